@@ -1,0 +1,1 @@
+"""From a row on disk to a batch."""

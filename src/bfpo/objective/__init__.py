@@ -1,0 +1,1 @@
+"""The paper's objective: pure functions of tensors."""

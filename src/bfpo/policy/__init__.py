@@ -1,0 +1,1 @@
+"""The model: loading, log-probs, the frozen reference."""

@@ -1,0 +1,1 @@
+"""The trainer, its metrics and checks, and the two training stages."""
