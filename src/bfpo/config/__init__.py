@@ -1,0 +1,36 @@
+"""One typed, frozen config per stage: a YAML file, then `--set key=value` on top, every key checked.
+
+Only the stages and the command line see these objects; everything below takes plain keyword arguments. Importing this
+package imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from bfpo.config.base import ConfigPart, StageConfig
+from bfpo.config.demo import DemoConfig, ToyConfig
+from bfpo.config.describe import Key, describe_keys
+from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
+from bfpo.config.load import load_config
+from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
+from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, SftConfig
+
+__all__ = [
+    "METHOD_SETTINGS",
+    "AlignConfig",
+    "ConfigPart",
+    "DataConfig",
+    "DemoConfig",
+    "EvaluateConfig",
+    "GenerateConfig",
+    "InitConfig",
+    "Key",
+    "LoraConfig",
+    "MethodSettings",
+    "SftConfig",
+    "SftDataConfig",
+    "SplitConfig",
+    "StageConfig",
+    "ToyConfig",
+    "describe_keys",
+    "load_config",
+]

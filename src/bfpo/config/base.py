@@ -1,0 +1,49 @@
+"""What every config shares: frozen, strict, no unknown key; and the form in which a run folder keeps it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = ["ConfigPart", "FileList", "PathText", "StageConfig"]
+
+
+def _path_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _one_or_many(value: object) -> object:
+    return [value] if isinstance(value, (str, os.PathLike)) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
+"""A path as text; a relative one is read from the current directory, wherever the YAML file lies."""
+
+FileList = Annotated[list[PathText], BeforeValidator(_one_or_many), Field(min_length=1)]
+"""One path or several."""
+
+
+class ConfigPart(BaseModel):
+    """A section of a config: immutable, strict in its types, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+
+class StageConfig(ConfigPart):
+    """The whole config of one stage."""
+
+    def unread(self) -> frozenset[str]:
+        """Return the top-level keys that these settings make irrelevant, so that nobody takes them for facts."""
+        return frozenset()
+
+    def resolved(self, unread: Collection[str] = ()) -> dict[str, Any]:
+        """Return every key that is read, with its value, as plain YAML and JSON types.
+
+        `unread` adds keys to leave out to those of `self.unread()`. Loading the result gives an equal run.
+        """
+        return self.model_dump(mode="json", exclude=set(unread) | self.unread())

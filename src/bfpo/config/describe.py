@@ -1,0 +1,94 @@
+"""What a config accepts, in words: for `bfpo COMMAND --keys` and for error messages."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+__all__ = ["Key", "allowed", "describe_keys", "section_of"]
+
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_BOUNDS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"), (Lt, "<", "lt"))
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a config, with dots into its sections; `default` is `None` where the key must be given."""
+
+    name: str
+    allowed: str
+    default: str | None
+    description: str
+
+
+def _flat_members(annotation: Any) -> list[Any]:
+    """Return the members of a union, through `Annotated`; a plain type is its own only member."""
+    if get_origin(annotation) is Annotated:
+        return _flat_members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in _flat_members(part)]
+    return [annotation]
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a key holds, or `None` for a plain value."""
+    for member in _flat_members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            return member
+    return None
+
+
+def _member_words(member: Any, bounds: str) -> str:
+    if member is type(None):
+        return "null"
+    if get_origin(member) is Literal:
+        return ", ".join(str(value) for value in get_args(member))
+    if get_origin(member) is list:
+        return "a list of text"
+    if get_origin(member) is dict or member is dict:
+        return "a section of free keys"
+    if isinstance(member, type) and issubclass(member, BaseModel):
+        return "a section with the keys " + ", ".join(member.model_fields)
+    return f"{_NAMES.get(member, str(member))}{bounds if member in (int, float) else ''}"
+
+
+def allowed(info: FieldInfo) -> str:
+    """Return in words what a key accepts, such as `a number > 0, or null`."""
+    limits = [
+        f"{sign} {getattr(item, attribute):g}"
+        for item in info.metadata
+        for kind, sign, attribute in _BOUNDS
+        if isinstance(item, kind)
+    ]
+    bounds = f" {' and '.join(limits)}" if limits else ""
+    return ", or ".join(_member_words(member, bounds) for member in _flat_members(info.annotation))
+
+
+def _default_words(info: FieldInfo) -> str | None:
+    if info.is_required():
+        return None
+    value = info.get_default(call_default_factory=True)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def describe_keys(config: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+    """Yield every key of a config, a section's keys after the section itself."""
+    for name, info in config.model_fields.items():
+        section = section_of(info.annotation)
+        if section is None:
+            yield Key(prefix + name, allowed(info), _default_words(info), info.description or "")
+            continue
+        default = None if info.is_required() else "null" if info.default is None else "as below"
+        kind = "a section, or null" if type(None) in _flat_members(info.annotation) else "a section"
+        yield Key(prefix + name, kind, default, info.description or "")
+        yield from describe_keys(section, f"{prefix}{name}.")

@@ -1,0 +1,104 @@
+"""Configs of the stages that ask a trained model: generation and evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bfpo.config.base import PathText, StageConfig
+from bfpo.config.sections import DataConfig
+from bfpo.config.train import MethodSettings
+
+__all__ = ["EvaluateConfig", "GenerateConfig"]
+
+
+class GenerateConfig(StageConfig):
+    """`bfpo generate`: sample completions of prompts from a model."""
+
+    model: PathText = Field(description="model: folder or hub id")
+    revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        default="float32", description="number type that holds the weights; auto = as saved"
+    )
+    prompts: PathText = Field(
+        description="file of prompts: .jsonl with `prompt` (text or messages), or .txt, one a line"
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="number of prompts, drawn at random with seed; null = all"
+    )
+    num_completions: int = Field(default=1, ge=1, description="number of completions per prompt")
+    max_prompt_length: int = Field(default=1024, ge=1, description="longest prompt in tokens; a longer one is an error")
+    max_new_tokens: int = Field(default=256, ge=1, description="longest completion in tokens")
+    temperature: float = Field(
+        default=1.0, ge=0, description="sampling temperature; 0 = always the most probable token"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability"
+    )
+    batch_size: int = Field(default=16, ge=1, description="number of completions generated at once")
+    chat_template: PathText | None = Field(
+        default=None,
+        description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the sampling")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+
+    @model_validator(mode="after")
+    def _greedy_has_one_answer(self) -> GenerateConfig:
+        if self.temperature == 0 and self.num_completions > 1:
+            raise ValueError(
+                f"num_completions: got {self.num_completions} at temperature 0, which gives one completion per prompt; "
+                "allowed: 1, or a temperature above 0"
+            )
+        return self
+
+
+class EvaluateConfig(MethodSettings):
+    """`bfpo evaluate`: accuracy on held-out pairs by label cell, or a judge's verdicts on completions, or both."""
+
+    model: PathText | None = Field(default=None, description="trained model, for accuracy on data: folder or hub id")
+    revision: str | None = Field(default=None, description="revision (commit, tag or branch) of model on the hub")
+    reference: PathText | None = Field(
+        default=None, description="frozen reference, for accuracy on data: folder or hub id"
+    )
+    reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
+    data: DataConfig | None = Field(
+        default=None, description="pairs on which the implicit reward is tested; null = none"
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = Field(
+        default="float32", description="number type that holds the weights; auto = as saved"
+    )
+    chat_template: PathText | None = Field(
+        default=None,
+        description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
+    )
+    max_length: int = Field(
+        default=1024, ge=2, description="longest prompt + completion in tokens; prompts are cut first"
+    )
+    max_completion_length: int | None = Field(
+        default=None, ge=1, description="longest completion in tokens; null = max_length"
+    )
+    pairs_per_batch: int = Field(default=16, ge=1, description="number of pairs per forward pass")
+    completions: PathText | None = Field(
+        default=None, description="completions.jsonl of `bfpo generate` to judge; null = none"
+    )
+    judge: Literal["oracle"] = Field(
+        default="oracle", description="who judges completions; oracle = the rules of the closed world of `bfpo demo`"
+    )
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
+    bootstrap_samples: int = Field(
+        default=2000, ge=1, description="number of resamples (of prompts) behind an interval"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the resampling and of data.limit")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+
+    @model_validator(mode="after")
+    def _something_to_score(self) -> EvaluateConfig:
+        with_pairs = {key: getattr(self, key) is not None for key in ("model", "reference", "data")}
+        if any(with_pairs.values()) and not all(with_pairs.values()):
+            missing = ", ".join(key for key, given in with_pairs.items() if not given)
+            raise ValueError(f"{missing}: missing; accuracy on pairs needs model, reference and data together")
+        if not any(with_pairs.values()) and self.completions is None:
+            raise ValueError("nothing to evaluate; give model, reference and data, or completions, or all of them")
+        return self

@@ -1,0 +1,153 @@
+"""From a YAML file and `--set key=value` to a checked config; every problem is reported at once, with its place."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from bfpo.config.base import StageConfig
+from bfpo.config.describe import allowed, describe_keys, section_of
+from bfpo.config.yaml_text import parse_yaml
+from bfpo.errors import ConfigError
+
+__all__ = ["load_config"]
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Return the config of one stage: defaults < the YAML file < `overrides`, each of the form `key=value`.
+
+    A key of a section is written with dots (`data.split.held_out=60`); a value is read as YAML. Relative paths among
+    the values stay as they are: they are read from the current directory, not from the file's folder.
+
+    Raises `ConfigError` that names the file and line, the key, the value, what is allowed and, for an unknown key, the
+    nearest one; several problems make one error.
+    """
+    values, places = _read_file(Path(path)) if path is not None else ({}, {})
+    for override in overrides:
+        _apply_override(values, places, override)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        problems = list(dict.fromkeys(_problems(cls, error, places)))
+    raise ConfigError("\n".join(problems))
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config file ({error.strerror}); check --config") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: the config file is not UTF-8 text; save it as UTF-8") from error
+    try:
+        values, lines = parse_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark is not None else f"{path}"
+        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: got {_show(values)}; a config is a mapping of keys to values")
+    return values, {key: f"{path}:{line}" for key, line in lines.items()}
+
+
+def _apply_override(values: dict[str, Any], places: dict[str, str], override: str) -> None:
+    place = f"--set {override}"
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{place}: got no key=value; write for example --set beta=0.1 or --set data.limit=100")
+    try:
+        value, _ = parse_yaml(text)
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(
+            f"{place}: the value is not valid YAML; put it in quotes, as in --set '{key}=\"...\"'"
+        ) from error
+    *sections, leaf = key.split(".")
+    target = values
+    for depth, section in enumerate(sections, start=1):
+        if target.get(section) is None:
+            target[section] = {}
+            places.setdefault(".".join(sections[:depth]), place)
+        target = target[section]
+        if not isinstance(target, dict):
+            name = ".".join(sections[:depth])
+            raise ConfigError(f"{place}: {name} is {_show(target)}, not a section; set {name} itself")
+    target[leaf] = value
+    for known in [known for known in places if known == key or known.startswith(f"{key}.")]:
+        del places[known]
+    places[key] = place
+
+
+def _problems(cls: type[BaseModel], error: ValidationError, places: Mapping[str, str]) -> Iterator[str]:
+    for details in error.errors(include_url=False, include_context=True):
+        key, info = _locate(cls, details["loc"])
+        place = _place(key, places)
+        yield f"{place}: {_message(cls, key, info, details)}" if place else _message(cls, key, info, details)
+
+
+def _message(cls: type[BaseModel], key: str, info: FieldInfo | None, details: ErrorDetails) -> str:
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(cls, key)}"
+    if kind == "value_error":  # raised by our own validators, which name the key themselves
+        text = str(details.get("ctx", {}).get("error", details["msg"]))
+        return f"{key}.{text}" if key else text
+    if kind == "missing":
+        return f"{key}: missing; needed: {info.description if info else 'a value'}"
+    if info is None:
+        return f"{key}: got {_show(details['input'])}; {details['msg']}"
+    words = "a section of keys" if section_of(info.annotation) and kind == "model_type" else allowed(info)
+    return f"{key}: got {_show(details['input'])}; allowed: {words}"
+
+
+def _locate(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
+    """Return the dotted key of an error and the innermost known key's facts; parts that pydantic adds are left out."""
+    key: list[str] = []
+    info: FieldInfo | None = None
+    model: type[BaseModel] | None = cls
+    for part in loc:
+        if model is None:
+            break
+        key.append(str(part))
+        info = model.model_fields.get(str(part))
+        if info is None:
+            break
+        model = section_of(info.annotation)
+    return ".".join(key), info
+
+
+def _place(key: str, places: Mapping[str, str]) -> str:
+    """Return where a key was written; for a missing one, where its section was."""
+    parts = key.split(".")
+    for end in range(len(parts), 0, -1):
+        if place := places.get(".".join(parts[:end])):
+            return place
+    return ""
+
+
+def _suggestion(cls: type[BaseModel], key: str) -> str:
+    names = [known.name for known in describe_keys(cls)]
+    leaf = key.rpartition(".")[2]
+    section = key[: len(key) - len(leaf)]
+    beside = [name for name in names if name.startswith(section) and "." not in name[len(section) :]]
+    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
+    near = difflib.get_close_matches(key, beside, n=1) or same_leaf or difflib.get_close_matches(key, names, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; allowed: {', '.join(beside)}"
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

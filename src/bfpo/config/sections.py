@@ -1,0 +1,72 @@
+"""Sections that several stages share: the data, its split, LoRA."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from bfpo.config.base import ConfigPart, FileList
+
+__all__ = ["DataConfig", "FilesConfig", "LoraConfig", "SftDataConfig", "SplitConfig"]
+
+
+class SplitConfig(ConfigPart):
+    """A split by prompt: no prompt is on both sides."""
+
+    held_out: int = Field(ge=1, description="number of prompts held out (the test part)")
+    seed: int = Field(default=0, ge=0, description="seed of the split")
+    part: Literal["train", "test"] = Field(default="train", description="which part is used here")
+
+
+class FilesConfig(ConfigPart):
+    """Rows on disk and how to read them. Relative paths are read from the current directory."""
+
+    files: FileList = Field(description="JSON-lines (.jsonl, .jsonl.gz) or Parquet files, one path or a list")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our column name: its name in the files, where they differ"
+    )
+    source: str | None = Field(default=None, description="name of the source; null keeps the rows' own")
+    unknown_label: Literal["error", "safe", "drop"] = Field(
+        default="error", description="what an unknown safety label is: an error, taken as safe, or its row dropped"
+    )
+    bad_rows: Literal["stop", "skip"] = Field(
+        default="stop", description="a row that cannot be read stops the run or is skipped"
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="number of rows to use, drawn at random with the stage's seed; null = all"
+    )
+    split: SplitConfig | None = Field(
+        default=None, description="use only one part of a split by prompt; null = no split"
+    )
+
+
+class DataConfig(FilesConfig):
+    """Preference pairs on disk."""
+
+    layout: Literal["auto", "bfpo", "trl", "pku", "hh"] = Field(
+        default="auto", description="form of the rows; auto finds it from the columns"
+    )
+
+
+class SftDataConfig(FilesConfig):
+    """Completions to imitate, or a pair file of which some completions are imitated."""
+
+    layout: Literal["auto", "bfpo", "trl", "pku", "hh", "completions"] = Field(
+        default="auto",
+        description="form of the rows, completions = {prompt, completion} or {messages}; auto finds it",
+    )
+    use: Literal["all", "chosen", "safe"] = Field(
+        default="all", description="of a pair file: every completion, the more helpful one, or those labelled safe"
+    )
+
+
+class LoraConfig(ConfigPart):
+    """Low-rank adapters in place of training the weights themselves; the names are peft's."""
+
+    r: int = Field(default=16, ge=1, description="rank")
+    lora_alpha: float = Field(default=32, gt=0, description="scale; the update is multiplied by lora_alpha / r")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
+    target_modules: Literal["all-linear"] | list[str] = Field(
+        default="all-linear", description="names of the modules that get an adapter, or all-linear"
+    )

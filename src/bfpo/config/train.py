@@ -1,0 +1,194 @@
+"""Configs of the two training stages. Defaults of `bfpo train` are the published settings (arXiv 2408.15313)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bfpo.config.base import ConfigPart, PathText, StageConfig
+from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig
+
+__all__ = ["METHOD_SETTINGS", "AlignConfig", "InitConfig", "MethodSettings", "SftConfig", "TrainingKeys"]
+
+
+class TrainingKeys(StageConfig):
+    """What both training stages share; optimiser keys have the names of `transformers.TrainingArguments`."""
+
+    revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = Field(
+        default="float32", description="number type that holds the weights; auto = as saved"
+    )
+    bf16: bool = Field(default=False, description="compute in bfloat16 by autocast, with the weights as dtype says")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass to save memory"
+    )
+    trainable: Literal["all"] | list[str] = Field(
+        default="all", description="parameters that train: all, or patterns such as '*.down_proj.weight'"
+    )
+    lora: LoraConfig | None = Field(default=None, description="train LoRA adapters in place of weights; null = none")
+    chat_template: PathText | None = Field(
+        default=None,
+        description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
+    )
+    max_length: int = Field(
+        default=1024, ge=2, description="longest prompt + completion in tokens; prompts are cut first"
+    )
+    max_completion_length: int | None = Field(
+        default=None, ge=1, description="longest completion in tokens; null = max_length"
+    )
+
+    learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        default="cosine", description="course of the learning rate after warm-up"
+    )
+    warmup_steps: float = Field(
+        default=0.1, ge=0, description="warm-up in optimizer steps; below 1, a share of all optimizer steps"
+    )
+    num_train_epochs: float = Field(
+        default=1.0, gt=0, description="passes over the data; not read where max_steps is set"
+    )
+    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; null = as num_train_epochs says")
+    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="gradient norm is clipped to this; 0 = no clipping")
+    seed: int = Field(default=42, ge=0, description="seed of the order of the data and of dropout")
+
+    eval_steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps between evaluations on eval_data; null = only at the end"
+    )
+    save_steps: int = Field(default=500, ge=1, description="optimizer steps between checkpoints")
+    save_total_limit: int | None = Field(default=1, ge=1, description="number of checkpoints kept; null = all")
+    logging_steps: int = Field(default=10, ge=1, description="optimizer steps between rows of metrics.jsonl")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what another key overrules."""
+        unread = {"trainable"} if self.lora is not None else set()
+        if self.max_steps is not None:
+            unread.add("num_train_epochs")
+        return frozenset(unread)
+
+    @model_validator(mode="after")
+    def _no_overruled_key(self) -> TrainingKeys:
+        given = self.model_fields_set
+        if self.lora is not None and "trainable" in given:
+            raise ValueError("trainable: not read where lora is set; leave one of the two out")
+        if self.max_steps is not None and "num_train_epochs" in given:
+            raise ValueError("num_train_epochs: not read where max_steps is set; leave one of the two out")
+        if self.eval_steps is not None and getattr(self, "eval_data", None) is None:
+            raise ValueError("eval_steps: not read without eval_data; give eval_data or leave eval_steps out")
+        return self
+
+
+class InitConfig(ConfigPart):
+    """A Llama model with random weights."""
+
+    config: dict[str, Any] = Field(
+        description="keyword arguments of transformers.LlamaConfig; vocabulary and special tokens are the tokenizer's"
+    )
+    tokenizer: PathText = Field(description="folder of the tokenizer")
+
+
+class SftConfig(TrainingKeys):
+    """`bfpo sft`: train a model to imitate completions, the start and the reference of `bfpo train`."""
+
+    model: PathText | None = Field(default=None, description="model to start from: folder or hub id; or give init")
+    init: InitConfig | None = Field(default=None, description="start from random weights in place of model")
+    data: SftDataConfig = Field(description="completions to imitate")
+    eval_data: SftDataConfig | None = Field(default=None, description="held-out completions, for the evaluation loss")
+    completions_per_step: int = Field(default=32, ge=1, description="number of completions per optimizer step")
+    completions_per_microbatch: int = Field(
+        default=8, ge=1, description="number of completions per forward pass and process"
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> SftConfig:
+        if (self.model is None) == (self.init is None):
+            raise ValueError("model, init: exactly one of the two must be given")
+        if self.init is not None:
+            for key, value in (("revision", self.revision), ("lora", self.lora)):
+                if value is not None:
+                    raise ValueError(f"{key}: not read where init is set; leave one of the two out")
+            if self.trainable != "all":
+                raise ValueError("trainable: with init (random weights) only 'all' makes sense")
+        _check_division("completions", self.completions_per_step, self.completions_per_microbatch)
+        return self
+
+
+class MethodSettings(StageConfig):
+    """The method and its settings. A setting that the method does not read must not be given."""
+
+    method: Literal["bfpo", "ipo", "dpo_h", "dpo_s", "dpo_mix", "dpo_safe_first", "safedpo", "bso", "bso_sba"] = Field(
+        default="bfpo", description="the loss"
+    )
+    beta: float = Field(default=0.01, gt=0, description="KL coefficient (the paper's tau)")
+    alpha: float = Field(default=0.5, description="shift of the target, subtracted from it")
+    safety_weight: float = Field(
+        default=3.0, gt=1, description="weight of the chosen completion's safety (the paper's B1)"
+    )
+    safedpo_delta: float = Field(default=10.0, ge=0, description="SafeDPO's offset in nats of beta x margin")
+    bso_shift: float = Field(default=30.0, ge=0, description="BSO's safety offset C in nats of beta x margin")
+    reduction: Literal["sum", "mean"] = Field(
+        default="sum", description="log-probs of a completion: summed over its tokens (the paper) or their mean"
+    )
+
+
+METHOD_SETTINGS = frozenset({"beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift"})
+"""Keys of `MethodSettings` that only some methods read; which ones, the table of methods says."""
+
+
+class AlignConfig(MethodSettings, TrainingKeys):
+    """`bfpo train`: train a model on preference pairs with safety labels."""
+
+    model: PathText = Field(description="model to train, also the frozen reference: folder or hub id")
+    reference: Literal["auto", "swap", "precompute", "adapter_off"] = Field(
+        default="auto",
+        description="where reference log-probs come from: a pass with the first weights swapped in, one computation "
+        "before training, or the model with its LoRA adapter off",
+    )
+    data: DataConfig = Field(description="main stream: pairs with safety labels; it sets the epoch")
+    buffer: DataConfig | None = Field(
+        default=None, description="second stream, as many pairs a step as the main one; null = none"
+    )
+    buffer_weight: float = Field(
+        default=1.0, gt=0, description="weight of the buffer's mean loss beside the main stream's"
+    )
+    eval_data: DataConfig | None = Field(
+        default=None, description="held-out pairs, for loss and accuracy by label cell"
+    )
+    anchor_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the favoured completion's mean token NLL, where it is safe, beside loss x beta^2",
+    )
+    pairs_per_step: int = Field(
+        default=32, ge=1, description="number of pairs of each stream per optimizer step, all processes"
+    )
+    pairs_per_microbatch: int = Field(
+        default=8, ge=1, description="number of pairs of each stream per forward pass and process"
+    )
+    trainable: Literal["all"] | list[str] = Field(
+        default=["*.down_proj.weight"],
+        description="parameters that train: all, or patterns such as '*.down_proj.weight'",
+    )
+    learning_rate: float = Field(default=5e-7, gt=0, description="peak learning rate")
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what another key overrules."""
+        return super().unread() | (frozenset({"buffer_weight"}) if self.buffer is None else frozenset())
+
+    @model_validator(mode="after")
+    def _streams(self) -> AlignConfig:
+        if self.buffer is None and "buffer_weight" in self.model_fields_set:
+            raise ValueError("buffer_weight: not read without buffer; give buffer or leave buffer_weight out")
+        if self.reference == "adapter_off" and self.lora is None:
+            raise ValueError("reference: 'adapter_off' needs lora; allowed without it: auto, swap, precompute")
+        _check_division("pairs", self.pairs_per_step, self.pairs_per_microbatch)
+        return self
+
+
+def _check_division(unit: str, per_step: int, per_microbatch: int) -> None:
+    if per_step % per_microbatch:
+        raise ValueError(
+            f"{unit}_per_microbatch: got {per_microbatch}; it must divide {unit}_per_step ({per_step}) without a rest"
+        )
