@@ -1,0 +1,106 @@
+"""Rows that could not be used: what they are, how many by reason, and one clear message about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bfpo.data.rows import RowError
+from bfpo.errors import DataError, SettingError
+from bfpo.schema import Completion, Pair
+
+__all__ = ["BadRows", "CompletionResult", "ReadResult", "Reject", "check_rejects", "describe_rejects"]
+
+BadRows = Literal["stop", "skip"]
+_VALUE_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that could not be used; `value` is the repr of what was found, cut to 80 characters."""
+
+    file: str
+    line: int
+    field: str
+    reason: str
+    value: str
+
+    @classmethod
+    def of(cls, file: Path, line: int, bad: RowError) -> Reject:
+        """Return the reject of a bad row at `file:line`."""
+        value = repr(bad.value)
+        value = value if len(value) <= _VALUE_CHARS else value[: _VALUE_CHARS - 3] + "..."
+        return cls(str(file), line, bad.field, bad.reason, value)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.field}: {self.reason}; got {self.value}"
+
+    def as_row(self) -> dict[str, str | int]:
+        """Return a flat dict, as written to `rejects.jsonl`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    rejects: list[Reject]
+    rows: int
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows each reason rejected, the commonest first."""
+        return dict(Counter(reject.reason for reject in self.rejects).most_common())
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult(_Result):
+    """Pairs in the order of the files, the rows that are none, and the layout that each file was read in.
+
+    `rows` counts every row seen: `rows == len(pairs) + len(rejects)`.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    layouts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionResult(_Result):
+    """Completions in the order of the files and the rows that are none; `rows` counts both."""
+
+    completions: list[Completion] = field(default_factory=list)
+
+
+def describe_rejects(rejects: Sequence[Reject], *, rows: int, show: int = 5) -> str:
+    """Return one message: how many of the rows are bad, how many by reason, and the first few with their place."""
+    counts = Counter(reject.reason for reject in rejects)
+    by_reason = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
+    head = f"{len(rejects)} of {rows} rows cannot be used ({by_reason})"
+    lines = [f"  {reject}" for reject in _one_of_each_first(rejects)[:show]]
+    if len(rejects) > show:
+        lines.append(f"  and {len(rejects) - show} more")
+    return "\n".join([head, *lines])
+
+
+def _one_of_each_first(rejects: Iterable[Reject]) -> list[Reject]:
+    """Put the first row of every reason before the second of any: what is rare would else not be seen."""
+    first: dict[str, Reject] = {}
+    rest = []
+    for reject in rejects:
+        if reject.reason in first:
+            rest.append(reject)
+        else:
+            first[reject.reason] = reject
+    return [*first.values(), *rest]
+
+
+def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -> None:
+    """Raise `DataError` where nothing was read, or where a row is bad and `bad_rows` is `"stop"`."""
+    if bad_rows not in ("stop", "skip"):
+        raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")
+    if result.rejects and bad_rows == "stop":
+        advice = "mend these rows, or set bad_rows to 'skip' to go on without them"
+        raise DataError(f"{describe_rejects(result.rejects, rows=result.rows)}\n{advice}")
+    if result.rows == len(result.rejects):
+        detail = f": {describe_rejects(result.rejects, rows=result.rows)}" if result.rejects else ""
+        raise DataError(f"no usable row was read{detail}")

@@ -1,0 +1,77 @@
+"""Pairs and completions to JSON lines in our columns, whole or not at all."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from bfpo.errors import SettingError
+from bfpo.schema import Completion, Message, Pair
+
+__all__ = ["completion_row", "pair_row", "write_completions", "write_pairs"]
+
+
+def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
+    """Write pairs as JSON lines in our columns and return their number; `.gz` compresses.
+
+    The file appears whole, under its name, only when all is written. Raises `SettingError` for another kind of file.
+    """
+    return _write_rows(Path(path), map(pair_row, pairs))
+
+
+def write_completions(path: Path, completions: Iterable[Completion]) -> int:
+    """Write completions as JSON lines and return their number, as `write_pairs` does."""
+    return _write_rows(Path(path), map(completion_row, completions))
+
+
+def pair_row(pair: Pair) -> dict[str, object]:
+    """Return the row that `write_pairs` writes; a label of exactly 0 or 1 is written as false or true."""
+    return {
+        "id": pair.id,
+        "prompt": _turns(pair.prompt),
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        "chosen_is_safe": _label(pair.chosen_is_safe),
+        "rejected_is_safe": _label(pair.rejected_is_safe),
+        "source": pair.source,
+    }
+
+
+def completion_row(completion: Completion) -> dict[str, object]:
+    """Return the row that `write_completions` writes."""
+    return {
+        "id": completion.id,
+        "prompt": _turns(completion.prompt),
+        "text": completion.text,
+        "model": completion.model,
+        "kind": completion.kind,
+        "finished": completion.finished,
+    }
+
+
+def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _label(value: float | None) -> float | bool | None:
+    return bool(value) if value in (0.0, 1.0) else value
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
+    if not path.name.lower().endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
+        raise SettingError(f"got {path.name}; files are written as .jsonl, .json, .jsonl.gz or .json.gz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    num_rows = 0
+    try:
+        with gzip.open(temporary, "wb") if path.name.lower().endswith(".gz") else temporary.open("wb") as stream:
+            for row in rows:
+                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                num_rows += 1
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return num_rows
