@@ -93,6 +93,12 @@ class EvaluateConfig(MethodSettings):
     seed: int = Field(default=0, ge=0, description="seed of the resampling and of data.limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
+    def unread(self) -> frozenset[str]:
+        """Leave out the keys of the half that is not asked for."""
+        pair_keys = _PAIR_KEYS if self.data is None else frozenset()
+        judge_keys = _JUDGE_KEYS if self.completions is None else frozenset()
+        return super().unread() | pair_keys | judge_keys
+
     @model_validator(mode="after")
     def _something_to_score(self) -> EvaluateConfig:
         with_pairs = {key: getattr(self, key) is not None for key in ("model", "reference", "data")}
@@ -101,4 +107,13 @@ class EvaluateConfig(MethodSettings):
             raise ValueError(f"{missing}: missing; accuracy on pairs needs model, reference and data together")
         if not any(with_pairs.values()) and self.completions is None:
             raise ValueError("nothing to evaluate; give model, reference and data, or completions, or all of them")
+        if idle := sorted(self.unread() & self.model_fields_set - {"model", "reference", "data", "completions"}):
+            needed = "data" if self.data is None else "completions"
+            raise ValueError(f"{', '.join(idle)}: not read without {needed}; give {needed} or leave them out")
         return self
+
+
+_JUDGE_KEYS = frozenset({"completions", "judge"})
+_PAIR_KEYS = (
+    frozenset(EvaluateConfig.model_fields) - _JUDGE_KEYS - {"confidence", "bootstrap_samples", "seed", "threads"}
+)

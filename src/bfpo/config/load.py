@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 
 from bfpo.config.base import StageConfig
 from bfpo.config.describe import allowed, describe_keys, section_of
-from bfpo.config.yaml_text import parse_yaml
 from bfpo.errors import ConfigError
+from bfpo.yaml_text import parse_yaml
 
 __all__ = ["load_config"]
 

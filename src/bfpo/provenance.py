@@ -1,0 +1,52 @@
+"""With what a run ran: versions, platform, the commit of a checkout. Never the environment's variables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from bfpo._version import __version__
+
+__all__ = ["describe_checkout", "describe_platform", "describe_versions"]
+
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy")
+
+
+def describe_versions() -> dict[str, str | None]:
+    """Return the versions of Python, this package and what its numbers depend on; `None` where one is not installed.
+
+    Nothing is imported for it.
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version(), "bfpo": __version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def describe_platform() -> dict[str, str | int | None]:
+    """Return the operating system, the machine type and the number of CPU cores."""
+    return {"system": platform.platform(), "machine": platform.machine(), "cores": os.cpu_count()}
+
+
+def describe_checkout() -> dict[str, str | bool]:
+    """Return the git commit of the package and whether files differ from it; empty where it is no checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return {}
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit, "changed": changed}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

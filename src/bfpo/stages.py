@@ -1,0 +1,149 @@
+"""The table of stages, and the one way to run a stage: check the config, open the folder, run, write what became of it.
+
+Importing this module imports neither torch nor transformers; a stage is imported when it runs. Stages never import one
+another: the demo, which needs several, runs them through `run_stage`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bfpo.errors import BfpoError, ConfigError, RunError
+
+if TYPE_CHECKING:
+    from bfpo.config import StageConfig
+    from bfpo.runs import RunFolder, Status
+
+__all__ = ["STAGES", "Stage", "preview_stage", "run_stage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One row of the table.
+
+    `module` has `run(config, folder)` and `preview(config) -> str | list[str]`; `config` is the name of its config
+    class in `bfpo.config`.
+    """
+
+    name: str
+    config: str
+    module: str
+    help: str
+
+    def config_class(self) -> type[StageConfig]:
+        """Import and return the config class."""
+        return cast("type[StageConfig]", getattr(import_module("bfpo.config"), self.config))
+
+    def run(self) -> Callable[[Any, RunFolder], None]:
+        """Import the stage and return the function that runs it."""
+        return cast("Callable[[Any, RunFolder], None]", import_module(self.module).run)
+
+    def preview(self) -> Callable[[Any], str | list[str]]:
+        """Import the stage and return the function that tells what it would do."""
+        return cast("Callable[[Any], str | list[str]]", import_module(self.module).preview)
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "demo", "DemoConfig", "bfpo.sandbox.demo", "Run the whole way on a small closed world and show the result."
+        ),
+        Stage("toy", "ToyConfig", "bfpo.sandbox.toy", "Rerun the paper's experiment with four actions."),
+        Stage("sft", "SftConfig", "bfpo.training.sft", "Train a model to imitate completions."),
+        Stage("train", "AlignConfig", "bfpo.training.align", "Train a model on preference pairs with safety labels."),
+        Stage("generate", "GenerateConfig", "bfpo.feedback.generate", "Sample completions of prompts from a model."),
+        Stage("evaluate", "EvaluateConfig", "bfpo.evaluation.evaluate", "Score a model on pairs, or its completions."),
+    )
+}
+
+
+def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool = False) -> RunFolder:
+    """Run one stage in the folder `out` and return the folder.
+
+    A run that `resume` finds finished is left as it is. The status is written whatever happens: `finished`, `failed`
+    with its message, or `interrupted` on Ctrl-C or a request to stop; the exception goes on to the caller.
+
+    Raises `ConfigError` for a config that is not this stage's or that sets what its method does not read, `RunError`
+    for a folder that cannot be used, and whatever the stage raises.
+    """
+    from bfpo.runs import RunFolder
+
+    stage, unread = _checked(name, config)
+    folder = RunFolder.create(out, name, config.resolved(unread), resume)
+    if folder.finished:
+        return folder
+    try:
+        stage.run()(config, folder)
+    except Exception as error:
+        text = str(error) if isinstance(error, BfpoError) else f"{type(error).__name__}: {error}"
+        _write_status(folder, "failed", text)
+        raise
+    except BaseException:
+        _write_status(folder, "interrupted")
+        raise
+    folder.set_status("finished")
+    return folder
+
+
+def preview_stage(name: str, config: StageConfig) -> str:
+    """Return what the stage would do: the resolved config as YAML, then the stage's own lines; nothing is written.
+
+    Raises as `run_stage` does for a config that cannot be run.
+    """
+    from bfpo.yaml_text import dump_yaml
+
+    stage, unread = _checked(name, config)
+    lines = stage.preview()(config)
+    own = lines if isinstance(lines, str) else "\n".join(lines)
+    return f"{dump_yaml(config.resolved(unread))}\n{own}".rstrip("\n")
+
+
+def _write_status(folder: RunFolder, status: Status, error: str | None = None) -> None:
+    with suppress(RunError):  # such as a full disk; what stopped the run is the news
+        folder.set_status(status, error)
+
+
+def _checked(name: str, config: StageConfig) -> tuple[Stage, frozenset[str]]:
+    """Return the stage and the settings that its method does not read; set what must be set before any import."""
+    _keep_quiet()
+    if name not in STAGES:
+        raise ConfigError(f"stage: got {name!r}; allowed: {', '.join(STAGES)}")
+    stage = STAGES[name]
+    if type(config) is not stage.config_class():
+        raise ConfigError(f"config of `{name}`: got a {type(config).__name__}; needed: a {stage.config}")
+    return stage, _unread_settings(config)
+
+
+def _unread_settings(config: StageConfig) -> frozenset[str]:
+    from bfpo.config import METHOD_SETTINGS, MethodSettings
+
+    if not isinstance(config, MethodSettings):
+        return frozenset()
+    from bfpo.objective.losses import METHODS
+
+    unread = METHOD_SETTINGS - METHODS[config.method].reads
+    given = sorted(unread & config.model_fields_set)
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: not read by the method {config.method!r}; leave it out, or choose a method that "
+            f"reads it ({_readers(given)})"
+        )
+    return unread
+
+
+def _readers(settings: Iterable[str]) -> str:
+    from bfpo.objective.losses import METHODS
+
+    return ", ".join(name for name, method in METHODS.items() if set(settings) <= method.reads) or "none reads them all"
+
+
+def _keep_quiet() -> None:
+    """Turn the libraries' reports about usage off; they read this when they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
