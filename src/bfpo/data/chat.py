@@ -1,0 +1,197 @@
+"""Conversations to token ids: the chat template, its end token, and text that pretends to be a special token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from jinja2 import TemplateError
+
+from bfpo.errors import DataError, ModelError
+from bfpo.schema import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "ChatEncoder", "TextEncoder", "end_token_id"]
+
+DEFAULT_CHAT_TEMPLATE = """\
+{%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
+{%- for message in messages -%}
+{{ message['role'] | capitalize + ':\\n' + message['content'] }}
+{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif -%}
+{%- if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif -%}
+"""
+"""For tokenizers without a chat template: `User:` and `Assistant:` turns, BOS first where there is one, the end token
+after every assistant turn. The line break before an answer keeps the answer's first token apart from the prompt."""
+
+_PROBE = "bfpoprobeanswer"
+
+
+class TextEncoder:
+    """Text to ids without special tokens of its own, where marked text is never read as a special token.
+
+    A completion may hold `</s>` or `<|im_start|>` as text. `escape` marks such places before a template renders the
+    text, `encode` reads them as plain text and everything else as the tokenizer does.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control_tokens: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        special = {content for content, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
+        control = sorted(special | set(control_tokens), key=len, reverse=True)
+        self._not_special = set(control) - special
+        self._strips = {content: (token.lstrip, token.rstrip) for content, token in added.items()}
+        self._control = re.compile("|".join(map(re.escape, control)) if control else r"(?!)")
+
+    def holds_control_token(self, text: str) -> bool:
+        """Say whether the text would be read as a special token somewhere."""
+        return self._control.search(text) is not None
+
+    def escape(self, text: str, mark: str) -> str:
+        """Put `mark`, a character that occurs nowhere, around every such place."""
+        return self._control.sub(lambda match: f"{mark}{match.group()}{mark}", text)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of unmarked text."""
+        return cast("list[int]", self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        """Return the ids of text with marked places: those as plain text, unmarked special tokens as themselves.
+
+        Between two special tokens a tokenizer reads the text by itself, so encoding these stretches one by one gives
+        what encoding the whole gives, except where a place is marked.
+        """
+        ids: list[int] = []
+        plain = ""
+        for number, part in enumerate(text.split(mark)):
+            if number % 2:
+                if part in self._not_special:  # only special tokens can be split by request: cut the others in two
+                    ids += self._encode_plain(plain + part[:1])
+                    plain = part[1:]
+                else:
+                    plain += part
+                continue
+            position = 0
+            for match in self._control.finditer(part):
+                token = match.group()
+                left, right = self._strips.get(token, (False, False))
+                before = plain + part[position : match.start()]
+                ids += self._encode_plain(before.rstrip() if left else before)
+                ids.append(cast(int, self._tokenizer.convert_tokens_to_ids(token)))
+                plain = ""
+                position = match.end() + (len(part[match.end() :]) - len(part[match.end() :].lstrip()) if right else 0)
+            plain += part[position:]
+        return ids + self._encode_plain(plain)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return cast("list[int]", encoded["input_ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedChat:
+    """Ids of a prompt (with the generation prompt) and of whole conversations, each ending with the end token."""
+
+    prompt: list[int]
+    conversations: list[list[int]]
+
+
+class ChatEncoder:
+    """A tokenizer with its chat template, `chat_template` in its place, or `DEFAULT_CHAT_TEMPLATE` where it has none.
+
+    `end_id` is the token that ends an assistant turn: the first special token that the template writes after the
+    answer, else the tokenizer's EOS. Raises `ModelError` where the tokenizer has no EOS or the template cannot be used.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._template = chat_template or (None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE)
+        eos = tokenizer.eos_token_id
+        if eos is None or (eos == tokenizer.unk_token_id and tokenizer.eos_token != tokenizer.unk_token):
+            raise ModelError(
+                f"eos_token: got {tokenizer.eos_token!r}, which is no token of this tokenizer; completions need "
+                "an end. Set tokenizer.eos_token to the token that ends a text and save the tokenizer again"
+            )
+        self.eos_id = cast(int, eos)
+        self.bos_id = cast("int | None", tokenizer.bos_token_id)
+        self._suffix, end = self._probe()
+        self.end_id = self.eos_id if end is None else cast(int, tokenizer.convert_tokens_to_ids(end))
+        # What the template writes up to its end token belongs to the turn; without one, EOS follows the answer itself.
+        self._ending = "" if end is None else self._suffix[: self._suffix.index(end) + len(end)]
+        self._text = TextEncoder(tokenizer, () if end is None else (end,))
+
+    def _probe(self) -> tuple[str, str | None]:
+        """Return what the template writes after an answer and the first added token in it, if any."""
+        try:
+            rendered = self._render((Message("user", "bfpoprobequestion"), Message("assistant", _PROBE)))
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ModelError(f"the chat template cannot render a user and an assistant turn: {error}") from error
+        if rendered.count(_PROBE) != 1:
+            raise ModelError("the chat template does not write the assistant's answer, as it is, once; pass another")
+        suffix = rendered.partition(_PROBE)[2]
+        added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
+        tokens = [token for token in {*added, *self._tokenizer.all_special_tokens} if token.strip() and token in suffix]
+        return suffix, min(tokens, key=lambda token: (suffix.index(token), -len(token)), default=None)
+
+    def encode(self, prompt: Sequence[Message], answers: Sequence[str], *, name: str) -> EncodedChat:
+        """Return the ids of the prompt and of the prompt with each answer; `name` says in errors which row it was.
+
+        An empty prompt is unconditional text: no template, BOS (or EOS, where there is none) to start from.
+        """
+        hostile = any(map(self._text.holds_control_token, (*answers, *(message.content for message in prompt))))
+        mark = _unused_character((*answers, *(message.content for message in prompt))) if hostile else None
+        if not prompt:
+            start = [self.eos_id if self.bos_id is None else self.bos_id]
+            return EncodedChat(start, [[*start, *self._ids(self._escape(text, mark), mark)] for text in answers])
+        turns = [Message(message.role, self._escape(message.content, mark)) for message in prompt]
+        try:
+            head = self._render(turns, generation=True)
+            full = [self._render([*turns, Message("assistant", self._escape(text, mark))]) for text in answers]
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(f"{name}: the chat template refuses this conversation: {error}") from error
+        conversations = [self._ids(self._without_suffix(text) + self._ending, mark) for text in full]
+        return EncodedChat(self._ids(head, mark), conversations)
+
+    def ended(self, ids: list[int]) -> list[int]:
+        """Return the ids of a conversation with one end token at their end."""
+        return ids if ids[-1:] == [self.end_id] else [*ids, self.end_id]
+
+    def _render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        rendered = self._tokenizer.apply_chat_template(
+            turns, chat_template=self._template, add_generation_prompt=generation, tokenize=False
+        )
+        return cast(str, rendered)
+
+    def _without_suffix(self, rendered: str) -> str:
+        # A template may write another ending for this conversation than for the probe: then cut at its last end token.
+        if rendered.endswith(self._suffix):
+            return rendered[: len(rendered) - len(self._suffix)]
+        return rendered[: rendered.rindex(self._ending)] if self._ending in rendered else rendered
+
+    def _escape(self, text: str, mark: str | None) -> str:
+        return text if mark is None else self._text.escape(text, mark)
+
+    def _ids(self, text: str, mark: str | None) -> list[int]:
+        return self._text.encode(text) if mark is None else self._text.encode_marked(text, mark)
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int:
+    """Return the id that ends an assistant turn under this template: what generation must stop at besides EOS."""
+    return ChatEncoder(tokenizer, chat_template).end_id
+
+
+def _unused_character(texts: Sequence[str]) -> str:
+    """Return one of Unicode's noncharacters, meant for such use, that no text holds."""
+    used = set().union(*texts)
+    free = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in used), None)
+    if free is None:
+        raise DataError("a text holds special tokens and all 32 noncharacters U+FDD0 to U+FDEF; remove one of either")
+    return free

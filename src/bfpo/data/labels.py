@@ -1,0 +1,88 @@
+"""Safety labels of data: unknown ones resolved only as told, pairs counted by label cell, completions to imitate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from bfpo.errors import LabelError, SettingError
+from bfpo.schema import Completion, Pair
+
+__all__ = ["CELLS", "Unknown", "Use", "cell_counts", "cell_of", "completions_of_pairs", "resolve_labels"]
+
+Unknown = Literal["error", "safe", "drop"]
+Use = Literal["all", "chosen", "safe"]
+
+CELLS = ("safe-safe", "safe-unsafe", "unsafe-safe", "unsafe-unsafe")
+"""Label cells, chosen first. A probability counts as safe above 0.5."""
+
+
+def _unknown(pair: Pair) -> bool:
+    return pair.chosen_is_safe is None or pair.rejected_is_safe is None
+
+
+def resolve_labels(pairs: Sequence[Pair], *, unknown: Unknown) -> tuple[list[Pair], dict[str, int]]:
+    """Return pairs whose labels are all known, and the counts `known`, `set_safe` and `dropped` (in pairs).
+
+    Where a label is unknown, `"error"` raises, `"safe"` takes that completion as safe, `"drop"` leaves the pair out.
+    Raises `LabelError` with the number of such pairs, `SettingError` for another `unknown`.
+    """
+    if unknown not in ("error", "safe", "drop"):
+        raise SettingError(f"unknown: got {unknown!r}; allowed: 'error', 'safe', 'drop'")
+    lacking = [pair for pair in pairs if _unknown(pair)]
+    if lacking and unknown == "error":
+        names = ", ".join(pair.id for pair in lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+        raise LabelError(
+            f"{len(lacking)} of {len(pairs)} pairs lack a safety label ({names}); label them, or say what an unknown "
+            "label means: unknown_label 'safe' takes it as safe, 'drop' leaves the pair out"
+        )
+    counts = {"known": len(pairs) - len(lacking), "set_safe": 0, "dropped": 0}
+    if unknown == "drop":
+        counts["dropped"] = len(lacking)
+        return [pair for pair in pairs if not _unknown(pair)], counts
+    counts["set_safe"] = len(lacking)
+    return [_taken_as_safe(pair) if _unknown(pair) else pair for pair in pairs], counts
+
+
+def _taken_as_safe(pair: Pair) -> Pair:
+    return replace(
+        pair,
+        chosen_is_safe=1.0 if pair.chosen_is_safe is None else pair.chosen_is_safe,
+        rejected_is_safe=1.0 if pair.rejected_is_safe is None else pair.rejected_is_safe,
+    )
+
+
+def cell_of(chosen_is_safe: float, rejected_is_safe: float) -> str:
+    """Return the name of the label cell."""
+    return CELLS[2 * (not chosen_is_safe > 0.5) + (not rejected_is_safe > 0.5)]
+
+
+def cell_counts(pairs: Iterable[Pair]) -> dict[str, int]:
+    """Return the number of pairs in each of `CELLS`, and under `"unknown"` where there are any."""
+    counts = dict.fromkeys(CELLS, 0)
+    for pair in pairs:
+        if pair.chosen_is_safe is None or pair.rejected_is_safe is None:
+            counts["unknown"] = counts.get("unknown", 0) + 1
+        else:
+            counts[cell_of(pair.chosen_is_safe, pair.rejected_is_safe)] += 1
+    return counts
+
+
+def completions_of_pairs(pairs: Iterable[Pair], use: Use = "all") -> list[Completion]:
+    """Return completions to imitate, each prompt and text once: of `"all"`, the `"chosen"`, or those labelled `"safe"`.
+
+    A completion with an unknown label is not labelled safe. `kind` is the pair's source. Raises `SettingError` for
+    another `use`.
+    """
+    if use not in ("all", "chosen", "safe"):
+        raise SettingError(f"use: got {use!r}; allowed: 'all', 'chosen', 'safe'")
+    found: dict[tuple[object, str], Completion] = {}
+    for pair in pairs:
+        sides = (("chosen", pair.chosen, pair.chosen_is_safe), ("rejected", pair.rejected, pair.rejected_is_safe))
+        for side, text, label in sides[: 1 if use == "chosen" else 2]:
+            if use == "safe" and (label is None or label <= 0.5):
+                continue
+            made = Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source)
+            found.setdefault((pair.prompt, text), made)
+    return list(found.values())

@@ -1,0 +1,246 @@
+"""Pairs and completions to token ids: one template, one shared prompt, one end token, cuts that are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, end_token_id
+from bfpo.errors import DataError, LabelError, ModelError, SettingError
+from bfpo.schema import Completion, Message, Pair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "DEFAULT_CHAT_TEMPLATE",
+    "SftExample",
+    "TokenPair",
+    "TokenizeReport",
+    "end_token_id",
+    "prompt_ids",
+    "tokenize_completions",
+    "tokenize_pairs",
+]
+
+Ids = npt.NDArray[np.int32]
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenPair:
+    """A pair as token ids, `(T,)` int32 each; both completions follow the same prompt and end with the end token
+    unless they were cut. `ref_` log-probs (nats, summed) are `None` until precomputed.
+    """
+
+    pair_id: str
+    prompt_ids: Ids
+    chosen_ids: Ids
+    rejected_ids: Ids
+    chosen_is_safe: float
+    rejected_is_safe: float
+    ref_chosen_logps: float | None = None
+    ref_rejected_logps: float | None = None
+
+
+class SftExample(TypedDict):
+    """`input_ids` of the whole conversation; `labels` the same, -100 on the prompt."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeReport:
+    """What tokenization saw and cut.
+
+    `num_pairs` counts rows (pairs, or completions that stand alone), `prompt_truncated` prompts and
+    `completion_truncated` completions that were cut, `cut_` and `num_tokens` tokens. `num_identical` counts pairs whose
+    completions are the same ids (their margin stays 0: they teach nothing), `num_boundary_moved` rows whose prompt
+    lost tokens that merge with the answer or that the template does not write before a given one.
+    """
+
+    num_pairs: int = 0
+    prompt_truncated: int = 0
+    completion_truncated: int = 0
+    cut_prompt_tokens: int = 0
+    cut_completion_tokens: int = 0
+    num_tokens: int = 0
+    longest_tokens: int = 0
+    num_identical: int = 0
+    num_boundary_moved: int = 0
+
+    @property
+    def cut_tokens(self) -> int:
+        """Tokens cut from prompts and completions together."""
+        return self.cut_prompt_tokens + self.cut_completion_tokens
+
+    def as_row(self) -> dict[str, int]:
+        """Return a flat dict, to be printed or written."""
+        return asdict(self)
+
+
+class _Counter:
+    """A report being made."""
+
+    def __init__(self) -> None:
+        self._counts = TokenizeReport().as_row()
+
+    def add(self, **counts: int) -> None:
+        for name, count in counts.items():
+            self._counts[name] += count
+
+    def longest(self, num_tokens: int) -> None:
+        self._counts["longest_tokens"] = max(self._counts["longest_tokens"], num_tokens)
+
+    def report(self) -> TokenizeReport:
+        return TokenizeReport(**self._counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    max_length: int
+    max_completion_length: int | None
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise SettingError(f"max_length: got {self.max_length}; at least 2 tokens are needed (prompt, completion)")
+        if self.max_completion_length is not None and self.max_completion_length < 1:
+            raise SettingError(f"max_completion_length: got {self.max_completion_length}; at least 1 token is needed")
+
+
+def tokenize_pairs(
+    pairs: Iterable[Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 1024,
+    max_completion_length: int | None = None,
+    chat_template: str | None = None,
+) -> tuple[list[TokenPair], TokenizeReport]:
+    """Return the pairs as token ids and the report of what was cut; lengths in tokens.
+
+    The template is applied once to each whole conversation; a completion starts where the prompt (rendered with the
+    generation prompt) stops being a common beginning of both, so both follow the same ids. To fit, completions are
+    first cut on the right to `max_completion_length` (losing their end token), then the prompt on the left (keeping
+    BOS) to `max_length`, and only then completions again.
+
+    Raises `DataError` for an empty completion and `LabelError` for an unknown label, with the pair's id; `ModelError`
+    for a tokenizer without EOS.
+    """
+    limits = _Limits(max_length, max_completion_length)
+    chat = ChatEncoder(tokenizer, chat_template)
+    counter = _Counter()
+    return [_token_pair(pair, chat, limits, counter) for pair in pairs], counter.report()
+
+
+def _token_pair(pair: Pair, chat: ChatEncoder, limits: _Limits, counter: _Counter) -> TokenPair:
+    if pair.chosen_is_safe is None or pair.rejected_is_safe is None:
+        raise LabelError(f"pair {pair.id}: a safety label is unknown; resolve unknown labels before tokenizing")
+    answers = {"chosen": pair.chosen, "rejected": pair.rejected}
+    prompt, (chosen, rejected) = _encode(f"pair {pair.id}", pair.prompt, answers, chat, counter)
+    prompt, (chosen, rejected) = _cut(prompt, [chosen, rejected], chat, limits, counter)
+    counter.add(num_identical=chosen == rejected)
+    return TokenPair(
+        pair_id=pair.id,
+        prompt_ids=np.asarray(prompt, np.int32),
+        chosen_ids=np.asarray(chosen, np.int32),
+        rejected_ids=np.asarray(rejected, np.int32),
+        chosen_is_safe=pair.chosen_is_safe,
+        rejected_is_safe=pair.rejected_is_safe,
+    )
+
+
+def tokenize_completions(
+    completions: Iterable[Completion],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int = 1024,
+    max_completion_length: int | None = None,
+    chat_template: str | None = None,
+) -> tuple[list[SftExample], TokenizeReport]:
+    """Return single completions as `{input_ids, labels}`, by the same template, end token and cuts as pairs.
+
+    A completion that was not `finished` gets no end token. Raises as `tokenize_pairs` does.
+    """
+    limits = _Limits(max_length, max_completion_length)
+    chat = ChatEncoder(tokenizer, chat_template)
+    counter = _Counter()
+    examples: list[SftExample] = []
+    for completion in completions:
+        name = f"completion {completion.id}"
+        prompt, (answer,) = _encode(name, completion.prompt, {"text": completion.text}, chat, counter)
+        answer = answer if completion.finished else answer[:-1]
+        prompt, (answer,) = _cut(prompt, [answer], chat, limits, counter)
+        examples.append({"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer})
+    return examples, counter.report()
+
+
+def prompt_ids(
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    chat_template: str | None = None,
+    max_length: int | None = None,
+) -> list[int]:
+    """Return the ids to generate from: the same template with its generation prompt, cut on the left (keeping BOS).
+
+    No message gives the one token that unconditional text starts from. Raises `SettingError` for `max_length < 1`.
+    """
+    if max_length is not None and max_length < 1:
+        raise SettingError(f"max_length: got {max_length}; at least 1 token is needed")
+    chat = ChatEncoder(tokenizer, chat_template)
+    ids = chat.encode(messages, (), name="prompt").prompt
+    return ids if max_length is None else _cut_left(ids, max_length, chat.bos_id)
+
+
+def _encode(
+    name: str, messages: Sequence[Message], answers: dict[str, str], chat: ChatEncoder, counter: _Counter
+) -> tuple[list[int], list[list[int]]]:
+    """Return the shared prompt and what follows it in each conversation, ended."""
+    for field, text in answers.items():
+        if not text.strip():
+            raise DataError(f"{name}: {field}: got {text!r}; a completion needs text")
+    encoded = chat.encode(messages, tuple(answers.values()), name=name)
+    start = min(_common_length(encoded.prompt, ids) for ids in encoded.conversations)
+    if start == 0:
+        raise ModelError(f"{name}: the chat template writes no common beginning for the prompt and the conversation")
+    counter.add(num_pairs=1, num_boundary_moved=start < len(encoded.prompt))
+    return encoded.prompt[:start], [chat.ended(ids)[start:] for ids in encoded.conversations]
+
+
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    limit = min(len(one), len(other))
+    return next((i for i in range(limit) if one[i] != other[i]), limit)
+
+
+def _cut(
+    prompt: list[int], answers: list[list[int]], chat: ChatEncoder, limits: _Limits, counter: _Counter
+) -> tuple[list[int], list[list[int]]]:
+    """Cut to the limits in the order that keeps completions longest, and count."""
+    allowed = limits.max_completion_length
+    kept = answers if allowed is None else [ids[:allowed] for ids in answers]
+    room = max(1, limits.max_length - max(map(len, kept)))
+    shorter = _cut_left(prompt, room, chat.bos_id)
+    kept = [ids[: limits.max_length - len(shorter)] for ids in kept]
+    lost = [len(ids) - len(rest) for ids, rest in zip(answers, kept, strict=True)]
+    counter.add(
+        prompt_truncated=len(shorter) < len(prompt),
+        cut_prompt_tokens=len(prompt) - len(shorter),
+        completion_truncated=sum(count > 0 for count in lost),
+        cut_completion_tokens=sum(lost),
+        num_tokens=sum(len(shorter) + len(ids) for ids in kept),
+    )
+    counter.longest(len(shorter) + max(map(len, kept)))
+    return shorter, kept
+
+
+def _cut_left(ids: list[int], length: int, bos_id: int | None) -> list[int]:
+    if len(ids) <= length:
+        return ids
+    if bos_id is not None and ids[0] == bos_id:
+        return [bos_id, *ids[len(ids) - length + 1 :]]
+    return ids[len(ids) - length :]
