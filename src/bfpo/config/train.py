@@ -115,6 +115,12 @@ class SftConfig(TrainingKeys):
         return self
 
 
+METHOD_SETTINGS = frozenset(
+    {"beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "sba_lambda", "sba_scale", "sba_clamp"}
+)
+"""Keys of `MethodSettings` that only some methods read; which ones, the table of methods says."""
+
+
 class MethodSettings(StageConfig):
     """The method and its settings. A setting that the method does not read must not be given."""
 
@@ -128,13 +134,16 @@ class MethodSettings(StageConfig):
     )
     safedpo_delta: float = Field(default=10.0, ge=0, description="SafeDPO's offset in nats of beta x margin")
     bso_shift: float = Field(default=30.0, ge=0, description="BSO's safety offset C in nats of beta x margin")
+    sba_lambda: float = Field(default=0.2, gt=0, description="BSO-SBA's exponent (its lambda)")
+    sba_scale: float = Field(default=4.0, gt=0, description="BSO-SBA's scale (its s)")
+    sba_clamp: float = Field(default=30.0, gt=0, description="bound of BSO-SBA's |log R| in nats")
     reduction: Literal["sum", "mean"] = Field(
         default="sum", description="log-probs of a completion: summed over its tokens (the paper) or their mean"
     )
 
-
-METHOD_SETTINGS = frozenset({"beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift"})
-"""Keys of `MethodSettings` that only some methods read; which ones, the table of methods says."""
+    def method_settings(self) -> dict[str, float]:
+        """Return the settings by name, as `bfpo.objective.losses.preference_loss` takes them beside `method`."""
+        return {name: getattr(self, name) for name in sorted(METHOD_SETTINGS)}
 
 
 class AlignConfig(MethodSettings, TrainingKeys):
