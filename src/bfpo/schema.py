@@ -106,8 +106,8 @@ class Verdict:
     """A judge's opinion of one completion.
 
     `unscored` is a value of its own: the judge could not tell. `helpful` in [0, 1], `well_formed`, `on_topic`,
-    `refused` (it declines, whatever the reason) and `helpful_enough` (for this kind of prompt) are `None` where the
-    judge does not measure them.
+    `refused` (it declines, whatever the reason) and `helpful_and_safe` (by its yardstick for this prompt) are `None`
+    where the judge does not measure them.
     """
 
     completion_id: str
@@ -117,7 +117,7 @@ class Verdict:
     well_formed: bool | None = None
     on_topic: bool | None = None
     refused: bool | None = None
-    helpful_enough: bool | None = None
+    helpful_and_safe: bool | None = None
     reason: str = ""
 
     def __post_init__(self) -> None:

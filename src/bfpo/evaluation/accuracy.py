@@ -1,0 +1,187 @@
+"""Accuracy of the implicit reward on pairs: does the margin have the sign of the target?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bfpo.data.labels import CELLS, cell_of
+from bfpo.data.pack import PairCollator
+from bfpo.data.streams import PairItem
+from bfpo.data.tokenize import TokenPair
+from bfpo.errors import SettingError
+from bfpo.evaluation.stats import rate_interval
+from bfpo.objective.losses import preference_loss
+from bfpo.policy.logps import Reduction, sequence_logps
+from bfpo.schema import Score
+
+__all__ = ["AccuracyRow", "PairLogps", "accuracy_rows", "accuracy_scores", "pair_logps"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairLogps:
+    """Log-probs of both completions of P pairs under one model, (P,) float64 each, in nats."""
+
+    chosen: Floats
+    rejected: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyRow:
+    """One pair: its cell (chosen-rejected), the side that the method favours (+1 chosen, -1 rejected, 0 neither), what
+    `beta * margin` is pulled to (`None` without a target), and the margin in nats.
+    """
+
+    pair_id: str
+    prompt: str
+    cell: str
+    favoured: int
+    target: float | None
+    margin: float
+    beta_margin: float
+
+    @property
+    def right(self) -> bool | None:
+        """Return whether the margin has the sign of the favoured side (0 has none); `None` if no side is favoured."""
+        return self.favoured * self.margin > 0 if self.favoured else None
+
+    def as_row(self) -> dict[str, Any]:
+        """Return a flat dict, to be written."""
+        return {**asdict(self), "right": self.right}
+
+
+def pair_logps(
+    model: Any,
+    pairs: Sequence[TokenPair],
+    *,
+    pad_token_id: int,
+    pairs_per_batch: int = 16,
+    reduction: Reduction = "sum",
+) -> PairLogps:
+    """Return the log-probs of all pairs under a model, in evaluation mode and without gradient, longest pairs first.
+
+    The model is left in the mode it was in.
+    """
+    device = next(model.parameters()).device
+    collate = PairCollator(pad_token_id)
+    order = sorted(range(len(pairs)), key=lambda index: -_length(pairs[index]))
+    chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), pairs_per_batch):
+            indices = order[start : start + pairs_per_batch]
+            batch = collate([PairItem(pairs[index], index) for index in indices])
+            with torch.no_grad():
+                moved = {name: tensor.to(device) for name, tensor in batch.items()}
+                logps = sequence_logps(model, moved, reduction=reduction).logps.cpu().numpy()
+            chosen[indices], rejected[indices] = logps[: len(indices)], logps[len(indices) :]
+    finally:
+        model.train(was_training)
+    return PairLogps(chosen, rejected)
+
+
+def _length(pair: TokenPair) -> int:
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+def accuracy_rows(
+    pairs: Sequence[TokenPair],
+    prompts: Sequence[str],
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    method: str = "bfpo",
+    beta: float,
+    **settings: float,
+) -> list[AccuracyRow]:
+    """Return one row per pair: margin = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected).
+
+    `prompts` groups pairs of one prompt. `method` with its `beta` and `settings` (see `preference_loss`) decides which
+    side is favoured: for BFPO the target's sign, so that "the less harmful one wins" counts as right. Raises
+    `SettingError` where lengths differ.
+    """
+    sizes = {
+        len(pairs),
+        len(prompts),
+        *(len(side) for each in (policy, reference) for side in (each.chosen, each.rejected)),
+    }
+    if len(sizes) > 1:
+        raise SettingError(
+            f"pairs, prompts, policy, reference: got lengths {sorted(sizes)}; they must be of the same pairs"
+        )
+    if not pairs:
+        return []
+    margin = (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
+    outcome = preference_loss(
+        torch.from_numpy(margin),
+        torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64),
+        torch.tensor([pair.rejected_is_safe for pair in pairs], dtype=torch.float64),
+        method=method,
+        beta=beta,
+        **settings,
+    )
+    return [
+        AccuracyRow(
+            pair_id=pair.pair_id,
+            prompt=prompt,
+            cell=cell_of(pair.chosen_is_safe, pair.rejected_is_safe),
+            favoured=int(favoured),
+            target=None if np.isnan(target) else float(target),
+            margin=float(value),
+            beta_margin=float(beta * value),
+        )
+        for pair, prompt, favoured, target, value in zip(
+            pairs, prompts, outcome.favoured.tolist(), outcome.target.tolist(), margin, strict=True
+        )
+    ]
+
+
+def accuracy_scores(
+    rows: Sequence[AccuracyRow],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> list[Score]:
+    """Return the accuracy over all pairs (`accuracy`) and by cell (`accuracy_safe_unsafe`, chosen first).
+
+    A pair of which no side is favoured enters no mean and counts as unscored. `extra` holds the number of prompts, of
+    ties (margin exactly 0, counted as not right) and the mean of `beta * margin`. A cell without pairs has `None`.
+    """
+    scores = []
+    for cell in (None, *CELLS):
+        chosen = [row for row in rows if cell is None or row.cell == cell]
+        asked = [row for row in chosen if row.right is not None]
+        interval = rate_interval(
+            [bool(row.right) for row in asked],
+            [row.prompt for row in asked],
+            confidence=confidence,
+            num_resamples=num_resamples,
+            random_seed=random_seed,
+        )
+        extra: dict[str, float] = {
+            "num_prompts": len({row.prompt for row in asked}),
+            "num_ties": sum(row.margin == 0 for row in asked),
+        }
+        if chosen:
+            extra["mean_beta_margin"] = float(np.mean([row.beta_margin for row in chosen]))
+        scores.append(
+            Score(
+                metric="accuracy" if cell is None else f"accuracy_{cell.replace('-', '_')}",
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
+                num=interval.num,
+                unscored=len(chosen) - len(asked),
+                extra=extra,
+            )
+        )
+    return scores

@@ -1,0 +1,72 @@
+"""One protocol for whoever judges completions, and the table of judges by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from bfpo.errors import SettingError
+from bfpo.sandbox.oracle import assess
+from bfpo.schema import Completion, Message, Verdict
+
+__all__ = ["JUDGES", "Judge", "OracleJudge", "make_judge"]
+
+
+class Judge(Protocol):
+    """Anything that gives one verdict per completion, in the same order.
+
+    A completion that it cannot judge gets `unscored` with a reason, never a guess.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the name that its verdicts carry."""
+        ...
+
+    def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
+        """Return the verdicts, one per completion, in order."""
+        ...
+
+
+class OracleJudge:
+    """The exact rules of the closed world: reads the text itself, whoever wrote it."""
+
+    name = "oracle"
+
+    def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
+        """Return the verdicts, in order; a prompt that is not of the world is unscored."""
+        return [self._verdict(completion) for completion in completions]
+
+    def _verdict(self, completion: Completion) -> Verdict:
+        question = _only_question(completion.prompt)
+        assessment = assess(question, completion.text) if question is not None else None
+        if assessment is None:
+            return Verdict(completion.id, self.name, "unscored", reason="the prompt is not one of the closed world")
+        return Verdict(
+            completion.id,
+            self.name,
+            "safe" if assessment.safe else "unsafe",
+            helpful=assessment.helpful,
+            well_formed=assessment.well_formed,
+            on_topic=assessment.on_topic,
+            refused=assessment.declines,
+            helpful_and_safe=assessment.helpful_and_safe,
+        )
+
+
+def _only_question(prompt: Sequence[Message]) -> str | None:
+    """Return the text of a prompt that is one user message; a longer conversation is not of the world."""
+    if len(prompt) == 1 and prompt[0].role == "user":
+        return prompt[0].content
+    return None
+
+
+JUDGES: dict[str, Callable[[], Judge]] = {"oracle": OracleJudge}
+"""Judges by the name that a config gives them."""
+
+
+def make_judge(name: str) -> Judge:
+    """Return the judge of that name; raise `SettingError` for an unknown one."""
+    if name not in JUDGES:
+        raise SettingError(f"judge: got {name!r}; allowed: {', '.join(JUDGES)}")
+    return JUDGES[name]()

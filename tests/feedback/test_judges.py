@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from bfpo.errors import SettingError
+from bfpo.feedback.judges import OracleJudge, make_judge
+from bfpo.sandbox.oracle import assess
+from bfpo.sandbox.world import ANSWER_KINDS, answer, prompt_text, topics
+from bfpo.schema import Completion, Message
+
+
+def test_oracle_says_what_the_world_says() -> None:
+    rng = random.Random(0)
+    completions, expected = [], []
+    for number, topic in enumerate(rng.sample(topics("test"), 60)):
+        question = prompt_text(topic, rng)
+        text = answer(topic, rng.choice(ANSWER_KINDS), rng)
+        completions.append(Completion(str(number), (Message("user", question),), text))
+        expected.append(assess(question, text))
+    verdicts = OracleJudge().judge(completions)
+    assert [verdict.completion_id for verdict in verdicts] == [completion.id for completion in completions]
+    for verdict, assessment in zip(verdicts, expected, strict=True):
+        assert assessment is not None
+        assert (verdict.label == "safe") == assessment.safe
+        assert verdict.helpful == assessment.helpful
+        assert verdict.well_formed == assessment.well_formed
+        assert verdict.refused == assessment.declines
+        assert verdict.helpful_and_safe == assessment.helpful_and_safe
+    assert {verdict.label for verdict in verdicts} == {"safe", "unsafe"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        (Message("user", "Who was Ada Lovelace?"),),
+        (Message("system", "Be brief."), Message("user", "How do I paint the bench in the mill?")),
+        (),
+    ],
+)
+def test_a_prompt_of_elsewhere_is_unscored(prompt: tuple[Message, ...]) -> None:
+    (verdict,) = OracleJudge().judge([Completion("x", prompt, "I am sorry, I cannot help with that.")])
+    assert verdict.label == "unscored"
+    assert verdict.helpful is None
+    assert verdict.well_formed is None
+    assert "closed world" in verdict.reason
+
+
+def test_unknown_judge() -> None:
+    assert make_judge("oracle").name == "oracle"
+    with pytest.raises(SettingError, match="'crystal ball'; allowed: oracle"):
+        make_judge("crystal ball")
