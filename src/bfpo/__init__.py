@@ -1,1 +1,77 @@
-"""Bi-Factorial Preference Optimization: align language models to be helpful and safe with one supervised loss."""
+"""Bi-Factorial Preference Optimization: align language models to be helpful and safe with one supervised loss.
+
+The public names below are imported when they are first used, so that `import bfpo` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bfpo._version import __version__
+
+if TYPE_CHECKING:
+    from bfpo.config import load_config
+    from bfpo.data.read import read_completions, read_pairs, read_prompts
+    from bfpo.data.write import write_completions, write_pairs
+    from bfpo.errors import BfpoError
+    from bfpo.objective.losses import METHODS, PairLoss, anchor, loss_at_start, preference_loss
+    from bfpo.objective.targets import bfpo_target
+    from bfpo.policy.load import Policy, load_policy
+    from bfpo.schema import Completion, Message, Pair, Prompt, Score, Verdict
+    from bfpo.stages import run_stage
+    from bfpo.training.trainer import BFPOConfig, BFPOTrainer
+
+__all__ = [
+    "METHODS",
+    "BFPOConfig",
+    "BFPOTrainer",
+    "BfpoError",
+    "Completion",
+    "Message",
+    "Pair",
+    "PairLoss",
+    "Policy",
+    "Prompt",
+    "Score",
+    "Verdict",
+    "__version__",
+    "anchor",
+    "bfpo_target",
+    "load_config",
+    "load_policy",
+    "loss_at_start",
+    "preference_loss",
+    "read_completions",
+    "read_pairs",
+    "read_prompts",
+    "run_stage",
+    "write_completions",
+    "write_pairs",
+]
+
+_HOMES = {
+    "bfpo.config": ("load_config",),
+    "bfpo.data.read": ("read_completions", "read_pairs", "read_prompts"),
+    "bfpo.data.write": ("write_completions", "write_pairs"),
+    "bfpo.errors": ("BfpoError",),
+    "bfpo.objective.losses": ("METHODS", "PairLoss", "anchor", "loss_at_start", "preference_loss"),
+    "bfpo.objective.targets": ("bfpo_target",),
+    "bfpo.policy.load": ("Policy", "load_policy"),
+    "bfpo.schema": ("Completion", "Message", "Pair", "Prompt", "Score", "Verdict"),
+    "bfpo.stages": ("run_stage",),
+    "bfpo.training.trainer": ("BFPOConfig", "BFPOTrainer"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'bfpo' has no attribute {name!r}; its names: {', '.join(__all__)}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,7 @@ another: the demo, which needs several, runs them through `run_stage`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from bfpo.runs import RunFolder, Status
 
 __all__ = ["STAGES", "Stage", "preview_stage", "run_stage"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
     stage, unread = _checked(name, config)
     folder = RunFolder.create(out, name, config.resolved(unread), resume)
     if folder.finished:
+        _log.info("already finished, nothing to do: %s", folder.path)
         return folder
     try:
         stage.run()(config, folder)
@@ -89,6 +93,7 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
         _write_status(folder, "interrupted")
         raise
     folder.set_status("finished")
+    _log.info("finished in %.0f s: %s", folder.record["seconds"], folder.path)
     return folder
 
 

@@ -1,0 +1,63 @@
+"""What the command line shows: results on stdout, what happens on stderr; colour on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+__all__ = ["show", "show_table", "start_logging"]
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes log records as plain lines, a warning or an error with its name first."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        style = {logging.WARNING: "yellow", logging.ERROR: "red"}.get(record.levelno)
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {text}"
+        if style is not None and sys.stderr.isatty():
+            from rich.console import Console
+
+            Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+
+def start_logging(level: int = logging.INFO) -> None:
+    """Show the records of the `bfpo` loggers on stderr; once, however often it is called.
+
+    Only programs call this (the command line, the demo's workers), never the library.
+    """
+    logger = logging.getLogger("bfpo")
+    logger.setLevel(level)
+    if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(_ConsoleHandler())
+        logger.propagate = False
+
+
+def show(text: str = "") -> None:
+    """Write a line of a result to stdout at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to stdout: drawn on a terminal, else one line a row with aligned columns, the last one as it is."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*columns, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+        return
+    lines = [columns, *rows]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns) - 1)]
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
+        show("  ".join([*padded, line[-1]]))
