@@ -1,4 +1,4 @@
-"""What the command line shows: results on stdout, what happens on stderr; colour on a terminal, plain lines in a log."""
+"""What the command line shows: results on stdout, events on stderr; colour on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 

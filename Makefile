@@ -1,0 +1,82 @@
+# `make demo` and `make test` do all their set-up; a second run installs nothing.
+# PYTHON picks the interpreter, OUT the demo's folder, DEMO_ARGS more of its options (such as --full --seeds 3).
+
+PYTHON ?= python3
+OUT ?= runs/demo
+DEMO_ARGS ?=
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+
+VENV := .venv
+BIN := $(VENV)/bin
+# pip's warnings are left out, its errors are not.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
+NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
+
+.PHONY: help demo test test-all lint types imports tests format setup clean-venv
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo      train, align and compare small models on this machine; the page is $(OUT)/report.html"
+	@echo "make test      lint, types, import rules and tests"
+	@echo "make test-all  the same with the slow tests"
+	@echo "make format    put the code into its form"
+
+demo: $(VENV)/.runtime
+	$(BIN)/bfpo demo --out $(OUT) --resume $(DEMO_ARGS)
+
+test: lint types imports tests
+
+test-all: lint types imports $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+tests: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+setup: $(VENV)/.dev
+
+clean-venv:
+	rm -rf $(VENV)
+
+# A virtual environment whose making was cut off has no working pip and is made again.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "error: bfpo needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+			"Choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "making $(VENV) with $$($(PYTHON) --version)"; \
+		rm -rf $(VENV); \
+		$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+			echo "error: no virtual environment could be made; on Debian or Ubuntu: apt-get install python3-venv" >&2; \
+			exit 1; }; \
+	fi
+	@touch $@
+
+# torch comes first and by the pin of constraints.txt alone: a newer one may bring gigabytes that are not needed here.
+$(VENV)/.torch: $(VENV)/.made constraints.txt
+	@echo "installing torch (the longest part)"
+	@$(PIP_INSTALL) torch || $(NO_PIP)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.torch pyproject.toml
+	@echo "installing bfpo and what it needs"
+	@$(PIP_INSTALL) -e . || $(NO_PIP)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "installing the tools of development"
+	@$(PIP_INSTALL) -e ".[dev]" || $(NO_PIP)
+	@touch $@
