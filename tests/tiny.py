@@ -29,7 +29,9 @@ SIZES = {
 def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any) -> Any:
     torch.manual_seed(seed)
     if family == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "initializer_range": 0.3, **settings}))
+        model = LlamaForCausalLM(
+            LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "initializer_range": 0.3, **settings})
+        )
     elif family == "gemma2":  # soft-caps its attention scores and its logits
         model = Gemma2ForCausalLM(
             Gemma2Config(

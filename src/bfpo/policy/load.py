@@ -1,0 +1,271 @@
+"""Load a causal LM and its tokenizer, and choose which of its parameters train."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from bfpo.errors import ModelError
+
+__all__ = [
+    "DTYPES",
+    "Policy",
+    "TrainableReport",
+    "choose_trainable",
+    "disable_dropout",
+    "init_policy",
+    "load_policy",
+    "load_tokenizer",
+    "pad_token_id",
+    "save_policy",
+    "trainable_report",
+]
+
+DTYPES: dict[str, torch.dtype | str] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "auto": "auto",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainableReport:
+    """Which parameters train: how many numbers, of how many, in how many tensors, and a few of their names."""
+
+    num_trainable: int
+    num_total: int
+    num_tensors: int
+    names: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """Return the trainable share of all parameters, in [0, 1]."""
+        return self.num_trainable / self.num_total
+
+    def __str__(self) -> str:
+        more = ", ..." if self.num_tensors > len(self.names) else ""
+        return (
+            f"{self.num_trainable:,} of {self.num_total:,} parameters train ({self.share:.1%}), in "
+            f"{self.num_tensors} tensors: {', '.join(self.names)}{more}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model, its tokenizer, and what of it trains."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    trainable_report: TrainableReport
+
+
+def load_policy(
+    model: str | Path,
+    *,
+    trainable: Sequence[str] | Literal["all"] = "all",
+    lora: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    dropout: bool = False,
+) -> Policy:
+    """Load any causal LM of transformers from a folder or the hub and freeze what does not train.
+
+    `trainable`: "all", or shell patterns over parameter names, such as "*.down_proj.weight". `lora`: keyword arguments
+    of `peft.LoraConfig`; then only the adapters train, and patterns select nothing, so `trainable` must stay "all".
+    Weights are read from safetensors only. Without `dropout` every dropout of the model is off: the reference has none,
+    and the margin of the first step must be zero. Call this before an optimizer is built.
+
+    Raises `ModelError` for a model that cannot be loaded, a pattern that matches no parameter (with the closest names),
+    and LoRA settings that peft does not know.
+    """
+    if lora is not None and trainable != "all":
+        raise ModelError(f"trainable: got {list(trainable)!r} beside lora; with lora only the adapters train")
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
+    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(model),
+            dtype=DTYPES[dtype],
+            revision=revision or "main",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _cannot_load("model", model, error) from error
+    if lora is not None:
+        loaded = _add_lora(loaded, lora)
+    else:
+        choose_trainable(loaded, trainable)
+    if not dropout:
+        disable_dropout(loaded)
+    return Policy(loaded, tokenizer, trainable_report(loaded))
+
+
+def init_policy(
+    config: Mapping[str, Any], tokenizer: str | Path, *, dtype: str = "float32", seed: int = 0, dropout: bool = True
+) -> Policy:
+    """Make a Llama with random weights, all of them trainable.
+
+    `config`: keyword arguments of `transformers.LlamaConfig`. The vocabulary size and the special tokens come from the
+    tokenizer. The same seed gives the same weights, whatever was drawn before.
+
+    Raises `ModelError` for a tokenizer that cannot be loaded or a config that LlamaConfig refuses.
+    """
+    loaded_tokenizer = load_tokenizer(tokenizer)
+    known = set(LlamaConfig().to_dict()) | {"rope_parameters", "rope_scaling", "rope_theta"}
+    for key in config:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=3)
+            raise ModelError(f"init.config: unknown key {key!r}{'; close: ' + ', '.join(close) if close else ''}")
+    settings = {
+        "vocab_size": len(loaded_tokenizer),
+        "bos_token_id": loaded_tokenizer.bos_token_id,
+        "eos_token_id": loaded_tokenizer.eos_token_id,
+        "pad_token_id": pad_token_id(loaded_tokenizer),
+        **config,
+    }
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model: Any = LlamaForCausalLM(LlamaConfig(**settings))
+    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise ModelError(f"init.config: {dict(config)!r} gives no Llama model: {error}") from error
+    if dtype in DTYPES and isinstance(DTYPES[dtype], torch.dtype):
+        model.to(DTYPES[dtype])
+    if not dropout:
+        disable_dropout(model)
+    return Policy(model, loaded_tokenizer, trainable_report(model))
+
+
+def load_tokenizer(
+    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or hub id; raises `ModelError` where there is none."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(model), revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _cannot_load("tokenizer", model, error) from error
+    return tokenizer
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to pad with: the pad token, else the end token, else 0.
+
+    Masks alone decide what counts, so any id of the vocabulary will do, and no embedding is added for it.
+    """
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token_id, int):
+            return token_id
+    return 0
+
+
+def _cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(
+        f"{what}: {str(model)!r} cannot be loaded ({first_line}); allowed: a folder or hub id of a causal LM with "
+        "safetensors weights and its tokenizer"
+    )
+
+
+def choose_trainable(model: nn.Module, patterns: Sequence[str] | Literal["all"]) -> None:
+    """Make exactly the parameters whose name matches one of the patterns train, or all of them.
+
+    A parameter shared by two modules is matched by either name. Raises `ModelError` for no pattern at all and for a
+    pattern that matches nothing, with the closest names.
+    """
+    named = list(model.named_parameters(remove_duplicate=False))
+    if patterns == "all":
+        chosen = {id(parameter) for _, parameter in named}
+    else:
+        if not patterns:
+            raise ModelError("trainable: got an empty list; allowed: 'all', or patterns such as '*.down_proj.weight'")
+        chosen = set()
+        for pattern in patterns:
+            matched = {id(parameter) for name, parameter in named if fnmatch.fnmatchcase(name, pattern)}
+            if not matched:
+                raise ModelError(_no_match(pattern, [name for name, _ in named]))
+            chosen |= matched
+    for _, parameter in named:
+        parameter.requires_grad_(id(parameter) in chosen)
+
+
+def _no_match(pattern: str, names: Sequence[str]) -> str:
+    """Say what the pattern could have been: one name for each kind of parameter, the block numbers as stars."""
+    kinds: dict[str, None] = {}
+    for name in names:
+        kinds[".".join("*" if part.isdigit() else part for part in name.split("."))] = None
+    bare = pattern.replace("*", "").strip(".")
+    by_likeness = sorted(
+        kinds,
+        key=lambda kind: difflib.SequenceMatcher(None, bare, kind[-len(bare) - 8 :] if bare else kind).ratio(),
+        reverse=True,
+    )
+    return (
+        f"trainable: the pattern {pattern!r} matches no parameter of the model; close names: "
+        f"{', '.join(by_likeness[:5])}"
+    )
+
+
+def trainable_report(model: nn.Module, *, num_names: int = 4) -> TrainableReport:
+    """Count what trains; raises `ModelError` if nothing does."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ModelError("trainable: no parameter of the model trains")
+    return TrainableReport(
+        num_trainable=sum(parameter.numel() for _, parameter in trainable),
+        num_total=sum(parameter.numel() for parameter in model.parameters()),
+        num_tensors=len(trainable),
+        names=tuple(name for name, _ in trainable[:num_names]),
+    )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of the model to zero, in modules and in the numbers that attention passes on."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _add_lora(model: Any, lora: Mapping[str, Any]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"lora: {dict(lora)!r} cannot be used: {error}") from error
+
+
+def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+    """Write the model (safetensors) and its tokenizer to a folder; an adapter is merged into the weights first.
+
+    The model in memory keeps its adapter. Its config says again that generation may use the key-value cache, which
+    training had switched off.
+    """
+    folder = Path(folder)
+    merged = hasattr(model, "merge_adapter")
+    base = model.get_base_model() if merged else model
+    base.config.use_cache = True
+    if not merged:
+        base.save_pretrained(folder)
+    else:
+        from copy import deepcopy
+
+        deepcopy(model).merge_and_unload().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

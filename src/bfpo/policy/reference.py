@@ -1,0 +1,215 @@
+"""Log-probs of the frozen reference: weights swapped in place, adapter off, or computed beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bfpo.errors import ModelError, SettingError
+from bfpo.policy.logps import sequence_logps
+
+if TYPE_CHECKING:
+    from bfpo.data.tokenize import TokenPair
+
+__all__ = [
+    "AdapterOff",
+    "Precomputed",
+    "Reference",
+    "ReferenceName",
+    "SwappedWeights",
+    "attach",
+    "choose_reference",
+    "make_reference",
+    "precompute",
+]
+
+ReferenceName = Literal["auto", "precompute", "swap", "adapter_off"]
+
+
+class Reference(Protocol):
+    """Anything that gives the reference's log-probs of a batch.
+
+    `logps(model, batch)` returns (N,) float64 sums over completion tokens in nats, without gradient, and leaves the
+    model as it found it. `model` is the policy, perhaps wrapped for data parallelism.
+    """
+
+    def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Return the reference's summed log-probs, (N,) float64."""
+        ...
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch the model to evaluation mode and back, module by module, without gradients."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class SwappedWeights:
+    """The reference is the policy with its trainable weights as they were when this object was made.
+
+    Only trainable parameters are copied, so the memory is theirs and never a second model's. Make it before training
+    and before a checkpoint is loaded. Swapping exchanges values in place and puts back the very same bits, on an
+    exception too.
+
+    Raises `ModelError` if nothing trains, or if the model given later has other trainable parameters.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not self._names:
+            raise ModelError("reference: the model has no trainable parameter, so there is nothing to swap")
+        self._initial = [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
+
+    def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Return the summed log-probs, (N,) float64, of the weights of the start."""
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if [parameter.shape for parameter in trainable] != [value.shape for value in self._initial]:
+            raise ModelError(
+                f"reference: {len(trainable)} parameters train now, {len(self._initial)} did when the reference was "
+                "made; choose what trains before making the reference"
+            )
+        with _evaluating(model):
+            current = [parameter.detach().clone() for parameter in trainable]
+            try:
+                self._write(trainable, self._initial)
+                return sequence_logps(model, batch).logps
+            finally:
+                self._write(trainable, current)
+
+    @staticmethod
+    def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data.copy_(value)
+
+
+class AdapterOff:
+    """The reference is the policy with its PEFT adapter switched off.
+
+    Raises `ModelError` for a model without an adapter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._find_adapter(model)
+
+    @staticmethod
+    def _find_adapter(model: nn.Module) -> Any:
+        inner: Any = model
+        while isinstance(getattr(inner, "module", None), nn.Module):
+            inner = inner.module
+        if not hasattr(inner, "disable_adapter"):
+            raise ModelError(
+                f"reference adapter_off: {type(inner).__name__} has no adapter; set lora, or use reference swap or "
+                "precompute"
+            )
+        return inner
+
+    def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Return the summed log-probs, (N,) float64, of the base model."""
+        peft_model = self._find_adapter(model)
+        with _evaluating(model), peft_model.disable_adapter():
+            return sequence_logps(model, batch).logps
+
+
+class Precomputed:
+    """The reference is a column of the batch: `ref_logps` (2P,) float64, put there by one pass before training.
+
+    Raises `ModelError` for a batch without it.
+    """
+
+    def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Return the batch's own `ref_logps`, (N,) float64."""
+        ref_logps: Tensor | None = batch.get("ref_logps")
+        if ref_logps is None:
+            raise ModelError(
+                "reference precompute: the batch has no ref_logps; run the reference pass over the pairs first, or use "
+                "reference swap"
+            )
+        return ref_logps.double()
+
+
+def precompute(
+    model: nn.Module,
+    pairs: Sequence[TokenPair],
+    *,
+    collate: Callable[[Sequence[TokenPair]], Mapping[str, Any]],
+    pairs_per_batch: int = 16,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> dict[int, tuple[float, float]]:
+    """Return the model's own summed log-probs of each pair, with any adapter off: index -> (chosen, rejected), in nats.
+
+    `collate` makes a batch of 2P rows, chosen first, on the model's device. Pairs go through in order of length, so
+    that a batch carries little padding. With several processes each takes every `num_processes`-th batch, and the
+    caller joins the dictionaries.
+    """
+    order = sorted(range(len(pairs)), key=lambda i: _row_length(pairs[i]), reverse=True)
+    batches = [order[start : start + pairs_per_batch] for start in range(0, len(order), pairs_per_batch)]
+    found: dict[int, tuple[float, float]] = {}
+    for indices in batches[process_index::num_processes]:
+        logps = _own_logps(model, collate([pairs[i] for i in indices])).tolist()
+        found.update(zip(indices, zip(logps[: len(indices)], logps[len(indices) :], strict=True), strict=True))
+    return found
+
+
+def attach(pairs: Sequence[TokenPair], logps: Mapping[int, tuple[float, float]]) -> list[TokenPair]:
+    """Return the pairs with the log-probs that `precompute` found for them."""
+    return [replace(pair, ref_chosen_logps=logps[i][0], ref_rejected_logps=logps[i][1]) for i, pair in enumerate(pairs)]
+
+
+def _own_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    if hasattr(model, "disable_adapter"):
+        return AdapterOff(model).logps(model, batch)
+    with _evaluating(model):
+        return sequence_logps(model, batch).logps
+
+
+def _row_length(pair: TokenPair) -> int:
+    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+def choose_reference(
+    requested: ReferenceName, *, num_pairs: int, num_pairs_seen: int, has_adapter: bool
+) -> ReferenceName:
+    """Resolve `auto`: the pass beforehand where it costs no more forwards than the reference inside the steps.
+
+    The pass visits each of `num_pairs` once; inside the steps the reference runs for each of the `num_pairs_seen` that
+    the whole training visits, repeats counted. So one full epoch or more is precomputed, part of one is not.
+
+    Raises `SettingError` for an unknown name and for `adapter_off` without an adapter.
+    """
+    if requested not in get_args(ReferenceName):
+        raise SettingError(f"reference: got {requested!r}; allowed: {', '.join(get_args(ReferenceName))}")
+    if requested == "adapter_off" and not has_adapter:
+        raise SettingError("reference: adapter_off needs lora; use swap, precompute or auto")
+    if requested != "auto":
+        return requested
+    if num_pairs <= num_pairs_seen:
+        return "precompute"
+    return "adapter_off" if has_adapter else "swap"
+
+
+def make_reference(name: ReferenceName, model: nn.Module) -> Reference:
+    """Return the reference of that name for a policy at its start.
+
+    Swapping the weights of an adapter gives the adapter's start, which changes nothing of the base model, so it is
+    right for adapters too. Raises `SettingError` for `auto` (resolve it first) and unknown names.
+    """
+    if name == "swap":
+        return SwappedWeights(model)
+    if name == "adapter_off":
+        return AdapterOff(model)
+    if name == "precompute":
+        return Precomputed()
+    raise SettingError(f"reference: got {name!r}; allowed here: swap, adapter_off, precompute")

@@ -1,0 +1,69 @@
+"""Arguments of preference training: those of `transformers.TrainingArguments` and the method's settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from bfpo.errors import SettingError
+from bfpo.objective.losses import add_anchor, get_method
+from bfpo.objective.methods import LossSettings
+
+__all__ = ["BFPOConfig"]
+
+
+@dataclass
+class BFPOConfig(TrainingArguments):
+    """`transformers.TrainingArguments` with the method's settings; the defaults are the published ones.
+
+    `per_device_train_batch_size` counts pairs of each stream per forward pass. `method` and what it reads (`beta`,
+    `alpha`, `safety_weight`, `safedpo_delta`, `bso_shift`): see `bfpo.objective.losses.preference_loss`. `reduction`:
+    "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`. `buffer_weight`: of the
+    buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or "adapter_off".
+    `check_start`: stop a run whose first loss is not what the labels imply.
+
+    Raises `SettingError` for a value outside its range.
+    """
+
+    method: str = field(default="bfpo", metadata={"help": "the loss"})
+    beta: float = field(default=0.01, metadata={"help": "KL coefficient (the paper's tau)"})
+    alpha: float = field(default=0.5, metadata={"help": "shift of the target, subtracted from it"})
+    safety_weight: float = field(default=3.0, metadata={"help": "the paper's B1"})
+    safedpo_delta: float = field(default=10.0, metadata={"help": "SafeDPO's offset of beta x margin"})
+    bso_shift: float = field(default=30.0, metadata={"help": "BSO's offset of beta x margin"})
+    reduction: str = field(default="sum", metadata={"help": "log-probs of a completion: sum or mean over tokens"})
+    anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor beside the normalised loss"})
+    buffer_weight: float = field(default=1.0, metadata={"help": "weight of the buffer's mean loss"})
+    reference: str = field(default="auto", metadata={"help": "auto, precompute, swap or adapter_off"})
+    check_start: bool = field(default=True, metadata={"help": "stop if the first loss is not what the labels imply"})
+
+    learning_rate: float = field(default=5e-7, metadata={"help": "peak learning rate"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "course of the learning rate"})
+    warmup_steps: float = field(default=0.1, metadata={"help": "warm-up: optimizer steps, or below 1 a share of them"})
+    logging_steps: float = field(default=10, metadata={"help": "optimizer steps between logs"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: the batch is not a model's"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "off: what is not finite is an error here"})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "trackers"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        get_method(self.method)
+        LossSettings(**{key: value for key, value in self.loss_settings().items() if key != "method"})
+        add_anchor(torch.zeros(0), torch.zeros(0), anchor_weight=self.anchor_weight, method=self.method, beta=self.beta)
+        if self.reduction not in ("sum", "mean"):
+            raise SettingError(f"reduction: got {self.reduction!r}; allowed: 'sum', 'mean'")
+        if not self.buffer_weight > 0 or not math.isfinite(self.buffer_weight):
+            raise SettingError(f"buffer_weight: got {self.buffer_weight!r}; allowed: a finite number above 0")
+        if self.remove_unused_columns:
+            raise SettingError("remove_unused_columns: got True; allowed: False, the batch holds labels and masks")
+        if self.data_seed is None:  # else the order of the pairs would depend on what was drawn before
+            self.data_seed = self.seed
+
+    def loss_settings(self) -> dict[str, Any]:
+        """Return the keyword arguments of `preference_loss`."""
+        names = ("method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift")
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,168 @@
+"""Two guards: the first step must show what the labels imply, and a run that diverges must say so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bfpo.data.tokenize import TokenPair
+from bfpo.errors import TrainingError
+from bfpo.objective.losses import loss_at_start, preference_loss
+
+__all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_rows", "implied_losses"]
+
+# Error of a summed log-prob relative to its size, between two batches that pad differently; measured on real models and
+# widened about tenfold. Half precision rounds hidden states, so its figure is of the matrix products, not of the sum.
+_RELATIVE_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+
+
+def implied_losses(pairs: Sequence[TokenPair], loss_settings: Mapping[str, Any]) -> Tensor:
+    """Return the loss of each pair at margin 0, (P,) float64, from the data set's own labels."""
+    return loss_at_start(*_labels(pairs), **loss_settings)
+
+
+def _labels(pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
+    chosen = torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64)
+    return chosen, torch.tensor([pair.rejected_is_safe for pair in pairs], dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class StartCheck:
+    """The check of a first step, where policy = reference: the loss is what the labels imply at margin 0.
+
+    `loss_settings`: keyword arguments of `preference_loss`. `dtype`: of the computation. `log_vocabulary`: an upper
+    bound of a trained model's loss per token, in nats, from which the size of log-probs is judged.
+    """
+
+    loss_settings: Mapping[str, Any]
+    dtype: torch.dtype
+    log_vocabulary: float
+    reduction: str = "sum"
+
+    def margin_tolerance(self, pairs: Sequence[TokenPair]) -> Tensor:
+        """Return by how much each margin may miss 0 through rounding alone, (P,) float64, in nats."""
+        tokens = torch.tensor([len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs], dtype=torch.float64)
+        if self.reduction == "mean":
+            tokens = torch.full_like(tokens, 2.0)
+        return _RELATIVE_ERROR[self.dtype] * (1 + tokens * self.log_vocabulary)
+
+    def __call__(
+        self, observed: float, pairs: Sequence[TokenPair], weights: Tensor, *, largest_margin: float | None = None
+    ) -> None:
+        """Compare the `observed` loss with the sum of `weights` (P,) x what each pair's labels imply.
+
+        Raises `TrainingError` with both numbers where they differ by more than rounding of the margins explains.
+        """
+        chosen, rejected = _labels(pairs)
+        implied = loss_at_start(chosen, rejected, **self.loss_settings)
+        error = self.margin_tolerance(pairs)
+        bounds = [
+            (preference_loss(sign * error, chosen, rejected, **self.loss_settings).loss - implied).abs()
+            for sign in (1, -1)
+        ]
+        expected = float((weights * implied).sum())
+        tolerance = float((weights * torch.maximum(*bounds)).sum()) + 1e-6 * abs(expected)
+        if abs(observed - expected) <= tolerance:  # false for NaN
+            return
+        seen = "" if largest_margin is None else f"; the largest |margin| is {largest_margin:.4g} nats, 0 is right"
+        raise TrainingError(
+            f"first step: the loss is {observed:.6g}, the labels of its {len(pairs)} pairs imply {expected:.6g} "
+            f"(within {tolerance:.2g}){seen}. Before the first update the policy is the reference and every margin is "
+            "0, so the trainer is wired wrongly: check that dropout is off, that the reference has the weights the "
+            "policy starts from, and that loss, labels and rows belong together (check_start=False where a policy "
+            "starts elsewhere on purpose)"
+        )
+
+
+def check_rows(batch: Mapping[str, Any], pairs: Sequence[TokenPair]) -> None:
+    """Compare the rows of a batch with the P pairs they must hold: row p the chosen, row P + p the rejected completion.
+
+    At margin 0 a swap of chosen and rejected leaves the squared loss as it is, so the loss alone cannot show it.
+    Raises `TrainingError` naming the first pair that differs, and in what.
+    """
+    input_ids, completion = batch["input_ids"].cpu(), batch["completion_mask"].cpu().bool()
+    for p, pair in enumerate(pairs):
+        for side, row, ids in (("chosen", p, pair.chosen_ids), ("rejected", len(pairs) + p, pair.rejected_ids)):
+            if input_ids[row][completion[row]].tolist() != list(ids):
+                raise TrainingError(
+                    f"first step: pair {pair.pair_id}: row {row} of the batch must hold its {side} completion and does "
+                    "not; the batch was collated or reordered wrongly"
+                )
+            labels = batch[f"{side}_is_safe"]
+            label = float(getattr(pair, f"{side}_is_safe"))
+            if float(labels[p]) != label:
+                raise TrainingError(
+                    f"first step: pair {pair.pair_id}: {side}_is_safe is {float(labels[p]):g} in the batch and "
+                    f"{label:g} in the data; the batch was collated or reordered wrongly"
+                )
+
+
+def check_finite(logps: Tensor, pair_name: Callable[[int], str]) -> None:
+    """Raise `TrainingError` naming the first pair with a log-prob that is not finite.
+
+    `logps` (2P,), chosen rows first; `pair_name` gives the name of pair p.
+    """
+    finite = torch.isfinite(logps)
+    if bool(finite.all()):
+        return
+    row = int((~finite).nonzero()[0, 0])
+    num_pairs = len(logps) // 2
+    raise TrainingError(
+        f"pair {pair_name(row % num_pairs)}: the log-prob of its {'chosen' if row < num_pairs else 'rejected'} "
+        f"completion is {float(logps[row])}; the weights have left the range of their dtype: lower learning_rate, or "
+        "compute in float32"
+    )
+
+
+@dataclass(slots=True)
+class DivergenceWatch:
+    """Watches the smoothed normalised loss against what the labels of the same pairs imply at margin 0.
+
+    Both are smoothed over about `window` optimizer steps. From the end of warm-up on, a smoothed loss above its value
+    of the start for `patience` steps on end, or at the end of the run, is divergence: the targets are further away
+    than before training. `slack` is the share above it that noise may have.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    window: int = 20
+    patience: int = 20
+    slack: float = 0.02
+    message: str | None = None
+    _observed: float = field(default=0.0, init=False)
+    _implied: float = field(default=0.0, init=False)
+    _last_step: int = field(default=0, init=False)
+    _above_since: int | None = field(default=None, init=False)
+
+    @property
+    def ratio(self) -> float:
+        """Return smoothed loss / smoothed loss at the start; NaN before the first update."""
+        return self._observed / self._implied if self._implied > 0 else math.nan
+
+    def update(self, step: int, observed: float, implied: float, *, last: bool = False) -> str | None:
+        """Take in the mean losses since the last update, up to `step`; return the warning if it is due now.
+
+        The warning is due once in a run. `last`: no update follows.
+        """
+        keep = math.exp(-(step - self._last_step) / self.window)
+        self._observed = keep * self._observed + (1 - keep) * observed
+        self._implied = keep * self._implied + (1 - keep) * implied
+        started, self._last_step = self._last_step, step
+        if step <= self.warmup_steps or not self.ratio > 1 + self.slack:
+            self._above_since = None
+            return None
+        if self._above_since is None:
+            self._above_since = max(started, self.warmup_steps)
+        if self.message is not None or not (last or step - self._above_since >= self.patience):
+            return None
+        self.message = (
+            f"diverging: at step {step} the smoothed normalised loss is {self.ratio:.2f} times its value at the start "
+            f"(and above it since step {self._above_since}). Lower learning_rate: it is {self.learning_rate:g}, try "
+            f"{self.learning_rate / 10:g}"
+        )
+        return self.message
