@@ -1,0 +1,185 @@
+"""The four-action experiment (section 3.4 of arXiv 2408.15313): training tabular policies by sampled pairs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from bfpo.errors import SettingError
+from bfpo.objective.tabular import closed_form, helpfulness_order, pair_targets, win_rate
+from bfpo.objective.targets import bfpo_target, require_positive
+
+__all__ = ["RIVALS", "Rival", "TabularRun", "all_assignments", "optimum", "train_tabular"]
+
+TargetFunction = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A method of the experiment.
+
+    `target(chosen_is_safe, rejected_is_safe, alpha)`, (P,) -> (P,): what a squared loss pulls `beta * margin` to. None
+    for DPO, which has the logistic loss.
+    """
+
+    name: str
+    label: str
+    summary: str
+    target: TargetFunction | None
+
+
+def _bfpo(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
+    return bfpo_target(chosen_is_safe, rejected_is_safe, alpha=alpha)
+
+
+def _bfpo_alpha_0(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
+    return bfpo_target(chosen_is_safe, rejected_is_safe, alpha=0.0)
+
+
+def _ipo(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
+    return torch.full_like(chosen_is_safe, 0.5)
+
+
+def _linear_sum(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
+    """IPO's target plus the difference in safety: its optimum is exp((r_help + r_safe) / beta)."""
+    return 0.5 + chosen_is_safe - rejected_is_safe
+
+
+RIVALS: dict[str, Rival] = {
+    rival.name: rival
+    for rival in (
+        Rival("bfpo", "BFPO", "both factors", _bfpo),
+        Rival("bfpo_alpha_0", "BFPO, alpha = 0", "the same without the shift", _bfpo_alpha_0),
+        Rival("dpo", "DPO", "helpfulness order only", None),
+        Rival("ipo", "IPO", "helpfulness order only", _ipo),
+        Rival("linear_sum", "Linear sum", "the two rewards added 1 : 1", _linear_sum),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TabularRun:
+    """What `train_tabular` saw.
+
+    `methods`: M names. `is_safe`: (A, n). `final`: (S, M, A, n), probabilities after the last step, for S seeds.
+    `steps`: (R,) steps at which the policy was recorded, 0 and the last among them; `curve`: (R, S, M, A, n).
+    """
+
+    methods: tuple[str, ...]
+    is_safe: Tensor
+    final: Tensor
+    steps: Tensor
+    curve: Tensor
+
+
+def all_assignments(num_actions: int = 4) -> Tensor:
+    """Return (2^n, n) float64: every assignment of safety bits, from all safe to all unsafe, few unsafe ones first."""
+    rows = sorted(itertools.product((1.0, 0.0), repeat=num_actions), key=lambda bits: -sum(bits))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def optimum(method: str, is_safe: Tensor, *, beta: float, alpha: float) -> Tensor | None:
+    """Return the exact optimum (A, n) of a method, or None for DPO, whose margins grow for ever on consistent pairs.
+
+    `is_safe`: (A, n) bits, action 0 the most helpful. Raises `SettingError` for a method that is not in `RIVALS`.
+    """
+    _check_method(method)
+    beats = helpfulness_order(is_safe.shape[-1])
+    if method == "dpo":
+        return None
+    if method in ("bfpo", "bfpo_alpha_0"):
+        return closed_form(pair_targets(beats, is_safe, alpha=alpha if method == "bfpo" else 0.0), beta=beta)
+    reward = win_rate(beats) + (is_safe if method == "linear_sum" else torch.zeros_like(is_safe))
+    return torch.softmax(reward / beta, dim=-1)
+
+
+def _check_method(method: str) -> None:
+    if method not in RIVALS:
+        raise SettingError(f"method: got {method!r}; allowed: {', '.join(RIVALS)}")
+
+
+def _draws(num_pairs: int, *, steps: int, batch_size: int, seeds: Sequence[int]) -> Tensor:
+    """Return (steps, S, num_pairs): the share of each pair in each batch, drawn uniformly with replacement."""
+    shares = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        index = torch.randint(num_pairs, (steps, batch_size), generator=generator)
+        count = torch.zeros(steps, num_pairs, dtype=torch.float64)
+        shares.append(count.scatter_add_(1, index, torch.ones(steps, batch_size, dtype=torch.float64)) / batch_size)
+    return torch.stack(shares, dim=1)
+
+
+def _targets(
+    methods: Sequence[str], chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """Return the targets (M, A, P), 0 for a method without, and which methods have a squared loss, (M, 1, 1) bool."""
+    targets = [RIVALS[method].target for method in methods]
+    rows = [
+        torch.zeros_like(chosen_is_safe)
+        if target is None
+        else target(chosen_is_safe.flatten(), rejected_is_safe.flatten(), alpha).reshape(chosen_is_safe.shape)
+        for target in targets
+    ]
+    return torch.stack(rows), torch.tensor([target is not None for target in targets])[:, None, None]
+
+
+def train_tabular(
+    is_safe: Tensor,
+    *,
+    methods: Sequence[str] = tuple(RIVALS),
+    steps: int = 1800,
+    learning_rate: float = 0.01,
+    batch_size: int = 32,
+    beta: float = 1.0,
+    alpha: float = 0.5,
+    seeds: Sequence[int] = (0,),
+    record_every: int = 20,
+) -> TabularRun:
+    """Train a softmax over n actions by each method, for each assignment of safety bits and each seed.
+
+    `is_safe`: (A, n) bits; action 0 is the most helpful. Each step draws `batch_size` of the n(n-1)/2 pairs of
+    different actions, uniformly with replacement, the same ones for every method and assignment of a seed; Adam at a
+    constant rate; policy and reference start uniform. The defaults are the paper's settings.
+
+    All runs are one tensor: Adam works entry by entry, so the sum of their losses trains each as if it were alone.
+
+    Raises `SettingError` for a count below 1, `beta <= 0`, a learning rate of 0 or below, or a method not in `RIVALS`.
+    """
+    counts = (("steps", steps), ("batch_size", batch_size), ("record_every", record_every), ("seeds", len(seeds)))
+    for name, value in counts:
+        if value < 1:
+            raise SettingError(f"{name}: got {value!r}; allowed: at least 1")
+    require_positive("learning_rate", learning_rate)
+    for method in methods:
+        _check_method(method)
+    is_safe = is_safe.to(torch.float64)
+    num_assignments, num_actions = is_safe.shape
+    if num_actions < 2:
+        raise SettingError(f"is_safe: got {num_actions} action; allowed: (A, n) with at least 2 actions to pair")
+    first, second = torch.triu_indices(num_actions, num_actions, offset=1)
+    draws = _draws(len(first), steps=steps, batch_size=batch_size, seeds=seeds)
+    targets, is_squared = _targets(methods, is_safe[:, first], is_safe[:, second], alpha)
+    # One row a pair: +1 for the more helpful action, -1 for the other.
+    incidence = torch.eye(num_actions, dtype=torch.float64)[first] - torch.eye(num_actions, dtype=torch.float64)[second]
+
+    logits = torch.zeros(len(seeds), len(methods), num_assignments, num_actions, dtype=torch.float64)
+    logits.requires_grad_(True)
+    optimizer = torch.optim.Adam([logits], lr=learning_rate, foreach=False)
+    recorded, curve = [0], [torch.softmax(logits.detach(), dim=-1)]
+    for step in range(1, steps + 1):
+        # The reference is uniform, so a margin of log-ratios is a difference of logits.
+        margin = logits @ incidence.T
+        loss = torch.where(is_squared, (margin - targets / beta) ** 2, -logsigmoid(beta * margin))
+        total = (draws[step - 1][:, None, None, :] * loss).sum()
+        optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step % record_every == 0 or step == steps:
+            recorded.append(step)
+            curve.append(torch.softmax(logits.detach(), dim=-1))
+    return TabularRun(tuple(methods), is_safe, curve[-1], torch.tensor(recorded), torch.stack(curve))
