@@ -42,14 +42,16 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(loader.construct_scalar(node))  # upstream reads 010 as eight
 
 
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys: set[object] = set()
-    for key_node, _ in node.value:
-        key = key_node.value
-        if key in keys:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
-        keys.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
+        if key_node.value in mapping:
+            problem = f"the key {key_node.value!r} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        mapping[key_node.value] = loader.construct_object(value_node, deep=True)
+    return mapping
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
@@ -69,7 +71,7 @@ def _key_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
 def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
     """Return the value of one YAML document and the line of every dotted key.
 
-    Raises `yaml.YAMLError` with a mark where the text is not YAML or a key is given twice.
+    Raises `yaml.YAMLError` with a mark where the text is not YAML, a key is given twice or is not text.
     """
     loader = _Loader(text)
     try:

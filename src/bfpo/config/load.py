@@ -69,7 +69,7 @@ def _apply_override(values: dict[str, Any], places: dict[str, str], override: st
         raise ConfigError(f"{place}: got no key=value; write for example --set beta=0.1 or --set data.limit=100")
     try:
         value, _ = parse_yaml(text)
-    except (yaml.YAMLError, TypeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(
             f"{place}: the value is not valid YAML; put it in quotes, as in --set '{key}=\"...\"'"
         ) from error
