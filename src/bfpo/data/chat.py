@@ -56,9 +56,11 @@ class TextEncoder:
         """Put `mark`, a character that occurs nowhere, around every such place."""
         return self._control.sub(lambda match: f"{mark}{match.group()}{mark}", text)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of unmarked text."""
-        return cast("list[int]", self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each unmarked text."""
+        if not texts:
+            return []
+        return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_marked(self, text: str, mark: str) -> list[int]:
         """Return the ids of text with marked places: those as plain text, unmarked special tokens as themselves.
@@ -149,15 +151,16 @@ class ChatEncoder:
         mark = _unused_character((*answers, *(message.content for message in prompt))) if hostile else None
         if not prompt:
             start = [self.eos_id if self.bos_id is None else self.bos_id]
-            return EncodedChat(start, [[*start, *self._ids(self._escape(text, mark), mark)] for text in answers])
+            texts = self._ids([self._escape(text, mark) for text in answers], mark)
+            return EncodedChat(start, [start + ids for ids in texts])
         turns = [Message(message.role, self._escape(message.content, mark)) for message in prompt]
         try:
             head = self._render(turns, generation=True)
             full = [self._render([*turns, Message("assistant", self._escape(text, mark))]) for text in answers]
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(f"{name}: the chat template refuses this conversation: {error}") from error
-        conversations = [self._ids(self._without_suffix(text) + self._ending, mark) for text in full]
-        return EncodedChat(self._ids(head, mark), conversations)
+        ids = self._ids([head, *(self._without_suffix(text) + self._ending for text in full)], mark)
+        return EncodedChat(ids[0], ids[1:])
 
     def ended(self, ids: list[int]) -> list[int]:
         """Return the ids of a conversation with one end token at their end."""
@@ -179,8 +182,8 @@ class ChatEncoder:
     def _escape(self, text: str, mark: str | None) -> str:
         return text if mark is None else self._text.escape(text, mark)
 
-    def _ids(self, text: str, mark: str | None) -> list[int]:
-        return self._text.encode(text) if mark is None else self._text.encode_marked(text, mark)
+    def _ids(self, texts: list[str], mark: str | None) -> list[list[int]]:
+        return self._text.encode(texts) if mark is None else [self._text.encode_marked(text, mark) for text in texts]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int:

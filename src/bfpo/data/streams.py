@@ -44,8 +44,10 @@ class TwoStreamDataset(Dataset[PairItem]):
     """Main pairs with an optional buffer, without state but the epoch.
 
     Which buffer pair an item holds follows from `(seed, epoch, index)` alone, so the sampler of the trainer brings
-    shuffling, sharding and exact resume. `set_epoch` must be called before an epoch's first item; the epoch lives in
-    shared memory, so that loader processes that outlive an epoch see it too.
+    shuffling, sharding and exact resume. `set_epoch` must be called before an epoch's first item, by a trainer callback
+    at the beginning of the epoch: accelerate forwards the epoch to a data set only while the sampler is not wrapped for
+    several processes or for skipping batches on resume. The epoch lives in shared memory, so that loader processes
+    that outlive an epoch see it too.
 
     Raises `DataError` for a stream without pairs, `SettingError` for a negative seed or epoch.
     """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bfpo.errors import SettingError
+from bfpo.files import write_bytes_whole
 from bfpo.schema import Completion, Message, Pair
 
 __all__ = ["completion_row", "pair_row", "write_completions", "write_pairs"]
@@ -61,17 +61,11 @@ def _label(value: float | None) -> float | bool | None:
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
-    if not path.name.lower().endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
+    name = path.name.lower()
+    if not name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
         raise SettingError(f"got {path.name}; files are written as .jsonl, .json, .jsonl.gz or .json.gz")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    num_rows = 0
-    try:
-        with gzip.open(temporary, "wb") if path.name.lower().endswith(".gz") else temporary.open("wb") as stream:
-            for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                num_rows += 1
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return num_rows
+    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+    content = b"".join(lines)
+    # Without a time stamp, the same rows give the same file and the same hash.
+    write_bytes_whole(path, gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
+    return len(lines)
