@@ -1,0 +1,190 @@
+"""The command line: fast and light to ask, one clear message for what cannot be done, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+import bfpo.stages
+from bfpo import __version__
+from bfpo.cli import app
+from bfpo.errors import DataError, TrainingError
+from bfpo.stages import STAGES
+
+HEAVY = {"torch", "transformers", "numpy", "accelerate", "peft", "scipy", "pyarrow", "matplotlib"}
+
+
+def bfpo_in_process(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def python(code: str, **keywords) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **keywords)
+
+
+@pytest.fixture
+def toy_stage(monkeypatch):
+    """Put a stage of the test's own in place of `bfpo.sandbox.toy`."""
+    module = SimpleNamespace(run=lambda config, folder: None, preview=lambda config: [f"{config.steps} steps"])
+    real = bfpo.stages.import_module
+    monkeypatch.setattr(
+        bfpo.stages, "import_module", lambda name: module if name == STAGES["toy"].module else real(name)
+    )
+    return module
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["nonsense"]])
+def test_asking_for_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys, json\nfrom bfpo.cli import app\n"
+        f"try: app({arguments!r})\nexcept SystemExit: pass\n"
+        "print('\\n' + json.dumps(sorted(sys.modules)))"
+    )
+    loaded = set(json.loads(python(code).stdout.splitlines()[-1]))
+    assert not HEAVY & loaded
+
+
+def test_listing_keys_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys\nfrom bfpo.cli import app\ntry: app(['train', '--keys'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    lines = python(code).stdout.splitlines()
+    assert lines[-1] == "[]"
+    assert any(line.startswith("data.split.held_out") and "(needed)" in line for line in lines)
+
+
+def test_help_answers_in_under_half_a_second():
+    seconds = []
+    for _ in range(3):  # processor time, and the best of some: other work on the machine only adds to the clock
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "bfpo", "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5
+
+
+def test_help_names_every_stage_and_every_option():
+    text = bfpo_in_process("--help").output
+    for name, stage in STAGES.items():
+        assert name in text
+        assert stage.help in text
+        options = bfpo_in_process(name, "--help").output
+        for option in ("--config", "--set", "--out", "--resume", "--dry-run", "--keys", "--debug"):
+            assert option in options
+    assert "--seeds" in bfpo_in_process("demo", "--help").output
+    assert "--full" in bfpo_in_process("demo", "--help").output
+
+
+def test_version_and_no_arguments():
+    assert bfpo_in_process("--version").output == f"bfpo {__version__}\n"
+    assert "Commands:" in bfpo_in_process().output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tran"], "No such command 'tran'"),
+        (["train", "--ou", "x"], "No such option: --ou"),
+        (["train", "--out"], "requires an argument"),
+        (["demo", "--seeds", "many", "--out", "x"], "--seeds"),
+        (["demo", "--seeds", "0", "--out", "x"], "--set seeds=0: seeds: got 0; allowed: a whole number >= 1"),
+        (["toy"], "--out: missing"),
+        (["toy", "--config", "none.yaml", "--out", "x"], "none.yaml: cannot read the config file"),
+        (["toy", "--set", "stps=3", "--out", "x"], "--set stps=3: stps: unknown key; did you mean 'steps'?"),
+        (["toy", "--set", "beta=-1", "--set", "steps=a", "--out", "x"], "error: 2 problems:\n  --set steps=a"),
+        (["train", "--out", "x"], "model: missing; needed: "),
+    ],
+)
+def test_bad_input_gets_one_message_and_exit_status_2(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = bfpo_in_process(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "words"),
+    [
+        (DataError.at("pairs.jsonl", 3, "no prompt"), 2, "error: pairs.jsonl:3: no prompt\n"),
+        (TrainingError("first loss is 3"), 1, "error: first loss is 3\n"),
+        (ZeroDivisionError("by zero"), 1, "error: bfpo toy failed: ZeroDivisionError: by zero; --debug shows where\n"),
+        (KeyboardInterrupt(), 130, "error: stopped; go on with the same command and --resume\n"),
+    ],
+)
+def test_exit_status_of_what_stops_a_run(toy_stage, tmp_path, error, exit_code, words):
+    def stop(config, folder):
+        raise error
+
+    toy_stage.run = stop
+    result = bfpo_in_process("toy", "--out", str(tmp_path / "run"))
+    assert result.exit_code == exit_code
+    assert result.stderr == words
+    again = bfpo_in_process("toy", "--out", str(tmp_path / "run"), "--resume", "--debug")
+    assert again.exit_code == exit_code
+    assert "Traceback" in again.stderr
+    assert "in stop" in again.stderr
+
+
+def test_a_run_its_second_start_and_its_dry_run(toy_stage, tmp_path, capfd):
+    out = str(tmp_path / "run")
+    dry = bfpo_in_process("toy", "--set", "steps=7", "--dry-run")
+    assert dry.exit_code == 0
+    assert dry.stdout.startswith("steps: 7\n")
+    assert dry.stdout.endswith("7 steps\n")
+    assert list(tmp_path.iterdir()) == []
+    assert bfpo_in_process("toy", "--out", out).exit_code == 0
+    refused = bfpo_in_process("toy", "--out", out)
+    assert refused.exit_code == 2
+    assert "holds a run of `toy` (finished)" in refused.stderr
+    again = bfpo_in_process("toy", "--out", out, "--resume")
+    assert again.exit_code == 0
+    assert "already finished, nothing to do" in again.stderr
+
+
+def test_demo_has_its_short_options(monkeypatch):
+    seen = []
+    monkeypatch.setattr("bfpo.cli._execute", seen.append)
+    assert bfpo_in_process("demo", "--out", "d", "--seeds", "3", "--full", "--set", "seed=5").exit_code == 0
+    assert list(seen[0].settings) == ["seed=5", "seeds=3", "full=true"]
+
+
+SLEEPER = """
+import sys, time, types
+import bfpo.stages
+def run(config, folder):
+    print("running", flush=True)
+    time.sleep(60)
+sys.modules["sleeper"] = types.SimpleNamespace(run=run)
+bfpo.stages.STAGES["toy"] = bfpo.stages.Stage("toy", "ToyConfig", "sleeper", "")
+from bfpo.cli import app
+app(["toy", "--out", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_leaves_a_folder_to_go_on_with(tmp_path, number, exit_code):
+    command = [sys.executable, "-c", SLEEPER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == exit_code
+    assert errors == "error: stopped; go on with the same command and --resume\n"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_python_m_bfpo_is_the_same_program():
+    result = subprocess.run([sys.executable, "-m", "bfpo", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"bfpo {__version__}\n"
