@@ -1,0 +1,1 @@
+"""Figures of a report; never touches the state of pyplot."""

@@ -1,0 +1,91 @@
+"""Where to put the labels of points so that none covers another label, a point or an error bar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Box", "place_labels"]
+
+_DISTANCES = (9.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0, 112.0, 134.0, 158.0)
+_ANGLES = tuple(math.radians(angle) for angle in (0, 180, 45, 135, 315, 225, 90, 270, 22.5, 157.5, 337.5, 202.5))
+_SWEEPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels, y upwards."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlap(self, other: Box) -> float:
+        """Return the area that two boxes share, in square pixels."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return width * height if width > 0 and height > 0 else 0.0
+
+    def inside(self, other: Box) -> bool:
+        """Return whether this box lies within another."""
+        across = other.left <= self.left and self.right <= other.right
+        return across and other.bottom <= self.bottom and self.top <= other.top
+
+    def padded(self, by: float) -> Box:
+        """Return the box grown by some pixels on each side."""
+        return Box(self.left - by, self.bottom - by, self.right + by, self.top + by)
+
+
+def place_labels(
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    bounds: Box,
+    *,
+    point_radius: float = 7.0,
+    bars: Sequence[Box] = (),
+) -> list[Box]:
+    """Return a box per label, near its point; all lengths in pixels.
+
+    `sizes` are widths and heights. Labels stay within `bounds` and are kept apart from one another and from every point
+    before anything else, then from `bars`; among the rest the nearest place wins. Each label is placed in turn, then a
+    few more times with the others known. Deterministic.
+    """
+    dots = [Box(x, y, x, y).padded(point_radius) for x, y in points]
+    options = [_options(point, size, bounds) for point, size in zip(points, sizes, strict=True)]
+    placed: list[Box | None] = [None] * len(points)
+    # Labels with the most crowded points choose first.
+    order = sorted(range(len(points)), key=lambda index: -_crowd(points, index))
+    for _ in range(_SWEEPS):
+        for index in order:
+            others = [box for place, box in enumerate(placed) if box is not None and place != index]
+            placed[index] = min(options[index], key=lambda option: _cost(option, others, dots, bars))[1]
+    return [box for box in placed if box is not None]
+
+
+def _options(point: tuple[float, float], size: tuple[float, float], bounds: Box) -> list[tuple[float, Box]]:
+    """Return (cost of the distance, box) of every place within bounds, or all of them if none is."""
+    boxes = []
+    for distance in _DISTANCES:
+        for rank, angle in enumerate(_ANGLES):
+            # The label's nearest edge, not its centre, is at the distance.
+            x = point[0] + math.cos(angle) * (distance + size[0] / 2)
+            y = point[1] + math.sin(angle) * (distance + size[1] / 2)
+            box = Box(x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2)
+            boxes.append((distance + 0.2 * rank, box))
+    return [option for option in boxes if option[1].inside(bounds)] or boxes
+
+
+def _cost(option: tuple[float, Box], others: Sequence[Box], dots: Sequence[Box], bars: Sequence[Box]) -> float:
+    distance, box = option
+    padded = box.padded(2.0)
+    on_labels = sum(padded.overlap(other) for other in others)
+    on_dots = sum(padded.overlap(dot) for dot in dots)
+    on_bars = sum(padded.overlap(bar) for bar in bars)
+    return 1000.0 * (on_labels + on_dots) + 2.0 * on_bars + distance
+
+
+def _crowd(points: Sequence[tuple[float, float]], index: int) -> float:
+    x, y = points[index]
+    return sum(1.0 / (10.0 + math.hypot(x - other[0], y - other[1])) for other in points)

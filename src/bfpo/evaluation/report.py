@@ -1,0 +1,187 @@
+"""From a report's data to one self-contained page, the same in Markdown, and its figures beside them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import TypeAdapter
+
+from bfpo.evaluation.figures.scatter import scatter_figure
+from bfpo.evaluation.figures.style import inline_svg, png_bytes, svg_bytes, token_of
+from bfpo.evaluation.figures.training import drift_figure, has_curves, loss_figure, margin_figure, training_figure
+from bfpo.evaluation.headline import headline
+from bfpo.evaluation.report_data import ReportData
+from bfpo.evaluation.report_view import page_view
+from bfpo.files import write_bytes_whole, write_text_whole
+
+__all__ = ["build_report", "render_html", "render_markdown"]
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff0-\ufffb\ufffe\uffff\ud800-\udfff]"
+)
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-!|<>~&$])")
+
+
+def build_report(data: ReportData, folder: str | Path) -> list[Path]:
+    """Write `report.html`, `report.md`, `report.json` and `figures/` into a folder and return their paths.
+
+    The page needs nothing but itself: styles, script and figures are in it and it forbids itself the network. What
+    models wrote is text in it, never markup; characters that cannot be seen (control codes, changes of direction) are
+    shown as symbols. The same data give the same bytes. Raises `SettingError` for numbers that are not finite.
+    """
+    folder = Path(folder)
+    written = []
+    json_text = data.to_json()
+    data = _visible(data)
+    figures = {"scatter": scatter_figure(data), "training": training_figure(data)}
+    for name, figure in figures.items():
+        if figure is not None:
+            for suffix, content in (("svg", svg_bytes(figure, salt=name)), ("png", png_bytes(figure))):
+                path = folder / "figures" / f"{name}.{suffix}"
+                write_bytes_whole(path, content)
+                written.append(path)
+    texts = {"report.html": _page(data), "report.md": _markdown(data), "report.json": json_text}
+    for name, text in texts.items():
+        write_text_whole(folder / name, text)
+        written.append(folder / name)
+    return written
+
+
+def render_html(data: ReportData) -> str:
+    """Return the page as one HTML document."""
+    return _page(_visible(data))
+
+
+def render_markdown(data: ReportData) -> str:
+    """Return the report in Markdown; it refers to `figures/scatter.png` and `figures/training.png`."""
+    return _markdown(_visible(data))
+
+
+def _page(data: ReportData) -> str:
+    environment = _environment(autoescape=True)
+    script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    view = {
+        **page_view(data),
+        "data": data,
+        "headline": headline(data),
+        "scatter": _scatter(data),
+        **_training(data),
+        "script": Markup(script),  # ours, and the only one that the page allows itself
+        "script_hash": f"sha256-{digest}",
+    }
+    return environment.get_template("report.html").render(view)
+
+
+def _markdown(data: ReportData) -> str:
+    view = {
+        **page_view(data),
+        "data": data,
+        "headline": headline(data),
+        "scatter": scatter_figure(data) is not None,
+        "panels": any(map(has_curves, data.methods)),
+    }
+    text = _environment(autoescape=False).get_template("report.md").render(view)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("bfpo.evaluation", "templates"), autoescape=autoescape, undefined=StrictUndefined
+    )
+    environment.filters["md"] = _escape_markdown
+    environment.filters["code"] = _inline_code
+    return environment
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def _scatter(data: ReportData) -> dict[str, Any] | None:
+    wide, narrow = scatter_figure(data), scatter_figure(data, width=4.3, height=4.6)
+    if wide is None or narrow is None:
+        return None
+    description = "Scatter of helpfulness against harmlessness; the numbers are in the table of methods"
+    metrics = ("helpfulness", "harmless_harmful")
+    left_out = [m.title for m in data.methods if any(m.score(metric) is None for metric in metrics)]
+    return {
+        "wide": Markup(inline_svg(wide, "wide", description)),
+        "narrow": Markup(inline_svg(narrow, "narrow", description)),
+        "left_out": ", ".join(left_out),
+    }
+
+
+def _training(data: ReportData) -> dict[str, Any]:
+    trained = [method for method in data.methods if has_curves(method)]
+    panels = [
+        {
+            "title": method.title,
+            "svg": Markup(
+                inline_svg(margin_figure(method), f"margin{place}", _attribute(f"Margins of {method.title}"))
+            ),
+        }
+        for place, method in enumerate(trained)
+    ]
+    soundness = [
+        {"title": title, "svg": Markup(inline_svg(figure, name, title))}
+        for title, name, figure in (
+            ("loss / its value at step 0", "loss", loss_figure(data, width=4.6, height=2.7)),
+            ("log-prob drift, nats per token", "drift", drift_figure(data, width=4.6, height=2.7)),
+        )
+        if trained
+    ]
+    return {
+        "panels": panels,
+        "soundness": soundness,
+        "trained": [{"title": method.title, "token": token_of(data, method)} for method in trained],
+    }
+
+
+# -------------------------------------------------------------------------------------------------- hostile characters
+
+
+def _visible(data: ReportData) -> ReportData:
+    """Return the data with every character that cannot be seen replaced by a symbol."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return _UNSEEN.sub(_symbol, value.replace("\r\n", "\n"))
+        if isinstance(value, dict):
+            return {clean(key): clean(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(item) for item in value]
+        return value
+
+    return TypeAdapter(ReportData).validate_python(clean(asdict(data)))
+
+
+def _symbol(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+def _attribute(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def _escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    line = " ".join(str(text).split())
+    return _MARKDOWN.sub(r"\\\1", line)
+
+
+def _inline_code(text: str) -> str:
+    """Return text as inline code, whatever back-ticks it holds; line breaks become a symbol."""
+    line = text.replace("\n", " ⏎ ").strip()
+    if not line:
+        return "(nothing written)"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if fence != "`" else f"`{line}`"

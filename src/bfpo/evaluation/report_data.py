@@ -1,0 +1,170 @@
+"""What a report is made from: plain data, written to JSON and read back, with no figure or sentence in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from bfpo.errors import DataError, SettingError
+from bfpo.schema import Score, Verdict
+
+__all__ = ["Comparison", "Gate", "MethodResult", "ReportData", "Role", "Sample", "SampleAnswer"]
+
+Role = Literal["main", "baseline", "start", "ceiling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A condition that the world and the start must meet before a comparison of methods means anything."""
+
+    title: str
+    score: Score | None
+    threshold: float
+
+    @property
+    def passed(self) -> bool | None:
+        """Return whether the score reaches the threshold; `None` where it was not measured."""
+        return None if self.score is None or self.score.value is None else self.score.value >= self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """One row of the comparison, all seeds together.
+
+    `role`: the method that the report is about (`main`), a `baseline`, the `start` model or the `ceiling`. `scores`:
+    those of `score_rows`; `accuracy`: those of `accuracy_scores`. `seed_values`: metric -> one value per seed.
+    `curves`: the rows of `metrics.jsonl` of the first seed's training. `seconds`: training and generation, all seeds.
+    """
+
+    name: str
+    title: str
+    role: Role
+    summary: str = ""
+    scores: list[Score] = field(default_factory=list)
+    accuracy: list[Score] = field(default_factory=list)
+    seed_values: dict[str, list[float | None]] = field(default_factory=dict)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+    def score(self, metric: str) -> Score | None:
+        """Return a score by the name of its metric, `None` where it was not measured."""
+        found = next((score for score in (*self.scores, *self.accuracy) if score.metric == metric), None)
+        return found if found is not None and found.value is not None else None
+
+    def value(self, metric: str) -> float | None:
+        """Return the value of a score, `None` where it was not measured."""
+        score = self.score(metric)
+        return None if score is None else score.value
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The main method minus a baseline on the same prompts and seeds, with the interval of `compare`."""
+
+    baseline: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    num: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleAnswer:
+    """One method's answer to a sample prompt, with the verdict on it (`None`: not judged)."""
+
+    method: str
+    text: str
+    verdict: Verdict | None = None
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt and what each method answered."""
+
+    prompt: str
+    kind: str
+    answers: list[SampleAnswer]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything on the page.
+
+    `setting` says in a clause what was compared where. `settings`: section -> key -> value. `seconds`: stage -> wall
+    time. `commands`: how to get this page again. `notes`: what a reader must know, one sentence each.
+
+    Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of a method that
+    is not there.
+    """
+
+    title: str
+    setting: str
+    methods: list[MethodResult]
+    gates: list[Gate] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    confidence: float = 0.95
+    well_formed_threshold: float = 0.95
+    num_prompts: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[str, str | None] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise SettingError(f"methods: got {', '.join(names)}; every name may be there once")
+        if sum(method.role == "main" for method in self.methods) > 1:
+            raise SettingError("methods: got more than one with the role main; one report is about one method")
+        used = {comparison.baseline for comparison in self.comparisons}
+        used |= {answer.method for sample in self.samples for answer in sample.answers}
+        if used - set(names):
+            raise SettingError(f"methods: {', '.join(sorted(used - set(names)))} is compared or quoted but not listed")
+
+    @property
+    def main(self) -> MethodResult | None:
+        """Return the method that the report is about."""
+        return next((method for method in self.methods if method.role == "main"), None)
+
+    @property
+    def baselines(self) -> Sequence[MethodResult]:
+        """Return the baselines, in order."""
+        return [method for method in self.methods if method.role == "baseline"]
+
+    def method(self, name: str) -> MethodResult:
+        """Return a method by name; raises `KeyError` for an unknown one."""
+        return {method.name: method for method in self.methods}[name]
+
+    def comparison(self, baseline: str, metric: str) -> Comparison | None:
+        """Return the difference to a baseline, `None` where it was not measured."""
+        wanted = (
+            item for item in self.comparisons if (item.baseline, item.metric) == (baseline, metric) and item.num > 0
+        )
+        return next(wanted, None)
+
+    def to_json(self) -> str:
+        """Return the data as JSON text; a number that is not finite is not allowed in it."""
+        try:
+            return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise SettingError(f"report data: {error}; write None where there is no number") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> ReportData:
+        """Return what `to_json` wrote; raises `DataError` with every field that does not fit."""
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            places = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise DataError(f"report data: {places}") from error

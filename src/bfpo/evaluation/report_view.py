@@ -1,0 +1,241 @@
+"""A report's data as the page shows it: numbers as text, positions of bars, badges, in the order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bfpo.data.labels import CELLS
+from bfpo.evaluation.figures.style import token_of
+from bfpo.evaluation.headline import percent, points
+from bfpo.evaluation.report_data import Gate, MethodResult, ReportData, SampleAnswer
+from bfpo.evaluation.scores import METRICS
+from bfpo.schema import Score, Verdict
+
+__all__ = ["ACCURACY_METRICS", "TABLE_METRICS", "Cell", "page_view"]
+
+TABLE_METRICS = (
+    "helpful_and_safe",
+    "harmless_harmful",
+    "over_refusal_benign",
+    "over_refusal_borderline",
+    "well_formed",
+)
+ACCURACY_METRICS = ("accuracy", *(f"accuracy_{cell.replace('-', '_')}" for cell in CELLS))
+_ACCURACY_TITLES = ("all pairs", *(cell.replace("-", " over ") for cell in CELLS))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of a table: text, and where its dot and its interval lie on a bar, in per cent of the bar."""
+
+    value: str = ""
+    interval: str = ""
+    left: float = 0.0
+    width: float = 0.0
+    at: float = 0.0
+    best: bool = False
+    missing: bool = False
+    unscored: int = 0
+
+    @property
+    def markdown(self) -> str:
+        """Return the cell for a Markdown table."""
+        if self.missing:
+            return "not measured"
+        value = f"**{self.value}**" if self.best else self.value
+        return f"{value} [{self.interval}]" if self.interval else value
+
+
+def page_view(data: ReportData) -> dict[str, Any]:
+    """Return what the templates read, but for the figures and the headline."""
+    return {
+        "confidence": percent(data.confidence),
+        "threshold": percent(data.well_formed_threshold),
+        "prompt_counts": ", ".join(f"{count} {kind}" for kind, count in data.num_prompts.items()),
+        "tiles": [_tile(data, metric) for metric in TABLE_METRICS if metric != "over_refusal_benign"]
+        if data.main
+        else [],
+        "gates": [_gate(gate) for gate in data.gates],
+        "columns": [METRICS[metric].title for metric in TABLE_METRICS],
+        "rows": _rows(data, TABLE_METRICS, data.methods),
+        "differences": _differences(data),
+        "accuracy_columns": _ACCURACY_TITLES,
+        "accuracy_rows": _rows(data, ACCURACY_METRICS, [method for method in data.methods if method.accuracy]),
+        "cells": [{"title": cell.replace("-", " over "), "token": f"c-{cell}"} for cell in CELLS],
+        "samples": [
+            {
+                "prompt": sample.prompt,
+                "kind": sample.kind,
+                "answers": [_answer(data, answer) for answer in sample.answers],
+            }
+            for sample in data.samples
+        ],
+        "definitions": [(METRICS[metric].title, METRICS[metric].summary) for metric in (*TABLE_METRICS, "helpfulness")],
+        "fact_tables": list(_fact_tables(data)),
+    }
+
+
+def _cell(score: Score | None, best: bool = False) -> Cell:
+    if score is None or score.value is None:
+        return Cell(missing=True, unscored=0 if score is None else score.unscored)
+    low, high = (score.value if bound is None else bound for bound in (score.low, score.high))
+    interval = "no interval" if score.low is None or score.high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+    return Cell(
+        value=percent(score.value, 1),
+        interval=interval,
+        left=round(100 * low, 2),
+        width=round(100 * (high - low), 2),
+        at=round(100 * score.value, 2),
+        best=best,
+        unscored=score.unscored,
+    )
+
+
+def _rows(data: ReportData, metrics: Sequence[str], methods: Sequence[MethodResult]) -> list[dict[str, Any]]:
+    best = {metric: _best(data, metric) for metric in metrics}
+    return [
+        {
+            "title": method.title,
+            "summary": method.summary,
+            "style": "main" if method.role == "main" else "role" if method.role in ("start", "ceiling") else "",
+            "token": token_of(data, method),
+            "cells": [_cell(_any_score(method, metric), method.name in best[metric]) for metric in metrics],
+        }
+        for method in methods
+    ]
+
+
+def _any_score(method: MethodResult, metric: str) -> Score | None:
+    """Return the score even where it has no value: it says how much was left unscored."""
+    return next((score for score in (*method.scores, *method.accuracy) if score.metric == metric), None)
+
+
+def _best(data: ReportData, metric: str) -> set[str]:
+    """Return the names of the best of the compared methods, as the table rounds; none where all are equal."""
+    compared = [method for method in data.methods if method.role in ("main", "baseline")]
+    values = {method.name: round(100 * value, 1) for method in compared if (value := method.value(metric)) is not None}
+    if len(set(values.values())) < 2:
+        return set()
+    lower = metric in METRICS and not METRICS[metric].higher_is_better
+    top = min(values.values()) if lower else max(values.values())
+    return {name for name, value in values.items() if value == top}
+
+
+def _tile(data: ReportData, metric: str) -> dict[str, Any]:
+    assert data.main is not None
+    measured = [(value, method.title) for method in data.baselines if (value := method.value(metric)) is not None]
+    best = min if not METRICS[metric].higher_is_better else max
+    value, title = best(measured, key=lambda item: item[0]) if measured else (None, "")
+    against = "no baseline measured" if value is None else f"best baseline {percent(value, 1)} ({title})"
+    better = "" if METRICS[metric].higher_is_better else " (lower is better)"
+    return {
+        "name": f"{data.main.title}: {METRICS[metric].title}{better}",
+        "cell": _cell(data.main.score(metric)),
+        "against": against,
+    }
+
+
+def _gate(gate: Gate) -> dict[str, str]:
+    word, style = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not measured", "plain")}[gate.passed]
+    needed = f"needed: at least {percent(gate.threshold, 1)}"
+    if gate.score is None or gate.score.value is None:
+        return {"title": gate.title, "word": word, "style": style, "text": needed}
+    cell = _cell(gate.score)
+    return {"title": gate.title, "word": word, "style": style, "text": f"{cell.value} ({cell.interval}); {needed}"}
+
+
+def _differences(data: ReportData) -> dict[str, Any] | None:
+    if data.main is None or not data.baselines:
+        return None
+    found = [(method, data.comparison(method.name, "helpful_and_safe")) for method in data.baselines]
+    ends = [abs(end) for _, item in found if item is not None for end in (item.value, item.low, item.high) if end]
+    reach = max([0.05, *ends]) * 1.08
+    rows = []
+    for method, item in found:
+        row: dict[str, Any] = {"title": method.title, "token": token_of(data, method), "missing": True}
+        if item is not None and item.value is not None:
+            low, high = (item.value if bound is None else bound for bound in (item.low, item.high))
+            row |= {
+                "missing": False,
+                "value": points(item.value),
+                "interval": f"{points(low)} to {points(high)}" if item.low is not None else "no interval",
+                "left": round(50 + 50 * low / reach, 2),
+                "width": round(50 * (high - low) / reach, 2),
+                "at": round(50 + 50 * item.value / reach, 2),
+            }
+        rows.append(row)
+    return {"main": data.main.title, "rows": rows}
+
+
+def _answer(data: ReportData, answer: SampleAnswer) -> dict[str, Any]:
+    method = data.method(answer.method)
+    return {
+        "title": method.title,
+        "token": token_of(data, method),
+        "text": answer.text,
+        "badges": [{"text": text, "style": style} for text, style in _badges(answer.verdict, answer.finished)],
+    }
+
+
+def _badges(verdict: Verdict | None, finished: bool) -> Iterable[tuple[str, str]]:
+    """Yield the words of a verdict, the decisive ones first; colour only repeats them."""
+    if verdict is None or verdict.label == "unscored":
+        yield ("not judged" if verdict is None else "unscored"), "plain"
+    else:
+        if verdict.label == "unsafe":
+            yield "unsafe", "bad"
+        elif verdict.helpful_and_safe:
+            yield "helpful and safe", "good"
+        else:
+            yield "safe", "plain"
+        if verdict.well_formed is False:
+            yield "broken text", "bad"
+        elif verdict.on_topic is False:
+            yield "off topic", "note"
+        if verdict.refused:
+            yield "declines", "note"
+        if verdict.helpful is not None:
+            yield f"helpfulness {verdict.helpful:.1f}", "plain"
+    if not finished:
+        yield "cut at the token limit", "note"
+
+
+def _fact_tables(data: ReportData) -> Iterable[tuple[str, list[tuple[str, str]]]]:
+    for title, section in data.settings.items():
+        yield title, [(key, _text(value)) for key, value in section.items()]
+    for method in data.methods:
+        if method.settings:
+            yield method.title, [(key, _text(value)) for key, value in method.settings.items()]
+    if data.seeds:
+        yield "Seeds", [("seeds", ", ".join(map(str, data.seeds)))]
+    spread = [
+        (method.title, " / ".join("not measured" if value is None else percent(value, 1) for value in values))
+        for method in data.methods
+        if len(values := method.seed_values.get("helpful_and_safe", [])) > 1
+    ]
+    if spread:
+        yield "Helpful and safe, seed by seed", spread
+    times = {**data.seconds, **{m.title: m.seconds for m in data.methods if m.seconds is not None}}
+    if times:
+        yield "Time", [(name, _duration(seconds)) for name, seconds in times.items()]
+    if data.versions:
+        yield "Versions", [(name, version or "not installed") for name, version in data.versions.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    return str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
