@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers import BOS, CHATML, EOS, IM_END, SPECIAL, byte_ids, byte_tokenizer
 from tokenizers import AddedToken
 
 from bfpo.data.chat import ChatEncoder, TextEncoder, end_token_id
 from bfpo.errors import DataError, ModelError
 from bfpo.schema import Message
+from helpers import BOS, CHATML, EOS, IM_END, SPECIAL, byte_ids, byte_tokenizer
 
 QUESTION = (Message("user", "q"),)
 BODY = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% if m['role'] == 'assistant' %}%s{% endif %}"

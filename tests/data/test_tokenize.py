@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import BOS, CHATML, EOS, IM_END, byte_ids, byte_tokenizer, make_pair
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bfpo.data.labels import resolve_labels
@@ -14,6 +13,7 @@ from bfpo.data.read import read_pairs
 from bfpo.data.tokenize import TokenPair, prompt_ids, tokenize_completions, tokenize_pairs
 from bfpo.errors import DataError, LabelError, ModelError, SettingError
 from bfpo.schema import Completion, Message, Pair
+from helpers import BOS, CHATML, EOS, IM_END, byte_ids, byte_tokenizer, make_pair
 
 PROMPT = [BOS, *byte_ids("User:\nq\n\nAssistant:\n")]  # 21 tokens
 
@@ -94,7 +94,12 @@ def test_cuts_keep_completions_and_are_counted(
             flat += byte_ids(part) if isinstance(part, str) else [part]
         expected.append(flat)
     assert ids(pair) == (prompt, *expected)
-    seen = (report.prompt_truncated, report.completion_truncated, report.cut_prompt_tokens, report.cut_completion_tokens)
+    seen = (
+        report.prompt_truncated,
+        report.completion_truncated,
+        report.cut_prompt_tokens,
+        report.cut_completion_tokens,
+    )
     assert seen == counts
     assert report.cut_tokens == counts[2] + counts[3]
     assert report.longest_tokens <= limits.get("max_length", 1024)
@@ -181,8 +186,8 @@ def _from_file(shared_data: Path, name: str) -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("template", [None, CHATML])
 def test_real_tokenizers_on_real_pairs(shared_data: Path, family: str, template: str | None) -> None:
     tokenizer = _stories(shared_data) if family == "stories" else _from_file(shared_data, family)
-    pairs: list[Pair] = read_pairs([shared_data / "preferences" / "xstest_bfpo_pairs.jsonl"]).pairs[::40]
-    buffer = read_pairs([shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz"]).pairs[::100]
+    pairs: list[Pair] = read_pairs([shared_data / "preferences" / "xstest_bfpo_pairs.jsonl"]).pairs[::300]
+    buffer = read_pairs([shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz"]).pairs[::300]
     pairs += resolve_labels(buffer, unknown="safe")[0]
     token_pairs, report = tokenize_pairs(pairs, tokenizer, max_length=100_000, chat_template=template)
     assert report.cut_tokens == 0

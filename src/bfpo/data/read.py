@@ -134,7 +134,7 @@ class _Ids:
                 raise RowError("id", "duplicate id", f"{pair.id} (first at {self._seen[name]})")
             repetition += 1
             name = f"{pair.id}-{repetition}"
-        self._seen[name] = f"{file}:{row.line}"
+        self._seen[name] = f"{file.name}:{row.line}"
         return pair if name == pair.id else replace(pair, id=name)
 
 
