@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
-.PHONY: help demo test test-all lint types imports tests format setup clean-venv
+.PHONY: help demo test test-all test-lowest lint types imports tests format setup clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,13 @@ test: lint types imports tests
 
 test-all: lint types imports $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
+
+# The lower bounds of the dependencies, in an environment of their own.
+test-lowest: $(VENV)/.made
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install -qq -r constraints-lowest.txt
+	$(VENV)-lowest/bin/python -m pip install -qq -c constraints-lowest.txt -e . pytest pytest-xdist hypothesis import-linter
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

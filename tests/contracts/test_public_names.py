@@ -1,0 +1,88 @@
+"""What others build on: the public names, their signatures, and that importing them costs nothing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from importlib import import_module
+
+import pytest
+
+import bfpo
+from bfpo.config import METHOD_SETTINGS, StageConfig
+from bfpo.stages import STAGES
+
+PARAMETERS = {
+    "preference_loss": (
+        "margin, chosen_is_safe, rejected_is_safe, method, beta, alpha, safety_weight, safedpo_delta, bso_shift, "
+        "sba_lambda, sba_scale, sba_clamp"
+    ),
+    "bfpo_target": "chosen_is_safe, rejected_is_safe, alpha, safety_weight",
+    "anchor": "favoured, mean_nll_chosen, mean_nll_rejected, chosen_is_safe, rejected_is_safe",
+    "read_pairs": "files, layout, columns, source",
+    "load_config": "cls, path, overrides",
+    "run_stage": "name, config, out, resume",
+    "Pair": "id, prompt, chosen, rejected, chosen_is_safe, rejected_is_safe, source",
+    "Message": "role, content",
+    "Prompt": "id, messages, kind",
+    "Completion": "id, prompt, text, model, kind, finished",
+}
+
+
+def test_every_public_name_is_there():
+    for name in bfpo.__all__:
+        assert getattr(bfpo, name) is not None
+    assert set(bfpo.__all__) <= set(dir(bfpo))
+
+
+def test_names_for_the_type_checker_are_the_names_at_run_time():
+    for home, names in bfpo._HOMES.items():
+        module = import_module(home)
+        for name in names:
+            assert getattr(bfpo, name) is getattr(module, name)
+            assert name in module.__all__, f"{home}.{name}"
+    assert {"__version__", *bfpo._HOME_OF} == set(bfpo.__all__)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_signatures_change_only_on_purpose(name):
+    assert ", ".join(inspect.signature(getattr(bfpo, name)).parameters) == PARAMETERS[name]
+
+
+def test_an_unknown_name_is_an_error():
+    with pytest.raises(AttributeError, match="has no attribute 'prefrence_loss'"):
+        bfpo.prefrence_loss  # noqa: B018
+
+
+def test_the_light_modules_import_neither_torch_nor_transformers():
+    code = (
+        "import sys, json\nimport bfpo, bfpo.cli, bfpo.stages, bfpo.config, bfpo.runs, bfpo.schema, bfpo.errors\n"
+        "bfpo.Pair, bfpo.load_config, bfpo.run_stage\n"
+        "print(json.dumps([name for name in ('torch', 'transformers', 'numpy', 'pyarrow') if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == []
+
+
+def test_every_error_is_ours_and_the_standard_type_it_stands_for():
+    from bfpo import errors
+
+    kinds = [getattr(errors, name) for name in errors.__all__ if name != "BfpoError"]
+    for kind in kinds:
+        assert issubclass(kind, errors.BfpoError)
+        assert issubclass(kind, (ValueError, RuntimeError, ImportError))
+        assert kind.exit_code in (1, 2)
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_every_stage_of_the_table_can_run_and_preview(stage):
+    assert issubclass(stage.config_class(), StageConfig)
+    assert list(inspect.signature(stage.run()).parameters) == ["config", "folder"]
+    assert list(inspect.signature(stage.preview()).parameters) == ["config"]
+
+
+def test_the_trainer_takes_every_setting_of_the_methods():
+    assert {field.name for field in fields(bfpo.BFPOConfig)} >= METHOD_SETTINGS | {"method", "reduction"}

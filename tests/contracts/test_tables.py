@@ -1,0 +1,86 @@
+"""Tables that name the same things in two places agree, and no setting is accepted and not read."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+import bfpo
+import bfpo.config
+from bfpo.config import METHOD_SETTINGS, AlignConfig, DataConfig, EvaluateConfig, MethodSettings, SftDataConfig
+from bfpo.config.describe import describe_keys
+from bfpo.data.sources import LAYOUTS
+from bfpo.objective.losses import METHODS, preference_loss
+from bfpo.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(bfpo.__file__).parent
+
+
+def choices(config, key: str) -> tuple[str, ...]:
+    return get_args(config.model_fields[key].annotation)
+
+
+def test_the_config_offers_every_method_and_every_setting():
+    assert choices(MethodSettings, "method") == tuple(METHODS)
+    assert frozenset().union(*(method.reads for method in METHODS.values())) == METHOD_SETTINGS
+    parameters = inspect.signature(preference_loss).parameters
+    for name in METHOD_SETTINGS:
+        default = parameters[name].default
+        assert default in (inspect.Parameter.empty, MethodSettings.model_fields[name].default), name
+    config = MethodSettings()
+    assert set(config.method_settings()) == METHOD_SETTINGS <= parameters.keys()
+
+
+def test_the_config_offers_every_layout():
+    assert set(choices(DataConfig, "layout")) == {"auto", *LAYOUTS}
+    assert set(choices(SftDataConfig, "layout")) == {"auto", "completions", *LAYOUTS}
+
+
+def test_evaluation_knows_which_half_reads_a_key():
+    pairs_only = EvaluateConfig(model="m", reference="r", data={"files": "a"}).resolved().keys()
+    completions_only = EvaluateConfig(completions="c").resolved().keys()
+    assert pairs_only | completions_only == set(EvaluateConfig.model_fields)
+    assert pairs_only & completions_only == {"confidence", "bootstrap_samples", "seed", "threads"}
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+def test_every_setting_is_named_where_settings_are_read(stage):
+    sources = [path for path in PACKAGE.rglob("*.py") if "config" not in path.relative_to(PACKAGE).parts]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
+    whole = ("lora.", "model.")  # sections that are handed on as they are
+    keys = [key for key in describe_keys(stage.config_class()) if not key.name.startswith(whole)]
+    assert [key.name for key in keys if key.name.rpartition(".")[2] not in words] == []
+
+
+def test_defaults_of_train_hold_together():
+    config = AlignConfig(model="m", data={"files": "a"})
+    assert config.pairs_per_step % config.pairs_per_microbatch == 0
+
+
+RECIPES = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
+def test_every_recipe_is_the_config_of_a_stage(path):
+    def loads(stage) -> bool:
+        try:
+            bfpo.config.load_config(stage.config_class(), path)
+        except bfpo.BfpoError:
+            return False
+        return True
+
+    assert any(loads(stage) for stage in STAGES.values()), f"{path} fits no stage; run it with --dry-run to see why"
+
+
+def test_the_citation_names_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    paper = citation["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Zhang", "Torr", "Elhoseiny", "Bibi"]
+    assert paper["year"] == 2025
+    assert paper["identifiers"][0]["value"] == "arXiv:2408.15313"
