@@ -1,0 +1,159 @@
+"""What each method does to each cell of labels, as one table; and the table itself."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from bfpo.errors import SettingError
+from bfpo.objective.losses import METHODS, loss_at_start, preference_loss
+from bfpo.objective.methods import LossSettings
+
+CELLS = {"safe-safe": (1.0, 1.0), "safe-unsafe": (1.0, 0.0), "unsafe-safe": (0.0, 1.0), "unsafe-unsafe": (0.0, 0.0)}
+CHOSEN, REJECTED = (torch.tensor(column, dtype=torch.float64) for column in zip(*CELLS.values(), strict=True))
+LOG2 = math.log(2)
+SBA_EDGE = (0.2 * math.expm1(36) - 1.2 * math.expm1(-6)) / (4 * 0.2 * 1.2)
+
+# Per cell, in the order of CELLS: favoured (+1 chosen, -1 rejected, 0 none), dropped, and the loss at beta 0.1 before
+# the first step, with the settings at their defaults.
+GOLDEN = {
+    "bfpo": ([1, 1, -1, -1], [0, 0, 0, 0], [25, 100, 100, 25]),
+    "ipo": ([1, 1, 1, 1], [0, 0, 0, 0], [25, 25, 25, 25]),
+    "dpo_h": ([1, 1, 1, 1], [0, 0, 0, 0], [LOG2] * 4),
+    "dpo_s": ([0, 1, -1, 0], [1, 0, 0, 1], [0, LOG2, LOG2, 0]),
+    "dpo_mix": ([1, 1, 0, 1], [0, 0, 0, 0], [LOG2, 2 * LOG2, 2 * LOG2, LOG2]),
+    "dpo_safe_first": ([1, 1, -1, 1], [0, 0, 0, 0], [LOG2] * 4),
+    "safedpo": ([1, 1, -1, 0], [0, 0, 0, 1], [LOG2, math.log1p(math.exp(10)), math.log1p(math.exp(10)), 0]),
+    "bso": ([1, 1, -1, 0], [0, 0, 0, 1], [LOG2, math.log1p(math.exp(30)), math.log1p(math.exp(30)), 0]),
+    "bso_sba": ([1, 1, -1, 0], [0, 0, 0, 1], [0, SBA_EDGE, SBA_EDGE, 0]),
+}
+TARGETS = {"bfpo": [0.5, 1.0, -1.0, -0.5], "ipo": [0.5] * 4}
+
+
+def test_every_method_is_in_the_golden_table():
+    assert list(METHODS) == list(GOLDEN)
+    assert all(name == method.name for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_does_to_each_cell(method):
+    favoured, dropped, at_start = GOLDEN[method]
+    result = preference_loss(torch.zeros(4, dtype=torch.float64), CHOSEN, REJECTED, method=method, beta=0.1)
+    assert result.favoured.tolist() == favoured
+    assert result.favoured.dtype == torch.int8
+    assert result.dropped.tolist() == [bool(value) for value in dropped]
+    assert result.swapped.tolist() == [value < 0 for value in favoured]
+    assert result.loss.tolist() == pytest.approx(at_start, rel=1e-12)
+    assert torch.equal(loss_at_start(CHOSEN, REJECTED, method=method, beta=0.1), result.loss)
+    if METHODS[method].has_target:
+        assert result.target.tolist() == TARGETS[method]
+    else:
+        assert bool(result.target.isnan().all())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_moves_the_favoured_completion_up(method):
+    margin = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    result = preference_loss(margin, CHOSEN, REJECTED, method=method, beta=0.1)
+    (gradient,) = torch.autograd.grad(result.loss.sum(), margin)
+    assert gradient.sign().neg().tolist() == GOLDEN[method][0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_reads_what_it_says_it_reads(method):
+    """A setting changes loss or gradient somewhere if and only if the row names it."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(LossSettings).parameters.items()
+        if name != "beta"
+    }
+    # Away from the edges of the clamp, at margins that reach both of its sides.
+    settings = {**defaults, "beta": 0.7, "bso_shift": 3.0, "sba_clamp": 5.0}
+    changed = {
+        "beta": 0.9, "alpha": 0.3, "safety_weight": 2.0, "safedpo_delta": 4.0, "bso_shift": 2.0, "sba_lambda": 0.4,
+        "sba_scale": 2.0, "sba_clamp": 4.0,
+    }  # fmt: skip
+    margins = torch.tensor([-9.0, -0.3, 0.4, 9.0], dtype=torch.float64).repeat_interleave(4)
+    labels = CHOSEN.repeat(4), REJECTED.repeat(4)
+    before = preference_loss(margins, *labels, method=method, **settings).loss
+    reads = {
+        name
+        for name, value in changed.items()
+        if not torch.equal(before, preference_loss(margins, *labels, method=method, **{**settings, name: value}).loss)
+    }
+    assert set(changed) == set(settings)
+    assert reads == METHODS[method].reads
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_normalised_loss_is_a_function_of_beta_times_margin(method):
+    scaled = torch.tensor([-0.8, 0.1, 0.5, 2.0], dtype=torch.float64)
+    rows = [
+        preference_loss(scaled / beta, CHOSEN, REJECTED, method=method, beta=beta).loss
+        * METHODS[method].normaliser(beta)
+        for beta in (0.01, 0.1, 2.0)
+    ]
+    torch.testing.assert_close(rows[0], rows[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(rows[1], rows[2], rtol=1e-12, atol=1e-12)
+
+
+def test_bso_with_the_logistic_generator_is_safedpo_at_the_same_shift():
+    margin = torch.linspace(-70, 70, 4, dtype=torch.float64)
+    ours = preference_loss(margin, CHOSEN, REJECTED, method="bso", beta=0.4, bso_shift=7.0)
+    theirs = preference_loss(margin, CHOSEN, REJECTED, method="safedpo", beta=0.4, safedpo_delta=7.0)
+    assert torch.equal(ours.loss, theirs.loss)
+
+
+def test_a_probability_counts_as_safe_above_one_half_only():
+    chosen = torch.tensor([0.5, 0.51, 0.49, 0.9], dtype=torch.float64)
+    rejected = torch.tensor([0.9, 0.1, 0.51, 0.6], dtype=torch.float64)
+    margin = torch.zeros(4, dtype=torch.float64)
+    assert preference_loss(margin, chosen, rejected, method="dpo_s", beta=1.0).favoured.tolist() == [-1, 1, -1, 0]
+    assert preference_loss(margin, chosen, rejected, method="bfpo", beta=1.0).favoured.tolist() == [-1, 1, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"beta": 0.0}, "beta: got 0.0; allowed: a finite number above 0"),
+        ({"beta": -0.1}, "beta: got -0.1"),
+        ({"beta": math.nan}, "beta: got nan"),
+        ({"beta": "0.1"}, "beta: got '0.1'"),
+        ({"alpha": math.inf}, "alpha: got inf"),
+        ({"safety_weight": 1.0}, "safety_weight: got 1.0"),
+        ({"safedpo_delta": -1.0}, "safedpo_delta: got -1.0; allowed: a finite number of at least 0"),
+        ({"bso_shift": -1.0}, "bso_shift: got -1.0"),
+        ({"sba_lambda": 0.0}, "sba_lambda: got 0.0"),
+        ({"sba_scale": 0.0}, "sba_scale: got 0.0"),
+        ({"sba_clamp": 0.0}, "sba_clamp: got 0.0"),
+        ({"sba_clamp": 80.0}, "sba_clamp: got 80.0.*overflows float32"),
+        ({"method": "bso_sba", "bso_shift": 31.0}, "bso_shift: got 31.0; allowed: at most sba_clamp"),
+        ({"method": "bpfo"}, "method: got 'bpfo'; allowed: bfpo, ipo.*did you mean bfpo"),
+        ({"method": "xyzzy"}, "method: got 'xyzzy'; allowed: [a-z_, ]*$"),
+    ],
+)
+def test_a_bad_setting_is_named_with_what_is_allowed(settings, words):
+    with pytest.raises(SettingError, match=words):
+        preference_loss(torch.zeros(4), CHOSEN, REJECTED, **{"beta": 0.1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("margin", "words"),
+    [
+        (torch.zeros(3), r"margin: got shape \(3,\) with labels of shape \(4,\)"),
+        (torch.zeros(4, 1), r"margin: got shape \(4, 1\)"),
+        (torch.zeros(4, dtype=torch.int64), "margin: got torch.int64; allowed: a tensor of floating point"),
+        ([0.0] * 4, "margin: got list"),
+    ],
+)
+def test_a_margin_that_does_not_fit_is_refused(margin, words):
+    with pytest.raises(SettingError, match=words):
+        preference_loss(margin, CHOSEN, REJECTED, beta=0.1)
+
+
+def test_the_normaliser_refuses_a_beta_that_is_none():
+    with pytest.raises(SettingError, match="beta: got 0"):
+        METHODS["bfpo"].normaliser(0)
