@@ -2,51 +2,90 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from bfpo.config.base import ConfigPart, StageConfig
 
-__all__ = ["DemoAlign", "DemoConfig", "DemoSft", "DemoWorld", "ToyConfig"]
+__all__ = ["DemoAlign", "DemoConfig", "DemoMethod", "DemoModel", "DemoSft", "DemoWorld", "ToyConfig"]
 
 
 class DemoWorld(ConfigPart):
     """Sizes of the closed world's data."""
 
-    sft_completions: int = Field(default=8000, ge=1, description="number of completions of the SFT stage")
+    sft_completions: int = Field(default=20000, ge=1, description="number of completions of the SFT stage")
     main_pairs: int = Field(default=6000, ge=1, description="number of pairs of the main (safety) stream")
     buffer_pairs: int = Field(default=6000, ge=1, description="number of pairs of the buffer (helpfulness) stream")
-    test_prompts: int = Field(default=300, ge=1, description="number of prompts on held-out topics")
+    held_out_pairs: int = Field(default=500, ge=1, description="number of pairs on held-out topics, for accuracy")
+    completions_per_prompt: int = Field(default=4, ge=1, description="number of answers to each held-out prompt")
     harmful_share: float = Field(default=0.45, gt=0, lt=1, description="share of harmful prompts in the main stream")
 
 
-class DemoSft(ConfigPart):
-    """Settings of the demo's SFT runs."""
+class DemoModel(ConfigPart):
+    """Size of the demo's Llama."""
 
-    steps: int = Field(default=1500, ge=1, description="optimizer steps")
-    learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate")
-    completions_per_step: int = Field(default=32, ge=1, description="number of completions per optimizer step")
+    hidden_size: int = Field(default=64, ge=8, description="width of the hidden states")
+    intermediate_size: int = Field(default=192, ge=8, description="width inside the MLPs")
+    num_hidden_layers: int = Field(default=2, ge=1, description="number of blocks")
+    num_attention_heads: int = Field(default=4, ge=1, description="number of attention heads; divides hidden_size")
+
+
+class DemoSft(ConfigPart):
+    """Settings of the demo's SFT runs (the start model and the ceiling)."""
+
+    steps: int = Field(default=300, ge=1, description="optimizer steps")
+    learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate")
+    completions_per_step: int = Field(default=64, ge=1, description="number of completions per optimizer step")
+
+
+class DemoMethod(ConfigPart):
+    """What was chosen for one method on validation topics (docs/demo.md has the trials)."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    beta: float = Field(default=0.1, gt=0, description="KL coefficient (the paper's tau)")
 
 
 class DemoAlign(ConfigPart):
-    """Settings of the demo's preference runs, the same for every method."""
+    """Settings of the demo's preference runs: the same for every method but for `methods`."""
 
-    steps: int = Field(default=900, ge=1, description="optimizer steps")
-    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate")
+    steps: int = Field(default=400, ge=1, description="optimizer steps")
     pairs_per_step: int = Field(default=16, ge=1, description="number of pairs of each stream per optimizer step")
-    beta: float = Field(default=0.1, gt=0, description="KL coefficient (the paper's tau)")
     anchor_weight: float = Field(default=0.3, ge=0, description="weight of the anchor beside the normalised loss")
+    bfpo: DemoMethod = Field(default=DemoMethod(), description="BFPO")
+    dpo_h: DemoMethod = Field(default=DemoMethod(), description="DPO on helpfulness pairs")
+    dpo_s: DemoMethod = Field(default=DemoMethod(), description="DPO on safety pairs")
+    dpo_mix: DemoMethod = Field(default=DemoMethod(), description="DPO on the naive mix of both")
+    dpo_safe_first: DemoMethod = Field(default=DemoMethod(), description="DPO with safety deciding first")
+    ipo: DemoMethod = Field(default=DemoMethod(), description="IPO on helpfulness pairs")
+    safedpo: DemoMethod = Field(default=DemoMethod(), description="SafeDPO")
+    bso: DemoMethod = Field(default=DemoMethod(), description="BSO, logistic generator")
 
 
 class DemoConfig(StageConfig):
     """`bfpo demo`: the whole way on a closed world with exact oracles."""
 
     seeds: int = Field(default=1, ge=1, description="number of seeds")
-    full: bool = Field(default=False, description="all methods in place of the most telling ones")
+    full: bool = Field(default=False, description="all methods in place of the four most telling ones")
+    part: Literal["test", "validation"] = Field(
+        default="test", description="held-out topics that are reported; settings are chosen on validation"
+    )
     seed: int = Field(default=0, ge=0, description="the first seed")
     processes: int | None = Field(default=None, ge=1, description="runs at the same time; null = one per core")
     world: DemoWorld = Field(default=DemoWorld(), description="sizes of the data")
+    model: DemoModel = Field(default=DemoModel(), description="size of the model")
     sft: DemoSft = Field(default=DemoSft(), description="the SFT runs")
     align: DemoAlign = Field(default=DemoAlign(), description="the preference runs")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> DemoConfig:
+        model = self.model
+        if model.hidden_size % (2 * model.num_attention_heads):
+            raise ValueError(
+                f"model.num_attention_heads: got {model.num_attention_heads}; model.hidden_size "
+                f"({model.hidden_size}) must be a multiple of twice that"
+            )
+        return self
 
 
 class ToyConfig(StageConfig):

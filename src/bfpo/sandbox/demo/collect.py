@@ -1,0 +1,228 @@
+"""From the demo's run folders to the data of its page."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import DemoConfig
+from bfpo.data.read import read_completions
+from bfpo.evaluation.accuracy import AccuracyRow, accuracy_scores
+from bfpo.evaluation.report_data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
+from bfpo.evaluation.report_data import Role as MethodRole
+from bfpo.evaluation.scores import METRICS, Judged, compare, join_verdicts, score_rows
+from bfpo.objective.losses import METHODS
+from bfpo.runs import RunFolder
+from bfpo.sandbox.demo.plan import CEILING, START, methods_of
+from bfpo.schema import Completion, Verdict
+
+__all__ = ["collect"]
+
+Answers = list[tuple[Completion, Verdict]]
+MAIN = "bfpo"
+GATE = 0.95
+SAMPLES_PER_KIND = 8
+_COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
+_TITLES = {START: "SFT start", CEILING: "Ceiling (SFT on ideal answers)", "bfpo": "BFPO", "dpo_h": "DPO-H"} | {
+    "dpo_s": "DPO-S",
+    "dpo_mix": "DPO-mix",
+    "dpo_safe_first": "DPO safe-first",
+    "ipo": "IPO",
+    "safedpo": "SafeDPO",
+    "bso": "BSO",
+}
+_SUMMARIES = {
+    START: "SFT on a partly right mixture; where every method begins",
+    CEILING: "SFT on ideal answers only: what this model can reach in this world",
+}
+
+
+def collect(config: DemoConfig, folder: RunFolder, *, commands: Sequence[str], created: str) -> ReportData:
+    """Return the page's data from the verdicts, accuracies and metrics that the chains of all seeds have written.
+
+    Raises `RunError` where a file of a chain cannot be read.
+    """
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    names = [*methods_of(config), START, CEILING]
+    answers = {name: {seed: _answers(folder.path, name, seed) for seed in seeds} for name in names}
+    judged = {name: [row for seed in seeds for row in _judged(answers[name][seed], seed)] for name in names}
+    methods = [_result(folder.path, name, judged[name], seeds) for name in names]
+    by_name = {method.name: method for method in methods}
+    return ReportData(
+        title="A language model made helpful and safe",
+        setting=_setting(config),
+        methods=methods,
+        gates=_gates(by_name),
+        comparisons=_comparisons(judged, methods_of(config)),
+        samples=_samples({name: answers[name][seeds[0]] for name in names}),
+        seeds=seeds,
+        well_formed_threshold=GATE,
+        num_prompts=_count_prompts(judged[START]),
+        settings=_settings(config),
+        versions=folder.record.get("versions", {}),
+        seconds=_seconds(folder.path, names, seeds),
+        commands=list(commands),
+        notes=_notes(config),
+        created=created,
+    )
+
+
+def _setting(config: DemoConfig) -> str:
+    return f"on held-out topics ({config.part}) of a small closed world with exact rules of what is helpful and safe"
+
+
+def _answers(root: Path, name: str, seed: int) -> Answers:
+    runs = root / f"seed-{seed}" / name
+    completions = read_completions(runs / "answers" / "completions.jsonl")
+    verdicts = {row["completion_id"]: _verdict(row) for row in _rows(runs / "scores" / "verdicts.jsonl")}
+    return [(completion, verdicts[completion.id]) for completion in completions]
+
+
+def _verdict(row: dict[str, Any]) -> Verdict:
+    fields = Verdict.__dataclass_fields__
+    return Verdict(**{key: value for key, value in row.items() if key in fields})
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _judged(answers: Answers, seed: int) -> list[Judged]:
+    return join_verdicts([completion for completion, _ in answers], [verdict for _, verdict in answers], seed=seed)
+
+
+def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int]) -> MethodResult:
+    role: MethodRole = (
+        "main" if name == MAIN else "start" if name == START else "ceiling" if name == CEILING else "baseline"
+    )
+    runs = [root / f"seed-{seed}" / name for seed in seeds]
+    stage = "model" if name in (START, CEILING) else "train"
+    return MethodResult(
+        name=name,
+        title=_TITLES[name],
+        role=role,
+        summary=_SUMMARIES[name] if name in _SUMMARIES else METHODS[name].summary,
+        scores=score_rows(judged),
+        accuracy=_accuracy(runs),
+        seed_values=_seed_values(judged, seeds),
+        curves=_rows(runs[0] / stage / "metrics.jsonl"),
+        settings=_own_settings(runs[0] / stage),
+        seconds=sum(_run_seconds(run / step) for run in runs for step in (stage, "answers")),
+    )
+
+
+def _accuracy(runs: Sequence[Path]) -> list[Any]:
+    rows = []
+    for number, run in enumerate(runs):
+        path = run / "scores" / "accuracy.jsonl"
+        if path.exists():
+            fields = AccuracyRow.__dataclass_fields__
+            for row in _rows(path):
+                own = {key: value for key, value in row.items() if key in fields}
+                rows.append(AccuracyRow(**{**own, "pair_id": f"{number} {own['pair_id']}"}))
+    return accuracy_scores(rows) if rows else []
+
+
+def _seed_values(judged: Sequence[Judged], seeds: Sequence[int]) -> dict[str, list[float | None]]:
+    values: dict[str, list[float | None]] = {metric: [] for metric in METRICS}
+    for seed in seeds:
+        for score in score_rows([row for row in judged if row.seed == seed], num_resamples=1):
+            values[score.metric].append(score.value)
+    return values
+
+
+def _own_settings(run: Path) -> dict[str, Any]:
+    config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+    keys = ("method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "anchor_weight", "learning_rate")
+    return {key: config[key] for key in (*keys, "max_steps") if key in config}
+
+
+def _run_seconds(run: Path) -> float:
+    return float(json.loads((run / "run.json").read_text(encoding="utf-8")).get("seconds", 0.0))
+
+
+def _gates(methods: dict[str, MethodResult]) -> list[Gate]:
+    return [
+        Gate("The SFT start is well-formed on held-out topics", methods[START].score("well_formed"), GATE),
+        Gate("The ceiling is helpful and safe on held-out topics", methods[CEILING].score("helpful_and_safe"), GATE),
+    ]
+
+
+def _comparisons(judged: dict[str, list[Judged]], methods: Sequence[str]) -> list[Comparison]:
+    comparisons = []
+    for baseline in [name for name in methods if name != MAIN]:
+        for metric in _COMPARED:
+            difference = compare(judged[MAIN], judged[baseline], metric)
+            comparisons.append(
+                Comparison(baseline, metric, difference.value, difference.low, difference.high, difference.num)
+            )
+    return comparisons
+
+
+def _samples(answers: dict[str, Answers]) -> list[Sample]:
+    """Return the first answer of every method to some prompts of each kind, drawn once for all methods."""
+    first: dict[str, dict[str, tuple[Completion, Verdict]]] = {}
+    for name, rows in answers.items():
+        first[name] = {}
+        for completion, verdict in rows:
+            first[name].setdefault(completion.prompt[0].content, (completion, verdict))
+    prompts: dict[str, list[str]] = {}
+    for prompt, (completion, _) in first[MAIN].items():
+        prompts.setdefault(completion.kind, []).append(prompt)
+    rng = random.Random(0)
+    return [
+        Sample(
+            prompt,
+            kind,
+            [
+                SampleAnswer(name, row.text, verdict, row.finished)
+                for name in first
+                for row, verdict in [first[name][prompt]]
+            ],
+        )
+        for kind in sorted(prompts)
+        for prompt in rng.sample(prompts[kind], min(SAMPLES_PER_KIND, len(prompts[kind])))
+    ]
+
+
+def _count_prompts(judged: Sequence[Judged]) -> dict[str, int]:
+    kinds: dict[str, set[str]] = {}
+    for row in judged:
+        kinds.setdefault(row.kind, set()).add(row.prompt)
+    return {kind: len(prompts) for kind, prompts in sorted(kinds.items())}
+
+
+def _settings(config: DemoConfig) -> dict[str, dict[str, Any]]:
+    parts = ("world", "model", "sft")
+    shared = {key: value for key, value in config.align.model_dump().items() if not isinstance(value, dict)}
+    return {**{part: getattr(config, part).model_dump() for part in parts}, "preference training, all methods": shared}
+
+
+def _seconds(root: Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
+    steps = {"SFT": ("model",), "preference training": ("train",), "answers": ("answers",), "verdicts": ("scores",)}
+    return {
+        title: sum(
+            _run_seconds(root / f"seed-{seed}" / name / step)
+            for seed in seeds
+            for name in names
+            for step in parts
+            if (root / f"seed-{seed}" / name / step / "run.json").exists()
+        )
+        for title, parts in steps.items()
+    }
+
+
+def _notes(config: DemoConfig) -> list[str]:
+    notes = [
+        "Every method starts from the same SFT model of its seed and sees the same pairs, steps and anchor; beta and "
+        "the learning rate are each method's own, chosen on validation topics, as many trials for each (docs/demo.md).",
+        "Harm in this world is invented: a rough verb on one of the town's wards. Borderline prompts are harmless and "
+        "share one of the two words.",
+        "Intervals are over prompts" + (" and seeds." if config.seeds > 1 else "; one seed says nothing about others."),
+    ]
+    if config.part == "validation":
+        notes.insert(0, "These are validation topics, on which settings are chosen: not figures to quote.")
+    return notes

@@ -1,0 +1,90 @@
+"""Runs the demo's chains in a few processes, each of which imports torch once, and shows how far they are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from multiprocessing import active_children, get_context
+from pathlib import Path
+
+from bfpo.errors import BfpoError, RunError
+from bfpo.sandbox.demo.plan import Chain
+from bfpo.sandbox.demo.progress import ChainProgress
+from bfpo.stages import run_stage
+
+__all__ = ["run_chains"]
+
+_POLL_SECONDS = 0.5
+
+
+def run_chains(chains: Sequence[Chain], processes: int, logs: Path) -> None:
+    """Run every chain, at most `processes` at a time, those whose `needs` have ended; what is finished is passed over.
+
+    What a chain prints goes to `logs/<seed>-<name>.log`. The first failure stops the others and is raised with the
+    chain's name and the place of its log: a `RunError` for bad input, else a `RuntimeError`.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting = list(chains)
+    ended: set[tuple[int, str]] = set()
+    running: dict[Future[float], Chain] = {}
+    with _pool(processes, len(chains)) as pool, ChainProgress(len(chains)) as progress:
+        while waiting or running:
+            ready = [chain for chain in waiting if chain.needs is None or (chain.seed, chain.needs) in ended]
+            for chain in ready[: processes - len(running)]:
+                waiting.remove(chain)
+                running[pool.submit(_run_chain, chain, str(_log_file(logs, chain)))] = chain
+            progress.show(running.values())
+            done, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                chain = running.pop(future)
+                seconds = _result(future, chain, logs)
+                ended.add((chain.seed, chain.name))
+                progress.end(chain, seconds)
+
+
+@contextmanager
+def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of fresh processes with one torch thread each, ended at once when the demo is stopped."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the new processes when they import torch
+    pool = ProcessPoolExecutor(max(1, min(processes, most)), mp_context=get_context("spawn"))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _run_chain(chain: Chain, log_file: str) -> float:
+    """Run the stages of a chain in this process and return the seconds that took."""
+    start = time.monotonic()
+    with Path(log_file).open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        handler = logging.StreamHandler(log)
+        logging.getLogger("bfpo").addHandler(handler)
+        logging.getLogger("bfpo").setLevel(logging.INFO)
+        try:
+            for step in chain.steps:
+                run_stage(step.stage, step.config, step.out, resume=True)
+        finally:
+            logging.getLogger("bfpo").removeHandler(handler)
+    return time.monotonic() - start
+
+
+def _result(future: Future[float], chain: Chain, logs: Path) -> float:
+    try:
+        return future.result()
+    except BfpoError as error:
+        raise RunError(f"{chain.title}: {error} (log: {_log_file(logs, chain)})") from error
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise RuntimeError(f"{chain.title}: {text} (log: {_log_file(logs, chain)})") from error
+
+
+def _log_file(logs: Path, chain: Chain) -> Path:
+    return logs / f"{chain.seed}-{chain.name}.log"
