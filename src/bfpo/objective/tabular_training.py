@@ -149,11 +149,12 @@ def train_tabular(
 
     Raises `SettingError` for a count below 1, `beta <= 0`, a learning rate of 0 or below, or a method not in `RIVALS`.
     """
-    counts = (("steps", steps), ("batch_size", batch_size), ("record_every", record_every), ("seeds", len(seeds)))
-    for name, value in counts:
+    counts = {"steps": steps, "batch_size": batch_size, "record_every": record_every}
+    for name, value in {**counts, "seeds": len(seeds), "methods": len(methods)}.items():
         if value < 1:
             raise SettingError(f"{name}: got {value!r}; allowed: at least 1")
     require_positive("learning_rate", learning_rate)
+    require_positive("beta", beta)
     for method in methods:
         _check_method(method)
     is_safe = is_safe.to(torch.float64)
