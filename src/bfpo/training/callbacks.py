@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -14,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["EpochCallback", "InterruptCallback", "MetricsCallback", "ProgressCallback", "set_epoch_everywhere"]
+
+logger = logging.getLogger(__name__)
 
 
 def set_epoch_everywhere(loader: Any, epoch: int) -> None:
@@ -74,7 +77,7 @@ class MetricsCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Shows a bar on a terminal and one plain line per log elsewhere.
+    """Shows a bar on a terminal and logs one plain line per log elsewhere.
 
     `title` names the run; `shown` maps a metric to the word it is shown by.
     """
@@ -120,10 +123,8 @@ class ProgressCallback(TrainerCallback):
             self._progress.update(self._progress.task_ids[0], completed=state.global_step, figures=figures)
         else:
             seconds = time.monotonic() - self._started
-            self._console.print(
-                f"{self._title}: step {state.global_step}/{state.max_steps}  {figures}  ({seconds:.0f} s)",
-                highlight=False,
-                soft_wrap=True,
+            logger.info(
+                "%s: step %d/%d  %s  (%.0f s)", self._title, state.global_step, state.max_steps, figures, seconds
             )
 
     def close(self) -> None:

@@ -139,7 +139,7 @@ def summarise(
 def _figures(row: Sequence[float], *, normaliser: float, has_target: bool, anchored: bool) -> dict[str, float]:
     num_pairs, num_favoured = row[_AT["num_pairs"]], row[_AT["favoured_pairs"]]
     figures = {
-        "num_pairs": num_pairs,
+        "num_pairs": int(num_pairs),
         "loss": row[_AT["loss"]] / num_pairs,
         "normalised_loss": normaliser * row[_AT["loss"]] / num_pairs,
         "loss_at_start": normaliser * row[_AT["loss_at_start"]] / num_pairs,
@@ -151,7 +151,7 @@ def _figures(row: Sequence[float], *, normaliser: float, has_target: bool, ancho
         figures["accuracy"] = row[_AT["right_pairs"]] / num_favoured
         figures.update({name: row[_AT[name]] / num_favoured for name in _PER_FAVOURED})
     figures.update({name: row[_AT[name]] / num_pairs for name in ("chosen_tokens", "rejected_tokens")})
-    figures.update({name: row[_AT[name]] for name in ("dropped_pairs", "swapped_pairs")})
+    figures.update({name: int(row[_AT[name]]) for name in ("dropped_pairs", "swapped_pairs")})
     if anchored:
         figures["anchor"] = row[_AT["anchor"]] / num_pairs
     return figures

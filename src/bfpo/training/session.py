@@ -1,0 +1,223 @@
+"""Around `Trainer.train()` in a run folder: arguments, resume, metrics and the saved model, for both stages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PrinterCallback, Trainer
+
+from bfpo.config import DataConfig, SftDataConfig
+from bfpo.config.train import TrainingKeys
+from bfpo.errors import ConfigError, RunError
+from bfpo.policy.load import save_policy
+from bfpo.runs import RunFolder
+from bfpo.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
+
+__all__ = [
+    "common_arguments",
+    "data_settings",
+    "last_whole_checkpoint",
+    "read_template",
+    "report_data",
+    "runs_on_cpu",
+    "save_model_folder",
+    "set_threads",
+    "train_in_folder",
+]
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS, MODEL = "checkpoints", "model"
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's CPU threads, where a number is given."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def read_template(file: str | None) -> str | None:
+    """Return the text of the chat template file, where one is given; raises `ConfigError` if it cannot be read."""
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template: {file} cannot be read as text ({error})") from error
+
+
+def data_settings(data: DataConfig | SftDataConfig, *, seed: int) -> dict[str, Any]:
+    """Return a data section as keyword arguments of `load_pairs` or `load_completions`."""
+    return {**data.model_dump(), "seed": seed}
+
+
+def report_data(folder: RunFolder, loaded: Mapping[str, tuple[Any, Any]]) -> None:
+    """Write `data.json` and `rejects.jsonl` and log one line per stream.
+
+    `loaded`: name -> (what `load_pairs` or `load_completions` returned, the report of tokenization).
+    """
+    facts = {name: {**rows.counts, "tokens": tokens.as_row()} for name, (rows, tokens) in loaded.items()}
+    folder.write_json("data.json", facts)
+    rejects = [{"input": name, **reject.as_row()} for name, (rows, _) in loaded.items() for reject in rows.rejects]
+    folder.write_jsonl("rejects.jsonl", rejects)
+    for name, (rows, tokens) in loaded.items():
+        if folder.is_writer:
+            logger.info("%s", "; ".join(describe_data(name, rows.counts, tokens.as_row())))
+
+
+def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, int] | None = None) -> list[str]:
+    """Return the counts of a stream as short texts, those that are zero left out."""
+    unit = "pairs" if "cells" in counts else "completions"
+    lines = [f"{name}: {counts[unit]} {unit}"]
+    if "cells" in counts:
+        lines.append("by cell (chosen-rejected) " + ", ".join(f"{cell} {n}" for cell, n in counts["cells"].items()))
+    told = {"rows_rejected": "rows rejected", "labels_set_safe": "with a label set to safe"}
+    told["pairs_without_label_dropped"] = "dropped for want of a label"
+    lines += [f"{counts[key]} {text}" for key, text in told.items() if counts.get(key)]
+    cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
+    lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
+    return lines
+
+
+def runs_on_cpu() -> bool:
+    """Whether training runs on the CPU: no accelerator, or one without float64 (MPS)."""
+    if not torch.accelerator.is_available():
+        return True
+    device = torch.accelerator.current_accelerator()
+    return device is None or device.type == "mps"
+
+
+def common_arguments(
+    config: TrainingKeys, folder: RunFolder, *, unit: str, per_step: int, micro: int
+) -> dict[str, Any]:
+    """Return the keyword arguments of `TrainingArguments` that both stages share.
+
+    `per_step` and `micro` count rows per optimizer step over all processes and per forward pass of one. Raises
+    `ConfigError` where the processes cannot share a step evenly.
+    """
+    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    if per_step % (micro * processes):
+        raise ConfigError(
+            f"{unit}_per_step: got {per_step}; with {processes} processes of {micro} {unit} per forward pass it must "
+            f"be a multiple of {micro * processes}"
+        )
+    on_cpu = runs_on_cpu()
+    evaluates = config.eval_steps is not None
+    names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "output_dir": str(folder.folder(CHECKPOINTS)),
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": per_step // (micro * processes),
+        "max_steps": config.max_steps or -1,
+        "num_train_epochs": config.num_train_epochs,
+        "data_seed": config.seed,
+        "logging_steps": config.logging_steps,
+        "save_steps": config.save_steps,
+        "save_total_limit": config.save_total_limit,
+        "eval_strategy": "steps" if evaluates else "no",
+        "eval_steps": config.eval_steps,
+        "bf16": config.bf16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "ddp_find_unused_parameters": False,
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "report_to": "none",
+    }
+
+
+def last_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the latest checkpoint that was written to its end, with its trainer state; half ones are removed.
+
+    The trainer writes `trainer_state.json` last, so a checkpoint whose state can be read is whole.
+    """
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.rpartition("-")[2]
+        try:
+            state: dict[str, Any] = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            found.append((int(number), path, state))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+    if not found:
+        return None
+    _, path, state = max(found, key=lambda item: item[0])
+    return path, state
+
+
+def train_in_folder(
+    trainer: Trainer, folder: RunFolder, *, title: str, shown: Mapping[str, str], evaluates: bool
+) -> dict[str, float]:
+    """Train from the start or the last whole checkpoint, save `model/`, and return the metrics of the end.
+
+    Metrics go to `metrics.jsonl`, progress to the log or a bar. Raises `KeyboardInterrupt` after a Ctrl-C, with a
+    checkpoint of the step it came in.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(MetricsCallback(folder.append_metrics, folder.drop_metrics_after))
+    progress = ProgressCallback(title, shown)
+    trainer.add_callback(progress)
+    interrupt = InterruptCallback()
+    trainer.add_callback(interrupt)
+    checkpoint = last_whole_checkpoint(folder.path / CHECKPOINTS) if folder.resumed else None
+    try:
+        if checkpoint is not None and checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"]:
+            _load_weights(trainer.model, checkpoint[0])
+            trainer.state.global_step = checkpoint[1]["global_step"]
+        else:
+            if checkpoint is not None:
+                logger.info("going on from step %d", checkpoint[1]["global_step"])
+            with interrupt:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint[0]))
+            if interrupt.requested:
+                raise KeyboardInterrupt
+        metrics = _last_metrics(trainer)
+        if evaluates and not any(name.startswith("eval_") for name in metrics):
+            metrics |= trainer.evaluate()
+    finally:
+        progress.close()
+    if trainer.is_world_process_zero():
+        save_model_folder(folder, trainer.model, trainer.processing_class)
+    return metrics
+
+
+def _last_metrics(trainer: Trainer) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for row in trainer.state.log_history:
+        if row.get("step") == trainer.state.global_step:
+            metrics.update(row)
+    return metrics
+
+
+def _load_weights(model: Any, checkpoint: Path) -> None:
+    if hasattr(model, "load_adapter"):
+        model.load_adapter(str(checkpoint), model.active_adapter, is_trainable=True)
+        return
+    saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
+
+
+def save_model_folder(folder: RunFolder, model: Any, tokenizer: Any) -> Path:
+    """Write `model/` (safetensors and tokenizer) whole: under another name first, then renamed. Returns its path."""
+    target, part = folder.file(MODEL), folder.file(f".{MODEL}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        save_policy(model, tokenizer, part)
+        if target.exists():
+            shutil.rmtree(target)
+        part.replace(target)
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written ({error}); check rights and space") from error
+    return target
