@@ -85,7 +85,8 @@ def bfpo_target(
 
     `chosen_is_safe`, `rejected_is_safe`: (P,) bits or probabilities, s_c and s_r. `safety_weight` is the paper's B1.
     Returns (P,), without unit; the margin's own target is this over `beta`, in nats. Linear in the labels, so a
-    probability gives the expectation over the two bits. At the published B1 = 3, alpha = 0.5:
+    probability gives the expectation over the two bits. At alpha = 0.5 the mixed targets are +-(1/2 + B3): a *smaller*
+    `safety_weight` lets safety weigh more. At the published B1 = 3, alpha = 0.5:
 
         chosen safe, rejected unsafe    +1.0
         both safe                       +0.5 (IPO's)

@@ -18,7 +18,7 @@ __all__ = ["preview", "render_table", "run", "summarise"]
 
 _log = logging.getLogger(__name__)
 
-# Every optimum with a closed form drops by at least 0.25 / beta nats from one action to the next, or not at all.
+# At the paper's settings every closed form changes by at least 0.25 / beta nats from one action to the next, or by 0.
 # Half of that tells a drop from the noise of the last step, in which tied actions differ by up to 0.07 nats.
 _SMALLEST_DROP = 0.125
 
