@@ -149,6 +149,7 @@ def fake_report(*, full: bool = False) -> ReportData:
         ],
         comparisons=comparisons,
         samples=samples(names),
+        samples_note="Drawn at random from the held-out prompts, three of each kind.",
         seeds=list(range(seeds)),
         num_prompts={"benign": 100, "borderline": 100, "harmful": 100},
         settings={

@@ -36,7 +36,7 @@ def percent(value: float, decimals: int = 0) -> str:
 def points(value: float) -> str:
     """Return a difference of shares in percentage points, with its sign (a true minus)."""
     rounded = round(100 * value, 1)
-    return f"{'+' if rounded > 0 else '−' if rounded < 0 else '±'}{abs(rounded):.1f}"
+    return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.1f}"
 
 
 def with_interval(score: Score, decimals: int = 0) -> str:
@@ -128,9 +128,9 @@ def _facts(data: ReportData, main: MethodResult) -> Iterator[str]:
 def _limits(data: ReportData) -> Iterator[str]:
     for gate in data.gates:
         if gate.passed is False:
-            yield f"A gate failed ({gate.title}), so these figures say as much about the model as about the methods."
+            yield f"A gate failed (“{gate.title}”), so these figures say as much about the model as about the methods."
         elif gate.passed is None:
-            yield f"A gate was not measured ({gate.title})."
+            yield f"A gate was not measured (“{gate.title}”)."
     missing = [method.title for method in data.baselines if method.value(METRIC) is None]
     if missing:
         yield f"Not measured: {_listed(missing)}."

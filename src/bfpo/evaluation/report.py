@@ -121,11 +121,16 @@ def _scatter(data: ReportData) -> dict[str, Any] | None:
 
 def _training(data: ReportData) -> dict[str, Any]:
     trained = [method for method in data.methods if has_curves(method)]
+    size = (4.6, 2.6) if len(trained) in (1, 2, 4) else (3.5, 2.5)  # two columns or three
     panels = [
         {
             "title": method.title,
             "svg": Markup(
-                inline_svg(margin_figure(method), f"margin{place}", _attribute(f"Margins of {method.title}"))
+                inline_svg(
+                    margin_figure(method, width=size[0], height=size[1]),
+                    f"margin{place}",
+                    _attribute(f"Margins of {method.title}"),
+                )
             ),
         }
         for place, method in enumerate(trained)

@@ -97,8 +97,9 @@ class Sample:
 class ReportData:
     """Everything on the page.
 
-    `setting` says in a clause what was compared where. `settings`: section -> key -> value. `seconds`: stage -> wall
-    time. `commands`: how to get this page again. `notes`: what a reader must know, one sentence each.
+    `setting` says in a clause what was compared where. `samples_note`: how the samples were chosen. `num_prompts`: by
+    kind. `settings`: section -> key -> value. `seconds`: stage -> wall time. `commands`: how to get this page again.
+    `notes`: what a reader must know, one sentence each.
 
     Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of a method that
     is not there.
@@ -110,6 +111,7 @@ class ReportData:
     gates: list[Gate] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    samples_note: str = ""
     seeds: list[int] = field(default_factory=list)
     confidence: float = 0.95
     well_formed_threshold: float = 0.95

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 __all__ = ["Box", "place_labels"]
 
-_DISTANCES = (9.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0, 112.0, 134.0, 158.0)
+_DISTANCES = (11.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0, 112.0, 134.0, 158.0)
 _ANGLES = tuple(math.radians(angle) for angle in (0, 180, 45, 135, 315, 225, 90, 270, 22.5, 157.5, 337.5, 202.5))
 _SWEEPS = 4
 
@@ -69,17 +69,21 @@ def _options(point: tuple[float, float], size: tuple[float, float], bounds: Box)
     boxes = []
     for distance in _DISTANCES:
         for rank, angle in enumerate(_ANGLES):
-            # The label's nearest edge, not its centre, is at the distance.
-            x = point[0] + math.cos(angle) * (distance + size[0] / 2)
-            y = point[1] + math.sin(angle) * (distance + size[1] / 2)
+            # The label's nearest edge or corner, not its centre, is at the distance.
+            x = point[0] + math.cos(angle) * distance + _sign(math.cos(angle)) * size[0] / 2
+            y = point[1] + math.sin(angle) * distance + _sign(math.sin(angle)) * size[1] / 2
             box = Box(x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2)
             boxes.append((distance + 0.2 * rank, box))
     return [option for option in boxes if option[1].inside(bounds)] or boxes
 
 
+def _sign(value: float) -> float:
+    return 0.0 if abs(value) < 1e-9 else math.copysign(1.0, value)
+
+
 def _cost(option: tuple[float, Box], others: Sequence[Box], dots: Sequence[Box], bars: Sequence[Box]) -> float:
     distance, box = option
-    padded = box.padded(2.0)
+    padded = Box(box.left - 6.0, box.bottom - 1.5, box.right + 6.0, box.top + 1.5)  # words need more room beside them
     on_labels = sum(padded.overlap(other) for other in others)
     on_dots = sum(padded.overlap(dot) for dot in dots)
     on_bars = sum(padded.overlap(bar) for bar in bars)

@@ -56,15 +56,14 @@ def _draw_method(axes: Any, data: ReportData, method: MethodResult) -> None:
         axes.scatter(*zip(*seeds, strict=True), s=9, color=colour, alpha=0.6, linewidths=0, zorder=3)
     formed = method.value("well_formed")
     hollow = formed is not None and formed < data.well_formed_threshold
-    letter = method.role in ("start", "ceiling")
     axes.scatter(
         [across.value],
         [up.value],
-        s=110 if method.role == "main" else 62 if not letter else 60,
+        s={"main": 110, "start": 75, "ceiling": 130}.get(method.role, 62),
         marker=marker_of(data, method),
-        facecolor=PAPER if hollow and not letter else colour,
+        facecolor=PAPER if hollow else colour,
         edgecolor=colour,
-        linewidths=1.7 if not letter else 0.4,
+        linewidths=1.7 if hollow else 1.0,
         zorder=5 if method.role == "main" else 4,
         clip_on=False,
     )

@@ -58,7 +58,7 @@ TOKENS = {
     **{colour: f"m-{place}" for place, colour in enumerate(METHOD_COLOURS)},
     **{colour: f"c-{cell}" for cell, colour in CELL_COLOURS.items()},
 }
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", "p", ">", "h")
 FONT = "DejaVu Sans"
 
 
@@ -72,7 +72,7 @@ def colour_of(data: ReportData, method: MethodResult) -> str:
 def marker_of(data: ReportData, method: MethodResult) -> str:
     """Return the method's marker, so that colour is never the only difference."""
     if method.role in ("start", "ceiling"):
-        return "$\\mathsf{S}$" if method.role == "start" else "$\\mathsf{C}$"
+        return "X" if method.role == "start" else "*"
     return MARKERS[_place(data, method) % len(MARKERS)]
 
 
