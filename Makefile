@@ -8,8 +8,8 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
-# pip's warnings are left out, its errors are not.
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
+# pip's warnings are left out, its errors are not. Bytecode is compiled at the first import, and only for what is imported.
+PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input -c constraints.txt
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
 .PHONY: help demo test test-all test-lowest lint types imports tests format setup clean-venv
