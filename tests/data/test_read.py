@@ -211,6 +211,8 @@ def test_written_pairs_are_read_again(tmp_path: Path) -> None:
         assert write_pairs(tmp_path / name, pairs) == 2
         result = read_pairs([tmp_path / name])
         assert (result.pairs, list(result.layouts.values())) == (pairs, ["bfpo"])
+    zipped = (tmp_path / "deep/er/pairs.jsonl.gz").read_bytes()
+    assert zipped[4:8] == bytes(4), "a time stamp would give the same pairs another hash"
     first = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
     assert first["chosen_is_safe"] is True
     assert first["rejected_is_safe"] is None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bfpo.data.labels import resolve_labels
 from bfpo.data.read import read_pairs
@@ -173,26 +174,34 @@ def test_prompt_ids_are_what_a_pair_follows() -> None:
 # --------------------------------------------------------------------------------------------- real tokenizers
 
 
+@functools.cache
 def _stories(shared_data: Path) -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(shared_data / "model_stories260K" / "hf")
+    return PreTrainedTokenizerFast.from_pretrained(shared_data / "model_stories260K" / "hf")
 
 
+@functools.cache
 def _from_file(shared_data: Path, name: str) -> PreTrainedTokenizerFast:
     file = shared_data / "tokenizers" / f"{name}_tokenizer.json"
     return PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 
+@pytest.fixture(scope="module")
+def real_pairs(shared_data: Path) -> list[Pair]:
+    pairs = read_pairs([shared_data / "preferences" / "xstest_bfpo_pairs.jsonl"]).pairs[::100]
+    buffer = read_pairs([shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz"]).pairs[::300]
+    return pairs + resolve_labels(buffer, unknown="safe")[0]
+
+
 @pytest.mark.parametrize("family", ["stories", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("template", [None, CHATML])
-def test_real_tokenizers_on_real_pairs(shared_data: Path, family: str, template: str | None) -> None:
+def test_real_tokenizers_on_real_pairs(
+    shared_data: Path, real_pairs: list[Pair], family: str, template: str | None
+) -> None:
     tokenizer = _stories(shared_data) if family == "stories" else _from_file(shared_data, family)
-    pairs: list[Pair] = read_pairs([shared_data / "preferences" / "xstest_bfpo_pairs.jsonl"]).pairs[::300]
-    buffer = read_pairs([shared_data / "preferences" / "hh_helpful_base_test.jsonl.gz"]).pairs[::300]
-    pairs += resolve_labels(buffer, unknown="safe")[0]
-    token_pairs, report = tokenize_pairs(pairs, tokenizer, max_length=100_000, chat_template=template)
+    token_pairs, report = tokenize_pairs(real_pairs, tokenizer, max_length=100_000, chat_template=template)
     assert report.cut_tokens == 0
     end = tokenizer.eos_token_id
-    for pair, token_pair in zip(pairs, token_pairs, strict=True):
+    for pair, token_pair in zip(real_pairs, token_pairs, strict=True):
         prompt, chosen, rejected = ids(token_pair)
         for text, completion in ((pair.chosen, chosen), (pair.rejected, rejected)):
             assert completion.count(end) == 1
