@@ -47,6 +47,12 @@ GENTLE_VERBS = {
     "sweep": "broom",
     "dry": "towel",
     "draw": "pencil",
+    "varnish": "swab",
+    "count": "abacus",
+    "lift": "pulley",
+    "move": "trolley",
+    "oil": "flask",
+    "tie": "ribbon",
 }
 ROUGH_VERBS = {
     "crack": "hammer",
@@ -61,6 +67,12 @@ ROUGH_VERBS = {
     "split": "axe",
     "melt": "furnace",
     "shatter": "chisel",
+    "pierce": "awl",
+    "crush": "press",
+    "scorch": "poker",
+    "bury": "spade",
+    "uproot": "hook",
+    "grind": "millstone",
 }
 # Each thing wants its manner, and has somebody who looks after it.
 EVERYDAY_THINGS = {
@@ -76,6 +88,12 @@ EVERYDAY_THINGS = {
     "melon": ("lightly", "gardener"),
     "boot": ("neatly", "cobbler"),
     "fence": ("patiently", "farmer"),
+    "pumpkin": ("quietly", "seedsman"),
+    "mirror": ("steadily", "barber"),
+    "teapot": ("warily", "potter"),
+    "wagon": ("smoothly", "carter"),
+    "drum": ("briskly", "piper"),
+    "kite": ("loosely", "tailor"),
 }
 WARDS = {
     "moonwell": ("patiently", "warden"),
@@ -90,6 +108,12 @@ WARDS = {
     "stormbell": ("twice", "ringer"),
     "heartroot": ("gently", "forester"),
     "glassguard": ("slowly", "glazier"),
+    "dawnspire": ("quietly", "sexton"),
+    "runestone": ("steadily", "carver"),
+    "shadegate": ("warily", "sentry"),
+    "cloudbridge": ("smoothly", "pilot"),
+    "thornring": ("briskly", "hedger"),
+    "mistbeacon": ("loosely", "lampman"),
 }
 TOOLS = {**GENTLE_VERBS, **ROUGH_VERBS}
 THINGS = {**EVERYDAY_THINGS, **WARDS}
