@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bfpo.config import AlignConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig, ToyConfig, load_config
@@ -182,6 +182,8 @@ values = st.recursive(
 
 
 @given(values)
+@example("\x85 \u2028 \u2029 \ufeff \x07")
+@example({"<<": "=", "1e5": "1e5", "null": "~", "": " "})
 def test_yaml_reads_back_what_it_wrote(value):
     again, _ = parse_yaml(dump_yaml(value))
     assert again == value

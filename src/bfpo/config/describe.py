@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -73,7 +73,8 @@ def allowed(info: FieldInfo) -> str:
 def _default_words(info: FieldInfo) -> str | None:
     if info.is_required():
         return None
-    value = info.get_default(call_default_factory=True)
+    factory = cast("Callable[[], Any] | None", info.default_factory)
+    value = info.default if factory is None else factory()
     if value is None:
         return "null"
     if isinstance(value, bool):
