@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bfpo.data.labels import CELLS
@@ -109,8 +110,8 @@ def samples(names: list[str]) -> list[Sample]:
     return found
 
 
-def fake_report(*, full: bool = False) -> ReportData:
-    names, seeds = (list(METHODS), 3) if full else (list(QUICK), 1)
+def fake_report(*, full: bool = False, only: Sequence[str] = QUICK) -> ReportData:
+    names, seeds = (list(METHODS), 3) if full else (list(only), 1)
     rows = {name: judged(name, seeds) for name in names}
     methods = []
     for name in names:
@@ -168,7 +169,7 @@ def hostile_report() -> ReportData:
     """Everything that a model or a file could write in place of text."""
     script = '<script>alert(1)</script><img src=x onerror="alert(2)">'
     evil = script + "\x1b[31mred\x1b[0m\x07 \u202egnp.exe ]](javascript:alert(3)) `` ``` | \\ {{ 7*7 }} </style></svg>"
-    data = fake_report()
+    data = fake_report(only=("start", "bfpo", "dpo_h", "ceiling"))
     return replace(
         data,
         title=evil,

@@ -27,7 +27,7 @@ __all__ = ["build_report", "render_html", "render_markdown"]
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff0-\ufffb\ufffe\uffff\ud800-\udfff]"
 )
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-!|<>~&$])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]#|<~&$])")
 
 
 def build_report(data: ReportData, folder: str | Path) -> list[Path]:

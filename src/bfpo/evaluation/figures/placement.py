@@ -83,10 +83,10 @@ def _sign(value: float) -> float:
 
 def _cost(option: tuple[float, Box], others: Sequence[Box], dots: Sequence[Box], bars: Sequence[Box]) -> float:
     distance, box = option
-    padded = Box(box.left - 6.0, box.bottom - 1.5, box.right + 6.0, box.top + 1.5)  # words need more room beside them
-    on_labels = sum(padded.overlap(other) for other in others)
-    on_dots = sum(padded.overlap(dot) for dot in dots)
-    on_bars = sum(padded.overlap(bar) for bar in bars)
+    wide = Box(box.left - 6.0, box.bottom - 1.5, box.right + 6.0, box.top + 1.5)  # words need more room beside them
+    on_labels = sum(wide.overlap(other) for other in others)
+    on_dots = sum(box.padded(1.0).overlap(dot) for dot in dots)
+    on_bars = sum(box.padded(1.0).overlap(bar) for bar in bars)
     return 1000.0 * (on_labels + on_dots) + 2.0 * on_bars + distance
 
 

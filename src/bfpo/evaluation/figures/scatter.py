@@ -107,7 +107,7 @@ def _label_points(figure: Figure, axes: Any, data: ReportData, shown: Sequence[M
         sizes.append((extent.width, extent.height))
     frame = axes.get_window_extent(renderer)
     bounds = Box(frame.x0 + 3, frame.y0 + 3, figure.bbox.x1 - 4, figure.bbox.y1 - 2)
-    boxes = place_labels(points, sizes, bounds, point_radius=9, bars=list(_bars(axes, shown)))
+    boxes = place_labels(points, sizes, bounds, point_radius=6.5, bars=list(_bars(axes, shown)))
     to_data = axes.transData.inverted()
     for method, style, point, box in zip(shown, styles, points, boxes, strict=True):
         centre = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)

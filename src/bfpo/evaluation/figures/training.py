@@ -64,7 +64,8 @@ def training_figure(data: ReportData) -> Figure | None:
         grid[len(trained) + 1].set_title("log-prob drift of the favoured, nats/token", fontsize=10, loc="left")
         for axes in grid[panels:]:
             axes.set_visible(False)
-        grid[len(trained)].legend(fontsize=7, frameon=False)
+        if grid[len(trained)].get_legend_handles_labels()[1]:
+            grid[len(trained)].legend(fontsize=7, frameon=False)
         handles = [Line2D([], [], color=CELL_COLOURS[cell], linewidth=2, label=cell_title(cell)) for cell in CELLS]
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
