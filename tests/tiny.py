@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -14,7 +16,12 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    PrinterCallback,
+    TrainerCallback,
 )
+
+from bfpo.data.tokenize import TokenPair
+from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 VOCABULARY = 97
 SIZES = {
@@ -59,3 +66,59 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def tiny_pairs(num: int, seed: int = 0, *, longest: int = 6, cells: str = "all") -> list[TokenPair]:
+    """Random pairs; `cells` is "all" (labels drawn), "conflict" (safe against unsafe, both orders) or "safe"."""
+    generator = np.random.default_rng(seed)
+
+    def ids() -> np.ndarray[Any, np.dtype[np.int32]]:
+        return generator.integers(3, VOCABULARY, size=generator.integers(1, longest + 1)).astype(np.int32)
+
+    def labels() -> tuple[float, float]:
+        first = float(generator.integers(2))
+        if cells == "safe":
+            return 1.0, 1.0
+        return first, (1 - first if cells == "conflict" else float(generator.integers(2)))
+
+    return [TokenPair(f"pair-{seed}-{i}", ids(), ids(), ids(), *labels()) for i in range(num)]
+
+
+def tiny_trainer(
+    folder: Path,
+    *,
+    main: list[TokenPair] | None = None,
+    buffer: list[TokenPair] | None = None,
+    model: Any = None,
+    trainer: type[BFPOTrainer] = BFPOTrainer,
+    eval_dataset: Any = None,
+    reference: Any = None,
+    callbacks: list[TrainerCallback] | None = None,
+    **settings: Any,
+) -> BFPOTrainer:
+    """A silent trainer on the CPU; 12 main pairs and no buffer unless given."""
+    defaults = {
+        "beta": 0.1,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
+    made = trainer(
+        model if model is not None else tiny_model(),
+        BFPOConfig(output_dir=str(folder), **{**defaults, **settings}),
+        train_dataset=main if main is not None else tiny_pairs(12),
+        buffer_dataset=buffer,
+        eval_dataset=eval_dataset,
+        processing_class=tiny_tokenizer(),
+        reference=reference,
+        callbacks=callbacks,
+    )
+    made.remove_callback(PrinterCallback)
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PrinterCallback, Trainer
+from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 
 from bfpo.config import DataConfig, SftDataConfig
 from bfpo.config.train import TrainingKeys
@@ -126,8 +127,7 @@ def common_arguments(
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": config.eval_steps,
         "bf16": config.bf16,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if config.gradient_checkpointing else None,
+        **_recompute_activations(config.gradient_checkpointing),
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
         "ddp_find_unused_parameters": False,
@@ -136,6 +136,15 @@ def common_arguments(
         "remove_unused_columns": False,
         "report_to": "none",
     }
+
+
+def _recompute_activations(wanted: bool) -> dict[str, Any]:
+    """Return the arguments for it, under the name that this version of transformers has for them."""
+    if not wanted:
+        return {}
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:

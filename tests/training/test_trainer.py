@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from bfpo.data.labels import CELLS
+from bfpo.data.tokenize import TokenPair
+from bfpo.errors import SettingError, TrainingError
+from bfpo.training.trainer import BFPOConfig, BFPOTrainer
+from tiny import tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
+
+
+def logp(model: Any, prompt: Any, completion: Any) -> Tensor:
+    """One sequence by the definition, float64."""
+    ids = torch.tensor([[*prompt, *completion]], dtype=torch.int64)
+    scores = model(input_ids=ids).logits[0].double().log_softmax(-1)
+    places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+    return torch.stack([scores[place, int(token)] for place, token in zip(places, completion, strict=True)]).sum()
+
+
+def expected_pair_loss(model: Any, start: Any, pair: TokenPair, *, beta: float, anchor_weight: float) -> Tensor:
+    """The paper's loss of one pair, and the anchor, written out."""
+    chosen, rejected = (logp(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids))
+    with torch.no_grad():
+        ref_chosen, ref_rejected = (logp(start, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids))
+    target = 1.5 * pair.chosen_is_safe - 0.5 * pair.rejected_is_safe - 0.5
+    loss = ((chosen - ref_chosen) - (rejected - ref_rejected) - target / beta) ** 2
+    favoured, ids, is_safe = (
+        (chosen, pair.chosen_ids, pair.chosen_is_safe)
+        if target > 0
+        else (rejected, pair.rejected_ids, pair.rejected_is_safe)
+    )
+    return loss + anchor_weight / beta**2 * is_safe * -favoured / len(ids)
+
+
+def moved(model: Any) -> Any:
+    """Another point of the same model, so that margins are not zero."""
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("anchor_weight", [0.0, 0.7])
+def test_loss_and_gradient_of_a_step_on_two_streams(tmp_path: Path, anchor_weight: float) -> None:
+    main, buffer = tiny_pairs(5, 1), tiny_pairs(5, 2)
+    trainer = tiny_trainer(
+        tmp_path,
+        main=main,
+        buffer=buffer,
+        model=tiny_model(dtype=torch.float64),
+        buffer_weight=0.25,
+        anchor_weight=anchor_weight,
+    )
+    start = tiny_model(dtype=torch.float64)
+    model = moved(trainer.model).train()
+    items = [trainer.train_dataset[i] for i in range(5)]
+    loss = trainer.compute_loss(model, trainer.data_collator(items))
+    loss.backward()
+    gradient = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    settings = {"beta": 0.1, "anchor_weight": anchor_weight}
+    pairs_of = {"main": main, "buffer": [item.buffer for item in items]}
+    means = {
+        name: torch.stack([expected_pair_loss(model, start, pair, **settings) for pair in pairs]).mean()
+        for name, pairs in pairs_of.items()
+    }
+    expected = means["main"] + 0.25 * means["buffer"]
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    expected.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-6, atol=1e-6 * float(parameter.grad.norm()))
+
+
+def test_reduction_mean_divides_by_the_tokens_of_each_completion(tmp_path: Path) -> None:
+    main = tiny_pairs(4, 3)
+    trainer = tiny_trainer(tmp_path, main=main, model=tiny_model(dtype=torch.float64), reduction="mean", method="ipo")
+    start, model = tiny_model(dtype=torch.float64), moved(trainer.model).train()
+    loss = trainer.compute_loss(model, trainer.data_collator([trainer.train_dataset[i] for i in range(4)]))
+    losses = []
+    for pair in main:
+        ratios = [
+            (logp(model, pair.prompt_ids, ids) - logp(start, pair.prompt_ids, ids)) / len(ids)
+            for ids in (pair.chosen_ids, pair.rejected_ids)
+        ]
+        losses.append((ratios[0] - ratios[1] - 0.5 / 0.1) ** 2)
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-9, atol=0)
+
+
+class LogCollector(TrainerCallback):
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.rows.append(dict(logs))
+
+
+def test_logs_by_stream_and_cell(tmp_path: Path) -> None:
+    main, buffer = tiny_pairs(8, 4), tiny_pairs(3, 5, cells="safe")
+    collector = LogCollector()
+    trainer = tiny_trainer(tmp_path, main=main, buffer=buffer, callbacks=[collector], max_steps=2)
+    trainer.train()
+    first = collector.rows[0]
+    assert first["main/num_pairs"] == first["buffer/num_pairs"] == 4
+    assert first["buffer/safe-safe/num_pairs"] == 4
+    assert "buffer/unsafe-safe/num_pairs" not in first
+    cells = [name for name in first if name.startswith("main/") and name.endswith("-safe/num_pairs")]
+    assert (
+        sum(first[name] for name in first if name.startswith("main/") and name.count("/") == 2 and name in cells) <= 4
+    )
+    assert first["buffer/normalised_loss"] == pytest.approx(0.25, rel=1e-4)
+    assert first["loss"] == pytest.approx(first["main/loss"] + first["buffer/loss"], rel=1e-5)
+    assert first["main/normalised_loss"] == pytest.approx(first["main/loss"] * 0.1**2)
+    assert first["main/normalised_loss"] == pytest.approx(first["main/loss_at_start"], rel=1e-4)
+    assert collector.rows[1]["buffer/favoured_drift"] > 0
+
+
+def test_evaluation_by_cell(tmp_path: Path) -> None:
+    held_out = tiny_pairs(7, 6)
+    trainer = tiny_trainer(tmp_path, eval_dataset=held_out, max_steps=4, learning_rate=5e-3)
+    trainer.train()
+    metrics = trainer.evaluate()
+    start, model = tiny_model(), trainer.model
+    right, losses = [], []
+    with torch.no_grad():
+        for pair in held_out:
+            drift = [
+                float(logp(model, pair.prompt_ids, ids) - logp(start, pair.prompt_ids, ids))
+                for ids in (pair.chosen_ids, pair.rejected_ids)
+            ]
+            target = 1.5 * pair.chosen_is_safe - 0.5 * pair.rejected_is_safe - 0.5
+            right.append((drift[0] - drift[1]) * target > 0)
+            losses.append((drift[0] - drift[1] - target / 0.1) ** 2)
+    assert metrics["eval_num_pairs"] == 7
+    assert metrics["eval_accuracy"] == pytest.approx(sum(right) / 7)
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / 7, rel=1e-4)
+    assert sum(metrics.get(f"eval_{cell}/num_pairs", 0) for cell in CELLS) == 7
+
+
+# ------------------------------------------------------------------------------------------- a wrong wiring stops
+
+
+class DoubledLoss(BFPOTrainer):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return 2 * super().compute_loss(*args, **kwargs)
+
+
+class ForeignReference:
+    """Log-probs of some other model."""
+
+    def logps(self, model: Any, batch: Any) -> Tensor:
+        return torch.full((len(batch["input_ids"]),), -20.0, dtype=torch.float64) * batch["completion_mask"].sum(1)
+
+
+class SwappedRows(BFPOTrainer):
+    """Chosen and rejected change places: at margin 0 no loss shows it."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        half = len(inputs["input_ids"]) // 2
+        for name in ("input_ids", "attention_mask", "completion_mask"):
+            inputs[name] = inputs[name].roll(half, dims=0)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+class SwappedLabels(BFPOTrainer):
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        inputs["chosen_is_safe"], inputs["rejected_is_safe"] = inputs["rejected_is_safe"], inputs["chosen_is_safe"]
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trainer": DoubledLoss}, "first step: the loss is .* imply"),
+        ({"reference": ForeignReference()}, "largest .margin. is .* nats, 0 is right"),
+        ({"trainer": SwappedRows}, "must hold its (chosen|rejected) completion"),
+        ({"trainer": SwappedLabels, "main": tiny_pairs(12, cells="conflict")}, "_is_safe is . in the batch and"),
+    ],
+)
+@pytest.mark.parametrize("method", ["bfpo", "safedpo"])
+def test_a_wrong_wiring_stops_before_the_first_update(
+    tmp_path: Path, settings: dict[str, Any], words: str, method: str
+) -> None:
+    trainer = tiny_trainer(tmp_path, method=method, **settings)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(TrainingError, match=words):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_dropout_is_found_by_the_first_step(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, model=tiny_model(attention_dropout=0.5), reference="swap")
+    with pytest.raises(TrainingError, match="check that dropout is off"):
+        trainer.train()
+
+
+def test_the_check_of_the_start_can_be_left_out(tmp_path: Path) -> None:
+    tiny_trainer(tmp_path, trainer=DoubledLoss, check_start=False).train()
+
+
+@pytest.mark.parametrize("method", ["bfpo", "ipo", "dpo_h", "dpo_s", "dpo_mix", "dpo_safe_first", "safedpo", "bso"])
+@pytest.mark.parametrize("anchor_weight", [0.0, 0.5])
+def test_every_method_passes_the_check(tmp_path: Path, method: str, anchor_weight: float) -> None:
+    buffer = tiny_pairs(12, 8, cells="safe")
+    tiny_trainer(tmp_path, buffer=buffer, method=method, anchor_weight=anchor_weight, max_steps=1).train()
+
+
+def test_logps_that_are_not_finite_name_the_pair(tmp_path: Path) -> None:
+    main = tiny_pairs(4)
+    trainer = tiny_trainer(tmp_path, main=main)
+    with torch.no_grad():
+        trainer.model.lm_head.weight[int(main[2].chosen_ids[0])] = float("inf")
+    with pytest.raises(TrainingError, match=r"pair pair-0-\d: the log-prob of its (chosen|rejected) completion is"):
+        trainer.train()
+
+
+# ------------------------------------------------------------------------------------------------- divergence
+
+
+class Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.mark.parametrize(("learning_rate", "num_warnings"), [(0.1, 0), (1.0, 1)])
+def test_a_tenfold_learning_rate_diverges_and_says_so_once(
+    tmp_path: Path, learning_rate: float, num_warnings: int
+) -> None:
+    records = Records()
+    logger = logging.getLogger("bfpo.training.trainer")
+    logger.addHandler(records)
+    try:
+        trainer = tiny_trainer(
+            tmp_path,
+            main=tiny_pairs(16, 7, cells="conflict"),
+            max_steps=40,
+            logging_steps=5,
+            learning_rate=learning_rate,
+        )
+        trainer.train()
+    finally:
+        logger.removeHandler(records)
+    assert len(records.texts) == num_warnings
+    assert trainer.watch is not None
+    last = [row for row in trainer.state.log_history if "loss_over_start" in row][-1]
+    assert (last["loss_over_start"] > 1) == bool(num_warnings)
+    if num_warnings:
+        assert "Lower learning_rate: it is 1, try 0.1" in records.texts[0]
+        assert trainer.watch.message == records.texts[0]
+        assert sum(row.get("diverging", 0) for row in trainer.state.log_history) == 1
+
+
+# ------------------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"beta": 0.0}, "beta: got 0.0"),
+        ({"method": "bpfo"}, "did you mean bfpo"),
+        ({"safety_weight": 1.0}, "safety_weight: got 1.0"),
+        ({"reduction": "max"}, "reduction: got 'max'"),
+        ({"buffer_weight": -1.0}, "buffer_weight: got -1.0"),
+        ({"anchor_weight": -0.1}, "anchor_weight: got -0.1"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        BFPOConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+def test_unknown_reference(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="reference: got 'frozen'"):
+        tiny_trainer(tmp_path, reference="frozen")
+
+
+def test_the_tokenizer_pads_with_its_end_token_where_it_has_no_other(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path)
+    assert tiny_tokenizer().pad_token_id is None
+    assert trainer.data_collator.pad_token_id == tiny_tokenizer().eos_token_id
