@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bfpo.data.labels import CELLS
-from bfpo.evaluation.report import build_report
+from bfpo.evaluation.report import write_report
 from bfpo.evaluation.report_data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.evaluation.scores import Judged, compare, score_rows
 from bfpo.evaluation.stats import rate_interval
@@ -191,4 +191,4 @@ def hostile_report() -> ReportData:
 
 
 if __name__ == "__main__":
-    build_report(fake_report(full="--full" in sys.argv), sys.argv[1])
+    write_report(fake_report(full="--full" in sys.argv), sys.argv[1])

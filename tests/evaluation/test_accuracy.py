@@ -108,3 +108,17 @@ def test_pair_logps_against_one_pair_at_a_time() -> None:
                 for place in range(len(pair.prompt_ids), len(both))
             )
             assert math.isclose(getattr(got, side)[n], total, rel_tol=1e-9)
+
+
+def test_trainings_that_differ_widen_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    data, policy, reference = pairs(60, rng), random_logps(60, rng), random_logps(60, rng)
+    prompts = [str(n) for n in range(60)]
+    one = accuracy_rows(data, prompts, policy, reference, beta=0.1)
+    other = accuracy_rows(data, prompts, reference, policy, beta=0.1)  # every margin turned round
+    (pooled, *_) = accuracy_scores([*one, *other])
+    (seeded, *_) = accuracy_scores([*one, *other], seeds=[0] * 60 + [1] * 60)
+    assert seeded.value == pooled.value == 0.5
+    assert seeded.high - seeded.low >= pooled.high - pooled.low
+    with pytest.raises(SettingError, match="got 1 for 120 rows"):
+        accuracy_scores([*one, *other], seeds=[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bfpo.errors import DataError, SettingError
-from bfpo.evaluation.report import build_report, render_html, render_markdown
+from bfpo.evaluation.report import render_html, render_markdown, write_report
 from bfpo.evaluation.report_data import MethodResult, ReportData, Sample, SampleAnswer
 from fake_report import fake_report, hostile_report
 
@@ -60,8 +60,9 @@ def page_text(data: ReportData) -> str:
 
 def test_writes_the_page_and_its_figures(tmp_path: Path) -> None:
     data = fake_report(only=("start", "bfpo", "ceiling"))
-    written = build_report(data, tmp_path / "a")
-    assert sorted(str(path.relative_to(tmp_path / "a")) for path in written) == [
+    assert write_report(data, tmp_path / "a") == tmp_path / "a" / "report.html"
+    written = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert sorted(path.relative_to(tmp_path / "a").as_posix() for path in written) == [
         "figures/scatter.png",
         "figures/scatter.svg",
         "figures/training.png",
@@ -71,7 +72,7 @@ def test_writes_the_page_and_its_figures(tmp_path: Path) -> None:
         "report.md",
     ]
     assert ReportData.from_json((tmp_path / "a" / "report.json").read_text()) == data
-    build_report(data, tmp_path / "b")
+    write_report(data, tmp_path / "b")
     for path in written:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
 
@@ -125,7 +126,7 @@ def test_colours_follow_the_page(page_text: str) -> None:
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     data = hostile_report()
-    build_report(data, tmp_path)
+    write_report(data, tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     tags = [tag for tag, _ in page.tags]
@@ -149,8 +150,8 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     bare = ReportData("report", "", [MethodResult("bfpo", "BFPO", "main"), MethodResult("ipo", "IPO", "baseline")])
-    written = build_report(bare, tmp_path)
-    assert not any(path.suffix in (".png", ".svg") for path in written)
+    write_report(bare, tmp_path)
+    assert not (tmp_path / "figures").exists()
     page = Page((tmp_path / "report.html").read_text())
     assert page.text.count("not measured") >= 5 + 2 * 5
     assert "BFPO was not measured" in page.text
@@ -172,6 +173,6 @@ def test_bad_data_is_refused(data: ReportData, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="b is compared or quoted"):
         ReportData("", "", [one], samples=[Sample("?", "", [SampleAnswer("b", "!")])])
     with pytest.raises(SettingError, match="write None"):
-        build_report(replace(data, seconds={"all": float("nan")}), tmp_path)
+        write_report(replace(data, seconds={"all": float("nan")}), tmp_path)
     with pytest.raises(DataError, match="title: Field required"):
         ReportData.from_json('{"setting": "", "methods": []}')

@@ -22,7 +22,7 @@ from bfpo.evaluation.report_data import ReportData
 from bfpo.evaluation.report_view import page_view
 from bfpo.files import write_bytes_whole, write_text_whole
 
-__all__ = ["build_report", "render_html", "render_markdown"]
+__all__ = ["render_html", "render_markdown", "write_report"]
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff0-\ufffb\ufffe\uffff\ud800-\udfff]"
@@ -30,29 +30,25 @@ _UNSEEN = re.compile(
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|<~&$])")
 
 
-def build_report(data: ReportData, folder: str | Path) -> list[Path]:
-    """Write `report.html`, `report.md`, `report.json` and `figures/` into a folder and return their paths.
+def write_report(data: ReportData, folder: str | Path) -> Path:
+    """Write `report.html`, `report.md`, `report.json` and `figures/` into a folder; return the path of the page.
 
     The page needs nothing but itself: styles, script and figures are in it and it forbids itself the network. What
     models wrote is text in it, never markup; characters that cannot be seen (control codes, changes of direction) are
     shown as symbols. The same data give the same bytes. Raises `SettingError` for numbers that are not finite.
     """
     folder = Path(folder)
-    written = []
     json_text = data.to_json()
     data = _visible(data)
     figures = {"scatter": scatter_figure(data), "training": training_figure(data)}
     for name, figure in figures.items():
         if figure is not None:
             for suffix, content in (("svg", svg_bytes(figure, salt=name)), ("png", png_bytes(figure))):
-                path = folder / "figures" / f"{name}.{suffix}"
-                write_bytes_whole(path, content)
-                written.append(path)
+                write_bytes_whole(folder / "figures" / f"{name}.{suffix}", content)
     texts = {"report.html": _page(data), "report.md": _markdown(data), "report.json": json_text}
     for name, text in texts.items():
         write_text_whole(folder / name, text)
-        written.append(folder / name)
-    return written
+    return folder / "report.html"
 
 
 def render_html(data: ReportData) -> str:
