@@ -155,7 +155,7 @@ def accuracy_scores(
     """Return the accuracy over all pairs (`accuracy`) and by cell (`accuracy_safe_unsafe`, chosen first).
 
     `seeds` names the training that each row is from, where there are several; the intervals then speak about other
-    trainings too. A pair of which no side is favoured enters no mean and counts as unscored. `extra`: numbers of prompts
+    trainings too. A pair of which no side is favoured enters no mean and counts as unscored. `extra`: number of prompts
     and of ties (margin exactly 0, counted as not right), mean of `beta * margin`. A cell without pairs has `None`.
 
     Raises `SettingError` where `seeds` and `rows` differ in length.
