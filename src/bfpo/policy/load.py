@@ -78,16 +78,18 @@ def load_policy(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dropout: bool = False,
+    seed: int = 0,
 ) -> Policy:
     """Load any causal LM of transformers from a folder or the hub and freeze what does not train.
 
     `trainable`: "all", or shell patterns over parameter names, such as "*.down_proj.weight". `lora`: keyword arguments
     of `peft.LoraConfig`; then only the adapters train, and patterns select nothing, so `trainable` must stay "all".
     Weights are read from safetensors only. Without `dropout` every dropout of the model is off: the reference has none,
-    and the margin of the first step must be zero. Call this before an optimizer is built.
+    and the margin of the first step must be zero. `seed` alone decides the random half of an adapter's start. Call
+    this before an optimizer is built.
 
-    Raises `ModelError` for a model that cannot be loaded, a pattern that matches no parameter (with the closest names),
-    and LoRA settings that peft does not know.
+    Raises `ModelError` for a model that cannot be loaded or whose files lack weights of a causal LM, a pattern that
+    matches no parameter (with the closest names), and LoRA settings that peft does not know.
     """
     if lora is not None and trainable != "all":
         raise ModelError(f"trainable: got {list(trainable)!r} beside lora; with lora only the adapters train")
@@ -95,17 +97,25 @@ def load_policy(
         raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        found: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             str(model),
             dtype=DTYPES[dtype],
             revision=revision or "main",
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # files, hub, config, weights and remote code each have kinds of their own
         raise _cannot_load("model", model, error) from error
+    loaded, report = found
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"model: {str(model)!r} lacks {len(missing)} weights of {type(loaded).__name__}, such as {missing[0]}; "
+            "give a causal LM with its head"
+        )
     if lora is not None:
-        loaded = _add_lora(loaded, lora)
+        loaded = _add_lora(loaded, lora, seed)
     else:
         choose_trainable(loaded, trainable)
     if not dropout:
@@ -140,8 +150,8 @@ def init_policy(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model: Any = LlamaForCausalLM(LlamaConfig(**settings))
-    except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
-        raise ModelError(f"init.config: {dict(config)!r} gives no Llama model: {error}") from error
+    except Exception as error:  # validation has kinds of its own, by version
+        raise ModelError(f"init.config: {dict(config)!r} gives no Llama model: {error.__cause__ or error}") from error
     if dtype in DTYPES and isinstance(DTYPES[dtype], torch.dtype):
         model.to(DTYPES[dtype])
     if not dropout:
@@ -157,7 +167,7 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(model), revision=revision or "main", trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:
         raise _cannot_load("tokenizer", model, error) from error
     return tokenizer
 
@@ -243,11 +253,13 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _add_lora(model: Any, lora: Mapping[str, Any]) -> Any:
+def _add_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     try:
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     except (TypeError, ValueError) as error:
         raise ModelError(f"lora: {dict(lora)!r} cannot be used: {error}") from error
 

@@ -14,9 +14,9 @@ from bfpo.training.session import (
     common_arguments,
     data_settings,
     describe_data,
+    prepare_process,
     read_template,
     report_data,
-    set_threads,
     train_in_folder,
 )
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
@@ -41,7 +41,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     Raises `DataError` and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a
     run that must not go on.
     """
-    set_threads(config.threads)
+    prepare_process(config.threads)
     sections = _sections(config)
     for name, section in sections.items():
         folder.add_data(name, section.files)
@@ -92,6 +92,7 @@ def _policy(config: AlignConfig) -> Policy:
         lora=None if config.lora is None else config.lora.model_dump(),
         dtype=config.dtype,
         revision=config.revision,
+        seed=config.seed,
     )
 
 

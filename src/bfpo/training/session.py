@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from bfpo.config import DataConfig, SftDataConfig
 from bfpo.config.train import TrainingKeys
@@ -24,12 +26,13 @@ from bfpo.training.callbacks import InterruptCallback, MetricsCallback, Progress
 __all__ = [
     "common_arguments",
     "data_settings",
+    "describe_data",
     "last_whole_checkpoint",
+    "prepare_process",
     "read_template",
     "report_data",
     "runs_on_cpu",
     "save_model_folder",
-    "set_threads",
     "train_in_folder",
 ]
 
@@ -38,10 +41,12 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS, MODEL = "checkpoints", "model"
 
 
-def set_threads(threads: int | None) -> None:
-    """Set torch's CPU threads, where a number is given."""
+def prepare_process(threads: int | None) -> None:
+    """Set torch's CPU threads, where a number is given, and keep the bars of loading and saving out of logs."""
     if threads is not None:
         torch.set_num_threads(threads)
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def read_template(file: str | None) -> str | None:
@@ -211,7 +216,7 @@ def _last_metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def _load_weights(model: Any, checkpoint: Path) -> None:
-    if hasattr(model, "load_adapter"):
+    if hasattr(model, "disable_adapter"):  # a PEFT model
         model.load_adapter(str(checkpoint), model.active_adapter, is_trainable=True)
         return
     saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)

@@ -22,9 +22,9 @@ from bfpo.training.session import (
     common_arguments,
     data_settings,
     describe_data,
+    prepare_process,
     read_template,
     report_data,
-    set_threads,
     train_in_folder,
 )
 
@@ -72,7 +72,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
 
     Raises `DataError` for data that cannot be used and `ModelError` for the model or its tokenizer.
     """
-    set_threads(config.threads)
+    prepare_process(config.threads)
     sections = _sections(config)
     for name, section in sections.items():
         folder.add_data(name, section.files)
@@ -133,6 +133,7 @@ def _policy(config: SftConfig) -> Policy:
         lora=None if config.lora is None else config.lora.model_dump(),
         dtype=config.dtype,
         revision=config.revision,
+        seed=config.seed,
         dropout=True,
     )
 

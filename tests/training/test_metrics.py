@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bfpo.data.labels import CELLS, cell_of
+from bfpo.objective.losses import preference_loss
+from bfpo.training.metrics import CellMetrics, PairFigures, cell_index, group_index, summarise
+
+CHOSEN = [1.0, 1.0, 0.0, 0.0, 0.9, 0.5]
+REJECTED = [1.0, 0.0, 1.0, 0.0, 0.2, 1.0]
+IS_BUFFER = [False, False, False, False, True, True]
+MARGIN = [3.0, -1.0, -2.0, 4.0, 1.0, 1.0]
+
+
+def figures(method: str = "bfpo", pairs: slice = slice(None)) -> tuple[PairFigures, torch.Tensor]:
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64)[pairs]
+
+    chosen, rejected, margin = column(CHOSEN), column(REJECTED), column(MARGIN)
+    made = PairFigures(
+        pair_loss=preference_loss(margin, chosen, rejected, method=method, beta=0.5),
+        margin=margin,
+        beta=0.5,
+        chosen_drift=column([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        rejected_drift=column([-2.0, -4.0, -6.0, -8.0, -10.0, -12.0]),
+        chosen_tokens=column([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).long(),
+        rejected_tokens=column([2.0, 2.0, 2.0, 4.0, 5.0, 6.0]).long(),
+        loss_at_start=column([1.0] * 6),
+        anchor=column([0.5] * 6),
+    )
+    return made, group_index(chosen, rejected, torch.tensor(IS_BUFFER)[pairs])
+
+
+def test_cells_are_those_of_the_data() -> None:
+    found = cell_index(torch.tensor(CHOSEN), torch.tensor(REJECTED))
+    assert [CELLS[i] for i in found] == [cell_of(c, r) for c, r in zip(CHOSEN, REJECTED, strict=True)]
+
+
+def test_metrics_of_streams_and_cells() -> None:
+    metrics = CellMetrics(torch.device("cpu"))
+    for pairs in (slice(0, 2), slice(2, 6)):  # added in parts
+        made, group = figures(pairs=pairs)
+        metrics.add(made.table(), group)
+    named = summarise(metrics.read(), normaliser=0.25, has_target=True, anchored=True)
+    assert named["main/num_pairs"] == 4
+    assert named["buffer/num_pairs"] == 2
+    assert "buffer/safe-safe/num_pairs" not in named
+    # targets +.5, +1, -1, -.5: margins 3, -1, -2, 4 are right, wrong, right, wrong
+    assert named["main/accuracy"] == 0.5
+    assert [named[f"main/{cell}/accuracy"] for cell in CELLS] == [1, 0, 1, 0]
+    assert [named[f"main/{cell}/target"] for cell in CELLS] == [0.5, 1, -1, -0.5]
+    assert [named[f"main/{cell}/beta_margin"] for cell in CELLS] == [1.5, -0.5, -1.0, 2.0]
+    assert named["main/safe-safe/loss"] == pytest.approx((3 - 0.5 / 0.5) ** 2)
+    assert named["main/safe-safe/normalised_loss"] == pytest.approx(0.25 * (3 - 0.5 / 0.5) ** 2)
+    assert named["main/loss_at_start"] == 0.25
+    # the favoured completion: chosen, chosen, rejected, rejected
+    assert named["main/favoured_drift"] == pytest.approx((1 + 2 - 6 - 8) / 4)
+    assert named["main/favoured_drift_per_token"] == pytest.approx((1 + 1 - 3 - 2) / 4)
+    assert named["main/chosen_tokens"] == 2.5
+    assert named["main/swapped_pairs"] == 2
+    assert named["main/dropped_pairs"] == 0
+    assert named["main/anchor"] == 0.5
+    assert metrics.empty
+
+
+def test_dropped_pairs_count_for_the_loss_and_not_for_the_accuracy() -> None:
+    made, group = figures("dpo_s", slice(0, 4))
+    metrics = CellMetrics(torch.device("cpu"))
+    metrics.add(made.table(), group)
+    named = summarise(metrics.read(), normaliser=1.0, has_target=False)
+    assert named["main/dropped_pairs"] == 2
+    assert named["main/loss"] == pytest.approx((math.log1p(math.exp(0.5)) + math.log1p(math.exp(-1.0))) / 4)
+    assert named["main/accuracy"] == 0.5
+    assert "main/safe-safe/accuracy" not in named
+    assert not any(name.endswith(("target", "anchor")) for name in named)
+
+
+def test_reading_starts_anew_and_reduces() -> None:
+    made, group = figures()
+    metrics = CellMetrics(torch.device("cpu"))
+    metrics.add(made.table(), group)
+    doubled = summarise(metrics.read(lambda sums: 2 * sums), normaliser=1.0, has_target=True)
+    assert doubled["main/num_pairs"] == 8
+    assert summarise(metrics.read(), normaliser=1.0, has_target=True) == {}
