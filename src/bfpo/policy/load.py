@@ -7,7 +7,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -97,17 +97,19 @@ def load_policy(
         raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     try:
-        found: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-            str(model),
-            dtype=DTYPES[dtype],
-            revision=revision or "main",
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+        loaded, report = cast(
+            "tuple[Any, dict[str, Any]]",
+            AutoModelForCausalLM.from_pretrained(
+                str(model),
+                dtype=DTYPES[dtype],
+                revision=revision or "main",
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            ),
         )
     except Exception as error:  # files, hub, config, weights and remote code each have kinds of their own
         raise _cannot_load("model", model, error) from error
-    loaded, report = found
     if report["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(report["missing_keys"])
         raise ModelError(
