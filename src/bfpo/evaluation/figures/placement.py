@@ -53,41 +53,56 @@ def place_labels(
     few more times with the others known. Deterministic.
     """
     dots = [Box(x, y, x, y).padded(point_radius) for x, y in points]
-    options = [_options(point, size, bounds) for point, size in zip(points, sizes, strict=True)]
+    options = [
+        sorted(_options(point, size, bounds, dots, bars), key=lambda option: option[0])
+        for point, size in zip(points, sizes, strict=True)
+    ]
     placed: list[Box | None] = [None] * len(points)
     # Labels with the most crowded points choose first.
     order = sorted(range(len(points)), key=lambda index: -_crowd(points, index))
     for _ in range(_SWEEPS):
         for index in order:
             others = [box for place, box in enumerate(placed) if box is not None and place != index]
-            placed[index] = min(options[index], key=lambda option: _cost(option, others, dots, bars))[1]
+            placed[index] = _cheapest(options[index], others)
     return [box for box in placed if box is not None]
 
 
-def _options(point: tuple[float, float], size: tuple[float, float], bounds: Box) -> list[tuple[float, Box]]:
-    """Return (cost of the distance, box) of every place within bounds, or all of them if none is."""
-    boxes = []
+def _cheapest(options: Sequence[tuple[float, Box]], others: Sequence[Box]) -> Box:
+    """Return the best of the options, which are sorted by their cost without the other labels."""
+    best_cost, best = math.inf, options[0][1]
+    for own, box in options:
+        if own >= best_cost:
+            break
+        wide = Box(box.left - 6.0, box.bottom - 1.5, box.right + 6.0, box.top + 1.5)  # words need more room beside them
+        cost = own + 1000.0 * sum(wide.overlap(other) for other in others)
+        if cost < best_cost:
+            best_cost, best = cost, box
+    return best
+
+
+def _options(
+    point: tuple[float, float], size: tuple[float, float], bounds: Box, dots: Sequence[Box], bars: Sequence[Box]
+) -> list[tuple[float, Box]]:
+    """Return (cost, box) of every place within bounds, or of all places if none is."""
+    places = []
     for distance in _DISTANCES:
         for rank, angle in enumerate(_ANGLES):
             # The label's nearest edge or corner, not its centre, is at the distance.
             x = point[0] + math.cos(angle) * distance + _sign(math.cos(angle)) * size[0] / 2
             y = point[1] + math.sin(angle) * distance + _sign(math.sin(angle)) * size[1] / 2
             box = Box(x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2)
-            boxes.append((distance + 0.2 * rank, box))
-    return [option for option in boxes if option[1].inside(bounds)] or boxes
+            places.append((distance + 0.2 * rank, box))
+    inside = [place for place in places if place[1].inside(bounds)] or places
+    return [(cost + _on_figure(box.padded(1.0), dots, bars), box) for cost, box in inside]
+
+
+def _on_figure(box: Box, dots: Sequence[Box], bars: Sequence[Box]) -> float:
+    """Return the cost of covering points, which must not be, and error bars, which is a pity."""
+    return 1000.0 * sum(map(box.overlap, dots)) + 2.0 * sum(map(box.overlap, bars))
 
 
 def _sign(value: float) -> float:
     return 0.0 if abs(value) < 1e-9 else math.copysign(1.0, value)
-
-
-def _cost(option: tuple[float, Box], others: Sequence[Box], dots: Sequence[Box], bars: Sequence[Box]) -> float:
-    distance, box = option
-    wide = Box(box.left - 6.0, box.bottom - 1.5, box.right + 6.0, box.top + 1.5)  # words need more room beside them
-    on_labels = sum(wide.overlap(other) for other in others)
-    on_dots = sum(box.padded(1.0).overlap(dot) for dot in dots)
-    on_bars = sum(box.padded(1.0).overlap(bar) for bar in bars)
-    return 1000.0 * (on_labels + on_dots) + 2.0 * on_bars + distance
 
 
 def _crowd(points: Sequence[tuple[float, float]], index: int) -> float:
