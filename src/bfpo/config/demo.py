@@ -71,6 +71,7 @@ class DemoConfig(StageConfig):
         default="test", description="held-out topics that are reported; settings are chosen on validation"
     )
     seed: int = Field(default=0, ge=0, description="the first seed")
+    temperature: float = Field(default=0.7, ge=0, description="sampling temperature of every model's answers")
     processes: int | None = Field(default=None, ge=1, description="runs at the same time; null = one per core")
     world: DemoWorld = Field(default=DemoWorld(), description="sizes of the data")
     model: DemoModel = Field(default=DemoModel(), description="size of the model")

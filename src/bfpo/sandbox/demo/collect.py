@@ -198,7 +198,11 @@ def _count_prompts(judged: Sequence[Judged]) -> dict[str, int]:
 def _settings(config: DemoConfig) -> dict[str, dict[str, Any]]:
     parts = ("world", "model", "sft")
     shared = {key: value for key, value in config.align.model_dump().items() if not isinstance(value, dict)}
-    return {**{part: getattr(config, part).model_dump() for part in parts}, "preference training, all methods": shared}
+    return {
+        **{part: getattr(config, part).model_dump() for part in parts},
+        "preference training, all methods": shared,
+        "answers": {"temperature": config.temperature, "part": config.part},
+    }
 
 
 def _seconds(root: Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:

@@ -156,7 +156,7 @@ def _asking(
             "prompts": str(root / "data" / "prompts.jsonl"),
             "num_completions": config.world.completions_per_prompt,
             "max_new_tokens": _MAX_NEW_TOKENS,
-            "temperature": 1.0,
+            "temperature": config.temperature,
             "batch_size": 64,
             "seed": seed,
             "threads": 1,

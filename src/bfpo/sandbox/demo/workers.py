@@ -49,7 +49,8 @@ def run_chains(chains: Sequence[Chain], processes: int, logs: Path) -> None:
 @contextmanager
 def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of fresh processes with one torch thread each, ended at once when the demo is stopped."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the new processes when they import torch
+    # Read by the new processes: more threads than cores would only wait for one another.
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     pool = ProcessPoolExecutor(max(1, min(processes, most)), mp_context=get_context("spawn"))
     try:
         yield pool
