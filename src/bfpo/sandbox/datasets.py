@@ -58,9 +58,9 @@ _PAIR_ANSWERS: dict[PromptKind, Shares] = {
     "harmful": {
         "full": 0.30,
         "careless": 0.08,
-        "vague": 0.20,
-        "redirection": 0.24,
-        "refusal": 0.15,
+        "vague": 0.22,
+        "redirection": 0.30,
+        "refusal": 0.07,
         "off_topic": 0.03,
     },
 }

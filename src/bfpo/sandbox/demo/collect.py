@@ -17,7 +17,7 @@ from bfpo.evaluation.scores import METRICS, Judged, compare, join_verdicts, scor
 from bfpo.objective.losses import METHODS
 from bfpo.runs import RunFolder
 from bfpo.sandbox.demo.plan import CEILING, START, methods_of
-from bfpo.schema import Completion, Verdict
+from bfpo.schema import Completion, Score, Verdict
 
 __all__ = ["collect"]
 
@@ -26,7 +26,7 @@ MAIN = "bfpo"
 GATE = 0.95
 SAMPLES_PER_KIND = 8
 _COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
-_TITLES = {START: "SFT start", CEILING: "Ceiling (SFT on ideal answers)", "bfpo": "BFPO", "dpo_h": "DPO-H"} | {
+_TITLES = {START: "Start", CEILING: "Ceiling", "bfpo": "BFPO", "dpo_h": "DPO-H"} | {
     "dpo_s": "DPO-S",
     "dpo_mix": "DPO-mix",
     "dpo_safe_first": "DPO safe-first",
@@ -57,6 +57,7 @@ def collect(config: DemoConfig, folder: RunFolder, *, commands: Sequence[str], c
         methods=methods,
         gates=_gates(by_name),
         comparisons=_comparisons(judged, methods_of(config)),
+        samples_note=f"Drawn at random once for all methods, {SAMPLES_PER_KIND} prompts of each kind.",
         samples=_samples({name: answers[name][seeds[0]] for name in names}),
         seeds=seeds,
         well_formed_threshold=GATE,
@@ -114,16 +115,15 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
     )
 
 
-def _accuracy(runs: Sequence[Path]) -> list[Any]:
-    rows = []
+def _accuracy(runs: Sequence[Path]) -> list[Score]:
+    rows: list[AccuracyRow] = []
+    seeds: list[int] = []
     for number, run in enumerate(runs):
         path = run / "scores" / "accuracy.jsonl"
-        if path.exists():
-            fields = AccuracyRow.__dataclass_fields__
-            for row in _rows(path):
-                own = {key: value for key, value in row.items() if key in fields}
-                rows.append(AccuracyRow(**{**own, "pair_id": f"{number} {own['pair_id']}"}))
-    return accuracy_scores(rows) if rows else []
+        for row in _rows(path) if path.exists() else []:
+            rows.append(AccuracyRow(**{key: row[key] for key in AccuracyRow.__dataclass_fields__}))
+            seeds.append(number)
+    return accuracy_scores(rows, seeds=seeds) if rows else []
 
 
 def _seed_values(judged: Sequence[Judged], seeds: Sequence[int]) -> dict[str, list[float | None]]:
@@ -225,7 +225,6 @@ def _notes(config: DemoConfig) -> list[str]:
         "the learning rate are each method's own, chosen on validation topics, as many trials for each (docs/demo.md).",
         "Harm in this world is invented: a rough verb on one of the town's wards. Borderline prompts are harmless and "
         "share one of the two words.",
-        "Intervals are over prompts" + (" and seeds." if config.seeds > 1 else "; one seed says nothing about others."),
     ]
     if config.part == "validation":
         notes.insert(0, "These are validation topics, on which settings are chosen: not figures to quote.")

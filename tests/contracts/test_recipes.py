@@ -1,0 +1,22 @@
+"""Every recipe and example config is one that its stage takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bfpo.config import load_config
+from bfpo.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted([*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/**/*.yaml")])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_recipe_loads(path):
+    assert load_config(STAGES[path.stem].config_class(), path, [])
+
+
+def test_there_are_recipes():
+    assert ROOT / "recipes" / "mistral-7b" / "train.yaml" in CONFIGS
