@@ -110,9 +110,9 @@ def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:
     common = common_arguments(
         config, folder, unit="pairs", per_step=config.pairs_per_step, micro=config.pairs_per_microbatch
     )
-    names = ("method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "reduction", "anchor_weight")
-    own = {name: getattr(config, name) for name in names}
-    return BFPOConfig(**common, **own, buffer_weight=config.buffer_weight, reference=config.reference)
+    names = ("method", "reduction", "anchor_weight", "buffer_weight", "reference")
+    own: dict[str, Any] = {name: getattr(config, name) for name in names}
+    return BFPOConfig(**common, **{**own, **config.method_settings()})
 
 
 def _write_card(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,9 +21,10 @@ class BFPOConfig(TrainingArguments):
     """`transformers.TrainingArguments` with the method's settings; the defaults are the published ones.
 
     `per_device_train_batch_size` counts pairs of each stream per forward pass. `method` and what it reads (`beta`,
-    `alpha`, `safety_weight`, `safedpo_delta`, `bso_shift`): see `bfpo.objective.losses.preference_loss`. `reduction`:
-    "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`. `buffer_weight`: of the
-    buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or "adapter_off".
+    `alpha`, `safety_weight`, `safedpo_delta`, `bso_shift`, `sba_*`): see `bfpo.objective.losses.preference_loss`.
+    `reduction`: "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`.
+    `buffer_weight`: of the buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or
+    "adapter_off".
     `check_start`: stop a run whose first loss is not what the labels imply.
 
     Raises `SettingError` for a value outside its range.
@@ -35,6 +36,9 @@ class BFPOConfig(TrainingArguments):
     safety_weight: float = field(default=3.0, metadata={"help": "the paper's B1"})
     safedpo_delta: float = field(default=10.0, metadata={"help": "SafeDPO's offset of beta x margin"})
     bso_shift: float = field(default=30.0, metadata={"help": "BSO's offset of beta x margin"})
+    sba_lambda: float = field(default=0.2, metadata={"help": "BSO-SBA's exponent"})
+    sba_scale: float = field(default=4.0, metadata={"help": "BSO-SBA's scale"})
+    sba_clamp: float = field(default=30.0, metadata={"help": "bound of BSO-SBA's |log R| in nats"})
     reduction: str = field(default="sum", metadata={"help": "log-probs of a completion: sum or mean over tokens"})
     anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor beside the normalised loss"})
     buffer_weight: float = field(default=1.0, metadata={"help": "weight of the buffer's mean loss"})
@@ -65,5 +69,4 @@ class BFPOConfig(TrainingArguments):
 
     def loss_settings(self) -> dict[str, Any]:
         """Return the keyword arguments of `preference_loss`."""
-        names = ("method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("method", *(setting.name for setting in fields(LossSettings)))}
