@@ -18,6 +18,9 @@ class DemoWorld(ConfigPart):
     main_pairs: int = Field(default=6000, ge=1, description="number of pairs of the main (safety) stream")
     buffer_pairs: int = Field(default=6000, ge=1, description="number of pairs of the buffer (helpfulness) stream")
     held_out_pairs: int = Field(default=500, ge=1, description="number of pairs on held-out topics, for accuracy")
+    held_out_prompts: int | None = Field(
+        default=None, ge=3, description="number of held-out prompts, drawn at random; null = one for every topic"
+    )
     completions_per_prompt: int = Field(default=2, ge=1, description="number of answers to each held-out prompt")
     harmful_share: float = Field(default=0.45, gt=0, lt=1, description="share of harmful prompts in the main stream")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,9 @@ def make_data(config: DemoConfig, folder: RunFolder) -> None:
     """Write the tokenizer and every seed's data sets; the same seed gives the same files."""
     save_tokenizer(folder.folder("tokenizer"))
     prompts = held_out_prompts(config.part, config.seed)
+    if config.world.held_out_prompts is not None and config.world.held_out_prompts < len(prompts):
+        drawn = random.Random(config.seed).sample(range(len(prompts)), config.world.held_out_prompts)
+        prompts = [prompts[number] for number in sorted(drawn)]
     folder.write_jsonl("data/prompts.jsonl", (_prompt_row(prompt) for prompt in prompts))
     for seed in _seeds(config):
         data, world = folder.path / "data" / f"seed-{seed}", config.world

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from bfpo.errors import BfpoError, RunError
@@ -51,7 +52,9 @@ def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of fresh processes with one torch thread each, ended at once when the demo is stopped."""
     # Read by the new processes: more threads than cores would only wait for one another.
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    pool = ProcessPoolExecutor(max(1, min(processes, most)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        max(1, min(processes, most)), mp_context=get_context("spawn"), initializer=_end_with_parent
+    )
     try:
         yield pool
     except BaseException:
@@ -60,6 +63,18 @@ def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
             process.terminate()
         raise
     pool.shutdown()
+
+
+def _end_with_parent() -> None:
+    """End this process when the demo's is gone, killed without a word: an orphan would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_chain(chain: Chain, log_file: str) -> float:
