@@ -37,7 +37,7 @@ class DemoModel(ConfigPart):
 class DemoSft(ConfigPart):
     """Settings of the demo's SFT runs (the start model and the ceiling)."""
 
-    steps: int = Field(default=300, ge=1, description="optimizer steps")
+    steps: int = Field(default=400, ge=1, description="optimizer steps")
     learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate")
     completions_per_step: int = Field(default=64, ge=1, description="number of completions per optimizer step")
 
@@ -55,7 +55,7 @@ class DemoAlign(ConfigPart):
     steps: int = Field(default=400, ge=1, description="optimizer steps")
     pairs_per_step: int = Field(default=16, ge=1, description="number of pairs of each stream per optimizer step")
     anchor_weight: float = Field(default=0.3, ge=0, description="weight of the anchor beside the normalised loss")
-    bfpo: DemoMethod = Field(default=DemoMethod(), description="BFPO")
+    bfpo: DemoMethod = Field(default=DemoMethod(beta=0.05), description="BFPO")
     dpo_h: DemoMethod = Field(default=DemoMethod(), description="DPO on helpfulness pairs")
     dpo_s: DemoMethod = Field(default=DemoMethod(), description="DPO on safety pairs")
     dpo_mix: DemoMethod = Field(default=DemoMethod(), description="DPO on the naive mix of both")
