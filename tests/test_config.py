@@ -158,6 +158,12 @@ def test_the_resolved_config_loads_as_an_equal_run(tmp_path, cls, overrides):
     assert load_config(cls, file).resolved() == config.resolved()
 
 
+def test_what_a_run_is_about_comes_first():
+    assert next(iter(load_config(AlignConfig, None, ALIGN).resolved())) == "model"
+    names = [key.name for key in describe_keys(AlignConfig)]
+    assert names.index("data.files") < names.index("method") < names.index("weight_decay")
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         ToyConfig().steps = 3  # type: ignore[misc]

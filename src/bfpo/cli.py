@@ -133,6 +133,8 @@ def _execute(request: _Request) -> None:
         except KeyboardInterrupt as stop:
             again = "the same command" if request.resume else "the same command and --resume"
             _fail(request, f"stopped; go on with {again}", 143 if isinstance(stop, _Stopped) else 130)
+        except BrokenPipeError:  # whoever read our output has had enough, as in `--keys | head`
+            raise
         except Exception as error:
             hint = "" if request.debug else "; --debug shows where"
             _fail(request, f"bfpo {request.stage} failed: {type(error).__name__}: {error}{hint}", 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -150,5 +151,7 @@ def _readers(settings: Iterable[str]) -> str:
 
 
 def _keep_quiet() -> None:
-    """Turn the libraries' reports about usage off; they read this when they are imported."""
+    """Turn off the libraries' reports about usage, and their progress bars in a log; they read this at import."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")

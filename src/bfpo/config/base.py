@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from inspect import get_annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -33,6 +34,12 @@ class ConfigPart(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
 
+    @classmethod
+    def key_order(cls) -> list[str]:
+        """Return the keys in the order in which people read them: what must be given, the class's own, what it shares."""
+        names = [name for part in cls.__mro__ for name in get_annotations(part) if name in cls.model_fields]
+        return sorted(dict.fromkeys(names), key=lambda name: not cls.model_fields[name].is_required())
+
 
 class StageConfig(ConfigPart):
     """The whole config of one stage."""
@@ -46,4 +53,5 @@ class StageConfig(ConfigPart):
 
         `unread` adds keys to leave out to those of `self.unread()`. Loading the result gives an equal run.
         """
-        return self.model_dump(mode="json", exclude=set(unread) | self.unread())
+        values = self.model_dump(mode="json", exclude=set(unread) | self.unread())
+        return {name: values[name] for name in self.key_order() if name in values}

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from bfpo.config.base import ConfigPart
 
 __all__ = ["Key", "allowed", "describe_keys", "section_of"]
 
@@ -36,10 +37,10 @@ def _flat_members(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[ConfigPart] | None:
     """Return the section that a key holds, or `None` for a plain value."""
     for member in _flat_members(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel):
+        if isinstance(member, type) and issubclass(member, ConfigPart):
             return member
     return None
 
@@ -53,7 +54,7 @@ def _member_words(member: Any, bounds: str) -> str:
         return "a list of text"
     if get_origin(member) is dict or member is dict:
         return "a section of free keys"
-    if isinstance(member, type) and issubclass(member, BaseModel):
+    if isinstance(member, type) and issubclass(member, ConfigPart):
         return "a section with the keys " + ", ".join(member.model_fields)
     return f"{_NAMES.get(member, str(member))}{bounds if member in (int, float) else ''}"
 
@@ -82,9 +83,10 @@ def _default_words(info: FieldInfo) -> str | None:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def describe_keys(config: type[BaseModel], prefix: str = "") -> Iterator[Key]:
+def describe_keys(config: type[ConfigPart], prefix: str = "") -> Iterator[Key]:
     """Yield every key of a config, a section's keys after the section itself."""
-    for name, info in config.model_fields.items():
+    for name in config.key_order():
+        info = config.model_fields[name]
         section = section_of(info.annotation)
         if section is None:
             yield Key(prefix + name, allowed(info), _default_words(info), info.description or "")

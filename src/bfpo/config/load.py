@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from bfpo.config.base import StageConfig
+from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.describe import allowed, describe_keys, section_of
 from bfpo.errors import ConfigError
 from bfpo.yaml_text import parse_yaml
@@ -89,14 +89,14 @@ def _apply_override(values: dict[str, Any], places: dict[str, str], override: st
     places[key] = place
 
 
-def _problems(cls: type[BaseModel], error: ValidationError, places: Mapping[str, str]) -> Iterator[str]:
+def _problems(cls: type[ConfigPart], error: ValidationError, places: Mapping[str, str]) -> Iterator[str]:
     for details in error.errors(include_url=False, include_context=True):
         key, info = _locate(cls, details["loc"])
         place = _place(key, places)
         yield f"{place}: {_message(cls, key, info, details)}" if place else _message(cls, key, info, details)
 
 
-def _message(cls: type[BaseModel], key: str, info: FieldInfo | None, details: ErrorDetails) -> str:
+def _message(cls: type[ConfigPart], key: str, info: FieldInfo | None, details: ErrorDetails) -> str:
     kind = details["type"]
     if kind == "extra_forbidden":
         return f"{key}: unknown key{_suggestion(cls, key)}"
@@ -111,11 +111,11 @@ def _message(cls: type[BaseModel], key: str, info: FieldInfo | None, details: Er
     return f"{key}: got {_show(details['input'])}; allowed: {words}"
 
 
-def _locate(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
+def _locate(cls: type[ConfigPart], loc: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
     """Return the dotted key of an error and the innermost known key's facts; parts that pydantic adds are left out."""
     key: list[str] = []
     info: FieldInfo | None = None
-    model: type[BaseModel] | None = cls
+    model: type[ConfigPart] | None = cls
     for part in loc:
         if model is None:
             break
@@ -136,7 +136,7 @@ def _place(key: str, places: Mapping[str, str]) -> str:
     return ""
 
 
-def _suggestion(cls: type[BaseModel], key: str) -> str:
+def _suggestion(cls: type[ConfigPart], key: str) -> str:
     names = [known.name for known in describe_keys(cls)]
     leaf = key.rpartition(".")[2]
     section = key[: len(key) - len(leaf)]
