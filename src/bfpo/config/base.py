@@ -36,7 +36,7 @@ class ConfigPart(BaseModel):
 
     @classmethod
     def key_order(cls) -> list[str]:
-        """Return the keys in the order in which people read them: what must be given, the class's own, what it shares."""
+        """Return the keys as people read them: what must be given first, then the class's own, then what it shares."""
         names = [name for part in cls.__mro__ for name in get_annotations(part) if name in cls.model_fields]
         return sorted(dict.fromkeys(names), key=lambda name: not cls.model_fields[name].is_required())
 
