@@ -35,11 +35,13 @@ STREAMS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("micro", [1, 2, 4, 3])
+@pytest.mark.parametrize("micro", [1, 4, 3])
 def test_accumulated_steps_equal_whole_ones(tmp_path: Path, micro: int) -> None:
     """22 pairs in steps of 8: the last step of each epoch has 6. With 3 a micro-batch is itself ragged, at 9 a step."""
     per_step = 9 if micro == 3 else 8
-    settings = {**STREAMS, "max_steps": -1, "num_train_epochs": 2, "logging_steps": 100}
+    # Adam and clipping would hide a step whose gradient is too large or too small as a whole
+    scale = {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 1e-5}
+    settings = {**STREAMS, **scale, "max_steps": -1, "num_train_epochs": 2, "logging_steps": 100}
     make = {"dtype": torch.float64}
     whole = train(tmp_path, model=tiny_model(**make), per_device_train_batch_size=per_step, **settings)
     parts = train(
@@ -51,8 +53,7 @@ def test_accumulated_steps_equal_whole_ones(tmp_path: Path, micro: int) -> None:
     )
     start = {name: value.detach() for name, value in tiny_model(**make).state_dict().items()}
     assert largest_difference(whole, start) > 1e-3  # it did train
-    # Adam divides small gradients by their own size: rounding of 1e-16 in a gradient of 1e-10 would show
-    assert largest_difference(whole, parts) < 1e-6
+    assert largest_difference(whole, parts) < 1e-9
 
 
 @pytest.mark.parametrize("reference", ["swap", "precompute"])
@@ -72,8 +73,7 @@ def test_logging_and_evaluation_change_nothing(tmp_path: Path) -> None:
     assert largest_difference(plain, watched) == 0
 
 
-@pytest.mark.parametrize("reference", ["swap", "precompute"])
-@pytest.mark.parametrize("stop", [3, 5, 6, 8], ids=lambda step: f"after_{step}")
+@pytest.mark.parametrize(("reference", "stop"), [("swap", 3), ("precompute", 5), ("swap", 6), ("precompute", 8)])
 def test_a_resumed_run_is_bit_identical(tmp_path: Path, reference: str, stop: int) -> None:
     """6 steps an epoch of 22 pairs: inside the first epoch, at its last step but one, at its end, inside the second."""
     settings = {
@@ -90,8 +90,8 @@ def test_a_resumed_run_is_bit_identical(tmp_path: Path, reference: str, stop: in
     folder = tmp_path / "stopped"
     first = tiny_trainer(folder, **{**settings, "save_strategy": "steps", "save_steps": stop})
     first.train()
-    torch.manual_seed(77)  # whatever another process would have drawn
     second = tiny_trainer(folder, **settings)
+    torch.manual_seed(77)  # whatever another process has drawn by then
     second.train(resume_from_checkpoint=str(folder / f"checkpoint-{stop}"))
     for name, value in straight.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
