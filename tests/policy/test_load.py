@@ -147,7 +147,7 @@ def test_from_scratch_with_bad_settings(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="unknown key 'hiden_size'; close: hidden_size"):
         init_policy({"hiden_size": 16}, tmp_path)
     with pytest.raises(ModelError, match="gives no Llama model"):
-        init_policy({**INIT, "num_attention_heads": 3}, tmp_path)
+        init_policy({**INIT, "hidden_act": "no_such_activation"}, tmp_path)
 
 
 def test_padding_id() -> None:
