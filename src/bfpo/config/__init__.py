@@ -10,7 +10,7 @@ from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
-from bfpo.config.load import load_config
+from bfpo.config.load import load_config, read_template
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
 from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, SftConfig
 
@@ -33,4 +33,5 @@ __all__ = [
     "ToyConfig",
     "describe_keys",
     "load_config",
+    "read_template",
 ]

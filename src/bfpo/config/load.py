@@ -17,7 +17,7 @@ from bfpo.config.describe import allowed, describe_keys, section_of
 from bfpo.errors import ConfigError
 from bfpo.yaml_text import parse_yaml
 
-__all__ = ["load_config"]
+__all__ = ["load_config", "read_template"]
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
@@ -39,6 +39,16 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
     except ValidationError as error:
         problems = list(dict.fromkeys(_problems(cls, error, places)))
     raise ConfigError("\n".join(problems))
+
+
+def read_template(file: str | None) -> str | None:
+    """Return the text of the chat template file, where one is given; raises `ConfigError` if it cannot be read."""
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template: {file} cannot be read as text ({error})") from error
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

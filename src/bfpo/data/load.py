@@ -60,7 +60,9 @@ def load_pairs(
     result = read_pairs([Path(file) for file in files], layout=layout, columns=columns, source=source)
     check_rejects(result, bad_rows=bad_rows)
     pairs, labels = resolve_labels(result.pairs, unknown=unknown_label)
-    used = _chosen_part(pairs, files[0], split=split, limit=limit, seed=seed)
+    used = _chosen_part(pairs, split=split, limit=limit, seed=seed)
+    if not used:
+        raise DataError.at(files[0], None, "no pair is left to use; check split, unknown_label and limit")
     counts = {
         "rows": result.rows,
         "rows_rejected": len(result.rejects),
@@ -98,7 +100,7 @@ def load_completions(
         result = read_sft([Path(file) for file in files], columns=columns)
         check_rejects(result, bad_rows=bad_rows)
         rows, rejects, counts = result.completions, result.rejects, {"rows": result.rows}
-        rows = _chosen_part(rows, files[0], split=split, limit=limit, seed=seed)
+        rows = _chosen_part(rows, split=split, limit=limit, seed=seed)
         rows = rows if source is None else [replace(row, kind=source) for row in rows]
     else:
         needs_labels = use == "safe"
@@ -107,9 +109,11 @@ def load_completions(
         pairs = pair_result.pairs
         if needs_labels:
             pairs, _ = resolve_labels(pairs, unknown=unknown_label)
-        pairs = _chosen_part(pairs, files[0], split=split, limit=limit, seed=seed)
-        rows = _chosen_part(completions_of_pairs(pairs, use), files[0], split=None, limit=None, seed=seed)
+        pairs = _chosen_part(pairs, split=split, limit=limit, seed=seed)
+        rows = completions_of_pairs(pairs, use)
         rejects, counts = pair_result.rejects, {"rows": pair_result.rows, "pairs": len(pairs)}
+    if not rows:
+        raise DataError.at(files[0], None, "nothing is left to use; check split, unknown_label, use and limit")
     counts |= {"rows_rejected": len(rejects), "completions": len(rows)}
     return LoadedCompletions(rows, rejects, counts)
 
@@ -121,9 +125,7 @@ def _holds_completions(file: Path, columns: Mapping[str, str]) -> bool:
     return False
 
 
-def _chosen_part(
-    rows: Sequence[Row], file: str | Path, *, split: Split | None, limit: int | None, seed: int
-) -> list[Row]:
+def _chosen_part(rows: Sequence[Row], *, split: Split | None, limit: int | None, seed: int) -> list[Row]:
     """Split by prompt, then draw; both read a row's prompt and id alone, which pairs and completions share."""
     some: Sequence[Any] = rows
     if split is not None:
@@ -131,6 +133,4 @@ def _chosen_part(
         some = test if split["part"] == "test" else train
     if limit is not None:
         some = limit_pairs(some, limit, seed=seed)
-    if not some:
-        raise DataError.at(file, None, "nothing is left to use; check split, unknown_label, use and limit")
     return list(some)

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bfpo.config import DataConfig, EvaluateConfig
-from bfpo.data.labels import cell_counts, resolve_labels
-from bfpo.data.read import check_rejects, read_completions, read_pairs
-from bfpo.data.split import limit_pairs, normalised_prompt, split_pairs
+from bfpo.config import DataConfig, EvaluateConfig, read_template
+from bfpo.data.labels import cell_counts
+from bfpo.data.load import load_pairs
+from bfpo.data.read import read_completions
+from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
-from bfpo.errors import ConfigError, DataError, ModelError
+from bfpo.errors import DataError, ModelError
 from bfpo.evaluation.accuracy import AccuracyRow, PairLogps, accuracy_rows, accuracy_scores, pair_logps
 from bfpo.evaluation.scores import METRICS, Judged, join_verdicts, score_rows
 from bfpo.feedback.judges import make_judge
@@ -92,24 +93,10 @@ def _accuracy(config: EvaluateConfig, data: DataConfig, folder: RunFolder) -> li
 
 def _read(config: EvaluateConfig, data: DataConfig) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs to test on and what was left out or assumed on the way, by name."""
-    result = read_pairs(
-        [Path(file) for file in data.files], layout=data.layout, columns=data.columns, source=data.source
-    )
-    check_rejects(result, bad_rows=data.bad_rows)
-    pairs, labels = resolve_labels(result.pairs, unknown=data.unknown_label)
-    if data.split is not None:
-        train, test = split_pairs(pairs, held_out=data.split.held_out, seed=data.split.seed)
-        pairs = test if data.split.part == "test" else train
-    if data.limit is not None:
-        pairs = limit_pairs(pairs, data.limit, seed=config.seed)
-    if not pairs:
-        raise DataError.at(data.files[0], None, "no pair is left to test on; check split, unknown_label and limit")
-    counts = {
-        "rows_rejected": len(result.rejects),
-        "labels_set_safe": labels["set_safe"],
-        "pairs_dropped": labels["dropped"],
-    }
-    return pairs, counts
+    loaded = load_pairs(**data.model_dump(), seed=config.seed)
+    names = {"rows_rejected": "rows_rejected", "labels_set_safe": "labels_set_safe"}
+    names["pairs_without_label_dropped"] = "pairs_dropped"
+    return loaded.pairs, {name: loaded.counts[key] for key, name in names.items()}
 
 
 def _tokenize(config: EvaluateConfig, pairs: Sequence[Pair], tokenizer: Any) -> tuple[list[TokenPair], TokenizeReport]:
@@ -118,7 +105,7 @@ def _tokenize(config: EvaluateConfig, pairs: Sequence[Pair], tokenizer: Any) -> 
         tokenizer,
         max_length=config.max_length,
         max_completion_length=config.max_completion_length,
-        chat_template=_template(config),
+        chat_template=read_template(config.chat_template),
     )
 
 
@@ -145,15 +132,6 @@ def _check_same_tokens(config: EvaluateConfig, ours: Sequence[TokenPair], theirs
                 f"reference: {config.reference} and model {config.model} read pair {one.pair_id} as different tokens; "
                 "a margin needs the same tokenizer and chat template for both (chat_template sets one)"
             )
-
-
-def _template(config: EvaluateConfig) -> str | None:
-    if config.chat_template is None:
-        return None
-    try:
-        return Path(config.chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"chat_template: {config.chat_template} cannot be read as text ({error})") from error
 
 
 def _given(value: str | None) -> str:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bfpo.config import GenerateConfig
+from bfpo.config import GenerateConfig, read_template
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_prompts
 from bfpo.data.write import completion_row
-from bfpo.errors import ConfigError, DataError
+from bfpo.errors import DataError
 from bfpo.feedback.sampling import Answer, Request, answer_batches, end_token_ids
 from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.runs import RunFolder
@@ -55,7 +55,7 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     model, tokenizer = policy.model, policy.tokenizer
     if torch.cuda.is_available():
         model.to("cuda")
-    chat = ChatEncoder(tokenizer, _template(config))
+    chat = ChatEncoder(tokenizer, read_template(config.chat_template))
     tasks = _tasks(prompts, config, chat)
     done = _read_partial(folder.file(_PARTIAL)) if folder.resumed else {}
     todo = [task for task in tasks if task.id not in done]
@@ -84,7 +84,7 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
 def preview(config: GenerateConfig) -> list[str]:
     """Return what would be generated: prompts by kind, their lengths, completions."""
     prompts = _choose_prompts(config)
-    chat = ChatEncoder(load_tokenizer(config.model, revision=config.revision), _template(config))
+    chat = ChatEncoder(load_tokenizer(config.model, revision=config.revision), read_template(config.chat_template))
     lengths = sorted(len(task.prompt_ids) for task in _tasks(prompts, config, chat))
     kinds = _count(prompt.kind or "(no kind)" for prompt in prompts)
     return [
@@ -104,15 +104,6 @@ def _choose_prompts(config: GenerateConfig) -> list[Prompt]:
         return prompts
     chosen = sorted(random.Random(config.seed).sample(range(len(prompts)), config.limit))
     return [prompts[index] for index in chosen]
-
-
-def _template(config: GenerateConfig) -> str | None:
-    if config.chat_template is None:
-        return None
-    try:
-        return Path(config.chat_template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"chat_template: {config.chat_template} cannot be read as text ({error})") from error
 
 
 def _tasks(prompts: Sequence[Prompt], config: GenerateConfig, chat: ChatEncoder) -> list[_Task]:

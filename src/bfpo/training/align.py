@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from bfpo.config import AlignConfig, DataConfig
+from bfpo.config import AlignConfig, DataConfig, read_template
 from bfpo.data.load import LoadedPairs, load_pairs
 from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
 from bfpo.policy.load import Policy, load_policy
@@ -15,7 +15,6 @@ from bfpo.training.session import (
     data_settings,
     describe_data,
     prepare_process,
-    read_template,
     report_data,
     train_in_folder,
 )

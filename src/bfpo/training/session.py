@@ -29,7 +29,6 @@ __all__ = [
     "describe_data",
     "last_whole_checkpoint",
     "prepare_process",
-    "read_template",
     "report_data",
     "runs_on_cpu",
     "save_model_folder",
@@ -47,16 +46,6 @@ def prepare_process(threads: int | None) -> None:
         torch.set_num_threads(threads)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def read_template(file: str | None) -> str | None:
-    """Return the text of the chat template file, where one is given; raises `ConfigError` if it cannot be read."""
-    if file is None:
-        return None
-    try:
-        return Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"chat_template: {file} cannot be read as text ({error})") from error
 
 
 def data_settings(data: DataConfig | SftDataConfig, *, seed: int) -> dict[str, Any]:

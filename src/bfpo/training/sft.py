@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from bfpo.config import SftConfig, SftDataConfig
+from bfpo.config import SftConfig, SftDataConfig, read_template
 from bfpo.data.load import LoadedCompletions, load_completions
 from bfpo.data.tokenize import SftExample, TokenizeReport, tokenize_completions
 from bfpo.policy.load import Policy, init_policy, load_policy, pad_token_id
@@ -23,7 +23,6 @@ from bfpo.training.session import (
     data_settings,
     describe_data,
     prepare_process,
-    read_template,
     report_data,
     train_in_folder,
 )

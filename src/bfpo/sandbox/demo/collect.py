@@ -16,7 +16,7 @@ from bfpo.evaluation.report_data import Role as MethodRole
 from bfpo.evaluation.scores import METRICS, Judged, compare, join_verdicts, score_rows
 from bfpo.objective.losses import METHODS
 from bfpo.runs import RunFolder
-from bfpo.sandbox.demo.plan import CEILING, START, methods_of
+from bfpo.sandbox.demo.plan import CEILING, START, methods_of, seeds_of
 from bfpo.schema import Completion, Score, Verdict
 
 __all__ = ["collect"]
@@ -45,7 +45,7 @@ def collect(config: DemoConfig, folder: RunFolder, *, commands: Sequence[str], c
 
     Raises `RunError` where a file of a chain cannot be read.
     """
-    seeds = list(range(config.seed, config.seed + config.seeds))
+    seeds = list(seeds_of(config))
     names = [*methods_of(config), START, CEILING]
     answers = {name: {seed: _answers(folder.path, name, seed) for seed in seeds} for name in names}
     judged = {name: [row for seed in seeds for row in _judged(answers[name][seed], seed)] for name in names}

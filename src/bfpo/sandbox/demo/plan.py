@@ -15,7 +15,18 @@ from bfpo.sandbox.datasets import buffer_pairs, held_out_prompts, main_pairs, sf
 from bfpo.sandbox.tokenizer import save_tokenizer
 from bfpo.schema import Prompt
 
-__all__ = ["CEILING", "FULL_METHODS", "QUICK_METHODS", "START", "Chain", "Step", "make_data", "methods_of", "plan_seed"]
+__all__ = [
+    "CEILING",
+    "FULL_METHODS",
+    "QUICK_METHODS",
+    "START",
+    "Chain",
+    "Step",
+    "make_data",
+    "methods_of",
+    "plan_seed",
+    "seeds_of",
+]
 
 START, CEILING = "start", "ceiling"
 QUICK_METHODS = ("bfpo", "dpo_h", "dpo_mix", "safedpo")
@@ -52,6 +63,11 @@ def methods_of(config: DemoConfig) -> Sequence[str]:
     return FULL_METHODS if config.full else QUICK_METHODS
 
 
+def seeds_of(config: DemoConfig) -> range:
+    """Return the seeds of this demo, in order."""
+    return range(config.seed, config.seed + config.seeds)
+
+
 def make_data(config: DemoConfig, folder: RunFolder) -> None:
     """Write the tokenizer and every seed's data sets; the same seed gives the same files."""
     save_tokenizer(folder.folder("tokenizer"))
@@ -60,7 +76,7 @@ def make_data(config: DemoConfig, folder: RunFolder) -> None:
         drawn = random.Random(config.seed).sample(range(len(prompts)), config.world.held_out_prompts)
         prompts = [prompts[number] for number in sorted(drawn)]
     folder.write_jsonl("data/prompts.jsonl", (_prompt_row(prompt) for prompt in prompts))
-    for seed in _seeds(config):
+    for seed in seeds_of(config):
         data, world = folder.path / "data" / f"seed-{seed}", config.world
         write_completions(data / "sft.jsonl", sft_completions(world.sft_completions, seed))
         write_completions(data / "ideal.jsonl", sft_completions(world.sft_completions, seed, ideal=True))
@@ -83,10 +99,6 @@ def plan_seed(config: DemoConfig, root: Path, seed: int) -> list[Chain]:
         asking = _asking(config, root, train.out / "model", runs / method, seed, start, data / "held_out.jsonl")
         chains.append(Chain(method, seed, (train, *asking), needs=START))
     return chains
-
-
-def _seeds(config: DemoConfig) -> range:
-    return range(config.seed, config.seed + config.seeds)
 
 
 def _sft_config(config: DemoConfig, root: Path, file: Path, seed: int) -> SftConfig:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from bfpo.config import DemoConfig
 from bfpo.console import show
 from bfpo.runs import RunFolder
-from bfpo.sandbox.demo.plan import Chain, make_data, methods_of, plan_seed
+from bfpo.sandbox.demo.plan import Chain, make_data, methods_of, plan_seed, seeds_of
 from bfpo.sandbox.demo.workers import run_chains
 
 __all__ = ["preview", "run"]
@@ -42,8 +42,7 @@ def preview(config: DemoConfig) -> list[str]:
 
 
 def _chains(config: DemoConfig, folder: RunFolder) -> list[Chain]:
-    seeds = range(config.seed, config.seed + config.seeds)
-    return [chain for seed in seeds for chain in plan_seed(config, folder.path, seed)]
+    return [chain for seed in seeds_of(config) for chain in plan_seed(config, folder.path, seed)]
 
 
 def _processes(config: DemoConfig) -> int:
