@@ -9,14 +9,30 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     PrinterCallback,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     TrainerCallback,
 )
 
@@ -33,32 +49,37 @@ SIZES = {
 }
 
 
+GROUPED = {"num_key_value_heads": 1}
+FAMILIES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, GROUPED),
+    "mistral": (MistralConfig, MistralForCausalLM, {**GROUPED, "sliding_window": 6}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, GROUPED),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {**GROUPED, "head_dim": 8}),
+    # soft-caps its attention scores and its logits
+    "gemma2": (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {
+            **GROUPED,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "final_logit_softcapping": 1.5,
+            "attn_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {**GROUPED, "head_dim": 8, "sliding_window": 6}),
+    "phi3": (Phi3Config, Phi3ForCausalLM, {**GROUPED, "pad_token_id": 0}),
+    "granite": (GraniteConfig, GraniteForCausalLM, {**GROUPED, "logits_scaling": 4.0, "attention_multiplier": 0.2}),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM, GROUPED),
+    "cohere": (CohereConfig, CohereForCausalLM, {**GROUPED, "logit_scale": 0.25}),
+    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM, {}),
+}
+
+
 def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, seed: int = 0, **settings: Any) -> Any:
+    config, model, own = FAMILIES[family]
     torch.manual_seed(seed)
-    if family == "llama":
-        model = LlamaForCausalLM(
-            LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "initializer_range": 0.3, **settings})
-        )
-    elif family == "gemma2":  # soft-caps its attention scores and its logits
-        model = Gemma2ForCausalLM(
-            Gemma2Config(
-                **{
-                    **SIZES,
-                    "num_key_value_heads": 1,
-                    "head_dim": 8,
-                    "sliding_window": 6,
-                    "final_logit_softcapping": 1.5,
-                    "attn_logit_softcapping": 2.0,
-                    "initializer_range": 0.3,
-                    **settings,
-                }
-            )
-        )
-    elif family == "gpt_neox":
-        model = GPTNeoXForCausalLM(GPTNeoXConfig(**{**SIZES, "initializer_range": 0.3, **settings}))
-    else:
-        raise ValueError(family)
-    return model.to(dtype)
+    return model(config(**{**SIZES, "initializer_range": 0.3, **own, **settings})).to(dtype)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,14 +1,16 @@
-"""The batch: rows, masks and orders by hand."""
+"""Micro-batches: rows, places and orders by hand."""
 
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from bfpo.data.pack import PairCollator
+from bfpo.data.layout import CHOSEN, PROMPT, REJECTED, PackedLayout
+from bfpo.data.pack import Form, PairCollator, collate_pairs, longest_text, split_by_tokens
 from bfpo.data.streams import PairItem, TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import DataError, SettingError
@@ -29,55 +31,61 @@ def bare(*pairs: TokenPair) -> list[TokenPair]:
     return [dataclasses.replace(p, ref_chosen_logps=None, ref_rejected_logps=None) for p in pairs]
 
 
-def test_main_pairs_alone_by_hand() -> None:
-    first, second = bare(FIRST, SECOND)
-    batch = PairCollator(0)([PairItem(first, 4), PairItem(second, 2)])
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 0], [6, 7, 0, 0], [1, 2, 4, 5], [6, 8, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["completion_mask"].int().tolist() == [[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]]
-    assert batch["chosen_is_safe"].tolist() == [1.0, 0.0]
-    assert batch["rejected_is_safe"].tolist() == [0.25, 1.0]
-    assert batch["is_buffer"].tolist() == [False, False]
-    assert batch["pair_index"].tolist() == [4, 2]
+def test_packed_rows_by_hand() -> None:
+    batch = collate_pairs(bare(FIRST, SECOND))
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 2, 3, 0, 1, 1]]
+    assert batch["source"].tolist() == [1, 1, 3, 5, 5]
+    assert batch["targets"].tolist() == [3, 4, 5, 7, 8]
+    assert batch["sequence"].tolist() == [0, 2, 2, 1, 3]
+    assert batch["layout"].lengths == [(2, 1, 2), (1, 1, 1)]
     assert "ref_logps" not in batch
-    assert {name: value.dtype for name, value in batch.items()} == {
-        "input_ids": torch.int64,
-        "attention_mask": torch.int64,
-        "completion_mask": torch.bool,
-        "chosen_is_safe": torch.float64,
-        "rejected_is_safe": torch.float64,
-        "is_buffer": torch.bool,
-        "pair_index": torch.int64,
-    }
+    assert all(batch[name].dtype == torch.int64 for name in ("input_ids", "position_ids", "source", "targets"))
 
 
-def test_buffer_pairs_follow_the_main_pairs_in_each_half() -> None:
-    batch = PairCollator(99)([PairItem(FIRST, 0, BUFFER, 7), PairItem(SECOND, 1, BUFFER, 8)])
-    assert batch["input_ids"].tolist() == [
-        [1, 2, 3, 99, 99],
-        [6, 7, 99, 99, 99],
-        [9, 10, 11, 12, 13],
-        [9, 10, 11, 12, 13],
-        [1, 2, 4, 5, 99],
-        [6, 8, 99, 99, 99],
-        [9, 14, 99, 99, 99],
-        [9, 14, 99, 99, 99],
-    ]
-    assert batch["attention_mask"].sum(1).tolist() == [3, 2, 5, 5, 4, 2, 2, 2]
-    assert batch["completion_mask"].sum(1).tolist() == [1, 1, 4, 4, 2, 1, 1, 1]
-    assert batch["is_buffer"].tolist() == [False, False, True, True]
+def test_padded_rows_by_hand() -> None:
+    batch = collate_pairs(bare(FIRST, SECOND), pad_token_id=99, form="padded")
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 99], [6, 7, 99, 99], [1, 2, 4, 5], [6, 8, 99, 99]]
+    assert batch["source"].tolist() == [1, 4, 9, 10, 12]
+    assert batch["targets"].tolist() == [3, 7, 4, 5, 8]
+    assert batch["sequence"].tolist() == [0, 1, 2, 2, 3]
+    assert "layout" not in batch
+
+
+@pytest.mark.parametrize("form", ["packed", "padded"])
+def test_buffer_pairs_follow_the_main_pairs(form: Form) -> None:
+    batch = PairCollator(0, form)([PairItem(FIRST, 0, BUFFER, 7), PairItem(SECOND, 1, BUFFER, 8)])
     assert batch["pair_index"].tolist() == [0, 1, 7, 8]
-    assert batch["chosen_is_safe"].tolist() == [1.0, 0.0, 0.5, 0.5]
-    assert batch["rejected_is_safe"].tolist() == [0.25, 1.0, 0.75, 0.75]
-    assert batch["ref_logps"].tolist() == [-1.5, -3.5, -5.5, -5.5, -2.5, -4.5, -6.5, -6.5]
-    assert batch["ref_logps"].dtype == torch.float64
+    (microbatch,) = batch["microbatches"]
+    assert microbatch["pair_index"].tolist() == [0, 1, 7, 8]
+    assert microbatch["place"].tolist() == [0, 1, 2, 3]
+    assert microbatch["is_buffer"].tolist() == [False, False, True, True]
+    assert microbatch["chosen_is_safe"].tolist() == [1.0, 0.0, 0.5, 0.5]
+    assert microbatch["rejected_is_safe"].tolist() == [0.25, 1.0, 0.75, 0.75]
+    assert microbatch["ref_logps"].tolist() == [-1.5, -3.5, -5.5, -5.5, -2.5, -4.5, -6.5, -6.5]
+    assert microbatch["ref_logps"].dtype == torch.float64
 
 
-def test_a_pad_id_that_is_also_a_token_is_told_apart_by_the_masks() -> None:
-    (padded,) = bare(pair([2], [2, 2], [2]))
-    batch = PairCollator(2)([PairItem(padded, 0)])
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch["completion_mask"].tolist() == [[False, True, True], [False, True, False]]
+def test_micro_batches_keep_to_the_tokens() -> None:
+    lengths = [
+        (1, 1, 1),
+        (3, 4, 2),
+        (2, 2, 2),
+        (10, 20, 30),
+        (1, 2, 1),
+    ]  # packed 3, 9, 6, 60, 4; padded rows 2, 7, 4, 40, 3
+    assert split_by_tokens(lengths, form="packed", max_tokens=None) == [[0, 1, 2, 3, 4]]
+    assert split_by_tokens(lengths, form="packed", max_tokens=13) == [[3], [1, 4], [0, 2]]
+    assert split_by_tokens(lengths, form="packed", max_tokens=1) == [[3], [1], [2], [4], [0]]
+    assert split_by_tokens(lengths, form="padded", max_tokens=16) == [[3], [1], [2, 4], [0]]
+    assert split_by_tokens(lengths, form="padded", max_tokens=28) == [[3], [1, 2], [0, 4]]
+
+
+def test_every_item_is_in_one_micro_batch_with_its_stream() -> None:
+    batch = PairCollator(0, "packed", 8)([PairItem(FIRST, 4, BUFFER, 7), PairItem(SECOND, 2, BUFFER, 8)])
+    assert [microbatch["place"].tolist() for microbatch in batch["microbatches"]] == [[2], [3], [0, 1]]
+    assert [microbatch["is_buffer"].tolist() for microbatch in batch["microbatches"]] == [[True], [True], [False] * 2]
+    assert [microbatch["pair_index"].tolist() for microbatch in batch["microbatches"]] == [[7], [8], [4, 2]]
 
 
 def test_what_cannot_be_collated() -> None:
@@ -88,10 +96,45 @@ def test_what_cannot_be_collated() -> None:
         collate([PairItem(FIRST, 0, BUFFER, 0), PairItem(SECOND, 1)])
     with pytest.raises(DataError, match="pair p: has no reference log-probs"):
         collate([PairItem(FIRST, 0), PairItem(*bare(SECOND), 1)])
+    with pytest.raises(DataError, match="pair p: has a prompt and a rejected completion without a token"):
+        collate([PairItem(pair([], [1], []), 0)])
     with pytest.raises(SettingError, match="pad_token_id: got -1"):
         PairCollator(-1)
+    with pytest.raises(SettingError, match="form: got 'ragged'; allowed: 'packed', 'padded'"):
+        PairCollator(0, "ragged")  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="max_tokens: got 0"):
+        PairCollator(0, "packed", 0)
 
 
 def test_items_of_a_data_set_go_straight_in() -> None:
     data = TwoStreamDataset([FIRST, SECOND], [BUFFER])
-    assert PairCollator(0)([data[0], data[1]])["input_ids"].shape == (8, 5)
+    (microbatch,) = PairCollator(0)([data[0], data[1]])["microbatches"]
+    assert microbatch["input_ids"].shape == (1, 5 + 3 + 6 + 6)
+    assert longest_text([FIRST, SECOND, BUFFER]) == 5
+
+
+LAYOUT = PackedLayout([(2, 1, 2), (1, 1, 1)])
+
+
+def test_segments_and_roles() -> None:
+    assert [(s.start, s.rejected_start, s.stop) for s in LAYOUT] == [(0, 3, 5), (5, 7, 8)]
+    assert (LAYOUT.num_tokens, LAYOUT.longest_text) == (8, 4)
+    roles = LAYOUT.roles(torch.device("cpu"))
+    assert roles.pair.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert roles.part.tolist() == [PROMPT, PROMPT, CHOSEN, REJECTED, REJECTED, PROMPT, CHOSEN, REJECTED]
+    assert roles.position.tolist() == [0, 1, 2, 2, 3, 0, 1, 1]
+
+
+def test_the_row_as_problems_of_different_length() -> None:
+    index = LAYOUT.varlen(torch.device("cpu"))
+    assert index.keys.tolist() == [0, 1, 2, 0, 1, 3, 4, 5, 6, 5, 7]
+    assert index.query_starts.tolist() == [0, 3, 5, 7, 8]
+    assert index.key_starts.tolist() == [0, 3, 7, 9, 11]
+    assert (index.longest_query, index.longest_key) == (3, 4)
+
+
+def test_a_pickled_layout_leaves_its_tensors_behind() -> None:
+    LAYOUT.roles(torch.device("cpu"))
+    copy = pickle.loads(pickle.dumps(LAYOUT))
+    assert copy.lengths == LAYOUT.lengths
+    assert copy._made == {}

@@ -7,8 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from bfpo.data.pack import PairCollator
-from bfpo.data.streams import PairItem
+from bfpo.data.pack import collate_pairs
 from bfpo.errors import ModelError, SettingError
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.reference import (
@@ -26,7 +25,7 @@ PAIRS = tiny_pairs(5, 3)
 
 
 def collate(pairs: Any) -> dict[str, Tensor]:
-    return PairCollator(0)([PairItem(pair, i) for i, pair in enumerate(pairs)])
+    return collate_pairs(pairs, form="padded")
 
 
 BATCH = collate(PAIRS)

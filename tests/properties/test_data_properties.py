@@ -20,6 +20,7 @@ from bfpo.data.streams import PairItem, TwoStreamDataset, buffer_order
 from bfpo.data.tokenize import TokenPair, tokenize_pairs
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.schema import Completion, Message, Pair
+from bfpo.training.checks import check_rows
 from helpers import CHATML, SPECIAL, byte_tokenizer, make_pair
 
 PROPERTY = settings(max_examples=30, deadline=None)
@@ -183,20 +184,19 @@ def test_labels_and_ids_keep_their_order_through_the_batch(
     dataset = TwoStreamDataset(stream, stream[::-1] if with_buffer else None, seed=0)
     order = data.draw(st.permutations(range(len(stream))))
     items: list[PairItem] = [dataset[index] for index in order]
-    batch = PairCollator(0)(items)
+    form = data.draw(st.sampled_from(["packed", "padded"]))
+    max_tokens = data.draw(st.none() | st.integers(1, 60))
+    batch = PairCollator(0, form, max_tokens)(items)
     expected = [item.main for item in items] + [item.buffer for item in items if item.buffer is not None]
-    num_pairs = len(expected)
-    assert batch["input_ids"].shape[0] == 2 * num_pairs
-    assert batch["chosen_is_safe"].tolist() == [pair.chosen_is_safe for pair in expected]
-    assert batch["rejected_is_safe"].tolist() == [pair.rejected_is_safe for pair in expected]
-    for row in range(2 * num_pairs):
-        pair = expected[row % num_pairs]
-        completion_ids = pair.chosen_ids if row < num_pairs else pair.rejected_ids
-        ids, mask = batch["input_ids"][row], batch["completion_mask"][row]
-        attended = batch["attention_mask"][row].bool()
-        assert ids[mask].tolist() == completion_ids.tolist()
-        assert ids[attended & ~mask].tolist() == pair.prompt_ids.tolist()
-        assert not ids[~attended].any()
+    places = [place for microbatch in batch["microbatches"] for place in microbatch["place"].tolist()]
+    assert sorted(places) == list(range(len(expected)))
+    for microbatch in batch["microbatches"]:
+        pairs = [expected[place] for place in microbatch["place"].tolist()]
+        assert max_tokens is None or len(pairs) == 1 or microbatch["input_ids"].numel() <= max_tokens
+        assert microbatch["chosen_is_safe"].tolist() == [pair.chosen_is_safe for pair in pairs]
+        assert microbatch["rejected_is_safe"].tolist() == [pair.rejected_is_safe for pair in pairs]
+        assert microbatch["pair_index"].tolist() == batch["pair_index"][microbatch["place"]].tolist()
+        check_rows(microbatch, pairs)
 
 
 @PROPERTY

@@ -60,7 +60,7 @@ def align(folder: Path, **settings: Any) -> AlignConfig:
         "trainable": "all",
         "max_steps": 6,
         "pairs_per_step": 4,
-        "pairs_per_microbatch": 2,
+        "max_tokens_per_microbatch": 24,
         "logging_steps": 2,
         "save_steps": 2,
         "eval_steps": 3,
@@ -254,8 +254,8 @@ def test_bad_input(data: Path, settings: dict[str, Any], kind: Any, words: str) 
 
 
 def test_processes_must_share_a_step_evenly(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match=r"pairs_per_step: got 4; with 4 processes of 2 pairs .* multiple of 8"):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"pairs_per_step: got 4; with 3 processes it must be a multiple of 3"):
         run_stage("train", align(data), data / "run")
 
 

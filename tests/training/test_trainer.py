@@ -62,7 +62,7 @@ def test_loss_and_gradient_of_a_step_on_two_streams(tmp_path: Path, anchor_weigh
     start = tiny_model(dtype=torch.float64)
     model = moved(trainer.model).train()
     items = [trainer.train_dataset[i] for i in range(5)]
-    loss = trainer.compute_loss(model, trainer.data_collator(items))
+    loss = trainer.compute_loss(model, trainer.data_collator(items)["microbatches"][0])
     loss.backward()
     gradient = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
@@ -84,7 +84,7 @@ def test_reduction_mean_divides_by_the_tokens_of_each_completion(tmp_path: Path)
     main = tiny_pairs(4, 3)
     trainer = tiny_trainer(tmp_path, main=main, model=tiny_model(dtype=torch.float64), reduction="mean", method="ipo")
     start, model = tiny_model(dtype=torch.float64), moved(trainer.model).train()
-    loss = trainer.compute_loss(model, trainer.data_collator([trainer.train_dataset[i] for i in range(4)]))
+    loss = trainer.compute_loss(model, one_microbatch(trainer, range(4)))
     losses = []
     for pair in main:
         ratios = [
@@ -93,6 +93,11 @@ def test_reduction_mean_divides_by_the_tokens_of_each_completion(tmp_path: Path)
         ]
         losses.append((ratios[0] - ratios[1] - 0.5 / 0.1) ** 2)
     torch.testing.assert_close(loss, torch.stack(losses).mean(), rtol=1e-9, atol=0)
+
+
+def one_microbatch(trainer: BFPOTrainer, indices: Any) -> Any:
+    (microbatch,) = trainer.data_collator([trainer.train_dataset[i] for i in indices])["microbatches"]
+    return microbatch
 
 
 class LogCollector(TrainerCallback):
@@ -157,22 +162,24 @@ class ForeignReference:
     """Log-probs of some other model."""
 
     def logps(self, model: Any, batch: Any) -> Tensor:
-        return torch.full((len(batch["input_ids"]),), -20.0, dtype=torch.float64) * batch["completion_mask"].sum(1)
+        return -20.0 * torch.bincount(batch["sequence"]).double()
 
 
 class SwappedRows(BFPOTrainer):
     """Chosen and rejected change places: at margin 0 no loss shows it."""
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        half = len(inputs["input_ids"]) // 2
-        for name in ("input_ids", "attention_mask", "completion_mask"):
-            inputs[name] = inputs[name].roll(half, dims=0)
+        for microbatch in inputs["microbatches"]:
+            num_pairs = len(microbatch["pair_index"])
+            microbatch["sequence"] = (microbatch["sequence"] + num_pairs) % (2 * num_pairs)
         return super().training_step(model, inputs, num_items_in_batch)
 
 
 class SwappedLabels(BFPOTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        inputs["chosen_is_safe"], inputs["rejected_is_safe"] = inputs["rejected_is_safe"], inputs["chosen_is_safe"]
+        for microbatch in inputs["microbatches"]:
+            chosen, rejected = microbatch["chosen_is_safe"], microbatch["rejected_is_safe"]
+            microbatch["chosen_is_safe"], microbatch["rejected_is_safe"] = rejected, chosen
         return super().training_step(model, inputs, num_items_in_batch)
 
 

@@ -111,7 +111,11 @@ class SftConfig(TrainingKeys):
                     raise ValueError(f"{key}: not read where init is set; leave one of the two out")
             if self.trainable != "all":
                 raise ValueError("trainable: with init (random weights) only 'all' makes sense")
-        _check_division("completions", self.completions_per_step, self.completions_per_microbatch)
+        if self.completions_per_step % self.completions_per_microbatch:
+            raise ValueError(
+                f"completions_per_microbatch: got {self.completions_per_microbatch}; it must divide "
+                f"completions_per_step ({self.completions_per_step}) without a rest"
+            )
         return self
 
 
@@ -173,8 +177,14 @@ class AlignConfig(MethodSettings, TrainingKeys):
     pairs_per_step: int = Field(
         default=32, ge=1, description="number of pairs of each stream per optimizer step, all processes"
     )
-    pairs_per_microbatch: int = Field(
-        default=8, ge=1, description="number of pairs of each stream per forward pass and process"
+    max_tokens_per_microbatch: int = Field(
+        default=8192,
+        ge=1,
+        description="most tokens of a forward pass, both streams together; the result does not depend on it",
+    )
+    attention: Literal["auto", "packed", "padded"] = Field(
+        default="auto",
+        description="packed rows, in which a pair shares its prompt, or padded ones; auto = packed where the model can",
     )
     trainable: Literal["all"] | list[str] = Field(
         default=["*.down_proj.weight"],
@@ -192,12 +202,4 @@ class AlignConfig(MethodSettings, TrainingKeys):
             raise ValueError("buffer_weight: not read without buffer; give buffer or leave buffer_weight out")
         if self.reference == "adapter_off" and self.lora is None:
             raise ValueError("reference: 'adapter_off' needs lora; allowed without it: auto, swap, precompute")
-        _check_division("pairs", self.pairs_per_step, self.pairs_per_microbatch)
         return self
-
-
-def _check_division(unit: str, per_step: int, per_microbatch: int) -> None:
-    if per_step % per_microbatch:
-        raise ValueError(
-            f"{unit}_per_microbatch: got {per_microbatch}; it must divide {unit}_per_step ({per_step}) without a rest"
-        )

@@ -1,51 +1,64 @@
-"""Pairs to one padded batch: chosen rows, then rejected rows; main pairs, then buffer pairs."""
+"""Pairs to micro-batches: packed rows with a shared prompt, or padded rows, of at most so many tokens each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bfpo.data.layout import PackedLayout
 from bfpo.data.streams import PairItem
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import DataError, SettingError
 
-__all__ = ["PairCollator"]
+__all__ = ["Form", "MicroBatch", "PairCollator", "collate_pairs", "longest_text", "split_by_tokens"]
+
+Form = Literal["packed", "padded"]
+MicroBatch = dict[str, Any]
+"""One forward pass over P pairs; N = 2P completions, chosen p in place p, rejected p in place P + p.
+
+`input_ids`: (1, T) packed or (N, T) padded, int64. `position_ids` (1, T) and `layout` (a `PackedLayout`): packed only.
+`source`, `targets`, `sequence`: (M,) int64, one entry for each completion token, the end token included: the place in
+the flattened `input_ids` whose hidden state predicts it, the token, the completion it belongs to.
+`chosen_is_safe`, `rejected_is_safe` (P,) float64; `is_buffer` (P,) bool; `pair_index` (P,) int64, the position in its
+stream; `place` (P,) int64, the position among the pairs of the whole batch; `ref_logps` (N,) float64 where known.
+"""
+
+Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Collate pairs into one batch.
+    """Collate items into one batch of a `Trainer`: all main pairs, then all buffer pairs, cut into micro-batches.
 
-    With M items and a buffer there are P = 2M pairs, the main ones first; without, P = M. N = 2P sequences: row p is
-    the chosen completion of pair p after its prompt, row P + p its rejected one; T is the longest, in tokens.
+    Returned: `pair_index` (P,) int64 of the whole batch, and `microbatches`, a list of `MicroBatch`. `form`: "packed"
+    rows hold `[prompt|chosen|rejected]` of each pair, so a prompt goes through the model once; "padded" ones hold a
+    row for each completion. `max_tokens` bounds the tokens of a micro-batch, padding counted; a pair that is longer by
+    itself makes one of its own. `None`: one micro-batch.
 
-    Two items `(prompt a b, chosen x, rejected y z)` and `(prompt c, chosen u, rejected v)`, no buffer, give `input_ids`
-    ```
-    a b x 0      completion_mask  . . X .
-    c u 0 0                       . X . .
-    a b y z                       . . X X
-    c v 0 0                       . X . .
-    ```
-
-    Returned: `input_ids` (N, T) int64; `attention_mask` (N, T) int64; `completion_mask` (N, T) bool, True on completion
-    tokens with their end token; `chosen_is_safe`, `rejected_is_safe` (P,) float64; `is_buffer` (P,) bool; `pair_index`
-    (P,) int64, the position in its stream; `ref_logps` (N,) float64 where they are precomputed.
-
-    Raises `DataError` where only some items hold a buffer pair or reference log-probs.
+    Raises `DataError` where only some items hold a buffer pair or reference log-probs, and for a pair with an empty
+    prompt or completion.
     """
 
     pad_token_id: int
+    form: Form = "packed"
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.pad_token_id < 0:
             raise SettingError(f"pad_token_id: got {self.pad_token_id}; a token id of at least 0 is needed")
+        if self.form not in ("packed", "padded"):
+            raise SettingError(f"form: got {self.form!r}; allowed: 'packed', 'padded'")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise SettingError(f"max_tokens: got {self.max_tokens}; at least 1 token is needed")
 
-    def __call__(self, items: Sequence[PairItem]) -> dict[str, Tensor]:
-        """Return the batch as a plain dict of tensors on the CPU."""
+    def __call__(self, items: Sequence[PairItem]) -> dict[str, Any]:
+        """Return the batch on the CPU."""
         if not items:
             raise DataError("a batch of no items cannot be collated")
         buffer = [item.buffer for item in items if item.buffer is not None]
@@ -54,44 +67,137 @@ class PairCollator:
         pairs = [*(item.main for item in items), *buffer]
         indices = [item.main_index for item in items]
         indices += [item.buffer_index for item in items] if buffer else []
-        batch = self._sequences(pairs)
-        batch["chosen_is_safe"] = torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64)
-        batch["rejected_is_safe"] = torch.tensor([pair.rejected_is_safe for pair in pairs], dtype=torch.float64)
-        batch["is_buffer"] = torch.arange(len(pairs)) >= len(items)
-        batch["pair_index"] = torch.tensor(indices, dtype=torch.int64)
-        ref_logps = _ref_logps(pairs)
-        if ref_logps is not None:
-            batch["ref_logps"] = ref_logps
-        return batch
-
-    def _sequences(self, pairs: Sequence[TokenPair]) -> dict[str, Tensor]:
-        rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-        rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-        shape = (len(rows), max(len(prompt) + len(completion) for prompt, completion in rows))
-        input_ids = np.full(shape, self.pad_token_id, np.int64)
-        attention_mask = np.zeros(shape, np.int64)
-        completion_mask = np.zeros(shape, np.bool_)
-        for n, (prompt, completion) in enumerate(rows):
-            start, stop = len(prompt), len(prompt) + len(completion)
-            input_ids[n, :start] = prompt
-            input_ids[n, start:stop] = completion
-            attention_mask[n, :stop] = 1
-            completion_mask[n, start:stop] = True
+        _check_reference(pairs)
+        groups = split_by_tokens([_lengths(pair) for pair in pairs], form=self.form, max_tokens=self.max_tokens)
         return {
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(attention_mask),
-            "completion_mask": torch.from_numpy(completion_mask),
+            "pair_index": torch.tensor(indices, dtype=torch.int64),
+            "microbatches": [self._microbatch(pairs, indices, len(items), group) for group in groups],
         }
 
+    def _microbatch(
+        self, pairs: Sequence[TokenPair], indices: Sequence[int], num_main: int, places: Sequence[int]
+    ) -> MicroBatch:
+        batch = collate_pairs([pairs[place] for place in places], pad_token_id=self.pad_token_id, form=self.form)
+        batch["pair_index"] = torch.tensor([indices[place] for place in places], dtype=torch.int64)
+        batch["is_buffer"] = torch.tensor([place >= num_main for place in places])
+        batch["place"] = torch.tensor(places, dtype=torch.int64)
+        return batch
 
-def _ref_logps(pairs: Sequence[TokenPair]) -> Tensor | None:
+
+def split_by_tokens(lengths: Sequence[tuple[int, int, int]], *, form: Form, max_tokens: int | None) -> list[list[int]]:
+    """Return the places of the pairs of each micro-batch; `lengths` are tokens of prompt, chosen and rejected.
+
+    The longest pairs come first. Packed rows are filled by first fit; padded ones hold neighbours in length, so that
+    they carry little padding.
+    """
+    if max_tokens is None:
+        return [list(range(len(lengths)))]
+    packed = form == "packed"
+    sizes = [p + c + r if packed else p + max(c, r) for p, c, r in lengths]
+    order = sorted(range(len(lengths)), key=lambda place: -sizes[place])
+    groups: list[list[int]] = []
+    room: list[int] = []  # packed: tokens, padded: rows
+    for place in order:
+        needs = sizes[place] if packed else 2
+        fits = range(len(groups)) if packed else range(max(0, len(groups) - 1), len(groups))
+        chosen = next((k for k in fits if room[k] >= needs), None)
+        if chosen is None:
+            chosen = len(groups)
+            groups.append([])
+            room.append(max_tokens if packed else max_tokens // sizes[place])
+        groups[chosen].append(place)
+        room[chosen] -= needs
+    return [sorted(group) for group in groups]
+
+
+def collate_pairs(pairs: Sequence[TokenPair], *, pad_token_id: int = 0, form: Form = "packed") -> MicroBatch:
+    """Return P pairs as one `MicroBatch` without the fields that tell of streams.
+
+    Two pairs `(prompt a b, chosen x, rejected y z)` and `(prompt c, chosen u, rejected v)` are, packed and padded,
+    ```
+    a b x y z c u v        a b x 0
+    0 1 2 2 3 0 1 1        c u 0 0
+    (positions)            a b y z
+                           c v 0 0
+    ```
+
+    Raises `DataError` for a pair with an empty prompt or completion, with its id: nothing would predict its first
+    token.
+    """
+    for pair in pairs:
+        if not (len(pair.prompt_ids) and len(pair.chosen_ids) and len(pair.rejected_ids)):
+            raise DataError(
+                f"pair {pair.pair_id}: has {' and '.join(_empty_parts(pair))} without a token; every prompt needs one "
+                "to predict from (a beginning-of-sequence token will do), every completion one to be predicted"
+            )
+    batch = _packed(pairs) if form == "packed" else _padded(pairs, pad_token_id)
+    batch["chosen_is_safe"] = torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64)
+    batch["rejected_is_safe"] = torch.tensor([pair.rejected_is_safe for pair in pairs], dtype=torch.float64)
     values = [pair.ref_chosen_logps for pair in pairs] + [pair.ref_rejected_logps for pair in pairs]
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    if len(known) != len(values):
-        lacking = next(
-            pair.pair_id for pair in pairs if pair.ref_chosen_logps is None or pair.ref_rejected_logps is None
-        )
-        raise DataError(f"pair {lacking}: has no reference log-probs, others of the batch have; precompute all streams")
-    return torch.tensor(known, dtype=torch.float64)
+    if all(value is not None for value in values):
+        batch["ref_logps"] = torch.tensor(values, dtype=torch.float64)
+    return batch
+
+
+def longest_text(pairs: Sequence[TokenPair]) -> int:
+    """Return the tokens of the longest prompt with one completion."""
+    return max(len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs)
+
+
+def _lengths(pair: TokenPair) -> tuple[int, int, int]:
+    return len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
+
+
+def _empty_parts(pair: TokenPair) -> list[str]:
+    parts = zip(("a prompt", "a chosen completion", "a rejected completion"), _lengths(pair), strict=True)
+    return [name for name, length in parts if length == 0]
+
+
+def _packed(pairs: Sequence[TokenPair]) -> MicroBatch:
+    layout = PackedLayout([_lengths(pair) for pair in pairs])
+    ids: list[Ids] = []
+    sources, targets, sequences = [], [], []
+    for p, (pair, segment) in enumerate(zip(pairs, layout, strict=True)):
+        ids += [pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]
+        last = segment.start + segment.num_prompt - 1  # the last token of the prompt predicts both first tokens
+        sources.append(np.arange(last, segment.rejected_start - 1))
+        sources.append(np.concatenate([[last], np.arange(segment.rejected_start, segment.stop - 1)]))
+        targets += [pair.chosen_ids, pair.rejected_ids]
+        sequences += [np.full(segment.num_chosen, p), np.full(segment.num_rejected, len(pairs) + p)]
+    return {
+        "input_ids": _int64(ids)[None],
+        "position_ids": layout.positions()[None],
+        "layout": layout,
+        **_places(sources, targets, sequences),
+    }
+
+
+def _padded(pairs: Sequence[TokenPair], pad_token_id: int) -> MicroBatch:
+    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+    rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
+    width = max(len(prompt) + len(completion) for prompt, completion in rows)
+    input_ids = np.full((len(rows), width), pad_token_id, np.int64)
+    sources, targets, sequences = [], [], []
+    for n, (prompt, completion) in enumerate(rows):
+        start, stop = len(prompt), len(prompt) + len(completion)
+        input_ids[n, :start] = prompt
+        input_ids[n, start:stop] = completion
+        sources.append(np.arange(n * width + start - 1, n * width + stop - 1))
+        targets.append(completion)
+        sequences.append(np.full(len(completion), n))
+    return {"input_ids": torch.from_numpy(input_ids), **_places(sources, targets, sequences)}
+
+
+def _places(sources: Sequence[Any], targets: Sequence[Any], sequences: Sequence[Any]) -> dict[str, Tensor]:
+    return {"source": _int64(sources), "targets": _int64(targets), "sequence": _int64(sequences)}
+
+
+def _int64(parts: Sequence[Any]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def _check_reference(pairs: Sequence[TokenPair]) -> None:
+    lacking = [pair.ref_chosen_logps is None or pair.ref_rejected_logps is None for pair in pairs]
+    if any(lacking) and not all(lacking):
+        name = pairs[lacking.index(True)].pair_id
+        raise DataError(f"pair {name}: has no reference log-probs, others of the batch have; precompute all streams")

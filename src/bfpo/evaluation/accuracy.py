@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 
 from bfpo.data.labels import CELLS, cell_of
-from bfpo.data.pack import PairCollator
-from bfpo.data.streams import PairItem
+from bfpo.data.pack import collate_pairs
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import SettingError
 from bfpo.evaluation.stats import rate_interval
@@ -70,7 +69,6 @@ def pair_logps(
     The model is left in the mode it was in.
     """
     device = next(model.parameters()).device
-    collate = PairCollator(pad_token_id)
     order = sorted(range(len(pairs)), key=lambda index: -_length(pairs[index]))
     chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
     was_training = model.training
@@ -78,7 +76,7 @@ def pair_logps(
     try:
         for start in range(0, len(order), pairs_per_batch):
             indices = order[start : start + pairs_per_batch]
-            batch = collate([PairItem(pairs[index], index) for index in indices])
+            batch = collate_pairs([pairs[index] for index in indices], pad_token_id=pad_token_id, form="padded")
             with torch.no_grad():
                 moved = {name: tensor.to(device) for name, tensor in batch.items()}
                 logps = sequence_logps(model, moved, reduction=reduction).logps.cpu().numpy()

@@ -1,21 +1,27 @@
-"""Log-probs of completions from a right-padded batch."""
+"""Log-probs of completions from a micro-batch: one forward pass, the head at completion tokens only."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from bfpo.errors import ModelError, SettingError
+from bfpo.policy.attention import LAYOUT
+from bfpo.policy.head import CHUNK_ROWS, LogitTransform, head_logps
 
-__all__ = ["Reduction", "SequenceLogps", "sequence_logps", "unwrap_causal_lm"]
+__all__ = ["Reduction", "SequenceLogps", "sequence_logps", "unwrap_causal_lm", "use_own_logits"]
 
 Reduction = Literal["sum", "mean"]
+
+# Models whose logits are not what the head and the known transforms give; `bfpo.policy.probe` finds them. Kept here
+# because trainer, reference and evaluation all reach the model through `sequence_logps`.
+_WITH_OWN_LOGITS: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,73 +32,109 @@ class SequenceLogps:
     num_tokens: Tensor
 
 
-def unwrap_causal_lm(model: nn.Module) -> nn.Module:
+def unwrap_causal_lm(model: nn.Module) -> Any:
     """Return the causal LM inside data-parallel and PEFT wrappers."""
     inner: Any = model
     while isinstance(getattr(inner, "module", None), nn.Module):
         inner = inner.module
-    found: nn.Module = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return found
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def _takes_logits_to_keep(model: nn.Module) -> bool:
-    return "logits_to_keep" in inspect.signature(unwrap_causal_lm(model).forward).parameters
+def use_own_logits(model: nn.Module) -> None:
+    """Take this model's log-probs from its own logits from now on: all of them at once, at completion tokens."""
+    _WITH_OWN_LOGITS.add(unwrap_causal_lm(model))
 
 
-def sequence_logps(model: nn.Module, batch: Mapping[str, Any], *, reduction: Reduction = "sum") -> SequenceLogps:
-    """Return the log-prob of each completion of a right-padded batch.
+def sequence_logps(
+    model: nn.Module, batch: Mapping[str, Any], *, reduction: Reduction = "sum", chunk_rows: int = CHUNK_ROWS
+) -> SequenceLogps:
+    """Return the log-prob of each completion of a micro-batch (`bfpo.data.pack.MicroBatch`), packed or padded.
 
-    `batch` holds `input_ids` (N, T) int64, `attention_mask` (N, T) and `completion_mask` (N, T) bool, True on the
-    completion tokens, the end token included. The model's own head runs, so soft-capping and logit scales count, at
-    the columns that predict a completion token in some row, where the model takes `logits_to_keep`. The log-softmax
-    is float32 at least (float64 if the logits are), the sum over tokens float64: over a long completion the rounding
-    of the sum would otherwise outweigh that of the model. `mean` divides by the number of completion tokens.
+    The model runs as it is wrapped, once; its head sees the hidden states that predict a completion token, `chunk_rows`
+    of them at a time (see `head_logps`). The log-softmax is float32 at least, the sum over tokens float64: over a long
+    completion the rounding of the sum would otherwise outweigh that of the model. `mean` divides by the number of
+    completion tokens.
 
-    The attention mask is checked, not passed on: in a causal model no token sees the padding on its right, and a mask
-    costs the fast attention kernels and gives NaN where all that a padded position may see is masked (a sliding window
-    in float64).
+    No attention mask is passed for padded rows: in a causal model no token sees the padding on its right, and a mask
+    costs the fast attention kernels.
 
-    Raises `SettingError` for an unknown reduction and `ModelError` for rows that are not padded on the right and for a
-    completion that starts in the first column or is empty.
+    Raises `SettingError` for an unknown reduction and `ModelError` for a model without an output head.
     """
     if reduction not in get_args(Reduction):
         raise SettingError(f"reduction: got {reduction!r}; allowed: {', '.join(get_args(Reduction))}")
-    input_ids: Tensor = batch["input_ids"]
-    completion_mask: Tensor = batch["completion_mask"].bool()
-    num_tokens = completion_mask.sum(dim=1)
-    _check_masks(batch["attention_mask"], completion_mask, num_tokens)
-
-    predicts = completion_mask[:, 1:]  # column t predicts the token of column t + 1
-    columns = predicts.any(dim=0).nonzero().squeeze(1)
-    if _takes_logits_to_keep(model):
-        logits = model(input_ids=input_ids, logits_to_keep=columns, use_cache=False).logits
-    else:
-        logits = model(input_ids=input_ids, use_cache=False).logits[:, columns]
-    rows = predicts[:, columns]
-    targets = input_ids[:, columns + 1]
-    token_logps = -F.cross_entropy(_at_least_float32(logits[rows]), targets[rows], reduction="none").double()
-    sequence_of_token = rows.nonzero()[:, 0]
-    zeros = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
-    logps = zeros.index_add(0, sequence_of_token, token_logps)
+    token_logps = _token_logps(model, batch, chunk_rows).double()
+    sequence = batch["sequence"]
+    zeros = torch.zeros(2 * len(batch["chosen_is_safe"]), dtype=torch.float64, device=sequence.device)
+    logps = zeros.index_add(0, sequence, token_logps)
+    num_tokens = torch.zeros_like(zeros, dtype=torch.int64).index_add(0, sequence, torch.ones_like(sequence))
     return SequenceLogps(logps=logps / num_tokens if reduction == "mean" else logps, num_tokens=num_tokens)
 
 
-def _check_masks(attention_mask: Tensor, completion_mask: Tensor, num_tokens: Tensor) -> None:
-    attended = attention_mask.bool()
-    left_padded = ~attended[:, 0] | (attended[:, 1:] & ~attended[:, :-1]).any(dim=1)
-    bad = completion_mask[:, 0] | (num_tokens == 0)
-    if not bool((bad | left_padded).any()):  # one synchronisation with the device in the valid case
-        return
-    if bool(left_padded.any()):
-        row = int(left_padded.nonzero()[0, 0])
-        raise ModelError(f"attention_mask: row {row} has padding before or between tokens; pad on the right")
-    row = int(bad.nonzero()[0, 0])
-    raise ModelError(
-        f"completion_mask: row {row} has {int(num_tokens[row])} completion tokens"
-        f"{', the first of them in column 0' if bool(completion_mask[row, 0]) else ''}; every completion needs a "
-        "token and something before it to be predicted from (a beginning-of-sequence token will do)"
-    )
+def _token_logps(model: nn.Module, batch: Mapping[str, Any], chunk_rows: int) -> Tensor:
+    arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+    if batch.get("layout") is not None:
+        arguments |= {"position_ids": batch["position_ids"], LAYOUT: batch["layout"]}
+        # A mask of four dimensions is passed on as it is; packed attention does not read it.
+        arguments["attention_mask"] = torch.zeros(1, 1, 1, 1, device=batch["input_ids"].device)
+    causal_lm = unwrap_causal_lm(model)
+    if causal_lm in _WITH_OWN_LOGITS:
+        logits = model(**arguments).logits.flatten(0, 1)[batch["source"]]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return -torch.nn.functional.cross_entropy(logits, batch["targets"], reduction="none")
+    capture = _Capture(batch["source"], batch["targets"], LogitTransform.of(causal_lm.config), chunk_rows)
+    with capture.hooked(causal_lm):
+        return capture.found(model(**arguments))
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+@dataclass(slots=True)
+class _Capture:
+    """Hooks that turn a causal LM's forward pass into one that returns token log-probs.
+
+    The head is reached inside the forward pass of whatever wraps the model, where sharded weights are whole. Its input
+    is gathered at `source` and taken from it; the head itself then runs on one row. The log-probs pass out as the
+    output of the head and of the model, so that wrappers that hang their backward hooks on outputs see them.
+    """
+
+    source: Tensor
+    targets: Tensor
+    transform: LogitTransform
+    chunk_rows: int
+    _logps: Tensor | None = field(default=None, init=False)
+
+    @contextmanager
+    def hooked(self, causal_lm: Any) -> Iterator[None]:
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Module):
+            raise ModelError(f"{type(causal_lm).__name__} has no output head; a causal LM with one is needed")
+        with ExitStack() as stack:
+            for hook in (
+                head.register_forward_pre_hook(self._enter_head),  # after the hooks that make sharded weights whole
+                head.register_forward_hook(self._leave_head, prepend=True),
+                head.register_forward_hook(self._see_output),  # after wrappers have put their own on it
+                causal_lm.register_forward_hook(self._leave_model, prepend=True),
+            ):
+                stack.callback(hook.remove)
+            yield
+
+    def found(self, output: Any) -> Tensor:
+        logps: Tensor = output["logits"]
+        return logps
+
+    def _enter_head(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        hidden = inputs[0]
+        rows = hidden.flatten(0, -2)[self.source]
+        self._logps = head_logps(head, rows, self.targets, transform=self.transform, chunk_rows=self.chunk_rows)
+        return (hidden[:1, :1].detach(),)
+
+    def _leave_head(self, head: nn.Module, inputs: Any, output: Any) -> Any:
+        return self._logps
+
+    def _see_output(self, head: nn.Module, inputs: Any, output: Any) -> None:
+        self._logps = output
+
+    def _leave_model(self, model: nn.Module, inputs: Any, output: Any) -> dict[str, Any]:
+        if self._logps is None:
+            raise ModelError(
+                f"{type(model).__name__} does not call its output head; its log-probs cannot be taken there"
+            )
+        return {"logits": self._logps}

@@ -106,10 +106,9 @@ def _tokenize(config: AlignConfig, rows: LoadedPairs, policy: Policy) -> tuple[l
 
 
 def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:
-    common = common_arguments(
-        config, folder, unit="pairs", per_step=config.pairs_per_step, micro=config.pairs_per_microbatch
-    )
-    names = ("method", "reduction", "anchor_weight", "buffer_weight", "reference")
+    common = common_arguments(config, folder, unit="pairs", per_step=config.pairs_per_step)
+    names = ["method", "reduction", "anchor_weight", "buffer_weight", "reference", "attention"]
+    names += ["max_tokens_per_microbatch"]
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
     return BFPOConfig(**common, **{**own, **config.method_settings()})
 

@@ -20,8 +20,11 @@ __all__ = ["BFPOConfig"]
 class BFPOConfig(TrainingArguments):
     """`transformers.TrainingArguments` with the method's settings; the defaults are the published ones.
 
-    `per_device_train_batch_size` counts pairs of each stream per forward pass. `method` and what it reads (`beta`,
-    `alpha`, `safety_weight`, `safedpo_delta`, `bso_shift`, `sba_*`): see `bfpo.objective.losses.preference_loss`.
+    `per_device_train_batch_size` counts pairs of each stream per batch of the loader, which is cut into micro-batches
+    of at most `max_tokens_per_microbatch` tokens (`None`: not at all); the loss does not depend on it. `attention`:
+    rows of "packed" pairs with a shared prompt, "padded" ones, or "auto": packed where the model takes them.
+    `method` and what it reads (`beta`, `alpha`, `safety_weight`, `safedpo_delta`, `bso_shift`, `sba_*`): see
+    `bfpo.objective.losses.preference_loss`.
     `reduction`: "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`.
     `buffer_weight`: of the buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or
     "adapter_off".
@@ -43,6 +46,10 @@ class BFPOConfig(TrainingArguments):
     anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor beside the normalised loss"})
     buffer_weight: float = field(default=1.0, metadata={"help": "weight of the buffer's mean loss"})
     reference: str = field(default="auto", metadata={"help": "auto, precompute, swap or adapter_off"})
+    attention: str = field(default="auto", metadata={"help": "auto, packed or padded"})
+    max_tokens_per_microbatch: int | None = field(
+        default=8192, metadata={"help": "most tokens of a forward pass, both streams together"}
+    )
     check_start: bool = field(default=True, metadata={"help": "stop if the first loss is not what the labels imply"})
 
     learning_rate: float = field(default=5e-7, metadata={"help": "peak learning rate"})
@@ -62,6 +69,13 @@ class BFPOConfig(TrainingArguments):
             raise SettingError(f"reduction: got {self.reduction!r}; allowed: 'sum', 'mean'")
         if not self.buffer_weight > 0 or not math.isfinite(self.buffer_weight):
             raise SettingError(f"buffer_weight: got {self.buffer_weight!r}; allowed: a finite number above 0")
+        if self.attention not in ("auto", "packed", "padded"):
+            raise SettingError(f"attention: got {self.attention!r}; allowed: 'auto', 'packed', 'padded'")
+        if self.max_tokens_per_microbatch is not None and self.max_tokens_per_microbatch < 1:
+            raise SettingError(
+                f"max_tokens_per_microbatch: got {self.max_tokens_per_microbatch!r}; allowed: a whole number of at "
+                "least 1, or None"
+            )
         if self.remove_unused_columns:
             raise SettingError("remove_unused_columns: got True; allowed: False, the batch holds labels and masks")
         if self.data_seed is None:  # else the order of the pairs would depend on what was drawn before

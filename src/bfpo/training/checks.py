@@ -80,18 +80,21 @@ class StartCheck:
 
 
 def check_rows(batch: Mapping[str, Any], pairs: Sequence[TokenPair]) -> None:
-    """Compare the rows of a batch with the P pairs they must hold: row p the chosen, row P + p the rejected completion.
+    """Compare a micro-batch with the P pairs it must hold: p the chosen, P + p the rejected completion of pair p.
 
     At margin 0 a swap of chosen and rejected leaves the squared loss as it is, so the loss alone cannot show it.
     Raises `TrainingError` naming the first pair that differs, and in what.
     """
-    input_ids, completion = batch["input_ids"].cpu(), batch["completion_mask"].cpu().bool()
+    read = batch["input_ids"].flatten().cpu()[batch["source"].cpu()]
+    targets, sequence = batch["targets"].cpu(), batch["sequence"].cpu()
     for p, pair in enumerate(pairs):
         for side, row, ids in (("chosen", p, pair.chosen_ids), ("rejected", len(pairs) + p, pair.rejected_ids)):
-            if input_ids[row][completion[row]].tolist() != list(ids):
+            mine = sequence == row
+            before = [pair.prompt_ids[-1], *ids[:-1]]
+            if targets[mine].tolist() != list(ids) or read[mine].tolist() != before:
                 raise TrainingError(
-                    f"first step: pair {pair.pair_id}: row {row} of the batch must hold its {side} completion and does "
-                    "not; the batch was collated or reordered wrongly"
+                    f"first step: pair {pair.pair_id}: place {row} of the batch must hold its {side} completion and "
+                    "does not; the batch was collated or reordered wrongly"
                 )
             labels = batch[f"{side}_is_safe"]
             label = float(getattr(pair, f"{side}_is_safe"))

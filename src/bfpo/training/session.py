@@ -90,19 +90,21 @@ def runs_on_cpu() -> bool:
 
 
 def common_arguments(
-    config: TrainingKeys, folder: RunFolder, *, unit: str, per_step: int, micro: int
+    config: TrainingKeys, folder: RunFolder, *, unit: str, per_step: int, micro: int | None = None
 ) -> dict[str, Any]:
     """Return the keyword arguments of `TrainingArguments` that both stages share.
 
-    `per_step` and `micro` count rows per optimizer step over all processes and per forward pass of one. Raises
-    `ConfigError` where the processes cannot share a step evenly.
+    `per_step` and `micro` count rows per optimizer step over all processes and per batch of one; `None`: a batch is the
+    process' share of the step. Raises `ConfigError` where the processes cannot share a step evenly.
     """
     processes = int(os.environ.get("WORLD_SIZE") or 1)
-    if per_step % (micro * processes):
+    if per_step % ((micro or 1) * processes):
+        of_how_many = "" if micro is None else f" of {micro} {unit} per forward pass"
         raise ConfigError(
-            f"{unit}_per_step: got {per_step}; with {processes} processes of {micro} {unit} per forward pass it must "
-            f"be a multiple of {micro * processes}"
+            f"{unit}_per_step: got {per_step}; with {processes} processes{of_how_many} it must be a multiple of "
+            f"{(micro or 1) * processes}"
         )
+    micro = micro or per_step // processes
     on_cpu = runs_on_cpu()
     evaluates = config.eval_steps is not None
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")

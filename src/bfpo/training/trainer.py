@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,14 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from bfpo.data.pack import PairCollator
-from bfpo.data.streams import PairItem, TwoStreamDataset
+from bfpo.data.pack import PairCollator, collate_pairs, longest_text
+from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import SettingError
 from bfpo.objective.losses import add_anchor, anchor, get_method, preference_loss
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
+from bfpo.policy.probe import choose_form
 from bfpo.policy.reference import Reference, attach, choose_reference, make_reference, precompute
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
@@ -36,8 +38,9 @@ class BFPOTrainer(Trainer):
     `train_dataset` is the main stream and sets the epoch; each of its pairs comes with one of `buffer_dataset`, which
     is drawn in shuffled cycles. The loss of an optimizer step is the mean over its main pairs + `buffer_weight` x the
     mean over its buffer pairs, dropped pairs counted as 0, however the step is cut into micro-batches and processes:
-    every micro-batch is weighed by its pairs, so that a last, shorter one changes nothing. (With several processes and
-    a ragged last step, accelerate repeats a few pairs to fill it up; `dataloader_drop_last` avoids that.)
+    every micro-batch is weighed by its pairs, so that a last, shorter one changes nothing. Batches of the loader are
+    cut into micro-batches of at most `max_tokens_per_microbatch` tokens. (With several processes and a ragged last
+    step, accelerate repeats a few pairs to fill it up; `dataloader_drop_last` avoids that.)
 
     `model` must have dropout off and trainable parameters chosen (`bfpo.policy.load.load_policy` does both); as it is
     now, with its adapter off, it is the reference, unless `reference` is an object of that protocol.
@@ -82,6 +85,10 @@ class BFPOTrainer(Trainer):
             optimizers=optimizers,
         )
         self._method = get_method(args.method)
+        pair_lists = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else []), *evals.values()]
+        with self.accelerator.autocast():
+            self.form = choose_form(self.model, args.attention, longest_text=max(map(longest_text, pair_lists)))
+        self.data_collator = PairCollator(pad_token_id(processing_class), self.form, args.max_tokens_per_microbatch)
         # Both say that compute_loss divides by the pairs of the whole optimizer step; the first is the newer name.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
@@ -131,7 +138,7 @@ class BFPOTrainer(Trainer):
 
     def _with_reference(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
         def collate(some: Sequence[TokenPair]) -> dict[str, Tensor]:
-            return self._on_device(self.data_collator([PairItem(pair, i) for i, pair in enumerate(some)]))
+            return self._on_device(collate_pairs(some, pad_token_id=self.data_collator.pad_token_id, form=self.form))
 
         with self.accelerator.autocast():
             found = precompute(
@@ -146,19 +153,31 @@ class BFPOTrainer(Trainer):
             found = dict(gather_object(list(found.items())))
         return attach(pairs, found)
 
-    def _on_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.args.device) for name, value in batch.items()}
+    def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: value.to(self.args.device) if isinstance(value, Tensor) else value for name, value in batch.items()
+        }
 
     # Loss
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """Return the micro-batches of one optimizer step and the number of its pairs of each stream."""
+        """Return the batches of one optimizer step and the number of its pairs of each stream, over all processes.
+
+        Every process gets as many micro-batches as the one with most: sharded weights are gathered once for each, so
+        they must run in step. What fills up is a copy that counts for nothing.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         num_pairs = sum(len(batch["pair_index"]) for batch in batches) // len(self._streams)
         if self.args.world_size > 1:
-            num_pairs = int(self.accelerator.gather(torch.tensor([num_pairs], device=device)).sum())
+            mine = torch.tensor([num_pairs, *(len(batch["microbatches"]) for batch in batches)], device=device)
+            all_counts = self.accelerator.gather(mine[None])
+            num_pairs = int(all_counts[:, 0].sum())
+            for batch, most in zip(batches, all_counts[:, 1:].amax(dim=0).tolist(), strict=True):
+                microbatches = batch["microbatches"]
+                filler = {**microbatches[0], "is_filler": True}
+                batch["microbatches"] = [filler] * (most - len(microbatches)) + microbatches
         return batches, num_pairs
 
     def compute_loss(
@@ -170,23 +189,23 @@ class BFPOTrainer(Trainer):
     ) -> Any:
         """Return this micro-batch's share of the step's loss, and the (P, K) table of metrics as output if asked.
 
-        `num_items_in_batch` counts the pairs of each stream in the whole optimizer step, over all processes; without
-        it the micro-batch is the step.
+        `inputs` is one micro-batch. `num_items_in_batch` counts the pairs of each stream in the whole optimizer step,
+        over all processes; without it the micro-batch is the step.
         """
         figures, total = self.pair_losses(model, inputs)
+        if "is_filler" in inputs:
+            return total.sum() * 0.0
         weights = self._weights(inputs["is_buffer"], num_items_in_batch)
         table = figures.table()
         if self.model.training:
-            self._metrics.add(
-                table, group_index(inputs["chosen_is_safe"], inputs["rejected_is_safe"], inputs["is_buffer"])
-            )
+            self._metrics.add(table, _groups(inputs))
             self._largest_margin = figures.margin.abs().max()
             self._anchor_share = (weights * (total.detach() - figures.pair_loss.loss.detach())).sum()
         loss = (weights * total).sum()
         return (loss, {"table": table}) if return_outputs else loss
 
     def pair_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[PairFigures, Tensor]:
-        """Return what is known of the P pairs of a batch and their (P,) losses with the anchor, carrying the gradient.
+        """Return what is known of the P pairs of a micro-batch and their (P,) losses with the anchor and the gradient.
 
         One forward pass holds chosen and rejected rows of both streams.
         """
@@ -221,12 +240,12 @@ class BFPOTrainer(Trainer):
 
     def _weights(self, is_buffer: Tensor, num_pairs: Tensor | int | None) -> Tensor:
         """Return (P,) weights that sum to 1 over the main pairs of a step, and to `buffer_weight` over the buffer's."""
+        ones = torch.ones_like(is_buffer, dtype=torch.float64)
         if num_pairs is None:
-            num_pairs, processes = len(is_buffer) // len(self._streams), 1
+            main, buffer = (ones / max(1, int(mask.sum())) for mask in (~is_buffer, is_buffer))
         else:  # gradients are averaged over processes
-            processes = self.accelerator.num_processes
-        one = torch.ones_like(is_buffer, dtype=torch.float64) * (processes / num_pairs)
-        return torch.where(is_buffer, self.args.buffer_weight * one, one)
+            main = buffer = ones * (self.accelerator.num_processes / num_pairs)
+        return torch.where(is_buffer, self.args.buffer_weight * buffer, main)
 
     def _loss_at_start(self, inputs: Mapping[str, Any]) -> Tensor:
         index, is_buffer = inputs["pair_index"], inputs["is_buffer"]
@@ -247,11 +266,26 @@ class BFPOTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Run one micro-batch; in the first optimizer step of a run, check its loss against the labels."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.args.check_start and self.state.global_step == 0:
-            self._check_first_step(float(loss), inputs, num_items_in_batch)
-        return loss
+        """Run the micro-batches of one batch; in the first optimizer step of a run, check each against the labels."""
+        losses = []
+        microbatches = inputs["microbatches"]
+        for number, microbatch in enumerate(microbatches, start=1):
+            with nullcontext() if number == len(microbatches) else self._accumulating(model):
+                losses.append(super().training_step(model, microbatch, num_items_in_batch))
+            if self.args.check_start and self.state.global_step == 0 and "is_filler" not in microbatch:
+                self._check_first_step(float(losses[-1]), microbatch, num_items_in_batch)
+        return torch.stack(losses).sum()
+
+    @contextmanager
+    def _accumulating(self, model: nn.Module) -> Iterator[None]:
+        """Leave gradients where they are: another micro-batch of the same step follows."""
+        ends_step = self.accelerator.sync_gradients
+        self.accelerator.sync_gradients = False
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            self.accelerator.sync_gradients = ends_step
 
     def _check_first_step(self, loss: float, inputs: Mapping[str, Any], num_pairs: Tensor | int | None) -> None:
         pairs = self._pairs_of(inputs)
@@ -319,10 +353,15 @@ class BFPOTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the (P, K) table of metrics as predictions and the label cells (P,) as labels."""
-        inputs = self._on_device(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            figures, _ = self.pair_losses(model, inputs)
-        return None, figures.table(), _groups(inputs)
+        tables, groups, places = [], [], []
+        for microbatch in map(self._on_device, inputs["microbatches"]):
+            with torch.no_grad(), self.compute_loss_context_manager():
+                figures, _ = self.pair_losses(model, microbatch)
+            tables.append(figures.table())
+            groups.append(_groups(microbatch))
+            places.append(microbatch["place"])
+        order = torch.cat(places).argsort()  # as the loader gave them: the end of a ragged batch is cut off later
+        return None, torch.cat(tables)[order], torch.cat(groups)[order]
 
     def _eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         metrics = CellMetrics(torch.device("cpu"))
@@ -335,7 +374,8 @@ class BFPOTrainer(Trainer):
         """Return 6 x tokens x parameters; the parameters are counted once, not in every step."""
         if self._num_parameters is None:
             self._num_parameters = int(sum(parameter.numel() for parameter in self.model.parameters()))
-        return 6 * int(inputs["input_ids"].numel()) * self._num_parameters
+        num_tokens = sum(microbatch["input_ids"].numel() for microbatch in inputs["microbatches"])
+        return 6 * int(num_tokens) * self._num_parameters
 
 
 def _groups(inputs: Mapping[str, Any]) -> Tensor:

@@ -139,7 +139,6 @@ def _align_config(config: DemoConfig, method: str, start: Path, data: Path, seed
             "buffer": {"files": [str(data / "buffer.jsonl")], "layout": "bfpo", "unknown_label": "safe"},
             "trainable": "all",
             "pairs_per_step": config.align.pairs_per_step,
-            "pairs_per_microbatch": config.align.pairs_per_step,
             "max_steps": config.align.steps,
             **_common(config.align.steps, seed),
         }

@@ -1,0 +1,256 @@
+"""Attention over packed rows: a rejected token sees its prompt and the rejected tokens before it, no chosen one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from bfpo.data.layout import CHOSEN, REJECTED, PackedLayout
+from bfpo.errors import ModelError
+
+__all__ = ["LAYOUT", "UnknownExtraError", "packed_attention", "register_packed", "varlen_attention"]
+
+LAYOUT = "pair_layout"
+"""The keyword argument by which a packed row's layout travels through the model to its attention."""
+
+PREFIX = "bfpo_packed_"
+# Arguments that attention functions of transformers are given and that change nothing here.
+_HARMLESS = {
+    *("position_ids", "position_embeddings", "cache_position", "use_cache", "past_key_values"),
+    *("output_attentions", "output_hidden_states", "return_dict"),
+}
+
+Attention = Callable[..., tuple[Tensor, Any]]
+
+
+class UnknownExtraError(ModelError):
+    """An attention with an extra that packed rows do not serve, such as a bias or sinks."""
+
+
+def register_packed(original: str) -> str:
+    """Register packed attention on top of the attention named `original`, and return its name.
+
+    With a layout among its keyword arguments it is `packed_attention`; without, the original one, so that a model which
+    keeps this name generates and evaluates as before.
+    """
+    if original.startswith(PREFIX):
+        return original
+    name = PREFIX + original
+    AttentionInterface.register(name, partial(_packed_or, original))
+    masks = ALL_MASK_ATTENTION_FUNCTIONS
+    if original in masks:
+        AttentionMaskInterface.register(name, masks[original])
+    return name
+
+
+def _packed_or(
+    original: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, Any]:
+    layout = kwargs.pop(LAYOUT, None)
+    if layout is not None:
+        return packed_attention(module, query, key, value, layout, **kwargs)
+    if original in ALL_ATTENTION_FUNCTIONS:
+        attend: Attention = ALL_ATTENTION_FUNCTIONS[original]
+    else:  # "eager": each model's file has its own, no table has it
+        attend = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **extras: Any,
+) -> tuple[Tensor, None]:
+    """Return what the tokens of a packed row attend to, (1, T, heads, d).
+
+    `query` (1, heads, T, d); `key`, `value` (1, key heads, T, d), with fewer heads where groups share them.
+    `sliding_window`: a token sees this many, itself counted. `softcap`: bound of the scores (Gemma 2). On a GPU it runs
+    through a variable-length flash attention where one is installed and serves the dtype, else flex attention.
+
+    Raises `UnknownExtraError` for any other extra.
+    """
+    if extras.pop("is_causal", True) is False:
+        raise UnknownExtraError(f"attention of {type(module).__name__} is not causal")
+    unknown = sorted(name for name, extra in extras.items() if extra is not None and name not in _HARMLESS)
+    if unknown:
+        raise UnknownExtraError(f"attention of {type(module).__name__} is given {', '.join(unknown)}")
+    layout.windows.add(sliding_window)
+    window = sliding_window if sliding_window is not None and sliding_window < layout.longest_text else None
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if query.is_cuda and dropout == 0.0:
+        flash = _flash_varlen()
+        if flash is not None and query.dtype in (torch.float16, torch.bfloat16) and softcap is None:
+            return varlen_attention(flash, query, key, value, layout, scaling=scaling, window=window), None
+        if query.dtype != torch.float64:
+            return _flex(query, key, value, layout, scaling=scaling, window=window, softcap=softcap), None
+    attend = _sdpa if softcap is None else partial(_explicit, softcap=softcap)
+    return _by_segment(attend, query, key, value, layout, scaling=scaling, dropout=dropout, window=window), None
+
+
+# By segment: two problems a pair, through torch's own attention. Exact in every dtype.
+
+
+def _by_segment(
+    attend: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    *,
+    scaling: float,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    outputs = []
+    for number, segment in enumerate(layout):
+        a, b, c = segment.start, segment.rejected_start, segment.stop
+        prompt_end = a + segment.num_prompt
+        for first, last, parts in ((a, b, ((a, b),)), (b, c, ((a, prompt_end), (b, c)))):
+            keys = torch.cat([key[:, :, i:j] for i, j in parts], 2) if len(parts) > 1 else key[:, :, a:b]
+            values = torch.cat([value[:, :, i:j] for i, j in parts], 2) if len(parts) > 1 else value[:, :, a:b]
+            num_queries, num_keys = last - first, keys.shape[2]
+            mask = None
+            if num_queries != num_keys or window is not None or attend is not _sdpa:
+                make = partial(_mask, num_queries, num_keys, window, query.device)
+                mask = layout.keep(f"mask {number} {first} {window}", query.device, make)
+            outputs.append(attend(query[:, :, first:last], keys, values, mask, scaling=scaling, dropout=dropout))
+    return torch.cat(outputs, 2).transpose(1, 2)
+
+
+def _mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Return (queries, keys) bool, True where seen: causal with the last query at the last key."""
+    seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+    return seen if window is None else seen.triu(num_keys - num_queries - window + 1)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+    )
+
+
+def _explicit(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, dropout: float, softcap: float
+) -> Tensor:
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
+    scores = scores.masked_fill(~mask, float("-inf"))
+    accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
+    probabilities = torch.softmax(scores, -1, dtype=accumulate).to(query.dtype)
+    return F.dropout(probabilities, dropout) @ value
+
+
+# On a GPU
+
+
+def varlen_attention(
+    flash: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    *,
+    scaling: float,
+    window: int | None,
+) -> Tensor:
+    """Return the attention of a packed row, (1, T, heads, d), by one call of a variable-length flash attention.
+
+    `flash` takes what `flash_attn_varlen_func` of the package flash-attn takes.
+    """
+    index = layout.varlen(query.device)
+    queries = query[0].transpose(0, 1)
+    keys, values = (tensor[0].transpose(0, 1).index_select(0, index.keys) for tensor in (key, value))
+    output: Tensor = flash(
+        queries,
+        keys,
+        values,
+        index.query_starts,
+        index.key_starts,
+        index.longest_query,
+        index.longest_key,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+    )
+    return output[None]
+
+
+def _flash_varlen() -> Callable[..., Any] | None:
+    if importlib.util.find_spec("flash_attn") is None:
+        return None
+    from flash_attn import flash_attn_varlen_func
+
+    found: Callable[..., Any] = flash_attn_varlen_func
+    return found
+
+
+_compiled: dict[str, Any] = {}
+
+
+def _flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackedLayout,
+    *,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    if "flex" not in _compiled:
+        _compiled["flex"] = torch.compile(flex_attention, dynamic=True) if query.is_cuda else flex_attention
+    num_tokens = layout.num_tokens
+    mask = layout.keep(
+        f"flex {window}",
+        query.device,
+        lambda: create_block_mask(
+            _seen(layout, window, query.device), None, None, num_tokens, num_tokens, device=query.device
+        ),
+    )
+    output: Tensor = _compiled["flex"](
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else partial(_cap, softcap),
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output.transpose(1, 2)
+
+
+def _seen(layout: PackedLayout, window: int | None, device: torch.device) -> Callable[..., Tensor]:
+    pair, part, position = layout.roles(device)
+
+    def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        visible = (pair[q] == pair[k]) & (k <= q) & ~((part[q] == REJECTED) & (part[k] == CHOSEN))
+        return visible if window is None else visible & (position[q] - position[k] < window)
+
+    return seen
+
+
+def _cap(softcap: float, score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return softcap * torch.tanh(score / softcap)

@@ -1,0 +1,180 @@
+"""Which way a model's log-probs go: asked of the model itself, on two small pairs, before anything is trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bfpo.data.pack import Form, MicroBatch, collate_pairs
+from bfpo.data.tokenize import TokenPair
+from bfpo.errors import ModelError, SettingError
+from bfpo.policy.attention import UnknownExtraError, register_packed
+from bfpo.policy.logps import sequence_logps, unwrap_causal_lm, use_own_logits
+
+__all__ = ["Attention", "choose_form"]
+
+logger = logging.getLogger(__name__)
+
+Attention = Literal["auto", "packed", "padded"]
+
+# Largest error of a sum of a dozen log-probs that rounding explains; what packing gets wrong is far above it.
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.5}
+_LENGTHS = ((5, 4, 6), (1, 1, 3))
+
+
+class _CannotPackError(Exception):
+    """The reason why a model does not take packed rows, in words that go on from "packing: "."""
+
+
+def choose_form(model: nn.Module, attention: str = "auto", *, longest_text: int) -> Form:
+    """Return the form of rows that this model takes, and make the model ready for it.
+
+    "packed" and "auto" try packed rows: the model's attention is set to packed attention over its own one, and the
+    log-probs of two small pairs must agree with those of padded rows under the model's own logits, must not change with
+    the other pair and, on the rejected side, with the chosen completion. Where a model does not pass, "auto" logs one
+    line with the reason, puts the attention back and takes padded rows. In both forms the head is asked whether the
+    model's own logits are what it gives; where not, they are taken as they are.
+
+    `longest_text`: tokens of the longest prompt with a completion that will come; a sliding window below it is served
+    where the model hands it to its attention. A model whose weights are not there (sharded or on the meta device)
+    cannot be asked: then what its config and class say decides.
+
+    Raises `SettingError` for an unknown name and `ModelError` with the reason where "packed" was asked and is not to be
+    had.
+    """
+    if attention not in get_args(Attention):
+        raise SettingError(f"attention: got {attention!r}; allowed: {', '.join(get_args(Attention))}")
+    causal_lm = unwrap_causal_lm(model)
+    can_be_asked = all(p.device.type != "meta" and not hasattr(p, "ds_id") for p in model.parameters())
+    with _quietly(model):
+        expected = _padded_logps(model, causal_lm) if can_be_asked else None
+        if attention == "padded":
+            return "padded"
+        before = causal_lm.config._attn_implementation
+        try:
+            _set_packed(model, causal_lm, before)
+            served = set() if expected is None else _ask(model, causal_lm, expected)
+            window = _window(causal_lm.config)
+            if window is not None and window < longest_text and window not in served:
+                raise _CannotPackError(f"has a window of {window} tokens, and the longest text is {longest_text}")
+        except _CannotPackError as reason:
+            if causal_lm.config._attn_implementation != before:
+                causal_lm.set_attn_implementation(before)
+            if attention == "packed":
+                raise ModelError(f"attention packed: {type(causal_lm).__name__} {reason}; use auto or padded") from None
+            logger.info("rows are padded, not packed: %s %s", type(causal_lm).__name__, reason)
+            return "padded"
+    return "packed"
+
+
+@contextmanager
+def _quietly(model: nn.Module) -> Iterator[None]:
+    """Evaluate without gradient, and leave modes and random numbers as they were."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _pairs(model: Any) -> list[TokenPair]:
+    generator = np.random.default_rng(0)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    usable = [token for token in range(vocabulary) if token != pad]
+    pairs = []
+    for number, lengths in enumerate(_LENGTHS):
+        prompt, chosen, rejected = (generator.choice(usable, length).astype(np.int32) for length in lengths)
+        pairs.append(TokenPair(f"probe {number}", prompt, chosen, rejected, 1.0, 0.0))
+    return pairs
+
+
+def _batch(model: nn.Module, pairs: list[TokenPair], form: Form) -> MicroBatch:
+    device = next(model.parameters()).device
+    batch = collate_pairs(pairs, form=form)
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _tolerance(model: nn.Module) -> float:
+    dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
+    return max(_TOLERANCE.get(dtype, 0.5) for dtype in dtypes)
+
+
+def _padded_logps(model: nn.Module, causal_lm: Any) -> Tensor:
+    """Return the log-probs under the model's own logits, one completion at a time; take them so from now on if the
+    head gives others.
+    """
+    pairs = _pairs(causal_lm)
+    device = next(model.parameters()).device
+    exact = torch.zeros(2 * len(pairs), dtype=torch.float64)
+    for n, (pair, side) in enumerate((pair, side) for side in ("chosen_ids", "rejected_ids") for pair in pairs):
+        completion = getattr(pair, side)
+        ids = torch.from_numpy(np.concatenate([pair.prompt_ids, completion]).astype(np.int64)).to(device)
+        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)
+        picked = logits.gather(1, ids[1:, None])[-len(completion) :]
+        exact[n] = picked.sum().cpu()
+    try:
+        found = sequence_logps(model, _batch(model, pairs, "padded")).logps.cpu()
+        error = float((found - exact).abs().max())
+    except (ModelError, AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        error = float("nan")
+    if not error <= _tolerance(model):
+        use_own_logits(model)
+        logger.info("log-probs are taken from the model's whole logits: its head alone gives others (%.3g nats)", error)
+    return exact
+
+
+def _set_packed(model: nn.Module, causal_lm: Any, before: str) -> None:
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise _CannotPackError("has a prompt-learning adapter, whose virtual tokens belong before each row")
+    if not hasattr(causal_lm, "set_attn_implementation") or before is None:
+        raise _CannotPackError("cannot change its attention")
+    name = register_packed(before)
+    causal_lm.set_attn_implementation(name)
+    if causal_lm.config._attn_implementation != name:
+        raise _CannotPackError("cannot change its attention")
+
+
+def _window(config: Any) -> int | None:
+    """Return the sliding window of the config that some layer uses, in tokens."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if getattr(text, "use_sliding_window", True) is False or (kinds and set(kinds) == {"full_attention"}):
+        return None
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((window for window in windows if window), default=None)
+
+
+def _ask(model: nn.Module, causal_lm: Any, expected: Tensor) -> set[int | None]:
+    """Return the windows that layers hand to their attention; raises `_CannotPackError` where log-probs are wrong."""
+    pairs, tolerance = _pairs(causal_lm), _tolerance(model)
+    swapped = [replace(pairs[0], chosen_ids=pairs[0].chosen_ids[::-1].copy()), *pairs[1:]]
+    batch = _batch(model, pairs, "packed")
+    try:
+        found = sequence_logps(model, batch).logps.cpu()
+        rejected = sequence_logps(model, _batch(model, swapped, "packed")).logps.cpu()[len(pairs) :]
+    except UnknownExtraError as error:
+        raise _CannotPackError(f"has an attention that packed rows do not serve ({error})") from error
+    except Exception as error:  # models of any origin
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise _CannotPackError(f"does not run on packed rows ({first_line})") from error
+    difference = float((found - expected).abs().max())
+    if not difference <= tolerance:
+        raise _CannotPackError(
+            f"gives other log-probs on packed rows (by {difference:.3g} nats): it mixes tokens outside its attention"
+        )
+    if not torch.allclose(rejected, found[len(pairs) :], rtol=0, atol=1e-3 * tolerance):
+        raise _CannotPackError("lets rejected completions see chosen ones")
+    handed: set[int | None] = batch["layout"].windows
+    return handed

@@ -1,0 +1,117 @@
+"""The way a model's log-probs go: found by asking it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from peft import PromptTuningConfig, get_peft_model
+from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+
+from bfpo.data.pack import collate_pairs
+from bfpo.errors import ModelError, SettingError
+from bfpo.policy.logps import sequence_logps
+from bfpo.policy.probe import choose_form
+from tiny import VOCABULARY, tiny_model, tiny_pairs
+
+PAIRS = tiny_pairs(5, 3)
+
+
+def mamba() -> Any:
+    torch.manual_seed(0)
+    return MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=2))
+
+
+def bloom() -> Any:
+    torch.manual_seed(0)
+    return BloomForCausalLM(BloomConfig(vocab_size=VOCABULARY, hidden_size=16, n_layer=2, n_head=2))
+
+
+def prompt_tuned() -> Any:
+    return get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+def window_in_the_mask_only() -> Any:
+    """A sliding window that attention is not told of: only the mask would hold it."""
+    model = tiny_model()
+    model.config.sliding_window = 6
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (mamba, "Mamba.*(cannot change its attention|does not run|gives other log-probs)"),
+        (bloom, "Bloom.*(cannot change its attention|does not run|gives other log-probs)"),
+        (prompt_tuned, "prompt-learning adapter"),
+        (window_in_the_mask_only, "has a window of 6 tokens, and the longest text is 12"),
+    ],
+)
+def test_what_cannot_be_packed_is_padded_and_says_why(make: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = make()
+    with caplog.at_level(logging.INFO, logger="bfpo"):
+        assert choose_form(model, longest_text=12) == "padded"
+    lines = [line for line in caplog.messages if line.startswith("rows are padded, not packed: ")]
+    assert len(lines) == 1
+    with pytest.raises(ModelError, match=reason):
+        choose_form(make(), "packed", longest_text=12)
+
+
+def test_a_model_that_cannot_be_packed_is_left_as_it_was() -> None:
+    model = mamba()
+    expected = sequence_logps(mamba(), collate_pairs(PAIRS, form="padded")).logps
+    choose_form(model, longest_text=12)
+    torch.testing.assert_close(sequence_logps(model, collate_pairs(PAIRS, form="padded")).logps, expected)
+
+
+def test_windows_that_attention_is_told_of_are_served() -> None:
+    assert choose_form(tiny_model("mistral"), longest_text=12) == "packed"
+    assert choose_form(tiny_model("gemma3"), longest_text=12) == "packed"
+
+
+def test_logits_that_the_head_does_not_give(caplog: pytest.LogCaptureFixture) -> None:
+    """A model of one's own that does something more to its logits: they are taken whole."""
+    batch = collate_pairs(PAIRS, form="padded")
+    plain = sequence_logps(tiny_model(), batch).logps
+    model = tiny_model()
+    model.register_forward_hook(
+        lambda _, __, output: type(output)(logits=3 * output.logits) if "logits" in output else None
+    )
+    with caplog.at_level(logging.INFO, logger="bfpo"):
+        choose_form(model, longest_text=12)
+    assert any("whole logits" in line for line in caplog.messages)
+    found = sequence_logps(model, batch).logps.detach()
+    assert not torch.allclose(found, plain, rtol=0.1)
+    ids = torch.tensor([[*PAIRS[0].prompt_ids.tolist(), *PAIRS[0].chosen_ids.tolist()]])
+    scores = model(input_ids=ids).logits[0].double().log_softmax(-1)
+    first = len(PAIRS[0].prompt_ids)
+    expected = sum(scores.detach()[first - 1 + i, int(token)] for i, token in enumerate(PAIRS[0].chosen_ids))
+    assert float(found[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_asking_changes_nothing() -> None:
+    model = tiny_model(attention_dropout=0.3).train()
+    model.lm_head.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(4)
+    state = torch.get_rng_state()
+    choose_form(model, longest_text=12)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert not model.lm_head.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_without_weights_is_judged_by_its_config() -> None:
+    with torch.device("meta"):
+        assert choose_form(tiny_model(), longest_text=12) == "packed"
+        assert choose_form(tiny_model("mistral"), longest_text=6) == "packed"
+        assert choose_form(tiny_model("mistral"), longest_text=7) == "padded"
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(SettingError, match="attention: got 'flash'; allowed: auto, packed, padded"):
+        choose_form(tiny_model(), "flash", longest_text=12)
