@@ -16,10 +16,10 @@ class TrainingKeys(StageConfig):
     """What both training stages share; optimiser keys have the names of `transformers.TrainingArguments`."""
 
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
-    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = Field(
-        default="float32", description="number type that holds the weights; auto = as saved"
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
+        default="float32",
+        description="number type of weights and computation; under bfloat16 what trains is held in float32",
     )
-    bf16: bool = Field(default=False, description="compute in bfloat16 by autocast, with the weights as dtype says")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass to save memory"
     )
@@ -27,6 +27,9 @@ class TrainingKeys(StageConfig):
         default="all", description="parameters that train: all, or patterns such as '*.down_proj.weight'"
     )
     lora: LoraConfig | None = Field(default=None, description="train LoRA adapters in place of weights; null = none")
+    quantize: Literal["nf4"] | None = Field(
+        default=None, description="hold the frozen weights in four bits under the adapters (QLoRA; extra quant)"
+    )
     chat_template: PathText | None = Field(
         default=None,
         description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
@@ -73,6 +76,8 @@ class TrainingKeys(StageConfig):
         given = self.model_fields_set
         if self.lora is not None and "trainable" in given:
             raise ValueError("trainable: not read where lora is set; leave one of the two out")
+        if self.quantize is not None and self.lora is None:
+            raise ValueError("quantize: needs lora; four bits cannot train, adapters above them can")
         if self.max_steps is not None and "num_train_epochs" in given:
             raise ValueError("num_train_epochs: not read where max_steps is set; leave one of the two out")
         if self.eval_steps is not None and getattr(self, "eval_data", None) is None:
@@ -106,7 +111,7 @@ class SftConfig(TrainingKeys):
         if (self.model is None) == (self.init is None):
             raise ValueError("model, init: exactly one of the two must be given")
         if self.init is not None:
-            for key, value in (("revision", self.revision), ("lora", self.lora)):
+            for key, value in (("revision", self.revision), ("lora", self.lora), ("quantize", self.quantize)):
                 if value is not None:
                     raise ValueError(f"{key}: not read where init is set; leave one of the two out")
             if self.trainable != "all":

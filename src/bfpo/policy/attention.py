@@ -123,19 +123,20 @@ def _by_segment(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    # One split of each tensor: the gradient of a slice would be a tensor of the whole row, for every segment.
+    sizes = [size for segment in layout for size in (segment.num_prompt + segment.num_chosen, segment.num_rejected)]
+    pieces = [torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)]
     outputs = []
     for number, segment in enumerate(layout):
-        a, b, c = segment.start, segment.rejected_start, segment.stop
-        prompt_end = a + segment.num_prompt
-        for first, last, parts in ((a, b, ((a, b),)), (b, c, ((a, prompt_end), (b, c)))):
-            keys = torch.cat([key[:, :, i:j] for i, j in parts], 2) if len(parts) > 1 else key[:, :, a:b]
-            values = torch.cat([value[:, :, i:j] for i, j in parts], 2) if len(parts) > 1 else value[:, :, a:b]
-            num_queries, num_keys = last - first, keys.shape[2]
+        before, after = ([piece[2 * number + i] for piece in pieces] for i in (0, 1))
+        for i in (1, 2):
+            after[i] = torch.cat([before[i][:, :, : segment.num_prompt], after[i]], dim=2)
+        for name, (queries, keys, values) in (("before", before), ("after", after)):
             mask = None
-            if num_queries != num_keys or window is not None or attend is not _sdpa:
-                make = partial(_mask, num_queries, num_keys, window, query.device)
-                mask = layout.keep(f"mask {number} {first} {window}", query.device, make)
-            outputs.append(attend(query[:, :, first:last], keys, values, mask, scaling=scaling, dropout=dropout))
+            if name == "after" or window is not None or attend is not _sdpa:
+                make = partial(_mask, queries.shape[2], keys.shape[2], window, query.device)
+                mask = layout.keep(f"mask {number} {name} {window}", query.device, make)
+            outputs.append(attend(queries, keys, values, mask, scaling=scaling, dropout=dropout))
     return torch.cat(outputs, 2).transpose(1, 2)
 
 

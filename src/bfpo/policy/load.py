@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from bfpo.errors import ModelError
+from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation, whole_weights
 
 __all__ = [
     "DTYPES",
@@ -74,7 +75,9 @@ def load_policy(
     *,
     trainable: Sequence[str] | Literal["all"] = "all",
     lora: Mapping[str, Any] | None = None,
+    quantize: Literal["nf4"] | None = None,
     dtype: str = "float32",
+    masters: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
     dropout: bool = False,
@@ -84,6 +87,8 @@ def load_policy(
 
     `trainable`: "all", or shell patterns over parameter names, such as "*.down_proj.weight". `lora`: keyword arguments
     of `peft.LoraConfig`; then only the adapters train, and patterns select nothing, so `trainable` must stay "all".
+    `quantize`: "nf4" holds the base in four bits under the adapters (QLoRA). `masters`: what trains is held in float32
+    whatever the dtype (see `hold_masters`).
     Weights are read from safetensors only. Without `dropout` every dropout of the model is off: the reference has none,
     and the margin of the first step must be zero. `seed` alone decides the random half of an adapter's start. Call
     this before an optimizer is built.
@@ -95,17 +100,22 @@ def load_policy(
         raise ModelError(f"trainable: got {list(trainable)!r} beside lora; with lora only the adapters train")
     if dtype not in DTYPES:
         raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
+    if quantize is not None and lora is None:
+        raise ModelError(f"quantize: got {quantize!r} without lora; four bits cannot train, adapters above them can")
+    held_in = DTYPES[dtype]
+    extras = {} if quantize is None else {"quantization_config": quantisation(_compute_dtype(dtype))}
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     try:
         loaded, report = cast(
             "tuple[Any, dict[str, Any]]",
             AutoModelForCausalLM.from_pretrained(
                 str(model),
-                dtype=DTYPES[dtype],
+                dtype=held_in,
                 revision=revision or "main",
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **extras,
             ),
         )
     except Exception as error:  # files, hub, config, weights and remote code each have kinds of their own
@@ -116,13 +126,22 @@ def load_policy(
             f"model: {str(model)!r} lacks {len(missing)} weights of {type(loaded).__name__}, such as {missing[0]}; "
             "give a causal LM with its head"
         )
+    if quantize is not None:
+        prepare_quantised(loaded)
     if lora is not None:
         loaded = _add_lora(loaded, lora, seed)
     else:
         choose_trainable(loaded, trainable)
+    if masters and dtype != "float64":
+        hold_masters(loaded, model, revision=revision)
     if not dropout:
         disable_dropout(loaded)
     return Policy(loaded, tokenizer, trainable_report(loaded))
+
+
+def _compute_dtype(dtype: str) -> torch.dtype:
+    found = DTYPES[dtype]
+    return found if isinstance(found, torch.dtype) else torch.bfloat16
 
 
 def init_policy(
@@ -131,7 +150,8 @@ def init_policy(
     """Make a Llama with random weights, all of them trainable.
 
     `config`: keyword arguments of `transformers.LlamaConfig`. The vocabulary size and the special tokens come from the
-    tokenizer. The same seed gives the same weights, whatever was drawn before.
+    tokenizer. The same seed gives the same weights, whatever was drawn before. All of them train, so under bfloat16 too
+    they are held in float32.
 
     Raises `ModelError` for a tokenizer that cannot be loaded or a config that LlamaConfig refuses.
     """
@@ -154,8 +174,7 @@ def init_policy(
             model: Any = LlamaForCausalLM(LlamaConfig(**settings))
     except Exception as error:  # validation has kinds of its own, by version
         raise ModelError(f"init.config: {dict(config)!r} gives no Llama model: {error.__cause__ or error}") from error
-    if dtype in DTYPES and isinstance(DTYPES[dtype], torch.dtype):
-        model.to(DTYPES[dtype])
+    model.to(torch.float64 if dtype == "float64" else torch.float32)
     if not dropout:
         disable_dropout(model)
     return Policy(model, loaded_tokenizer, trainable_report(model))
@@ -269,17 +288,30 @@ def _add_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
 def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Write the model (safetensors) and its tokenizer to a folder; an adapter is merged into the weights first.
 
-    The model in memory keeps its adapter. Its config says again that generation may use the key-value cache, which
-    training had switched off.
+    A quantised base is written whole, as its four bits are read. The model in memory keeps its adapter. Its config says
+    again that generation may use the key-value cache, which training had switched off.
     """
     folder = Path(folder)
     merged = hasattr(model, "merge_adapter")
     base = model.get_base_model() if merged else model
     base.config.use_cache = True
-    if not merged:
+    if getattr(base, "is_quantized", False):
+        _save_whole(base, whole_weights(model), folder)
+    elif not merged:
         base.save_pretrained(folder)
     else:
         from copy import deepcopy
 
         deepcopy(model).merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _save_whole(base: Any, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    from copy import deepcopy
+
+    config = deepcopy(base.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        plain = type(base)(config)
+    plain.generation_config = base.generation_config
+    plain.save_pretrained(folder, state_dict=dict(weights))

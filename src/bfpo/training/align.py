@@ -89,7 +89,9 @@ def _policy(config: AlignConfig) -> Policy:
         config.model,
         trainable="all" if config.lora is not None else config.trainable,
         lora=None if config.lora is None else config.lora.model_dump(),
+        quantize=config.quantize,
         dtype=config.dtype,
+        masters=True,
         revision=config.revision,
         seed=config.seed,
     )

@@ -122,7 +122,7 @@ def common_arguments(
         "save_total_limit": config.save_total_limit,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": config.eval_steps,
-        "bf16": config.bf16,
+        "bf16": config.dtype == "bfloat16",
         **_recompute_activations(config.gradient_checkpointing),
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,

@@ -1,0 +1,108 @@
+"""Number types of training: float32 masters for what trains under bfloat16, and a base quantised to four bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.utils.hub import cached_file
+
+from bfpo.errors import MissingExtraError, ModelError
+
+__all__ = ["hold_masters", "prepare_quantised", "quantisation", "whole_weights"]
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def hold_masters(model: nn.Module, source: str | Path, *, revision: str | None = None) -> None:
+    """Hold every parameter that trains in float32, with all the digits that the files of `source` have.
+
+    Updates of a learning rate of 5e-7 are below half a unit in the last place of most bfloat16 weights and would be
+    lost one by one; in float32 they add up. Where the files hold a parameter in float32, as those of an earlier run
+    do, its value is read from there: loading in bfloat16 has rounded it. Call this before an optimizer is built; the
+    forward pass then needs bfloat16 autocast.
+    """
+    masters = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32}
+    for parameter in masters.values():
+        parameter.data = parameter.data.float()
+    for name, value in _stored(source, revision, set(masters)):
+        if value.dtype in (torch.float32, torch.float64) and value.shape == masters[name].shape:
+            masters[name].data.copy_(value)
+
+
+def _stored(source: str | Path, revision: str | None, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield those of the parameters that the files hold under the same name."""
+    how = {"revision": revision or "main", "_raise_exceptions_for_missing_entries": False}
+    index = cached_file(str(source), _INDEX, **how)
+    if index is None:
+        single = cached_file(str(source), _SINGLE, **how)
+        files = {} if single is None else {single: names}
+    else:
+        places: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = {}
+        for name in sorted(names & places.keys()):
+            shard = cached_file(str(source), places[name], revision=revision or "main")
+            files.setdefault(str(shard), set()).add(name)
+    for file, wanted in files.items():
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(wanted & set(tensors.keys())):
+                yield name, tensors.get_tensor(name)
+
+
+def quantisation(dtype: torch.dtype) -> Any:
+    """Return the settings of a base in four bits (NF4, with quantised constants), computing in `dtype`.
+
+    Source: arXiv 2305.14314. Raises `MissingExtraError` without bitsandbytes.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError("quantize: nf4 needs bitsandbytes; install it with: pip install 'bfpo[quant]'")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def prepare_quantised(model: nn.Module) -> None:
+    """Keep the quantised weights in the form that has a gradient.
+
+    On CPUs with bfloat16 instructions bitsandbytes repacks a weight at its first evaluation into a form whose product
+    passes no gradient on, and says nothing; the reference pass evaluates before training does.
+    """
+    quantised = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    for module in quantised:
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if not any(type(module).__name__ == "Linear4bit" for module in model.modules()):
+        raise ModelError("quantize: nf4 found no linear layer to quantise in this model")
+
+
+def whole_weights(peft_model: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of a quantised base with its adapters merged in, by the names of the bare model.
+
+    This is the model that was trained: four bits as they are read, plus the update. Merging as peft does would round
+    the sum to four bits again.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    base = peft_model.get_base_model()
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in base.state_dict(keep_vars=True).items():
+        path, _, leaf = name.rpartition(".")
+        if "lora_" in name or ".weight." in name:  # adapters, and the constants of quantised weights
+            continue
+        module = base.get_submodule(path.removesuffix(".base_layer"))
+        state = getattr(tensor, "quant_state", None)
+        whole = tensor.detach() if state is None else dequantize_4bit(tensor.data, state)
+        if path.endswith(".base_layer") and leaf == "weight":
+            whole = whole + module.get_delta_weight(peft_model.active_adapter).detach().to(whole.dtype)
+        weights[name.replace(".base_layer.", ".")] = whole.contiguous()
+    return weights
