@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import bfpo.stages
 from bfpo.config import AlignConfig, ToyConfig
-from bfpo.errors import ConfigError, DataError, RunError
-from bfpo.files import file_digest, write_text_whole
+from bfpo.errors import ConfigError, DataError, DiskFullError, RunError
+from bfpo.files import file_digest, is_disk_full, write_text_whole
 from bfpo.runs import RunFolder
 from bfpo.stages import STAGES, Stage, preview_stage, run_stage
 from bfpo.yaml_text import parse_yaml
@@ -102,8 +104,78 @@ def test_metrics_survive_a_torn_row_and_a_number_that_is_not_finite(tmp_path):
         {"step": 1, "loss": 0.5},
         {"step": 2, "loss": None, "cells": {"safe-safe": None}},
     ]
-    folder.drop_metrics_after(1)
-    assert folder.read_metrics() == [{"step": 1, "loss": 0.5}]
+    first = folder.file("metrics.jsonl").read_text().splitlines()[0]
+    folder.restore_metrics([{"loss": 0.5, "step": 1}])
+    assert folder.file("metrics.jsonl").read_text() == first + "\n"  # as it was written
+    lost = {"step": 2, "loss": 0.1 + 0.2}
+    folder.restore_metrics([{"loss": 0.5, "step": 1}, lost])
+    assert folder.read_metrics() == [{"step": 1, "loss": 0.5}, lost]
+    folder.restore_metrics([])
+    assert folder.read_metrics() == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_row_that_finds_no_room_is_taken_back_and_told(tmp_path, monkeypatch, number):
+    folder = new(tmp_path / "run")
+    folder.append_metrics({"step": 1})
+    folder.kept = "the checkpoint of step 1 is whole"
+    opened = Path.open
+
+    def small_disk(path, *args, **kwargs):
+        file = opened(path, *args, **kwargs)
+        if path.name == "metrics.jsonl" and "a" in args[0]:
+            return SmallDisk(file, number)
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", small_disk)
+        with pytest.raises(
+            DiskFullError,
+            match=r"metrics.jsonl: cannot be written, .* full \([\d,.]+ MB free\); "
+            r"the checkpoint of step 1 is whole. Free some space and go on with --resume",
+        ) as raised:
+            folder.append_metrics({"step": 2})
+    assert raised.value.exit_code == 1
+    assert folder.file("metrics.jsonl").read_text() == '{"step": 1}\n'
+    folder.append_metrics({"step": 2})
+    assert folder.read_metrics() == [{"step": 1}, {"step": 2}]
+
+
+class SmallDisk:
+    """A file on a disk with room for four more bytes."""
+
+    def __init__(self, file, number):
+        self.file, self.number, self.room = file, number, 4
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(self.number, os.strerror(self.number))
+        written = self.file.write(content[: self.room])
+        self.room -= written
+        return written
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+def test_a_full_disk_is_known_through_what_came_of_it():
+    def raised_from(error, cause):
+        error.__cause__ = cause
+        return error
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert is_disk_full(full)
+    assert is_disk_full(raised_from(ValueError("while saving"), full))
+    assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert is_disk_full(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"))
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+    assert not is_disk_full(None)
 
 
 def test_data_is_hashed_and_a_changed_file_stops_a_resumed_run(tmp_path):

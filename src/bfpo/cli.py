@@ -15,7 +15,7 @@ import typer
 
 from bfpo._version import __version__
 from bfpo.console import show, show_table, start_logging
-from bfpo.errors import BfpoError, ConfigError
+from bfpo.errors import BfpoError, ConfigError, StopRequest
 from bfpo.stages import STAGES, preview_stage, run_stage
 
 __all__ = ["app", "main"]
@@ -47,10 +47,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, with the data's counts, and stop.")]
 Keys = Annotated[bool, typer.Option("--keys", help="List the settings with what they accept, and stop.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-class _Stopped(KeyboardInterrupt):
-    """A request to stop from outside (SIGTERM), handled like Ctrl-C."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +128,7 @@ def _execute(request: _Request) -> None:
             _fail(request, str(error), error.exit_code)
         except KeyboardInterrupt as stop:
             again = "the same command" if request.resume else "the same command and --resume"
-            _fail(request, f"stopped; go on with {again}", 143 if isinstance(stop, _Stopped) else 130)
+            _fail(request, f"stopped; go on with {again}", 143 if isinstance(stop, StopRequest) else 130)
         except BrokenPipeError:  # whoever read our output has had enough, as in `--keys | head`
             raise
         except Exception as error:
@@ -152,7 +148,7 @@ def _fail(request: _Request, message: str, exit_code: int) -> NoReturn:
 @contextmanager
 def _stop_signal() -> Iterator[None]:
     def stop(number: int, frame: object) -> NoReturn:
-        raise _Stopped
+        raise StopRequest
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

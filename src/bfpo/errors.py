@@ -8,11 +8,13 @@ __all__ = [
     "BfpoError",
     "ConfigError",
     "DataError",
+    "DiskFullError",
     "LabelError",
     "MissingExtraError",
     "ModelError",
     "RunError",
     "SettingError",
+    "StopRequest",
     "TrainingError",
 ]
 
@@ -53,6 +55,12 @@ class RunError(BfpoError, RuntimeError):
     """A run folder that cannot be written to, read or resumed."""
 
 
+class DiskFullError(RunError):
+    """A disk or quota that is full; says what is safe and how to go on."""
+
+    exit_code = 1
+
+
 class MissingExtraError(BfpoError, ImportError):
     """An optional dependency that is not installed; names the extra that brings it."""
 
@@ -61,3 +69,7 @@ class TrainingError(BfpoError, RuntimeError):
     """A training run that must not go on, such as a first loss that the labels do not imply."""
 
     exit_code = 1
+
+
+class StopRequest(KeyboardInterrupt):
+    """A request to stop from outside (SIGTERM), handled like Ctrl-C; the command line exits with 143."""

@@ -1,12 +1,16 @@
-"""Files written whole or not at all, and the hash of a file."""
+"""Files written whole or not at all, the hash of a file, and the signs of a full disk."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
-__all__ = ["file_digest", "write_bytes_whole", "write_text_whole"]
+__all__ = ["file_digest", "is_disk_full", "write_bytes_whole", "write_text_whole"]
+
+# How a full disk reads where there is no OSError: the first two through safetensors, the others through torch.save.
+_FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")
 
 
 def write_bytes_whole(path: str | Path, content: bytes) -> None:
@@ -39,3 +43,16 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk or a quota is full."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, Exception) and any(words in str(error) for words in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

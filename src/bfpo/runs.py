@@ -6,15 +6,17 @@ import json
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from bfpo.card import CardSection, render_card
-from bfpo.errors import RunError
-from bfpo.files import file_digest, write_bytes_whole
+from bfpo.errors import DiskFullError, RunError
+from bfpo.files import file_digest, is_disk_full, write_bytes_whole
 from bfpo.provenance import describe_checkout, describe_platform, describe_versions
 from bfpo.yaml_text import dump_yaml
 
@@ -39,13 +41,15 @@ class RunFolder:
     processes only the first (`RANK` unset or 0) writes; in the others every write is silently nothing, so that stages
     need not ask.
 
-    A stage raises what it likes: `bfpo.stages.run_stage` sets the status.
+    A stage raises what it likes: `bfpo.stages.run_stage` sets the status. What a resumed run would go on from it may
+    put into `kept`, as a clause; it is told where the disk is full.
     """
 
     def __init__(self, path: Path, record: dict[str, Any], *, resumed: bool) -> None:
         self.path = path
         self.resumed = resumed
         self.is_writer = _is_first_process()
+        self.kept: str | None = None
         self._record = record
         self._started = time.monotonic()
         self._seconds_before = float(record.get("seconds", 0.0))
@@ -171,10 +175,24 @@ class RunFolder:
             try:
                 write_bytes_whole(path, content)
             except OSError as error:
+                if is_disk_full(error):
+                    raise self.disk_full(path) from error
                 raise RunError(
                     f"{path}: cannot be written ({error.strerror}); check --out, rights and space"
                 ) from error
         return path
+
+    def disk_full(self, path: Path) -> DiskFullError:
+        """Return the error for a file that finds no room: how much is free, what is safe, what to do."""
+        try:
+            free = f"{shutil.disk_usage(self.path).free / 1e6:,.1f} MB free"
+        except OSError:
+            free = "free space unknown"
+        safe = f"; {self.kept}" if self.kept else ""
+        return DiskFullError(
+            f"{path}: cannot be written, the disk or the quota is full ({free}){safe}. Free some space and go on with "
+            "--resume"
+        )
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file (UTF-8) whole. Returns its path."""
@@ -198,13 +216,25 @@ class RunFolder:
         """Append one row to `metrics.jsonl`; a number that is not finite is written as null."""
         if not self.is_writer:
             return
-        line = json.dumps(_finite(row), ensure_ascii=False) + "\n"
-        with (self.path / _METRICS).open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a killed run left half a row
-                    line = "\n" + line
-            file.write(line.encode("utf-8"))
+        line = (json.dumps(_finite(row), ensure_ascii=False) + "\n").encode("utf-8")
+        path = self.path / _METRICS
+        try:
+            with path.open("ab+", buffering=0) as file:
+                size = file.seek(0, os.SEEK_END)
+                if size:
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a killed run left half a row
+                        line = b"\n" + line
+                try:
+                    while line:
+                        line = line[file.write(line) :]
+                except OSError:
+                    file.truncate(size)
+                    raise
+        except OSError as error:
+            if is_disk_full(error):
+                raise self.disk_full(path) from error
+            raise RunError(f"{path}: cannot be written ({error.strerror}); check --out, rights and space") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the rows of `metrics.jsonl`; half a row, left by a killed run, is passed over."""
@@ -219,10 +249,16 @@ class RunFolder:
                 continue
         return [row for row in rows if isinstance(row, dict)]
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Drop the rows whose `step` lies after the checkpoint that a resumed run goes back to."""
-        if self.is_writer and (self.path / _METRICS).exists():
-            self.write_jsonl(_METRICS, [row for row in self.read_metrics() if row.get("step", 0) <= step])
+    def restore_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Make `metrics.jsonl` hold these rows and no other, as after the checkpoint that a resumed run goes on from.
+
+        A row that is there stays as it is written; one that was lost is written again.
+        """
+        wanted: list[dict[str, Any]] = [_finite(row) for row in rows]
+        if self.is_writer and (wanted or (self.path / _METRICS).exists()):
+            held = self.read_metrics()[: len(wanted)]
+            pairs = zip_longest(wanted, held)
+            self.write_jsonl(_METRICS, [found if found == row else row for row, found in pairs])
 
     # The card
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerControl
 
 from bfpo.data.streams import TwoStreamDataset
+from bfpo.errors import StopRequest
 from bfpo.training.callbacks import InterruptCallback, set_epoch_everywhere
 from tiny import tiny_pairs
 
@@ -41,34 +43,65 @@ def test_the_epoch_reaches_data_set_and_sampler(processes: int, skipped: int) ->
     assert dataset.epoch == 1
 
 
-def stopping(callback: InterruptCallback, world_size: int) -> bool:
+def stopping(callback: InterruptCallback) -> bool:
     control = TrainerControl()
-    callback.on_step_end(SimpleNamespace(world_size=world_size), SimpleNamespace(), control)  # type: ignore[arg-type]
+    args, state = SimpleNamespace(world_size=1), SimpleNamespace(is_world_process_zero=True, global_step=3)
+    callback.on_step_end(args, state, control)  # type: ignore[arg-type]
     return control.should_training_stop and control.should_save
 
 
-def test_the_first_interrupt_waits_for_the_step_and_the_second_does_not() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with InterruptCallback() as callback:
-        assert not stopping(callback, 1)
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, StopRequest)])
+def test_the_first_signal_waits_for_the_step_and_the_second_does_not(number: int, kind: type[BaseException]) -> None:
+    class AtOnceError(Exception):
+        pass
+
+    def at_once(*_: object) -> None:
+        raise AtOnceError
+
+    before = signal.signal(number, at_once)
+    try:
+        with InterruptCallback() as callback:
+            assert not stopping(callback)
+            callback.raise_if_requested()
+            signal.raise_signal(number)
+            assert stopping(callback)
+            with pytest.raises(AtOnceError):
+                signal.raise_signal(number)
+        assert signal.getsignal(number) == at_once
+        with pytest.raises(KeyboardInterrupt) as raised:
+            callback.raise_if_requested()
+        assert raised.type is kind
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_signal_that_a_launcher_passes_on_again_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with InterruptCallback(same_within=0.2) as callback:
         signal.raise_signal(signal.SIGINT)
-        assert callback.requested
-        assert stopping(callback, 1)
-        assert signal.getsignal(signal.SIGINT) == before
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert callback.requested == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_several_processes_and_other_threads_are_left_alone() -> None:
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with InterruptCallback() as callback:
+            signal.raise_signal(signal.SIGINT)
+            assert not callback.requested
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_are_left_alone() -> None:
     before = signal.getsignal(signal.SIGINT)
-    callback = InterruptCallback()
-    callback.requested = True
-    assert not stopping(callback, 2)
 
     def enter() -> None:
         with InterruptCallback():
-            pass
+            assert signal.getsignal(signal.SIGINT) == before
 
     thread = threading.Thread(target=enter)
     thread.start()

@@ -17,7 +17,7 @@ from bfpo.errors import ConfigError, DataError, ModelError, RunError
 from bfpo.policy.load import save_policy
 from bfpo.stages import preview_stage, run_stage
 from bfpo.training.callbacks import MetricsCallback
-from bfpo.training.session import last_whole_checkpoint
+from bfpo.training.checkpoints import last_whole_checkpoint
 from tiny import tiny_model, tiny_tokenizer
 
 CELLS = [(True, True), (True, False), (False, True), (False, False)]

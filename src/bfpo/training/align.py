@@ -60,7 +60,14 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         processing_class=policy.tokenizer,
     )
     folder.add_facts(reference=trainer.reference_name)
-    metrics = train_in_folder(trainer, folder, title=config.method, shown=SHOWN, evaluates="eval_data" in tokens)
+    metrics = train_in_folder(
+        trainer,
+        folder,
+        title=config.method,
+        shown=SHOWN,
+        evaluates="eval_data" in tokens,
+        save_total_limit=config.save_total_limit,
+    )
     divergence = trainer.watch.message if trainer.watch is not None else None
     folder.add_facts(divergence=divergence, metrics=metrics)
     _write_card(config, folder, policy, metrics, divergence)

@@ -78,6 +78,11 @@ class BFPOConfig(TrainingArguments):
             )
         if self.remove_unused_columns:
             raise SettingError("remove_unused_columns: got True; allowed: False, the batch holds labels and masks")
+        if self.restore_callback_states_from_checkpoint:
+            raise SettingError(
+                "restore_callback_states_from_checkpoint: got True; allowed: False, it would replace the callback that "
+                "the metrics since the last log go on from"
+            )
         if self.data_seed is None:  # else the order of the pairs would depend on what was drawn before
             self.data_seed = self.seed
 

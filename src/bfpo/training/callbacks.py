@@ -1,18 +1,22 @@
-"""Callbacks of both training stages: epochs, metrics.jsonl, progress, and a Ctrl-C that leaves a checkpoint."""
+"""Callbacks of both training stages: epochs, metrics.jsonl, progress, and a stop that leaves a checkpoint."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bfpo.errors import StopRequest
 
 __all__ = ["EpochCallback", "InterruptCallback", "MetricsCallback", "ProgressCallback", "set_epoch_everywhere"]
 
@@ -49,19 +53,22 @@ class EpochCallback(TrainerCallback):
 class MetricsCallback(TrainerCallback):
     """Hands every log to `append` as one flat row that starts with its step.
 
-    `drop_after` is called with the step that a resumed run goes on from, so that no step is there twice.
+    `restore` is called at the start with the rows up to the checkpoint that the run goes on from, so that none is
+    missing and none is there twice.
     """
 
-    def __init__(self, append: Callable[[Mapping[str, Any]], None], drop_after: Callable[[int], None]) -> None:
+    def __init__(
+        self, append: Callable[[Mapping[str, Any]], None], restore: Callable[[Sequence[Mapping[str, Any]]], None]
+    ) -> None:
         self._append = append
-        self._drop_after = drop_after
+        self._restore = restore
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop what an interrupted run wrote after the checkpoint."""
+        """Drop what an interrupted run wrote after the checkpoint; the checkpoint holds every row before it."""
         if state.is_world_process_zero:
-            self._drop_after(state.global_step)
+            self._restore([{"step": row["step"], **row} for row in state.log_history])
 
     def on_log(
         self,
@@ -141,36 +148,60 @@ class ProgressCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """Turns the first Ctrl-C into: finish this step, save a checkpoint, stop. A second one interrupts at once.
+    """Turns the first Ctrl-C or SIGTERM into: finish this step, save a checkpoint, stop. A second one acts at once.
 
-    Use it as a context around `train()`, and raise `KeyboardInterrupt` afterwards where `requested` is set. It acts in
-    the main thread of a run of one process only: several would stop at different steps and wait for each other.
+    Use it as a context around `train()`, then call `raise_if_requested`. It listens in the main thread only, and never
+    to a signal that the process was started to ignore.
+
+    Several processes stop at the end of the same step, even if the signal reached one of them. There a further signal
+    within `same_within` seconds counts as the first one: launchers pass on what the terminal or the scheduler has sent
+    to all processes already.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._earlier: Any = None
+    def __init__(self, same_within: float = 5.0) -> None:
+        self.requested = 0
+        self._same_within = same_within if int(os.environ.get("WORLD_SIZE") or 1) > 1 else 0.0
+        self._asked = 0.0
+        self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> InterruptCallback:
         if threading.current_thread() is threading.main_thread():
-            self._earlier = signal.getsignal(signal.SIGINT)
-            signal.signal(signal.SIGINT, self._request)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                earlier = signal.getsignal(number)
+                if earlier != signal.SIG_IGN:
+                    self._earlier[number] = earlier or signal.SIG_DFL
+                    signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self._asked = number, now
+        elif now - self._asked >= self._same_within:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
-        if self._earlier is not None:
-            signal.signal(signal.SIGINT, self._earlier)
-            self._earlier = None
+        while self._earlier:
+            signal.signal(*self._earlier.popitem())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask the trainer for a checkpoint and to stop."""
-        if self.requested and args.world_size == 1:
+        """Ask the trainer for a checkpoint and to stop, in all processes where one was asked."""
+        if args.world_size > 1:
+            asked = torch.tensor([self.requested], device=args.device)
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            self.requested = int(asked)
+        if self.requested:
+            if state.is_world_process_zero:
+                name = signal.Signals(self.requested).name
+                logger.info("%s: saving a checkpoint of step %d, then stopping", name, state.global_step)
             control.should_save = True
             control.should_training_stop = True
+
+    def raise_if_requested(self) -> None:
+        """Raise `KeyboardInterrupt` after a Ctrl-C, `StopRequest` after a SIGTERM."""
+        if self.requested:
+            raise StopRequest if self.requested == signal.SIGTERM else KeyboardInterrupt

@@ -20,6 +20,8 @@ __all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_rows", "impli
 # widened about tenfold. Half precision rounds hidden states, so its figure is of the matrix products, not of the sum.
 _RELATIVE_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
+_SEEN = ("message", "_observed", "_implied", "_last_step", "_above_since")
+
 
 def implied_losses(pairs: Sequence[TokenPair], loss_settings: Mapping[str, Any]) -> Tensor:
     """Return the loss of each pair at margin 0, (P,) float64, from the data set's own labels."""
@@ -169,3 +171,12 @@ class DivergenceWatch:
             f"{self.learning_rate / 10:g}"
         )
         return self.message
+
+    def state(self) -> dict[str, Any]:
+        """Return what it has seen, as JSON values."""
+        return {name: getattr(self, name) for name in _SEEN}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        for name in _SEEN:
+            setattr(self, name, state[name])

@@ -11,7 +11,7 @@ from torch import Tensor
 from bfpo.data.labels import CELLS
 from bfpo.objective.losses import PairLoss
 
-__all__ = ["COLUMNS", "STREAMS", "CellMetrics", "PairFigures", "cell_index", "group_index", "summarise"]
+__all__ = ["COLUMNS", "STREAMS", "CellMetrics", "PairFigures", "cell_index", "group_index", "step_loss", "summarise"]
 
 STREAMS = ("main", "buffer")
 COLUMNS = (
@@ -90,28 +90,58 @@ class PairFigures:
 
 
 class CellMetrics:
-    """Sums over pairs since the last reading, (streams x cells, K) float64 on the device, and over optimizer steps."""
+    """Sums over pairs, (streams x cells, K) float64 on the device: of the step under way, and since the last reading.
+
+    With several processes the sums of a step are reduced when it ends: between steps all of them hold the same.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(STREAMS) * len(CELLS), len(COLUMNS), dtype=torch.float64, device=device)
-        self._empty = True
+        self._step = torch.zeros(len(STREAMS) * len(CELLS), len(COLUMNS), dtype=torch.float64, device=device)
+        self._sums = self._step.clone()
 
     def add(self, table: Tensor, group: Tensor) -> None:
         """Add P pairs: `table` (P, K) of `PairFigures.table`, `group` (P,) of `group_index`."""
-        self._sums.index_add_(0, group, table)
-        self._empty = False
+        self._step.index_add_(0, group, table)
+
+    def end_step(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:
+        """Return the sums of the step, `reduce`d over processes, and take them into those since the last reading."""
+        step = reduce(self._step.clone())
+        self._step.zero_()
+        self._sums += step
+        return step
 
     @property
     def empty(self) -> bool:
         """Whether nothing was added since the last reading."""
-        return self._empty
+        return not any(count for count, *_ in self.state())
 
-    def read(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> list[list[float]]:
-        """Return the sums, `reduce`d over processes first, and start anew."""
-        sums: list[list[float]] = reduce(self._sums.clone()).tolist()
-        self._sums.zero_()
-        self._empty = True
+    def state(self) -> list[list[float]]:
+        """Return the sums of the steps that ended since the last reading."""
+        sums: list[list[float]] = self._sums.tolist()
         return sums
+
+    def load(self, sums: Sequence[Sequence[float]] | None) -> None:
+        """Go on from what `state` returned; `None` starts anew."""
+        self._step.zero_()
+        self._sums = torch.zeros_like(self._step) if sums is None else self._sums.new_tensor(sums)
+
+    def read(self) -> list[list[float]]:
+        """Return the sums, those of a step that has not ended included, and start anew."""
+        self.end_step()
+        sums = self.state()
+        self.load(None)
+        return sums
+
+
+def step_loss(sums: Tensor, *, buffer_weight: float, anchor_factor: float) -> Tensor:
+    """Return the loss of one optimizer step from its sums (streams x cells, K), a scalar: what its gradient is of.
+
+    That is mean(main) + `buffer_weight` x mean(buffer), each pair's anchor included `anchor_factor` times.
+    """
+    streams = sums.view(len(STREAMS), len(CELLS), len(COLUMNS)).sum(dim=1)
+    total = streams[:, _AT["loss"]] + anchor_factor * streams[:, _AT["anchor"]]
+    means = total / streams[:, _AT["num_pairs"]].clamp(min=1)
+    return means[0] + buffer_weight * means[1]
 
 
 def summarise(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from bfpo.config import DataConfig, SftDataConfig
 from bfpo.config.train import TrainingKeys
-from bfpo.errors import ConfigError, RunError
+from bfpo.errors import ConfigError, DiskFullError, RunError
+from bfpo.files import is_disk_full
 from bfpo.policy.load import save_policy
 from bfpo.runs import RunFolder
 from bfpo.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
+from bfpo.training.checkpoints import WholeCheckpoints, half_checkpoints, last_whole_checkpoint
 
 __all__ = [
     "common_arguments",
     "data_settings",
     "describe_data",
-    "last_whole_checkpoint",
     "prepare_process",
     "report_data",
     "runs_on_cpu",
@@ -119,7 +120,6 @@ def common_arguments(
         "data_seed": config.seed,
         "logging_steps": config.logging_steps,
         "save_steps": config.save_steps,
-        "save_total_limit": config.save_total_limit,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": config.eval_steps,
         "bf16": config.dtype == "bfloat16",
@@ -143,59 +143,104 @@ def _recompute_activations(wanted: bool) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-def last_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the latest checkpoint that was written to its end, with its trainer state; half ones are removed.
-
-    The trainer writes `trainer_state.json` last, so a checkpoint whose state can be read is whole.
-    """
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        number = path.name.rpartition("-")[2]
-        try:
-            state: dict[str, Any] = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            found.append((int(number), path, state))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-    if not found:
-        return None
-    _, path, state = max(found, key=lambda item: item[0])
-    return path, state
-
-
 def train_in_folder(
-    trainer: Trainer, folder: RunFolder, *, title: str, shown: Mapping[str, str], evaluates: bool
+    trainer: Trainer,
+    folder: RunFolder,
+    *,
+    title: str,
+    shown: Mapping[str, str],
+    evaluates: bool,
+    save_total_limit: int | None = None,
 ) -> dict[str, float]:
     """Train from the start or the last whole checkpoint, save `model/`, and return the metrics of the end.
 
-    Metrics go to `metrics.jsonl`, progress to the log or a bar. Raises `KeyboardInterrupt` after a Ctrl-C, with a
-    checkpoint of the step it came in.
+    Metrics go to `metrics.jsonl`, progress to the log or a bar; the `save_total_limit` newest checkpoints are kept.
+    Raises `KeyboardInterrupt` after a Ctrl-C and `StopRequest` after a SIGTERM, with a checkpoint of the step it came
+    in, and `DiskFullError` where a file finds no room.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(MetricsCallback(folder.append_metrics, folder.drop_metrics_after))
+    trainer.add_callback(MetricsCallback(folder.append_metrics, folder.restore_metrics))
     progress = ProgressCallback(title, shown)
     trainer.add_callback(progress)
-    interrupt = InterruptCallback()
-    trainer.add_callback(interrupt)
-    checkpoint = last_whole_checkpoint(folder.path / CHECKPOINTS) if folder.resumed else None
+    trainer.add_callback(WholeCheckpoints(save_total_limit, lambda step: _tell_kept(folder, step)))
     try:
-        if checkpoint is not None and checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"]:
-            _load_weights(trainer.model, checkpoint[0])
-            trainer.state.global_step = checkpoint[1]["global_step"]
-        else:
-            if checkpoint is not None:
-                logger.info("going on from step %d", checkpoint[1]["global_step"])
-            with interrupt:
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint[0]))
-            if interrupt.requested:
-                raise KeyboardInterrupt
+        _train(trainer, folder, _where_to_go_on(folder))
         metrics = _last_metrics(trainer)
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
+            raise
+        raise _disk_full(folder) from error
     finally:
         progress.close()
     if trainer.is_world_process_zero():
         save_model_folder(folder, trainer.model, trainer.processing_class)
     return metrics
+
+
+def _tell_kept(folder: RunFolder, step: int) -> None:
+    folder.kept = f"the checkpoint of step {step} is whole"
+
+
+def _where_to_go_on(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """Return the last whole checkpoint of a resumed run, and say where it goes on; half ones are removed."""
+    folder.kept = "no checkpoint was written yet, so the run would start again"
+    if not folder.resumed:
+        return None
+    checkpoint = last_whole_checkpoint(folder.path / CHECKPOINTS)
+    if checkpoint is not None:
+        _tell_kept(folder, checkpoint[1]["global_step"])
+    if folder.is_writer:
+        for half in half_checkpoints(folder.path / CHECKPOINTS):
+            logger.info("%s: was not written to its end; removed", half)
+            shutil.rmtree(half, ignore_errors=True)
+        if checkpoint is None:
+            logger.info("no whole checkpoint in %s: starting again from the beginning", folder.path / CHECKPOINTS)
+        else:
+            logger.info("going on from step %d", checkpoint[1]["global_step"])
+    return checkpoint
+
+
+def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
+    if checkpoint is not None and checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"]:
+        _end_again(trainer, checkpoint[0])
+        return
+    interrupt = InterruptCallback()
+    trainer.add_callback(interrupt)
+    with interrupt:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint[0]))
+    interrupt.raise_if_requested()
+
+
+def _end_again(trainer: Trainer, checkpoint: Path) -> None:
+    """Bring a trainer to where training had ended, from the checkpoint of the last step, and log the end again.
+
+    `Trainer.train` would run one step too many.
+    """
+    _load_weights(trainer.model, checkpoint)
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    state.is_world_process_zero, state.is_local_process_zero = (
+        trainer.is_world_process_zero(),
+        trainer.is_local_process_zero(),
+    )
+    trainer.state = state
+    handler = trainer.callback_handler
+    handler.on_train_begin(trainer.args, state, trainer.control)
+    trainer.log({"train_runtime": 0.0, "total_flos": state.total_flos, "train_loss": math.nan})
+    handler.on_train_end(trainer.args, state, trainer.control)
+
+
+def _disk_full(folder: RunFolder) -> DiskFullError:
+    """Return the error for what found no room in the checkpoints, and remove the half one."""
+    half = half_checkpoints(folder.path / CHECKPOINTS)
+    files = [path for checkpoint in half for path in checkpoint.rglob("*") if path.is_file()]
+    last = max(files, key=lambda path: path.stat().st_mtime_ns, default=folder.path / CHECKPOINTS)
+    error = folder.disk_full(last)
+    if folder.is_writer:
+        for checkpoint in half:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return error
 
 
 def _last_metrics(trainer: Trainer) -> dict[str, float]:
@@ -215,7 +260,10 @@ def _load_weights(model: Any, checkpoint: Path) -> None:
 
 
 def save_model_folder(folder: RunFolder, model: Any, tokenizer: Any) -> Path:
-    """Write `model/` (safetensors and tokenizer) whole: under another name first, then renamed. Returns its path."""
+    """Write `model/` (safetensors and tokenizer) whole: under another name first, then renamed. Returns its path.
+
+    Raises `DiskFullError` or `RunError`; what was written is then removed.
+    """
     target, part = folder.file(MODEL), folder.file(f".{MODEL}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -223,6 +271,12 @@ def save_model_folder(folder: RunFolder, model: Any, tokenizer: Any) -> Path:
         if target.exists():
             shutil.rmtree(target)
         part.replace(target)
-    except OSError as error:
-        raise RunError(f"{target}: cannot be written ({error}); check rights and space") from error
+    except Exception as error:
+        full = folder.disk_full(target) if is_disk_full(error) else None
+        shutil.rmtree(part, ignore_errors=True)
+        if full is not None:
+            raise full from error
+        if isinstance(error, OSError):
+            raise RunError(f"{target}: cannot be written ({error}); check rights and space") from error
+        raise
     return target

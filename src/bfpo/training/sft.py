@@ -18,6 +18,7 @@ from bfpo.data.tokenize import SftExample, TokenizeReport, tokenize_completions
 from bfpo.policy.load import Policy, init_policy, load_policy, pad_token_id
 from bfpo.runs import RunFolder
 from bfpo.training.callbacks import EpochCallback
+from bfpo.training.running import RunningLoss
 from bfpo.training.session import (
     common_arguments,
     data_settings,
@@ -54,9 +55,36 @@ class CompletionCollator:
 
 
 class SftTrainer(Trainer):
-    """`transformers.Trainer` on token-level cross-entropy, averaged over the completion tokens of a whole step."""
+    """`transformers.Trainer` on token-level cross-entropy, averaged over the completion tokens of a whole step.
+
+    `loss` and `train_loss` in its log are means over the optimizer steps since the last row and of the whole run.
+    """
 
     _num_parameters: int | None = None
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._running = RunningLoss(self._end_step)
+        self.add_callback(self._running)
+        self._step_loss = torch.zeros((), dtype=torch.float64, device=self.args.device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one micro-batch and add its loss to that of the step."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self._step_loss += loss.double()
+        return loss
+
+    def _end_step(self) -> Tensor:
+        loss: Tensor = self._step_loss.clone()
+        self._step_loss.zero_()
+        if self.args.world_size > 1:
+            loss = self.accelerator.reduce(loss, reduction="mean")
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the running losses of a run that may have been resumed."""
+        self._running.fill(logs, self.state.global_step)
+        super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 6 x tokens x parameters; the parameters are counted once, not in every step."""
@@ -98,7 +126,14 @@ def run(config: SftConfig, folder: RunFolder) -> None:
         processing_class=policy.tokenizer,
         callbacks=[EpochCallback()],
     )
-    metrics = train_in_folder(trainer, folder, title="sft", shown=SHOWN, evaluates="eval_data" in tokens)
+    metrics = train_in_folder(
+        trainer,
+        folder,
+        title="sft",
+        shown=SHOWN,
+        evaluates="eval_data" in tokens,
+        save_total_limit=config.save_total_limit,
+    )
     folder.add_facts(metrics=metrics)
     _write_card(config, folder, policy, metrics)
 

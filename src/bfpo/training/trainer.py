@@ -25,7 +25,8 @@ from bfpo.policy.reference import Reference, attach, choose_reference, make_refe
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses
-from bfpo.training.metrics import COLUMNS, STREAMS, CellMetrics, PairFigures, group_index, summarise
+from bfpo.training.metrics import COLUMNS, STREAMS, CellMetrics, PairFigures, group_index, step_loss, summarise
+from bfpo.training.running import RunningLoss
 
 __all__ = ["BFPOConfig", "BFPOTrainer"]
 
@@ -97,10 +98,12 @@ class BFPOTrainer(Trainer):
         self.train_dataset = TwoStreamDataset(*self._streams, seed=args.data_seed or 0)
         self._implied = [implied_losses(pairs, args.loss_settings()).to(args.device) for pairs in self._streams]
         self._metrics = CellMetrics(args.device)
+        self._running = RunningLoss(self._end_step, save=self._running_state, load=self._load_running_state)
         self._num_parameters: int | None = None
         self._largest_margin: Tensor | None = None
         self._anchor_share: Tensor | float = 0.0
         self.watch: DivergenceWatch | None = None
+        self.add_callback(self._running)
 
     # Reference
 
@@ -306,13 +309,34 @@ class BFPOTrainer(Trainer):
     # Logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the metrics by stream and label cell since the last log of training."""
+        """Log, with the metrics by stream and label cell since the last log of training.
+
+        `loss` is the mean over the optimizer steps since then, `train_loss` over those of the run, resumed or not, of
+        what their gradients are of: mean(main) + `buffer_weight` x mean(buffer), the anchor included.
+        """
         ends = "train_runtime" in logs
-        if (ends or "learning_rate" in logs) and not self._metrics.empty:
-            sums = self._metrics.read(self._sum_over_processes)
-            logs.update(self._named(sums))
-            self._watch(sums, logs, last=ends or self.state.global_step >= self.state.max_steps)
+        if ends or "learning_rate" in logs:
+            self._running.fill(logs, self.state.global_step)
+            if not self._metrics.empty:
+                sums = self._metrics.read()
+                logs.update(self._named(sums))
+                self._watch(sums, logs, last=ends or self.state.global_step >= self.state.max_steps)
         super().log(logs, start_time)
+
+    def _end_step(self) -> Tensor:
+        anchor_factor = self.args.anchor_weight / self._method.normaliser(self.args.beta)
+        sums = self._metrics.end_step(self._sum_over_processes)
+        return step_loss(sums, buffer_weight=self.args.buffer_weight, anchor_factor=anchor_factor)
+
+    def _running_state(self) -> dict[str, Any]:
+        return {"sums": self._metrics.state(), "watch": None if self.watch is None else self.watch.state()}
+
+    def _load_running_state(self, state: Mapping[str, Any] | None) -> None:
+        self._metrics.load(state["sums"] if state else None)
+        self.watch = None
+        if state and state["watch"]:
+            self.watch = self._new_watch()
+            self.watch.load(state["watch"])
 
     def _sum_over_processes(self, sums: Tensor) -> Tensor:
         if self.args.world_size == 1:
@@ -328,9 +352,12 @@ class BFPOTrainer(Trainer):
             anchored=self.args.anchor_weight > 0,
         )
 
+    def _new_watch(self) -> DivergenceWatch:
+        return DivergenceWatch(self.args.learning_rate, self.args.get_warmup_steps(self.state.max_steps))
+
     def _watch(self, sums: Sequence[Sequence[float]], logs: dict[str, float], *, last: bool) -> None:
         if self.watch is None:
-            self.watch = DivergenceWatch(self.args.learning_rate, self.args.get_warmup_steps(self.state.max_steps))
+            self.watch = self._new_watch()
         total = dict(zip(COLUMNS, (sum(column) for column in zip(*sums, strict=True)), strict=True))
         warning = self.watch.update(
             self.state.global_step,

@@ -1,0 +1,236 @@
+"""Runs of stages in processes of their own that are killed at a chosen event, and the comparison of two runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from bfpo.config import AlignConfig, SftConfig
+from bfpo.policy.load import save_policy
+from bfpo.stages import run_stage
+from tiny import tiny_model, tiny_tokenizer
+
+CELLS = [(True, True), (True, False), (False, True), (False, False)]
+# What differs between two runs of the same steps.
+WALL_CLOCK = ("runtime", "per_second")
+
+_context = get_context("forkserver")
+_context.set_forkserver_preload(["bfpo.training.align", "bfpo.training.sft", "peft"])
+
+
+def write_inputs(folder: Path) -> Path:
+    """A model, 10 pairs of all cells, a buffer of 5 pairs, completions."""
+    folder.mkdir(exist_ok=True)
+    save_policy(tiny_model(max_position_embeddings=128), tiny_tokenizer(), folder / "start")
+    rows = [
+        {
+            "id": f"p{i}",
+            "prompt": f"w{i} w3",
+            "chosen": f"w{i % 7} w{i % 5} w9",
+            "rejected": f"w{i % 3} w11",
+            "chosen_is_safe": CELLS[i % 4][0],
+            "rejected_is_safe": CELLS[i % 4][1],
+        }
+        for i in range(10)
+    ]
+    inputs = {
+        "pairs": rows,
+        "safe": [{**row, "chosen_is_safe": True, "rejected_is_safe": True} for row in rows[:5]],
+        "sft": [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows],
+    }
+    for name, content in inputs.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return folder
+
+
+def stage_config(stage: str, folder: Path, **settings: Any) -> Any:
+    """Steps of two micro-batches; checkpoints fall between rows of the log, the last row between two checkpoints."""
+    pairs = str(folder / "pairs.jsonl")
+    common = {
+        "model": str(folder / "start"),
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "cosine",
+        "max_steps": 7,
+        "logging_steps": 3,
+        "save_steps": 2,
+        "eval_steps": 5,
+        "threads": 1,
+    }
+    if stage == "sft":
+        files = str(folder / "sft.jsonl")
+        own = {"data": {"files": files}, "eval_data": {"files": files}, "completions_per_step": 4}
+        return SftConfig(**{**common, **own, "completions_per_microbatch": 2, "trainable": "all", **settings})
+    own = {
+        "data": {"files": pairs},
+        "buffer": {"files": str(folder / "safe.jsonl")},
+        "eval_data": {"files": pairs},
+        "beta": 0.1,
+        "anchor_weight": 0.1,
+        "pairs_per_step": 4,
+        "pairs_per_microbatch": 2,
+    }
+    trains = {} if "lora" in settings else {"trainable": "all"}
+    return AlignConfig(**{**common, **own, **trains, **settings})
+
+
+class Events:
+    """Counts the places that a run passes and kills the process at one of them.
+
+    A file is three places: before it, with half of it written, and after it.
+    """
+
+    def __init__(self, killed_at: int | None) -> None:
+        self.names: list[str] = []
+        self._killed_at = killed_at
+
+    def passes(self, name: str, half: Callable[[], object] = lambda: None) -> None:
+        """Note a place; `half` is called before the process is killed there."""
+        if len(self.names) == self._killed_at:
+            half()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.names.append(name)
+
+    def around(self, owner: Any, function: str, name: str, path_of: Callable[..., Any] | None = None) -> None:
+        """Note the places of a function, and of the file that it writes."""
+        original = getattr(owner, function)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            path = None if path_of is None else path_of(*args, **kwargs)
+            called = name if path is None else f"{name} {Path(path).name}"
+            self.passes(f"before {called}")
+            result = original(*args, **kwargs)
+            if path is not None and Path(path).exists():
+                self.passes(f"half {called}", lambda: os.truncate(path, Path(path).stat().st_size // 2))
+            self.passes(f"after {called}")
+            return result
+
+        setattr(owner, function, noted)
+
+    def install(self) -> None:
+        """Note micro-batches, backward passes, optimizer steps, rows, and every file of checkpoints and model."""
+        import accelerate
+        import safetensors.torch
+        import transformers
+        from accelerate.optimizer import AcceleratedOptimizer
+
+        from bfpo import runs
+        from bfpo.training import checkpoints, session
+
+        self.around(transformers.Trainer, "compute_loss_context_manager", "micro-batch")
+        self.around(accelerate.Accelerator, "backward", "backward")
+        self.around(AcceleratedOptimizer, "step", "optimizer step")
+        self.around(torch, "save", "file", lambda value, path, *_, **__: path)
+        self.around(safetensors.torch, "serialize_file", "file", lambda value, path, *_, **__: path)
+        self.around(transformers.TrainerState, "save_to_json", "file", lambda state, path: path)
+        self.around(runs.RunFolder, "append_metrics", "row", lambda folder, row: folder.path / "metrics.jsonl")
+        self.around(runs, "write_bytes_whole", "whole file", lambda path, content: None)
+        self.around(checkpoints, "write_text_whole", "mark", lambda path, text: path)
+        self.around(checkpoints.shutil, "rmtree", "removal", lambda path, *_, **__: None)
+        self.around(session, "save_model_folder", "model/")
+
+
+def _child(stage: str, config: Any, out: Path, resume: bool, killed_at: int | None, told: Any) -> None:
+    torch.set_num_threads(1)
+    events = Events(killed_at)
+    events.install()
+    try:
+        run_stage(stage, config, out, resume=resume)
+    except BaseException:
+        told.send(traceback.format_exc())
+        raise
+    told.send(events.names)
+
+
+def run(stage: str, config: Any, out: Path, *, resume: bool = False, killed_at: int | None = None) -> list[str]:
+    """Run a stage in a process of its own; return the places it passed, none where it was killed as wanted."""
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_child, args=(stage, config, out, resume, killed_at, sender))
+    process.start()
+    sender.close()
+    try:
+        told = receiver.recv()
+    except EOFError:
+        told = []
+    process.join()
+    if killed_at is not None:
+        assert process.exitcode == -signal.SIGKILL, told
+        return []
+    assert process.exitcode == 0, told
+    return list(told)
+
+
+def result(out: Path) -> dict[str, Any]:
+    """What a run has left: model, checkpoints with optimizer, scheduler, RNG and trainer state, rows, facts, files."""
+    found: dict[str, Any] = {"files": sorted(str(path.relative_to(out)) for path in out.rglob("*"))}
+    for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
+        if path.suffix == ".safetensors":
+            found[name] = load_file(path)
+        elif path.suffix in (".pt", ".pth") and path.name != "training_args.bin":
+            found[name] = torch.load(path, weights_only=False)
+        elif path.name == "trainer_state.json":
+            found[name] = _timeless(json.loads(path.read_text()))
+    text = (out / "metrics.jsonl").read_text()
+    found["metrics"] = [_timeless(json.loads(line)) for line in text.splitlines()]
+    record = json.loads((out / "run.json").read_text())
+    found["record"] = _timeless({name: record[name] for name in ("status", "metrics")})
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _timeless(item) for name, item in value.items() if not name.endswith(WALL_CLOCK)}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
+    """Yield the places in which two results differ, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        if not (isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)):
+            yield place
+    elif isinstance(one, dict) and isinstance(other, dict):
+        for name in one.keys() | other.keys():
+            if name in one and name in other:
+                yield from differences(one[name], other[name], f"{place}/{name}")
+            else:
+                yield f"{place}/{name} is in one only"
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            yield from differences(a, b, f"{place}/{i}")
+    elif type(one).__name__ == "ndarray":
+        if one.tolist() != other.tolist():
+            yield place
+    elif one != other:
+        yield f"{place}: {one!r} != {other!r}"
+
+
+@contextmanager
+def disk_full_at(owner: Any, function: str, error: BaseException, after: int) -> Iterator[None]:
+    """Let a function raise from its call number `after` on, half the file being there."""
+    original, calls = getattr(owner, function), 0
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            for argument in args:
+                if isinstance(argument, (str, Path)) and os.sep in str(argument):
+                    Path(argument).write_bytes(b"half")
+            raise error
+        return original(*args, **kwargs)
+
+    setattr(owner, function, failing)
+    try:
+        yield
+    finally:
+        setattr(owner, function, original)
