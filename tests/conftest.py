@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -24,3 +25,8 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the real data is not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules: every `Trainer.train` collects, and would walk them all each time."""
+    gc.freeze()

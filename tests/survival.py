@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -23,9 +25,6 @@ from tiny import tiny_model, tiny_tokenizer
 CELLS = [(True, True), (True, False), (False, True), (False, False)]
 # What differs between two runs of the same steps.
 WALL_CLOCK = ("runtime", "per_second")
-
-_context = get_context("forkserver")
-_context.set_forkserver_preload(["bfpo.training.align", "bfpo.training.sft", "peft"])
 
 
 def write_inputs(folder: Path) -> Path:
@@ -84,40 +83,23 @@ def stage_config(stage: str, folder: Path, **settings: Any) -> Any:
 
 
 class Events:
-    """Counts the places that a run passes and kills the process at one of them.
+    """Counts the places that a run passes, and calls `at` with the number and the name of each.
 
-    A file is three places: before it, with half of it written, and after it.
+    A file is three places: before it, with half of it written, and after it. At the second one `at` is given a function
+    that cuts the file, or a copy of it in another folder, to its half.
     """
 
-    def __init__(self, killed_at: int | None) -> None:
+    def __init__(self, at: Callable[[int, str, Callable[[Path], None]], None]) -> None:
         self.names: list[str] = []
-        self._killed_at = killed_at
+        self._at = at
 
-    def passes(self, name: str, half: Callable[[], object] = lambda: None) -> None:
-        """Note a place; `half` is called before the process is killed there."""
-        if len(self.names) == self._killed_at:
-            half()
-            os.kill(os.getpid(), signal.SIGKILL)
+    def passes(self, name: str, half: Callable[[Path], None] = lambda folder: None) -> None:
+        """Note a place."""
+        self._at(len(self.names), name, half)
         self.names.append(name)
 
-    def around(self, owner: Any, function: str, name: str, path_of: Callable[..., Any] | None = None) -> None:
-        """Note the places of a function, and of the file that it writes."""
-        original = getattr(owner, function)
-
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            path = None if path_of is None else path_of(*args, **kwargs)
-            called = name if path is None else f"{name} {Path(path).name}"
-            self.passes(f"before {called}")
-            result = original(*args, **kwargs)
-            if path is not None and Path(path).exists():
-                self.passes(f"half {called}", lambda: os.truncate(path, Path(path).stat().st_size // 2))
-            self.passes(f"after {called}")
-            return result
-
-        setattr(owner, function, noted)
-
-    def install(self) -> None:
-        """Note micro-batches, backward passes, optimizer steps, rows, and every file of checkpoints and model."""
+    def install(self, out: Path, patch: Callable[[Any, str, Any], None] = setattr) -> None:
+        """Note micro-batches, backward passes, optimizer steps, rows, every file of checkpoints and model, removals."""
         import accelerate
         import safetensors.torch
         import transformers
@@ -126,23 +108,59 @@ class Events:
         from bfpo import runs
         from bfpo.training import checkpoints, session
 
-        self.around(transformers.Trainer, "compute_loss_context_manager", "micro-batch")
-        self.around(accelerate.Accelerator, "backward", "backward")
-        self.around(AcceleratedOptimizer, "step", "optimizer step")
-        self.around(torch, "save", "file", lambda value, path, *_, **__: path)
-        self.around(safetensors.torch, "serialize_file", "file", lambda value, path, *_, **__: path)
-        self.around(transformers.TrainerState, "save_to_json", "file", lambda state, path: path)
-        self.around(runs.RunFolder, "append_metrics", "row", lambda folder, row: folder.path / "metrics.jsonl")
-        self.around(runs, "write_bytes_whole", "whole file", lambda path, content: None)
-        self.around(checkpoints, "write_text_whole", "mark", lambda path, text: path)
-        self.around(checkpoints.shutil, "rmtree", "removal", lambda path, *_, **__: None)
-        self.around(session, "save_model_folder", "model/")
+        def around(owner: Any, function: str, name: str, path_of: Callable[..., Any] | None = None) -> None:
+            original = getattr(owner, function)
+
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                path = None if path_of is None else Path(path_of(*args, **kwargs))
+                called = name if path is None else f"{name} {path.name}"
+                self.passes(f"before {called}")
+                result = original(*args, **kwargs)
+                if path is not None:
+                    inside = path.relative_to(out)
+                    self.passes(f"half {called}", lambda folder: _cut(folder / inside))
+                self.passes(f"after {called}")
+                return result
+
+            patch(owner, function, noted)
+
+        def removed(path: Any, *args: Any, **kwargs: Any) -> None:
+            for file in sorted(Path(path).rglob("*")):
+                if file.is_file():
+                    file.unlink()
+                    self.passes(f"half removal {Path(path).name.partition('-')[0]}")
+            remove(path, *args, **kwargs)
+
+        around(transformers.Trainer, "compute_loss_context_manager", "micro-batch")
+        around(accelerate.Accelerator, "backward", "backward")
+        around(AcceleratedOptimizer, "step", "optimizer step")
+        around(torch, "save", "file", lambda value, path, *_, **__: path)
+        around(safetensors.torch, "serialize_file", "file", lambda value, path, *_, **__: path)
+        around(transformers.TrainerState, "save_to_json", "file", lambda state, path: path)
+        around(runs.RunFolder, "append_metrics", "row", lambda folder, row: folder.path / "metrics.jsonl")
+        around(runs, "write_bytes_whole", "whole file")
+        around(checkpoints, "write_text_whole", "mark", lambda path, text: path)
+        remove = checkpoints.shutil.rmtree
+        patch(checkpoints.shutil, "rmtree", removed)
+        around(session, "save_model_folder", "model/")
+
+
+def _cut(path: Path) -> None:
+    """Leave half of a file: of `metrics.jsonl` the rows before the last and half of that."""
+    content = path.read_bytes()
+    start = content[:-1].rfind(b"\n") + 1 if path.name == "metrics.jsonl" else 0
+    os.truncate(path, (start + len(content)) // 2)
 
 
 def _child(stage: str, config: Any, out: Path, resume: bool, killed_at: int | None, told: Any) -> None:
+    def at(number: int, name: str, half: Callable[[Path], None]) -> None:
+        if number == killed_at:
+            half(out)
+            os.kill(os.getpid(), signal.SIGKILL)
+
     torch.set_num_threads(1)
-    events = Events(killed_at)
-    events.install()
+    events = Events(at)
+    events.install(out)
     try:
         run_stage(stage, config, out, resume=resume)
     except BaseException:
@@ -153,8 +171,11 @@ def _child(stage: str, config: Any, out: Path, resume: bool, killed_at: int | No
 
 def run(stage: str, config: Any, out: Path, *, resume: bool = False, killed_at: int | None = None) -> list[str]:
     """Run a stage in a process of its own; return the places it passed, none where it was killed as wanted."""
-    receiver, sender = _context.Pipe(duplex=False)
-    process = _context.Process(target=_child, args=(stage, config, out, resume, killed_at, sender))
+    # Its start takes some seconds, for torch and transformers; a run then takes half a second.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["bfpo.training.align", "bfpo.training.sft", "peft"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(stage, config, out, resume, killed_at, sender))
     process.start()
     sender.close()
     try:
@@ -167,6 +188,27 @@ def run(stage: str, config: Any, out: Path, *, resume: bool = False, killed_at: 
         return []
     assert process.exitcode == 0, told
     return list(told)
+
+
+def run_with_copies(stage: str, config: Any, out: Path, wanted: Sequence[tuple[str, int]]) -> dict[str, Path]:
+    """Run a stage here and return a copy of its folder as a kill would leave it at each wanted place, by name.
+
+    `wanted`: name of the place and the how manieth time it is passed, from 0.
+    """
+    seen: Counter[str] = Counter()
+    copies: dict[str, Path] = {}
+
+    def at(number: int, name: str, half: Callable[[Path], None]) -> None:
+        if (name, seen[name]) in wanted:
+            copies[name] = copytree(out, out.parent / f"{out.name}-killed-{number}")
+            half(copies[name])
+        seen[name] += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        Events(at).install(out, patch.setattr)
+        run_stage(stage, config, out)
+    assert len(copies) == len(wanted), seen
+    return copies
 
 
 def result(out: Path) -> dict[str, Any]:
@@ -212,25 +254,3 @@ def differences(one: Any, other: Any, place: str = "") -> Iterator[str]:
             yield place
     elif one != other:
         yield f"{place}: {one!r} != {other!r}"
-
-
-@contextmanager
-def disk_full_at(owner: Any, function: str, error: BaseException, after: int) -> Iterator[None]:
-    """Let a function raise from its call number `after` on, half the file being there."""
-    original, calls = getattr(owner, function), 0
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > after:
-            for argument in args:
-                if isinstance(argument, (str, Path)) and os.sep in str(argument):
-                    Path(argument).write_bytes(b"half")
-            raise error
-        return original(*args, **kwargs)
-
-    setattr(owner, function, failing)
-    try:
-        yield
-    finally:
-        setattr(owner, function, original)

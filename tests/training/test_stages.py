@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from bfpo.errors import ConfigError, DataError, ModelError, RunError
 from bfpo.policy.load import save_policy
 from bfpo.stages import preview_stage, run_stage
 from bfpo.training.callbacks import MetricsCallback
-from bfpo.training.checkpoints import last_whole_checkpoint
 from tiny import tiny_model, tiny_tokenizer
 
 CELLS = [(True, True), (True, False), (False, True), (False, False)]
@@ -169,31 +166,6 @@ def test_a_run_killed_after_its_last_step_needs_no_further_one(
             run_stage("train", config, data / "killed")
     run_stage("train", config, data / "killed", resume=True)
     assert same(data / "straight", data / "killed")
-
-
-@pytest.mark.parametrize("stage", ["train", "sft"])
-def test_ctrl_c_leaves_a_checkpoint_of_its_step(data: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = align(data, save_steps=100) if stage == "train" else sft(data, save_steps=100)
-    run_stage(stage, config, data / "straight")
-    on_log = MetricsCallback.on_log
-
-    def pressing(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        on_log(self, args, state, control, logs, **kwargs)
-        if state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsCallback, "on_log", pressing)
-        with pytest.raises(KeyboardInterrupt):
-            run_stage(stage, config, data / "stopped")
-    assert signal.getsignal(signal.SIGINT) == before
-    assert json.loads((data / "stopped" / "run.json").read_text())["status"] == "interrupted"
-    found = last_whole_checkpoint(data / "stopped" / "checkpoints")
-    assert found is not None
-    assert found[1]["global_step"] == 3
-    run_stage(stage, config, data / "stopped", resume=True)
-    assert same(data / "straight", data / "stopped")
 
 
 def test_lora_is_trained_and_merged(data: Path) -> None:

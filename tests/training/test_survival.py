@@ -1,0 +1,278 @@
+"""Runs that are killed, stopped or find the disk full, and end as if nothing had happened."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from bfpo import files, runs
+from bfpo.errors import DiskFullError, StopRequest
+from bfpo.stages import run_stage
+from bfpo.training import checkpoints
+from bfpo.training.callbacks import MetricsCallback
+from survival import differences, result, run, run_with_copies, stage_config, write_inputs
+
+LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
+CHECKPOINT_FILES = ("model.safetensors", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+# Every kind of moment; which of its occurrences is drawn.
+KINDS = [
+    "after micro-batch",
+    "after backward",
+    "after optimizer step",
+    "half row metrics.jsonl",
+    "before mark complete.json",
+    "half mark complete.json",
+    "half removal checkpoint",
+    "before model/",
+    "after model/",
+    *(f"half file {name}" for name in (*CHECKPOINT_FILES, "trainer_state.json")),
+]
+
+
+# Moments by the how manieth time they are passed.
+MOMENTS = {
+    "after backward": 1,  # before the first checkpoint
+    "half row metrics.jsonl": 1,
+    "half file optimizer.pt": 1,
+    "before mark complete.json": 2,  # every file of a checkpoint is there
+    "half removal checkpoint": 3,
+    "before model/": 0,  # after the last step
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("survival"))
+
+
+@pytest.fixture(scope="module")
+def straight(inputs: Path) -> tuple[Any, dict[str, Any], dict[str, Path]]:
+    """The config of an uninterrupted run, what it left, and copies of its folder from moments of it."""
+    config = stage_config("train", inputs)
+    wanted = list(MOMENTS.items())
+    copies = run_with_copies("train", config, inputs / "straight", wanted)
+    return config, result(inputs / "straight"), copies
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waiting for the disk: a killed process loses nothing that it has written."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    found = list(differences(one, other))
+    assert not found, "\n".join(found[:10])
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_resumed_from_what_a_kill_leaves_ends_bit_for_bit_alike(
+    straight: tuple[Any, dict[str, Any], dict[str, Path]], moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, wanted, copies = straight
+    with caplog.at_level(logging.INFO):
+        run_stage("train", config, copies[moment], resume=True)
+    same(result(copies[moment]), wanted)
+    assert ("starting again from the beginning" in caplog.text) == (moment == "after backward")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "lora", "num_points"), [("train", False, 20), ("train", True, 16), ("sft", False, 16)]
+)
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_alike(
+    tmp_path: Path, stage: str, lora: bool, num_points: int
+) -> None:
+    inputs = write_inputs(tmp_path)
+    config = stage_config(stage, inputs, **({"lora": LORA} if lora else {}))
+    places = run(stage, config, tmp_path / "straight")
+    wanted = result(tmp_path / "straight")
+    draw = random.Random(7)
+    names = [kind.replace("model.safetensors", "adapter_model.safetensors") if lora else kind for kind in KINDS]
+    points = [draw.choice([i for i, place in enumerate(places) if place == name]) for name in names]
+    points += draw.sample(range(len(places)), num_points - len(points))
+    for point in points:
+        out = tmp_path / f"killed-{point}"
+        run(stage, config, out, killed_at=point)
+        run(stage, config, out, resume=True)
+        found = list(differences(result(out), wanted))
+        assert not found, (point, places[point], found[:10])
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_bit_for_bit_alike(tmp_path: Path) -> None:
+    config = stage_config("train", write_inputs(tmp_path))
+    run("train", config, tmp_path / "straight")
+    for i, place in enumerate((80, 90, 57, 70)):
+        run("train", config, tmp_path / "killed", resume=i > 0, killed_at=place)
+    run("train", config, tmp_path / "killed", resume=True)
+    same(result(tmp_path / "killed"), result(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "kind"), [("train", signal.SIGTERM, StopRequest), ("sft", signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_stopped_run_has_a_checkpoint_and_ends_alike_when_resumed(
+    inputs: Path,
+    straight: tuple[Any, dict[str, Any], dict[str, Path]],
+    tmp_path: Path,
+    stage: str,
+    number: int,
+    kind: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, wanted = stage_config(stage, inputs), straight[1]
+    if stage == "sft":
+        run_stage(stage, config, tmp_path / "straight")
+        wanted = result(tmp_path / "straight")
+    before = signal.getsignal(number)
+    on_log = MetricsCallback.on_log
+
+    def signalled(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        on_log(self, args, state, control, logs, **kwargs)
+        if state.global_step == 3:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCallback, "on_log", signalled)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            run_stage(stage, config, tmp_path / "stopped")
+    assert raised.type is kind
+    assert signal.getsignal(number) == before
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
+    found = checkpoints.last_whole_checkpoint(tmp_path / "stopped" / "checkpoints")
+    assert found is not None
+    assert found[1]["global_step"] == 4
+    run_stage(stage, config, tmp_path / "stopped", resume=True)
+    same(result(tmp_path / "stopped"), wanted)
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+RUST = safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+TORCH = RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 1600 vs 1488")
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "error", "after", "file", "step"),
+    [
+        (safetensors.torch, "serialize_file", RUST, 1, "checkpoint-4/model.safetensors", 2),
+        slow(torch, "save", TORCH, 5, "checkpoint-4/optimizer.pt", 2),
+        slow(transformers.TrainerState, "save_to_json", NO_SPACE, 1, "checkpoint-4/trainer_state.json", 2),
+        slow(checkpoints, "write_text_whole", NO_SPACE, 0, "checkpoint-2/", None),
+        (safetensors.torch, "serialize_file", RUST, 4, "model", 7),
+        (runs, "write_bytes_whole", NO_SPACE, 9, "run.json", 7),
+    ],
+)
+def test_a_full_disk_is_one_clear_message_and_the_resumed_run_ends_alike(
+    straight: tuple[Any, dict[str, Any], dict[str, Path]],
+    tmp_path: Path,
+    owner: Any,
+    function: str,
+    error: Exception,
+    after: int,
+    file: str,
+    step: int | None,
+) -> None:
+    config, wanted, _ = straight
+    out = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, function, failing(getattr(owner, function), error, after))
+        with pytest.raises(DiskFullError) as raised:
+            run_stage("train", config, out)
+    text = str(raised.value)
+    kept = f"the checkpoint of step {step} is whole" if step else "no checkpoint was written yet"
+    assert file in text
+    assert "MB free)" in text
+    assert kept in text
+    assert "--resume" in text
+    assert raised.value.exit_code == 1
+    assert not checkpoints.half_checkpoints(out / "checkpoints")
+    assert not list(out.glob(".model*"))
+    found = checkpoints.last_whole_checkpoint(out / "checkpoints")
+    assert (found[1]["global_step"] if found else None) == step
+    run_stage("train", config, out, resume=True)
+    same(result(out), wanted)
+
+
+def failing(original: Callable[..., Any], error: Exception, after: int) -> Callable[..., Any]:
+    """Return a function that writes half of its file and raises, from its call number `after` on."""
+    calls = 0
+
+    def write(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls <= after:
+            return original(*args, **kwargs)
+        if original is not files.write_bytes_whole and original is not files.write_text_whole:
+            Path(args[1]).write_bytes(b"half")
+        raise error
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [100, 200, 260, 330])
+def test_a_disk_that_is_really_full(tmp_path: Path, kilobytes: int) -> None:
+    """A small disk in memory; a checkpoint of this model takes some 150 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here; that needs root")
+    try:
+        config = stage_config("train", write_inputs(tmp_path / "inputs"))
+        run_stage("train", config, tmp_path / "straight")
+        with pytest.raises(DiskFullError, match=r"full \([\d,.]+ MB free\); .*--resume"):
+            run_stage("train", config, disk / "run")
+        assert not checkpoints.half_checkpoints(disk / "run" / "checkpoints")
+        subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
+        run_stage("train", config, disk / "run", resume=True)
+        same(result(disk / "run"), result(tmp_path / "straight"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_checkpoints_are_kept_by_step_and_only_whole_ones_count(tmp_path: Path) -> None:
+    class State:
+        is_world_process_zero = True
+        global_step = 0
+
+    class Args:
+        output_dir = str(tmp_path)
+
+    told: list[int] = []
+    callback = checkpoints.WholeCheckpoints(2, told.append)
+    for step in (2, 4, 10, 12):
+        folder = tmp_path / f"checkpoint-{step}"
+        (folder / "shards").mkdir(parents=True)
+        (folder / "shards" / "0.bin").write_bytes(b"01234")
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        State.global_step = step
+        callback.on_save(Args, State, None)  # type: ignore[arg-type]
+    assert told == [2, 4, 10, 12]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12"]
+    found = checkpoints.last_whole_checkpoint(tmp_path)
+    assert found == (tmp_path / "checkpoint-12", {"global_step": 12})
+    (tmp_path / "checkpoint-12" / "shards" / "0.bin").write_bytes(b"0123")
+    found = checkpoints.last_whole_checkpoint(tmp_path)
+    assert found is not None
+    assert found[0].name == "checkpoint-10"
+    assert checkpoints.half_checkpoints(tmp_path) == [tmp_path / "checkpoint-12"]
