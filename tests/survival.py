@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -152,12 +153,16 @@ def _cut(path: Path) -> None:
     os.truncate(path, (start + len(content)) // 2)
 
 
-def _child(stage: str, config: Any, out: Path, resume: bool, killed_at: int | None, told: Any) -> None:
+def _child(
+    stage: str, config: Any, out: Path, resume: bool, signalled: tuple[int, int] | None, environment: Any, told: Any
+) -> None:
     def at(number: int, name: str, half: Callable[[Path], None]) -> None:
-        if number == killed_at:
-            half(out)
-            os.kill(os.getpid(), signal.SIGKILL)
+        if signalled is not None and number == signalled[0]:
+            if signalled[1] == signal.SIGKILL:
+                half(out)
+            os.kill(os.getpid(), signalled[1])
 
+    os.environ.update(environment)
     torch.set_num_threads(1)
     events = Events(at)
     events.install(out)
@@ -169,25 +174,57 @@ def _child(stage: str, config: Any, out: Path, resume: bool, killed_at: int | No
     told.send(events.names)
 
 
-def run(stage: str, config: Any, out: Path, *, resume: bool = False, killed_at: int | None = None) -> list[str]:
-    """Run a stage in a process of its own; return the places it passed, none where it was killed as wanted."""
+def _start(*arguments: Any) -> tuple[Any, Any]:
     # Its start takes some seconds, for torch and transformers; a run then takes half a second.
     context = get_context("forkserver")
     context.set_forkserver_preload(["bfpo.training.align", "bfpo.training.sft", "peft"])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(stage, config, out, resume, killed_at, sender))
+    process = context.Process(target=_child, args=(*arguments, sender))
     process.start()
     sender.close()
+    return process, receiver
+
+
+def _told(receiver: Any) -> Any:
     try:
-        told = receiver.recv()
+        return receiver.recv()
     except EOFError:
-        told = []
+        return ""
+
+
+def run(stage: str, config: Any, out: Path, *, resume: bool = False, killed_at: int | None = None) -> list[str]:
+    """Run a stage in a process of its own; return the places it passed, none where it was killed as wanted."""
+    signalled = None if killed_at is None else (killed_at, signal.SIGKILL)
+    process, receiver = _start(stage, config, out, resume, signalled, {})
+    told = _told(receiver)
     process.join()
-    if killed_at is not None:
-        assert process.exitcode == -signal.SIGKILL, told
-        return []
-    assert process.exitcode == 0, told
+    assert process.exitcode == (0 if killed_at is None else -signal.SIGKILL), told
     return list(told)
+
+
+def run_in_two(
+    stage: str, config: Any, out: Path, *, resume: bool = False, signalled: tuple[int, int, int] | None = None
+) -> list[Any]:
+    """Run a stage in two processes; return what each passed, or the traceback of its end, or "" where it was killed.
+
+    `signalled`: (process, place, signal) that it sends itself there. Where one is killed, so is the other, as by a
+    launcher.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(2):
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        own = signalled[1:] if signalled is not None and signalled[0] == rank else None
+        started.append(_start(stage, config, out, resume, own, {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+    if signalled is not None and signalled[2] == signal.SIGKILL:
+        started[signalled[0]][0].join()
+        started[1 - signalled[0]][0].kill()
+    told = [_told(receiver) for _, receiver in started]
+    for process, _ in started:
+        process.join()
+    return told
 
 
 def run_with_copies(stage: str, config: Any, out: Path, wanted: Sequence[tuple[str, int]]) -> dict[str, Path]:

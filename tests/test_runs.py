@@ -75,6 +75,16 @@ def test_leftovers_of_a_killed_first_write_do_not_block(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.json.1.part").write_text("half")
     assert new(tmp_path / "run").status == "running"
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_what_a_killed_run_was_writing_is_removed_when_it_is_resumed(tmp_path):
+    new(tmp_path / "run")
+    (tmp_path / "run" / ".run.json.1.part").write_text("half")
+    (tmp_path / "run" / ".model.part").mkdir()
+    (tmp_path / "run" / ".model.part" / "model.safetensors").write_text("half")
+    new(tmp_path / "run", resume=True)
+    assert sorted(item.name for item in (tmp_path / "run").iterdir()) == ["config.yaml", "run.json"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -81,6 +81,9 @@ class RunFolder:
         return folder
 
     def _start(self) -> None:
+        if self.is_writer:
+            for part in self.path.glob(".*.part"):  # what a killed run was writing
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
         self.add_facts(
             status="running",
             seeds={key: value for key, value in _flat(self.config) if key.rpartition(".")[2] == "seed"},

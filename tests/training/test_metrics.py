@@ -78,10 +78,19 @@ def test_dropped_pairs_count_for_the_loss_and_not_for_the_accuracy() -> None:
     assert not any(name.endswith(("target", "anchor")) for name in named)
 
 
-def test_reading_starts_anew_and_reduces() -> None:
+def test_steps_are_reduced_when_they_end_and_reading_starts_anew() -> None:
     made, group = figures()
     metrics = CellMetrics(torch.device("cpu"))
     metrics.add(made.table(), group)
-    doubled = summarise(metrics.read(lambda sums: 2 * sums), normaliser=1.0, has_target=True)
-    assert doubled["main/num_pairs"] == 8
+    step = metrics.end_step(lambda sums: 2 * sums)
+    assert step[:, 0].sum() == 12
+    metrics.add(made.table(), group)
+    metrics.end_step()
+    held = metrics.state()
+    assert summarise(metrics.read(), normaliser=1.0, has_target=True)["main/num_pairs"] == 12
+    assert metrics.empty
+    metrics.load(held)
+    assert not metrics.empty
+    assert metrics.state() == held
+    metrics.load(None)
     assert summarise(metrics.read(), normaliser=1.0, has_target=True) == {}

@@ -24,7 +24,7 @@ from bfpo.errors import DiskFullError, StopRequest
 from bfpo.stages import run_stage
 from bfpo.training import checkpoints
 from bfpo.training.callbacks import MetricsCallback
-from survival import differences, result, run, run_with_copies, stage_config, write_inputs
+from survival import differences, result, run, run_in_two, run_with_copies, stage_config, write_inputs
 
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
 CHECKPOINT_FILES = ("model.safetensors", "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -159,6 +159,37 @@ def test_a_stopped_run_has_a_checkpoint_and_ends_alike_when_resumed(
     assert found[1]["global_step"] == 4
     run_stage(stage, config, tmp_path / "stopped", resume=True)
     same(result(tmp_path / "stopped"), wanted)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_alike_and_stop_at_the_same_step(tmp_path: Path) -> None:
+    config = stage_config("train", write_inputs(tmp_path))
+    first, second = run_in_two("train", config, tmp_path / "straight")
+    assert isinstance(first, list), first
+    assert isinstance(second, list), second
+    wanted = result(tmp_path / "straight")
+    assert "checkpoints/checkpoint-7/rng_state_1.pth" in wanted["files"]
+    # In the second process while it writes its own file of the second checkpoint; in the first before it is marked.
+    own = [i for i, name in enumerate(second) if name == "half file rng_state_1.pth"][1]
+    mark = [i for i, name in enumerate(first) if name == "before mark complete.json"][2]
+    for rank, place in ((1, own), (0, mark)):
+        out = tmp_path / f"killed-{rank}"
+        run_in_two("train", config, out, signalled=(rank, place, signal.SIGKILL))
+        run_in_two("train", config, out, resume=True)
+        same(result(out), wanted)
+    # One of the two is asked to stop, within step 5 or at the end of step 3.
+    for rank, step in ((0, 5), (1, 3)):
+        out = tmp_path / f"stopped-{rank}"
+        places = [first, second][rank]
+        place = [i for i, name in enumerate(places) if name == "before optimizer step"][step - 1]
+        told = run_in_two("train", config, out, signalled=(rank, place, signal.SIGTERM))
+        assert all("StopRequest" in text for text in told), told
+        found = checkpoints.last_whole_checkpoint(out / "checkpoints")
+        assert found is not None
+        assert found[1]["global_step"] == step
+        assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+        run_in_two("train", config, out, resume=True)
+        same(result(out), wanted)
 
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

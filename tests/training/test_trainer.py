@@ -298,3 +298,43 @@ def test_the_tokenizer_pads_with_its_end_token_where_it_has_no_other(tmp_path: P
     trainer = tiny_trainer(tmp_path)
     assert tiny_tokenizer().pad_token_id is None
     assert trainer.data_collator.pad_token_id == tiny_tokenizer().eos_token_id
+
+
+@pytest.mark.parametrize("anchor_weight", [0.0, 0.7])
+def test_the_logged_loss_is_the_mean_of_what_the_gradients_are_of(tmp_path: Path, anchor_weight: float) -> None:
+    """10 pairs by 4: every third step is a short one, which a mean over pairs would weigh less."""
+    settings: dict[str, Any] = {
+        "main": tiny_pairs(10, 1),
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "buffer_weight": 0.25,
+        "anchor_weight": anchor_weight,
+        "max_steps": 7,
+    }
+    rows: dict[int, list[dict[str, float]]] = {}
+    for every in (1, 3):
+        trainer = tiny_trainer(tmp_path, model=tiny_model(), buffer=tiny_pairs(5, 2), logging_steps=every, **settings)
+        trainer.train()
+        rows[every] = trainer.state.log_history
+    losses = [row["loss"] for row in rows[1] if "loss" in row]
+    for row in rows[1][:-1]:
+        parts = row["main/loss"] + 0.25 * row["buffer/loss"]
+        if anchor_weight:
+            parts += anchor_weight / 0.1**2 * (row["main/anchor"] + 0.25 * row["buffer/anchor"])
+        assert row["loss"] == pytest.approx(parts, rel=1e-12)
+    assert [row["loss"] for row in rows[3] if "loss" in row] == [
+        pytest.approx(sum(losses[:3]) / 3, rel=1e-12),
+        pytest.approx(sum(losses[3:6]) / 3, rel=1e-12),
+    ]
+    assert rows[3][-1]["train_loss"] == pytest.approx(sum(losses) / 7, rel=1e-12)
+    assert rows[3][-1]["main/num_pairs"] == 4  # what came after the last row
+
+
+def test_a_second_training_starts_its_sums_anew(tmp_path: Path) -> None:
+    trainer = tiny_trainer(tmp_path, logging_steps=2, learning_rate=0.0, check_start=False, data_seed=1)
+    rows = []
+    for _ in range(2):
+        trainer.train()
+        rows.append(trainer.state.log_history[-1])
+    assert rows[0]["main/num_pairs"] == rows[1]["main/num_pairs"] == 4
+    assert rows[0]["train_loss"] == rows[1]["train_loss"]
