@@ -77,7 +77,7 @@ def stage_config(stage: str, folder: Path, **settings: Any) -> Any:
         "beta": 0.1,
         "anchor_weight": 0.1,
         "pairs_per_step": 4,
-        "pairs_per_microbatch": 2,
+        "max_tokens_per_microbatch": 24,
     }
     trains = {} if "lora" in settings else {"trainable": "all"}
     return AlignConfig(**{**common, **own, **trains, **settings})

@@ -70,7 +70,8 @@ def test_the_light_modules_import_neither_torch_nor_transformers():
 def test_every_error_is_ours_and_the_standard_type_it_stands_for():
     from bfpo import errors
 
-    kinds = [getattr(errors, name) for name in errors.__all__ if name != "BfpoError"]
+    assert issubclass(errors.StopRequest, KeyboardInterrupt)  # no error
+    kinds = [getattr(errors, name) for name in errors.__all__ if name not in ("BfpoError", "StopRequest")]
     for kind in kinds:
         assert issubclass(kind, errors.BfpoError)
         assert issubclass(kind, (ValueError, RuntimeError, ImportError))

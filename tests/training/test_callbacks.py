@@ -77,13 +77,17 @@ def test_the_first_signal_waits_for_the_step_and_the_second_does_not(number: int
 
 def test_a_signal_that_a_launcher_passes_on_again_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with InterruptCallback(same_within=0.2) as callback:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        time.sleep(0.2)
-        assert callback.requested == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with InterruptCallback(same_within=0.2) as callback:
             signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)
+            assert callback.requested == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -139,7 +139,7 @@ def test_a_stopped_run_has_a_checkpoint_and_ends_alike_when_resumed(
     if stage == "sft":
         run_stage(stage, config, tmp_path / "straight")
         wanted = result(tmp_path / "straight")
-    before = signal.getsignal(number)
+    before = signal.signal(number, signal.default_int_handler)  # a run in the background starts with SIGINT ignored
     on_log = MetricsCallback.on_log
 
     def signalled(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -152,7 +152,7 @@ def test_a_stopped_run_has_a_checkpoint_and_ends_alike_when_resumed(
         with pytest.raises(KeyboardInterrupt) as raised:
             run_stage(stage, config, tmp_path / "stopped")
     assert raised.type is kind
-    assert signal.getsignal(number) == before
+    assert signal.signal(number, before) == signal.default_int_handler
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
     found = checkpoints.last_whole_checkpoint(tmp_path / "stopped" / "checkpoints")
     assert found is not None
