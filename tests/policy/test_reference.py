@@ -14,11 +14,10 @@ from bfpo.policy.reference import (
     AdapterOff,
     Precomputed,
     SwappedWeights,
-    attach,
     choose_reference,
     make_reference,
-    precompute,
 )
+from bfpo.policy.reference_pass import ReferencePass
 from tiny import tiny_model, tiny_pairs
 
 PAIRS = tiny_pairs(5, 3)
@@ -137,12 +136,9 @@ def test_one_pass_before_training(adapted: bool) -> None:
         model = with_adapter(model)
         shift(model)
     model.train()
-    halves = [
-        precompute(model, PAIRS, collate=collate, pairs_per_batch=2, process_index=i, num_processes=2) for i in (0, 1)
-    ]
-    assert len(halves[0]) + len(halves[1]) == len(PAIRS)
+    (pairs,), report = ReferencePass(model, [PAIRS]).run(collate=collate, max_tokens=20)
+    assert report.num_computed == len(PAIRS)
     assert model.training
-    pairs = attach(PAIRS, {**halves[0], **halves[1]})
     found = Precomputed().logps(model, collate(pairs))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     assert [pair.pair_id for pair in pairs] == [pair.pair_id for pair in PAIRS]
@@ -162,14 +158,14 @@ def test_one_pass_before_training(adapted: bool) -> None:
     ],
 )
 def test_choice_of_the_reference(requested: Any, pairs: int, seen: int, adapter: bool, chosen: str) -> None:
-    assert choose_reference(requested, num_pairs=pairs, num_pairs_seen=seen, has_adapter=adapter) == chosen
+    assert choose_reference(requested, num_to_compute=pairs, num_pairs_seen=seen, has_adapter=adapter) == chosen
 
 
 def test_names_of_references() -> None:
     with pytest.raises(SettingError, match="adapter_off needs lora"):
-        choose_reference("adapter_off", num_pairs=1, num_pairs_seen=1, has_adapter=False)
+        choose_reference("adapter_off", num_to_compute=1, num_pairs_seen=1, has_adapter=False)
     with pytest.raises(SettingError, match="got 'frozen'; allowed: auto, precompute, swap, adapter_off"):
-        choose_reference("frozen", num_pairs=1, num_pairs_seen=1, has_adapter=False)  # type: ignore[arg-type]
+        choose_reference("frozen", num_to_compute=1, num_pairs_seen=1, has_adapter=False)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="got 'auto'"):
         make_reference("auto", tiny_model())
     assert isinstance(make_reference("swap", tiny_model()), SwappedWeights)

@@ -12,7 +12,7 @@ from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
-from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, SftConfig
+from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
 
 __all__ = [
     "METHOD_SETTINGS",
@@ -26,6 +26,7 @@ __all__ = [
     "Key",
     "LoraConfig",
     "MethodSettings",
+    "ReferenceConfig",
     "SftConfig",
     "SftDataConfig",
     "SplitConfig",

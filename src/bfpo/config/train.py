@@ -9,7 +9,15 @@ from pydantic import Field, model_validator
 from bfpo.config.base import ConfigPart, PathText, StageConfig
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig
 
-__all__ = ["METHOD_SETTINGS", "AlignConfig", "InitConfig", "MethodSettings", "SftConfig", "TrainingKeys"]
+__all__ = [
+    "METHOD_SETTINGS",
+    "AlignConfig",
+    "InitConfig",
+    "MethodSettings",
+    "ReferenceConfig",
+    "SftConfig",
+    "TrainingKeys",
+]
 
 
 class TrainingKeys(StageConfig):
@@ -155,6 +163,13 @@ class MethodSettings(StageConfig):
         return {name: getattr(self, name) for name in sorted(METHOD_SETTINGS)}
 
 
+_WITHOUT_CACHE = ("swap", "adapter_off")  # values of `reference` that neither read the cache nor add to it
+_READ_BY_REFERENCE = frozenset(
+    {"model", "revision", "dtype", "bf16", "data", "buffer", "eval_data", "chat_template", "max_length"}
+    | {"max_completion_length", "seed", "threads", "reference_cache", "attention", "max_tokens_per_microbatch"}
+)
+
+
 class AlignConfig(MethodSettings, TrainingKeys):
     """`bfpo train`: train a model on preference pairs with safety labels."""
 
@@ -163,6 +178,11 @@ class AlignConfig(MethodSettings, TrainingKeys):
         default="auto",
         description="where reference log-probs come from: a pass with the first weights swapped in, one computation "
         "before training, or the model with its LoRA adapter off",
+    )
+    reference_cache: PathText | None = Field(
+        default=None,
+        description="folder where computed reference log-probs are kept for other runs; null = bfpo/reference in the "
+        "user's cache folder",
     )
     data: DataConfig = Field(description="main stream: pairs with safety labels; it sets the epoch")
     buffer: DataConfig | None = Field(
@@ -199,7 +219,10 @@ class AlignConfig(MethodSettings, TrainingKeys):
 
     def unread(self) -> frozenset[str]:
         """Leave out what another key overrules."""
-        return super().unread() | (frozenset({"buffer_weight"}) if self.buffer is None else frozenset())
+        unread = {"buffer_weight"} if self.buffer is None else set()
+        if self.reference in _WITHOUT_CACHE:
+            unread.add("reference_cache")
+        return super().unread() | unread
 
     @model_validator(mode="after")
     def _streams(self) -> AlignConfig:
@@ -207,4 +230,25 @@ class AlignConfig(MethodSettings, TrainingKeys):
             raise ValueError("buffer_weight: not read without buffer; give buffer or leave buffer_weight out")
         if self.reference == "adapter_off" and self.lora is None:
             raise ValueError("reference: 'adapter_off' needs lora; allowed without it: auto, swap, precompute")
+        if self.reference in _WITHOUT_CACHE and "reference_cache" in self.model_fields_set:
+            raise ValueError(
+                f"reference_cache: not read where reference is {self.reference!r}; leave one of the two out"
+            )
+        return self
+
+
+class ReferenceConfig(AlignConfig):
+    """`bfpo reference`: fill the cache of reference log-probs; takes the config file of `bfpo train` as it is."""
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what only training reads."""
+        return frozenset(type(self).model_fields) - _READ_BY_REFERENCE
+
+    @model_validator(mode="after")
+    def _fills_what_is_read(self) -> ReferenceConfig:
+        if self.reference in _WITHOUT_CACHE:
+            raise ValueError(
+                f"reference: with {self.reference!r} training does not read the cache that this command fills; set "
+                "auto or precompute"
+            )
         return self

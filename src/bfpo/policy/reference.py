@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +12,15 @@ from torch import Tensor, nn
 from bfpo.errors import ModelError, SettingError
 from bfpo.policy.logps import sequence_logps
 
-if TYPE_CHECKING:
-    from bfpo.data.tokenize import TokenPair
-
 __all__ = [
     "AdapterOff",
     "Precomputed",
     "Reference",
     "ReferenceName",
     "SwappedWeights",
-    "attach",
     "choose_reference",
     "make_reference",
-    "precompute",
+    "own_logps",
 ]
 
 ReferenceName = Literal["auto", "precompute", "swap", "adapter_off"]
@@ -139,53 +134,22 @@ class Precomputed:
         return ref_logps.double()
 
 
-def precompute(
-    model: nn.Module,
-    pairs: Sequence[TokenPair],
-    *,
-    collate: Callable[[Sequence[TokenPair]], Mapping[str, Any]],
-    pairs_per_batch: int = 16,
-    process_index: int = 0,
-    num_processes: int = 1,
-) -> dict[int, tuple[float, float]]:
-    """Return the model's own summed log-probs of each pair, with any adapter off: index -> (chosen, rejected), in nats.
-
-    `collate` makes a batch of 2P rows, chosen first, on the model's device. Pairs go through in order of length, so
-    that a batch carries little padding. With several processes each takes every `num_processes`-th batch, and the
-    caller joins the dictionaries.
-    """
-    order = sorted(range(len(pairs)), key=lambda i: _row_length(pairs[i]), reverse=True)
-    batches = [order[start : start + pairs_per_batch] for start in range(0, len(order), pairs_per_batch)]
-    found: dict[int, tuple[float, float]] = {}
-    for indices in batches[process_index::num_processes]:
-        logps = _own_logps(model, collate([pairs[i] for i in indices])).tolist()
-        found.update(zip(indices, zip(logps[: len(indices)], logps[len(indices) :], strict=True), strict=True))
-    return found
-
-
-def attach(pairs: Sequence[TokenPair], logps: Mapping[int, tuple[float, float]]) -> list[TokenPair]:
-    """Return the pairs with the log-probs that `precompute` found for them."""
-    return [replace(pair, ref_chosen_logps=logps[i][0], ref_rejected_logps=logps[i][1]) for i, pair in enumerate(pairs)]
-
-
-def _own_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def own_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Return the model's own summed log-probs, (N,) float64, in evaluation mode and with any adapter off."""
     if hasattr(model, "disable_adapter"):
         return AdapterOff(model).logps(model, batch)
     with _evaluating(model):
         return sequence_logps(model, batch).logps
 
 
-def _row_length(pair: TokenPair) -> int:
-    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
-
-
 def choose_reference(
-    requested: ReferenceName, *, num_pairs: int, num_pairs_seen: int, has_adapter: bool
+    requested: ReferenceName, *, num_to_compute: int, num_pairs_seen: int, has_adapter: bool
 ) -> ReferenceName:
     """Resolve `auto`: the pass beforehand where it costs no more forwards than the reference inside the steps.
 
-    The pass visits each of `num_pairs` once; inside the steps the reference runs for each of the `num_pairs_seen` that
-    the whole training visits, repeats counted. So one full epoch or more is precomputed, part of one is not.
+    The pass visits each of `num_to_compute` once, the different pairs that no cache knows; inside the steps the
+    reference runs for each of the `num_pairs_seen` that the whole training visits, repeats counted. So one full epoch
+    or more is precomputed, part of one only where the cache knows the rest.
 
     Raises `SettingError` for an unknown name and for `adapter_off` without an adapter.
     """
@@ -195,7 +159,7 @@ def choose_reference(
         raise SettingError("reference: adapter_off needs lora; use swap, precompute or auto")
     if requested != "auto":
         return requested
-    if num_pairs <= num_pairs_seen:
+    if num_to_compute <= num_pairs_seen:
         return "precompute"
     return "adapter_off" if has_adapter else "swap"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from bfpo.config import AlignConfig, DataConfig, read_template
-from bfpo.data.load import LoadedPairs, load_pairs
-from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
+from bfpo.config import AlignConfig
+from bfpo.data.load import load_pairs
 from bfpo.policy.load import Policy, load_policy
 from bfpo.runs import RunFolder
+from bfpo.training.inputs import pair_sections, reference_cache, tokenize
 from bfpo.training.session import (
     common_arguments,
     data_settings,
@@ -41,7 +41,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     run that must not go on.
     """
     prepare_process(config.threads)
-    sections = _sections(config)
+    sections = pair_sections(config)
     for name, section in sections.items():
         folder.add_data(name, section.files)
     loaded = {name: load_pairs(**data_settings(section, seed=config.seed)) for name, section in sections.items()}
@@ -49,7 +49,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
-    tokens = {name: _tokenize(config, rows, policy) for name, rows in loaded.items()}
+    tokens = {name: tokenize(config, rows, policy.tokenizer) for name, rows in loaded.items()}
     report_data(folder, {name: (rows, tokens[name][1]) for name, rows in loaded.items()})
     trainer = BFPOTrainer(
         policy.model,
@@ -60,6 +60,8 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         processing_class=policy.tokenizer,
     )
     folder.add_facts(reference=trainer.reference_name)
+    if trainer.reference_report is not None:
+        folder.add_facts(reference_pass=trainer.reference_report.as_row())
     metrics = train_in_folder(
         trainer,
         folder,
@@ -76,19 +78,14 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
 def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on: pairs by cell of each stream, and the parameters that train."""
     loaded = {
-        name: load_pairs(**data_settings(section, seed=config.seed)) for name, section in _sections(config).items()
+        name: load_pairs(**data_settings(section, seed=config.seed)) for name, section in pair_sections(config).items()
     }
     policy = _policy(config)
     lines = []
     for name, rows in loaded.items():
-        _, report = _tokenize(config, rows, policy)
+        _, report = tokenize(config, rows, policy.tokenizer)
         lines.append("; ".join(describe_data(name, rows.counts, report.as_row())))
     return [*lines, str(policy.trainable_report)]
-
-
-def _sections(config: AlignConfig) -> dict[str, DataConfig]:
-    sections = {"data": config.data, "buffer": config.buffer, "eval_data": config.eval_data}
-    return {name: section for name, section in sections.items() if section is not None}
 
 
 def _policy(config: AlignConfig) -> Policy:
@@ -104,22 +101,12 @@ def _policy(config: AlignConfig) -> Policy:
     )
 
 
-def _tokenize(config: AlignConfig, rows: LoadedPairs, policy: Policy) -> tuple[list[TokenPair], TokenizeReport]:
-    return tokenize_pairs(
-        rows.pairs,
-        policy.tokenizer,
-        max_length=config.max_length,
-        max_completion_length=config.max_completion_length,
-        chat_template=read_template(config.chat_template),
-    )
-
-
 def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:
     common = common_arguments(config, folder, unit="pairs", per_step=config.pairs_per_step)
     names = ["method", "reduction", "anchor_weight", "buffer_weight", "reference", "attention"]
     names += ["max_tokens_per_microbatch"]
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
-    return BFPOConfig(**common, **{**own, **config.method_settings()})
+    return BFPOConfig(**common, reference_cache=reference_cache(config), **{**own, **config.method_settings()})
 
 
 def _write_card(

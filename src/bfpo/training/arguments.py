@@ -27,7 +27,8 @@ class BFPOConfig(TrainingArguments):
     `bfpo.objective.losses.preference_loss`.
     `reduction`: "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`.
     `buffer_weight`: of the buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or
-    "adapter_off".
+    "adapter_off". `reference_cache`: root folder of the reference log-probs that "auto" and "precompute" read and add
+    to; `None` keeps none (`bfpo.policy.reference_cache.user_cache_folder()` is that of the command line).
     `check_start`: stop a run whose first loss is not what the labels imply.
 
     Raises `SettingError` for a value outside its range.
@@ -46,6 +47,7 @@ class BFPOConfig(TrainingArguments):
     anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor beside the normalised loss"})
     buffer_weight: float = field(default=1.0, metadata={"help": "weight of the buffer's mean loss"})
     reference: str = field(default="auto", metadata={"help": "auto, precompute, swap or adapter_off"})
+    reference_cache: str | None = field(default=None, metadata={"help": "folder of reference log-probs; None = none"})
     attention: str = field(default="auto", metadata={"help": "auto, packed or padded"})
     max_tokens_per_microbatch: int | None = field(
         default=8192, metadata={"help": "most tokens of a forward pass, both streams together"}

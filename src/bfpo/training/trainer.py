@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
@@ -21,7 +20,8 @@ from bfpo.objective.losses import add_anchor, anchor, get_method, preference_los
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
-from bfpo.policy.reference import Reference, attach, choose_reference, make_reference, precompute
+from bfpo.policy.reference import Reference, choose_reference, make_reference
+from bfpo.policy.reference_pass import MAX_TOKENS, ReferencePass, ReferenceReport
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses
@@ -108,26 +108,27 @@ class BFPOTrainer(Trainer):
     # Reference
 
     def _set_reference(self, reference: Any, evals: Mapping[str, Sequence[TokenPair]]) -> None:
-        pair_lists = [*self._streams, *evals.values()]
+        pair_lists: list[Sequence[TokenPair]] = [*self._streams, *evals.values()]
+        num_streams = len(self._streams)
+        self.reference_report: ReferenceReport | None = None
         if isinstance(reference, str):
             known = all(pair.ref_chosen_logps is not None for pairs in pair_lists for pair in pairs)
             if reference == "auto" and known:
                 reference = "precompute"
-            else:
-                reference = choose_reference(
-                    reference,  # type: ignore[arg-type]
-                    num_pairs=sum(map(len, self._streams)),
-                    num_pairs_seen=len(self._streams) * self._num_main_pairs_seen(),
-                    has_adapter=hasattr(self.model, "disable_adapter"),
-                )
-                if reference == "precompute" and not known:
-                    pair_lists = [self._with_reference(pairs) for pairs in pair_lists]
+            looked_up = self._look_up(pair_lists) if reference in ("auto", "precompute") and not known else None
+            reference = choose_reference(
+                reference,
+                num_to_compute=0 if looked_up is None else looked_up.num_missing(range(num_streams)),
+                num_pairs_seen=num_streams * self._num_main_pairs_seen(),
+                has_adapter=hasattr(self.model, "disable_adapter"),
+            )
+            if reference == "precompute" and looked_up is not None:
+                pair_lists = [*self._with_reference(looked_up)]
             self.reference_name: str = reference
             reference = make_reference(reference, self.model)
         else:
             self.reference_name = type(reference).__name__
         self.reference: Reference = reference
-        num_streams = len(self._streams)
         self._streams = pair_lists[:num_streams]
         sets = {name: TwoStreamDataset(pairs) for name, pairs in zip(evals, pair_lists[num_streams:], strict=True)}
         self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
@@ -139,22 +140,25 @@ class BFPOTrainer(Trainer):
             return int(args.max_steps * per_step)
         return math.ceil(args.num_train_epochs * len(self._streams[0]))
 
-    def _with_reference(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    def _look_up(self, pair_lists: Sequence[Sequence[TokenPair]]) -> ReferencePass:
+        return ReferencePass(
+            self.model,
+            pair_lists,
+            cache=self.args.reference_cache,
+            mixed_precision=str(self.accelerator.mixed_precision),
+            process_index=self.args.process_index,
+            num_processes=self.args.world_size,
+        )
+
+    def _with_reference(self, looked_up: ReferencePass) -> list[list[TokenPair]]:
         def collate(some: Sequence[TokenPair]) -> dict[str, Tensor]:
             return self._on_device(collate_pairs(some, pad_token_id=self.data_collator.pad_token_id, form=self.form))
 
         with self.accelerator.autocast():
-            found = precompute(
-                self.model,
-                pairs,
-                collate=collate,
-                pairs_per_batch=self.args.eval_batch_size,
-                process_index=self.args.process_index,
-                num_processes=self.args.world_size,
+            pair_lists, self.reference_report = looked_up.run(
+                collate=collate, max_tokens=self.args.max_tokens_per_microbatch or MAX_TOKENS
             )
-        if self.args.world_size > 1:
-            found = dict(gather_object(list(found.items())))
-        return attach(pairs, found)
+        return pair_lists
 
     def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -95,7 +95,7 @@ def plan_seed(config: DemoConfig, root: Path, seed: int) -> list[Chain]:
         chains.append(Chain(name, seed, (sft, *_asking(config, root, sft.out / "model", runs / name, seed))))
     start = runs / START / "model" / "model"
     for method in methods_of(config):
-        train = Step("train", _align_config(config, method, start, data, seed), runs / method / "train")
+        train = Step("train", _align_config(config, root, method, start, data, seed), runs / method / "train")
         asking = _asking(config, root, train.out / "model", runs / method, seed, start, data / "held_out.jsonl")
         chains.append(Chain(method, seed, (train, *asking), needs=START))
     return chains
@@ -126,7 +126,7 @@ def _llama(config: DemoConfig) -> dict[str, Any]:
     }
 
 
-def _align_config(config: DemoConfig, method: str, start: Path, data: Path, seed: int) -> AlignConfig:
+def _align_config(config: DemoConfig, root: Path, method: str, start: Path, data: Path, seed: int) -> AlignConfig:
     own = getattr(config.align, method)
     return AlignConfig.model_validate(
         {
@@ -137,6 +137,7 @@ def _align_config(config: DemoConfig, method: str, start: Path, data: Path, seed
             "anchor_weight": config.align.anchor_weight,
             "data": {"files": [str(data / "main.jsonl")], "layout": "bfpo"},
             "buffer": {"files": [str(data / "buffer.jsonl")], "layout": "bfpo", "unknown_label": "safe"},
+            "reference_cache": str(root / "reference"),
             "trainable": "all",
             "pairs_per_step": config.align.pairs_per_step,
             "max_steps": config.align.steps,

@@ -1,0 +1,63 @@
+"""How far a long count is: a bar on a terminal, now and then a line in a log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["CountProgress"]
+
+
+class CountProgress:
+    """Shows a count on its way to `total`; to be used as a context.
+
+    On a terminal it is a bar, elsewhere a line to `logger` at most every `seconds_between_lines`. With `shown` off it
+    is silent, as in all processes but the first.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        logger: logging.Logger,
+        *,
+        shown: bool = True,
+        seconds_between_lines: float = 30.0,
+        console: Console | None = None,
+    ) -> None:
+        self._title, self._total, self._logger = title, total, logger
+        self._shown, self._between = shown, seconds_between_lines
+        self._console = console or Console(stderr=True)
+        self._count = 0
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> CountProgress:
+        self._started = self._last_line = time.monotonic()
+        if self._shown and self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.add_task(self._title, total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int) -> None:
+        """Count on by `count`."""
+        self._count = min(self._total, self._count + count)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._count)
+            return
+        now = time.monotonic()
+        if self._shown and now - self._last_line >= self._between:
+            self._last_line = now
+            seconds = now - self._started
+            self._logger.info("%s: %d of %d  (%.0f s)", self._title, self._count, self._total, seconds)
