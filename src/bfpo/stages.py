@@ -61,7 +61,7 @@ STAGES = {
         ),
         Stage("toy", "ToyConfig", "bfpo.sandbox.toy", "Rerun the paper's experiment with four actions."),
         Stage("sft", "SftConfig", "bfpo.training.sft", "Train a model to imitate completions."),
-        Stage("reference", "ReferenceConfig", "bfpo.training.reference", "Compute what `train` needs of its reference."),
+        Stage("reference", "ReferenceConfig", "bfpo.training.reference", "Compute the reference log-probs of `train`."),
         Stage("train", "AlignConfig", "bfpo.training.align", "Train a model on preference pairs with safety labels."),
         Stage("generate", "GenerateConfig", "bfpo.feedback.generate", "Sample completions of prompts from a model."),
         Stage("evaluate", "EvaluateConfig", "bfpo.evaluation.evaluate", "Score a model on pairs, or its completions."),

@@ -123,7 +123,7 @@ def _describe(tensors: Mapping[str, Tensor]) -> list[tuple[str, list[int], str, 
     """Return name, shape, dtype and digest of each tensor, by name; one shared by two names is read once."""
     names = sorted(tensors)
     distinct: dict[tuple[Any, ...], Tensor] = {_identity(tensors[name]): tensors[name] for name in names}
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
         digests = dict(zip(distinct, pool.map(_tensor_digest, distinct.values()), strict=True))
     return [
         (name, list(tensors[name].shape), str(tensors[name].dtype), digests[_identity(tensors[name])]) for name in names
