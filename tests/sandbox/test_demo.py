@@ -71,6 +71,7 @@ def test_every_model_starts_from_the_one_start_and_is_asked_the_same(demo):
         assert config["model"] == str(seed / START / "model" / "model")
         assert config["anchor_weight"] == DemoConfig().align.anchor_weight
         assert config["max_steps"] == 2
+        assert config["reference_cache"] == str(folder.path / "reference")  # one for all
     asked = {
         tuple(json.loads(line)["id"] for line in (run / "answers" / "completions.jsonl").read_text().splitlines())
         for run in seed.iterdir()

@@ -195,6 +195,20 @@ def test_auto_counts_only_what_the_cache_lacks(tmp_path: Path) -> None:
     assert [made(num).reference_name for num in (0, 3, 4)] == ["swap", "swap", "precompute"]
 
 
+def test_a_resumed_run_keeps_the_choice_of_auto(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    config = AlignConfig(**settings(files, reference="auto", max_steps=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("bfpo.training.align.train_in_folder", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("train", config, files / "run")
+    reference(files, "reference")
+    assert run_stage("train", config, files / "run", resume=True).record["reference"] == "swap"
+    assert run_stage("train", config, files / "later").record["reference"] == "precompute"
+
+
 def test_a_library_user_has_no_cache_unless_asked(tmp_path: Path, own_cache_folder: Path) -> None:
     before = sorted(own_cache_folder.rglob("*"))
     trainer = tiny_trainer(tmp_path, reference="precompute")

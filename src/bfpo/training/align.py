@@ -58,6 +58,8 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         buffer_dataset=tokens["buffer"][0] if "buffer" in tokens else None,
         eval_dataset=tokens["eval_data"][0] if "eval_data" in tokens else None,
         processing_class=policy.tokenizer,
+        # A resumed run keeps what `auto` chose, whatever the cache has learnt since: its numbers stay the same bits.
+        reference=folder.record.get("reference"),
     )
     folder.add_facts(reference=trainer.reference_name)
     if trainer.reference_report is not None:
