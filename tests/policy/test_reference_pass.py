@@ -10,20 +10,19 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 
-from bfpo.data.pack import PairCollator
-from bfpo.data.streams import PairItem
+from bfpo.data.pack import collate_pairs
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import ModelError
+from bfpo.policy.probe import choose_form
 from bfpo.policy.reference_pass import ReferencePass, ReferenceReport, token_batches
 from tiny import tiny_model, tiny_pairs
 
 MAIN, BUFFER = tiny_pairs(9, 1), tiny_pairs(5, 2)
 
 
-def collate(pairs: Any) -> dict[str, Tensor]:
-    return PairCollator(0)([PairItem(pair, i) for i, pair in enumerate(pairs)])
+def collate(pairs: Any) -> Any:
+    return collate_pairs(pairs, form="padded")
 
 
 @contextmanager
@@ -46,7 +45,7 @@ def run(
     model = tiny_model() if model is None else model
     with counting(model) as rows:
         looked_up = ReferencePass(model, lists, cache=cache, mixed_precision=precision)
-        done, report = looked_up.run(collate=collate, **{"max_tokens": 40, **settings})
+        done, report = looked_up.run(**{"collate": collate, "max_tokens": 40, **settings})
     assert [[pair.pair_id for pair in pairs] for pairs in done] == [[pair.pair_id for pair in pairs] for pairs in lists]
     values = [(pair.ref_chosen_logps, pair.ref_rejected_logps) for pairs in done for pair in pairs]
     assert report.num_pairs == len(values)
@@ -67,6 +66,19 @@ def test_a_second_pass_reads_the_very_same_bits(tmp_path: Path) -> None:
     again, report, passed = run(MAIN, BUFFER, cache=tmp_path)
     assert (passed, report.num_computed, report.num_reused) == (0, 0, 14)
     assert without == first == again
+
+
+def test_packed_rows_are_kept_as_they_are_too(tmp_path: Path) -> None:
+    model = tiny_model()
+    assert choose_form(model, "packed", longest_text=12) == "packed"
+    packed = {"collate": collate_pairs, "model": model}
+    without, _, _ = run(MAIN, BUFFER, cache=None, **packed)
+    first, _, _ = run(MAIN, BUFFER, cache=tmp_path, **packed)
+    again, report, passed = run(MAIN, BUFFER, cache=tmp_path, **packed)
+    assert without == first == again
+    assert (passed, report.num_computed) == (0, 0)
+    assert run(MAIN, BUFFER, cache=tmp_path) == (first, report, 0)  # how rows are laid out is not part of the key
+    assert_close(without, run(MAIN, BUFFER, cache=None)[0])
 
 
 def test_values_are_the_models_own(tmp_path: Path) -> None:
@@ -130,7 +142,7 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path: Path, error: type[Ba
     straight, _, _ = run(MAIN, BUFFER, cache=None)
     calls = 0
 
-    def stopping(pairs: Any) -> dict[str, Tensor]:
+    def stopping(pairs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 4:

@@ -57,7 +57,6 @@ def settings(files: Path, **changed: Any) -> dict[str, Any]:
         "beta": 0.1,
         "max_steps": 2,
         "pairs_per_step": 2,
-        "pairs_per_microbatch": 2,
         "threads": 1,
         **changed,
     }
@@ -167,7 +166,7 @@ def test_it_takes_the_config_of_training_and_keeps_what_it_reads(files: Path) ->
     config = load_config(ReferenceConfig, config_file)
     assert config.resolved().keys() == {
         *("model", "revision", "dtype", "bf16", "data", "buffer", "eval_data", "chat_template", "max_length"),
-        *("max_completion_length", "seed", "threads", "reference_cache"),
+        *("max_completion_length", "seed", "threads", "reference_cache", "attention", "max_tokens_per_microbatch"),
     }
     with pytest.raises(ConfigError, match="does not read the cache that this command fills"):
         load_config(ReferenceConfig, config_file, ["reference=swap"])
