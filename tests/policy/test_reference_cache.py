@@ -91,6 +91,8 @@ def test_a_file_that_cannot_be_trusted_is_named_once_and_not_read(
     assert record.levelno == logging.WARNING
     assert path.name in record.getMessage()
     assert words in record.getMessage()
+    assert np.isnan(cache.find(KEYS)[:3]).all()
+    assert len(caplog.records) == 1  # it is set aside
     cache.write(KEYS[:3], LOGPS[:3])
     assert (cache.find(KEYS[:5]) == LOGPS[:5]).all()
     assert len(caplog.records) == 1

@@ -115,8 +115,6 @@ def _adapter_prefixes(base: nn.Module) -> Iterator[str]:
             raise ModelError(f"an adapter is merged into {name}")
         prefix = f"{name}." if name else ""
         yield from (prefix + layer for layer in (*module.adapter_layer_names, *module.other_param_names))
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            yield f"{prefix}modules_to_save."
 
 
 def _describe(tensors: Mapping[str, Tensor]) -> list[tuple[str, list[int], str, str]]:
