@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
 from bfpo.errors import LabelError, SettingError
 from bfpo.schema import Completion, Pair
 
-__all__ = ["CELLS", "Unknown", "Use", "cell_counts", "cell_of", "completions_of_pairs", "resolve_labels"]
+__all__ = ["CELLS", "LabelResolver", "Unknown", "Use", "cell_counts", "cell_of", "completions_of_pairs", "resolve_labels"]
 
 Unknown = Literal["error", "safe", "drop"]
 Use = Literal["all", "chosen", "safe"]
@@ -22,27 +22,60 @@ def _unknown(pair: Pair) -> bool:
     return pair.chosen_is_safe is None or pair.rejected_is_safe is None
 
 
-def resolve_labels(pairs: Sequence[Pair], *, unknown: Unknown) -> tuple[list[Pair], dict[str, int]]:
+class LabelResolver:
+    """Resolves unknown labels pair by pair and counts them; `check` says what `"error"` has to say at the end.
+
+    Raises `SettingError` for another `unknown`.
+    """
+
+    def __init__(self, unknown: Unknown) -> None:
+        if unknown not in ("error", "safe", "drop"):
+            raise SettingError(f"unknown: got {unknown!r}; allowed: 'error', 'safe', 'drop'")
+        self._unknown = unknown
+        self._num_pairs = self._num_lacking = 0
+        self._first_lacking: list[str] = []
+
+    def __call__(self, pair: Pair) -> Pair | None:
+        """Return the pair with both labels known, or `None` where it is left out."""
+        self._num_pairs += 1
+        if not _unknown(pair):
+            return pair
+        self._num_lacking += 1
+        if len(self._first_lacking) < 3:
+            self._first_lacking.append(pair.id)
+        return _taken_as_safe(pair) if self._unknown == "safe" else None
+
+    def check(self) -> None:
+        """Raise `LabelError` where labels were unknown and that is an error."""
+        if self._unknown != "error" or not self._num_lacking:
+            return
+        names = ", ".join(self._first_lacking) + (", ..." if self._num_lacking > 3 else "")
+        raise LabelError(
+            f"{self._num_lacking} of {self._num_pairs} pairs lack a safety label ({names}); label them, or say what an "
+            "unknown label means: unknown_label 'safe' takes it as safe, 'drop' leaves the pair out"
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts so far, in pairs: `known`, `set_safe`, `dropped`."""
+        lacking = self._num_lacking
+        return {
+            "known": self._num_pairs - lacking,
+            "set_safe": lacking if self._unknown == "safe" else 0,
+            "dropped": lacking if self._unknown == "drop" else 0,
+        }
+
+
+def resolve_labels(pairs: Iterable[Pair], *, unknown: Unknown) -> tuple[list[Pair], dict[str, int]]:
     """Return pairs whose labels are all known, and the counts `known`, `set_safe` and `dropped` (in pairs).
 
     Where a label is unknown, `"error"` raises, `"safe"` takes that completion as safe, `"drop"` leaves the pair out.
     Raises `LabelError` with the number of such pairs, `SettingError` for another `unknown`.
     """
-    if unknown not in ("error", "safe", "drop"):
-        raise SettingError(f"unknown: got {unknown!r}; allowed: 'error', 'safe', 'drop'")
-    lacking = [pair for pair in pairs if _unknown(pair)]
-    if lacking and unknown == "error":
-        names = ", ".join(pair.id for pair in lacking[:3]) + (", ..." if len(lacking) > 3 else "")
-        raise LabelError(
-            f"{len(lacking)} of {len(pairs)} pairs lack a safety label ({names}); label them, or say what an unknown "
-            "label means: unknown_label 'safe' takes it as safe, 'drop' leaves the pair out"
-        )
-    counts = {"known": len(pairs) - len(lacking), "set_safe": 0, "dropped": 0}
-    if unknown == "drop":
-        counts["dropped"] = len(lacking)
-        return [pair for pair in pairs if not _unknown(pair)], counts
-    counts["set_safe"] = len(lacking)
-    return [_taken_as_safe(pair) if _unknown(pair) else pair for pair in pairs], counts
+    resolve = LabelResolver(unknown)
+    known = [pair for pair in map(resolve, pairs) if pair is not None]
+    resolve.check()
+    return known, resolve.counts
 
 
 def _taken_as_safe(pair: Pair) -> Pair:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bfpo.data.labels import Unknown, Use, cell_counts, completions_of_pairs, resolve_labels
-from bfpo.data.read import read_pairs, read_sft
-from bfpo.data.rejects import BadRows, Reject, check_rejects
+import numpy as np
+import numpy.typing as npt
+
+from bfpo.data.labels import CELLS, LabelResolver, Unknown, Use, cell_of, completions_of_pairs, resolve_labels
+from bfpo.data.read import iter_pairs, read_pairs, read_sft
+from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
 from bfpo.data.rows import iter_rows
-from bfpo.data.split import limit_pairs, split_pairs
+from bfpo.data.split import RowPicker, Split
 from bfpo.errors import DataError, SettingError
 from bfpo.schema import Completion, Pair
 
-__all__ = ["LoadedCompletions", "LoadedPairs", "load_completions", "load_pairs"]
+__all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions", "load_pairs"]
 
 Row = TypeVar("Row", Pair, Completion)
-Split = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,63 @@ class LoadedCompletions:
     counts: dict[str, Any] = field(default_factory=dict)
 
 
+class PairStream:
+    """The pairs that `load_pairs` returns, read anew from their files at each iteration: none is held.
+
+    A first pass over the files, made by `scan` or by whatever needs it first, checks all rows and chooses those to use;
+    it keeps a byte a pair, and until its end about 40 more for ids that come again and 16 each for a split and a limit.
+    Arguments as `load_pairs`, which also says what `scan` raises. Iteration raises `DataError` where the files have
+    changed since the scan.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        *,
+        layout: str = "auto",
+        columns: Mapping[str, str] | None = None,
+        source: str | None = None,
+        bad_rows: BadRows = "stop",
+        unknown_label: Unknown = "error",
+        split: Split | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._files = [Path(file) for file in files]
+        self._reading = {"layout": layout, "columns": columns, "source": source}
+        self._choice = {"bad_rows": bad_rows, "unknown_label": unknown_label, "split": split, "limit": limit}
+        self._seed = seed
+        self._found: _Chosen | None = None
+
+    def scan(self) -> None:
+        """Make the first pass, where it was not made yet. Raises as `load_pairs` does."""
+        self._chosen()
+
+    @property
+    def rejects(self) -> list[Reject]:
+        """The rows that cannot be used."""
+        return self._chosen().rejects
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What was counted on the way, as in `LoadedPairs`."""
+        return self._chosen().counts
+
+    def __len__(self) -> int:
+        return int(self.counts["pairs"])
+
+    def __iter__(self) -> Iterator[Pair]:
+        return self._chosen().of(self._read())
+
+    def _read(self) -> Iterator[Pair | Reject]:
+        return iter_pairs(self._files, **self._reading)  # type: ignore[arg-type]
+
+    def _chosen(self) -> _Chosen:
+        if self._found is None:
+            self._found = _choose(self._read(), self._files[0], seed=self._seed, **self._choice)  # type: ignore[arg-type]
+        return self._found
+
+
 def load_pairs(
     files: Sequence[str | Path],
     *,
@@ -55,24 +115,85 @@ def load_pairs(
 
     `split`: `held_out` (a number of prompts), `seed` and `part` ("train" or "test"), as in the config. Raises
     `DataError` for files that cannot be used, bad rows under `bad_rows="stop"` and where nothing is left, `LabelError`
-    for unknown labels under `unknown_label="error"`.
+    for unknown labels under `unknown_label="error"`, `SettingError` for a split or limit that cannot be taken.
     """
-    result = read_pairs([Path(file) for file in files], layout=layout, columns=columns, source=source)
+    paths = [Path(file) for file in files]
+    rows = list(iter_pairs(paths, layout=layout, columns=columns, source=source))
+    chosen = _choose(
+        rows, paths[0], bad_rows=bad_rows, unknown_label=unknown_label, split=split, limit=limit, seed=seed
+    )
+    return LoadedPairs(list(chosen.of(rows)), chosen.rejects, chosen.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which pairs are used, one byte for each whose labels are known, and what was seen on the way."""
+
+    used: npt.NDArray[np.bool_]
+    unknown_label: Unknown
+    rejects: list[Reject]
+    counts: dict[str, Any]
+
+    def of(self, rows: Iterable[Pair | Reject]) -> Iterator[Pair]:
+        """Yield the used ones of the same rows."""
+        resolve = LabelResolver(self.unknown_label)
+        num_pairs = 0
+        for row in rows:
+            pair = None if isinstance(row, Reject) else resolve(row)
+            if pair is None:
+                continue
+            if num_pairs < len(self.used) and self.used[num_pairs]:
+                yield pair
+            num_pairs += 1
+        if num_pairs != len(self.used):
+            raise DataError(
+                f"the files hold {num_pairs} usable pairs, and held {len(self.used)} when they were checked; let "
+                "nothing write them while they are read, and start again"
+            )
+
+
+def _choose(
+    rows: Iterable[Pair | Reject],
+    first_file: Path,
+    *,
+    bad_rows: BadRows,
+    unknown_label: Unknown,
+    split: Split | None,
+    limit: int | None,
+    seed: int,
+) -> _Chosen:
+    """Check all rows and choose, holding a few bytes of each; raises as `load_pairs`."""
+    resolve = LabelResolver(unknown_label)
+    picker = RowPicker(split=split, limit=limit, seed=seed)
+    cells = bytearray()
+    rejects: list[Reject] = []
+    num_rows = 0
+    for num_rows, row in enumerate(rows, start=1):  # noqa: B007 - the number of the last row is the number of rows
+        if isinstance(row, Reject):
+            rejects.append(row)
+            continue
+        pair = resolve(row)
+        if pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None:
+            picker.add(pair)
+            cells.append(CELLS.index(cell_of(pair.chosen_is_safe, pair.rejected_is_safe)))
+    result = ReadResult(rejects, num_rows)
     check_rejects(result, bad_rows=bad_rows)
-    pairs, labels = resolve_labels(result.pairs, unknown=unknown_label)
-    used = _chosen_part(pairs, split=split, limit=limit, seed=seed)
-    if not used:
-        raise DataError.at(files[0], None, "no pair is left to use; check split, unknown_label and limit")
+    resolve.check()
+    used = picker.picked()
+    num_used = int(used.sum())
+    if num_used == 0:
+        raise DataError.at(first_file, None, "no pair is left to use; check split, unknown_label and limit")
+    num_by_cell = np.bincount(np.frombuffer(cells, np.uint8)[used], minlength=len(CELLS)).tolist()
     counts = {
-        "rows": result.rows,
-        "rows_rejected": len(result.rejects),
+        "rows": num_rows,
+        "rows_rejected": len(rejects),
         "rejected_by_reason": result.counts(),
-        "labels_set_safe": labels["set_safe"],
-        "pairs_without_label_dropped": labels["dropped"],
-        "pairs": len(used),
-        "cells": cell_counts(used),
+        "labels_set_safe": resolve.counts["set_safe"],
+        "pairs_without_label_dropped": resolve.counts["dropped"],
+        "pairs": num_used,
+        "cells": dict(zip(CELLS, num_by_cell, strict=True)),
     }
-    return LoadedPairs(used, result.rejects, counts)
+    return _Chosen(used, unknown_label, rejects, counts)
 
 
 def load_completions(
@@ -127,10 +248,7 @@ def _holds_completions(file: Path, columns: Mapping[str, str]) -> bool:
 
 def _chosen_part(rows: Sequence[Row], *, split: Split | None, limit: int | None, seed: int) -> list[Row]:
     """Split by prompt, then draw; both read a row's prompt and id alone, which pairs and completions share."""
-    some: Sequence[Any] = rows
-    if split is not None:
-        train, test = split_pairs(some, held_out=split["held_out"], seed=split["seed"])
-        some = test if split["part"] == "test" else train
-    if limit is not None:
-        some = limit_pairs(some, limit, seed=seed)
-    return list(some)
+    picker = RowPicker(split=split, limit=limit, seed=seed)
+    for row in rows:
+        picker.add(row)
+    return list(compress(rows, picker.picked()))

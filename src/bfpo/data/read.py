@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from bfpo.data.names import SeenNames
 from bfpo.data.rejects import (
     BadRows,
     CompletionResult,
@@ -31,6 +32,7 @@ __all__ = [
     "Reject",
     "check_rejects",
     "describe_rejects",
+    "iter_pairs",
     "read_completions",
     "read_pairs",
     "read_prompts",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 Item = TypeVar("Item")
+_LINES = 1 << 40  # more lines than any file has: a file's number and a line make one number
 _PAIR_COLUMNS = {name for layout in LAYOUTS.values() for name in (*layout.needs, *layout.reads)}
 _COMPLETION_COLUMNS = {"id", "prompt", "completion", "text", "messages", "model", "kind", "finished"}
 
@@ -63,23 +66,41 @@ def read_pairs(
     Raises `SettingError` for an unknown layout or a name no layout knows, `DataError` for a file that cannot be read
     or fits no layout. Bad rows are in `ReadResult.rejects`.
     """
+    rejects: list[Reject] = []
+    pairs: list[Pair] = []
+    layouts: dict[str, str] = {}
+    for item in iter_pairs(files, layout=layout, columns=columns, source=source, layouts=layouts):
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            pairs.append(item)
+    return ReadResult(rejects, len(pairs) + len(rejects), pairs, layouts)
+
+
+def iter_pairs(
+    files: Sequence[Path],
+    *,
+    layout: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    source: str | None = None,
+    layouts: dict[str, str] | None = None,
+) -> Iterator[Pair | Reject]:
+    """Yield what each row of the files is, in their order, without holding rows; as `read_pairs` in all else.
+
+    `layouts` is filled with the layout of each file. Held are some 40 bytes a row, to know ids that come again.
+    """
     if layout != "auto" and layout not in LAYOUTS:
         raise SettingError(f"layout: got {layout!r}; allowed: auto, {', '.join(LAYOUTS)}")
     _check_columns(columns, _PAIR_COLUMNS)
-    pairs: list[Pair] = []
-    rejects: list[Reject] = []
-    layouts: dict[str, str] = {}
     ids = _Ids()
-    num_rows = 0
     for file in map(Path, files):
-        rows = [_renamed(row, columns) for row in iter_rows(file)]
-        num_rows += len(rows)
-        found = LAYOUTS[layout] if layout != "auto" else _layout_of(file, rows)
-        if found is not None:
+        found = LAYOUTS[layout] if layout != "auto" else _layout_of(file, columns)
+        if found is not None and layouts is not None:
             layouts[str(file)] = found.name
-        make = partial(_pair_of, layout=found, source=source, ids=ids, file=file)
-        _collect(file, rows, make, pairs, rejects)
-    return ReadResult(rejects, num_rows, pairs, layouts)
+        ids.start(file)
+        make = partial(_pair_of, layout=found, source=source, ids=ids)
+        for row in _rows(file, columns):
+            yield _attempt(make, file, row)
 
 
 def _check_columns(columns: Mapping[str, str] | None, known: set[str]) -> None:
@@ -99,42 +120,54 @@ def _renamed(row: Row, columns: Mapping[str, str] | None) -> Row:
     return Row(row.line, {**kept, **mapped}, row.bad)
 
 
-def _layout_of(file: Path, rows: Sequence[Row]) -> Layout | None:
+def _rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
+    return (_renamed(row, columns) for row in iter_rows(file))
+
+
+def _layout_of(file: Path, columns: Mapping[str, str] | None) -> Layout | None:
     """Return the layout of the first row that fits any; `None` where no row has columns at all."""
-    with_columns = [row for row in rows if row.bad is None]
-    for row in with_columns:
+    first: Row | None = None
+    for row in _rows(file, columns):
+        if row.bad is not None:
+            continue
+        first = first or row
         layout = detect_layout(row.columns)
         if layout is not None:
             return layout
-    if not with_columns:
+    if first is None:
         return None
-    seen = ", ".join(map(str, with_columns[0].columns)) or "none"
+    seen = ", ".join(map(str, first.columns)) or "none"
     known = "; ".join(f"{layout.name} needs {', '.join(layout.needs)}" for layout in LAYOUTS.values())
     what = f"the columns fit no layout; columns seen: {seen}; layouts: {known}"
-    raise DataError.at(file, with_columns[0].line, f"{what}. `columns` renames (our name: the file's)")
+    raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
 
 
-def _pair_of(row: Row, *, layout: Layout | None, source: str | None, ids: _Ids, file: Path) -> Pair:
+def _pair_of(row: Row, *, layout: Layout | None, source: str | None, ids: _Ids) -> Pair:
     assert layout is not None  # a row with columns gives its file a layout, or the file is refused
     columns = row.columns if source is None else {**row.columns, "source": source}
-    return ids.claim(layout.to_pair(columns), file, row)
+    return ids.claim(layout.to_pair(columns), row)
 
 
 class _Ids:
     """Ids seen so far: a given id that comes again is an error, an id made from content gets a number."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, str] = {}
+        self._seen = SeenNames()
+        self._files: list[str] = []
 
-    def claim(self, pair: Pair, file: Path, row: Row) -> Pair:
+    def start(self, file: Path) -> None:
+        self._files.append(file.name)
+
+    def claim(self, pair: Pair, row: Row) -> Pair:
         given = row.columns.get("id") not in (None, "")
         name, repetition = pair.id, 1
-        while name in self._seen:
+        while (place := self._seen.place_of(name)) is not None:
             if given:
-                raise RowError("id", "duplicate id", f"{pair.id} (first at {self._seen[name]})")
+                number, line = divmod(place, _LINES)
+                raise RowError("id", "duplicate id", f"{pair.id} (first at {self._files[number]}:{line})")
             repetition += 1
             name = f"{pair.id}-{repetition}"
-        self._seen[name] = f"{file.name}:{row.line}"
+        self._seen.add(name, (len(self._files) - 1) * _LINES + row.line)
         return pair if name == pair.id else replace(pair, id=name)
 
 

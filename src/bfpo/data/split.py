@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bfpo.errors import SettingError
-from bfpo.schema import Message, Pair
+from bfpo.schema import Completion, Message, Pair
 
-__all__ = ["limit_pairs", "normalised_prompt", "split_pairs"]
+__all__ = ["RowPicker", "Split", "limit_pairs", "normalised_prompt", "split_pairs"]
+
+Split = Mapping[str, Any]
+Mask = npt.NDArray[np.bool_]
+_RANK_BYTES = 16  # of the hash's 32: two rows in 2^64 would share them
 
 
 def normalised_prompt(messages: Iterable[Message]) -> str:
@@ -18,23 +27,55 @@ def normalised_prompt(messages: Iterable[Message]) -> str:
     return "\n".join(" ".join(unicodedata.normalize("NFKC", turn.casefold()).split()) for turn in turns)
 
 
+class RowPicker:
+    """Picks the rows of one part of a split by prompt, and of those `limit`, without holding rows: 16 bytes for each.
+
+    `split`: `held_out` (a number of prompts), `seed` and `part` ("train" or "test"); `seed` is that of the drawing. The
+    split comes before the limit, and both are those of `split_pairs` and `limit_pairs`.
+    """
+
+    def __init__(self, *, split: Split | None = None, limit: int | None = None, seed: int = 0) -> None:
+        self._split, self._limit, self._seed = split, limit, seed
+        self._prompt_ranks, self._id_ranks = bytearray(), bytearray()
+        self._num_rows = 0
+
+    def add(self, row: Pair | Completion) -> None:
+        """Take note of a row."""
+        self._num_rows += 1
+        if self._split is not None:
+            self._prompt_ranks += _rank(self._split["seed"], normalised_prompt(row.prompt))
+        if self._limit is not None:
+            self._id_ranks += _rank(self._seed, row.id)
+
+    def picked(self) -> Mask:
+        """Return which of the rows are picked, `(num_rows,)`, in the order they came in.
+
+        Raises `SettingError` where no prompt would be left on a side of the split, and for `limit < 1`.
+        """
+        picked = np.ones(self._num_rows, np.bool_)
+        if self._split is not None:
+            held_out = _held_out(_as_ranks(self._prompt_ranks), self._split["held_out"])
+            picked = held_out if self._split["part"] == "test" else ~held_out
+        if self._limit is not None:
+            if self._limit < 1:
+                raise SettingError(f"limit: got {self._limit}; at least 1 pair is needed")
+            rows = np.flatnonzero(picked)
+            order = np.argsort(_as_ranks(self._id_ranks)[rows], kind="stable")
+            picked[rows[order[self._limit :]]] = False
+        return picked
+
+
 def split_pairs(pairs: Sequence[Pair], *, held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Return `(train, test)`, each in the given order; `held_out` counts prompts, and no prompt is in both.
 
     The prompts with the smallest hashes of seed and normalised prompt are held out: the order of rows does not matter,
     and a further prompt displaces at most one. Raises `SettingError` where no prompt would be left on a side.
     """
-    prompts = {normalised_prompt(pair.prompt) for pair in pairs}
-    if not 0 < held_out < len(prompts):
-        raise SettingError(
-            f"held_out: got {held_out}; allowed: 1 to {len(prompts) - 1}, for the {len(pairs)} pairs have "
-            f"{len(prompts)} different prompts"
-        )
-    test = set(sorted(prompts, key=lambda prompt: _rank(seed, prompt))[:held_out])
-    sides: tuple[list[Pair], list[Pair]] = ([], [])
+    picker = RowPicker(split={"held_out": held_out, "seed": seed, "part": "test"})
     for pair in pairs:
-        sides[normalised_prompt(pair.prompt) in test].append(pair)
-    return sides
+        picker.add(pair)
+    test = picker.picked()
+    return list(compress(pairs, ~test)), list(compress(pairs, test))
 
 
 def limit_pairs(pairs: Sequence[Pair], limit: int, *, seed: int) -> list[Pair]:
@@ -42,11 +83,26 @@ def limit_pairs(pairs: Sequence[Pair], limit: int, *, seed: int) -> list[Pair]:
 
     Never the first ones: files are often sorted. Raises `SettingError` for `limit < 1`.
     """
-    if limit < 1:
-        raise SettingError(f"limit: got {limit}; at least 1 pair is needed")
-    ranks = sorted(range(len(pairs)), key=lambda index: _rank(seed, pairs[index].id))
-    return [pairs[index] for index in sorted(ranks[:limit])]
+    picker = RowPicker(limit=limit, seed=seed)
+    for pair in pairs:
+        picker.add(pair)
+    return list(compress(pairs, picker.picked()))
+
+
+def _held_out(ranks: npt.NDArray[np.bytes_], num: int) -> Mask:
+    prompts = np.unique(ranks)
+    if not 0 < num < len(prompts):
+        raise SettingError(
+            f"held_out: got {num}; allowed: 1 to {len(prompts) - 1}, for the {len(ranks)} pairs have "
+            f"{len(prompts)} different prompts"
+        )
+    held_out: Mask = ranks <= prompts[num - 1]
+    return held_out
+
+
+def _as_ranks(ranks: bytearray) -> npt.NDArray[np.bytes_]:
+    return np.frombuffer(ranks, f"S{_RANK_BYTES}")
 
 
 def _rank(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed}|{text}".encode()).digest()
+    return hashlib.sha256(f"{seed}|{text}".encode()).digest()[:_RANK_BYTES]
