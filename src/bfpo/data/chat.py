@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 from jinja2 import TemplateError
@@ -13,9 +14,10 @@ from bfpo.errors import DataError, ModelError
 from bfpo.schema import Message
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_CHAT_TEMPLATE", "ChatEncoder", "TextEncoder", "end_token_id"]
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "ChatEncoder", "EncodedChat", "RenderedChat", "TextEncoder", "end_token_id"]
 
 DEFAULT_CHAT_TEMPLATE = """\
 {%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
@@ -30,6 +32,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 after every assistant turn. The line break before an answer keeps the answer's first token apart from the prompt."""
 
 _PROBE = "bfpoprobeanswer"
+_TEXTS_COMPARED = 8
 
 
 class TextEncoder:
@@ -57,7 +60,20 @@ class TextEncoder:
         return self._control.sub(lambda match: f"{mark}{match.group()}{mark}", text)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each unmarked text."""
+        """Return the ids of each unmarked text; of many at once, by the fast tokenizers' threads.
+
+        Those tokenizers can leave out the place of each token in the text, half of the work. A call of the tokenizer
+        itself never does, so it gets the first few texts only: that puts its switches (truncation, padding, special
+        tokens as text) where this needs them, and shows whether the short way gives the same ids; if not, it gets all.
+        """
+        if len(texts) <= _TEXTS_COMPARED or not self._tokenizer.is_fast:
+            return self._call(texts)
+        backend: Tokenizer = self._tokenizer.backend_tokenizer
+        first = self._call(texts[:_TEXTS_COMPARED])
+        ids = [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return ids if ids[:_TEXTS_COMPARED] == first else self._call(texts)
+
+    def _call(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
         return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
@@ -95,6 +111,18 @@ class TextEncoder:
             return []
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return cast("list[int]", encoded["input_ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """Texts to encode: of the prompt and of whole conversations, or of answers alone, which then follow `start`.
+
+    `mark` is the character around places that look like special tokens and are text, `None` where there are none.
+    """
+
+    texts: list[str]
+    mark: str | None
+    start: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,20 +175,37 @@ class ChatEncoder:
 
         An empty prompt is unconditional text: no template, BOS (or EOS, where there is none) to start from.
         """
+        return self.encode_rendered([self.render(prompt, answers, name=name)])[0]
+
+    def render(self, prompt: Sequence[Message], answers: Sequence[str], *, name: str) -> RenderedChat:
+        """Return the texts whose ids `encode` returns, for `encode_rendered`. Raises as `encode` does."""
         hostile = any(map(self._text.holds_control_token, (*answers, *(message.content for message in prompt))))
         mark = _unused_character((*answers, *(message.content for message in prompt))) if hostile else None
         if not prompt:
             start = [self.eos_id if self.bos_id is None else self.bos_id]
-            texts = self._ids([self._escape(text, mark) for text in answers], mark)
-            return EncodedChat(start, [start + ids for ids in texts])
+            return RenderedChat([self._escape(text, mark) for text in answers], mark, start)
         turns = [Message(message.role, self._escape(message.content, mark)) for message in prompt]
         try:
             head = self._render(turns, generation=True)
             full = [self._render([*turns, Message("assistant", self._escape(text, mark))]) for text in answers]
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(f"{name}: the chat template refuses this conversation: {error}") from error
-        ids = self._ids([head, *(self._without_suffix(text) + self._ending for text in full)], mark)
-        return EncodedChat(ids[0], ids[1:])
+        return RenderedChat([head, *(self._without_suffix(text) + self._ending for text in full)], mark)
+
+    def encode_rendered(self, chats: Sequence[RenderedChat]) -> list[EncodedChat]:
+        """Return the ids of many chats, their unmarked texts encoded at once."""
+        plain = iter(self._text.encode([text for chat in chats if chat.mark is None for text in chat.texts]))
+        encoded = []
+        for chat in chats:
+            if chat.mark is None:
+                ids = list(islice(plain, len(chat.texts)))
+            else:
+                ids = [self._text.encode_marked(text, chat.mark) for text in chat.texts]
+            if chat.start is None:
+                encoded.append(EncodedChat(ids[0], ids[1:]))
+            else:
+                encoded.append(EncodedChat(chat.start, [chat.start + answer for answer in ids]))
+        return encoded
 
     def ended(self, ids: list[int]) -> list[int]:
         """Return the ids of a conversation with one end token at their end."""
@@ -181,9 +226,6 @@ class ChatEncoder:
 
     def _escape(self, text: str, mark: str | None) -> str:
         return text if mark is None else self._text.escape(text, mark)
-
-    def _ids(self, texts: list[str], mark: str | None) -> list[list[int]]:
-        return self._text.encode(texts) if mark is None else [self._text.encode_marked(text, mark) for text in texts]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int:

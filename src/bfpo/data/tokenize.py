@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, end_token_id
-from bfpo.errors import DataError, LabelError, ModelError, SettingError
+from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, EncodedChat, RenderedChat, end_token_id
+from bfpo.errors import BfpoError, DataError, LabelError, ModelError, SettingError
 from bfpo.schema import Completion, Message, Pair
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
+    "PairTokenizer",
     "SftExample",
     "TokenPair",
     "TokenizeReport",
@@ -28,7 +29,11 @@ __all__ = [
 ]
 
 Ids = npt.NDArray[np.int32]
+Row = TypeVar("Row", Pair, Completion)
 IGNORED = -100
+
+# A batch for the tokenizer: rows enough to keep its threads busy, characters few enough to be small beside a model.
+_ROWS_PER_BATCH, _CHARACTERS_PER_BATCH = 512, 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +118,63 @@ class _Limits:
             raise SettingError(f"max_completion_length: got {self.max_completion_length}; at least 1 token is needed")
 
 
+class PairTokenizer:
+    """Pairs to token ids as they come, a batch at a time; `report` counts those that were returned so far.
+
+    Lengths in tokens. The template is applied once to each whole conversation; a completion starts where the prompt
+    (rendered with the generation prompt) stops being a common beginning of both, so both follow the same ids. To fit,
+    completions are first cut on the right to `max_completion_length` (losing their end token), then the prompt on the
+    left (keeping BOS) to `max_length`, and only then completions again.
+
+    Raises `ModelError` for a tokenizer without EOS, `SettingError` for a length that leaves no room.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int = 1024,
+        max_completion_length: int | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        self._limits = _Limits(max_length, max_completion_length)
+        self._chat = ChatEncoder(tokenizer, chat_template)
+        self._counter = _Counter()
+
+    @property
+    def report(self) -> TokenizeReport:
+        """What was seen and cut so far."""
+        return self._counter.report()
+
+    def __call__(self, pairs: Iterable[Pair]) -> Iterator[TokenPair]:
+        """Yield the pairs as token ids, in their order.
+
+        Raises `DataError` for an empty completion and `LabelError` for an unknown label, with the pair's id.
+        """
+        for pair, encoded in _encoded(pairs, self._rendered, self._chat):
+            yield self._token_pair(pair, encoded)
+
+    def _rendered(self, pair: Pair) -> RenderedChat:
+        if pair.chosen_is_safe is None or pair.rejected_is_safe is None:
+            raise LabelError(f"pair {pair.id}: a safety label is unknown; resolve unknown labels before tokenizing")
+        return _render(f"pair {pair.id}", pair.prompt, {"chosen": pair.chosen, "rejected": pair.rejected}, self._chat)
+
+    def _token_pair(self, pair: Pair, encoded: EncodedChat) -> TokenPair:
+        assert pair.chosen_is_safe is not None  # as _rendered has seen
+        assert pair.rejected_is_safe is not None
+        prompt, answers = _shared_prompt(f"pair {pair.id}", encoded, self._chat, self._counter)
+        prompt, (chosen, rejected) = _cut(prompt, answers, self._chat, self._limits, self._counter)
+        self._counter.add(num_identical=chosen == rejected)
+        return TokenPair(
+            pair_id=pair.id,
+            prompt_ids=np.asarray(prompt, np.int32),
+            chosen_ids=np.asarray(chosen, np.int32),
+            rejected_ids=np.asarray(rejected, np.int32),
+            chosen_is_safe=pair.chosen_is_safe,
+            rejected_is_safe=pair.rejected_is_safe,
+        )
+
+
 def tokenize_pairs(
     pairs: Iterable[Pair],
     tokenizer: PreTrainedTokenizerBase,
@@ -121,37 +183,15 @@ def tokenize_pairs(
     max_completion_length: int | None = None,
     chat_template: str | None = None,
 ) -> tuple[list[TokenPair], TokenizeReport]:
-    """Return the pairs as token ids and the report of what was cut; lengths in tokens.
-
-    The template is applied once to each whole conversation; a completion starts where the prompt (rendered with the
-    generation prompt) stops being a common beginning of both, so both follow the same ids. To fit, completions are
-    first cut on the right to `max_completion_length` (losing their end token), then the prompt on the left (keeping
-    BOS) to `max_length`, and only then completions again.
+    """Return the pairs as token ids and the report of what was cut: `PairTokenizer` on pairs that fit in memory.
 
     Raises `DataError` for an empty completion and `LabelError` for an unknown label, with the pair's id; `ModelError`
     for a tokenizer without EOS.
     """
-    limits = _Limits(max_length, max_completion_length)
-    chat = ChatEncoder(tokenizer, chat_template)
-    counter = _Counter()
-    return [_token_pair(pair, chat, limits, counter) for pair in pairs], counter.report()
-
-
-def _token_pair(pair: Pair, chat: ChatEncoder, limits: _Limits, counter: _Counter) -> TokenPair:
-    if pair.chosen_is_safe is None or pair.rejected_is_safe is None:
-        raise LabelError(f"pair {pair.id}: a safety label is unknown; resolve unknown labels before tokenizing")
-    answers = {"chosen": pair.chosen, "rejected": pair.rejected}
-    prompt, (chosen, rejected) = _encode(f"pair {pair.id}", pair.prompt, answers, chat, counter)
-    prompt, (chosen, rejected) = _cut(prompt, [chosen, rejected], chat, limits, counter)
-    counter.add(num_identical=chosen == rejected)
-    return TokenPair(
-        pair_id=pair.id,
-        prompt_ids=np.asarray(prompt, np.int32),
-        chosen_ids=np.asarray(chosen, np.int32),
-        rejected_ids=np.asarray(rejected, np.int32),
-        chosen_is_safe=pair.chosen_is_safe,
-        rejected_is_safe=pair.rejected_is_safe,
+    tokenize = PairTokenizer(
+        tokenizer, max_length=max_length, max_completion_length=max_completion_length, chat_template=chat_template
     )
+    return list(tokenize(pairs)), tokenize.report
 
 
 def tokenize_completions(
@@ -169,10 +209,13 @@ def tokenize_completions(
     limits = _Limits(max_length, max_completion_length)
     chat = ChatEncoder(tokenizer, chat_template)
     counter = _Counter()
+
+    def rendered(completion: Completion) -> RenderedChat:
+        return _render(f"completion {completion.id}", completion.prompt, {"text": completion.text}, chat)
+
     examples: list[SftExample] = []
-    for completion in completions:
-        name = f"completion {completion.id}"
-        prompt, (answer,) = _encode(name, completion.prompt, {"text": completion.text}, chat, counter)
+    for completion, encoded in _encoded(completions, rendered, chat):
+        prompt, (answer,) = _shared_prompt(f"completion {completion.id}", encoded, chat, counter)
         answer = answer if completion.finished else answer[:-1]
         prompt, (answer,) = _cut(prompt, [answer], chat, limits, counter)
         examples.append({"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer})
@@ -197,14 +240,47 @@ def prompt_ids(
     return ids if max_length is None else _cut_left(ids, max_length, chat.bos_id)
 
 
-def _encode(
-    name: str, messages: Sequence[Message], answers: dict[str, str], chat: ChatEncoder, counter: _Counter
-) -> tuple[list[int], list[list[int]]]:
-    """Return the shared prompt and what follows it in each conversation, ended."""
+def _render(name: str, messages: Sequence[Message], answers: dict[str, str], chat: ChatEncoder) -> RenderedChat:
     for field, text in answers.items():
         if not text.strip():
             raise DataError(f"{name}: {field}: got {text!r}; a completion needs text")
-    encoded = chat.encode(messages, tuple(answers.values()), name=name)
+    return chat.render(messages, tuple(answers.values()), name=name)
+
+
+def _encoded(
+    rows: Iterable[Row], render: Callable[[Row], RenderedChat], chat: ChatEncoder
+) -> Iterator[tuple[Row, EncodedChat]]:
+    for batch, failure in _batches(rows, render):
+        encoded = chat.encode_rendered([rendered for _, rendered in batch])
+        yield from zip((row for row, _ in batch), encoded, strict=True)
+        if failure is not None:
+            raise failure
+
+
+def _batches(
+    rows: Iterable[Row], render: Callable[[Row], RenderedChat]
+) -> Iterator[tuple[list[tuple[Row, RenderedChat]], BfpoError | None]]:
+    """Yield rows with what is rendered of them; with the rows before one that fails, the error that is due after."""
+    batch: list[tuple[Row, RenderedChat]] = []
+    num_characters = 0
+    try:
+        for row in rows:
+            rendered = render(row)
+            batch.append((row, rendered))
+            num_characters += sum(map(len, rendered.texts))
+            if len(batch) == _ROWS_PER_BATCH or num_characters >= _CHARACTERS_PER_BATCH:
+                yield batch, None
+                batch, num_characters = [], 0
+    except BfpoError as error:
+        yield batch, error
+    else:
+        yield batch, None
+
+
+def _shared_prompt(
+    name: str, encoded: EncodedChat, chat: ChatEncoder, counter: _Counter
+) -> tuple[list[int], list[list[int]]]:
+    """Return the shared prompt and what follows it in each conversation, ended."""
     start = min(_common_length(encoded.prompt, ids) for ids in encoded.conversations)
     if start == 0:
         raise ModelError(f"{name}: the chat template writes no common beginning for the prompt and the conversation")
@@ -214,7 +290,9 @@ def _encode(
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
     limit = min(len(one), len(other))
-    return next((i for i in range(limit) if one[i] != other[i]), limit)
+    if one[:limit] == other[:limit]:
+        return limit
+    return next(i for i in range(limit) if one[i] != other[i])
 
 
 def _cut(
