@@ -5,12 +5,34 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["file_digest", "is_disk_full", "write_bytes_whole", "write_text_whole"]
+__all__ = ["file_digest", "is_disk_full", "open_whole", "write_bytes_whole", "write_text_whole"]
 
 # How a full disk reads where there is no OSError: the first two through safetensors, the others through torch.save.
 _FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")
+
+
+@contextmanager
+def open_whole(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file to write that gets its name at the end, when all of it is on disk; makes its folder.
+
+    Raises `OSError`; after any exception the old content stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_bytes_whole(path: str | Path, content: bytes) -> None:
@@ -18,17 +40,8 @@ def write_bytes_whole(path: str | Path, content: bytes) -> None:
 
     Raises `OSError`; the old content then stays.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with open_whole(path) as file:
+        file.write(content)
 
 
 def write_text_whole(path: str | Path, text: str) -> None:

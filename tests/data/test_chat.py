@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
 
 from bfpo.data.chat import ChatEncoder, TextEncoder, end_token_id
 from bfpo.errors import DataError, ModelError
@@ -137,3 +139,21 @@ def test_a_conversation_that_the_template_refuses_is_named() -> None:
 def test_an_argument_goes_before_the_tokenizers_template() -> None:
     assert end_token_id(byte_tokenizer(CHATML)) == IM_END
     assert end_token_id(byte_tokenizer(CHATML), template("</s>")) == EOS
+
+
+def test_a_tokenizer_with_a_call_of_its_own_is_called() -> None:
+    class Shouting(PreTrainedTokenizerFast):
+        def __call__(self, text: Any, **settings: Any) -> Any:
+            return super().__call__([one.upper() for one in text], **settings)
+
+    tokenizer = Shouting(tokenizer_object=byte_tokenizer().backend_tokenizer, eos_token="</s>")
+    assert TextEncoder(tokenizer).encode(["a"] * 20) == [byte_ids("A")] * 20
+
+
+def test_switches_that_others_left_on_cut_and_pad_nothing() -> None:
+    tokenizer = byte_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(2)
+    backend.enable_padding(length=9)
+    backend.encode_special_tokens = True
+    assert TextEncoder(tokenizer).encode(["abc</s>"] * 20) == [[*byte_ids("abc"), EOS]] * 20

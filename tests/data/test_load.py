@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bfpo.data.load import load_completions, load_pairs
+from bfpo.data.load import PairStream, load_completions, load_pairs
 from bfpo.data.split import normalised_prompt
-from bfpo.errors import DataError, LabelError, SettingError
+from bfpo.errors import BfpoError, DataError, LabelError, SettingError
 
 
 @pytest.fixture
@@ -92,3 +93,72 @@ def test_renamed_columns_are_recognised(tmp_path: Path) -> None:
     path.write_text('{"question": "q", "answer": "a"}\n')
     loaded = load_completions([path], columns={"prompt": "question", "completion": "answer"})
     assert loaded.completions[0].text == "a"
+
+
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"split": {"held_out": 2, "seed": 3, "part": "train"}},
+    {"split": {"held_out": 2, "seed": 3, "part": "test"}, "limit": 3},
+    {"limit": 5, "seed": 4, "source": "mine"},
+]
+
+
+@pytest.mark.parametrize("unknown", ["safe", "drop"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_stream_is_the_list(pairs: Path, unknown: Any, choice: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"bad_rows": "skip", "unknown_label": unknown, **choice}
+    # Another file, whose rows come again: ids from content get numbers, and a given id is a reject of its own.
+    rows = pairs.read_text().splitlines()[1:4]
+    again = pairs.with_name("again.jsonl")
+    nameless = '{"prompt": "q0", "chosen": "a", "rejected": "b", "chosen_is_safe": true, "rejected_is_safe": true}'
+    again.write_text("\n".join(["", nameless, *rows, nameless, nameless]))
+    loaded = load_pairs([pairs, again], **settings)
+    stream = PairStream([pairs, again], **settings)
+    for _ in range(2):
+        assert list(stream) == loaded.pairs
+    assert (stream.counts, stream.rejects, len(stream)) == (loaded.counts, loaded.rejects, len(loaded.pairs))
+    assert "p1 (first at pairs.jsonl:2)" in stream.rejects[1].value
+    assert len({pair.id for pair in loaded.pairs}) == len(loaded.pairs)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"bad_rows": "skip"},
+        {"bad_rows": "skip", "unknown_label": "drop", "split": {"held_out": 9, "seed": 0, "part": "test"}},
+        {"bad_rows": "skip", "unknown_label": "drop", "limit": 0},
+    ],
+)
+def test_a_stream_fails_as_the_list_before_its_first_pair(pairs: Path, choice: dict[str, Any]) -> None:
+    with pytest.raises(BfpoError) as expected:
+        load_pairs([pairs], **choice)
+    with pytest.raises(type(expected.value)) as found:
+        PairStream([pairs], **choice).scan()
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_stream_whose_file_changes_is_an_error(pairs: Path) -> None:
+    stream = PairStream([pairs], bad_rows="skip", unknown_label="safe")
+    stream.scan()
+    lines = pairs.read_text().splitlines(keepends=True)
+    for changed in (lines[:-3], [lines[0].replace("p0", "p99"), *lines]):
+        pairs.write_text("".join(changed))
+        with pytest.raises(DataError, match=r"the files hold \d+ usable pairs, and held 12 when they were checked"):
+            list(stream)
+
+
+def test_a_stream_holds_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    row = {"chosen": "a" * 2500, "rejected": "b" * 2500, "chosen_is_safe": True, "rejected_is_safe": False}
+    path.write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"q{i}", **row}) + "\n" for i in range(600)))
+    streams = [PairStream([path], split={"held_out": 5, "seed": 0, "part": "train"}, limit=500) for _ in range(2)]
+    for _ in streams[0]:
+        pass  # what is imported and cached at first use is not what is measured
+    tracemalloc.start()
+    try:
+        assert sum(len(pair.chosen) for pair in streams[1]) == 500 * 2500
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000  # the rows are 3 MB of text

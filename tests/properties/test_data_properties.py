@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from bfpo.data.chat import TextEncoder, end_token_id
 from bfpo.data.labels import cell_counts, cell_of
@@ -17,8 +18,9 @@ from bfpo.data.pack import PairCollator
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.split import normalised_prompt, split_pairs
 from bfpo.data.streams import PairItem, TwoStreamDataset, buffer_order
-from bfpo.data.tokenize import TokenPair, tokenize_pairs
+from bfpo.data.tokenize import PairTokenizer, TokenPair, tokenize_pairs
 from bfpo.data.write import write_completions, write_pairs
+from bfpo.errors import BfpoError
 from bfpo.schema import Completion, Message, Pair
 from bfpo.training.checks import check_rows
 from helpers import CHATML, SPECIAL, byte_tokenizer, make_pair
@@ -117,6 +119,65 @@ def test_a_pair_decodes_back_and_ends_once(name: str, pair: Pair) -> None:
             assert tokenizer.decode(ids[:-1]) == answer
     assert report.cut_tokens == 0
     assert (made.chosen_is_safe, made.rejected_is_safe) == (pair.chosen_is_safe, pair.rejected_is_safe)
+
+
+SPECIAL_CASES = {
+    **TOKENIZERS,
+    "a token that is not special": byte_tokenizer(
+        CHATML, special=[*SPECIAL[:3], AddedToken("<|im_end|>", special=False, rstrip=True), AddedToken("<pad>")]
+    ),
+    "refuses system turns": byte_tokenizer(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m['content'] | trim }}</s>{% endfor %}"
+    ),
+}
+
+
+@settings(max_examples=15, deadline=None)
+@pytest.mark.parametrize("name", list(SPECIAL_CASES))
+@given(items=st.lists(pairs(st.one_of(known, known, label)), min_size=4, max_size=9), data=st.data())
+def test_a_batch_gives_what_its_pairs_give_one_by_one(name: str, items: list[Pair], data: st.DataObject) -> None:
+    tokenizer = SPECIAL_CASES[name]
+    if data.draw(st.integers(0, 3)) == 0:
+        items.insert(data.draw(st.integers(0, len(items))), make_pair(chosen=" ", id="empty"))
+    limits = {"max_length": data.draw(st.integers(2, 200)), "max_completion_length": 20}
+    expected: list[object] = []
+    report: Counter[str] = Counter()
+    longest = 0
+    for pair in items:
+        try:
+            (made,), counts = tokenize_pairs([pair], tokenizer, **limits)
+        except BfpoError as error:
+            expected.append(repr(error))
+            break
+        expected.append(ids_and_labels(made))
+        longest = max(longest, counts.longest_tokens)
+        report.update(counts.as_row())
+    found: list[object] = []
+    tokenize = PairTokenizer(tokenizer, **limits)
+    try:
+        found.extend(map(ids_and_labels, tokenize(items)))
+    except BfpoError as error:
+        found.append(repr(error))
+    assert found == expected
+    assert tokenize.report.as_row() == {
+        **dict.fromkeys(tokenize.report.as_row(), 0),
+        **report,
+        "longest_tokens": longest,
+    }
+
+
+def ids_and_labels(pair: TokenPair) -> tuple[object, ...]:
+    ids = (pair.prompt_ids.tolist(), pair.chosen_ids.tolist(), pair.rejected_ids.tolist())
+    return (pair.pair_id, *ids, pair.chosen_is_safe, pair.rejected_is_safe)
+
+
+@PROPERTY
+@given(st.lists(hostile_text, min_size=9, max_size=20))
+def test_many_texts_give_what_each_gives(values: list[str]) -> None:
+    for tokenizer in TOKENIZERS.values():
+        expected = [tokenizer(value, add_special_tokens=False)["input_ids"] for value in values]
+        assert TextEncoder(tokenizer).encode(values) == expected
 
 
 @PROPERTY

@@ -104,6 +104,7 @@ def test_train_writes_everything(data: Path) -> None:
     assert counts["data"]["pairs"] == 9
     assert sum(counts["data"]["cells"].values()) == 9
     assert counts["eval_data"]["pairs"] == 3
+    assert {path.name for path in (out / "tokens").iterdir()} == {"data.arrow", "buffer.arrow", "eval_data.arrow"}
     rows = folder.read_metrics()
     assert [row["step"] for row in rows if "main/loss" in row] == [2, 4, 6]
     assert [row["step"] for row in rows if "eval_accuracy" in row] == [3, 6]

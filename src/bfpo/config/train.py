@@ -165,8 +165,9 @@ class MethodSettings(StageConfig):
 
 _WITHOUT_CACHE = ("swap", "adapter_off")  # values of `reference` that neither read the cache nor add to it
 _READ_BY_REFERENCE = frozenset(
-    {"model", "revision", "dtype", "bf16", "data", "buffer", "eval_data", "chat_template", "max_length"}
-    | {"max_completion_length", "seed", "threads", "reference_cache", "attention", "max_tokens_per_microbatch"}
+    {"model", "revision", "dtype", "trainable", "lora", "quantize", "data", "buffer", "eval_data", "chat_template"}
+    | {"max_length", "max_completion_length", "seed", "threads", "reference_cache", "attention"}
+    | {"max_tokens_per_microbatch"}
 )
 
 
@@ -242,7 +243,7 @@ class ReferenceConfig(AlignConfig):
 
     def unread(self) -> frozenset[str]:
         """Leave out what only training reads."""
-        return frozenset(type(self).model_fields) - _READ_BY_REFERENCE
+        return super().unread() | (frozenset(type(self).model_fields) - _READ_BY_REFERENCE)
 
     @model_validator(mode="after")
     def _fills_what_is_read(self) -> ReferenceConfig:

@@ -9,7 +9,16 @@ from typing import Literal
 from bfpo.errors import LabelError, SettingError
 from bfpo.schema import Completion, Pair
 
-__all__ = ["CELLS", "LabelResolver", "Unknown", "Use", "cell_counts", "cell_of", "completions_of_pairs", "resolve_labels"]
+__all__ = [
+    "CELLS",
+    "LabelResolver",
+    "Unknown",
+    "Use",
+    "cell_counts",
+    "cell_of",
+    "completions_of_pairs",
+    "resolve_labels",
+]
 
 Unknown = Literal["error", "safe", "drop"]
 Use = Literal["all", "chosen", "safe"]

@@ -6,15 +6,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
+from bfpo.data.columns import token_lengths, with_reference
 from bfpo.errors import ModelError
 from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.policy.reference import own_logps
@@ -88,12 +89,13 @@ def token_batches(
     batches that come first the others stay as they are, so a pass that goes on gives the very same numbers. There are
     as many batches as processes where the pairs allow it.
     """
-    order = sorted(indices, key=lambda i: _num_tokens(pairs[i]), reverse=True)
+    num_tokens_of = token_lengths(pairs).sum(axis=1)
+    order = sorted(indices, key=lambda i: int(num_tokens_of[i]), reverse=True)
     most_pairs = math.ceil(len(order) / num_processes)
     batches: list[list[int]] = []
     room = 0
     for i in order:
-        num_tokens = _num_tokens(pairs[i])
+        num_tokens = int(num_tokens_of[i])
         if not batches or num_tokens > room or len(batches[-1]) >= most_pairs:
             batches.append([])
             room = max_tokens
@@ -114,10 +116,6 @@ def _rounds(batches: Sequence[list[int]], rows_per_shard: int, num_processes: in
         yield group
 
 
-def _num_tokens(pair: TokenPair) -> int:
-    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
-
-
 def _check_finite(pair: TokenPair, chosen: float, rejected: float) -> None:
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if not math.isfinite(value):
@@ -125,6 +123,47 @@ def _check_finite(pair: TokenPair, chosen: float, rejected: float) -> None:
                 f"pair {pair.pair_id}: the reference's log-prob of its {name} completion is {value}; check the model's "
                 "weights, or compute in float32"
             )
+
+
+class _Rows(Sequence["TokenPair"]):
+    """The distinct rows of several lists by their place there, so that pairs on disk stay on disk."""
+
+    def __init__(self, pair_lists: Sequence[Sequence[TokenPair]], keys: list[bytes], places: npt.NDArray[np.int64]):
+        self._pair_lists = pair_lists
+        self.keys = keys
+        self._places = places  # (rows, 2): the list, the position in it
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number, position = self._places[index].tolist()
+        pair: TokenPair = self._pair_lists[number][position]
+        return pair
+
+
+def _distinct_rows(pair_lists: Sequence[Sequence[TokenPair]]) -> tuple[_Rows, list[npt.NDArray[np.int64]]]:
+    """Return the rows that differ in their tokens, and for each list the row of each of its pairs."""
+    rows: dict[bytes, int] = {}
+    places: list[npt.NDArray[np.int64]] = []
+    row_of = []
+    for number, pairs in enumerate(pair_lists):
+        here, first = np.empty(len(pairs), np.int64), []
+        for position, pair in enumerate(pairs):
+            key = row_key(pair)
+            if key not in rows:
+                rows[key] = len(rows)
+                first.append(position)
+            here[position] = rows[key]
+        row_of.append(here)
+        places.append(np.stack([np.full(len(first), number), np.array(first, np.int64)], axis=1))
+    return _Rows(pair_lists, list(rows), np.concatenate(places)), row_of
 
 
 class ReferencePass:
@@ -150,19 +189,8 @@ class ReferencePass:
         self._pair_lists = pair_lists
         self._process = (process_index, num_processes)
         self._is_first = process_index == 0
-        places: dict[bytes, int] = {}
-        self._rows: list[TokenPair] = []
-        self._row_of: list[npt.NDArray[np.int64]] = []
-        for pairs in pair_lists:
-            here = []
-            for pair in pairs:
-                key = row_key(pair)
-                if key not in places:
-                    places[key] = len(places)
-                    self._rows.append(pair)
-                here.append(places[key])
-            self._row_of.append(np.array(here, np.int64))
-        self._keys = list(places)
+        self._rows, self._row_of = _distinct_rows(pair_lists)
+        self._keys = self._rows.keys
         self._key: str | None = None
         self._cache = self._open(cache, mixed_precision) if cache is not None and self._is_first else None
         values = np.full((len(self._keys), 2), np.nan) if self._cache is None else self._cache.find(self._keys)
@@ -192,7 +220,7 @@ class ReferencePass:
 
     def run(
         self, *, collate: Collate, max_tokens: int = MAX_TOKENS, rows_per_shard: int = ROWS_PER_SHARD
-    ) -> tuple[list[list[TokenPair]], ReferenceReport]:
+    ) -> tuple[list[Sequence[TokenPair]], ReferenceReport]:
         """Return the lists with `ref_chosen_logps` and `ref_rejected_logps` set, and what was done.
 
         A shard is written every `rows_per_shard` rows, and when the pass is stopped or fails, so that the next one goes
@@ -209,7 +237,7 @@ class ReferencePass:
         if self._is_first and num_missing:
             logger.info("reference: %d rows computed in %.0f s", num_missing, seconds)
         done = [
-            [_attach(pair, self._logps[row]) for pair, row in zip(pairs, rows, strict=True)]
+            with_reference(pairs, *self._logps[rows].T)
             for pairs, rows in zip(self._pair_lists, self._row_of, strict=True)
         ]
         return done, self._report(num_missing, seconds)
@@ -269,7 +297,3 @@ def _describe_model(model: nn.Module) -> dict[str, Any]:
         "class": type(base).__name__,
         "dtype": ", ".join(dtypes),
     }
-
-
-def _attach(pair: TokenPair, logps: npt.NDArray[np.float64]) -> TokenPair:
-    return replace(pair, ref_chosen_logps=float(logps[0]), ref_rejected_logps=float(logps[1]))

@@ -6,18 +6,11 @@ import logging
 from typing import Any
 
 from bfpo.config import AlignConfig
-from bfpo.data.load import load_pairs
 from bfpo.policy.load import Policy, load_policy
 from bfpo.runs import RunFolder
-from bfpo.training.inputs import pair_sections, reference_cache, tokenize
-from bfpo.training.session import (
-    common_arguments,
-    data_settings,
-    describe_data,
-    prepare_process,
-    report_data,
-    train_in_folder,
-)
+from bfpo.training.inputs import describe_tokens, pair_sections, pair_streams, reference_cache, token_settings
+from bfpo.training.session import common_arguments, prepare_process, report_data, train_in_folder
+from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 __all__ = ["preview", "run"]
@@ -37,26 +30,30 @@ SHOWN = {
 def run(config: AlignConfig, folder: RunFolder) -> None:
     """Train on the main stream, with the buffer beside it, and write `model/`, `metrics.jsonl`, `data.json`, the card.
 
-    Raises `DataError` and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a
-    run that must not go on.
+    Pairs go from their files to `tokens/` and from there to the model, and are not held in memory. Raises `DataError`
+    and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a run that must not
+    go on.
     """
     prepare_process(config.threads)
-    sections = pair_sections(config)
-    for name, section in sections.items():
+    for name, section in pair_sections(config).items():
         folder.add_data(name, section.files)
-    loaded = {name: load_pairs(**data_settings(section, seed=config.seed)) for name, section in sections.items()}
+    args, streams = _arguments(config, folder), pair_streams(config)
+    if not folder.resumed and folder.is_writer:
+        for stream in streams.values():  # what is wrong with the data is said before a model is loaded
+            stream.scan()
     policy = _policy(config)
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
-    tokens = {name: tokenize(config, rows, policy.tokenizer) for name, rows in loaded.items()}
-    report_data(folder, {name: (rows, tokens[name][1]) for name, rows in loaded.items()})
+    with args.main_process_first(desc="tokenizing"):  # the others find what the first one of their machine has written
+        tokens = token_stores(folder, streams, policy.tokenizer, **token_settings(config))
+    report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
     trainer = BFPOTrainer(
         policy.model,
-        _arguments(config, folder),
-        train_dataset=tokens["data"][0],
-        buffer_dataset=tokens["buffer"][0] if "buffer" in tokens else None,
-        eval_dataset=tokens["eval_data"][0] if "eval_data" in tokens else None,
+        args,
+        train_dataset=tokens["data"],
+        buffer_dataset=tokens.get("buffer"),
+        eval_dataset=tokens.get("eval_data"),
         processing_class=policy.tokenizer,
         # A resumed run keeps what `auto` chose, whatever the cache has learnt since: its numbers stay the same bits.
         reference=folder.record.get("reference"),
@@ -79,15 +76,8 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
 
 def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on: pairs by cell of each stream, and the parameters that train."""
-    loaded = {
-        name: load_pairs(**data_settings(section, seed=config.seed)) for name, section in pair_sections(config).items()
-    }
     policy = _policy(config)
-    lines = []
-    for name, rows in loaded.items():
-        _, report = tokenize(config, rows, policy.tokenizer)
-        lines.append("; ".join(describe_data(name, rows.counts, report.as_row())))
-    return [*lines, str(policy.trainable_report)]
+    return [*describe_tokens(config, policy.tokenizer), str(policy.trainable_report)]
 
 
 def _policy(config: AlignConfig) -> Policy:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bfpo.data.columns import safety_labels, token_lengths
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import TrainingError
 from bfpo.objective.losses import loss_at_start, preference_loss
@@ -29,8 +30,8 @@ def implied_losses(pairs: Sequence[TokenPair], loss_settings: Mapping[str, Any])
 
 
 def _labels(pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
-    chosen = torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64)
-    return chosen, torch.tensor([pair.rejected_is_safe for pair in pairs], dtype=torch.float64)
+    chosen, rejected = safety_labels(pairs)
+    return torch.tensor(chosen), torch.tensor(rejected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class StartCheck:
 
     def margin_tolerance(self, pairs: Sequence[TokenPair]) -> Tensor:
         """Return by how much each margin may miss 0 through rounding alone, (P,) float64, in nats."""
-        tokens = torch.tensor([len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs], dtype=torch.float64)
+        tokens = torch.tensor(token_lengths(pairs)[:, 1:].sum(axis=1), dtype=torch.float64)
         if self.reduction == "mean":
             tokens = torch.full_like(tokens, 2.0)
         return _RELATIVE_ERROR[self.dtype] * (1 + tokens * self.log_vocabulary)

@@ -1,15 +1,18 @@
-"""What the stages on preference pairs read of their config: the pairs as tokens, and the folder of the cache."""
+"""What the stages on preference pairs read of their config: streams of pairs, how they become tokens, the cache."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from bfpo.config import AlignConfig, DataConfig, read_template
-from bfpo.data.load import LoadedPairs
-from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
+from bfpo.data.load import PairStream
+from bfpo.data.tokenize import PairTokenizer
 from bfpo.policy.reference_cache import user_cache_folder
+from bfpo.training.session import data_settings, describe_data
 
-__all__ = ["pair_sections", "reference_cache", "tokenize"]
+__all__ = ["describe_tokens", "pair_sections", "pair_streams", "reference_cache", "token_settings"]
 
 
 def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
@@ -18,17 +21,31 @@ def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
     return {name: section for name, section in sections.items() if section is not None}
 
 
-def tokenize(
-    config: AlignConfig, rows: LoadedPairs, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[TokenPair], TokenizeReport]:
-    """Return the pairs of one section as token ids and the report of what was cut; raises as `tokenize_pairs` does."""
-    return tokenize_pairs(
-        rows.pairs,
-        tokenizer,
-        max_length=config.max_length,
-        max_completion_length=config.max_completion_length,
-        chat_template=read_template(config.chat_template),
-    )
+def pair_streams(config: AlignConfig) -> dict[str, PairStream]:
+    """Return the pairs of each section, to be read when they are asked for."""
+    return {
+        name: PairStream(**data_settings(section, seed=config.seed)) for name, section in pair_sections(config).items()
+    }
+
+
+def token_settings(config: AlignConfig) -> dict[str, Any]:
+    """Return the keyword arguments of `PairTokenizer`; raises `ConfigError` for a template that cannot be read."""
+    return {
+        "max_length": config.max_length,
+        "max_completion_length": config.max_completion_length,
+        "chat_template": read_template(config.chat_template),
+    }
+
+
+def describe_tokens(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return one line for each section: its pairs by cell, and what was cut; pairs are counted, not kept."""
+    lines = []
+    for name, pairs in pair_streams(config).items():
+        tokenize = PairTokenizer(tokenizer, **token_settings(config))
+        for _ in tokenize(pairs):
+            pass
+        lines.append("; ".join(describe_data(name, pairs.counts, tokenize.report.as_row())))
+    return lines
 
 
 def reference_cache(config: AlignConfig) -> str:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from bfpo.config import ReferenceConfig
-from bfpo.data.load import LoadedPairs, load_pairs
-from bfpo.data.tokenize import TokenizeReport, TokenPair
+from bfpo.data.tokenize import PairTokenizer
 from bfpo.errors import RunError
 from bfpo.policy.load import Policy, load_policy
 from bfpo.policy.reference_pass import ReferencePass
 from bfpo.runs import RunFolder
-from bfpo.training.inputs import pair_sections, reference_cache, tokenize
-from bfpo.training.session import data_settings, describe_data, prepare_process, report_data, runs_on_cpu
+from bfpo.training.inputs import pair_sections, pair_streams, reference_cache, token_settings
+from bfpo.training.session import describe_data, prepare_process, report_data, runs_on_cpu
+from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 __all__ = ["preview", "run"]
-
-Tokens = dict[str, tuple[list[TokenPair], TokenizeReport]]
 
 
 def run(config: ReferenceConfig, folder: RunFolder) -> None:
@@ -29,14 +27,17 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     prepare_process(config.threads)
     for name, section in pair_sections(config).items():
         folder.add_data(name, section.files)
-    loaded, policy, tokens = _inputs(config)
-    report_data(folder, {name: (rows, tokens[name][1]) for name, rows in loaded.items()})
+    args, streams = _arguments(config, folder), pair_streams(config)
+    policy = _policy(config)
+    with args.main_process_first(desc="tokenizing"):
+        tokens = token_stores(folder, streams, policy.tokenizer, **token_settings(config))
+    report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
     trainer = BFPOTrainer(
         policy.model,
-        _arguments(config, folder),
-        train_dataset=tokens["data"][0],
-        buffer_dataset=tokens["buffer"][0] if "buffer" in tokens else None,
-        eval_dataset=tokens["eval_data"][0] if "eval_data" in tokens else None,
+        args,
+        train_dataset=tokens["data"],
+        buffer_dataset=tokens.get("buffer"),
+        eval_dataset=tokens.get("eval_data"),
         processing_class=policy.tokenizer,
     )
     report = trainer.reference_report
@@ -51,35 +52,44 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
 
 def preview(config: ReferenceConfig) -> list[str]:
     """Return the pairs of each section, and how many rows the cache has and lacks."""
-    loaded, policy, tokens = _inputs(config)
-    lines = ["; ".join(describe_data(name, rows.counts, tokens[name][1].as_row())) for name, rows in loaded.items()]
+    policy = _policy(config)
+    lines, pair_lists = [], []
+    for name, pairs in pair_streams(config).items():
+        tokenize = PairTokenizer(policy.tokenizer, **token_settings(config))
+        pair_lists.append(list(tokenize(pairs)))
+        lines.append("; ".join(describe_data(name, pairs.counts, tokenize.report.as_row())))
     found = ReferencePass(
         policy.model,
-        [pairs for pairs, _ in tokens.values()],
+        pair_lists,
         cache=reference_cache(config),
-        mixed_precision="bf16" if config.bf16 else "no",
+        mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
     ).preview()
     place = f"cache: {found.cache}" if found.cache else "no cache for this model (see the log)"
     return [*lines, f"{place}: {found.num_rows} rows, {found.num_reused} there, {found.num_computed} to compute"]
 
 
-def _inputs(config: ReferenceConfig) -> tuple[dict[str, LoadedPairs], Policy, Tokens]:
-    loaded = {
-        name: load_pairs(**data_settings(section, seed=config.seed)) for name, section in pair_sections(config).items()
-    }
-    # The reference has no adapter, and which of its weights train is nothing to it.
-    policy = load_policy(config.model, dtype=config.dtype, revision=config.revision, seed=config.seed)
-    return loaded, policy, {name: tokenize(config, rows, policy.tokenizer) for name, rows in loaded.items()}
+def _policy(config: ReferenceConfig) -> Policy:
+    return load_policy(
+        config.model,
+        trainable="all" if config.lora is not None else config.trainable,
+        lora=None if config.lora is None else config.lora.model_dump(),
+        quantize=config.quantize,
+        dtype=config.dtype,
+        masters=True,
+        revision=config.revision,
+        seed=config.seed,
+    )
 
 
 def _arguments(config: ReferenceConfig, folder: RunFolder) -> BFPOConfig:
-    own: dict[str, Any] = {name: getattr(config, name) for name in ("bf16", "attention", "max_tokens_per_microbatch")}
+    own: dict[str, Any] = {name: getattr(config, name) for name in ("attention", "max_tokens_per_microbatch")}
     own |= {"reference": "precompute", "reference_cache": reference_cache(config)}
     return BFPOConfig(
         output_dir=str(folder.path),
         seed=config.seed,
         use_cpu=runs_on_cpu(),
         eval_strategy="no",
+        bf16=config.dtype == "bfloat16",
         disable_tqdm=True,
         **own,
     )

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from bfpo.config import DataConfig, SftDataConfig
 from bfpo.config.train import TrainingKeys
+from bfpo.data.rejects import Reject
 from bfpo.errors import ConfigError, DiskFullError, RunError
 from bfpo.files import is_disk_full
 from bfpo.policy.load import save_policy
@@ -26,6 +27,7 @@ from bfpo.training.callbacks import InterruptCallback, MetricsCallback, Progress
 from bfpo.training.checkpoints import WholeCheckpoints, half_checkpoints, last_whole_checkpoint
 
 __all__ = [
+    "REJECTS",
     "common_arguments",
     "data_settings",
     "describe_data",
@@ -34,11 +36,12 @@ __all__ = [
     "runs_on_cpu",
     "save_model_folder",
     "train_in_folder",
+    "write_rejects",
 ]
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS, MODEL, REJECTS = "checkpoints", "model", "rejects.jsonl"
 
 
 def prepare_process(threads: int | None) -> None:
@@ -54,18 +57,21 @@ def data_settings(data: DataConfig | SftDataConfig, *, seed: int) -> dict[str, A
     return {**data.model_dump(), "seed": seed}
 
 
-def report_data(folder: RunFolder, loaded: Mapping[str, tuple[Any, Any]]) -> None:
-    """Write `data.json` and `rejects.jsonl` and log one line per stream.
+def report_data(folder: RunFolder, streams: Mapping[str, tuple[Mapping[str, Any], Mapping[str, int]]]) -> None:
+    """Write `data.json` and log one line per stream.
 
-    `loaded`: name -> (what `load_pairs` or `load_completions` returned, the report of tokenization).
+    `streams`: name -> (the counts of `load_pairs` or `load_completions`, the row of the report of tokenization).
     """
-    facts = {name: {**rows.counts, "tokens": tokens.as_row()} for name, (rows, tokens) in loaded.items()}
-    folder.write_json("data.json", facts)
-    rejects = [{"input": name, **reject.as_row()} for name, (rows, _) in loaded.items() for reject in rows.rejects]
-    folder.write_jsonl("rejects.jsonl", rejects)
-    for name, (rows, tokens) in loaded.items():
+    folder.write_json("data.json", {name: {**counts, "tokens": tokens} for name, (counts, tokens) in streams.items()})
+    for name, (counts, tokens) in streams.items():
         if folder.is_writer:
-            logger.info("%s", "; ".join(describe_data(name, rows.counts, tokens.as_row())))
+            logger.info("%s", "; ".join(describe_data(name, counts, tokens)))
+
+
+def write_rejects(folder: RunFolder, rejects: Mapping[str, Sequence[Reject]]) -> None:
+    """Write `rejects.jsonl`: the rows of each stream that could not be used."""
+    rows = [{"input": name, **reject.as_row()} for name, some in rejects.items() for reject in some]
+    folder.write_jsonl(REJECTS, rows)
 
 
 def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, int] | None = None) -> list[str]:

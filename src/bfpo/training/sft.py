@@ -26,6 +26,7 @@ from bfpo.training.session import (
     prepare_process,
     report_data,
     train_in_folder,
+    write_rejects,
 )
 
 __all__ = ["CompletionCollator", "SftTrainer", "preview", "run"]
@@ -109,7 +110,8 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
     tokens = {name: _tokenize(config, rows, policy) for name, rows in loaded.items()}
-    report_data(folder, {name: (rows, tokens[name][1]) for name, rows in loaded.items()})
+    write_rejects(folder, {name: rows.rejects for name, rows in loaded.items()})
+    report_data(folder, {name: (rows.counts, tokens[name][1].as_row()) for name, rows in loaded.items()})
     common = common_arguments(
         config,
         folder,

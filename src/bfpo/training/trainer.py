@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+from bfpo.data.columns import reference_logps
 from bfpo.data.pack import PairCollator, collate_pairs, longest_text
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
@@ -112,7 +113,7 @@ class BFPOTrainer(Trainer):
         num_streams = len(self._streams)
         self.reference_report: ReferenceReport | None = None
         if isinstance(reference, str):
-            known = all(pair.ref_chosen_logps is not None for pairs in pair_lists for pair in pairs)
+            known = all(reference_logps(pairs) is not None for pairs in pair_lists)
             if reference == "auto" and known:
                 reference = "precompute"
             looked_up = self._look_up(pair_lists) if reference in ("auto", "precompute") and not known else None
@@ -150,7 +151,7 @@ class BFPOTrainer(Trainer):
             num_processes=self.args.world_size,
         )
 
-    def _with_reference(self, looked_up: ReferencePass) -> list[list[TokenPair]]:
+    def _with_reference(self, looked_up: ReferencePass) -> list[Sequence[TokenPair]]:
         def collate(some: Sequence[TokenPair]) -> dict[str, Tensor]:
             return self._on_device(collate_pairs(some, pad_token_id=self.data_collator.pad_token_id, form=self.form))
 

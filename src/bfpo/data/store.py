@@ -1,0 +1,201 @@
+"""Token ids on disk: one Arrow file of pairs, written as they come and read from its mapped bytes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+
+from bfpo.data.tokenize import TokenPair
+from bfpo.errors import DataError, RunError
+from bfpo.files import open_whole
+
+__all__ = ["TokenStore", "write_tokens"]
+
+Floats = npt.NDArray[np.float64]
+_IDS, _LABELS = ("prompt_ids", "chosen_ids", "rejected_ids"), ("chosen_is_safe", "rejected_is_safe")
+_SCHEMA = pyarrow.schema(
+    [
+        ("pair_id", pyarrow.string()),
+        *((name, pyarrow.list_(pyarrow.int32())) for name in _IDS),
+        *((name, pyarrow.float64()) for name in _LABELS),
+    ]
+)
+_FACTS = b"bfpo"
+_PAIRS_PER_BLOCK = 4096
+
+
+def write_tokens(path: str | Path, pairs: Iterable[TokenPair], facts: Mapping[str, Any] | None = None) -> TokenStore:
+    """Write pairs as they come, whole or not at all, and return the store; 4,096 pairs are held at a time.
+
+    `facts` (JSON values) is read when the last pair was taken, so it may be filled on the way; `TokenStore.facts` holds
+    it. Reference log-probs are not written. Raises `RunError` where the file cannot be written, and whatever `pairs`
+    raises.
+    """
+    path = Path(path)
+    stream = iter(pairs)
+    try:
+        with open_whole(path) as file, pyarrow.ipc.new_file(file, _SCHEMA) as writer:
+            while block := list(islice(stream, _PAIRS_PER_BLOCK)):
+                writer.write_batch(_block_of(block))
+            # What is known at the end only goes with a last block of no pairs: the schema was written at the start.
+            writer.write_batch(_block_of([]), custom_metadata={_FACTS: json.dumps(dict(facts or {})).encode()})
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error}); check rights and space") from error
+    return TokenStore(path)
+
+
+def _block_of(pairs: Sequence[TokenPair]) -> Any:
+    """Return a record batch; list columns are made from joined arrays, without a Python object per token."""
+    columns: list[Any] = [pyarrow.array([pair.pair_id for pair in pairs], pyarrow.string())]
+    for name in _IDS:
+        ids = [getattr(pair, name) for pair in pairs]
+        offsets = np.zeros(len(ids) + 1, np.int32)
+        np.cumsum([len(one) for one in ids], out=offsets[1:])
+        values = np.concatenate([*ids, np.zeros(0, np.int32)])
+        columns.append(pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(values, pyarrow.int32())))
+    columns += [
+        pyarrow.array(np.array([getattr(pair, name) for pair in pairs], np.float64), pyarrow.float64())
+        for name in _LABELS
+    ]
+    return pyarrow.record_batch(columns, schema=_SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The columns of some pairs as views of the mapped file; `bounds` and `id_bounds` have one item more than pairs."""
+
+    id_bytes: npt.NDArray[np.uint8]
+    id_bounds: npt.NDArray[np.int32]
+    ids: tuple[npt.NDArray[np.int32], ...]
+    bounds: tuple[npt.NDArray[np.int32], ...]
+    labels: tuple[Floats, ...]
+
+    @classmethod
+    def of(cls, batch: Any) -> _Block:
+        names, *columns = batch.columns
+        lists, labels = columns[: len(_IDS)], columns[len(_IDS) :]
+        _, id_bounds, id_bytes = names.buffers()
+        return cls(
+            id_bytes=np.frombuffer(id_bytes or b"", np.uint8),
+            id_bounds=np.frombuffer(id_bounds, np.int32)[: len(names) + 1],
+            ids=tuple(column.values.to_numpy() for column in lists),
+            bounds=tuple(column.offsets.to_numpy() for column in lists),
+            labels=tuple(column.to_numpy() for column in labels),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels[0])
+
+
+class TokenStore(Sequence[TokenPair]):
+    """The pairs of a file of `write_tokens`, each made when it is asked for: its ids are views of the mapped file.
+
+    Memory is the vectors below, once they are asked for, 28 bytes a pair; the file's own pages are the system's to keep
+    or drop. It can be pickled: the copy opens the same file. Raises `DataError` for a file that is none of these.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._reference: tuple[Floats, Floats] | None = None
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            # The map stays open as long as views of it are alive.
+            with pyarrow.ipc.open_file(pyarrow.memory_map(str(self.path))) as file:
+                schema = file.schema
+                blocks = [file.get_batch_with_custom_metadata(i) for i in range(file.num_record_batches)]
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            raise DataError.at(self.path, None, f"cannot be read as a file of tokens: {error}") from error
+        metadata = blocks[-1].custom_metadata if blocks else None
+        if not schema.equals(_SCHEMA) or metadata is None or _FACTS not in metadata:
+            raise DataError.at(self.path, None, f"is no file of tokens; its columns: {', '.join(schema.names)}")
+        self.facts: dict[str, Any] = json.loads(metadata[_FACTS])
+        self._blocks = [_Block.of(block.batch) for block in blocks[:-1]]
+        self._ends = np.cumsum([len(block) for block in self._blocks], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = int(index)
+        place += len(self) if place < 0 else 0
+        if not 0 <= place < len(self):
+            raise IndexError(f"index: got {index}; the store holds {len(self)} pairs")
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        block = self._blocks[number]
+        row = place - int(self._ends[number]) + len(block)
+        prompt, chosen, rejected = (
+            ids[bounds[row] : bounds[row + 1]] for ids, bounds in zip(block.ids, block.bounds, strict=True)
+        )
+        name = block.id_bytes[block.id_bounds[row] : block.id_bounds[row + 1]].tobytes().decode()
+        reference = (None, None) if self._reference is None else (float(column[place]) for column in self._reference)
+        labels = (float(column[row]) for column in block.labels)
+        return TokenPair(name, prompt, chosen, rejected, *labels, *reference)
+
+    def __iter__(self) -> Iterator[TokenPair]:
+        return map(self.__getitem__, range(len(self)))
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of prompt, chosen and rejected of each pair, (P, 3)."""
+        lengths = np.empty((len(self), len(_IDS)), np.int32)
+        for block, end in zip(self._blocks, self._ends, strict=True):
+            lengths[end - len(block) : end] = np.stack([np.diff(bounds) for bounds in block.bounds], axis=1)
+        return lengths
+
+    @cached_property
+    def labels(self) -> tuple[Floats, Floats]:
+        """The safety labels of the chosen and the rejected completions, (P,) each."""
+        chosen, rejected = (np.concatenate([*(block.labels[k] for block in self._blocks), []]) for k in (0, 1))
+        return chosen, rejected
+
+    @property
+    def reference(self) -> tuple[Floats, Floats] | None:
+        """The reference's summed log-probs of chosen and rejected, (P,) each in nats; `None` until given."""
+        return self._reference
+
+    def with_reference(self, chosen: npt.ArrayLike, rejected: npt.ArrayLike) -> TokenStore:
+        """Return a view of the same file whose pairs have these reference log-probs, (P,) each in nats.
+
+        Held as float64, 16 bytes a pair. Raises `DataError` for another number of them.
+        """
+        columns = np.array(chosen, np.float64), np.array(rejected, np.float64)
+        for column in columns:
+            if column.shape != (len(self),):
+                raise DataError(f"reference log-probs: got shape {column.shape} for {len(self)} pairs")
+        view = copy.copy(self)
+        view._reference = columns
+        return view
+
+    def __copy__(self) -> TokenStore:
+        view = TokenStore.__new__(TokenStore)
+        view.__dict__.update(self.__dict__)
+        return view
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_reference": self._reference, "num_pairs": len(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self._reference = state["path"], state["_reference"]
+        self._open()
+        if len(self) != state["num_pairs"]:
+            raise DataError.at(
+                self.path, None, f"holds {len(self)} pairs, and held {state['num_pairs']} when it was opened first"
+            )

@@ -1,0 +1,86 @@
+"""The token ids of a run folder, `tokens/*.arrow`: written once, used again while what they come from is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bfpo import __version__
+from bfpo.data.load import PairStream
+from bfpo.data.store import TokenStore, write_tokens
+from bfpo.data.tokenize import PairTokenizer
+from bfpo.errors import DataError
+from bfpo.runs import RunFolder
+from bfpo.training.session import REJECTS, write_rejects
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["token_stores"]
+
+logger = logging.getLogger(__name__)
+
+
+def token_stores(
+    folder: RunFolder, streams: Mapping[str, PairStream], tokenizer: PreTrainedTokenizerBase, **settings: Any
+) -> dict[str, TokenStore]:
+    """Return the tokens of each stream from `tokens/<name>.arrow`, and write what is not there or not of these inputs.
+
+    `settings`: keyword arguments of `PairTokenizer`. A store is used again where the contents of its data files (of
+    which `RunFolder.add_data` must know), the run's config, the tokenizer, these settings and the version of bfpo are
+    the same. Its `facts` hold `counts` of the stream and `tokens`, the report's row. `rejects.jsonl` is written beside.
+    With several processes, let one of each machine call this first. Raises as the streams and the tokenizer do.
+    """
+    paths = {name: folder.file(f"tokens/{name}.arrow") for name in streams}
+    keys = {name: _key(folder, name, tokenizer, settings) for name in streams}
+    stores = {name: _known(paths[name], keys[name]) for name in streams}
+    if None in stores.values() or not folder.file(REJECTS).exists():
+        write_rejects(folder, {name: stream.rejects for name, stream in streams.items()})
+    return {
+        name: _written(paths[name], streams[name], PairTokenizer(tokenizer, **settings), keys[name])
+        if store is None
+        else store
+        for name, store in stores.items()
+    }
+
+
+def _written(path: Path, pairs: PairStream, tokenize: PairTokenizer, key: str) -> TokenStore:
+    facts: dict[str, Any] = {"key": key, "counts": pairs.counts}
+
+    def tokens() -> Any:
+        yield from tokenize(pairs)
+        facts["tokens"] = tokenize.report.as_row()
+
+    return write_tokens(path, tokens(), facts)
+
+
+def _known(path: Path, key: str) -> TokenStore | None:
+    if not path.exists():
+        return None
+    try:
+        store = TokenStore(path)
+    except DataError as error:
+        logger.warning("%s; it is written anew", error)
+        return None
+    return store if store.facts.get("key") == key else None
+
+
+def _key(folder: RunFolder, name: str, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> str:
+    record = folder.record
+    parts = {
+        "version": __version__,
+        "files": [fact["sha256"] for fact in record["data"][name].values()],
+        "section": folder.config[name],
+        "seed": folder.config["seed"],
+        "settings": dict(settings),
+        "chat_template": tokenizer.chat_template,
+        "special_tokens": tokenizer.special_tokens_map,
+        "tokenizer": tokenizer.backend_tokenizer.to_str()
+        if tokenizer.is_fast
+        else sorted(tokenizer.get_vocab().items()),
+    }
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
