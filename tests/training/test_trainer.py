@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from bfpo.data.labels import CELLS
+from bfpo.data.store import write_tokens
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import SettingError, TrainingError
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
@@ -78,6 +79,18 @@ def test_loss_and_gradient_of_a_step_on_two_streams(tmp_path: Path, anchor_weigh
     expected.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-6, atol=1e-6 * float(parameter.grad.norm()))
+
+
+@pytest.mark.parametrize("reference", ["precompute", "swap"])
+def test_pairs_on_disk_train_as_those_in_a_list(tmp_path: Path, reference: str) -> None:
+    weights = []
+    for kept in (list, lambda pairs: write_tokens(tmp_path / f"{pairs[0].pair_id}.arrow", pairs)):
+        streams = {"main": kept(tiny_pairs(8, 1)), "buffer": kept(tiny_pairs(3, 2)), "eval_dataset": kept(tiny_pairs(4, 3))}
+        trainer = tiny_trainer(tmp_path, **streams, reference=reference)
+        trainer.train()
+        weights.append([parameter.detach().clone() for parameter in trainer.model.parameters()])
+        weights[-1].append(torch.tensor(trainer.evaluate()["eval_loss"]))
+    assert all(map(torch.equal, *weights))
 
 
 def test_reduction_mean_divides_by_the_tokens_of_each_completion(tmp_path: Path) -> None:

@@ -45,9 +45,10 @@ CHECKPOINTS, MODEL, REJECTS = "checkpoints", "model", "rejects.jsonl"
 
 
 def prepare_process(threads: int | None) -> None:
-    """Set torch's CPU threads, where a number is given, and keep the bars of loading and saving out of logs."""
+    """Set the CPU threads of torch and of tokenizers, where a number is given; keep bars of loading out of logs."""
     if threads is not None:
         torch.set_num_threads(threads)
+        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # read by tokenizers at its first use of threads
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
