@@ -85,7 +85,11 @@ def test_loss_and_gradient_of_a_step_on_two_streams(tmp_path: Path, anchor_weigh
 def test_pairs_on_disk_train_as_those_in_a_list(tmp_path: Path, reference: str) -> None:
     weights = []
     for kept in (list, lambda pairs: write_tokens(tmp_path / f"{pairs[0].pair_id}.arrow", pairs)):
-        streams = {"main": kept(tiny_pairs(8, 1)), "buffer": kept(tiny_pairs(3, 2)), "eval_dataset": kept(tiny_pairs(4, 3))}
+        streams = {
+            "main": kept(tiny_pairs(8, 1)),
+            "buffer": kept(tiny_pairs(3, 2)),
+            "eval_dataset": kept(tiny_pairs(4, 3)),
+        }
         trainer = tiny_trainer(tmp_path, **streams, reference=reference)
         trainer.train()
         weights.append([parameter.detach().clone() for parameter in trainer.model.parameters()])

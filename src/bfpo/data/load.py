@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bfpo.data.labels import CELLS, LabelResolver, Unknown, Use, cell_of, completions_of_pairs, resolve_labels
-from bfpo.data.read import iter_pairs, read_pairs, read_sft
+from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
 from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
 from bfpo.data.rows import iter_rows
 from bfpo.data.split import RowPicker, Split
@@ -22,6 +22,8 @@ from bfpo.schema import Completion, Pair
 __all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions", "load_pairs"]
 
 Row = TypeVar("Row", Pair, Completion)
+_NO_CELL = len(CELLS)
+_CHANGED = "the files have changed since they were checked: let nothing write them while they are read, and start again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class PairStream:
     """The pairs that `load_pairs` returns, read anew from their files at each iteration: none is held.
 
     A first pass over the files, made by `scan` or by whatever needs it first, checks all rows and chooses those to use;
-    it keeps a byte a pair, and until its end about 40 more for ids that come again and 16 each for a split and a limit.
+    it keeps a byte a row, and until its end 24 to 48 more for ids that come again and 16 each for a split and a limit.
     Arguments as `load_pairs`, which also says what `scan` raises. Iteration raises `DataError` where the files have
     changed since the scan.
     """
@@ -68,6 +70,7 @@ class PairStream:
         self._reading = {"layout": layout, "columns": columns, "source": source}
         self._choice = {"bad_rows": bad_rows, "unknown_label": unknown_label, "split": split, "limit": limit}
         self._seed = seed
+        self._ids = PairIds()  # after the scan: of later readings
         self._found: _Chosen | None = None
 
     def scan(self) -> None:
@@ -88,14 +91,17 @@ class PairStream:
         return int(self.counts["pairs"])
 
     def __iter__(self) -> Iterator[Pair]:
-        return self._chosen().of(self._read())
+        chosen = self._chosen()
+        return chosen.of(self._read(self._ids.again()))
 
-    def _read(self) -> Iterator[Pair | Reject]:
-        return iter_pairs(self._files, **self._reading)  # type: ignore[arg-type]
+    def _read(self, ids: PairIds) -> Iterator[Pair | Reject]:
+        return iter_pairs(self._files, ids=ids, **self._reading)  # type: ignore[arg-type]
 
     def _chosen(self) -> _Chosen:
         if self._found is None:
-            self._found = _choose(self._read(), self._files[0], seed=self._seed, **self._choice)  # type: ignore[arg-type]
+            ids = PairIds()
+            self._found = _choose(self._read(ids), self._files[0], seed=self._seed, **self._choice)  # type: ignore[arg-type]
+            self._ids = ids.again()
         return self._found
 
 
@@ -127,7 +133,7 @@ def load_pairs(
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """Which pairs are used, one byte for each whose labels are known, and what was seen on the way."""
+    """Which rows are used, one byte for each, and what was seen on the way."""
 
     used: npt.NDArray[np.bool_]
     unknown_label: Unknown
@@ -135,21 +141,18 @@ class _Chosen:
     counts: dict[str, Any]
 
     def of(self, rows: Iterable[Pair | Reject]) -> Iterator[Pair]:
-        """Yield the used ones of the same rows."""
+        """Yield the pairs of the used ones of the same rows."""
         resolve = LabelResolver(self.unknown_label)
-        num_pairs = 0
+        num_rows = 0
         for row in rows:
-            pair = None if isinstance(row, Reject) else resolve(row)
-            if pair is None:
-                continue
-            if num_pairs < len(self.used) and self.used[num_pairs]:
+            if num_rows < len(self.used) and self.used[num_rows]:
+                pair = None if isinstance(row, Reject) else resolve(row)
+                if pair is None:
+                    raise DataError(f"row {num_rows + 1} is no usable pair any more; {_CHANGED}")
                 yield pair
-            num_pairs += 1
-        if num_pairs != len(self.used):
-            raise DataError(
-                f"the files hold {num_pairs} usable pairs, and held {len(self.used)} when they were checked; let "
-                "nothing write them while they are read, and start again"
-            )
+            num_rows += 1
+        if num_rows != len(self.used):
+            raise DataError(f"the files hold {num_rows} rows, and held {len(self.used)}; {_CHANGED}")
 
 
 def _choose(
@@ -165,25 +168,27 @@ def _choose(
     """Check all rows and choose, holding a few bytes of each; raises as `load_pairs`."""
     resolve = LabelResolver(unknown_label)
     picker = RowPicker(split=split, limit=limit, seed=seed)
-    cells = bytearray()
+    cells = bytearray()  # of each row: the number of its pair's label cell
     rejects: list[Reject] = []
-    num_rows = 0
-    for num_rows, row in enumerate(rows, start=1):  # noqa: B007 - the number of the last row is the number of rows
+    for row in rows:
+        pair = None if isinstance(row, Reject) else resolve(row)
+        cells.append(_NO_CELL)
         if isinstance(row, Reject):
             rejects.append(row)
-            continue
-        pair = resolve(row)
-        if pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None:
+        elif pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None:
             picker.add(pair)
-            cells.append(CELLS.index(cell_of(pair.chosen_is_safe, pair.rejected_is_safe)))
+            cells[-1] = CELLS.index(cell_of(pair.chosen_is_safe, pair.rejected_is_safe))
+    num_rows = len(cells)
     result = ReadResult(rejects, num_rows)
     check_rejects(result, bad_rows=bad_rows)
     resolve.check()
-    used = picker.picked()
+    by_row = np.frombuffer(cells, np.uint8)
+    used = by_row != _NO_CELL
+    used[used] = picker.picked()
     num_used = int(used.sum())
     if num_used == 0:
         raise DataError.at(first_file, None, "no pair is left to use; check split, unknown_label and limit")
-    num_by_cell = np.bincount(np.frombuffer(cells, np.uint8)[used], minlength=len(CELLS)).tolist()
+    num_by_cell = np.bincount(by_row[used], minlength=len(CELLS)).tolist()
     counts = {
         "rows": num_rows,
         "rows_rejected": len(rejects),

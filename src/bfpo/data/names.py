@@ -13,8 +13,7 @@ _FIRST_SLOTS = 1 << 10
 class SeenNames:
     """Names with a number each, kept as 64-bit hashes in an open-addressing table of 24 to 48 bytes a name.
 
-    A dict of the names themselves needs about ten times that. Two of ten million names share a hash with a probability
-    of 3 in a million; the second then counts as seen.
+    Two of ten million names share a hash with a probability of 3 in a million; the second then counts as seen.
     """
 
     def __init__(self) -> None:
@@ -22,8 +21,8 @@ class SeenNames:
         self._num = 0
 
     def _make_slots(self, num: int) -> None:
-        self._keys = array("Q", bytes(8 * num))
-        self._places = array("Q", bytes(8 * num))
+        self._keys = array("Q", [0]) * num
+        self._places = array("Q", [0]) * num
         self._mask = num - 1
 
     def place_of(self, name: str) -> int | None:

@@ -28,6 +28,7 @@ from bfpo.schema import Completion, Message, Pair, Prompt
 __all__ = [
     "BadRows",
     "CompletionResult",
+    "PairIds",
     "ReadResult",
     "Reject",
     "check_rejects",
@@ -84,15 +85,16 @@ def iter_pairs(
     columns: Mapping[str, str] | None = None,
     source: str | None = None,
     layouts: dict[str, str] | None = None,
+    ids: PairIds | None = None,
 ) -> Iterator[Pair | Reject]:
     """Yield what each row of the files is, in their order, without holding rows; as `read_pairs` in all else.
 
-    `layouts` is filled with the layout of each file. Held are some 40 bytes a row, to know ids that come again.
+    `layouts` is filled with the layout of each file. `ids` is for those who read the same files more than once.
     """
     if layout != "auto" and layout not in LAYOUTS:
         raise SettingError(f"layout: got {layout!r}; allowed: auto, {', '.join(LAYOUTS)}")
     _check_columns(columns, _PAIR_COLUMNS)
-    ids = _Ids()
+    ids = ids or PairIds()
     for file in map(Path, files):
         found = LAYOUTS[layout] if layout != "auto" else _layout_of(file, columns)
         if found is not None and layouts is not None:
@@ -142,33 +144,55 @@ def _layout_of(file: Path, columns: Mapping[str, str] | None) -> Layout | None:
     raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
 
 
-def _pair_of(row: Row, *, layout: Layout | None, source: str | None, ids: _Ids) -> Pair:
+def _pair_of(row: Row, *, layout: Layout | None, source: str | None, ids: PairIds) -> Pair:
     assert layout is not None  # a row with columns gives its file a layout, or the file is refused
     columns = row.columns if source is None else {**row.columns, "source": source}
     return ids.claim(layout.to_pair(columns), row)
 
 
-class _Ids:
-    """Ids seen so far: a given id that comes again is an error, an id made from content gets a number."""
+class PairIds:
+    """Ids seen so far: a given id that comes again is an error, an id made from content gets a number.
+
+    Held are 24 to 48 bytes a pair, and of what `again` returns only the ids that got a number.
+    """
 
     def __init__(self) -> None:
-        self._seen = SeenNames()
+        self._seen: SeenNames | None = SeenNames()
+        self._renamed: dict[int, str] = {}
         self._files: list[str] = []
 
     def start(self, file: Path) -> None:
+        """Go on to the next file."""
         self._files.append(file.name)
 
+    def again(self) -> PairIds:
+        """Return what another reading of the same files needs: the same ids for the same pairs, no id an error."""
+        ids = PairIds()
+        ids._seen, ids._renamed = None, self._renamed
+        return ids
+
     def claim(self, pair: Pair, row: Row) -> Pair:
-        given = row.columns.get("id") not in (None, "")
-        name, repetition = pair.id, 1
-        while (place := self._seen.place_of(name)) is not None:
+        """Return the pair under an id that no other has; raises `RowError` for a given id that is taken."""
+        place = (len(self._files) - 1) * _LINES + row.line
+        if self._seen is None:
+            name = self._renamed.get(place, pair.id)
+        else:
+            name = self._free_name(self._seen, pair.id, given=row.columns.get("id") not in (None, ""))
+            self._seen.add(name, place)
+        if name == pair.id:
+            return pair
+        self._renamed[place] = name
+        return replace(pair, id=name)
+
+    def _free_name(self, seen: SeenNames, name: str, *, given: bool) -> str:
+        free, repetition = name, 1
+        while (place := seen.place_of(free)) is not None:
             if given:
                 number, line = divmod(place, _LINES)
-                raise RowError("id", "duplicate id", f"{pair.id} (first at {self._files[number]}:{line})")
+                raise RowError("id", "duplicate id", f"{name} (first at {self._files[number]}:{line})")
             repetition += 1
-            name = f"{pair.id}-{repetition}"
-        self._seen.add(name, (len(self._files) - 1) * _LINES + row.line)
-        return pair if name == pair.id else replace(pair, id=name)
+            free = f"{name}-{repetition}"
+        return free
 
 
 # ------------------------------------------------------------------------------------------ completions, prompts
