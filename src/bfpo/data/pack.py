@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bfpo.data.columns import token_lengths
 from bfpo.data.layout import PackedLayout
 from bfpo.data.streams import PairItem
 from bfpo.data.tokenize import TokenPair
@@ -141,7 +142,8 @@ def collate_pairs(pairs: Sequence[TokenPair], *, pad_token_id: int = 0, form: Fo
 
 def longest_text(pairs: Sequence[TokenPair]) -> int:
     """Return the tokens of the longest prompt with one completion."""
-    return max(len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs)
+    lengths = token_lengths(pairs)
+    return int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
 
 
 def _lengths(pair: TokenPair) -> tuple[int, int, int]:
