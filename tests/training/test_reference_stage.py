@@ -108,7 +108,7 @@ def test_a_change_computes_exactly_the_rows_that_it_touches(files: Path, passed:
     (files / "template.jinja").write_text(MARKED)  # another text for one prompt only
     assert counts_of(reference(files, "template")) == (10, 1)
     assert counts_of(reference(files, "precision", dtype="float64")) == (0, 11)
-    assert counts_of(reference(files, "autocast", bf16=True)) == (0, 11)
+    assert counts_of(reference(files, "autocast", dtype="bfloat16")) == (0, 11)
     assert sum(passed) == 11 + 2 + 2 + 1 + 11 + 11
 
 
@@ -165,7 +165,19 @@ def test_it_takes_the_config_of_training_and_keeps_what_it_reads(files: Path) ->
     )
     config = load_config(ReferenceConfig, config_file)
     assert config.resolved().keys() == {
-        *("model", "revision", "dtype", "bf16", "data", "buffer", "eval_data", "chat_template", "max_length"),
+        *(
+            "model",
+            "revision",
+            "dtype",
+            "quantize",
+            "trainable",
+            "lora",
+            "data",
+            "buffer",
+            "eval_data",
+            "chat_template",
+            "max_length",
+        ),
         *("max_completion_length", "seed", "threads", "reference_cache", "attention", "max_tokens_per_microbatch"),
     }
     with pytest.raises(ConfigError, match="does not read the cache that this command fills"):

@@ -6,9 +6,16 @@ import logging
 from typing import Any
 
 from bfpo.config import AlignConfig
-from bfpo.policy.load import Policy, load_policy
+from bfpo.policy.load import Policy
 from bfpo.runs import RunFolder
-from bfpo.training.inputs import describe_tokens, pair_sections, pair_streams, reference_cache, token_settings
+from bfpo.training.inputs import (
+    describe_tokens,
+    load_start,
+    pair_sections,
+    pair_streams,
+    reference_cache,
+    token_settings,
+)
 from bfpo.training.session import common_arguments, prepare_process, report_data, train_in_folder
 from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
@@ -41,7 +48,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     if not folder.resumed and folder.is_writer:
         for stream in streams.values():  # what is wrong with the data is said before a model is loaded
             stream.scan()
-    policy = _policy(config)
+    policy = load_start(config)
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
@@ -76,21 +83,8 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
 
 def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on: pairs by cell of each stream, and the parameters that train."""
-    policy = _policy(config)
+    policy = load_start(config)
     return [*describe_tokens(config, policy.tokenizer), str(policy.trainable_report)]
-
-
-def _policy(config: AlignConfig) -> Policy:
-    return load_policy(
-        config.model,
-        trainable="all" if config.lora is not None else config.trainable,
-        lora=None if config.lora is None else config.lora.model_dump(),
-        quantize=config.quantize,
-        dtype=config.dtype,
-        masters=True,
-        revision=config.revision,
-        seed=config.seed,
-    )
 
 
 def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:

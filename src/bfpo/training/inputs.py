@@ -1,4 +1,4 @@
-"""What the stages on preference pairs read of their config: streams of pairs, how they become tokens, the cache."""
+"""What the stages on preference pairs read of their config: the start, streams of pairs, their tokens, the cache."""
 
 from __future__ import annotations
 
@@ -9,10 +9,25 @@ from transformers import PreTrainedTokenizerBase
 from bfpo.config import AlignConfig, DataConfig, read_template
 from bfpo.data.load import PairStream
 from bfpo.data.tokenize import PairTokenizer
+from bfpo.policy.load import Policy, load_policy
 from bfpo.policy.reference_cache import user_cache_folder
 from bfpo.training.session import data_settings, describe_data
 
-__all__ = ["describe_tokens", "pair_sections", "pair_streams", "reference_cache", "token_settings"]
+__all__ = ["describe_tokens", "load_start", "pair_sections", "pair_streams", "reference_cache", "token_settings"]
+
+
+def load_start(config: AlignConfig) -> Policy:
+    """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
+    return load_policy(
+        config.model,
+        trainable="all" if config.lora is not None else config.trainable,
+        lora=None if config.lora is None else config.lora.model_dump(),
+        quantize=config.quantize,
+        dtype=config.dtype,
+        masters=True,
+        revision=config.revision,
+        seed=config.seed,
+    )
 
 
 def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:

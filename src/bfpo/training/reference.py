@@ -7,10 +7,9 @@ from typing import Any
 from bfpo.config import ReferenceConfig
 from bfpo.data.tokenize import PairTokenizer
 from bfpo.errors import RunError
-from bfpo.policy.load import Policy, load_policy
 from bfpo.policy.reference_pass import ReferencePass
 from bfpo.runs import RunFolder
-from bfpo.training.inputs import pair_sections, pair_streams, reference_cache, token_settings
+from bfpo.training.inputs import load_start, pair_sections, pair_streams, reference_cache, token_settings
 from bfpo.training.session import describe_data, prepare_process, report_data, runs_on_cpu
 from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
@@ -28,7 +27,7 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     for name, section in pair_sections(config).items():
         folder.add_data(name, section.files)
     args, streams = _arguments(config, folder), pair_streams(config)
-    policy = _policy(config)
+    policy = load_start(config)
     with args.main_process_first(desc="tokenizing"):
         tokens = token_stores(folder, streams, policy.tokenizer, **token_settings(config))
     report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
@@ -52,7 +51,7 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
 
 def preview(config: ReferenceConfig) -> list[str]:
     """Return the pairs of each section, and how many rows the cache has and lacks."""
-    policy = _policy(config)
+    policy = load_start(config)
     lines, pair_lists = [], []
     for name, pairs in pair_streams(config).items():
         tokenize = PairTokenizer(policy.tokenizer, **token_settings(config))
@@ -66,19 +65,6 @@ def preview(config: ReferenceConfig) -> list[str]:
     ).preview()
     place = f"cache: {found.cache}" if found.cache else "no cache for this model (see the log)"
     return [*lines, f"{place}: {found.num_rows} rows, {found.num_reused} there, {found.num_computed} to compute"]
-
-
-def _policy(config: ReferenceConfig) -> Policy:
-    return load_policy(
-        config.model,
-        trainable="all" if config.lora is not None else config.trainable,
-        lora=None if config.lora is None else config.lora.model_dump(),
-        quantize=config.quantize,
-        dtype=config.dtype,
-        masters=True,
-        revision=config.revision,
-        seed=config.seed,
-    )
 
 
 def _arguments(config: ReferenceConfig, folder: RunFolder) -> BFPOConfig:
