@@ -8,15 +8,16 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from bfpo._version import __version__
 from bfpo.console import show, show_table, start_logging
 from bfpo.errors import BfpoError, ConfigError, StopRequest
-from bfpo.stages import STAGES, preview_stage, run_stage
+from bfpo.stages import STAGES, keep_quiet, preview_stage, run_stage
 
 __all__ = ["app", "main"]
 
@@ -60,6 +61,19 @@ class _Request:
     resume: bool
     dry_run: bool
     keys: bool
+    debug: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What was asked of `bfpo doctor`."""
+
+    config: Path | None
+    settings: Sequence[str]
+    processes: int
+    sharding: str
+    memory_gib: float | None
+    as_json: bool
     debug: bool
 
 
@@ -120,24 +134,68 @@ for _name in STAGES:
         _add_command(_name)
 
 
+@app.command("doctor")
+def _doctor(
+    config: ConfigFile = None,
+    settings: Settings = None,
+    processes: Annotated[int, typer.Option("--processes", metavar="N", min=1, help="Processes, one per GPU.")] = 1,
+    sharding: Annotated[
+        Literal["none", "zero2", "fsdp"],
+        typer.Option("--sharding", help="What the processes divide; fsdp also stands for ZeRO-3."),
+    ] = "none",
+    memory: Annotated[
+        float | None, typer.Option("--memory", metavar="GIB", help="Memory per process in place of this machine's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show this machine, or with --config whether that training fits it (exit status 1 where not)."""
+    _examine(_Question(config, settings or (), processes, sharding, memory, as_json, debug))
+
+
+def _examine(question: _Question) -> None:
+    with _handled("doctor", question.debug):
+        start_logging()
+        keep_quiet()
+        status = import_module("bfpo.doctor").run(
+            question.config,
+            question.settings,
+            processes=question.processes,
+            sharding=question.sharding,
+            memory_gib=question.memory_gib,
+            as_json=question.as_json,
+        )
+        raise typer.Exit(status)
+
+
 def _execute(request: _Request) -> None:
+    again = "the same command" if request.resume else "the same command and --resume"
+    with _handled(request.stage, request.debug, again):
+        _run(request)
+
+
+@contextmanager
+def _handled(command: str, debug: bool, again: str | None = None) -> Iterator[None]:
+    """Turn what stops a command into one message and an exit status."""
     with _stop_signal():
         try:
-            _run(request)
+            yield
+        except typer.Exit:
+            raise
         except BfpoError as error:
-            _fail(request, str(error), error.exit_code)
+            _fail(debug, str(error), error.exit_code)
         except KeyboardInterrupt as stop:
-            again = "the same command" if request.resume else "the same command and --resume"
-            _fail(request, f"stopped; go on with {again}", 143 if isinstance(stop, StopRequest) else 130)
+            text = "stopped" if again is None else f"stopped; go on with {again}"
+            _fail(debug, text, 143 if isinstance(stop, StopRequest) else 130)
         except BrokenPipeError:  # whoever read our output has had enough, as in `--keys | head`
             raise
         except Exception as error:
-            hint = "" if request.debug else "; --debug shows where"
-            _fail(request, f"bfpo {request.stage} failed: {type(error).__name__}: {error}{hint}", 1)
+            hint = "" if debug else "; --debug shows where"
+            _fail(debug, f"bfpo {command} failed: {type(error).__name__}: {error}{hint}", 1)
 
 
-def _fail(request: _Request, message: str, exit_code: int) -> NoReturn:
-    if request.debug:
+def _fail(debug: bool, message: str, exit_code: int) -> NoReturn:
+    if debug:
         traceback.print_exc()
     problems = message.split("\n")
     text = message if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bfpo.config import StageConfig
     from bfpo.runs import RunFolder, Status
 
-__all__ = ["STAGES", "Stage", "preview_stage", "run_stage"]
+__all__ = ["STAGES", "Stage", "keep_quiet", "preview_stage", "run_stage"]
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _write_status(folder: RunFolder, status: Status, error: str | None = None) -
 
 def _checked(name: str, config: StageConfig) -> tuple[Stage, frozenset[str]]:
     """Return the stage and the settings that its method does not read; set what must be set before any import."""
-    _keep_quiet()
+    keep_quiet()
     if name not in STAGES:
         raise ConfigError(f"stage: got {name!r}; allowed: {', '.join(STAGES)}")
     stage = STAGES[name]
@@ -151,7 +151,7 @@ def _readers(settings: Iterable[str]) -> str:
     return ", ".join(name for name, method in METHODS.items() if set(settings) <= method.reads) or "none reads them all"
 
 
-def _keep_quiet() -> None:
+def keep_quiet() -> None:
     """Turn off the libraries' reports about usage, and their progress bars in a log; they read this at import."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not sys.stderr.isatty():

@@ -20,13 +20,16 @@ __all__ = [
     "DTYPES",
     "Policy",
     "TrainableReport",
+    "cannot_load",
     "choose_trainable",
     "disable_dropout",
     "init_policy",
+    "initial_config",
     "load_policy",
     "load_tokenizer",
     "pad_token_id",
     "save_policy",
+    "set_trainable",
     "trainable_report",
 ]
 
@@ -96,8 +99,6 @@ def load_policy(
     Raises `ModelError` for a model that cannot be loaded or whose files lack weights of a causal LM, a pattern that
     matches no parameter (with the closest names), and LoRA settings that peft does not know.
     """
-    if lora is not None and trainable != "all":
-        raise ModelError(f"trainable: got {list(trainable)!r} beside lora; with lora only the adapters train")
     if dtype not in DTYPES:
         raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
     if quantize is not None and lora is None:
@@ -119,7 +120,7 @@ def load_policy(
             ),
         )
     except Exception as error:  # files, hub, config, weights and remote code each have kinds of their own
-        raise _cannot_load("model", model, error) from error
+        raise cannot_load("model", model, error) from error
     if report["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(report["missing_keys"])
         raise ModelError(
@@ -128,10 +129,7 @@ def load_policy(
         )
     if quantize is not None:
         prepare_quantised(loaded)
-    if lora is not None:
-        loaded = _add_lora(loaded, lora, seed)
-    else:
-        choose_trainable(loaded, trainable)
+    loaded = set_trainable(loaded, trainable, lora, seed=seed)
     if masters and dtype != "float64":
         hold_masters(loaded, model, revision=revision)
     if not dropout:
@@ -156,28 +154,42 @@ def init_policy(
     Raises `ModelError` for a tokenizer that cannot be loaded or a config that LlamaConfig refuses.
     """
     loaded_tokenizer = load_tokenizer(tokenizer)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model: Any = LlamaForCausalLM(initial_config(config, loaded_tokenizer))
+    except ModelError:
+        raise
+    except Exception as error:  # sizes that do not fit together
+        raise _no_llama(config, error) from error
+    model.to(torch.float64 if dtype == "float64" else torch.float32)
+    if not dropout:
+        disable_dropout(model)
+    return Policy(model, loaded_tokenizer, trainable_report(model))
+
+
+def initial_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """Return the config of `init_policy`'s model; raises `ModelError` for a config that LlamaConfig refuses."""
     known = set(LlamaConfig().to_dict()) | {"rope_parameters", "rope_scaling", "rope_theta"}
     for key in config:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=3)
             raise ModelError(f"init.config: unknown key {key!r}{'; close: ' + ', '.join(close) if close else ''}")
     settings = {
-        "vocab_size": len(loaded_tokenizer),
-        "bos_token_id": loaded_tokenizer.bos_token_id,
-        "eos_token_id": loaded_tokenizer.eos_token_id,
-        "pad_token_id": pad_token_id(loaded_tokenizer),
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": pad_token_id(tokenizer),
         **config,
     }
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model: Any = LlamaForCausalLM(LlamaConfig(**settings))
+        return LlamaConfig(**settings)
     except Exception as error:  # validation has kinds of its own, by version
-        raise ModelError(f"init.config: {dict(config)!r} gives no Llama model: {error.__cause__ or error}") from error
-    model.to(torch.float64 if dtype == "float64" else torch.float32)
-    if not dropout:
-        disable_dropout(model)
-    return Policy(model, loaded_tokenizer, trainable_report(model))
+        raise _no_llama(config, error) from error
+
+
+def _no_llama(config: Mapping[str, Any], error: Exception) -> ModelError:
+    return ModelError(f"init.config: {dict(config)!r} gives no Llama model: {error.__cause__ or error}")
 
 
 def load_tokenizer(
@@ -189,7 +201,7 @@ def load_tokenizer(
             str(model), revision=revision or "main", trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        raise _cannot_load("tokenizer", model, error) from error
+        raise cannot_load("tokenizer", model, error) from error
     return tokenizer
 
 
@@ -204,12 +216,25 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
+def cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
+    """Return the error for a model, or what belongs to it, that transformers could not read."""
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(
         f"{what}: {str(model)!r} cannot be loaded ({first_line}); allowed: a folder or hub id of a causal LM with "
         "safetensors weights and its tokenizer"
     )
+
+
+def set_trainable(
+    model: Any, trainable: Sequence[str] | Literal["all"], lora: Mapping[str, Any] | None = None, *, seed: int = 0
+) -> Any:
+    """Choose what trains, as `load_policy` says it, and return the model, wrapped by peft where `lora` is given."""
+    if lora is None:
+        choose_trainable(model, trainable)
+        return model
+    if trainable != "all":
+        raise ModelError(f"trainable: got {list(trainable)!r} beside lora; with lora only the adapters train")
+    return _add_lora(model, lora, seed)
 
 
 def choose_trainable(model: nn.Module, patterns: Sequence[str] | Literal["all"]) -> None:

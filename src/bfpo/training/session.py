@@ -21,6 +21,7 @@ from bfpo.config.train import TrainingKeys
 from bfpo.data.rejects import Reject
 from bfpo.errors import ConfigError, DiskFullError, RunError
 from bfpo.files import is_disk_full
+from bfpo.machine import runs_on_cpu
 from bfpo.policy.load import save_policy
 from bfpo.runs import RunFolder
 from bfpo.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
@@ -87,14 +88,6 @@ def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, int
     cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
     lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
     return lines
-
-
-def runs_on_cpu() -> bool:
-    """Whether training runs on the CPU: no accelerator, or one without float64 (MPS)."""
-    if not torch.accelerator.is_available():
-        return True
-    device = torch.accelerator.current_accelerator()
-    return device is None or device.type == "mps"
 
 
 def common_arguments(

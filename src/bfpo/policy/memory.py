@@ -1,0 +1,298 @@
+"""How much memory a training process takes, counted on a model without weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bfpo.errors import ModelError, SettingError
+from bfpo.policy.skeleton import Sizes, Skeleton, make_skeleton
+
+__all__ = [
+    "HEAD_ROWS",
+    "Measured",
+    "MemoryEstimate",
+    "PassMemory",
+    "Plan",
+    "Sharding",
+    "count_pass",
+    "divide",
+    "estimate_memory",
+    "measure",
+]
+
+HEAD_ROWS = 256
+"""Rows of logits that the head holds at a time."""
+
+Sharding = Literal["none", "zero2", "fsdp"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassMemory:
+    """Bytes of one forward and backward pass beside weights and gradients.
+
+    `saved`: what the forward pass keeps for the backward pass. `peak`: the most that was alive at a time, `saved` and
+    what comes and goes beside it.
+    """
+
+    saved: int
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What decides the memory of one training process.
+
+    `config`: of transformers. `tokens`: of one forward pass, in `rows` rows. `swaps`: whether a copy of the first
+    trainable weights is kept as the reference. `imitates`: the forward pass is that of imitation, with the model's own
+    loss on all logits, in place of preference training's.
+    """
+
+    config: Any
+    tokens: int
+    trainable: Any = "all"
+    lora: Mapping[str, Any] | None = None
+    dtype: str = "float32"
+    checkpointing: bool = False
+    swaps: bool = False
+    imitates: bool = False
+    rows: int = 1
+    processes: int = 1
+    sharding: Sharding = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of one process at its peak.
+
+    `working`: what comes and goes within a pass. `head`: a chunk of logits with its softmax, and the gradient of the
+    hidden states (a frozen head stores it in the forward pass), as if every token were one of a completion. `exchange`:
+    buckets of gradients (several processes, not sharded) or weights gathered for the block at work and the next one
+    (sharded).
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    reference: int
+    activations: int
+    working: int
+    head: int
+    exchange: int
+
+    @property
+    def total(self) -> int:
+        """Return the sum."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A model without weights and the memory of a pass over it; it serves every number of processes."""
+
+    skeleton: Skeleton
+    counted: PassMemory
+
+
+def estimate_memory(plan: Plan) -> MemoryEstimate:
+    """Return what one process of the plan needs; raises as `measure` does."""
+    return divide(measure(plan), plan)
+
+
+def measure(plan: Plan) -> Measured:
+    """Make the plan's model without weights and count a pass over it.
+
+    Raises `ModelError` for a model whose forward pass cannot be run without weights and as `make_skeleton` does,
+    `SettingError` for numbers below 1 and an unknown sharding.
+    """
+    for name, value in (("tokens", plan.tokens), ("processes", plan.processes)):
+        if value < 1:
+            raise SettingError(f"{name}: got {value}; allowed: 1 or more")
+    if plan.sharding not in get_args(Sharding):
+        raise SettingError(f"sharding: got {plan.sharding!r}; allowed: {', '.join(get_args(Sharding))}")
+    skeleton = make_skeleton(
+        plan.config, trainable=plan.trainable, lora=plan.lora, dtype=plan.dtype, masters=plan.sharding == "none"
+    )
+    with skeleton.mode:
+        try:
+            counted = count_pass(
+                skeleton.causal_lm,
+                plan.tokens,
+                rows=plan.rows,
+                imitates=plan.imitates,
+                bfloat16=plan.dtype == "bfloat16",
+                checkpointing=plan.checkpointing,
+            )
+        except Exception as error:  # a forward that asks for values has errors of its own
+            name = type(skeleton.causal_lm).__name__
+            raise ModelError(
+                f"model: the activations of {name} cannot be counted without its weights "
+                f"({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]})"
+            ) from error
+    return Measured(skeleton, counted)
+
+
+def divide(measured: Measured, plan: Plan) -> MemoryEstimate:
+    """Return the memory of one of `plan.processes`, on what was measured for the same plan with any number of them.
+
+    `zero2` divides gradients and optimizer state (with it the float32 masters that bfloat16 needs; weights and
+    gradients are then bfloat16), `fsdp` (and ZeRO-3) also the weights; see section 5 of ZeRO (arXiv 1910.02054). AdamW
+    holds two numbers for every one that trains.
+    """
+    sizes, counted = measured.skeleton.sizes, measured.counted
+    share = plan.processes if plan.sharding != "none" else 1
+    computed, held = sizes.computed_bytes, sizes.held_bytes
+    weights = sizes.num_frozen * computed + sizes.num_trainable * held + sizes.buffer_bytes
+    trained_bytes = sizes.num_trainable * held
+    gradients, optimizer, exchange = trained_bytes, 2 * trained_bytes, 0
+    if plan.sharding == "none":
+        exchange = trained_bytes if plan.processes > 1 else 0
+    elif plan.sharding == "zero2":
+        masters = trained_bytes if computed != held else 0
+        weights = (sizes.num_frozen + sizes.num_trainable) * computed + sizes.buffer_bytes
+        gradients, optimizer = sizes.num_trainable * computed, 2 * trained_bytes + masters
+        trained_bytes = sizes.num_trainable * computed
+    elif share > 1:
+        exchange = (2 * sizes.num_in_layer + sizes.num_outside) * computed
+    weights_share = share if plan.sharding == "fsdp" else 1
+    return MemoryEstimate(
+        weights=_part(weights, weights_share),
+        gradients=_part(gradients, share),
+        optimizer=_part(optimizer, share),
+        reference=_part(trained_bytes, weights_share) if plan.swaps else 0,
+        activations=counted.saved,
+        working=counted.peak - counted.saved,
+        head=0 if plan.imitates else _head_bytes(measured.skeleton, plan.tokens, sizes),
+        exchange=exchange,
+    )
+
+
+def _part(total: int, processes: int) -> int:
+    return -(-total // processes)
+
+
+def _head_bytes(skeleton: Skeleton, tokens: int, sizes: Sizes) -> int:
+    head = skeleton.causal_lm.get_output_embeddings()
+    vocabulary, hidden = head.weight.shape
+    softmax_bytes = max(4, sizes.computed_bytes)
+    chunk = 2 * min(HEAD_ROWS, tokens) * vocabulary * softmax_bytes
+    return int(chunk + tokens * hidden * sizes.computed_bytes)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of storages made inside it that are still alive, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def forget(self, tensors: list[Tensor]) -> list[Any]:
+        """Leave out the storages of these tensors; returns what must be kept for as long as that holds."""
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        self._known.update({id(storage): weakref.ref(storage) for storage in storages})
+        return storages
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+
+        def gone(_: object) -> None:
+            self._known.pop(key, None)
+            self.now -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def count_pass(
+    model: Any,
+    tokens: int,
+    *,
+    rows: int = 1,
+    imitates: bool = False,
+    bfloat16: bool = False,
+    checkpointing: bool = False,
+) -> PassMemory:
+    """Run a forward and a backward pass of a causal LM over `rows` rows, `tokens` in all, and count its memory.
+
+    The backbone alone (the head of preference training never holds all logits), or with `imitates` the whole model with
+    its own loss. Gradients are there beforehand, as from the micro-batch before. Counts real tensors as well as fake
+    ones; run it in the model's fake mode.
+    """
+    device = model.get_input_embeddings().weight.device
+    ids = torch.zeros(rows, -(-tokens // rows), dtype=torch.long, device=device)
+    parameters = list(model.parameters())
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.grad = torch.empty_like(parameter)
+    live = _LiveBytes()
+    kept = live.forget([*parameters, *model.buffers(), *(p.grad for p in trainable if p.grad is not None)])
+    _set_checkpointing(model, checkpointing)
+    try:
+        with live:
+            with _saved_storages({id(storage) for storage in kept}) as saved_bytes, _autocast(device, bfloat16):
+                if imitates:
+                    output = model(input_ids=ids, labels=ids, use_cache=False).loss
+                else:
+                    output = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            saved = saved_bytes()
+            if output.requires_grad:
+                gradient = torch.empty_like(output)
+                before = gradient.nbytes  # counted with the head, which hands it over
+                output.backward(gradient)
+                del gradient
+            else:
+                before = 0
+        return PassMemory(saved=saved, peak=max(saved, live.peak - before))
+    finally:
+        _set_checkpointing(model, False)
+        for parameter in trainable:
+            parameter.grad = None
+
+
+@contextlib.contextmanager
+def _saved_storages(left_out: set[int]) -> Iterator[Callable[[], int]]:
+    """Note the storages saved for the backward pass; the function yielded sums the bytes of those still alive."""
+    found: dict[int, weakref.ref[Any]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in left_out:
+            found[id(storage)] = weakref.ref(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield lambda: sum(s.nbytes() for s in (reference() for reference in found.values()) if s is not None)
+
+
+def _autocast(device: torch.device, bfloat16: bool) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+
+
+def _set_checkpointing(model: Any, wanted: bool) -> None:
+    """Switch the recomputation of activations, under the name that this version of transformers has for it."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if wanted:
+        settings = {"use_reentrant": False, "preserve_rng_state": False}
+        getattr(model, f"{name}_checkpointing_enable")(settings)
+    elif getattr(model, f"is_{name}_checkpointing"):
+        getattr(model, f"{name}_checkpointing_disable")()
