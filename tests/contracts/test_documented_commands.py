@@ -36,10 +36,15 @@ def commands_of(text: str) -> Iterator[str]:
 def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where the command line would refuse the command, a setting in it or the config file that it names."""
     arguments = [word for word in shlex.split(command, comments=True) if word != "..."]
-    requests = []
+    requests, questions = [], []
     monkeypatch.setattr("bfpo.cli._execute", requests.append)
+    monkeypatch.setattr("bfpo.cli._examine", questions.append)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 or arguments == [], f"bfpo {command}: {result.output}"
+    for question in questions:
+        if question.config is not None and "FILE" not in question.config.name:
+            monkeypatch.chdir(ROOT)
+            load_config(STAGES[question.config.stem].config_class(), question.config, question.settings)
     for request in requests:
         config = STAGES[request.stage].config_class()
         known = {key.name for key in describe_keys(config)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig
 
 from bfpo.errors import ModelError, SettingError
 from bfpo.policy.load import choose_trainable
@@ -184,64 +187,70 @@ def test_what_cannot_be_counted_is_said(settings: Any, error: type[Exception], w
         estimate_memory(plan(tiny_model(), **settings))
 
 
-STEP = """
-import resource, sys, torch
+STEPS = """
+import json, resource, sys, torch
 torch.set_num_threads(1)
 from transformers import LlamaConfig, LlamaForCausalLM
 from bfpo.policy.load import choose_trainable
-config = LlamaConfig(**{config!r})
-model = LlamaForCausalLM(config)
-choose_trainable(model, {chosen!r})
-if {bfloat16}:
-    for parameter in model.parameters():
-        parameter.data = parameter.data if parameter.requires_grad else parameter.data.bfloat16()
-if {checkpointing}:
-    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    getattr(model, name + "_checkpointing_enable")(dict(use_reentrant=False))
-model.train()
-optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
-def step(tokens):
-    with torch.autocast("cpu", torch.bfloat16, enabled={bfloat16}):
-        hidden = model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False).last_hidden_state
-    hidden.backward(torch.ones_like(hidden))
-step(8)
-optimizer.step()  # gradients and optimizer state are there from now on
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # forget the peak so far
-before = resident()
-step({tokens})
-peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(peak - before)
+def measured(sizes, tokens, trainable, dtype, checkpointing):
+    model = LlamaForCausalLM(LlamaConfig(**sizes))
+    choose_trainable(model, trainable)
+    for parameter in model.parameters():
+        parameter.data = parameter.data if parameter.requires_grad else parameter.data.to(getattr(torch, dtype))
+    if checkpointing:
+        name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+        getattr(model, name + "_checkpointing_enable")(dict(use_reentrant=False))
+    model.train()
+    def step(tokens):
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        hidden.backward(torch.ones_like(hidden))
+    step(8)  # gradients are there from now on
+    before = resident()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the peak so far
+    step(tokens)
+    peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return peak - before
+print(json.dumps([measured(**case) for case in json.loads(sys.argv[1])]))
 """
+MEDIUM = {
+    "vocab_size": 8192,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("chosen", [["*.down_proj.weight"], "all"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_peak_of_a_real_pass_is_near_the_count(dtype: str, chosen: Any, checkpointing: bool) -> None:
-    """A model of 60 M parameters, the resident memory that a second forward and backward pass of 2,048 tokens adds."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 8192,
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 4,
-    }
-    tokens = 2048
-    script = STEP.format(
-        config=sizes, chosen=chosen, bfloat16=dtype == "bfloat16", checkpointing=checkpointing, tokens=tokens
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
-    measured = int(done.stdout)
-    from transformers import LlamaConfig
+def test_the_peak_of_a_real_pass_is_near_the_count() -> None:
+    """The resident memory that a second pass of 2,048 tokens adds, in a model of 60 M parameters, over the count.
 
-    made = Plan(LlamaConfig(**sizes), tokens, trainable=chosen, dtype=dtype, checkpointing=checkpointing)
-    counted = measure(made).counted.peak
-    print(f"{dtype} {chosen} {checkpointing}: {measured / counted:.3f}", file=sys.stderr)
-    assert 0.9 < measured / counted < 1.25
+    Every tensor is a mapping of its own (MALLOC_MMAP_THRESHOLD_), so that gaps in the heap do not count. Seen, as
+    docs/scaling.md says: 0.91 to 1.03.
+    """
+    cases = [
+        {"trainable": trainable, "dtype": dtype, "checkpointing": checkpointing}
+        for dtype in ("float32", "bfloat16")
+        for trainable in (["*.down_proj.weight"], "all")
+        for checkpointing in (False, True)
+    ]
+    asked = json.dumps([{**case, "sizes": MEDIUM, "tokens": 2048} for case in cases])
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, asked],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        check=True,
+        timeout=900,
+    )
+    for case, measured in zip(cases, json.loads(done.stdout), strict=True):
+        counted = measure(Plan(LlamaConfig(**MEDIUM), 2048, **case)).counted.peak
+        assert 0.85 < measured / counted < 1.15, case

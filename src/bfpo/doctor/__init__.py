@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bfpo.console import show
-from bfpo.doctor.examine import examine
+from bfpo.doctor.diagnosis import examine
 from bfpo.doctor.view import diagnosis_facts, diagnosis_lines, machine_facts, machine_lines
 from bfpo.errors import SettingError
 from bfpo.policy.memory import Sharding

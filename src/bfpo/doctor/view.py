@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bfpo.doctor.examine import GIB, KEPT_FREE, Diagnosis
+from bfpo.doctor.diagnosis import GIB, KEPT_FREE, Diagnosis
 from bfpo.machine import EXTRAS, describe_hub, find_devices, free_disk, installed_extras
 from bfpo.provenance import describe_platform, describe_versions
 

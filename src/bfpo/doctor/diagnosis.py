@@ -13,7 +13,7 @@ import yaml
 from bfpo.config import AlignConfig, LoraConfig, SftConfig, load_config
 from bfpo.machine import Device, find_devices, free_disk
 from bfpo.policy.load import initial_config, load_tokenizer
-from bfpo.policy.memory import MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
+from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
 from bfpo.policy.skeleton import Skeleton, read_config
 
 __all__ = ["GIB", "KEPT_FREE", "Diagnosis", "Remedy", "examine", "fits", "least_processes"]
@@ -194,13 +194,16 @@ def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton) -> int:
     return (1 + (config.save_total_limit or 1)) * checkpoint + model
 
 
-def least_processes(plan: Plan, available: int, most: int = MOST_PROCESSES) -> tuple[int, MemoryEstimate] | None:
-    """Return the least power of two of processes sharded by FSDP that fits, and its estimate; `None` if over `most`."""
-    plan = dataclasses.replace(plan, sharding="fsdp")
-    measured = measure(plan)
+def least_processes(
+    measured: Measured, plan: Plan, available: int, most: int = MOST_PROCESSES
+) -> tuple[int, MemoryEstimate] | None:
+    """Return the least power of two of processes sharded by FSDP that fits, and its estimate; `None` if over `most`.
+
+    `measured` is of the plan with its weights sharded.
+    """
     processes = 2
     while processes <= most:
-        memory = divide(measured, dataclasses.replace(plan, processes=processes))
+        memory = divide(measured, dataclasses.replace(plan, sharding="fsdp", processes=processes))
         if fits(memory.total, available):
             return processes, memory
         processes *= 2
@@ -217,7 +220,10 @@ def _remedies(config: AlignConfig | SftConfig, plan: Plan, available: int, *, sh
     if len(changes) > 1:
         plan = dataclasses.replace(plan, **together)
         yield _remedy("all of these", plan, available)
-    sharded = least_processes(plan, available) if shards else None
+    if not shards:
+        return
+    plan = dataclasses.replace(plan, sharding="fsdp")
+    sharded = least_processes(measure(plan), plan, available)
     if sharded is not None:
         processes, memory = sharded
         what = f"--sharding fsdp --processes {processes}"
