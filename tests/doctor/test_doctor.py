@@ -148,6 +148,10 @@ def test_too_small_a_disk_is_said(config: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (
+            ["--set", "model=m", "--set", "data.files=x", "--set", "lora.r=2", "--set", "quantize=nf4"],
+            "quantize: got nf4",
+        ),
         (["--config", "none.yaml"], "none.yaml: cannot read the config file"),
         (["--processes", "3"], "not read without --config"),
         (["--set", "model=nowhere/x"], "data: missing"),

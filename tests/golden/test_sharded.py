@@ -17,8 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from bfpo.data.pack import PairCollator
-from bfpo.data.streams import PairItem
+from bfpo.data.pack import collate_pairs
 from bfpo.policy.load import choose_trainable
 from bfpo.policy.logps import sequence_logps
 from tiny import tiny_model, tiny_pairs
@@ -29,8 +28,7 @@ def made():
     return model.train()
 
 def backward(model):
-    batch = PairCollator(0)([PairItem(pair, i) for i, pair in enumerate(tiny_pairs(5, 1))])
-    logps = sequence_logps(model, batch).logps
+    logps = sequence_logps(model, collate_pairs(tiny_pairs(5, 1))).logps
     weights = torch.linspace(-1, 2, len(logps), dtype=torch.float64)
     (logps * weights).sum().backward()
     return logps.detach()

@@ -15,8 +15,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
 from bfpo.errors import ModelError, SettingError
+from bfpo.policy.head import CHUNK_ROWS
 from bfpo.policy.load import choose_trainable
-from bfpo.policy.memory import HEAD_ROWS, Measured, PassMemory, Plan, count_pass, divide, estimate_memory, measure
+from bfpo.policy.memory import Measured, PassMemory, Plan, count_pass, divide, estimate_memory, measure
 from bfpo.policy.skeleton import make_skeleton
 from tiny import tiny_model
 
@@ -118,7 +119,7 @@ def test_every_part_of_the_sum() -> None:
     memory = estimate_memory(plan(model, dtype="bfloat16", swaps=True, **DOWN))
     assert memory.weights == (total - down) * 2 + down * 4 + buffers
     assert (memory.gradients, memory.optimizer, memory.reference) == (down * 4, down * 8, down * 4)
-    assert memory.head == 2 * min(HEAD_ROWS, TOKENS) * vocabulary * 4 + TOKENS * hidden * 2
+    assert memory.head == 2 * min(CHUNK_ROWS, TOKENS) * vocabulary * 4 + TOKENS * hidden * 2
     assert memory.exchange == 0
     assert memory.total == sum(dataclasses.astuple(memory))
 
@@ -191,6 +192,7 @@ STEPS = """
 import json, resource, sys, torch
 torch.set_num_threads(1)
 from transformers import LlamaConfig, LlamaForCausalLM
+from bfpo.policy.head import CHUNK_ROWS
 from bfpo.policy.load import choose_trainable
 def resident():
     with open("/proc/self/statm") as file:

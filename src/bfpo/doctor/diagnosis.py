@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from bfpo.config import AlignConfig, LoraConfig, SftConfig, load_config
+from bfpo.errors import ConfigError
 from bfpo.machine import Device, find_devices, free_disk
 from bfpo.policy.load import initial_config, load_tokenizer
 from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
@@ -133,6 +134,11 @@ def _dotted(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _plan(config: AlignConfig | SftConfig) -> Plan:
+    if config.quantize is not None:
+        raise ConfigError(
+            f"quantize: got {config.quantize}; the memory of a base in four bits is not counted. Ask without it: the "
+            "rest of the estimate holds, the weights take less"
+        )
     shared: dict[str, Any] = {
         "trainable": "all" if config.lora is not None else config.trainable,
         "lora": None if config.lora is None else config.lora.model_dump(),
@@ -146,13 +152,9 @@ def _plan(config: AlignConfig | SftConfig) -> Plan:
             model = initial_config(config.init.config, load_tokenizer(config.init.tokenizer))
             return Plan(model, **own, **shared)
     else:
-        own = {"tokens": _token_budget(config), "swaps": _swaps(config)}
+        own = {"tokens": config.max_tokens_per_microbatch, "swaps": _swaps(config)}
     assert config.model is not None  # the config has checked it
     return Plan(read_config(config.model, revision=config.revision), **own, **shared)
-
-
-def _token_budget(config: AlignConfig) -> int:
-    return int(getattr(config, "max_tokens_per_microbatch", 8192))
 
 
 def _swaps(config: AlignConfig) -> bool:

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bfpo.errors import ModelError, SettingError
+from bfpo.policy.head import CHUNK_ROWS
 from bfpo.policy.skeleton import Sizes, Skeleton, make_skeleton
 
 __all__ = [
-    "HEAD_ROWS",
     "Measured",
     "MemoryEstimate",
     "PassMemory",
@@ -29,9 +29,6 @@ __all__ = [
     "estimate_memory",
     "measure",
 ]
-
-HEAD_ROWS = 256
-"""Rows of logits that the head holds at a time."""
 
 Sharding = Literal["none", "zero2", "fsdp"]
 
@@ -184,7 +181,7 @@ def _head_bytes(skeleton: Skeleton, tokens: int, sizes: Sizes) -> int:
     head = skeleton.causal_lm.get_output_embeddings()
     vocabulary, hidden = head.weight.shape
     softmax_bytes = max(4, sizes.computed_bytes)
-    chunk = 2 * min(HEAD_ROWS, tokens) * vocabulary * softmax_bytes
+    chunk = 2 * min(CHUNK_ROWS, tokens) * vocabulary * softmax_bytes
     return int(chunk + tokens * hidden * sizes.computed_bytes)
 
 
