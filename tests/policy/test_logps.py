@@ -119,7 +119,9 @@ def test_what_has_no_log_probs() -> None:
     with pytest.raises(SettingError, match="got 'median'; allowed: sum, mean"):
         sequence_logps(tiny_model(), batch, reduction="median")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="NoHead has no output head"):
-        sequence_logps(NoHead(), batch)
+        sequence_logps(NoHead(), collate_pairs(PAIRS, form="padded"))
+    with pytest.raises(ModelError, match="needs packed attention, and LlamaForCausalLM has 'sdpa'"):
+        sequence_logps(tiny_model(), batch)
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

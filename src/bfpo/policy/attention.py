@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bfpo.data.layout import CHOSEN, REJECTED, PackedLayout
 from bfpo.errors import ModelError
 
-__all__ = ["LAYOUT", "UnknownExtraError", "packed_attention", "register_packed", "varlen_attention"]
+__all__ = ["LAYOUT", "PREFIX", "UnknownExtraError", "packed_attention", "register_packed", "varlen_attention"]
 
 LAYOUT = "pair_layout"
 """The keyword argument by which a packed row's layout travels through the model to its attention."""

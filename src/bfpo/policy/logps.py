@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bfpo.errors import ModelError, SettingError
-from bfpo.policy.attention import LAYOUT
+from bfpo.policy.attention import LAYOUT, PREFIX
 from bfpo.policy.head import CHUNK_ROWS, LogitTransform, head_logps
 
 __all__ = ["Reduction", "SequenceLogps", "sequence_logps", "unwrap_causal_lm", "use_own_logits"]
@@ -77,6 +77,11 @@ def _token_logps(model: nn.Module, batch: Mapping[str, Any], chunk_rows: int) ->
         # A mask of four dimensions is passed on as it is; packed attention does not read it.
         arguments["attention_mask"] = torch.zeros(1, 1, 1, 1, device=batch["input_ids"].device)
     causal_lm = unwrap_causal_lm(model)
+    if LAYOUT in arguments and not str(causal_lm.config._attn_implementation).startswith(PREFIX):
+        raise ModelError(
+            f"a packed micro-batch needs packed attention, and {type(causal_lm).__name__} has "
+            f"{causal_lm.config._attn_implementation!r}; ask bfpo.policy.probe.choose_form first, or pad the rows"
+        )
     if causal_lm in _WITH_OWN_LOGITS:
         logits = model(**arguments).logits.flatten(0, 1)[batch["source"]]
         logits = logits if logits.dtype == torch.float64 else logits.float()
