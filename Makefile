@@ -1,9 +1,11 @@
 # `make demo` and `make test` do all their set-up; a second run installs nothing.
-# PYTHON picks the interpreter, OUT the demo's folder, DEMO_ARGS more of its options (such as --full --seeds 3).
+# PYTHON picks the interpreter, OUT the demo's folder, DEMO_ARGS more of its options (such as --full --seeds 3),
+# BENCH_ARGS more options of all three benchmarks (such as --threads 8).
 
 PYTHON ?= python3
 OUT ?= runs/demo
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 VENV := .venv
@@ -12,21 +14,36 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input -c constraints.txt
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
-.PHONY: help demo test test-all test-lowest lint types imports tests format setup clean-venv
+.PHONY: help demo bench bench-quick test test-all test-lowest lint types imports tests format setup clean-venv
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train, align and compare small models on this machine; the page is $(OUT)/report.html"
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same with the slow tests"
+	@echo "make bench     measure training against TRL, its scaling and the ramp-up (a quarter of an hour); bench-quick: does it run"
 	@echo "make format    put the code into its form"
 
 demo: $(VENV)/.runtime
 	$(BIN)/bfpo demo --out $(OUT) --resume $(DEMO_ARGS)
 
+# The tables are shown and go, with the figure, into docs/performance.md.
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.report
+
+# Tiny sizes, to see that all of it runs; nothing of it is kept but in runs/.
+bench-quick: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.throughput --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.rampup --quick --out runs/bench-quick $(BENCH_ARGS)
+
 test: lint types imports tests
 
-test-all: lint types imports $(VENV)/.dev
+# The benchmarks' slow test needs what they compare with.
+test-all: lint types imports $(VENV)/.dev $(VENV)/.bench
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
 
 # The lower bounds of the dependencies, in an environment of their own.
@@ -86,4 +103,9 @@ $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the tools of development"
 	@$(PIP_INSTALL) -e ".[dev]" || $(NO_PIP)
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.runtime
+	@echo "installing what the benchmarks compare with"
+	@$(PIP_INSTALL) -e ".[bench]" || $(NO_PIP)
 	@touch $@

@@ -49,7 +49,8 @@ def test_every_dependency_is_pinned_within_its_range():
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             pins.setdefault(name_of(line), []).append(line.split("==")[1].split(";")[0])
-    needed = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+    extras = PROJECT["project"]["optional-dependencies"]
+    needed = [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["bench"]]
     for requirement in needed:
         lower = requirement.partition(">=")[2]
         for pin in pins[name_of(requirement)]:

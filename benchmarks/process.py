@@ -1,0 +1,97 @@
+"""Measurements in processes of their own, and the files that keep them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe_machine, software
+from bfpo.errors import BfpoError, RunError
+from bfpo.files import write_text_whole
+
+__all__ = ["ROOT", "in_process", "program", "read_results", "result_file", "worker", "write_results"]
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
+
+
+def in_process(module: str, values: Mapping[str, Any], *, threads: int, timeout: float = 3600.0) -> dict[str, Any]:
+    """Run a worker module in a fresh Python with so many threads and return its measurement.
+
+    Memory peaks belong to a process, and what one trainer leaves behind (caches, allocators, patched classes) must not
+    meet the other. Raises `RunError` with the end of the worker's output where it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "measured.json"
+        environment = {**os.environ, **QUIET, "OMP_NUM_THREADS": str(threads), "HF_DATASETS_CACHE": folder}
+        command = [sys.executable, "-m", module, json.dumps(values), str(out)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout
+        )
+        if done.returncode != 0 or not out.is_file():
+            raise RunError(f"{module} failed with {json.dumps(values)}:\n{(done.stdout + done.stderr)[-3000:]}")
+        measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return measured
+
+
+def worker(measure: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Be the worker: read what to measure from the first argument, write what was measured to the second."""
+    values, out = sys.argv[1:]
+    Path(out).write_text(json.dumps(measure(json.loads(values))), encoding="utf-8")
+
+
+def program(main: Callable[[], None]) -> None:
+    """Run a benchmark's main function; an error raised on purpose is one line and the exit code."""
+    try:
+        main()
+    except BfpoError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from None
+
+
+def result_file(folder: Path, benchmark: str) -> Path:
+    """Return the file that keeps a benchmark's results."""
+    return folder / f"{benchmark}.json"
+
+
+def write_results(folder: Path, benchmark: str, *, settings: Mapping[str, Any], runs: list[dict[str, Any]]) -> Path:
+    """Write every single measurement with the machine, the versions and the settings; return the file."""
+    content = {
+        "benchmark": benchmark,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "machine": describe_machine(),
+        "software": software(),
+        "settings": dict(settings),
+        "runs": runs,
+    }
+    path = result_file(folder, benchmark)
+    write_text_whole(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def read_results(folder: Path, benchmark: str) -> dict[str, Any] | None:
+    """Return what `write_results` wrote, or `None` where there is nothing; raises `RunError` for a damaged file."""
+    path = result_file(folder, benchmark)
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not {"machine", "software", "settings", "runs"} <= content.keys():
+            raise ValueError("not a file of results")
+    except ValueError as error:
+        raise RunError(f"{path}: cannot be read as results ({error}); run the benchmark again") from error
+    return content

@@ -1,0 +1,220 @@
+"""WORKER: one training run in a process of its own, ours or TRL's, timed by the trainer's callbacks.
+
+The loop is that of `Trainer.train()`: loader, collation, forward, backward, clipping, optimizer, schedule, callbacks,
+logs. Its first optimizer step warms kernels and allocators up, counts operations and is left out of the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from benchmarks.flops import flop_counter, needed_flops, useful_tokens
+from benchmarks.machine import peak_rss, reset_peak, rss
+from benchmarks.process import worker
+from benchmarks.workload import ModelShape, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
+from bfpo.data.tokenize import TokenPair
+from bfpo.errors import RunError
+
+BETA = 1.0  # a target of 0.5 per token, which small margins move visibly, so that agreement says something
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """What to run. `length`: all rows of that many tokens, `None` = lengths of chat data times `length_scale`.
+
+    `microbatch` counts pairs per forward pass of TRL; `max_tokens` is our budget, read where the trainer has one.
+    """
+
+    trainer: Literal["bfpo", "trl"]
+    reference: Literal["precomputed", "online"]
+    shape: ModelShape
+    steps: int
+    pairs_per_step: int
+    microbatch: int
+    max_tokens: int
+    seed: int
+    length: int | None = None
+    length_scale: float = 1.0
+    learning_rate: float = 3e-3
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainingRun:
+        """Return the run that `dataclasses.asdict` described."""
+        return cls(**{**values, "shape": ModelShape(**values["shape"])})
+
+    def pairs(self) -> list[TokenPair]:
+        """Return the pairs in the order they are trained on; the same for both trainers."""
+        num, vocabulary = self.steps * self.pairs_per_step, self.shape.vocabulary
+        if self.length is not None:
+            return pairs_of_length(num, length=self.length, vocabulary=vocabulary, seed=self.seed)
+        return make_pairs(num, vocabulary=vocabulary, seed=self.seed, scale=self.length_scale)
+
+
+def measure(run: TrainingRun, folder: str) -> dict[str, Any]:
+    """Train and return times in seconds, memory in bytes above the model, counts and the losses of all steps."""
+    pairs = run.pairs()
+    lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    tokenizer = make_tokenizer(run.shape.vocabulary)
+    import_trainer(run.trainer)
+    model = make_model(run.shape)
+    model_rss = rss()
+    reset_peak()
+    started = time.perf_counter()
+    trainer = (our_trainer if run.trainer == "bfpo" else trl_trainer)(run, model, tokenizer, pairs, folder)
+    setup_seconds, setup_peak = time.perf_counter() - started, peak_rss()
+    clock = add_clock(trainer)
+    peak_is_of_training = reset_peak()
+    trainer.train()
+    peak = peak_rss()
+    if trainer.state.global_step != run.steps or len(clock.ends) != run.steps:
+        raise RunError(f"{run.trainer}: took {trainer.state.global_step} optimizer steps, {run.steps} were asked for")
+    if getattr(model, "is_gradient_checkpointing", False):
+        raise RunError(f"{run.trainer}: recomputes activations, which neither side is to do")
+    first, rest = lengths[: run.pairs_per_step], lengths[run.pairs_per_step :]
+    return {
+        "loop_seconds": clock.stop - clock.ends[0],
+        "loop_tokens": useful_tokens(rest),
+        "loop_needed_flops": needed_flops(run.shape, rest),
+        "step_seconds": [end - start for start, end in zip(clock.starts, clock.ends, strict=True)],
+        "whole_loop_seconds": clock.stop - clock.start,
+        "setup_seconds": setup_seconds,
+        "first_step_flops": clock.flops,
+        "first_step_needed_flops": needed_flops(run.shape, first),
+        "model_rss": model_rss,
+        "peak_above_model": None if peak is None or model_rss is None else peak - model_rss,
+        "setup_peak_above_model": None if setup_peak is None or model_rss is None else setup_peak - model_rss,
+        "peak_is_of_training": peak_is_of_training,
+        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+    }
+
+
+def import_trainer(name: str) -> None:
+    """Import what the trainer needs, so that its code counts neither as memory nor as time of training."""
+    if name == "trl":
+        import datasets  # noqa: F401
+        import trl.trainer.dpo_trainer  # noqa: F401
+    else:
+        import bfpo.training.trainer  # noqa: F401
+
+
+def common_arguments(run: TrainingRun, folder: str, arguments_class: Any) -> dict[str, Any]:
+    """Return the `TrainingArguments` of both trainers, those left out that this version does not have."""
+    wanted = {
+        "output_dir": folder,
+        "max_steps": run.steps,
+        "learning_rate": run.learning_rate,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "beta": BETA,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "train_sampling_strategy": "sequential",  # older versions shuffle both alike, by the seed
+        "seed": 0,
+        "data_seed": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "max_tokens_per_microbatch": run.max_tokens,
+    }
+    known = {field.name for field in dataclasses.fields(arguments_class)}
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def our_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenPair], folder: str) -> Any:
+    """Return `BFPOTrainer` with TRL's loss: IPO on log-probs averaged over tokens."""
+    from bfpo import BFPOConfig, BFPOTrainer
+
+    arguments = BFPOConfig(
+        **common_arguments(run, folder, BFPOConfig),
+        per_device_train_batch_size=run.pairs_per_step,
+        per_device_eval_batch_size=run.pairs_per_step,
+        method="ipo",
+        reduction="mean",
+        reference="precompute" if run.reference == "precomputed" else "swap",
+    )
+    return BFPOTrainer(model, arguments, train_dataset=pairs, processing_class=tokenizer)
+
+
+def trl_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenPair], folder: str) -> Any:
+    """Return TRL's `DPOTrainer` on the same ids, without what slows it down by default."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    if run.pairs_per_step % run.microbatch:
+        raise RunError(f"microbatch: got {run.microbatch}; it must divide {run.pairs_per_step} pairs per step")
+    arguments = DPOConfig(
+        **common_arguments(run, folder, DPOConfig),
+        per_device_train_batch_size=run.microbatch,
+        gradient_accumulation_steps=run.pairs_per_step // run.microbatch,
+        loss_type="ipo",
+        max_length=None,
+        precompute_ref_log_probs=run.reference == "precomputed",
+        disable_dropout=True,
+    )
+    trainer = DPOTrainer(
+        model,
+        ref_model=make_model(run.shape).requires_grad_(False) if run.reference == "online" else None,
+        args=arguments,
+        train_dataset=Dataset.from_list(text_rows(pairs)),
+        processing_class=tokenizer,
+    )
+    for pair, row in zip(pairs, trainer.train_dataset, strict=True):
+        for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+            if row[name] != getattr(pair, name).tolist():
+                raise RunError(f"trl: {pair.pair_id}: {name} are not those that bfpo trains on")
+    return trainer
+
+
+def add_clock(trainer: Any) -> Any:
+    """Return a callback, added to the trainer, that notes when steps start and end and counts the first one."""
+    from transformers import PrinterCallback, TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.start = self.stop = 0.0
+            self.starts: list[float] = []
+            self.ends: list[float] = []
+            self.counter = flop_counter()
+            self.flops = 0
+
+        def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+            self.starts.append(time.perf_counter())
+            if len(self.starts) == 1:
+                self.counter.__enter__()
+
+        def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+            if not self.ends:
+                self.counter.__exit__(None, None, None)
+                self.flops = self.counter.get_total_flops()
+                self.counter = None
+            self.ends.append(time.perf_counter())
+
+        def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
+            self.stop = time.perf_counter()
+
+    clock = Clock()
+    trainer.add_callback(clock)
+    trainer.remove_callback(PrinterCallback)
+    return clock
+
+
+def _main(values: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(TrainingRun.from_json(values), folder)
+
+
+if __name__ == "__main__":
+    worker(_main)

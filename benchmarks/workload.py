@@ -1,0 +1,145 @@
+"""What is trained on: model sizes, a word-level tokenizer, and random pairs as token ids and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bfpo.data.tokenize import TokenPair
+
+__all__ = ["MODELS", "ModelShape", "make_model", "make_pairs", "make_tokenizer", "pairs_of_length", "text_rows"]
+
+UNKNOWN, BOS, EOS = range(3)
+FIRST_WORD = 3
+TRAINABLE = "down_proj.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A Llama with random weights; the head is not tied to the embeddings."""
+
+    vocabulary: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+
+    def parameters(self) -> int:
+        """Return the number of parameters, norms left out."""
+        per_layer = 4 * self.hidden**2 + 3 * self.hidden * self.intermediate
+        return 2 * self.vocabulary * self.hidden + self.layers * per_layer
+
+
+MODELS = {
+    "XS": ModelShape(vocabulary=512, hidden=64, intermediate=128, layers=2, heads=2),  # for the smoke form and tests
+    "S": ModelShape(vocabulary=4096, hidden=256, intermediate=896, layers=2, heads=4),
+    "M": ModelShape(vocabulary=32_000, hidden=512, intermediate=1792, layers=6, heads=8),
+}
+"""S has 4 million parameters, M 56 million."""
+
+
+def make_model(shape: ModelShape, *, seed: int = 0) -> Any:
+    """Return the model in float32 with every `down_proj` trainable and nothing else; the same weights for a seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=8192,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+        tie_word_embeddings=False,
+    )
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(TRAINABLE))
+    return model
+
+
+def make_tokenizer(vocabulary: int) -> Any:
+    """Return a tokenizer in which the word `w{i}` is token `i`, so that text and ids say the same."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": UNKNOWN, "<s>": BOS, "</s>": EOS, **{f"w{i}": i for i in range(FIRST_WORD, vocabulary)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def make_pairs(num: int, *, vocabulary: int, seed: int, scale: float = 1.0) -> list[TokenPair]:
+    """Return random pairs of the lengths of chat data.
+
+    Log-normal: prompts of 50-500 tokens (median 150), completions of 50-400 (median 160), the end token included.
+    `scale` shortens all of it, for smoke runs.
+    """
+    generator = np.random.default_rng(seed)
+    prompts = _lengths(generator, num, median=150 * scale, low=50 * scale, high=500 * scale)
+    completions = _lengths(generator, 2 * num, median=160 * scale, low=50 * scale, high=400 * scale)
+    sizes = [(int(prompts[i]), int(completions[2 * i]), int(completions[2 * i + 1])) for i in range(num)]
+    return _random_pairs(sizes, vocabulary, generator)
+
+
+def pairs_of_length(num: int, *, length: int, vocabulary: int, seed: int) -> list[TokenPair]:
+    """Return random pairs whose prompts and completions all have `length // 2` tokens."""
+    half = length // 2
+    return _random_pairs([(half, half, half)] * num, vocabulary, np.random.default_rng(seed))
+
+
+def _lengths(
+    generator: np.random.Generator, num: int, *, median: float, low: float, high: float, sigma: float = 0.6
+) -> npt.NDArray[np.int64]:
+    drawn = median * np.exp(sigma * generator.standard_normal(num))
+    return np.clip(np.rint(drawn), max(2, low), max(2, high)).astype(np.int64)
+
+
+def _random_pairs(
+    sizes: Sequence[tuple[int, int, int]], vocabulary: int, generator: np.random.Generator
+) -> list[TokenPair]:
+    def words(count: int, *, ended: bool) -> npt.NDArray[np.int32]:
+        ids = generator.integers(FIRST_WORD, vocabulary, size=count).astype(np.int32)
+        if ended:
+            ids[-1] = EOS
+        return ids
+
+    return [
+        TokenPair(
+            pair_id=f"pair-{i}",
+            prompt_ids=words(prompt, ended=False),
+            chosen_ids=words(chosen, ended=True),
+            rejected_ids=words(rejected, ended=True),
+            chosen_is_safe=float(generator.integers(2)),
+            rejected_is_safe=float(generator.integers(2)),
+        )
+        for i, (prompt, chosen, rejected) in enumerate(sizes)
+    ]
+
+
+def text_rows(pairs: Sequence[TokenPair]) -> list[dict[str, str]]:
+    """Return the pairs as text that `make_tokenizer` reads back to the same ids."""
+    return [
+        {
+            "prompt": _text(pair.prompt_ids),
+            "chosen": " " + _text(pair.chosen_ids),
+            "rejected": " " + _text(pair.rejected_ids),
+        }
+        for pair in pairs
+    ]
+
+
+def _text(ids: npt.NDArray[np.int32]) -> str:
+    return " ".join("</s>" if i == EOS else f"w{i}" for i in ids.tolist())

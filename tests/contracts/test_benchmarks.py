@@ -1,0 +1,236 @@
+"""The benchmarks' pairs, counts of operations, results and pages are right; the slow test runs them against TRL."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import rampup, report, scaling, throughput
+from benchmarks.flops import flop_counter, needed_flops, useful_tokens
+from benchmarks.process import read_results, write_results
+from benchmarks.summary import (
+    best_rate,
+    memory_ratio,
+    overall_factor,
+    rate_share,
+    speed_ratio,
+    throughput_arms,
+    yardstick,
+)
+from benchmarks.workload import EOS, MODELS, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
+from bfpo import BfpoError
+from bfpo.data.pack import PairCollator
+from bfpo.data.streams import PairItem
+from bfpo.errors import TrainingError
+from bfpo.policy.logps import sequence_logps
+
+SHAPE = dataclasses.replace(MODELS["XS"], vocabulary=50, layers=3)
+
+
+def test_the_sizes_are_those_that_are_named():
+    assert MODELS["M"].parameters() == pytest.approx(56e6, rel=0.02)
+    assert MODELS["S"].parameters() == pytest.approx(4e6, rel=0.02)
+    model = make_model(SHAPE)
+    norms = (2 * SHAPE.layers + 1) * SHAPE.hidden
+    assert sum(p.numel() for p in model.parameters()) == SHAPE.parameters() + norms
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"model.layers.{i}.mlp.down_proj.weight" for i in range(SHAPE.layers)}
+    assert torch.equal(make_model(SHAPE).lm_head.weight, model.lm_head.weight)
+
+
+def test_pairs_have_the_lengths_of_chat_data_and_depend_on_the_seed_alone():
+    pairs = make_pairs(2000, vocabulary=1000, seed=3)
+    prompts = [len(pair.prompt_ids) for pair in pairs]
+    completions = [len(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    assert (min(prompts), max(prompts)) == (50, 500)
+    assert (min(completions), max(completions)) == (50, 400)
+    assert np.median(prompts) == pytest.approx(150, rel=0.06)
+    assert np.median(completions) == pytest.approx(160, rel=0.06)
+    assert all(pair.chosen_ids[-1] == pair.rejected_ids[-1] == EOS for pair in pairs)
+    again, other = (make_pairs(5, vocabulary=1000, seed=seed) for seed in (3, 4))
+    assert [p.prompt_ids.tolist() for p in again] != [p.prompt_ids.tolist() for p in other]
+    assert [p.chosen_ids.tolist() for p in again] == [
+        p.chosen_ids.tolist() for p in make_pairs(5, vocabulary=1000, seed=3)
+    ]
+    assert {len(ids) for p in pairs_of_length(3, length=32, vocabulary=50, seed=0) for ids in ids_of(p)} == {16}
+
+
+def ids_of(pair: Any) -> tuple[Any, Any, Any]:
+    return pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
+
+
+def test_text_is_read_back_to_the_same_ids():
+    tokenizer = make_tokenizer(50)
+    for pair, row in zip(pairs := make_pairs(4, vocabulary=50, seed=0, scale=0.1), text_rows(pairs), strict=True):
+        assert tokenizer(row["prompt"])["input_ids"] == pair.prompt_ids.tolist()
+        whole = tokenizer(row["prompt"] + row["rejected"])["input_ids"]
+        assert whole == [*pair.prompt_ids, *pair.rejected_ids]
+
+
+def test_needed_operations_are_what_torch_counts_on_one_sequence():
+    prompt, completion = 7, 5
+    model = make_model(SHAPE)
+    ids = torch.randint(3, SHAPE.vocabulary, (1, prompt + completion))
+    with flop_counter() as counter:
+        rows = torch.arange(prompt - 1, prompt + completion - 1)
+        logits = model(input_ids=ids, logits_to_keep=rows, use_cache=False).logits[0]
+        torch.log_softmax(logits, -1).gather(1, ids[0, prompt:, None]).sum().backward()
+    needed = needed_flops(SHAPE, [(prompt, completion, 0)])
+    # torch's attention computes the scores once more in its backward pass, which is no need: a quarter of the forward's
+    # two products for each of the layers but the first, whose attention has no gradient.
+    seen = (prompt + completion) * (prompt + completion + 1) // 2
+    assert counter.get_total_flops() == needed + 2 * SHAPE.hidden * seen * (SHAPE.layers - 1)
+
+
+def test_our_path_does_at_least_what_is_needed():
+    pairs = make_pairs(3, vocabulary=SHAPE.vocabulary, seed=0, scale=0.1)
+    batch = PairCollator(EOS)([PairItem(pair, i) for i, pair in enumerate(pairs)])
+    with flop_counter() as counter:
+        sequence_logps(make_model(SHAPE), batch).logps.sum().backward()
+    lengths = [(len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
+    needed = needed_flops(SHAPE, lengths)
+    assert needed <= counter.get_total_flops() < 4 * needed
+
+
+def test_a_shared_prompt_is_counted_once():
+    assert useful_tokens([(10, 3, 4), (5, 1, 1)]) == 24
+    together = needed_flops(SHAPE, [(10, 3, 4)])
+    apart = needed_flops(SHAPE, [(10, 3, 0), (10, 4, 0)])
+    assert apart - together == needed_flops(SHAPE, [(10, 0, 0)])
+    assert needed_flops(SHAPE, [(10, 3, 4)], causal=False) > together
+
+
+# Results: 2 repeats, our trainer twice and three times as fast as TRL's at a quarter of its memory.
+
+
+def training(trainer: str, repeat: int, seconds: float, **changed: Any) -> dict[str, Any]:
+    run = {
+        "kind": "training",
+        "repeat": repeat,
+        "model": "M",
+        "trainer": trainer,
+        "reference": "precomputed",
+        "microbatch": None if trainer == "bfpo" else 4,
+        "loop_tokens": 600,
+        "loop_seconds": seconds,
+        "loop_needed_flops": 6_000_000_000,
+        "step_seconds": [9.0, seconds / 2, seconds / 2],
+        "first_step_flops": 3_000 if trainer == "bfpo" else 6_000,
+        "first_step_needed_flops": 3_000,
+        "peak_above_model": 2**20 * (25 if trainer == "bfpo" else 100),
+        "losses": [0.25, 0.26, 0.24],
+    }
+    return {**run, **changed}
+
+
+def throughput_runs() -> list[dict[str, Any]]:
+    matrix = [{"kind": "matrix", "repeat": i, "rates": {"small": 1e9, "large": 1e10 + i}} for i in range(2)]
+    ours = [training("bfpo", 0, 1.0), training("bfpo", 1, 1.0)]
+    theirs = [training("trl", 0, 2.0), training("trl", 1, 3.0)]
+    slower = [training("trl", i, 5.0, microbatch=1) for i in range(2)]
+    return [*matrix, *theirs[::-1], *slower, *ours]
+
+
+def scaling_runs() -> list[dict[str, Any]]:
+    return [
+        {**training(trainer, 0, seconds * length), "length": length, "pairs": 4, "vocabulary": 512}
+        for trainer, seconds in (("bfpo", 1.0), ("trl", 4.0))
+        for length in (128, 512)
+    ]
+
+
+def test_the_summary_takes_ratios_repeat_by_repeat_against_the_fastest_of_trl():
+    arms = throughput_arms(throughput_runs())
+    assert [arm.title for arm in arms] == ["bfpo", "TRL, 4 pairs a forward", "TRL, 1 pair a forward"]
+    other = yardstick(arms, arms[0])
+    assert other is arms[1]
+    assert speed_ratio(arms[0], other) == throughput_spread(2.25, 2.5, 2.75)
+    assert memory_ratio(arms[0], other) == throughput_spread(0.25, 0.25, 0.25)
+    assert overall_factor(arms[1]) == 2.0
+    assert rate_share(arms[0], best_rate(throughput_runs())).median == pytest.approx(0.6)
+
+
+def throughput_spread(low: float, median: float, high: float) -> Any:
+    from benchmarks.summary import Spread
+
+    return Spread(low, median, high)
+
+
+def test_the_page_gets_the_tables_and_the_figure_and_keeps_its_prose(tmp_path, capsys):
+    settings = {"repeats": 2, "steps": 3, "pairs": 4, "threads": 1, "model": "S"}
+    write_results(tmp_path, "throughput", settings=settings, runs=throughput_runs())
+    write_results(tmp_path, "scaling", settings=settings, runs=scaling_runs())
+    starts = [{"kind": "startup", "repeat": 0, "command": "bfpo --help", "seconds": 0.25}]
+    part = {"kind": "part", "part": "read", "rows": 1000, "seconds": 0.5, "peak_bytes": 2**21}
+    write_results(tmp_path, "rampup", settings=settings, runs=[*starts, part])
+    page, figure = tmp_path / "page.md", tmp_path / "images" / "figure.svg"
+    page.write_text(f"# Before\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n")
+    arguments = ["--results", str(tmp_path), "--page", str(page), "--figure", str(figure)]
+    report.main(arguments)
+    written = page.read_text()
+    assert written.startswith("# Before\n")
+    assert written.endswith("\n\nAfter.\n")
+    assert "old" not in written
+    assert "| M | precomputed | bfpo | 600 | 2.50 [2.25-2.75] | 25 | 0.25 | 0.60 | 1.00 |" in written
+    assert "| 512 | 4 | 512 | 256.000 | 1,024.000 | 4.00 | 25 | 100 | 0.25 |" in written
+    assert "| read | 1,000 | 0.50 | 2,000 | 2 |" in written
+    assert "](images/figure.svg)" in written
+    assert "tokens per second" in figure.read_text()
+    report.main(arguments)
+    assert page.read_text() == written
+    assert "written from throughput, scaling, rampup" in capsys.readouterr().out
+
+
+def test_a_page_without_markers_and_damaged_results_are_named(tmp_path):
+    with pytest.raises(BfpoError, match=r"page\.md: the lines"):
+        report.with_block("# Before\n", "table", name="page.md")
+    (tmp_path / "throughput.json").write_text("{")
+    with pytest.raises(BfpoError, match=r"throughput\.json: cannot be read"):
+        read_results(tmp_path, "throughput")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"losses": [0.25, 0.26, 0.241]}, "the loss of step 3"),
+        ({"losses": [0.25, 0.26]}, "2 steps"),
+        ({"loop_tokens": 601}, "601 tokens"),
+        ({"losses": [0.25, 0.25001, 0.25]}, "the loss of step 2"),
+        ({"first_step_flops": 2_999}, "fewer than needed"),
+    ],
+)
+def test_other_work_is_found(changed, words):
+    good = [training("bfpo", 0, 1.0), training("trl", 0, 1.0, losses=[0.25, 0.2601, 0.2401])]
+    throughput.check_same_work(good)
+    with pytest.raises(TrainingError, match=words):
+        throughput.check_same_work([good[0], {**good[1], **changed}])
+    with pytest.raises(TrainingError, match="would say nothing"):
+        throughput.check_same_work([{**run, "losses": [0.25, 0.25, 0.25]} for run in good])
+
+
+def test_every_program_names_its_options():
+    for program in (throughput, scaling, rampup):
+        options = program.parse(["--quick", "--threads", "1"])
+        assert options.threads == 1
+        json.dumps({name: value for name, value in vars(options).items() if name != "out"})
+    assert scaling.points(scaling.parse(["--quick"])) == [{"length": 32, "pairs": 1, "vocabulary": 512}]
+    assert len(scaling.points(scaling.parse([]))) == 7
+
+
+@pytest.mark.slow
+def test_the_smoke_form_runs_against_trl(tmp_path):
+    pytest.importorskip("trl")
+    for program in (throughput, scaling, rampup):
+        program.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
+    runs = [read_results(tmp_path, name) for name in ("throughput", "scaling", "rampup")]
+    assert all(found is not None and found["runs"] for found in runs)
+    arms = throughput_arms(runs[0]["runs"])  # type: ignore[index]
+    assert {(arm.trainer, arm.reference) for arm in arms} == {
+        (trainer, reference) for trainer in ("bfpo", "trl") for reference in ("precomputed", "online")
+    }
+    assert all(overall_factor(arm) >= 1 for arm in arms)
