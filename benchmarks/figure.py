@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.summary import Arm, Spread, point_spread, spread, throughput_arms
 from benchmarks.tables import peak_mib, scaling_points, seconds_per_step
@@ -84,6 +84,8 @@ def _draw_scaling(part: Any, runs: Sequence[dict[str, Any]]) -> None:
             axes.set_yscale("log")
             axes.set_xticks([point[name] for point in shown], [_short(point[name]) for point in shown])
             axes.xaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _place: f"{number:g}"))
             axes.set_xlabel(AXES[name])
     grid[0, 0].legend(frameon=False, fontsize=9)
@@ -94,4 +96,4 @@ def _most_common(values: Sequence[int]) -> int:
 
 
 def _short(number: int) -> str:
-    return f"{number / 1000:g}k" if number >= 10_000 else str(number)
+    return f"{number / 1000:.0f}k" if number >= 4000 else str(number)
