@@ -21,7 +21,7 @@ help:
 	@echo "make demo      train, align and compare small models on this machine; the page is $(OUT)/report.html"
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same with the slow tests"
-	@echo "make bench     measure training against TRL, its scaling and the ramp-up (a quarter of an hour); bench-quick: does it run"
+	@echo "make bench     measure training against TRL, its scaling and the ramp-up; bench-quick: does it run"
 	@echo "make format    put the code into its form"
 
 demo: $(VENV)/.runtime

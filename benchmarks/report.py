@@ -8,6 +8,7 @@ What stands between the two marker lines of the page is replaced, the prose arou
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     blocks = []
     if figure is not None:
         write_bytes_whole(options.figure, svg_bytes(figure, salt=SALT))
-        link = options.figure.resolve().relative_to(options.page.resolve().parent)
-        blocks.append(f"![Tokens per second and memory of bfpo and TRL, and a step by size]({link.as_posix()})\n")
+        link = Path(os.path.relpath(options.figure, options.page.parent)).as_posix()
+        blocks.append(f"![Tokens per second and memory of bfpo and TRL, and a step by size]({link})\n")
     for name, found in results.items():
         if found is not None:
             blocks += [markdown(table) for table in TABLES[name](found)]

@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_common_options(parser)
     parser.add_argument("--model", choices=MODELS, default="S", help="size of the layers")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps; the first is not timed")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps; the first is not timed")
     parser.add_argument("--lengths", type=integers, default=[128, 512, 2048], help="tokens of prompt + completion")
     parser.add_argument("--pairs", type=integers, default=[1, 4, 8], help="pairs per optimizer step")
     parser.add_argument("--vocabularies", type=integers, default=[4096, 32_000, 128_000])

@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_common_options(parser)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["S", "M"])
     parser.add_argument("--repeats", type=int, default=3, help="each with pairs of its own")
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps; the first is not timed")
+    parser.add_argument("--steps", type=int, default=3, help="optimizer steps; the first is not timed")
     parser.add_argument("--pairs", type=int, default=4, help="pairs per optimizer step")
     parser.add_argument("--trl-microbatch", type=integers, default=[4, 1], help="pairs per forward pass of TRL")
     parser.add_argument("--max-tokens", type=int, default=2048, help="our tokens per micro-batch")

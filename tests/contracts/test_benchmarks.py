@@ -209,6 +209,10 @@ def test_other_work_is_found(changed, words):
     throughput.check_same_work(good)
     with pytest.raises(TrainingError, match=words):
         throughput.check_same_work([good[0], {**good[1], **changed}])
+    with pytest.raises(TrainingError, match="a twentieth of how far they move"):
+        throughput.check_same_work(
+            [{**run, "losses": losses} for run, losses in zip(good, ([0.25, 0.251], [0.25, 0.2511]), strict=True)]
+        )
     with pytest.raises(TrainingError, match="would say nothing"):
         throughput.check_same_work([{**run, "losses": [0.25, 0.25, 0.25]} for run in good])
 
