@@ -19,6 +19,7 @@ from benchmarks.workload import ModelShape, make_model, make_pairs, make_tokeniz
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import RunError
 
+_OLD_NAME = "is_gradient_checkpointing"  # of older versions of transformers
 BETA = 1.0  # a target of 0.5 per token, which small margins move visibly, so that agreement says something
 
 
@@ -72,7 +73,8 @@ def measure(run: TrainingRun, folder: str) -> dict[str, Any]:
     peak = peak_rss()
     if trainer.state.global_step != run.steps or len(clock.ends) != run.steps:
         raise RunError(f"{run.trainer}: took {trainer.state.global_step} optimizer steps, {run.steps} were asked for")
-    if getattr(model, "is_gradient_checkpointing", False):
+    recomputes = "is_activation_checkpointing" if hasattr(model, "is_activation_checkpointing") else _OLD_NAME
+    if getattr(model, recomputes, False):
         raise RunError(f"{run.trainer}: recomputes activations, which neither side is to do")
     first, rest = lengths[: run.pairs_per_step], lengths[run.pairs_per_step :]
     return {
