@@ -27,7 +27,7 @@ BETA = 1.0  # a target of 0.5 per token, which small margins move visibly, so th
 class TrainingRun:
     """What to run. `length`: all rows of that many tokens, `None` = lengths of chat data times `length_scale`.
 
-    `microbatch` counts pairs per forward pass of TRL; `max_tokens` is our budget, read where the trainer has one.
+    `microbatch` counts pairs per forward pass of TRL, `max_tokens` tokens per forward pass of ours.
     """
 
     trainer: Literal["bfpo", "trl"]

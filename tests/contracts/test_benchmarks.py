@@ -24,10 +24,10 @@ from benchmarks.summary import (
 )
 from benchmarks.workload import EOS, MODELS, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
 from bfpo import BfpoError
-from bfpo.data.pack import PairCollator
-from bfpo.data.streams import PairItem
+from bfpo.data.pack import collate_pairs, longest_text
 from bfpo.errors import TrainingError
 from bfpo.policy.logps import sequence_logps
+from bfpo.policy.probe import choose_form
 
 SHAPE = dataclasses.replace(MODELS["XS"], vocabulary=50, layers=3)
 
@@ -87,14 +87,16 @@ def test_needed_operations_are_what_torch_counts_on_one_sequence():
     assert counter.get_total_flops() == needed + 2 * SHAPE.hidden * seen * (SHAPE.layers - 1)
 
 
-def test_our_path_does_at_least_what_is_needed():
+def test_our_path_does_what_is_needed_and_little_else():
     pairs = make_pairs(3, vocabulary=SHAPE.vocabulary, seed=0, scale=0.1)
-    batch = PairCollator(EOS)([PairItem(pair, i) for i, pair in enumerate(pairs)])
+    model = make_model(SHAPE)
+    form = choose_form(model, "packed", longest_text=longest_text(pairs))
+    batch = collate_pairs(pairs, pad_token_id=EOS, form=form)
     with flop_counter() as counter:
-        sequence_logps(make_model(SHAPE), batch).logps.sum().backward()
-    lengths = [(len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs]
-    needed = needed_flops(SHAPE, lengths)
-    assert needed <= counter.get_total_flops() < 4 * needed
+        sequence_logps(model, batch).logps.sum().backward()
+    needed = needed_flops(SHAPE, [tuple(map(len, ids_of(pair))) for pair in pairs])  # type: ignore[misc]
+    # What is more: the head's one dummy row, scores computed again in the backward pass, the mask of rejected rows.
+    assert needed <= counter.get_total_flops() < 1.1 * needed
 
 
 def test_a_shared_prompt_is_counted_once():
