@@ -15,7 +15,7 @@ from bfpo.evaluation.figures.style import INK, METHOD_COLOURS, MUTED, figure_sty
 __all__ = ["performance_figure"]
 
 SALT = "performance"
-OURS, THEIRS, THEIRS_TOO = METHOD_COLOURS[0], METHOD_COLOURS[1], "#e0a27f"
+OURS, THEIRS = METHOD_COLOURS[0], METHOD_COLOURS[1]
 AXES = {"length": "tokens a row", "pairs": "pairs a step", "vocabulary": "vocabulary"}
 
 
@@ -54,8 +54,7 @@ def _draw_bars(axes: Any, arms: Sequence[Arm], values: Sequence[Spread | None]) 
         if value is None:
             axes.text(0, place, "unknown", va="center", color=MUTED)
             continue
-        theirs = THEIRS if arm.microbatch == max(a.microbatch or 0 for a in arms) else THEIRS_TOO
-        axes.barh(place, value.median, height=0.66, color=OURS if arm.trainer == "bfpo" else theirs)
+        axes.barh(place, value.median, height=0.66, color=OURS if arm.trainer == "bfpo" else THEIRS)
         axes.hlines(place, value.low, value.high, color=INK, linewidth=1.2)
         axes.text(value.high + 0.02 * most, place, f"{value.median:,.0f}", va="center", fontsize=9, color=INK)
     axes.set_xlim(0, 1.18 * most)

@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_common_options(parser)
     parser.add_argument("--rows", type=integers, default=[1000, 10_000, 100_000], help="up to 1000000, for example")
-    parser.add_argument("--reference-rows", type=integers, default=[1000, 4000])
+    parser.add_argument("--reference-rows", type=integers, default=[1000, 10_000])
     parser.add_argument("--repeats", type=int, default=3, help="of the start-up")
     options = parser.parse_args(arguments)
     if options.quick:

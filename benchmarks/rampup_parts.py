@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.machine import peak_rss, reset_peak, rss
 from benchmarks.process import worker
 from benchmarks.workload import MODELS, make_model, make_pairs, make_tokenizer
+from bfpo.data.tokenize import TokenPair
 from bfpo.files import write_text_whole
 
 SHAPE = MODELS["XS"]
@@ -40,31 +41,43 @@ def write_synthetic_pairs(path: Path, rows: int, *, seed: int = 0) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def read(path: Path) -> Any:
-    """Read pairs as `bfpo train` does today."""
-    from bfpo.data.load import load_pairs
+def read(path: Path) -> int:
+    """Read pairs as `bfpo train` does, and count them."""
+    from bfpo.data.load import PairStream
 
-    return load_pairs([path]).pairs
+    return sum(1 for _ in PairStream([path]))
 
 
 def read_and_tokenize(path: Path) -> Any:
-    """Read and tokenize pairs as `bfpo train` does today."""
-    from bfpo.data.tokenize import tokenize_pairs
+    """Read pairs and write their tokens to a mapped file, as `bfpo train` does."""
+    from bfpo.data.load import PairStream
+    from bfpo.data.store import write_tokens
+    from bfpo.data.tokenize import PairTokenizer
 
-    return tokenize_pairs(read(path), make_tokenizer(SHAPE.vocabulary))
+    tokenize = PairTokenizer(make_tokenizer(SHAPE.vocabulary))
+    return write_tokens(path.with_suffix(".arrow"), tokenize(PairStream([path])))
 
 
 def reference_pass(rows: int, folder: str) -> Callable[[], Any]:
-    """Return what computes the reference log-probs of so many pairs with a tiny model, as the trainer does it."""
-    from bfpo import BFPOConfig, BFPOTrainer
+    """Return what computes and stores the reference log-probs of so many pairs with a tiny model, as the trainer does.
 
-    pairs = make_pairs(rows, vocabulary=SHAPE.vocabulary, seed=0, scale=0.2)
+    The pairs come from a mapped file of tokens; a thousand at a time are drawn.
+    """
+    from bfpo import BFPOConfig, BFPOTrainer
+    from bfpo.data.store import write_tokens
+
+    def drawn() -> Iterator[TokenPair]:
+        for start in range(0, rows, 1000):
+            yield from make_pairs(min(1000, rows - start), vocabulary=SHAPE.vocabulary, seed=start, scale=0.2)
+
+    pairs = write_tokens(Path(folder) / "pairs.arrow", drawn())
     model, tokenizer = make_model(SHAPE), make_tokenizer(SHAPE.vocabulary)
     arguments = BFPOConfig(
         output_dir=folder,
         per_device_eval_batch_size=16,
         max_steps=1,
         reference="precompute",
+        reference_cache=str(Path(folder) / "cache"),
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -75,6 +88,7 @@ def reference_pass(rows: int, folder: str) -> Callable[[], Any]:
 def measure(values: dict[str, Any]) -> dict[str, Any]:
     """Return seconds and bytes above what was resident before the part began."""
     import bfpo.data.load
+    import bfpo.data.store
     import bfpo.data.tokenize
     import bfpo.training.trainer  # noqa: F401  the parts are timed, not the imports
 

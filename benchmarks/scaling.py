@@ -50,7 +50,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=integers, default=[1, 4, 8], help="pairs per optimizer step")
     parser.add_argument("--vocabularies", type=integers, default=[4096, 32_000, 128_000])
     parser.add_argument("--centre", type=integers, default=[512, 4, 32_000], help="tokens, pairs, vocabulary")
-    parser.add_argument("--max-tokens", type=int, default=2048, help="our tokens per micro-batch")
     options = parser.parse_args(arguments)
     if options.quick:
         options.model, options.lengths, options.pairs, options.vocabularies = "XS", [32], [1], [512]
@@ -75,7 +74,7 @@ def points(options: argparse.Namespace) -> list[Point]:
 
 
 def one_point(options: argparse.Namespace, point: Point, trainer: str, repeat: int) -> dict[str, Any]:
-    """Return the measurement of one trainer at one point; TRL's micro-batch is the whole step."""
+    """Return the measurement of one trainer at one point; the whole step is one forward pass."""
     run = TrainingRun(
         trainer=trainer,  # type: ignore[arg-type]
         reference="precomputed",
@@ -83,7 +82,6 @@ def one_point(options: argparse.Namespace, point: Point, trainer: str, repeat: i
         steps=options.steps,
         pairs_per_step=point["pairs"],
         microbatch=point["pairs"],
-        max_tokens=options.max_tokens,
         seed=repeat,
         length=point["length"],
     )

@@ -12,6 +12,8 @@ __all__ = [
     "Arm",
     "Spread",
     "best_rate",
+    "counterpart",
+    "fastest",
     "memory_ratio",
     "overall_factor",
     "point_spread",
@@ -19,7 +21,6 @@ __all__ = [
     "speed_ratio",
     "spread",
     "throughput_arms",
-    "yardstick",
 ]
 
 Run = dict[str, Any]
@@ -36,20 +37,19 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What was run over and over: the model, where the reference comes from, the trainer, TRL's pairs per forward."""
+    """What was run over and over: the model, where the reference comes from, the trainer, its pairs per forward."""
 
     model: str
     reference: str
     trainer: str
-    microbatch: int | None
+    microbatch: int
     runs: tuple[Run, ...]
 
     @property
     def title(self) -> str:
         """Return the arm's name in tables and figures."""
-        if self.microbatch is None:
-            return "bfpo"
-        return f"TRL, {self.microbatch} pair{'s' if self.microbatch > 1 else ''} a forward"
+        name = {"bfpo": "bfpo", "trl": "TRL"}[self.trainer]
+        return f"{name}, {self.microbatch} pair{'s' if self.microbatch > 1 else ''} a forward"
 
     def tokens_per_second(self) -> list[float]:
         """Return useful tokens per second of training, by repeat."""
@@ -72,7 +72,7 @@ def throughput_arms(runs: Sequence[Run]) -> list[Arm]:
     names = ("model", "reference", "trainer", "microbatch")
     sizes = {run["model"]: run["loop_needed_flops"] for run in training}
     keys = {tuple(run[name] for name in names) for run in training}
-    ordered = sorted(keys, key=lambda key: (-sizes[key[0]], key[1] != "precomputed", key[2], -(key[3] or 0)))
+    ordered = sorted(keys, key=lambda key: (-sizes[key[0]], key[1] != "precomputed", key[2], -key[3]))
     by_repeat = sorted(training, key=lambda run: run["repeat"])
     return [
         Arm(
@@ -86,8 +86,14 @@ def throughput_arms(runs: Sequence[Run]) -> list[Arm]:
     ]
 
 
-def yardstick(arms: Sequence[Arm], arm: Arm) -> Arm | None:
-    """Return the fastest of TRL's arms on the same model and reference: what the ratios of `arm` are taken against."""
+def counterpart(arms: Sequence[Arm], arm: Arm) -> Arm | None:
+    """Return TRL's arm of the same model, reference and pairs per forward."""
+    wanted = (arm.model, arm.reference, "trl", arm.microbatch)
+    return next((a for a in arms if (a.model, a.reference, a.trainer, a.microbatch) == wanted), None)
+
+
+def fastest(arms: Sequence[Arm], arm: Arm) -> Arm | None:
+    """Return the fastest of TRL's arms on the same model and reference."""
     others = [a for a in arms if (a.model, a.reference, a.trainer) == (arm.model, arm.reference, "trl")]
     return max(others, key=lambda a: spread(a.tokens_per_second()).median, default=None)
 

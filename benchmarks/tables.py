@@ -12,6 +12,8 @@ from benchmarks.process import read_results
 from benchmarks.summary import (
     Spread,
     best_rate,
+    counterpart,
+    fastest,
     memory_ratio,
     overall_factor,
     point_spread,
@@ -19,7 +21,6 @@ from benchmarks.summary import (
     speed_ratio,
     spread,
     throughput_arms,
-    yardstick,
 )
 from bfpo.console import show, show_table
 
@@ -54,7 +55,7 @@ def throughput_tables(results: dict[str, Any]) -> list[Table]:
     arms, rate = throughput_arms(runs), best_rate(runs)
     rows = []
     for arm in arms:
-        other = yardstick(arms, arm)
+        other, best = counterpart(arms, arm), fastest(arms, arm)
         peaks = arm.peaks()
         rows.append(
             [
@@ -63,6 +64,7 @@ def throughput_tables(results: dict[str, Any]) -> list[Table]:
                 arm.title,
                 number(spread(arm.tokens_per_second()), 0),
                 UNKNOWN if other is None else number(speed_ratio(arm, other), 2),
+                UNKNOWN if best is None else number(speed_ratio(arm, best), 2),
                 UNKNOWN if peaks is None else number(spread(peak / MIB for peak in peaks), 0),
                 UNKNOWN if other is None else number(memory_ratio(arm, other), 2),
                 number(rate_share(arm, rate), 2),
@@ -72,8 +74,9 @@ def throughput_tables(results: dict[str, Any]) -> list[Table]:
     note = (
         f"Median [quartiles] of {settings['repeats']} repeats with pairs of their own, {settings['steps'] - 1} timed "
         f"optimizer steps of {settings['pairs']} pairs each, {settings['threads']} threads, float32, `down_proj` "
-        "training. Tokens: prompt, chosen and rejected of each pair once each, for both. Ratios: against the fastest "
-        "TRL row of the same model and reference, repeat by repeat. Share: of needed operations per second in the best "
+        "training. Tokens: prompt, chosen and rejected of each pair once each, for both. Ratios, repeat by repeat: "
+        "against the TRL row of the same model, reference and pairs a forward; *its best* is the faster TRL row of the "
+        "same model and reference. Share: of needed operations per second in the best "
         f"matrix rate seen here, {rate / 1e9:.0f} GFLOP/s. Work: operations counted over needed ones; what is needed "
         "leaves the reference out."
     )
@@ -83,6 +86,7 @@ def throughput_tables(results: dict[str, Any]) -> list[Table]:
         "trainer",
         "tokens/s",
         "times TRL",
+        "times its best",
         "peak above the model, MiB",
         "of TRL's",
         "share of the matrix rate",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import random
 import sys
 from collections.abc import Sequence
@@ -48,12 +49,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="each with pairs of its own")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps; the first is not timed")
     parser.add_argument("--pairs", type=int, default=4, help="pairs per optimizer step")
-    parser.add_argument("--trl-microbatch", type=integers, default=[4, 1], help="pairs per forward pass of TRL")
-    parser.add_argument("--max-tokens", type=int, default=2048, help="our tokens per micro-batch")
+    parser.add_argument("--microbatches", type=integers, default=[4, 1], help="pairs per forward pass, of both")
     parser.add_argument("--length-scale", type=float, default=1.0, help="factor on the lengths of chat data")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.models, options.repeats, options.steps, options.trl_microbatch = ["XS"], 1, 3, [4]
+        options.models, options.repeats, options.steps, options.microbatches = ["XS"], 1, 3, [4]
         options.length_scale = 0.2
     options.threads = thread_count(options.threads)
     return options
@@ -64,7 +64,7 @@ def one_repeat(options: argparse.Namespace, repeat: int) -> list[dict[str, Any]]
     arms: list[tuple[str, TrainingRun | None]] = [("matrix", None)]
     for model in options.models:
         for reference in REFERENCES:
-            for trainer, microbatch in [("bfpo", options.pairs), *(("trl", size) for size in options.trl_microbatch)]:
+            for trainer, microbatch in itertools.product(("bfpo", "trl"), options.microbatches):
                 training = TrainingRun(
                     trainer=trainer,  # type: ignore[arg-type]
                     reference=reference,  # type: ignore[arg-type]
@@ -72,7 +72,6 @@ def one_repeat(options: argparse.Namespace, repeat: int) -> list[dict[str, Any]]
                     steps=options.steps,
                     pairs_per_step=options.pairs,
                     microbatch=microbatch,
-                    max_tokens=options.max_tokens,
                     seed=repeat,
                     length_scale=options.length_scale,
                 )
@@ -90,7 +89,7 @@ def one_repeat(options: argparse.Namespace, repeat: int) -> list[dict[str, Any]]
                 "model": model,
                 "trainer": run.trainer,
                 "reference": run.reference,
-                "microbatch": run.microbatch if run.trainer == "trl" else None,
+                "microbatch": run.microbatch,
             }
             measured = in_process("benchmarks.training", dataclasses.asdict(run), threads=options.threads)
         shown = " ".join(str(value) for name, value in values.items() if name not in ("kind", "repeat") and value)

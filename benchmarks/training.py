@@ -27,7 +27,7 @@ BETA = 1.0  # a target of 0.5 per token, which small margins move visibly, so th
 class TrainingRun:
     """What to run. `length`: all rows of that many tokens, `None` = lengths of chat data times `length_scale`.
 
-    `microbatch` counts pairs per forward pass of TRL, `max_tokens` tokens per forward pass of ours.
+    `microbatch` counts pairs per forward pass; ours are cut by tokens, so it takes all pairs of a step or one.
     """
 
     trainer: Literal["bfpo", "trl"]
@@ -36,7 +36,6 @@ class TrainingRun:
     steps: int
     pairs_per_step: int
     microbatch: int
-    max_tokens: int
     seed: int
     length: int | None = None
     length_scale: float = 1.0
@@ -126,7 +125,6 @@ def common_arguments(run: TrainingRun, folder: str, arguments_class: Any) -> dic
         "use_cpu": True,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
-        "max_tokens_per_microbatch": run.max_tokens,
     }
     known = {field.name for field in dataclasses.fields(arguments_class)}
     return {name: value for name, value in wanted.items() if name in known}
@@ -140,11 +138,18 @@ def our_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
         **common_arguments(run, folder, BFPOConfig),
         per_device_train_batch_size=run.pairs_per_step,
         per_device_eval_batch_size=run.pairs_per_step,
+        max_tokens_per_microbatch=_token_budget(run),
         method="ipo",
         reduction="mean",
         reference="precompute" if run.reference == "precomputed" else "swap",
     )
     return BFPOTrainer(model, arguments, train_dataset=pairs, processing_class=tokenizer)
+
+
+def _token_budget(run: TrainingRun) -> int | None:
+    if run.microbatch not in (1, run.pairs_per_step):
+        raise RunError(f"microbatch: got {run.microbatch}; ours takes 1 or all {run.pairs_per_step} pairs of a step")
+    return None if run.microbatch == run.pairs_per_step else 1  # a pair that is longer makes one of its own
 
 
 def trl_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenPair], folder: str) -> Any:

@@ -15,12 +15,13 @@ from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.process import read_results, write_results
 from benchmarks.summary import (
     best_rate,
+    counterpart,
+    fastest,
     memory_ratio,
     overall_factor,
     rate_share,
     speed_ratio,
     throughput_arms,
-    yardstick,
 )
 from benchmarks.workload import EOS, MODELS, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
 from bfpo import BfpoError
@@ -117,7 +118,7 @@ def training(trainer: str, repeat: int, seconds: float, **changed: Any) -> dict[
         "model": "M",
         "trainer": trainer,
         "reference": "precomputed",
-        "microbatch": None if trainer == "bfpo" else 4,
+        "microbatch": 4,
         "loop_tokens": 600,
         "loop_seconds": seconds,
         "loop_needed_flops": 6_000_000_000,
@@ -146,11 +147,14 @@ def scaling_runs() -> list[dict[str, Any]]:
     ]
 
 
-def test_the_summary_takes_ratios_repeat_by_repeat_against_the_fastest_of_trl():
+def test_the_summary_takes_ratios_repeat_by_repeat():
     arms = throughput_arms(throughput_runs())
-    assert [arm.title for arm in arms] == ["bfpo", "TRL, 4 pairs a forward", "TRL, 1 pair a forward"]
-    other = yardstick(arms, arms[0])
-    assert other is arms[1]
+    assert [arm.title for arm in arms] == ["bfpo, 4 pairs a forward", "TRL, 4 pairs a forward", "TRL, 1 pair a forward"]
+    other = counterpart(arms, arms[0])
+    assert other is fastest(arms, arms[0]) is arms[1]
+    quicker = throughput_arms([*throughput_runs(), *(training("trl", i, 0.5, microbatch=1) for i in range(2))])
+    assert counterpart(quicker, quicker[0]) is quicker[1]
+    assert fastest(quicker, quicker[0]) is quicker[2]
     assert speed_ratio(arms[0], other) == throughput_spread(2.25, 2.5, 2.75)
     assert memory_ratio(arms[0], other) == throughput_spread(0.25, 0.25, 0.25)
     assert overall_factor(arms[1]) == 2.0
@@ -178,7 +182,10 @@ def test_the_page_gets_the_tables_and_the_figure_and_keeps_its_prose(tmp_path, c
     assert written.startswith("# Before\n")
     assert written.endswith("\n\nAfter.\n")
     assert "old" not in written
-    assert "| M | precomputed | bfpo | 600 | 2.50 [2.25-2.75] | 25 | 0.25 | 0.60 | 1.00 |" in written
+    ratio = "2.50 [2.25-2.75]"
+    assert (
+        f"| M | precomputed | bfpo, 4 pairs a forward | 600 | {ratio} | {ratio} | 25 | 0.25 | 0.60 | 1.00 |" in written
+    )
     assert "| 512 | 4 | 512 | 256.000 | 1,024.000 | 4.00 | 25 | 100 | 0.25 |" in written
     assert "| read | 1,000 | 0.50 | 2,000 | 2 |" in written
     assert "](images/figure.svg)" in written
