@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from bfpo.data.streams import PairItem
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import DataError, SettingError
 
-__all__ = ["Form", "MicroBatch", "PairCollator", "collate_pairs", "longest_text", "split_by_tokens"]
+__all__ = ["Form", "MicroBatch", "PairCollator", "collate_pairs", "longest_text", "on_device", "split_by_tokens"]
 
 Form = Literal["packed", "padded"]
 MicroBatch = dict[str, Any]
@@ -138,6 +138,11 @@ def collate_pairs(pairs: Sequence[TokenPair], *, pad_token_id: int = 0, form: Fo
     if all(value is not None for value in values):
         batch["ref_logps"] = torch.tensor(values, dtype=torch.float64)
     return batch
+
+
+def on_device(batch: Mapping[str, Any], device: torch.device) -> MicroBatch:
+    """Return the micro-batch with its tensors on the device; the layout makes its own there."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def longest_text(pairs: Sequence[TokenPair]) -> int:

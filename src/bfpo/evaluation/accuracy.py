@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 
 from bfpo.data.labels import CELLS, cell_of
-from bfpo.data.pack import collate_pairs
+from bfpo.data.pack import collate_pairs, longest_text, on_device
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import SettingError
 from bfpo.evaluation.stats import rate_interval
 from bfpo.objective.losses import preference_loss
 from bfpo.policy.logps import Reduction, sequence_logps
+from bfpo.policy.probe import choose_form
 from bfpo.schema import Score
 
 __all__ = ["AccuracyRow", "PairLogps", "accuracy_rows", "accuracy_scores", "pair_logps"]
@@ -68,6 +69,9 @@ def pair_logps(
 
     The model is left in the mode it was in.
     """
+    if not pairs:
+        return PairLogps(np.empty(0), np.empty(0))
+    form = choose_form(model, longest_text=longest_text(pairs))
     device = next(model.parameters()).device
     order = sorted(range(len(pairs)), key=lambda index: -_length(pairs[index]))
     chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
@@ -76,9 +80,9 @@ def pair_logps(
     try:
         for start in range(0, len(order), pairs_per_batch):
             indices = order[start : start + pairs_per_batch]
-            batch = collate_pairs([pairs[index] for index in indices], pad_token_id=pad_token_id, form="padded")
+            batch = collate_pairs([pairs[index] for index in indices], pad_token_id=pad_token_id, form=form)
             with torch.no_grad():
-                moved = {name: tensor.to(device) for name, tensor in batch.items()}
+                moved = on_device(batch, device)
                 logps = sequence_logps(model, moved, reduction=reduction).logps.cpu().numpy()
             chosen[indices], rejected[indices] = logps[: len(indices)], logps[len(indices) :]
     finally:

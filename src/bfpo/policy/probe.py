@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bfpo.data.pack import Form, MicroBatch, collate_pairs
+from bfpo.data.pack import Form, MicroBatch, collate_pairs, on_device
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import ModelError, SettingError
 from bfpo.policy.attention import UnknownExtraError, register_packed
@@ -101,9 +101,7 @@ def _pairs(model: Any) -> list[TokenPair]:
 
 
 def _batch(model: nn.Module, pairs: list[TokenPair], form: Form) -> MicroBatch:
-    device = next(model.parameters()).device
-    batch = collate_pairs(pairs, form=form)
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return on_device(collate_pairs(pairs, form=form), next(model.parameters()).device)
 
 
 def _tolerance(model: nn.Module) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from bfpo.data.columns import reference_logps
-from bfpo.data.pack import PairCollator, collate_pairs, longest_text
+from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, longest_text, on_device
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import SettingError
@@ -153,18 +153,14 @@ class BFPOTrainer(Trainer):
 
     def _with_reference(self, looked_up: ReferencePass) -> list[Sequence[TokenPair]]:
         def collate(some: Sequence[TokenPair]) -> dict[str, Tensor]:
-            return self._on_device(collate_pairs(some, pad_token_id=self.data_collator.pad_token_id, form=self.form))
+            batch = collate_pairs(some, pad_token_id=self.data_collator.pad_token_id, form=self.form)
+            return on_device(batch, self.args.device)
 
         with self.accelerator.autocast():
             pair_lists, self.reference_report = looked_up.run(
                 collate=collate, max_tokens=self.args.max_tokens_per_microbatch or MAX_TOKENS
             )
         return pair_lists
-
-    def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            name: value.to(self.args.device) if isinstance(value, Tensor) else value for name, value in batch.items()
-        }
 
     # Loss
 
@@ -173,20 +169,26 @@ class BFPOTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """Return the batches of one optimizer step and the number of its pairs of each stream, over all processes.
 
-        Every process gets as many micro-batches as the one with most: sharded weights are gathered once for each, so
-        they must run in step. What fills up is a copy that counts for nothing.
+        Every process gets as many micro-batches as the one with most (see `_in_step`).
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         num_pairs = sum(len(batch["pair_index"]) for batch in batches) // len(self._streams)
         if self.args.world_size > 1:
-            mine = torch.tensor([num_pairs, *(len(batch["microbatches"]) for batch in batches)], device=device)
-            all_counts = self.accelerator.gather(mine[None])
-            num_pairs = int(all_counts[:, 0].sum())
-            for batch, most in zip(batches, all_counts[:, 1:].amax(dim=0).tolist(), strict=True):
-                microbatches = batch["microbatches"]
-                filler = {**microbatches[0], "is_filler": True}
-                batch["microbatches"] = [filler] * (most - len(microbatches)) + microbatches
+            num_pairs = int(self.accelerator.gather(torch.tensor([num_pairs], device=device)).sum())
+            for batch in batches:
+                batch["microbatches"] = self._in_step(batch["microbatches"])
         return batches, num_pairs
+
+    def _in_step(self, microbatches: list[MicroBatch]) -> list[MicroBatch]:
+        """Return as many micro-batches in every process, filled up with copies that count for nothing.
+
+        Sharded weights are gathered once for each micro-batch, by all processes together.
+        """
+        if self.args.world_size == 1:
+            return microbatches
+        counts = self.accelerator.gather(torch.tensor([len(microbatches)], device=self.args.device))
+        filler = {**microbatches[0], "is_filler": True}
+        return [filler] * (int(counts.max()) - len(microbatches)) + microbatches
 
     def compute_loss(
         self,
@@ -386,12 +388,15 @@ class BFPOTrainer(Trainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the (P, K) table of metrics as predictions and the label cells (P,) as labels."""
         tables, groups, places = [], [], []
-        for microbatch in map(self._on_device, inputs["microbatches"]):
+        for microbatch in self._in_step(inputs["microbatches"]):
+            on_it = on_device(microbatch, self.args.device)
             with torch.no_grad(), self.compute_loss_context_manager():
-                figures, _ = self.pair_losses(model, microbatch)
+                figures, _ = self.pair_losses(model, on_it)
+            if "is_filler" in on_it:
+                continue
             tables.append(figures.table())
-            groups.append(_groups(microbatch))
-            places.append(microbatch["place"])
+            groups.append(_groups(on_it))
+            places.append(on_it["place"])
         order = torch.cat(places).argsort()  # as the loader gave them: the end of a ragged batch is cut off later
         return None, torch.cat(tables)[order], torch.cat(groups)[order]
 
