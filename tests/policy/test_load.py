@@ -5,9 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bfpo.errors import ModelError
-from bfpo.policy.load import choose_trainable, disable_dropout, init_policy, load_policy, pad_token_id, save_policy
+from bfpo.policy.load import (
+    choose_trainable,
+    disable_dropout,
+    init_policy,
+    load_policy,
+    pad_token_id,
+    save_policy,
+    set_trainable,
+)
 from tiny import tiny_model, tiny_tokenizer
 
 INIT = {
@@ -83,6 +92,49 @@ def test_lora_trains_adapters_alone_and_is_merged_when_saved(folder: Path, tmp_p
         torch.testing.assert_close(merged(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
         with policy.model.disable_adapter():
             assert not torch.allclose(policy.model(input_ids=ids).logits, expected)
+
+
+def saved_files(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.suffix != ".safetensors"}
+
+
+@pytest.mark.parametrize("family", ["llama", "tied", "bfloat16", "lora", "embedding"])
+def test_what_is_saved_from_a_state_is_what_the_model_would_save(tmp_path: Path, family: str) -> None:
+    model = tiny_model(tie_word_embeddings=family == "tied")
+    model.generation_config.max_new_tokens = 7
+    if family == "bfloat16":  # frozen weights beside float32 masters
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(torch.float32 if "down_proj" in name else torch.bfloat16)
+    if family in ("lora", "embedding"):
+        targets = ["q_proj", "down_proj", *(["embed_tokens"] if family == "embedding" else [])]
+        model = set_trainable(model, "all", {"r": 2, "lora_alpha": 5, "target_modules": targets})
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    save_policy(model, tiny_tokenizer(), tmp_path / "model")
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()  # a shard of no use
+    save_policy(model, tiny_tokenizer(), tmp_path / "state", state_dict=state)
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "state"))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        assert torch.equal(found[name], value), name
+    assert saved_files(tmp_path / "state") == saved_files(tmp_path / "model")
+    assert '"max_new_tokens": 7' in saved_files(tmp_path / "state")["generation_config.json"]
+
+
+def test_a_state_that_lacks_weights_or_has_another_adapter_is_not_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    state = {name: tensor for name, tensor in model.state_dict().items() if "lm_head" not in name}
+    with pytest.raises(ModelError, match=r"1 weights are missing, such as lm_head\.weight"):
+        save_policy(model, tiny_tokenizer(), tmp_path / "out", state_dict=state)
+    adapted = set_trainable(model, "all", {"r": 2, "target_modules": ["q_proj"], "use_dora": True})
+    with pytest.raises(ModelError, match=r"q_proj cannot be merged: it has .*lora_magnitude_vector"):
+        save_policy(adapted, tiny_tokenizer(), tmp_path / "out", state_dict=adapted.state_dict())
 
 
 def test_lora_beside_patterns_or_with_unknown_keys(folder: Path) -> None:

@@ -161,6 +161,38 @@ def test_choice_of_the_reference(requested: Any, pairs: int, seen: int, adapter:
     assert choose_reference(requested, num_to_compute=pairs, num_pairs_seen=seen, has_adapter=adapter) == chosen
 
 
+@pytest.mark.parametrize(
+    ("requested", "lacking", "adapter", "chosen"),
+    [
+        ("auto", 0, True, "precompute"),
+        ("auto", 1, False, "swap"),
+        ("auto", 1, True, "adapter_off"),
+        ("precompute", 0, False, "precompute"),
+        ("swap", 0, False, "swap"),
+    ],
+)
+def test_before_sharding_only_what_the_cache_knows_is_precomputed(
+    requested: Any, lacking: int, adapter: bool, chosen: str
+) -> None:
+    facts = {"num_to_compute": lacking, "num_pairs_seen": 100, "has_adapter": adapter, "sharded": True}
+    assert choose_reference(requested, **facts) == chosen
+
+
+def test_rows_that_are_lacking_before_sharding_are_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(SettingError, match=r"lacks 7 rows.*bfpo reference --config FILE, launched without .* swap$"):
+        choose_reference("precompute", num_to_compute=7, num_pairs_seen=100, has_adapter=False, sharded=True)
+
+
+def test_weights_partitioned_by_deepspeed_are_not_swapped() -> None:
+    model = tiny_model()
+    reference = SwappedWeights(model)
+    model.lm_head.weight.ds_id = 3
+    before = model.lm_head.weight.clone()
+    with pytest.raises(ModelError, match=r"ZeRO-3 has partitioned .* adapter_off.* bfpo reference first"):
+        reference.logps(model, BATCH)
+    assert torch.equal(model.lm_head.weight, before)
+
+
 def test_names_of_references() -> None:
     with pytest.raises(SettingError, match="adapter_off needs lora"):
         choose_reference("adapter_off", num_to_compute=1, num_pairs_seen=1, has_adapter=False)

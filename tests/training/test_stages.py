@@ -169,6 +169,28 @@ def test_a_run_killed_after_its_last_step_needs_no_further_one(
     assert same(data / "straight", data / "killed")
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_sharded_run_saves_the_weights_that_its_processes_gather(
+    data: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
+) -> None:
+    """With one process the gathered weights are the model's own; the model itself is emptied before it is saved."""
+    config = with_lora(align(data)) if lora else align(data, eval_steps=None)
+    run_stage("train", config, data / "straight")
+
+    def gathered(trainer: Any) -> Any:
+        state = {name: tensor.clone() for name, tensor in trainer.model_wrapped.state_dict().items()}
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.zero_()
+        return state
+
+    monkeypatch.setattr("bfpo.training.session.whole_state", gathered)
+    run_stage("train", config, data / "gathered")
+    first, second = weights(data / "straight"), weights(data / "gathered")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
 def test_lora_is_trained_and_merged(data: Path) -> None:
     folder = run_stage("train", with_lora(align(data)), data / "run")
     assert "lora_A" in folder.record["trainable"]

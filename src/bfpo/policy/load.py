@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from bfpo.errors import ModelError
-from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation, whole_weights
+from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
+from bfpo.policy.whole import save_whole, whole_weights
 
 __all__ = [
     "DTYPES",
@@ -310,33 +311,29 @@ def _add_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
         raise ModelError(f"lora: {dict(lora)!r} cannot be used: {error}") from error
 
 
-def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
+def save_policy(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write the model (safetensors) and its tokenizer to a folder; an adapter is merged into the weights first.
 
     A quantised base is written whole, as its four bits are read. The model in memory keeps its adapter. Its config says
-    again that generation may use the key-value cache, which training had switched off.
+    again that generation may use the key-value cache, which training had switched off. `state_dict`: the whole weights
+    of a model that is sharded, by its own names; what it holds itself is then not read.
     """
     folder = Path(folder)
-    merged = hasattr(model, "merge_adapter")
-    base = model.get_base_model() if merged else model
+    adapted = hasattr(model, "merge_adapter")
+    base = model.get_base_model() if adapted else model
     base.config.use_cache = True
-    if getattr(base, "is_quantized", False):
-        _save_whole(base, whole_weights(model), folder)
-    elif not merged:
+    if state_dict is not None or getattr(base, "is_quantized", False):
+        save_whole(base, whole_weights(model, state_dict), folder)
+    elif not adapted:
         base.save_pretrained(folder)
     else:
         from copy import deepcopy
 
         deepcopy(model).merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _save_whole(base: Any, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    from copy import deepcopy
-
-    config = deepcopy(base.config)
-    del config.quantization_config
-    with torch.device("meta"):
-        plain = type(base)(config)
-    plain.generation_config = base.generation_config
-    plain.save_pretrained(folder, state_dict=dict(weights))

@@ -15,7 +15,7 @@ from bfpo.errors import ModelError, SettingError
 from bfpo.policy.attention import LAYOUT, PREFIX
 from bfpo.policy.head import CHUNK_ROWS, LogitTransform, head_logps
 
-__all__ = ["Reduction", "SequenceLogps", "sequence_logps", "unwrap_causal_lm", "use_own_logits"]
+__all__ = ["Reduction", "SequenceLogps", "sequence_logps", "unwrap_causal_lm", "use_own_logits", "uses_own_logits"]
 
 Reduction = Literal["sum", "mean"]
 
@@ -40,9 +40,17 @@ def unwrap_causal_lm(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def use_own_logits(model: nn.Module) -> None:
+def use_own_logits(model: nn.Module, use: bool = True) -> None:
     """Take this model's log-probs from its own logits from now on: all of them at once, at completion tokens."""
-    _WITH_OWN_LOGITS.add(unwrap_causal_lm(model))
+    if use:
+        _WITH_OWN_LOGITS.add(unwrap_causal_lm(model))
+    else:
+        _WITH_OWN_LOGITS.discard(unwrap_causal_lm(model))
+
+
+def uses_own_logits(model: nn.Module) -> bool:
+    """Return whether `use_own_logits` holds for this model."""
+    return unwrap_causal_lm(model) in _WITH_OWN_LOGITS
 
 
 def sequence_logps(
@@ -82,7 +90,7 @@ def _token_logps(model: nn.Module, batch: Mapping[str, Any], chunk_rows: int) ->
             f"a packed micro-batch needs packed attention, and {type(causal_lm).__name__} has "
             f"{causal_lm.config._attn_implementation!r}; ask bfpo.policy.probe.choose_form first, or pad the rows"
         )
-    if causal_lm in _WITH_OWN_LOGITS:
+    if uses_own_logits(causal_lm):
         logits = model(**arguments).logits.flatten(0, 1)[batch["source"]]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return -torch.nn.functional.cross_entropy(logits, batch["targets"], reduction="none")

@@ -15,7 +15,7 @@ from transformers.utils.hub import cached_file
 
 from bfpo.errors import MissingExtraError, ModelError
 
-__all__ = ["hold_masters", "prepare_quantised", "quantisation", "whole_weights"]
+__all__ = ["hold_masters", "prepare_quantised", "quantisation"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -83,26 +83,3 @@ def prepare_quantised(model: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if not any(type(module).__name__ == "Linear4bit" for module in model.modules()):
         raise ModelError("quantize: nf4 found no linear layer to quantise in this model")
-
-
-def whole_weights(peft_model: Any) -> dict[str, torch.Tensor]:
-    """Return the weights of a quantised base with its adapters merged in, by the names of the bare model.
-
-    This is the model that was trained: four bits as they are read, plus the update. Merging as peft does would round
-    the sum to four bits again.
-    """
-    from bitsandbytes.functional import dequantize_4bit
-
-    base = peft_model.get_base_model()
-    weights: dict[str, torch.Tensor] = {}
-    for name, tensor in base.state_dict(keep_vars=True).items():
-        path, _, leaf = name.rpartition(".")
-        if "lora_" in name or ".weight." in name:  # adapters, and the constants of quantised weights
-            continue
-        module = base.get_submodule(path.removesuffix(".base_layer"))
-        state = getattr(tensor, "quant_state", None)
-        whole = tensor.detach() if state is None else dequantize_4bit(tensor.data, state)
-        if path.endswith(".base_layer") and leaf == "weight":
-            whole = whole + module.get_delta_weight(peft_model.active_adapter).detach().to(whole.dtype)
-        weights[name.replace(".base_layer.", ".")] = whole.contiguous()
-    return weights

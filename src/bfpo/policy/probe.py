@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from bfpo.data.pack import Form, MicroBatch, collate_pairs, on_device
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import ModelError, SettingError
 from bfpo.policy.attention import UnknownExtraError, register_packed
-from bfpo.policy.logps import sequence_logps, unwrap_causal_lm, use_own_logits
+from bfpo.policy.logps import sequence_logps, unwrap_causal_lm, use_own_logits, uses_own_logits
 
-__all__ = ["Attention", "choose_form"]
+__all__ = ["Attention", "FormDecision", "adopt_form", "choose_form", "decide_form"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +34,48 @@ class _CannotPackError(Exception):
     """The reason why a model does not take packed rows, in words that go on from "packing: "."""
 
 
-def choose_form(model: nn.Module, attention: str = "auto", *, longest_text: int) -> Form:
-    """Return the form of rows that this model takes, and make the model ready for it.
+@dataclass(frozen=True, slots=True)
+class FormDecision:
+    """Which form of rows a model takes, and whether its log-probs are taken from its own logits."""
+
+    form: Form
+    own_logits: bool
+
+
+def choose_form(
+    model: nn.Module, attention: str = "auto", *, longest_text: int, process_index: int = 0, num_processes: int = 1
+) -> Form:
+    """Return the form of rows that this model takes (`decide_form`), and make the model ready for it (`adopt_form`).
+
+    With several processes the first one decides for all, which call this together: the weights of the others may be
+    empty until they are sharded, and answers near the bound could differ. What it raises, all raise.
+    """
+    decision, failure = None, None
+    if process_index == 0:
+        try:
+            decision = decide_form(model, attention, longest_text=longest_text)
+        except Exception as error:  # the others wait for the outcome, whatever it is
+            failure = error
+    if num_processes > 1:
+        said = None if failure is None else str(failure) or type(failure).__name__
+        decision, said = broadcast_object_list([decision, said])
+        if said is not None and failure is None:
+            failure = ModelError(f"{said} (in the first process)")
+    if failure is not None:
+        raise failure
+    assert decision is not None
+    adopt_form(model, decision)
+    return decision.form
+
+
+def decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int) -> FormDecision:
+    """Return the form of rows that this model takes, and whether its own logits are needed; leave it as it was.
 
     "packed" and "auto" try packed rows: the model's attention is set to packed attention over its own one, and the
     log-probs of two small pairs must agree with those of padded rows under the model's own logits, must not change with
     the other pair and, on the rejected side, with the chosen completion. Where a model does not pass, "auto" logs one
-    line with the reason, puts the attention back and takes padded rows. In both forms the head is asked whether the
-    model's own logits are what it gives; where not, they are taken as they are.
+    line with the reason and takes padded rows. In both forms the head is asked whether the model's own logits are what
+    it gives; where not, they are taken as they are.
 
     `longest_text`: tokens of the longest prompt with a completion that will come; a sliding window below it is served
     where the model hands it to its attention. A model whose weights are not there (sharded or on the meta device)
@@ -53,11 +88,11 @@ def choose_form(model: nn.Module, attention: str = "auto", *, longest_text: int)
         raise SettingError(f"attention: got {attention!r}; allowed: {', '.join(get_args(Attention))}")
     causal_lm = unwrap_causal_lm(model)
     can_be_asked = all(p.device.type != "meta" and not hasattr(p, "ds_id") for p in model.parameters())
-    with _quietly(model):
+    with _quietly(model), _putting_back(causal_lm) as before:
         expected = _padded_logps(model, causal_lm) if can_be_asked else None
+        own_logits = uses_own_logits(model)
         if attention == "padded":
-            return "padded"
-        before = causal_lm.config._attn_implementation
+            return FormDecision("padded", own_logits)
         try:
             _set_packed(model, causal_lm, before)
             served = set() if expected is None else _ask(model, causal_lm, expected)
@@ -65,13 +100,31 @@ def choose_form(model: nn.Module, attention: str = "auto", *, longest_text: int)
             if window is not None and window < longest_text and window not in served:
                 raise _CannotPackError(f"has a window of {window} tokens, and the longest text is {longest_text}")
         except _CannotPackError as reason:
-            if causal_lm.config._attn_implementation != before:
-                causal_lm.set_attn_implementation(before)
             if attention == "packed":
                 raise ModelError(f"attention packed: {type(causal_lm).__name__} {reason}; use auto or padded") from None
             logger.info("rows are padded, not packed: %s %s", type(causal_lm).__name__, reason)
-            return "padded"
-    return "packed"
+            return FormDecision("padded", own_logits)
+    return FormDecision("packed", own_logits)
+
+
+def adopt_form(model: nn.Module, decision: FormDecision) -> None:
+    """Make a model ready for what was decided, by this process or another one."""
+    use_own_logits(model, decision.own_logits)
+    if decision.form == "packed":
+        causal_lm = unwrap_causal_lm(model)
+        _set_packed(model, causal_lm, causal_lm.config._attn_implementation)
+
+
+@contextmanager
+def _putting_back(causal_lm: Any) -> Iterator[str]:
+    """Give the name of the model's attention, and put back afterwards that one and where its log-probs come from."""
+    before, own_logits = causal_lm.config._attn_implementation, uses_own_logits(causal_lm)
+    try:
+        yield before
+    finally:
+        use_own_logits(causal_lm, own_logits)
+        if causal_lm.config._attn_implementation != before:
+            causal_lm.set_attn_implementation(before)
 
 
 @contextmanager

@@ -56,37 +56,99 @@ class SwappedWeights:
 
     Only trainable parameters are copied, so the memory is theirs and never a second model's. Make it before training
     and before a checkpoint is loaded. Swapping exchanges values in place and puts back the very same bits, on an
-    exception too.
+    exception too. Once the model is sharded by FSDP2, each process keeps the shards of the start alone; they are cut
+    from the first process' values, so those of the others may be empty. All processes must then call `logps` together.
 
-    Raises `ModelError` if nothing trains, or if the model given later has other trainable parameters.
+    Raises `ModelError` if nothing trains, if the model given later has other trainable parameters, and for weights that
+    are partitioned in a way that cannot be swapped (DeepSpeed ZeRO-3, FSDP version 1).
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        if not self._names:
+        _reshard(model)
+        trainable = _trainable(model)
+        if not trainable:
             raise ModelError("reference: the model has no trainable parameter, so there is nothing to swap")
-        self._initial = [parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad]
+        self._shapes = [parameter.shape for parameter in trainable]
+        self._initial = [_local(parameter).clone() for parameter in trainable]
+        self._whole = not any(_is_sharded(parameter) for parameter in trainable)
 
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the summed log-probs, (N,) float64, of the weights of the start."""
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if [parameter.shape for parameter in trainable] != [value.shape for value in self._initial]:
+        _reshard(model)
+        trainable = _trainable(model)
+        if [parameter.shape for parameter in trainable] != self._shapes:
             raise ModelError(
-                f"reference: {len(trainable)} parameters train now, {len(self._initial)} did when the reference was "
+                f"reference: {len(trainable)} parameters train now, {len(self._shapes)} did when the reference was "
                 "made; choose what trains before making the reference"
             )
         with _evaluating(model):
-            current = [parameter.detach().clone() for parameter in trainable]
+            if self._whole and any(_is_sharded(parameter) for parameter in trainable):
+                self._shard(trainable)
+            current = [_local(parameter).clone() for parameter in trainable]
             try:
                 self._write(trainable, self._initial)
                 return sequence_logps(model, batch).logps
             finally:
                 self._write(trainable, current)
+                _reshard(model)
+
+    def _shard(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Put the process' own shard in the place of each whole value, one after the other."""
+        from torch.distributed.tensor import distribute_tensor
+
+        for i, parameter in enumerate(parameters):
+            if _is_sharded(parameter):
+                sharded: Any = parameter
+                value = self._initial[i].to(_local(parameter).device, parameter.dtype)
+                shard: Any = distribute_tensor(value, sharded.device_mesh, sharded.placements)
+                self._initial[i] = shard.to_local().clone()  # without it the shard may be a view of the whole
+        self._whole = False
 
     @staticmethod
     def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
         for parameter, value in zip(parameters, values, strict=True):
-            parameter.data.copy_(value)
+            _local(parameter).copy_(value)
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if any(hasattr(parameter, "ds_id") for parameter in trainable):
+        raise ModelError(
+            "reference swap: DeepSpeed ZeRO-3 has partitioned the weights, which cannot be swapped then; train an "
+            "adapter (reference adapter_off), fill the cache with bfpo reference first (reference precompute), or "
+            "shard with FSDP2"
+        )
+    return trainable
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "placements")
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    """Return the process' own part of a parameter, the same memory.
+
+    It is asked for at each use: the first forward pass of FSDP2 may move it.
+    """
+    value: Any = parameter.data  # not detach(): what autograd saved before a swap is right again after it
+    local: Tensor = value.to_local() if _is_sharded(parameter) else value
+    return local
+
+
+def _reshard(model: nn.Module) -> None:
+    """Let go of the weights that FSDP2 has gathered: some stay whole after a forward pass, beside their shards.
+
+    Reading the model's parameters would give them, writing the shards would not reach them.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    for module in model.modules():
+        if isinstance(module, FullyShardedDataParallel):
+            raise ModelError("reference swap: FSDP version 1 cannot swap weights; set fsdp_version: 2")
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 class AdapterOff:
@@ -143,7 +205,7 @@ def own_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 def choose_reference(
-    requested: ReferenceName, *, num_to_compute: int, num_pairs_seen: int, has_adapter: bool
+    requested: ReferenceName, *, num_to_compute: int, num_pairs_seen: int, has_adapter: bool, sharded: bool = False
 ) -> ReferenceName:
     """Resolve `auto`: the pass beforehand where it costs no more forwards than the reference inside the steps.
 
@@ -151,17 +213,28 @@ def choose_reference(
     reference runs for each of the `num_pairs_seen` that the whole training visits, repeats counted. So one full epoch
     or more is precomputed, part of one only where the cache knows the rest.
 
-    Raises `SettingError` for an unknown name and for `adapter_off` without an adapter.
+    `sharded`: FSDP or DeepSpeed will shard the model when training begins. Until then it lies on the CPU, where a pass
+    would take days: so only what the cache knows wholly is precomputed.
+
+    Raises `SettingError` for an unknown name, for `adapter_off` without an adapter, and for `precompute` of rows that
+    the cache lacks where the model is to be sharded.
     """
     if requested not in get_args(ReferenceName):
         raise SettingError(f"reference: got {requested!r}; allowed: {', '.join(get_args(ReferenceName))}")
     if requested == "adapter_off" and not has_adapter:
         raise SettingError("reference: adapter_off needs lora; use swap, precompute or auto")
+    inside_steps: ReferenceName = "adapter_off" if has_adapter else "swap"
+    if requested == "precompute" and sharded and num_to_compute:
+        raise SettingError(
+            f"reference: precompute lacks {num_to_compute} rows, and until FSDP or DeepSpeed shards the model it lies "
+            "on the CPU, where they would take too long; fill the cache beforehand with bfpo reference --config FILE, "
+            f"launched without sharding, or use auto or {inside_steps}"
+        )
     if requested != "auto":
         return requested
-    if num_to_compute <= num_pairs_seen:
+    if num_to_compute <= (0 if sharded else num_pairs_seen):
         return "precompute"
-    return "adapter_off" if has_adapter else "swap"
+    return inside_steps
 
 
 def make_reference(name: ReferenceName, model: nn.Module) -> Reference:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.utils import logging as transformers_logging
 
 from bfpo.config import DataConfig, SftDataConfig
@@ -26,6 +34,7 @@ from bfpo.policy.load import save_policy
 from bfpo.runs import RunFolder
 from bfpo.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
 from bfpo.training.checkpoints import WholeCheckpoints, half_checkpoints, last_whole_checkpoint
+from bfpo.training.sharding import whole_state
 
 __all__ = [
     "REJECTS",
@@ -174,8 +183,9 @@ def train_in_folder(
         raise _disk_full(folder) from error
     finally:
         progress.close()
+    state = whole_state(trainer)
     if trainer.is_world_process_zero():
-        save_model_folder(folder, trainer.model, trainer.processing_class)
+        save_model_folder(folder, trainer.model, trainer.processing_class, state_dict=state)
     return metrics
 
 
@@ -213,22 +223,34 @@ def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str
     interrupt.raise_if_requested()
 
 
+class _BegunError(Exception):
+    """Training is about to begin: the model is wrapped and the checkpoint loaded."""
+
+
+class _StopAtBegin(TrainerCallback):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        raise _BegunError
+
+
 def _end_again(trainer: Trainer, checkpoint: Path) -> None:
     """Bring a trainer to where training had ended, from the checkpoint of the last step, and log the end again.
 
-    `Trainer.train` would run one step too many.
+    `Trainer.train` knows how to load a checkpoint into a model however it is wrapped, and would then run one step too
+    many.
     """
-    _load_weights(trainer.model, checkpoint)
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    state.is_world_process_zero, state.is_local_process_zero = (
-        trainer.is_world_process_zero(),
-        trainer.is_local_process_zero(),
-    )
-    trainer.state = state
-    handler = trainer.callback_handler
-    handler.on_train_begin(trainer.args, state, trainer.control)
-    trainer.log({"train_runtime": 0.0, "total_flos": state.total_flos, "train_loss": math.nan})
-    handler.on_train_end(trainer.args, state, trainer.control)
+    stop = _StopAtBegin()
+    trainer.add_callback(stop)  # the last one: the others have begun
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    except _BegunError:
+        pass
+    finally:
+        trainer.is_in_train = False
+        trainer.remove_callback(stop)
+    trainer.log({"train_runtime": 0.0, "total_flos": trainer.state.total_flos, "train_loss": math.nan})
+    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
 
 def _disk_full(folder: RunFolder) -> DiskFullError:
@@ -251,23 +273,18 @@ def _last_metrics(trainer: Trainer) -> dict[str, float]:
     return metrics
 
 
-def _load_weights(model: Any, checkpoint: Path) -> None:
-    if hasattr(model, "disable_adapter"):  # a PEFT model
-        model.load_adapter(str(checkpoint), model.active_adapter, is_trainable=True)
-        return
-    saved = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=model.dtype, use_safetensors=True)
-    model.load_state_dict(saved.state_dict())
-
-
-def save_model_folder(folder: RunFolder, model: Any, tokenizer: Any) -> Path:
+def save_model_folder(
+    folder: RunFolder, model: Any, tokenizer: Any, *, state_dict: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write `model/` (safetensors and tokenizer) whole: under another name first, then renamed. Returns its path.
 
-    Raises `DiskFullError` or `RunError`; what was written is then removed.
+    `state_dict`: the whole weights of a model that is sharded. Raises `DiskFullError` or `RunError`; what was written
+    is then removed.
     """
     target, part = folder.file(MODEL), folder.file(f".{MODEL}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
-        save_policy(model, tokenizer, part)
+        save_policy(model, tokenizer, part, state_dict=state_dict)
         if target.exists():
             shutil.rmtree(target)
         part.replace(target)

@@ -28,6 +28,7 @@ from bfpo.training.session import (
     train_in_folder,
     write_rejects,
 )
+from bfpo.training.sharding import prepare_sharding
 
 __all__ = ["CompletionCollator", "SftTrainer", "preview", "run"]
 
@@ -128,6 +129,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
         processing_class=policy.tokenizer,
         callbacks=[EpochCallback()],
     )
+    prepare_sharding(trainer.accelerator)
     metrics = train_in_folder(
         trainer,
         folder,

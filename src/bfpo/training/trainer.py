@@ -28,6 +28,7 @@ from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses
 from bfpo.training.metrics import COLUMNS, STREAMS, CellMetrics, PairFigures, group_index, step_loss, summarise
 from bfpo.training.running import RunningLoss
+from bfpo.training.sharding import is_sharded, prepare_sharding
 
 __all__ = ["BFPOConfig", "BFPOTrainer"]
 
@@ -86,10 +87,17 @@ class BFPOTrainer(Trainer):
             callbacks=[EpochCallback(), *(callbacks or [])],
             optimizers=optimizers,
         )
+        prepare_sharding(self.accelerator)
         self._method = get_method(args.method)
         pair_lists = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else []), *evals.values()]
         with self.accelerator.autocast():
-            self.form = choose_form(self.model, args.attention, longest_text=max(map(longest_text, pair_lists)))
+            self.form = choose_form(
+                self.model,
+                args.attention,
+                longest_text=max(map(longest_text, pair_lists)),
+                process_index=args.process_index,
+                num_processes=args.world_size,
+            )
         self.data_collator = PairCollator(pad_token_id(processing_class), self.form, args.max_tokens_per_microbatch)
         # Both say that compute_loss divides by the pairs of the whole optimizer step; the first is the newer name.
         self.loss_is_scaled_for_ga = True
@@ -117,11 +125,13 @@ class BFPOTrainer(Trainer):
             if reference == "auto" and known:
                 reference = "precompute"
             looked_up = self._look_up(pair_lists) if reference in ("auto", "precompute") and not known else None
+            sharded = is_sharded(self)  # then held-out rows count too: no row is computed here
             reference = choose_reference(
                 reference,
-                num_to_compute=0 if looked_up is None else looked_up.num_missing(range(num_streams)),
+                num_to_compute=looked_up.num_missing(None if sharded else range(num_streams)) if looked_up else 0,
                 num_pairs_seen=num_streams * self._num_main_pairs_seen(),
                 has_adapter=hasattr(self.model, "disable_adapter"),
+                sharded=sharded,
             )
             if reference == "precompute" and looked_up is not None:
                 pair_lists = [*self._with_reference(looked_up)]

@@ -1,0 +1,111 @@
+"""The weights of a model as a plain one holds them: adapters merged, four bits read out, sharded ones from a state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bfpo.errors import ModelError
+
+__all__ = ["save_whole", "whole_weights"]
+
+
+def whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the weights of a model with its LoRA adapter merged in, by the names of the bare model.
+
+    `state_dict`: the model's state where its own parameters are but shards; by default the model is asked. Of a base in
+    four bits this is the model that was trained: four bits as they are read, plus the update. Merging as peft does
+    would round the sum to four bits again.
+
+    A weight that several modules share is given once. Raises `ModelError` for adapters that are not a low-rank product
+    alone.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    state = base.state_dict() if state_dict is None else _of_base(model, base, state_dict)
+    adapter = str(getattr(model, "active_adapter", ""))
+    shared = _second_names(base)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if "lora_" in name or ".weight." in name:  # adapters, and the constants of quantised weights
+            continue
+        path, _, leaf = name.rpartition(".")
+        bare = name.replace(".base_layer.", ".")
+        if bare in shared:
+            continue
+        whole = _dequantised(base, name, tensor.detach())
+        if path.endswith(".base_layer") and leaf == "weight":
+            delta = _delta(base, path.removesuffix(".base_layer"), adapter, state)
+            whole = (whole + delta.to(whole.device)).to(whole.dtype)
+        weights[bare] = whole.contiguous()
+    return weights
+
+
+def save_whole(base: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write `weights` as a model of the kind of `base`, which may be quantised, sharded or full of adapters."""
+    config = deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = _plain_class(type(base))(config)
+    plain.to(next(value.dtype for value in weights.values() if value.is_floating_point()))
+    lacking = {name for name, _ in plain.named_parameters()} - weights.keys()
+    if lacking:
+        raise ModelError(f"the model cannot be saved: {len(lacking)} weights are missing, such as {min(lacking)}")
+    plain.generation_config = base.generation_config
+    plain.save_pretrained(folder, state_dict=dict(weights))
+
+
+def _of_base(model: Any, base: Any, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is base)
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+
+
+def _second_names(base: Any) -> set[str]:
+    """Return the names of parameters that are there under an earlier name too."""
+    names = [name for name, _ in base.named_parameters(remove_duplicate=False)]
+    first = {name for name, _ in base.named_parameters()}
+    return {name.replace(".base_layer.", ".") for name in names if name not in first}
+
+
+def _dequantised(base: Any, name: str, tensor: Tensor) -> Tensor:
+    path, _, leaf = name.rpartition(".")
+    # a name may also belong to a buffer, or to state of a module's own making
+    constants = getattr(getattr(base.get_submodule(path), leaf, None), "quant_state", None)
+    if constants is None:
+        return tensor
+    from bitsandbytes.functional import dequantize_4bit
+
+    whole: Tensor = dequantize_4bit(tensor.to(constants.absmax.device), constants)
+    return whole
+
+
+def _delta(base: Any, path: str, adapter: str, state: Mapping[str, Tensor]) -> Tensor:
+    """Return what the adapter adds to the weight of the module at `path`, in float32 at least."""
+    layer = base.get_submodule(path)
+    of_layer = {name.removeprefix(f"{path}.") for name in state if name.startswith(f"{path}.lora_")}
+    linear = (f"lora_A.{adapter}.weight", f"lora_B.{adapter}.weight")
+    embedding = (f"lora_embedding_A.{adapter}", f"lora_embedding_B.{adapter}")
+    names = next((kind for kind in (linear, embedding) if of_layer == set(kind)), None)
+    if names is None or state[f"{path}.{names[0]}"].dim() != 2:
+        raise ModelError(
+            f"the adapter of {path} cannot be merged: it has {', '.join(sorted(of_layer))}; allowed: plain LoRA of "
+            "linear and embedding layers"
+        )
+    down, up = (state[f"{path}.{name}"].detach() for name in names)
+    dtype = torch.promote_types(down.dtype, torch.float32)
+    product: Tensor = up.to(dtype) @ down.to(dtype) * layer.scaling[adapter]
+    return product.T if names is embedding or layer.fan_in_fan_out else product
+
+
+def _plain_class(kind: type[Any]) -> type[Any]:
+    """Return the class of a model, without what `fully_shard` has put in front of it."""
+    if not torch.distributed.is_available():
+        return kind
+    from torch.distributed.fsdp import FSDPModule
+
+    return next(one for one in kind.__mro__ if not issubclass(one, FSDPModule))

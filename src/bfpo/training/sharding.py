@@ -1,0 +1,45 @@
+"""Weights divided among processes by FSDP2 or DeepSpeed: what a trainer must know of it, and its whole weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import Trainer
+
+from bfpo.errors import SettingError
+
+__all__ = ["is_sharded", "prepare_sharding", "whole_state"]
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Return whether FSDP or DeepSpeed divides what this trainer trains; its model is on the CPU until it does."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def prepare_sharding(accelerator: Accelerator) -> None:
+    """Let float32 log-probs leave a model under FSDP2 as they are; does nothing without FSDP.
+
+    For bfloat16 accelerate has FSDP2 cast the outputs of each sharded module, and log-probs leave the model as such.
+    Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise SettingError(f"fsdp_version: got {plugin.fsdp_version}; allowed: 2 (see docs/scaling.md)")
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
+def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:
+    """Return the whole weights of a sharded model, on the CPU, by the names of the model inside; else `None`.
+
+    Every process must call this. What all but the first get may be empty.
+    """
+    if not is_sharded(trainer):
+        return None
+    state: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return state
