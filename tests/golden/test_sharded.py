@@ -13,6 +13,7 @@ import pytest
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
 
 START = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -31,19 +32,19 @@ from tiny import tiny_model, tiny_pairs, tiny_tokenizer
 BATCH = collate_pairs(tiny_pairs(5, 1))
 
 def shard(model, **settings):
-    mesh = init_device_mesh("cpu", (2,))
     for layer in unwrap_causal_lm(model).model.layers:
-        fully_shard(layer, mesh=mesh, **settings)
-    fully_shard(model, mesh=mesh, **settings)
+        fully_shard(layer, mesh=MESH, **settings)
+    fully_shard(model, mesh=MESH, **settings)
 
 PartialState(cpu=True)
+MESH = init_device_mesh("cpu", (2,))
 rank = dist.get_rank()
 """
 
 END = """
 print("agreed", flush=True)
 dist.barrier()
-dist.destroy_process_group()
+os._exit(0)  # now and then torch's threads abort the interpreter's own exit
 """
 
 TRAINING = """
@@ -103,7 +104,8 @@ with torch.no_grad():
 reference = SwappedWeights(sharded)
 shard(sharded)
 
-# A checkpoint of moved weights is loaded before the first forward pass, the way accelerate does: uneven shards then move.
+# A checkpoint of moved weights is loaded before the first forward pass, the way accelerate does: uneven shards then
+# move.
 with torch.no_grad():
     for parameter in whole.parameters():
         if parameter.requires_grad:
