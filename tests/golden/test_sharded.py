@@ -104,8 +104,7 @@ with torch.no_grad():
 reference = SwappedWeights(sharded)
 shard(sharded)
 
-# A checkpoint of moved weights is loaded before the first forward pass, the way accelerate does: uneven shards then
-# move.
+# A checkpoint of moved weights is loaded before the first forward pass, the way accelerate does.
 with torch.no_grad():
     for parameter in whole.parameters():
         if parameter.requires_grad:

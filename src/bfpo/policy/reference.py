@@ -99,9 +99,11 @@ class SwappedWeights:
         for i, parameter in enumerate(parameters):
             if _is_sharded(parameter):
                 sharded: Any = parameter
-                value = self._initial[i].to(_local(parameter).device, parameter.dtype)
+                device = _local(parameter).device
+                value = self._initial[i].to(device, parameter.dtype)
                 shard: Any = distribute_tensor(value, sharded.device_mesh, sharded.placements)
-                self._initial[i] = shard.to_local().clone()  # without it the shard may be a view of the whole
+                # a copy: the shard may be a view of the whole, or on the mesh's device while the weights are not
+                self._initial[i] = shard.to_local().to(device, copy=True)
         self._whole = False
 
     @staticmethod
