@@ -35,7 +35,7 @@ def test_log_probs_leave_fsdp2_as_they_are() -> None:
     prepare_sharding(accelerator)
     kept = accelerator.state.fsdp_plugin.mixed_precision_policy
     assert kept.output_dtype is None
-    assert (kept.param_dtype, kept.reduce_dtype) == (torch.bfloat16, torch.bfloat16)
+    assert (kept.param_dtype, kept.reduce_dtype) == (torch.bfloat16, torch.float32)
     prepare_sharding(fake_accelerator(fsdp_version=2, mixed_precision_policy=None))
     prepare_sharding(SimpleNamespace(state=SimpleNamespace()))  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="fsdp_version: got 1; allowed: 2"):

@@ -263,7 +263,7 @@ def test_a_tenfold_learning_rate_diverges_and_says_so_once(
     tmp_path: Path, learning_rate: float, num_warnings: int
 ) -> None:
     records = Records()
-    logger = logging.getLogger("bfpo.training.trainer")
+    logger = logging.getLogger("bfpo.training")
     logger.addHandler(records)
     try:
         trainer = tiny_trainer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import Trainer
@@ -20,9 +21,10 @@ def is_sharded(trainer: Trainer) -> bool:
 
 
 def prepare_sharding(accelerator: Accelerator) -> None:
-    """Let float32 log-probs leave a model under FSDP2 as they are; does nothing without FSDP.
+    """Let float32 log-probs leave a model under FSDP2 as they are, and sum gradients in float32; nothing without FSDP.
 
-    For bfloat16 accelerate has FSDP2 cast the outputs of each sharded module, and log-probs leave the model as such.
+    For bfloat16 accelerate has FSDP2 cast the outputs of each sharded module, and log-probs leave the model as such;
+    and it sums the gradients of float32 masters in bfloat16.
     Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap.
     """
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
@@ -31,7 +33,9 @@ def prepare_sharding(accelerator: Accelerator) -> None:
     if plugin.fsdp_version != 2:
         raise SettingError(f"fsdp_version: got {plugin.fsdp_version}; allowed: 2 (see docs/scaling.md)")
     if plugin.mixed_precision_policy is not None:
-        plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, output_dtype=None)
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+        )
 
 
 def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:

@@ -12,23 +12,22 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from bfpo.data.columns import reference_logps
-from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, longest_text, on_device
+from bfpo.data.pack import MicroBatch, PairCollator, longest_text, on_device
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import SettingError
-from bfpo.objective.losses import add_anchor, anchor, get_method, preference_loss
+from bfpo.objective.losses import add_anchor, anchor, preference_loss
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
-from bfpo.policy.reference import Reference, choose_reference, make_reference
-from bfpo.policy.reference_pass import MAX_TOKENS, ReferencePass, ReferenceReport
+from bfpo.policy.reference import Reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses
-from bfpo.training.metrics import COLUMNS, STREAMS, CellMetrics, PairFigures, group_index, step_loss, summarise
-from bfpo.training.running import RunningLoss
-from bfpo.training.sharding import is_sharded, prepare_sharding
+from bfpo.training.metrics import PairFigures, group_index
+from bfpo.training.record import TrainingRecord
+from bfpo.training.sharding import prepare_sharding
+from bfpo.training.start import start_reference
 
 __all__ = ["BFPOConfig", "BFPOTrainer"]
 
@@ -88,89 +87,39 @@ class BFPOTrainer(Trainer):
             optimizers=optimizers,
         )
         prepare_sharding(self.accelerator)
-        self._method = get_method(args.method)
-        pair_lists = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else []), *evals.values()]
+        streams = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else [])]
+        pad = pad_token_id(processing_class)
         with self.accelerator.autocast():
             self.form = choose_form(
                 self.model,
                 args.attention,
-                longest_text=max(map(longest_text, pair_lists)),
+                longest_text=max(map(longest_text, [*streams, *evals.values()])),
                 process_index=args.process_index,
                 num_processes=args.world_size,
             )
-        self.data_collator = PairCollator(pad_token_id(processing_class), self.form, args.max_tokens_per_microbatch)
+        self.data_collator = PairCollator(pad, self.form, args.max_tokens_per_microbatch)
         # Both say that compute_loss divides by the pairs of the whole optimizer step; the first is the newer name.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
-        self._streams = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else [])]
-        self._set_reference(reference or args.reference, evals)
-        self.train_dataset = TwoStreamDataset(*self._streams, seed=args.data_seed or 0)
+        start = start_reference(
+            self, reference or args.reference, streams=streams, held_out=evals, pad_token_id=pad, form=self.form
+        )
+        self.reference, self.reference_name, self.reference_report = start.reference, start.name, start.report
+        self._streams = start.streams
+        self.train_dataset = TwoStreamDataset(*start.streams, seed=args.data_seed or 0)
+        sets = {name: TwoStreamDataset(pairs) for name, pairs in start.held_out.items()}
+        self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
         self._implied = [implied_losses(pairs, args.loss_settings()).to(args.device) for pairs in self._streams]
-        self._metrics = CellMetrics(args.device)
-        self._running = RunningLoss(self._end_step, save=self._running_state, load=self._load_running_state)
+        self._record = TrainingRecord(args, reduce=self._sum_over_processes)
+        self.add_callback(self._record.callback)
         self._num_parameters: int | None = None
         self._largest_margin: Tensor | None = None
         self._anchor_share: Tensor | float = 0.0
-        self.watch: DivergenceWatch | None = None
-        self.add_callback(self._running)
 
-    # Reference
-
-    def _set_reference(self, reference: Any, evals: Mapping[str, Sequence[TokenPair]]) -> None:
-        pair_lists: list[Sequence[TokenPair]] = [*self._streams, *evals.values()]
-        num_streams = len(self._streams)
-        self.reference_report: ReferenceReport | None = None
-        if isinstance(reference, str):
-            known = all(reference_logps(pairs) is not None for pairs in pair_lists)
-            if reference == "auto" and known:
-                reference = "precompute"
-            looked_up = self._look_up(pair_lists) if reference in ("auto", "precompute") and not known else None
-            sharded = is_sharded(self)  # then held-out rows count too: no row is computed here
-            reference = choose_reference(
-                reference,
-                num_to_compute=looked_up.num_missing(None if sharded else range(num_streams)) if looked_up else 0,
-                num_pairs_seen=num_streams * self._num_main_pairs_seen(),
-                has_adapter=hasattr(self.model, "disable_adapter"),
-                sharded=sharded,
-            )
-            if reference == "precompute" and looked_up is not None:
-                pair_lists = [*self._with_reference(looked_up)]
-            self.reference_name: str = reference
-            reference = make_reference(reference, self.model)
-        else:
-            self.reference_name = type(reference).__name__
-        self.reference: Reference = reference
-        self._streams = pair_lists[:num_streams]
-        sets = {name: TwoStreamDataset(pairs) for name, pairs in zip(evals, pair_lists[num_streams:], strict=True)}
-        self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
-
-    def _num_main_pairs_seen(self) -> int:
-        args = self.args
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if args.max_steps > 0:
-            return int(args.max_steps * per_step)
-        return math.ceil(args.num_train_epochs * len(self._streams[0]))
-
-    def _look_up(self, pair_lists: Sequence[Sequence[TokenPair]]) -> ReferencePass:
-        return ReferencePass(
-            self.model,
-            pair_lists,
-            cache=self.args.reference_cache,
-            mixed_precision=str(self.accelerator.mixed_precision),
-            process_index=self.args.process_index,
-            num_processes=self.args.world_size,
-        )
-
-    def _with_reference(self, looked_up: ReferencePass) -> list[Sequence[TokenPair]]:
-        def collate(some: Sequence[TokenPair]) -> dict[str, Tensor]:
-            batch = collate_pairs(some, pad_token_id=self.data_collator.pad_token_id, form=self.form)
-            return on_device(batch, self.args.device)
-
-        with self.accelerator.autocast():
-            pair_lists, self.reference_report = looked_up.run(
-                collate=collate, max_tokens=self.args.max_tokens_per_microbatch or MAX_TOKENS
-            )
-        return pair_lists
+    @property
+    def watch(self) -> DivergenceWatch | None:
+        """The watch for divergence, once a row was logged."""
+        return self._record.watch
 
     # Loss
 
@@ -218,7 +167,7 @@ class BFPOTrainer(Trainer):
         weights = self._weights(inputs["is_buffer"], num_items_in_batch)
         table = figures.table()
         if self.model.training:
-            self._metrics.add(table, _groups(inputs))
+            self._record.add(table, _groups(inputs))
             self._largest_margin = figures.margin.abs().max()
             self._anchor_share = (weights * (total.detach() - figures.pair_loss.loss.detach())).sum()
         loss = (weights * total).sum()
@@ -331,61 +280,14 @@ class BFPOTrainer(Trainer):
         `loss` is the mean over the optimizer steps since then, `train_loss` over those of the run, resumed or not, of
         what their gradients are of: mean(main) + `buffer_weight` x mean(buffer), the anchor included.
         """
-        ends = "train_runtime" in logs
-        if ends or "learning_rate" in logs:
-            self._running.fill(logs, self.state.global_step)
-            if not self._metrics.empty:
-                sums = self._metrics.read()
-                logs.update(self._named(sums))
-                self._watch(sums, logs, last=ends or self.state.global_step >= self.state.max_steps)
+        self._record.fill(logs, self.state)
         super().log(logs, start_time)
-
-    def _end_step(self) -> Tensor:
-        anchor_factor = self.args.anchor_weight / self._method.normaliser(self.args.beta)
-        sums = self._metrics.end_step(self._sum_over_processes)
-        return step_loss(sums, buffer_weight=self.args.buffer_weight, anchor_factor=anchor_factor)
-
-    def _running_state(self) -> dict[str, Any]:
-        return {"sums": self._metrics.state(), "watch": None if self.watch is None else self.watch.state()}
-
-    def _load_running_state(self, state: Mapping[str, Any] | None) -> None:
-        self._metrics.load(state["sums"] if state else None)
-        self.watch = None
-        if state and state["watch"]:
-            self.watch = self._new_watch()
-            self.watch.load(state["watch"])
 
     def _sum_over_processes(self, sums: Tensor) -> Tensor:
         if self.args.world_size == 1:
             return sums
         total: Tensor = self.accelerator.reduce(sums, reduction="sum")
         return total
-
-    def _named(self, sums: Sequence[Sequence[float]]) -> dict[str, float]:
-        return summarise(
-            sums,
-            normaliser=self._method.normaliser(self.args.beta),
-            has_target=self._method.has_target,
-            anchored=self.args.anchor_weight > 0,
-        )
-
-    def _new_watch(self) -> DivergenceWatch:
-        return DivergenceWatch(self.args.learning_rate, self.args.get_warmup_steps(self.state.max_steps))
-
-    def _watch(self, sums: Sequence[Sequence[float]], logs: dict[str, float], *, last: bool) -> None:
-        if self.watch is None:
-            self.watch = self._new_watch()
-        total = dict(zip(COLUMNS, (sum(column) for column in zip(*sums, strict=True)), strict=True))
-        warning = self.watch.update(
-            self.state.global_step,
-            total["loss"] / total["num_pairs"],
-            total["loss_at_start"] / total["num_pairs"],
-            last=last,
-        )
-        logs["loss_over_start"] = self.watch.ratio
-        if warning is not None:
-            logs["diverging"] = 1.0
-            logger.warning(warning)
 
     # Evaluation
 
@@ -411,11 +313,7 @@ class BFPOTrainer(Trainer):
         return None, torch.cat(tables)[order], torch.cat(groups)[order]
 
     def _eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        metrics = CellMetrics(torch.device("cpu"))
-        metrics.add(torch.as_tensor(prediction.predictions), torch.as_tensor(prediction.label_ids))
-        named = self._named(metrics.read())
-        kept = {name: value for name, value in named.items() if not name.endswith("/loss_at_start")}
-        return {name.removeprefix(f"{STREAMS[0]}/"): value for name, value in kept.items()}
+        return self._record.of_evaluation(prediction.predictions, prediction.label_ids)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 6 x tokens x parameters; the parameters are counted once, not in every step."""
