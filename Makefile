@@ -42,8 +42,8 @@ bench-quick: $(VENV)/.bench
 
 test: lint types imports tests
 
-# The benchmarks' slow test needs what they compare with.
-test-all: lint types imports $(VENV)/.dev $(VENV)/.bench
+# Some slow tests need what the benchmarks compare with, and weights of four bits.
+test-all: lint types imports $(VENV)/.dev $(VENV)/.bench $(VENV)/.quant
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
 
 # The lower bounds of the dependencies, in an environment of their own.
@@ -108,4 +108,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 $(VENV)/.bench: $(VENV)/.runtime
 	@echo "installing what the benchmarks compare with"
 	@$(PIP_INSTALL) -e ".[bench]" || $(NO_PIP)
+	@touch $@
+
+$(VENV)/.quant: $(VENV)/.runtime
+	@echo "installing what holds weights in four bits"
+	@$(PIP_INSTALL) -e ".[quant]" || $(NO_PIP)
 	@touch $@
