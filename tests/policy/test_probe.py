@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
-from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from bfpo.data.pack import collate_pairs
 from bfpo.errors import ModelError, SettingError
@@ -89,6 +89,30 @@ def test_logits_that_the_head_does_not_give(caplog: pytest.LogCaptureFixture) ->
     first = len(PAIRS[0].prompt_ids)
     expected = sum(scores.detach()[first - 1 + i, int(token)] for i, token in enumerate(PAIRS[0].chosen_ids))
     assert float(found[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_of_autocast_is_no_reason(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Weights of float32, all of which train, under bfloat16 autocast."""
+    with caplog.at_level(logging.INFO, logger="bfpo"), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert choose_form(tiny_model(seed=seed), longest_text=12) == "packed"
+    assert caplog.messages == []
+
+
+def gpt2() -> Any:
+    """Small random weights, which hide much; positions are learnt."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2))
+
+
+@pytest.mark.parametrize("make", [gpt2, lambda: tiny_model("gpt_neox")], ids=["learnt", "rotary"])
+def test_positions_that_a_model_makes_itself_are_a_reason(make: Any) -> None:
+    model = make()
+    assert choose_form(make(), longest_text=12) == "packed"
+    model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "position_ids": None}), with_kwargs=True
+    )
+    assert choose_form(model, longest_text=12) == "padded"
 
 
 def test_asking_changes_nothing() -> None:
