@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
 
 from bfpo.errors import ModelError
 from bfpo.policy.load import (
@@ -234,3 +235,26 @@ def test_an_adapter_starts_by_the_seed_alone(folder: Path) -> None:
     torch.manual_seed(3)
     assert torch.equal(first, start(1))
     assert not torch.equal(first, start(2))
+
+
+@pytest.mark.parametrize("family", ["opt", "mixtral"])
+def test_layers_left_out_and_noise_on_experts_are_off(family: str) -> None:
+    sizes = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model: Any
+    if family == "opt":
+        model = OPTForCausalLM(OPTConfig(**sizes, ffn_dim=24, word_embed_proj_dim=16, dropout=0.0, layerdrop=0.5))
+    else:
+        noise = {"num_key_value_heads": 1, "intermediate_size": 24, "num_local_experts": 2, "router_jitter_noise": 0.5}
+        model = MixtralForCausalLM(MixtralConfig(**sizes, **noise))
+    disable_dropout(model)
+    ids = torch.arange(3, 12)[None]
+    first = model.train()(input_ids=ids).logits
+    assert all(torch.equal(model(input_ids=ids).logits, first) for _ in range(5))
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_a_shared_weight_is_refused(target: str) -> None:
+    with pytest.raises(ModelError, match="one weight in this model"):
+        set_trainable(tiny_model(tie_word_embeddings=True), "all", {"r": 2, "target_modules": ["q_proj", target]})
+    set_trainable(tiny_model(), "all", {"r": 2, "target_modules": ["q_proj", target]})
+    set_trainable(tiny_model(tie_word_embeddings=True), "all", {"r": 2, "target_modules": ["q_proj"]})

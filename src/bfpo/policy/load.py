@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from bfpo.errors import ModelError
+from bfpo.policy.adapters import add_lora
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
 from bfpo.policy.whole import save_whole, whole_weights
 
@@ -33,6 +34,9 @@ __all__ = [
     "set_trainable",
     "trainable_report",
 ]
+
+# Not PhiMoE's `router_jitter_noise`, which decides in evaluation too.
+_OTHER_NOISE = frozenset({"layerdrop", "jitter_noise", "input_jitter_noise"})
 
 DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,
@@ -235,7 +239,7 @@ def set_trainable(
         return model
     if trainable != "all":
         raise ModelError(f"trainable: got {list(trainable)!r} beside lora; with lora only the adapters train")
-    return _add_lora(model, lora, seed)
+    return add_lora(model, lora, seed=seed)
 
 
 def choose_trainable(model: nn.Module, patterns: Sequence[str] | Literal["all"]) -> None:
@@ -291,24 +295,17 @@ def trainable_report(model: nn.Module, *, num_names: int = 4) -> TrainableReport
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of the model to zero, in modules and in the numbers that attention passes on."""
+    """Set every dropout probability of the model to zero, in modules and in the numbers that attention passes on.
+
+    Layers that are left out at random (OPT's `layerdrop`) and noise on the inputs of experts (Mixtral) are off too.
+    """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            noisy = "dropout" in name or name in _OTHER_NOISE
+            if noisy and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _add_lora(model: Any, lora: Mapping[str, Any], seed: int) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"lora: {dict(lora)!r} cannot be used: {error}") from error
 
 
 def save_policy(
