@@ -125,6 +125,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
         (AlignConfig, [*ALIGN, "buffer_weight=2"], "buffer_weight: not read without buffer"),
         (AlignConfig, [*ALIGN, "quantize=nf4"], "quantize: needs lora"),
         (AlignConfig, [*ALIGN, "eval_steps=2"], "eval_steps: not read without eval_data"),
+        (AlignConfig, [*ALIGN, "lora={lora_dropout: 0.1}"], "lora_dropout: got 0.1; allowed here: 0"),
         (AlignConfig, [*ALIGN, "reference=adapter_off"], "reference: 'adapter_off' needs lora"),
         (SftConfig, ["data.files=a"], "model, init: exactly one"),
         (SftConfig, ["data.files=a", "model=m", "completions_per_microbatch=5"], "got 5; it must divide"),

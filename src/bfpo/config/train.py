@@ -229,6 +229,11 @@ class AlignConfig(MethodSettings, TrainingKeys):
     def _streams(self) -> AlignConfig:
         if self.buffer is None and "buffer_weight" in self.model_fields_set:
             raise ValueError("buffer_weight: not read without buffer; give buffer or leave buffer_weight out")
+        if self.lora is not None and self.lora.lora_dropout > 0:
+            raise ValueError(
+                f"lora_dropout: got {self.lora.lora_dropout:g}; allowed here: 0, preference training has every dropout "
+                "off so that the first margins are 0"
+            )
         if self.reference == "adapter_off" and self.lora is None:
             raise ValueError("reference: 'adapter_off' needs lora; allowed without it: auto, swap, precompute")
         if self.reference in _WITHOUT_CACHE and "reference_cache" in self.model_fields_set:
