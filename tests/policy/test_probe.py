@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from bfpo.data.pack import collate_pairs
 from bfpo.errors import ModelError, SettingError
-from bfpo.policy.logps import sequence_logps
+from bfpo.policy.logps import sequence_logps, uses_own_logits
 from bfpo.policy.probe import choose_form
 from tiny import VOCABULARY, tiny_model, tiny_pairs
 
@@ -139,3 +148,61 @@ def test_a_model_without_weights_is_judged_by_its_config() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(SettingError, match="attention: got 'flash'; allowed: auto, packed, padded"):
         choose_form(tiny_model(), "flash", longest_text=12)
+
+
+def test_own_logits_hold_for_the_model_when_it_is_compiled() -> None:
+    model = tiny_model()
+    model.register_forward_hook(
+        lambda _, __, output: type(output)(logits=3 * output.logits) if "logits" in output else None
+    )
+    choose_form(model, longest_text=12)
+    assert uses_own_logits(torch.compile(model, backend="eager"))
+    assert not uses_own_logits(torch.compile(tiny_model(), backend="eager"))
+
+
+def test_experts_are_packed() -> None:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2}
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+    assert choose_form(model, "packed", longest_text=12) == "packed"
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+        {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 32,
+        },
+    ],
+)
+def test_texts_that_would_scale_the_positions_of_others_are_refused(rope: dict[str, Any]) -> None:
+    limit = 32
+    longest = 32 if rope["rope_type"] == "dynamic" else 64
+    model = tiny_model(rope_parameters=rope, max_position_embeddings=longest)
+    assert choose_form(model, longest_text=limit) == "packed"
+    for attention in ("auto", "padded"):
+        with pytest.raises(ModelError, match=r"longest text is 33 tokens; beyond 32 .* Set max_length to at most 32"):
+            choose_form(model, attention, longest_text=limit + 1)
+
+
+def test_texts_beyond_learned_positions_are_refused() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    assert choose_form(model, longest_text=32) == "packed"
+    with pytest.raises(ModelError, match="longest text is 33 tokens, and GPT2LMHeadModel has learned 32 positions"):
+        choose_form(model, longest_text=33)
+
+
+def test_a_model_that_does_not_run_says_so() -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no such kernel\nfor this dtype")
+
+    model = tiny_model()
+    model.model.layers[0].register_forward_pre_hook(fails)
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM does not run in torch.float32 \(no such kernel\)"):
+        choose_form(model, longest_text=12)

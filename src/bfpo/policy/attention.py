@@ -27,7 +27,7 @@ PREFIX = "bfpo_packed_"
 # Arguments that attention functions of transformers are given and that change nothing here.
 _HARMLESS = {
     *("position_ids", "position_embeddings", "cache_position", "use_cache", "past_key_values"),
-    *("output_attentions", "output_hidden_states", "return_dict"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
 }
 
 Attention = Callable[..., tuple[Tensor, Any]]

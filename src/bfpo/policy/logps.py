@@ -41,16 +41,25 @@ def unwrap_causal_lm(model: nn.Module) -> Any:
 
 
 def use_own_logits(model: nn.Module, use: bool = True) -> None:
-    """Take this model's log-probs from its own logits from now on: all of them at once, at completion tokens."""
+    """Take this model's log-probs from its own logits from now on: all of them at once, at completion tokens.
+
+    It holds for the model when it is wrapped or compiled later, too.
+    """
     if use:
-        _WITH_OWN_LOGITS.add(unwrap_causal_lm(model))
+        _WITH_OWN_LOGITS.add(_uncompiled(model))
     else:
-        _WITH_OWN_LOGITS.discard(unwrap_causal_lm(model))
+        _WITH_OWN_LOGITS.discard(_uncompiled(model))
 
 
 def uses_own_logits(model: nn.Module) -> bool:
     """Return whether `use_own_logits` holds for this model."""
-    return unwrap_causal_lm(model) in _WITH_OWN_LOGITS
+    return _uncompiled(model) in _WITH_OWN_LOGITS
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    causal_lm = unwrap_causal_lm(model)
+    inner: nn.Module = getattr(causal_lm, "_orig_mod", causal_lm)
+    return inner
 
 
 def sequence_logps(

@@ -84,11 +84,14 @@ def decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int)
     cannot be asked: then what its config and class say decides.
 
     Raises `SettingError` for an unknown name and `ModelError` with the reason where "packed" was asked and is not to be
-    had.
+    had, for texts beyond the length at which the model's rotary positions turn to those of the longest text beside, for
+    texts beyond its learned positions, and for a model that does not run.
     """
     if attention not in get_args(Attention):
         raise SettingError(f"attention: got {attention!r}; allowed: {', '.join(get_args(Attention))}")
     causal_lm = unwrap_causal_lm(model)
+    _check_rope(causal_lm.config, longest_text)
+    _check_positions(causal_lm, longest_text)
     can_be_asked = all(p.device.type != "meta" and not hasattr(p, "ds_id") for p in model.parameters())
     with _quietly(model), _putting_back(causal_lm) as before:
         expected = _padded_logps(model, causal_lm) if can_be_asked else None
@@ -177,7 +180,12 @@ def _padded_logps(model: nn.Module, causal_lm: Any) -> Tensor:
     for n, (pair, side) in enumerate((pair, side) for side in ("chosen_ids", "rejected_ids") for pair in pairs):
         completion = getattr(pair, side)
         ids = torch.from_numpy(np.concatenate([pair.prompt_ids, completion]).astype(np.int64)).to(device)
-        logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)
+        try:
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)
+        except (RuntimeError, TypeError, ValueError) as failure:
+            first_line = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+            dtype = next(model.parameters()).dtype
+            raise ModelError(f"{type(causal_lm).__name__} does not run in {dtype} ({first_line})") from failure
         picked = logits.gather(1, ids[1:, None])[-len(completion) :]
         exact[n] = picked.sum().cpu()
     try:
@@ -210,6 +218,39 @@ def _window(config: Any) -> int | None:
         return None
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((window for window in windows if window), default=None)
+
+
+def _check_rope(config: Any, longest_text: int) -> None:
+    """Refuse texts whose log-probs would depend on the other texts of their micro-batch.
+
+    Rotary positions of these kinds are scaled, for all rows alike, by the longest text of a forward pass.
+    """
+    text = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None) or {}
+    for rope in (parameters, *(part for part in parameters.values() if isinstance(part, dict))):
+        limit = getattr(text, "max_position_embeddings", None)
+        if rope.get("rope_type") == "longrope":
+            limit = rope.get("original_max_position_embeddings") or limit
+        elif rope.get("rope_type") != "dynamic":
+            continue
+        if limit is not None and longest_text > limit:
+            raise ModelError(
+                f"rope type {rope['rope_type']}: the longest text is {longest_text} tokens; beyond {limit} a log-prob "
+                f"depends on the texts beside it. Set max_length to at most {limit}"
+            )
+
+
+def _check_positions(causal_lm: Any, longest_text: int) -> None:
+    """Refuse texts longer than a table of learned positions, which the model would read beyond its end."""
+    limit = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in causal_lm.named_modules():
+        if not isinstance(module, nn.Embedding) or not name.endswith(("wpe", "embed_positions")):
+            continue
+        if limit is not None and longest_text > limit:
+            raise ModelError(
+                f"the longest text is {longest_text} tokens, and {type(causal_lm).__name__} has learned {limit} "
+                f"positions. Set max_length to at most {limit}"
+            )
 
 
 def _ask(model: nn.Module, causal_lm: Any, expected: Tensor) -> set[int | None]:
