@@ -262,7 +262,7 @@ class BFPOTrainer(Trainer):
         check = StartCheck(
             self.args.loss_settings(),
             dtype=_computed_in(self.args, self.model),
-            log_vocabulary=math.log(self.model.config.vocab_size),
+            log_vocabulary=math.log(self.model.config.get_text_config().vocab_size),
             reduction=self.args.reduction,
         )
         check(
