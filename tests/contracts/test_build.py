@@ -50,7 +50,7 @@ def test_every_dependency_is_pinned_within_its_range():
         if line and not line.startswith("#"):
             pins.setdefault(name_of(line), []).append(line.split("==")[1].split(";")[0])
     extras = PROJECT["project"]["optional-dependencies"]
-    needed = [*PROJECT["project"]["dependencies"], *extras["dev"], *extras["bench"]]
+    needed = [*PROJECT["project"]["dependencies"], *(each for extra in extras.values() for each in extra)]
     for requirement in needed:
         lower = requirement.partition(">=")[2]
         for pin in pins[name_of(requirement)]:
