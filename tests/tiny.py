@@ -65,6 +65,7 @@ FAMILIES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
             "sliding_window": 6,
             "final_logit_softcapping": 1.5,
             "attn_logit_softcapping": 2.0,
+            "attn_implementation": "eager",  # the only one of its own that soft-caps; older versions take another
         },
     ),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {**GROUPED, "head_dim": 8, "sliding_window": 6}),

@@ -160,7 +160,8 @@ def test_demo_has_its_short_options(monkeypatch):
 
 
 SLEEPER = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background has it ignored
 import bfpo.stages
 def run(config, folder):
     print("running", flush=True)

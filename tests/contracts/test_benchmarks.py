@@ -85,7 +85,8 @@ def test_needed_operations_are_what_torch_counts_on_one_sequence():
     # torch's attention computes the scores once more in its backward pass, which is no need: a quarter of the forward's
     # two products for each of the layers but the first, whose attention has no gradient.
     seen = (prompt + completion) * (prompt + completion + 1) // 2
-    assert counter.get_total_flops() == needed + 2 * SHAPE.hidden * seen * (SHAPE.layers - 1)
+    expected = needed + 2 * SHAPE.hidden * seen * (SHAPE.layers - 1)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-4)  # older versions count a few sums too
 
 
 def test_our_path_does_what_is_needed_and_little_else():

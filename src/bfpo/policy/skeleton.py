@@ -133,6 +133,7 @@ def make_skeleton(
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 _without_data_dependence(config), dtype=_held_dtype(computed), attn_implementation=COUNTED_ATTENTION
             )
+            model.tie_weights()  # older versions of transformers leave that to loading
         except Exception as error:  # unknown architectures and odd configs have kinds of their own
             raise ModelError(
                 f"model: {type(config).__name__} gives no causal LM ({str(error).splitlines()[0]})"

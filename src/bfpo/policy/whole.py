@@ -52,6 +52,7 @@ def save_whole(base: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
         del config.quantization_config
     with torch.device("meta"):
         plain = _plain_class(type(base))(config)
+        plain.tie_weights()  # older versions of transformers leave that to loading
     plain.to(next(value.dtype for value in weights.values() if value.is_floating_point()))
     lacking = {name for name, _ in plain.named_parameters()} - weights.keys()
     if lacking:
