@@ -229,6 +229,14 @@ def _run(request: _Request) -> None:
     if request.out is None:
         raise ConfigError("--out: missing; give a folder that is new or empty, as in --out runs/first")
     run_stage(request.stage, config, request.out, resume=request.resume)
+    _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """End what a launcher of several processes began: torch may abort at the exit of a process that is still in it."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _show_keys(stage: str) -> None:

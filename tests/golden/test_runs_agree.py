@@ -149,6 +149,8 @@ metrics = trainer.evaluate()
 if trainer.is_world_process_zero():
     logs = [row for row in trainer.state.log_history if "learning_rate" in row]
     torch.save({{"weights": trainer.model.state_dict(), "logs": logs, "metrics": metrics}}, {out!r})
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # torch may abort at the exit of a process that is still in it
 """
 
 
