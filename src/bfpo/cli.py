@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -229,14 +230,19 @@ def _run(request: _Request) -> None:
     if request.out is None:
         raise ConfigError("--out: missing; give a folder that is new or empty, as in --out runs/first")
     run_stage(request.stage, config, request.out, resume=request.resume)
-    _leave_process_group()
 
 
-def _leave_process_group() -> None:
-    """End what a launcher of several processes began: torch may abort at the exit of a process that is still in it."""
+def _leave_process_group() -> bool:
+    """Return whether this is one of several processes, and end what their launcher began.
+
+    Such a process must leave without the interpreter's clean-up: threads of gloo make torch abort in it now and then,
+    and the launcher would take a run that has finished for one that failed.
+    """
     distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return False
+    distributed.destroy_process_group()
+    return True
 
 
 def _show_keys(stage: str) -> None:
@@ -251,4 +257,11 @@ def _show_keys(stage: str) -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if _leave_process_group():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        raise
