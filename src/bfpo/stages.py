@@ -95,7 +95,8 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
         _write_status(folder, "interrupted")
         raise
     folder.set_status("finished")
-    _log.info("finished in %.0f s: %s", folder.record["seconds"], folder.path)
+    if folder.is_writer:
+        _log.info("finished in %.0f s: %s", folder.record["seconds"], folder.path)
     return folder
 
 
