@@ -104,7 +104,7 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_alike(
     draw = random.Random(7)
     names = [kind.replace("model.safetensors", "adapter_model.safetensors") if lora else kind for kind in KINDS]
     points = [draw.choice([i for i, place in enumerate(places) if place == name]) for name in names]
-    points += draw.sample(range(len(places)), num_points - len(points))
+    points += draw.sample([i for i in range(len(places)) if i not in points], num_points - len(points))
     for point in points:
         out = tmp_path / f"killed-{point}"
         run(stage, config, out, killed_at=point)
