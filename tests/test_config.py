@@ -72,6 +72,8 @@ def test_unknown_key_names_file_line_and_nearest_key(tmp_path):
         ("safety_weight=1", "got 1; allowed: a number > 1"),
         ("seed=true", "got True; allowed: a whole number >= 0"),
         ("gradient_checkpointing=1", "got 1; allowed: true or false"),
+        ("bf16=true", "bf16: this key is gone; write dtype: bfloat16"),
+        ("pairs_per_microbatch=2", "this key is gone; max_tokens_per_microbatch bounds a forward pass in tokens now"),
         ("dtype=float16", "got 'float16'; allowed: float32, bfloat16, float64"),
         ("alpha=no", "got 'no'; allowed: a number"),
         ("max_steps=1.5", "allowed: a whole number >= 1, or null"),

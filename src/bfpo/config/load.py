@@ -21,6 +21,11 @@ __all__ = ["load_config", "read_template"]
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
+_REMOVED = {
+    "pairs_per_microbatch": "max_tokens_per_microbatch bounds a forward pass in tokens now (8192 unless set)",
+    "bf16": "write dtype: bfloat16, under which what trains is held in float32",
+}
+
 
 def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
     """Return the config of one stage: defaults < the YAML file < `overrides`, each of the form `key=value`.
@@ -109,7 +114,8 @@ def _problems(cls: type[ConfigPart], error: ValidationError, places: Mapping[str
 def _message(cls: type[ConfigPart], key: str, info: FieldInfo | None, details: ErrorDetails) -> str:
     kind = details["type"]
     if kind == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(cls, key)}"
+        gone = _REMOVED.get(key.rpartition(".")[2])
+        return f"{key}: unknown key{_suggestion(cls, key)}" if gone is None else f"{key}: this key is gone; {gone}"
     if kind == "value_error":  # raised by our own validators, which name the key themselves
         text = str(details.get("ctx", {}).get("error", details["msg"]))
         return f"{key}.{text}" if key else text

@@ -206,7 +206,7 @@ class AlignConfig(MethodSettings, TrainingKeys):
     max_tokens_per_microbatch: int = Field(
         default=8192,
         ge=1,
-        description="most tokens of a forward pass, both streams together; the result does not depend on it",
+        description="most tokens of a forward pass, both streams together; a longer pair has one of its own",
     )
     attention: Literal["auto", "packed", "padded"] = Field(
         default="auto",
