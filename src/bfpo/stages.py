@@ -82,6 +82,8 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
 
     stage, unread = _checked(name, config)
     folder = RunFolder.create(out, name, config.resolved(unread), resume)
+    if resume and not folder.resumed and folder.is_writer:
+        _log.info("nothing to go on with in %s: starting anew", folder.path)
     if folder.finished:
         _log.info("already finished, nothing to do: %s", folder.path)
         return folder

@@ -175,3 +175,18 @@ def test_a_config_error_names_the_key_of_train(config: str) -> None:
 def test_the_plan_of_a_diagnosis_gives_its_figures(config: str) -> None:
     found = examine(Path(config), [])
     assert estimate_memory(found.plan) == found.memory
+
+
+@pytest.mark.parametrize("memory", ["nan", "inf", "0", "-1"])
+def test_a_memory_that_is_none_is_refused(config: str, memory: str) -> None:
+    result = doctor("--config", config, "--memory", memory)
+    assert result.exit_code == 2
+    assert "--memory: got" in result.stderr
+
+
+def test_a_pair_longer_than_the_budget_is_counted(config: str) -> None:
+    lengths = ["max_length=40", "max_completion_length=10"]
+    small = examine(Path(config), [*lengths, "max_tokens_per_microbatch=2"])
+    longest = examine(Path(config), [*lengths, "max_tokens_per_microbatch=50"])
+    assert small.plan.tokens == 50
+    assert small.memory == longest.memory

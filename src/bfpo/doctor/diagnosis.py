@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from bfpo.config import AlignConfig, LoraConfig, SftConfig, load_config
-from bfpo.errors import ConfigError
+from bfpo.errors import ConfigError, SettingError
 from bfpo.machine import Device, find_devices, free_disk
 from bfpo.policy.load import initial_config, load_tokenizer
 from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
@@ -87,6 +88,8 @@ def examine(
 
     Raises `ConfigError` for a config that its stage refuses, `ModelError` for the model, `SettingError` for the rest.
     """
+    if memory_gib is not None and not (memory_gib > 0 and math.isfinite(memory_gib)):
+        raise SettingError(f"--memory: got {memory_gib}; allowed: a number of GiB above 0")
     config = _load(path, settings)
     plan = dataclasses.replace(_plan(config), processes=processes, sharding=sharding)
     measured = measure(plan)
@@ -152,7 +155,9 @@ def _plan(config: AlignConfig | SftConfig) -> Plan:
             model = initial_config(config.init.config, load_tokenizer(config.init.tokenizer))
             return Plan(model, **own, **shared)
     else:
-        own = {"tokens": config.max_tokens_per_microbatch, "swaps": _swaps(config)}
+        # A pair longer than the budget has a pass of its own: a whole text, and the other completion beside it.
+        longest = config.max_length + min(config.max_length - 1, config.max_completion_length or config.max_length)
+        own = {"tokens": max(config.max_tokens_per_microbatch, longest), "swaps": _swaps(config)}
     assert config.model is not None  # the config has checked it
     return Plan(read_config(config.model, revision=config.revision), **own, **shared)
 
