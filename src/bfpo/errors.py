@@ -73,3 +73,8 @@ class TrainingError(BfpoError, RuntimeError):
 
 class StopRequest(KeyboardInterrupt):
     """A request to stop from outside (SIGTERM), handled like Ctrl-C; the command line exits with 143."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, its kind where it has none: for errors of other packages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from bfpo.data.store import TokenStore
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import DataError
 
-__all__ = ["reference_logps", "safety_labels", "token_lengths", "with_reference"]
+__all__ = ["reference_logps", "safety_labels", "text_lengths", "token_lengths", "with_reference"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,6 +23,13 @@ def token_lengths(pairs: Sequence[TokenPair]) -> npt.NDArray[np.int32]:
         return pairs.lengths
     lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
     return np.array(lengths, np.int32).reshape(-1, 3)
+
+
+def text_lengths(pairs: Sequence[TokenPair]) -> npt.NDArray[np.int32]:
+    """Return the tokens of the prompt with the longer completion of each pair, (P,)."""
+    lengths = token_lengths(pairs)
+    longest: npt.NDArray[np.int32] = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+    return longest
 
 
 def safety_labels(pairs: Sequence[TokenPair]) -> tuple[Floats, Floats]:

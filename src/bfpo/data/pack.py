@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bfpo.data.columns import token_lengths
+from bfpo.data.columns import text_lengths
 from bfpo.data.layout import PackedLayout
 from bfpo.data.streams import PairItem
 from bfpo.data.tokenize import TokenPair
@@ -147,8 +147,7 @@ def on_device(batch: Mapping[str, Any], device: torch.device) -> MicroBatch:
 
 def longest_text(pairs: Sequence[TokenPair]) -> int:
     """Return the tokens of the longest prompt with one completion."""
-    lengths = token_lengths(pairs)
-    return int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max())
+    return int(text_lengths(pairs).max())
 
 
 def _lengths(pair: TokenPair) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bfpo.data.columns import text_lengths
 from bfpo.data.labels import CELLS, cell_of
 from bfpo.data.pack import collate_pairs, longest_text, on_device
 from bfpo.data.tokenize import TokenPair
@@ -17,6 +18,7 @@ from bfpo.errors import SettingError
 from bfpo.evaluation.stats import rate_interval
 from bfpo.objective.losses import preference_loss
 from bfpo.policy.logps import Reduction, sequence_logps
+from bfpo.policy.modes import evaluating
 from bfpo.policy.probe import choose_form
 from bfpo.schema import Score
 
@@ -73,25 +75,15 @@ def pair_logps(
         return PairLogps(np.empty(0), np.empty(0))
     form = choose_form(model, longest_text=longest_text(pairs))
     device = next(model.parameters()).device
-    order = sorted(range(len(pairs)), key=lambda index: -_length(pairs[index]))
+    order: list[int] = np.argsort(-text_lengths(pairs), kind="stable").tolist()
     chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(order), pairs_per_batch):
             indices = order[start : start + pairs_per_batch]
             batch = collate_pairs([pairs[index] for index in indices], pad_token_id=pad_token_id, form=form)
-            with torch.no_grad():
-                moved = on_device(batch, device)
-                logps = sequence_logps(model, moved, reduction=reduction).logps.cpu().numpy()
+            logps = sequence_logps(model, on_device(batch, device), reduction=reduction).logps.cpu().numpy()
             chosen[indices], rejected[indices] = logps[: len(indices)], logps[len(indices) :]
-    finally:
-        model.train(was_training)
     return PairLogps(chosen, rejected)
-
-
-def _length(pair: TokenPair) -> int:
-    return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
 
 
 def accuracy_rows(

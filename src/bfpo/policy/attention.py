@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -197,6 +197,7 @@ def varlen_attention(
     return output[None]
 
 
+@cache
 def _flash_varlen() -> Callable[..., Any] | None:
     if importlib.util.find_spec("flash_attn") is None:
         return None
@@ -206,7 +207,12 @@ def _flash_varlen() -> Callable[..., Any] | None:
     return found
 
 
-_compiled: dict[str, Any] = {}
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True)
+    return compiled
 
 
 def _flex(
@@ -221,8 +227,7 @@ def _flex(
 ) -> Tensor:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    if "flex" not in _compiled:
-        _compiled["flex"] = torch.compile(flex_attention, dynamic=True) if query.is_cuda else flex_attention
+    attend: Any = _compiled_flex() if query.is_cuda else flex_attention
     num_tokens = layout.num_tokens
     mask = layout.keep(
         f"flex {window}",
@@ -231,7 +236,7 @@ def _flex(
             _seen(layout, window, query.device), None, None, num_tokens, num_tokens, device=query.device
         ),
     )
-    output: Tensor = _compiled["flex"](
+    output: Tensor = attend(
         query,
         key,
         value,

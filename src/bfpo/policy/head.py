@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CHUNK_ROWS", "LogitTransform", "head_logps"]
+__all__ = ["CHUNK_ROWS", "LogitTransform", "at_least_float32", "head_logps"]
 
 CHUNK_ROWS = 256
 
@@ -71,7 +71,7 @@ def head_logps(
         return found
 
     def chunk(rows: Tensor, chunk_targets: Tensor) -> Tensor:
-        logits = transform.apply(_at_least_float32(head.forward(rows)))
+        logits = transform.apply(at_least_float32(head.forward(rows)))
         picked = logits.gather(1, chunk_targets[:, None]).squeeze(1)
         return picked - torch.logsumexp(logits, dim=1)
 
@@ -97,7 +97,8 @@ def _recomputed(chunk: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targe
     return torch.cat([checkpoint(chunk, rows, some, use_reentrant=False) for rows, some in pieces])
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return the logits in float64 where they are, else in float32."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from bfpo.errors import ModelError
+from bfpo.errors import ModelError, first_line
 from bfpo.policy.adapters import add_lora
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
 from bfpo.policy.whole import save_whole, whole_weights
@@ -223,10 +223,9 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
     """Return the error for a model, or what belongs to it, that transformers could not read."""
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(
-        f"{what}: {str(model)!r} cannot be loaded ({first_line}); allowed: a folder or hub id of a causal LM with "
-        "safetensors weights and its tokenizer"
+        f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); allowed: a folder or hub id of a causal LM "
+        "with safetensors weights and its tokenizer"
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bfpo.errors import ModelError, SettingError
 from bfpo.policy.attention import LAYOUT, PREFIX
-from bfpo.policy.head import CHUNK_ROWS, LogitTransform, head_logps
+from bfpo.policy.head import CHUNK_ROWS, LogitTransform, at_least_float32, head_logps
 
 __all__ = ["Reduction", "SequenceLogps", "sequence_logps", "unwrap_causal_lm", "use_own_logits", "uses_own_logits"]
 
@@ -101,8 +101,7 @@ def _token_logps(model: nn.Module, batch: Mapping[str, Any], chunk_rows: int) ->
         )
     if uses_own_logits(causal_lm):
         logits = model(**arguments).logits.flatten(0, 1)[batch["source"]]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return -torch.nn.functional.cross_entropy(logits, batch["targets"], reduction="none")
+        return -torch.nn.functional.cross_entropy(at_least_float32(logits), batch["targets"], reduction="none")
     capture = _Capture(batch["source"], batch["targets"], LogitTransform.of(causal_lm.config), chunk_rows)
     with capture.hooked(causal_lm):
         return capture.found(model(**arguments))

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from bfpo.data.pack import Form, MicroBatch, collate_pairs, on_device
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import ModelError, SettingError
+from bfpo.errors import ModelError, SettingError, first_line
 from bfpo.policy.attention import UnknownExtraError, register_packed
 from bfpo.policy.logps import sequence_logps, unwrap_causal_lm, use_own_logits, uses_own_logits
+from bfpo.policy.modes import evaluating
 
 __all__ = ["Attention", "FormDecision", "adopt_form", "choose_form", "decide_form"]
 
@@ -94,7 +95,7 @@ def decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int)
     _check_positions(causal_lm, longest_text)
     can_be_asked = all(p.device.type != "meta" and not hasattr(p, "ds_id") for p in model.parameters())
     with _quietly(model), _putting_back(causal_lm) as before:
-        expected = _padded_logps(model, causal_lm) if can_be_asked else None
+        expected = _single_text_logps(model, causal_lm) if can_be_asked else None
         own_logits = uses_own_logits(model)
         if attention == "padded":
             return FormDecision("padded", own_logits)
@@ -135,15 +136,9 @@ def _putting_back(causal_lm: Any) -> Iterator[str]:
 @contextmanager
 def _quietly(model: nn.Module) -> Iterator[None]:
     """Evaluate without gradient, and leave modes and random numbers as they were."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.random.fork_rng(devices):
+        yield
 
 
 def _pairs(model: Any) -> list[TokenPair]:
@@ -170,7 +165,7 @@ def _bound(model: nn.Module, bounds: Mapping[torch.dtype, float]) -> float:
     return max(bounds.get(dtype, bounds[torch.bfloat16]) for dtype in dtypes)
 
 
-def _padded_logps(model: nn.Module, causal_lm: Any) -> Tensor:
+def _single_text_logps(model: nn.Module, causal_lm: Any) -> Tensor:
     """Return the log-probs under the model's own logits, one completion at a time; take them so from now on if the
     head gives others.
     """
@@ -183,9 +178,8 @@ def _padded_logps(model: nn.Module, causal_lm: Any) -> Tensor:
         try:
             logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)
         except (RuntimeError, TypeError, ValueError) as failure:
-            first_line = (str(failure).strip() or type(failure).__name__).splitlines()[0]
             dtype = next(model.parameters()).dtype
-            raise ModelError(f"{type(causal_lm).__name__} does not run in {dtype} ({first_line})") from failure
+            raise ModelError(f"{type(causal_lm).__name__} does not run in {dtype} ({first_line(failure)})") from failure
         picked = logits.gather(1, ids[1:, None])[-len(completion) :]
         exact[n] = picked.sum().cpu()
     try:
@@ -265,8 +259,7 @@ def _ask(model: nn.Module, causal_lm: Any, expected: Tensor) -> set[int | None]:
     except UnknownExtraError as error:
         raise _CannotPackError(f"has an attention that packed rows do not serve ({error})") from error
     except Exception as error:  # models of any origin
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _CannotPackError(f"does not run on packed rows ({first_line})") from error
+        raise _CannotPackError(f"does not run on packed rows ({first_line(error)})") from error
     difference = float((found - expected).abs().max())
     if not difference <= _bound(model, _TOLERANCE):
         raise _CannotPackError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from bfpo.errors import ModelError, SettingError
 from bfpo.policy.logps import sequence_logps
+from bfpo.policy.modes import evaluating
 
 __all__ = [
     "AdapterOff",
@@ -36,19 +36,6 @@ class Reference(Protocol):
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the reference's summed log-probs, (N,) float64."""
         ...
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch the model to evaluation mode and back, module by module, without gradients."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class SwappedWeights:
@@ -81,7 +68,7 @@ class SwappedWeights:
                 f"reference: {len(trainable)} parameters train now, {len(self._shapes)} did when the reference was "
                 "made; choose what trains before making the reference"
             )
-        with _evaluating(model):
+        with evaluating(model):
             if self._whole and any(_is_sharded(parameter) for parameter in trainable):
                 self._shard(trainable)
             current = [_local(parameter).clone() for parameter in trainable]
@@ -177,7 +164,7 @@ class AdapterOff:
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the summed log-probs, (N,) float64, of the base model."""
         peft_model = self._find_adapter(model)
-        with _evaluating(model), peft_model.disable_adapter():
+        with evaluating(model), peft_model.disable_adapter():
             return sequence_logps(model, batch).logps
 
 
@@ -202,7 +189,7 @@ def own_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Return the model's own summed log-probs, (N,) float64, in evaluation mode and with any adapter off."""
     if hasattr(model, "disable_adapter"):
         return AdapterOff(model).logps(model, batch)
-    with _evaluating(model):
+    with evaluating(model):
         return sequence_logps(model, batch).logps
 
 

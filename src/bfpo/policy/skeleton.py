@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from bfpo.errors import ModelError
+from bfpo.errors import ModelError, first_line
 from bfpo.policy.load import (
     DTYPES,
     TrainableReport,
@@ -135,9 +135,7 @@ def make_skeleton(
             )
             model.tie_weights()  # older versions of transformers leave that to loading
         except Exception as error:  # unknown architectures and odd configs have kinds of their own
-            raise ModelError(
-                f"model: {type(config).__name__} gives no causal LM ({str(error).splitlines()[0]})"
-            ) from error
+            raise ModelError(f"model: {type(config).__name__} gives no causal LM ({first_line(error)})") from error
         with warnings.catch_warnings():  # peft reads a name that newer transformers has replaced
             warnings.simplefilter("ignore", FutureWarning)
             model = set_trainable(model, trainable, lora)
