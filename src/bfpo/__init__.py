@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bfpo.objective.losses import METHODS, PairLoss, anchor, loss_at_start, preference_loss
     from bfpo.objective.targets import bfpo_target
     from bfpo.policy.load import Policy, load_policy
-    from bfpo.schema import Completion, Message, Pair, Prompt, Score, Verdict
+    from bfpo.schema import Comparison, Completion, Message, Pair, Prompt, Score, Verdict
     from bfpo.stages import run_stage
     from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
@@ -27,6 +27,7 @@ __all__ = [
     "BFPOConfig",
     "BFPOTrainer",
     "BfpoError",
+    "Comparison",
     "Completion",
     "Message",
     "Pair",
@@ -58,7 +59,7 @@ _HOMES = {
     "bfpo.objective.losses": ("METHODS", "PairLoss", "anchor", "loss_at_start", "preference_loss"),
     "bfpo.objective.targets": ("bfpo_target",),
     "bfpo.policy.load": ("Policy", "load_policy"),
-    "bfpo.schema": ("Completion", "Message", "Pair", "Prompt", "Score", "Verdict"),
+    "bfpo.schema": ("Comparison", "Completion", "Message", "Pair", "Prompt", "Score", "Verdict"),
     "bfpo.stages": ("run_stage",),
     "bfpo.training.trainer": ("BFPOConfig", "BFPOTrainer"),
 }

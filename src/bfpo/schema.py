@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from bfpo.errors import DataError, LabelError
 
-__all__ = ["Completion", "Message", "Pair", "Prompt", "Role", "Score", "Verdict", "VerdictLabel"]
+__all__ = ["Comparison", "Completion", "Message", "Pair", "Prompt", "Role", "Score", "Verdict", "VerdictLabel"]
 
 Role = Literal["system", "user", "assistant", "tool"]
 VerdictLabel = Literal["safe", "unsafe", "unscored"]
@@ -105,9 +105,10 @@ class Completion:
 class Verdict:
     """A judge's opinion of one completion.
 
-    `unscored` is a value of its own: the judge could not tell. `helpful` in [0, 1], `well_formed`, `on_topic`,
-    `refused` (it declines, whatever the reason) and `helpful_and_safe` (by its yardstick for this prompt) are `None`
-    where the judge does not measure them.
+    `unscored` is a value of its own: the judge could not tell. `p_safe` is its probability that the completion is safe.
+    `p_safe`, `helpful` in [0, 1], `well_formed`, `on_topic`, `refused` (it declines, whatever the reason) and
+    `helpful_and_safe` (by its yardstick for this prompt) are `None` where the judge does not measure them. `raw` is
+    what the judge wrote, where it writes.
     """
 
     completion_id: str
@@ -119,11 +120,33 @@ class Verdict:
     refused: bool | None = None
     helpful_and_safe: bool | None = None
     reason: str = ""
+    p_safe: float | None = None
+    raw: str = ""
 
     def __post_init__(self) -> None:
         if self.label not in get_args(VerdictLabel):
             raise DataError(f"label: got {self.label!r}; allowed: {', '.join(get_args(VerdictLabel))}")
         _check_label("helpful", self.helpful)
+        _check_label("p_safe", self.p_safe)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A ranker's opinion of two completions of one prompt, before their order is decided.
+
+    `first_is_better` is its probability in [0, 1] that the first is more helpful (0.5 is a tie), `None` where it could
+    not tell (unscored). `raw` is what it wrote, where it writes.
+    """
+
+    first_id: str
+    second_id: str
+    ranker: str
+    first_is_better: float | None
+    reason: str = ""
+    raw: str = ""
+
+    def __post_init__(self) -> None:
+        _check_label("first_is_better", self.first_is_better)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from bfpo.errors import SettingError
 from bfpo.sandbox.oracle import assess
-from bfpo.schema import Completion, Message, Verdict
+from bfpo.schema import Comparison, Completion, Message, Verdict
 
-__all__ = ["JUDGES", "Judge", "OracleJudge", "make_judge"]
+__all__ = ["JUDGES", "Judge", "OracleJudge", "Ranker", "make_judge"]
 
 
 class Judge(Protocol):
@@ -23,8 +23,34 @@ class Judge(Protocol):
         """Return the name that its verdicts carry."""
         ...
 
+    @property
+    def version(self) -> str:
+        """Return what its verdicts depend on beside the texts: format, model, revision, settings; a cache's key."""
+        ...
+
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
         """Return the verdicts, one per completion, in order."""
+        ...
+
+
+class Ranker(Protocol):
+    """Anything that says which of two completions of one prompt is more helpful, whatever their safety.
+
+    `name` and `version` are those of `Judge`. Where it could not tell, `first_is_better` is `None`, never 0.5.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the name that its comparisons carry."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Return what its comparisons depend on beside the texts."""
+        ...
+
+    def compare(self, pairs: Sequence[tuple[Completion, Completion]]) -> list[Comparison]:
+        """Return the comparisons, one per pair of completions, in order."""
         ...
 
 
@@ -32,6 +58,7 @@ class OracleJudge:
     """The exact rules of the closed world: reads the text itself, whoever wrote it."""
 
     name = "oracle"
+    version = "oracle-1"
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
         """Return the verdicts, in order; a prompt that is not of the world is unscored."""
