@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from bfpo.data.fields import Columns, messages_of, text_of
+from bfpo.data.layouts import LAYOUTS, Layout, detect_layout
 from bfpo.data.names import SeenNames
 from bfpo.data.rejects import (
     BadRows,
@@ -20,7 +22,6 @@ from bfpo.data.rejects import (
     describe_rejects,
 )
 from bfpo.data.rows import Row, RowError, iter_rows
-from bfpo.data.sources import LAYOUTS, Columns, Layout, detect_layout, messages_of, text_of
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.errors import DataError, SettingError
 from bfpo.schema import Completion, Message, Pair, Prompt

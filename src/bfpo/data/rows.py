@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bfpo.errors import DataError
 
-__all__ = ["Row", "RowError", "iter_rows"]
+__all__ = ["Row", "RowError", "iter_rows", "list_files"]
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _ALLOWED = "allowed: .jsonl or .json (one object per line), the same with .gz, .parquet"
@@ -51,6 +51,23 @@ def iter_rows(file: Path) -> Iterator[Row]:
         yield from _parquet_rows(file)
     else:
         raise DataError.at(file, None, f"got a file of unknown kind; {_ALLOWED}")
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return the files of a folder and its subfolders that can be read, sorted by their path; hidden ones do not count.
+
+    Raises `DataError` where there is none.
+    """
+    found = [
+        file
+        for file in folder.rglob("*")
+        if file.name.lower().endswith((*_JSON_SUFFIXES, ".parquet"))
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    if not found:
+        raise DataError.at(folder, None, f"the folder holds no file that can be read; {_ALLOWED}")
+    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
 
 
 def _json_rows(file: Path) -> Iterator[Row]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from bfpo.data.layouts import LAYOUTS, detect_layout
 from bfpo.data.rows import RowError
-from bfpo.data.sources import LAYOUTS, detect_layout
 from bfpo.schema import Message, Pair
 
 Q = Message("user", "q")
