@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from bfpo.errors import SettingError
 
-__all__ = ["Interval", "cluster_bootstrap", "paired_difference", "rate_interval", "wilson"]
+__all__ = ["Interval", "bootstrap_weights", "cluster_bootstrap", "paired_difference", "rate_interval", "wilson"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -115,6 +115,19 @@ def cluster_bootstrap(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), data.size)
+
+
+def bootstrap_weights(clusters: Sequence[Hashable], num_resamples: int, random_seed: int = 0) -> Iterator[Floats]:
+    """Yield, for each resample of whole clusters, how often each value is drawn, `(len(clusters),)`.
+
+    For statistics that are no mean: they take these as the weights of their values.
+    """
+    codes = _codes("clusters", clusters, len(clusters))
+    num_clusters = int(codes.max()) + 1 if codes.size else 0
+    generator = np.random.default_rng(random_seed)
+    for _ in range(num_resamples if num_clusters else 0):
+        drawn = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters))
+        yield drawn[codes].astype(np.float64)
 
 
 def paired_difference(
