@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_CHAT_TEMPLATE", "ChatEncoder", "EncodedChat", "RenderedChat", "TextEncoder", "end_token_id"]
+__all__ = [
+    "DEFAULT_CHAT_TEMPLATE",
+    "ChatEncoder",
+    "EncodedChat",
+    "RenderedChat",
+    "TextEncoder",
+    "end_token_id",
+    "unused_character",
+]
 
 DEFAULT_CHAT_TEMPLATE = """\
 {%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
@@ -42,14 +50,23 @@ class TextEncoder:
     text, `encode` reads them as plain text and everything else as the tokenizer does.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, control_tokens: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        control_tokens: Sequence[str] = (),
+        markers: Sequence[str] = (),
+    ) -> None:
+        """`control_tokens` are tokens of the vocabulary that are not special; `markers` are strings of a template.
+
+        A marker in marked text is cut in two, so that it never has the ids that the template's own has.
+        """
         self._tokenizer = tokenizer
         added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
         special = {content for content, token in added.items() if token.special} | set(tokenizer.all_special_tokens)
-        control = sorted(special | set(control_tokens), key=len, reverse=True)
-        self._not_special = set(control) - special
+        self._not_special = {*control_tokens, *markers} - special
         self._strips = {content: (token.lstrip, token.rstrip) for content, token in added.items()}
-        self._control = re.compile("|".join(map(re.escape, control)) if control else r"(?!)")
+        self._tokens = _any_of(special | set(control_tokens))
+        self._control = _any_of(special | set(control_tokens) | set(markers))
 
     def holds_control_token(self, text: str) -> bool:
         """Say whether the text would be read as a special token somewhere."""
@@ -95,7 +112,7 @@ class TextEncoder:
                     plain += part
                 continue
             position = 0
-            for match in self._control.finditer(part):
+            for match in self._tokens.finditer(part):
                 token = match.group()
                 left, right = self._strips.get(token, (False, False))
                 before = plain + part[position : match.start()]
@@ -180,7 +197,7 @@ class ChatEncoder:
     def render(self, prompt: Sequence[Message], answers: Sequence[str], *, name: str) -> RenderedChat:
         """Return the texts whose ids `encode` returns, for `encode_rendered`. Raises as `encode` does."""
         hostile = any(map(self._text.holds_control_token, (*answers, *(message.content for message in prompt))))
-        mark = _unused_character((*answers, *(message.content for message in prompt))) if hostile else None
+        mark = unused_character((*answers, *(message.content for message in prompt))) if hostile else None
         if not prompt:
             start = [self.eos_id if self.bos_id is None else self.bos_id]
             return RenderedChat([self._escape(text, mark) for text in answers], mark, start)
@@ -233,8 +250,13 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase, chat_template: str | None =
     return ChatEncoder(tokenizer, chat_template).end_id
 
 
-def _unused_character(texts: Sequence[str]) -> str:
-    """Return one of Unicode's noncharacters, meant for such use, that no text holds."""
+def _any_of(tokens: set[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) if longest_first else r"(?!)")
+
+
+def unused_character(texts: Sequence[str]) -> str:
+    """Return one of Unicode's noncharacters, meant for such use, that no text holds; raises `DataError` for none."""
     used = set().union(*texts)
     free = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in used), None)
     if free is None:

@@ -56,13 +56,15 @@ def answer_batches(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[list[Answer]]:
     """Yield the answers batch by batch, longest prompts first (so that memory runs out at once or never).
 
     Prompts are padded on the left. At temperature 0 the most probable token is taken. Above, token t of an answer is
     the inverse of the cumulative distribution at u_t, where u comes from a generator seeded by (seed, id) alone: an
     answer does not depend on which prompts share its batch, up to the rounding of the forward pass. Sampling defaults
-    that the model's own generation config may carry (top-k, repetition penalty) are not applied.
+    that the model's own generation config may carry (top-k, repetition penalty) are not applied. `processors` see the
+    logits of each step first, in the order in which the batch is yielded.
 
     Raises `SettingError` for a prompt that leaves no room for `max_new_tokens` in the model's positions.
     """
@@ -83,13 +85,15 @@ def answer_batches(
         for start in range(0, len(order), batch_size):
             batch = [requests[index] for index in order[start : start + batch_size]]
             draw = _Draw(batch, max_new_tokens, temperature, top_p, seed) if temperature > 0 else None
-            yield _answer(model, batch, frozenset(eos_token_ids), draw)
+            yield _answer(model, batch, frozenset(eos_token_ids), [*processors, *([] if draw is None else [draw])])
     finally:
         model.generation_config = own_config
         model.train(was_training)
 
 
-def _answer(model: Any, batch: Sequence[Request], eos_token_ids: frozenset[int], draw: _Draw | None) -> list[Answer]:
+def _answer(
+    model: Any, batch: Sequence[Request], eos_token_ids: frozenset[int], processors: Sequence[LogitsProcessor]
+) -> list[Answer]:
     width = max(len(request.prompt_ids) for request in batch)
     pad = min(eos_token_ids)
     input_ids = torch.tensor([[pad] * (width - len(r.prompt_ids)) + list(r.prompt_ids) for r in batch])
@@ -98,7 +102,7 @@ def _answer(model: Any, batch: Sequence[Request], eos_token_ids: frozenset[int],
         output = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
-            logits_processor=LogitsProcessorList([draw] if draw is not None else []),
+            logits_processor=LogitsProcessorList(processors),
         )
     rows: list[list[int]] = output[:, width:].tolist()
     return [_cut(request.id, row, eos_token_ids) for request, row in zip(batch, rows, strict=True)]

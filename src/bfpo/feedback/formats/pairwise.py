@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bfpo.feedback.formats.types import after_reasoning, disarm, quote, transcript
 from bfpo.schema import Completion, Message
@@ -26,7 +27,7 @@ class PairFormat:
 
     `ask` returns the messages of a chat for two completions of one prompt, of which the first is shown as A. `read`
     returns whether A is the more helpful, or `None` where the answer does not say. `first_words` and `second_words` are
-    spellings of the two answers, for reading probabilities from logits.
+    spellings of the two answers, for reading probabilities from logits; `template_arguments` go to the chat template.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PairFormat:
     first_words: tuple[str, ...] = ("A", " A")
     second_words: tuple[str, ...] = ("B", " B")
     max_new_tokens: int = 512
+    template_arguments: Mapping[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
 
     def ask_disarmed(self, first: Completion, second: Completion) -> tuple[Message, ...]:
         """Return what `ask` does, for a server: see `bfpo.feedback.formats.disarm`."""

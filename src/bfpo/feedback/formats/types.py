@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bfpo.schema import Completion, Message, VerdictLabel
+from bfpo.schema import Completion, Message, Role, VerdictLabel
 
 __all__ = [
     "Format",
@@ -75,7 +75,7 @@ def unscored(reason: str) -> Reading:
     return Reading("unscored", reason=reason)
 
 
-_ROLE_TOKENS = re.compile(r"<(?=[|/]?[A-Za-z_｜][\w ｜|/.-]{0,60}>)|\[(?=/?[A-Z_]{2,30}\])|<(?=</?[A-Z]{2,10}>>)")
+_ROLE_TOKENS = re.compile(r"<(?=[|/]?[A-Za-z_｜][\w ｜▁|/.-]{0,60}>)|\[(?=/?[A-Z_]{2,30}\])|<(?=</?[A-Z]{2,10}>>)")
 _WORD_JOINER = "\u2060"
 
 
@@ -96,7 +96,7 @@ def alternating(completion: Completion) -> tuple[Message, ...]:
     """
     turns: list[Message] = []
     for message in (*completion.prompt, Message("assistant", completion.text)):
-        role = "assistant" if message.role == "assistant" else "user"
+        role: Role = "assistant" if message.role == "assistant" else "user"
         if turns and turns[-1].role == role:
             turns[-1] = Message(role, f"{turns[-1].content}\n\n{message.content}")
         else:
