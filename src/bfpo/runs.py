@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,15 +17,13 @@ from bfpo.card import CardSection, render_card
 from bfpo.errors import DiskFullError, RunError
 from bfpo.files import file_digest, is_disk_full, write_bytes_whole
 from bfpo.provenance import describe_checkout, describe_platform, describe_versions
+from bfpo.secrets import hide_secrets, is_secret_name
 from bfpo.yaml_text import dump_yaml
 
 __all__ = ["RunFolder", "Status"]
 
 Status = Literal["running", "interrupted", "failed", "finished"]
 _CONFIG, _RECORD, _METRICS, _CARD = "config.yaml", "run.json", "metrics.jsonl", "README.md"
-
-_SECRET_KEY = re.compile(r"(^|_)(token|api_?key|password|secret)$", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[\w-]{16,}|\bgh[pousr]_\w{16,}|(?<=://)[^/\s@]+:[^/\s@]+(?=@)")
 
 
 class _Config(Protocol):
@@ -342,12 +339,10 @@ def _finite(value: Any) -> Any:
 
 def _hide_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {
-            key: "***" if _SECRET_KEY.search(str(key)) and item else _hide_secrets(item) for key, item in value.items()
-        }
+        return {key: "***" if is_secret_name(str(key)) and item else _hide_secrets(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_hide_secrets(item) for item in value]
-    return _SECRET_VALUE.sub("***", value) if isinstance(value, str) else value
+    return hide_secrets(value) if isinstance(value, str) else value
 
 
 def _now() -> str:

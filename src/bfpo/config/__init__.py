@@ -10,6 +10,7 @@ from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
+from bfpo.config.judges import JudgeConfig, RankerConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
 from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
@@ -23,9 +24,11 @@ __all__ = [
     "EvaluateConfig",
     "GenerateConfig",
     "InitConfig",
+    "JudgeConfig",
     "Key",
     "LoraConfig",
     "MethodSettings",
+    "RankerConfig",
     "ReferenceConfig",
     "SftConfig",
     "SftDataConfig",

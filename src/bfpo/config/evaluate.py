@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bfpo.config.base import PathText, StageConfig
+from bfpo.config.judges import JudgeConfig
 from bfpo.config.sections import DataConfig
 from bfpo.config.train import MethodSettings
 
@@ -83,8 +84,10 @@ class EvaluateConfig(MethodSettings):
     completions: PathText | None = Field(
         default=None, description="completions.jsonl of `bfpo generate` to judge; null = none"
     )
-    judge: Literal["oracle"] = Field(
-        default="oracle", description="who judges completions; oracle = the rules of the closed world of `bfpo demo`"
+    judge: JudgeConfig = Field(
+        default=JudgeConfig(format="oracle"),
+        description="who judges completions: oracle (the rules of the closed world of `bfpo demo`), FORMAT:MODEL, a "
+        "folder, a .yaml file, or the keys below",
     )
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
     bootstrap_samples: int = Field(

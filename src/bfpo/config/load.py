@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.describe import allowed, describe_keys, section_of
 from bfpo.errors import ConfigError
+from bfpo.secrets import hide_in_setting, hide_secrets
 from bfpo.yaml_text import parse_yaml
 
 __all__ = ["load_config", "read_template"]
@@ -77,7 +78,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _apply_override(values: dict[str, Any], places: dict[str, str], override: str) -> None:
-    place = f"--set {override}"
+    place = f"--set {hide_in_setting(override)}"
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
@@ -165,5 +166,5 @@ def _suggestion(cls: type[ConfigPart], key: str) -> str:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    text = hide_secrets(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

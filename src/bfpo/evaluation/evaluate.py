@@ -68,7 +68,7 @@ def preview(config: EvaluateConfig) -> list[str]:
         for completion in completions:
             kinds[completion.kind or "(no kind)"] = kinds.get(completion.kind or "(no kind)", 0) + 1
         by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
-        lines.append(f"{len(completions)} completions, judged by {config.judge}: {by_kind}")
+        lines.append(f"{len(completions)} completions, judged by {config.judge.title}: {by_kind}")
     return [*lines, "no parameter trains"]
 
 
@@ -150,7 +150,7 @@ def _completions(file: str) -> list[Completion]:
 
 
 def _judge(config: EvaluateConfig, completions: Sequence[Completion], folder: RunFolder) -> list[Judged]:
-    verdicts = make_judge(config.judge).judge(completions)
+    verdicts = make_judge(**config.judge.settings()).judge(completions)
     rows = join_verdicts(completions, verdicts)
     folder.write_jsonl(
         VERDICT_ROWS,

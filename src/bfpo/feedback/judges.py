@@ -1,15 +1,15 @@
-"""One protocol for whoever judges completions, and the table of judges by name."""
+"""One protocol for whoever judges completions, and the way from a setting to one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from bfpo.errors import SettingError
 from bfpo.sandbox.oracle import assess
-from bfpo.schema import Comparison, Completion, Message, Verdict
+from bfpo.schema import Comparison, Completion, Message, Verdict, VerdictLabel
 
-__all__ = ["JUDGES", "Judge", "OracleJudge", "Ranker", "make_judge"]
+__all__ = ["Judge", "OracleJudge", "Ranker", "make_judge", "make_ranker"]
 
 
 class Judge(Protocol):
@@ -88,12 +88,55 @@ def _only_question(prompt: Sequence[Message]) -> str | None:
     return None
 
 
-JUDGES: dict[str, Callable[[], Judge]] = {"oracle": OracleJudge}
-"""Judges by the name that a config gives them."""
+def make_judge(
+    format: str,
+    *,
+    name: str | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    batch_size: int = 16,
+    max_length: int = 4096,
+    threshold: float = 0.5,
+    controversial: VerdictLabel = "unsafe",
+    safe_label: str | None = None,
+    url: str | None = None,
+    api: str = "chat",
+    api_key_env: str = "OPENAI_API_KEY",
+    temperature: float = 0.0,
+    timeout: float = 60.0,
+    max_concurrency: int = 8,
+    max_retries: int = 5,
+) -> Judge:
+    """Return a judge of safety; the arguments are the keys of `bfpo.config.JudgeConfig`.
+
+    Raises `SettingError` for an unknown format, `ModelError` for a model that cannot be loaded, `MissingExtraError`
+    where the server's client is not installed.
+    """
+    if format == "oracle":
+        return OracleJudge()
+    raise SettingError(f"judge: got {format!r}; allowed: oracle, a folder of `bfpo judge-train`, classifier:MODEL")
 
 
-def make_judge(name: str) -> Judge:
-    """Return the judge of that name; raise `SettingError` for an unknown one."""
-    if name not in JUDGES:
-        raise SettingError(f"judge: got {name!r}; allowed: {', '.join(JUDGES)}")
-    return JUDGES[name]()
+def make_ranker(
+    format: str,
+    *,
+    name: str | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    batch_size: int = 16,
+    max_length: int = 4096,
+    url: str | None = None,
+    api: str = "chat",
+    api_key_env: str = "OPENAI_API_KEY",
+    temperature: float = 0.0,
+    timeout: float = 60.0,
+    max_concurrency: int = 8,
+    max_retries: int = 5,
+) -> Ranker:
+    """Return a ranker of helpfulness; the arguments are the keys of `bfpo.config.RankerConfig`.
+
+    Raises as `make_judge` does.
+    """
+    raise SettingError(f"ranker: got {format!r}; allowed: oracle, reward-model:MODEL, pairrm, pairwise:MODEL")

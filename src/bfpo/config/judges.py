@@ -1,0 +1,165 @@
+"""Who judges completions and who ranks them: a section of keys, or its short form in one word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from bfpo.config.base import ConfigPart, PathText
+from bfpo.secrets import looks_secret
+from bfpo.yaml_text import parse_yaml
+
+__all__ = ["JudgeConfig", "RankerConfig"]
+
+_SERVER = frozenset({"url", "api_key_env", "api", "temperature", "timeout", "max_concurrency", "max_retries"})
+_LOCAL = frozenset({"revision", "dtype", "batch_size", "max_length"})
+_OFTEN = frozenset({"format", "name", "model"})
+
+
+class _Asked(ConfigPart):
+    """What judges and rankers share."""
+
+    format: str = Field(min_length=1, description="how it is asked and how its answer is read")
+    name: str | None = Field(
+        default=None, min_length=1, description="name in verdicts and reports; null = from format and model"
+    )
+    model: PathText | None = Field(default=None, description="model: folder or hub id; null = the format's own")
+    revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        default="auto", description="number type that holds the weights; auto = as saved"
+    )
+    batch_size: int = Field(default=16, ge=1, description="number of texts per forward pass")
+    max_length: int = Field(default=4096, ge=1, description="longest text in tokens; a longer one is unscored")
+    url: str | None = Field(
+        default=None,
+        description="base URL of an OpenAI-compatible server, such as http://localhost:8000/v1; null = loaded here",
+    )
+    api: Literal["chat", "completions"] = Field(default="chat", description="endpoint of the server")
+    api_key_env: str = Field(
+        default="OPENAI_API_KEY", description="NAME of the environment variable that holds the server's key"
+    )
+    temperature: float = Field(
+        default=0.0, ge=0, description="sampling temperature of a server's answers; several votes need one above 0"
+    )
+    timeout: float = Field(default=60.0, gt=0, description="seconds that one request to the server may take")
+    max_concurrency: int = Field(default=8, ge=1, description="most requests to the server at once")
+    max_retries: int = Field(
+        default=5, ge=0, description="times that a request is sent again after a fault of the server or the network"
+    )
+
+    _local: ClassVar[dict[str, frozenset[str]]] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the keys that are read with their values, as plain keyword arguments."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name in self.read()}
+
+    def read(self) -> frozenset[str]:
+        """Return the names of the keys that this format reads."""
+        if self.format == "oracle":
+            return frozenset({"format"})
+        if self.format == "trained":
+            return frozenset({"format", "model"})
+        where = _LOCAL if self.url is None else _SERVER
+        return _OFTEN | where | (self._own() if self.url is None else self._own() - {"safe_label"})
+
+    def _own(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def title(self) -> str:
+        """The format and the model, in a word."""
+        shown = self.format if self.model is None else f"{self.format}:{self.model}"
+        return self.name or (shown if self.url is None else f"{shown} at {self.url}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: object) -> object:
+        return _mapping_of(value) if isinstance(value, (str, Path)) else value
+
+    @model_validator(mode="after")
+    def _no_key_in_vain(self) -> _Asked:
+        if looks_secret(self.api_key_env):
+            raise ValueError(
+                "api_key_env: got something that is not the NAME of an environment variable (capitals, digits and _, "
+                "such as OPENAI_API_KEY); put the key itself into that variable, never into a setting"
+            )
+        if self.url is not None:
+            _check_url(self.url)
+        idle = sorted(self.model_fields_set - self.read())
+        if idle:
+            where = "" if self.format in ("oracle", "trained") else " with url" if self.url else " without url"
+            raise ValueError(f"{', '.join(idle)}: not read by {self.format!r}{where}; leave it out")
+        if self.format in ("trained", "classifier", "reward-model") and self.model is None:
+            raise ValueError(f"model: missing; {self.format!r} needs one: a folder, or a hub id")
+        if self.url is not None and self.format in ("classifier", "reward-model", "pairrm"):
+            raise ValueError(f"url: {self.format!r} cannot be asked over a server that writes text; leave url out")
+        if self.url is not None and self.model is None:
+            raise ValueError("model: missing; with url it is the name that the server gives its model")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name in self.read()}
+
+
+class JudgeConfig(_Asked):
+    """A judge of safety; short: `oracle`, a folder of `bfpo judge-train`, `FORMAT`, `FORMAT:MODEL`, a .yaml file."""
+
+    format: str = Field(
+        min_length=1, description="oracle, trained, classifier, or how a guard is asked, such as qwen3guard"
+    )
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is above this")
+    controversial: Literal["safe", "unsafe", "unscored"] = Field(
+        default="unsafe", description="what a guard's 'controversial' counts as"
+    )
+    safe_label: str | None = Field(
+        default=None, description="the classifier's class that means safe; null = found by its name"
+    )
+
+    def _own(self) -> frozenset[str]:
+        only = {"safe_label"} if self.format == "classifier" else {"controversial"}
+        return frozenset({"threshold", *only})
+
+
+class RankerConfig(_Asked):
+    """A ranker of helpfulness; short: `oracle`, `reward-model:MODEL`, `pairrm`, `pairwise:MODEL`, a .yaml file."""
+
+    format: str = Field(
+        min_length=1, description="oracle, reward-model, pairrm, or pairwise (a generative model, both orders)"
+    )
+
+
+def _mapping_of(short: str | Path) -> object:
+    """Return the keys that a short form stands for; raises `ValueError` for a file that cannot be used."""
+    text = str(short)
+    if text.lower().endswith((".yaml", ".yml")):
+        try:
+            value, _ = parse_yaml(Path(text).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"got {text}; the file cannot be read ({error.strerror})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"got {text}; the file is not valid YAML") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"got {text}; it must hold a mapping of keys to values")
+        return value
+    if (Path(text) / "judge.json").is_file():
+        return {"format": "trained", "model": text}
+    name, colon, model = text.partition(":")
+    return {"format": name, "model": model} if colon else {"format": text}
+
+
+def _check_url(url: str) -> None:
+    """Raise `ValueError`, without what may be a password, for a base URL that cannot be used."""
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, port_is_fine = urlsplit(""), False
+    if "@" in url or parts.username or parts.password:
+        raise ValueError("url: holds a name or a password; leave them out, a key goes into the variable of api_key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or parts.query or parts.fragment:
+        raise ValueError(f"url: got {url!r}; needed: http(s)://HOST[:PORT]/v1, without query")
