@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 from bfpo.card import CardSection, render_card
 from bfpo.errors import DiskFullError, RunError
 from bfpo.files import file_digest, is_disk_full, write_bytes_whole
+from bfpo.inputs import expand_files
 from bfpo.provenance import describe_checkout, describe_platform, describe_versions
 from bfpo.secrets import hide_secrets, is_secret_name
 from bfpo.yaml_text import dump_yaml
@@ -142,7 +143,7 @@ class RunFolder:
         """
         earlier = self._record.get("data", {})
         facts: dict[str, dict[str, Any]] = {}
-        for path in [files] if isinstance(files, (str, Path)) else files:
+        for path in expand_files([files] if isinstance(files, (str, Path)) else files):
             try:
                 facts[str(path)] = {"sha256": file_digest(path), "bytes": Path(path).stat().st_size}
             except OSError as error:

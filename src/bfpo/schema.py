@@ -86,7 +86,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A model's answer to a prompt; `finished` says that it ended by itself and not at the token limit."""
+    """A model's answer to a prompt; `finished` says that it ended by itself and not at the token limit.
+
+    `is_safe` is the label that its data set gives it, as in `Pair`; `None` where it gives none.
+    """
 
     id: str
     prompt: tuple[Message, ...]
@@ -94,11 +97,13 @@ class Completion:
     model: str = ""
     kind: str = ""
     finished: bool = True
+    is_safe: float | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
         if not isinstance(self.text, str):
             raise DataError(f"text: got {type(self.text).__name__}; a string is needed")
+        _check_label("is_safe", self.is_safe)
 
 
 @dataclass(frozen=True, slots=True)

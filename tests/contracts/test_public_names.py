@@ -28,7 +28,7 @@ PARAMETERS = {
     "Pair": "id, prompt, chosen, rejected, chosen_is_safe, rejected_is_safe, source",
     "Message": "role, content",
     "Prompt": "id, messages, kind",
-    "Completion": "id, prompt, text, model, kind, finished",
+    "Completion": "id, prompt, text, model, kind, finished, is_safe",
 }
 
 

@@ -14,6 +14,7 @@ import bfpo
 import bfpo.config
 from bfpo.config import METHOD_SETTINGS, AlignConfig, DataConfig, EvaluateConfig, MethodSettings, SftDataConfig
 from bfpo.config.describe import describe_keys
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.layouts import LAYOUTS
 from bfpo.objective.losses import METHODS, preference_loss
 from bfpo.stages import STAGES
@@ -39,7 +40,8 @@ def test_the_config_offers_every_method_and_every_setting():
 
 def test_the_config_offers_every_layout():
     assert set(choices(DataConfig, "layout")) == {"auto", *LAYOUTS}
-    assert set(choices(SftDataConfig, "layout")) == {"auto", "completions", *LAYOUTS}
+    assert set(choices(SftDataConfig, "layout")) == {"auto", *COMPLETION_LAYOUTS, *LAYOUTS}
+    assert not LAYOUTS.keys() & COMPLETION_LAYOUTS.keys()
 
 
 def test_evaluation_knows_which_half_reads_a_key():

@@ -139,7 +139,7 @@ def test_columns_that_fit_no_layout_are_one_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"layout": "dpo"}, r"layout: got 'dpo'; allowed: auto, pku, bfpo, trl, hh"),
+        ({"layout": "dpo"}, r"layout: got 'dpo'; allowed: auto, pku, redteam, .*, bfpo, trl, hh"),
         ({"columns": {"question": "prompt"}}, r"columns: got question; allowed"),
     ],
 )
@@ -155,7 +155,7 @@ def _files(folder: Path) -> dict[str, tuple[Path, str]]:
         "damaged.jsonl.gz": gzip.compress(b"x" * 1000)[:-9],
         "not.jsonl.gz": b"plain",
         "not.parquet": b"plain",
-        "rows.csv": b"a,b",
+        "rows.xlsx": b"a,b",
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -166,7 +166,7 @@ def _files(folder: Path) -> dict[str, tuple[Path, str]]:
         "damaged.jsonl.gz": "cannot be read",
         "not.jsonl.gz": "cannot be read",
         "not.parquet": "as Parquet",
-        "rows.csv": "unknown kind; allowed: .jsonl",
+        "rows.xlsx": "unknown kind; allowed: .jsonl",
     }
     return {name: (folder / name, text) for name, text in says.items()}
 

@@ -23,7 +23,10 @@ class GenerateConfig(StageConfig):
         default="float32", description="number type that holds the weights; auto = as saved"
     )
     prompts: PathText = Field(
-        description="file of prompts: .jsonl with `prompt` (text or messages), or .txt, one a line"
+        description="prompts: a .txt with one a line, or a file or folder of our columns or of an evaluation suite's"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our column name: its name in the prompt file, where they differ"
     )
     limit: int | None = Field(
         default=None, ge=1, description="number of prompts, drawn at random with seed; null = all"

@@ -22,7 +22,9 @@ class SplitConfig(ConfigPart):
 class FilesConfig(ConfigPart):
     """Rows on disk and how to read them. Relative paths are read from the current directory."""
 
-    files: FileList = Field(description="JSON-lines (.jsonl, .jsonl.gz) or Parquet files, one path or a list")
+    files: FileList = Field(
+        description="one path or a list: .jsonl, .json, .csv, .tsv (also .gz, .zst, .xz), .parquet, or folders of them"
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="our column name: its name in the files, where they differ"
     )
@@ -44,7 +46,7 @@ class FilesConfig(ConfigPart):
 class DataConfig(FilesConfig):
     """Preference pairs on disk."""
 
-    layout: Literal["auto", "bfpo", "trl", "pku", "hh"] = Field(
+    layout: Literal["auto", "bfpo", "trl", "pku", "hh", "redteam", "helpsteer2", "helpsteer3", "sharegpt"] = Field(
         default="auto", description="form of the rows; auto finds it from the columns"
     )
 
@@ -52,12 +54,27 @@ class DataConfig(FilesConfig):
 class SftDataConfig(FilesConfig):
     """Completions to imitate, or a pair file of which some completions are imitated."""
 
-    layout: Literal["auto", "bfpo", "trl", "pku", "hh", "completions"] = Field(
+    layout: Literal[
+        "auto",
+        "completions",
+        "conversations",
+        "beavertails",
+        "wildguardmix",
+        "bfpo",
+        "trl",
+        "pku",
+        "hh",
+        "redteam",
+        "helpsteer2",
+        "helpsteer3",
+        "sharegpt",
+    ] = Field(
         default="auto",
         description="form of the rows, completions = {prompt, completion} or {messages}; auto finds it",
     )
     use: Literal["all", "chosen", "safe"] = Field(
-        default="all", description="of a pair file: every completion, the more helpful one, or those labelled safe"
+        default="all",
+        description="of pairs: every completion, the more helpful, or those labelled safe (also of labelled completions)",
     )
 
 

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
-from bfpo.data.rows import RowError
-from bfpo.schema import Message, Pair, Role
+from bfpo.data.rows import CellText, RowError
+from bfpo.schema import Completion, Message, Pair, Role
 
-__all__ = ["Columns", "id_of", "label_of", "messages_of", "pair_of", "text_of", "value_of"]
+__all__ = [
+    "Columns",
+    "choice_of",
+    "completion_of",
+    "content_id",
+    "id_of",
+    "label_of",
+    "messages_of",
+    "optional_text",
+    "pair_of",
+    "sharegpt_messages_of",
+    "text_of",
+    "value_of",
+]
 
 Columns = Mapping[str, object]
+
+_SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
+_SHAREGPT_ROLES |= {"user": "user", "assistant": "assistant", "observation": "tool", "function_call": "assistant"}
 
 
 def value_of(row: Columns, field: str) -> object:
@@ -51,9 +67,29 @@ def _message(item: object, field: str) -> Message:
     return Message(cast(Role, role), text_of(item["content"], field))
 
 
+def sharegpt_messages_of(value: object, field: str) -> tuple[Message, ...]:
+    """Return ShareGPT turns, a list of `{from, value}`, as messages; raises `RowError`."""
+    if not isinstance(value, list):
+        raise RowError(field, "wrong type (a list of turns is needed)", value)
+    turns = []
+    for item in value:
+        if not isinstance(item, dict) or not {"from", "value"} <= item.keys():
+            raise RowError(field, "not a turn with from and value", item)
+        role = _SHAREGPT_ROLES.get(item["from"]) if isinstance(item["from"], str) else None
+        if role is None:
+            raise RowError(field, "unknown role", item["from"])
+        turns.append(Message(role, text_of(item["value"], field)))
+    return tuple(turns)
+
+
 def label_of(row: Columns, field: str) -> float | None:
-    """Return a safety label in [0, 1], `None` where it is absent or null; raises `RowError` for anything else."""
+    """Return a safety label in [0, 1], `None` where it is absent or null; raises `RowError` for anything else.
+
+    In CSV, where all is text, `true`, `false` and numbers are labels and an empty cell is none.
+    """
     value = row.get(field)
+    if isinstance(value, CellText):
+        value = _cell_value(value)
     if value is None:
         return None
     if not isinstance(value, (bool, int, float)):
@@ -61,6 +97,34 @@ def label_of(row: Columns, field: str) -> float | None:
     if not 0 <= value <= 1:  # NaN is not either
         raise RowError(field, "label outside [0, 1]", value)
     return float(value)
+
+
+def _cell_value(cell: CellText) -> object:
+    """Return what a CSV cell says besides text: true, false, a number or nothing; the cell itself where it does not."""
+    word = cell.strip().lower()
+    if word in ("true", "false", ""):
+        return None if not word else word == "true"
+    try:
+        return float(word)
+    except ValueError:
+        return cell
+
+
+def choice_of(row: Columns, field: str, allowed: tuple[int, int]) -> int:
+    """Return which of two numbers the field names; raises `RowError` for anything else."""
+    value = value_of(row, field)
+    number = _cell_value(value) if isinstance(value, CellText) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or number not in allowed:
+        raise RowError(field, f"neither {allowed[0]} nor {allowed[1]}", value)
+    return int(number)
+
+
+def optional_text(row: Columns, field: str) -> str:
+    """Return a field of text or a whole number as text, empty where it is absent or null; raises `RowError`."""
+    value = row.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return "" if value is None else text_of(value, field)
 
 
 def id_of(row: Columns) -> str:
@@ -99,3 +163,31 @@ def pair_of(
         rejected_is_safe=labels[1],
         source="" if source is None else text_of(source, "source"),
     )
+
+
+def completion_of(
+    row: Columns,
+    prompt: tuple[Message, ...],
+    text: str,
+    field: str,
+    *,
+    kind: str = "",
+    is_safe: float | None = None,
+    allow_empty: bool = False,
+) -> Completion:
+    """Return the completion, checked for what every layout has in common; `id`, `model`, `finished` are the row's."""
+    if not allow_empty and not text.strip():
+        raise RowError(field, "empty completion", text)
+    finished = row.get("finished", True)
+    if isinstance(finished, CellText):
+        finished = _cell_value(finished)
+    if not isinstance(finished, bool):
+        raise RowError("finished", "wrong type (true or false is needed)", finished)
+    name = optional_text(row, "id") or content_id((*prompt, Message("assistant", text)))
+    return Completion(name, prompt, text, optional_text(row, "model"), kind, finished, is_safe)
+
+
+def content_id(messages: Sequence[Message]) -> str:
+    """Return an id made from messages: 16 hex digits of a hash."""
+    content = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

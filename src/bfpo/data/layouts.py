@@ -6,14 +6,26 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bfpo.data.fields import Columns, label_of, messages_of, pair_of, text_of, value_of
-from bfpo.data.rows import RowError
+from bfpo.data.fields import (
+    Columns,
+    choice_of,
+    label_of,
+    messages_of,
+    optional_text,
+    pair_of,
+    sharegpt_messages_of,
+    text_of,
+    value_of,
+)
+from bfpo.data.rows import CellText, RowError
 from bfpo.schema import Message, Pair, Role
 
 __all__ = ["LAYOUTS", "Layout", "detect_layout"]
 
 _LABELS = ("chosen_is_safe", "rejected_is_safe")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+_HELPSTEER_ROLES: dict[str, Role] = {"User": "user", "Assistant": "assistant"}
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -94,10 +106,7 @@ def pku_pair(row: Columns) -> Pair:
     prompt = messages_of(value_of(row, "prompt"), "prompt")
     responses = [text_of(value_of(row, f"response_{k}"), f"response_{k}") for k in (0, 1)]
     labels = [label_of(row, f"is_response_{k}_safe") for k in (0, 1)]
-    better = value_of(row, "better_response_id")
-    if isinstance(better, bool) or better not in (0, 1):
-        raise RowError("better_response_id", "neither 0 nor 1", better)
-    first = int(better)
+    first = choice_of(row, "better_response_id", (0, 1))
     second = 1 - first
     fields = (f"response_{first}", f"response_{second}")
     return pair_of(row, prompt, responses[first], responses[second], (labels[first], labels[second]), fields)
@@ -123,12 +132,75 @@ def _transcript(text: str, field: str) -> tuple[Message, ...]:
     return tuple(Message(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True))
 
 
+def redteam_pair(row: Columns) -> Pair:
+    """The red-team file of BFPO's authors: `better_modelout` (1 or 2) orders by helpfulness."""
+    prompt = messages_of(value_of(row, "prompt"), "prompt")
+    texts = {k: text_of(value_of(row, f"modeloutput{k}"), f"modeloutput{k}") for k in (1, 2)}
+    labels = {k: label_of(row, f"is_modelout{k}_safe") for k in (1, 2)}
+    better = row.get("better_modelout")
+    known = {**row, "better_modelout": CellText(better)} if isinstance(better, str) else row  # a digit as text, too
+    first = choice_of(known, "better_modelout", (1, 2))
+    second = 3 - first
+    fields = (f"modeloutput{first}", f"modeloutput{second}")
+    return pair_of(row, prompt, texts[first], texts[second], (labels[first], labels[second]), fields)
+
+
+def helpsteer2_pair(row: Columns) -> Pair:
+    """HelpSteer2's preferences: `preference_strength` from -3 (the first response) to 3 (the second); 0 is a tie."""
+    prompt = _helpsteer_turns(text_of(value_of(row, "prompt"), "prompt"))
+    return _preferred(row, prompt, ("response_1", "response_2"), "preference_strength")
+
+
+def helpsteer3_pair(row: Columns) -> Pair:
+    """HelpSteer3's preferences: messages as `context`, `overall_preference` from -3 (the first) to 3; 0 is a tie."""
+    prompt = messages_of(value_of(row, "context"), "context")
+    return _preferred(row, prompt, ("response1", "response2"), "overall_preference")
+
+
+def _helpsteer_turns(text: str) -> tuple[Message, ...]:
+    """Return a prompt of several turns, which markers separate, as messages; it starts with the user's."""
+    first, *rest = _HELPSTEER_TURN.split(text)
+    turns = [Message("user", first)]
+    turns += [Message(_HELPSTEER_ROLES[who], said) for who, said in zip(rest[::2], rest[1::2], strict=True)]
+    return tuple(turn for turn in turns if turn.content)
+
+
+def _preferred(row: Columns, prompt: tuple[Message, ...], fields: tuple[str, str], preference: str) -> Pair:
+    texts = [text_of(value_of(row, field), field) for field in fields]
+    value = value_of(row, preference)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -3 <= value <= 3:
+        raise RowError(preference, "not a number from -3 to 3", value)
+    if value == 0:
+        raise RowError(preference, "a tie (neither response is preferred)", value)
+    first = int(value > 0)
+    return pair_of(row, prompt, texts[first], texts[1 - first], (None, None), (fields[first], fields[1 - first]))
+
+
+def sharegpt_pair(row: Columns) -> Pair:
+    """ShareGPT pairs: `conversations` is the prompt, `chosen` and `rejected` one turn each, all `{from, value}`."""
+    turns = sharegpt_messages_of(value_of(row, "conversations"), "conversations")
+    system = optional_text(row, "system")
+    prompt = (Message("system", system), *turns) if system else turns
+    texts = []
+    for field in ("chosen", "rejected"):
+        turn = value_of(row, field)
+        (message,) = sharegpt_messages_of([turn], field)
+        if message.role != "assistant":
+            raise RowError(field, "the completion is not the assistant's", message.role)
+        texts.append(message.content)
+    return pair_of(row, prompt, texts[0], texts[1], (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+
+
 def _is_conversation(row: Columns) -> bool:
     return isinstance(row.get("chosen"), list) or isinstance(row.get("rejected"), list)
 
 
 _PKU_NEEDS = ("prompt", "response_0", "response_1", "better_response_id")
 _OURS = ("prompt", "chosen", "rejected", *_LABELS)
+_REDTEAM_NEEDS = ("prompt", "modeloutput1", "modeloutput2", "better_modelout")
+_HELPSTEER2_NEEDS = ("prompt", "response_1", "response_2", "preference_strength")
+_HELPSTEER3_NEEDS = ("context", "response1", "response2", "overall_preference")
+_SHAREGPT_NEEDS = ("conversations", "chosen", "rejected")
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
@@ -140,6 +212,38 @@ LAYOUTS: dict[str, Layout] = {
             reads=("is_response_0_safe", "is_response_1_safe", "id", "source"),
             fits=lambda row: row.keys() >= set(_PKU_NEEDS),
             to_pair=pku_pair,
+        ),
+        Layout(
+            name="redteam",
+            summary="BFPO's red-team file: two model outputs, the number of the more helpful one, a label for each",
+            needs=_REDTEAM_NEEDS,
+            reads=("is_modelout1_safe", "is_modelout2_safe", "id", "source"),
+            fits=lambda row: row.keys() >= set(_REDTEAM_NEEDS),
+            to_pair=redteam_pair,
+        ),
+        Layout(
+            name="helpsteer2",
+            summary="HelpSteer2 preferences: two responses, a strength below 0 for the first, above for the second",
+            needs=_HELPSTEER2_NEEDS,
+            reads=("id", "source"),
+            fits=lambda row: row.keys() >= set(_HELPSTEER2_NEEDS),
+            to_pair=helpsteer2_pair,
+        ),
+        Layout(
+            name="helpsteer3",
+            summary="HelpSteer3 preferences: as HelpSteer2, after messages",
+            needs=_HELPSTEER3_NEEDS,
+            reads=("id", "source"),
+            fits=lambda row: row.keys() >= set(_HELPSTEER3_NEEDS),
+            to_pair=helpsteer3_pair,
+        ),
+        Layout(
+            name="sharegpt",
+            summary="ShareGPT pairs: conversations, chosen and rejected as turns of {from, value}",
+            needs=_SHAREGPT_NEEDS,
+            reads=("system", *_LABELS, "id", "source"),
+            fits=lambda row: row.keys() >= set(_SHAREGPT_NEEDS),
+            to_pair=sharegpt_pair,
         ),
         Layout(
             name="bfpo",

@@ -11,12 +11,16 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, detect_completion_layout
 from bfpo.data.labels import CELLS, LabelResolver, Unknown, Use, cell_of, completions_of_pairs, resolve_labels
-from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
+from bfpo.data.layouts import detect_layout
+from bfpo.data.mapped import mapped_rows
+from bfpo.data.read import PairIds, iter_pairs, read_pairs
+from bfpo.data.read_completions import read_sft
 from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
-from bfpo.data.rows import iter_rows
 from bfpo.data.split import RowPicker, Split
-from bfpo.errors import DataError, SettingError
+from bfpo.errors import DataError, LabelError, SettingError
+from bfpo.inputs import expand_files
 from bfpo.schema import Completion, Pair
 
 __all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions", "load_pairs"]
@@ -216,16 +220,16 @@ def load_completions(
 ) -> LoadedCompletions:
     """Read completions to imitate from a file of completions, or from pairs of which `use` picks some.
 
-    `layout="completions"` says the first, a pair layout the second, "auto" looks at the columns of the first file.
+    A layout of completions says the first, one of pairs the second, "auto" looks at the columns of the first file.
     `limit` counts rows, pairs where the file holds pairs; `source` replaces a completion's kind. Labels matter for
     `use="safe"` only: where that is not asked, an unknown one is no error. Raises as `load_pairs` does.
     """
-    if layout == "completions" or (layout == "auto" and _holds_completions(Path(files[0]), columns or {})):
-        if use != "all":
-            raise SettingError(f"use: got {use!r} for a file of completions; allowed: 'all' (only pairs are picked)")
-        result = read_sft([Path(file) for file in files], columns=columns)
+    alone = layout in COMPLETION_LAYOUTS or (layout == "auto" and _holds_completions(expand_files(files)[0], columns))
+    if alone:
+        result = read_sft(files, layout=layout, columns=columns)
         check_rejects(result, bad_rows=bad_rows)
         rows, rejects, counts = result.completions, result.rejects, {"rows": result.rows}
+        rows = _picked(rows, use, unknown_label)
         rows = _chosen_part(rows, split=split, limit=limit, seed=seed)
         rows = rows if source is None else [replace(row, kind=source) for row in rows]
     else:
@@ -244,11 +248,33 @@ def load_completions(
     return LoadedCompletions(rows, rejects, counts)
 
 
-def _holds_completions(file: Path, columns: Mapping[str, str]) -> bool:
-    for row in iter_rows(file):
-        if row.bad is None:
-            return any(columns.get(name, name) in row.columns for name in ("completion", "messages"))
+def _holds_completions(file: Path, columns: Mapping[str, str] | None) -> bool:
+    """Whether the first row that fits any layout fits one of completions."""
+    for row in mapped_rows(file, columns):
+        if row.bad is None and detect_completion_layout(row.columns) is not None:
+            return True
+        if row.bad is None and detect_layout(row.columns) is not None:
+            return False
     return False
+
+
+def _picked(rows: list[Completion], use: Use, unknown_label: Unknown) -> list[Completion]:
+    """Return the completions that `use` means; only those of a labelled data set can be picked, and only as safe."""
+    if use == "all":
+        return rows
+    lacking = [row.id for row in rows if row.is_safe is None]
+    if use != "safe" or len(lacking) == len(rows):
+        raise SettingError(
+            f"use: got {use!r} for a file of completions{'' if use != 'safe' else ' without safety labels'}; "
+            "allowed: 'all' (only pairs are picked), and 'safe' where each has a label"
+        )
+    if lacking and unknown_label == "error":
+        raise LabelError(
+            f"{len(lacking)} of {len(rows)} completions lack a safety label ({lacking[0]}, ...); label them, or say "
+            "what an unknown label means: unknown_label 'safe' takes it as safe, 'drop' leaves it out"
+        )
+    taken = 1.0 if unknown_label == "safe" else 0.0
+    return [row for row in rows if (taken if row.is_safe is None else row.is_safe) > 0.5]
 
 
 def _chosen_part(rows: Sequence[Row], *, split: Split | None, limit: int | None, seed: int) -> list[Row]:

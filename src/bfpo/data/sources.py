@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from bfpo.data.hub import download_dataset
-from bfpo.data.rows import list_files
 from bfpo.errors import DataError, SettingError
+from bfpo.inputs import list_files
 
 __all__ = ["SOURCES", "ResolvedSource", "Source", "SourceKind", "find_source", "resolve_files"]
 
@@ -156,6 +156,42 @@ _HUB_SOURCES = (
         licence="mit",
     ),
     Source(
+        name="helpsteer2",
+        summary="helpfulness preferences of human annotators, ties among them, no safety labels",
+        kind="pairs",
+        layout="helpsteer2",
+        hub_id="nvidia/HelpSteer2",
+        patterns=("preference/preference.jsonl.gz",),
+        licence="cc-by-4.0",
+    ),
+    Source(
+        name="helpsteer3",
+        summary="helpfulness preferences after conversations in many languages, ties among them, no safety labels",
+        kind="pairs",
+        layout="helpsteer3",
+        hub_id="nvidia/HelpSteer3",
+        patterns=("preference/train.jsonl.gz",),
+        licence="cc-by-4.0",
+    ),
+    Source(
+        name="beavertails",
+        summary="single answers to red-team questions, each labelled safe or not (its 30K part)",
+        kind="completions",
+        layout="beavertails",
+        hub_id="PKU-Alignment/BeaverTails",
+        patterns=("round0/30k/train.jsonl.gz",),
+        licence="cc-by-nc-4.0",
+    ),
+    Source(
+        name="wildguardmix",
+        summary="single answers to plain and adversarial prompts, labelled harmful or not; access on request",
+        kind="completions",
+        layout="wildguardmix",
+        hub_id="allenai/wildguardmix",
+        patterns=("train/wildguard_train.parquet",),
+        licence="odc-by",
+    ),
+    Source(
         name="ultrachat-200k",
         summary="multi-turn dialogues to imitate",
         kind="completions",
@@ -167,6 +203,8 @@ _HUB_SOURCES = (
 )
 
 _LOCAL_SOURCES = (
+    Source("bfpo-redteam", "the red-team file of BFPO's authors", "pairs", "redteam"),
+    Source("sharegpt", "pairs as ShareGPT turns", "pairs", "sharegpt"),
     Source("bfpo", "pairs in our columns", "pairs", "bfpo"),
     Source("trl", "pairs in TRL's columns", "pairs", "trl"),
     Source("pairs", "pairs in any layout, found from the columns or mapped by `columns`", "pairs", "auto"),

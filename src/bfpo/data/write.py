@@ -41,8 +41,8 @@ def pair_row(pair: Pair) -> dict[str, object]:
 
 
 def completion_row(completion: Completion) -> dict[str, object]:
-    """Return the row that `write_completions` writes."""
-    return {
+    """Return the row that `write_completions` writes; a label is written where there is one."""
+    row: dict[str, object] = {
         "id": completion.id,
         "prompt": _turns(completion.prompt),
         "text": completion.text,
@@ -50,6 +50,7 @@ def completion_row(completion: Completion) -> dict[str, object]:
         "kind": completion.kind,
         "finished": completion.finished,
     }
+    return row if completion.is_safe is None else {**row, "is_safe": _label(completion.is_safe)}
 
 
 def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:

@@ -97,7 +97,7 @@ def preview(config: GenerateConfig) -> list[str]:
 
 def _choose_prompts(config: GenerateConfig) -> list[Prompt]:
     """Return the prompts of the file, or a seeded choice of `limit` of them in the file's order."""
-    prompts = read_prompts(Path(config.prompts))
+    prompts = read_prompts(config.prompts, columns=config.columns)
     if not prompts:
         raise DataError.at(config.prompts, None, "holds no prompt; at least one is needed")
     if config.limit is None or config.limit >= len(prompts):

@@ -1,0 +1,113 @@
+"""Files to prompts: ours, those of evaluation suites, and what attack tools export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from bfpo.data.fields import content_id
+from bfpo.data.mapped import check_columns, first_that_fits, made_or_error, mapped_rows
+from bfpo.data.prompt_layouts import PROMPT_LAYOUTS, PromptLayout, detect_prompt_layout
+from bfpo.data.rows import Row, text_rows
+from bfpo.errors import DataError, SettingError
+from bfpo.inputs import expand_files
+from bfpo.schema import Message, Prompt
+
+__all__ = ["PromptResult", "read_prompt_files", "read_prompts"]
+
+_COLUMNS = {name for layout in PROMPT_LAYOUTS.values() for name in (*layout.needs, *layout.reads)}
+_NEEDS = {layout.name: layout.needs for layout in PROMPT_LAYOUTS.values() if layout.needs}
+_TEXT = "text"
+_REPEATED, _NO_PROMPT = "repeated prompt", "holds no prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """Prompts in the order of the files, how many were left out by reason, and the layout of each file.
+
+    Left out are prompts without an id of their own whose text was there before, and entries that a tool writes beside
+    its prompts: `num_seen == len(prompts) + sum(left_out.values())`.
+    """
+
+    prompts: list[Prompt]
+    left_out: dict[str, int] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_seen(self) -> int:
+        """Prompts and entries without one, together."""
+        return len(self.prompts) + sum(self.left_out.values())
+
+
+def read_prompts(file: str | Path, *, layout: str = "auto", columns: Mapping[str, str] | None = None) -> list[Prompt]:
+    """Read prompts from a file or a folder of files: `read_prompt_files` for one path, without its counts."""
+    return read_prompt_files([file], layout=layout, columns=columns).prompts
+
+
+def read_prompt_files(
+    files: Sequence[str | Path], *, layout: str = "auto", columns: Mapping[str, str] | None = None
+) -> PromptResult:
+    """Read prompts of every row of files; a `.txt` holds one a line, a folder stands for its other files.
+
+    `layout` names a row of `PROMPT_LAYOUTS`, "auto" decides for each file by its first row that fits one; `columns`
+    maps our name to the file's. Raises `SettingError` for an unknown layout or column, `DataError` for a file that
+    cannot be read or fits no layout, for a bad row, and for an id that is given twice.
+    """
+    if layout != "auto" and layout not in PROMPT_LAYOUTS:
+        raise SettingError(f"layout: got {layout!r}; allowed: auto, {', '.join(PROMPT_LAYOUTS)}")
+    check_columns(columns, _COLUMNS)
+    found: dict[str, Prompt] = {}
+    left_out: Counter[str] = Counter()
+    layouts: dict[str, str] = {}
+    for file in expand_files(files):
+        name, parsed = _parsed(file, layout, columns)
+        layouts[str(file)] = name
+        for prompts in parsed:
+            left_out[_NO_PROMPT] += not prompts
+            for prompt in prompts:
+                named = prompt if prompt.id else replace(prompt, id=_made_id(prompt, name))
+                if named.id not in found:
+                    found[named.id] = named
+                elif prompt.id:
+                    at = f"the prompt with id {prompt.id!r} is there twice"
+                    raise DataError.at(file, None, f"{at}; ids must differ, or be left to us")
+                else:
+                    left_out[_REPEATED] += 1
+    return PromptResult(list(found.values()), {reason: num for reason, num in left_out.items() if num}, layouts)
+
+
+def _parsed(file: Path, layout: str, columns: Mapping[str, str] | None) -> tuple[str, list[Sequence[Prompt]]]:
+    """Return the layout of a file and the prompts of each of its rows."""
+    if file.suffix.lower() == ".txt":
+        return _TEXT, made_or_error(file, _text_rows(file), _line_prompt)
+    if layout == "auto":
+        fitting = first_that_fits(file, mapped_rows(file, columns), detect_prompt_layout, _NEEDS)
+    else:
+        fitting = PROMPT_LAYOUTS[layout]
+    made = made_or_error(file, mapped_rows(file, columns), partial(_prompts_of, layout=fitting))
+    return fitting.name if fitting else "", made
+
+
+def _prompts_of(row: Row, *, layout: PromptLayout | None) -> Sequence[Prompt]:
+    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
+    return layout.to_prompts(row.columns)
+
+
+def _text_rows(file: Path) -> Iterator[Row]:
+    if not file.is_file():
+        raise DataError.at(file, None, "no such file")
+    return text_rows(file)
+
+
+def _made_id(prompt: Prompt, layout: str) -> str:
+    if layout == _TEXT:
+        return hashlib.sha256(prompt.messages[0].content.encode()).hexdigest()[:16]
+    return content_id(prompt.messages)
+
+
+def _line_prompt(row: Row) -> Sequence[Prompt]:
+    return [Prompt("", (Message("user", str(row.columns["text"])),))]

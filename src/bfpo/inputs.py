@@ -1,0 +1,47 @@
+"""Input files: the kinds that can be read, and the files that a folder stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bfpo.errors import DataError
+
+__all__ = ["ALLOWED_KINDS", "expand_files", "kind_of", "list_files"]
+
+_TEXT_KINDS = (".jsonl", ".json", ".csv", ".tsv")
+_COMPRESSIONS = (".gz", ".zst", ".xz")
+ALLOWED_KINDS = "allowed: .jsonl, .json, .csv, .tsv (each also with .gz, .zst or .xz), .parquet"
+
+
+def kind_of(path: str | Path) -> tuple[str, str] | None:
+    """Return the kind of a file and its compression (`(".csv", ".gz")`, `""` for none); `None` for another kind."""
+    name = Path(path).name.lower()
+    if name.endswith(".parquet"):
+        return ".parquet", ""
+    compression = next((each for each in _COMPRESSIONS if name.endswith(each)), "")
+    name = name.removesuffix(compression)
+    return next(((kind, compression) for kind in _TEXT_KINDS if name.endswith(kind)), None)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return the files of a folder and its subfolders that can be read, sorted by their path; hidden ones do not count.
+
+    Raises `DataError` where there is none.
+    """
+    found = {}
+    for file in folder.rglob("*"):
+        place = file.relative_to(folder)
+        if kind_of(file) is not None and file.is_file() and not any(part.startswith(".") for part in place.parts):
+            found[place.as_posix()] = file
+    if not found:
+        raise DataError.at(folder, None, f"is a folder that holds no file which can be read; {ALLOWED_KINDS}")
+    return [found[place] for place in sorted(found)]
+
+
+def expand_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the paths, with the files of a folder in its place. Raises `DataError` for a folder without any."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += list_files(path) if path.is_dir() else [path]
+    return files
