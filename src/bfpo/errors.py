@@ -13,6 +13,7 @@ __all__ = [
     "MissingExtraError",
     "ModelError",
     "RunError",
+    "ServerError",
     "SettingError",
     "StopRequest",
     "TrainingError",
@@ -67,6 +68,12 @@ class MissingExtraError(BfpoError, ImportError):
 
 class TrainingError(BfpoError, RuntimeError):
     """A training run that must not go on, such as a first loss that the labels do not imply."""
+
+    exit_code = 1
+
+
+class ServerError(BfpoError, RuntimeError):
+    """A server that refuses, does not answer, or may not be asked any more; says what is kept and how to go on."""
 
     exit_code = 1
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["file_digest", "is_disk_full", "open_whole", "write_bytes_whole", "write_text_whole"]
+__all__ = [
+    "file_digest",
+    "is_disk_full",
+    "open_whole",
+    "user_cache_folder",
+    "write_bytes_whole",
+    "write_text_whole",
+]
 
 # How a full disk reads where there is no OSError: the first two through safetensors, the others through torch.save.
 _FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")
@@ -47,6 +55,18 @@ def write_bytes_whole(path: str | Path, content: bytes) -> None:
 def write_text_whole(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file so that a reader sees the old content or the new, never a part."""
     write_bytes_whole(path, text.encode("utf-8"))
+
+
+def user_cache_folder(part: str) -> Path:
+    """Return the folder of the user's cache: `bfpo/PART` in `$XDG_CACHE_HOME`, `~/.cache` where that is not set.
+
+    A user without a home folder gets one in the system's folder for temporary files.
+    """
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        root = Path(tempfile.gettempdir())
+    return root / "bfpo" / part
 
 
 def file_digest(path: str | Path) -> str:

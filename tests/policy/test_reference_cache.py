@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bfpo.policy.reference_cache import ReferenceCache, user_cache_folder
+from bfpo.files import user_cache_folder
+from bfpo.policy.reference_cache import ReferenceCache
 
 KEYS = [bytes([i]) * 16 for i in range(6)]
 LOGPS = np.random.default_rng(0).normal(-3000, 900, (6, 2))
@@ -128,7 +129,7 @@ def test_a_writer_killed_before_its_shard_leaves_nothing_to_warn_of(
 
 
 def test_the_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, own_cache_folder: Path, tmp_path: Path) -> None:
-    assert user_cache_folder() == own_cache_folder / "bfpo" / "reference"
+    assert user_cache_folder("reference") == own_cache_folder / "bfpo" / "reference"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert user_cache_folder() == tmp_path / ".cache" / "bfpo" / "reference"
+    assert user_cache_folder("reference") == tmp_path / ".cache" / "bfpo" / "reference"

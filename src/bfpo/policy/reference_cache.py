@@ -6,8 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -22,7 +20,7 @@ import pyarrow.parquet as pq
 from bfpo.files import write_bytes_whole, write_text_whole
 from bfpo.policy.reference_keys import LOGPS_VERSION, ROW_KEY_BYTES
 
-__all__ = ["ReferenceCache", "user_cache_folder"]
+__all__ = ["ReferenceCache"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +30,6 @@ _SCHEMA = pa.schema(
 )
 
 Logps = npt.NDArray[np.float64]
-
-
-def user_cache_folder() -> Path:
-    """Return the folder of the user's cache: `bfpo/reference` in `$XDG_CACHE_HOME`, `~/.cache` where that is not set.
-
-    A user without a home folder gets one in the system's folder for temporary files.
-    """
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        root = Path(tempfile.gettempdir())
-    return root / "bfpo" / "reference"
 
 
 class ReferenceCache:

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from bfpo.config import AlignConfig, DataConfig, read_template
 from bfpo.data.load import PairStream
 from bfpo.data.tokenize import PairTokenizer
+from bfpo.files import user_cache_folder
 from bfpo.policy.load import Policy, load_policy
-from bfpo.policy.reference_cache import user_cache_folder
 from bfpo.training.session import data_settings, describe_data
 
 __all__ = ["describe_tokens", "load_start", "pair_sections", "pair_streams", "reference_cache", "token_settings"]
@@ -65,4 +65,4 @@ def describe_tokens(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
 def reference_cache(config: AlignConfig) -> str:
     """Return the root folder of the reference log-probs: the config's, else that of the user."""
-    return config.reference_cache or str(user_cache_folder())
+    return config.reference_cache or str(user_cache_folder("reference"))
