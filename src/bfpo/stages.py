@@ -64,6 +64,8 @@ STAGES = {
         Stage("reference", "ReferenceConfig", "bfpo.training.reference", "Compute the reference log-probs of `train`."),
         Stage("train", "AlignConfig", "bfpo.training.align", "Train a model on preference pairs with safety labels."),
         Stage("generate", "GenerateConfig", "bfpo.feedback.generate", "Sample completions of prompts from a model."),
+        Stage("judge-train", "JudgeTrainConfig", "bfpo.feedback.judge_train", "Train a small judge of safety."),
+        Stage("judge-check", "JudgeCheckConfig", "bfpo.feedback.judge_check", "Check a judge against people's labels."),
         Stage("evaluate", "EvaluateConfig", "bfpo.evaluation.evaluate", "Score a model on pairs, or its completions."),
     )
 }

@@ -10,6 +10,7 @@ from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
+from bfpo.config.judge_stages import JudgeCheckConfig, JudgeTrainConfig
 from bfpo.config.judges import JudgeConfig, RankerConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
@@ -24,7 +25,9 @@ __all__ = [
     "EvaluateConfig",
     "GenerateConfig",
     "InitConfig",
+    "JudgeCheckConfig",
     "JudgeConfig",
+    "JudgeTrainConfig",
     "Key",
     "LoraConfig",
     "MethodSettings",

@@ -7,37 +7,32 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from bfpo.data.fields import messages_of, text_of
-from bfpo.data.layouts import detect_layout
-from bfpo.data.read import iter_pairs
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, CompletionLayout, detect_completion_layout
+from bfpo.data.layouts import LAYOUTS, Layout, detect_layout
+from bfpo.data.mapped import check_columns, first_that_fits, mapped_rows
 from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
-from bfpo.data.rows import Row, RowError, iter_rows
+from bfpo.data.rows import Row, RowError
 from bfpo.errors import DataError, SettingError
+from bfpo.inputs import expand_files
 from bfpo.schema import Completion
 
-__all__ = ["Labelled", "LabelledResult", "load_labelled"]
+__all__ = ["LabelledResult", "load_labelled"]
 
-_TEXTS = ("completion", "text", "response")
+AnyLayout = Layout | CompletionLayout
 _OURS = ("id", "prompt", "completion", "is_safe", "kind")
 _SAFE, _UNSAFE = ("true", "1", "1.0", "safe"), ("false", "0", "0.0", "unsafe")
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A completion and whether people call it safe."""
-
-    completion: Completion
-    is_safe: bool
+_UNKNOWN = "label unknown or between 0 and 1"
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledResult:
-    """What was read: the rows, the bad ones, and counts of what was left out on purpose, by name."""
+    """Completions whose `is_safe` is 0 or 1, the bad rows, and what was left out on purpose, counted by reason."""
 
-    rows: list[Labelled]
+    completions: list[Completion]
     rejects: list[Reject]
-    counts: dict[str, int]
+    left_out: dict[str, int]
 
 
 def load_labelled(
@@ -49,41 +44,43 @@ def load_labelled(
     where: Mapping[str, str] | None = None,
     bad_rows: BadRows = "stop",
 ) -> LabelledResult:
-    """Read labelled completions: one a row, or two from a preference pair whose labels are known.
+    """Read labelled completions: one a row, or two of each preference pair.
 
-    A row has a completion (`completion`, `text` or `response`), `is_safe`, and may have `prompt` (text or messages),
-    `id` and `kind`; `columns` maps our name to the file's. `is_safe` is true or false, 1 or 0, "safe" or "unsafe", or
-    one of `safe_values` and `unsafe_values`; with those given, rows with any other value are left out and counted.
-    `where` keeps the rows whose column (the file's name) matches a pattern, as in `{"type": "contrast_*"}`. Of a pair
-    file, a label that is unknown or between 0 and 1 is left out and counted.
+    A row has a completion (`completion` or `text`) with `is_safe`, and may have `prompt`, `id` and `kind`; or it has
+    the columns of a labelled data set (BeaverTails, WildGuardMix) or of a pair layout. `columns` maps our name to the
+    file's. `is_safe` is true or false, 1 or 0, "safe" or "unsafe", or one of `safe_values` and `unsafe_values`; with
+    those given, rows with any other value are left out and counted. `where` keeps the rows whose column fits a
+    pattern, as in `{"type": "contrast_*"}`; a column that `columns` maps has our name there. A label that is unknown or
+    between 0 and 1 is left out and counted. An id that is missing or taken gets a number.
 
-    Raises `DataError` for files that cannot be read, bad rows under `bad_rows="stop"`, and where nothing is left;
-    `SettingError` for an unknown name in `columns` or values that are both.
+    Raises `DataError` for files that cannot be read or fit no layout, bad rows under `bad_rows="stop"`, and where
+    nothing is left; `SettingError` for an unknown name in `columns`, or a value that is both safe and unsafe.
     """
-    unknown = sorted(set(columns or {}) - set(_OURS))
-    if unknown:
-        raise SettingError(f"columns: got {', '.join(unknown)}; allowed (our name: the file's): {', '.join(_OURS)}")
+    check_columns(columns, _OURS)
     both = sorted(set(safe_values) & set(unsafe_values))
     if both:
         raise SettingError(f"safe_values, unsafe_values: {', '.join(both)} is in both")
-    rows: list[Labelled] = []
+    completions: list[Completion] = []
     rejects: list[Reject] = []
     left_out: Counter[str] = Counter()
+    num_rows = 0
     values = _Values(frozenset(safe_values), frozenset(unsafe_values))
-    for item in _read(list(map(Path, files)), columns or {}, values, where or {}):
-        if isinstance(item, Labelled):
-            rows.append(item)
-        elif isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            left_out[item] += 1
-    num_rows = len(rows) + len(rejects) + left_out.total()
-    if num_rows:
-        check_rejects(ReadResult(rejects, num_rows), bad_rows=bad_rows)
-    if not rows:
-        counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it holds no row"
-        raise DataError.at(files[0], None, f"no labelled completion is left to use ({counts})")
-    return LabelledResult(_with_own_ids(rows), rejects, dict(left_out))
+    for file in expand_files(files):
+        layout = _layout_of(file, columns)
+        for row in mapped_rows(file, columns):
+            num_rows += 1
+            try:
+                found = list(_read(row, layout, values, where or {}))
+            except RowError as bad:
+                rejects.append(Reject.of(file, row.line, bad))
+                continue
+            completions += [one for one in found if isinstance(one, Completion)]
+            left_out.update(one for one in found if isinstance(one, str))
+    check_rejects(ReadResult(rejects, num_rows), bad_rows=bad_rows)
+    if not completions:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        raise DataError.at(files[0], None, f"no labelled completion is left to use ({reasons})")
+    return LabelledResult(_with_own_ids(completions), rejects, dict(left_out))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,95 +91,65 @@ class _Values:
     unsafe: frozenset[str]
 
     def read(self, value: object) -> bool | None:
-        """Return whether it says safe, `None` for a value that named ones leave out; raises `RowError` for no label."""
+        """Return whether it says safe, `None` for a value that the named ones leave out; raises `RowError`."""
         text = str(value).strip()
-        if self.safe or self.unsafe:
+        if self.safe:
             return True if text in self.safe else False if text in self.unsafe else None
         if text.lower() in (*_SAFE, *_UNSAFE):
             return text.lower() in _SAFE
         raise RowError("is_safe", "neither safe nor unsafe (safe_values and unsafe_values name others)", value)
 
 
-def _read(
-    files: Sequence[Path], columns: Mapping[str, str], values: _Values, where: Mapping[str, str]
-) -> Iterator[Labelled | Reject | str]:
-    """Yield what each row is: labelled, bad, or the reason for which it is left out."""
-    for file in files:
-        if _holds_pairs(file, columns):
-            if where:
-                raise SettingError(f"where: not read for the pairs of {file}; leave it out")
-            yield from _of_pairs(file)
-            continue
-        for row in iter_rows(file):
-            try:
-                yield _of_row(row, columns, values, where)
-            except RowError as bad:
-                yield Reject.of(file, row.line, bad)
+def _layout_of(file: Path, columns: Mapping[str, str] | None) -> AnyLayout:
+    def detect(held: Mapping[str, object]) -> Any:
+        return detect_completion_layout({"prompt": "", **held}) or detect_layout(held)
+
+    known: dict[str, AnyLayout] = {**COMPLETION_LAYOUTS, **LAYOUTS}
+    needs = {layout.name: layout.needs for layout in known.values()}
+    found: AnyLayout | None = first_that_fits(file, mapped_rows(file, columns), detect, needs)
+    return found or COMPLETION_LAYOUTS["completions"]
 
 
-def _holds_pairs(file: Path, columns: Mapping[str, str]) -> bool:
-    first = next((row for row in iter_rows(file) if row.bad is None), None)
-    if first is None or columns or any(name in first.columns for name in _TEXTS):
-        return False
-    return detect_layout(first.columns) is not None
-
-
-def _of_pairs(file: Path) -> Iterator[Labelled | Reject | str]:
-    for pair in iter_pairs([file]):
-        if isinstance(pair, Reject):
-            yield pair
-            continue
-        for side, text, label in (
-            ("chosen", pair.chosen, pair.chosen_is_safe),
-            ("rejected", pair.rejected, pair.rejected_is_safe),
-        ):
-            if label not in (0.0, 1.0):
-                yield "label unknown or between 0 and 1"
-            else:
-                yield Labelled(Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source), label == 1.0)
-
-
-def _of_row(row: Row, columns: Mapping[str, str], values: _Values, where: Mapping[str, str]) -> Labelled | str:
+def _read(row: Row, layout: AnyLayout, values: _Values, where: Mapping[str, str]) -> Iterator[Completion | str]:
+    """Yield the labelled completions of a row, or why there are none; raises `RowError`."""
     if row.bad is not None:
         raise row.bad
-    held = row.columns
     for name, pattern in where.items():
-        if name not in held:
-            raise RowError(name, "missing column, named in where", sorted(map(str, held)))
-        if not fnmatchcase(str(held[name]), pattern):
-            return f"{name} is not {pattern}"
-    field = columns.get("completion") or next((name for name in _TEXTS if name in held), "completion")
-    text = text_of(_value(held, field), field)
-    if not text.strip():
-        raise RowError(field, "empty completion", text)
-    is_safe = values.read(_value(held, columns.get("is_safe", "is_safe")))
-    if is_safe is None:
-        return "label is none of safe_values and unsafe_values"
-    given = held.get(columns.get("prompt", "prompt"), "")
-    prompt = messages_of(str(given) if isinstance(given, int) else given, columns.get("prompt", "prompt"))
-    name, kind = (_optional(held, columns.get(key, key)) for key in ("id", "kind"))
-    return Labelled(Completion(name, prompt, text, kind=kind), is_safe)
+        if name not in row.columns:
+            raise RowError(name, "missing column, named in where", sorted(map(str, row.columns)))
+        if not fnmatchcase(str(row.columns[name]), pattern):
+            yield f"{name} is not {pattern}"
+            return
+    if isinstance(layout, Layout):
+        yield from _of_pair(layout, row)
+        return
+    held = {"prompt": "", **row.columns}
+    if "is_safe" in held and not (held["is_safe"] is None or isinstance(held["is_safe"], float)):
+        is_safe = values.read(held["is_safe"])
+        if is_safe is None:
+            yield "label is none of safe_values and unsafe_values"
+            return
+        held["is_safe"] = is_safe
+    elif "is_safe" not in held and not layout.labelled:
+        raise RowError("is_safe", "missing column", sorted(map(str, row.columns)))
+    completion = layout.to_completion(held)
+    yield completion if completion.is_safe in (0.0, 1.0) else _UNKNOWN
 
 
-def _value(held: Mapping[str, object], field: str) -> object:
-    if field not in held:
-        raise RowError(field, "missing column", sorted(map(str, held)))
-    return held[field]
+def _of_pair(layout: Layout, row: Row) -> Iterator[Completion | str]:
+    pair = layout.to_pair(row.columns)
+    sides = (("chosen", pair.chosen, pair.chosen_is_safe), ("rejected", pair.rejected, pair.rejected_is_safe))
+    for side, text, label in sides:
+        made = Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source, is_safe=label)
+        yield made if label in (0.0, 1.0) else _UNKNOWN
 
 
-def _optional(held: Mapping[str, object], field: str) -> str:
-    value = held.get(field)
-    return "" if value is None else str(value)
-
-
-def _with_own_ids(rows: Sequence[Labelled]) -> list[Labelled]:
-    """Give a row without an id, or with one that is taken, its number: verdicts and mistakes are found by it."""
+def _with_own_ids(completions: Sequence[Completion]) -> list[Completion]:
+    """Give an id that is taken its number: verdicts and mistakes are found by it."""
     seen: set[str] = set()
     named = []
-    for number, row in enumerate(rows):
-        name = row.completion.id
-        if not name or name in seen:
-            name = f"{name or 'row'}-{number}"
+    for number, completion in enumerate(completions):
+        name = completion.id if completion.id not in seen else f"{completion.id}-{number}"
         seen.add(name)
-        named.append(Labelled(replace(row.completion, id=name), row.is_safe))
+        named.append(replace(completion, id=name))
     return named

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bfpo.errors import SettingError
+from bfpo.feedback.trained import trained_judge
 from bfpo.sandbox.oracle import assess
 from bfpo.schema import Comparison, Completion, Message, Verdict, VerdictLabel
 
@@ -115,6 +116,8 @@ def make_judge(
     """
     if format == "oracle":
         return OracleJudge()
+    if format == "trained":
+        return trained_judge(str(model))
     raise SettingError(f"judge: got {format!r}; allowed: oracle, a folder of `bfpo judge-train`, classifier:MODEL")
 
 

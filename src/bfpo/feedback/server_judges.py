@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from bfpo.feedback.server_answers import Answer, Token
 from bfpo.feedback.formats import Format, PairFormat, both_orders
 from bfpo.feedback.server import Question, Server
+from bfpo.feedback.server_answers import Answer, Token
 from bfpo.schema import Comparison, Completion, Verdict
 
 __all__ = ["ServerJudge", "ServerRanker", "label_probability"]

@@ -1,0 +1,117 @@
+"""Configs of the stages that make a judge and that check one against people's labels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from bfpo.config.base import ConfigPart, FileList, PathText, StageConfig
+from bfpo.config.judges import JudgeConfig
+
+__all__ = ["JudgeCheckConfig", "JudgeTrainConfig", "LabelledConfig"]
+
+
+class LabelledConfig(ConfigPart):
+    """Completions that people have labelled safe or unsafe; a pair file gives two a row."""
+
+    files: FileList = Field(description="JSON lines, CSV or Parquet, one path or a list")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our column name (id, prompt, completion, is_safe, kind): its name in the files, where they differ",
+    )
+    safe_values: list[str] = Field(
+        default=[], description="values of is_safe that mean safe, where it is not true or false; others are left out"
+    )
+    unsafe_values: list[str] = Field(default=[], description="values of is_safe that mean unsafe")
+    where: dict[str, str] = Field(
+        default_factory=dict,
+        description="only rows whose column (the file's name) fits a pattern such as contrast_*",
+    )
+    bad_rows: Literal["stop", "skip"] = Field(
+        default="stop", description="a row that cannot be read stops the run or is skipped"
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> LabelledConfig:
+        if bool(self.safe_values) != bool(self.unsafe_values):
+            raise ValueError("safe_values, unsafe_values: give both or none")
+        return self
+
+
+_NGRAM_KEYS = ("ngrams", "num_features", "inverse_penalty", "with_prompt", "folds")
+_CLASSIFIER_KEYS = (
+    "model",
+    "revision",
+    "max_length",
+    "learning_rate",
+    "num_train_epochs",
+    "batch_size",
+    "logging_steps",
+    "save_steps",
+)
+
+
+class JudgeTrainConfig(StageConfig):
+    """`bfpo judge-train`: train a small judge of safety on labelled completions."""
+
+    data: LabelledConfig = Field(description="labelled completions")
+    kind: Literal["ngrams", "classifier"] = Field(
+        default="ngrams", description="hashed n-grams with a logistic regression, or a fine-tuned classifier"
+    )
+    name: str = Field(default="trained", min_length=1, description="name that its verdicts carry")
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is above this")
+    seed: int = Field(default=0, ge=0, description="seed of the folds and of the order of training")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+
+    ngrams: list[int] = Field(default=[1, 2], description="n-grams: fewest and most words in a row")
+    num_features: int = Field(default=1 << 18, ge=2, description="n-grams: size of the hashed table")
+    inverse_penalty: float = Field(default=10.0, gt=0, description="n-grams: C of the logistic regression")
+    with_prompt: bool = Field(default=False, description="n-grams: read the prompt's words too")
+    folds: int = Field(default=5, ge=2, description="n-grams: parts of a cross-validation by prompt")
+
+    model: PathText | None = Field(default=None, description="classifier: model to start from, folder or hub id")
+    revision: str | None = Field(default=None, description="classifier: revision of a model on the hub")
+    max_length: int = Field(
+        default=512, ge=8, description="classifier: longest prompt + completion in tokens; longer ones are left out"
+    )
+    learning_rate: float = Field(default=2e-5, gt=0, description="classifier: peak learning rate")
+    num_train_epochs: float = Field(default=2.0, gt=0, description="classifier: passes over the data")
+    batch_size: int = Field(default=16, ge=1, description="classifier: number of texts per optimizer step")
+
+    logging_steps: int = Field(
+        default=10, ge=1, description="classifier: optimizer steps between rows of metrics.jsonl"
+    )
+    save_steps: int = Field(default=500, ge=1, description="classifier: optimizer steps between checkpoints")
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what the other kind reads."""
+        return frozenset(_CLASSIFIER_KEYS if self.kind == "ngrams" else _NGRAM_KEYS)
+
+    @model_validator(mode="after")
+    def _no_key_in_vain(self) -> JudgeTrainConfig:
+        idle = sorted(self.unread() & self.model_fields_set)
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: not read by kind {self.kind!r}; leave it out")
+        if self.kind == "classifier" and self.model is None:
+            raise ValueError("model: missing; kind 'classifier' needs a model to start from: a folder or hub id")
+        if len(self.ngrams) != 2 or not 1 <= self.ngrams[0] <= self.ngrams[1]:
+            raise ValueError(f"ngrams: got {self.ngrams}; allowed: two whole numbers, 1 <= first <= second")
+        return self
+
+
+class JudgeCheckConfig(StageConfig):
+    """`bfpo judge-check`: compare a judge's verdicts with people's labels."""
+
+    judge: JudgeConfig = Field(description="the judge: oracle, a folder of judge-train, FORMAT[:MODEL] or a section")
+    data: LabelledConfig = Field(description="labelled completions, not those that the judge was trained on")
+    limit: int | None = Field(default=None, ge=1, description="number of texts, drawn at random with seed; null = all")
+    label_cache: PathText | None = Field(
+        default=None, description="folder of verdicts that are read and added to; null = none"
+    )
+    max_requests: int | None = Field(default=None, ge=1, description="most requests to a server; null = no bound")
+    mistakes: int = Field(default=20, ge=0, description="number of worst mistakes that are shown")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
+    bootstrap_samples: int = Field(default=2000, ge=100, description="number of bootstrap resamples")
+    seed: int = Field(default=0, ge=0, description="seed of the bootstrap and of limit")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")

@@ -1,0 +1,141 @@
+"""STAGE: completions that people have labelled -> a small judge of safety that runs offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bfpo.config import JudgeTrainConfig
+from bfpo.console import show
+from bfpo.data.labelled import LabelledResult, load_labelled
+from bfpo.data.rejects import describe_rejects
+from bfpo.data.split import normalised_prompt
+from bfpo.evaluation.judge_quality import judge_quality
+from bfpo.feedback.ngrams import NgramSettings, fit_ngrams
+from bfpo.runs import RunFolder
+from bfpo.schema import Completion, Verdict
+
+__all__ = ["preview", "run"]
+
+JUDGE = "model"
+
+
+def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
+    """Write the judge into `model/`: `judge.json` and its weights as safetensors; `judge: DIR/model` then names it.
+
+    Of n-grams, a cross-validation by prompt is written into `judge.json` and shown: what the judge is worth on prompts
+    that it has not seen. Raises `DataError` for data that cannot be used or labels that are all the same.
+    """
+    if not folder.is_writer:
+        return
+    if config.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.threads)
+    folder.add_data("data", config.data.files)
+    loaded = load_labelled(**config.data.model_dump())
+    show("\n".join(_described(loaded)))
+    facts: dict[str, Any] = {"trained_on": _counts(loaded), "data": folder.record["data"]["data"]}
+    if config.kind == "ngrams":
+        found = _train_ngrams(config, loaded.completions, folder, facts)
+    else:
+        found = _train_classifier(config, loaded.completions, folder, facts)
+    folder.add_facts(judge={**facts["trained_on"], **found})
+    title = "Cross-validation by prompt" if config.kind == "ngrams" else "Training"
+    folder.write_card(f"Judge {config.name}", {"Trained on": facts["trained_on"], title: found})
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
+    if shown:
+        show(f"on prompts not seen ({config.folds} folds): {shown}" if config.kind == "ngrams" else shown)
+    show(f"the judge: {folder.path / JUDGE}; use it as --set judge={folder.path / JUDGE}")
+
+
+def _train_ngrams(
+    config: JudgeTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
+) -> dict[str, Any]:
+    scores = _cross_validation(config, completions)
+    judge = fit_ngrams(completions, [row.is_safe == 1 for row in completions], _settings(config), name=config.name)
+    judge.save(folder.folder(JUDGE), {**facts, "cross_validation": scores})
+    return scores
+
+
+def _train_classifier(
+    config: JudgeTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
+) -> dict[str, Any]:
+    from bfpo.feedback.finetune import classifier_trainer, save_described
+    from bfpo.training.session import train_in_folder
+
+    assert config.model is not None  # the config has checked it
+    names = ("revision", "max_length", "learning_rate", "num_train_epochs", "batch_size", "logging_steps", "save_steps")
+    trainer, left_out = classifier_trainer(
+        completions,
+        folder.folder("checkpoints"),
+        model=config.model,
+        seed=config.seed,
+        **{name: getattr(config, name) for name in names},
+    )
+    if left_out:
+        show(f"left out: {left_out} completions, longer than {config.max_length} tokens with their prompt")
+    metrics = train_in_folder(
+        trainer, folder, title="judge-train", shown={"loss": "loss"}, evaluates=False, save_total_limit=1
+    )
+    save_described(
+        folder.path / JUDGE, name=config.name, threshold=config.threshold, max_length=config.max_length, facts=facts
+    )
+    return {"left_out_as_too_long": left_out, "train_loss": metrics.get("train_loss")}
+
+
+def preview(config: JudgeTrainConfig) -> list[str]:
+    """Return what the judge would be trained on."""
+    return [*_described(load_labelled(**config.data.model_dump())), f"kind: {config.kind}"]
+
+
+def _settings(config: JudgeTrainConfig) -> NgramSettings:
+    return NgramSettings(
+        ngrams=(config.ngrams[0], config.ngrams[1]),
+        num_features=config.num_features,
+        inverse_penalty=config.inverse_penalty,
+        with_prompt=config.with_prompt,
+        threshold=config.threshold,
+    )
+
+
+def _counts(loaded: LabelledResult) -> dict[str, int]:
+    safe = sum(row.is_safe == 1 for row in loaded.completions)
+    return {
+        "completions": len(loaded.completions),
+        "safe": safe,
+        "unsafe": len(loaded.completions) - safe,
+        "prompts": len({normalised_prompt(row.prompt) for row in loaded.completions}),
+        "rows_rejected": len(loaded.rejects),
+        **loaded.left_out,
+    }
+
+
+def _described(loaded: LabelledResult) -> list[str]:
+    counts = _counts(loaded)
+    lines = [
+        f"{counts['completions']} labelled completions of {counts['prompts']} prompts: {counts['safe']} safe, "
+        f"{counts['unsafe']} unsafe",
+        *(f"left out: {count} rows, {reason}" for reason, count in loaded.left_out.items()),
+    ]
+    if loaded.rejects:
+        lines.append(describe_rejects(loaded.rejects, rows=counts["completions"] + len(loaded.rejects)))
+    return lines
+
+
+def _cross_validation(config: JudgeTrainConfig, rows: Sequence[Completion]) -> dict[str, float | int | str | None]:
+    """Return what the judge is worth on prompts that it was not trained on; why not, where there are too few."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = [row.is_safe == 1 for row in rows]
+    groups = [normalised_prompt(row.prompt) or row.id for row in rows]
+    per_label = [len({group for group, label in zip(groups, labels, strict=True) if label == kind}) for kind in (0, 1)]
+    if min(per_label) < config.folds:
+        return {"not_done": f"{min(per_label)} prompts of the rarer label, fewer than {config.folds} folds"}
+    verdicts: dict[int, Verdict] = {}
+    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
+    for train, test in folds.split(rows, labels, groups):
+        judge = fit_ngrams([rows[n] for n in train], [labels[n] for n in train], _settings(config))
+        verdicts.update(zip(test.tolist(), judge.judge([rows[n] for n in test]), strict=True))
+    scores = judge_quality([verdicts[n] for n in range(len(rows))], labels, groups, num_resamples=100)
+    return {"folds": config.folds, **{score.metric: score.value for score in scores}}

@@ -1,0 +1,35 @@
+"""The judge in a folder of `bfpo judge-train`, whatever its kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bfpo.errors import ModelError
+from bfpo.feedback.ngrams import JUDGE_FILE, NgramJudge
+
+if TYPE_CHECKING:
+    from bfpo.feedback.judges import Judge
+
+__all__ = ["trained_judge"]
+
+
+def trained_judge(folder: str | Path) -> Judge:
+    """Return the judge that the folder holds. Raises `ModelError` where it holds none."""
+    folder = Path(folder)
+    try:
+        described = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
+        kind = described["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder}: holds no {JUDGE_FILE} that can be read ({type(error).__name__}: {error}); needed: the folder "
+            "`judge` of a run of `bfpo judge-train`"
+        ) from error
+    if kind == "ngrams":
+        return NgramJudge.load(folder)
+    if kind == "classifier":
+        from bfpo.feedback.finetune import load_finetuned
+
+        return load_finetuned(folder, described)
+    raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed: ngrams, classifier")
