@@ -204,6 +204,20 @@ def test_data_is_hashed_and_a_changed_file_stops_a_resumed_run(tmp_path):
         folder.add_data("data", tmp_path / "none")
 
 
+def test_a_folder_of_data_is_the_files_that_it_holds(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("b.jsonl", "a.jsonl"):
+        (data / name).write_text(name)
+    new(tmp_path / "run").add_data("data", data)
+    folder = new(tmp_path / "run", resume=True)
+    folder.add_data("data", data)
+    assert list(folder.record["data"]["data"]) == [str(data / "a.jsonl"), str(data / "b.jsonl")]
+    (data / "c.jsonl").write_text("c")
+    with pytest.raises(RunError, match=r"data: .*c\.jsonl.* came or went"):
+        new(tmp_path / "run", resume=True).add_data("data", data)
+
+
 def test_no_secret_and_no_environment_variable_is_written(tmp_path, monkeypatch):
     secret = "hf_" + "a" * 30
     monkeypatch.setenv("HF_TOKEN", secret)

@@ -137,7 +137,7 @@ class RunFolder:
         self.write_json(_RECORD, self._record)
 
     def add_data(self, name: str, files: str | Path | Sequence[str | Path]) -> None:
-        """Write the SHA-256 and the size of the files behind one input, such as `data` or `buffer`.
+        """Write the SHA-256 and the size of the files behind one input, such as `data`; of a folder, of what it holds.
 
         Raises `RunError` where a file cannot be read, or where a resumed run finds other content than it started with.
         """
@@ -155,6 +155,12 @@ class RunFolder:
                     f"{path}: changed since this run started (SHA-256 {before['sha256'][:12]}, now "
                     f"{now['sha256'][:12]}); put the earlier file back, or start a new run in another --out"
                 )
+        moved = sorted(facts.keys() ^ earlier.get(name, facts).keys())
+        if moved:
+            raise RunError(
+                f"{name}: {', '.join(moved)} came or went since this run started; put the folder back as it was, or "
+                "start a new run in another --out"
+            )
         self.add_facts(data={**earlier, name: facts})
 
     # Files

@@ -276,7 +276,11 @@ def test_prompts(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("first\n\nsecond\n")
     lines = read_prompts(tmp_path / "prompts.txt")
     assert [prompt.messages[0].content for prompt in lines] == ["first", "second"]
-    for bad, text in (([{"prompt": ""}], "empty prompt"), ([{"text": "q"}], "missing column"), (rows[:1] * 2, "twice")):
+    for bad, text in (
+        ([{"prompt": ""}], "empty prompt"),
+        ([{"text": "q"}], "no layout"),
+        (rows[:1] * 2, "twice"),
+    ):
         with pytest.raises(DataError, match=text):
             read_prompts(write_rows(tmp_path / "bad.jsonl", bad))
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")

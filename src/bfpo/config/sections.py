@@ -74,7 +74,7 @@ class SftDataConfig(FilesConfig):
     )
     use: Literal["all", "chosen", "safe"] = Field(
         default="all",
-        description="of pairs: every completion, the more helpful, or those labelled safe (also of single completions)",
+        description="of pairs: all completions, the chosen, or those labelled safe (also of labelled completions)",
     )
 
 

@@ -12,6 +12,7 @@ from bfpo.schema import Completion, Message, Pair, Role
 
 __all__ = [
     "Columns",
+    "cell_value",
     "choice_of",
     "completion_of",
     "content_id",
@@ -46,7 +47,7 @@ def text_of(value: object, field: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise RowError(field, "not valid Unicode", value[error.start : error.end]) from None
-    return value
+    return str(value)  # of a CSV cell too
 
 
 def messages_of(value: object, field: str) -> tuple[Message, ...]:
@@ -87,9 +88,7 @@ def label_of(row: Columns, field: str) -> float | None:
 
     In CSV, where all is text, `true`, `false` and numbers are labels and an empty cell is none.
     """
-    value = row.get(field)
-    if isinstance(value, CellText):
-        value = _cell_value(value)
+    value = cell_value(row.get(field))
     if value is None:
         return None
     if not isinstance(value, (bool, int, float)):
@@ -99,21 +98,23 @@ def label_of(row: Columns, field: str) -> float | None:
     return float(value)
 
 
-def _cell_value(cell: CellText) -> object:
-    """Return what a CSV cell says besides text: true, false, a number or nothing; the cell itself where it does not."""
-    word = cell.strip().lower()
+def cell_value(value: object) -> object:
+    """Return what a CSV cell says besides text: true, false, a number, or `None` for an empty one; else the value."""
+    if not isinstance(value, CellText):
+        return value
+    word = value.strip().lower()
     if word in ("true", "false", ""):
         return None if not word else word == "true"
     try:
         return float(word)
     except ValueError:
-        return cell
+        return value
 
 
 def choice_of(row: Columns, field: str, allowed: tuple[int, int]) -> int:
     """Return which of two numbers the field names; raises `RowError` for anything else."""
     value = value_of(row, field)
-    number = _cell_value(value) if isinstance(value, CellText) else value
+    number = cell_value(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)) or number not in allowed:
         raise RowError(field, f"neither {allowed[0]} nor {allowed[1]}", value)
     return int(number)
@@ -178,9 +179,7 @@ def completion_of(
     """Return the completion, checked for what every layout has in common; `id`, `model`, `finished` are the row's."""
     if not allow_empty and not text.strip():
         raise RowError(field, "empty completion", text)
-    finished = row.get("finished", True)
-    if isinstance(finished, CellText):
-        finished = _cell_value(finished)
+    finished = cell_value(row.get("finished", True))
     if not isinstance(finished, bool):
         raise RowError("finished", "wrong type (true or false is needed)", finished)
     name = optional_text(row, "id") or content_id((*prompt, Message("assistant", text)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from bfpo.data.fields import (
     Columns,
+    cell_value,
     choice_of,
     label_of,
     messages_of,
@@ -167,7 +168,7 @@ def _helpsteer_turns(text: str) -> tuple[Message, ...]:
 
 def _preferred(row: Columns, prompt: tuple[Message, ...], fields: tuple[str, str], preference: str) -> Pair:
     texts = [text_of(value_of(row, field), field) for field in fields]
-    value = value_of(row, preference)
+    value = cell_value(value_of(row, preference))
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -3 <= value <= 3:
         raise RowError(preference, "not a number from -3 to 3", value)
     if value == 0:

@@ -103,9 +103,11 @@ def _mt_bench(row: Columns) -> list[Prompt]:
 
 def _catqa(row: Columns) -> list[Prompt]:
     """CatQA: one object, category -> subcategory -> questions."""
-    prompts = []
+    prompts: list[Prompt] = []
     for category, parts in row.items():
-        for questions in parts.values() if isinstance(parts, dict) else ():
+        if not isinstance(parts, dict):
+            raise RowError(category, "wrong type (an object of subcategories is needed)", parts)
+        for questions in parts.values():
             if not isinstance(questions, list):
                 raise RowError(category, "wrong type (a list of questions is needed)", questions)
             prompts += [_asked(question, category, kind=HARMFUL) for question in questions]
@@ -129,7 +131,7 @@ def _is_alert(row: Columns) -> bool:
 
 def _garak_report(row: Columns) -> list[Prompt]:
     """garak's report: its attempts are prompts, its other entries (setup, evaluations) none."""
-    return _garak_prompt(row) if row["entry_type"] == "attempt" else []
+    return _garak_prompt(row) if value_of(row, "entry_type") == "attempt" else []
 
 
 def _garak_prompt(row: Columns) -> list[Prompt]:
@@ -155,12 +157,12 @@ def _garak_turn(turn: object) -> object:
 
 def _pyrit(row: Columns) -> list[Prompt]:
     """PyRIT's memory: what the user's side sent, after its converters, each turn by itself; other roles are none."""
-    if row["role"] != "user":
+    if value_of(row, "role") != "user":
         return []
     type_ = optional_text(row, "converted_value_data_type") or "text"
     if type_ != "text":
         raise RowError("converted_value", "not text", type_)
-    return [_asked(row["converted_value"], "converted_value", kind=HARMFUL)]
+    return [_asked(value_of(row, "converted_value"), "converted_value", kind=HARMFUL)]
 
 
 PROMPT_LAYOUTS: dict[str, PromptLayout] = {

@@ -87,9 +87,7 @@ def resolve_files(
     wanted = found.patterns if patterns is None else tuple(patterns)
     local = _local_path(found) if path is None else Path(path)
     if path is not None and revision is not None:
-        raise SettingError(
-            f"revision: got {revision!r} beside path {str(path)!r}; only the hub has revisions: drop one"
-        )
+        raise SettingError(f"revision: got {revision!r} beside path {str(path)!r}; only the hub has revisions")
     if local is not None:
         return ResolvedSource(found, _files_at(local, wanted, exact=patterns is not None), "local", None)
     if found.hub_id is None:
@@ -111,9 +109,7 @@ def _files_at(path: Path, patterns: Sequence[str], *, exact: bool) -> tuple[Path
     files = list_files(path)
     matching = [file for file in files if any(fnmatch(file.relative_to(path).as_posix(), each) for each in patterns)]
     if patterns and exact and not matching:
-        raise DataError.at(
-            path, None, f"holds no file that matches {', '.join(patterns)}; readable there: {len(files)}"
-        )
+        raise DataError.at(path, None, f"none of its {len(files)} files matches {', '.join(patterns)}")
     return tuple(matching or files)
 
 
