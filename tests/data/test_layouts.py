@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,6 +98,88 @@ def test_hh_transcripts() -> None:
     assert detect_layout(row) is LAYOUTS["hh"]
 
 
+PKU_ALL: dict[str, Any] = {
+    **PKU,
+    "prompt_source": "Alpaca3-70B",
+    "response_0_source": "Alpaca3-8B",
+    "response_1_source": "Alpaca3-8B",
+    "response_0_harm_category": {"Violence": False},
+    "response_1_harm_category": {"Violence": True},
+    "response_0_severity_level": 0,
+    "response_1_severity_level": 2,
+    "safer_response_id": 0,
+    "response_0_sha256": "a",
+    "response_1_sha256": "b",
+}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ("safer_response_id",),
+        ("safer_response_id", "prompt_source", "response_0_source", "response_1_source"),
+        ("safer_response_id", "response_0_harm_category", "response_0_severity_level", "response_1_severity_level"),
+        tuple(PKU_ALL),
+    ],
+)
+def test_every_layout_that_pku_saferlhf_has_had(columns: tuple[str, ...]) -> None:
+    row = {**PKU, **{name: PKU_ALL[name] for name in columns}}
+    assert detect_layout(row) is LAYOUTS["pku"]
+    assert parse("pku", row) == parse("pku", PKU)  # the safer response is not the chosen one
+
+
+REDTEAM: dict[str, Any] = {
+    "prompt": "q",
+    "modeloutput1": "one",
+    "modeloutput2": "two",
+    "better_modelout": 2,
+    "is_modelout1_safe": True,
+    "is_modelout2_safe": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("better", "texts", "labels"),
+    [(1, ("one", "two"), (1.0, 0.0)), (2, ("two", "one"), (0.0, 1.0)), ("2", ("two", "one"), (0.0, 1.0))],
+)
+def test_the_red_team_file_of_the_authors(better: object, texts: object, labels: object) -> None:
+    pair = parse("redteam", {**REDTEAM, "better_modelout": better})
+    assert ((pair.chosen, pair.rejected), (pair.chosen_is_safe, pair.rejected_is_safe)) == (texts, labels)
+
+
+HELPSTEER2: dict[str, Any] = {"prompt": "q", "response_1": "one", "response_2": "two", "preference_strength": -2}
+HELPSTEER3: dict[str, Any] = {"context": [USER], "response1": "one", "response2": "two", "overall_preference": 1}
+
+
+def test_helpsteer_prefers_by_sign() -> None:
+    pair = parse("helpsteer2", HELPSTEER2)
+    assert (pair.prompt, pair.chosen, pair.rejected, pair.chosen_is_safe) == ((Q,), "one", "two", None)
+    assert parse("helpsteer2", {**HELPSTEER2, "preference_strength": 3}).chosen == "two"
+    assert (parse("helpsteer3", HELPSTEER3).prompt, parse("helpsteer3", HELPSTEER3).chosen) == ((Q,), "two")
+    turns = "q\n<extra_id_1>Assistant\nx\n<extra_id_1>User\nq"
+    assert parse("helpsteer2", {**HELPSTEER2, "prompt": turns}).prompt == (Q, Message("assistant", "x"), Q)
+
+
+SHAREGPT: dict[str, Any] = {
+    "conversations": [{"from": "human", "value": "q"}],
+    "chosen": {"from": "gpt", "value": "a"},
+    "rejected": {"from": "gpt", "value": "b"},
+}
+
+
+def test_sharegpt_turns() -> None:
+    pair = parse("sharegpt", {**SHAREGPT, "system": "s"})
+    assert (pair.prompt, pair.chosen, pair.rejected) == ((Message("system", "s"), Q), "a", "b")
+    assert parse("sharegpt", SHAREGPT).prompt == (Q,)
+
+
+def test_ultrafeedback_is_a_conversation_beside_its_prompt() -> None:
+    turns = {key: [USER, answer(key)] for key in ("chosen", "rejected")}
+    row = {"prompt": "q", "prompt_id": "x", **turns, "messages": turns["chosen"], "score_chosen": 8.0}
+    assert detect_layout(row) is LAYOUTS["trl"]
+    assert parse("trl", row) == replace(parse("trl", turns), id=parse("trl", row).id)
+
+
 def test_an_id_made_from_content_depends_on_content_alone() -> None:
     row = {key: value for key, value in OURS.items() if key != "id"}
     made = parse("bfpo", row).id
@@ -148,6 +231,21 @@ BAD = [
     ("pku", {**PKU, "response_1": " "}, "response_1", "empty completion"),
     ("pku", {**PKU, "response_1": "zero"}, "response_1 = response_0", "identical completions"),
     ("pku", {**PKU, "is_response_1_safe": 7}, "is_response_1_safe", "label outside"),
+    ("redteam", {**REDTEAM, "better_modelout": 0}, "better_modelout", "neither 1 nor 2"),
+    ("redteam", {**REDTEAM, "better_modelout": "x"}, "better_modelout", "neither 1 nor 2"),
+    ("redteam", without(REDTEAM, "modeloutput2"), "modeloutput2", "missing column"),
+    ("redteam", {**REDTEAM, "is_modelout1_safe": 2}, "is_modelout1_safe", "label outside"),
+    ("helpsteer2", {**HELPSTEER2, "preference_strength": 0}, "preference_strength", "a tie"),
+    ("helpsteer2", {**HELPSTEER2, "preference_strength": 4}, "preference_strength", "not a number from -3 to 3"),
+    ("helpsteer2", {**HELPSTEER2, "preference_strength": "2"}, "preference_strength", "not a number from -3 to 3"),
+    ("helpsteer2", {**HELPSTEER2, "preference_strength": float("nan")}, "preference_strength", "not a number"),
+    ("helpsteer3", {**HELPSTEER3, "context": "text", "overall_preference": 0}, "overall_preference", "a tie"),
+    ("helpsteer3", without(HELPSTEER3, "context"), "context", "missing column"),
+    ("sharegpt", {**SHAREGPT, "chosen": {"from": "human", "value": "a"}}, "chosen", "not the assistant's"),
+    ("sharegpt", {**SHAREGPT, "chosen": "a"}, "chosen", "not a turn with from and value"),
+    ("sharegpt", {**SHAREGPT, "conversations": "q"}, "conversations", "a list of turns"),
+    ("sharegpt", {**SHAREGPT, "conversations": [{"from": "bot", "value": "q"}]}, "conversations", "unknown role"),
+    ("sharegpt", {**SHAREGPT, "conversations": [{"from": ["gpt"], "value": "q"}]}, "conversations", "unknown role"),
     ("trl", without(TRL, "prompt"), "prompt", "missing column"),
     ("trl", without(TRL, "rejected"), "rejected", "missing column"),
     ("trl", {**TRL, "chosen": [USER, answer("a")]}, "rejected", "wrong type"),
@@ -184,6 +282,10 @@ def test_bad_rows_say_field_and_reason(layout: str, row: dict[str, Any], field: 
         (OURS, "bfpo"),
         (PKU, "pku"),
         (without(PKU, "is_response_0_safe", "is_response_1_safe"), "pku"),
+        (REDTEAM, "redteam"),
+        (HELPSTEER2, "helpsteer2"),
+        (HELPSTEER3, "helpsteer3"),
+        (SHAREGPT, "sharegpt"),
         (TRL, "trl"),
         ({**TRL, "chosen_is_safe": 1}, "trl"),
         ({**OURS, "chosen": [answer("a")], "rejected": [answer("b")]}, "trl"),
