@@ -90,7 +90,7 @@ def test_columns_map_and_text_files_repeat(tmp_path: Path) -> None:
     columns = {"prompt": "question", "kind": "group"}
     one, two = read_prompts(tmp_path / "own.csv", columns=columns)
     assert (one.messages[0].content, one.kind, two.kind) == ("one\ntwo", "a", "b")
-    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\r\none\r\n")
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\ntwo\rone\r\n")
     result = read_prompt_files([tmp_path / "prompts.txt"])
     assert [prompt.messages[0].content for prompt in result.prompts] == ["one", "two"]
     assert result.left_out == {"repeated prompt": 1}

@@ -146,6 +146,19 @@ def test_offline_means_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         resolve_files("pku-saferlhf")
 
 
+def test_offline_what_was_downloaded_before_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "datasets--Anthropic--hh-rlhf"
+    put(cached / "snapshots" / COMMIT, "helpful-base/train.jsonl.gz", "helpful-base/test.jsonl.gz")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(COMMIT)
+    found = resolve_files("hh-rlhf")
+    assert ([file.name for file in found.files], found.origin, found.revision) == (["train.jsonl.gz"], "hub", COMMIT)
+
+
 def table() -> list[str]:
     """Return the rows that the documentation has of the table of sources."""
     lines = []

@@ -68,15 +68,17 @@ def iter_rows(file: Path) -> Iterator[Row]:
 
 
 def text_rows(file: Path) -> Iterator[Row]:
-    """Yield the lines of a text file that hold more than white space, each as `{"text": line}`."""
+    """Yield the lines of a text file that hold more than white space, each as `{"text": line}`; of any line ends."""
     for line, raw in iter_lines(file):
         if raw is None:
             yield Row(line, {}, too_long())
         elif raw.strip():
             try:
-                yield Row(line, {"text": raw.decode("utf-8").rstrip("\r\n")})
+                parts = raw.decode("utf-8").split("\r")
             except UnicodeDecodeError as error:
                 yield Row(line, {}, _not_utf8(error))
+            else:
+                yield from (Row(line, {"text": part.rstrip("\n")}) for part in parts if part.strip())
 
 
 def too_long() -> RowError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bfpo.config import GenerateConfig, read_template
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.read import read_prompts
+from bfpo.data.prompts import PromptResult, read_prompt_files
 from bfpo.data.write import completion_row
 from bfpo.errors import DataError
 from bfpo.feedback.sampling import Answer, Request, answer_batches, end_token_ids
@@ -50,7 +50,9 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     folder.add_data("prompts", config.prompts)
-    prompts = _choose_prompts(config)
+    found = _read_prompts(config)
+    folder.add_facts(prompts={"num_prompts": len(found.prompts), "left_out": found.left_out, "layouts": found.layouts})
+    prompts = _choose_prompts(found, config)
     policy = load_policy(config.model, dtype=config.dtype, revision=config.revision)
     model, tokenizer = policy.model, policy.tokenizer
     if torch.cuda.is_available():
@@ -83,23 +85,31 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
 
 def preview(config: GenerateConfig) -> list[str]:
     """Return what would be generated: prompts by kind, their lengths, completions."""
-    prompts = _choose_prompts(config)
+    found = _read_prompts(config)
+    prompts = _choose_prompts(found, config)
     chat = ChatEncoder(load_tokenizer(config.model, revision=config.revision), read_template(config.chat_template))
     lengths = sorted(len(task.prompt_ids) for task in _tasks(prompts, config, chat))
     kinds = _count(prompt.kind or "(no kind)" for prompt in prompts)
+    left_out = [f"left out: {num} ({reason})" for reason, num in found.left_out.items()]
     return [
         f"{len(prompts)} prompts: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}",
+        *left_out,
         f"prompt tokens: median {lengths[len(lengths) // 2]}, longest {lengths[-1]} (limit {config.max_prompt_length})",
         f"{len(lengths)} completions of at most {config.max_new_tokens} tokens",
         "no parameter trains",
     ]
 
 
-def _choose_prompts(config: GenerateConfig) -> list[Prompt]:
-    """Return the prompts of the file, or a seeded choice of `limit` of them in the file's order."""
-    prompts = read_prompts(config.prompts, columns=config.columns)
-    if not prompts:
+def _read_prompts(config: GenerateConfig) -> PromptResult:
+    found = read_prompt_files([config.prompts], columns=config.columns)
+    if not found.prompts:
         raise DataError.at(config.prompts, None, "holds no prompt; at least one is needed")
+    return found
+
+
+def _choose_prompts(found: PromptResult, config: GenerateConfig) -> list[Prompt]:
+    """Return the prompts of the file, or a seeded choice of `limit` of them in the file's order."""
+    prompts = found.prompts
     if config.limit is None or config.limit >= len(prompts):
         return prompts
     chosen = sorted(random.Random(config.seed).sample(range(len(prompts)), config.limit))
