@@ -118,7 +118,7 @@ class AnswerModel:
 
         Raises `ModelError` where the answer alone needs all positions of the model.
         """
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
             return self.max_length
         if positions <= max_new_tokens:

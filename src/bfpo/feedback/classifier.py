@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +12,11 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from bfpo.errors import ModelError, SettingError
+from bfpo.errors import DataError, ModelError, SettingError
 from bfpo.feedback.formats.types import question
 from bfpo.feedback.local import (
     batches_by_length,
+    check_characters,
     check_settings,
     load_classifier,
     pad_right,
@@ -23,7 +26,7 @@ from bfpo.feedback.local import (
 )
 from bfpo.schema import Completion, Verdict
 
-__all__ = ["ClassifierJudge", "classifier_logits", "classifier_rows"]
+__all__ = ["ClassifierJudge", "classifier_logits", "classifier_row"]
 
 _VERSION = "classifier-1"
 Text = Literal["pair", "completion"]
@@ -96,24 +99,31 @@ class ClassifierJudge:
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
         """Return the verdicts, one per completion, in order."""
         texts = [(question(c.prompt), c.text) if self._text == "pair" else (c.text, None) for c in completions]
-        rows = classifier_rows(self._tokenizer, texts)
-        short = [place for place, row in enumerate(rows) if len(row["input_ids"]) <= self._room]
-        logits = classifier_logits(self._model, self._tokenizer, [rows[place] for place in short], self._batch_size)
-        found = dict(zip(short, map(self._p_safe, logits), strict=True))
-        return [
-            self._verdict(c, found.get(place), len(rows[place]["input_ids"])) for place, c in enumerate(completions)
-        ]
+        rows: dict[int, dict[str, list[int]]] = {}
+        reasons: dict[int, str] = {}
+        for number, (first, second) in enumerate(texts):
+            try:
+                row = classifier_row(self._tokenizer, first, second)
+            except DataError as error:
+                reasons[number] = str(error)
+                continue
+            if len(row["input_ids"]) > self._room:
+                reasons[number] = too_long(len(row["input_ids"]), self._room)
+            else:
+                rows[number] = row
+        logits = classifier_logits(self._model, self._tokenizer, list(rows.values()), self._batch_size)
+        found = dict(zip(rows, map(self._p_safe, logits), strict=True))
+        return [self._verdict(c, found.get(number), reasons.get(number)) for number, c in enumerate(completions)]
 
     def _p_safe(self, logits: torch.Tensor) -> float:
         probabilities = logits.sigmoid() if self._multi else logits.softmax(dim=-1)
         probability = float(probabilities[self._index])
         return probability if self._safe else 1 - probability
 
-    def _verdict(self, completion: Completion, p_safe: float | None, length: int) -> Verdict:
-        if p_safe is None:
-            return Verdict(completion.id, self.name, "unscored", reason=too_long(length, self._room))
-        if p_safe != p_safe:
-            return Verdict(completion.id, self.name, "unscored", reason="the model's logits are not finite")
+    def _verdict(self, completion: Completion, p_safe: float | None, reason: str | None) -> Verdict:
+        if p_safe is None or not math.isfinite(p_safe):
+            why = reason or "the model's logits are not finite"
+            return Verdict(completion.id, self.name, "unscored", reason=why)
         return Verdict(completion.id, self.name, "safe" if p_safe >= self._threshold else "unsafe", p_safe=p_safe)
 
 
@@ -142,18 +152,16 @@ def room(model: Any, max_length: int) -> int:
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"})
 
 
-def classifier_rows(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str | None]]
-) -> list[dict[str, list[int]]]:
-    """Return `input_ids` and, where the model has them, `token_type_ids` of texts or pairs, whole and unpadded.
+def classifier_row(tokenizer: PreTrainedTokenizerBase, first: str, second: str | None) -> dict[str, list[int]]:
+    """Return `input_ids` and, where the model has them, `token_type_ids` of a text or a pair, whole and unpadded.
 
-    Special tokens in the texts are read as plain text.
+    Special tokens in the texts are read as plain text. Raises `DataError` for half a surrogate pair.
     """
-    rows = []
-    for first, second in texts:
-        encoded = tokenizer(first, second, split_special_tokens=True, truncation=False, verbose=False)
-        rows.append({key: encoded[key] for key in ("input_ids", "token_type_ids") if key in encoded})
-    return rows
+    check_characters(first + (second or ""))
+    # As lists: an empty second text alone would be taken for none.
+    seconds = None if second is None else [second]
+    encoded = tokenizer([first], seconds, split_special_tokens=True, truncation=False, verbose=False)
+    return {key: encoded[key][0] for key in ("input_ids", "token_type_ids") if key in encoded}
 
 
 def classifier_logits(
@@ -166,9 +174,10 @@ def classifier_logits(
     logits: list[torch.Tensor | None] = [None] * len(rows)
     # A decoder finds the last token of a padded row by its padding token; without one it takes single rows only.
     single = getattr(model.config.get_text_config(), "pad_token_id", None) is None
+    segments = "token_type_ids" in inspect.signature(model.forward).parameters
     for batch in batches_by_length([row["input_ids"] for row in rows], 1 if single else batch_size):
         inputs = pad_right(model, tokenizer, [rows[place]["input_ids"] for place in batch])
-        if all("token_type_ids" in rows[place] for place in batch):
+        if segments and all("token_type_ids" in rows[place] for place in batch):
             types = [torch.tensor(rows[place]["token_type_ids"]) for place in batch]
             padded = torch.nn.utils.rnn.pad_sequence(types, batch_first=True)
             inputs["token_type_ids"] = padded.to(inputs["input_ids"].device)

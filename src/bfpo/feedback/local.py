@@ -24,6 +24,7 @@ from bfpo.schema import Completion, Message
 __all__ = [
     "PromptEncoder",
     "batches_by_length",
+    "check_characters",
     "check_settings",
     "freeze",
     "load_causal_lm",
@@ -164,6 +165,7 @@ class PromptEncoder:
         asked = ask(*safe)
         text = self.render(asked, generation=generation)
         text += "" if text.endswith(answer_prefix) else answer_prefix
+        check_characters(text)
         ids = self._texts.encode([text])[0] if mark is None else self._texts.encode_marked(text, mark)
         # A text that no template has written starts as the tokenizer lets every text start: with BOS or nothing.
         bare = isinstance(asked, str) and ids[: len(self._start)] != self._start
@@ -193,7 +195,8 @@ class PromptEncoder:
         return cast(str, rendered)
 
     def plain(self, text: str) -> list[int]:
-        """Return the ids of a judged text alone, none of them special."""
+        """Return the ids of a judged text alone, none of them special; raises `DataError` as `ids` does."""
+        check_characters(text)
         mark = unused_character([text])
         return self._texts.encode_marked(self._texts.escape(text, mark), mark)
 
@@ -238,6 +241,14 @@ class PromptEncoder:
             replace(c, prompt=tuple(Message(m.role, escape(m.content)) for m in c.prompt), text=escape(c.text))
             for c in completions
         ], mark
+
+
+def check_characters(text: str) -> None:
+    """Raise `DataError` for half a surrogate pair, which is no character and which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text holds half a surrogate pair, U+{ord(text[error.start]):04X}") from error
 
 
 # ------------------------------------------------------------------------------------------------------ batches

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from bfpo.errors import DataError, ModelError, SettingError
 from bfpo.feedback.answers import MIN_MASS, AnswerModel, Labels, WordAnswer, label_tokens
-from bfpo.feedback.classifier import classifier_logits, classifier_rows, room
+from bfpo.feedback.classifier import classifier_logits, classifier_row, room
 from bfpo.feedback.formats import PAIR_FORMATS, PairFormat
 from bfpo.feedback.formats.types import question
 from bfpo.feedback.local import PromptEncoder, check_settings, load_classifier, tokenizer_key, too_long, version_of
@@ -97,13 +97,13 @@ class RewardRanker:
 
     def _row(self, completion: Completion) -> dict[str, list[int]] | str:
         """Return the row of one completion, or why it has none."""
-        if self._encoder is None:
-            row = classifier_rows(self._tokenizer, [(question(completion.prompt), completion.text)])[0]
-        else:
-            try:
+        try:
+            if self._encoder is None:
+                row = classifier_row(self._tokenizer, question(completion.prompt), completion.text)
+            else:
                 row = {"input_ids": self._encoder.ids([completion], _conversation, generation=False)}
-            except DataError as error:
-                return str(error)
+        except DataError as error:
+            return str(error)
         length = len(row["input_ids"])
         return too_long(length, self._room) if length > self._room else row
 
