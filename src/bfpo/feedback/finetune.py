@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from bfpo.errors import DataError, ModelError
-from bfpo.feedback.classifier import ClassifierJudge, classifier_rows
+from bfpo.feedback.classifier import ClassifierJudge, classifier_row
 from bfpo.feedback.formats.types import question
 from bfpo.feedback.ngrams import JUDGE_FILE
 from bfpo.files import write_bytes_whole
@@ -58,7 +58,7 @@ def classifier_trainer(
     set_seed(seed)
     tokenizer = load_tokenizer(model, revision=revision)
     classifier = _load(model, revision, tokenizer)
-    rows = classifier_rows(tokenizer, [(question(one.prompt), one.text) for one in completions])
+    rows = [classifier_row(tokenizer, question(one.prompt), one.text) for one in completions]
     data = [
         {**row, "labels": label} for row, label in zip(rows, labels, strict=True) if len(row["input_ids"]) <= max_length
     ]
