@@ -31,7 +31,11 @@ def test_short_forms_stand_for_keys(tmp_path: Path) -> None:
     ("value", "read", "left_out"),
     [
         ({"format": "oracle"}, set(), {"model", "url", "threshold"}),
-        ({"format": "classifier", "model": "m"}, {"safe_label", "dtype", "threshold"}, {"controversial", "timeout"}),
+        (
+            {"format": "classifier", "model": "m", "safe_label": "ok"},
+            {"safe_label", "dtype", "threshold"},
+            {"controversial", "timeout"},
+        ),
         ({"format": "qwen3guard"}, {"controversial", "batch_size"}, {"safe_label", "url", "temperature"}),
         ({"format": "qwen3guard", "model": "m", "url": "http://h/v1"}, {"timeout", "threshold"}, {"dtype", "revision"}),
     ],
@@ -53,10 +57,14 @@ def test_only_what_is_read_is_kept_and_it_loads_again(value: Any, read: set[str]
         ({"format": "qwen3guard", "timeout": 3.0}, "timeout: not read .* without url"),
         ({"format": "qwen3guard", "url": "http://h/v1"}, "model: missing"),
         ({"format": "classifier"}, "model: missing"),
-        ({"format": "classifier", "model": "m", "url": "http://h/v1"}, "url: 'classifier' cannot be asked"),
+        (
+            {"format": "classifier", "model": "m", "safe_label": 1, "url": "http://h/v1"},
+            "url: 'classifier' cannot be asked",
+        ),
         ({"format": "qwen3guard", "model": "m", "url": "localhost:8000"}, "url: got 'localhost:8000'"),
         ({"format": "qwen3guard", "model": "m", "url": "http://h:port/v1"}, "url: got"),
         ({"format": "qwen3guard", "model": "m", "url": "http://h/v1?key=1"}, "url: got"),
+        ({"format": "classifier", "model": "m"}, "safe_label, unsafe_label: exactly one"),
         ("missing.yaml", "cannot be read"),
     ],
 )

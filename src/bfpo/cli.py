@@ -130,8 +130,26 @@ def _demo(
     _execute(_Request("demo", config, [*(settings or ()), *short], out, resume, dry_run, keys, debug))
 
 
+@app.command("label", help=STAGES["label"].help, epilog=_epilog("label"))
+def _label(
+    config: ConfigFile = None,
+    settings: Settings = None,
+    out: Out = None,
+    max_requests: Annotated[
+        int | None,
+        typer.Option("--max-requests", metavar="N", help="Most requests to servers; short for --set max_requests=N."),
+    ] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    keys: Keys = False,
+    debug: Debug = False,
+) -> None:
+    short = [f"max_requests={max_requests}"] if max_requests is not None else []
+    _execute(_Request("label", config, [*(settings or ()), *short], out, resume, dry_run, keys, debug))
+
+
 for _name in STAGES:
-    if _name != "demo":
+    if _name not in ("demo", "label"):
         _add_command(_name)
 
 

@@ -66,6 +66,7 @@ STAGES = {
         Stage("generate", "GenerateConfig", "bfpo.feedback.generate", "Sample completions of prompts from a model."),
         Stage("judge-train", "JudgeTrainConfig", "bfpo.feedback.judge_train", "Train a small judge of safety."),
         Stage("judge-check", "JudgeCheckConfig", "bfpo.feedback.judge_check", "Check a judge against people's labels."),
+        Stage("label", "LabelConfig", "bfpo.feedback.label", "Judge completions, or the safety of pairs."),
         Stage("evaluate", "EvaluateConfig", "bfpo.evaluation.evaluate", "Score a model on pairs, or its completions."),
     )
 }

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from bfpo.errors import SettingError
-from bfpo.feedback.judges import OracleJudge, make_judge
+from bfpo.feedback.judges import OracleJudge, make_judge, make_ranker
 from bfpo.sandbox.oracle import assess
 from bfpo.sandbox.world import ANSWER_KINDS, answer, prompt_text, topics
 from bfpo.schema import Completion, Message
@@ -47,7 +48,27 @@ def test_a_prompt_of_elsewhere_is_unscored(prompt: tuple[Message, ...]) -> None:
     assert "closed world" in verdict.reason
 
 
-def test_unknown_judge() -> None:
+def test_unknown_judges_and_rankers() -> None:
     assert make_judge("oracle").name == "oracle"
-    with pytest.raises(SettingError, match="'crystal ball'; allowed: oracle"):
+    assert make_ranker("oracle").name == "oracle"
+    with pytest.raises(SettingError, match=r"'crystal ball'; allowed: oracle, .*qwen3guard"):
         make_judge("crystal ball")
+    with pytest.raises(SettingError, match=r"'crystal ball'; allowed: oracle, reward-model"):
+        make_ranker("crystal ball")
+    with pytest.raises(SettingError, match="controversial: no setting of the format 'llama-guard-3'"):
+        make_judge("llama-guard-3", controversial="safe")
+    with pytest.raises(SettingError, match=r"policy: missing\.txt cannot be read"):
+        make_judge("shieldgemma", policy="missing.txt")
+
+
+def test_a_server_is_asked_as_the_format_asks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    (tmp_path / "policy.txt").write_text("Be kind.")
+    at = {"model": "m", "url": "http://localhost:1/v1"}
+    assert " completions " in make_judge("harmbench", **at).version
+    assert " chat " in make_judge("harmbench", **at, api="chat").version
+    assert " chat " in make_judge("llama-guard-3", **at, api=None).version
+    own = make_judge("gpt-oss-safeguard", **at, policy=str(tmp_path / "policy.txt"))
+    assert own.version != make_judge("gpt-oss-safeguard", **at).version
+    assert make_judge("qwen3guard", **at, name="mine", threshold=0.3, temperature=1.0).name == "mine"
+    assert make_ranker("pairwise", **at, max_retries=1).name == "pairwise:m"

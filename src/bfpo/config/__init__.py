@@ -12,6 +12,7 @@ from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
 from bfpo.config.judge_stages import JudgeCheckConfig, JudgeTrainConfig
 from bfpo.config.judges import JudgeConfig, RankerConfig
+from bfpo.config.label import LabelConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
 from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
@@ -29,6 +30,7 @@ __all__ = [
     "JudgeConfig",
     "JudgeTrainConfig",
     "Key",
+    "LabelConfig",
     "LoraConfig",
     "MethodSettings",
     "RankerConfig",

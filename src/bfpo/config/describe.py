@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from bfpo.config.base import ConfigPart
 
-__all__ = ["Key", "allowed", "describe_keys", "section_of"]
+__all__ = ["Key", "allowed", "describe_keys", "items_of", "section_of"]
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _BOUNDS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"), (Lt, "<", "lt"))
@@ -45,13 +45,23 @@ def section_of(annotation: Any) -> type[ConfigPart] | None:
     return None
 
 
+def items_of(annotation: Any) -> type[ConfigPart] | None:
+    """Return the section that each item of a list holds, or `None` for any other value."""
+    for member in _flat_members(annotation):
+        if get_origin(member) is list:
+            return section_of(get_args(member)[0])
+    return None
+
+
 def _member_words(member: Any, bounds: str) -> str:
     if member is type(None):
         return "null"
     if get_origin(member) is Literal:
         return ", ".join(str(value) for value in get_args(member))
     if get_origin(member) is list:
-        return "a list of text"
+        section = items_of(member)
+        keys = "" if section is None else ", ".join(section.model_fields)
+        return f"a list of sections with the keys {keys}" if keys else "a list of text"
     if get_origin(member) is dict or member is dict:
         return "a section of free keys"
     if isinstance(member, type) and issubclass(member, ConfigPart):

@@ -29,16 +29,20 @@ class _Asked(ConfigPart):
     )
     model: PathText | None = Field(default=None, description="model: folder or hub id; null = the format's own")
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        default="auto", description="number type that holds the weights; auto = as saved"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = Field(
+        default=None, description="number type that holds the weights; auto = as saved; null = the format's own"
     )
     batch_size: int = Field(default=16, ge=1, description="number of texts per forward pass")
-    max_length: int = Field(default=4096, ge=1, description="longest text in tokens; a longer one is unscored")
+    max_length: int | None = Field(
+        default=None, ge=1, description="longest text in tokens; a longer one is unscored; null = the format's own"
+    )
     url: str | None = Field(
         default=None,
         description="base URL of an OpenAI-compatible server, such as http://localhost:8000/v1; null = loaded here",
     )
-    api: Literal["chat", "completions"] = Field(default="chat", description="endpoint of the server")
+    api: Literal["chat", "completions"] | None = Field(
+        default=None, description="endpoint of the server; null = as the format asks"
+    )
     api_key_env: str = Field(
         default="OPENAI_API_KEY", description="NAME of the environment variable that holds the server's key"
     )
@@ -64,7 +68,7 @@ class _Asked(ConfigPart):
         if self.format == "trained":
             return frozenset({"format", "model"})
         where = _LOCAL if self.url is None else _SERVER
-        return _OFTEN | where | (self._own() if self.url is None else self._own() - {"safe_label"})
+        return _OFTEN | where | self._own()
 
     def _own(self) -> frozenset[str]:
         return frozenset()
@@ -93,7 +97,7 @@ class _Asked(ConfigPart):
         if idle:
             where = "" if self.format in ("oracle", "trained") else " with url" if self.url else " without url"
             raise ValueError(f"{', '.join(idle)}: not read by {self.format!r}{where}; leave it out")
-        if self.format in ("trained", "classifier", "reward-model") and self.model is None:
+        if self.format in ("trained", "classifier", "pairwise") and self.model is None:
             raise ValueError(f"model: missing; {self.format!r} needs one: a folder, or a hub id")
         if self.url is not None and self.format in ("classifier", "reward-model", "pairrm"):
             raise ValueError(f"url: {self.format!r} cannot be asked over a server that writes text; leave url out")
@@ -112,17 +116,32 @@ class JudgeConfig(_Asked):
     format: str = Field(
         min_length=1, description="oracle, trained, classifier, or how a guard is asked, such as qwen3guard"
     )
-    threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is above this")
-    controversial: Literal["safe", "unsafe", "unscored"] = Field(
-        default="unsafe", description="what a guard's 'controversial' counts as"
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is at least this")
+    controversial: Literal["safe", "unsafe", "unscored"] | None = Field(
+        default=None, description="what the middle label of qwen3guard counts as; null = unsafe"
     )
-    safe_label: str | None = Field(
-        default=None, description="the classifier's class that means safe; null = found by its name"
+    policy: PathText | None = Field(
+        default=None, description="text file with the policy of shieldgemma or gpt-oss-safeguard; null = their own"
+    )
+    criterion: str | None = Field(default=None, description="criterion of granite-guardian; null = harm")
+    safe_label: str | int | None = Field(
+        default=None, description="a classifier's class that means safe, or its number"
+    )
+    unsafe_label: str | int | None = Field(default=None, description="in its place, the class that means unsafe")
+    text: Literal["pair", "completion"] = Field(
+        default="pair", description="what a classifier reads: prompt and completion, or the completion alone"
     )
 
     def _own(self) -> frozenset[str]:
-        only = {"safe_label"} if self.format == "classifier" else {"controversial"}
-        return frozenset({"threshold", *only})
+        if self.format == "classifier":
+            return frozenset({"threshold", "safe_label", "unsafe_label", "text"})
+        return frozenset({"threshold", "controversial", "policy", "criterion"})
+
+    @model_validator(mode="after")
+    def _one_class(self) -> JudgeConfig:
+        if self.format == "classifier" and (self.safe_label is None) == (self.unsafe_label is None):
+            raise ValueError("safe_label, unsafe_label: exactly one of the two must be given for a classifier")
+        return self
 
 
 class RankerConfig(_Asked):

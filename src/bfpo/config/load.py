@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from bfpo.config.base import ConfigPart, StageConfig
-from bfpo.config.describe import allowed, describe_keys, section_of
+from bfpo.config.describe import allowed, describe_keys, items_of, section_of
 from bfpo.errors import ConfigError
 from bfpo.secrets import hide_in_setting, hide_secrets
 from bfpo.yaml_text import parse_yaml
@@ -134,6 +134,10 @@ def _locate(cls: type[ConfigPart], loc: tuple[int | str, ...]) -> tuple[str, Fie
     info: FieldInfo | None = None
     model: type[ConfigPart] | None = cls
     for part in loc:
+        if isinstance(part, int) and key and info is not None and (items := items_of(info.annotation)) is not None:
+            key[-1] += f"[{part}]"
+            model = items
+            continue
         if model is None:
             break
         key.append(str(part))

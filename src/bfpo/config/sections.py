@@ -8,7 +8,7 @@ from pydantic import Field
 
 from bfpo.config.base import ConfigPart, FileList
 
-__all__ = ["DataConfig", "FilesConfig", "LoraConfig", "SftDataConfig", "SplitConfig"]
+__all__ = ["DataConfig", "FilesConfig", "LoraConfig", "PairRowsConfig", "RowsConfig", "SftDataConfig", "SplitConfig"]
 
 
 class SplitConfig(ConfigPart):
@@ -19,8 +19,8 @@ class SplitConfig(ConfigPart):
     part: Literal["train", "test"] = Field(default="train", description="which part is used here")
 
 
-class FilesConfig(ConfigPart):
-    """Rows on disk and how to read them. Relative paths are read from the current directory."""
+class RowsConfig(ConfigPart):
+    """Rows on disk, whatever their labels. Relative paths are read from the current directory."""
 
     files: FileList = Field(
         description="one path or a list: .jsonl, .json, .csv, .tsv (also .gz, .zst, .xz), .parquet, or folders of them"
@@ -29,9 +29,6 @@ class FilesConfig(ConfigPart):
         default_factory=dict, description="our column name: its name in the files, where they differ"
     )
     source: str | None = Field(default=None, description="name of the source; null keeps the rows' own")
-    unknown_label: Literal["error", "safe", "drop"] = Field(
-        default="error", description="what an unknown safety label is: an error, taken as safe, or its row dropped"
-    )
     bad_rows: Literal["stop", "skip"] = Field(
         default="stop", description="a row that cannot be read stops the run or is skipped"
     )
@@ -43,12 +40,24 @@ class FilesConfig(ConfigPart):
     )
 
 
-class DataConfig(FilesConfig):
-    """Preference pairs on disk."""
+class PairRowsConfig(RowsConfig):
+    """Preference pairs on disk, whatever their labels."""
 
     layout: Literal["auto", "bfpo", "trl", "pku", "hh", "redteam", "helpsteer2", "helpsteer3", "sharegpt"] = Field(
         default="auto", description="form of the rows; auto finds it from the columns"
     )
+
+
+class FilesConfig(RowsConfig):
+    """Rows on disk and how to read them, labels included."""
+
+    unknown_label: Literal["error", "safe", "drop"] = Field(
+        default="error", description="what an unknown safety label is: an error, taken as safe, or its row dropped"
+    )
+
+
+class DataConfig(FilesConfig, PairRowsConfig):
+    """Preference pairs on disk, to train or to test on."""
 
 
 class SftDataConfig(FilesConfig):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from bfpo.errors import SettingError
-from bfpo.feedback.trained import trained_judge
+from bfpo.errors import SettingError, first_line
+from bfpo.feedback.formats import FORMATS, PAIR_FORMATS, make_format
 from bfpo.sandbox.oracle import assess
-from bfpo.schema import Comparison, Completion, Message, Verdict, VerdictLabel
+from bfpo.schema import Comparison, Completion, Message, Verdict
 
-__all__ = ["Judge", "OracleJudge", "Ranker", "make_judge", "make_ranker"]
+if TYPE_CHECKING:
+    from bfpo.feedback.server import RequestBudget
+
+__all__ = ["Judge", "OneByOneJudge", "OneByOneRanker", "OracleJudge", "Ranker", "make_judge", "make_ranker"]
 
 
 class Judge(Protocol):
@@ -55,6 +59,36 @@ class Ranker(Protocol):
         ...
 
 
+@runtime_checkable
+class OneByOneJudge(Judge, Protocol):
+    """A judge that says each verdict as it comes and, where `is_sampled`, another one when it is asked again."""
+
+    @property
+    def is_sampled(self) -> bool:
+        """Return whether another vote may say something else."""
+        ...
+
+    def judge_each(
+        self, completions: Sequence[Completion], report: Callable[[int, Verdict, bool], None], *, vote: int = 0
+    ) -> None:
+        """Report each completion's verdict as it comes: its place, the verdict, whether it would stay when asked again.
+
+        Raises when going on is of no use; what was reported before holds.
+        """
+        ...
+
+
+@runtime_checkable
+class OneByOneRanker(Ranker, Protocol):
+    """A ranker that says each comparison as it comes."""
+
+    def compare_each(
+        self, pairs: Sequence[tuple[Completion, Completion]], report: Callable[[int, Comparison, bool], None]
+    ) -> None:
+        """Report each comparison as it comes, as `OneByOneJudge.judge_each` does."""
+        ...
+
+
 class OracleJudge:
     """The exact rules of the closed world: reads the text itself, whoever wrote it."""
 
@@ -95,30 +129,53 @@ def make_judge(
     name: str | None = None,
     model: str | None = None,
     revision: str | None = None,
-    dtype: str = "auto",
-    batch_size: int = 16,
-    max_length: int = 4096,
-    threshold: float = 0.5,
-    controversial: VerdictLabel = "unsafe",
-    safe_label: str | None = None,
+    dtype: str | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    threshold: float | None = None,
+    controversial: str | None = None,
+    policy: str | None = None,
+    criterion: str | None = None,
+    safe_label: str | int | None = None,
+    unsafe_label: str | int | None = None,
+    text: str | None = None,
     url: str | None = None,
-    api: str = "chat",
-    api_key_env: str = "OPENAI_API_KEY",
-    temperature: float = 0.0,
-    timeout: float = 60.0,
-    max_concurrency: int = 8,
-    max_retries: int = 5,
+    budget: RequestBudget | None = None,
+    **server: Any,
 ) -> Judge:
-    """Return a judge of safety; the arguments are the keys of `bfpo.config.JudgeConfig`.
+    """Return a judge of safety; the arguments are the keys of `bfpo.config.JudgeConfig`, `None` the format's default.
 
-    Raises `SettingError` for an unknown format, `ModelError` for a model that cannot be loaded, `MissingExtraError`
-    where the server's client is not installed.
+    With `url`, `server` holds the settings of `bfpo.feedback.server.Server`, and its requests count against `budget`.
+    Raises `SettingError` for an unknown format or setting, `ModelError` for a model that cannot be loaded,
+    `MissingExtraError` where the server's client is not installed.
     """
     if format == "oracle":
         return OracleJudge()
     if format == "trained":
+        from bfpo.feedback.trained import trained_judge
+
         return trained_judge(str(model))
-    raise SettingError(f"judge: got {format!r}; allowed: oracle, a folder of `bfpo judge-train`, classifier:MODEL")
+    local = _given(model=model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length)
+    common = _given(name=name, threshold=threshold)
+    if format == "classifier":
+        from bfpo.feedback.classifier import ClassifierJudge
+
+        return ClassifierJudge(**local, **common, **_given(safe_label=safe_label, unsafe_label=unsafe_label, text=text))
+    if format not in FORMATS:
+        known = f"oracle, a folder of `bfpo judge-train`, classifier:MODEL, {', '.join(FORMATS)} (or FORMAT:MODEL)"
+        raise SettingError(f"judge: got {format!r}; allowed: {known}, or a .yaml file")
+    words = None if policy is None else _read_policy(policy)
+    guard = make_format(format, **_given(controversial=controversial, policy=words, criterion=criterion))
+    if url is None:
+        from bfpo.feedback.guard import GuardJudge
+
+        return GuardJudge(guard, **local, **common)
+    from bfpo.feedback.server import Server
+    from bfpo.feedback.server_judges import ServerJudge
+
+    asks_text = isinstance(guard.ask(Completion("probe", (Message("user", "q"),), "a")), str)
+    server = {**server, "api": server.get("api") or ("completions" if asks_text else "chat")}
+    return ServerJudge(guard, Server(url=url, model=str(model), budget=budget, **server), **common)
 
 
 def make_ranker(
@@ -127,19 +184,54 @@ def make_ranker(
     name: str | None = None,
     model: str | None = None,
     revision: str | None = None,
-    dtype: str = "auto",
-    batch_size: int = 16,
-    max_length: int = 4096,
+    dtype: str | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
     url: str | None = None,
-    api: str = "chat",
-    api_key_env: str = "OPENAI_API_KEY",
-    temperature: float = 0.0,
-    timeout: float = 60.0,
-    max_concurrency: int = 8,
-    max_retries: int = 5,
+    budget: RequestBudget | None = None,
+    **server: Any,
 ) -> Ranker:
     """Return a ranker of helpfulness; the arguments are the keys of `bfpo.config.RankerConfig`.
 
-    Raises as `make_judge` does.
+    All else is as for `make_judge`.
     """
-    raise SettingError(f"ranker: got {format!r}; allowed: oracle, reward-model:MODEL, pairrm, pairwise:MODEL")
+    if format == "oracle":
+        from bfpo.feedback.rankers import OracleRanker
+
+        return OracleRanker()
+    local = _given(model=model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length, name=name)
+    if format == "reward-model":
+        from bfpo.feedback.rankers import RewardRanker
+
+        return RewardRanker(**local)
+    if format == "pairrm":
+        from bfpo.feedback.pair_ranker import PairRanker
+
+        return PairRanker(**local)
+    if format != "pairwise":
+        raise SettingError(
+            f"ranker: got {format!r}; allowed: oracle, reward-model, reward-model:MODEL, pairrm, pairwise:MODEL, or a "
+            ".yaml file"
+        )
+    if url is None:
+        from bfpo.feedback.rankers import GenerativeRanker
+
+        return GenerativeRanker(**local)
+    from bfpo.feedback.server import Server
+    from bfpo.feedback.server_judges import ServerRanker
+
+    server = {**server, "api": server.get("api") or "chat"}
+    return ServerRanker(
+        PAIR_FORMATS["helpfulness"], Server(url=url, model=str(model), budget=budget, **server), name=name
+    )
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _read_policy(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"policy: {file} cannot be read as text ({first_line(error)})") from error

@@ -16,7 +16,7 @@ __all__ = ["ServerJudge", "ServerRanker", "label_probability"]
 class ServerJudge:
     """A guard behind a server; its answer is read by the guard's format.
 
-    Where the server gives log-probabilities, `p_safe` is read from them and a text is safe where it is above
+    Where the server gives log-probabilities, `p_safe` is read from them and a text is safe where it is at least
     `threshold`; else what it writes counts. An answer that its format cannot read, or that never came, is unscored.
     """
 
@@ -64,7 +64,7 @@ class ServerJudge:
         p_safe = label_probability(
             answer.tokens, form.safe_words, form.unsafe_words, after=form.answer_prefix, others=form.unscored_words
         )
-        label = reading.label if p_safe is None else "safe" if p_safe > self._threshold else "unsafe"
+        label = reading.label if p_safe is None else "safe" if p_safe >= self._threshold else "unsafe"
         return Verdict(
             completion_id,
             self.name,

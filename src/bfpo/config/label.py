@@ -1,0 +1,85 @@
+"""Config of the stage that labels: who judges, who ranks, how several opinions become one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from bfpo.config.base import PathText, StageConfig
+from bfpo.config.judges import JudgeConfig, RankerConfig
+from bfpo.config.sections import PairRowsConfig
+
+__all__ = ["LabelConfig"]
+
+
+def _one_or_many(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+class LabelConfig(StageConfig):
+    """`bfpo label`: verdicts on completions, or safety labels of pairs; with a ranker also an order."""
+
+    completions: PathText | None = Field(
+        default=None, description="completions.jsonl of `bfpo generate` to judge; or give data"
+    )
+    data: PairRowsConfig | None = Field(default=None, description="pairs whose safety labels are filled")
+    judges: Annotated[list[JudgeConfig], BeforeValidator(_one_or_many)] = Field(
+        min_length=1,
+        description="who judges: one or a list, each in its short form (oracle, FORMAT, FORMAT:MODEL, a folder of "
+        "`bfpo judge-train`, a .yaml file) or as keys",
+    )
+    ranker: RankerConfig | None = Field(
+        default=None, description="who says which of two completions of a prompt is more helpful; null = nobody"
+    )
+    votes: int = Field(default=1, ge=1, description="times that a judge with temperature above 0 is asked about a text")
+    min_votes: int = Field(default=1, ge=1, description="fewest scored votes, of all judges together; fewer = unscored")
+    rule: Literal["majority", "any_unsafe", "mean"] = Field(
+        default="majority",
+        description="when several judges say safe: more than half of them, all of them, or their mean p(safe) > 0.5",
+    )
+    soft_labels: bool = Field(default=False, description="label pairs with p(safe) in place of true and false")
+    relabel: bool = Field(
+        default=False, description="replace known labels of pairs too, and report the agreement with them"
+    )
+    label_cache: PathText | None = Field(
+        default=None,
+        description="folder where verdicts and comparisons are kept, for this run and others; null = bfpo/label in the "
+        "user's cache folder",
+    )
+    max_requests: int | None = Field(
+        default=None, ge=1, description="most requests to servers, those sent again too, per start; null = no limit"
+    )
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals of agreement")
+    bootstrap_samples: int = Field(
+        default=2000, ge=1, description="number of resamples (of prompts) behind an interval"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the resampling and of data.limit")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what needs pairs, several judges or a server, where there are none."""
+        unread = set() if self.data is not None else {"data", "soft_labels", "relabel"}
+        if len(self.judges) == 1:
+            unread.add("rule")
+        if not any(part is not None and part.url is not None for part in (*self.judges, self.ranker)):
+            unread.add("max_requests")
+        return frozenset(unread)
+
+    @model_validator(mode="after")
+    def _one_input_and_no_key_in_vain(self) -> LabelConfig:
+        if (self.completions is None) == (self.data is None):
+            raise ValueError("completions, data: exactly one of the two must be given")
+        if idle := sorted(self.unread() & self.model_fields_set - {"data"}):
+            needed = {"soft_labels": "data", "relabel": "data", "rule": "several judges", "max_requests": "a url"}
+            raise ValueError(f"{idle[0]}: not read without {needed[idle[0]]}; leave it out")
+        sampled = sum(judge.url is not None and judge.temperature > 0 for judge in self.judges)
+        if self.votes > 1 and not sampled:
+            raise ValueError(
+                f"votes: got {self.votes}; these judges always say the same of a text. Allowed: 1, or a judge behind a "
+                "server (url) with temperature above 0"
+            )
+        most = len(self.judges) - sampled + sampled * self.votes
+        if self.min_votes > most:
+            raise ValueError(f"min_votes: got {self.min_votes}; allowed: at most {most}, as many as there are votes")
+        return self
