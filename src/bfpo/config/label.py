@@ -59,7 +59,7 @@ class LabelConfig(StageConfig):
 
     def unread(self) -> frozenset[str]:
         """Leave out what needs pairs, several judges or a server, where there are none."""
-        unread = set() if self.data is not None else {"data", "soft_labels", "relabel"}
+        unread = {"completions"} if self.data is not None else {"data", "soft_labels", "relabel"}
         if len(self.judges) == 1:
             unread.add("rule")
         if not any(part is not None and part.url is not None for part in (*self.judges, self.ranker)):
@@ -70,7 +70,7 @@ class LabelConfig(StageConfig):
     def _one_input_and_no_key_in_vain(self) -> LabelConfig:
         if (self.completions is None) == (self.data is None):
             raise ValueError("completions, data: exactly one of the two must be given")
-        if idle := sorted(self.unread() & self.model_fields_set - {"data"}):
+        if idle := sorted(self.unread() & self.model_fields_set - {"completions", "data"}):
             needed = {"soft_labels": "data", "relabel": "data", "rule": "several judges", "max_requests": "a url"}
             raise ValueError(f"{idle[0]}: not read without {needed[idle[0]]}; leave it out")
         sampled = sum(judge.url is not None and judge.temperature > 0 for judge in self.judges)

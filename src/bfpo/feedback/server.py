@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 _TOP_LOGPROBS = 20  # the most that the chat endpoint of the reference implementation gives
 _COMPLETIONS_LOGPROBS = 5
+_SHORTEST_KEY = 8  # shorter ones, such as EMPTY, are no secret and may be words
 _FAILURES_IN_A_ROW = 8  # at least; after so many texts without an answer, and none with one, nobody is there
 
 
@@ -164,7 +165,8 @@ class Server:
         import openai
 
         try:
-            return await self._ask_with_what_it_takes(client, question, seed)
+            answer = await self._ask_with_what_it_takes(client, question, seed)
+            return answer if answer.text is None else replace(answer, text=self._without_key(answer.text))
         except _Spent:
             raise ServerError(
                 f"max_requests: all {self._budget.limit} requests are used up; what was answered is kept; go on with "
@@ -244,10 +246,10 @@ class Server:
 
     def _clean(self, error: BaseException) -> str:
         """Return an error's first line, short and without the key, which some servers repeat."""
-        text = first_line(error)
-        if self._key:
-            text = text.replace(self._key, "***")
-        return hide_secrets(text)[:200]
+        return hide_secrets(self._without_key(first_line(error)))[:200]
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_KEY else text
 
 
 class _Patience:
