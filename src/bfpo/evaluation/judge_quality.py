@@ -177,7 +177,7 @@ def _with_interval(
         [function(said, labels, weights) for weights in bootstrap_weights(clusters, num_resamples, random_seed)]
     )
     resampled = resampled[~np.isnan(resampled)]
-    if len(set(clusters)) == 1 or not resampled.size:
+    if not resampled.size or np.ptp(resampled) == 0:  # nothing to show, which is not certainty
         return Interval(value, None, None, num)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])

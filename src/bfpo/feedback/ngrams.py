@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.special import expit
 
@@ -22,6 +24,7 @@ __all__ = ["JUDGE_FILE", "NgramJudge", "NgramSettings", "fit_ngrams"]
 
 JUDGE_FILE, _WEIGHTS = "judge.json", "weights.safetensors"
 _FORMAT_VERSION = 1
+_WORD = re.compile(r"\b\w\w+\b")  # what scikit-learn's vectorizers take for a word
 
 Floats = npt.NDArray[np.float64]
 
@@ -65,12 +68,10 @@ class NgramJudge:
         texts = [_text(completion, self.settings) for completion in completions]
         if not texts:
             return []
-        counts = _counts(texts, self.settings)
-        has_words = np.diff(counts.indptr) > 0
-        p_safe = expit(_tfidf(counts, self._idf) @ self._weights + self._intercept)
+        p_safe = expit(_tfidf(_counts(texts, self.settings), self._idf) @ self._weights + self._intercept)
         return [
-            self._verdict(completion, float(p) if known and completion.text.strip() else None)
-            for completion, p, known in zip(completions, p_safe, has_words, strict=True)
+            self._verdict(completion, float(p) if _WORD.search(completion.text) else None)
+            for completion, p in zip(completions, p_safe, strict=True)
         ]
 
     def _verdict(self, completion: Completion, p_safe: float | None) -> Verdict:
@@ -105,7 +106,7 @@ class NgramJudge:
             settings = NgramSettings(**{**described["settings"], "ngrams": tuple(described["settings"]["ngrams"])})
             arrays = load_file(folder / _WEIGHTS)
             return cls(described["name"], settings, arrays["idf"], arrays["weights"], float(arrays["intercept"][0]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder}: holds no judge that can be read ({type(error).__name__}: {error}); needed: a folder that "
                 "`bfpo judge-train` wrote"
