@@ -88,6 +88,13 @@ def test_a_folder_in_another_order_is_read_whole(tmp_path: Path) -> None:
     assert [file.name for file in resolve_files("hh-rlhf").files] == ["one.jsonl.gz", "two.jsonl"]
 
 
+def test_harmlessness_is_not_taken_for_helpfulness(tmp_path: Path) -> None:
+    put(tmp_path / "Anthropic/hh-rlhf", "harmless-base/train.jsonl.gz", "harmless-base/test.jsonl.gz")
+    assert [file.name for file in resolve_files("hh-rlhf-harmless").files] == ["train.jsonl.gz"]
+    with pytest.raises(DataError, match=r"hh-rlhf: none of its 2 files matches helpful-\*/train\.jsonl\.gz"):
+        resolve_files("hh-rlhf")
+
+
 def test_the_hub_is_asked_for_files_alone_and_the_commit_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,8 +80,9 @@ def resolve_files(
     """Return the files of a data set: those at `path`, else in a folder here that has its name, else from the hub.
 
     Such a folder is `./<hub id>` or `./<name>`; the hub is then not asked. `revision` and `patterns` replace the
-    table's. In a folder the files that match the patterns count, all readable ones where none does. Raises
-    `SettingError` for an unknown name or a revision of a path, `DataError` for files that cannot be had.
+    table's. In a folder the files that match the patterns count; where none does, all readable ones, except in one that
+    has the hub id as its name or where `patterns` are given. Raises `SettingError` for an unknown name or a revision of
+    a path, `DataError` for files that cannot be had.
     """
     found = find_source(source) if isinstance(source, str) else source
     wanted = found.patterns if patterns is None else tuple(patterns)
@@ -89,7 +90,8 @@ def resolve_files(
     if path is not None and revision is not None:
         raise SettingError(f"revision: got {revision!r} beside path {str(path)!r}; only the hub has revisions")
     if local is not None:
-        return ResolvedSource(found, _files_at(local, wanted, exact=patterns is not None), "local", None)
+        mirrors = path is None and local.as_posix() == found.hub_id
+        return ResolvedSource(found, _files_at(local, wanted, exact=mirrors or patterns is not None), "local", None)
     if found.hub_id is None:
         raise SettingError(f"path: source {found.name!r} is on no hub; say which file or folder to read")
     folder, commit = download_dataset(found.hub_id, revision=revision or found.revision, patterns=wanted or ("*",))
@@ -144,11 +146,20 @@ _HUB_SOURCES = (
     ),
     Source(
         name="hh-rlhf",
-        summary="helpfulness and harmlessness pairs as multi-turn transcripts, no safety labels",
+        summary="multi-turn transcripts ordered by helpfulness, no safety labels",
         kind="pairs",
         layout="hh",
         hub_id="Anthropic/hh-rlhf",
-        patterns=("harmless-*/train.jsonl.gz", "helpful-*/train.jsonl.gz"),
+        patterns=("helpful-*/train.jsonl.gz",),
+        licence="mit",
+    ),
+    Source(
+        name="hh-rlhf-harmless",
+        summary="the part of HH-RLHF where chosen means less harmful, not more helpful; no safety labels",
+        kind="pairs",
+        layout="hh",
+        hub_id="Anthropic/hh-rlhf",
+        patterns=("harmless-base/train.jsonl.gz",),
         licence="mit",
     ),
     Source(
