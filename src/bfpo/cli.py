@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from bfpo._version import __version__
+from bfpo.cli_options import SHORT_OPTIONS
 from bfpo.console import show, show_table, start_logging
 from bfpo.errors import BfpoError, ConfigError, StopRequest
 from bfpo.stages import STAGES, keep_quiet, preview_stage, run_stage
@@ -98,59 +100,39 @@ def _epilog(name: str) -> str:
 
 
 def _add_command(name: str) -> None:
-    def command(
-        config: ConfigFile = None,
-        settings: Settings = None,
-        out: Out = None,
-        resume: Resume = False,
-        dry_run: DryRun = False,
-        keys: Keys = False,
-        debug: Debug = False,
-    ) -> None:
-        _execute(_Request(name, config, settings or (), out, resume, dry_run, keys, debug))
+    """Add the command of a stage: what all have, and the stage's own short options between."""
+    shorts = SHORT_OPTIONS.get(name, ())
 
+    def command(**given: Any) -> None:
+        settings = [*(given["settings"] or ()), *(text for short in shorts for text in short.settings(given))]
+        _execute(
+            _Request(
+                name,
+                given["config"],
+                settings,
+                given["out"],
+                given["resume"],
+                given["dry_run"],
+                given["keys"],
+                given["debug"],
+            )
+        )
+
+    # typer reads the options off the signature.
+    before = {"config": ConfigFile, "settings": Settings, "out": Out}
+    after = {"resume": Resume, "dry_run": DryRun, "keys": Keys, "debug": Debug}
+    command.__signature__ = Signature(  # type: ignore[attr-defined]
+        [
+            *(Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for key, kind in before.items()),
+            *(short.parameter() for short in shorts),
+            *(Parameter(key, Parameter.KEYWORD_ONLY, default=False, annotation=kind) for key, kind in after.items()),
+        ]
+    )
     app.command(name, help=STAGES[name].help, epilog=_epilog(name))(command)
 
 
-@app.command("demo", help=STAGES["demo"].help, epilog=_epilog("demo"))
-def _demo(
-    config: ConfigFile = None,
-    settings: Settings = None,
-    out: Out = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", metavar="N", help="Number of seeds; short for --set seeds=N.")
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="All methods; short for --set full=true.")] = False,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    keys: Keys = False,
-    debug: Debug = False,
-) -> None:
-    short = ([f"seeds={seeds}"] if seeds is not None else []) + (["full=true"] if full else [])
-    _execute(_Request("demo", config, [*(settings or ()), *short], out, resume, dry_run, keys, debug))
-
-
-@app.command("label", help=STAGES["label"].help, epilog=_epilog("label"))
-def _label(
-    config: ConfigFile = None,
-    settings: Settings = None,
-    out: Out = None,
-    max_requests: Annotated[
-        int | None,
-        typer.Option("--max-requests", metavar="N", help="Most requests to servers; short for --set max_requests=N."),
-    ] = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    keys: Keys = False,
-    debug: Debug = False,
-) -> None:
-    short = [f"max_requests={max_requests}"] if max_requests is not None else []
-    _execute(_Request("label", config, [*(settings or ()), *short], out, resume, dry_run, keys, debug))
-
-
 for _name in STAGES:
-    if _name not in ("demo", "label"):
-        _add_command(_name)
+    _add_command(_name)
 
 
 @app.command("doctor")

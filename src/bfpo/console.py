@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["show", "show_table", "start_logging"]
+__all__ = ["printable", "show", "show_table", "start_logging"]
 
 
 class _ConsoleHandler(logging.Handler):
@@ -36,6 +37,19 @@ def start_logging(level: int = logging.INFO) -> None:
     if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(_ConsoleHandler())
         logger.propagate = False
+
+
+def printable(text: str) -> str:
+    """Return text of unknown origin with control and invisible formatting characters written as escapes.
+
+    Line breaks and tabs stay. So an answer can neither colour a terminal nor turn the order of what is read.
+    """
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+        else ascii(character)[1:-1]
+        for character in text
+    )
 
 
 def show(text: str = "") -> None:

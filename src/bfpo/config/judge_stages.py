@@ -107,11 +107,24 @@ class JudgeCheckConfig(StageConfig):
     data: LabelledConfig = Field(description="labelled completions, not those that the judge was trained on")
     limit: int | None = Field(default=None, ge=1, description="number of texts, drawn at random with seed; null = all")
     label_cache: PathText | None = Field(
-        default=None, description="folder of verdicts that are read and added to; null = none"
+        default=None,
+        description="folder where verdicts are kept, for this run and others; null = bfpo/label in the user's cache",
     )
-    max_requests: int | None = Field(default=None, ge=1, description="most requests to a server; null = no bound")
+    max_requests: int | None = Field(
+        default=None, ge=1, description="most requests to a server, those sent again too, per start; null = no limit"
+    )
     mistakes: int = Field(default=20, ge=0, description="number of worst mistakes that are shown")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
     bootstrap_samples: int = Field(default=2000, ge=100, description="number of bootstrap resamples")
     seed: int = Field(default=0, ge=0, description="seed of the bootstrap and of limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what needs a server."""
+        return frozenset() if self.judge.url is not None else frozenset({"max_requests"})
+
+    @model_validator(mode="after")
+    def _no_key_in_vain(self) -> JudgeCheckConfig:
+        if idle := sorted(self.unread() & self.model_fields_set):
+            raise ValueError(f"{idle[0]}: not read by a judge without url; leave it out")
+        return self

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bfpo.config import JudgeCheckConfig
-from bfpo.console import show
+from bfpo.console import printable, show
 from bfpo.data.labelled import LabelledResult, load_labelled
 from bfpo.data.split import normalised_prompt
 from bfpo.data.write import completion_row
 from bfpo.evaluation.figures.calibration import calibration_figure
 from bfpo.evaluation.figures.style import png_bytes, svg_bytes
 from bfpo.evaluation.judge_quality import CalibrationBin, calibration_bins, judge_quality
-from bfpo.feedback.judges import make_judge
+from bfpo.feedback.asking import ask_judge
+from bfpo.feedback.cache import OpinionCache
+from bfpo.feedback.judges import Judge, make_judge
+from bfpo.feedback.server import RequestBudget
+from bfpo.files import user_cache_folder
+from bfpo.progress import CountProgress
 from bfpo.runs import RunFolder
 from bfpo.schema import Completion, Score, Verdict
 
 __all__ = ["preview", "run"]
+
+_log = logging.getLogger(__name__)
 
 _TITLES = {
     "accuracy": "accuracy",
@@ -75,9 +83,11 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     folder.add_data("data", config.data.files)
     loaded = load_labelled(**config.data.model_dump())
     rows = _drawn(config, loaded.completions)
-    judge = make_judge(**config.judge.settings())
-    verdicts = judge.judge(rows)
+    budget = RequestBudget(config.max_requests)
+    judge = make_judge(**config.judge.settings(), budget=budget)
+    verdicts = _ask(config, judge, rows, folder)
     checked = [_Checked(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)]
+    folder.add_facts(requests=budget.num_requests)
     folder.write_jsonl("verdicts.jsonl", map(_row, checked))
     mistakes = sorted((row for row in checked if row.mistake is not None), key=lambda row: -(row.mistake or 0))
     folder.write_jsonl("mistakes.jsonl", map(_row, mistakes))
@@ -113,6 +123,16 @@ def preview(config: JudgeCheckConfig) -> list[str]:
         *(f"left out: {count} rows, {reason}" for reason, count in loaded.left_out.items()),
         f"judge: {config.judge.title}",
     ]
+
+
+def _ask(config: JudgeCheckConfig, judge: Judge, rows: Sequence[Completion], folder: RunFolder) -> list[Verdict]:
+    folder.kept = "what was judged is in the cache"
+    with (
+        OpinionCache(config.label_cache or user_cache_folder("label")) as cache,
+        CountProgress(f"judged by {judge.name}", len(rows), _log) as progress,
+    ):
+        votes = ask_judge(judge, rows, cache, advance=progress.advance)
+    return [vote for vote, *_ in votes]
 
 
 def _drawn(config: JudgeCheckConfig, rows: Sequence[Completion]) -> list[Completion]:
@@ -224,6 +244,6 @@ def _worst(mistakes: Sequence[_Checked]) -> str:
         sure = "" if row.verdict.p_safe is None else f", p(safe) {row.verdict.p_safe:.3f}"
         people = "safe" if row.is_safe else "unsafe"
         lines.append(f"{row.completion.id}: people say {people}, the judge {row.verdict.label}{sure}")
-        text = row.completion.text[:600]
+        text = printable(row.completion.text[:600])
         lines += ["", *(f"    {line}" for line in text.splitlines()), ""]
     return "\n".join(lines).rstrip()

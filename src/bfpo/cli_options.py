@@ -1,0 +1,63 @@
+"""Short options of commands: the keys that are given most often, by a name of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["SHORT_OPTIONS", "ShortOption"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShortOption:
+    """An option `--NAME` that is short for `--set KEY=VALUE`; `kind` is text, a number, a flag, or a list of text."""
+
+    name: str
+    key: str
+    help: str
+    kind: type = str
+    metavar: str | None = None
+
+    def parameter(self) -> Parameter:
+        """Return the parameter from which typer makes the option."""
+        text = f"{self.help} Short for --set {self.key}={'true' if self.kind is bool else self.metavar}."
+        if self.kind is list:
+            text = text.replace("Short", "May be repeated; short")
+        annotation: Any = list[str] if self.kind is list else self.kind
+        option = typer.Option(f"--{self.name}", metavar=self.metavar, help=text)
+        default = False if self.kind is bool else None
+        wanted = annotation if self.kind is bool else annotation | None
+        return Parameter(self._argument, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[wanted, option])
+
+    @property
+    def _argument(self) -> str:
+        return self.name.replace("-", "_")
+
+    def settings(self, given: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the setting that the option stands for, if it was given; a value is never read as YAML."""
+        value = given[self._argument]
+        if value is not None and value is not False and value != []:
+            yield f"{self.key}={json.dumps(value, ensure_ascii=False)}"
+
+
+_MAX_REQUESTS = ShortOption("max-requests", "max_requests", "Most requests to servers.", int, "N")
+
+SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
+    "demo": (
+        ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
+        ShortOption("full", "full", "All methods.", bool),
+    ),
+    "judge-train": (ShortOption("data", "data.files", "Labelled completions.", list, "FILE"),),
+    "judge-check": (
+        ShortOption("judge", "judge", "The judge: oracle, a folder of judge-train, FORMAT or FORMAT:MODEL.", str, "J"),
+        ShortOption("data", "data.files", "Completions that people have labelled.", list, "FILE"),
+        _MAX_REQUESTS,
+    ),
+    "label": (_MAX_REQUESTS,),
+}
+"""The short options by command."""
