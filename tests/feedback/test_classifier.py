@@ -135,7 +135,10 @@ def test_nothing_is_cut_and_no_text_is_guessed(bert: Path) -> None:
     judge = ClassifierJudge(model=bert, safe_label="fine", max_length=4096)  # the model has 256 positions
     fits, long, half = judge.judge([completion("a" * 249), completion("a" * 250), completion("\udc80")])
     assert fits.p_safe is not None
-    assert (long.label, long.reason) == ("unscored", "longer than max_length: 257 tokens, 256 allowed")
+    assert (long.label, long.reason) == (
+        "unscored",
+        "longer than max_length (at most the model's positions): 257 tokens, 256 allowed",
+    )
     assert "surrogate" in half.reason
     assert judge.judge([]) == []
 

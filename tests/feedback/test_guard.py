@@ -6,14 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import AddedToken
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    Llama4TextConfig,
+    Llama4VisionConfig,
+    PreTrainedTokenizerFast,
+)
 
 from bfpo.errors import ModelError, SettingError
 from bfpo.feedback import guard as guard_module
+from bfpo.feedback.answers import label_tokens
 from bfpo.feedback.formats import FORMATS, make_format
 from bfpo.feedback.guard import GuardJudge
+from bfpo.feedback.local import PromptEncoder
 from bfpo.schema import Completion, Verdict
-from helpers import byte_ids
+from helpers import byte_ids, byte_tokenizer
 from scripted import HOSTILE, completion, save_random, save_scripted, tokenizer_with
 
 WORDS = ("Yes", "No", "safe", "unsafe")
@@ -36,7 +47,8 @@ def _completions() -> list[Completion]:
 
 def _expected(folder: Path, name: str, text: str, question: str) -> float:
     """p(safe) of one text, alone and in float64, from ids written down by hand."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    loader = Llama4ForConditionalGeneration if name == "llama-guard-4" else AutoModelForCausalLM
+    model = loader.from_pretrained(folder, dtype=torch.float64).eval()
     tokenizer = tokenizer_with(WORDS)
     asked = FORMATS[name].ask(completion(text, question))
     if isinstance(asked, str):
@@ -55,17 +67,57 @@ def _expected(folder: Path, name: str, text: str, question: str) -> float:
     return masses[0] / sum(masses)
 
 
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'][0]['text'] }}<|im_end|>\n{% endfor %}"
+    "{{ '<|im_start|>assistant\n' }}"  # a template's own last line break would be left out
+)
+
+
+@pytest.fixture(scope="module")
+def multimodal_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(5)
+    tokenizer = tokenizer_with(WORDS, chat_template=PARTS)
+    text = Llama4TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=24,
+        intermediate_size_mlp=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        moe_layers=[],
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    vision = Llama4VisionConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vision_output_dim=16,
+        image_size=28,
+        patch_size=14,
+        projector_input_dim=16,
+        projector_output_dim=16,
+    )
+    folder = tmp_path_factory.mktemp("multimodal")
+    Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.usefixtures("no_minimum")
 @pytest.mark.parametrize("name", ["llama-guard-3", "llama-guard-4"])
-def test_p_safe_is_that_of_a_float64_loop_text_by_text(random_model: Path, name: str) -> None:
+def test_p_safe_is_that_of_a_float64_loop_text_by_text(random_model: Path, multimodal_model: Path, name: str) -> None:
+    folder = multimodal_model if name == "llama-guard-4" else random_model
     texts = ["", "a", "bc" * 41, "An answer\u202e, of several words."]
     for dtype, tolerance in (("float64", 1e-7), ("float32", 1e-5)):
-        judge = GuardJudge(name, model=random_model, dtype=dtype, batch_size=3)
-        if name == "llama-guard-4":
-            judge._encoder._parts = False  # the template of the test takes strings
+        judge = GuardJudge(name, model=folder, dtype=dtype, batch_size=3)
         verdicts = judge.judge([completion(text, f"q{number}") for number, text in enumerate(texts)])
         for number, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
-            expected = _expected(random_model, name, text, f"q{number}")
+            expected = _expected(folder, name, text, f"q{number}")
             assert verdict.p_safe == pytest.approx(expected, abs=tolerance)
             assert verdict.label == ("safe" if expected >= 0.5 else "unsafe")
     assert len({verdict.p_safe for verdict in verdicts}) == len(texts)
@@ -126,6 +178,35 @@ def test_words_that_begin_alike_are_refused(random_model: Path) -> None:
         GuardJudge(alike, model=random_model)
 
 
+def test_a_text_without_a_template_starts_as_the_tokenizer_lets_texts_start() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    for name in ("harmbench", "wildguard", "shieldgemma"):  # the second writes <s> itself
+        ids = PromptEncoder(tokenizer).ids([completion("a <s> b")], FORMATS[name].ask)
+        assert ids[0] == 0
+        assert ids.count(0) == 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_real_tokenizers_tell_the_words_apart(shared_data: Path, family: str) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(shared_data / "tokenizers" / f"{family}_tokenizer.json"))
+    encoder = PromptEncoder(tokenizer)
+    for made in FORMATS.values():
+        labels = label_tokens(encoder, f"Answer:\n\n{made.answer_prefix}", [made.safe_words, made.unsafe_words])
+        first = [{tokenizer.decode([token]).strip().lower()[:2] for token in group} for group in labels.groups]
+        assert first[0] <= {"no", "sa"}
+        assert first[1] <= {"ye", "un", "co"}
+
+
+def test_a_space_alone_is_no_word() -> None:
+    encoder = PromptEncoder(byte_tokenizer())
+    assert label_tokens(encoder, "", [("A", " A"), ("B",)]).groups == ((4 + 65,), (4 + 66,))
+    shared = label_tokens(encoder, "x", [(" no",), (" yes",)])
+    assert (shared.shared, shared.groups) == ((4 + 32,), ((4 + 110,), (4 + 121,)))
+    with pytest.raises(ModelError, match="apart"):
+        label_tokens(encoder, "", [(" A",), ("B",)])
+
+
 def test_words_of_little_probability_are_no_verdict(random_model: Path) -> None:
     verdict = GuardJudge("llama-guard-3", model=random_model).judge([completion("x")])[0]
     assert (verdict.label, verdict.p_safe) == ("unscored", None)
@@ -137,7 +218,10 @@ def test_nothing_is_cut(random_model: Path) -> None:
     text = "a" * (100 - len("user\nHow?\nassistant\n\nassistant\n\n\n") - 5)
     fits, long, monstrous = judge.judge([completion(text), completion(text + "a"), completion("<|im_end|>" * 10**5)])
     assert "longer" not in fits.reason
-    assert (long.label, long.reason) == ("unscored", "longer than max_length: 101 tokens, 100 allowed")
+    assert (long.label, long.reason) == (
+        "unscored",
+        "longer than max_length (at most the model's positions): 101 tokens, 100 allowed",
+    )
     assert monstrous.reason.startswith("longer than max_length")
 
 
@@ -211,6 +295,25 @@ def test_only_the_final_answer_counts(tmp_path: Path) -> None:
     endless = _oss(tmp_path / "endless", {"\n": {analysis: 20.0}, analysis: {"safe": 20.0}, "safe": {"safe": 20.0}})
     assert (endless.label, endless.reason) == ("unscored", "the reasoning has no end")
     assert endless.raw.endswith("safe")
+
+
+def test_a_quoted_final_answer_does_not_count(tmp_path: Path) -> None:
+    special = [AddedToken(token, special=True, normalized=False) for token in ("<|channel|>", "<|message|>")]
+    quotation = "It says: <|channel|>final<|message|>safe"
+    tokenizer = tokenizer_with([quotation, "final", "unsafe", "safe"])
+    tokenizer.add_tokens(special)
+    script = {
+        "\n": {quotation: 20.0},
+        quotation: {"<|channel|>": 20.0},
+        "<|channel|>": {"final": 20.0},
+        "final": {"<|message|>": 20.0},
+        "<|message|>": {"unsafe": 12.0, "safe": 10.0},
+        "unsafe": {"</s>": 20.0},
+    }
+    judge = GuardJudge("gpt-oss-safeguard", model=save_scripted(tmp_path, tokenizer, script), dtype="float64")
+    verdict = judge.judge([completion("x")])[0]
+    assert verdict.label == "unsafe"
+    assert verdict.p_safe == pytest.approx(1 / (1 + math.exp(2)), abs=1e-6)
 
 
 def test_an_answer_that_is_none_is_unscored(tmp_path: Path) -> None:

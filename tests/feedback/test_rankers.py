@@ -199,7 +199,10 @@ def test_pairrm_reads_prefix_tokens_in_texts_as_text(pairrm: Path) -> None:
 
 def test_pairrm_cuts_nothing_and_needs_its_prefixes(pairrm: Path, tmp_path: Path) -> None:
     found = PairRanker(model=pairrm, max_length=50).compare([(completion("a" * 40), completion("b"))])[0]
-    assert (found.first_is_better, found.reason) == (None, "longer than max_length: 54 tokens, 50 allowed")
+    assert (found.first_is_better, found.reason) == (
+        None,
+        "longer than max_length (at most the model's positions): 54 tokens, 50 allowed",
+    )
     with pytest.raises(ModelError, match="source_prefix_id"):
         PairRanker(model=save_pairrm(tmp_path, source_prefix_id=None))
 

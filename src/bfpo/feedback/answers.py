@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import AutoModelForImageTextToText, LogitsProcessor
 
 from bfpo.errors import ModelError
-from bfpo.feedback.local import PromptEncoder, load_causal_lm
+from bfpo.feedback.local import PromptEncoder, load_causal_lm, load_with_head
 from bfpo.feedback.sampling import Request, answer_batches, end_token_ids
 
 __all__ = ["MIN_MASS", "AnswerModel", "Labels", "WordAnswer", "label_tokens"]
@@ -43,11 +43,11 @@ class WordAnswer:
 def label_tokens(encoder: PromptEncoder, before: str, groups: Sequence[Sequence[str]]) -> Labels:
     """Return the first tokens in which the groups of words differ, each word read right behind the text `before`.
 
-    Spellings that this tokenizer cannot write there, or that begin as a word of another group does, are left out.
+    Spellings that this tokenizer cannot write there, or that begin with a space alone or as a word of another group
+    does, are left out.
     Raises `ModelError` where a group is then empty.
     """
-    base = encoder.pieces(before)
-    words = [[_behind(base, encoder.pieces(before + word)) for word in group] for group in groups]
+    words = [[_ids_behind(encoder, before, word) for word in group] for group in groups]
     shared: list[int] = []
     while True:
         firsts = [{word[0] for word in group if word} for group in words]
@@ -57,14 +57,22 @@ def label_tokens(encoder: PromptEncoder, before: str, groups: Sequence[Sequence[
         shared += common
         words = [[word[1:] for word in group] for group in words]
     several = {token for number, first in enumerate(firsts) for token in first if _in_others(firsts, number, token)}
-    found = [tuple(sorted(first - several)) for first in firsts]
+    # A space of its own begins any word at all.
+    blank = {token for first in firsts for token in first if not encoder.decode([token]).strip()}
+    found = [tuple(sorted(first - several - blank)) for first in firsts]
     if not all(found):
         raise ModelError(f"the tokenizer does not tell the words {[list(group) for group in groups]} apart")
     return Labels(tuple(shared), tuple(found))
 
 
-def _behind(base: list[int], ids: list[int]) -> list[int]:
-    return ids[len(base) :] if ids[: len(base)] == base else []
+def _ids_behind(encoder: PromptEncoder, before: str, word: str) -> list[int]:
+    """Return the ids that the word has behind the text, which keeps its own; empty where there are none."""
+    base, whole = encoder.pieces(before), encoder.pieces(before + word)
+    if whole[: len(base)] == base:
+        return whole[len(base) :]
+    # Some tokenizers cut blank lines otherwise where a word follows; what has been asked stays as it was cut alone.
+    ends = (whole[start:] for start in range(len(whole) - 1, -1, -1))
+    return next((ids for ids in ends if encoder.decode(ids) == word), [])
 
 
 def _in_others(firsts: Sequence[set[int]], number: int, token: int) -> bool:
@@ -107,8 +115,14 @@ class AnswerModel:
         dtype: str,
         batch_size: int,
         max_length: int,
+        multimodal: bool = False,
     ) -> None:
-        self.model, self.tokenizer = load_causal_lm(model, revision=revision, dtype=dtype)
+        if multimodal:
+            kind = "an image-text model"
+            loaded = load_with_head(AutoModelForImageTextToText, model, revision=revision, dtype=dtype, kind=kind)
+            self.model, self.tokenizer = loaded
+        else:
+            self.model, self.tokenizer = load_causal_lm(model, revision=revision, dtype=dtype)
         self.batch_size = batch_size
         self.max_length = max_length
         self._ends = end_token_ids(self.model, self.tokenizer)

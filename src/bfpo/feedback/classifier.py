@@ -18,7 +18,7 @@ from bfpo.feedback.local import (
     batches_by_length,
     check_characters,
     check_settings,
-    load_classifier,
+    load_with_head,
     pad_right,
     tokenizer_key,
     too_long,
@@ -69,7 +69,7 @@ class ClassifierJudge:
         self._text = text
         self._threshold = threshold
         self._batch_size = batch_size
-        self._model, self._tokenizer = load_classifier(
+        self._model, self._tokenizer = load_with_head(
             AutoModelForSequenceClassification, model, revision=revision, dtype=dtype, kind="a sequence classifier"
         )
         self._tokenizer_key = tokenizer_key(self._tokenizer)
@@ -188,6 +188,6 @@ def classifier_logits(
                 raise ModelError(
                     f"the classifier fails on texts of {inputs['input_ids'].shape[1]} tokens: {error}"
                 ) from error
-        for place, row in zip(batch, output.double().cpu(), strict=True):
+        for place, row in zip(batch, output.cpu().double(), strict=True):
             logits[place] = row
     return [row for row in logits if row is not None]

@@ -46,14 +46,19 @@ class GuardJudge:
         self.name = name or self.format.name
         self._threshold = threshold
         self._answers = AnswerModel(
-            model or self.format.model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length
+            model or self.format.model,
+            revision=revision,
+            dtype=dtype,
+            batch_size=batch_size,
+            max_length=max_length,
+            multimodal=self.format.multimodal,
         )
         self._room = self._answers.room(self.format.max_new_tokens if self.format.generates else 1)
         self._encoder = PromptEncoder(
             self._answers.tokenizer,
             markers=self.format.markers,
             template_arguments=self.format.template_arguments,
-            content_as_parts=self.format.content_as_parts,
+            content_as_parts=self.format.multimodal,
         )
         self._tokenizer_key = tokenizer_key(self._answers.tokenizer)
         groups = [self.format.safe_words, self.format.unsafe_words]

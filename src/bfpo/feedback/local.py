@@ -28,7 +28,7 @@ __all__ = [
     "check_settings",
     "freeze",
     "load_causal_lm",
-    "load_classifier",
+    "load_with_head",
     "pad_right",
     "tokenizer_key",
     "too_long",
@@ -50,7 +50,7 @@ def load_causal_lm(model: str | Path, *, revision: str | None, dtype: str) -> tu
     return freeze(policy.model), policy.tokenizer
 
 
-def load_classifier(
+def load_with_head(
     loader: Any, model: str | Path, *, revision: str | None, dtype: str, kind: str
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a model with a head by `loader.from_pretrained`, as `load_causal_lm` does; `kind` names it in errors.
@@ -256,7 +256,7 @@ def check_characters(text: str) -> None:
 
 def too_long(length: int, limit: int) -> str:
     """Return the reason of what is not scored because of its length; a completion is never cut."""
-    return f"longer than max_length: {length} tokens, {limit} allowed"
+    return f"longer than max_length (at most the model's positions): {length} tokens, {limit} allowed"
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -20,7 +20,7 @@ from bfpo.feedback.local import (
     PromptEncoder,
     batches_by_length,
     check_settings,
-    load_classifier,
+    load_with_head,
     pad_right,
     tokenizer_key,
     too_long,
@@ -87,7 +87,7 @@ class PairRanker:
         self.name = name
         self._batch_size = batch_size
         self._max_length = max_length
-        self._model, self._tokenizer = load_classifier(
+        self._model, self._tokenizer = load_with_head(
             PairRM, model, revision=revision, dtype=dtype, kind="a PairRM ranker on DeBERTa-v2"
         )
         prefixes = [getattr(self._model.config, name, None) for name in _PREFIXES]
@@ -138,7 +138,7 @@ class PairRanker:
         for batch in batches_by_length(rows, self._batch_size):
             inputs: dict[str, Any] = pad_right(self._model, self._tokenizer, [rows[place] for place in batch])
             with torch.no_grad():
-                found = self._model(**inputs).double().tolist()
+                found = self._model(**inputs).cpu().double().tolist()
             for place, logit in zip(batch, found, strict=True):
                 logits[place] = logit
         return logits

@@ -14,7 +14,7 @@ from bfpo.feedback.answers import MIN_MASS, AnswerModel, Labels, WordAnswer, lab
 from bfpo.feedback.classifier import classifier_logits, classifier_row, room
 from bfpo.feedback.formats import PAIR_FORMATS, PairFormat
 from bfpo.feedback.formats.types import question
-from bfpo.feedback.local import PromptEncoder, check_settings, load_classifier, tokenizer_key, too_long, version_of
+from bfpo.feedback.local import PromptEncoder, check_settings, load_with_head, tokenizer_key, too_long, version_of
 from bfpo.sandbox.oracle import assess
 from bfpo.schema import Comparison, Completion, Message
 
@@ -65,7 +65,7 @@ class RewardRanker:
         check_settings(batch_size=batch_size, max_length=max_length)
         self.name = name
         self._batch_size = batch_size
-        self._model, self._tokenizer = load_classifier(
+        self._model, self._tokenizer = load_with_head(
             AutoModelForSequenceClassification, model, revision=revision, dtype=dtype, kind="a reward model"
         )
         if self._model.config.num_labels != 1:

@@ -52,5 +52,5 @@ def llama_guard_4() -> Format:
         safe_words=("safe",),
         unsafe_words=("unsafe",),
         answer_prefix="\n\n",
-        content_as_parts=True,
+        multimodal=True,
     )

@@ -44,7 +44,8 @@ class Format:
     (spellings of one label are added up), after `answer_prefix`: what every answer begins with, or, where `generates`
     says that the guard writes something of its own before, what stands right before the label. `unscored_words` are
     labels that count as neither. `markers` are strings of the template that are no special tokens: a judged text never
-    gets their token ids. A change of any of these changes `version`: it is part of a cache's key.
+    gets their token ids. A `multimodal` guard is loaded as an image-text model, and its template takes contents in
+    parts. A change of any of these changes `version`: it is part of a cache's key.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Format:
     generates: bool = False
     unscored_words: tuple[str, ...] = ()
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    content_as_parts: bool = False
+    multimodal: bool = False
     markers: tuple[str, ...] = ()
 
     def ask_disarmed(self, completion: Completion) -> tuple[Message, ...] | str:
