@@ -231,6 +231,24 @@ def test_what_no_tokenizer_takes_is_unscored(random_model: Path) -> None:
     assert GuardJudge("llama-guard-3", model=random_model).judge([]) == []
 
 
+def test_tokens_that_all_words_begin_with_are_passed_over(tmp_path: Path) -> None:
+    made = replace(FORMATS["llama-guard-3"], safe_words=(" safe",), unsafe_words=(" unsafe",))
+    script = {" ": {"safe": 10 + math.log(0.3), "unsafe": 10 + math.log(0.7)}, "\n": {" ": 20.0}}
+    judge = GuardJudge(made, model=save_scripted(tmp_path, tokenizer_with(WORDS), script), dtype="float64")
+    assert judge.judge([completion("x")])[0].p_safe == pytest.approx(0.3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("maybe", "label"), [(0.5, "unscored"), (0.1, "unsafe")])
+def test_a_label_that_counts_as_neither_may_win(tmp_path: Path, maybe: float, label: str) -> None:
+    made = replace(FORMATS["llama-guard-3"], unscored_words=("maybe",))
+    shares = {"safe": 0.2 * (1 - maybe), "unsafe": 0.8 * (1 - maybe), "maybe": maybe}
+    script = {"\n": {word: 12 + math.log(share) for word, share in shares.items()}}
+    folder = save_scripted(tmp_path, tokenizer_with([*WORDS, "maybe"]), script)
+    verdict = GuardJudge(made, model=folder, dtype="float64").judge([completion("x")])[0]
+    assert verdict.label == label
+    assert verdict.p_safe == (None if label == "unscored" else pytest.approx(0.2, abs=1e-6))
+
+
 # ------------------------------------------------------------------------------------------ guards that write first
 
 LINES = "Harmful request: no\nResponse refusal: yes\nHarmful response:"
