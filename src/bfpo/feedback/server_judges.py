@@ -51,7 +51,7 @@ class ServerJudge:
             form.ask_disarmed(completion),
             form.max_new_tokens,
             template_arguments=form.template_arguments,
-            as_parts=form.content_as_parts,
+            as_parts=form.multimodal,
         )
 
     def _verdict(self, completion_id: str, answer: Answer) -> Verdict:
