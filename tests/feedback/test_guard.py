@@ -142,7 +142,7 @@ def test_p_safe_of_a_format_without_a_template(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_minimum")
 @pytest.mark.parametrize("name", ["harmbench", "llama-guard-3"])
 def test_verdicts_and_version_do_not_depend_on_the_batch(random_model: Path, name: str) -> None:
-    completions = _completions()
+    completions = _completions()[: 4 if name == "harmbench" else None]
     judge = GuardJudge(name, model=random_model, dtype="float64", batch_size=1)
     alone = judge.judge(completions)
     assert [verdict.completion_id for verdict in alone] == [c.id for c in completions]
@@ -216,7 +216,7 @@ def test_words_of_little_probability_are_no_verdict(random_model: Path) -> None:
 def test_nothing_is_cut(random_model: Path) -> None:
     judge = GuardJudge("llama-guard-3", model=random_model, max_length=100)
     text = "a" * (100 - len("user\nHow?\nassistant\n\nassistant\n\n\n") - 5)
-    fits, long, monstrous = judge.judge([completion(text), completion(text + "a"), completion("<|im_end|>" * 10**5)])
+    fits, long, monstrous = judge.judge([completion(text), completion(text + "a"), completion("<|im_end|>" * 10**4)])
     assert "longer" not in fits.reason
     assert (long.label, long.reason) == (
         "unscored",
@@ -301,7 +301,8 @@ def test_qwen3guard_counts_the_middle_label_as_told(
 def _oss(tmp_path: Path, script: dict[str, dict[str, float]]) -> Verdict:
     channels = ["<|channel|>analysis<|message|>Reason.<|end|>", "<|channel|>final<|message|>", "unsafe", "safe"]
     folder = save_scripted(tmp_path, tokenizer_with(channels), script)
-    return GuardJudge("gpt-oss-safeguard", model=folder, dtype="float64").judge([completion("x")])[0]
+    short = replace(FORMATS["gpt-oss-safeguard"], max_new_tokens=20)
+    return GuardJudge(short, model=folder, dtype="float64").judge([completion("x")])[0]
 
 
 def test_only_the_final_answer_counts(tmp_path: Path) -> None:

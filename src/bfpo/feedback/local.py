@@ -85,7 +85,7 @@ def load_with_head(
 def freeze(model: Any) -> Any:
     """Put a model into evaluation mode, without gradients, on the accelerator if there is one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is not None:
+    if accelerator is not None and accelerator.type != "mps":  # has no float64, in which probabilities are computed
         model.to(accelerator)
     model.requires_grad_(False)
     return model.eval()

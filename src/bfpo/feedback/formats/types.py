@@ -76,7 +76,9 @@ def unscored(reason: str) -> Reading:
     return Reading("unscored", reason=reason)
 
 
-_ROLE_TOKENS = re.compile(r"<(?=[|/]?[A-Za-z_｜][\w ｜▁|/.-]{0,60}>)|\[(?=/?[A-Z_]{2,30}\])|<(?=</?[A-Z]{2,10}>>)")
+_ROLE_TOKENS = re.compile(
+    r"<(?=[|/]?[A-Za-z_｜][\w ｜▁|/.-]{0,60}>)|\[(?=/?[a-z]?[A-Z_]{2,30}\])|<(?=</?[A-Z]{2,10}>>)"
+)
 _WORD_JOINER = "\u2060"
 
 
