@@ -103,7 +103,9 @@ def multimodal_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         projector_output_dim=16,
     )
     folder = tmp_path_factory.mktemp("multimodal")
-    Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision)).save_pretrained(folder)
+    Llama4ForConditionalGeneration(
+        Llama4Config(text_config=text, vision_config=vision, pad_token_id=0)
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
