@@ -20,7 +20,11 @@ def test_short_forms_stand_for_keys(tmp_path: Path) -> None:
     (tmp_path / "trained" / "judge.json").write_text("{}")
     (tmp_path / "server.yaml").write_text("format: qwen3guard\nurl: http://localhost:8000/v1\nmodel: guard\n")
     assert judge("oracle") == judge({"format": "oracle"})
-    assert judge(str(tmp_path / "trained")).settings() == {"format": "trained", "model": str(tmp_path / "trained")}
+    assert judge(str(tmp_path / "trained")).settings() == {
+        "format": "trained",
+        "name": None,
+        "model": str(tmp_path / "trained"),
+    }
     assert judge("qwen3guard").model is None
     assert judge("qwen3guard:Qwen/Qwen3Guard-Gen-4B").model == "Qwen/Qwen3Guard-Gen-4B"
     assert judge(str(tmp_path / "server.yaml")).url == "http://localhost:8000/v1"

@@ -294,7 +294,7 @@ def test_after_kills_nothing_is_lost_asked_twice_or_out_of_order(
     judge.write_text(json.dumps(guarded(server, max_concurrency=concurrency)))
     settings = [f"completions={file}", f"judges={judge}", f"label_cache={tmp_path / 'cache'}"]
     command = [part for setting in settings for part in ("--set", setting)]
-    for _ in range(kills):
+    for kill in range(kills):
         process = subprocess.Popen(
             [sys.executable, "-m", "bfpo", "label", *command, "--out", str(tmp_path / "run"), "--resume"],
             stderr=subprocess.PIPE,
@@ -302,9 +302,10 @@ def test_after_kills_nothing_is_lost_asked_twice_or_out_of_order(
         wanted = server.num_requests + rng.randrange(4, count // (kills + 1))
         while server.num_requests < wanted and process.poll() is None:
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        stop, status = ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130))[kill]
+        process.send_signal(stop)
         _, output = process.communicate()
-        assert process.returncode == -signal.SIGKILL, output.decode()
+        assert process.returncode == status, output.decode()
         assert not (tmp_path / "run" / "verdicts.jsonl").exists()
     time.sleep(0.2)  # the server comes to the end of what was under way
     before = server.num_requests
@@ -376,6 +377,12 @@ def test_settings_that_cannot_be(settings: list[str], message: str) -> None:
 
 def test_input_that_cannot_be_used(world: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bad.jsonl").write_text((world / "pairs.jsonl").read_text() + "{}\n")
+    skipping = config(data={"files": tmp_path / "bad.jsonl", "bad_rows": "skip", "limit": 5}, label_cache=tmp_path)
+    folder = run_stage("label", skipping, tmp_path / "skipped")
+    assert len(rows(folder.path, "pairs.jsonl")) == 5
+    assert [row["line"] for row in rows(folder.path, "rejects.jsonl")] == [22]
+    assert sum(folder.record["labels"]["rows_rejected"].values()) == 1
     with pytest.raises(DataError, match="bfpo generate"):
         run_stage("label", config(completions=tmp_path / "empty.jsonl"), tmp_path / "a")
     twice = [Completion("same", (Message("user", "q"),), text) for text in ("a", "b")]

@@ -66,7 +66,7 @@ class _Asked(ConfigPart):
         if self.format == "oracle":
             return frozenset({"format"})
         if self.format == "trained":
-            return frozenset({"format", "model"})
+            return _OFTEN
         where = _LOCAL if self.url is None else _SERVER
         return _OFTEN | where | self._own()
 

@@ -154,7 +154,7 @@ def make_judge(
     if format == "trained":
         from bfpo.feedback.trained import trained_judge
 
-        return trained_judge(str(model))
+        return trained_judge(str(model), name=name)
     local = _given(model=model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length)
     common = _given(name=name, threshold=threshold)
     if format == "classifier":

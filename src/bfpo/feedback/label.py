@@ -11,7 +11,7 @@ from typing import Any
 
 from bfpo.config import LabelConfig
 from bfpo.data.labels import cell_counts
-from bfpo.data.read import check_rejects, read_completions, read_pairs
+from bfpo.data.read import ReadResult, Reject, check_rejects, read_completions, read_pairs
 from bfpo.data.split import RowPicker, normalised_prompt
 from bfpo.data.write import pair_row
 from bfpo.errors import DataError, ServerError, SettingError
@@ -30,12 +30,8 @@ __all__ = ["preview", "run"]
 
 _log = logging.getLogger(__name__)
 
-VERDICTS, COMPARISONS, PAIRS, DISAGREEMENTS = (
-    "verdicts.jsonl",
-    "comparisons.jsonl",
-    "pairs.jsonl",
-    "disagreements.jsonl",
-)
+VERDICTS, COMPARISONS = "verdicts.jsonl", "comparisons.jsonl"
+PAIRS, DISAGREEMENTS, REJECTS = "pairs.jsonl", "disagreements.jsonl", "rejects.jsonl"
 
 Votes = dict[str, list[list[Verdict]]]
 """Of each judge by name: of each completion, its votes."""
@@ -47,7 +43,11 @@ class _Input:
 
     completions: list[Completion]
     pairs: list[Pair]
-    rejected: dict[str, int]
+    rejects: list[Reject]
+
+    def reasons(self) -> dict[str, int]:
+        """Return the rows that could not be used by reason."""
+        return ReadResult(self.rejects, len(self.rejects)).counts()
 
     def judged(self, config: LabelConfig) -> list[Completion]:
         """Return those that are to be judged: of pairs only the sides without a label, unless `relabel`."""
@@ -70,9 +70,9 @@ class _Input:
 def run(config: LabelConfig, folder: RunFolder) -> None:
     """Write `verdicts.jsonl`, `disagreements.jsonl`, the report, and what else the input allows.
 
-    For pairs, `pairs.jsonl` in our columns, in their order: a label is filled where it was unknown, or replaced under
-    `relabel`; one that could not be scored stays unknown (under `relabel`, becomes it). With a ranker,
-    `comparisons.jsonl`. Every answer is kept in the cache as it comes, so that a stopped run goes on from there.
+    For pairs, `rejects.jsonl` and, in their order and our columns, `pairs.jsonl`: a label is filled where it was
+    unknown, or replaced under `relabel`; one that could not be scored stays unknown (under `relabel`, becomes it). With
+    a ranker, `comparisons.jsonl`. Every answer is kept in the cache as it comes, so that a stopped run goes on there.
 
     Raises `DataError` for input that cannot be used, `SettingError` for judges of the same name, `ServerError` for a
     server that cannot be asked any more, and what `make_judge` raises.
@@ -117,7 +117,7 @@ def preview(config: LabelConfig) -> list[str]:
     if given.pairs:
         cells = ", ".join(f"{cell} {count}" for cell, count in cell_counts(given.pairs).items())
         lines.append(f"{len(given.pairs)} pairs (chosen-rejected): {cells}")
-    lines += [f"rows rejected: {reason} {count}" for reason, count in given.rejected.items()]
+    lines += [f"rows rejected: {reason} {count}" for reason, count in given.reasons().items()]
     if config.ranker is not None:
         lines.append(f"{len(given.compared())} pairs of completions to rank by {config.ranker.title}")
     return [*lines, "no parameter trains"]
@@ -135,7 +135,7 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
         if not completions:
             raise DataError.at(config.completions, None, "holds no completion; run `bfpo generate` first")
         _check_ids(config.completions, completions)
-        return _Input(completions, [], {})
+        return _Input(completions, [], [])
     data = config.data
     if folder is not None:
         folder.add_data("data", data.files)
@@ -151,7 +151,7 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
     if not pairs:
         raise DataError.at(data.files[0], None, "no pair is left to label; check split and limit")
     sides = [side for pair in pairs for side in _sides(pair)]
-    return _Input(sides, pairs, result.counts())
+    return _Input(sides, pairs, result.rejects)
 
 
 def _sides(pair: Pair) -> tuple[Completion, Completion]:
@@ -244,9 +244,10 @@ def _write(
     if given.pairs:
         pairs = _labelled(given.pairs, verdicts, config)
         folder.write_jsonl(PAIRS, map(pair_row, pairs))
+        folder.write_jsonl(REJECTS, ({"input": "data", **reject.as_row()} for reject in given.rejects))
         cells = cell_counts(pairs)
     folder.write_json("scores.json", {"confidence": config.confidence, "scores": [asdict(score) for score in scores]})
-    folder.add_facts(labels={**counts, **({"cells": cells, "rows_rejected": given.rejected} if given.pairs else {})})
+    folder.add_facts(labels={**counts, **({"cells": cells, "rows_rejected": given.reasons()} if given.pairs else {})})
     sections = report_text(
         counts, cells, scores, folder.record["opinions"], folder.record["requests"], config.confidence
     )

@@ -10,13 +10,14 @@ from bfpo.errors import ModelError
 from bfpo.feedback.ngrams import JUDGE_FILE, NgramJudge
 
 if TYPE_CHECKING:
+    from bfpo.feedback.classifier import ClassifierJudge
     from bfpo.feedback.judges import Judge
 
 __all__ = ["trained_judge"]
 
 
-def trained_judge(folder: str | Path) -> Judge:
-    """Return the judge that the folder holds. Raises `ModelError` where it holds none."""
+def trained_judge(folder: str | Path, *, name: str | None = None) -> Judge:
+    """Return the judge that the folder holds, as its own or another name. Raises `ModelError` where there is none."""
     folder = Path(folder)
     try:
         described = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
@@ -26,10 +27,15 @@ def trained_judge(folder: str | Path) -> Judge:
             f"{folder}: holds no {JUDGE_FILE} that can be read ({type(error).__name__}: {error}); needed: the folder "
             "`judge` of a run of `bfpo judge-train`"
         ) from error
+    judge: NgramJudge | ClassifierJudge
     if kind == "ngrams":
-        return NgramJudge.load(folder)
-    if kind == "classifier":
+        judge = NgramJudge.load(folder)
+    elif kind == "classifier":
         from bfpo.feedback.finetune import load_finetuned
 
-        return load_finetuned(folder, described)
-    raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed: ngrams, classifier")
+        judge = load_finetuned(folder, described)
+    else:
+        raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed: ngrams, classifier")
+    if name is not None:
+        judge.name = name
+    return judge
