@@ -115,7 +115,7 @@ def test_the_budget_counts_requests_that_are_sent_again(server: FaultServer) -> 
 
 
 def test_a_used_up_budget_lets_what_is_sent_come_in(server: FaultServer) -> None:
-    server.plan = lambda text, attempt: 0.1
+    server.plan = lambda text, attempt: 0.04 * int(text.split()[1])  # the others are under way when the first is done
     found: list[int] = []
     with pytest.raises(ServerError, match="max_requests"):
         judge(server, budget=RequestBudget(5), max_concurrency=5).judge_each(
@@ -146,6 +146,13 @@ def test_a_refusal_stops_at_once_and_repeats_no_key(
     while chain is not None:
         assert KEY not in f"{chain}"
         chain = chain.__cause__
+
+
+def test_after_a_refusal_no_other_text_is_asked_about(server: FaultServer) -> None:
+    server.plan = lambda text, attempt: "403" if text == texts(1)[0] else 0.05
+    with pytest.raises(ServerError, match="refuses the key"):
+        judge(server, max_concurrency=3).judge(completions(40))
+    assert server.num_requests == 3
 
 
 def test_nobody_there(server: FaultServer) -> None:
