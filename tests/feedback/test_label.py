@@ -101,7 +101,7 @@ def test_completions_are_judged_and_compared(world: Path, tmp_path: Path) -> Non
         "oracle": {"kept": 0, "asked": 40, "unanswered": 0},
         "ranker oracle": {"kept": 0, "asked": 20, "unanswered": 0},
     }
-    assert not (folder.path / "pairs.jsonl").exists()
+    assert (folder.path / "pairs.jsonl").exists()
 
 
 def test_pairs_get_the_labels_that_they_lack_and_unscored_is_never_safe(world: Path, tmp_path: Path) -> None:
@@ -398,6 +398,41 @@ def test_preview_loads_and_asks_nobody(world: Path, monkeypatch: pytest.MonkeyPa
     text = preview_stage(
         "label", config(completions=world / "completions.jsonl", judges=["oracle", "harmbench"], ranker="oracle")
     )
-    assert "60 completions to judge, 40 different ones, by 2 judge(s):\n  oracle\n  harmbench\n20 pairs" in text
+    assert "60 completions to judge, 40 different ones, by 2 judge(s):\n  oracle\n  harmbench\nat most 20 pairs" in text
     text = preview_stage("label", config(data={"files": world / "pairs.jsonl"}))
     assert "18 completions to judge" in text
+
+
+def test_ranked_completions_become_pairs_of_every_cell_they_offer(world: Path, tmp_path: Path) -> None:
+    config = LabelConfig(
+        completions=str(world / "completions.jsonl"),
+        judges="oracle",  # type: ignore[arg-type]
+        ranker="oracle",  # type: ignore[arg-type]
+        label_cache=str(tmp_path / "cache"),
+    )
+    folder = run_stage("label", config, tmp_path / "out")
+    result = read_pairs([tmp_path / "out" / "pairs.jsonl"])
+    funnel = folder.record["funnel"]
+    assert funnel["prompts"] == 20
+    assert funnel["candidates"] == 20
+    assert len(result.pairs) == funnel["pairs"] == 20 - funnel["ties"] - funnel["unranked"]
+    for pair in result.pairs:
+        chosen, rejected = (assess(pair.prompt[0].content, text) for text in (pair.chosen, pair.rejected))
+        assert chosen is not None
+        assert rejected is not None
+        assert chosen.helpful > rejected.helpful
+        assert (pair.chosen_is_safe, pair.rejected_is_safe) == (chosen.safe, rejected.safe)
+    assert sum(folder.record["labels"]["cells"].values()) == len(result.pairs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["completions=a.jsonl", "strategy=random"], "strategy: not read without completions and a ranker"),
+        (["data.files=a.jsonl", "ranker=oracle", "pairs_per_prompt=2"], "pairs_per_prompt: not read without"),
+        (["completions=a.jsonl", "soft_labels=true"], "soft_labels: not read without data or a ranker"),
+    ],
+)
+def test_keys_of_the_pairs_need_what_they_are_about(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(LabelConfig, None, ["judges=oracle", *settings])

@@ -38,6 +38,14 @@ class LabelConfig(StageConfig):
         default="majority",
         description="when several judges say safe: more than half of them, all of them, or their mean p(safe) > 0.5",
     )
+    strategy: Literal["informative", "balanced", "random"] = Field(
+        default="informative",
+        description="which pairs of a prompt's ranked completions are taken: the surest of every label cell, the cell "
+        "with the fewest pairs so far, or any",
+    )
+    pairs_per_prompt: int | None = Field(
+        default=None, ge=1, description="most pairs of a prompt; null = one of each label cell that it has"
+    )
     soft_labels: bool = Field(default=False, description="label pairs with p(safe) in place of true and false")
     relabel: bool = Field(
         default=False, description="replace known labels of pairs too, and report the agreement with them"
@@ -59,7 +67,11 @@ class LabelConfig(StageConfig):
 
     def unread(self) -> frozenset[str]:
         """Leave out what needs pairs, several judges or a server, where there are none."""
-        unread = {"completions"} if self.data is not None else {"data", "soft_labels", "relabel"}
+        unread = {"completions"} if self.data is not None else {"data", "relabel"}
+        if self.data is not None or self.ranker is None:
+            unread |= {"strategy", "pairs_per_prompt"}
+        if self.data is None and self.ranker is None:
+            unread.add("soft_labels")
         if len(self.judges) == 1:
             unread.add("rule")
         if not any(part is not None and part.url is not None for part in (*self.judges, self.ranker)):
@@ -71,7 +83,14 @@ class LabelConfig(StageConfig):
         if (self.completions is None) == (self.data is None):
             raise ValueError("completions, data: exactly one of the two must be given")
         if idle := sorted(self.unread() & self.model_fields_set - {"completions", "data"}):
-            needed = {"soft_labels": "data", "relabel": "data", "rule": "several judges", "max_requests": "a url"}
+            needed = {
+                "soft_labels": "data or a ranker",
+                "relabel": "data",
+                "strategy": "completions and a ranker",
+                "pairs_per_prompt": "completions and a ranker",
+                "rule": "several judges",
+                "max_requests": "a url",
+            }
             raise ValueError(f"{idle[0]}: not read without {needed[idle[0]]}; leave it out")
         sampled = sum(judge.url is not None and judge.temperature > 0 for judge in self.judges)
         if self.votes > 1 and not sampled:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from bfpo.feedback.asking import Tally, ask_judge, ask_ranker, num_votes
 from bfpo.feedback.cache import OpinionCache
 from bfpo.feedback.judges import make_judge, make_ranker
 from bfpo.feedback.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
+from bfpo.feedback.pairing import Pairing, candidate_duels, choose_pairs
 from bfpo.feedback.panel import panel_verdict
 from bfpo.feedback.server import RequestBudget
 from bfpo.files import user_cache_folder
@@ -56,15 +56,12 @@ class _Input:
         labels = [label for pair in self.pairs for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
         return [c for c, label in zip(self.completions, labels, strict=True) if label is None]
 
-    def compared(self) -> list[tuple[Completion, Completion]]:
-        """Return the pairs of completions to rank: those of a pair, or any two different texts of one prompt."""
-        if self.pairs:
-            sides = self.completions
-            return [(sides[n], sides[n + 1]) for n in range(0, len(sides), 2) if sides[n].text != sides[n + 1].text]
-        by_prompt: dict[Any, dict[str, Completion]] = {}
-        for completion in self.completions:
-            by_prompt.setdefault(completion.prompt, {}).setdefault(completion.text, completion)
-        return [pair for texts in by_prompt.values() for pair in combinations(texts.values(), 2)]
+    def compared(self, verdicts: Sequence[Verdict]) -> list[tuple[Completion, Completion]]:
+        """Return the pairs of completions to rank: those of a pair, or any two usable ones of one prompt."""
+        if not self.pairs:
+            return candidate_duels(self.completions, verdicts)
+        sides = self.completions
+        return [(sides[n], sides[n + 1]) for n in range(0, len(sides), 2) if sides[n].text != sides[n + 1].text]
 
 
 def run(config: LabelConfig, folder: RunFolder) -> None:
@@ -91,20 +88,23 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
         try:
             judged = given.judged(config)
             votes = _ask_judges(config, judged, cache, budget, tallies)
-            comparisons = _ask_ranker(config, given, cache, budget, tallies)
+            verdicts = _verdicts(config, judged, votes)
+            comparisons = _ask_ranker(config, given, verdicts, cache, budget, tallies)
         except ServerError as error:
             done = ", ".join(f"{name}: {tally.kept + tally.asked} judged" for name, tally in tallies.items())
             raise ServerError(f"{error} ({done}; kept in {cache.path})") from error
         finally:
             asked = {name: tally.as_row() for name, tally in tallies.items()}
             folder.add_facts(requests=budget.num_requests, opinions=asked)
-    verdicts = [
-        panel_verdict(
-            {name: given_votes[n] for name, given_votes in votes.items()}, rule=config.rule, min_votes=config.min_votes
-        )
+    _write(config, folder, given, judged, votes, verdicts, comparisons)
+
+
+def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -> list[Verdict]:
+    """Return what the panel says of each completion, in order."""
+    return [
+        panel_verdict({name: given[n] for name, given in votes.items()}, rule=config.rule, min_votes=config.min_votes)
         for n in range(len(judged))
     ]
-    _write(config, folder, given, judged, votes, verdicts, comparisons)
 
 
 def preview(config: LabelConfig) -> list[str]:
@@ -119,7 +119,9 @@ def preview(config: LabelConfig) -> list[str]:
         lines.append(f"{len(given.pairs)} pairs (chosen-rejected): {cells}")
     lines += [f"rows rejected: {reason} {count}" for reason, count in given.reasons().items()]
     if config.ranker is not None:
-        lines.append(f"{len(given.compared())} pairs of completions to rank by {config.ranker.title}")
+        unjudged = [Verdict(completion.id, "", "safe") for completion in given.completions]
+        most = "" if given.pairs else "at most "
+        lines.append(f"{most}{len(given.compared(unjudged))} pairs of completions to rank by {config.ranker.title}")
     return [*lines, "no parameter trains"]
 
 
@@ -200,12 +202,17 @@ def _ask_judges(
 
 
 def _ask_ranker(
-    config: LabelConfig, given: _Input, cache: OpinionCache, budget: RequestBudget, tallies: dict[str, Tally]
+    config: LabelConfig,
+    given: _Input,
+    verdicts: Sequence[Verdict],
+    cache: OpinionCache,
+    budget: RequestBudget,
+    tallies: dict[str, Tally],
 ) -> list[Comparison]:
     if config.ranker is None:
         return []
     ranker = make_ranker(**config.ranker.settings(), budget=budget)
-    pairs = given.compared()
+    pairs = given.compared(verdicts)
     tally = tallies[f"ranker {ranker.name}"] = Tally()
     with CountProgress(f"ranked by {ranker.name}", len(pairs), _log) as progress:
         return ask_ranker(ranker, pairs, cache, tally=tally, advance=progress.advance)
@@ -246,13 +253,33 @@ def _write(
         folder.write_jsonl(PAIRS, map(pair_row, pairs))
         folder.write_jsonl(REJECTS, ({"input": "data", **reject.as_row()} for reject in given.rejects))
         cells = cell_counts(pairs)
+    elif config.ranker is not None:
+        pairing = _paired(config, given, verdicts, comparisons)
+        folder.write_jsonl(PAIRS, map(pair_row, pairing.pairs))
+        folder.add_facts(funnel=pairing.funnel, candidate_cells=pairing.candidate_cells)
+        cells = pairing.cells
     folder.write_json("scores.json", {"confidence": config.confidence, "scores": [asdict(score) for score in scores]})
-    folder.add_facts(labels={**counts, **({"cells": cells, "rows_rejected": given.reasons()} if given.pairs else {})})
+    rejected = {"rows_rejected": given.reasons()} if given.pairs else {}
+    folder.add_facts(labels={**counts, **({"cells": cells} if cells else {}), **rejected})
     sections = report_text(
         counts, cells, scores, folder.record["opinions"], folder.record["requests"], config.confidence
     )
     folder.write_text("label.md", "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items()) + "\n")
     folder.write_card("Labels", sections)
+
+
+def _paired(
+    config: LabelConfig, given: _Input, verdicts: Sequence[Verdict], comparisons: Sequence[Comparison]
+) -> Pairing:
+    return choose_pairs(
+        given.completions,
+        verdicts,
+        comparisons,
+        strategy=config.strategy,
+        pairs_per_prompt=config.pairs_per_prompt,
+        soft_labels=config.soft_labels,
+        seed=config.seed,
+    )
 
 
 def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: int) -> dict[str, Any]:
