@@ -1,4 +1,4 @@
-"""BENCHMARK: what comes before the first step: start-up, reading, tokenizing and the reference pass.
+"""BENCHMARK: what comes before the first step: start-up, reading, tokenizing, preparing and the reference pass.
 
     python -m benchmarks.rampup [--quick]
 
@@ -24,7 +24,7 @@ from benchmarks.rampup_parts import dry_run_files
 from benchmarks.tables import show_tables
 from bfpo.errors import RunError
 
-PARTS = ("read", "read and tokenize", "reference pass")
+PARTS = ("read", "read and tokenize", "prepare", "reference pass")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

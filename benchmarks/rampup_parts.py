@@ -58,6 +58,15 @@ def read_and_tokenize(path: Path) -> Any:
     return write_tokens(path.with_suffix(".arrow"), tokenize(PairStream([path])))
 
 
+def prepare(path: Path) -> Any:
+    """Split, clean and describe pairs in one process, as `bfpo prepare` does."""
+    from bfpo.config import PrepareConfig
+    from bfpo.stages import run_stage
+
+    sources = [{"name": "pairs", "files": str(path)}]
+    return run_stage("prepare", PrepareConfig.model_validate({"sources": sources, "processes": 1}), path.parent / "out")
+
+
 def reference_pass(rows: int, folder: str) -> Callable[[], Any]:
     """Return what computes and stores the reference log-probs of so many pairs with a tiny model, as the trainer does.
 
@@ -90,6 +99,8 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     import bfpo.data.load
     import bfpo.data.store
     import bfpo.data.tokenize
+    import bfpo.evaluation.figures.style
+    import bfpo.preparation.prepare
     import bfpo.training.trainer  # noqa: F401  the parts are timed, not the imports
 
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +110,7 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
             run = reference_pass(values["rows"], folder)
         else:
             write_synthetic_pairs(path, values["rows"])
-            part = {"read": read, "read and tokenize": read_and_tokenize}[values["part"]]
+            part = {"read": read, "read and tokenize": read_and_tokenize, "prepare": prepare}[values["part"]]
 
             def run() -> Any:
                 return part(path)

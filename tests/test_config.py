@@ -8,7 +8,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bfpo.config import AlignConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig, ToyConfig, load_config
+from bfpo.config import (
+    AlignConfig,
+    DemoConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PrepareConfig,
+    SftConfig,
+    ToyConfig,
+    load_config,
+)
 from bfpo.config.describe import describe_keys
 from bfpo.errors import ConfigError
 from bfpo.yaml_text import dump_yaml, parse_yaml
@@ -217,3 +226,47 @@ def test_yaml_scalars_mean_what_they_look_like(text, value):
     parsed, _ = parse_yaml(text)
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+MIXTURE = """
+sources:
+  - {name: a, files: a.jsonl}
+  - name: b
+    count: -1
+    cout: 3
+"""
+
+
+def test_problems_in_a_list_of_sections_have_their_place(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text(MIXTURE)
+    with pytest.raises(ConfigError) as error:
+        load_config(PrepareConfig, path)
+    assert str(error.value).splitlines() == [
+        f"{path}:5: sources[1].count: got -1; allowed: a whole number >= 1, or null",
+        f"{path}:6: sources[1].cout: unknown key; did you mean 'sources[].count'?",
+    ]
+
+
+def test_an_item_of_a_list_can_be_set(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text(MIXTURE.replace("-1", "1").replace("cout: 3", "files: b.jsonl"))
+    config = load_config(PrepareConfig, path, ["sources[1].count=7", "sources[0].files[0]=c.jsonl"])
+    assert (config.sources[1].count, config.sources[0].count, config.sources[0].files) == (7, None, ["c.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("sources[2].count=1", "for an item of a list of 2"),
+        ("sources.count=1", "for an item of a list of 2"),
+        ("sources[0].name[0]=x", "sources\\[0\\].name is 'a', not a section"),
+        ("seed[0]=1", "is an item of a list, and there is a section"),
+        ("sources[a].count=1", "got no key=value"),
+    ],
+)
+def test_a_setting_that_misses_a_list_is_refused(tmp_path, setting, message):
+    path = tmp_path / "data.yaml"
+    path.write_text(MIXTURE)
+    with pytest.raises(ConfigError, match=message):
+        load_config(PrepareConfig, path, [setting])

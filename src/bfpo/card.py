@@ -14,13 +14,18 @@ CardSection = str | Mapping[str, object]
 
 
 def render_card(
-    title: str, sections: Mapping[str, CardSection], *, base_model: str | None = None, tags: Sequence[str] = ()
+    title: str,
+    sections: Mapping[str, CardSection],
+    *,
+    base_model: str | None = None,
+    tags: Sequence[str] = (),
+    head: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the card as Markdown; an empty section is left out."""
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["bfpo", *tags]}
-    if base_model is not None:
-        head["base_model"] = base_model
-    parts = [f"---\n{dump_yaml(head)}---", f"# {title}"]
+    """Return the card as Markdown; an empty section is left out. `head` replaces the metadata of a model."""
+    if head is None:
+        head = {"library_name": "transformers", "tags": ["bfpo", *tags]}
+        head |= {} if base_model is None else {"base_model": base_model}
+    parts = [f"---\n{dump_yaml(dict(head))}---", f"# {title}"]
     for name, content in sections.items():
         if content:
             parts += [f"## {name}", content if isinstance(content, str) else _table(content)]

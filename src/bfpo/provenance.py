@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from bfpo._version import __version__
 
-__all__ = ["describe_checkout", "describe_platform", "describe_versions"]
+__all__ = ["describe_checkout", "describe_platform", "describe_sources", "describe_versions", "prepared_from"]
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy")
 
@@ -27,6 +30,33 @@ def describe_versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
+
+
+def prepared_from(file: str | Path, sha256: str) -> list[dict[str, Any]]:
+    """Return the sources behind a file of `bfpo prepare` by the manifest beside it: name, licence, data set, revision.
+
+    Empty where there is no manifest, or none that lists the file with this hash.
+    """
+    path = Path(file).absolute()
+    try:
+        manifest = json.loads((path.parents[1] / "manifest.json").read_text(encoding="utf-8"))
+        stream = path.parent.name
+        if manifest["files"][f"{stream}/{path.name}"]["sha256"] != sha256:
+            return []
+        names = ("name", "licence", "hub_id", "revision")
+        return [{name: row[name] for name in names} for row in manifest["sources"] if row["stream"] == stream]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return []
+
+
+def describe_sources(inputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """Return the sources behind each input as facts for a card."""
+    return {
+        f"{name}: {source['name']}": f"licence {source['licence'] or 'unknown'}, {source['hub_id'] or 'own files'}"
+        + (f" at {source['revision']}" if source["revision"] else "")
+        for name, sources in inputs.items()
+        for source in sources
+    }
 
 
 def describe_platform() -> dict[str, str | int | None]:

@@ -17,7 +17,7 @@ from bfpo.card import CardSection, render_card
 from bfpo.errors import DiskFullError, RunError
 from bfpo.files import file_digest, is_disk_full, write_bytes_whole
 from bfpo.inputs import expand_files
-from bfpo.provenance import describe_checkout, describe_platform, describe_versions
+from bfpo.provenance import describe_checkout, describe_platform, describe_sources, describe_versions, prepared_from
 from bfpo.secrets import hide_secrets, is_secret_name
 from bfpo.yaml_text import dump_yaml
 
@@ -139,6 +139,8 @@ class RunFolder:
     def add_data(self, name: str, files: str | Path | Sequence[str | Path]) -> None:
         """Write the SHA-256 and the size of the files behind one input, such as `data`; of a folder, of what it holds.
 
+        Where `bfpo prepare` made a file, the sources behind it are written too, with their licences.
+
         Raises `RunError` where a file cannot be read, or where a resumed run finds other content than it started with.
         """
         earlier = self._record.get("data", {})
@@ -161,6 +163,10 @@ class RunFolder:
                 f"{name}: {', '.join(moved)} came or went since this run started; put the folder back as it was, or "
                 "start a new run in another --out"
             )
+        behind = [source for path, fact in facts.items() for source in prepared_from(path, fact["sha256"])]
+        if behind:
+            once = list({source["name"]: source for source in behind}.values())
+            self.add_facts(sources={**self._record.get("sources", {}), name: once})
         self.add_facts(data={**earlier, name: facts})
 
     # Files
@@ -276,19 +282,27 @@ class RunFolder:
         *,
         base_model: str | None = None,
         tags: Sequence[str] = (),
+        head: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write `README.md`: the stage's own sections, then settings, data and versions. Returns its path.
 
-        A section is Markdown text, or facts by name, shown as a table.
+        A section is Markdown text, or facts by name, shown as a table. `head` replaces the metadata of a model.
         """
         data = {
             f"{name}: {path}": f"SHA-256 {fact['sha256']}, {fact['bytes']} bytes"
             for name, files in self._record.get("data", {}).items()
             for path, fact in files.items()
         }
+        sources = describe_sources(self._record.get("sources", {}))
         versions = {**self._record.get("versions", {}), **self._record.get("checkout", {})}
-        common: dict[str, CardSection] = {"Settings": dict(_flat(self.config)), "Data": data, "Versions": versions}
-        return self.write_text(_CARD, render_card(title, {**sections, **common}, base_model=base_model, tags=tags))
+        common: dict[str, CardSection] = {
+            "Settings": dict(_flat(self.config)),
+            "Data": data,
+            "Sources of the data": sources,
+            "Versions": versions,
+        }
+        card = render_card(title, {**sections, **common}, base_model=base_model, tags=tags, head=head)
+        return self.write_text(_CARD, card)
 
 
 def _is_first_process() -> bool:
@@ -330,6 +344,8 @@ def _read_json(path: Path) -> Any:
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, item in value.items():
+        if isinstance(item, list) and item and all(isinstance(one, Mapping) for one in item):
+            item = dict(enumerate(item))
         if isinstance(item, Mapping) and item:
             yield from _flat(item, f"{prefix}{key}.")
         else:

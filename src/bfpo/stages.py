@@ -60,6 +60,7 @@ STAGES = {
             "demo", "DemoConfig", "bfpo.sandbox.demo", "Run the whole way on a small closed world and show the result."
         ),
         Stage("toy", "ToyConfig", "bfpo.sandbox.toy", "Rerun the paper's experiment with four actions."),
+        Stage("prepare", "PrepareConfig", "bfpo.preparation.prepare", "Mix, check, clean and split data for training."),
         Stage("sft", "SftConfig", "bfpo.training.sft", "Train a model to imitate completions."),
         Stage("reference", "ReferenceConfig", "bfpo.training.reference", "Compute the reference log-probs of `train`."),
         Stage("train", "AlignConfig", "bfpo.training.align", "Train a model on preference pairs with safety labels."),

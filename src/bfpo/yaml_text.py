@@ -73,11 +73,16 @@ def _key_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
             name = f"{prefix}{key_node.value}"
             lines[name] = key_node.start_mark.line + 1
             lines.update(_key_lines(value_node, f"{name}."))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            name = f"{prefix.removesuffix('.')}[{index}]"
+            lines[name] = item.start_mark.line + 1
+            lines.update(_key_lines(item, f"{name}."))
     return lines
 
 
 def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
-    """Return the value of one YAML document and the line of every dotted key.
+    """Return the value of one YAML document and the line of every dotted key; `key[0]` is the first item of a list.
 
     Raises `yaml.YAMLError` with a mark where the text is not YAML, a key is given twice or is not text.
     """

@@ -14,6 +14,7 @@ from bfpo.config.judge_stages import JudgeCheckConfig, JudgeTrainConfig
 from bfpo.config.judges import JudgeConfig, RankerConfig
 from bfpo.config.label import LabelConfig
 from bfpo.config.load import load_config, read_template
+from bfpo.config.prepare import PrepareConfig
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
 from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
 
@@ -33,6 +34,7 @@ __all__ = [
     "LabelConfig",
     "LoraConfig",
     "MethodSettings",
+    "PrepareConfig",
     "RankerConfig",
     "ReferenceConfig",
     "SftConfig",

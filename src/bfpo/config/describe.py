@@ -97,7 +97,14 @@ def describe_keys(config: type[ConfigPart], prefix: str = "") -> Iterator[Key]:
     """Yield every key of a config, a section's keys after the section itself."""
     for name in config.key_order():
         info = config.model_fields[name]
-        section = section_of(info.annotation)
+        section, items = section_of(info.annotation), items_of(info.annotation)
+        if items is not None:
+            default = _default_words(info)
+            yield Key(
+                prefix + name, "a list of sections", "none" if default == "[]" else default, info.description or ""
+            )
+            yield from describe_keys(items, f"{prefix}{name}[].")
+            continue
         if section is None:
             yield Key(prefix + name, allowed(info), _default_words(info), info.description or "")
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ __all__ = ["load_config", "read_template"]
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
+_STEP = re.compile(r"[^\[\].]+(?:\[\d+\])*")
+_PART = re.compile(r"\.?[^\[\].]+|\[\d+\]")
+_ITEM = re.compile(r"\[\d+\]")
 _REMOVED = {
     "pairs_per_microbatch": "max_tokens_per_microbatch bounds a forward pass in tokens now (8192 unless set)",
     "bf16": "write dtype: bfloat16, under which what trains is held in float32",
@@ -81,7 +85,7 @@ def _apply_override(values: dict[str, Any], places: dict[str, str], override: st
     place = f"--set {hide_in_setting(override)}"
     key, equals, text = override.partition("=")
     key = key.strip()
-    if not equals or not all(key.split(".")):
+    if not equals or not all(_STEP.fullmatch(part) for part in key.split(".")):
         raise ConfigError(f"{place}: got no key=value; write for example --set beta=0.1 or --set data.limit=100")
     try:
         value, _ = parse_yaml(text)
@@ -89,20 +93,35 @@ def _apply_override(values: dict[str, Any], places: dict[str, str], override: st
         raise ConfigError(
             f"{place}: the value is not valid YAML; put it in quotes, as in --set '{key}=\"...\"'"
         ) from error
-    *sections, leaf = key.split(".")
-    target = values
-    for depth, section in enumerate(sections, start=1):
-        if target.get(section) is None:
-            target[section] = {}
-            places.setdefault(".".join(sections[:depth]), place)
-        target = target[section]
-        if not isinstance(target, dict):
-            name = ".".join(sections[:depth])
+    *steps, leaf = _PART.findall(key)
+    target: Any = values
+    for depth, step in enumerate(steps, start=1):
+        name = "".join(steps[:depth]).lstrip(".")
+        at = _index(target, step, place)
+        if isinstance(target, dict) and target.get(at) is None:
+            target[at] = {}
+            places.setdefault(name, place)
+        target = target[at]
+        if not isinstance(target, (dict, list)):
             raise ConfigError(f"{place}: {name} is {_show(target)}, not a section; set {name} itself")
-    target[leaf] = value
-    for known in [known for known in places if known == key or known.startswith(f"{key}.")]:
+    target[_index(target, leaf, place)] = value
+    for known in [known for known in places if known == key or known.startswith((f"{key}.", f"{key}["))]:
         del places[known]
     places[key] = place
+
+
+def _index(target: dict[str, Any] | list[Any], step: str, place: str) -> Any:
+    """Return the key or the number that a step of a dotted key means: `.name`, or `[0]` for an item of a list."""
+    number = step[1:-1] if step.startswith("[") else None
+    if isinstance(target, dict):
+        if number is not None:
+            raise ConfigError(f"{place}: [{number}] is an item of a list, and there is a section")
+        return step.lstrip(".")
+    if number is None or int(number) >= len(target):
+        raise ConfigError(
+            f"{place}: got {step.lstrip('.')!r} for an item of a list of {len(target)}; write [0] for its first"
+        )
+    return int(number)
 
 
 def _problems(cls: type[ConfigPart], error: ValidationError, places: Mapping[str, str]) -> Iterator[str]:
@@ -152,7 +171,8 @@ def _place(key: str, places: Mapping[str, str]) -> str:
     """Return where a key was written; for a missing one, where its section was."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
-        if place := places.get(".".join(parts[:end])):
+        whole = ".".join(parts[:end])
+        if place := places.get(whole) or places.get(whole.partition("[")[0] if end == 1 else ""):
             return place
     return ""
 
@@ -160,7 +180,7 @@ def _place(key: str, places: Mapping[str, str]) -> str:
 def _suggestion(cls: type[ConfigPart], key: str) -> str:
     names = [known.name for known in describe_keys(cls)]
     leaf = key.rpartition(".")[2]
-    section = key[: len(key) - len(leaf)]
+    section = _ITEM.sub("[]", key[: len(key) - len(leaf)])
     beside = [name for name in names if name.startswith(section) and "." not in name[len(section) :]]
     same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
     near = difflib.get_close_matches(key, beside, n=1) or same_leaf or difflib.get_close_matches(key, names, n=1)

@@ -1,0 +1,151 @@
+"""The rows of one source as units that are used or not, each decided by the source alone; numbers, no text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bfpo.errors import LabelError
+from bfpo.preparation.shards import Shard
+
+__all__ = ["CONTRADICTORY", "DUPLICATE", "NOT_DRAWN", "REASONS", "SPLITS", "Keys", "Part", "Policy", "repetitions"]
+
+SPLITS = ("train", "validation", "test")
+REASONS = (
+    "used",
+    "repeated id",
+    "unknown label",
+    "not labelled safe",
+    "contaminated",
+    "contradictory labels",
+    "duplicate",
+    "not drawn",
+)
+"""What became of a unit, by its number in `Part.fate`."""
+USED, REPEATED_ID, UNKNOWN, NOT_SAFE, CONTAMINATED, CONTRADICTORY, DUPLICATE, NOT_DRAWN = range(len(REASONS))
+
+Keys = npt.NDArray[np.uint64]
+
+
+def repetitions(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the places of keys that came before, and the how many-th each is (2 for the second).
+
+    Held are 24 bytes a key.
+    """
+    order = np.argsort(keys, kind="stable")
+    in_order = keys[order]
+    repeats = np.flatnonzero(in_order[1:] == in_order[:-1]) + 1
+    # The first of equal keys is no repeat: repeats side by side are of one key.
+    begins = np.flatnonzero(np.diff(repeats, prepend=-1) != 1)
+    runs = np.diff(np.append(begins, len(repeats)))
+    nth = np.arange(len(repeats)) - np.repeat(begins, runs) + 2
+    return order[repeats], nth
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How one source is used; the names are those of the mixture file."""
+
+    name: str
+    stream: Literal["main", "buffer", "sft"]
+    use: Literal["all", "chosen", "safe"] = "all"
+    count: int | None = None
+    weight: float | None = None
+    oversample: bool = False
+    unknown_label: Literal["error", "safe", "drop", "keep"] = "error"
+
+
+@dataclass
+class Part:
+    """One source of the mixture as units: its rows, or in the sft stream the completions of its pairs.
+
+    `row` and `side` (0 chosen, 1 rejected) say what a unit is; `prompt` and `content` are hashes; `fate` counts in
+    `REASONS`, `split` in `SPLITS`, `copies` says how often a used unit is written. `repeated` (N, 2): rows whose id
+    came before, ascending, and the how many-th each is.
+    """
+
+    policy: Policy
+    shard: Shard
+    row: npt.NDArray[np.uint32]
+    side: npt.NDArray[np.uint8]
+    prompt: Keys
+    content: Keys
+    fate: npt.NDArray[np.uint8]
+    repeated: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    split: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    copies: npt.NDArray[np.uint16] = field(default_factory=lambda: np.zeros(0, np.uint16))
+    available: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, policy: Policy, shard: Shard, *, is_pairs: bool) -> Part:
+        """Return all units of a source; nothing is decided but what the source alone decides.
+
+        Raises `LabelError` for unknown labels that are an error.
+        """
+        num = len(shard)
+        takes_pairs = policy.stream != "sft"
+        sides = (0, 1) if is_pairs and not takes_pairs and policy.use != "chosen" else (0,)
+        row = np.repeat(np.arange(num, dtype=np.uint32), len(sides))
+        content = shard.key("content") if takes_pairs else shard.key("completions")[:, : len(sides)].ravel()
+        side = np.tile(np.array(sides, np.uint8), num)
+        part = cls(policy, shard, row, side, shard.key("prompt")[row], content, np.zeros(len(row), np.uint8))
+        part._decide_ids()
+        part._decide_labels()
+        part.mark(shard.key("contaminated")[row], CONTAMINATED)
+        return part
+
+    @property
+    def used(self) -> npt.NDArray[np.bool_]:
+        """Which units are still used."""
+        used: npt.NDArray[np.bool_] = self.fate == USED
+        return used
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of units by fate, zeros left out."""
+        numbers = np.bincount(self.fate, minlength=len(REASONS)).tolist()
+        return {reason: number for reason, number in zip(REASONS, numbers, strict=True) if number}
+
+    def mark(self, which: npt.NDArray[np.bool_], fate: int) -> None:
+        """Give this fate to units that are still used."""
+        self.fate[which & self.used] = fate
+
+    def _decide_ids(self) -> None:
+        """Refuse a given id that came before; number the others, which are made from content."""
+        ids, given = self.shard.key("id"), self.shard.key("id_is_given")
+        again, nth = repetitions(ids)
+        refused = np.zeros(len(ids), bool)
+        refused[again[given[again]]] = True
+        self.mark(refused[self.row], REPEATED_ID)
+        self.repeated = np.stack([again, nth], axis=1)[np.argsort(again)]
+
+    def _decide_labels(self) -> None:
+        policy = self.policy
+        if policy.stream == "sft" and policy.use != "safe":
+            return
+        unknown, safe = np.zeros(len(self.row), bool), np.zeros(len(self.row), bool)
+        sides = len(self.row) // max(1, len(self.shard))
+        for places, block in self.shard.numbers():
+            labels = block["labels"]
+            if policy.stream == "sft":
+                units = slice(places.start * sides, places.stop * sides)
+                unknown[units] = np.isnan(labels[:, :sides]).ravel()
+                safe[units] = (labels[:, :sides] > 0.5).ravel()
+            else:
+                unknown[places] = np.isnan(labels).any(axis=1)
+        self._refuse_unknown(unknown)
+        if policy.stream == "sft":
+            self.mark(~(safe | unknown if policy.unknown_label == "safe" else safe), NOT_SAFE)
+
+    def _refuse_unknown(self, unknown: npt.NDArray[np.bool_]) -> None:
+        num = int((unknown & self.used).sum())
+        if num and self.policy.unknown_label == "error":
+            raise LabelError(
+                f"{self.policy.name}: {num} of {len(self.row)} rows lack a safety label; label them, or say what an "
+                "unknown label means: unknown_label 'safe' takes it as safe, 'drop' leaves the row out, 'keep' leaves "
+                "it unknown"
+            )
+        if self.policy.unknown_label == "drop":
+            self.mark(unknown, UNKNOWN)

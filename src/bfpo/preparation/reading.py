@@ -1,0 +1,85 @@
+"""The rows of a source's files: raw ones, to be shared out, and what turns one into a pair or a completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, CompletionLayout, detect_completion_layout
+from bfpo.data.layouts import LAYOUTS, Layout, detect_layout
+from bfpo.data.mapped import attempt, check_columns, first_that_fits, mapped_rows
+from bfpo.data.rejects import Reject
+from bfpo.data.rows import Row
+from bfpo.data.sources import SourceKind
+from bfpo.errors import SettingError
+from bfpo.schema import Completion, Pair
+
+__all__ = ["AUTO", "RowReader", "kind_of_layout", "raw_rows", "reader_of"]
+
+AUTO = "auto"
+_ALL: dict[str, Layout | CompletionLayout] = {**COMPLETION_LAYOUTS, **LAYOUTS}
+_NEEDS = {name: layout.needs for name, layout in _ALL.items()}
+
+
+def kind_of_layout(name: str) -> SourceKind | None:
+    """Return what rows of a layout are, `None` for `"auto"`; raises `SettingError` for a name no layout has."""
+    if name != AUTO and name not in _ALL:
+        raise SettingError(f"layout: got {name!r}; allowed: {AUTO}, {', '.join(_ALL)}")
+    return None if name == AUTO else "completions" if name in COMPLETION_LAYOUTS else "pairs"
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """Turns rows of one file into pairs or completions; plain values, so that it can be sent to another process."""
+
+    file: str
+    layout: str
+
+    @property
+    def kind(self) -> SourceKind:
+        """What the rows are."""
+        return "completions" if self.layout in COMPLETION_LAYOUTS else "pairs"
+
+    def read(self, line: int, columns: Mapping[str, object]) -> Pair | Completion | Reject:
+        """Return what a row is; its id may be that of another row."""
+        return attempt(self._make, Path(self.file), Row(line, columns))
+
+    def _make(self, row: Row) -> Pair | Completion:
+        if self.layout in COMPLETION_LAYOUTS:
+            return COMPLETION_LAYOUTS[self.layout].to_completion(row.columns)
+        return LAYOUTS[self.layout].to_pair(row.columns)
+
+
+def reader_of(
+    file: Path, *, layout: str, columns: Mapping[str, str], kind: SourceKind | None = None
+) -> RowReader | None:
+    """Return the reader of a file; with `"auto"` the first row that fits a layout (of this kind) decides.
+
+    `None` where no row has columns. Raises `DataError` for a file that cannot be read or fits no layout, `SettingError`
+    for a layout or a column of ours that is unknown.
+    """
+    kind = kind_of_layout(layout) or kind
+    known: dict[str, Layout | CompletionLayout] = _ALL if layout == AUTO else {layout: _ALL[layout]}
+    check_columns(columns, {name for one in known.values() for name in (*one.needs, *one.reads)})
+    if layout != AUTO:
+        return RowReader(str(file), layout)
+
+    def detect(row: Mapping[str, object]) -> str | None:
+        # The order of `load_completions`: what holds a completion is one, whatever else it holds.
+        alone = None if kind == "pairs" else detect_completion_layout(row)
+        pair = None if kind == "completions" else detect_layout(row)
+        return alone.name if alone else pair.name if pair else None
+
+    needs = {name: needed for name, needed in _NEEDS.items() if kind in (None, kind_of_layout(name))}
+    found = first_that_fits(file, mapped_rows(file, columns), detect, needs)
+    return None if found is None else RowReader(str(file), found)
+
+
+def raw_rows(file: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]] | Reject]:
+    """Yield the rows of a file under our names: line and columns, or a reject where it has none.
+
+    Raises `DataError` as `iter_rows` does.
+    """
+    for row in mapped_rows(file, columns):
+        yield Reject.of(file, row.line, row.bad) if row.bad is not None else (row.line, row.columns)

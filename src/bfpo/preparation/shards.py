@@ -1,0 +1,284 @@
+"""What was read of a source, on disk: made once, by several processes, and found again by what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+
+from bfpo.data.rejects import Reject
+from bfpo.data.sources import SourceKind
+from bfpo.preparation.reading import RowReader, raw_rows, reader_of
+from bfpo.preparation.rows import KEYS, SCHEMA, Block, RawBlock
+from bfpo.preparation.workers import Readers
+
+__all__ = ["SHARD_VERSION", "Shard", "ShardWriter", "SourceFiles", "find_or_make", "remove_leftovers"]
+
+SHARD_VERSION = 1
+"""Goes into the key of a shard: to be raised where the same rows would give other bytes."""
+
+_ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS, _FACTS = (
+    "rows.arrow",
+    "keys.bin",
+    "bands.bin",
+    "sketches.bin",
+    "rejects.jsonl",
+    "hits.jsonl",
+    "shard.json",
+)
+_BLOCK_ROWS, _BLOCK_CHARS = 1024, 1 << 20
+_SHOWN_REJECTS = 5
+_READ_ROWS = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFiles:
+    """The files of a source and how their rows are read; `digests` are their SHA-256, `limit` rows are read of each."""
+
+    files: tuple[Path, ...]
+    digests: tuple[str, ...]
+    kind: SourceKind
+    layout: str
+    columns: Mapping[str, str]
+    limit: int | None = None
+
+    def key(self, shared: Mapping[str, Any]) -> str:
+        """Return the name of the shard: a hash of all that its content depends on. `shared`: what all sources share."""
+        files = [[str(file), digest] for file, digest in zip(self.files, self.digests, strict=True)]
+        reading = [self.kind, self.layout, sorted(self.columns.items()), self.limit]
+        content = json.dumps([SHARD_VERSION, pyarrow.__version__, files, reading, shared], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The usable rows of a source: text in Arrow blocks, and numbers for choosing in files of their own."""
+
+    path: Path
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """`rows`, `usable`, `rejected_by_reason`, `rejects` (the first ones), `hits_by_suite`, `layouts`."""
+        facts: dict[str, Any] = json.loads((self.path / _FACTS).read_text(encoding="utf-8"))
+        return facts
+
+    def __len__(self) -> int:
+        return int(self.facts["usable"])
+
+    @property
+    def rejects(self) -> Iterator[dict[str, Any]]:
+        """The rows that cannot be used."""
+        return _json_lines(self.path / _REJECTS)
+
+    @property
+    def hits(self) -> Iterator[dict[str, Any]]:
+        """The rows that ask an evaluation prompt, one for each suite."""
+        return _json_lines(self.path / _HITS)
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the rows as Arrow record batches."""
+        with (self.path / _ROWS).open("rb") as file, pyarrow.ipc.open_stream(file) as stream:
+            yield from stream
+
+    def numbers(self) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+        """Yield the numbers of some rows at a time, with their places."""
+        for start, block in self._blocks(_KEYS, KEYS):
+            yield slice(start, start + len(block)), block
+
+    def key(self, name: str, column: int | None = None) -> npt.NDArray[Any]:
+        """Return one field of `KEYS` for all rows, or one column of it; only this is held."""
+        field = KEYS[name]
+        values = np.empty((len(self), *field.shape) if column is None else len(self), field.base)
+        for places, block in self.numbers():
+            values[places] = block[name] if column is None else block[name][:, column]
+        return values
+
+    def band(self, number: int) -> npt.NDArray[np.uint32]:
+        """Return one band of the sketches of all rows."""
+        values = np.empty(len(self), np.uint32)
+        for start, block in self._blocks(_BANDS, np.dtype((np.uint32, self.facts["num_bands"]))):
+            values[start : start + len(block)] = block[:, number]
+        return values
+
+    def sketches(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
+        """Return the low bytes of the sketches of these rows, (N, permutations)."""
+        width = self.facts["num_permutations"]
+        found = np.empty((len(rows), width), np.uint8)
+        # Read, not mapped: the few rows that are asked for lie far apart, and a map would bring in what is around them.
+        with (self.path / _SKETCHES).open("rb", buffering=0) as file:
+            for place, row in enumerate(rows.tolist()):
+                file.seek(row * width)
+                found[place] = np.frombuffer(file.read(width), np.uint8)
+        return found
+
+    def _blocks(self, name: str, kind: np.dtype[Any]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        with (self.path / name).open("rb") as file:
+            for start in range(0, len(self), _READ_ROWS):
+                yield start, np.frombuffer(file.read(_READ_ROWS * kind.itemsize), kind)
+
+
+def find_or_make(root: Path, source: SourceFiles, readers: Readers, shared: Mapping[str, Any], progress: Any) -> Shard:
+    """Return the shard of a source in the folder `root`, made where it is not there; it appears there whole.
+
+    `progress` is called with the number of rows of each block. Raises `DataError` for files that cannot be read.
+    """
+    final = root / source.key(shared)
+    if (final / _FACTS).is_file():
+        return Shard(final)
+    part = root / f".{final.name}.{os.getpid()}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        with ShardWriter(part) as writer:
+            for block in readers.map(_raw_blocks(source, writer)):
+                writer.add(block)
+                progress(len(block.keys) + len(block.rejects))
+        shutil.rmtree(final, ignore_errors=True)  # one without facts is none
+        part.replace(final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Shard(final)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what killed runs were writing."""
+    for part in root.glob(".*.part"):
+        pid = part.name.rsplit(".", 2)[-2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return pid != os.getpid()
+
+
+def _raw_blocks(source: SourceFiles, writer: ShardWriter) -> Iterator[RawBlock]:
+    for file in source.files:
+        reader = reader_of(file, layout=source.layout, columns=source.columns, kind=source.kind)
+        writer.start_file(file, reader)
+        rows: list[tuple[int, Mapping[str, object]]] = []
+        chars = 0
+        for number, row in enumerate(raw_rows(file, source.columns)):
+            if source.limit is not None and number >= source.limit:
+                break
+            if isinstance(row, Reject):
+                writer.reject(row)
+                continue
+            assert reader is not None  # a file with a row of columns has a reader
+            rows.append(row)
+            chars += _size(row[1])
+            if len(rows) >= _BLOCK_ROWS or chars >= _BLOCK_CHARS:
+                yield RawBlock(reader, rows)
+                rows, chars = [], 0
+        if rows and reader is not None:
+            yield RawBlock(reader, rows)
+
+
+def _size(value: object) -> int:
+    """Return about how many characters a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else 8
+
+
+class ShardWriter:
+    """Writes a shard as its blocks come; nothing of a block is held. Its facts, written last, make it whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files = ExitStack()
+        self._open = {
+            name: self._files.enter_context((path / name).open("wb"))
+            for name in (_ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS)
+        }
+        self._stream = self._files.enter_context(pyarrow.ipc.new_stream(self._open[_ROWS], SCHEMA))
+        self._num_usable = self._num_rejected = 0
+        self._widths = (0, 0)
+        self._reasons: Counter[str] = Counter()
+        self._suites: Counter[str] = Counter()
+        self._contaminated = 0
+        self._shown: list[Reject] = []
+        self._layouts: dict[str, str] = {}
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._files.close()
+        if error is None:
+            facts = {
+                "rows": self._num_usable + self._num_rejected,
+                "usable": self._num_usable,
+                "rejected_by_reason": dict(self._reasons.most_common()),
+                "rejects": [reject.as_row() for reject in self._shown],
+                "contaminated": self._contaminated,
+                "hits_by_suite": dict(sorted(self._suites.items())),
+                "layouts": self._layouts,
+                "num_bands": self._widths[0],
+                "num_permutations": self._widths[1],
+            }
+            (self._path / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+
+    def start_file(self, file: Path, reader: RowReader | None) -> None:
+        """Take note of the layout of a file."""
+        if reader is not None:
+            self._layouts[str(file)] = reader.layout
+
+    def reject(self, reject: Reject) -> None:
+        """Take note of a row that cannot be used; the first of each reason is shown, and the first few."""
+        is_new = not self._reasons[reject.reason]
+        self._reasons[reject.reason] += 1
+        self._num_rejected += 1
+        if is_new or len(self._shown) < _SHOWN_REJECTS:
+            self._shown.append(reject)
+        self._write_json(_REJECTS, [reject.as_row()])
+
+    def add(self, block: Block) -> None:
+        """Write a block."""
+        for reject in block.rejects:
+            self.reject(reject)
+        if not len(block.keys):
+            return
+        self._stream.write_batch(block.batch)
+        self._open[_KEYS].write(block.keys.tobytes())
+        self._open[_BANDS].write(block.bands.tobytes())
+        self._open[_SKETCHES].write(block.sketches.tobytes())
+        self._widths = (block.bands.shape[1], block.sketches.shape[1])
+        for found in block.hits:
+            self._contaminated += 1
+            self._suites.update(hit.suite for hit in found.hits)
+            place = {"file": block.file, "line": found.line, "id": found.row_id}
+            self._write_json(_HITS, [{**asdict(hit), **place} for hit in found.hits])
+        self._num_usable += len(block.keys)
+
+    def _write_json(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._open[name].write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        yield from map(json.loads, _whole(lines))
+
+
+def _whole(lines: Iterable[str]) -> Iterator[str]:
+    return (line for line in lines if line.strip())

@@ -1,0 +1,92 @@
+"""Prompts as sets of character n-grams, and MinHash sketches of them, with the bands that find similar ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["SketchSettings", "bands_of", "estimated_similarity", "ngrams", "similarity", "sketches_of"]
+
+_RECALL = 0.99  # of pairs exactly at the threshold
+_MINHASH_SEED = 1
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, slots=True)
+class SketchSettings:
+    """How prompts are compared: by the Jaccard similarity of their sets of n-grams of `characters` characters."""
+
+    threshold: float
+    characters: int
+    permutations: int
+
+    @property
+    def rows_per_band(self) -> int:
+        """As many as leave two prompts at the threshold a chance of 99% to share a band."""
+        fits = [
+            rows
+            for rows in range(1, 17)
+            if 1 - (1 - self.threshold**rows) ** (self.permutations // rows) >= _RECALL or rows == 1
+        ]
+        return max(fits)
+
+    @property
+    def num_bands(self) -> int:
+        """The number of bands of a sketch."""
+        return self.permutations // self.rows_per_band
+
+
+def ngrams(texts: Sequence[str], characters: int) -> list[npt.NDArray[np.uint64]]:
+    """Return hashes of the n-grams of each normalised text, in their order; one that is shorter has one, itself."""
+    if not texts:
+        return []
+    padded = [text.ljust(characters, "\0") for text in texts]
+    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), "<u4")
+    hashes = np.zeros(len(codes) - characters + 1, np.uint64)
+    for place in range(characters):  # wraps around, as it should
+        hashes = (hashes + codes[place : place + len(hashes)]) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(32)
+    ends = np.cumsum([len(text) for text in padded])
+    return [hashes[end - len(text) : end - characters + 1] for text, end in zip(padded, ends.tolist(), strict=True)]
+
+
+def similarity(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> float:
+    """Return the Jaccard similarity of two texts' sets of n-grams."""
+    shared = len(np.intersect1d(first, second))
+    return shared / max(1, len(np.union1d(first, second)))
+
+
+def sketches_of(grams: Sequence[npt.NDArray[np.uint64]], settings: SketchSettings) -> npt.NDArray[np.uint32]:
+    """Return MinHash sketches from the n-grams of texts, (N, permutations); order and repetition do not matter."""
+    from rensa import RMinHash
+
+    offsets = np.concatenate([[0], np.cumsum([len(some) for some in grams])]).astype(np.uint64)
+    flat = np.concatenate([*grams, np.zeros(0, np.uint64)])
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, settings.permutations, _MINHASH_SEED)
+    return np.array(matrix.to_rows(), np.uint32).reshape(-1, settings.permutations)
+
+
+def bands_of(sketches: npt.NDArray[np.uint32], settings: SketchSettings) -> npt.NDArray[np.uint32]:
+    """Return a hash of each band of each sketch, (N, num_bands)."""
+    rows, num_bands = settings.rows_per_band, settings.num_bands
+    parts = sketches[:, : rows * num_bands].reshape(-1, num_bands, rows).astype(np.uint64)
+    mixed = np.zeros(parts.shape[:2], np.uint64)
+    for row in range(rows):  # wraps around, as it should
+        mixed = (mixed ^ parts[:, :, row]) * _MULTIPLIER
+        mixed ^= mixed >> np.uint64(29)
+    bands: npt.NDArray[np.uint32] = (mixed >> np.uint64(32)).astype(np.uint32)
+    return bands
+
+
+def estimated_similarity(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Return the similarity of the sets behind sketches of which the low bytes were kept, (N, permutations) each.
+
+    Two different minima share their low byte once in 256 times, which is taken out (b-bit MinHash, Li and König 2010).
+    """
+    same = (first == second).mean(axis=1)
+    chance = 1 / 256
+    estimate: npt.NDArray[np.float64] = (same - chance) / (1 - chance)
+    return estimate

@@ -1,0 +1,181 @@
+"""The chosen rows to Parquet: the same bytes for the same rows, one row group in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from bfpo.files import open_whole
+from bfpo.preparation.drawing import sample
+from bfpo.preparation.parts import SPLITS, Part
+from bfpo.preparation.rows import SCHEMA
+
+__all__ = ["COMPLETIONS", "PAIRS", "Written", "write_stream"]
+
+PAIRS = pyarrow.schema([field for field in SCHEMA if field.name != "finished"])
+COMPLETIONS = pyarrow.schema(
+    [
+        SCHEMA.field("id"),
+        SCHEMA.field("prompt"),
+        ("completion", pyarrow.string()),
+        ("is_safe", pyarrow.float64()),
+        ("kind", pyarrow.string()),
+        ("finished", pyarrow.bool_()),
+    ]
+)
+_ROWS_PER_GROUP = 8192
+_SETTINGS = {"compression": "zstd", "compression_level": 3, "use_dictionary": False, "version": "2.6"}
+
+
+class Written:
+    """What was written of a stream: rows by split, and the texts of a sample."""
+
+    def __init__(self) -> None:
+        self.rows = dict.fromkeys(SPLITS, 0)
+        self.texts: list[str] = []
+
+
+class _SplitFile:
+    """A Parquet file whose row groups hold the same rows however they come in."""
+
+    def __init__(self, stream: BinaryIO, schema: Any) -> None:
+        self._writer = pyarrow.parquet.ParquetWriter(stream, schema, **_SETTINGS)
+        self._schema = schema
+        self._waiting: list[Any] = []
+        self._num_waiting = 0
+
+    def add(self, batch: Any) -> None:
+        self._waiting.append(batch)
+        self._num_waiting += len(batch)
+        while self._num_waiting >= _ROWS_PER_GROUP:
+            self._write_group(_ROWS_PER_GROUP)
+
+    def close(self) -> None:
+        if self._num_waiting:
+            self._write_group(self._num_waiting)
+        self._writer.close()
+
+    def drop(self) -> None:
+        """Let go of a file that is not to be."""
+        with suppress(Exception):
+            self._writer.close()
+
+    def _write_group(self, num: int) -> None:
+        table = pyarrow.Table.from_batches(self._waiting, self._schema)
+        rest = table.slice(num)
+        # One chunk a column: where the rows were cut before must not show in the bytes.
+        self._writer.write_table(table.slice(0, num).combine_chunks(), row_group_size=num)
+        self._waiting, self._num_waiting = rest.to_batches(), len(rest)
+
+
+@contextmanager
+def _split_file(path: Path, schema: Any) -> Iterator[_SplitFile]:
+    with open_whole(path) as stream:
+        file = _SplitFile(stream, schema)
+        try:
+            yield file
+        except BaseException:
+            file.drop()
+            raise
+        file.close()
+
+
+def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int) -> Written:
+    """Write `train.parquet`, `validation.parquet` and `test.parquet` of one stream, whole; only splits with rows.
+
+    Rows are in the order of the mixture and of the files. `samples` texts at most are returned for the languages, drawn
+    by a hash. Raises `OSError`.
+    """
+    schema = COMPLETIONS if parts[0].policy.stream == "sft" else PAIRS
+    written = Written()
+    share = [int(part.copies.astype(bool).sum()) for part in parts]
+    present = {number for part in parts for number in np.unique(part.split[part.copies > 0]).tolist()}
+    with ExitStack() as stack:
+        files = {
+            number: stack.enter_context(_split_file(folder / f"{SPLITS[number]}.parquet", schema))
+            for number in sorted(present)
+        }
+        for part, own in zip(parts, share, strict=True):
+            wanted = sample(part, -(-samples * own // max(1, sum(share))), seed=seed)
+            for batch, units in _batches(part):
+                rows = _completions_of(part, batch, units) if schema is COMPLETIONS else _pairs_of(part, batch, units)
+                text = "completion" if schema is COMPLETIONS else "chosen"
+                written.texts += rows.filter(pyarrow.array(wanted[units])).column(text).to_pylist()
+                for number, file in files.items():
+                    some = np.flatnonzero(part.split[units] == number)
+                    copies = part.copies[units[some]]
+                    if copies.any():
+                        taken = _copied(rows, some, copies)
+                        written.rows[SPLITS[number]] += len(taken)
+                        file.add(taken)
+    return written
+
+
+def _batches(part: Part) -> Iterator[tuple[Any, npt.NDArray[np.int64]]]:
+    """Yield Arrow batches with the places of their units."""
+    first_row = first_unit = 0
+    for batch in part.shard.batches():
+        last_unit = int(np.searchsorted(part.row, first_row + len(batch), "left"))
+        yield batch, np.arange(first_unit, last_unit)
+        first_row, first_unit = first_row + len(batch), last_unit
+
+
+def _names(part: Part, ids: Any, rows: npt.NDArray[np.uint32], ends: Any = None) -> Any:
+    """Return ids that begin with the source's name; an id made from content that came before ends with a number."""
+    pieces = [pyarrow.scalar(f"{part.policy.name}:"), ids]
+    if len(rows) and len(part.repeated):
+        begin, end = np.searchsorted(part.repeated[:, 0], [rows[0], int(rows[-1]) + 1])
+        if end > begin:
+            nth = {row: f"-{number}" for row, number in part.repeated[begin:end].tolist()}
+            pieces.append(pyarrow.array([nth.get(row, "") for row in rows.tolist()]))
+    return pc.binary_join_element_wise(*pieces, *([] if ends is None else [ends]), "")
+
+
+def _pairs_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns["id"] = _names(part, columns["id"], part.row[units])
+    columns["source"] = _sources(part, columns["source"])
+    if part.policy.unknown_label == "safe":
+        for name in ("chosen_is_safe", "rejected_is_safe"):
+            columns[name] = pc.fill_null(columns[name], 1.0)
+    return pyarrow.record_batch([columns[name] for name in PAIRS.names], schema=PAIRS)
+
+
+def _completions_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any:
+    rows, sides = part.row[units], part.side[units]
+    taken = batch.take(pyarrow.array(rows - rows[0])) if len(rows) else batch.slice(0, 0)
+    is_pair = bool(part.side.any()) or bool(taken.column("rejected").null_count < len(taken))
+    ends = pyarrow.array([":rejected" if side else ":chosen" for side in sides.tolist()]) if is_pair else None
+    is_second = pyarrow.array(sides.astype(bool))
+    columns = [
+        _names(part, taken.column("id"), rows, ends),
+        taken.column("prompt"),
+        pc.if_else(is_second, taken.column("rejected"), taken.column("chosen")),
+        pc.if_else(is_second, taken.column("rejected_is_safe"), taken.column("chosen_is_safe")),
+        _sources(part, taken.column("source")),
+        taken.column("finished"),
+    ]
+    return pyarrow.record_batch(columns, schema=COMPLETIONS)
+
+
+def _sources(part: Part, sources: Any) -> Any:
+    """Return the source of each row: its own, else the name in the mixture."""
+    return pc.if_else(pc.equal(sources, ""), part.policy.name, sources)
+
+
+def _copied(rows: Any, places: npt.NDArray[np.int64], copies: npt.NDArray[np.uint16]) -> Any:
+    """Return the rows at `places`, each as often as told; a copy's id ends with its number."""
+    taken = rows.take(pyarrow.array(np.repeat(places, copies)))
+    if copies.max() == 1:
+        return taken
+    numbers = np.concatenate([np.arange(count) for count in copies.tolist()])
+    ends = pyarrow.array([f"#{number + 1}" if number else "" for number in numbers.tolist()])
+    return taken.set_column(0, "id", pc.binary_join_element_wise(taken.column("id"), ends, ""))
