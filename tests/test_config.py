@@ -230,7 +230,7 @@ def test_yaml_scalars_mean_what_they_look_like(text, value):
 
 MIXTURE = """
 sources:
-  - {name: a, files: a.jsonl}
+  - {name: a, files: [a.jsonl]}
   - name: b
     count: -1
     cout: 3

@@ -81,8 +81,12 @@ def test_every_row_is_accounted_for(made: RunFolder) -> None:
     cells = data["streams"]["main"]["cells"]
     written = [each for rows in rows_of(made).values() for each in rows]
     assert sum(sum(counts.values()) for counts in cells.values()) == 121
-    safe = [each[name] for each in written for name in ("chosen_is_safe", "rejected_is_safe")]
-    assert data["streams"]["main"]["e_safe"] == pytest.approx(sum(safe) / len(safe))
+    for stream in ("main", "buffer"):
+        rows = [each for some in rows_of(made, stream).values() for each in some]
+        safe = [each[name] for each in rows for name in ("chosen_is_safe", "rejected_is_safe")]
+        assert data["streams"][stream]["e_safe"] == pytest.approx(sum(safe) / len(safe))
+        assert data["streams"][stream]["unsafe_completions"] == safe.count(0.0)
+    assert "unknown" not in data["streams"]["buffer"]["cells"]["train"]
     conflicts = sum(each["chosen_is_safe"] == 0 and each["rejected_is_safe"] == 1 for each in written)
     assert data["streams"]["main"]["conflicts"] == conflicts > 0
     assert data["near_duplicates"]["groups"] >= 1

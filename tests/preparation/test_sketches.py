@@ -91,7 +91,7 @@ def test_a_chain_of_similar_texts_is_one_group() -> None:
 
 
 def test_a_text_between_two_similar_ones_does_not_part_them() -> None:
-    low = np.array([[1] * 64, [2] * 64, [1] * 64], np.uint8)
+    low = np.array([[1] * 64, [1, 2] * 32, [1] * 64], np.uint8)
     groups = group_similar(
         3, num_bands=1, band=lambda _: np.full(3, 7, np.uint32), sketches=lambda rows: low[rows], threshold=0.8
     )
