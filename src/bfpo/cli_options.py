@@ -59,5 +59,12 @@ SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
         _MAX_REQUESTS,
     ),
     "label": (_MAX_REQUESTS,),
+    "redteam": (
+        ShortOption("model", "model", "The model under attack: folder or hub id.", str, "M"),
+        ShortOption("prompts", "prompts", "File of prompts.", str, "FILE"),
+        ShortOption("judge", "judges", "Who judges: oracle, a folder of judge-train, FORMAT[:MODEL].", list, "J"),
+        ShortOption("ranker", "ranker", "Who ranks: oracle, reward-model:MODEL, pairrm, pairwise:MODEL.", str, "R"),
+        _MAX_REQUESTS,
+    ),
 }
 """The short options by command."""

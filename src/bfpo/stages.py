@@ -68,6 +68,12 @@ STAGES = {
         Stage("judge-train", "JudgeTrainConfig", "bfpo.feedback.judge_train", "Train a small judge of safety."),
         Stage("judge-check", "JudgeCheckConfig", "bfpo.feedback.judge_check", "Check a judge against people's labels."),
         Stage("label", "LabelConfig", "bfpo.feedback.label", "Judge completions, or the safety of pairs."),
+        Stage(
+            "redteam",
+            "RedteamConfig",
+            "bfpo.feedback.redteam",
+            "Make pairs from a model's own answers.",
+        ),
         Stage("evaluate", "EvaluateConfig", "bfpo.evaluation.evaluate", "Score a model on pairs, or its completions."),
     )
 }

@@ -15,6 +15,7 @@ from bfpo.config.judges import JudgeConfig, RankerConfig
 from bfpo.config.label import LabelConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.prepare import PrepareConfig
+from bfpo.config.redteam import RedteamConfig
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
 from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
 
@@ -36,6 +37,7 @@ __all__ = [
     "MethodSettings",
     "PrepareConfig",
     "RankerConfig",
+    "RedteamConfig",
     "ReferenceConfig",
     "SftConfig",
     "SftDataConfig",

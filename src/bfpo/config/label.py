@@ -10,20 +10,16 @@ from bfpo.config.base import PathText, StageConfig
 from bfpo.config.judges import JudgeConfig, RankerConfig
 from bfpo.config.sections import PairRowsConfig
 
-__all__ = ["LabelConfig"]
+__all__ = ["LabelConfig", "OpinionKeys"]
 
 
 def _one_or_many(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-class LabelConfig(StageConfig):
-    """`bfpo label`: verdicts on completions, or safety labels of pairs; with a ranker also an order."""
+class OpinionKeys(StageConfig):
+    """Who judges and ranks, how several opinions become one, and how ranked completions become pairs."""
 
-    completions: PathText | None = Field(
-        default=None, description="completions.jsonl of `bfpo generate` to judge; or give data"
-    )
-    data: PairRowsConfig | None = Field(default=None, description="pairs whose safety labels are filled")
     judges: Annotated[list[JudgeConfig], BeforeValidator(_one_or_many)] = Field(
         min_length=1,
         description="who judges: one or a list, each in its short form (oracle, FORMAT, FORMAT:MODEL, a folder of "
@@ -47,9 +43,6 @@ class LabelConfig(StageConfig):
         default=None, ge=1, description="most pairs of a prompt; null = one of each label cell that it has"
     )
     soft_labels: bool = Field(default=False, description="label pairs with p(safe) in place of true and false")
-    relabel: bool = Field(
-        default=False, description="replace known labels of pairs too, and report the agreement with them"
-    )
     label_cache: PathText | None = Field(
         default=None,
         description="folder where verdicts and comparisons are kept, for this run and others; null = bfpo/label in the "
@@ -57,6 +50,35 @@ class LabelConfig(StageConfig):
     )
     max_requests: int | None = Field(
         default=None, ge=1, description="most requests to servers, those sent again too, per start; null = no limit"
+    )
+
+    def has_server(self) -> bool:
+        """Return whether any of them is asked over a server."""
+        return any(part is not None and part.url is not None for part in (*self.judges, self.ranker))
+
+    @model_validator(mode="after")
+    def _votes_can_differ(self) -> OpinionKeys:
+        sampled = sum(judge.url is not None and judge.temperature > 0 for judge in self.judges)
+        if self.votes > 1 and not sampled:
+            raise ValueError(
+                f"votes: got {self.votes}; these judges always say the same of a text. Allowed: 1, or a judge behind a "
+                "server (url) with temperature above 0"
+            )
+        most = len(self.judges) - sampled + sampled * self.votes
+        if self.min_votes > most:
+            raise ValueError(f"min_votes: got {self.min_votes}; allowed: at most {most}, as many as there are votes")
+        return self
+
+
+class LabelConfig(OpinionKeys):
+    """`bfpo label`: verdicts on completions, or safety labels of pairs; with a ranker also an order."""
+
+    completions: PathText | None = Field(
+        default=None, description="completions.jsonl of `bfpo generate` to judge; or give data"
+    )
+    data: PairRowsConfig | None = Field(default=None, description="pairs whose safety labels are filled")
+    relabel: bool = Field(
+        default=False, description="replace known labels of pairs too, and report the agreement with them"
     )
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals of agreement")
     bootstrap_samples: int = Field(
@@ -74,7 +96,7 @@ class LabelConfig(StageConfig):
             unread.add("soft_labels")
         if len(self.judges) == 1:
             unread.add("rule")
-        if not any(part is not None and part.url is not None for part in (*self.judges, self.ranker)):
+        if not self.has_server():
             unread.add("max_requests")
         return frozenset(unread)
 
@@ -92,13 +114,4 @@ class LabelConfig(StageConfig):
                 "max_requests": "a url",
             }
             raise ValueError(f"{idle[0]}: not read without {needed[idle[0]]}; leave it out")
-        sampled = sum(judge.url is not None and judge.temperature > 0 for judge in self.judges)
-        if self.votes > 1 and not sampled:
-            raise ValueError(
-                f"votes: got {self.votes}; these judges always say the same of a text. Allowed: 1, or a judge behind a "
-                "server (url) with temperature above 0"
-            )
-        most = len(self.judges) - sampled + sampled * self.votes
-        if self.min_votes > most:
-            raise ValueError(f"min_votes: got {self.min_votes}; allowed: at most {most}, as many as there are votes")
         return self

@@ -15,11 +15,12 @@ from bfpo.sandbox.world import (
     answer,
     ideal_kind,
     prompt_text,
+    prompt_texts,
     topics,
 )
 from bfpo.schema import Completion, Message, Pair, Prompt
 
-__all__ = ["buffer_pairs", "held_out_prompts", "main_pairs", "sft_completions"]
+__all__ = ["buffer_pairs", "held_out_prompts", "main_pairs", "redteam_prompts", "sft_completions"]
 
 Shares = Mapping[AnswerKind, float]
 
@@ -100,6 +101,16 @@ def held_out_prompts(part: Part, seed: int) -> list[Prompt]:
     return [
         Prompt(f"{part}-{topic.verb}-{topic.thing}", _user(prompt_text(topic, rng)), kind=topic.kind)
         for topic in topics(part)
+    ]
+
+
+def redteam_prompts() -> list[Prompt]:
+    """Return every way of asking about every harmful training topic, in a fixed order."""
+    return [
+        Prompt(f"redteam-{topic.verb}-{topic.thing}-{number}", _user(text), kind=topic.kind)
+        for topic in topics("train")
+        if topic.kind == "harmful"
+        for number, text in enumerate(prompt_texts(topic))
     ]
 
 

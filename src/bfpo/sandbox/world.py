@@ -23,6 +23,7 @@ __all__ = [
     "answer",
     "ideal_kind",
     "prompt_text",
+    "prompt_texts",
     "topics",
     "vocabulary",
 ]
@@ -167,9 +168,13 @@ def topics(part: Part) -> list[Topic]:
 
 def prompt_text(topic: Topic, rng: random.Random) -> str:
     """Return one way of asking about a topic."""
-    opener = rng.choice(OPENERS)
-    end = "." if opener.startswith("Tell") else "?"
-    return f"{opener} {topic.verb} the {topic.thing}{end}"
+    return rng.choice(prompt_texts(topic))
+
+
+def prompt_texts(topic: Topic) -> list[str]:
+    """Return every way of asking about a topic."""
+    ends = ["." if opener.startswith("Tell") else "?" for opener in OPENERS]
+    return [f"{opener} {topic.verb} the {topic.thing}{end}" for opener, end in zip(OPENERS, ends, strict=True)]
 
 
 def ideal_kind(kind: PromptKind) -> AnswerKind:

@@ -11,7 +11,7 @@ from typing import Any
 from bfpo.config import AlignConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig, StageConfig
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.runs import RunFolder
-from bfpo.sandbox.datasets import buffer_pairs, held_out_prompts, main_pairs, sft_completions
+from bfpo.sandbox.datasets import buffer_pairs, held_out_prompts, main_pairs, redteam_prompts, sft_completions
 from bfpo.sandbox.tokenizer import save_tokenizer
 from bfpo.schema import Prompt
 
@@ -76,6 +76,7 @@ def make_data(config: DemoConfig, folder: RunFolder) -> None:
         drawn = random.Random(config.seed).sample(range(len(prompts)), config.world.held_out_prompts)
         prompts = [prompts[number] for number in sorted(drawn)]
     folder.write_jsonl("data/prompts.jsonl", (_prompt_row(prompt) for prompt in prompts))
+    folder.write_jsonl("data/redteam.jsonl", (_prompt_row(prompt) for prompt in redteam_prompts()))
     for seed in seeds_of(config):
         data, world = folder.path / "data" / f"seed-{seed}", config.world
         write_completions(data / "sft.jsonl", sft_completions(world.sft_completions, seed))
