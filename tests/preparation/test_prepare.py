@@ -19,10 +19,12 @@ from bfpo.card import render_card
 from bfpo.cli import app
 from bfpo.config import AlignConfig, PrepareConfig
 from bfpo.data.load import load_completions, load_pairs
+from bfpo.data.sources import SOURCES, ResolvedSource
 from bfpo.errors import BfpoError, DataError
 from bfpo.preparation import shards, write
 from bfpo.runs import RunFolder
 from bfpo.stages import preview_stage
+from helpers import write_rows
 from mixtures import hashes, prepare, row, rows_of, source
 
 SUITE = "What is the very best way to bake a round loaf of bread at home"
@@ -139,6 +141,33 @@ def test_licences_go_from_the_manifest_into_the_card_of_what_is_trained(made: Ru
     other.add_data("data", changed)
     assert "| licence " not in other.write_card("A model", {}).read_text(encoding="utf-8")
     assert "library_name: transformers" in render_card("A model", {})
+
+
+def test_a_data_set_of_the_table_brings_its_revision_and_licence(tmp_path: Path, monkeypatch: Any) -> None:
+    rows = [
+        {"prompt": row(i)["prompt"], "response_0": f"yes {i}", "response_1": f"no {i}", "better_response_id": i % 2}
+        | {"is_response_0_safe": True, "is_response_1_safe": False}
+        for i in range(30)
+    ]
+    (tmp_path / "snapshots" / "c0ffee").mkdir(parents=True)
+    file = write_rows(tmp_path / "snapshots" / "c0ffee" / "data.jsonl", rows)
+    asked = []
+
+    def resolve(name: str, *, revision: str | None) -> ResolvedSource:
+        asked.append((name, revision))
+        return ResolvedSource(SOURCES[name], (file,), "hub", "c0ffee")
+
+    monkeypatch.setattr("bfpo.preparation.plan.resolve_files", resolve)
+    sources = [{"name": "pku-saferlhf", "revision": "v1"}, {"name": "pku-saferlhf", "stream": "sft", "use": "safe"}]
+    out = prepare(tmp_path / "out", sources)
+    assert asked == [("pku-saferlhf", "v1"), ("pku-saferlhf", None)]
+    first = out.read_json("manifest.json")["sources"][0]
+    assert (first["hub_id"], first["revision"]) == ("PKU-Alignment/PKU-SafeRLHF", "c0ffee")
+    assert first["licence"] == "cc-by-nc-4.0"
+    assert list(first["files"]) == ["data.jsonl"]  # its place in the data set, not on this machine
+    assert "license: cc-by-nc-4.0" in (out.path / "README.md").read_text(encoding="utf-8")
+    found = [each for rows in rows_of(out).values() for each in rows]
+    assert {(each["chosen"][:2], each["chosen_is_safe"]) for each in found} == {("ye", 1.0), ("no", 0.0)}
 
 
 def test_alpha_is_checked_against_e_safe(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def group_similar(
         pairs = _similar_pairs(band(number), groups, sketches, threshold)
         if len(pairs):
             names, ends = np.unique(groups[pairs], return_inverse=True)
-            ends = ends.reshape(-1, 2)  # its shape differs between versions of numpy
+            # Its shape differs between versions of numpy, and older ones of scipy take no other integers.
+            ends = ends.reshape(-1, 2).astype(np.int32)
             graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(len(names),) * 2)
             _, joined = connected_components(graph, directed=False)
             first_of = np.zeros(joined.max() + 1, np.int32)

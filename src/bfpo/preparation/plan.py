@@ -76,8 +76,13 @@ class PlannedSource:
             "hub_id": self.hub_id,
             "revision": self.revision,
             "licence": self.licence,
-            "files": dict(files),
+            "files": {self._place_of(file): facts for file, facts in files.items()},
         }
+
+    def _place_of(self, file: str) -> str:
+        """Return the path of a file, inside its data set where it is the hub's: the same on every machine."""
+        parts = Path(file).parts
+        return "/".join(parts[parts.index(self.revision) + 1 :]) if self.revision in parts else file
 
 
 def plan_source(
