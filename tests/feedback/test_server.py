@@ -37,7 +37,7 @@ def completions(count: int) -> list[Completion]:
 
 
 def judge(server: FaultServer, format: str = "llama-guard-3", threshold: float = 0.5, **settings: Any) -> ServerJudge:
-    defaults = {"model": "guard", "timeout": 0.3, "max_retries": 5, "max_concurrency": 32}
+    defaults = {"model": "guard", "timeout": 10.0, "max_retries": 5, "max_concurrency": 32}
     return ServerJudge(FORMATS[format], Server(url=server.url, **{**defaults, **settings}), threshold=threshold)
 
 
@@ -76,8 +76,9 @@ def test_through_all_faults_nothing_is_lost_or_counted_twice_and_order_is_kept(s
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_text_that_never_gets_an_answer_is_unscored_and_may_be_asked_again(server: FaultServer, fault: str) -> None:
     server.plan = lambda text, attempt: fault if text == texts(6)[3] else "ok"
+    server.drip_seconds = 10.0
     found: dict[int, tuple[Verdict, bool]] = {}
-    judge(server, max_retries=0).judge_each(
+    judge(server, max_retries=0, timeout=1.0 if fault in ("timeout", "drip") else 10.0).judge_each(
         completions(6), lambda n, verdict, lasting: found.update({n: (verdict, lasting)})
     )
     verdict, lasting = found.pop(3)
