@@ -8,7 +8,7 @@ __all__ = ["hide_in_setting", "hide_secrets", "is_secret_name", "looks_secret"]
 
 _NAME = re.compile(r"(^|_)(token|api_?key|password|secret)$", re.IGNORECASE)
 _VALUE = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\b(?:sk|gsk|xai|pplx)[-_][\w-]{16,}|\bgh[pousr]_\w{16,}|\bBearer\s+\S+"
+    r"\bhf_[A-Za-z0-9]{16,}|\b(?:sk-|gsk_|xai-|pplx-)[\w-]{16,}|\bgh[pousr]_\w{16,}|\bBearer\s+\S+"
     r"|(?<=://)[^/\s@]+(?=@)"
 )
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")

@@ -53,6 +53,8 @@ def test_unknown_judges_and_rankers() -> None:
     assert make_ranker("oracle").name == "oracle"
     with pytest.raises(SettingError, match=r"'crystal ball'; allowed: oracle, .*qwen3guard"):
         make_judge("crystal ball")
+    with pytest.raises(SettingError, match="'models/guard'; a folder or a hub id alone does not say how"):
+        make_judge("models/guard")
     with pytest.raises(SettingError, match=r"'crystal ball'; allowed: oracle, reward-model"):
         make_ranker("crystal ball")
     with pytest.raises(SettingError, match="controversial: no setting of the format 'llama-guard-3'"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 import sys
@@ -292,6 +293,18 @@ def test_inside_an_event_loop(server: FaultServer) -> None:
         return judge(server).judge(completions(3))
 
     assert [verdict.label for verdict in asyncio.run(notebook())] == expected(3)
+
+
+def test_a_key_that_would_travel_in_the_open_is_named(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for url, warned in ((server.url, False), ("https://host/v1", False), ("http://host:8000/v1", True)):
+        monkeypatch.setenv("BFPO_TEST_KEY", KEY)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "bfpo"):
+            Server(url=url, model="m", api_key_env="BFPO_TEST_KEY")
+        assert ("BFPO_TEST_KEY goes to host:8000 unencrypted" in caplog.text) == warned
+        assert KEY not in caplog.text
 
 
 def test_what_cannot_be_asked(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,8 @@ def make_judge(
         return ClassifierJudge(**local, **common, **_given(safe_label=safe_label, unsafe_label=unsafe_label, text=text))
     if format not in FORMATS:
         known = f"oracle, a folder of `bfpo judge-train`, classifier:MODEL, {', '.join(FORMATS)} (or FORMAT:MODEL)"
-        raise SettingError(f"judge: got {format!r}; allowed: {known}, or a .yaml file")
+        hint = "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
+        raise SettingError(f"judge: got {format!r}{hint}; allowed: {known}, or a .yaml file")
     words = None if policy is None else _read_policy(policy)
     guard = make_format(format, **_given(controversial=controversial, policy=words, criterion=criterion))
     if url is None:

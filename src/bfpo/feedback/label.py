@@ -266,6 +266,8 @@ def _write(
     )
     folder.write_text("label.md", "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items()) + "\n")
     folder.write_card("Labels", sections)
+    said = {name: counts[name] for name in ("verdicts", "safe", "unsafe", "unscored")}
+    _log.info("%(verdicts)d verdicts: %(safe)d safe, %(unsafe)d unsafe, %(unscored)d unscored", said)
 
 
 def _paired(

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 _TOP_LOGPROBS = 20  # the most that the chat endpoint of the reference implementation gives
 _COMPLETIONS_LOGPROBS = 5
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SHORTEST_KEY = 8  # shorter ones, such as EMPTY, are no secret and may be words
 _FAILURES_IN_A_ROW = 8  # at least; after so many texts without an answer, and none with one, nobody is there
 
@@ -105,6 +106,9 @@ class Server:
         self._budget = budget or RequestBudget()
         self._key_name = api_key_env
         self._key = _read_key(api_key_env)
+        parts = urlsplit(url)
+        if len(self._key) >= _SHORTEST_KEY and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            _log.warning("the key in %s goes to %s unencrypted (http); use https", api_key_env, parts.netloc)
         self._extras = _Extras()
 
     @property
