@@ -13,13 +13,20 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = [
     path for path in ROOT.glob("recipes/**/*.yaml") if path.parent.name != "accelerate"
 ]  # those have their own test
-MIXTURES = {"data": "prepare"}  # a mixture file is named for what it makes
+# Files named for what they make or are about, in place of their stage.
+STAGE_OF = {
+    "data": "prepare",
+    "ranker": "judge-train",
+    "gptfuzz": "judge-check",
+    "xstest": "judge-check",
+    "real": "redteam",
+}
 CONFIGS = sorted([*OURS, *ROOT.glob("examples/**/*.yaml")])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_recipe_loads(path):
-    assert load_config(STAGES[MIXTURES.get(path.stem, path.stem)].config_class(), path, [])
+    assert load_config(STAGES[STAGE_OF.get(path.stem, path.stem)].config_class(), path, [])
 
 
 def test_there_are_recipes():

@@ -148,7 +148,7 @@ def test_a_folder_that_holds_no_judge_is_one_clear_error(tmp_path: Path) -> None
     with pytest.raises(ModelError, match="bfpo judge-train"):
         make_judge("trained", model=str(tmp_path))
     (tmp_path / "judge.json").write_text('{"kind": "magic"}')
-    with pytest.raises(ModelError, match="kind is 'magic'; allowed: ngrams, classifier"):
+    with pytest.raises(ModelError, match="kind is 'magic'; allowed for a judge: ngrams, classifier"):
         make_judge("trained", model=str(tmp_path))
     rows, labels = corpus()
     fit_ngrams(rows, labels, NgramSettings()).save(tmp_path, {})

@@ -53,11 +53,13 @@ _CLASSIFIER_KEYS = (
 
 
 class JudgeTrainConfig(StageConfig):
-    """`bfpo judge-train`: train a small judge of safety on labelled completions."""
+    """`bfpo judge-train`: train a small judge of safety on labelled completions, or a ranker on pairs."""
 
-    data: LabelledConfig = Field(description="labelled completions")
-    kind: Literal["ngrams", "classifier"] = Field(
-        default="ngrams", description="hashed n-grams with a logistic regression, or a fine-tuned classifier"
+    data: LabelledConfig = Field(description="labelled completions; for a ranker, pairs")
+    kind: Literal["ngrams", "classifier", "ranker"] = Field(
+        default="ngrams",
+        description="a judge of hashed n-grams with a logistic regression, a fine-tuned classifier, or a ranker of "
+        "helpfulness from the n-grams of pairs",
     )
     name: str = Field(default="trained", min_length=1, description="name that its verdicts carry")
     threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is above this")
@@ -86,13 +88,17 @@ class JudgeTrainConfig(StageConfig):
 
     def unread(self) -> frozenset[str]:
         """Leave out what the other kind reads."""
-        return frozenset(_CLASSIFIER_KEYS if self.kind == "ngrams" else _NGRAM_KEYS)
+        if self.kind == "classifier":
+            return frozenset(_NGRAM_KEYS)
+        return frozenset((*_CLASSIFIER_KEYS, *(("with_prompt", "threshold") if self.kind == "ranker" else ())))
 
     @model_validator(mode="after")
     def _no_key_in_vain(self) -> JudgeTrainConfig:
         idle = sorted(self.unread() & self.model_fields_set)
         if idle:
             raise ValueError(f"{', '.join(idle)}: not read by kind {self.kind!r}; leave it out")
+        if self.kind == "ranker" and self.data.model_fields_set & {"safe_values", "unsafe_values", "where"}:
+            raise ValueError("data: safe_values, unsafe_values and where are not read by kind 'ranker'; leave them out")
         if self.kind == "classifier" and self.model is None:
             raise ValueError("model: missing; kind 'classifier' needs a model to start from: a folder or hub id")
         if len(self.ngrams) != 2 or not 1 <= self.ngrams[0] <= self.ngrams[1]:

@@ -145,10 +145,13 @@ class JudgeConfig(_Asked):
 
 
 class RankerConfig(_Asked):
-    """A ranker of helpfulness; short: `oracle`, `reward-model:MODEL`, `pairrm`, `pairwise:MODEL`, a .yaml file."""
+    """A ranker of helpfulness; short: `oracle`, a folder of `bfpo judge-train`, `pairrm`, `reward-model:MODEL`.
+
+    Also `pairwise:MODEL`, or a .yaml file.
+    """
 
     format: str = Field(
-        min_length=1, description="oracle, reward-model, pairrm, or pairwise (a generative model, both orders)"
+        min_length=1, description="oracle, trained, reward-model, pairrm, or pairwise (a generative model, both orders)"
     )
 
 

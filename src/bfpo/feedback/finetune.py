@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from bfpo.errors import DataError, ModelError
 from bfpo.feedback.classifier import ClassifierJudge, classifier_row
 from bfpo.feedback.formats.types import question
 from bfpo.feedback.ngrams import JUDGE_FILE
-from bfpo.files import write_bytes_whole
 from bfpo.machine import runs_on_cpu
 from bfpo.policy.load import cannot_load, load_tokenizer, pad_token_id
 from bfpo.schema import Completion
 
-__all__ = ["classifier_trainer", "load_finetuned", "save_described"]
+__all__ = ["classifier_trainer", "load_finetuned"]
 
 _UNSAFE, _SAFE = 0, 1
 
@@ -106,13 +104,6 @@ def _load(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
     return classifier
-
-
-def save_described(folder: Path, *, name: str, threshold: float, max_length: int, facts: dict[str, Any]) -> None:
-    """Write the `judge.json` that makes a folder with a classifier a judge; `facts` are about its training."""
-    settings = {"threshold": threshold, "max_length": max_length}
-    described = {"kind": "classifier", "name": name, "settings": settings, **facts}
-    write_bytes_whole(folder / JUDGE_FILE, (json.dumps(described, indent=2) + "\n").encode())
 
 
 def load_finetuned(folder: Path, described: dict[str, Any]) -> ClassifierJudge:

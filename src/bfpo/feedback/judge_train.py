@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bfpo.config import JudgeTrainConfig
 from bfpo.console import show
 from bfpo.data.labelled import LabelledResult, load_labelled
-from bfpo.data.rejects import describe_rejects
+from bfpo.data.read import read_pairs
+from bfpo.data.rejects import check_rejects, describe_rejects
 from bfpo.data.split import normalised_prompt
 from bfpo.evaluation.judge_quality import judge_quality
-from bfpo.feedback.ngrams import NgramSettings, fit_ngrams
+from bfpo.evaluation.stats import rate_interval
+from bfpo.feedback.ngram_ranker import fit_ranker
+from bfpo.feedback.ngrams import NgramSettings, fit_ngrams, save_described
 from bfpo.runs import RunFolder
-from bfpo.schema import Completion, Verdict
+from bfpo.schema import Completion, Pair, Verdict
 
 __all__ = ["preview", "run"]
 
@@ -33,6 +37,9 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
 
         torch.set_num_threads(config.threads)
     folder.add_data("data", config.data.files)
+    if config.kind == "ranker":
+        _train_ranker(config, folder)
+        return
     loaded = load_labelled(**config.data.model_dump())
     show("\n".join(_described(loaded)))
     facts: dict[str, Any] = {"trained_on": _counts(loaded), "data": folder.record["data"]["data"]}
@@ -61,7 +68,7 @@ def _train_ngrams(
 def _train_classifier(
     config: JudgeTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    from bfpo.feedback.finetune import classifier_trainer, save_described
+    from bfpo.feedback.finetune import classifier_trainer
     from bfpo.training.session import train_in_folder
 
     assert config.model is not None  # the config has checked it
@@ -78,14 +85,72 @@ def _train_classifier(
     metrics = train_in_folder(
         trainer, folder, title="judge-train", shown={"loss": "loss"}, evaluates=False, save_total_limit=1
     )
-    save_described(
-        folder.path / JUDGE, name=config.name, threshold=config.threshold, max_length=config.max_length, facts=facts
-    )
+    settings = {"threshold": config.threshold, "max_length": config.max_length}
+    save_described(folder.path / JUDGE, {"kind": "classifier", "name": config.name, "settings": settings, **facts})
     return {"left_out_as_too_long": left_out, "train_loss": metrics.get("train_loss")}
+
+
+def _train_ranker(config: JudgeTrainConfig, folder: RunFolder) -> None:
+    pairs, lines = _pairs(config)
+    show("\n".join(lines))
+    facts = {"pairs": len(pairs), "prompts": len({normalised_prompt(pair.prompt) for pair in pairs})}
+    found = _order_on_unseen_prompts(config, pairs)
+    ranker = fit_ranker(pairs, _settings(config), name=config.name)
+    ranker.save(
+        folder.folder(JUDGE), {"trained_on": facts, "data": folder.record["data"]["data"], "cross_validation": found}
+    )
+    folder.add_facts(ranker={**facts, **found})
+    folder.write_card(f"Ranker {config.name}", {"Trained on": facts, "Cross-validation by prompt": found})
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
+    if shown:
+        show(f"the order that people give, on prompts not seen ({config.folds} folds): {shown}")
+    show(f"the ranker: {folder.path / JUDGE}; use it as --set ranker={folder.path / JUDGE}")
+
+
+def _pairs(config: JudgeTrainConfig) -> tuple[list[Pair], list[str]]:
+    result = read_pairs([Path(file) for file in config.data.files], columns=config.data.columns)
+    check_rejects(result, bad_rows=config.data.bad_rows)
+    prompts = len({normalised_prompt(pair.prompt) for pair in result.pairs})
+    lines = [f"{len(result.pairs)} pairs of {prompts} prompts, the chosen one more helpful"]
+    if result.rejects:
+        lines.append(describe_rejects(result.rejects, rows=result.rows))
+    return result.pairs, lines
+
+
+def _order_on_unseen_prompts(config: JudgeTrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return how often the ranker puts the chosen one first on prompts that it has not seen, with an interval."""
+    from sklearn.model_selection import GroupKFold
+
+    groups = [normalised_prompt(pair.prompt) for pair in pairs]
+    if len(set(groups)) < config.folds:
+        return {"not_done": f"{len(set(groups))} prompts, fewer than {config.folds} folds"}
+    hits: dict[int, float] = {}
+    for train, test in GroupKFold(config.folds, shuffle=True, random_state=config.seed).split(pairs, groups=groups):
+        ranker = fit_ranker([pairs[n] for n in train], _settings(config))
+        sides = [(_side(pairs[n], pairs[n].chosen), _side(pairs[n], pairs[n].rejected)) for n in test]
+        for n, comparison in zip(test.tolist(), ranker.compare(sides), strict=True):
+            if comparison.first_is_better is not None:
+                better = comparison.first_is_better
+                hits[n] = 1.0 if better > 0.5 else 0.5 if better == 0.5 else 0.0
+    interval = rate_interval(list(hits.values()), [groups[n] for n in hits])
+    unscored = len(pairs) - len(hits)
+    return {
+        "folds": config.folds,
+        "agreement": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "unscored": unscored,
+    }
+
+
+def _side(pair: Pair, text: str) -> Completion:
+    return Completion(pair.id, pair.prompt, text)
 
 
 def preview(config: JudgeTrainConfig) -> list[str]:
     """Return what the judge would be trained on."""
+    if config.kind == "ranker":
+        return [*_pairs(config)[1], f"kind: {config.kind}"]
     return [*_described(load_labelled(**config.data.model_dump())), f"kind: {config.kind}"]
 
 

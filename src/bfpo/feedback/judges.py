@@ -200,6 +200,10 @@ def make_ranker(
         from bfpo.feedback.rankers import OracleRanker
 
         return OracleRanker()
+    if format == "trained":
+        from bfpo.feedback.trained import trained_ranker
+
+        return trained_ranker(str(model), name=name)
     local = _given(model=model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length, name=name)
     if format == "reward-model":
         from bfpo.feedback.rankers import RewardRanker
@@ -211,8 +215,8 @@ def make_ranker(
         return PairRanker(**local)
     if format != "pairwise":
         raise SettingError(
-            f"ranker: got {format!r}; allowed: oracle, reward-model, reward-model:MODEL, pairrm, pairwise:MODEL, or a "
-            ".yaml file"
+            f"ranker: got {format!r}; allowed: oracle, a folder of `bfpo judge-train` (kind=ranker), reward-model, "
+            "reward-model:MODEL, pairrm, pairwise:MODEL, or a .yaml file"
         )
     if url is None:
         from bfpo.feedback.rankers import GenerativeRanker

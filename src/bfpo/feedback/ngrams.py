@@ -20,7 +20,7 @@ from bfpo.errors import DataError, ModelError, SettingError
 from bfpo.files import write_bytes_whole
 from bfpo.schema import Completion, Verdict
 
-__all__ = ["JUDGE_FILE", "NgramJudge", "NgramSettings", "fit_ngrams"]
+__all__ = ["JUDGE_FILE", "NgramJudge", "NgramSettings", "fit_ngrams", "ngram_counts", "save_described", "tfidf_rows"]
 
 JUDGE_FILE, _WEIGHTS = "judge.json", "weights.safetensors"
 _FORMAT_VERSION = 1
@@ -68,7 +68,7 @@ class NgramJudge:
         texts = [_text(completion, self.settings) for completion in completions]
         if not texts:
             return []
-        p_safe = expit(_tfidf(_counts(texts, self.settings), self._idf) @ self._weights + self._intercept)
+        p_safe = expit(tfidf_rows(ngram_counts(texts, self.settings), self._idf) @ self._weights + self._intercept)
         return [
             self._verdict(completion, float(p) if _WORD.search(completion.text) else None)
             for completion, p in zip(completions, p_safe, strict=True)
@@ -84,14 +84,8 @@ class NgramJudge:
         """Write `judge.json` (with `facts` about its training) and the weights into a folder."""
         arrays = {"idf": self._idf, "weights": self._weights, "intercept": np.array([self._intercept])}
         write_bytes_whole(folder / _WEIGHTS, save(arrays))
-        described = {
-            "kind": "ngrams",
-            "format_version": _FORMAT_VERSION,
-            "name": self.name,
-            "settings": asdict(self.settings),
-            **facts,
-        }
-        write_bytes_whole(folder / JUDGE_FILE, (json.dumps(described, indent=2) + "\n").encode())
+        described = {"kind": "ngrams", "format_version": _FORMAT_VERSION, "name": self.name, **facts}
+        save_described(folder, {**described, "settings": asdict(self.settings)})
 
     @classmethod
     def load(cls, folder: Path) -> NgramJudge:
@@ -113,6 +107,11 @@ class NgramJudge:
             ) from error
 
 
+def save_described(folder: Path, described: dict[str, Any]) -> None:
+    """Write the `judge.json` that makes a folder a judge or a ranker."""
+    write_bytes_whole(folder / JUDGE_FILE, (json.dumps(described, indent=2) + "\n").encode())
+
+
 def fit_ngrams(
     completions: Sequence[Completion], is_safe: Sequence[bool], settings: NgramSettings, *, name: str = "ngrams"
 ) -> NgramJudge:
@@ -125,12 +124,12 @@ def fit_ngrams(
 
     if len(set(is_safe)) < 2:
         raise DataError(f"labels: all {len(is_safe)} are {'safe' if any(is_safe) else 'unsafe'}; both kinds are needed")
-    counts = _counts([_text(completion, settings) for completion in completions], settings)
+    counts = ngram_counts([_text(completion, settings) for completion in completions], settings)
     if counts.nnz == 0:
         raise DataError("completions: no text has a word to learn from")
     idf = np.asarray(TfidfTransformer().fit(counts).idf_, np.float64)
     model = LogisticRegression(C=settings.inverse_penalty, max_iter=5000)
-    model.fit(_tfidf(counts, idf), np.asarray(is_safe, bool))
+    model.fit(tfidf_rows(counts, idf), np.asarray(is_safe, bool))
     return NgramJudge(name, settings, idf, np.asarray(model.coef_[0], np.float64), float(model.intercept_[0]))
 
 
@@ -142,7 +141,7 @@ def _text(completion: Completion, settings: NgramSettings) -> str:
     return f"{asked} {completion.text}"
 
 
-def _counts(texts: Sequence[str], settings: NgramSettings) -> Any:
+def ngram_counts(texts: Sequence[str], settings: NgramSettings) -> Any:
     """Return the counts of hashed n-grams, a sparse (texts, num_features)."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -152,7 +151,7 @@ def _counts(texts: Sequence[str], settings: NgramSettings) -> Any:
     return vectorizer.transform(texts)
 
 
-def _tfidf(counts: Any, idf: Floats) -> Any:
+def tfidf_rows(counts: Any, idf: Floats) -> Any:
     """Return rows of length 1 of (1 + log count) x idf."""
     from sklearn.preprocessing import normalize
 

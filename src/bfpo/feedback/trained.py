@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bfpo.errors import ModelError
+from bfpo.feedback.ngram_ranker import NgramRanker
 from bfpo.feedback.ngrams import JUDGE_FILE, NgramJudge
 
 if TYPE_CHECKING:
     from bfpo.feedback.classifier import ClassifierJudge
     from bfpo.feedback.judges import Judge
 
-__all__ = ["trained_judge"]
+__all__ = ["trained_judge", "trained_ranker"]
 
 
 def trained_judge(folder: str | Path, *, name: str | None = None) -> Judge:
@@ -25,7 +26,7 @@ def trained_judge(folder: str | Path, *, name: str | None = None) -> Judge:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder}: holds no {JUDGE_FILE} that can be read ({type(error).__name__}: {error}); needed: the folder "
-            "`judge` of a run of `bfpo judge-train`"
+            "`model` of a run of `bfpo judge-train`"
         ) from error
     judge: NgramJudge | ClassifierJudge
     if kind == "ngrams":
@@ -35,7 +36,15 @@ def trained_judge(folder: str | Path, *, name: str | None = None) -> Judge:
 
         judge = load_finetuned(folder, described)
     else:
-        raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed: ngrams, classifier")
+        raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed for a judge: ngrams, classifier")
     if name is not None:
         judge.name = name
     return judge
+
+
+def trained_ranker(folder: str | Path, *, name: str | None = None) -> NgramRanker:
+    """Return the ranker that the folder holds, as its own or another name. Raises `ModelError` where there is none."""
+    ranker = NgramRanker.load(Path(folder))
+    if name is not None:
+        ranker.name = name
+    return ranker
