@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from bfpo.config.base import ConfigPart, FileList, PathText, StageConfig
 from bfpo.config.judges import JudgeConfig
+from bfpo.config.server import MaxRequests
 
 __all__ = ["JudgeCheckConfig", "JudgeTrainConfig", "LabelledConfig"]
 
@@ -116,9 +117,7 @@ class JudgeCheckConfig(StageConfig):
         default=None,
         description="folder where verdicts are kept, for this run and others; null = bfpo/label in the user's cache",
     )
-    max_requests: int | None = Field(
-        default=None, ge=1, description="most requests to a server, those sent again too, per start; null = no limit"
-    )
+    max_requests: MaxRequests = None
     mistakes: int = Field(default=20, ge=0, description="number of worst mistakes that are shown")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
     bootstrap_samples: int = Field(default=2000, ge=100, description="number of bootstrap resamples")

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from bfpo.config.base import ConfigPart, PathText
-from bfpo.secrets import looks_secret
+from bfpo.config.base import PathText
+from bfpo.config.server import SERVER_KEYS, ServerKeys
 from bfpo.yaml_text import parse_yaml
 
 __all__ = ["JudgeConfig", "RankerConfig"]
 
-_SERVER = frozenset({"url", "api_key_env", "api", "temperature", "timeout", "max_concurrency", "max_retries"})
+_SERVER = SERVER_KEYS | {"api", "temperature"}
 _LOCAL = frozenset({"revision", "dtype", "batch_size", "max_length"})
 _OFTEN = frozenset({"format", "name", "model"})
 
 
-class _Asked(ConfigPart):
+class _Asked(ServerKeys):
     """What judges and rankers share."""
 
     format: str = Field(min_length=1, description="how it is asked and how its answer is read")
@@ -36,26 +35,12 @@ class _Asked(ConfigPart):
     max_length: int | None = Field(
         default=None, ge=1, description="longest text in tokens; a longer one is unscored; null = the format's own"
     )
-    url: str | None = Field(
-        default=None,
-        description="base URL of an OpenAI-compatible server, such as http://localhost:8000/v1; null = loaded here",
-    )
     api: Literal["chat", "completions"] | None = Field(
         default=None, description="endpoint of the server; null = as the format asks"
-    )
-    api_key_env: str = Field(
-        default="OPENAI_API_KEY", description="NAME of the environment variable that holds the server's key"
     )
     temperature: float = Field(
         default=0.0, ge=0, description="sampling temperature of a server's answers; several votes need one above 0"
     )
-    timeout: float = Field(default=60.0, gt=0, description="seconds that one request to the server may take")
-    max_concurrency: int = Field(default=8, ge=1, description="most requests to the server at once")
-    max_retries: int = Field(
-        default=5, ge=0, description="times that a request is sent again after a fault of the server or the network"
-    )
-
-    _local: ClassVar[dict[str, frozenset[str]]] = {}
 
     def settings(self) -> dict[str, Any]:
         """Return the keys that are read with their values, as plain keyword arguments."""
@@ -86,13 +71,6 @@ class _Asked(ConfigPart):
 
     @model_validator(mode="after")
     def _no_key_in_vain(self) -> _Asked:
-        if looks_secret(self.api_key_env):
-            raise ValueError(
-                "api_key_env: got something that is not the NAME of an environment variable (capitals, digits and _, "
-                "such as OPENAI_API_KEY); put the key itself into that variable, never into a setting"
-            )
-        if self.url is not None:
-            _check_url(self.url)
         idle = sorted(self.model_fields_set - self.read())
         if idle:
             where = "" if self.format in ("oracle", "trained") else " with url" if self.url else " without url"
@@ -172,16 +150,3 @@ def _mapping_of(short: str | Path) -> object:
         return {"format": "trained", "model": text}
     name, colon, model = text.partition(":")
     return {"format": name, "model": model} if colon else {"format": text}
-
-
-def _check_url(url: str) -> None:
-    """Raise `ValueError`, without what may be a password, for a base URL that cannot be used."""
-    try:
-        parts = urlsplit(url)
-        port_is_fine = parts.port is None or parts.port > 0
-    except ValueError:
-        parts, port_is_fine = urlsplit(""), False
-    if "@" in url or parts.username or parts.password:
-        raise ValueError("url: holds a name or a password; leave them out, a key goes into the variable of api_key_env")
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or parts.query or parts.fragment:
-        raise ValueError(f"url: got {url!r}; needed: http(s)://HOST[:PORT]/v1, without query")

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from bfpo.config.base import PathText, StageConfig
 from bfpo.config.judges import JudgeConfig, RankerConfig
 from bfpo.config.sections import PairRowsConfig
+from bfpo.config.server import MaxRequests
 
 __all__ = ["LabelConfig", "OpinionKeys"]
 
@@ -48,9 +49,7 @@ class OpinionKeys(StageConfig):
         description="folder where verdicts and comparisons are kept, for this run and others; null = bfpo/label in the "
         "user's cache folder",
     )
-    max_requests: int | None = Field(
-        default=None, ge=1, description="most requests to servers, those sent again too, per start; null = no limit"
-    )
+    max_requests: MaxRequests = None
 
     def has_server(self) -> bool:
         """Return whether any of them is asked over a server."""
