@@ -32,7 +32,7 @@ class Question:
     """The messages of a chat, or a finished text to go on with.
 
     `template_arguments` go to the server's chat template; where `needs_arguments` is off, a server that takes none is
-    asked without. `as_parts` sends a message's content as a list of one part.
+    asked without. `as_parts` sends a message's content as a list of one part. `seed` takes the place of that of `ask`.
     """
 
     content: tuple[Message, ...] | str
@@ -40,6 +40,7 @@ class Question:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     needs_arguments: bool = True
     as_parts: bool = False
+    seed: int | None = None
 
 
 @dataclass(slots=True)
@@ -79,8 +80,10 @@ class Server:
     `url` is its base URL, `api` "chat" or "completions", `api_key_env` the name of the variable with the key, which is
     read here and kept nowhere else. A request that fails for a reason that may pass (no connection, no answer in
     `timeout` seconds, half an answer, 408, 409, 429, 5xx) is sent again up to `max_retries` times, later each time or
-    when the server says (`openai`'s own rules). Raises `MissingExtraError` without `openai`, `SettingError` for a
-    variable that holds no key.
+    when the server says (`openai`'s own rules). `top_p` is sent where it is given. A `writer` is asked for what it
+    writes, not for an opinion: an empty text that it ended by itself is an answer, log-probabilities are not asked for.
+
+    Raises `MissingExtraError` without `openai`, `SettingError` for a variable that holds no key.
     """
 
     def __init__(
@@ -91,9 +94,11 @@ class Server:
         api: str = "chat",
         api_key_env: str = "OPENAI_API_KEY",
         temperature: float = 0.0,
+        top_p: float | None = None,
         timeout: float = 60.0,
         max_concurrency: int = 8,
         max_retries: int = 5,
+        writer: bool = False,
         budget: RequestBudget | None = None,
     ) -> None:
         _check_extra()
@@ -109,7 +114,8 @@ class Server:
         parts = urlsplit(url)
         if len(self._key) >= _SHORTEST_KEY and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             _log.warning("the key in %s goes to %s unencrypted (http); use https", api_key_env, parts.netloc)
-        self._extras = _Extras()
+        self._top_p, self._is_writer = top_p, writer
+        self._extras = _Extras(logprobs=not writer)
 
     @property
     def version(self) -> str:
@@ -210,7 +216,7 @@ class Server:
                 continue
             if not self._extras.known:
                 self._extras = replace(extras, known=True)
-                if not extras.logprobs:
+                if not (extras.logprobs or self._is_writer):
                     _log.info("%s takes no request for log-probabilities: only what it writes is read", self.host)
             return answer
         assert refusal is not None  # there is always one to try
@@ -220,9 +226,11 @@ class Server:
         yield self._extras
         if self._extras.known:
             return
-        yield _Extras(logprobs=False)
+        if self._extras.logprobs:
+            yield _Extras(logprobs=False)
         if question.template_arguments and not question.needs_arguments:
-            yield _Extras(arguments=False)
+            if self._extras.logprobs:
+                yield _Extras(arguments=False)
             yield _Extras(logprobs=False, arguments=False)
 
     async def _request(self, client: Any, question: Question, seed: int, extras: _Extras) -> Answer:
@@ -230,14 +238,18 @@ class Server:
             "model": self.model,
             "max_tokens": question.max_new_tokens,
             "temperature": self.temperature,
-            **({"seed": seed} if self.temperature > 0 else {}),
         }
+        if self.temperature > 0:
+            common["seed"] = seed if question.seed is None else question.seed
+            if self._top_p is not None:
+                common["top_p"] = self._top_p
         content = question.content
         if self.api == "completions":
             if not isinstance(content, str):
                 raise SettingError("api: 'completions' takes a finished text, and this format asks a chat; use 'chat'")
             logprobs: dict[str, Any] = {"logprobs": _COMPLETIONS_LOGPROBS} if extras.logprobs else {}
-            return read_completion(await client.completions.create(prompt=content, **common, **logprobs))
+            response = await client.completions.create(prompt=content, **common, **logprobs)
+            return read_completion(response, may_be_empty=self._is_writer)
         logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if extras.logprobs else {}
         turns = [Message("user", content)] if isinstance(content, str) else content
         messages = [
@@ -246,7 +258,8 @@ class Server:
         ]
         if question.template_arguments and extras.arguments:
             common["extra_body"] = {"chat_template_kwargs": dict(question.template_arguments)}
-        return read_chat(await client.chat.completions.create(messages=messages, **common, **logprobs))
+        response = await client.chat.completions.create(messages=messages, **common, **logprobs)
+        return read_chat(response, may_be_empty=self._is_writer)
 
     def _clean(self, error: BaseException) -> str:
         """Return an error's first line, short and without the key, which some servers repeat."""
@@ -324,7 +337,7 @@ def _check_extra() -> None:
         import openai  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            "a judge behind a server (url) needs the package openai; install it with: pip install 'bfpo[server]'"
+            "a model behind a server (url) needs the package openai; install it with: pip install 'bfpo[server]'"
         ) from error
 
 

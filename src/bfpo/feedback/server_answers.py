@@ -20,43 +20,76 @@ class Token:
 class Answer:
     """What a server wrote; `text` is `None`, with the fault, where no answer came.
 
-    `tokens` is empty where the server gives no log-probabilities. `may_pass` says that the fault lies in the
-    server's state or the network, not in the question.
+    `tokens` is empty where the server gives no log-probabilities, `finish_reason` and `num_tokens` `None` where it does
+    not say. `may_pass` says that the fault lies in the server's state or the network, not in the question.
     """
 
     text: str | None
     tokens: tuple[Token, ...] = ()
     fault: str = ""
     may_pass: bool = False
+    finish_reason: str | None = None
+    num_tokens: int | None = None
 
 
-def read_chat(response: Any) -> Answer:
-    """Read an answer of the chat endpoint; whatever is not where it should be counts as not given."""
+def read_chat(response: Any, *, may_be_empty: bool = False) -> Answer:
+    """Read an answer of the chat endpoint; whatever is not where it should be counts as not given.
+
+    An empty text is no answer. With `may_be_empty` it is one where the model ended it by itself, and blanks are text.
+    """
     choice = _first(getattr(response, "choices", None))
-    text = getattr(getattr(choice, "message", None), "content", None)
-    if not isinstance(text, str) or not text.strip():
-        return Answer(None, fault="the answer holds no text")
+    reason = _reason(choice)
+    text = _text(getattr(getattr(choice, "message", None), "content", None), reason, may_be_empty)
+    if text is None:
+        return _no_text(reason)
     items = getattr(getattr(choice, "logprobs", None), "content", None)
     tokens = []
     for item in items if isinstance(items, list) else ():
         tops = getattr(item, "top_logprobs", None)
         pairs = [(getattr(top, "token", None), getattr(top, "logprob", None)) for top in tops or ()]
         tokens.append(Token(str(getattr(item, "token", "")), _numbers(pairs)))
-    return Answer(text, tuple(tokens))
+    return Answer(text, tuple(tokens), finish_reason=reason, num_tokens=_num_tokens(response))
 
 
-def read_completion(response: Any) -> Answer:
-    """Read an answer of the completions endpoint."""
+def read_completion(response: Any, *, may_be_empty: bool = False) -> Answer:
+    """Read an answer of the completions endpoint, as `read_chat` does."""
     choice = _first(getattr(response, "choices", None))
-    text = getattr(choice, "text", None)
-    if not isinstance(text, str) or not text.strip():
-        return Answer(None, fault="the answer holds no text")
+    reason = _reason(choice)
+    text = _text(getattr(choice, "text", None), reason, may_be_empty)
+    if text is None:
+        return _no_text(reason)
+    tokens: tuple[Token, ...] = ()
     logprobs = getattr(choice, "logprobs", None)
     words, tops = getattr(logprobs, "tokens", None), getattr(logprobs, "top_logprobs", None)
-    if not isinstance(words, list) or not isinstance(tops, list) or len(words) != len(tops):
-        return Answer(text)
-    pairs = [(str(word), top.items() if isinstance(top, dict) else ()) for word, top in zip(words, tops, strict=True)]
-    return Answer(text, tuple(Token(word, _numbers(top)) for word, top in pairs))
+    if isinstance(words, list) and isinstance(tops, list) and len(words) == len(tops):
+        pairs = [(str(w), top.items() if isinstance(top, dict) else ()) for w, top in zip(words, tops, strict=True)]
+        tokens = tuple(Token(word, _numbers(top)) for word, top in pairs)
+    return Answer(text, tokens, finish_reason=reason, num_tokens=_num_tokens(response))
+
+
+def _text(text: Any, reason: str | None, may_be_empty: bool) -> str | None:
+    """Return the text of an answer, `None` where there is none."""
+    if may_be_empty and reason == "stop" and text is None:
+        return ""
+    if not isinstance(text, str):
+        return None
+    is_text = bool(text.strip()) or (may_be_empty and (text != "" or reason == "stop"))
+    return text if is_text else None
+
+
+def _no_text(reason: str | None) -> Answer:
+    said = "" if reason in (None, "stop") else f" (finish_reason {reason})"
+    return Answer(None, fault=f"the answer holds no text{said}")
+
+
+def _reason(choice: Any) -> str | None:
+    reason = getattr(choice, "finish_reason", None)
+    return reason if isinstance(reason, str) else None
+
+
+def _num_tokens(response: Any) -> int | None:
+    number = getattr(getattr(response, "usage", None), "completion_tokens", None)
+    return number if isinstance(number, int) else None
 
 
 def _first(items: Any) -> Any:
