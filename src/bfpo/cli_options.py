@@ -52,6 +52,11 @@ SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
         ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
         ShortOption("full", "full", "All methods.", bool),
     ),
+    "generate": (
+        ShortOption("model", "model", "The model: folder, hub id, or a server's name for it.", str, "M"),
+        ShortOption("prompts", "prompts", "The prompts: file or folder.", str, "FILE"),
+        _MAX_REQUESTS,
+    ),
     "judge-train": (ShortOption("data", "data.files", "Labelled completions.", list, "FILE"),),
     "judge-check": (
         ShortOption("judge", "judge", "The judge: oracle, a folder of judge-train, FORMAT or FORMAT:MODEL.", str, "J"),

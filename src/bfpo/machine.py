@@ -19,7 +19,7 @@ EXTRAS = {
     "bitsandbytes": "4-bit and 8-bit weights",
     "deepspeed": "ZeRO-2 and ZeRO-3",
     "trl": "the loss as a TRL trainer",
-    "vllm": "fast generation",
+    "vllm": "`engine: vllm` of `bfpo generate`",
     "wandb": "a tracker",
     "tensorboard": "a tracker",
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import bfpo.feedback.generate as stage
+import bfpo.feedback.engines as engines
 from bfpo.config import GenerateConfig
 from bfpo.data.read import read_completions
 from bfpo.errors import DataError, RunError
@@ -82,7 +82,7 @@ def test_goes_on_where_it_was_cut_off(
     assert [row.id for row in read_completions(whole / "completions.jsonl")][:3] == ["p0/0", "p0/1", "p1/0"]
 
     asked: list[int] = []
-    original = stage.answer_batches
+    original = engines.answer_batches
 
     def dies_after_two(model: Any, requests: Any, **keywords: Any) -> Any:
         asked.append(len(requests))
@@ -91,7 +91,7 @@ def test_goes_on_where_it_was_cut_off(
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(stage, "answer_batches", dies_after_two)
+    monkeypatch.setattr(engines, "answer_batches", dies_after_two)
     cut = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         run_stage("generate", settings, cut)
@@ -111,7 +111,7 @@ def test_a_changed_prompt_file_is_not_resumed(
     copy = tmp_path / "prompts.jsonl"
     copy.write_bytes(prompts.read_bytes())
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "answer_batches", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(engines, "answer_batches", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_stage("generate", config(model, copy), tmp_path / "run")
     copy.write_text(copy.read_text().replace("w0", "w1"))

@@ -9,15 +9,21 @@ from pydantic import Field, model_validator
 from bfpo.config.base import PathText, StageConfig
 from bfpo.config.judges import JudgeConfig
 from bfpo.config.sections import DataConfig
+from bfpo.config.server import SERVER_KEYS, MaxRequests, ServerKeys
 from bfpo.config.train import MethodSettings
 
 __all__ = ["EvaluateConfig", "GenerateConfig"]
 
 
-class GenerateConfig(StageConfig):
+class GenerateConfig(StageConfig, ServerKeys):
     """`bfpo generate`: sample completions of prompts from a model."""
 
-    model: PathText = Field(description="model: folder or hub id")
+    model: PathText = Field(description="model: folder or hub id; of engine server the server's name for it")
+    engine: Literal["transformers", "vllm", "server"] = Field(
+        default="transformers",
+        description="what runs the model: transformers, vllm (the extra vllm, on a GPU), or server (one that is "
+        "OpenAI-compatible, at url)",
+    )
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         default="float32", description="number type that holds the weights; auto = as saved"
@@ -48,6 +54,22 @@ class GenerateConfig(StageConfig):
     seed: int = Field(default=0, ge=0, description="seed of the sampling")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
+    max_requests: MaxRequests = None
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what the engine does not read."""
+        return super().unread() | _UNREAD_BY_ENGINE[self.engine]
+
+    @model_validator(mode="after")
+    def _no_key_in_vain(self) -> GenerateConfig:
+        if idle := sorted(self.unread() & self.model_fields_set):
+            raise ValueError(f"{', '.join(idle)}: not read by engine {self.engine!r}; leave it out")
+        if self.engine == "server" and self.url is None:
+            raise ValueError(
+                "url: missing; engine 'server' needs the base URL of a server, such as http://localhost:8000/v1"
+            )
+        return self
+
     @model_validator(mode="after")
     def _greedy_has_one_answer(self) -> GenerateConfig:
         if self.temperature == 0 and self.num_completions > 1:
@@ -56,6 +78,16 @@ class GenerateConfig(StageConfig):
                 "allowed: 1, or a temperature above 0"
             )
         return self
+
+
+_ASKS_SERVER = SERVER_KEYS | {"max_requests"}
+_RUNS_MODEL = frozenset({"revision", "dtype", "max_prompt_length", "chat_template"})
+_RUNS_TORCH = frozenset({"batch_size", "threads"})
+_UNREAD_BY_ENGINE = {
+    "transformers": _ASKS_SERVER,
+    "vllm": _ASKS_SERVER | _RUNS_TORCH,
+    "server": _RUNS_MODEL | _RUNS_TORCH,
+}
 
 
 class EvaluateConfig(MethodSettings):

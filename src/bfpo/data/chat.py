@@ -174,6 +174,11 @@ class ChatEncoder:
         self._ending = "" if end is None else self._suffix[: self._suffix.index(end) + len(end)]
         self._text = TextEncoder(tokenizer, () if end is None else (end,))
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that it renders for."""
+        return self._tokenizer
+
     def _probe(self) -> tuple[str, str | None]:
         """Return what the template writes after an answer and the first added token in it, if any."""
         try:

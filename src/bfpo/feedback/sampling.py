@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from bfpo.errors import ModelError, SettingError
+from bfpo.errors import ModelError, SettingError, first_line
 
-__all__ = ["Answer", "Request", "answer_batches", "end_token_ids"]
+__all__ = ["Answer", "Request", "answer_batches", "end_token_ids", "saved_end_token_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,27 @@ def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
     Raises `ModelError` where neither names one: such a model would always run into the token limit.
     """
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    return _end_token_ids(model.generation_config, tokenizer)
+
+
+def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | None = None) -> tuple[int, ...]:
+    """Return what `end_token_ids` would return for a model that is not loaded, from its folder or the hub.
+
+    Raises `ModelError` as it does, and for a model that is not there.
+    """
+    try:
+        config = GenerationConfig.from_pretrained(str(model), revision=revision or "main")
+    except OSError:  # as transformers does for a model without such a file
+        try:
+            own = AutoConfig.from_pretrained(str(model), revision=revision or "main")
+        except Exception as error:
+            raise ModelError(f"model: the config of {str(model)!r} cannot be read ({first_line(error)})") from error
+        config = GenerationConfig.from_model_config(own)
+    return _end_token_ids(config, tokenizer)
+
+
+def _end_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    configured = getattr(config, "eos_token_id", None)
     listed = configured if isinstance(configured, (list, tuple)) else [configured]
     ids = {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
     if not ids:
