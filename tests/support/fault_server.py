@@ -34,13 +34,15 @@ def guard_answer(text: str) -> str:
 class FaultServer:
     """`plan(text, attempt)` names what becomes of a request about `text`: "ok", a fault, or a delay in seconds.
 
-    `answer(text)` is what the model writes, `text` the last message or the prompt. `requests` counts requests by text,
-    `answered` those that got a whole good answer; `bodies` holds what was asked.
+    `answer(text)` is what the model writes and `finish(text)` why it ended, `text` the last message or the prompt.
+    `requests` counts requests by text, `answered` those that got a whole good answer; `bodies` holds what was asked.
     """
 
     def __init__(self, plan: Callable[[str, int], str | float] | None = None) -> None:
         self.plan = plan or (lambda text, attempt: "ok")
         self.answer: Callable[[str], str | None] = guard_answer
+        self.finish: Callable[[str], str | None] = lambda text: "stop"
+        self.usage: dict[str, int] | None = None
         self.logprobs: Callable[[str], Any] | None = None
         self.requests: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
@@ -132,9 +134,17 @@ class FaultServer:
         written = self.answer(text)
         logprobs = self.logprobs(text) if self.logprobs is not None and body.get("logprobs") else None
         message = {"role": "assistant", "content": written} if "messages" in body else None
-        choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs}
+        choice = {"index": 0, "finish_reason": self.finish(text), "logprobs": logprobs}
         choice |= {"message": message} if message else {"text": written}
-        return {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
+        usage = {} if self.usage is None else {"usage": self.usage}
+        return {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
+            "choices": [choice],
+            **usage,
+        }
 
     @contextmanager
     def running(self) -> Iterator[FaultServer]:

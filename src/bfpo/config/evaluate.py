@@ -58,11 +58,15 @@ class GenerateConfig(StageConfig, ServerKeys):
 
     def unread(self) -> frozenset[str]:
         """Leave out what the engine does not read."""
-        return super().unread() | _UNREAD_BY_ENGINE[self.engine]
+        return super().unread() | self.unread_by_engine()
+
+    def unread_by_engine(self) -> frozenset[str]:
+        """Return the keys that generation with this engine does not read."""
+        return _UNREAD_BY_ENGINE[self.engine]
 
     @model_validator(mode="after")
-    def _no_key_in_vain(self) -> GenerateConfig:
-        if idle := sorted(self.unread() & self.model_fields_set):
+    def _engine_reads_its_keys(self) -> GenerateConfig:
+        if idle := sorted(self.unread_by_engine() & self.model_fields_set):
             raise ValueError(f"{', '.join(idle)}: not read by engine {self.engine!r}; leave it out")
         if self.engine == "server" and self.url is None:
             raise ValueError(

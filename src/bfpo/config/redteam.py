@@ -19,14 +19,24 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
     validation: float = Field(
         default=0.0, ge=0, lt=1, description="share of the prompts whose pairs are held out (the validation split)"
     )
+    max_requests: int | None = Field(
+        default=None,
+        ge=1,
+        description="most requests to servers, those sent again too, per start, of generation and of judging and "
+        "ranking each; null = no limit",
+    )
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals in the report")
+
+    def unread_by_engine(self) -> frozenset[str]:
+        """Return the keys that nobody reads with this engine; some are for the judges too."""
+        return super().unread_by_engine() - {"threads", "max_requests"}
 
     def unread(self) -> frozenset[str]:
         """Leave out what needs several judges or a server, where there are none."""
         unread = set(super().unread())
         if len(self.judges) == 1:
             unread.add("rule")
-        if not self.has_server():
+        if not self.has_server() and self.engine != "server":
             unread.add("max_requests")
         return frozenset(unread)
 

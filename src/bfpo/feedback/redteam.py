@@ -75,12 +75,14 @@ def _given(config: RedteamConfig, names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _generate(config: RedteamConfig) -> GenerateConfig:
-    given = _given(config, GenerateConfig.model_fields)
+    unread = GenerateConfig.unread_by_engine(config)  # such as threads, which the judges read
+    given = _given(config, {name: field for name, field in GenerateConfig.model_fields.items() if name not in unread})
     return GenerateConfig.model_validate({**given, "num_completions": config.num_completions})
 
 
 def _label(config: RedteamConfig, out: Path) -> LabelConfig:
-    names = {name: field for name, field in LabelConfig.model_fields.items() if name not in ("completions", "data")}
+    unread = {"completions", "data"} if config.has_server() else {"completions", "data", "max_requests"}
+    names = {name: field for name, field in LabelConfig.model_fields.items() if name not in unread}
     given = _given(config, names)
     return LabelConfig.model_validate({**given, "completions": str(out / GENERATE / "completions.jsonl")})
 

@@ -120,7 +120,8 @@ class Server:
     @property
     def version(self) -> str:
         """What its answers depend on beside the question, as text."""
-        return f"{self.url} {self.model} {self.api} temperature={self.temperature:g}"
+        top_p = "" if self._top_p is None else f" top_p={self._top_p:g}"
+        return f"{self.url} {self.model} {self.api} temperature={self.temperature:g}{top_p}"
 
     @property
     def host(self) -> str:
