@@ -8,13 +8,14 @@ import pytest
 from bfpo.config import GenerateConfig, RedteamConfig, load_config
 from bfpo.errors import ConfigError
 
-LOCAL = {"revision", "dtype", "max_prompt_length", "chat_template"}
+LOCAL = {"revision", "dtype", "max_prompt_length", "long_prompts", "chat_template"}
 TORCH = {"batch_size", "threads"}
 SERVER = {"url", "api_key_env", "timeout", "max_concurrency", "max_retries", "max_requests"}
 VALUES: dict[str, Any] = {
     "revision": "main",
     "dtype": "auto",
     "max_prompt_length": 9,
+    "long_prompts": "skip",
     "chat_template": "t.jinja",
     "batch_size": 3,
     "threads": 1,

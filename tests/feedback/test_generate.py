@@ -128,8 +128,20 @@ def test_limit_draws_and_keeps_the_order(model: Path, prompts: Path, tmp_path: P
 
 
 def test_a_prompt_that_is_too_long_is_named(model: Path, prompts: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"prompts.jsonl: prompt 'p\d' has \d+ tokens; allowed: max_prompt_length = 5"):
+    with pytest.raises(DataError, match=r"7 of 10 prompts are longer than max_prompt_length = 5, such as 'p1' with 9"):
         run_stage("generate", config(model, prompts, max_prompt_length=5), tmp_path / "run")
+
+
+def test_prompts_that_are_too_long_are_left_out_and_counted_where_told(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    asked = config(model, prompts, max_prompt_length=5, long_prompts="skip")
+    folder = run_stage("generate", asked, tmp_path / "run")
+    assert folder.record["prompts"]["left_out"] == {"longer than max_prompt_length": 7}
+    assert len(texts(tmp_path / "run")) == 3
+    assert "left out: 7 (longer than max_prompt_length)" in preview_stage("generate", asked)
+    with pytest.raises(DataError, match="10 of 10 prompts are longer than max_prompt_length = 1"):
+        run_stage("generate", asked.model_copy(update={"max_prompt_length": 1}), tmp_path / "none")
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(DataError, match="holds no prompt"):

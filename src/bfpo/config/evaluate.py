@@ -38,7 +38,10 @@ class GenerateConfig(StageConfig, ServerKeys):
         default=None, ge=1, description="number of prompts, drawn at random with seed; null = all"
     )
     num_completions: int = Field(default=1, ge=1, description="number of completions per prompt")
-    max_prompt_length: int = Field(default=1024, ge=1, description="longest prompt in tokens; a longer one is an error")
+    max_prompt_length: int = Field(default=1024, ge=1, description="longest prompt in tokens")
+    long_prompts: Literal["stop", "skip"] = Field(
+        default="stop", description="a prompt that is longer stops the run, or is left out and counted"
+    )
     max_new_tokens: int = Field(default=256, ge=1, description="longest completion in tokens")
     temperature: float = Field(
         default=1.0, ge=0, description="sampling temperature; 0 = always the most probable token"
@@ -85,7 +88,7 @@ class GenerateConfig(StageConfig, ServerKeys):
 
 
 _ASKS_SERVER = SERVER_KEYS | {"max_requests"}
-_RUNS_MODEL = frozenset({"revision", "dtype", "max_prompt_length", "chat_template"})
+_RUNS_MODEL = frozenset({"revision", "dtype", "max_prompt_length", "long_prompts", "chat_template"})
 _RUNS_TORCH = frozenset({"batch_size", "threads"})
 _UNREAD_BY_ENGINE = {
     "transformers": _ASKS_SERVER,

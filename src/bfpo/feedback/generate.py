@@ -50,10 +50,11 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
         torch.set_num_threads(config.threads)
     folder.add_data("prompts", config.prompts)
     found = _read_prompts(config)
-    folder.add_facts(prompts={"num_prompts": len(found.prompts), "left_out": found.left_out, "layouts": found.layouts})
-    prompts = _choose_prompts(found, config)
     chat = _chat(config)
-    tasks = {task.id: task for prompt in prompts for task in _tasks(prompt, config, chat)}
+    prompts, left_out = _fitting(_choose_prompts(found, config), config, chat)
+    left_out = {**found.left_out, **left_out}
+    folder.add_facts(prompts={"num_prompts": len(found.prompts), "left_out": left_out, "layouts": found.layouts})
+    tasks = {task.id: task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)}
     partial = folder.file(_PARTIAL)
     if not folder.resumed:
         partial.unlink(missing_ok=True)
@@ -71,18 +72,18 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     finally:
         if config.engine == "server":
             folder.add_facts(requests=budget.num_requests)
-    _finish(config, folder, prompts, made)
+    _finish(config, folder, list(prompts), made)
 
 
 def preview(config: GenerateConfig) -> list[str]:
     """Return what would be generated: prompts by kind, their lengths, completions; a server is not asked."""
     found = _read_prompts(config)
-    prompts = _choose_prompts(found, config)
     chat = _chat(config)
-    tasks = [task for prompt in prompts for task in _tasks(prompt, config, chat)]
+    prompts, too_long = _fitting(_choose_prompts(found, config), config, chat)
+    tasks = [task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)]
     lengths = sorted(len(task.prompt_ids) for task in tasks)
     kinds = _count(prompt.kind or "(no kind)" for prompt in prompts)
-    left_out = [f"left out: {num} ({reason})" for reason, num in found.left_out.items()]
+    left_out = [f"left out: {num} ({reason})" for reason, num in (*found.left_out.items(), *too_long.items())]
     known = f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]} (limit {config.max_prompt_length})"
     return [
         f"{len(prompts)} prompts: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}",
@@ -186,17 +187,32 @@ def _choose_prompts(found: PromptResult, config: GenerateConfig) -> list[Prompt]
     return [prompts[index] for index in chosen]
 
 
-def _tasks(prompt: Prompt, config: GenerateConfig, chat: ChatEncoder | None) -> list[Task]:
-    """Return the completions to make of a prompt."""
-    ids = () if chat is None else tuple(chat.encode(prompt.messages, (), name=f"prompt {prompt.id}").prompt)
-    if len(ids) > config.max_prompt_length:
+def _fitting(
+    prompts: Sequence[Prompt], config: GenerateConfig, chat: ChatEncoder | None
+) -> tuple[dict[Prompt, tuple[int, ...]], dict[str, int]]:
+    """Return the prompts with their tokens (none where a server renders them), and how many were left out, and why.
+
+    Raises `DataError` for one that is longer than `max_prompt_length` under `long_prompts: stop`, or where all are.
+    """
+    if chat is None:
+        return dict.fromkeys(prompts, ()), {}
+    encoded = {one: tuple(chat.encode(one.messages, (), name=f"prompt {one.id}").prompt) for one in prompts}
+    fitting = {one: ids for one, ids in encoded.items() if len(ids) <= config.max_prompt_length}
+    num_long = len(encoded) - len(fitting)
+    if num_long and (config.long_prompts == "stop" or not fitting):
+        first, ids = next((one, ids) for one, ids in encoded.items() if one not in fitting)
         raise DataError.at(
             config.prompts,
             None,
-            f"prompt {prompt.id!r} has {len(ids)} tokens; allowed: max_prompt_length = {config.max_prompt_length}; "
-            "shorten or remove it, or raise the limit",
+            f"{num_long} of {len(encoded)} prompts are longer than max_prompt_length = {config.max_prompt_length}, "
+            f"such as {first.id!r} with {len(ids)} tokens; raise the limit, or leave them out with long_prompts: skip",
         )
-    return [Task(name, prompt.messages, ids) for name in _names(prompt, config)]
+    return fitting, {"longer than max_prompt_length": num_long} if num_long else {}
+
+
+def _tasks(prompt: Prompt, prompt_ids: tuple[int, ...], config: GenerateConfig) -> list[Task]:
+    """Return the completions to make of a prompt."""
+    return [Task(name, prompt.messages, prompt_ids) for name in _names(prompt, config)]
 
 
 def _names(prompt: Prompt, config: GenerateConfig) -> list[str]:
