@@ -1,22 +1,33 @@
-"""Intervals for rates and means: Wilson, bootstrap over prompts (and seeds), paired differences."""
+"""Intervals for rates and means: Wilson, bootstrap over prompts and seeds, paired differences, 0 of n, seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chi2
 
 from bfpo.errors import SettingError
+from bfpo.evaluation.stats.resampling import (
+    Floats,
+    check_confidence,
+    cluster_table,
+    in_unit_interval,
+    label_codes,
+    paired_values,
+    resampled_means,
+)
 
-__all__ = ["Interval", "bootstrap_weights", "cluster_bootstrap", "paired_difference", "rate_interval", "wilson"]
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-_CHUNK_FLOATS = 8_000_000
+__all__ = [
+    "Interval",
+    "between_seed_sd",
+    "cluster_bootstrap",
+    "paired_difference",
+    "rate_interval",
+    "upper_bound_of_zero",
+    "wilson",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +46,30 @@ def wilson(successes: int, num: int, *, confidence: float = 0.95) -> Interval:
     `num` = 0 gives an interval of `None`. Raises `SettingError` for counts that cannot be, or a confidence outside
     (0, 1).
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if num < 0 or not 0 <= successes <= num:
         raise SettingError(f"successes, num: got {successes} of {num}; needed: 0 <= successes <= num")
     if num == 0:
         return Interval(None, None, None, 0)
     bounds = binomtest(int(successes), int(num)).proportion_ci(confidence_level=confidence, method="wilson")
     return Interval(successes / num, float(bounds.low), float(bounds.high), num)
+
+
+def upper_bound_of_zero(num: int, *, confidence: float = 0.95) -> float | None:
+    """Return the highest rate that 0 of `num` independent trials leaves possible, `None` for no trials.
+
+    The exact one-sided bound of Clopper & Pearson (1934), 1 - (1 - confidence)^(1/num): at 95% the "rule of three"
+    3/num (Hanley & Lippman-Hand 1983, JAMA 249(13)) is the same from above. Answers to one prompt are not independent:
+    give the number of prompts. The upper end of a *two*-sided interval of 0 of n lies higher, at about 3.7/num. Raises
+    `SettingError` for a negative count or a confidence outside (0, 1).
+    """
+    check_confidence(confidence)
+    if num < 0:
+        raise SettingError(f"num: got {num}; a count of trials, 0 or more, is needed")
+    if num == 0:
+        return None
+    test = binomtest(0, int(num), alternative="less")
+    return float(test.proportion_ci(confidence_level=confidence, method="exact").high)
 
 
 def rate_interval(
@@ -60,11 +88,11 @@ def rate_interval(
     spread to show (0 of n, n of n, one cluster) the bounds are Wilson's for the number of *clusters*, so that nothing
     is ever certain. Raises `SettingError` for a value outside [0, 1] or lengths that differ.
     """
-    values = _in_unit_interval("hits", hits)
+    values = in_unit_interval("hits", hits)
     if values.size == 0:
         return Interval(None, None, None, 0)
-    cluster_codes = _codes("clusters", clusters, values.size)
-    seed_codes = _codes("seeds", seeds, values.size) if seeds is not None else None
+    cluster_codes = label_codes("clusters", clusters, values.size)
+    seed_codes = label_codes("seeds", seeds, values.size) if seeds is not None else None
     num_clusters = int(cluster_codes.max()) + 1
     several_seeds = seed_codes is not None and int(seed_codes.max()) > 0
     binary = bool(np.isin(values, (0.0, 1.0)).all())
@@ -97,7 +125,7 @@ def cluster_bootstrap(
     cluster and one seed leave nothing to redraw: the bounds are `None`. Raises `SettingError` for lengths that differ
     or a value that is not finite.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if num_resamples < 1:
         raise SettingError(f"num_resamples: got {num_resamples}; at least 1 is needed")
     data = np.asarray(values, dtype=np.float64)
@@ -105,29 +133,16 @@ def cluster_bootstrap(
         raise SettingError("values: a flat list of finite numbers is needed")
     if data.size == 0:
         return Interval(None, None, None, 0)
-    cluster_codes = _codes("clusters", clusters, data.size)
-    seed_codes = _codes("seeds", seeds, data.size) if seeds is not None else np.zeros(data.size, dtype=np.int64)
-    sums, counts = _table(data, cluster_codes, seed_codes)
+    cluster_codes = label_codes("clusters", clusters, data.size)
+    seed_codes = label_codes("seeds", seeds, data.size) if seeds is not None else np.zeros(data.size, dtype=np.int64)
+    sums, counts = cluster_table(data, cluster_codes, seed_codes)
     mean = float(data.mean())
     if sums.size == 1:
         return Interval(mean, None, None, data.size)
-    means = _resampled_means(sums, counts, num_resamples, random_seed)
+    means = resampled_means(sums, counts, num_resamples, random_seed)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), data.size)
-
-
-def bootstrap_weights(clusters: Sequence[Hashable], num_resamples: int, random_seed: int = 0) -> Iterator[Floats]:
-    """Yield, for each resample of whole clusters, how often each value is drawn, `(len(clusters),)`.
-
-    For statistics that are no mean: they take these as the weights of their values.
-    """
-    codes = _codes("clusters", clusters, len(clusters))
-    num_clusters = int(codes.max()) + 1 if codes.size else 0
-    generator = np.random.default_rng(random_seed)
-    for _ in range(num_resamples if num_clusters else 0):
-        drawn = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters))
-        yield drawn[codes].astype(np.float64)
 
 
 def paired_difference(
@@ -146,9 +161,7 @@ def paired_difference(
     bounds reach as far as the share of other differences that n clusters cannot exclude (Wilson's upper bound of 0 of
     n). Raises `SettingError` for lengths that differ or values outside [0, 1].
     """
-    left, right = _in_unit_interval("first", first), _in_unit_interval("second", second)
-    if left.size != right.size:
-        raise SettingError(f"first, second: got {left.size} and {right.size} values; they must be of the same items")
+    left, right = paired_values(first, second)
     if left.size == 0:
         return Interval(None, None, None, 0)
     difference = left - right
@@ -157,60 +170,41 @@ def paired_difference(
     )
     if interval.low is not None and interval.high is not None and interval.low < interval.high:
         return interval
-    num_clusters = int(_codes("clusters", clusters, difference.size).max()) + 1
+    num_clusters = int(label_codes("clusters", clusters, difference.size).max()) + 1
     reach = _wilson_bounds(0.0, num_clusters, confidence)[1]
     mean = float(difference.mean())
     return Interval(mean, max(-1.0, mean - reach), min(1.0, mean + reach), difference.size)
 
 
-def _resampled_means(sums: Floats, counts: Floats, num_resamples: int, random_seed: int) -> Floats:
-    """Return (num_resamples,) means of resampled rows (clusters) and columns (seeds) of the (C, S) table."""
-    num_clusters, num_seeds = sums.shape
-    generator = np.random.default_rng(random_seed)
-    cluster_share, seed_share = np.full(num_clusters, 1 / num_clusters), np.full(num_seeds, 1 / num_seeds)
-    means: list[Floats] = []
-    step = max(1, _CHUNK_FLOATS // num_clusters)
-    for start in range(0, num_resamples, step):
-        size = min(step, num_resamples - start)
-        by_cluster = generator.multinomial(num_clusters, cluster_share, size=size).astype(np.float64)
-        by_seed = generator.multinomial(num_seeds, seed_share, size=size).astype(np.float64)
-        total = ((by_cluster @ sums) * by_seed).sum(axis=1)
-        weight = ((by_cluster @ counts) * by_seed).sum(axis=1)
-        # A redraw that meets only empty cells of an incomplete table has no mean.
-        means.append(total[weight > 0] / weight[weight > 0])
-    return np.concatenate(means)
+def between_seed_sd(
+    values: Sequence[float] | Floats, seeds: Sequence[Hashable], *, confidence: float = 0.95
+) -> Interval:
+    """Return the standard deviation of the mean value per seed (n - 1 in the denominator); `num` is the seeds.
 
-
-def _table(data: Floats, cluster_codes: Ints, seed_codes: Ints) -> tuple[Floats, Floats]:
-    """Return the sum and the number of values per (cluster, seed)."""
-    shape = (int(cluster_codes.max()) + 1, int(seed_codes.max()) + 1)
-    sums, counts = np.zeros(shape), np.zeros(shape)
-    np.add.at(sums, (cluster_codes, seed_codes), data)
-    np.add.at(counts, (cluster_codes, seed_codes), 1.0)
-    return sums, counts
+    `values` are the scores of all trainings, (N,), and `seeds` names the training of each: what a score varies by when
+    one only trains again, asked about the same prompts (Bouthillier et al. 2021, arXiv:2103.03098). The bounds take the
+    means as normal (chi-square with n - 1 degrees of freedom), and are wide: with 3 seeds the upper one is six times
+    the estimate. One seed says nothing: `value` is `None`. Seeds that are all equal give 0 without bounds, as no spread
+    seen is not no spread. Raises `SettingError` for lengths that differ or a value that is not finite.
+    """
+    check_confidence(confidence)
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not np.isfinite(data).all():
+        raise SettingError("values: a flat list of finite numbers is needed")
+    codes = label_codes("seeds", seeds, data.size)
+    num_seeds = int(codes.max()) + 1 if codes.size else 0
+    if num_seeds < 2:
+        return Interval(None, None, None, num_seeds)
+    means = np.bincount(codes, data) / np.bincount(codes)
+    if np.ptp(means) <= 1e-12 * np.abs(means).max():
+        return Interval(0.0, None, None, num_seeds)
+    sd = float(means.std(ddof=1))
+    tail = (1 - confidence) / 2
+    upper, lower = chi2.ppf([1 - tail, tail], num_seeds - 1)
+    freedom = float(num_seeds - 1)
+    return Interval(sd, sd * float((freedom / upper) ** 0.5), sd * float((freedom / lower) ** 0.5), num_seeds)
 
 
 def _wilson_bounds(rate: float, num: int, confidence: float) -> tuple[float, float]:
     bounds = binomtest(round(rate * num), num).proportion_ci(confidence_level=confidence, method="wilson")
     return float(bounds.low), float(bounds.high)
-
-
-def _codes(name: str, labels: Sequence[Hashable] | None, size: int) -> Ints:
-    if labels is None:
-        return np.arange(size, dtype=np.int64)
-    if len(labels) != size:
-        raise SettingError(f"{name}: got {len(labels)} for {size} values; one per value is needed")
-    seen: dict[Hashable, int] = {}
-    return np.array([seen.setdefault(label, len(seen)) for label in labels], dtype=np.int64)
-
-
-def _in_unit_interval(name: str, values: Sequence[bool | float]) -> Floats:
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or not (np.isfinite(data) & (data >= 0) & (data <= 1)).all():
-        raise SettingError(f"{name}: a flat list of numbers in [0, 1] is needed")
-    return data
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise SettingError(f"confidence: got {confidence}; allowed: a number between 0 and 1, such as 0.95")
