@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 
 from bfpo.errors import SettingError
-from bfpo.evaluation.stats import Interval, cluster_bootstrap, paired_difference, rate_interval, wilson
+from bfpo.evaluation.stats import (
+    Interval,
+    between_seed_sd,
+    cluster_bootstrap,
+    paired_difference,
+    rate_interval,
+    upper_bound_of_zero,
+    wilson,
+)
 
 
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -144,6 +152,43 @@ def test_no_difference_seen_is_not_no_difference() -> None:
     assert paired_difference([1] * 9, [0] * 9).high == 1.0
 
 
+@given(st.integers(1, 3000), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+def test_zero_of_n_leaves_what_would_be_seen_as_zero_often_enough(num: int, confidence: float) -> None:
+    bound = upper_bound_of_zero(num, confidence=confidence)
+    assert bound is not None
+    assert (1 - bound) ** num == pytest.approx(1 - confidence, rel=1e-6)
+    assert bound == pytest.approx(beta.ppf(confidence, 1, num), rel=1e-6)
+
+
+def test_zero_of_n_against_the_rule_of_three() -> None:
+    assert upper_bound_of_zero(30) == pytest.approx(0.09503385285530414, rel=1e-9)  # statsmodels 0.15, "beta", 2 x 5%
+    for num in (20, 100, 1000):
+        assert 0.9 * 3 / num < upper_bound_of_zero(num) < 3 / num  # type: ignore[operator]
+    assert upper_bound_of_zero(0) is None
+    assert upper_bound_of_zero(1) == pytest.approx(0.95)
+
+
+def test_seed_spread_by_hand() -> None:
+    # Means .5, .7, .9: sd .2; chi-square with 2 degrees of freedom is exponential, its quantiles -2 ln(1 - q).
+    got = between_seed_sd([0.4, 0.6, 0.7, 0.9, 0.9], ["a", "a", "b", "c", "c"])
+    assert got.num == 3
+    assert got.value == pytest.approx(0.2)
+    assert got.low == pytest.approx(0.2 * (2 / (-2 * np.log(0.025))) ** 0.5)
+    assert got.high == pytest.approx(0.2 * (2 / (-2 * np.log(0.975))) ** 0.5)
+
+
+def test_one_seed_and_equal_seeds_say_little() -> None:
+    assert between_seed_sd([], []) == Interval(None, None, None, 0)
+    assert between_seed_sd([0.1, 0.9], [4, 4]) == Interval(None, None, None, 1)
+    assert between_seed_sd([0.3, 0.3, 0.1 + 0.2], [1, 2, 3]) == Interval(0.0, None, None, 3)
+
+
+def test_coverage_of_the_seed_spread() -> None:
+    means = np.random.default_rng(5).normal(0.7, 0.05, size=(1000, 4))
+    found = coverage(1000, lambda trial: between_seed_sd(means[trial], range(4)), 0.05)
+    assert 0.93 <= found <= 0.97
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -155,6 +200,10 @@ def test_no_difference_seen_is_not_no_difference() -> None:
         (lambda: cluster_bootstrap([float("inf")]), "finite"),
         (lambda: cluster_bootstrap([1.0], num_resamples=0), "num_resamples: got 0"),
         (lambda: paired_difference([0, 1], [1]), "2 and 1 values"),
+        (lambda: upper_bound_of_zero(-1), "num: got -1"),
+        (lambda: upper_bound_of_zero(5, confidence=1), "confidence: got 1"),
+        (lambda: between_seed_sd([float("nan"), 0.1], [1, 2]), "finite"),
+        (lambda: between_seed_sd([0.2, 0.1], [1]), "seeds: got 1 for 2"),
     ],
 )
 def test_bad_values(call: object, message: str) -> None:
