@@ -49,7 +49,7 @@ def rogan_gladen(
     evaluated texts as it did on the labelled ones.
 
     Not identifiable (`value` `None`) where sensitivity + specificity <= 1: such a judge is no better than chance. Where
-    its labels leave that possible, the bounds are 0 and 1. Raises `SettingError` for a confidence outside (0, 1) or a
+    its labels leave that possible, the bounds are 0 and 1; where they exclude every rate in [0, 1], there are none. Raises `SettingError` for a confidence outside (0, 1) or a
     rate outside [0, 1].
     """
     check_confidence(confidence)
@@ -69,8 +69,12 @@ def rogan_gladen(
     if bounds is None:
         reason = "the judge's labelled texts are too few to tell it from chance: any rate is possible"
         return CorrectedRate(value, 0.0, 1.0, positive.num, reason)
+    low, high = bounds
+    if low >= 1 or high <= 0:
+        reason = f"contradiction: a rate of {q:.3f} does not fit the judge's errors; on these texts it errs otherwise"
+        return CorrectedRate(value, None, None, positive.num, reason)
     # The bounds are centred on shrunken rates; at 0 of n they may leave the plain estimate out.
-    return CorrectedRate(value, min(bounds[0], value), max(bounds[1], value), positive.num, None)
+    return CorrectedRate(value, min(_clip(low), value), max(_clip(high), value), positive.num, None)
 
 
 def effective_count(rate: Interval, *, confidence: float = 0.95) -> float | None:
@@ -110,7 +114,7 @@ def _bounds(
     p = (q + sp - 1) / youden
     shift = 2 * z * z * (p * var_se - (1 - p) * var_sp)
     half = z * sqrt(var_q + p * p * var_se + (1 - p) ** 2 * var_sp) / youden
-    return _clip(p + shift - half), _clip(p + shift + half)
+    return p + shift - half, p + shift + half
 
 
 def _shrunken(rate: float, count: float, *, added: float) -> tuple[float, float]:
