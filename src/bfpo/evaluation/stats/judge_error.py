@@ -49,8 +49,8 @@ def rogan_gladen(
     evaluated texts as it did on the labelled ones.
 
     Not identifiable (`value` `None`) where sensitivity + specificity <= 1: such a judge is no better than chance. Where
-    its labels leave that possible, the bounds are 0 and 1; where they exclude every rate in [0, 1], there are none. Raises `SettingError` for a confidence outside (0, 1) or a
-    rate outside [0, 1].
+    its labels leave that possible, the bounds are 0 and 1; where they exclude every rate in [0, 1], there are none.
+    Raises `SettingError` for a confidence outside (0, 1) or a rate outside [0, 1].
     """
     check_confidence(confidence)
     counted: list[tuple[float, float]] = []
