@@ -130,6 +130,10 @@ def test_limit_draws_and_keeps_the_order(model: Path, prompts: Path, tmp_path: P
 def test_a_prompt_that_is_too_long_is_named(model: Path, prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"7 of 10 prompts are longer than max_prompt_length = 5, such as 'p1' with 9"):
         run_stage("generate", config(model, prompts, max_prompt_length=5), tmp_path / "run")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(DataError, match="holds no prompt"):
+        run_stage("generate", config(model, empty), tmp_path / "none")
 
 
 def test_prompts_that_are_too_long_are_left_out_and_counted_where_told(
@@ -142,10 +146,6 @@ def test_prompts_that_are_too_long_are_left_out_and_counted_where_told(
     assert "left out: 7 (longer than max_prompt_length)" in preview_stage("generate", asked)
     with pytest.raises(DataError, match="10 of 10 prompts are longer than max_prompt_length = 1"):
         run_stage("generate", asked.model_copy(update={"max_prompt_length": 1}), tmp_path / "none")
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("")
-    with pytest.raises(DataError, match="holds no prompt"):
-        run_stage("generate", config(model, empty), tmp_path / "none")
 
 
 def test_preview(model: Path, prompts: Path) -> None:
