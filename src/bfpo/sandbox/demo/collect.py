@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from bfpo.data.read import read_completions
 from bfpo.evaluation.accuracy import AccuracyRow, accuracy_scores
 from bfpo.evaluation.report_data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.evaluation.report_data import Role as MethodRole
+from bfpo.evaluation.report_folders import find_runs
+from bfpo.evaluation.report_parts import margin_spreads, record_of
 from bfpo.evaluation.scores import METRICS, Judged, compare, join_verdicts, score_rows
 from bfpo.objective.losses import METHODS
 from bfpo.runs import RunFolder
@@ -24,7 +26,6 @@ __all__ = ["collect"]
 Answers = list[tuple[Completion, Verdict]]
 MAIN = "bfpo"
 GATE = 0.95
-SAMPLES_PER_KIND = 8
 _COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
 _TITLES = {START: "Start", CEILING: "Ceiling", "bfpo": "BFPO", "dpo_h": "DPO-H"} | {
     "dpo_s": "DPO-S",
@@ -57,7 +58,7 @@ def collect(config: DemoConfig, folder: RunFolder, *, commands: Sequence[str], c
         methods=methods,
         gates=_gates(by_name),
         comparisons=_comparisons(judged, methods_of(config)),
-        samples_note=f"Drawn at random once for all methods, {SAMPLES_PER_KIND} prompts of each kind.",
+        samples_note="The first answer of the first seed to every held-out prompt.",
         samples=_samples({name: answers[name][seeds[0]] for name in names}),
         seeds=seeds,
         well_formed_threshold=GATE,
@@ -68,6 +69,7 @@ def collect(config: DemoConfig, folder: RunFolder, *, commands: Sequence[str], c
         commands=list(commands),
         notes=_notes(config),
         created=created,
+        runs=[record_of(run, [folder.path]) for run in find_runs([folder.path]) if run.path != folder.path],
     )
 
 
@@ -85,6 +87,10 @@ def _answers(root: Path, name: str, seed: int) -> Answers:
 def _verdict(row: dict[str, Any]) -> Verdict:
     fields = Verdict.__dataclass_fields__
     return Verdict(**{key: value for key, value in row.items() if key in fields})
+
+
+def _optional_rows(path: Path) -> list[dict[str, Any]]:
+    return _rows(path) if path.exists() else []
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -108,6 +114,7 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
         summary=_SUMMARIES[name] if name in _SUMMARIES else METHODS[name].summary,
         scores=score_rows(judged),
         accuracy=_accuracy(runs),
+        margins=margin_spreads(_optional_rows(runs[0] / "scores" / "accuracy.jsonl")),
         seed_values=_seed_values(judged, seeds),
         curves=_rows(runs[0] / stage / "metrics.jsonl"),
         settings=_own_settings(runs[0] / stage),
@@ -120,7 +127,7 @@ def _accuracy(runs: Sequence[Path]) -> list[Score]:
     seeds: list[int] = []
     for number, run in enumerate(runs):
         path = run / "scores" / "accuracy.jsonl"
-        for row in _rows(path) if path.exists() else []:
+        for row in _optional_rows(path):
             rows.append(AccuracyRow(**{key: row[key] for key in AccuracyRow.__dataclass_fields__}))
             seeds.append(number)
     return accuracy_scores(rows, seeds=seeds) if rows else []
@@ -163,7 +170,7 @@ def _comparisons(judged: dict[str, list[Judged]], methods: Sequence[str]) -> lis
 
 
 def _samples(answers: dict[str, Answers]) -> list[Sample]:
-    """Return the first answer of every method to some prompts of each kind, drawn once for all methods."""
+    """Return the first answer of every method to every prompt, the kinds in turn so that each is seen at once."""
     first: dict[str, dict[str, tuple[Completion, Verdict]]] = {}
     for name, rows in answers.items():
         first[name] = {}
@@ -172,19 +179,19 @@ def _samples(answers: dict[str, Answers]) -> list[Sample]:
     prompts: dict[str, list[str]] = {}
     for prompt, (completion, _) in first[MAIN].items():
         prompts.setdefault(completion.kind, []).append(prompt)
-    rng = random.Random(0)
+    in_turn = [prompt for row in zip_longest(*(prompts[kind] for kind in sorted(prompts))) for prompt in row if prompt]
+    kinds = {prompt: kind for kind, found in prompts.items() for prompt in found}
     return [
         Sample(
             prompt,
-            kind,
+            kinds[prompt],
             [
                 SampleAnswer(name, row.text, verdict, row.finished)
                 for name in first
                 for row, verdict in [first[name][prompt]]
             ],
         )
-        for kind in sorted(prompts)
-        for prompt in rng.sample(prompts[kind], min(SAMPLES_PER_KIND, len(prompts[kind])))
+        for prompt in in_turn
     ]
 
 
