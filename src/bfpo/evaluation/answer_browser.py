@@ -1,4 +1,4 @@
-"""The answers on a page: thousands of texts as one compressed block, which the page's script opens and pages through."""
+"""The answers on a page: thousands of texts as one compressed block, which the page's script opens and pages."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from bfpo.evaluation.report_data import (
     SuiteComparison,
 )
 from bfpo.evaluation.report_folders import Run, find_runs, model_name, read_rows, resolve, shown_path
+from bfpo.evaluation.report_notes import absent_parts, notes_of, problems_of
 from bfpo.evaluation.report_parts import (
     agreement_of,
     data_card_of,
@@ -38,6 +38,7 @@ __all__ = ["gather"]
 
 COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
 SETTINGS = ("method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "anchor_weight", "learning_rate")
+ROLES: tuple[Role, ...] = ("main", "baseline", "start", "ceiling")
 _CURVE_STAGES = ("train", "sft")
 _Key = tuple[str, str, str]  # suite, id, completion number among those of one id
 
@@ -48,6 +49,7 @@ class _Model:
 
     result: MethodResult
     judged: list[Judged] = field(default_factory=list)
+    margin_rows: list[dict[str, Any]] = field(default_factory=list)
     answers: dict[_Key, tuple[str, str, SampleAnswer]] = field(default_factory=dict)  # prompt, kind, answer
 
 
@@ -72,6 +74,9 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
     for run in runs:
         if run.stage in _CURVE_STAGES:
             _add_training(run, models, of_methods=run.stage == "train")
+    for model in models.values():
+        spreads = margin_spreads(model.margin_rows, beta=number(model.result.settings.get("beta")))
+        model.result = replace(model.result, margins=spreads)
     _set_roles(runs, models, main)
     shown = {run: shown_path(run.path, roots) for run in runs}
     found_agreement = [agreement_of(run, shown[run]) for run in runs if run.stage in ("judge-check", "label")]
@@ -79,7 +84,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
     data = ReportData(
         title=title,
         setting=f"from {len(runs)} run{'s' if len(runs) > 1 else ''}: {_counts(run.stage for run in runs)}",
-        methods=[model.result for model in models.values()],
+        methods=sorted((model.result for model in models.values()), key=lambda method: ROLES.index(method.role)),
         comparisons=list(_compare(models)),
         samples=_samples(models),
         samples_note="Every judged answer that the runs hold.",
@@ -94,8 +99,8 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         agreement=[found for found in found_agreement if found is not None],
         data_cards=[card for card in cards if card is not None],
         runs=[record_of(run, roots) for run in runs],
-        absent=[*_absent(runs), *_problems(runs)],
-        notes=list(_notes(runs, suites)),
+        absent=[*absent_parts(runs), *problems_of(runs)],
+        notes=list(notes_of(runs, suites)),
     )
     return with_suite_means(data)
 
@@ -147,7 +152,7 @@ def _add_scores(
             _add_answer(models[row["model"]], row, _prompt_text(row.get("prompt")), verdict)
     for name, model in models.items():
         rows = [row for row in run.rows("accuracy.jsonl") if row.get("model", name) == name]
-        model.result.margins.extend(margin_spreads(rows) if not model.result.margins else [])
+        model.margin_rows = model.margin_rows or rows
 
 
 def _add_single(run: Run, content: dict[str, Any], models: dict[str, _Model]) -> None:
@@ -161,7 +166,7 @@ def _add_single(run: Run, content: dict[str, Any], models: dict[str, _Model]) ->
     scores = scores_of(content.get("scores"))
     model.result.scores.extend(score for score in scores if not score.metric.startswith("accuracy"))
     model.result.accuracy.extend(score for score in scores if score.metric.startswith("accuracy"))
-    model.result.margins.extend(margin_spreads(run.rows("accuracy.jsonl")))
+    model.margin_rows = run.rows("accuracy.jsonl")
     verdicts = run.rows("verdicts.jsonl")
     for row in verdicts:
         found = texts.get(text(row.get("completion_id")), {})
@@ -253,7 +258,7 @@ def _set_roles(runs: Sequence[Run], models: dict[str, _Model], main: str | None)
     if main is None:
         main = ours[0] if len(ours) == 1 else next(iter(models)) if len(models) == 1 else None
     for name, model in models.items():
-        role: Role = "main" if name == main else "start" if name in starts else "baseline"
+        role: Role = "main" if name == main else "start" if name in starts and not model.result.curves else "baseline"
         if name == "ceiling" and role == "baseline":
             role = "ceiling"
         model.result = replace(model.result, role=role)
@@ -312,43 +317,6 @@ def _counts(names: Any) -> str:
     for name in names:
         counts[name] = counts.get(name, 0) + 1
     return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def _absent(runs: Sequence[Run]) -> Iterator[str]:
-    stages = {run.stage for run in runs}
-    for stage, what in {
-        "evaluate": "scores and verdicts",
-        "train": "training curves",
-        "judge-check": "the judge's error against people's labels",
-        "prepare": "the data card",
-    }.items():
-        if stage not in stages:
-            yield f"no run of bfpo {stage} was given, so there is nothing here about {what}"
-    for run in runs:
-        if run.record.get("status") != "finished":
-            yield f"{run.path.name} ({run.stage}) is {text(run.record.get('status')) or 'of unknown status'}"
-
-
-def _problems(runs: Sequence[Run]) -> list[str]:
-    return list(dict.fromkeys(problem for run in runs for problem in run.problems))
-
-
-def _notes(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
-    labelling = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges(run, ("label", "redteam"))}
-    evaluating = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges(run, ("evaluate",))}
-    if labelling & evaluating:
-        yield "The judge that labelled the training data also judged the answers: its errors count in the model's favour."
-    skipped = [suite.title or suite.name for suite in suites.values() if suite.status == "skipped"]
-    if skipped:
-        yield f"Skipped, and in no mean: {', '.join(skipped)}."
-
-
-def _judges(run: Run, stages: Sequence[str]) -> list[Any]:
-    if run.stage not in stages:
-        return []
-    judges = run.config.get("judges") or run.config.get("judge") or []
-    rows = judges if isinstance(judges, list) else [judges]
-    return [{"format": row} if isinstance(row, str) else row for row in rows]
 
 
 def _is_object(row: Any) -> bool:

@@ -87,15 +87,18 @@ def verdict_of(row: Mapping[str, Any]) -> Verdict | None:
         return None
 
 
-def margin_spreads(rows: Iterable[Mapping[str, Any]]) -> list[MarginSpread]:
+def margin_spreads(rows: Iterable[Mapping[str, Any]], *, beta: float | None = None) -> list[MarginSpread]:
     """Return how `beta * margin` spreads in each cell that the rows of `accuracy.jsonl` hold.
+
+    `beta` is the training's own; without it the product is as `bfpo evaluate` wrote it.
 
     The bins of all cells are the same, so that a figure may lay one over another; the outermost per cent of all margins
     on either side falls into the first and last bin.
     """
     by_cell: dict[str, list[tuple[float, float | None]]] = {}
     for row in rows:
-        margin = number(row.get("beta_margin"))
+        nats = number(row.get("margin"))
+        margin = number(row.get("beta_margin")) if beta is None or nats is None else beta * nats
         if margin is not None and row.get("cell") in CELLS:
             by_cell.setdefault(row["cell"], []).append((margin, number(row.get("target"))))
     if not by_cell:

@@ -17,7 +17,7 @@ def spread_figure(method: MethodResult, *, width: float = 4.6, height: float = 2
     cells = [cell for cell in CELLS if any(spread.cell == cell for spread in method.margins)]
     with figure_style(f"spread-{method.name}"):
         figure = Figure(figsize=(width, height), dpi=100)
-        axes = figure.add_axes((1.18 / width, 0.42 / height, 1 - 1.3 / width, 1 - 0.5 / height))
+        axes = figure.add_axes((1.45 / width, 0.42 / height, 1 - 1.55 / width, 1 - 0.5 / height))
         for place, cell in enumerate(reversed(cells)):
             spread = next(found for found in method.margins if found.cell == cell)
             edges = np.linspace(spread.low, spread.high, len(spread.counts) + 1)

@@ -107,6 +107,7 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
     )
     runs = [root / f"seed-{seed}" / name for seed in seeds]
     stage = "model" if name in (START, CEILING) else "train"
+    settings = _own_settings(runs[0] / stage)
     return MethodResult(
         name=name,
         title=_TITLES[name],
@@ -114,10 +115,10 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
         summary=_SUMMARIES[name] if name in _SUMMARIES else METHODS[name].summary,
         scores=score_rows(judged),
         accuracy=_accuracy(runs),
-        margins=margin_spreads(_optional_rows(runs[0] / "scores" / "accuracy.jsonl")),
+        margins=margin_spreads(_optional_rows(runs[0] / "scores" / "accuracy.jsonl"), beta=settings.get("beta")),
         seed_values=_seed_values(judged, seeds),
         curves=_rows(runs[0] / stage / "metrics.jsonl"),
-        settings=_own_settings(runs[0] / stage),
+        settings=settings,
         seconds=sum(_run_seconds(run / step) for run in runs for step in (stage, "answers")),
     )
 
