@@ -169,10 +169,7 @@ def _report(
     debug: Debug = False,
 ) -> None:
     """Make one page of what run folders hold: scores, intervals, training, answers side by side."""
-    with _handled("report", debug):
-        start_logging()
-        keep_quiet()
-        show(f"The page: {import_module('bfpo.evaluation.report_command').run(runs, out, title, main_model)}")
+    _look("report", "bfpo.evaluation.report_command", debug, runs, out, title, main_model)
 
 
 @app.command("watch")
@@ -184,10 +181,15 @@ def _watch(
     debug: Debug = False,
 ) -> None:
     """Show the same page of a run in progress in a browser on this machine, until Ctrl-C."""
-    with _handled("watch", debug):
+    _look("watch", "bfpo.evaluation.watch", debug, runs, port, every, main_model)
+
+
+def _look(command: str, module: str, debug: bool, *arguments: Any) -> None:
+    """Run a command that only reads run folders."""
+    with _handled(command, debug):
         start_logging()
         keep_quiet()
-        import_module("bfpo.evaluation.watch").run(runs, port, every, main_model)
+        import_module(module).run(*arguments)
 
 
 def _examine(question: _Question) -> None:

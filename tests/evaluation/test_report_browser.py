@@ -115,9 +115,14 @@ def test_filters_searches_and_pages(browser: Any, page_file: Path) -> None:
     assert status.text_content() == "No prompt fits; 60 in all"
     page.get_by_label("Verdict").select_option("")
     page.get_by_role("searchbox", name="Search").fill("says 59")
-    page.wait_for_function("document.getElementById('answer-status').textContent.includes('of 1 found')")
+    playwright.expect(status).to_contain_text("of 1 found")
     page.get_by_role("searchbox", name="Search").fill("")
-    page.locator(".answer").first.hover()
+    playwright.expect(status).to_contain_text("of 20 found")
+    button = page.get_by_role("button", name="Next")
+    colour = "element => getComputedStyle(element).backgroundColor"
+    before = button.evaluate(colour)
+    button.hover()
+    assert button.evaluate(colour) != before
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from bfpo.evaluation.report_data import ReportData
+from bfpo.evaluation.stats.pareto import pareto_front
 
 __all__ = ["front_of"]
+
+AXES = ("helpfulness", "harmless_harmful")
 
 
 def front_of(data: ReportData) -> list[str]:
@@ -12,13 +15,10 @@ def front_of(data: ReportData) -> list[str]:
 
     The ceiling, trained on ideal answers, is no rival and left out. Estimates are compared as they are.
     """
-    points = [
-        (x, y, method.name)
-        for method in data.methods
-        if method.role != "ceiling"
-        and (x := method.value("helpfulness")) is not None
-        and (y := method.value("harmless_harmful")) is not None
-    ]
-    return [
-        name for x, y, name in sorted(points) if not any(u >= x and v >= y and (u > x or v > y) for u, v, _ in points)
-    ]
+    points = {method.name: {axis: method.value(axis) for axis in AXES} for method in data.methods}
+    known = {
+        name: {axis: value for axis, value in values.items() if value is not None}
+        for name, values in points.items()
+        if data.method(name).role != "ceiling" and None not in values.values()
+    }
+    return pareto_front(known, AXES) if known else []
