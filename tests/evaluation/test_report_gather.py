@@ -181,6 +181,26 @@ def test_ten_thousand_answers_stay_under_five_megabytes() -> None:
     assert (block.num_answers, block.num_prompts) == (10_000, 2_000)
 
 
+@pytest.mark.slow
+def test_ten_thousand_long_answers_in_random_words_stay_under_five_megabytes() -> None:
+    import random
+
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 9))) for _ in range(5_000)]
+    names = ("a", "b", "c", "d", "e")
+    samples = [
+        Sample(f"prompt {n}", "", [SampleAnswer(name, " ".join(rng.choices(words, k=250))) for name in names])
+        for n in range(2_000)
+    ]
+    methods = [MethodResult(name, name, "baseline") for name in names]
+    data = ReportData("t", "", methods, samples=samples)
+    assert len(render_html(data).encode()) < 5_000_000
+    block = answer_block(data)
+    assert block.num_answers == 10_000
+    assert block.num_cut == 10_000
+    assert block.longest > 400  # what random words leave; ordinary text, which repeats itself, keeps more
+
+
 def test_a_megabyte_of_one_token_and_of_noise_is_cut_and_counted() -> None:
     import random
 
@@ -190,13 +210,19 @@ def test_a_megabyte_of_one_token_and_of_noise_is_cut_and_counted() -> None:
     )
     answers = [SampleAnswer("a", "the " * 250_000), SampleAnswer("a", noise)]
     data = ReportData("t", "", [MethodResult("a", "A", "main")], samples=[Sample("p", "", answers)] * 3)
-    block = answer_block(data, max_bytes=9_000)
-    assert len(block.text) <= 9_000
+    block = answer_block(data, max_bytes=2_000)
+    assert len(block.text) <= 2_000
     assert block.num_cut == 6
     content = rows_of(block.text)
     for answer, given in zip(content["rows"][0][3], answers, strict=True):
         assert len(answer[1]) + answer[4] == len(given.text)
         assert given.text.startswith(answer[1])
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula() -> None:
+    score = Score("helpful", 0.5, 0.4, 0.6, 10)
+    text = csv_text(ReportData("t", "", [MethodResult("a", "=1+1", "main", scores=[score])]))
+    assert text.splitlines()[1] == "'=1+1,,helpful,0.5,0.4,0.6,10,0,true"
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
