@@ -165,7 +165,8 @@ def make_judge(
 
         return ClassifierJudge(**local, **common, **_given(safe_label=safe_label, unsafe_label=unsafe_label, text=text))
     if format not in FORMATS:
-        known = f"oracle, refusal-phrases, a folder of `bfpo judge-train`, classifier:MODEL, {', '.join(FORMATS)} (or FORMAT:MODEL)"
+        own = "oracle, refusal-phrases, a folder of `bfpo judge-train`, classifier:MODEL"
+        known = f"{own}, {', '.join(FORMATS)} (or FORMAT:MODEL)"
         hint = "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
         raise SettingError(f"judge: got {format!r}{hint}; allowed: {known}, or a .yaml file")
     words = None if policy is None else _read_policy(policy)
