@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,8 @@ class TaskRunner:
         lm_eval = _lm_eval()
         if self._model is None:
             import torch
+
+            logging.getLogger("lm_eval").setLevel(logging.ERROR)
             from lm_eval.models.huggingface import HFLM
             from lm_eval.tasks import TaskManager
 
@@ -90,18 +95,13 @@ class TaskRunner:
             loaded = self._manager.load([task])
         except Exception as error:  # of data sets, the hub's client, or an extra of lm-eval's own
             raise UnreachableError(f"lm-eval cannot load {task}: {first_line(error)}") from error
-        result = lm_eval.simple_evaluate(
-            model=self._model,
-            tasks=list(loaded["tasks"].values()),
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-            task_manager=self._manager,
-        )
+        for each in loaded["tasks"].values():
+            each.set_fewshot_seed(seed=seed)
+        quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # its bars know no log
+        with quiet:
+            result = lm_eval.evaluate(
+                lm=self._model, task_dict=loaded["tasks"], limit=limit, bootstrap_iters=0, log_samples=True
+            )
         return _result(result["samples"][task], result["versions"].get(task), metric)
 
 

@@ -81,7 +81,12 @@ def _accuracy(config: EvaluateConfig, folder: RunFolder, found: _Collected) -> N
         "title": "Implicit-reward accuracy",
         "kind": "accuracy",
         "status": "scored",
+        "reason": None,
+        "judge": None,
+        "licence": None,
         "source": ", ".join(config.data.files),
+        "revision": None,
+        "prompts_sha256": None,
     }
     own = {"suites", "models", "model", "revision", "reference", "reference_revision"}
     shared = {name: getattr(config, name) for name in config.model_fields_set - own}
@@ -101,8 +106,10 @@ def _accuracy(config: EvaluateConfig, folder: RunFolder, found: _Collected) -> N
 def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
     assert config.suites is not None
     prompts: dict[str, SuitePrompts] = {}
+    seen: dict[str, str] = {}
     for suite in suites:
         try:
+            _check_not_twice(config, suite, seen)
             if suite.judge is not None and suite.judge.role == "ranker" and config.suites.ranker is None:
                 rank_suites(config, [], {})  # says why not
             prompts[suite.name] = find_prompts(
@@ -136,6 +143,15 @@ def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], 
         _collect_verdicts(suite, answers, judged, found)
         _write_outputs(suite, answers, folder)
     _collect_win_rates(config, [suite for suite in asked if "winrate" in suite.metrics], answers, found)
+
+
+def _check_not_twice(config: EvaluateConfig, suite: Suite, seen: dict[str, str]) -> None:
+    """Two suites that differ in their own judge alone are one where the user names the judge."""
+    judge = judge_of(config, suite)
+    same = [suite.source.model_dump(), sorted(suite.metrics), None if judge is None else judge.model_dump()]
+    first = seen.setdefault(json.dumps(same), suite.name)
+    if first != suite.name:
+        raise UnreachableError(f"has the prompts and, as suites.judges says, the judge of {first}; see there")
 
 
 def _collect_verdicts(
