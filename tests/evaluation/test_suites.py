@@ -14,9 +14,11 @@ from bfpo.errors import ConfigError, DataError, ModelError
 from bfpo.evaluation.labelled_by import labelling_judges
 from bfpo.evaluation.scores import Judged
 from bfpo.evaluation.suite_files import find_prompts
+from bfpo.evaluation.suite_judging import with_refusal
 from bfpo.evaluation.suite_scores import SUITE_METRICS, Values, compare_values, values_of
 from bfpo.evaluation.suites import FOLDER, known_sets, known_suites, load_suites
 from bfpo.policy.load import save_policy
+from bfpo.schema import Verdict
 from bfpo.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 
@@ -99,6 +101,9 @@ def test_the_same_answers_give_the_same_bytes_and_are_not_made_again(root: Path,
     assert not (again.path / "models" / "one" / "answers-4-0").exists()
     other = run_stage("evaluate", config(root, reuse=str(done), max_new_tokens=3), root / "other")
     assert (other.path / "models" / "one" / "answers-3-0" / "completions.jsonl").exists()
+    moved = config(root, reuse=str(done)).model_dump() | {"models": [{"name": "one", "model": str(root / "two")}]}
+    swapped = run_stage("evaluate", EvaluateConfig.model_validate(moved), root / "swapped")
+    assert (swapped.path / "models" / "one" / "answers-4-0" / "completions.jsonl").exists()
 
 
 def test_a_stopped_run_goes_on(root: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +184,13 @@ def test_the_judge_that_labelled_is_warned_of(root: Path, tmp_path: Path) -> Non
     assert len(warning) == 1
     assert "model: the judge oracle has labelled its training data" in warning[0]
     assert warning[0] in (tmp_path / "run" / "scores.md").read_text()
+
+
+def test_refusals_are_added_only_where_the_judge_says_none() -> None:
+    refusal = Verdict("1", "r", "unscored", refused=True, partly_refused=False)
+    assert with_refusal(Verdict("1", "j", "safe"), refusal).refused is True
+    assert with_refusal(Verdict("1", "j", "safe", refused=False), refusal).refused is False
+    assert with_refusal(Verdict("1", "j", "safe"), refusal).label == "safe"
 
 
 def test_comparisons_are_paired_and_corrected() -> None:

@@ -29,11 +29,12 @@ class TaskResult:
     version: str
 
 
-def write_task(suite: Suite, folder: Path, documents: Path | None) -> str:
+def write_task(suite: Suite, folder: Path, documents: Path | None, revision: str | None = None) -> str:
     """Write the task of a suite as `bfpo_NAME.yaml` into a folder and return its name; our YAML includes the base's.
 
-    With `documents` (JSON lines) the task reads them in place of the hub's data set, as every split it has. Raises
-    `UnreachableError` where the installed lm-eval has no such task, `MissingExtraError` where lm-eval is not installed.
+    With `documents` (JSON lines) the task reads them as every split it has, in place of the hub's data set at
+    `revision`. Raises `UnreachableError` where the installed lm-eval has no such task, `MissingExtraError` where there
+    is no lm-eval.
     """
     assert suite.task is not None
     own = FOLDER / "tasks" / suite.task
@@ -47,6 +48,8 @@ def write_task(suite: Suite, folder: Path, documents: Path | None) -> str:
             {"data_files": {split: str(documents.absolute()) for split in ("train", "validation", "test", "default")}}
         )
         lines += ["dataset_path: json", "dataset_name: null", f"dataset_kwargs: {files}"]
+    elif revision is not None:
+        lines.append(f"dataset_kwargs: {json.dumps({'revision': revision})}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return name

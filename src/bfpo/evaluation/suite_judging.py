@@ -19,7 +19,7 @@ from bfpo.files import user_cache_folder
 from bfpo.progress import CountProgress
 from bfpo.schema import Completion, Verdict
 
-__all__ = ["JudgedSuites", "judge_of", "judge_suites", "rank_suites"]
+__all__ = ["JudgedSuites", "judge_of", "judge_suites", "rank_suites", "with_refusal"]
 
 _log = logging.getLogger(__name__)
 _REFUSAL = "refusal-phrases"
@@ -78,7 +78,7 @@ def judge_suites(
         for key, verdicts in _ask(refusals, asked, answers, cache).items():
             done.judges.setdefault(key[0], refusals.name)
             done.verdicts[key] = [
-                _with_refusal(verdict, refusal)
+                with_refusal(verdict, refusal)
                 for verdict, refusal in zip(done.verdicts.get(key, verdicts), verdicts, strict=True)
             ]
     return done
@@ -103,8 +103,8 @@ def _ask(
     return {(suite, model): [next(votes)[0] for _ in answers[model][suite]] for suite, model in places}
 
 
-def _with_refusal(verdict: Verdict, refusal: Verdict) -> Verdict:
-    """Add what the judge does not say of refusals."""
+def with_refusal(verdict: Verdict, refusal: Verdict) -> Verdict:
+    """Return the verdict with what a judge of refusals says, where its own judge says nothing of them."""
     refused = refusal.refused if verdict.refused is None else verdict.refused
     partly = refusal.partly_refused if verdict.refused is None else verdict.partly_refused
     return replace(verdict, refused=refused, partly_refused=partly)

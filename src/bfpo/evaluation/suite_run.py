@@ -213,7 +213,9 @@ def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suit
             found.facts[suite.name] = _fact(suite, "skipped", reason=skipped[suite.name])
             continue
         metric, direction = next(iter(suite.metrics.items()))
-        found.facts[suite.name] = _fact(suite, "scored", source=sources[suite.name], judge="lm-eval", ideal=direction)
+        source, revision = sources[suite.name]
+        known = {"source": source, "revision": revision, "judge": "lm-eval", "ideal": direction}
+        found.facts[suite.name] = _fact(suite, "scored", **known)
         for model in config.evaluated():
             by_document = results[suite.name, model.name].by_document
             items = {item: item for item in by_document}

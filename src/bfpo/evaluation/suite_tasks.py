@@ -22,15 +22,15 @@ _log = logging.getLogger(__name__)
 
 def run_tasks(
     config: EvaluateConfig, suites: Sequence[Suite], folder: RunFolder
-) -> tuple[dict[tuple[str, str], TaskResult], dict[str, str], dict[str, str]]:
-    """Return the results by (suite, model), the reasons of skipped suites, and where each suite's documents are from.
+) -> tuple[dict[tuple[str, str], TaskResult], dict[str, str], dict[str, tuple[str, str | None]]]:
+    """Return the results by (suite, model), the reasons of skipped suites, and each suite's source and revision.
 
     A suite that one model cannot be asked is skipped for all, so that nothing is compared over different sets.
     """
     assert config.suites is not None
     tasks: dict[str, str] = {}
     skipped: dict[str, str] = {}
-    sources: dict[str, str] = {}
+    sources: dict[str, tuple[str, str | None]] = {}
     for suite in suites:
         try:
             tasks[suite.name], sources[suite.name] = _task(config, suite, folder)
@@ -56,8 +56,8 @@ def run_tasks(
     return {key: result for key, result in results.items() if key[0] not in skipped}, skipped, sources
 
 
-def _task(config: EvaluateConfig, suite: Suite, folder: RunFolder) -> tuple[str, str]:
-    """Write the task, on local documents where they lie in the folders; return its name and where they are from."""
+def _task(config: EvaluateConfig, suite: Suite, folder: RunFolder) -> tuple[str, tuple[str, str | None]]:
+    """Write the task, on local documents where they lie in the folders; return its name, its source and the commit."""
     assert config.suites is not None
     files = local_files(suite, config.suites.folders)
     if not files and suite.source.hub is None:
@@ -69,8 +69,23 @@ def _task(config: EvaluateConfig, suite: Suite, folder: RunFolder) -> tuple[str,
     if files:
         folder.add_data(suite.name, [str(file) for file in files])
         documents = folder.write_jsonl(f"tasks/{suite.name}.documents.jsonl", read_documents(files))
-    name = write_task(suite, folder.path / "tasks", documents)
-    return name, ", ".join(file.name for file in files) or str(suite.source.hub)
+    source, revision = ", ".join(file.name for file in files), None
+    if not files:
+        source = str(suite.source.hub)
+        revision = suite.source.revision or _newest(source)
+    name = write_task(suite, folder.path / "tasks", documents, revision)
+    return name, (source, revision)
+
+
+def _newest(hub_id: str) -> str | None:
+    """Return the commit that the hub has now; `None` where it does not answer, and copies may still be at hand."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(hub_id, timeout=10).sha
+    except Exception as error:  # of its HTTP client too
+        _log.debug("%s: %s", hub_id, error)
+        return None
 
 
 def _result(
