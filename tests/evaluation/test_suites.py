@@ -101,7 +101,7 @@ def test_the_same_answers_give_the_same_bytes_and_are_not_made_again(root: Path,
     assert not (again.path / "models" / "one" / "answers-4-0").exists()
     other = run_stage("evaluate", config(root, reuse=str(done), max_new_tokens=3), root / "other")
     assert (other.path / "models" / "one" / "answers-3-0" / "completions.jsonl").exists()
-    moved = config(root, reuse=str(done)).model_dump() | {"models": [{"name": "one", "model": str(root / "two")}]}
+    moved = config(root, reuse=str(done)).resolved() | {"models": [{"name": "one", "model": str(root / "two")}]}
     swapped = run_stage("evaluate", EvaluateConfig.model_validate(moved), root / "swapped")
     assert (swapped.path / "models" / "one" / "answers-4-0" / "completions.jsonl").exists()
 
