@@ -42,8 +42,8 @@ bench-quick: $(VENV)/.bench
 
 test: lint types imports tests
 
-# Some slow tests need what the benchmarks compare with, and weights of four bits.
-test-all: lint types imports $(VENV)/.dev $(VENV)/.bench $(VENV)/.quant
+# Some slow tests need what the benchmarks compare with, weights of four bits, lm-eval, and a browser (Debian: chromium).
+test-all: lint types imports $(VENV)/.dev $(VENV)/.bench $(VENV)/.quant $(VENV)/.evidence
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
 
 # The lower bounds of the dependencies, in an environment of their own.
@@ -113,4 +113,9 @@ $(VENV)/.bench: $(VENV)/.runtime
 $(VENV)/.quant: $(VENV)/.runtime
 	@echo "installing what holds weights in four bits"
 	@$(PIP_INSTALL) -e ".[quant]" || $(NO_PIP)
+	@touch $@
+
+$(VENV)/.evidence: $(VENV)/.runtime
+	@echo "installing lm-eval and what drives a browser"
+	@$(PIP_INSTALL) -e ".[lm-eval,browser]" || $(NO_PIP)
 	@touch $@
