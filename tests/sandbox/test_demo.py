@@ -13,9 +13,10 @@ import pytest
 
 from bfpo.config import DemoConfig, load_config
 from bfpo.errors import ConfigError, RunError
-from bfpo.sandbox.demo.plan import CEILING, FULL_METHODS, QUICK_METHODS, START, Chain, Step, plan_seed
+from bfpo.experiments.chains import Chain, Step
+from bfpo.experiments.workers import run_chains
+from bfpo.sandbox.demo.plan import CEILING, FULL_METHODS, QUICK_METHODS, START, plan_seed
 from bfpo.sandbox.demo.stage import preview
-from bfpo.sandbox.demo.workers import run_chains
 from bfpo.stages import run_stage
 
 SMALL = {

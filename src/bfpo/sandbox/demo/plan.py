@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bfpo.config import AlignConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig, StageConfig
+from bfpo.config import AlignConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig
 from bfpo.data.write import write_completions, write_pairs
+from bfpo.experiments.chains import Chain, Step
 from bfpo.runs import RunFolder
 from bfpo.sandbox.datasets import buffer_pairs, held_out_prompts, main_pairs, redteam_prompts, sft_completions
 from bfpo.sandbox.tokenizer import save_tokenizer
@@ -20,8 +20,6 @@ __all__ = [
     "FULL_METHODS",
     "QUICK_METHODS",
     "START",
-    "Chain",
-    "Step",
     "make_data",
     "methods_of",
     "plan_seed",
@@ -32,30 +30,6 @@ START, CEILING = "start", "ceiling"
 QUICK_METHODS = ("bfpo", "dpo_h", "dpo_mix", "safedpo")
 FULL_METHODS = (*QUICK_METHODS, "dpo_s", "dpo_safe_first", "ipo", "bso")
 _MAX_LENGTH, _MAX_NEW_TOKENS = 48, 32
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One stage of a chain; `out` is its run folder."""
-
-    stage: str
-    config: StageConfig
-    out: Path
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chain:
-    """Stages that run one after another in one process; `needs` names the chain that must have ended before."""
-
-    name: str
-    seed: int
-    steps: tuple[Step, ...]
-    needs: str | None = None
-
-    @property
-    def title(self) -> str:
-        """Return how the chain is called in progress lines."""
-        return f"seed {self.seed} {self.name}"
 
 
 def methods_of(config: DemoConfig) -> Sequence[str]:
@@ -98,7 +72,7 @@ def plan_seed(config: DemoConfig, root: Path, seed: int) -> list[Chain]:
     for method in methods_of(config):
         train = Step("train", _align_config(config, root, method, start, data, seed), runs / method / "train")
         asking = _asking(config, root, train.out / "model", runs / method, seed, start, data / "held_out.jsonl")
-        chains.append(Chain(method, seed, (train, *asking), needs=START))
+        chains.append(Chain(method, seed, (train, *asking), needs=(START,)))
     return chains
 
 
