@@ -74,6 +74,7 @@ STAGES = {
             "bfpo.feedback.redteam",
             "Make pairs from a model's own answers.",
         ),
+        Stage("interpolate", "InterpolateConfig", "bfpo.experiments.interpolate", "Blend the weights of two models."),
         Stage("evaluate", "EvaluateConfig", "bfpo.evaluation.evaluate", "Score a model on pairs, or its completions."),
     )
 }

@@ -65,7 +65,8 @@ class StartCheck:
     ) -> None:
         """Compare the `observed` loss with the sum of `weights` (P,) x what each pair's labels imply.
 
-        `other_margin` (P,): see `preference_loss`. Raises `TrainingError` with both numbers where they differ by more than rounding of the margins explains.
+        `other_margin` (P,): see `preference_loss`. Raises `TrainingError` with both numbers where they differ by more
+        than rounding of the margins explains.
         """
         chosen, rejected = _labels(pairs)
         settings = {**self.loss_settings, "other_margin": other_margin}

@@ -48,7 +48,8 @@ class BFPOTrainer(Trainer):
     `model` must have dropout off and trainable parameters chosen (`bfpo.policy.load.load_policy` does both); as it is
     now, with its adapter off, it is the reference, unless `reference` is an object of that protocol.
     `margin_logps`, which modpo needs: the log-probs of the model of safety as `bfpo.training.margin` gives them, (P, 2)
-    for the main stream, the buffer where there is one, and one held-out list. `processing_class` is the tokenizer, needed for the padding id and saved with the model.
+    for the main stream, the buffer where there is one, and one held-out list. `processing_class` is the tokenizer,
+    needed for the padding id and saved with the model.
 
     Raises `SettingError` for settings that do not fit, `TrainingError` for a first step that is not what the labels
     imply and for log-probs that are not finite.
