@@ -63,6 +63,10 @@ SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
         ShortOption("prompts", "prompts", "The prompts: file or folder.", str, "FILE"),
         _MAX_REQUESTS,
     ),
+    "compare": (
+        ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
+        ShortOption("quick", "quick", "Two settings for each method in place of four.", bool),
+    ),
     "interpolate": (
         ShortOption("first", "first", "The model at weight 0.", str, "A", positional=True),
         ShortOption("second", "second", "The model at weight 1.", str, "B", positional=True),

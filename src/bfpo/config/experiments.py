@@ -7,8 +7,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, field_validator
 
 from bfpo.config.base import PathText, StageConfig
+from bfpo.config.demo import WorldAlign, WorldKeys
 
-__all__ = ["InterpolateConfig"]
+__all__ = ["CompareConfig", "InterpolateConfig"]
 
 
 def _numbers(value: object) -> object:
@@ -39,3 +40,13 @@ class InterpolateConfig(StageConfig):
         if len(set(weights)) < len(weights):
             raise ValueError(f"got {weights}; allowed: each weight once")
         return weights
+
+
+class CompareConfig(WorldKeys):
+    """`bfpo compare`: every method on the closed world, each with its own setting chosen on validation prompts."""
+
+    seeds: int = Field(default=3, ge=1, description="number of seeds; settings are chosen at the first")
+    quick: bool = Field(default=False, description="try two settings for each method in place of four")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
+    bootstrap_samples: int = Field(default=2000, ge=1, description="number of resamples behind an interval")
+    align: WorldAlign = Field(default=WorldAlign(), description="the preference runs, the same for every method")

@@ -19,7 +19,7 @@ from bfpo.runs import RunFolder
 from bfpo.sandbox.demo.plan import CEILING, START, methods_of, seeds_of
 from bfpo.schema import Completion, Score, Verdict
 
-__all__ = ["collect"]
+__all__ = ["collect", "read_accuracy", "read_verdicts"]
 
 Answers = list[tuple[Completion, Verdict]]
 MAIN = "bfpo"
@@ -78,8 +78,13 @@ def _setting(config: DemoConfig) -> str:
 def _answers(root: Path, name: str, seed: int) -> Answers:
     runs = root / f"seed-{seed}" / name
     completions = read_completions(runs / "answers" / "completions.jsonl")
-    verdicts = {row["completion_id"]: _verdict(row) for row in _rows(runs / "scores" / "verdicts.jsonl")}
+    verdicts = read_verdicts(runs / "scores" / "verdicts.jsonl")
     return [(completion, verdicts[completion.id]) for completion in completions]
+
+
+def read_verdicts(path: Path) -> dict[str, Verdict]:
+    """Return the verdicts of a `verdicts.jsonl` by the id of the completion."""
+    return {row["completion_id"]: _verdict(row) for row in _rows(path)}
 
 
 def _verdict(row: dict[str, Any]) -> Verdict:
@@ -107,7 +112,7 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
         role=role,
         summary=_SUMMARIES[name] if name in _SUMMARIES else METHODS[name].summary,
         scores=score_rows(judged),
-        accuracy=_accuracy(runs),
+        accuracy=read_accuracy(runs),
         seed_values=_seed_values(judged, seeds),
         curves=_rows(runs[0] / stage / "metrics.jsonl"),
         settings=_own_settings(runs[0] / stage),
@@ -115,7 +120,8 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
     )
 
 
-def _accuracy(runs: Sequence[Path]) -> list[Score]:
+def read_accuracy(runs: Sequence[Path]) -> list[Score]:
+    """Return the accuracy on held-out pairs from `scores/accuracy.jsonl` of the runs, one of each seed."""
     rows: list[AccuracyRow] = []
     seeds: list[int] = []
     for number, run in enumerate(runs):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bfpo.config import AlignConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig
+from bfpo.config import AlignConfig, CompareConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig
+from bfpo.config.demo import WorldKeys
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.experiments.chains import Chain, Step
 from bfpo.runs import RunFolder
@@ -20,15 +21,22 @@ __all__ = [
     "FULL_METHODS",
     "QUICK_METHODS",
     "START",
+    "asking",
     "make_data",
     "methods_of",
     "plan_seed",
     "seeds_of",
+    "sft_step",
+    "train_step",
+    "write_held_out",
+    "write_prompts",
+    "write_world",
 ]
 
 START, CEILING = "start", "ceiling"
 QUICK_METHODS = ("bfpo", "dpo_h", "dpo_mix", "safedpo")
 FULL_METHODS = (*QUICK_METHODS, "dpo_s", "dpo_safe_first", "ipo", "bso")
+PROMPTS = "data/prompts.jsonl"
 _MAX_LENGTH, _MAX_NEW_TOKENS = 48, 32
 
 
@@ -37,19 +45,21 @@ def methods_of(config: DemoConfig) -> Sequence[str]:
     return FULL_METHODS if config.full else QUICK_METHODS
 
 
-def seeds_of(config: DemoConfig) -> range:
-    """Return the seeds of this demo, in order."""
+def seeds_of(config: WorldKeys) -> range:
+    """Return the seeds of an experiment, in order."""
     return range(config.seed, config.seed + config.seeds)
 
 
 def make_data(config: DemoConfig, folder: RunFolder) -> None:
     """Write the tokenizer and every seed's data sets; the same seed gives the same files."""
+    write_world(config, folder)
+    write_prompts(config, folder, config.part, PROMPTS)
+    write_held_out(config, folder, config.part)
+
+
+def write_world(config: WorldKeys, folder: RunFolder) -> None:
+    """Write what every experiment on the world trains on: the tokenizer, prompts to attack, each seed's data sets."""
     save_tokenizer(folder.folder("tokenizer"))
-    prompts = held_out_prompts(config.part, config.seed)
-    if config.world.held_out_prompts is not None and config.world.held_out_prompts < len(prompts):
-        drawn = random.Random(config.seed).sample(range(len(prompts)), config.world.held_out_prompts)
-        prompts = [prompts[number] for number in sorted(drawn)]
-    folder.write_jsonl("data/prompts.jsonl", (_prompt_row(prompt) for prompt in prompts))
     folder.write_jsonl("data/redteam.jsonl", (_prompt_row(prompt) for prompt in redteam_prompts()))
     for seed in seeds_of(config):
         data, world = folder.path / "data" / f"seed-{seed}", config.world
@@ -57,27 +67,46 @@ def make_data(config: DemoConfig, folder: RunFolder) -> None:
         write_completions(data / "ideal.jsonl", sft_completions(world.sft_completions, seed, ideal=True))
         write_pairs(data / "main.jsonl", main_pairs(world.main_pairs, seed, harmful_share=world.harmful_share))
         write_pairs(data / "buffer.jsonl", buffer_pairs(world.buffer_pairs, seed))
-        held_out = main_pairs(world.held_out_pairs, seed, harmful_share=world.harmful_share, part=config.part)
-        write_pairs(data / "held_out.jsonl", held_out)
+
+
+def write_held_out(config: WorldKeys, folder: RunFolder, part: Literal["test", "validation"]) -> None:
+    """Write every seed's pairs on held-out topics, on which the implicit reward is tested."""
+    num, share = config.world.held_out_pairs, config.world.harmful_share
+    for seed in seeds_of(config):
+        pairs = main_pairs(num, seed, harmful_share=share, part=part)
+        write_pairs(folder.path / "data" / f"seed-{seed}" / "held_out.jsonl", pairs)
+
+
+def write_prompts(config: WorldKeys, folder: RunFolder, part: Literal["test", "validation"], name: str) -> None:
+    """Write the held-out prompts of a part, all of them or as many as the config draws."""
+    prompts = held_out_prompts(part, config.seed)
+    if config.world.held_out_prompts is not None and config.world.held_out_prompts < len(prompts):
+        drawn = random.Random(config.seed).sample(range(len(prompts)), config.world.held_out_prompts)
+        prompts = [prompts[number] for number in sorted(drawn)]
+    folder.write_jsonl(name, (_prompt_row(prompt) for prompt in prompts))
 
 
 def plan_seed(config: DemoConfig, root: Path, seed: int) -> list[Chain]:
     """Return the chains of one seed; every method starts from the start model of its seed."""
     data, runs = root / "data" / f"seed-{seed}", root / f"seed-{seed}"
+    prompts = root / PROMPTS
     chains = []
-    for name, file in ((START, "sft.jsonl"), (CEILING, "ideal.jsonl")):
-        sft = Step("sft", _sft_config(config, root, data / file, seed), runs / name / "model")
-        chains.append(Chain(name, seed, (sft, *_asking(config, root, sft.out / "model", runs / name, seed))))
+    for name in (START, CEILING):
+        sft = sft_step(config, root, name, seed)
+        chains.append(Chain(name, seed, (sft, *asking(config, prompts, sft.out / "model", runs / name, seed))))
     start = runs / START / "model" / "model"
     for method in methods_of(config):
-        train = Step("train", _align_config(config, root, method, start, data, seed), runs / method / "train")
-        asking = _asking(config, root, train.out / "model", runs / method, seed, start, data / "held_out.jsonl")
-        chains.append(Chain(method, seed, (train, *asking), needs=(START,)))
+        own = getattr(config.align, method).model_dump()
+        train = train_step(config, root, method, own, start, runs / method / "train", seed)
+        asked = asking(config, prompts, train.out / "model", runs / method, seed, start, data / "held_out.jsonl")
+        chains.append(Chain(method, seed, (train, *asked), needs=(START,)))
     return chains
 
 
-def _sft_config(config: DemoConfig, root: Path, file: Path, seed: int) -> SftConfig:
-    return SftConfig.model_validate(
+def sft_step(config: WorldKeys, root: Path, name: str, seed: int) -> Step:
+    """Return the SFT run of the start model or of the ceiling."""
+    file = root / "data" / f"seed-{seed}" / ("ideal.jsonl" if name == CEILING else "sft.jsonl")
+    settings = SftConfig.model_validate(
         {
             "init": {"config": _llama(config), "tokenizer": str(root / "tokenizer")},
             "data": {"files": [str(file)], "layout": "completions"},
@@ -89,9 +118,10 @@ def _sft_config(config: DemoConfig, root: Path, file: Path, seed: int) -> SftCon
             **_common(config.sft.steps, seed),
         }
     )
+    return Step("sft", settings, root / f"seed-{seed}" / name / "model")
 
 
-def _llama(config: DemoConfig) -> dict[str, Any]:
+def _llama(config: WorldKeys) -> dict[str, Any]:
     heads = config.model.num_attention_heads
     return {
         **config.model.model_dump(),
@@ -101,14 +131,22 @@ def _llama(config: DemoConfig) -> dict[str, Any]:
     }
 
 
-def _align_config(config: DemoConfig, root: Path, method: str, start: Path, data: Path, seed: int) -> AlignConfig:
-    own = getattr(config.align, method)
-    return AlignConfig.model_validate(
+def train_step(
+    config: DemoConfig | CompareConfig,
+    root: Path,
+    method: str,
+    settings: Mapping[str, Any],
+    start: Path,
+    out: Path,
+    seed: int,
+) -> Step:
+    """Return the training of a method from the model `start`; `settings` are the method's own."""
+    data = root / "data" / f"seed-{seed}"
+    align = AlignConfig.model_validate(
         {
             "model": str(start),
             "method": method,
-            "beta": own.beta,
-            "learning_rate": own.learning_rate,
+            **settings,
             "anchor_weight": config.align.anchor_weight,
             "data": {"files": [str(data / "main.jsonl")], "layout": "bfpo"},
             "buffer": {"files": [str(data / "buffer.jsonl")], "layout": "bfpo", "unknown_label": "safe"},
@@ -119,6 +157,7 @@ def _align_config(config: DemoConfig, root: Path, method: str, start: Path, data
             **_common(config.align.steps, seed),
         }
     )
+    return Step("train", align, out)
 
 
 def _common(steps: int, seed: int) -> dict[str, Any]:
@@ -131,9 +170,9 @@ def _common(steps: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _asking(
-    config: DemoConfig,
-    root: Path,
+def asking(
+    config: WorldKeys,
+    prompts: Path,
     model: Path,
     runs: Path,
     seed: int,
@@ -144,7 +183,7 @@ def _asking(
     generate = GenerateConfig.model_validate(
         {
             "model": str(model),
-            "prompts": str(root / "data" / "prompts.jsonl"),
+            "prompts": str(prompts),
             "num_completions": config.world.completions_per_prompt,
             "max_new_tokens": _MAX_NEW_TOKENS,
             "temperature": config.temperature,
