@@ -67,6 +67,10 @@ SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
         ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
         ShortOption("quick", "quick", "Two settings for each method in place of four.", bool),
     ),
+    "sweep": (
+        ShortOption("grid", "grid", "Keys of train and their values, such as beta=0.05,0.1,alpha=0,0.5.", str, "K=V,V"),
+        ShortOption("at-least", "at_least", "What the named model must reach: harmless=0.95.", str, "METRIC=X"),
+    ),
     "interpolate": (
         ShortOption("first", "first", "The model at weight 0.", str, "A", positional=True),
         ShortOption("second", "second", "The model at weight 1.", str, "B", positional=True),

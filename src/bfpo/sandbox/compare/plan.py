@@ -9,7 +9,7 @@ from pathlib import Path
 from bfpo.config import CompareConfig, InterpolateConfig
 from bfpo.experiments.chains import Chain, Step
 from bfpo.experiments.interpolate import model_name
-from bfpo.sandbox.demo.plan import CEILING, START, asking, sft_step, train_step
+from bfpo.sandbox.steps import CEILING, START, asking, sft_step, train_step
 
 __all__ = ["RIVALS", "Rival", "Trial", "chains_of", "models_of", "prompts_file", "scores_folder"]
 

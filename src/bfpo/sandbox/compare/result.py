@@ -9,7 +9,7 @@ from typing import Any
 from bfpo.evaluation.scores import METRICS, Judged, compare, score_rows
 from bfpo.evaluation.stats import pareto_front
 from bfpo.sandbox.compare.plan import RIVALS
-from bfpo.sandbox.demo.plan import CEILING, START
+from bfpo.sandbox.steps import CEILING, START
 from bfpo.schema import Score
 
 __all__ = ["SHOWN", "make_result", "result_markdown"]
@@ -38,7 +38,7 @@ def make_result(
     and are not corrected for their number.
     """
     resamples = int(config["bootstrap_samples"])
-    methods = []
+    methods: list[dict[str, Any]] = []
     for name, rows in judged.items():
         rival = RIVALS.get(name)
         scores = {

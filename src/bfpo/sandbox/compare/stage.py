@@ -6,14 +6,13 @@ from typing import Any
 
 from bfpo.config import CompareConfig
 from bfpo.console import show
-from bfpo.data.read import read_completions
-from bfpo.evaluation.scores import Judged, join_verdicts, score_rows
+from bfpo.evaluation.scores import Judged, score_rows
+from bfpo.experiments.judged import read_accuracy, read_judged
 from bfpo.experiments.workers import run_chains, usable_cores
 from bfpo.runs import RunFolder
 from bfpo.sandbox.compare.plan import RIVALS, chains_of, models_of, prompts_file, scores_folder
 from bfpo.sandbox.compare.result import make_result, result_markdown
-from bfpo.sandbox.demo.collect import read_accuracy, read_verdicts
-from bfpo.sandbox.demo.plan import CEILING, START, seeds_of, write_held_out, write_prompts, write_world
+from bfpo.sandbox.steps import CEILING, START, seeds_of, write_held_out, write_prompts, write_world
 
 __all__ = ["preview", "run"]
 
@@ -81,6 +80,4 @@ def _validation_score(config: CompareConfig, folder: RunFolder, model: str) -> f
 
 def _judged(folder: RunFolder, model: str, seed: int, part: str) -> list[Judged]:
     runs = scores_folder(folder.path, model, seed, part)
-    completions = read_completions(runs / "answers" / "completions.jsonl")
-    verdicts = read_verdicts(runs / "scores" / "verdicts.jsonl")
-    return join_verdicts(completions, [verdicts[completion.id] for completion in completions], seed=seed)
+    return read_judged(runs / "answers", runs / "scores", seed=seed)

@@ -10,16 +10,17 @@ from typing import Any
 
 from bfpo.config import DemoConfig
 from bfpo.data.read import read_completions
-from bfpo.evaluation.accuracy import AccuracyRow, accuracy_scores
 from bfpo.evaluation.report_data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.evaluation.report_data import Role as MethodRole
 from bfpo.evaluation.scores import METRICS, Judged, compare, join_verdicts, score_rows
+from bfpo.experiments.judged import read_accuracy, read_verdicts
 from bfpo.objective.losses import METHODS
 from bfpo.runs import RunFolder
-from bfpo.sandbox.demo.plan import CEILING, START, methods_of, seeds_of
-from bfpo.schema import Completion, Score, Verdict
+from bfpo.sandbox.demo.plan import methods_of
+from bfpo.sandbox.steps import CEILING, START, seeds_of
+from bfpo.schema import Completion, Verdict
 
-__all__ = ["collect", "read_accuracy", "read_verdicts"]
+__all__ = ["collect"]
 
 Answers = list[tuple[Completion, Verdict]]
 MAIN = "bfpo"
@@ -82,16 +83,6 @@ def _answers(root: Path, name: str, seed: int) -> Answers:
     return [(completion, verdicts[completion.id]) for completion in completions]
 
 
-def read_verdicts(path: Path) -> dict[str, Verdict]:
-    """Return the verdicts of a `verdicts.jsonl` by the id of the completion."""
-    return {row["completion_id"]: _verdict(row) for row in _rows(path)}
-
-
-def _verdict(row: dict[str, Any]) -> Verdict:
-    fields = Verdict.__dataclass_fields__
-    return Verdict(**{key: value for key, value in row.items() if key in fields})
-
-
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -118,18 +109,6 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
         settings=_own_settings(runs[0] / stage),
         seconds=sum(_run_seconds(run / step) for run in runs for step in (stage, "answers")),
     )
-
-
-def read_accuracy(runs: Sequence[Path]) -> list[Score]:
-    """Return the accuracy on held-out pairs from `scores/accuracy.jsonl` of the runs, one of each seed."""
-    rows: list[AccuracyRow] = []
-    seeds: list[int] = []
-    for number, run in enumerate(runs):
-        path = run / "scores" / "accuracy.jsonl"
-        for row in _rows(path) if path.exists() else []:
-            rows.append(AccuracyRow(**{key: row[key] for key in AccuracyRow.__dataclass_fields__}))
-            seeds.append(number)
-    return accuracy_scores(rows, seeds=seeds) if rows else []
 
 
 def _seed_values(judged: Sequence[Judged], seeds: Sequence[int]) -> dict[str, list[float | None]]:

@@ -9,7 +9,8 @@ from bfpo.console import show
 from bfpo.experiments.chains import Chain
 from bfpo.experiments.workers import run_chains, usable_cores
 from bfpo.runs import RunFolder
-from bfpo.sandbox.demo.plan import make_data, methods_of, plan_seed, seeds_of
+from bfpo.sandbox.demo.plan import make_data, methods_of, plan_seed
+from bfpo.sandbox.steps import seeds_of
 
 __all__ = ["preview", "run"]
 
