@@ -95,8 +95,9 @@ def result_markdown(result: Mapping[str, Any]) -> str:
     )
     order += [method for method in methods if method["name"] in ends]
     lines = [
-        f"Per cent on test prompts, number of seeds {config['seeds']}, {result['confidence']:.0%} intervals by a bootstrap over "
-        "prompts and seeds. Sorted by helpful and safe; the last column is the paired difference in it, in points.",
+        f"Per cent on test prompts, number of seeds {config['seeds']}, {result['confidence']:.0%} intervals by a "
+        "bootstrap over prompts and seeds. Sorted by helpful and safe; the last column is the paired difference in it, "
+        "in points.",
         "",
         _row(heads),
         _row(["---"] * len(heads)),
