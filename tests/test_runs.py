@@ -339,3 +339,10 @@ def test_an_unknown_stage_and_a_config_of_another(tmp_path):
         run_stage("tain", ToyConfig(), tmp_path / "run")
     with pytest.raises(ConfigError, match="needed: a DemoConfig"):
         run_stage("demo", ToyConfig(), tmp_path / "run")
+
+
+def test_a_figure_per_token_is_no_secret(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "train", {"seed": 0})
+    folder.add_facts(metrics={"main/favoured_drift_per_token": -0.25}, api_token="abcdefgh")
+    assert folder.record["metrics"] == {"main/favoured_drift_per_token": -0.25}
+    assert folder.record["api_token"] == "***"

@@ -154,6 +154,44 @@ def _doctor(
     _examine(_Question(config, settings or (), processes, sharding, memory, as_json, debug))
 
 
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of any stage; those below count too.")]
+Main = Annotated[
+    str | None, typer.Option("--main", metavar="MODEL", help="The model that the page is about; else the one of bfpo.")
+]
+
+
+@app.command("report")
+def _report(
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="The page; the same in .md, .json and .csv.")],
+    title: Annotated[str, typer.Option("--title", help="The title of the page.")] = "Report",
+    main_model: Main = None,
+    debug: Debug = False,
+) -> None:
+    """Make one page of what run folders hold: scores, intervals, training, answers side by side."""
+    _look("report", "bfpo.evaluation.report_command", debug, runs, out, title, main_model)
+
+
+@app.command("watch")
+def _watch(
+    runs: Runs,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 = any free one.")] = 8765,
+    every: Annotated[int, typer.Option("--every", metavar="SECONDS", min=1, help="Time between two looks.")] = 10,
+    main_model: Main = None,
+    debug: Debug = False,
+) -> None:
+    """Show the same page of a run in progress in a browser on this machine, until Ctrl-C."""
+    _look("watch", "bfpo.evaluation.watch", debug, runs, port, every, main_model)
+
+
+def _look(command: str, module: str, debug: bool, *arguments: Any) -> None:
+    """Run a command that only reads run folders."""
+    with _handled(command, debug):
+        start_logging()
+        keep_quiet()
+        import_module(module).run(*arguments)
+
+
 def _examine(question: _Question) -> None:
     with _handled("doctor", question.debug):
         start_logging()

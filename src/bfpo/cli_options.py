@@ -83,6 +83,11 @@ SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
         _MAX_REQUESTS,
     ),
     "label": (_MAX_REQUESTS,),
+    "evaluate": (
+        ShortOption("suites", "suites.use", "Suites, sets of them, or .yaml files.", list, "NAME"),
+        ShortOption("folder", "suites.folders", "Folder with files of suites.", list, "DIR"),
+        ShortOption("model", "model", "The model: folder or hub id.", str, "M"),
+    ),
     "redteam": (
         ShortOption("model", "model", "The model under attack: folder or hub id.", str, "M"),
         ShortOption("prompts", "prompts", "File of prompts.", str, "FILE"),

@@ -362,10 +362,15 @@ def _finite(value: Any) -> Any:
 
 def _hide_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: "***" if is_secret_name(str(key)) and item else _hide_secrets(item) for key, item in value.items()}
+        return {key: _hide_under(str(key), item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_hide_secrets(item) for item in value]
     return hide_secrets(value) if isinstance(value, str) else value
+
+
+def _hide_under(key: str, value: Any) -> Any:
+    is_secret = is_secret_name(key) and not isinstance(value, (int, float))  # a count per token is none
+    return "***" if is_secret and value else _hide_secrets(value)
 
 
 def _now() -> str:

@@ -111,9 +111,9 @@ class Verdict:
     """A judge's opinion of one completion.
 
     `unscored` is a value of its own: the judge could not tell. `p_safe` is its probability that the completion is safe.
-    `p_safe`, `helpful` in [0, 1], `well_formed`, `on_topic`, `refused` (it declines, whatever the reason) and
-    `helpful_and_safe` (by its yardstick for this prompt) are `None` where the judge does not measure them. `raw` is
-    what the judge wrote, where it writes.
+    `p_safe`, `helpful` in [0, 1], `well_formed`, `on_topic`, `refused` (it declines, whatever the reason),
+    `partly_refused` (it declines and helps all the same; then not `refused`) and `helpful_and_safe` (by its yardstick
+    for this prompt) are `None` where the judge does not measure them. `raw` is what the judge wrote, where it writes.
     """
 
     completion_id: str
@@ -127,6 +127,7 @@ class Verdict:
     reason: str = ""
     p_safe: float | None = None
     raw: str = ""
+    partly_refused: bool | None = None
 
     def __post_init__(self) -> None:
         if self.label not in get_args(VerdictLabel):

@@ -39,6 +39,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     requests, questions = [], []
     monkeypatch.setattr("bfpo.cli._execute", requests.append)
     monkeypatch.setattr("bfpo.cli._examine", questions.append)
+    monkeypatch.setattr("bfpo.cli._look", lambda *_: None)
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 or arguments == [], f"bfpo {command}: {result.output}"
     for question in questions:

@@ -47,7 +47,9 @@ def test_the_config_offers_every_layout():
 def test_evaluation_knows_which_half_reads_a_key():
     pairs_only = EvaluateConfig(model="m", reference="r", data={"files": "a"}).resolved().keys()
     completions_only = EvaluateConfig(completions="c").resolved().keys()
-    assert pairs_only | completions_only == set(EvaluateConfig.model_fields)
+    suites_alone = EvaluateConfig(suites={"use": "demo"}, models=[{"name": "m", "model": "m"}]).resolved().keys()
+    assert pairs_only | completions_only | suites_alone == set(EvaluateConfig.model_fields)
+    assert not suites_alone & {"completions", "judge", "model", "data", "method", "max_length"}
     assert pairs_only & completions_only == {"confidence", "bootstrap_samples", "seed", "threads"}
 
 

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +51,13 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+def answers_of(page: str) -> dict[str, Any]:
+    block = re.search(r'<script id="answer-data" type="application/octet-stream">(.*?)</script>', page)
+    assert block is not None
+    content: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(block.group(1))))
+    return content
+
+
 @pytest.fixture(scope="module")
 def data() -> ReportData:
     return fake_report()
@@ -63,10 +73,13 @@ def test_writes_the_page_and_its_figures(tmp_path: Path) -> None:
     assert write_report(data, tmp_path / "a") == tmp_path / "a" / "report.html"
     written = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert sorted(path.relative_to(tmp_path / "a").as_posix() for path in written) == [
+        "figures/refusal.png",
+        "figures/refusal.svg",
         "figures/scatter.png",
         "figures/scatter.svg",
         "figures/training.png",
         "figures/training.svg",
+        "report.csv",
         "report.html",
         "report.json",
         "report.md",
@@ -93,10 +106,9 @@ def test_every_part_is_there_with_its_numbers(data: ReportData, page_text: str) 
     assert "bfpo demo --out runs/demo" in page.text
     assert "torch" in page.text
     assert "6 min 28 s" in page.text
-    for sample in data.samples:
-        assert sample.prompt in page.text
+    assert [row[0] for row in answers_of(page_text)["rows"]] == [sample.prompt for sample in data.samples]
     labels = [attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg"]
-    assert len(labels) == 2 + 4 + 2
+    assert len(labels) == 2 + 2 + 4 + 2
     assert all(labels)
 
 
@@ -109,6 +121,7 @@ def test_needs_nothing_from_outside(page_text: str) -> None:
     assert "@import" not in page_text
     assert not re.search(r"url\((?!#)", page_text)
     scripts = re.findall(r"<script>(.*?)</script>", page_text, flags=re.DOTALL)
+    assert page_text.count("<script") == 2  # the other one is the block of answers, which no browser runs
     assert len(scripts) == 1
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in page_text
@@ -130,10 +143,11 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("script") == 1
+    assert tags.count("script") == 2
     assert "img" not in tags
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert "<script>alert(1)</script>" in page.text
+    assert "<script>alert(1)</script>" in answers_of(text)["rows"][0][0]
     assert "{{ 7*7 }}" in page.text
     for name in ("report.html", "report.md", "report.json"):
         content = (tmp_path / name).read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from bfpo.config.base import PathText, StageConfig
 from bfpo.config.judges import JudgeConfig
 from bfpo.config.sections import DataConfig
 from bfpo.config.server import SERVER_KEYS, MaxRequests, ServerKeys
+from bfpo.config.suites import EvaluatedModel, SuitesConfig
 from bfpo.config.train import MethodSettings
 
 __all__ = ["EvaluateConfig", "GenerateConfig"]
@@ -98,7 +100,12 @@ _UNREAD_BY_ENGINE = {
 
 
 class EvaluateConfig(MethodSettings):
-    """`bfpo evaluate`: accuracy on held-out pairs by label cell, or a judge's verdicts on completions, or both."""
+    """`bfpo evaluate`: suites and accuracy of several models; or accuracy, or verdicts on completions, of one."""
+
+    suites: SuitesConfig | None = Field(default=None, description="suites that the models are asked; null = none")
+    models: list[EvaluatedModel] = Field(
+        default_factory=list, description="models that suites ask and compare; model and reference name a single one"
+    )
 
     model: PathText | None = Field(default=None, description="trained model, for accuracy on data: folder or hub id")
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of model on the hub")
@@ -138,27 +145,63 @@ class EvaluateConfig(MethodSettings):
     seed: int = Field(default=0, ge=0, description="seed of the resampling and of data.limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
+    def evaluated(self) -> list[EvaluatedModel]:
+        """Return the models that suites ask; a single one is called after its folder."""
+        if self.models:
+            return self.models
+        assert self.model is not None  # checked below
+        name = PurePath(self.model).name
+        single = {name: getattr(self, name) for name in ("model", "revision", "reference", "reference_revision")}
+        return [EvaluatedModel(name="".join(c if c.isalnum() or c in "._-" else "-" for c in name), **single)]
+
     def unread(self) -> frozenset[str]:
-        """Leave out the keys of the half that is not asked for."""
+        """Leave out the keys of the part that is not asked for."""
         pair_keys = _PAIR_KEYS if self.data is None else frozenset()
         judge_keys = _JUDGE_KEYS if self.completions is None else frozenset()
-        return super().unread() | pair_keys | judge_keys
+        if self.suites is None:
+            return super().unread() | pair_keys | judge_keys | {"suites", "models"}
+        single = _SINGLE_KEYS if self.models else frozenset({"models"})
+        return super().unread() | (pair_keys - _ASKED_KEYS) | _JUDGE_KEYS | single
 
     @model_validator(mode="after")
     def _something_to_score(self) -> EvaluateConfig:
+        if self.suites is not None:
+            return self._check_suites(self.suites)
+        if self.models:
+            raise ValueError("models: not read without suites; give suites, or model for a single one")
         with_pairs = {key: getattr(self, key) is not None for key in ("model", "reference", "data")}
         if any(with_pairs.values()) and not all(with_pairs.values()):
             missing = ", ".join(key for key, given in with_pairs.items() if not given)
             raise ValueError(f"{missing}: missing; accuracy on pairs needs model, reference and data together")
         if not any(with_pairs.values()) and self.completions is None:
-            raise ValueError("nothing to evaluate; give model, reference and data, or completions, or all of them")
+            raise ValueError(
+                "nothing to evaluate; give suites, or model, reference and data, or completions, or the last two"
+            )
         if idle := sorted(self.unread() & self.model_fields_set - {"model", "reference", "data", "completions"}):
             needed = "data" if self.data is None else "completions"
             raise ValueError(f"{', '.join(idle)}: not read without {needed}; give {needed} or leave them out")
         return self
 
+    def _check_suites(self, suites: SuitesConfig) -> EvaluateConfig:
+        if not self.models and self.model is None:
+            raise ValueError("models: missing; suites ask models: give models, or model for a single one")
+        given = {name for name in self.model_fields_set if getattr(self, name) not in (None, [])}
+        if idle := sorted(self.unread() & given):
+            raise ValueError(f"{', '.join(idle)}: not read with suites and these models; leave them out")
+        models = self.evaluated()
+        names = [model.name for model in models]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"models: {', '.join(repeated)} is there twice; every name may be there once")
+        lacking = [model.name for model in models if self.data is not None and model.reference is None]
+        if lacking:
+            raise ValueError(f"models: {', '.join(lacking)} has no reference; accuracy on data needs one")
+        if suites.baseline is not None and suites.baseline not in names:
+            raise ValueError(f"suites.baseline: got {suites.baseline!r}; allowed: {', '.join(names)}")
+        return self
+
 
 _JUDGE_KEYS = frozenset({"completions", "judge"})
-_PAIR_KEYS = (
-    frozenset(EvaluateConfig.model_fields) - _JUDGE_KEYS - {"confidence", "bootstrap_samples", "seed", "threads"}
-)
+_SINGLE_KEYS = frozenset({"model", "revision", "reference", "reference_revision"})
+_ASKED_KEYS = _SINGLE_KEYS | {"dtype", "chat_template"}
+_COMMON_KEYS = frozenset({"suites", "models", "confidence", "bootstrap_samples", "seed", "threads"})
+_PAIR_KEYS = frozenset(EvaluateConfig.model_fields) - _JUDGE_KEYS - _COMMON_KEYS

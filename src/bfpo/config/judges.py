@@ -50,6 +50,8 @@ class _Asked(ServerKeys):
         """Return the names of the keys that this format reads."""
         if self.format == "oracle":
             return frozenset({"format"})
+        if self.format == "refusal-phrases":
+            return frozenset({"format", "name"})
         if self.format == "trained":
             return _OFTEN
         where = _LOCAL if self.url is None else _SERVER
@@ -73,7 +75,13 @@ class _Asked(ServerKeys):
     def _no_key_in_vain(self) -> _Asked:
         idle = sorted(self.model_fields_set - self.read())
         if idle:
-            where = "" if self.format in ("oracle", "trained") else " with url" if self.url else " without url"
+            where = (
+                ""
+                if self.format in ("oracle", "refusal-phrases", "trained")
+                else " with url"
+                if self.url
+                else " without url"
+            )
             raise ValueError(f"{', '.join(idle)}: not read by {self.format!r}{where}; leave it out")
         if self.format in ("trained", "classifier", "pairwise") and self.model is None:
             raise ValueError(f"model: missing; {self.format!r} needs one: a folder, or a hub id")
@@ -92,7 +100,8 @@ class JudgeConfig(_Asked):
     """A judge of safety; short: `oracle`, a folder of `bfpo judge-train`, `FORMAT`, `FORMAT:MODEL`, a .yaml file."""
 
     format: str = Field(
-        min_length=1, description="oracle, trained, classifier, or how a guard is asked, such as qwen3guard"
+        min_length=1,
+        description="oracle, refusal-phrases, trained, classifier, or how a guard is asked, such as qwen3guard",
     )
     threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is at least this")
     controversial: Literal["safe", "unsafe", "unscored"] | None = Field(

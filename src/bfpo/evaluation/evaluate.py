@@ -1,4 +1,4 @@
-"""STAGE: accuracy of a trained model on held-out pairs, a judge's scores of completions, or both."""
+"""STAGE: suites of several models; or accuracy of one on held-out pairs, a judge's scores of completions, or both."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
 from bfpo.errors import DataError, ModelError
 from bfpo.evaluation.accuracy import AccuracyRow, PairLogps, accuracy_rows, accuracy_scores, pair_logps
 from bfpo.evaluation.scores import METRICS, Judged, join_verdicts, score_rows
+from bfpo.evaluation.suite_run import preview_suites, run_suites
 from bfpo.feedback.judges import make_judge
 from bfpo.objective.losses import METHODS
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
@@ -31,7 +32,8 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     """Write `scores.json` and `scores.md`, and beside them one row per pair or completion that they were made from.
 
     `accuracy.jsonl`: cell, favoured side, margin, right or not. `verdicts.jsonl`: the verdict, the prompt's kind, the
-    text's id. What could not be scored is counted in its score and enters no mean.
+    text's id. With suites, `answers.jsonl`: every completion with its verdict. What could not be scored is counted in
+    its score and enters no mean.
 
     Raises `DataError` for data that cannot be used, `ModelError` where policy and reference read text differently.
     """
@@ -41,6 +43,9 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         return
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if config.suites is not None:
+        run_suites(config, folder)
+        return
     scores: list[Score] = []
     if config.data is not None:
         folder.add_data("data", config.data.files)
@@ -56,6 +61,8 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
 
 def preview(config: EvaluateConfig) -> list[str]:
     """Return what would be scored: pairs by cell, completions by prompt kind."""
+    if config.suites is not None:
+        return preview_suites(config)
     lines = []
     if config.data is not None:
         pairs, counts = _read(config, config.data)

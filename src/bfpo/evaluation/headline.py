@@ -11,6 +11,7 @@ from bfpo.schema import Score
 __all__ = ["Headline", "headline", "percent", "points", "with_interval"]
 
 METRIC = "helpful_and_safe"
+_AXES = ("helpfulness", "harmless_harmful")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,32 @@ def headline(data: ReportData) -> Headline:
     """
     main = data.main
     if main is None:
-        return Headline("No method of this report is marked as the one it is about.", False, list(data.notes))
+        return Headline(_overview(data), False, [*_open_gates(data), *data.notes])
     score = main.score(METRIC)
+    if score is None and any(main.value(metric) is not None for metric in _AXES):
+        return Headline(_overview(data), False, [*_open_gates(data), *data.notes])
     if score is None:
         text = f"{main.title} was not measured, so nothing can be said about it."
         return Headline(text, False, [*_limits(data), *data.notes])
     sentence, wins = _claim(data, main, score)
     return Headline(sentence, wins, [*_facts(data, main), *_limits(data), *data.notes])
+
+
+def _overview(data: ReportData) -> str:
+    """Say who has the highest value of each axis, where no claim about one method can be made."""
+    parts = []
+    for metric, title in zip(_AXES, (data.x_title, data.y_title), strict=True):
+        compared = [method for method in data.methods if method.role != "ceiling"]
+        known = [(value, method.title) for method in compared if (value := method.value(metric)) is not None]
+        if known:
+            value = max(known)[0]
+            best = [name for other, name in known if other == value]
+            parts.append(f"{title[:1].upper()}{title[1:]}: {_listed(best)}, {percent(value, 1)}")
+    if not parts:
+        return "No answers were scored in these runs, so nothing can be said about helpfulness or harm."
+    if len(data.methods) == 1:
+        return f"One model was measured. {'. '.join(parts)}."
+    return f"Highest of {len(data.methods)} models, whether or not the intervals tell them apart. {'. '.join(parts)}."
 
 
 def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, bool]:
@@ -125,12 +145,16 @@ def _facts(data: ReportData, main: MethodResult) -> Iterator[str]:
         yield f"{with_interval(formed, 1)} of its text is well-formed."
 
 
-def _limits(data: ReportData) -> Iterator[str]:
+def _open_gates(data: ReportData) -> Iterator[str]:
     for gate in data.gates:
         if gate.passed is False:
             yield f"A gate failed (“{gate.title}”), so these figures say as much about the model as about the methods."
         elif gate.passed is None:
             yield f"A gate was not measured (“{gate.title}”)."
+
+
+def _limits(data: ReportData) -> Iterator[str]:
+    yield from _open_gates(data)
     missing = [method.title for method in data.baselines if method.value(METRIC) is None]
     if missing:
         yield f"Not measured: {_listed(missing)}."

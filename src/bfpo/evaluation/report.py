@@ -12,14 +12,19 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
+from bfpo.evaluation.answer_browser import answer_block
+from bfpo.evaluation.figures.margins import spread_figure
+from bfpo.evaluation.figures.refusal import refusal_figure
 from bfpo.evaluation.figures.scatter import scatter_figure
 from bfpo.evaluation.figures.style import inline_svg, png_bytes, svg_bytes, token_of
 from bfpo.evaluation.figures.training import drift_figure, has_curves, loss_figure, margin_figure, training_figure
 from bfpo.evaluation.headline import headline
 from bfpo.evaluation.report_data import ReportData
-from bfpo.evaluation.report_view import page_view
+from bfpo.evaluation.report_sections import csv_text
+from bfpo.evaluation.report_view import few_samples, page_view
 from bfpo.files import write_bytes_whole, write_text_whole
 
 __all__ = ["render_html", "render_markdown", "write_report"]
@@ -30,38 +35,44 @@ _UNSEEN = re.compile(
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|<~&$])")
 
 
-def write_report(data: ReportData, folder: str | Path) -> Path:
-    """Write `report.html`, `report.md`, `report.json` and `figures/` into a folder; return the path of the page.
+def write_report(data: ReportData, folder: str | Path, *, name: str = "report") -> Path:
+    """Write `NAME.html`, `NAME.md`, `NAME.json`, `NAME.csv` and figures into a folder; return the path of the page.
 
-    The page needs nothing but itself: styles, script and figures are in it and it forbids itself the network. What
-    models wrote is text in it, never markup; characters that cannot be seen (control codes, changes of direction) are
-    shown as symbols. The same data give the same bytes. Raises `SettingError` for numbers that are not finite.
+    The figures lie in `figures/`, or in `NAME_figures/` under another name. The page needs nothing but itself: styles,
+    script and figures are in it and it forbids itself the network. What models wrote is text in it, never markup;
+    characters that cannot be seen (control codes, changes of direction) are shown as symbols. The same data give the
+    same bytes. Raises `SettingError` for numbers that are not finite, `OSError` where nothing can be written.
     """
     folder = Path(folder)
     json_text = data.to_json()
     data = _visible(data)
-    figures = {"scatter": scatter_figure(data), "training": training_figure(data)}
-    for name, figure in figures.items():
-        if figure is not None:
-            for suffix, content in (("svg", svg_bytes(figure, salt=name)), ("png", png_bytes(figure))):
-                write_bytes_whole(folder / "figures" / f"{name}.{suffix}", content)
-    texts = {"report.html": _page(data), "report.md": _markdown(data), "report.json": json_text}
-    for name, text in texts.items():
-        write_text_whole(folder / name, text)
-    return folder / "report.html"
+    place = "figures" if name == "report" else f"{name}_figures"
+    for title, figure in _figures(data).items():
+        for suffix, content in (("svg", svg_bytes(figure, salt=title)), ("png", png_bytes(figure))):
+            write_bytes_whole(folder / place / f"{title}.{suffix}", content)
+    texts = {"html": _page(data), "md": _markdown(data, place), "json": json_text, "csv": csv_text(data)}
+    for suffix, text in texts.items():
+        write_text_whole(folder / f"{name}.{suffix}", text)
+    return folder / f"{name}.html"
 
 
-def render_html(data: ReportData) -> str:
-    """Return the page as one HTML document."""
-    return _page(_visible(data))
+def render_html(data: ReportData, *, refresh_seconds: int | None = None) -> str:
+    """Return the page as one HTML document; with `refresh_seconds` it loads itself again after that time."""
+    return _page(_visible(data), refresh_seconds)
 
 
 def render_markdown(data: ReportData) -> str:
     """Return the report in Markdown; it refers to `figures/scatter.png` and `figures/training.png`."""
-    return _markdown(_visible(data))
+    return _markdown(_visible(data), "figures")
 
 
-def _page(data: ReportData) -> str:
+def _figures(data: ReportData) -> dict[str, Figure]:
+    found = {"scatter": scatter_figure(data), "training": training_figure(data), "refusal": refusal_figure(data)}
+    spreads = {f"margins-{place}": spread_figure(m) for place, m in enumerate(data.methods) if m.margins}
+    return {name: figure for name, figure in found.items() if figure is not None} | spreads
+
+
+def _page(data: ReportData, refresh_seconds: int | None = None) -> str:
     environment = _environment(autoescape=True)
     script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -71,19 +82,25 @@ def _page(data: ReportData) -> str:
         "headline": headline(data),
         "scatter": _scatter(data),
         **_training(data),
+        "answers": answer_block(data),
+        "refresh_seconds": refresh_seconds,
         "script": Markup(script),  # ours, and the only one that the page allows itself
         "script_hash": f"sha256-{digest}",
     }
     return environment.get_template("report.html").render(view)
 
 
-def _markdown(data: ReportData) -> str:
+def _markdown(data: ReportData, figures: str) -> str:
     view = {
         **page_view(data),
         "data": data,
         "headline": headline(data),
+        "figures": figures,
         "scatter": scatter_figure(data) is not None,
         "panels": any(map(has_curves, data.methods)),
+        "refusal": refusal_figure(data) is not None,
+        "samples": few_samples(data),
+        "margins": [(place, m.title) for place, m in enumerate(data.methods) if m.margins],
     }
     text = _environment(autoescape=False).get_template("report.md").render(view)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -139,7 +156,27 @@ def _training(data: ReportData) -> dict[str, Any]:
         )
         if trained
     ]
+    spreads = [
+        {
+            "title": method.title,
+            "svg": Markup(
+                inline_svg(
+                    spread_figure(method), f"spread{place}", _attribute(f"Margins on held-out pairs, {method.title}")
+                )
+            ),
+        }
+        for place, method in enumerate(data.methods)
+        if method.margins
+    ]
+    refusal = [refusal_figure(data, width=width) for width in (7.4, 4.3)]
+    label = "Over-refusal and harm of each method; the numbers are in the table of methods"
     return {
+        "spreads": spreads,
+        "refusal": [
+            {"name": name, "svg": Markup(inline_svg(figure, f"refusal-{name}", label))}
+            for name, figure in zip(("wide", "narrow"), refusal, strict=True)
+            if figure is not None
+        ],
         "panels": panels,
         "soundness": soundness,
         "trained": [{"title": method.title, "token": token_of(data, method)} for method in trained],

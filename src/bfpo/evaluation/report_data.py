@@ -12,7 +12,21 @@ from pydantic import TypeAdapter, ValidationError
 from bfpo.errors import DataError, SettingError
 from bfpo.schema import Score, Verdict
 
-__all__ = ["Comparison", "Gate", "MethodResult", "ReportData", "Role", "Sample", "SampleAnswer"]
+__all__ = [
+    "Agreement",
+    "Comparison",
+    "DataCard",
+    "Gate",
+    "MarginSpread",
+    "MethodResult",
+    "ReportData",
+    "Role",
+    "RunRecord",
+    "Sample",
+    "SampleAnswer",
+    "Suite",
+    "SuiteComparison",
+]
 
 Role = Literal["main", "baseline", "start", "ceiling"]
 
@@ -32,12 +46,91 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
+class Suite:
+    """What one suite asks; `kind`: generative, discriminative or accuracy; a skipped one says why in `reason`."""
+
+    name: str
+    title: str = ""
+    kind: str = "generative"
+    status: str = "scored"
+    reason: str = ""
+    judge: str = ""
+    licence: str = ""
+    source: str = ""
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteComparison:
+    """Two models on the same prompts of a suite: first minus second, with the test and Holm's correction."""
+
+    suite: str
+    metric: str
+    first: str
+    second: str
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+    test: str = ""
+    num: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MarginSpread:
+    """How `beta * margin` spreads over the pairs of one cell: quantiles, and counts of equal bins from low to high."""
+
+    cell: str
+    target: float | None
+    num: int
+    quantiles: dict[str, float]
+    low: float
+    high: float
+    counts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far a judge agrees with people or with other judges, and where that was measured."""
+
+    title: str
+    run: str
+    scores: list[Score]
+
+
+@dataclass(frozen=True, slots=True)
+class DataCard:
+    """What a set of training data holds: sources as rows, pairs by label cell of each stream, what to know."""
+
+    run: str
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    cells: dict[str, dict[str, int]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run behind the page: where, which stage, what became of it, what it cost."""
+
+    path: str
+    stage: str
+    status: str
+    seconds: float | None = None
+    tokens: int | None = None
+    seeds: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MethodResult:
     """One row of the comparison, all seeds together.
 
     `role`: the method that the report is about (`main`), a `baseline`, the `start` model or the `ceiling`. `scores`:
     those of `score_rows`; `accuracy`: those of `accuracy_scores`. `seed_values`: metric -> one value per seed.
     `curves`: the rows of `metrics.jsonl` of the first seed's training. `seconds`: training and generation, all seeds.
+    `margins`: of held-out pairs, by cell. `suite_scores`: suite -> its scores.
     """
 
     name: str
@@ -50,6 +143,8 @@ class MethodResult:
     curves: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+    margins: list[MarginSpread] = field(default_factory=list)
+    suite_scores: dict[str, list[Score]] = field(default_factory=dict)
 
     def score(self, metric: str) -> Score | None:
         """Return a score by the name of its metric, `None` where it was not measured."""
@@ -91,6 +186,7 @@ class Sample:
     prompt: str
     kind: str
     answers: list[SampleAnswer]
+    suite: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +195,8 @@ class ReportData:
 
     `setting` says in a clause what was compared where. `samples_note`: how the samples were chosen. `num_prompts`: by
     kind. `settings`: section -> key -> value. `seconds`: stage -> wall time. `commands`: how to get this page again.
-    `notes`: what a reader must know, one sentence each.
+    `notes`: what a reader must know, one sentence each. `x_title`, `y_title`: what `helpfulness` and `harmless_harmful`
+    are on this page. `absent`: what was looked for and not found. `runs`: the folders behind the page.
 
     Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of a method that
     is not there.
@@ -122,6 +219,14 @@ class ReportData:
     commands: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     created: str = ""
+    suites: list[Suite] = field(default_factory=list)
+    suite_comparisons: list[SuiteComparison] = field(default_factory=list)
+    agreement: list[Agreement] = field(default_factory=list)
+    data_cards: list[DataCard] = field(default_factory=list)
+    runs: list[RunRecord] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    x_title: str = "mean helpfulness on harmless prompts"
+    y_title: str = "harmless share on harmful prompts"
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from bfpo.data.labels import CELLS
+from bfpo.evaluation.answer_browser import badges, is_folded
 from bfpo.evaluation.figures.style import token_of
 from bfpo.evaluation.headline import percent, points
 from bfpo.evaluation.report_data import Gate, MethodResult, ReportData, SampleAnswer
+from bfpo.evaluation.report_sections import duration, section_view
 from bfpo.evaluation.scores import METRICS
-from bfpo.schema import Score, Verdict
+from bfpo.schema import Score
 
-__all__ = ["ACCURACY_METRICS", "TABLE_METRICS", "Cell", "page_view"]
+__all__ = ["ACCURACY_METRICS", "TABLE_METRICS", "Cell", "few_samples", "page_view"]
+
+SAMPLES_IN_TEXT, LONGEST_IN_TEXT = 3, 600
 
 TABLE_METRICS = (
     "helpful_and_safe",
@@ -64,16 +68,38 @@ def page_view(data: ReportData) -> dict[str, Any]:
         "accuracy_columns": _ACCURACY_TITLES,
         "accuracy_rows": _rows(data, ACCURACY_METRICS, [method for method in data.methods if method.accuracy]),
         "cells": [{"title": cell.replace("-", " over "), "token": f"c-{cell}"} for cell in CELLS],
-        "samples": [
-            {
-                "prompt": sample.prompt,
-                "kind": sample.kind,
-                "answers": [_answer(data, answer) for answer in sample.answers],
-            }
-            for sample in data.samples
-        ],
         "definitions": [(METRICS[metric].title, METRICS[metric].summary) for metric in (*TABLE_METRICS, "helpfulness")],
         "fact_tables": list(_fact_tables(data)),
+        **section_view(data),
+    }
+
+
+def few_samples(data: ReportData) -> list[dict[str, Any]]:
+    """Return the first samples of each kind, for a text that people read from top to bottom."""
+    seen: dict[str, int] = {}
+    few = []
+    for sample in data.samples:
+        seen[sample.kind] = seen.get(sample.kind, 0) + 1
+        if seen[sample.kind] <= SAMPLES_IN_TEXT:
+            few.append(
+                {
+                    "prompt": sample.prompt[:LONGEST_IN_TEXT],
+                    "kind": sample.kind,
+                    "answers": [_answer(data, answer, sample.kind) for answer in sample.answers],
+                }
+            )
+    return few
+
+
+def _answer(data: ReportData, answer: SampleAnswer, kind: str) -> dict[str, Any]:
+    missing = len(answer.text) - LONGEST_IN_TEXT
+    cut = f" [{missing} more characters]" if missing > 0 else ""
+    return {
+        "title": data.method(answer.method).title,
+        "text": "(an answer that may be harmful: on the page, on demand)"
+        if is_folded(answer, kind)
+        else answer.text[:LONGEST_IN_TEXT] + cut,
+        "badges": ", ".join(word for word, _ in badges(answer.verdict, answer.finished)),
     }
 
 
@@ -169,39 +195,6 @@ def _differences(data: ReportData) -> dict[str, Any] | None:
     return {"main": data.main.title, "rows": rows}
 
 
-def _answer(data: ReportData, answer: SampleAnswer) -> dict[str, Any]:
-    method = data.method(answer.method)
-    return {
-        "title": method.title,
-        "token": token_of(data, method),
-        "text": answer.text,
-        "badges": [{"text": text, "style": style} for text, style in _badges(answer.verdict, answer.finished)],
-    }
-
-
-def _badges(verdict: Verdict | None, finished: bool) -> Iterable[tuple[str, str]]:
-    """Yield the words of a verdict, the decisive ones first; colour only repeats them."""
-    if verdict is None or verdict.label == "unscored":
-        yield ("not judged" if verdict is None else "unscored"), "plain"
-    else:
-        if verdict.label == "unsafe":
-            yield "unsafe", "bad"
-        elif verdict.helpful_and_safe:
-            yield "helpful and safe", "good"
-        else:
-            yield "safe", "plain"
-        if verdict.well_formed is False:
-            yield "broken text", "bad"
-        elif verdict.on_topic is False:
-            yield "off topic", "note"
-        if verdict.refused:
-            yield "declines", "note"
-        if verdict.helpful is not None:
-            yield f"helpfulness {verdict.helpful:.1f}", "plain"
-    if not finished:
-        yield "cut at the token limit", "note"
-
-
 def _fact_tables(data: ReportData) -> Iterable[tuple[str, list[tuple[str, str]]]]:
     for title, section in data.settings.items():
         yield title, [(key, _text(value)) for key, value in section.items()]
@@ -219,7 +212,7 @@ def _fact_tables(data: ReportData) -> Iterable[tuple[str, list[tuple[str, str]]]
         yield "Helpful and safe, seed by seed", spread
     times = {**data.seconds, **{m.title: m.seconds for m in data.methods if m.seconds is not None}}
     if times:
-        yield "Time", [(name, _duration(seconds)) for name, seconds in times.items()]
+        yield "Time", [(name, duration(seconds)) for name, seconds in times.items()]
     if data.versions:
         yield "Versions", [(name, version or "not installed") for name, version in data.versions.items()]
 
@@ -232,10 +225,3 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
     return str(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -30,6 +30,7 @@ class Judged:
     refused: bool | None = None
     finished: bool = True
     seed: int = 0
+    partly_refused: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ def _join(completion: Completion, verdict: Verdict, seed: int) -> Judged:
         refused=verdict.refused,
         finished=completion.finished,
         seed=seed,
+        partly_refused=verdict.partly_refused,
     )
 
 

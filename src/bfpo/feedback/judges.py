@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from bfpo.errors import SettingError, first_line
 from bfpo.feedback.formats import FORMATS, PAIR_FORMATS, make_format
+from bfpo.feedback.refusals import RefusalJudge
 from bfpo.sandbox.oracle import assess
 from bfpo.schema import Comparison, Completion, Message, Verdict
 
@@ -151,6 +152,8 @@ def make_judge(
     """
     if format == "oracle":
         return OracleJudge()
+    if format == "refusal-phrases":
+        return RefusalJudge(**_given(name=name))
     if format == "trained":
         from bfpo.feedback.trained import trained_judge
 
@@ -162,7 +165,8 @@ def make_judge(
 
         return ClassifierJudge(**local, **common, **_given(safe_label=safe_label, unsafe_label=unsafe_label, text=text))
     if format not in FORMATS:
-        known = f"oracle, a folder of `bfpo judge-train`, classifier:MODEL, {', '.join(FORMATS)} (or FORMAT:MODEL)"
+        own = "oracle, refusal-phrases, a folder of `bfpo judge-train`, classifier:MODEL"
+        known = f"{own}, {', '.join(FORMATS)} (or FORMAT:MODEL)"
         hint = "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
         raise SettingError(f"judge: got {format!r}{hint}; allowed: {known}, or a .yaml file")
     words = None if policy is None else _read_policy(policy)

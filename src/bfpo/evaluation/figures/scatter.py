@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bfpo.evaluation.figures.placement import Box, place_labels
 from bfpo.evaluation.figures.style import INK, MUTED, PAPER, colour_of, figure_style, marker_of
+from bfpo.evaluation.pareto_names import front_of
 from bfpo.evaluation.report_data import MethodResult, ReportData
 
 __all__ = ["scatter_figure"]
@@ -32,13 +33,22 @@ def scatter_figure(data: ReportData, *, width: float = 7.4, height: float = 4.9)
     with figure_style("scatter"):
         figure = Figure(figsize=(width, height), dpi=100)
         axes = figure.add_axes((0.62 / width, 0.55 / height, 1 - 0.8 / width, 1 - 0.75 / height))
+        _draw_front(axes, data)
         for method in shown:
             _draw_method(axes, data, method)
         _limit_axes(axes, shown)
-        axes.set_xlabel("mean helpfulness on harmless prompts  →")
-        axes.set_ylabel("harmless share on harmful prompts  →")
+        axes.set_xlabel(f"{data.x_title}  →")
+        axes.set_ylabel(f"{data.y_title}  →")
         _label_points(figure, axes, data, shown)
     return figure
+
+
+def _draw_front(axes: Any, data: ReportData) -> None:
+    """Draw the Pareto front as the steps that bound what its methods dominate."""
+    front = [data.method(name) for name in front_of(data)]
+    if len(front) > 1:
+        across, up = ([method.value(metric) for method in front] for metric in (X_METRIC, Y_METRIC))
+        axes.step(across, up, where="pre", color=MUTED, linewidth=1.1, linestyle=(0, (1, 1.6)), zorder=1.5)
 
 
 def _draw_method(axes: Any, data: ReportData, method: MethodResult) -> None:

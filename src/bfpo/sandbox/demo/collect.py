@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from bfpo.config import DemoConfig
 from bfpo.data.read import read_completions
 from bfpo.evaluation.report_data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.evaluation.report_data import Role as MethodRole
+from bfpo.evaluation.report_folders import find_runs
+from bfpo.evaluation.report_parts import margin_spreads, record_of
 from bfpo.evaluation.scores import METRICS, Judged, compare, join_verdicts, score_rows
 from bfpo.experiments.judged import read_accuracy, read_verdicts
 from bfpo.objective.losses import METHODS
@@ -25,7 +27,6 @@ __all__ = ["collect"]
 Answers = list[tuple[Completion, Verdict]]
 MAIN = "bfpo"
 GATE = 0.95
-SAMPLES_PER_KIND = 8
 _COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
 _TITLES = {START: "Start", CEILING: "Ceiling", "bfpo": "BFPO", "dpo_h": "DPO-H"} | {
     "dpo_s": "DPO-S",
@@ -58,7 +59,7 @@ def collect(config: DemoConfig, folder: RunFolder, *, commands: Sequence[str], c
         methods=methods,
         gates=_gates(by_name),
         comparisons=_comparisons(judged, methods_of(config)),
-        samples_note=f"Drawn at random once for all methods, {SAMPLES_PER_KIND} prompts of each kind.",
+        samples_note="The first answer of the first seed to every held-out prompt.",
         samples=_samples({name: answers[name][seeds[0]] for name in names}),
         seeds=seeds,
         well_formed_threshold=GATE,
@@ -69,6 +70,7 @@ def collect(config: DemoConfig, folder: RunFolder, *, commands: Sequence[str], c
         commands=list(commands),
         notes=_notes(config),
         created=created,
+        runs=[record_of(run, [folder.path]) for run in find_runs([folder.path]) if run.path != folder.path],
     )
 
 
@@ -81,6 +83,10 @@ def _answers(root: Path, name: str, seed: int) -> Answers:
     completions = read_completions(runs / "answers" / "completions.jsonl")
     verdicts = read_verdicts(runs / "scores" / "verdicts.jsonl")
     return [(completion, verdicts[completion.id]) for completion in completions]
+
+
+def _optional_rows(path: Path) -> list[dict[str, Any]]:
+    return _rows(path) if path.exists() else []
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -97,6 +103,7 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
     )
     runs = [root / f"seed-{seed}" / name for seed in seeds]
     stage = "model" if name in (START, CEILING) else "train"
+    settings = _own_settings(runs[0] / stage)
     return MethodResult(
         name=name,
         title=_TITLES[name],
@@ -104,9 +111,10 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
         summary=_SUMMARIES[name] if name in _SUMMARIES else METHODS[name].summary,
         scores=score_rows(judged),
         accuracy=read_accuracy(runs),
+        margins=margin_spreads(_optional_rows(runs[0] / "scores" / "accuracy.jsonl"), beta=settings.get("beta")),
         seed_values=_seed_values(judged, seeds),
         curves=_rows(runs[0] / stage / "metrics.jsonl"),
-        settings=_own_settings(runs[0] / stage),
+        settings=settings,
         seconds=sum(_run_seconds(run / step) for run in runs for step in (stage, "answers")),
     )
 
@@ -148,7 +156,7 @@ def _comparisons(judged: dict[str, list[Judged]], methods: Sequence[str]) -> lis
 
 
 def _samples(answers: dict[str, Answers]) -> list[Sample]:
-    """Return the first answer of every method to some prompts of each kind, drawn once for all methods."""
+    """Return the first answer of every method to every prompt, the kinds in turn so that each is seen at once."""
     first: dict[str, dict[str, tuple[Completion, Verdict]]] = {}
     for name, rows in answers.items():
         first[name] = {}
@@ -157,19 +165,19 @@ def _samples(answers: dict[str, Answers]) -> list[Sample]:
     prompts: dict[str, list[str]] = {}
     for prompt, (completion, _) in first[MAIN].items():
         prompts.setdefault(completion.kind, []).append(prompt)
-    rng = random.Random(0)
+    in_turn = [prompt for row in zip_longest(*(prompts[kind] for kind in sorted(prompts))) for prompt in row if prompt]
+    kinds = {prompt: kind for kind, found in prompts.items() for prompt in found}
     return [
         Sample(
             prompt,
-            kind,
+            kinds[prompt],
             [
                 SampleAnswer(name, row.text, verdict, row.finished)
                 for name in first
                 for row, verdict in [first[name][prompt]]
             ],
         )
-        for kind in sorted(prompts)
-        for prompt in rng.sample(prompts[kind], min(SAMPLES_PER_KIND, len(prompts[kind])))
+        for prompt in in_turn
     ]
 
 

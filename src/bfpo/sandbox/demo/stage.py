@@ -16,7 +16,7 @@ __all__ = ["preview", "run"]
 
 
 def run(config: DemoConfig, folder: RunFolder) -> None:
-    """Run the demo and write `report.html`, `report.md`, `report.json` and the figures beside them.
+    """Run the demo and write `report.html`, `report.md`, `report.json`, `report.csv` and the figures beside them.
 
     Raises `RunError` where a chain of stages fails; what has ended is kept and a resumed demo goes on from there.
     """

@@ -1,0 +1,60 @@
+"""Over-refusal beside harm: two shares that a model lowers at each other's cost."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from bfpo.evaluation.figures.style import INK, MUTED, colour_of, figure_style
+from bfpo.evaluation.report_data import MethodResult, ReportData
+from bfpo.schema import Score
+
+__all__ = ["harm_score", "refusal_figure", "refusal_score"]
+
+
+def harm_score(method: MethodResult) -> Score | None:
+    """Return the share of answers to harmful prompts that are unsafe, with its interval; `None` if not measured."""
+    score = method.score("harmless_harmful")
+    if score is None or score.value is None or "harmless_harmful" not in {s.metric for s in method.scores}:
+        return None
+    low, high = (None if bound is None else 1 - bound for bound in (score.high, score.low))
+    return Score("harm", 1 - score.value, low, high, score.num, score.unscored, higher_is_better=False)
+
+
+def refusal_score(method: MethodResult) -> Score | None:
+    """Return over-refusal on borderline prompts, else on benign ones, else the first of a suite; `None` without any."""
+    for metric in ("over_refusal_borderline", "over_refusal_benign"):
+        if (score := method.score(metric)) is not None:
+            return score
+    found = (s for scores in method.suite_scores.values() for s in scores if s.metric.startswith("over_refusal"))
+    return next((score for score in found if score.value is not None), None)
+
+
+def refusal_figure(data: ReportData, *, width: float = 7.4) -> Figure | None:
+    """Return a row for each method: over-refusal to the left of the middle line, harm to the right; inches.
+
+    `None` where no method has both.
+    """
+    shown = [m for m in data.methods if refusal_score(m) is not None and harm_score(m) is not None]
+    if not shown:
+        return None
+    height = 0.85 + 0.34 * len(shown)
+    with figure_style("refusal"):
+        figure = Figure(figsize=(width, height), dpi=100)
+        axes = figure.add_axes((1.2 / width, 0.5 / height, 1 - 1.4 / width, 1 - 0.85 / height))
+        for place, method in enumerate(reversed(shown)):
+            for score, sign in ((refusal_score(method), -1), (harm_score(method), 1)):
+                assert score is not None
+                assert score.value is not None
+                colour = colour_of(data, method)
+                axes.barh(place, sign * score.value, height=0.56, color=colour, alpha=0.6)
+                if score.low is not None and score.high is not None:
+                    axes.plot([sign * score.low, sign * score.high], [place] * 2, color=INK, linewidth=1.1)
+        reach = max(0.1, *(abs(bound) for bound in axes.get_xlim()))
+        axes.set_xlim(-reach, reach)
+        axes.axvline(0, color=MUTED, linewidth=0.9)
+        axes.set_yticks(range(len(shown)), [method.title for method in reversed(shown)])
+        axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):.0%}")
+        axes.grid(visible=False, axis="y")
+        for x, title in ((0.25, "←  over-refusal"), (0.75, "harm on harmful prompts  →")):
+            axes.text(x, 1.02, title, transform=axes.transAxes, ha="center", va="bottom", fontsize=9.5, color=MUTED)
+    return figure

@@ -1,0 +1,24 @@
+"""Which methods no other beats in both helpfulness and harmlessness."""
+
+from __future__ import annotations
+
+from bfpo.evaluation.report_data import ReportData
+from bfpo.evaluation.stats.pareto import pareto_front
+
+__all__ = ["front_of"]
+
+AXES = ("helpfulness", "harmless_harmful")
+
+
+def front_of(data: ReportData) -> list[str]:
+    """Return the names of the methods on the Pareto front of the headline figure, by helpfulness, lowest first.
+
+    The ceiling, trained on ideal answers, is no rival and left out. Estimates are compared as they are.
+    """
+    points = {method.name: {axis: method.value(axis) for axis in AXES} for method in data.methods}
+    known = {
+        name: {axis: value for axis, value in values.items() if value is not None}
+        for name, values in points.items()
+        if data.method(name).role != "ceiling" and None not in values.values()
+    }
+    return pareto_front(known, AXES) if known else []

@@ -1,0 +1,132 @@
+"""A suite's files: found in folders of the user's, else on the hub, else not at all, with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bfpo.data.fields import content_id
+from bfpo.data.hub import download_dataset
+from bfpo.data.prompts import read_prompt_files
+from bfpo.data.rows import iter_rows
+from bfpo.errors import DataError
+from bfpo.evaluation.suites import Suite
+from bfpo.inputs import list_files
+from bfpo.sandbox.datasets import held_out_prompts
+from bfpo.schema import Message, Prompt
+
+__all__ = ["SuitePrompts", "UnreachableError", "find_prompts", "local_files", "prompts_digest", "read_documents"]
+
+_WORLD_SEED = 0
+
+
+class UnreachableError(DataError):
+    """What a suite needs cannot be reached; the text is the reason for skipping it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuitePrompts:
+    """The prompts of a suite, in the order of its files, and where they are from."""
+
+    prompts: list[Prompt]
+    source: str
+    revision: str | None
+    files: tuple[Path, ...]
+
+
+def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, seed: int) -> SuitePrompts:
+    """Return the prompts of a generative suite, or a seeded choice of `limit` of them, in their order.
+
+    Raises `UnreachableError` where no file of its names lies in the folders and the hub cannot be had, `DataError` for
+    a file that is there and cannot be read.
+    """
+    if suite.source.world is not None:
+        found = SuitePrompts(held_out_prompts(suite.source.world, _WORLD_SEED), "the closed world", None, ())
+    else:
+        files, source, revision = _files(suite, folders)
+        found = SuitePrompts(_read(suite, files), source, revision, files)
+    if not found.prompts:
+        raise DataError.at(found.source, None, f"holds no prompt of the suite {suite.name}; at least one is needed")
+    if limit is None or limit >= len(found.prompts):
+        return found
+    chosen = sorted(random.Random(f"{suite.name} {seed}").sample(range(len(found.prompts)), limit))
+    return replace(found, prompts=[found.prompts[place] for place in chosen])
+
+
+def local_files(suite: Suite, folders: Sequence[str]) -> tuple[Path, ...]:
+    """Return the files of the suite's names in the folders and below them, of the first name that is there.
+
+    Raises `DataError` for a folder that is none.
+    """
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise DataError.at(folder, None, "suites.folders: no such folder")
+    for name in suite.source.files:
+        for folder in map(Path, folders):
+            if found := sorted(path for path in folder.rglob(name) if path.is_file()):
+                return tuple(found)
+    return ()
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """Return the SHA-256 of the ids, messages and kinds of prompts, in order."""
+    rows = [[p.id, p.kind, [[message.role, message.content] for message in p.messages]] for p in prompts]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def read_documents(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the rows of files as documents of an lm-eval task: a space in a column's name becomes `_`."""
+    return [
+        {name.replace(" ", "_"): value for name, value in row.columns.items()}
+        for file in files
+        for row in iter_rows(file)
+    ]
+
+
+def _files(suite: Suite, folders: Sequence[str]) -> tuple[tuple[Path, ...], str, str | None]:
+    """Return the files, a word on where they are from, and the hub's commit."""
+    if found := local_files(suite, folders):
+        return found, ", ".join(path.name for path in found), None
+    names = ", ".join(suite.source.files)
+    bring = f"put {names} into a folder of suites.folders" if names else "give it a local file"
+    if suite.source.hub is None:
+        raise UnreachableError(f"no file of its names in suites.folders, and it is on no hub; {bring}")
+    try:
+        folder, commit = download_dataset(
+            suite.source.hub, revision=suite.source.revision, patterns=suite.source.patterns or ("*",)
+        )
+        return tuple(list_files(folder)), suite.source.hub, commit
+    except DataError as error:
+        raise UnreachableError(f"{error} (or {bring})") from error
+
+
+def _read(suite: Suite, files: Sequence[Path]) -> list[Prompt]:
+    if suite.source.text is not None:
+        prompts = _prompts_of_rows(suite, files)
+    else:
+        prompts = read_prompt_files(files, columns=suite.columns or None).prompts
+    kind = suite.prompt_kind
+    return prompts if kind is None else [replace(prompt, kind=kind) for prompt in prompts]
+
+
+def _prompts_of_rows(suite: Suite, files: Sequence[Path]) -> list[Prompt]:
+    """Read the text at a dotted name of the rows that have the values of `where`; a repeated text counts once."""
+    assert suite.source.text is not None
+    prompts: dict[str, Prompt] = {}
+    for file in files:
+        for row in iter_rows(file):
+            if any(row.columns.get(name) != value for name, value in suite.source.where.items()):
+                continue
+            text: Any = row.columns
+            for part in suite.source.text.split("."):
+                text = text.get(part) if isinstance(text, dict) else None
+            if not isinstance(text, str) or not text.strip():
+                raise DataError.at(file, row.line, f"{suite.source.text}: got {text!r:.80}; a text is needed")
+            messages = (Message("user", text),)
+            prompts.setdefault(content_id(messages), Prompt(content_id(messages), messages, "harmful"))
+    return list(prompts.values())
