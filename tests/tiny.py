@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -106,6 +107,14 @@ def tiny_pairs(num: int, seed: int = 0, *, longest: int = 6, cells: str = "all")
     return [TokenPair(f"pair-{seed}-{i}", ids(), ids(), ids(), *labels()) for i in range(num)]
 
 
+def logp(model: Any, prompt: Any, completion: Any) -> Tensor:
+    """One sequence by the definition, float64."""
+    ids = torch.tensor([[*prompt, *completion]], dtype=torch.int64)
+    scores = model(input_ids=ids).logits[0].double().log_softmax(-1)
+    places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+    return torch.stack([scores[place, int(token)] for place, token in zip(places, completion, strict=True)]).sum()
+
+
 def tiny_trainer(
     folder: Path,
     *,
@@ -116,6 +125,7 @@ def tiny_trainer(
     eval_dataset: Any = None,
     reference: Any = None,
     callbacks: list[TrainerCallback] | None = None,
+    margin_logps: Any = None,
     **settings: Any,
 ) -> BFPOTrainer:
     """A silent trainer on the CPU; 12 main pairs and no buffer unless given."""
@@ -141,6 +151,7 @@ def tiny_trainer(
         processing_class=tiny_tokenizer(),
         reference=reference,
         callbacks=callbacks,
+        margin_logps=margin_logps,
     )
     made.remove_callback(PrinterCallback)
     return made

@@ -15,13 +15,17 @@ __all__ = ["SHORT_OPTIONS", "ShortOption"]
 
 @dataclass(frozen=True, slots=True)
 class ShortOption:
-    """An option `--NAME` that is short for `--set KEY=VALUE`; `kind` is text, a number, a flag, or a list of text."""
+    """An option `--NAME` that is short for `--set KEY=VALUE`; `kind` is text, a number, a flag, or a list of text.
+
+    `positional`: it is given by its place, without a name.
+    """
 
     name: str
     key: str
     help: str
     kind: type = str
     metavar: str | None = None
+    positional: bool = False
 
     def parameter(self) -> Parameter:
         """Return the parameter from which typer makes the option."""
@@ -29,7 +33,9 @@ class ShortOption:
         if self.kind is list:
             text = text.replace("Short", "May be repeated; short")
         annotation: Any = list[str] if self.kind is list else self.kind
-        option = typer.Option(f"--{self.name}", metavar=self.metavar, help=text)
+        option: Any = typer.Option(f"--{self.name}", metavar=self.metavar, help=text)
+        if self.positional:
+            option = typer.Argument(metavar=self.metavar, help=text, show_default=False)
         default = False if self.kind is bool else None
         wanted = annotation if self.kind is bool else annotation | None
         return Parameter(self._argument, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[wanted, option])
@@ -56,6 +62,19 @@ SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
         ShortOption("model", "model", "The model: folder, hub id, or a server's name for it.", str, "M"),
         ShortOption("prompts", "prompts", "The prompts: file or folder.", str, "FILE"),
         _MAX_REQUESTS,
+    ),
+    "compare": (
+        ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
+        ShortOption("quick", "quick", "Two settings for each method in place of four.", bool),
+    ),
+    "sweep": (
+        ShortOption("grid", "grid", "Keys of train and their values, such as beta=0.05,0.1,alpha=0,0.5.", str, "K=V,V"),
+        ShortOption("at-least", "at_least", "What the named model must reach: harmless=0.95.", str, "METRIC=X"),
+    ),
+    "interpolate": (
+        ShortOption("first", "first", "The model at weight 0.", str, "A", positional=True),
+        ShortOption("second", "second", "The model at weight 1.", str, "B", positional=True),
+        ShortOption("weights", "weights", "Shares of B, such as 0,0.25,0.5.", str, "W,W"),
     ),
     "judge-train": (ShortOption("data", "data.files", "Labelled completions.", list, "FILE"),),
     "judge-check": (

@@ -74,6 +74,11 @@ STAGES = {
             "bfpo.feedback.redteam",
             "Make pairs from a model's own answers.",
         ),
+        Stage(
+            "compare", "CompareConfig", "bfpo.sandbox.compare", "Compare every method, each at its best, on one world."
+        ),
+        Stage("sweep", "SweepConfig", "bfpo.experiments.sweep", "Train a grid and show the trade-off."),
+        Stage("interpolate", "InterpolateConfig", "bfpo.experiments.interpolate", "Blend the weights of two models."),
         Stage("evaluate", "EvaluateConfig", "bfpo.evaluation.evaluate", "Score a model on pairs, or its completions."),
     )
 }

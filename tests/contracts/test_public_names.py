@@ -18,7 +18,7 @@ from bfpo.stages import STAGES
 PARAMETERS = {
     "preference_loss": (
         "margin, chosen_is_safe, rejected_is_safe, method, beta, alpha, safety_weight, safedpo_delta, bso_shift, "
-        "sba_lambda, sba_scale, sba_clamp"
+        "sba_lambda, sba_scale, sba_clamp, safety_share, other_margin"
     ),
     "bfpo_target": "chosen_is_safe, rejected_is_safe, alpha, safety_weight",
     "anchor": "favoured, mean_nll_chosen, mean_nll_rejected, chosen_is_safe, rejected_is_safe",

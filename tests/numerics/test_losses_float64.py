@@ -93,9 +93,20 @@ def _bso_sba(h, c, r, beta, lam=0.2, scale=4.0):
     return value, (-beta * slope * by_log_ratio if inside else 0.0)
 
 
+def _linear_sum(h, c, r, beta, share=0.5):
+    target = (1 - share) * 0.5 + share * 0.5 * (c - r)
+    return (h - target / beta) ** 2, 2 * (h - target / beta)
+
+
+def _modpo(h, c, r, beta, share=0.5, other=0.0):
+    x = (beta * h - share * beta * other) / (1 - share)
+    return _log1p_exp(-x), -beta / (1 - share) * _sigmoid(-x)
+
+
 ORACLES = {
     "bfpo": _bfpo, "ipo": _ipo, "dpo_h": _dpo_h, "dpo_s": _dpo_s, "dpo_mix": _dpo_mix,
     "dpo_safe_first": _dpo_safe_first, "safedpo": _safedpo, "bso": _bso, "bso_sba": _bso_sba,
+    "linear_sum": _linear_sum, "modpo": _modpo,
 }  # fmt: skip
 
 
@@ -120,6 +131,26 @@ def test_value_and_gradient_are_those_of_the_formula(method, beta):
     loss = preference_loss(margin, *labels, method=method, beta=beta).loss
     (gradient,) = torch.autograd.grad(loss.sum(), margin)
     expected = [ORACLES[method](*pair, beta) for pair in zip(margins, chosen, rejected, strict=True)]
+    assert loss.tolist() == pytest.approx([value for value, _ in expected], rel=1e-11, abs=1e-13)
+    assert gradient.tolist() == pytest.approx([slope for _, slope in expected], rel=1e-11, abs=1e-13)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
+@pytest.mark.parametrize("method", ["linear_sum", "modpo"])
+def test_the_share_of_safety_and_the_margin_of_another_model(method, share):
+    """The margin reward of the formula is beta times the other model's log-ratio margin."""
+    margins, chosen, rejected = _pairs(0.1, seed=7)
+    others = _pairs(0.1, seed=8)[0] if method == "modpo" else [0.0] * len(margins)
+    margin = torch.tensor(margins, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor(chosen, dtype=torch.float64), torch.tensor(rejected, dtype=torch.float64)
+    extra = {"other_margin": torch.tensor(others, dtype=torch.float64)} if method == "modpo" else {}
+    loss = preference_loss(margin, *labels, method=method, beta=0.1, safety_share=share, **extra).loss
+    (gradient,) = torch.autograd.grad(loss.sum(), margin)
+    rows = zip(margins, chosen, rejected, others, strict=True)
+    expected = [
+        _modpo(h, c, r, 0.1, share, other) if method == "modpo" else _linear_sum(h, c, r, 0.1, share)
+        for h, c, r, other in rows
+    ]
     assert loss.tolist() == pytest.approx([value for value, _ in expected], rel=1e-11, abs=1e-13)
     assert gradient.tolist() == pytest.approx([slope for _, slope in expected], rel=1e-11, abs=1e-13)
 

@@ -29,8 +29,10 @@ GOLDEN = {
     "safedpo": ([1, 1, -1, 0], [0, 0, 0, 1], [LOG2, math.log1p(math.exp(10)), math.log1p(math.exp(10)), 0]),
     "bso": ([1, 1, -1, 0], [0, 0, 0, 1], [LOG2, math.log1p(math.exp(30)), math.log1p(math.exp(30)), 0]),
     "bso_sba": ([1, 1, -1, 0], [0, 0, 0, 1], [0, SBA_EDGE, SBA_EDGE, 0]),
+    "linear_sum": ([1, 1, 0, 1], [0, 0, 0, 0], [6.25, 25, 0, 6.25]),
+    "modpo": ([1, 1, 1, 1], [0, 0, 0, 0], [LOG2] * 4),
 }
-TARGETS = {"bfpo": [0.5, 1.0, -1.0, -0.5], "ipo": [0.5] * 4}
+TARGETS = {"bfpo": [0.5, 1.0, -1.0, -0.5], "ipo": [0.5] * 4, "linear_sum": [0.25, 0.5, 0, 0.25]}
 
 
 def test_every_method_is_in_the_golden_table():
@@ -74,7 +76,7 @@ def test_a_method_reads_what_it_says_it_reads(method):
     settings = {**defaults, "beta": 0.7, "bso_shift": 3.0, "sba_clamp": 5.0}
     changed = {
         "beta": 0.9, "alpha": 0.3, "safety_weight": 2.0, "safedpo_delta": 4.0, "bso_shift": 2.0, "sba_lambda": 0.4,
-        "sba_scale": 2.0, "sba_clamp": 4.0,
+        "sba_scale": 2.0, "sba_clamp": 4.0, "safety_share": 0.3,
     }  # fmt: skip
     margins = torch.tensor([-9.0, -0.3, 0.4, 9.0], dtype=torch.float64).repeat_interleave(4)
     labels = CHOSEN.repeat(4), REJECTED.repeat(4)
@@ -131,6 +133,10 @@ def test_a_probability_counts_as_safe_above_one_half_only():
         ({"sba_clamp": 0.0}, "sba_clamp: got 0.0"),
         ({"sba_clamp": 80.0}, "sba_clamp: got 80.0.*overflows float32"),
         ({"method": "bso_sba", "bso_shift": 31.0}, "bso_shift: got 31.0; allowed: at most sba_clamp"),
+        ({"safety_share": 1.1}, "safety_share: got 1.1; allowed: a number from 0 to 1"),
+        ({"method": "modpo", "safety_share": 1.0}, "safety_share: got 1; modpo"),
+        ({"method": "bfpo", "other_margin": torch.zeros(4)}, "other_margin: the method 'bfpo' does not read it"),
+        ({"method": "modpo", "other_margin": torch.zeros(3)}, r"other_margin: got shape \(3,\)"),
         ({"method": "bpfo"}, "method: got 'bpfo'; allowed: bfpo, ipo.*did you mean bfpo"),
         ({"method": "xyzzy"}, "method: got 'xyzzy'; allowed: [a-z_, ]*$"),
     ],

@@ -13,24 +13,13 @@ import pytest
 
 from bfpo.config import DemoConfig, load_config
 from bfpo.errors import ConfigError, RunError
-from bfpo.sandbox.demo.plan import CEILING, FULL_METHODS, QUICK_METHODS, START, Chain, Step, plan_seed
+from bfpo.experiments.chains import Chain, Step
+from bfpo.experiments.workers import run_chains
+from bfpo.sandbox.demo.plan import FULL_METHODS, QUICK_METHODS, plan_seed
 from bfpo.sandbox.demo.stage import preview
-from bfpo.sandbox.demo.workers import run_chains
+from bfpo.sandbox.steps import CEILING, START
 from bfpo.stages import run_stage
-
-SMALL = {
-    "processes": 2,
-    "world": {
-        "sft_completions": 60,
-        "main_pairs": 30,
-        "buffer_pairs": 30,
-        "held_out_pairs": 12,
-        "held_out_prompts": 24,
-    },
-    "model": {"hidden_size": 16, "intermediate_size": 16},
-    "sft": {"steps": 2, "completions_per_step": 8},
-    "align": {"steps": 2, "pairs_per_step": 4},
-}
+from small_world import SMALL
 
 
 @pytest.fixture(scope="module")

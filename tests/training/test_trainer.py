@@ -14,15 +14,7 @@ from bfpo.data.store import write_tokens
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import SettingError, TrainingError
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
-from tiny import tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
-
-
-def logp(model: Any, prompt: Any, completion: Any) -> Tensor:
-    """One sequence by the definition, float64."""
-    ids = torch.tensor([[*prompt, *completion]], dtype=torch.int64)
-    scores = model(input_ids=ids).logits[0].double().log_softmax(-1)
-    places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
-    return torch.stack([scores[place, int(token)] for place, token in zip(places, completion, strict=True)]).sum()
+from tiny import logp, tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
 
 
 def expected_pair_loss(model: Any, start: Any, pair: TokenPair, *, beta: float, anchor_weight: float) -> Tensor:
@@ -230,7 +222,9 @@ def test_the_check_of_the_start_can_be_left_out(tmp_path: Path) -> None:
     tiny_trainer(tmp_path, trainer=DoubledLoss, check_start=False).train()
 
 
-@pytest.mark.parametrize("method", ["bfpo", "ipo", "dpo_h", "dpo_s", "dpo_mix", "dpo_safe_first", "safedpo", "bso"])
+@pytest.mark.parametrize(
+    "method", ["bfpo", "ipo", "dpo_h", "dpo_s", "dpo_mix", "dpo_safe_first", "safedpo", "bso", "linear_sum"]
+)
 @pytest.mark.parametrize("anchor_weight", [0.0, 0.5])
 def test_every_method_passes_the_check(tmp_path: Path, method: str, anchor_weight: float) -> None:
     buffer = tiny_pairs(12, 8, cells="safe")

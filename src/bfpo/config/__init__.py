@@ -10,6 +10,7 @@ from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
+from bfpo.config.experiments import CompareConfig, InterpolateConfig, SweepConfig
 from bfpo.config.judge_stages import JudgeCheckConfig, JudgeTrainConfig
 from bfpo.config.judges import JudgeConfig, RankerConfig
 from bfpo.config.label import LabelConfig
@@ -22,12 +23,14 @@ from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSe
 __all__ = [
     "METHOD_SETTINGS",
     "AlignConfig",
+    "CompareConfig",
     "ConfigPart",
     "DataConfig",
     "DemoConfig",
     "EvaluateConfig",
     "GenerateConfig",
     "InitConfig",
+    "InterpolateConfig",
     "JudgeCheckConfig",
     "JudgeConfig",
     "JudgeTrainConfig",
@@ -43,6 +46,7 @@ __all__ = [
     "SftDataConfig",
     "SplitConfig",
     "StageConfig",
+    "SweepConfig",
     "ToyConfig",
     "describe_keys",
     "load_config",

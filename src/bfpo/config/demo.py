@@ -8,7 +8,17 @@ from pydantic import Field, model_validator
 
 from bfpo.config.base import ConfigPart, StageConfig
 
-__all__ = ["DemoAlign", "DemoConfig", "DemoMethod", "DemoModel", "DemoSft", "DemoWorld", "ToyConfig"]
+__all__ = [
+    "DemoAlign",
+    "DemoConfig",
+    "DemoMethod",
+    "DemoModel",
+    "DemoSft",
+    "DemoWorld",
+    "ToyConfig",
+    "WorldAlign",
+    "WorldKeys",
+]
 
 
 class DemoWorld(ConfigPart):
@@ -49,12 +59,17 @@ class DemoMethod(ConfigPart):
     beta: float = Field(default=0.1, gt=0, description="KL coefficient (the paper's tau)")
 
 
-class DemoAlign(ConfigPart):
-    """Settings of the demo's preference runs: the same for every method but for `methods`."""
+class WorldAlign(ConfigPart):
+    """What is the same for every preference run on the closed world."""
 
     steps: int = Field(default=400, ge=1, description="optimizer steps")
     pairs_per_step: int = Field(default=16, ge=1, description="number of pairs of each stream per optimizer step")
     anchor_weight: float = Field(default=0.3, ge=0, description="weight of the anchor beside the normalised loss")
+
+
+class DemoAlign(WorldAlign):
+    """Settings of the demo's preference runs: the same for every method but for what is a method's own."""
+
     bfpo: DemoMethod = Field(default=DemoMethod(beta=0.05), description="BFPO")
     dpo_h: DemoMethod = Field(default=DemoMethod(), description="DPO on helpfulness pairs")
     dpo_s: DemoMethod = Field(default=DemoMethod(), description="DPO on safety pairs")
@@ -65,24 +80,19 @@ class DemoAlign(ConfigPart):
     bso: DemoMethod = Field(default=DemoMethod(), description="BSO, logistic generator")
 
 
-class DemoConfig(StageConfig):
-    """`bfpo demo`: the whole way on a closed world with exact oracles."""
+class WorldKeys(StageConfig):
+    """What the experiments on the closed world share."""
 
     seeds: int = Field(default=1, ge=1, description="number of seeds")
-    full: bool = Field(default=False, description="all methods in place of the four most telling ones")
-    part: Literal["test", "validation"] = Field(
-        default="test", description="held-out topics that are reported; settings are chosen on validation"
-    )
     seed: int = Field(default=0, ge=0, description="the first seed")
     temperature: float = Field(default=0.7, ge=0, description="sampling temperature of every model's answers")
     processes: int | None = Field(default=None, ge=1, description="runs at the same time; null = one per core")
     world: DemoWorld = Field(default=DemoWorld(), description="sizes of the data")
     model: DemoModel = Field(default=DemoModel(), description="size of the model")
     sft: DemoSft = Field(default=DemoSft(), description="the SFT runs")
-    align: DemoAlign = Field(default=DemoAlign(), description="the preference runs")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> DemoConfig:
+    def _heads_divide(self) -> WorldKeys:
         model = self.model
         if model.hidden_size % (2 * model.num_attention_heads):
             raise ValueError(
@@ -90,6 +100,16 @@ class DemoConfig(StageConfig):
                 f"({model.hidden_size}) must be a multiple of twice that"
             )
         return self
+
+
+class DemoConfig(WorldKeys):
+    """`bfpo demo`: the whole way on a closed world with exact oracles."""
+
+    full: bool = Field(default=False, description="all methods in place of the four most telling ones")
+    part: Literal["test", "validation"] = Field(
+        default="test", description="held-out topics that are reported; settings are chosen on validation"
+    )
+    align: DemoAlign = Field(default=DemoAlign(), description="the preference runs")
 
 
 class ToyConfig(StageConfig):

@@ -134,6 +134,7 @@ class SftConfig(TrainingKeys):
 
 METHOD_SETTINGS = frozenset(
     {"beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "sba_lambda", "sba_scale", "sba_clamp"}
+    | {"safety_share"}
 )
 """Keys of `MethodSettings` that only some methods read; which ones, the table of methods says."""
 
@@ -141,9 +142,19 @@ METHOD_SETTINGS = frozenset(
 class MethodSettings(StageConfig):
     """The method and its settings. A setting that the method does not read must not be given."""
 
-    method: Literal["bfpo", "ipo", "dpo_h", "dpo_s", "dpo_mix", "dpo_safe_first", "safedpo", "bso", "bso_sba"] = Field(
-        default="bfpo", description="the loss"
-    )
+    method: Literal[
+        "bfpo",
+        "ipo",
+        "dpo_h",
+        "dpo_s",
+        "dpo_mix",
+        "dpo_safe_first",
+        "safedpo",
+        "bso",
+        "bso_sba",
+        "linear_sum",
+        "modpo",
+    ] = Field(default="bfpo", description="the loss")
     beta: float = Field(default=0.01, gt=0, description="KL coefficient (the paper's tau)")
     alpha: float = Field(default=0.5, description="shift of the target, subtracted from it")
     safety_weight: float = Field(
@@ -154,6 +165,9 @@ class MethodSettings(StageConfig):
     sba_lambda: float = Field(default=0.2, gt=0, description="BSO-SBA's exponent (its lambda)")
     sba_scale: float = Field(default=4.0, gt=0, description="BSO-SBA's scale (its s)")
     sba_clamp: float = Field(default=30.0, gt=0, description="bound of BSO-SBA's |log R| in nats")
+    safety_share: float = Field(
+        default=0.5, ge=0, le=1, description="weight of safety in linear_sum and modpo; helpfulness has the rest"
+    )
     reduction: Literal["sum", "mean"] = Field(
         default="sum", description="log-probs of a completion: summed over its tokens (the paper) or their mean"
     )
@@ -175,6 +189,10 @@ class AlignConfig(MethodSettings, TrainingKeys):
     """`bfpo train`: train a model on preference pairs with safety labels."""
 
     model: PathText = Field(description="model to train, also the frozen reference: folder or hub id")
+    margin_model: PathText | None = Field(
+        default=None,
+        description="model of safety whose margins modpo reads, trained with dpo_s from model at the same beta",
+    )
     reference: Literal["auto", "swap", "precompute", "adapter_off"] = Field(
         default="auto",
         description="where reference log-probs come from: a pass with the first weights swapped in, one computation "
@@ -223,10 +241,18 @@ class AlignConfig(MethodSettings, TrainingKeys):
         unread = {"buffer_weight"} if self.buffer is None else set()
         if self.reference in _WITHOUT_CACHE:
             unread.add("reference_cache")
+        if self.method != "modpo":
+            unread.add("margin_model")
         return super().unread() | unread
 
     @model_validator(mode="after")
     def _streams(self) -> AlignConfig:
+        if (self.method == "modpo") != (self.margin_model is not None):
+            raise ValueError(
+                "margin_model: modpo needs a model of safety, as bfpo train with method dpo_s makes it"
+                if self.margin_model is None
+                else f"margin_model: not read by the method {self.method!r}; leave it out, or choose modpo"
+            )
         if self.buffer is None and "buffer_weight" in self.model_fields_set:
             raise ValueError("buffer_weight: not read without buffer; give buffer or leave buffer_weight out")
         if self.lora is not None and self.lora.lora_dropout > 0:

@@ -94,7 +94,7 @@ def accuracy_rows(
     *,
     method: str = "bfpo",
     beta: float,
-    **settings: float,
+    **settings: Any,
 ) -> list[AccuracyRow]:
     """Return one row per pair: margin = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected).
 

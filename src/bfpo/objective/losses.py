@@ -37,13 +37,16 @@ def preference_loss(
     sba_lambda: float = 0.2,
     sba_scale: float = 4.0,
     sba_clamp: float = 30.0,
+    safety_share: float = 0.5,
+    other_margin: Tensor | None = None,
 ) -> PairLoss:
     """Return the loss of P pairs by one of `METHODS`, with what the method did to each pair.
 
     `margin`: (P,) floating point, `[log pi(y_c) - log pi_ref(y_c)] - [log pi(y_r) - log pi_ref(y_r)]` in nats, of
     summed log-probs as published (of means if the caller reduces so). `chosen_is_safe`, `rejected_is_safe`: (P,) bits
     or probabilities. `method`: a name of `METHODS`, whose `reads` says which of the settings (see `LossSettings`)
-    it depends on. Computed in the margin's dtype, half precision in float32.
+    it depends on. `other_margin`: (P,) the margin of another model against the same reference, read by methods that are
+    `shifted` and no other; None = 0 everywhere. Computed in the margin's dtype, half precision in float32.
 
     Take the mean over all P pairs, dropped ones included, for the loss of a step.
 
@@ -60,6 +63,7 @@ def preference_loss(
         sba_lambda=sba_lambda,
         sba_scale=sba_scale,
         sba_clamp=sba_clamp,
+        safety_share=safety_share,
     )
     chosen_is_safe, rejected_is_safe = check_labels(chosen_is_safe, rejected_is_safe)
     if not isinstance(margin, Tensor) or not margin.is_floating_point():
@@ -72,7 +76,20 @@ def preference_loss(
         )
     if margin.dtype in (torch.float16, torch.bfloat16):
         margin = margin.float()
+    if other_margin is not None:
+        margin = _shifted(margin, other_margin, row, safety_share)
     return row.function(margin, chosen_is_safe, rejected_is_safe, settings)
+
+
+def _shifted(margin: Tensor, other_margin: Tensor, row: Method, share: float) -> Tensor:
+    if not row.shifted:
+        raise SettingError(f"other_margin: the method {row.name!r} does not read it; leave it out")
+    if other_margin.shape != margin.shape:
+        raise SettingError(
+            f"other_margin: got shape {tuple(other_margin.shape)} with a margin of shape {tuple(margin.shape)}; "
+            "allowed: the same (P,) for both"
+        )
+    return margin - share * other_margin.to(dtype=margin.dtype, device=margin.device)
 
 
 def loss_at_start(
@@ -88,6 +105,8 @@ def loss_at_start(
     sba_lambda: float = 0.2,
     sba_scale: float = 4.0,
     sba_clamp: float = 30.0,
+    safety_share: float = 0.5,
+    other_margin: Tensor | None = None,
 ) -> Tensor:
     """Return the (P,) float64 loss before the first step, where policy = reference and every margin is 0.
 
@@ -108,6 +127,8 @@ def loss_at_start(
         sba_lambda=sba_lambda,
         sba_scale=sba_scale,
         sba_clamp=sba_clamp,
+        safety_share=safety_share,
+        other_margin=other_margin,
     ).loss
 
 

@@ -29,7 +29,8 @@ class LossSettings:
 
     `beta`: KL coefficient (the paper's tau). `alpha`, `safety_weight` (B1): BFPO's. `safedpo_delta`: SafeDPO's offset
     of `beta * margin` on a mixed pair. `bso_shift`: the same for BSO (its C). `sba_lambda`, `sba_scale`, `sba_clamp`:
-    the SBA generator's l and s, and the bound of |log R|.
+    the SBA generator's l and s, and the bound of |log R|. `safety_share`: weight of safety in a linear sum of the two
+    objectives, that of helpfulness being 1 minus it.
 
     Raises `SettingError` for a value outside its range.
     """
@@ -42,6 +43,7 @@ class LossSettings:
     sba_lambda: float = 0.2
     sba_scale: float = 4.0
     sba_clamp: float = 30.0
+    safety_share: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("beta", "sba_lambda", "sba_scale", "sba_clamp"):
@@ -51,6 +53,8 @@ class LossSettings:
         for name in ("safedpo_delta", "bso_shift"):
             if require_finite(name, getattr(self, name)) < 0:
                 raise SettingError(f"{name}: got {getattr(self, name)!r}; allowed: a finite number of at least 0")
+        if not 0 <= require_finite("safety_share", self.safety_share) <= 1:
+            raise SettingError(f"safety_share: got {self.safety_share!r}; allowed: a number from 0 to 1")
         if (1 + self.sba_lambda) * self.sba_clamp > _LARGEST_EXPONENT:
             raise SettingError(
                 f"sba_clamp: got {self.sba_clamp!r} with sba_lambda {self.sba_lambda!r}; allowed: "
@@ -87,7 +91,8 @@ class Method:
     """A row of the table: a method's name, its function, and what others need to know of it.
 
     `reads`: the names of the settings that its loss depends on. `squared`: the loss is `(h - target/beta)^2`, so it
-    has a target and grows as 1/beta^2; the others are functions of `beta * h` alone. `source`: the paper.
+    has a target and grows as 1/beta^2; the others are functions of `beta * h` alone. `shifted`: `h` reaches the
+    function less `safety_share` times the margin of another model. `source`: the paper.
     """
 
     name: str
@@ -96,6 +101,7 @@ class Method:
     function: LossFunction
     reads: frozenset[str] = field(default_factory=lambda: frozenset({"beta"}))
     squared: bool = False
+    shifted: bool = False
 
     @property
     def has_target(self) -> bool:
@@ -265,6 +271,33 @@ def _bso_sba(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, s
     return _without_target(margin, favoured, per_pair)
 
 
+def _linear_sum(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
+    """Squared loss to a linear sum of two targets: `w (s_c - s_r)/2 + (1 - w)/2`, w = `safety_share`.
+
+    Each half is IPO's target for its objective, so the optimum is that of RLHF on the linear sum of the two rewards,
+    w x safety + (1 - w) x helpfulness: what MORL scalarises, without a reward model. A pair whose target is 0 favours
+    none. Source: arXiv 2310.12036 for the loss; the linear sum that arXiv 2408.15313 compares with.
+    """
+    safer = (chosen_is_safe - rejected_is_safe).to(margin.dtype)
+    share = settings.safety_share
+    return _squared(margin, share * safer / 2 + (1 - share) / 2, settings.beta)
+
+
+def _modpo(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
+    """MODPO on the order of helpfulness: `-log sigmoid(beta (h - w m) / (1 - w))`, w = `safety_share`.
+
+    `m` is the log-ratio margin of a DPO model of safety, trained with the same `beta`, so that `beta m` is its implicit
+    reward; `h - w m` is what comes in here as `margin`. Labels are not read: safety is in `m`.
+    Source: arXiv 2310.03708.
+
+    Raises `SettingError` for a `safety_share` of 1, where no weight is left for helpfulness.
+    """
+    if settings.safety_share == 1:
+        raise SettingError("safety_share: got 1; modpo allows a number from 0 to below 1, or nothing is left to learn")
+    scale = settings.beta / (1 - settings.safety_share)
+    return _without_target(margin, _chosen_wins(margin), lambda h: -logsigmoid(scale * h))
+
+
 _SHIFTED = frozenset({"beta", "bso_shift"})
 
 METHODS: dict[str, Method] = {
@@ -304,6 +337,22 @@ METHODS: dict[str, Method] = {
             "arXiv 2605.12339",
             _bso_sba,
             _SHIFTED | {"sba_lambda", "sba_scale", "sba_clamp"},
+        ),
+        Method(
+            "linear_sum",
+            "squared loss to the linear sum of a target of safety and one of helpfulness",
+            "arXiv 2310.12036",
+            _linear_sum,
+            frozenset({"beta", "safety_share"}),
+            squared=True,
+        ),
+        Method(
+            "modpo",
+            "DPO on the order of helpfulness, less the margin of a model of safety",
+            "arXiv 2310.03708",
+            _modpo,
+            frozenset({"beta", "safety_share"}),
+            shifted=True,
         ),
     )
 }

@@ -16,6 +16,7 @@ from bfpo.training.inputs import (
     reference_cache,
     token_settings,
 )
+from bfpo.training.margin import margin_logps
 from bfpo.training.session import common_arguments, prepare_process, report_data, train_in_folder
 from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
@@ -55,6 +56,11 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     with args.main_process_first(desc="tokenizing"):  # the others find what the first one of their machine has written
         tokens = token_stores(folder, streams, policy.tokenizer, **token_settings(config))
     report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
+    others = None
+    if config.margin_model is not None:
+        vocabulary = policy.tokenizer.get_vocab()
+        lists = list(tokens.values())
+        others = margin_logps(config.margin_model, lists, args, vocabulary=vocabulary, dtype=config.dtype)
     trainer = BFPOTrainer(
         policy.model,
         args,
@@ -64,6 +70,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         processing_class=policy.tokenizer,
         # A resumed run keeps what `auto` chose, whatever the cache has learnt since: its numbers stay the same bits.
         reference=folder.record.get("reference"),
+        margin_logps=others,
     )
     folder.add_facts(reference=trainer.reference_name)
     if trainer.reference_report is not None:

@@ -23,7 +23,8 @@ class BFPOConfig(TrainingArguments):
     `per_device_train_batch_size` counts pairs of each stream per batch of the loader, which is cut into micro-batches
     of at most `max_tokens_per_microbatch` tokens (`None`: not at all); the loss does not depend on it. `attention`:
     rows of "packed" pairs with a shared prompt, "padded" ones, or "auto": packed where the model takes them.
-    `method` and what it reads (`beta`, `alpha`, `safety_weight`, `safedpo_delta`, `bso_shift`, `sba_*`): see
+    `method` and what it reads (`beta`, `alpha`, `safety_weight`, `safedpo_delta`, `bso_shift`, `sba_*`,
+    `safety_share`): see
     `bfpo.objective.losses.preference_loss`.
     `reduction`: "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`.
     `buffer_weight`: of the buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or
@@ -43,6 +44,7 @@ class BFPOConfig(TrainingArguments):
     sba_lambda: float = field(default=0.2, metadata={"help": "BSO-SBA's exponent"})
     sba_scale: float = field(default=4.0, metadata={"help": "BSO-SBA's scale"})
     sba_clamp: float = field(default=30.0, metadata={"help": "bound of BSO-SBA's |log R| in nats"})
+    safety_share: float = field(default=0.5, metadata={"help": "weight of safety in linear_sum and modpo"})
     reduction: str = field(default="sum", metadata={"help": "log-probs of a completion: sum or mean over tokens"})
     anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor beside the normalised loss"})
     buffer_weight: float = field(default=1.0, metadata={"help": "weight of the buffer's mean loss"})

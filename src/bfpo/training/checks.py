@@ -55,18 +55,25 @@ class StartCheck:
         return _RELATIVE_ERROR[self.dtype] * (1 + tokens * self.log_vocabulary)
 
     def __call__(
-        self, observed: float, pairs: Sequence[TokenPair], weights: Tensor, *, largest_margin: float | None = None
+        self,
+        observed: float,
+        pairs: Sequence[TokenPair],
+        weights: Tensor,
+        *,
+        largest_margin: float | None = None,
+        other_margin: Tensor | None = None,
     ) -> None:
         """Compare the `observed` loss with the sum of `weights` (P,) x what each pair's labels imply.
 
-        Raises `TrainingError` with both numbers where they differ by more than rounding of the margins explains.
+        `other_margin` (P,): see `preference_loss`. Raises `TrainingError` with both numbers where they differ by more
+        than rounding of the margins explains.
         """
         chosen, rejected = _labels(pairs)
-        implied = loss_at_start(chosen, rejected, **self.loss_settings)
+        settings = {**self.loss_settings, "other_margin": other_margin}
+        implied = loss_at_start(chosen, rejected, **settings)
         error = self.margin_tolerance(pairs)
         bounds = [
-            (preference_loss(sign * error, chosen, rejected, **self.loss_settings).loss - implied).abs()
-            for sign in (1, -1)
+            (preference_loss(sign * error, chosen, rejected, **settings).loss - implied).abs() for sign in (1, -1)
         ]
         expected = float((weights * implied).sum())
         tolerance = float((weights * torch.maximum(*bounds)).sum()) + 1e-6 * abs(expected)

@@ -16,7 +16,7 @@ from bfpo.data.pack import MicroBatch, PairCollator, longest_text, on_device
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 from bfpo.errors import SettingError
-from bfpo.objective.losses import add_anchor, anchor, preference_loss
+from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
@@ -24,6 +24,7 @@ from bfpo.policy.reference import Reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses
+from bfpo.training.margin import check_margin_logps
 from bfpo.training.metrics import PairFigures, group_index
 from bfpo.training.record import TrainingRecord
 from bfpo.training.sharding import prepare_sharding
@@ -46,7 +47,9 @@ class BFPOTrainer(Trainer):
 
     `model` must have dropout off and trainable parameters chosen (`bfpo.policy.load.load_policy` does both); as it is
     now, with its adapter off, it is the reference, unless `reference` is an object of that protocol.
-    `processing_class` is the tokenizer, needed for the padding id and saved with the model.
+    `margin_logps`, which modpo needs: the log-probs of the model of safety as `bfpo.training.margin` gives them, (P, 2)
+    for the main stream, the buffer where there is one, and one held-out list. `processing_class` is the tokenizer,
+    needed for the padding id and saved with the model.
 
     Raises `SettingError` for settings that do not fit, `TrainingError` for a first step that is not what the labels
     imply and for log-probs that are not finite.
@@ -66,6 +69,7 @@ class BFPOTrainer(Trainer):
         eval_dataset: Sequence[TokenPair] | Mapping[str, Sequence[TokenPair]] | None = None,
         processing_class: PreTrainedTokenizerBase,
         reference: Reference | Literal["auto", "precompute", "swap", "adapter_off"] | None = None,
+        margin_logps: Sequence[Tensor] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
@@ -110,11 +114,13 @@ class BFPOTrainer(Trainer):
         sets = {name: TwoStreamDataset(pairs) for name, pairs in start.held_out.items()}
         self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
         self._implied = [implied_losses(pairs, args.loss_settings()).to(args.device) for pairs in self._streams]
+        self._margin_logps = check_margin_logps(args.method, margin_logps, [*streams, *evals.values()])
         self._record = TrainingRecord(args, reduce=self._sum_over_processes)
         self.add_callback(self._record.callback)
         self._num_parameters: int | None = None
         self._largest_margin: Tensor | None = None
         self._anchor_share: Tensor | float = 0.0
+        self._other_margin: Tensor | None = None
 
     @property
     def watch(self) -> DivergenceWatch | None:
@@ -185,10 +191,12 @@ class BFPOTrainer(Trainer):
         num_pairs = len(inputs["pair_index"])
         drift = found.logps - ref_logps
         tokens = found.num_tokens.double()
-        log_ratio = drift / tokens if args.reduction == "mean" else drift
-        margin = log_ratio[:num_pairs] - log_ratio[num_pairs:]
+        per = tokens if args.reduction == "mean" else torch.ones_like(tokens)
+        margin = _difference(drift / per)
+        other = None if self._margin_logps is None else _difference((self._others(inputs) - ref_logps) / per)
         labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
-        pair_loss = preference_loss(margin, *labels, **args.loss_settings())
+        pair_loss = preference_loss(margin, *labels, **args.loss_settings(), other_margin=other)
+        self._other_margin = other
         total, anchors = pair_loss.loss, torch.zeros_like(margin)
         if args.anchor_weight > 0:
             mean_nll = -found.logps / tokens
@@ -202,7 +210,7 @@ class BFPOTrainer(Trainer):
             rejected_drift=drift.detach()[num_pairs:],
             chosen_tokens=found.num_tokens[:num_pairs],
             rejected_tokens=found.num_tokens[num_pairs:],
-            loss_at_start=self._loss_at_start(inputs),
+            loss_at_start=self._loss_at_start(inputs, other),
             anchor=anchors.detach(),
         )
         return figures, total
@@ -216,10 +224,25 @@ class BFPOTrainer(Trainer):
             main = buffer = ones * (self.accelerator.num_processes / num_pairs)
         return torch.where(is_buffer, self.args.buffer_weight * buffer, main)
 
-    def _loss_at_start(self, inputs: Mapping[str, Any]) -> Tensor:
+    def _others(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the log-probs of the other model of a micro-batch, (2P,)."""
+        assert self._margin_logps is not None
+        index = inputs["pair_index"].cpu()
+        if not self.model.training:
+            rows = self._margin_logps[-1][index]
+        else:
+            rows = torch.stack(
+                [self._margin_logps[s][i] for s, i in zip(inputs["is_buffer"].long().tolist(), index, strict=True)]
+            )
+        return rows.T.flatten().to(inputs["pair_index"].device)
+
+    def _loss_at_start(self, inputs: Mapping[str, Any], other_margin: Tensor | None) -> Tensor:
         index, is_buffer = inputs["pair_index"], inputs["is_buffer"]
         if not self.model.training:
             return torch.zeros(len(index), dtype=torch.float64, device=index.device)
+        if other_margin is not None:
+            labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
+            return loss_at_start(*labels, **self.args.loss_settings(), other_margin=other_margin)
         main = self._implied[0][index[~is_buffer]]
         return torch.cat([main, self._implied[1][index[is_buffer]]]) if len(self._streams) > 1 else main
 
@@ -270,6 +293,7 @@ class BFPOTrainer(Trainer):
             pairs,
             self._weights(inputs["is_buffer"], num_pairs).cpu(),
             largest_margin=None if self._largest_margin is None else float(self._largest_margin),
+            other_margin=None if self._other_margin is None else self._other_margin.cpu(),
         )
 
     # Logs
@@ -321,6 +345,12 @@ class BFPOTrainer(Trainer):
             self._num_parameters = int(sum(parameter.numel() for parameter in self.model.parameters()))
         num_tokens = sum(microbatch["input_ids"].numel() for microbatch in inputs["microbatches"])
         return 6 * int(num_tokens) * self._num_parameters
+
+
+def _difference(values: Tensor) -> Tensor:
+    """Return chosen minus rejected, (P,), of (2P,) values."""
+    chosen, rejected = values.chunk(2)
+    return chosen - rejected
 
 
 def _groups(inputs: Mapping[str, Any]) -> Tensor:

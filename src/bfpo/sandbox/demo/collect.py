@@ -10,16 +10,17 @@ from typing import Any
 
 from bfpo.config import DemoConfig
 from bfpo.data.read import read_completions
-from bfpo.evaluation.accuracy import AccuracyRow, accuracy_scores
 from bfpo.evaluation.report_data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.evaluation.report_data import Role as MethodRole
 from bfpo.evaluation.report_folders import find_runs
 from bfpo.evaluation.report_parts import margin_spreads, record_of
 from bfpo.evaluation.scores import METRICS, Judged, compare, join_verdicts, score_rows
+from bfpo.experiments.judged import read_accuracy, read_verdicts
 from bfpo.objective.losses import METHODS
 from bfpo.runs import RunFolder
-from bfpo.sandbox.demo.plan import CEILING, START, methods_of, seeds_of
-from bfpo.schema import Completion, Score, Verdict
+from bfpo.sandbox.demo.plan import methods_of
+from bfpo.sandbox.steps import CEILING, START, seeds_of
+from bfpo.schema import Completion, Verdict
 
 __all__ = ["collect"]
 
@@ -80,13 +81,8 @@ def _setting(config: DemoConfig) -> str:
 def _answers(root: Path, name: str, seed: int) -> Answers:
     runs = root / f"seed-{seed}" / name
     completions = read_completions(runs / "answers" / "completions.jsonl")
-    verdicts = {row["completion_id"]: _verdict(row) for row in _rows(runs / "scores" / "verdicts.jsonl")}
+    verdicts = read_verdicts(runs / "scores" / "verdicts.jsonl")
     return [(completion, verdicts[completion.id]) for completion in completions]
-
-
-def _verdict(row: dict[str, Any]) -> Verdict:
-    fields = Verdict.__dataclass_fields__
-    return Verdict(**{key: value for key, value in row.items() if key in fields})
 
 
 def _optional_rows(path: Path) -> list[dict[str, Any]]:
@@ -114,24 +110,13 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
         role=role,
         summary=_SUMMARIES[name] if name in _SUMMARIES else METHODS[name].summary,
         scores=score_rows(judged),
-        accuracy=_accuracy(runs),
+        accuracy=read_accuracy(runs),
         margins=margin_spreads(_optional_rows(runs[0] / "scores" / "accuracy.jsonl"), beta=settings.get("beta")),
         seed_values=_seed_values(judged, seeds),
         curves=_rows(runs[0] / stage / "metrics.jsonl"),
         settings=settings,
         seconds=sum(_run_seconds(run / step) for run in runs for step in (stage, "answers")),
     )
-
-
-def _accuracy(runs: Sequence[Path]) -> list[Score]:
-    rows: list[AccuracyRow] = []
-    seeds: list[int] = []
-    for number, run in enumerate(runs):
-        path = run / "scores" / "accuracy.jsonl"
-        for row in _optional_rows(path):
-            rows.append(AccuracyRow(**{key: row[key] for key in AccuracyRow.__dataclass_fields__}))
-            seeds.append(number)
-    return accuracy_scores(rows, seeds=seeds) if rows else []
 
 
 def _seed_values(judged: Sequence[Judged], seeds: Sequence[int]) -> dict[str, list[float | None]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime, timezone
 
 from bfpo.config import DemoConfig
 from bfpo.console import show
+from bfpo.experiments.chains import Chain
+from bfpo.experiments.workers import run_chains, usable_cores
 from bfpo.runs import RunFolder
-from bfpo.sandbox.demo.plan import Chain, make_data, methods_of, plan_seed, seeds_of
-from bfpo.sandbox.demo.workers import run_chains
+from bfpo.sandbox.demo.plan import make_data, methods_of, plan_seed
+from bfpo.sandbox.steps import seeds_of
 
 __all__ = ["preview", "run"]
 
@@ -46,9 +47,7 @@ def _chains(config: DemoConfig, folder: RunFolder) -> list[Chain]:
 
 
 def _processes(config: DemoConfig) -> int:
-    if config.processes is not None:
-        return config.processes
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.processes or usable_cores()
 
 
 def _command(config: DemoConfig) -> str:

@@ -1,4 +1,4 @@
-"""Runs the demo's chains in a few processes, each of which imports torch once, and shows how far they are."""
+"""Runs chains in a few processes, each of which imports torch once, and shows how far they are."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from bfpo.errors import BfpoError, RunError
-from bfpo.sandbox.demo.plan import Chain
-from bfpo.sandbox.demo.progress import ChainProgress
+from bfpo.experiments.chains import Chain
+from bfpo.experiments.progress import ChainProgress
 from bfpo.stages import run_stage
 
-__all__ = ["run_chains"]
+__all__ = ["run_chains", "usable_cores"]
 
 _POLL_SECONDS = 0.5
 
 
-def run_chains(chains: Sequence[Chain], processes: int, logs: Path) -> None:
+def run_chains(chains: Sequence[Chain], processes: int, logs: Path, *, memory: int | None = None) -> None:
     """Run every chain, at most `processes` at a time, those whose `needs` have ended; what is finished is passed over.
+
+    `memory`: bytes that the chains running at the same time may need together by their estimates; a chain that needs
+    more by itself runs alone.
 
     What a chain prints goes to `logs/<seed>-<name>.log`. The first failure stops the others and is raised with the
     chain's name and the place of its log: a `RunError` for bad input, else a `RuntimeError`.
@@ -34,8 +37,7 @@ def run_chains(chains: Sequence[Chain], processes: int, logs: Path) -> None:
     running: dict[Future[float], Chain] = {}
     with _pool(processes, len(chains)) as pool, ChainProgress(len(chains)) as progress:
         while waiting or running:
-            ready = [chain for chain in waiting if chain.needs is None or (chain.seed, chain.needs) in ended]
-            for chain in ready[: processes - len(running)]:
+            for chain in _next(waiting, ended, list(running.values()), processes, memory):
                 waiting.remove(chain)
                 running[pool.submit(_run_chain, chain, str(_log_file(logs, chain)))] = chain
             progress.show(running.values())
@@ -47,9 +49,27 @@ def run_chains(chains: Sequence[Chain], processes: int, logs: Path) -> None:
                 progress.end(chain, seconds)
 
 
+def _next(
+    waiting: Sequence[Chain],
+    ended: set[tuple[int, str]],
+    running: Sequence[Chain],
+    processes: int,
+    memory: int | None,
+) -> list[Chain]:
+    """Return the chains to start now, in their order."""
+    started: list[Chain] = []
+    for chain in waiting:
+        beside = [*running, *started]
+        ready = all((chain.seed, name) in ended for name in chain.needs)
+        room = memory is None or not beside or sum(one.memory for one in beside) + chain.memory <= memory
+        if ready and room and len(beside) < processes:
+            started.append(chain)
+    return started
+
+
 @contextmanager
 def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes with one torch thread each, ended at once when the demo is stopped."""
+    """A pool of fresh processes with one torch thread each, ended at once when the experiment is stopped."""
     # Read by the new processes: more threads than cores would only wait for one another.
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     pool = ProcessPoolExecutor(
@@ -66,7 +86,7 @@ def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _end_with_parent() -> None:
-    """End this process when the demo's is gone, killed without a word: an orphan would wait for work for ever."""
+    """End this process when its parent is gone, killed without a word: an orphan would wait for work for ever."""
     parent = parent_process()
     assert parent is not None
 
@@ -100,6 +120,11 @@ def _result(future: Future[float], chain: Chain, logs: Path) -> float:
     except Exception as error:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise RuntimeError(f"{chain.title}: {text} (log: {_log_file(logs, chain)})") from error
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: the chains that run at the same time where nobody says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _log_file(logs: Path, chain: Chain) -> Path:

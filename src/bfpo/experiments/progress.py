@@ -1,4 +1,4 @@
-"""How far the demo's chains are: bars on a terminal, a line per chain in a log."""
+"""How far the chains of an experiment are: bars on a terminal, a line per chain in a log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bfpo.sandbox.demo.plan import Chain
+from bfpo.experiments.chains import Chain
 
 __all__ = ["ChainProgress"]
 

@@ -1,0 +1,150 @@
+"""Several models, two objectives: the front, its hypervolume, and the model nearest to what a user asks for."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bfpo.errors import DataError
+from bfpo.evaluation.scores import METRICS, Judged, score_rows
+from bfpo.evaluation.stats import hypervolume_interval, nearest_to, pareto_front
+
+__all__ = ["tradeoff", "tradeoff_csv", "tradeoff_markdown"]
+
+
+def tradeoff(
+    judged: Mapping[str, Sequence[Judged]],
+    settings: Mapping[str, Mapping[str, Any]],
+    objectives: Sequence[str],
+    reference: Mapping[str, float],
+    *,
+    at_least: Mapping[str, float] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> dict[str, Any]:
+    """Return points, front, hypervolume and the chosen point as JSON values; `judged` and `settings` are by model.
+
+    `objectives` are two metrics of which more is better, `reference` the lowest value of each that counts. The
+    hypervolume is over the answers that every model gave a scored one to. A model that an objective could not be
+    measured for is listed and takes no part. Raises `DataError` where none is left, `SettingError` for a constraint on
+    something else.
+    """
+    intervals: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "random_seed": random_seed}
+    scores = {name: {score.metric: score for score in score_rows(rows, **intervals)} for name, rows in judged.items()}
+    measured = [name for name in judged if all(scores[name][key].value is not None for key in objectives)]
+    if not measured:
+        raise DataError(
+            f"{', '.join(objectives)}: measured for none of {len(judged)} models; choose other objectives, or a judge "
+            "that gives them"
+        )
+    points = {name: {key: float(scores[name][key].value or 0.0) for key in objectives} for name in measured}
+    values, prompts = _by_answer({name: judged[name] for name in measured}, objectives)
+    front = pareto_front(points, objectives)
+    return {
+        "objectives": list(objectives),
+        "confidence": confidence,
+        "points": [
+            {
+                "name": name,
+                "settings": dict(settings[name]),
+                "on_front": name in front,
+                "scores": {key: asdict(score) for key, score in scores[name].items()},
+            }
+            for name in judged
+        ],
+        "not_measured": [name for name in judged if name not in measured],
+        "pareto_front": front,
+        "hypervolume": {
+            **asdict(hypervolume_interval(values, prompts, reference, **intervals)),
+            "reference": dict(reference),
+        },
+        "nearest": _nearest(points, at_least, objectives) if at_least else None,
+    }
+
+
+def _nearest(
+    points: Mapping[str, Mapping[str, float]], at_least: Mapping[str, float], objectives: Sequence[str]
+) -> dict[str, Any]:
+    return {"at_least": dict(at_least), **asdict(nearest_to(points, at_least, objectives))}
+
+
+def _by_answer(
+    judged: Mapping[str, Sequence[Judged]], objectives: Sequence[str]
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[str]]]:
+    """Return the values of each model by objective and the prompts of each objective, of answers that all have."""
+    values: dict[str, dict[str, list[float]]] = {name: {} for name in judged}
+    prompts: dict[str, list[str]] = {}
+    for key in objectives:
+        metric = METRICS[key]
+        found = {
+            name: {
+                (row.prompt, row.id): float(value)
+                for row in rows
+                if (not metric.kinds or row.kind in metric.kinds) and (value := metric.value(row)) is not None
+            }
+            for name, rows in judged.items()
+        }
+        first, *others = found.values()
+        shared = [place for place in first if all(place in other for other in others)]
+        prompts[key] = [prompt for prompt, _ in shared]
+        for name in judged:
+            values[name][key] = [found[name][place] for place in shared]
+    return values, prompts
+
+
+def tradeoff_csv(result: Mapping[str, Any]) -> str:
+    """Return one line per model: its settings, then value, low and high of every metric; empty where not measured."""
+    out = io.StringIO()
+    keys = list(dict.fromkeys(key for point in result["points"] for key in point["settings"]))
+    metrics = list(METRICS)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["name", *keys, "on_front", *(f"{m}{end}" for m in metrics for end in ("", "_low", "_high"))])
+    for point in result["points"]:
+        row = [point["name"], *(point["settings"].get(key, "") for key in keys), point["on_front"]]
+        for metric in metrics:
+            score = point["scores"][metric]
+            row += ["" if score[end] is None else score[end] for end in ("value", "low", "high")]
+        writer.writerow(row)
+    return out.getvalue()
+
+
+def tradeoff_markdown(result: Mapping[str, Any]) -> str:
+    """Return the table of the models with intervals, and what follows from it, as Markdown."""
+    shown = list(dict.fromkeys([*result["objectives"], "helpful_and_safe", "well_formed"]))
+    volume, nearest = result["hypervolume"], result["nearest"]
+    corner = ", ".join(f"{key} {value:g}" for key, value in volume["reference"].items())
+    lines = [
+        _row(["model", *(METRICS[key].title for key in shown), "front"]),
+        _row(["---"] * (len(shown) + 2)),
+        *(
+            _row([p["name"], *(_cell(p["scores"][key]) for key in shown), "yes" if p["on_front"] else ""])
+            for p in result["points"]
+        ),
+        "",
+        f"Intervals: {result['confidence']:.0%}, by prompt. Not beaten in both: {'; '.join(result['pareto_front'])}.",
+        "",
+        f"Hypervolume above ({corner}): {_cell(volume)}, over {volume['num']} prompts.",
+    ]
+    if result["not_measured"]:
+        lines += ["", f"Not measured, and in no front: {'; '.join(result['not_measured'])}."]
+    if nearest is not None:
+        asked = " and ".join(f"{key} of at least {value:g}" for key, value in nearest["at_least"].items())
+        short = ", ".join(f"{key} {value:.3f} below" for key, value in nearest["missing"].items())
+        lines += ["", f"For {asked}: {nearest['name']}{'' if nearest['meets'] else f', the nearest ({short})'}."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return ""
+    if score["low"] is None or score["high"] is None:
+        return f"{score['value']:.3f}"
+    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,175 @@
+"""The weights between two models: `(1 - w) A + w B`, one tensor at a time, from safetensors to safetensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bfpo.errors import ModelError
+from bfpo.policy.load import cannot_load, load_tokenizer
+
+__all__ = ["BlendSource", "blend_weights", "open_source", "require_same_kind"]
+
+_INDEX, _ADAPTER, _SUFFIX = "model.safetensors.index.json", "adapter_config.json", ".safetensors"
+# Keys of a config.json that say nothing of what the weights mean.
+_OF_NO_EFFECT = frozenset(
+    {"_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+)
+_COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class BlendSource:
+    """A model's folder, its safetensors files, and where each tensor lies: name -> (file, shape)."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    tensors: Mapping[str, tuple[Path, tuple[int, ...]]]
+
+
+def open_source(model: str, *, name: str) -> BlendSource:
+    """Return what there is of a model: a folder, or a hub id, whose safetensors are then downloaded.
+
+    Reads headers only. `name` is the setting that an error names. Raises `ModelError` for a model that is not there,
+    has no safetensors, or is an adapter.
+    """
+    folder = Path(model) if Path(model).is_dir() else _from_hub(model, name)
+    if (folder / _ADAPTER).exists():
+        raise ModelError(
+            f"{name}: {model} is an adapter without its base; allowed: whole weights, as bfpo train writes to model/ "
+            "(there the adapter is merged)"
+        )
+    files = _weight_files(folder)
+    if not files:
+        raise ModelError(f"{name}: {model} holds no safetensors file; allowed: the folder of a model saved as such")
+    tensors = {
+        key: (file, tuple(facts["shape"])) for file in files for key, facts in _tensors_of(_header(file)).items()
+    }
+    return BlendSource(folder, files, tensors)
+
+
+def require_same_kind(first: BlendSource, second: BlendSource) -> None:
+    """Raise `ModelError` where the two have other tensors, shapes, settings or tokens: their middle means nothing."""
+    lacking = sorted(first.tensors.keys() ^ second.tensors.keys())
+    if lacking:
+        where = first if lacking[0] in first.tensors else second
+        raise ModelError(
+            f"{second.folder}: {len(lacking)} tensors are in one of the two models only, such as {lacking[0]} (in "
+            f"{where.folder}); allowed: two models of one architecture, trained from one start"
+        )
+    for key, (_, shape) in first.tensors.items():
+        other = second.tensors[key][1]
+        if shape != other:
+            raise ModelError(f"{second.folder}: {key} has shape {other}, in {first.folder} {shape}; allowed: the same")
+    ours, theirs = _config(first), _config(second)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise ModelError(
+                f"{second.folder}: config.json has {key} = {theirs.get(key)!r}, {first.folder} {ours.get(key)!r}; "
+                "allowed: the same for both"
+            )
+    mine, others = load_tokenizer(first.folder), load_tokenizer(second.folder)
+    if mine.get_vocab() != others.get_vocab() or mine.chat_template != others.chat_template:
+        raise ModelError(
+            f"{second.folder}: its tokenizer or chat template is not that of {first.folder}; allowed: the same for both"
+        )
+
+
+def blend_weights(
+    first: BlendSource,
+    second: BlendSource,
+    weight: float,
+    folder: Path,
+    *,
+    advance: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write `(1 - weight) first + weight second` to a new folder, with the first model's files beside the weights.
+
+    Memory is that of the largest tensor, a few times: the output has the files, the order and the dtypes of `first`,
+    whose headers are copied as they are. Sums are taken in float32 (float64 for float64) and rounded once. Tensors of
+    whole numbers must be equal. `advance` is told of each tensor.
+
+    Raises `ModelError` for tensors that cannot be read or blended, and `OSError` for a folder that cannot be written.
+    """
+    folder.mkdir(parents=True)
+    for pattern in _COPIED:
+        for file in first.folder.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+    for file in first.files:
+        header = _header(file)
+        tensors = _tensors_of(header)
+        text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+        text += b" " * (-len(text) % 8)
+        with (folder / file.name).open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for key in sorted(tensors, key=lambda name: tuple(tensors[name]["data_offsets"])):
+                blended = _blend(key, _read(file, key), _read(second.tensors[key][0], key), weight)
+                out.write(blended.reshape(-1).view(torch.uint8).numpy().tobytes())
+                advance(1)
+
+
+def _blend(key: str, first: Tensor, second: Tensor, weight: float) -> Tensor:
+    if not first.is_floating_point():
+        if not torch.equal(first, second):
+            raise ModelError(f"{key}: holds {first.dtype}, which cannot be blended, and differs between the two models")
+        return first
+    if weight in (0.0, 1.0):  # the very bits
+        return (first if weight == 0.0 else second.to(first.dtype)).contiguous()
+    wide = torch.promote_types(first.dtype, torch.float32)
+    return torch.lerp(first.to(wide), second.to(wide), weight).to(first.dtype).contiguous()
+
+
+def _read(file: Path, key: str) -> Tensor:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            value: Tensor = tensors.get_tensor(key)
+            return value
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file}: {key} cannot be read ({error}); copy or save the model again") from error
+
+
+def _header(file: Path) -> dict[str, Any]:
+    try:
+        with safe_open(file, framework="pt"):  # checks what it says of itself
+            pass
+        with file.open("rb") as stream:
+            header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{file}: is no safetensors file ({error}); copy or save the model again") from error
+    return header
+
+
+def _tensors_of(header: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: facts for key, facts in header.items() if key != "__metadata__"}
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    if (folder / _INDEX).exists():
+        names = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        return tuple(folder / name for name in sorted(names))
+    return tuple(file for file in [folder / f"model{_SUFFIX}"] if file.exists())
+
+
+def _config(source: BlendSource) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise cannot_load("model", source.folder, error) from error
+    return {key: value for key, value in values.items() if key not in _OF_NO_EFFECT}
+
+
+def _from_hub(model: str, name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=[f"*{_SUFFIX}", *_COPIED]))
+    except Exception as error:  # the hub has kinds of its own
+        raise cannot_load(name, model, error) from error

@@ -1,0 +1,76 @@
+"""The margins of another model that modpo reads: its log-probs of the pairs, computed once by the reference pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bfpo.data.columns import reference_logps
+from bfpo.data.pack import collate_pairs, on_device
+from bfpo.data.tokenize import TokenPair
+from bfpo.errors import ModelError, SettingError
+from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
+from bfpo.policy.reference_pass import MAX_TOKENS, ReferencePass
+from bfpo.training.arguments import BFPOConfig
+
+__all__ = ["check_margin_logps", "margin_logps"]
+
+
+def margin_logps(
+    model: str,
+    lists: Sequence[Sequence[TokenPair]],
+    args: BFPOConfig,
+    *,
+    vocabulary: Mapping[str, int],
+    dtype: str = "float32",
+) -> list[Tensor]:
+    """Return the model's summed log-probs of the pairs of each list, (P, 2) float64 of chosen and rejected, in nats.
+
+    The reference pass computes them, so they are read from and added to the cache `args.reference_cache`, and processes
+    share the work. `vocabulary`: of the tokenizer that made
+    the pairs. Raises `ModelError` for a model that cannot be loaded or whose tokens are others.
+    """
+    tokenizer = load_tokenizer(model)
+    if tokenizer.get_vocab() != dict(vocabulary):
+        raise ModelError(
+            f"margin_model: {model} has another vocabulary than the model that trains; give one that was trained from "
+            "the same start"
+        )
+    other = load_policy(model, dtype=dtype).model.to(args.device)
+    look_up = ReferencePass(
+        other,
+        lists,
+        cache=args.reference_cache,
+        process_index=args.process_index,
+        num_processes=args.world_size,
+    )
+    pad = pad_token_id(tokenizer)
+
+    def collate(some: Sequence[TokenPair]) -> dict[str, Any]:
+        return on_device(collate_pairs(some, pad_token_id=pad, form="padded"), args.device)
+
+    found, _ = look_up.run(collate=collate, max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS)
+    columns = [reference_logps(pairs) for pairs in found]
+    return [torch.from_numpy(np.stack(pair, axis=1)) for pair in columns if pair is not None]
+
+
+def check_margin_logps(
+    method: str, values: Sequence[Tensor] | None, lists: Sequence[Sequence[TokenPair]]
+) -> list[Tensor] | None:
+    """Return the log-probs as a list; raise `SettingError` where modpo has none, another has some, or sizes differ."""
+    if (method == "modpo") != (values is not None):
+        raise SettingError(
+            f"margin_logps: got {'none' if values is None else 'some'} with the method {method!r}; allowed: with "
+            "modpo, which needs them, and with no other"
+        )
+    if values is None:
+        return None
+    wanted = [(len(pairs), 2) for pairs in lists]
+    given = [tuple(value.shape) for value in values]
+    if given != wanted:
+        raise SettingError(f"margin_logps: got shapes {given}; allowed: {wanted}, one for each list of pairs")
+    return [value.double() for value in values]

@@ -1,0 +1,113 @@
+"""The trade-off of several models on judged rows that can be counted by hand; and the scheduling of chains."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from bfpo.config import SweepConfig, load_config
+from bfpo.errors import ConfigError, DataError
+from bfpo.evaluation.figures.front import front_figure
+from bfpo.evaluation.scores import METRICS, Judged
+from bfpo.experiments.chains import Chain
+from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
+from bfpo.experiments.workers import _next
+
+OBJECTIVES = ("helpfulness", "harmless")
+ZERO = {"helpfulness": 0.0, "harmless": 0.0}
+
+
+def rows(helpful: list[float], safe: list[bool | None]) -> list[Judged]:
+    return [
+        Judged(id=f"{i}", prompt=f"p{i}", kind="benign", safe=s, helpful=h, helpful_and_safe=bool(s and h > 0.5))
+        for i, (h, s) in enumerate(zip(helpful, safe, strict=True))
+    ]
+
+
+def models() -> dict[str, list[Judged]]:
+    return {
+        "bold": rows([1.0, 1.0, 1.0, 1.0], [True, False, False, False]),
+        "shy": rows([0.0, 0.0, 0.0, 0.4], [True, True, True, True]),
+        "worse": rows([0.0, 0.0, 0.0, 0.2], [True, True, True, False]),
+    }
+
+
+def test_front_area_and_choice_are_those_of_a_count_by_hand() -> None:
+    judged = models()
+    result = tradeoff(judged, {name: {"n": name} for name in judged}, OBJECTIVES, ZERO, at_least={"harmless": 0.9})
+    assert result["pareto_front"] == ["shy", "bold"]
+    assert [point["on_front"] for point in result["points"]] == [True, True, False]
+    assert result["hypervolume"]["value"] == pytest.approx(0.1 * 1.0 + (1.0 - 0.1) * 0.25)
+    assert result["hypervolume"]["reference"] == ZERO
+    assert result["hypervolume"]["low"] < result["hypervolume"]["value"] <= result["hypervolume"]["high"]
+    assert result["nearest"]["name"] == "shy"
+    assert result["nearest"]["meets"]
+    none = tradeoff(judged, {name: {} for name in judged}, OBJECTIVES, ZERO, at_least={"helpfulness": 2.0})
+    assert (none["nearest"]["name"], none["nearest"]["meets"]) == ("bold", False)
+    assert "the nearest (helpfulness 1.000 below)" in tradeoff_markdown(none)
+    table = list(csv.DictReader(io.StringIO(tradeoff_csv(result))))
+    assert [row["name"] for row in table] == list(judged)
+    assert float(table[0]["harmless"]) == 0.25
+    assert table[0]["finished"] == "1.0"
+    figure = front_figure(result, {key: METRICS[key].title for key in OBJECTIVES})
+    assert {text.get_text() for text in figure.axes[0].texts} == set(judged)
+
+
+def test_what_could_not_be_measured_enters_no_front() -> None:
+    judged = models() | {"silent": rows([1.0] * 4, [None] * 4)}
+    settings: dict[str, dict[str, str]] = {name: {} for name in judged}
+    result = tradeoff(judged, settings, OBJECTIVES, ZERO)
+    assert result["not_measured"] == ["silent"]
+    assert "silent" not in result["pareto_front"]
+    assert "Not measured, and in no front: silent." in tradeoff_markdown(result)
+    with pytest.raises(DataError, match="measured for none of 1 models"):
+        tradeoff({"silent": judged["silent"]}, settings, OBJECTIVES, ZERO)
+
+
+def test_chains_start_within_processes_needs_and_memory() -> None:
+    a, b, c = (Chain(name, 0, (), memory=memory) for name, memory in (("a", 6), ("b", 5), ("c", 4)))
+    after = Chain("d", 0, (), needs=("a", "b"))
+    assert _next([a, b, c], set(), [], 2, None) == [a, b]
+    assert _next([a, b, c], set(), [], 3, 10) == [a, c]
+    assert _next([a], set(), [], 3, 5) == [a]  # too large for the budget: alone
+    assert _next([a], set(), [c], 3, 5) == []
+    assert _next([after], {(0, "a")}, [], 2, None) == []
+    assert _next([after], {(0, "a"), (1, "b")}, [], 2, None) == []
+    assert _next([after], {(0, "a"), (0, "b")}, [], 2, None) == [after]
+
+
+def test_the_grid_is_read_from_text() -> None:
+    base = ["train=t.yaml", "generate=g.yaml"]
+    config = load_config(SweepConfig, None, [*base, 'grid="beta=0.05,0.1,alpha=0,anchor_weight=0.3,1"'])
+    assert config.grid == {"beta": [0.05, 0.1], "alpha": [0], "anchor_weight": [0.3, 1]}
+    assert load_config(SweepConfig, None, [*base, "grid.beta=[1]", "at_least=harmless=0.95"]).at_least == {
+        "harmless": 0.95
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["train=t"], "grid: missing"),
+        (["train=t", "grid=3,4"], "grid: got '3,4'"),
+        (["grid.beta=[1]"], "train, blends: exactly one"),
+        (["blends=b", "grid.beta=[1]"], "grid: not read where blends is set"),
+        (["train=t", "grid.beta=[1]", "at_least=polite=1"], "at_least: got polite; allowed: helpfulness, harmless"),
+        (["train=t", "grid.beta=[1]", "at_least=harmless"], "at_least: got 'harmless'"),
+        (["train=t", "grid.beta=[1]", "reference_point=harmless=1"], "reference_point: needs a value for each"),
+        (["train=t", "grid.beta=[1]", "objectives=[a, b]"], "objectives: got a, b; allowed: "),
+        (["train=t", "grid.beta=[1]", "objectives=[harmless, over_refusal_benign]"], "objectives: got over_refusal"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_said_before_it_starts(tmp_path: Path, settings: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(SweepConfig, None, ["generate=g", *settings])
+
+
+def test_the_config_offers_every_metric_of_which_more_is_better() -> None:
+    from bfpo.config.experiments import _MORE_IS_BETTER
+
+    assert tuple(name for name, metric in METRICS.items() if metric.higher_is_better) == _MORE_IS_BETTER

@@ -1,0 +1,62 @@
+"""The comparison: what each rival is made of, that trials are equal in number, and the table of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bfpo.config import CompareConfig
+from bfpo.objective.losses import METHODS
+from bfpo.sandbox.compare.plan import RIVALS, chains_of
+from bfpo.sandbox.compare.stage import NUM_TRIALS, preview
+from bfpo.sandbox.steps import CEILING, START
+from bfpo.stages import run_stage
+from small_world import SMALL
+
+
+def test_every_rival_tries_as_many_different_settings() -> None:
+    for rival in RIVALS.values():
+        assert len({tuple(sorted(trial.items())) for trial in rival.trials}) == len(rival.trials) == NUM_TRIALS
+        assert rival.kind != "loss" or rival.name in METHODS
+    assert set(METHODS) - set(RIVALS) == {"bso_sba"}
+    assert "13 methods x 2 settings" in preview(CompareConfig(quick=True))[0]
+
+
+def test_recipes_share_their_stages_and_have_the_same_steps_and_anchor(tmp_path: Path) -> None:
+    config, wanted = CompareConfig(), {name: [0] for name in RIVALS}
+    chains = {chain.name: chain for chain in chains_of(config, tmp_path, 3, wanted, "validation")}
+    trains = {name: chain.steps[0].config for name, chain in chains.items() if chain.steps[0].stage == "train"}
+    assert {train.max_steps for train in trains.values()} == {config.align.steps}
+    assert {train.anchor_weight for train in trains.values()} == {config.align.anchor_weight}
+    assert {train.seed for train in trains.values()} == {3}
+    base = "beta=0.1-learning_rate=0.001"
+    sacpo = f"dpo_s-{base}-after-dpo_h-{base}"
+    assert chains[sacpo].needs == (f"dpo_h-{base}",)
+    assert trains[sacpo].model == str(chains[f"dpo_h-{base}"].steps[0].out / "model")
+    assert trains[f"modpo-{base}-safety_share=0.5"].margin_model == str(chains[f"dpo_s-{base}"].steps[0].out / "model")
+    blended = {name: chain for name, chain in chains.items() if chain.steps[0].stage == "interpolate"}
+    assert {chain.needs for chain in blended.values()} == {
+        (f"dpo_h-{base}", sacpo),
+        (f"dpo_h-{base}", f"dpo_s-{base}"),
+    }
+    asked = [name for name in chains if name.endswith("on validation")]
+    assert len(asked) == len(RIVALS) + 2
+    known = set(chains)
+    assert all(set(chain.needs) <= known for chain in chains.values())
+    assert {START, CEILING} <= known
+
+
+@pytest.mark.slow
+def test_a_comparison_ends_with_its_table(tmp_path: Path) -> None:
+    values = {**SMALL, "quick": True, "seeds": 2, "bootstrap_samples": 50}
+    folder = run_stage("compare", CompareConfig.model_validate(values), tmp_path / "run")
+    result = folder.read_json("comparison.json")
+    assert {method["name"] for method in result["methods"]} == {*RIVALS, START, CEILING}
+    for method in result["methods"]:
+        assert len(method["seed_values"]["well_formed"]) == 2
+        assert len(method["trials"]) == (2 if method["name"] in RIVALS else 0)
+        assert (method["bfpo_minus_this"] is None) == (method["name"] in ("bfpo", START, CEILING))
+    text = (folder.path / "comparison.md").read_text()
+    assert "MODPO" in text
+    assert "**beta" in text
