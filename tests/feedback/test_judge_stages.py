@@ -181,7 +181,7 @@ def test_the_short_options_are_the_keys(judge: Path, labelled: Path, tmp_path: P
         app, ["judge-check", "--judge", "nobody", "--data", str(labelled), "--out", str(tmp_path / "x")]
     )
     assert result.exit_code == 2
-    assert "judge: got 'nobody'; allowed: oracle, a folder of" in result.output
+    assert "judge: got 'nobody'; allowed: oracle, refusal-phrases, a folder of" in result.output
 
 
 def test_a_classifier_is_fine_tuned_and_judges(labelled: Path, tmp_path: Path) -> None:
