@@ -11,7 +11,7 @@ from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, detect_completion_l
 from bfpo.data.load import load_completions
 from bfpo.data.read import iter_completions, read_completions, read_pairs, write_completions
 from bfpo.data.rejects import Reject
-from bfpo.data.rows import RowError
+from bfpo.data.row import RowError
 from bfpo.errors import DataError, LabelError, SettingError
 from bfpo.schema import Completion, Message
 from helpers import write_rows

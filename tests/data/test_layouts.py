@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bfpo.data.layouts import LAYOUTS, detect_layout
-from bfpo.data.rows import RowError
+from bfpo.data.row import RowError
 from bfpo.schema import Message, Pair
 
 Q = Message("user", "q")

@@ -14,7 +14,8 @@ import pytest
 
 from bfpo.data import byte_lines, rows
 from bfpo.data.read import read_pairs
-from bfpo.data.rows import Row, iter_rows
+from bfpo.data.row import Row
+from bfpo.data.rows import iter_rows
 from bfpo.errors import DataError
 from bfpo.inputs import expand_files
 

@@ -15,7 +15,7 @@ from bfpo.data.fields import (
     text_of,
     value_of,
 )
-from bfpo.data.rows import RowError
+from bfpo.data.row import RowError
 from bfpo.schema import Completion, Message
 
 __all__ = ["COMPLETION_LAYOUTS", "CompletionLayout", "detect_completion_layout", "plain_completion"]

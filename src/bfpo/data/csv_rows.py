@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bfpo.data import byte_lines
 from bfpo.data.byte_lines import iter_lines
-from bfpo.data.rows import CellText, Row, RowError, too_long
+from bfpo.data.row import CellText, Row, RowError, too_long
 from bfpo.errors import DataError
 
 __all__ = ["iter_csv_rows"]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
-from bfpo.data.rows import CellText, RowError
+from bfpo.data.row import CellText, RowError
 from bfpo.schema import Completion, Message, Pair, Role
 
 __all__ = [

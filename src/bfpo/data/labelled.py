@@ -13,7 +13,7 @@ from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, CompletionLayout, d
 from bfpo.data.layouts import LAYOUTS, Layout, detect_layout
 from bfpo.data.mapped import check_columns, first_that_fits, mapped_rows
 from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
-from bfpo.data.rows import Row, RowError
+from bfpo.data.row import Row, RowError
 from bfpo.errors import DataError, SettingError
 from bfpo.inputs import expand_files
 from bfpo.schema import Completion

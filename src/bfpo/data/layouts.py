@@ -18,7 +18,7 @@ from bfpo.data.fields import (
     text_of,
     value_of,
 )
-from bfpo.data.rows import CellText, RowError
+from bfpo.data.row import CellText, RowError
 from bfpo.schema import Message, Pair, Role
 
 __all__ = ["LAYOUTS", "Layout", "detect_layout"]

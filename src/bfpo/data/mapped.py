@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from bfpo.data.rejects import Reject, describe_rejects
-from bfpo.data.rows import Row, RowError, iter_rows
+from bfpo.data.row import Row, RowError
+from bfpo.data.rows import iter_rows
 from bfpo.errors import DataError, SettingError
 
 __all__ = ["attempt", "check_columns", "first_that_fits", "made_or_error", "mapped_rows"]

@@ -12,7 +12,8 @@ from pathlib import Path
 from bfpo.data.fields import content_id
 from bfpo.data.mapped import check_columns, first_that_fits, made_or_error, mapped_rows
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS, PromptLayout, detect_prompt_layout
-from bfpo.data.rows import Row, text_rows
+from bfpo.data.row import Row
+from bfpo.data.rows import text_rows
 from bfpo.errors import DataError, SettingError
 from bfpo.inputs import expand_files
 from bfpo.schema import Message, Prompt

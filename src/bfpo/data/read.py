@@ -13,7 +13,7 @@ from bfpo.data.names import SeenNames
 from bfpo.data.prompts import read_prompts
 from bfpo.data.read_completions import iter_completions, read_completions, read_sft
 from bfpo.data.rejects import BadRows, CompletionResult, ReadResult, Reject, check_rejects, describe_rejects
-from bfpo.data.rows import Row, RowError
+from bfpo.data.row import Row, RowError
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.errors import SettingError
 from bfpo.inputs import expand_files

@@ -14,7 +14,8 @@ from bfpo.data.completion_layouts import (
 )
 from bfpo.data.mapped import attempt, check_columns, first_that_fits, made_or_error, mapped_rows
 from bfpo.data.rejects import CompletionResult, Reject
-from bfpo.data.rows import Row, iter_rows
+from bfpo.data.row import Row
+from bfpo.data.rows import iter_rows
 from bfpo.errors import SettingError
 from bfpo.inputs import expand_files
 from bfpo.schema import Completion

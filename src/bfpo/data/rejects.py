@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bfpo.data.rows import RowError
+from bfpo.data.row import RowError
 from bfpo.errors import DataError, SettingError
 from bfpo.schema import Completion, Pair
 

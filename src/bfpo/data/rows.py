@@ -3,47 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-from bfpo.data import byte_lines
 from bfpo.data.byte_lines import iter_lines
+from bfpo.data.csv_rows import iter_csv_rows
+from bfpo.data.row import Row, RowError, too_long
 from bfpo.errors import DataError, first_line
 from bfpo.inputs import ALLOWED_KINDS, kind_of
 
-__all__ = ["MAX_DOCUMENT_BYTES", "CellText", "Row", "RowError", "iter_rows", "text_rows", "too_long"]
+__all__ = ["MAX_DOCUMENT_BYTES", "iter_rows", "text_rows"]
 
 MAX_DOCUMENT_BYTES = 1 << 26
 """64 MiB: a JSON array or object over many lines is read whole, and a longer one must be written as JSON lines."""
 
 _ROWS_PER_BATCH = 1024
 _CONVERT = "write one object per line (JSON lines), for example with `jq -c '.[]'`"
-
-
-class RowError(Exception):
-    """A row that cannot be used: the field, the reason (a fixed phrase, so that it can be counted) and the value."""
-
-    def __init__(self, field: str, reason: str, value: object = None) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
-        self.reason = reason
-        self.value = value
-
-
-class CellText(str):
-    """The text of a CSV cell, where numbers and labels are text too."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a file: `line` is where it starts, from 1 (in Parquet, rows); `bad` is set where it has no columns."""
-
-    line: int
-    columns: Mapping[str, object]
-    bad: RowError | None = None
 
 
 def iter_rows(file: Path) -> Iterator[Row]:
@@ -60,8 +35,6 @@ def iter_rows(file: Path) -> Iterator[Row]:
     if kind[0] == ".parquet":
         yield from _parquet_rows(file)
     elif kind[0] in (".csv", ".tsv"):
-        from bfpo.data.csv_rows import iter_csv_rows
-
         yield from iter_csv_rows(file, "," if kind[0] == ".csv" else "\t")
     else:
         yield from _json_rows(file, one_document=kind[0] == ".json")
@@ -79,11 +52,6 @@ def text_rows(file: Path) -> Iterator[Row]:
                 yield Row(line, {}, _not_utf8(error))
             else:
                 yield from (Row(line, {"text": part.rstrip("\n")}) for part in parts if part.strip())
-
-
-def too_long() -> RowError:
-    """Return what is wrong with a line beyond the limit."""
-    return RowError("row", f"line longer than {byte_lines.MAX_LINE_BYTES} bytes")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> RowError:

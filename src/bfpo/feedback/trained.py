@@ -12,12 +12,11 @@ from bfpo.feedback.ngrams import JUDGE_FILE, NgramJudge
 
 if TYPE_CHECKING:
     from bfpo.feedback.classifier import ClassifierJudge
-    from bfpo.feedback.judges import Judge
 
 __all__ = ["trained_judge", "trained_ranker"]
 
 
-def trained_judge(folder: str | Path, *, name: str | None = None) -> Judge:
+def trained_judge(folder: str | Path, *, name: str | None = None) -> NgramJudge | ClassifierJudge:
     """Return the judge that the folder holds, as its own or another name. Raises `ModelError` where there is none."""
     folder = Path(folder)
     try:

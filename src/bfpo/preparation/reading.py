@@ -10,7 +10,7 @@ from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, CompletionLayout, d
 from bfpo.data.layouts import LAYOUTS, Layout, detect_layout
 from bfpo.data.mapped import attempt, check_columns, first_that_fits, mapped_rows
 from bfpo.data.rejects import Reject
-from bfpo.data.rows import Row
+from bfpo.data.row import Row
 from bfpo.data.sources import SourceKind
 from bfpo.errors import SettingError
 from bfpo.schema import Completion, Pair
