@@ -137,7 +137,7 @@ def test_nothing_is_cut_and_no_text_is_guessed(bert: Path) -> None:
     assert fits.p_safe is not None
     assert (long.label, long.reason) == (
         "unscored",
-        "longer than max_length (at most the model's positions): 257 tokens, 256 allowed",
+        "longer than max_length (at most the model's positions): 256 tokens are allowed",
     )
     assert "surrogate" in half.reason
     assert judge.judge([]) == []

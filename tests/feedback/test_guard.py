@@ -189,7 +189,7 @@ def test_nothing_is_cut(random_model: Path) -> None:
     assert "longer" not in fits.reason
     assert (long.label, long.reason) == (
         "unscored",
-        "longer than max_length (at most the model's positions): 101 tokens, 100 allowed",
+        "longer than max_length (at most the model's positions): 100 tokens are allowed",
     )
     assert monstrous.reason.startswith("longer than max_length")
 

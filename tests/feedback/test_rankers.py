@@ -201,7 +201,7 @@ def test_pairrm_cuts_nothing_and_needs_its_prefixes(pairrm: Path, tmp_path: Path
     found = PairRanker(model=pairrm, max_length=50).compare([(completion("a" * 40), completion("b"))])[0]
     assert (found.first_is_better, found.reason) == (
         None,
-        "longer than max_length (at most the model's positions): 54 tokens, 50 allowed",
+        "longer than max_length (at most the model's positions): 50 tokens are allowed",
     )
     with pytest.raises(ModelError, match="source_prefix_id"):
         PairRanker(model=save_pairrm(tmp_path, source_prefix_id=None))

@@ -108,7 +108,7 @@ class ClassifierJudge:
                 reasons[number] = str(error)
                 continue
             if len(row["input_ids"]) > self._room:
-                reasons[number] = too_long(len(row["input_ids"]), self._room)
+                reasons[number] = too_long(self._room)
             else:
                 rows[number] = row
         logits = classifier_logits(self._model, self._tokenizer, list(rows.values()), self._batch_size)

@@ -101,7 +101,7 @@ class GuardJudge:
                 continue
             length = len(ids) + (0 if self.format.generates else len(self._labels.shared))
             if length > self._room:
-                verdicts[number] = self._unscored(completion, too_long(length, self._room))
+                verdicts[number] = self._unscored(completion, too_long(self._room))
             else:
                 rows.append((number, ids))
         answers = self._answers.answer(

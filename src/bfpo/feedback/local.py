@@ -254,9 +254,9 @@ def check_characters(text: str) -> None:
 # ------------------------------------------------------------------------------------------------------ batches
 
 
-def too_long(length: int, limit: int) -> str:
-    """Return the reason of what is not scored because of its length; a completion is never cut."""
-    return f"longer than max_length (at most the model's positions): {length} tokens, {limit} allowed"
+def too_long(limit: int) -> str:
+    """Return the reason, the same for all texts, of what is not scored because of its length; nothing is ever cut."""
+    return f"longer than max_length (at most the model's positions): {limit} tokens are allowed"
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -118,7 +118,7 @@ class PairRanker:
                 continue
             length = sum(map(len, parts)) + 9  # prefix, [CLS] and [SEP] of each
             if length > self._max_length:
-                reasons[number] = too_long(length, self._max_length)
+                reasons[number] = too_long(self._max_length)
                 continue
             rows += [self._row(*parts), self._row(parts[0], parts[2], parts[1])]
             asked.append(number)

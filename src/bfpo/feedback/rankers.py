@@ -105,7 +105,7 @@ class RewardRanker:
         except DataError as error:
             return str(error)
         length = len(row["input_ids"])
-        return too_long(length, self._room) if length > self._room else row
+        return too_long(self._room) if length > self._room else row
 
     def _comparison(
         self,
@@ -192,7 +192,7 @@ class GenerativeRanker:
                 continue
             length = max(map(len, both)) + len(self._labels.shared)
             if length > self._room:
-                reasons[number] = too_long(length, self._room)
+                reasons[number] = too_long(self._room)
                 continue
             rows += both
             asked.append(number)

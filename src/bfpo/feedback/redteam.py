@@ -53,7 +53,8 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
         )
     _run("prepare", _prepare(config, folder.path), folder.path / DATA)
     show(f"\nThe pairs: {folder.path / PAIRS}. Train on them, with no buffer:")
-    show(f"  bfpo train --set model={config.model} --set data.files={folder.path / PAIRS} --out runs/next")
+    model = config.model if config.engine != "server" else "FOLDER"  # a server's name for it is no place to train from
+    show(f"  bfpo train --set model={model} --set data.files={folder.path / PAIRS} --out runs/next")
 
 
 def _run(stage: str, config: StageConfig, out: Path) -> RunFolder:
