@@ -37,6 +37,12 @@ class SuitesConfig(ConfigPart):
     )
     ranker: RankerConfig | None = Field(default=None, description="who compares answers for win rates; null = nobody")
     baseline: str | None = Field(default=None, description="name of the model that win rates are against")
+    grader: str | None = Field(
+        default=None,
+        pattern=r"^[^/\s]+/\S+$",
+        description="model that grades tasks of inspect-ai, by its name for it (openai/gpt-4o, hf/FOLDER); null = "
+        "tasks that need one are skipped",
+    )
     max_prompt_length: int = Field(default=2048, ge=1, description="a prompt of more tokens is left out and counted")
     max_new_tokens: int | None = Field(default=None, ge=1, description="longest completion; null = the suite's own")
     batch_size: int = Field(default=16, ge=1, description="number of completions generated at once")

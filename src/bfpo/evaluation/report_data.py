@@ -47,7 +47,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What one suite asks; `kind`: generative, discriminative or accuracy; a skipped one says why in `reason`."""
+    """What one suite asks; `kind`: generative, discriminative, inspect or accuracy; `reason`: why one is skipped."""
 
     name: str
     title: str = ""

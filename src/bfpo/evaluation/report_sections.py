@@ -59,7 +59,9 @@ def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, 
         yield {
             "title": title,
             "columns": [f"{name} ({column.metric})" for name, column in zip(names, wanted, strict=True)],
-            "mean_of": f"The mean is over {len(wanted)} suite{'s' if len(wanted) > 1 else ''}, each with the same "
+            "mean_of": "There is no mean: they count different things."
+            if group == "inspect"
+            else f"The mean is over {len(wanted)} suite{'s' if len(wanted) > 1 else ''}, each with the same "
             f"weight: {', '.join(names)}. A model without one of them has none.",
             "rows": [
                 {

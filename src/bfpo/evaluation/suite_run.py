@@ -1,7 +1,8 @@
 """Suites of several models: accuracy -> answers -> verdicts -> tasks -> scores, with files between them.
 
 Every step leaves its files in the run folder: `models/NAME/accuracy/` and `models/NAME/answers-*/` are runs of their
-own, verdicts are in the cache, results of tasks in `models/NAME/bfpo_*.json`. A run that goes on does what is missing.
+own, verdicts are in the cache, results of tasks in `models/NAME/bfpo_*.json` and `models/NAME/inspect_*.json`. A run
+that goes on does what is missing.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from bfpo.evaluation.labelled_by import labelling_judges
 from bfpo.evaluation.scores import join_verdicts
 from bfpo.evaluation.suite_answers import SuiteAnswers, answer_suites
 from bfpo.evaluation.suite_files import SuitePrompts, UnreachableError, find_prompts, prompts_digest
+from bfpo.evaluation.suite_inspect import run_inspect
 from bfpo.evaluation.suite_judging import JudgedSuites, judge_of, judge_suites, rank_suites
 from bfpo.evaluation.suite_page import suites_page
 from bfpo.evaluation.suite_scores import Values, compare_values, score_values, values_of
 from bfpo.evaluation.suite_tasks import run_tasks
 from bfpo.evaluation.suites import Suite, load_suites
 from bfpo.runs import RunFolder
+from bfpo.schema import Score
 from bfpo.stages import run_stage
 
 __all__ = ["ACCURACY", "preview_suites", "run_suites"]
@@ -55,6 +58,7 @@ def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
     _accuracy(config, folder, found)
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
     _discriminative(config, folder, [suite for suite in suites if suite.kind == "discriminative"], found)
+    _inspect(config, folder, [suite for suite in suites if suite.kind == "inspect"], found)
     found.warnings += _same_judges(config, suites, found)
     _aggregate(config, folder, suites, found)
 
@@ -222,6 +226,32 @@ def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suit
             found.values.append(
                 Values(suite.name, model.name, metric, by_document, items, higher_is_better=direction == "higher")
             )
+
+
+def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+    if not suites:
+        return
+    assert config.suites is not None
+    results, skipped = run_inspect(config, suites, folder)
+    for suite in suites:
+        assert suite.inspect is not None
+        known: dict[str, Any] = {"source": suite.inspect.task}
+        if suite.name in skipped:
+            found.facts[suite.name] = _fact(suite, "skipped", reason=skipped[suite.name], **known)
+            continue
+        own = [(model.name, results[suite.name, model.name]) for model in config.evaluated()]
+        judge = config.suites.grader if suite.inspect.grader else "inspect-ai"
+        metric, direction = next(iter(suite.metrics.items()))
+        known |= {"revision": own[0][1].version, "judge": judge, "ideal": direction}
+        found.facts[suite.name] = _fact(suite, "scored", **known)
+        higher = direction == "higher"
+        for model, result in own:
+            if result.by_sample or result.value is None:
+                items = {item: item for item in result.by_sample}
+                found.values.append(Values(suite.name, model, metric, result.by_sample, items, result.unscored, higher))
+            else:  # no mean over samples: the value as the log has it, without an interval
+                score = Score(metric, result.value, None, None, result.num, result.unscored, higher)
+                found.scores.append({"suite": suite.name, "model": model, **asdict(score)})
 
 
 def _aggregate(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:

@@ -15,6 +15,7 @@ GROUPS = {
     "generative": "Generative: harmless share",
     "helpfulness": "Helpfulness",
     "over-refusal": "Over-refusal (lower is better)",
+    "inspect": "Tasks of inspect-ai, each by its own metric",
 }
 _HELPFUL = ("winrate", "helpful", "ifeval", "score")
 # Beside every harmless rate, but never the figure of a suite.
@@ -38,13 +39,16 @@ def suite_columns(data: ReportData) -> list[SuiteColumn]:
     columns = []
     for suite in data.suites:
         found = [score for method in data.methods for score in method.suite_scores.get(suite.name, [])]
-        chosen = next((score for score in found if not score.metric.startswith(_ASIDE)), None)
+        aside = () if suite.kind == "inspect" else _ASIDE
+        chosen = next((score for score in found if not score.metric.startswith(aside)), None)
         if suite.status == "scored" and suite.kind != "accuracy" and chosen is not None:
             columns.append(SuiteColumn(suite, chosen.metric, _group(suite, chosen)))
     return sorted(columns, key=lambda column: list(GROUPS).index(column.group))
 
 
 def _group(suite: Suite, score: Score) -> str:
+    if suite.kind == "inspect":
+        return "inspect"
     if "refusal" in score.metric:
         return "over-refusal"
     if suite.kind == "discriminative":
@@ -53,7 +57,12 @@ def _group(suite: Suite, score: Score) -> str:
 
 
 def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str) -> float | None:
-    """Return the mean of a group's suites, `None` where one of them was not measured or none is a share in [0, 1]."""
+    """Return the mean of a group's suites, `None` where one of them was not measured or none is a share in [0, 1].
+
+    Tasks of inspect-ai have none: they count different things, of some of which less is better.
+    """
+    if group == "inspect":
+        return None
     wanted = [column for column in columns if column.group == group]
     values = [
         next((s.value for s in method.suite_scores.get(c.suite.name, []) if s.metric == c.metric), None) for c in wanted

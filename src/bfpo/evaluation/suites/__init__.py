@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bfpo.errors import ConfigError, first_line
 
-__all__ = ["FOLDER", "Source", "Suite", "SuiteJudge", "known_sets", "known_suites", "load_suites"]
+__all__ = ["FOLDER", "InspectTask", "Source", "Suite", "SuiteJudge", "known_sets", "known_suites", "load_suites"]
 
 FOLDER = Path(__file__).parent
 _SETS = "sets.yaml"
@@ -55,19 +55,33 @@ class Sampling(_Part):
     temperature: float = Field(ge=0)
 
 
+class InspectTask(_Part):
+    """A task of inspect-ai: `PACKAGE/TASK`, or `FILE.py@TASK` from the working directory, and its arguments.
+
+    With `grader`, the user's grader has inspect-ai's role `grader`. The metric is divided by `largest`, its largest
+    possible value.
+    """
+
+    task: str = Field(pattern=r"^[^@]+\.py@\w+$|^[^@/]+/[\w-]+$")
+    arguments: dict[str, str | bool | int | float | None] = {}
+    grader: bool = False
+    largest: float = Field(default=1.0, gt=0)
+
+
 class Suite(_Part):
     """One suite; `metrics` maps a metric to its better direction (`half`: 0.5 is the ideal).
 
     A `generative` suite has prompts, sampling and (but for refusals, which are always judged) a judge. A
-    `discriminative` one has a `task` of lm-eval: the file of a built-in one, or a name in `tasks/` here.
+    `discriminative` one has a `task` of lm-eval: the file of a built-in one, or a name in `tasks/` here. One of kind
+    `inspect` is a task of inspect-ai, which brings its prompts itself.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     title: str
     summary: str
-    kind: Literal["generative", "discriminative"]
+    kind: Literal["generative", "discriminative", "inspect"]
     licence: str
-    source: Source
+    source: Source = Source()
     judge: SuiteJudge | None = None
     metrics: dict[str, Direction] = Field(min_length=1)
     sampling: Sampling | None = None
@@ -75,6 +89,7 @@ class Suite(_Part):
     prompt_kind: Literal["harmful", "benign", "borderline"] | None = None
     outputs: Literal["alpaca_eval"] | None = None
     task: str | None = None
+    inspect: InspectTask | None = None
 
     @model_validator(mode="after")
     def _holds_together(self) -> Suite:
@@ -82,6 +97,14 @@ class Suite(_Part):
             raise ValueError("a generative suite needs sampling, and has no task")
         if self.kind == "discriminative" and (self.task is None or self.sampling is not None or self.judge is not None):
             raise ValueError("a discriminative suite needs a task, and has neither sampling nor judge")
+        if (self.kind == "inspect") != (self.inspect is not None):
+            raise ValueError("a suite of kind inspect has inspect (a task of inspect-ai), and no other suite has")
+        if self.kind == "inspect":
+            if self.model_fields_set & {"source", "task", "sampling", "judge", "columns", "prompt_kind", "outputs"}:
+                raise ValueError("a suite of kind inspect has no source, task, sampling, judge, columns or outputs")
+            if len(self.metrics) != 1:
+                raise ValueError("a suite of kind inspect has one metric, by its name in inspect-ai's log")
+            return self
         if not (self.source.hub or self.source.files or self.source.world):
             raise ValueError("source: needs hub, files or world")
         return self
