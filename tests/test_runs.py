@@ -346,3 +346,15 @@ def test_a_figure_per_token_is_no_secret(tmp_path: Path) -> None:
     folder.add_facts(metrics={"main/favoured_drift_per_token": -0.25}, api_token="abcdefgh")
     assert folder.record["metrics"] == {"main/favoured_drift_per_token": -0.25}
     assert folder.record["api_token"] == "***"
+
+
+def test_a_folder_in_which_a_run_failed_before_it_made_anything_counts_as_empty(tmp_path: Path) -> None:
+    failed = RunFolder.create(tmp_path / "run", "train", {"beta": -1.0})
+    failed.folder("checkpoints")
+    failed.set_status("failed", "beta: got -1.0")
+    again = RunFolder.create(tmp_path / "run", "generate", {"seed": 1})
+    assert (again.stage, again.resumed, again.status) == ("generate", False, "running")
+    again.write_text("completions.jsonl", "{}\n")
+    again.set_status("failed", "no room")
+    with pytest.raises(RunError, match="holds a run of `generate` \\(failed\\)"):
+        RunFolder.create(tmp_path / "run", "generate", {"seed": 2})

@@ -59,7 +59,8 @@ class RunFolder:
         """Make the folder of a new run, or open that of an earlier run with the same config.
 
         `config` is a config object or its resolved mapping; what looks like a secret in it is not written. With
-        `resume`, a folder that is missing or empty starts a new run, and `finished` tells that nothing is left to do.
+        `resume`, a folder that is missing or empty starts a new run, and `finished` tells that nothing is left to do. A
+        folder in which a run failed before it made anything counts as empty.
 
         Raises `RunError` where the folder holds something and `resume` is not given, where it holds a run of another
         stage or with another config (the keys that differ are named), or where it cannot be written.
@@ -70,6 +71,7 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file; give a folder that is new or empty as --out")
         held = path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir())
+        held = held and not _failed_before_anything(path)
         if held and _is_first_process():
             folder = cls(path, _open_earlier(path, stage, values, resume), resumed=True)
         else:  # another process does not judge the folder: the first one does, or is just filling it
@@ -307,6 +309,16 @@ class RunFolder:
 
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
+
+
+def _failed_before_anything(path: Path) -> bool:
+    """Whether a run failed here before it made anything, such as one with a mistake in its settings."""
+    if any(item.is_file() and item.name not in (_CONFIG, _RECORD) for item in path.rglob("*")):
+        return False
+    try:
+        return bool(json.loads((path / _RECORD).read_text(encoding="utf-8"))["status"] == "failed")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _open_earlier(path: Path, stage: str, config: dict[str, Any], resume: bool) -> dict[str, Any]:

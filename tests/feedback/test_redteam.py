@@ -11,7 +11,7 @@ from bfpo.cli import app
 from bfpo.config import AlignConfig, RedteamConfig, SftConfig, load_config
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.write import write_completions
-from bfpo.errors import ConfigError, DataError
+from bfpo.errors import ConfigError, DataError, SettingError
 from bfpo.sandbox.datasets import redteam_prompts, sft_completions
 from bfpo.sandbox.oracle import assess
 from bfpo.sandbox.tokenizer import save_tokenizer
@@ -189,3 +189,10 @@ def test_the_preview_says_who_judges_and_the_short_options_are_the_keys(world: P
 def test_bad_settings(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(RedteamConfig, None, ["model=m", "prompts=p.jsonl", *settings])
+
+
+@pytest.mark.parametrize("key", ["judges", "ranker"])
+def test_an_unknown_judge_or_ranker_is_told_before_anything_is_generated(world: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(SettingError, match="got 'nobody'; allowed: oracle"):
+        run_stage("redteam", config(world, world / "start" / "model", **{key: "nobody"}), tmp_path / "run")
+    assert not (tmp_path / "run" / "generate").exists()

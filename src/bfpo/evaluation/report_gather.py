@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bfpo.errors import BfpoError
+from bfpo.errors import BfpoError, DataError
 from bfpo.evaluation.report_data import (
     Comparison,
     MethodResult,
@@ -64,6 +64,11 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
     roots = [Path(folder) for folder in folders]
     finished = _finished_demo(runs, roots)
     if finished is not None:
+        about = [method.name for method in finished.methods if method.role == "main"]
+        if main is not None and main not in about:
+            raise DataError(
+                f"--main: got {main!r}; allowed for the page of a demo, which has its own: {', '.join(about)}"
+            )
         return replace(finished, runs=finished.runs or [record_of(run, roots) for run in runs])
     models: dict[str, _Model] = {}
     suites: dict[str, Suite] = {}

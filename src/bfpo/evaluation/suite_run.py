@@ -8,13 +8,15 @@ that goes on does what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bfpo.config import EvaluateConfig
 from bfpo.console import show
 from bfpo.data.split import normalised_prompt
+from bfpo.errors import ConfigError
 from bfpo.evaluation.labelled_by import labelling_judges
 from bfpo.evaluation.scores import join_verdicts
 from bfpo.evaluation.suite_answers import SuiteAnswers, answer_suites
@@ -25,6 +27,7 @@ from bfpo.evaluation.suite_page import suites_page
 from bfpo.evaluation.suite_scores import Values, compare_values, score_values, values_of
 from bfpo.evaluation.suite_tasks import run_tasks
 from bfpo.evaluation.suites import Suite, load_suites
+from bfpo.feedback.judges import check_judge
 from bfpo.runs import RunFolder
 from bfpo.schema import Score
 from bfpo.stages import run_stage
@@ -54,6 +57,7 @@ def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
     assert config.suites is not None
     folder.kept = "answers, verdicts and results so far are kept"
     suites = load_suites(config.suites.use)
+    _check_judges(config, suites)
     found = _Collected()
     _accuracy(config, folder, found)
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
@@ -61,6 +65,22 @@ def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
     _inspect(config, folder, [suite for suite in suites if suite.kind == "inspect"], found)
     found.warnings += _same_judges(config, suites, found)
     _aggregate(config, folder, suites, found)
+
+
+def _check_judges(config: EvaluateConfig, suites: Sequence[Suite]) -> None:
+    """Raise `ConfigError` for a judge of no role or suite or a run to reuse that is none, before anything is asked.
+
+    Raises `SettingError` for a judge of no known format.
+    """
+    assert config.suites is not None
+    roles = {suite.judge.role for suite in suites if suite.judge is not None}
+    allowed = sorted({"refusal", *roles - {"ranker"}}) + [suite.name for suite in suites]
+    for name, judge in config.suites.judges.items():
+        if name not in allowed:
+            raise ConfigError(f"suites.judges.{name}: no role or suite of this run; allowed: {', '.join(allowed)}")
+        check_judge(judge.format)
+    if config.suites.reuse is not None and not Path(config.suites.reuse).is_dir():
+        raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
 
 
 def preview_suites(config: EvaluateConfig) -> list[str]:

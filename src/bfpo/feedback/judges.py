@@ -15,7 +15,17 @@ from bfpo.schema import Comparison, Completion, Message, Verdict
 if TYPE_CHECKING:
     from bfpo.feedback.server import RequestBudget
 
-__all__ = ["Judge", "OneByOneJudge", "OneByOneRanker", "OracleJudge", "Ranker", "make_judge", "make_ranker"]
+__all__ = [
+    "Judge",
+    "OneByOneJudge",
+    "OneByOneRanker",
+    "OracleJudge",
+    "Ranker",
+    "check_judge",
+    "check_ranker",
+    "make_judge",
+    "make_ranker",
+]
 
 
 class Judge(Protocol):
@@ -124,6 +134,25 @@ def _only_question(prompt: Sequence[Message]) -> str | None:
     return None
 
 
+def check_judge(format: str) -> None:
+    """Raise `SettingError` for a format that no judge has; nothing is loaded."""
+    if format in FORMATS or format in ("oracle", "refusal-phrases", "trained", "classifier"):
+        return
+    own = "oracle, refusal-phrases, a folder of `bfpo judge-train`, classifier:MODEL"
+    known = f"{own}, {', '.join(FORMATS)} (or FORMAT:MODEL)"
+    hint = "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
+    raise SettingError(f"judge: got {format!r}{hint}; allowed: {known}, or a .yaml file")
+
+
+def check_ranker(format: str) -> None:
+    """Raise `SettingError` for a format that no ranker has; nothing is loaded."""
+    if format not in ("oracle", "trained", "reward-model", "pairrm", "pairwise"):
+        raise SettingError(
+            f"ranker: got {format!r}; allowed: oracle, a folder of `bfpo judge-train` (kind=ranker), reward-model, "
+            "reward-model:MODEL, pairrm, pairwise:MODEL, or a .yaml file"
+        )
+
+
 def make_judge(
     format: str,
     *,
@@ -150,6 +179,7 @@ def make_judge(
     Raises `SettingError` for an unknown format or setting, `ModelError` for a model that cannot be loaded,
     `MissingExtraError` where the server's client is not installed.
     """
+    check_judge(format)
     if format == "oracle":
         return OracleJudge()
     if format == "refusal-phrases":
@@ -164,11 +194,6 @@ def make_judge(
         from bfpo.feedback.classifier import ClassifierJudge
 
         return ClassifierJudge(**local, **common, **_given(safe_label=safe_label, unsafe_label=unsafe_label, text=text))
-    if format not in FORMATS:
-        own = "oracle, refusal-phrases, a folder of `bfpo judge-train`, classifier:MODEL"
-        known = f"{own}, {', '.join(FORMATS)} (or FORMAT:MODEL)"
-        hint = "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
-        raise SettingError(f"judge: got {format!r}{hint}; allowed: {known}, or a .yaml file")
     words = None if policy is None else _read_policy(policy)
     guard = make_format(format, **_given(controversial=controversial, policy=words, criterion=criterion))
     if url is None:
@@ -200,6 +225,7 @@ def make_ranker(
 
     All else is as for `make_judge`.
     """
+    check_ranker(format)
     if format == "oracle":
         from bfpo.feedback.rankers import OracleRanker
 
@@ -217,11 +243,6 @@ def make_ranker(
         from bfpo.feedback.pair_ranker import PairRanker
 
         return PairRanker(**local)
-    if format != "pairwise":
-        raise SettingError(
-            f"ranker: got {format!r}; allowed: oracle, a folder of `bfpo judge-train` (kind=ranker), reward-model, "
-            "reward-model:MODEL, pairrm, pairwise:MODEL, or a .yaml file"
-        )
     if url is None:
         from bfpo.feedback.rankers import GenerativeRanker
 

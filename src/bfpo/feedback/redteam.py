@@ -17,6 +17,7 @@ from bfpo.data.read import read_completions
 from bfpo.errors import DataError
 from bfpo.evaluation.figures.funnel import funnel_figure
 from bfpo.evaluation.figures.style import png_bytes, svg_bytes
+from bfpo.feedback.judges import check_judge, check_ranker
 from bfpo.feedback.redteam_report import FUNNEL_STEPS, Answers, answer_rates, report_text
 from bfpo.runs import RunFolder
 from bfpo.stages import preview_stage, run_stage
@@ -35,6 +36,9 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
+    for judge in config.judges:  # a mistake here is told before hours of generation
+        check_judge(judge.format)
+    check_ranker(config.ranker.format)
     folder.add_data("prompts", config.prompts)
     _run("generate", _generate(config), folder.path / GENERATE)
     labelled = _run("label", _label(config, folder.path), folder.path / LABEL)
