@@ -253,3 +253,23 @@ def test_margins_are_counted_by_cell_against_their_target() -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no run\.json in it"):
         gather([tmp_path])
+
+
+def test_models_that_were_judged_or_asked_differently_are_not_to_be_ranked(tmp_path: Path) -> None:
+    for name, judge, asked in (("a", "oracle", "How?"), ("b", "guard", "Why?"), ("c", "guard", "Why?")):
+        rows = [{"id": "p", "prompt": [{"role": "user", "content": asked}], "text": "So.", "kind": "x", "model": name}]
+        verdicts = [{"completion_id": "p", "judge": judge, "label": "safe", "kind": "x", "prompt": asked}]
+        write_run(tmp_path / name / "answers", "generate", completions__jsonl=rows)
+        write_run(
+            tmp_path / name / "scores",
+            "evaluate",
+            {"completions": f"/gone/{name}/answers/completions.jsonl"},
+            scores__json={"confidence": 0.95, "scores": [{"metric": "harmless", "value": 1.0, "num": 1}]},
+            verdicts__jsonl=verdicts,
+        )
+    said = " ".join(gather([tmp_path]).absent)
+    assert "not judged by the same judges (a: oracle; b: guard; c: guard)" in said
+    assert "not asked the same prompts (a 1, b 1, c 1)" in said
+    alike = " ".join(gather([tmp_path / "b", tmp_path / "c"]).absent)
+    assert "same judges" not in alike
+    assert "same prompts" not in alike

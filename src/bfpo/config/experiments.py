@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from bfpo.config.base import PathText, StageConfig
 from bfpo.config.demo import WorldAlign, WorldKeys
@@ -46,12 +46,11 @@ class InterpolateConfig(StageConfig):
         default=[0.25, 0.5, 0.75], description="shares of the second model: a list, or text such as 0.25,0.5"
     )
 
-    @field_validator("weights")
-    @classmethod
-    def _each_once(cls, weights: list[float]) -> list[float]:
-        if len(set(weights)) < len(weights):
-            raise ValueError(f"got {weights}; allowed: each weight once")
-        return weights
+    @model_validator(mode="after")
+    def _each_once(self) -> InterpolateConfig:
+        if len(set(self.weights)) < len(self.weights):
+            raise ValueError(f"weights: got {self.weights}; allowed: each weight once")
+        return self
 
 
 class CompareConfig(WorldKeys):

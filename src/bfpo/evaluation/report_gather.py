@@ -104,7 +104,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         agreement=[found for found in found_agreement if found is not None],
         data_cards=[card for card in cards if card is not None],
         runs=[record_of(run, roots) for run in runs],
-        absent=[*absent_parts(runs), *problems_of(runs)],
+        absent=[*absent_parts(runs), *problems_of(runs), *_unlike(models)],
         notes=list(notes_of(runs, suites)),
     )
     return with_suite_means(data)
@@ -315,6 +315,19 @@ def _num_prompts(models: dict[str, _Model]) -> dict[str, int]:
         for row in model.judged:
             kinds.setdefault(row.kind or "of no kind", set()).add(row.prompt)
     return {kind: len(prompts) for kind, prompts in sorted(kinds.items())}
+
+
+def _unlike(models: dict[str, _Model]) -> Iterator[str]:
+    """Yield a warning where models that stand in one table were not judged alike, so that nobody ranks them."""
+    judged = {name: [answer for _, _, answer in model.answers.values()] for name, model in models.items()}
+    judges = {name: tuple(sorted({one.verdict.judge for one in rows if one.verdict})) for name, rows in judged.items()}
+    if len({names for names in judges.values() if names}) > 1:
+        who = "; ".join(f"{name}: {', '.join(names)}" for name, names in judges.items() if names)
+        yield f"The models were not judged by the same judges ({who}): what stands side by side cannot be ranked."
+    prompts = {name: frozenset(prompt for prompt, _, _ in model.answers.values()) for name, model in models.items()}
+    if len({asked for asked in prompts.values() if asked}) > 1:
+        how_many = ", ".join(f"{name} {len(asked)}" for name, asked in prompts.items() if asked)
+        yield f"The models were not asked the same prompts ({how_many}): compare only what both answered."
 
 
 def _counts(names: Any) -> str:
