@@ -119,13 +119,15 @@ def _pairs(config: JudgeTrainConfig) -> tuple[list[Pair], list[str]]:
 
 def _order_on_unseen_prompts(config: JudgeTrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return how often the ranker puts the chosen one first on prompts that it has not seen, with an interval."""
-    from sklearn.model_selection import GroupKFold
+    from sklearn.model_selection import StratifiedGroupKFold
 
     groups = [normalised_prompt(pair.prompt) for pair in pairs]
     if len(set(groups)) < config.folds:
         return {"not_done": f"{len(set(groups))} prompts, fewer than {config.folds} folds"}
     hits: dict[int, float] = {}
-    for train, test in GroupKFold(config.folds, shuffle=True, random_state=config.seed).split(pairs, groups=groups):
+    # One stratum: older versions shuffle groups in this class only.
+    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
+    for train, test in folds.split(pairs, [1] * len(pairs), groups):
         ranker = fit_ranker([pairs[n] for n in train], _settings(config))
         sides = [(_side(pairs[n], pairs[n].chosen), _side(pairs[n], pairs[n].rejected)) for n in test]
         for n, comparison in zip(test.tolist(), ranker.compare(sides), strict=True):
