@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,9 @@ import numpy.typing as npt
 from bfpo.errors import SettingError
 from bfpo.schema import Completion, Message, Pair
 
-__all__ = ["RowPicker", "Split", "limit_pairs", "normalised_prompt", "split_pairs"]
+__all__ = ["RowPicker", "Split", "draw", "limit_pairs", "normalised_prompt", "split_pairs"]
 
+Item = TypeVar("Item")
 Split = Mapping[str, Any]
 Mask = npt.NDArray[np.bool_]
 _RANK_BYTES = 16  # of the hash's 32: two rows in 2^64 would share them
@@ -25,6 +27,13 @@ def normalised_prompt(messages: Iterable[Message]) -> str:
     """Return a prompt as text in which case, white space and ways to write a character (NFKC) make no difference."""
     turns = (f"{message.role}: {unicodedata.normalize('NFKC', message.content)}" for message in messages)
     return "\n".join(" ".join(unicodedata.normalize("NFKC", turn.casefold()).split()) for turn in turns)
+
+
+def draw(items: Sequence[Item], limit: int | None, seed: int | str) -> list[Item]:
+    """Return a seeded choice of `limit` items in their order, all where there are no more or `limit` is `None`."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), limit))]
 
 
 class RowPicker:

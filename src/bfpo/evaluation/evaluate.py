@@ -22,6 +22,7 @@ from bfpo.objective.losses import METHODS
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.runs import RunFolder
 from bfpo.schema import Completion, Pair, Score
+from bfpo.threads import use_threads
 
 __all__ = ["preview", "run"]
 
@@ -37,12 +38,10 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
 
     Raises `DataError` for data that cannot be used, `ModelError` where policy and reference read text differently.
     """
-    import torch
 
     if not folder.is_writer:
         return
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     if config.suites is not None:
         run_suites(config, folder)
         return

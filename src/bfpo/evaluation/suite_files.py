@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from bfpo.data.fields import content_id
 from bfpo.data.hub import download_dataset
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.rows import iter_rows
+from bfpo.data.split import draw
 from bfpo.errors import DataError
 from bfpo.evaluation.suites import Suite
 from bfpo.inputs import list_files
@@ -52,10 +52,7 @@ def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, see
         found = SuitePrompts(_read(suite, files), source, revision, files)
     if not found.prompts:
         raise DataError.at(found.source, None, f"holds no prompt of the suite {suite.name}; at least one is needed")
-    if limit is None or limit >= len(found.prompts):
-        return found
-    chosen = sorted(random.Random(f"{suite.name} {seed}").sample(range(len(found.prompts)), limit))
-    return replace(found, prompts=[found.prompts[place] for place in chosen])
+    return replace(found, prompts=draw(found.prompts, limit, f"{suite.name} {seed}"))
 
 
 def local_files(suite: Suite, folders: Sequence[str]) -> tuple[Path, ...]:

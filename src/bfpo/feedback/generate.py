@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from bfpo.config import GenerateConfig, read_template
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.prompts import PromptResult, read_prompt_files
+from bfpo.data.split import draw
 from bfpo.data.write import completion_row
 from bfpo.errors import DataError, ServerError
 from bfpo.feedback.engines import Engine, Made, Task, TransformersEngine
@@ -23,6 +23,7 @@ from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.progress import CountProgress
 from bfpo.runs import RunFolder
 from bfpo.schema import Completion, Prompt
+from bfpo.threads import use_threads
 
 __all__ = ["preview", "run"]
 
@@ -44,14 +45,11 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:  # one process does it; the others of a launcher have nothing to add
         return
-    if config.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     folder.add_data("prompts", config.prompts)
     found = _read_prompts(config)
     chat = _chat(config)
-    prompts, left_out = _fitting(_choose_prompts(found, config), config, chat)
+    prompts, left_out = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
     left_out = {**found.left_out, **left_out}
     folder.add_facts(prompts={"num_prompts": len(found.prompts), "left_out": left_out, "layouts": found.layouts})
     tasks = {task.id: task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)}
@@ -79,7 +77,7 @@ def preview(config: GenerateConfig) -> list[str]:
     """Return what would be generated: prompts by kind, their lengths, completions; a server is not asked."""
     found = _read_prompts(config)
     chat = _chat(config)
-    prompts, too_long = _fitting(_choose_prompts(found, config), config, chat)
+    prompts, too_long = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
     tasks = [task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)]
     lengths = sorted(len(task.prompt_ids) for task in tasks)
     kinds = _count(prompt.kind or "(no kind)" for prompt in prompts)
@@ -176,15 +174,6 @@ def _read_prompts(config: GenerateConfig) -> PromptResult:
     if not found.prompts:
         raise DataError.at(config.prompts, None, "holds no prompt; at least one is needed")
     return found
-
-
-def _choose_prompts(found: PromptResult, config: GenerateConfig) -> list[Prompt]:
-    """Return the prompts of the file, or a seeded choice of `limit` of them in the file's order."""
-    prompts = found.prompts
-    if config.limit is None or config.limit >= len(prompts):
-        return prompts
-    chosen = sorted(random.Random(config.seed).sample(range(len(prompts)), config.limit))
-    return [prompts[index] for index in chosen]
 
 
 def _fitting(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from bfpo.config import JudgeCheckConfig
 from bfpo.console import printable, show
 from bfpo.data.labelled import LabelledResult, load_labelled
-from bfpo.data.split import normalised_prompt
+from bfpo.data.split import draw, normalised_prompt
 from bfpo.data.write import completion_row
 from bfpo.evaluation.figures.calibration import calibration_figure
 from bfpo.evaluation.figures.style import png_bytes, svg_bytes
@@ -24,6 +23,7 @@ from bfpo.files import user_cache_folder
 from bfpo.progress import CountProgress
 from bfpo.runs import RunFolder
 from bfpo.schema import Completion, Score, Verdict
+from bfpo.threads import use_threads
 
 __all__ = ["preview", "run"]
 
@@ -76,13 +76,10 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
-    if config.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     folder.add_data("data", config.data.files)
     loaded = load_labelled(**config.data.model_dump())
-    rows = _drawn(config, loaded.completions)
+    rows = draw(loaded.completions, config.limit, config.seed)
     budget = RequestBudget(config.max_requests)
     judge = make_judge(**config.judge.settings(), budget=budget)
     verdicts = _ask(config, judge, rows, folder)
@@ -116,7 +113,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
 def preview(config: JudgeCheckConfig) -> list[str]:
     """Return what would be checked."""
     loaded = load_labelled(**config.data.model_dump())
-    rows = _drawn(config, loaded.completions)
+    rows = draw(loaded.completions, config.limit, config.seed)
     safe = sum(row.is_safe == 1 for row in rows)
     return [
         f"{len(rows)} labelled completions: {safe} safe, {len(rows) - safe} unsafe",
@@ -133,13 +130,6 @@ def _ask(config: JudgeCheckConfig, judge: Judge, rows: Sequence[Completion], fol
     ):
         votes = ask_judge(judge, rows, cache, advance=progress.advance)
     return [vote for vote, *_ in votes]
-
-
-def _drawn(config: JudgeCheckConfig, rows: Sequence[Completion]) -> list[Completion]:
-    if config.limit is None or config.limit >= len(rows):
-        return list(rows)
-    chosen = sorted(random.Random(config.seed).sample(range(len(rows)), config.limit))
-    return [rows[number] for number in chosen]
 
 
 def _row(checked: _Checked) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from bfpo.feedback.ngram_ranker import fit_ranker
 from bfpo.feedback.ngrams import NgramSettings, fit_ngrams, save_described
 from bfpo.runs import RunFolder
 from bfpo.schema import Completion, Pair, Verdict
+from bfpo.threads import use_threads
 
 __all__ = ["preview", "run"]
 
@@ -32,10 +33,7 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
-    if config.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     folder.add_data("data", config.data.files)
     if config.kind == "ranker":
         _train_ranker(config, folder)

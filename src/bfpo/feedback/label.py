@@ -18,13 +18,14 @@ from bfpo.feedback.asking import Tally, ask_judge, ask_ranker, num_votes
 from bfpo.feedback.cache import OpinionCache
 from bfpo.feedback.judges import make_judge, make_ranker
 from bfpo.feedback.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
-from bfpo.feedback.pairing import Pairing, candidate_duels, choose_pairs
+from bfpo.feedback.pairing import Pairing, candidate_duels, choose_pairs, label_of
 from bfpo.feedback.panel import panel_verdict
 from bfpo.feedback.server import RequestBudget
 from bfpo.files import user_cache_folder
 from bfpo.progress import CountProgress
 from bfpo.runs import RunFolder
 from bfpo.schema import Comparison, Completion, Pair, Verdict
+from bfpo.threads import use_threads
 
 __all__ = ["preview", "run"]
 
@@ -76,10 +77,7 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
-    if config.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     given = _read(config, folder)
     budget = RequestBudget(config.max_requests)
     tallies: dict[str, Tally] = {}
@@ -305,7 +303,7 @@ def _known_labels(given: _Input) -> dict[str, float]:
 
 def _labelled(pairs: Sequence[Pair], verdicts: Sequence[Verdict], config: LabelConfig) -> list[Pair]:
     """Return the pairs with the labels that the verdicts give, in order."""
-    found = {verdict.completion_id: _label_of(verdict, soft=config.soft_labels) for verdict in verdicts}
+    found = {verdict.completion_id: label_of(verdict, soft=config.soft_labels) for verdict in verdicts}
     return [
         replace(
             pair,
@@ -314,12 +312,3 @@ def _labelled(pairs: Sequence[Pair], verdicts: Sequence[Verdict], config: LabelC
         )
         for pair in pairs
     ]
-
-
-def _label_of(verdict: Verdict, *, soft: bool) -> float | None:
-    """Return the label that a verdict gives; `None`, never safe, for one that is unscored."""
-    if verdict.label == "unscored":
-        return None
-    if soft and verdict.p_safe is not None:
-        return verdict.p_safe
-    return float(verdict.label == "safe")

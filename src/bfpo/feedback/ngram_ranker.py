@@ -80,6 +80,8 @@ class NgramRanker:
             settings = NgramSettings(**{**described["settings"], "ngrams": tuple(described["settings"]["ngrams"])})
             arrays = load_file(folder / _WEIGHTS)
             return cls(described["name"], settings, arrays["idf"], arrays["weights"])
+        except ModelError:  # says what is wrong itself, and is a ValueError too
+            raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder}: holds no ranker that can be read ({type(error).__name__}: {error}); needed: the folder "

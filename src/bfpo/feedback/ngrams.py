@@ -100,6 +100,8 @@ class NgramJudge:
             settings = NgramSettings(**{**described["settings"], "ngrams": tuple(described["settings"]["ngrams"])})
             arrays = load_file(folder / _WEIGHTS)
             return cls(described["name"], settings, arrays["idf"], arrays["weights"], float(arrays["intercept"][0]))
+        except ModelError:  # says what is wrong itself, and is a ValueError too
+            raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder}: holds no judge that can be read ({type(error).__name__}: {error}); needed: a folder that "

@@ -13,7 +13,7 @@ from bfpo.data.labels import CELLS, cell_of
 from bfpo.errors import SettingError
 from bfpo.schema import Comparison, Completion, Message, Pair, Verdict
 
-__all__ = ["Pairing", "Strategy", "candidate_duels", "choose_pairs"]
+__all__ = ["Pairing", "Strategy", "candidate_duels", "choose_pairs", "label_of"]
 
 Strategy = Literal["informative", "balanced", "random"]
 
@@ -93,7 +93,7 @@ def choose_pairs(
     taken: list[_Candidate] = []
     for prompt, group in _in_seeded_order(list(_groups(completions, verdicts)), seed):
         duels = list(_duels(group))
-        labels = {c.id: _label(v, soft_labels) for c, v in group}
+        labels = {c.id: label for c, v in group if (label := label_of(v, soft=soft_labels)) is not None}
         found = list(_candidates(duels, labels, order, source, funnel))
         for candidate in found:
             candidate_cells[candidate.cell] += 1
@@ -146,7 +146,10 @@ def _count_completions(completions: Sequence[Completion], verdicts: Sequence[Ver
     }
 
 
-def _label(verdict: Verdict, soft: bool) -> float:
+def label_of(verdict: Verdict, *, soft: bool) -> float | None:
+    """Return the safety label that a verdict gives; `None`, never safe, for one that is unscored."""
+    if verdict.label == "unscored":
+        return None
     if soft and verdict.p_safe is not None:
         return verdict.p_safe
     return float(verdict.label == "safe")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from bfpo.config import AlignConfig, CompareConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig
 from bfpo.config.demo import WorldKeys
+from bfpo.data.split import draw
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.experiments.chains import Step
 from bfpo.runs import RunFolder
@@ -59,10 +59,7 @@ def write_held_out(config: WorldKeys, folder: RunFolder, part: Literal["test", "
 
 def write_prompts(config: WorldKeys, folder: RunFolder, part: Literal["test", "validation"], name: str) -> None:
     """Write the held-out prompts of a part, all of them or as many as the config draws."""
-    prompts = held_out_prompts(part, config.seed)
-    if config.world.held_out_prompts is not None and config.world.held_out_prompts < len(prompts):
-        drawn = random.Random(config.seed).sample(range(len(prompts)), config.world.held_out_prompts)
-        prompts = [prompts[number] for number in sorted(drawn)]
+    prompts = draw(held_out_prompts(part, config.seed), config.world.held_out_prompts, config.seed)
     folder.write_jsonl(name, (_prompt_row(prompt) for prompt in prompts))
 
 
