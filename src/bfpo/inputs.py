@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from bfpo.errors import DataError
 
-__all__ = ["ALLOWED_KINDS", "expand_files", "kind_of", "list_files"]
+__all__ = ["ALLOWED_KINDS", "expand_files", "kind_of", "list_files", "matching_files"]
 
 _TEXT_KINDS = (".jsonl", ".json", ".csv", ".tsv")
 _COMPRESSIONS = (".gz", ".zst", ".xz")
@@ -37,6 +38,18 @@ def list_files(folder: Path) -> list[Path]:
     if not found:
         raise DataError.at(folder, None, f"is a folder that holds no file which can be read; {ALLOWED_KINDS}")
     return [found[place] for place in sorted(found)]
+
+
+def matching_files(folder: Path, patterns: Sequence[str], *, exact: bool = True) -> list[Path]:
+    """Return the files of `list_files` whose place below `folder` matches one of the shell patterns.
+
+    Where none does, all of them unless `exact`, for which `DataError` is raised.
+    """
+    files = list_files(folder)
+    found = [file for file in files if any(fnmatch(file.relative_to(folder).as_posix(), each) for each in patterns)]
+    if patterns and exact and not found:
+        raise DataError.at(folder, None, f"none of its {len(files)} files matches {', '.join(patterns)}")
+    return found or files
 
 
 def expand_files(paths: Iterable[str | Path]) -> list[Path]:

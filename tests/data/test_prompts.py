@@ -37,8 +37,11 @@ ROWS: list[tuple[str, dict[str, Any], str, str]] = [
     ("mt_bench", {"question_id": 81, "category": "c", "turns": ["q", "r"]}, "mt_bench-81", "benign"),
     ("truthfulqa", {"Type": "t", "Question": "q", "Best Answer": "a"}, "", "benign"),
     ("alert", {"id": 0, "prompt": "q", "category": "crime_theft", "attack_type": "x"}, "alert-0", "harmful"),
+    ("alert", {"prompt": "### Instruction:\nq\n### Response:\n", "category": "hate_body"}, "", "harmful"),
+    ("mt_bench", {"question_id": "a", "turns": [{"content": "q"}]}, "mt_bench-a", "benign"),
     ("prompts", {"prompt": "q", "category": "cooking"}, "", ""),
     ("prompts", {"id": 5, "prompt": [{"role": "user", "content": "q"}], "kind": "k"}, "5", "k"),
+    ("catqa_rows", {"Category": "Illegal", "Subcategory": "Drugs", "Question": "q"}, "", "harmful"),
     ("catqa", {"Illegal": {"Drugs": ["q"]}}, "", "harmful"),
 ]
 

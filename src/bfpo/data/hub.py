@@ -13,18 +13,21 @@ __all__ = ["download_dataset"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def download_dataset(hub_id: str, *, revision: str | None, patterns: Sequence[str]) -> tuple[Path, str]:
+def download_dataset(
+    hub_id: str, *, revision: str | None, patterns: Sequence[str], advice: str | None = None
+) -> tuple[Path, str]:
     """Return the local folder with the files of a data set that match `patterns`, and the commit they are of.
 
     Files alone are read: no code of the data set is run. `HF_HUB_OFFLINE=1` takes what was downloaded before.
-    Raises `DataError` where the files cannot be had, with what to bring and where to put it.
+    Raises `DataError` where the files cannot be had, with `advice`, or what to bring and where to put it.
     """
     from huggingface_hub import snapshot_download
 
     try:
         snapshot = snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
     except Exception as error:  # of its HTTP client too, which is another one from version to version
-        raise DataError(_bring(hub_id, revision, patterns, _reason(error, hub_id))) from error
+        failed = f"{hub_id}: cannot be downloaded at revision {revision or 'main'}: {_reason(error, hub_id)}"
+        raise DataError(f"{failed}. {advice or _bring(hub_id, revision, patterns)}") from error
     folder = Path(snapshot)
     return folder, folder.name if _COMMIT.fullmatch(folder.name) else (revision or "")
 
@@ -49,9 +52,8 @@ def _page(hub_id: str) -> str:
     return f"https://huggingface.co/datasets/{hub_id}"
 
 
-def _bring(hub_id: str, revision: str | None, patterns: Sequence[str], reason: str) -> str:
+def _bring(hub_id: str, revision: str | None, patterns: Sequence[str]) -> str:
     return (
-        f"{hub_id}: cannot be downloaded at revision {revision or 'main'}: {reason}. Without the hub: bring the files "
-        f"{', '.join(patterns)} from {_page(hub_id)}/tree/{revision or 'main'} and put them into ./{hub_id}/, or say "
-        "with `path` where they are"
+        f"Without the hub: bring the files {', '.join(patterns)} from {_page(hub_id)}/tree/{revision or 'main'} "
+        f"and put them into ./{hub_id}/, or say with `path` where they are"
     )

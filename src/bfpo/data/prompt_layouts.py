@@ -6,6 +6,7 @@ an empty one here; the reader makes one from its content. Ids that are plain num
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ __all__ = ["PROMPT_LAYOUTS", "PromptLayout", "detect_prompt_layout"]
 HARMFUL, BENIGN = "harmful", "benign"
 _XSTEST_KINDS = {"safe": BENIGN, "unsafe": HARMFUL}
 _ALERT_CATEGORIES = ("crime_", "hate_", "self_harm_", "sex_", "substance_", "weapon_")
+_ALERT_FRAME = re.compile(r"\s*###\s*Instruction:\s*(.*?)\s*###\s*Response:\s*", re.DOTALL)
 _CONTEXT_ENDS = "\n\n---\n\n"  # as HarmBench's own attacks put a context in front of a behaviour
 
 
@@ -98,11 +100,20 @@ def _mt_bench(row: Columns) -> list[Prompt]:
     turns = value_of(row, "turns")
     if not isinstance(turns, list) or not turns:
         raise RowError("turns", "wrong type (a list of texts is needed)", turns)
-    return [_asked(turns[0], "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN)]
+    first = turns[0].get("content") if isinstance(turns[0], dict) else turns[0]  # Arena-Hard has objects
+    return [_asked(first, "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN)]
+
+
+def _alert(row: Columns) -> list[Prompt]:
+    """ALERT: its texts stand in the frame of a model without chat template, which is left out; ours puts its own."""
+    text = text_of(value_of(row, "prompt"), "prompt")
+    framed = _ALERT_FRAME.fullmatch(text)
+    name = optional_text(row, "id")
+    return [_asked(text if framed is None else framed.group(1), "prompt", name and f"alert-{name}", HARMFUL)]
 
 
 def _catqa(row: Columns) -> list[Prompt]:
-    """CatQA: one object, category -> subcategory -> questions."""
+    """CatQA as one object, category -> subcategory -> questions; on the hub it has a question a row."""
     prompts: list[Prompt] = []
     for category, parts in row.items():
         if not isinstance(parts, dict):
@@ -202,17 +213,24 @@ PROMPT_LAYOUTS: dict[str, PromptLayout] = {
             (),
             _one("prompt", "key", BENIGN, "ifeval-"),
         ),
-        PromptLayout("mt_bench", "MT-Bench: the first turn", ("question_id", "turns"), (), _mt_bench),
+        PromptLayout("mt_bench", "MT-Bench and Arena-Hard: the first turn", ("question_id", "turns"), (), _mt_bench),
         PromptLayout("truthfulqa", "TruthfulQA", ("Question", "Best Answer"), (), _one("Question", kind=BENIGN)),
         PromptLayout(
             "alert",
             "ALERT",
             ("prompt", "category"),
             ("id",),
-            _one("prompt", "id", HARMFUL, "alert-"),
+            _alert,
             _is_alert,
         ),
         PromptLayout("prompts", "our columns: prompt (text or messages)", ("prompt",), ("id", "kind"), _plain),
+        PromptLayout(
+            "catqa_rows",
+            "CatQA: a question a row",
+            ("Category", "Subcategory", "Question"),
+            (),
+            _one("Question", kind=HARMFUL),
+        ),
         PromptLayout("catqa", "CatQA: category -> subcategory -> questions", (), (), _catqa, _is_catqa),
     )
 }

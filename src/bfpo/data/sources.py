@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
 from bfpo.data.hub import download_dataset
 from bfpo.errors import DataError, SettingError
-from bfpo.inputs import list_files
+from bfpo.inputs import matching_files
 
 __all__ = ["SOURCES", "ResolvedSource", "Source", "SourceKind", "find_source", "resolve_files"]
 
@@ -108,11 +107,7 @@ def _files_at(path: Path, patterns: Sequence[str], *, exact: bool) -> tuple[Path
         if not path.is_file():
             raise DataError.at(path, None, "no such file or folder")
         return (path,)
-    files = list_files(path)
-    matching = [file for file in files if any(fnmatch(file.relative_to(path).as_posix(), each) for each in patterns)]
-    if patterns and exact and not matching:
-        raise DataError.at(path, None, f"none of its {len(files)} files matches {', '.join(patterns)}")
-    return tuple(matching or files)
+    return tuple(matching_files(path, patterns, exact=exact))
 
 
 _HUB_SOURCES = (

@@ -16,7 +16,7 @@ from bfpo.data.rows import iter_rows
 from bfpo.data.split import draw
 from bfpo.errors import DataError
 from bfpo.evaluation.suites import Suite
-from bfpo.inputs import list_files
+from bfpo.inputs import matching_files
 from bfpo.sandbox.datasets import held_out_prompts
 from bfpo.schema import Message, Prompt
 
@@ -49,7 +49,7 @@ def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, see
         found = SuitePrompts(held_out_prompts(suite.source.world, _WORLD_SEED), "the closed world", None, ())
     else:
         files, source, revision = _files(suite, folders)
-        found = SuitePrompts(_read(suite, files), source, revision, files)
+        found = SuitePrompts(_read(suite, files, revision), source, revision, files)
     if not found.prompts:
         raise DataError.at(found.source, None, f"holds no prompt of the suite {suite.name}; at least one is needed")
     return replace(found, prompts=draw(found.prompts, limit, f"{suite.name} {seed}"))
@@ -94,19 +94,27 @@ def _files(suite: Suite, folders: Sequence[str]) -> tuple[tuple[Path, ...], str,
     if suite.source.hub is None:
         raise UnreachableError(f"no file of its names in suites.folders, and it is on no hub; {bring}")
     try:
+        patterns = suite.source.patterns or ("*",)
         folder, commit = download_dataset(
-            suite.source.hub, revision=suite.source.revision, patterns=suite.source.patterns or ("*",)
+            suite.source.hub, revision=suite.source.revision, patterns=patterns, advice=f"Without the hub: {bring}"
         )
-        return tuple(list_files(folder)), suite.source.hub, commit
+        # The folder also holds what other suites took from the same data set.
+        return tuple(matching_files(folder, patterns)), suite.source.hub, commit
     except DataError as error:
-        raise UnreachableError(f"{error} (or {bring})") from error
+        raise UnreachableError(str(error)) from error
 
 
-def _read(suite: Suite, files: Sequence[Path]) -> list[Prompt]:
-    if suite.source.text is not None:
-        prompts = _prompts_of_rows(suite, files)
-    else:
-        prompts = read_prompt_files(files, columns=suite.columns or None).prompts
+def _read(suite: Suite, files: Sequence[Path], revision: str | None) -> list[Prompt]:
+    try:
+        if suite.source.text is not None:
+            prompts = _prompts_of_rows(suite, files)
+        else:
+            prompts = read_prompt_files(files, columns=suite.columns or None).prompts
+    except DataError as error:
+        if revision is None:
+            raise
+        # Nobody here can mend what the hub has at its newest commit; the other suites still count.
+        raise UnreachableError(f"what the hub has at {revision} cannot be read: {error}") from error
     kind = suite.prompt_kind
     return prompts if kind is None else [replace(prompt, kind=kind) for prompt in prompts]
 

@@ -1,0 +1,111 @@
+"""A model hub on loopback: repositories that are folders, over the routes that huggingface_hub asks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class HubServer:
+    """Serves `{"models/ORG/NAME": folder, "datasets/ORG/NAME": folder}` at one commit; `gated` ones refuse everybody.
+
+    `requests` holds the method and path of all that was asked, `authorizations` the headers that came with it.
+    """
+
+    def __init__(self, repositories: Mapping[str, Path], gated: frozenset[str] = frozenset()) -> None:
+        self.repositories = dict(repositories)
+        self.gated = gated
+        self.requests: list[str] = []
+        self.authorizations: set[str | None] = set()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}"
+
+    def __enter__(self) -> HubServer:
+        Thread(target=self._http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of what a path names."""
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        listed = parts[0] == "api"
+        parts = parts[1:] if listed else parts
+        if parts[0] not in ("models", "datasets"):
+            parts = ["models", *parts]
+        name, rest = "/".join(parts[:3]), parts[3:]
+        folder = self.repositories.get(name)
+        if name in self.gated:
+            return _refused(403, "GatedRepo")
+        if folder is None:
+            return _refused(404, "RepoNotFound")
+        if len(rest) > 1 and rest[1] not in ("main", COMMIT):
+            return _refused(404, "RevisionNotFound")
+        if listed:
+            return _listed(name, folder, rest)
+        file = folder.joinpath(*rest[2:])
+        if rest[:1] != ["resolve"] or not file.is_file():
+            return _refused(404, "EntryNotFound")
+        body = file.read_bytes()
+        return 200, {"ETag": f'"{_blob(body)}"', "X-Repo-Commit": COMMIT}, body
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                hub.requests.append(f"{self.command} {self.path}")
+                hub.authorizations.add(self.headers.get("Authorization"))
+                status, headers, body = hub.answer(urlsplit(self.path).path)
+                self.send_response(status)
+                for key, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET  # noqa: N815  # the standard library's name
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """Tests read `requests`."""
+
+        return Handler
+
+
+def _blob(body: bytes) -> str:
+    return hashlib.sha1(body).hexdigest()
+
+
+def _refused(status: int, code: str) -> tuple[int, dict[str, str], bytes]:
+    return status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}"
+
+
+def _listed(name: str, folder: Path, rest: list[str]) -> tuple[int, dict[str, str], bytes]:
+    below = folder.joinpath(*rest[2:]) if rest[:1] == ["tree"] else folder
+    if not below.is_dir():
+        return _refused(404, "EntryNotFound")
+    files = sorted(path for path in below.rglob("*") if path.is_file())
+    names = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    if rest[:1] == ["tree"]:
+        found: object = [
+            {"type": "file", "path": path, "size": len(body), "oid": _blob(body)} for path, body in names.items()
+        ]
+    else:
+        siblings = [{"rfilename": path} for path in names]
+        found = {"_id": "0", "id": name.split("/", 1)[1], "sha": COMMIT, "siblings": siblings, "tags": []}
+    return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
