@@ -31,4 +31,4 @@ def test_a_recipe_loads(path):
 
 def test_there_are_recipes():
     assert ROOT / "recipes" / "mistral-7b" / "train.yaml" in CONFIGS
-    assert ROOT / "recipes" / "zephyr-7b" / "data.yaml" in CONFIGS
+    assert ROOT / "recipes" / "mistral-7b" / "data.yaml" in CONFIGS
