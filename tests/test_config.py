@@ -51,6 +51,17 @@ def test_set_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     assert config.data.files == ["a.jsonl"]
 
 
+def test_a_key_set_on_top_takes_the_place_of_the_one_that_it_excludes(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text("model: m\ndata: {files: a}\ntrainable: all\nnum_train_epochs: 3\n")
+    config = load_config(AlignConfig, file, ["max_steps=5", "lora={r: 4}"])
+    assert config.max_steps == 5
+    assert "trainable" not in config.resolved()
+    assert load_config(AlignConfig, file, ["max_steps=null"]).num_train_epochs == 3
+    with pytest.raises(ConfigError, match="num_train_epochs: not read where max_steps is set"):
+        load_config(AlignConfig, file, ["max_steps=5", "num_train_epochs=2"])
+
+
 def test_one_path_stands_for_a_list_and_a_path_object_for_text(tmp_path):
     assert load_config(AlignConfig, None, ALIGN).data.files == ["a.jsonl"]
     assert ToyConfig(steps=3).steps == 3

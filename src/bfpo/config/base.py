@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from inspect import get_annotations
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -43,6 +43,9 @@ class ConfigPart(BaseModel):
 
 class StageConfig(ConfigPart):
     """The whole config of one stage."""
+
+    overruled: ClassVar[Mapping[str, str]] = {}
+    """By key, another that is not read beside it: set on top of a file, the key takes the place of the file's other."""
 
     def unread(self) -> frozenset[str]:
         """Return the top-level keys that these settings make irrelevant, so that nobody takes them for facts."""

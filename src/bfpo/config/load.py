@@ -23,6 +23,7 @@ __all__ = ["load_config", "read_template"]
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
+_SET = "--set "
 _STEP = re.compile(r"[^\[\].]+(?:\[\d+\])*")
 _PART = re.compile(r"\.?[^\[\].]+|\[\d+\]")
 _ITEM = re.compile(r"\[\d+\]")
@@ -44,6 +45,7 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
     values, places = _read_file(Path(path)) if path is not None else ({}, {})
     for override in overrides:
         _apply_override(values, places, override)
+    _drop_overruled(cls, values, places)
     try:
         return cls.model_validate(values)
     except ValidationError as error:
@@ -81,8 +83,17 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return values, {key: f"{path}:{line}" for key, line in lines.items()}
 
 
+def _drop_overruled(cls: type[ConfigPart], values: dict[str, Any], places: dict[str, str]) -> None:
+    """Leave the file's `num_train_epochs` out, say, where `--set max_steps=...` takes its place."""
+    if issubclass(cls, StageConfig):
+        for key, other in cls.overruled.items():
+            set_here = places.get(key, "").startswith(_SET) and values[key] is not None
+            if set_here and other in values and not places.get(other, "").startswith(_SET):
+                del values[other]
+
+
 def _apply_override(values: dict[str, Any], places: dict[str, str], override: str) -> None:
-    place = f"--set {hide_in_setting(override)}"
+    place = f"{_SET}{hide_in_setting(override)}"
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not all(_STEP.fullmatch(part) for part in key.split(".")):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -72,22 +73,20 @@ class TrainingKeys(StageConfig):
     logging_steps: int = Field(default=10, ge=1, description="optimizer steps between rows of metrics.jsonl")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
+    overruled: ClassVar[Mapping[str, str]] = {"lora": "trainable", "max_steps": "num_train_epochs"}
+
     def unread(self) -> frozenset[str]:
         """Leave out what another key overrules."""
-        unread = {"trainable"} if self.lora is not None else set()
-        if self.max_steps is not None:
-            unread.add("num_train_epochs")
-        return frozenset(unread)
+        return frozenset(other for key, other in self.overruled.items() if getattr(self, key) is not None)
 
     @model_validator(mode="after")
     def _no_overruled_key(self) -> TrainingKeys:
         given = self.model_fields_set
-        if self.lora is not None and "trainable" in given:
-            raise ValueError("trainable: not read where lora is set; leave one of the two out")
+        for key, other in self.overruled.items():
+            if getattr(self, key) is not None and other in given:
+                raise ValueError(f"{other}: not read where {key} is set; leave one of the two out")
         if self.quantize is not None and self.lora is None:
             raise ValueError("quantize: needs lora; four bits cannot train, adapters above them can")
-        if self.max_steps is not None and "num_train_epochs" in given:
-            raise ValueError("num_train_epochs: not read where max_steps is set; leave one of the two out")
         if self.eval_steps is not None and getattr(self, "eval_data", None) is None:
             raise ValueError("eval_steps: not read without eval_data; give eval_data or leave eval_steps out")
         return self
