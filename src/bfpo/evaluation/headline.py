@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bfpo.evaluation.alike import basis_of, groups_alike, judged_alike, ranked_together, who_judged
+from bfpo.evaluation.experiment_sentences import experiment_headline, experiment_lines
 from bfpo.evaluation.report_data import MethodResult, ReportData
+from bfpo.evaluation.wording import listed, percent, points, with_interval
 from bfpo.schema import Score
 
 __all__ = ["Headline", "headline", "percent", "points", "with_interval"]
@@ -23,44 +26,21 @@ class Headline:
     details: list[str]
 
 
-def percent(value: float, decimals: int = 0) -> str:
-    """Return a share in [0, 1] as per cent; 0 and 100 only where nothing is rounded away."""
-    step = 10.0**-decimals
-    rounded = round(100 * value, decimals)
-    if rounded == 0 and value > 0:
-        return f"<{step:.{decimals}f}%"
-    if rounded == 100 and value < 1:
-        return f">{100 - step:.{decimals}f}%"
-    return f"{rounded:.{decimals}f}%"
-
-
-def points(value: float) -> str:
-    """Return a difference of shares in percentage points, with its sign (a true minus)."""
-    rounded = round(100 * value, 1)
-    return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.1f}"
-
-
-def with_interval(score: Score, decimals: int = 0) -> str:
-    """Return the value with its interval in words, such as `64% (59% to 69%)`."""
-    assert score.value is not None
-    if score.low is None or score.high is None:
-        return f"{percent(score.value, decimals)} (no interval)"
-    low, high = percent(score.low, decimals), percent(score.high, decimals)
-    return f"{percent(score.value, decimals)} ({low} to {high})"
-
-
 def headline(data: ReportData) -> Headline:
     """Return the claim that the numbers support.
 
     The main method wins only where every baseline was measured and the interval of every paired difference in the
-    share of helpful and safe answers lies above zero.
+    share of helpful and safe answers lies above zero. Only what the same judge judged on the same prompts is compared;
+    what else there is, is named and ranked nowhere.
     """
     main = data.main
+    if not data.methods and data.experiments:
+        return Headline(experiment_headline(data.experiments[0]), False, [*_experiments(data), *data.notes])
     if main is None:
-        return Headline(_overview(data), False, [*_open_gates(data), *data.notes])
+        return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *data.notes])
     score = main.score(METRIC)
     if score is None and any(main.value(metric) is not None for metric in _AXES):
-        return Headline(_overview(data), False, [*_open_gates(data), *data.notes])
+        return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *data.notes])
     if score is None:
         text = f"{main.title} was not measured, so nothing can be said about it."
         return Headline(text, False, [*_limits(data), *data.notes])
@@ -70,14 +50,12 @@ def headline(data: ReportData) -> Headline:
 
 def _overview(data: ReportData) -> str:
     """Say who has the highest value of each axis, where no claim about one method can be made."""
-    parts = []
-    for metric, title in zip(_AXES, (data.x_title, data.y_title), strict=True):
-        compared = [method for method in data.methods if method.role != "ceiling"]
-        known = [(value, method.title) for method in compared if (value := method.value(metric)) is not None]
-        if known:
-            value = max(known)[0]
-            best = [name for other, name in known if other == value]
-            parts.append(f"{title[:1].upper()}{title[1:]}: {_listed(best)}, {percent(value, 1)}")
+    if not ranked_together(data, _AXES):
+        return (
+            "These models cannot be ranked against one another: they were not all judged by the same judge on the same "
+            "prompts."
+        )
+    parts = list(_highest(data, data.methods))
     if not parts:
         return "No answers were scored in these runs, so nothing can be said about helpfulness or harm."
     if len(data.methods) == 1:
@@ -85,12 +63,45 @@ def _overview(data: ReportData) -> str:
     return f"Highest of {len(data.methods)} models, whether or not the intervals tell them apart. {'. '.join(parts)}."
 
 
+def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]:
+    for metric, title in zip(_AXES, (data.x_title, data.y_title), strict=True):
+        compared = [method for method in methods if method.role != "ceiling"]
+        known = [(value, method.title) for method in compared if (value := method.value(metric)) is not None]
+        if known:
+            value = max(known)[0]
+            best = [name for other, name in known if other == value]
+            yield f"{title[:1].upper()}{title[1:]}: {listed(best)}, {percent(value, 1)}"
+
+
+def _experiments(data: ReportData) -> Iterator[str]:
+    for place, experiment in enumerate(data.experiments):
+        if place:
+            yield experiment_headline(experiment)
+        yield from experiment_lines(experiment, data.well_formed_threshold)
+
+
+def _groups(data: ReportData) -> Iterator[str]:
+    """Say of models that cannot be ranked which of them can, and who is highest among those."""
+    if ranked_together(data, _AXES):
+        return
+    metric = next(metric for metric in _AXES if len(groups_alike(data, metric)) > 1)
+    for group in groups_alike(data, metric):
+        names, judged = listed([method.title for method in group]), who_judged(basis_of(data, group[0], metric))
+        if len(group) == 1:
+            yield f"{names}: {judged}."
+        else:
+            yield f"{names} can be ranked ({judged}). {'. '.join(_highest(data, group))}."
+
+
 def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, bool]:
     measured = [(method, value) for method in data.baselines if (value := method.value(METRIC)) is not None]
+    apart = [method for method in _not_alike(data, main) if method.role == "baseline"]
+    alike = [(method, value) for method, value in measured if method not in apart]
     share = f"{with_interval(score)} of held-out prompts"
-    if not measured:
-        return f"{main.title} answers {share} helpfully and safely; no baseline was measured.", False
-    best, value = max(measured, key=lambda item: item[1])
+    if not alike:
+        lack = "was judged by the same judge on the same prompts, so it is ahead of none" if apart else "was measured"
+        return f"{main.title} answers {share} helpfully and safely; no baseline {lack}.", False
+    best, value = max(alike, key=lambda item: item[1])
     assert score.value is not None
     if value >= score.value:
         lead = _lead(data, best)
@@ -100,22 +111,32 @@ def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, boo
             f"{percent(value)}{doubt}.",
             False,
         )
-    leads = [_lead(data, method) for method, _ in measured]
-    if len(measured) == len(data.baselines) and all(lead is not None and lead[0] > 0 for lead in leads):
-        every = "every baseline" if len(measured) > 1 else f"its baseline {best.title}"
-        rival = f" for the best of them, {best.title}" if len(measured) > 1 else ""
+    leads = [_lead(data, method) for method, _ in alike]
+    complete = len(measured) == len(data.baselines)
+    if complete and all(lead is not None and lead[0] > 0 for lead in leads):
+        every = "every baseline" if len(alike) > 1 else f"its baseline {best.title}"
+        limit = " judged alike" if apart and len(alike) > 1 else ""
+        rival = f" for the best of them, {best.title}" if len(alike) > 1 else ""
         return (
-            f"{main.title} is helpful and safe more often than {every}: on {share}, against {percent(value)}{rival}.",
+            f"{main.title} is helpful and safe more often than {every}{limit}: on {share}, against "
+            f"{percent(value)}{rival}.",
             True,
         )
-    close = [method.title for (method, _), lead in zip(measured, leads, strict=True) if lead is None or lead[0] <= 0]
+    close = [method.title for (method, _), lead in zip(alike, leads, strict=True) if lead is None or lead[0] <= 0]
     doubt = (
-        f"its lead over {_listed(close)} is within the margin of error" if close else "not every baseline was measured"
+        f"its lead over {listed(close)} is within the margin of error" if close else "not every baseline was measured"
     )
+    among = "of those judged alike" if apart else "measured"
     return (
-        f"{main.title} answers {share} helpfully and safely, the highest share measured, but {doubt}.",
+        f"{main.title} answers {share} helpfully and safely, the highest share {among}, but {doubt}.",
         False,
     )
+
+
+def _not_alike(data: ReportData, main: MethodResult) -> list[MethodResult]:
+    """Return the measured methods that were judged by another judge or on other prompts than the main one."""
+    others = [method for method in data.methods if method is not main and method.value(METRIC) is not None]
+    return [method for method in others if not judged_alike(data, main, method, METRIC)]
 
 
 def _lead(data: ReportData, baseline: MethodResult) -> tuple[float, float] | None:
@@ -128,7 +149,7 @@ def _lead(data: ReportData, baseline: MethodResult) -> tuple[float, float] | Non
 def _facts(data: ReportData, main: MethodResult) -> Iterator[str]:
     start = next((method for method in data.methods if method.role == "start"), None)
     start_value = start.value(METRIC) if start is not None else None
-    if start is not None and start_value is not None:
+    if start is not None and start_value is not None and judged_alike(data, main, start, METRIC):
         yield f"Every method starts from the same model, which is helpful and safe on {percent(start_value)}."
     harmless = main.score("harmless_harmful")
     if harmless is not None:
@@ -155,12 +176,15 @@ def _open_gates(data: ReportData) -> Iterator[str]:
 
 def _limits(data: ReportData) -> Iterator[str]:
     yield from _open_gates(data)
+    apart = _not_alike(data, data.main) if data.main is not None else []
+    if apart and data.main is not None:
+        ours = who_judged(basis_of(data, data.main, METRIC))
+        theirs = "; ".join(f"{method.title} ({who_judged(basis_of(data, method, METRIC))})" for method in apart)
+        yield (
+            f"Not compared with {data.main.title} ({ours}), as judged by another judge or on other prompts: {theirs}."
+        )
     missing = [method.title for method in data.baselines if method.value(METRIC) is None]
     if missing:
-        yield f"Not measured: {_listed(missing)}."
+        yield f"Not measured: {listed(missing)}."
     if len(data.seeds) == 1:
         yield "One seed: the intervals speak about other prompts, not about another training."
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bfpo.evaluation.alike import ranked_together
 from bfpo.evaluation.report_data import ReportData
 from bfpo.evaluation.stats.pareto import pareto_front
 
@@ -13,8 +14,11 @@ AXES = ("helpfulness", "harmless_harmful")
 def front_of(data: ReportData) -> list[str]:
     """Return the names of the methods on the Pareto front of the headline figure, by helpfulness, lowest first.
 
-    The ceiling, trained on ideal answers, is no rival and left out. Estimates are compared as they are.
+    The ceiling, trained on ideal answers, is no rival and left out. Estimates are compared as they are. Empty where
+    not all were judged by the same judge on the same prompts.
     """
+    if not ranked_together(data, AXES):
+        return []
     points = {method.name: {axis: method.value(axis) for axis in AXES} for method in data.methods}
     known = {
         name: {axis: value for axis, value in values.items() if value is not None}

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
 from bfpo.evaluation.answer_browser import answer_block
+from bfpo.evaluation.experiment_view import experiment_view, is_the_table
+from bfpo.evaluation.figures.front import experiment_figure
 from bfpo.evaluation.figures.margins import spread_figure
 from bfpo.evaluation.figures.refusal import refusal_figure
 from bfpo.evaluation.figures.scatter import scatter_figure
@@ -68,6 +70,11 @@ def render_markdown(data: ReportData) -> str:
 
 def _figures(data: ReportData) -> dict[str, Figure]:
     found = {"scatter": scatter_figure(data), "training": training_figure(data), "refusal": refusal_figure(data)}
+    found |= {
+        f"tradeoff-{place}": experiment_figure(one)
+        for place, one in enumerate(data.experiments)
+        if not is_the_table(data, one)
+    }
     spreads = {f"margins-{place}": spread_figure(m) for place, m in enumerate(data.methods) if m.margins}
     return {name: figure for name, figure in found.items() if figure is not None} | spreads
 
@@ -82,6 +89,7 @@ def _page(data: ReportData, refresh_seconds: int | None = None) -> str:
         "headline": headline(data),
         "scatter": _scatter(data),
         **_training(data),
+        "experiments": _experiments(data),
         "answers": answer_block(data),
         "refresh_seconds": refresh_seconds,
         "script": Markup(script),  # ours, and the only one that the page allows itself
@@ -96,6 +104,10 @@ def _markdown(data: ReportData, figures: str) -> str:
         "data": data,
         "headline": headline(data),
         "figures": figures,
+        "experiments": [
+            {**experiment_view(data, one), "figure": not is_the_table(data, one) and experiment_figure(one) is not None}
+            for one in data.experiments
+        ],
         "scatter": scatter_figure(data) is not None,
         "panels": any(map(has_curves, data.methods)),
         "refusal": refusal_figure(data) is not None,
@@ -110,6 +122,7 @@ def _environment(*, autoescape: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("bfpo.evaluation", "templates"), autoescape=autoescape, undefined=StrictUndefined
     )
+    environment.filters["zip"] = lambda first, second: zip(first, second, strict=True)
     environment.filters["md"] = _escape_markdown
     environment.filters["code"] = _inline_code
     return environment
@@ -122,14 +135,32 @@ def _scatter(data: ReportData) -> dict[str, Any] | None:
     wide, narrow = scatter_figure(data), scatter_figure(data, width=4.3, height=4.6)
     if wide is None or narrow is None:
         return None
-    description = "Scatter of helpfulness against harmlessness; the numbers are in the table of methods"
     metrics = ("helpfulness", "harmless_harmful")
     left_out = [m.title for m in data.methods if any(m.score(metric) is None for metric in metrics)]
+    description = "Scatter of helpfulness against harmlessness; the numbers are in the table of methods"
+    return {**_two_widths(wide, narrow, "", description), "left_out": ", ".join(left_out)}
+
+
+def _two_widths(wide: Figure, narrow: Figure, prefix: str, description: str) -> dict[str, Any]:
+    """Return both forms of a figure; `pair`: it has a second panel, and needs twice the width."""
     return {
-        "wide": Markup(inline_svg(wide, "wide", description)),
-        "narrow": Markup(inline_svg(narrow, "narrow", description)),
-        "left_out": ", ".join(left_out),
+        "wide": Markup(inline_svg(wide, f"{prefix}wide", description)),
+        "narrow": Markup(inline_svg(narrow, f"{prefix}narrow", description)),
+        "pair": len(wide.axes) > 1,
     }
+
+
+def _experiments(data: ReportData) -> list[dict[str, Any]]:
+    """Return what the page shows of each experiment, with its figure; the figure of a page's own models is theirs."""
+    found = []
+    for place, experiment in enumerate(data.experiments):
+        wide, narrow = experiment_figure(experiment), experiment_figure(experiment, width=4.3, height=4.6)
+        label = _attribute(f"Trade-off of the models of {experiment.run}; the numbers are in the table below")
+        shown = None
+        if wide is not None and narrow is not None and not is_the_table(data, experiment):
+            shown = _two_widths(wide, narrow, f"tradeoff{place}", label)
+        found.append({**experiment_view(data, experiment), "figure": shown})
+    return found
 
 
 def _training(data: ReportData) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from bfpo.errors import DataError, SettingError
+from bfpo.evaluation.experiment_data import Experiment
 from bfpo.schema import Score, Verdict
 
 __all__ = [
     "Agreement",
+    "Basis",
     "Comparison",
     "DataCard",
     "Gate",
@@ -111,8 +113,17 @@ class DataCard:
 
 
 @dataclass(frozen=True, slots=True)
+class Basis:
+    """What the scores of a model on one suite rest on; `prompts`: a digest of the set of prompts, `num` of them."""
+
+    judges: list[str] = field(default_factory=list)
+    prompts: str = ""
+    num: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run behind the page: where, which stage, what became of it, what it cost."""
+    """One run behind the page: where, which stage, what became of it, what it cost; `whole`: its path as given."""
 
     path: str
     stage: str
@@ -121,6 +132,7 @@ class RunRecord:
     tokens: int | None = None
     seeds: str = ""
     error: str = ""
+    whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +142,8 @@ class MethodResult:
     `role`: the method that the report is about (`main`), a `baseline`, the `start` model or the `ceiling`. `scores`:
     those of `score_rows`; `accuracy`: those of `accuracy_scores`. `seed_values`: metric -> one value per seed.
     `curves`: the rows of `metrics.jsonl` of the first seed's training. `seconds`: training and generation, all seeds.
-    `margins`: of held-out pairs, by cell. `suite_scores`: suite -> its scores.
+    `margins`: of held-out pairs, by cell. `suite_scores`: suite -> its scores. `home`: the suite that `scores` are of,
+    nothing where there are no suites, `None` where they are of several or unknown. `basis`: suite -> who judged what.
     """
 
     name: str
@@ -145,6 +158,8 @@ class MethodResult:
     seconds: float | None = None
     margins: list[MarginSpread] = field(default_factory=list)
     suite_scores: dict[str, list[Score]] = field(default_factory=dict)
+    home: str | None = None
+    basis: dict[str, Basis] = field(default_factory=dict)
 
     def score(self, metric: str) -> Score | None:
         """Return a score by the name of its metric, `None` where it was not measured."""
@@ -196,7 +211,8 @@ class ReportData:
     `setting` says in a clause what was compared where. `samples_note`: how the samples were chosen. `num_prompts`: by
     kind. `settings`: section -> key -> value. `seconds`: stage -> wall time. `commands`: how to get this page again.
     `notes`: what a reader must know, one sentence each. `x_title`, `y_title`: what `helpfulness` and `harmless_harmful`
-    are on this page. `absent`: what was looked for and not found. `runs`: the folders behind the page.
+    are on this page. `absent`: what was looked for and not found. `runs`: the folders behind the page. `experiments`:
+    grids and comparisons of many runs, each as one.
 
     Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of a method that
     is not there.
@@ -225,6 +241,7 @@ class ReportData:
     data_cards: list[DataCard] = field(default_factory=list)
     runs: list[RunRecord] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
+    experiments: list[Experiment] = field(default_factory=list)
     x_title: str = "mean helpfulness on harmless prompts"
     y_title: str = "harmless share on harmful prompts"
 

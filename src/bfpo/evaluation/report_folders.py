@@ -10,7 +10,7 @@ from typing import Any
 
 from bfpo.errors import DataError
 
-__all__ = ["Run", "find_runs", "model_name", "resolve", "shown_path"]
+__all__ = ["Run", "find_runs", "model_name", "resolve", "shown_path", "shown_roots"]
 
 # Folders of a run that hold no run of their own and may hold very many files.
 _PASSED_OVER = frozenset({"checkpoints", "figures", "logs", "model", "reference", "tokens", "tokenizer"})
@@ -139,10 +139,30 @@ def model_name(path: str) -> str:
 
 
 def shown_path(path: Path, roots: Sequence[Path]) -> str:
-    """Return a run's path from the folder that was given, so that a page tells nothing of the machine around it."""
+    """Return a run's path as people know it: below the folder that was given, which is as `shown_roots` has it."""
+    names = shown_roots(roots)
     for root in roots:
-        if path == root:
-            return root.name or str(root)
-        if root in path.parents:
-            return f"{root.name}/{path.relative_to(root).as_posix()}"
+        if path == root or root in path.parents:
+            inner = path.relative_to(root).as_posix()
+            return names[root] if inner == "." else f"{names[root]}/{inner}"
     return path.name
+
+
+def shown_roots(roots: Sequence[Path]) -> dict[Path, str]:
+    """Return short names of the folders that were given, no two alike.
+
+    A relative path is what was typed and stays whole. Of any other only the end is shown, as long as it takes to tell
+    the folders apart, so that a page tells at a glance nothing of the machine around it.
+    """
+    found: dict[Path, str] = {}
+    for root in dict.fromkeys(roots):
+        if not root.is_absolute() and ".." not in root.parts and root.parts:
+            found[root] = root.as_posix()
+            continue
+        parts = root.resolve().parts[1:] if not root.is_absolute() else root.parts[1:]
+        ends = [other.resolve().parts for other in roots if other != root]
+        length = 1
+        while length < len(parts) and any(end[-length:] == parts[-length:] for end in ends):
+            length += 1
+        found[root] = "/".join(parts[-length:]) or str(root)
+    return found

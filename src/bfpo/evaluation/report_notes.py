@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bfpo.evaluation.report_data import Suite
@@ -13,9 +14,13 @@ from bfpo.evaluation.report_parts import text
 __all__ = ["absent_parts", "notes_of", "problems_of"]
 
 
-def absent_parts(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield what the page does not show because no run says it, and the runs that did not end well."""
-    stages = {run.stage for run in runs}
+def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[Path, Sequence[Run]]) -> Iterator[str]:
+    """Yield what the page does not show because no run says it, and the runs that did not end well.
+
+    `inside`: the runs within experiments, by the path of the experiment.
+    """
+    hidden = [run for within in inside.values() for run in within]
+    stages = {run.stage for run in (*runs, *hidden)}
     for stage, what in {
         "evaluate": "scores and verdicts",
         "train": "training curves",
@@ -24,9 +29,14 @@ def absent_parts(runs: Sequence[Run]) -> Iterator[str]:
     }.items():
         if stage not in stages:
             yield f"no run of bfpo {stage} was given, so there is nothing here about {what}"
+    if hidden:
+        yield (
+            f"the answers and training curves of {len(hidden)} runs inside experiments: give the folder of one of them "
+            "to see it"
+        )
     for run in runs:
         if run.record.get("status") != "finished":
-            yield f"{run.path.name} ({run.stage}) is {text(run.record.get('status')) or 'of unknown status'}"
+            yield f"{shown[run]} ({run.stage}) is {text(run.record.get('status')) or 'of unknown status'}"
 
 
 def problems_of(runs: Sequence[Run]) -> list[str]:
@@ -42,7 +52,7 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
         yield "The judge that labelled the training data also judged the answers: its errors favour the model."
     skipped = [suite.title or suite.name for suite in suites.values() if suite.status == "skipped"]
     if skipped:
-        yield f"Skipped, and in no mean: {', '.join(skipped)}."
+        yield f"Skipped, and in no mean: {'; '.join(skipped)}."
 
 
 def _judges(run: Run, stages: Sequence[str]) -> list[Any]:

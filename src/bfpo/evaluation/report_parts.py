@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "scores_of",
     "text",
     "verdict_of",
+    "with_own_titles",
 ]
 
 NUM_BINS = 48
@@ -134,15 +136,32 @@ def margin_spreads(rows: Iterable[Mapping[str, Any]], *, beta: float | None = No
 
 
 def agreement_of(run: Run, shown: str) -> Agreement | None:
-    """Return what `judge-check` or `label` measured about a judge; `None` where it measured nothing."""
+    """Return what `judge-check` or `label` measured about a judge, and on which data; `None` where nothing was."""
+    data = _data_name(object_of(run.config.get("data")))
     if run.stage == "judge-check":
         quality = run.json("quality.json")
         judge, groups = object_of(quality.get("judge")), object_of(quality.get("quality"))
         scores = scores_of(groups.get("all") or next(iter(groups.values()), []))
-        name = text(judge.get("name")) or "a judge"
-        return Agreement(f"{name} against people's labels", shown, scores) if scores else None
-    scores = scores_of(run.json("scores.json").get("scores"))
-    return Agreement("labels: judges, votes and given labels", shown, scores) if scores else None
+        title = f"{text(judge.get('name')) or 'a judge'} against people's labels"
+    else:
+        scores = scores_of(run.json("scores.json").get("scores"))
+        title = "labels: judges, votes and given labels"
+    return Agreement(f"{title}, {data or shown}", shown, scores) if scores else None
+
+
+def _data_name(data: dict[str, Any]) -> str:
+    """Return the file names of a config's `data`, or its source; nothing where it names neither."""
+    files = data.get("files")
+    names = [Path(file).name for file in files if isinstance(file, str)] if isinstance(files, list) else []
+    if len(names) > 2:
+        return f"{names[0]} and {len(names) - 1} more files"
+    return " and ".join(names) or text(data.get("source"))
+
+
+def with_own_titles(found: Sequence[Agreement]) -> list[Agreement]:
+    """Return the tables with titles no two of which are alike: where they are, the run follows."""
+    titles = [one.title for one in found]
+    return [replace(one, title=f"{one.title} ({one.run})") if titles.count(one.title) > 1 else one for one in found]
 
 
 def data_card_of(run: Run, shown: str) -> DataCard | None:
@@ -192,4 +211,5 @@ def record_of(run: Run, roots: Sequence[Path]) -> RunRecord:
         tokens=None if tokens is None else int(tokens),
         seeds=", ".join(map(str, dict.fromkeys(object_of(run.record.get("seeds")).values()))),
         error=text(run.record.get("error")),
+        whole=run.path.as_posix(),
     )

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from bfpo.data.labels import CELLS
-from bfpo.evaluation.headline import percent, points
+from bfpo.evaluation.experiment_view import is_the_table
 from bfpo.evaluation.pareto_names import front_of
 from bfpo.evaluation.published import PUBLISHED, PUBLISHED_NOTE
 from bfpo.evaluation.report_data import MethodResult, ReportData
 from bfpo.evaluation.suite_table import GROUPS, SuiteColumn, suite_columns, suite_mean
+from bfpo.evaluation.wording import percent, points
 from bfpo.schema import Score
 
 __all__ = ["csv_text", "duration", "section_view", "show_value"]
@@ -46,6 +47,8 @@ def section_view(data: ReportData) -> dict[str, Any]:
              "unknown" if r.seconds is None else duration(r.seconds), "" if r.tokens is None else f"{r.tokens:,}"]
             for r in data.runs
         ],
+        "whole_paths": [r.whole or r.path for r in data.runs],
+        "full_paths": [(r.path, r.whole) for r in data.runs if r.whole and r.whole != r.path],
         "total_cost": _total(data),
     }  # fmt: skip
 
@@ -62,7 +65,8 @@ def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, 
             "mean_of": "There is no mean: they count different things."
             if group == "inspect"
             else f"The mean is over {len(wanted)} suite{'s' if len(wanted) > 1 else ''}, each with the same "
-            f"weight: {', '.join(names)}. A model without one of them has none.",
+            f"weight: {'; '.join(names)}. A model without one of them has none. Its interval is made of theirs "
+            "(MOVER), which are taken as independent but where they asked the same prompts.",
             "rows": [
                 {
                     "title": m.title,
@@ -75,9 +79,12 @@ def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, 
         }
 
 
-def _mean(method: MethodResult, columns: list[SuiteColumn], group: str) -> str:
+def _mean(method: MethodResult, columns: list[SuiteColumn], group: str) -> dict[str, str]:
     mean = suite_mean(method, columns, group)
-    return "none" if mean is None else percent(mean, 1)
+    if mean.value is None:
+        return {"value": "none", "small": ""}
+    bounds = _interval(Score(group, mean.value, mean.low, mean.high, mean.num))
+    return {"value": percent(mean.value, 1), "small": bounds}
 
 
 def _suite_cell(method: MethodResult, column: SuiteColumn) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def duration(seconds: float) -> str:
 
 
 def csv_text(data: ReportData) -> str:
-    """Return every score as CSV: model, suite, metric, value, bounds, counts, direction.
+    """Return every score as CSV: model, suite (or the run of an experiment), metric, value, bounds, counts, direction.
 
     Text that a spreadsheet would take for a formula begins with an apostrophe.
     """
@@ -184,11 +191,18 @@ def csv_text(data: ReportData) -> str:
     for method in data.methods:
         own = [("", score) for score in (*method.scores, *method.accuracy)]
         suites = [(suite, score) for suite, scores in method.suite_scores.items() for score in scores]
-        for suite, score in (*own, *suites):
-            numbers = ["" if value is None else repr(value) for value in (score.value, score.low, score.high)]
-            names = [_plain(method.title), _plain(suite), _plain(score.metric)]
-            writer.writerow((*names, *numbers, score.num, score.unscored, str(score.higher_is_better).lower()))
+        writer.writerows(_csv_row(method.title, suite, score) for suite, score in (*own, *suites))
+    for experiment in data.experiments:
+        if not is_the_table(data, experiment):
+            for point in experiment.points:
+                writer.writerows(_csv_row(point.title, experiment.run, score) for score in point.scores)
     return out.getvalue()
+
+
+def _csv_row(title: str, suite: str, score: Score) -> tuple[object, ...]:
+    numbers = ["" if value is None else repr(value) for value in (score.value, score.low, score.high)]
+    names = [_plain(title), _plain(suite), _plain(score.metric)]
+    return (*names, *numbers, score.num, score.unscored, str(score.higher_is_better).lower())
 
 
 def _plain(text: str) -> str:

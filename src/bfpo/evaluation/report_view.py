@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from bfpo.data.labels import CELLS
+from bfpo.evaluation.alike import judged_alike, ranked_together
 from bfpo.evaluation.answer_browser import badges, is_folded
+from bfpo.evaluation.experiment_view import in_words
 from bfpo.evaluation.figures.style import token_of
-from bfpo.evaluation.headline import percent, points
+from bfpo.evaluation.report_cells import cell_of
 from bfpo.evaluation.report_data import Gate, MethodResult, ReportData, SampleAnswer
 from bfpo.evaluation.report_sections import duration, section_view
 from bfpo.evaluation.scores import METRICS
+from bfpo.evaluation.wording import percent, points
 from bfpo.schema import Score
 
-__all__ = ["ACCURACY_METRICS", "TABLE_METRICS", "Cell", "few_samples", "page_view"]
+__all__ = ["ACCURACY_METRICS", "TABLE_METRICS", "few_samples", "page_view"]
 
 SAMPLES_IN_TEXT, LONGEST_IN_TEXT = 3, 600
 
@@ -30,34 +32,13 @@ ACCURACY_METRICS = ("accuracy", *(f"accuracy_{cell.replace('-', '_')}" for cell 
 _ACCURACY_TITLES = ("all pairs", *(cell.replace("-", " over ") for cell in CELLS))
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One number of a table: text, and where its dot and its interval lie on a bar, in per cent of the bar."""
-
-    value: str = ""
-    interval: str = ""
-    left: float = 0.0
-    width: float = 0.0
-    at: float = 0.0
-    best: bool = False
-    missing: bool = False
-    unscored: int = 0
-
-    @property
-    def markdown(self) -> str:
-        """Return the cell for a Markdown table."""
-        if self.missing:
-            return "not measured"
-        value = f"**{self.value}**" if self.best else self.value
-        return f"{value} [{self.interval}]" if self.interval else value
-
-
 def page_view(data: ReportData) -> dict[str, Any]:
     """Return what the templates read, but for the figures and the headline."""
     return {
         "confidence": percent(data.confidence),
         "threshold": percent(data.well_formed_threshold),
         "prompt_counts": ", ".join(f"{count} {kind}" for kind, count in data.num_prompts.items()),
+        "homes": _homes(data),
         "tiles": [_tile(data, metric) for metric in TABLE_METRICS if metric != "over_refusal_benign"]
         if data.main
         else [],
@@ -74,20 +55,28 @@ def page_view(data: ReportData) -> dict[str, Any]:
     }
 
 
+def _homes(data: ReportData) -> str:
+    """Return the suites that the table of models is of; nothing where there are no suites."""
+    titles = {suite.name: suite.title or suite.name for suite in data.suites}
+    return "; ".join(dict.fromkeys(titles.get(method.home, method.home) for method in data.methods if method.home))
+
+
 def few_samples(data: ReportData) -> list[dict[str, Any]]:
-    """Return the first samples of each kind, for a text that people read from top to bottom."""
-    seen: dict[str, int] = {}
+    """Return the first answers to the first prompts of each kind, for a text that people read from top to bottom."""
+    seen: dict[str, set[str]] = {}
     few = []
     for sample in data.samples:
-        seen[sample.kind] = seen.get(sample.kind, 0) + 1
-        if seen[sample.kind] <= SAMPLES_IN_TEXT:
-            few.append(
-                {
-                    "prompt": sample.prompt[:LONGEST_IN_TEXT],
-                    "kind": sample.kind,
-                    "answers": [_answer(data, answer, sample.kind) for answer in sample.answers],
-                }
-            )
+        prompts = seen.setdefault(sample.kind, set())
+        if sample.prompt in prompts or len(prompts) == SAMPLES_IN_TEXT:
+            continue
+        prompts.add(sample.prompt)
+        few.append(
+            {
+                "prompt": sample.prompt[:LONGEST_IN_TEXT],
+                "kind": sample.kind,
+                "answers": [_answer(data, answer, sample.kind) for answer in sample.answers],
+            }
+        )
     return few
 
 
@@ -103,22 +92,6 @@ def _answer(data: ReportData, answer: SampleAnswer, kind: str) -> dict[str, Any]
     }
 
 
-def _cell(score: Score | None, best: bool = False) -> Cell:
-    if score is None or score.value is None:
-        return Cell(missing=True, unscored=0 if score is None else score.unscored)
-    low, high = (score.value if bound is None else bound for bound in (score.low, score.high))
-    interval = "no interval" if score.low is None or score.high is None else f"{100 * low:.1f} to {100 * high:.1f}"
-    return Cell(
-        value=percent(score.value, 1),
-        interval=interval,
-        left=round(100 * low, 2),
-        width=round(100 * (high - low), 2),
-        at=round(100 * score.value, 2),
-        best=best,
-        unscored=score.unscored,
-    )
-
-
 def _rows(data: ReportData, metrics: Sequence[str], methods: Sequence[MethodResult]) -> list[dict[str, Any]]:
     best = {metric: _best(data, metric) for metric in metrics}
     return [
@@ -127,7 +100,7 @@ def _rows(data: ReportData, metrics: Sequence[str], methods: Sequence[MethodResu
             "summary": method.summary,
             "style": "main" if method.role == "main" else "role" if method.role in ("start", "ceiling") else "",
             "token": token_of(data, method),
-            "cells": [_cell(_any_score(method, metric), method.name in best[metric]) for metric in metrics],
+            "cells": [cell_of(_any_score(method, metric), method.name in best[metric]) for metric in metrics],
         }
         for method in methods
     ]
@@ -139,7 +112,12 @@ def _any_score(method: MethodResult, metric: str) -> Score | None:
 
 
 def _best(data: ReportData, metric: str) -> set[str]:
-    """Return the names of the best of the compared methods, as the table rounds; none where all are equal."""
+    """Return the names of the best of the compared methods, as the table rounds; none where all are equal.
+
+    None either where not all were judged by the same judge on the same prompts.
+    """
+    if metric in METRICS and not ranked_together(data, [metric]):
+        return set()
     compared = [method for method in data.methods if method.role in ("main", "baseline")]
     values = {method.name: round(100 * value, 1) for method in compared if (value := method.value(metric)) is not None}
     if len(set(values.values())) < 2:
@@ -151,14 +129,16 @@ def _best(data: ReportData, metric: str) -> set[str]:
 
 def _tile(data: ReportData, metric: str) -> dict[str, Any]:
     assert data.main is not None
-    measured = [(value, method.title) for method in data.baselines if (value := method.value(metric)) is not None]
+    alike = [method for method in data.baselines if judged_alike(data, data.main, method, metric)]
+    measured = [(value, method.title) for method in alike if (value := method.value(metric)) is not None]
     best = min if not METRICS[metric].higher_is_better else max
     value, title = best(measured, key=lambda item: item[0]) if measured else (None, "")
-    against = "no baseline measured" if value is None else f"best baseline {percent(value, 1)} ({title})"
+    lack = "no baseline judged alike" if len(alike) < len(data.baselines) else "no baseline measured"
+    against = lack if value is None else f"best baseline {percent(value, 1)} ({title})"
     better = "" if METRICS[metric].higher_is_better else " (lower is better)"
     return {
         "name": f"{data.main.title}: {METRICS[metric].title}{better}",
-        "cell": _cell(data.main.score(metric)),
+        "cell": cell_of(data.main.score(metric)),
         "against": against,
     }
 
@@ -168,7 +148,7 @@ def _gate(gate: Gate) -> dict[str, str]:
     needed = f"needed: at least {percent(gate.threshold, 1)}"
     if gate.score is None or gate.score.value is None:
         return {"title": gate.title, "word": word, "style": style, "text": needed}
-    cell = _cell(gate.score)
+    cell = cell_of(gate.score)
     return {"title": gate.title, "word": word, "style": style, "text": f"{cell.value} ({cell.interval}); {needed}"}
 
 
@@ -197,10 +177,10 @@ def _differences(data: ReportData) -> dict[str, Any] | None:
 
 def _fact_tables(data: ReportData) -> Iterable[tuple[str, list[tuple[str, str]]]]:
     for title, section in data.settings.items():
-        yield title, [(key, _text(value)) for key, value in section.items()]
+        yield title, [(key, in_words(value)) for key, value in section.items()]
     for method in data.methods:
         if method.settings:
-            yield method.title, [(key, _text(value)) for key, value in method.settings.items()]
+            yield method.title, [(key, in_words(value)) for key, value in method.settings.items()]
     if data.seeds:
         yield "Seeds", [("seeds", ", ".join(map(str, data.seeds)))]
     spread = [
@@ -215,13 +195,3 @@ def _fact_tables(data: ReportData) -> Iterable[tuple[str, list[tuple[str, str]]]
         yield "Time", [(name, duration(seconds)) for name, seconds in times.items()]
     if data.versions:
         yield "Versions", [(name, version or "not installed") for name, version in data.versions.items()]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value))
-    return str(value)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bfpo.evaluation.report_data import MethodResult, ReportData, Suite
+from bfpo.evaluation.stats import Interval, mean_interval
 from bfpo.schema import Score
 
-__all__ = ["GROUPS", "SuiteColumn", "suite_columns", "suite_mean", "with_suite_means"]
+__all__ = ["AXIS_GROUPS", "GROUPS", "SuiteColumn", "suite_columns", "suite_mean", "with_suite_means"]
 
 GROUPS = {
     "discriminative": "Discriminative: accuracy",
@@ -17,6 +18,9 @@ GROUPS = {
     "over-refusal": "Over-refusal (lower is better)",
     "inspect": "Tasks of inspect-ai, each by its own metric",
 }
+AXIS_GROUPS = {"helpfulness": "helpfulness", "harmless_harmful": "generative"}
+"""Axes of the headline figure -> the group whose mean stands there where no suite measures both itself."""
+
 _HELPFUL = ("winrate", "helpful", "ifeval", "score")
 # Beside every harmless rate, but never the figure of a suite.
 _ASIDE = ("well_formed", "finished", "refused", "refusal_rate", "unscored")
@@ -56,33 +60,35 @@ def _group(suite: Suite, score: Score) -> str:
     return "helpfulness" if any(word in score.metric for word in _HELPFUL) else "generative"
 
 
-def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str) -> float | None:
-    """Return the mean of a group's suites, `None` where one of them was not measured or none is a share in [0, 1].
+def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str) -> Interval:
+    """Return the mean of a group's suites with its interval, by `mean_interval`; `num` counts the suites.
 
-    Tasks of inspect-ai have none: they count different things, of some of which less is better.
+    `value` is `None` where one of them was not measured or is no share in [0, 1]. Suites that asked the same prompts,
+    such as those that judge them twice, count as dependent. Tasks of inspect-ai have no mean: they count different
+    things, of some of which less is better.
     """
-    if group == "inspect":
-        return None
-    wanted = [column for column in columns if column.group == group]
-    values = [
-        next((s.value for s in method.suite_scores.get(c.suite.name, []) if s.metric == c.metric), None) for c in wanted
-    ]
-    known = [value for value in values if value is not None and 0 <= value <= 1]
-    return sum(known) / len(known) if known and len(known) == len(wanted) else None
+    wanted = [column for column in columns if column.group == group] if group != "inspect" else []
+    found = [next((s for s in method.suite_scores.get(c.suite.name, []) if s.metric == c.metric), None) for c in wanted]
+    known = [score for score in found if score is not None and score.value is not None and 0 <= score.value <= 1]
+    if not known or len(known) < len(wanted):
+        return Interval(None, None, None, len(wanted))
+    names = [column.suite.name for column in wanted]
+    asked = [method.basis[name].prompts if name in method.basis else f"suite {name}" for name in names]
+    return mean_interval([Interval(s.value, s.low, s.high, s.num) for s in known], asked)
 
 
 def with_suite_means(data: ReportData) -> ReportData:
     """Return the data with the means of the suites as the axes of the headline figure, where it has no others."""
-    axes = ("helpfulness", "harmless_harmful")
     columns = suite_columns(data)
-    if not columns or any(method.score(metric) for method in data.methods for metric in axes):
+    if not columns or any(method.score(metric) for method in data.methods for metric in AXIS_GROUPS):
         return data
     methods = []
     for method in data.methods:
+        means = {metric: suite_mean(method, columns, group) for metric, group in AXIS_GROUPS.items()}
         found = [
-            Score(metric, value, None, None, len([c for c in columns if c.group == group]))
-            for metric, group in zip(axes, ("helpfulness", "generative"), strict=True)
-            if (value := suite_mean(method, columns, group)) is not None
+            Score(metric, mean.value, mean.low, mean.high, mean.num)
+            for metric, mean in means.items()
+            if mean.value is not None
         ]
         methods.append(replace(method, scores=[*method.scores, *found]))
     return replace(

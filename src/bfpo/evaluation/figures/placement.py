@@ -45,16 +45,17 @@ def place_labels(
     *,
     point_radius: float = 7.0,
     bars: Sequence[Box] = (),
+    dots: Sequence[tuple[float, float]] = (),
 ) -> list[Box]:
     """Return a box per label, near its point; all lengths in pixels.
 
-    `sizes` are widths and heights. Labels stay within `bounds` and are kept apart from one another and from every point
-    before anything else, then from `bars`; among the rest the nearest place wins. Each label is placed in turn, then a
-    few more times with the others known. Deterministic.
+    `sizes` are widths and heights, `dots` points without a label. Labels stay within `bounds` and are kept apart from
+    one another and from every point before anything else, then from `bars`; among the rest the nearest place wins. Each
+    label is placed in turn, then a few more times with the others known. Deterministic.
     """
-    dots = [Box(x, y, x, y).padded(point_radius) for x, y in points]
+    covered = [Box(x, y, x, y).padded(point_radius) for x, y in (*points, *dots)]
     options = [
-        sorted(_options(point, size, bounds, dots, bars), key=lambda option: option[0])
+        sorted(_options(point, size, bounds, covered, bars), key=lambda option: option[0])
         for point, size in zip(points, sizes, strict=True)
     ]
     placed: list[Box | None] = [None] * len(points)

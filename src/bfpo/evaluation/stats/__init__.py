@@ -10,6 +10,7 @@ from bfpo.evaluation.stats.intervals import (
     wilson,
 )
 from bfpo.evaluation.stats.judge_error import CorrectedRate, corrected_harmless_rate, effective_count, rogan_gladen
+from bfpo.evaluation.stats.means import mean_interval
 from bfpo.evaluation.stats.paired_tests import PairedTest, holm, mcnemar, paired_test, sign_flip
 from bfpo.evaluation.stats.pareto import Choice, Points, hypervolume, hypervolume_interval, nearest_to, pareto_front
 from bfpo.evaluation.stats.power import detectable_difference, minimum_detectable_effect
@@ -31,6 +32,7 @@ __all__ = [
     "hypervolume",
     "hypervolume_interval",
     "mcnemar",
+    "mean_interval",
     "minimum_detectable_effect",
     "nearest_to",
     "paired_difference",
