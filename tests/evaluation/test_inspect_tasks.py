@@ -235,8 +235,8 @@ def test_the_page_takes_no_mean_over_such_tasks() -> None:
     assert [(column.suite.name, column.group) for column in columns] == [
         ("adv", "generative"), ("xs", "inspect"), ("sr", "inspect")
     ]  # fmt: skip
-    assert suite_mean(method, columns, "inspect") is None
-    assert suite_mean(method, columns, "generative") == 0.5
+    assert suite_mean(method, columns, "inspect").value is None
+    assert suite_mean(method, columns, "generative").value == 0.5
 
 
 TASKS = """

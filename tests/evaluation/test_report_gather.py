@@ -39,11 +39,13 @@ def test_suites_come_in_the_groups_of_the_paper_with_means_over_what_was_scored(
         ("xstest", "over-refusal"),
     ]
     ours, theirs = data.method("ours"), data.method("theirs")
-    assert suite_mean(ours, columns, "generative") == pytest.approx(0.7)
-    assert suite_mean(theirs, columns, "generative") is None  # it was not asked one of the suites
+    assert suite_mean(ours, columns, "generative").value == pytest.approx(0.7)
+    assert suite_mean(theirs, columns, "generative").value is None  # it was not asked one of the suites
     page = render_html(data)
     assert "hub is away" in page
-    assert "The mean is over 2 suites, each with the same weight: AdvBench, ALERT." in page
+    assert "The mean is over 2 suites, each with the same weight: AdvBench; ALERT." in page
+    half = 0.05 / 2**0.5  # both suites reach 0.05 to either side
+    assert f"{100 * (0.7 - half):.1f} to {100 * (0.7 + half):.1f}" in page
     assert "3 unscored" in page
     assert "well formed 97.0%" in page
     assert "sign flip" in page
@@ -57,7 +59,7 @@ def test_a_skipped_suite_enters_no_column_though_it_has_a_score(tmp_path: Path) 
     content["scores"].append({**content["scores"][6], "suite": "toxigen", "value": 0.0})
     (run / "scores.json").write_text(json.dumps(content))
     data = gather([run])
-    assert suite_mean(data.method("ours"), suite_columns(data), "discriminative") == pytest.approx(0.4)
+    assert suite_mean(data.method("ours"), suite_columns(data), "discriminative").value == pytest.approx(0.4)
 
 
 def test_published_figures_are_marked_and_in_no_score(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_hostile_answer_changes_neither_the_page_nor_a_verdict(tmp_path: Path)
     block = re.compile(r'(<script id="answer-data" type="application/octet-stream">)([A-Za-z0-9+/=]*)(</script>)')
     outside, found = block.sub(r"\1\3", page), block.search(page)
     assert found is not None
-    assert outside.replace("hostile", "plain") == block.sub(r"\1\3", plain)
+    assert outside.replace(f"{tmp_path}/hostile", f"{tmp_path}/plain").replace("/hostile", "/plain") == block.sub(r"\1\3", plain)
     content = rows_of(found.group(2))
     (row,) = [row for row in content["rows"] if row[0] == "question 2?"]
     for answer in row[3]:
@@ -269,7 +271,7 @@ def test_models_that_were_judged_or_asked_differently_are_not_to_be_ranked(tmp_p
         )
     said = " ".join(gather([tmp_path]).absent)
     assert "not judged by the same judges (a: oracle; b: guard; c: guard)" in said
-    assert "not asked the same prompts (a 1, b 1, c 1)" in said
+    assert "not asked the same prompts (a 1; b 1; c 1)" in said
     alike = " ".join(gather([tmp_path / "b", tmp_path / "c"]).absent)
     assert "same judges" not in alike
     assert "same prompts" not in alike

@@ -13,9 +13,12 @@ from bfpo.evaluation.scores import METRICS
 from bfpo.evaluation.wording import percent, points
 from bfpo.schema import Score
 
-__all__ = ["experiment_view", "in_words", "is_the_table"]
+__all__ = ["COMPARE_MAIN", "experiment_view", "in_words", "is_the_table"]
 
 _BESIDE = ("helpful_and_safe", "over_refusal_benign", "over_refusal_borderline", "well_formed")
+COMPARE_MAIN = "bfpo"
+"""The method that a comparison sets against all others."""
+
 _ENDS = ("start", "ceiling")
 _TITLES = {"sweep": "The trade-off", "compare": "Head to head", "interpolate": "Models between two"}
 
@@ -73,7 +76,7 @@ def _row(experiment: Experiment, point: ExperimentPoint, measured: Sequence[str]
     seeds = point.seed_values.get("helpful_and_safe", ())
     return {
         "title": point.title,
-        "style": "main" if point.name == experiment.nearest else "role" if point.name in _ENDS else "",
+        "style": "main" if point.name in (experiment.nearest, COMPARE_MAIN) else "role" if point.name in _ENDS else "",
         "setting": {key: in_words(value) for key, value in point.setting.items()},
         "cells": [cell_of(point.score(name)) for name in measured],
         "front": "yes" if point.on_front else "",

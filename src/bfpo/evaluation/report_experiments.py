@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.evaluation.experiment_data import Experiment, ExperimentPoint, Trial
+from bfpo.evaluation.experiment_view import COMPARE_MAIN
 from bfpo.evaluation.report_data import Comparison, MethodResult, Role
 from bfpo.evaluation.report_folders import Run
 from bfpo.evaluation.report_parts import number, object_of, scores_of, text
 
-__all__ = ["COMPARE_MAIN", "experiment_of", "methods_of", "prompts_of", "split_experiments"]
+__all__ = ["experiment_of", "methods_of", "prompts_of", "split_experiments"]
 
 STAGES = ("sweep", "compare", "interpolate")
-COMPARE_MAIN = "bfpo"
 _ROLES: dict[str, Role] = {COMPARE_MAIN: "main", "start": "start", "ceiling": "ceiling"}
 
 

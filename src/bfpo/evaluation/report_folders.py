@@ -151,8 +151,8 @@ def shown_path(path: Path, roots: Sequence[Path]) -> str:
 def shown_roots(roots: Sequence[Path]) -> dict[Path, str]:
     """Return short names of the folders that were given, no two alike.
 
-    A relative path is what was typed and stays whole. Of any other only the end is shown, as long as it takes to tell
-    the folders apart, so that a page tells at a glance nothing of the machine around it.
+    A relative path is what was typed and stays whole. Of any other the last two parts are shown, or as many as it takes
+    to tell the folders apart, so that a page tells at a glance little of the machine around it.
     """
     found: dict[Path, str] = {}
     for root in dict.fromkeys(roots):
@@ -161,7 +161,7 @@ def shown_roots(roots: Sequence[Path]) -> dict[Path, str]:
             continue
         parts = root.resolve().parts[1:] if not root.is_absolute() else root.parts[1:]
         ends = [other.resolve().parts for other in roots if other != root]
-        length = 1
+        length = min(2, len(parts))
         while length < len(parts) and any(end[-length:] == parts[-length:] for end in ends):
             length += 1
         found[root] = "/".join(parts[-length:]) or str(root)

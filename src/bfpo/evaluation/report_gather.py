@@ -10,6 +10,7 @@ from typing import Any
 
 from bfpo.errors import BfpoError, DataError
 from bfpo.evaluation.experiment_data import Experiment
+from bfpo.evaluation.experiment_view import COMPARE_MAIN
 from bfpo.evaluation.report_data import (
     Comparison,
     MethodResult,
@@ -20,7 +21,6 @@ from bfpo.evaluation.report_data import (
     SuiteComparison,
 )
 from bfpo.evaluation.report_experiments import (
-    COMPARE_MAIN,
     experiment_of,
     methods_of,
     prompts_of,

@@ -23,7 +23,7 @@ def section_view(data: ReportData) -> dict[str, Any]:
     """Return what the templates read about everything but methods, training and answers."""
     columns = suite_columns(data)
     return {
-        "front": ", ".join(data.method(name).title for name in front_of(data)),
+        "front": "; ".join(data.method(name).title for name in front_of(data)),
         "suite_groups": list(_groups(data, columns)),
         "skipped": [
             {"title": s.title or s.name, "reason": s.reason or "no reason given"}

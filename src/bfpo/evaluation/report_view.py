@@ -39,6 +39,7 @@ def page_view(data: ReportData) -> dict[str, Any]:
         "threshold": percent(data.well_formed_threshold),
         "prompt_counts": ", ".join(f"{count} {kind}" for kind, count in data.num_prompts.items()),
         "homes": _homes(data),
+        "is_mean": bool(data.suites) and not _homes(data) and any(m.value("harmless_harmful") for m in data.methods),
         "tiles": [_tile(data, metric) for metric in TABLE_METRICS if metric != "over_refusal_benign"]
         if data.main
         else [],
@@ -49,10 +50,15 @@ def page_view(data: ReportData) -> dict[str, Any]:
         "accuracy_columns": _ACCURACY_TITLES,
         "accuracy_rows": _rows(data, ACCURACY_METRICS, [method for method in data.methods if method.accuracy]),
         "cells": [{"title": cell.replace("-", " over "), "token": f"c-{cell}"} for cell in CELLS],
-        "definitions": [(METRICS[metric].title, METRICS[metric].summary) for metric in (*TABLE_METRICS, "helpfulness")],
+        "definitions": [(METRICS[metric].title, METRICS[metric].summary) for metric in _defined(data)],
         "fact_tables": list(_fact_tables(data)),
         **section_view(data),
     }
+
+
+def _defined(data: ReportData) -> Iterable[str]:
+    objectives = [name for experiment in data.experiments for name in experiment.objectives if name in METRICS]
+    return dict.fromkeys((*TABLE_METRICS, "helpfulness", *objectives))
 
 
 def _homes(data: ReportData) -> str:

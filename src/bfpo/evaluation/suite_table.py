@@ -78,9 +78,12 @@ def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str)
 
 
 def with_suite_means(data: ReportData) -> ReportData:
-    """Return the data with the means of the suites as the axes of the headline figure, where it has no others."""
+    """Return the data with the means of the suites as the axes of the headline figure, where it has no others.
+
+    A model whose row of the table is that of one suite gets none: the means of others do not belong into it.
+    """
     columns = suite_columns(data)
-    if not columns or any(method.score(metric) for method in data.methods for metric in AXIS_GROUPS):
+    if not columns or any(method.home is not None for method in data.methods) or any(method.score(metric) for method in data.methods for metric in AXIS_GROUPS):
         return data
     methods = []
     for method in data.methods:

@@ -8,13 +8,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bfpo.evaluation.experiment_data import Experiment
-from bfpo.evaluation.figures.plane import Mark, draw_plane
+from bfpo.evaluation.figures.plane import MOST_LABELS, Mark, draw_plane
 from bfpo.evaluation.figures.style import METHOD_COLOURS, MUTED
 from bfpo.evaluation.scores import METRICS
 
 __all__ = ["experiment_figure", "front_figure"]
-
-_MOST_LABELS = 24  # of more points only those that matter are named in the figure
 
 
 def front_figure(
@@ -27,7 +25,7 @@ def front_figure(
     """
     across, up = result["objectives"]
     nearest = result["nearest"]["name"] if result["nearest"] else None
-    few = len(result["points"]) <= _MOST_LABELS
+    few = len(result["points"]) <= MOST_LABELS
     marks = {
         point["name"]: Mark(
             point.get("title", point["name"]) if few or point["on_front"] or point["name"] == nearest else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import hypot
 from typing import Any
 
@@ -15,7 +16,10 @@ from matplotlib.patches import Rectangle
 from bfpo.evaluation.figures.placement import Box, place_labels
 from bfpo.evaluation.figures.style import INK, MUTED, PAPER, figure_style
 
-__all__ = ["Mark", "draw_plane"]
+__all__ = ["MOST_LABELS", "Mark", "draw_plane"]
+
+MOST_LABELS = 24
+"""Of more points than this only those that matter are named in a figure."""
 
 _CLOSE, _LEAST_CROWD = 19.0, 3  # markers nearer than this, in pixels at 100 dpi, touch
 _SIDE_BY_SIDE = 6.0  # figures from this width on, in inches, have the enlarged part beside the whole
@@ -68,7 +72,7 @@ def draw_plane(
         apart = [mark for mark in marks if mark not in crowd]
         frame = _frame(axes, crowd) if enlarged is not None else None
         note = f"{len(crowd)} models, enlarged"
-        _label(figure, axes, apart, marks, frame, note)
+        _label(figure, axes, apart, marks, front, frame, note)
         if enlarged is not None:
             assert frame is not None
             _enlarge(figure, enlarged, marks, crowd, front, titles)
@@ -100,10 +104,7 @@ def _draw(axes: Any, marks: Sequence[Mark], front: Sequence[tuple[float, float]]
             if score[1] is not None and score[2] is not None:
                 line(other[0], score[1], score[2], color=mark.colour, linewidth=1.3, alpha=0.55, zorder=2)
     if front:
-        # The staircase that bounds what the front dominates, from edge to edge: markers cannot hide all of it.
-        (low, _), (bottom, _) = axes.get_xlim(), axes.get_ylim()
-        steps = [(min(low, front[0][0]), front[0][1]), *front, (front[-1][0], min(bottom, front[-1][1]))]
-        axes.step(*zip(*steps, strict=True), where="pre", color=INK, linewidth=1.2, alpha=0.6, zorder=2.5)
+        axes.step(*zip(*_steps(axes, front), strict=True), where="pre", color=INK, linewidth=1.2, alpha=0.6, zorder=2.5)
     for mark in marks:
         if len(mark.seeds) > 1:
             axes.scatter(*zip(*mark.seeds, strict=True), s=9, color=mark.colour, alpha=0.6, linewidths=0, zorder=3)
@@ -121,6 +122,12 @@ def _draw(axes: Any, marks: Sequence[Mark], front: Sequence[tuple[float, float]]
             linewidths=1.7 if mark.hollow else 0.8,
             zorder=5 if mark.bold else 4,
         )
+
+
+def _steps(axes: Any, front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the staircase that bounds what the front beats, from edge to edge: markers cannot hide all of it."""
+    (low, _), (bottom, _) = axes.get_xlim(), axes.get_ylim()
+    return [(min(low, front[0][0]), front[0][1]), *front, (front[-1][0], min(bottom, front[-1][1]))]
 
 
 def _limit_axes(axes: Any, marks: Sequence[Mark]) -> None:
@@ -193,7 +200,7 @@ def _enlarge(
     axes.set_title("enlarged", fontsize=9.5, color=MUTED, loc="left")
     axes.set_xlabel(f"{titles[0]}  →")
     axes.locator_params(nbins=5)
-    _label(figure, axes, inside, inside, None, "")
+    _label(figure, axes, inside, inside, front)
 
 
 def _inside(axes: Any, mark: Mark) -> bool:
@@ -202,7 +209,13 @@ def _inside(axes: Any, mark: Mark) -> bool:
 
 
 def _label(
-    figure: Figure, axes: Any, labelled: Sequence[Mark], drawn: Sequence[Mark], frame: Box | None, note: str
+    figure: Figure,
+    axes: Any,
+    labelled: Sequence[Mark],
+    drawn: Sequence[Mark],
+    front: Sequence[tuple[float, float]],
+    frame: Box | None = None,
+    note: str = "",
 ) -> None:
     """Write the title of each mark, and the note on the frame, near its point, with a line where it is not near."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
@@ -212,7 +225,7 @@ def _label(
     ]
     texts = [mark.title for mark in labelled]
     points = _places(axes, labelled)
-    bars = list(_bars(axes, drawn))
+    bars = [*_bars(axes, drawn), *_front_bars(axes, front)]
     if frame is not None:
         texts.append(note)
         styles.append({"fontsize": 9.0, "style": "italic", "color": MUTED})
@@ -237,6 +250,13 @@ def _label(
             axes.plot(*line.T, color=MUTED, linewidth=0.7, zorder=3.5, clip_on=False)
         x, y = to_data.transform(((box.left + box.right) / 2, (box.bottom + box.top) / 2))
         axes.text(x, y, text, ha="center", va="center", zorder=6, **style)
+
+
+def _front_bars(axes: Any, front: Sequence[tuple[float, float]]) -> Iterator[Box]:
+    steps = [tuple(axes.transData.transform(step)) for step in _steps(axes, front)] if front else []
+    for (x, y), (right, below) in pairwise(steps):
+        yield Box(x, min(y, below), x, max(y, below)).padded(2.0)
+        yield Box(min(x, right), below, max(x, right), below).padded(2.0)
 
 
 def _bars(axes: Any, marks: Sequence[Mark]) -> Iterator[Box]:

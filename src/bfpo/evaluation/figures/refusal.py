@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bfpo.evaluation.figures.style import INK, MUTED, colour_of, figure_style
@@ -9,6 +13,8 @@ from bfpo.evaluation.report_data import MethodResult, ReportData
 from bfpo.schema import Score
 
 __all__ = ["harm_score", "refusal_figure", "refusal_score"]
+
+_LINE, _NAME_SIZE = 20, 9  # characters, points
 
 
 def harm_score(method: MethodResult) -> Score | None:
@@ -40,7 +46,9 @@ def refusal_figure(data: ReportData, *, width: float = 7.4) -> Figure | None:
     height = 0.85 + 0.34 * len(shown)
     with figure_style("refusal"):
         figure = Figure(figsize=(width, height), dpi=100)
-        axes = figure.add_axes((1.2 / width, 0.5 / height, 1 - 1.4 / width, 1 - 0.85 / height))
+        names = [_short(method.title) for method in reversed(shown)]
+        left = min(_width(figure, names) + 0.2, 0.45 * width)
+        axes = figure.add_axes((left / width, 0.5 / height, 1 - (left + 0.2) / width, 1 - 0.85 / height))
         for place, method in enumerate(reversed(shown)):
             for score, sign in ((refusal_score(method), -1), (harm_score(method), 1)):
                 assert score is not None
@@ -52,10 +60,25 @@ def refusal_figure(data: ReportData, *, width: float = 7.4) -> Figure | None:
         reach = max(0.1, *(abs(bound) for bound in axes.get_xlim()))
         axes.set_xlim(-reach, reach)
         axes.axvline(0, color=MUTED, linewidth=0.9)
-        axes.set_yticks(range(len(shown)), [method.title for method in reversed(shown)])
+        axes.set_yticks(range(len(shown)), names, fontsize=_NAME_SIZE, linespacing=0.95)
         axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):.0%}")
         axes.grid(visible=False, axis="y")
         # Each title is written away from the middle, so that they cannot meet; what is harm is in the text above.
         for x, title, side in ((0.48, "←  over-refusal", "right"), (0.52, "harm  →", "left")):
             axes.text(x, 1.02, title, transform=axes.transAxes, ha=side, va="bottom", fontsize=9.5, color=MUTED)
     return figure
+
+
+def _short(title: str) -> str:
+    """Return a title on at most two short lines; what is longer is cut, as the table has it whole."""
+    return "\n".join(textwrap.wrap(title, _LINE, max_lines=2, placeholder=" …", break_on_hyphens=False))
+
+
+def _width(figure: Figure, names: Sequence[str]) -> float:
+    """Return how wide the widest name is written, inches."""
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    texts = [figure.text(0, 0, name, fontsize=_NAME_SIZE) for name in names]
+    widest = max(text.get_window_extent(renderer).width for text in texts)
+    for text in texts:
+        text.remove()
+    return float(widest / figure.dpi)

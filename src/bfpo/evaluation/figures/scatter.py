@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from matplotlib.figure import Figure
 
-from bfpo.evaluation.figures.plane import Mark, draw_plane
+from bfpo.evaluation.figures.plane import MOST_LABELS, Mark, draw_plane
 from bfpo.evaluation.figures.style import colour_of, marker_of
 from bfpo.evaluation.pareto_names import front_of
 from bfpo.evaluation.report_data import MethodResult, ReportData
@@ -19,12 +21,19 @@ def scatter_figure(data: ReportData, *, width: float = 7.4, height: float = 4.9)
     """Return helpfulness on harmless prompts against harmlessness on harmful ones, with intervals; inches.
 
     A hollow marker: less well-formed text than the report's threshold. Small dots: single seeds. A method without both
-    values is left out; `None` if all are. Where points crowd the figure grows by a panel that shows them enlarged.
+    values is left out; `None` if all are. Where points crowd the figure grows by a panel that shows them enlarged. Of
+    more than `MOST_LABELS` methods only the front and those that are no baseline are named.
     """
-    marks = [mark for method in data.methods if (mark := _mark(data, method)) is not None]
-    if not marks:
+    drawn = [(method, mark) for method in data.methods if (mark := _mark(data, method)) is not None]
+    if not drawn:
         return None
-    front = [mark for name in front_of(data) if (mark := _mark(data, data.method(name))) is not None]
+    names = front_of(data)
+    few = len(drawn) <= MOST_LABELS
+    marks = [
+        mark if few or method.name in names or method.role != "baseline" else replace(mark, title="")
+        for method, mark in drawn
+    ]
+    front = [mark for name in names if (mark := _mark(data, data.method(name))) is not None]
     points = [(mark.x[0], mark.y[0]) for mark in front]
     return draw_plane(marks, points, (data.x_title, data.y_title), width=width, height=height, name="scatter")
 

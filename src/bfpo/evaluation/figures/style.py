@@ -73,7 +73,8 @@ def marker_of(data: ReportData, method: MethodResult) -> str:
     """Return the method's marker, so that colour is never the only difference."""
     if method.role in ("start", "ceiling"):
         return "X" if method.role == "start" else "*"
-    return MARKERS[_place(data, method) % len(MARKERS)]
+    place = _place(data, method)
+    return MARKERS[(place + place // len(METHOD_COLOURS)) % len(MARKERS)]  # no colour comes back with its marker
 
 
 def _place(data: ReportData, method: MethodResult) -> int:
