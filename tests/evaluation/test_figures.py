@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 
 from bfpo.evaluation.figures.placement import Box, place_labels
+from bfpo.evaluation.figures.refusal import refusal_figure
 from bfpo.evaluation.figures.scatter import scatter_figure
-from bfpo.evaluation.figures.style import CELL_COLOURS, METHOD_COLOURS, TOKENS
+from bfpo.evaluation.figures.style import CELL_COLOURS, METHOD_COLOURS, TOKENS, colour_of, marker_of
 from bfpo.evaluation.figures.training import has_curves, training_figure
 from bfpo.evaluation.report_data import MethodResult, ReportData
 from bfpo.schema import Score
 from fake_report import fake_report
+
+FULL = fake_report(full=True)
 
 
 def overlaps(boxes: list[Box]) -> list[tuple[int, int]]:
@@ -51,16 +56,93 @@ def crowded() -> ReportData:
 
 
 @pytest.mark.parametrize("width", [7.4, 4.3])
-@pytest.mark.parametrize("data", [crowded(), fake_report(full=True)], ids=["crowded", "full"])
+@pytest.mark.parametrize("data", [crowded(), FULL], ids=["crowded", "full"])
 def test_labels_of_the_scatter_do_not_overlap(data: ReportData, width: float) -> None:
     figure = scatter_figure(data, width=width)
     assert figure is not None
     renderer = FigureCanvasAgg(figure).get_renderer()
-    (axes,) = figure.axes
-    assert {text.get_text() for text in axes.texts} == {method.title for method in data.methods}
-    extents = [text.get_window_extent(renderer) for text in axes.texts]
+    texts = [text for axes in figure.axes for text in axes.texts]
+    named = [text.get_text() for text in texts if not text.get_text().endswith("enlarged")]
+    assert sorted(named) == sorted(method.title for method in data.methods)  # in one of the panels, and once
+    extents = [text.get_window_extent(renderer) for text in texts]
     assert overlaps([Box(box.x0, box.y0, box.x1, box.y1) for box in extents]) == []
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in extents)
+
+
+@pytest.mark.parametrize("width", [7.4, 4.3])
+def test_crowded_points_are_drawn_once_more_enlarged(width: float) -> None:
+    figure = scatter_figure(crowded(), width=width)
+    assert figure is not None
+    whole, enlarged = figure.axes
+    assert "9 models, enlarged" in {text.get_text() for text in whole.texts}
+    assert len(enlarged.texts) == 9
+    assert enlarged.get_xlim()[1] - enlarged.get_xlim()[0] < 0.3 * (whole.get_xlim()[1] - whole.get_xlim()[0])
+    beside = enlarged.get_position().x0 > whole.get_position().x1
+    below = enlarged.get_position().y1 < whole.get_position().y0
+    assert (beside, below) == (width > 6, width < 6)
+    drawn = [collection for collection in enlarged.collections if isinstance(collection, PathCollection)]
+    pixels = enlarged.transData.transform([collection.get_offsets()[0] for collection in drawn])
+    assert len(pixels) == 9
+    gaps = [abs(pixels[i] - pixels[j]).max() for j in range(len(pixels)) for i in range(j)]
+    assert min(gaps) > 4  # no marker lies on another
+
+
+def test_few_points_apart_are_drawn_once() -> None:
+    data = ReportData("t", "", crowded().methods[8:])
+    figure = scatter_figure(data)
+    assert figure is not None
+    assert len(figure.axes) == 1
+
+
+def test_the_front_is_a_step_line_from_edge_to_edge() -> None:
+    points = {"a": (0.2, 0.9), "b": (0.6, 0.6), "c": (0.4, 0.5), "d": (0.8, 0.3)}
+    methods = [
+        MethodResult(n, n, "baseline", scores=[Score("helpfulness", x, x, x, 9), Score("harmless_harmful", y, y, y, 9)])
+        for n, (x, y) in points.items()
+    ]
+    figure = scatter_figure(ReportData("t", "", methods))
+    assert figure is not None
+    (axes,) = figure.axes
+    (line,) = [line for line in axes.lines if line.get_drawstyle() == "steps-pre"]
+    left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+    assert [tuple(map(float, step)) for step in line.get_xydata()] == [
+        (left, 0.9), (0.2, 0.9), (0.6, 0.6), (0.8, 0.3), (0.8, bottom)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [7.4, 4.3])
+def test_titles_of_the_refusals_keep_apart_and_names_are_whole(width: float) -> None:
+    methods = list(FULL.methods)
+    methods[2] = replace(methods[2], title="a method with quite a long name for one line of the figure")
+    figure = refusal_figure(replace(FULL, methods=methods), width=width)
+    assert figure is not None
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    (axes,) = figure.axes
+    extents = [text.get_window_extent(renderer) for text in axes.texts]
+    assert len(extents) == 2
+    assert overlaps([Box(box.x0, box.y0, box.x1, box.y1) for box in extents]) == []
+    names = [label.get_window_extent(renderer) for label in axes.get_yticklabels()]
+    assert all(box.x0 >= 0 for box in (*names, *extents))
+    assert all(box.x1 <= figure.bbox.x1 for box in extents)
+    assert overlaps([Box(box.x0, box.y0, box.x1, box.y1) for box in names]) == []
+
+
+def test_of_very_many_methods_only_those_that_matter_are_named() -> None:
+    scores = [
+        [Score("helpfulness", n / 40, None, None, 9), Score("harmless_harmful", 0.5, None, None, 9)] for n in range(40)
+    ]
+    methods = [MethodResult(f"m{n}", f"m{n}", "baseline", scores=scores[n]) for n in range(40)]
+    methods[3] = replace(methods[3], role="start")
+    figure = scatter_figure(ReportData("t", "", methods))
+    assert figure is not None
+    named = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert {name for name in named if name.startswith("m")} == {"m3", "m39"}
+
+
+def test_no_two_methods_share_colour_and_marker() -> None:
+    methods = [MethodResult(str(n), str(n), "baseline") for n in range(60)]
+    data = ReportData("t", "", methods)
+    assert len({(colour_of(data, method), marker_of(data, method)) for method in methods}) == 60
 
 
 def test_methods_without_both_numbers_are_left_out() -> None:

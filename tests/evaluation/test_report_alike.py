@@ -59,8 +59,9 @@ def test_those_that_can_be_ranked_are_ranked_among_themselves() -> None:
     found = headline(
         ReportData("t", "", [method("A", 0.9, "guard", "p"), method("B", 0.6, "guard", "p"), method("C", 1, "x", "p")])
     )
-    assert "A and B can be ranked (guard on 100 prompts). Mean helpfulness on harmless prompts: A, 90.0%" in (
-        found.details[0]
+    assert (
+        "A and B can be ranked (guard on 100 prompts). Mean helpfulness on harmless prompts: A, 90.0%"
+        in (found.details[0])
     )
     assert found.details[1] == "C: x on 100 prompts."
 

@@ -146,7 +146,9 @@ def test_a_hostile_answer_changes_neither_the_page_nor_a_verdict(tmp_path: Path)
     block = re.compile(r'(<script id="answer-data" type="application/octet-stream">)([A-Za-z0-9+/=]*)(</script>)')
     outside, found = block.sub(r"\1\3", page), block.search(page)
     assert found is not None
-    assert outside.replace(f"{tmp_path}/hostile", f"{tmp_path}/plain").replace("/hostile", "/plain") == block.sub(r"\1\3", plain)
+    assert outside.replace(f"{tmp_path}/hostile", f"{tmp_path}/plain").replace("/hostile", "/plain") == block.sub(
+        r"\1\3", plain
+    )
     content = rows_of(found.group(2))
     (row,) = [row for row in content["rows"] if row[0] == "question 2?"]
     for answer in row[3]:

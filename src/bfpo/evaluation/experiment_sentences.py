@@ -22,8 +22,9 @@ def experiment_headline(experiment: Experiment) -> str:
     if experiment.nearest in titles:
         chosen = titles[experiment.nearest]
         scores = listed([_score(chosen, name) for name in experiment.objectives])
-        how = "does best" if not experiment.missing else "comes nearest, but falls short"
-        return f"For {_asked(experiment)}, {chosen.title} {how} of {number}: {scores}."
+        if experiment.missing:
+            return f"None of {number} reaches {_asked(experiment)}; {chosen.title} comes nearest: {scores}."
+        return f"For {_asked(experiment)}, {chosen.title} does best of {number}: {scores}."
     front = [titles[name].title for name in experiment.front if name in titles]
     if len(front) == 1:
         return f"{front[0]} is beaten by none of {number} in {_both(experiment)}."
@@ -72,7 +73,7 @@ def _nearest(experiment: Experiment, name: str) -> str:
 
 
 def _asked(experiment: Experiment) -> str:
-    return listed([f"{_name(key)} of at least {percent(value)}" for key, value in experiment.at_least.items()] or ["?"])
+    return listed([f"{_name(key)} of at least {100 * value:g}%" for key, value in experiment.at_least.items()] or ["?"])
 
 
 def _both(experiment: Experiment) -> str:

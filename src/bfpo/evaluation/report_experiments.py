@@ -86,7 +86,7 @@ def _sweep(content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _comparison(content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    front = [name for name in content.get("pareto_front") or [] if isinstance(name, str)]
+    front = _names(content.get("pareto_front"))
     points = []
     for row in _objects(content.get("methods")):
         setting, difference = object_of(row.get("setting")), object_of(row.get("bfpo_minus_this"))
@@ -115,7 +115,6 @@ def _comparison(content: dict[str, Any], config: dict[str, Any]) -> dict[str, An
     return {
         **_plane(content, config),
         "points": points,
-        "front": front,
         "seeds": list(range(first, first + count)) if known and first is not None and count is not None else [],
         "facts": {f"The same for all: {key}": value for key, value in same.items() if value},
     }
@@ -125,8 +124,8 @@ def _plane(content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     level = number(content.get("confidence")) or number(config.get("confidence")) or 0.95
     named = content.get("objectives") or config.get("objectives") or []
     return {
-        "objectives": [name for name in named if isinstance(name, str)],
-        "front": [name for name in content.get("pareto_front") or [] if isinstance(name, str)],
+        "objectives": _names(named),
+        "front": _names(content.get("pareto_front")),
         "confidence": level if 0 < level < 1 else 0.95,
     }
 
@@ -166,6 +165,10 @@ def prompts_of(methods: Sequence[MethodResult]) -> dict[str, int]:
 
 def _objects(rows: Any) -> Iterator[dict[str, Any]]:
     yield from (row for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
+
+
+def _names(values: Any) -> list[str]:
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
 
 
 def _numbers(values: Any) -> dict[str, float]:

@@ -39,6 +39,7 @@ def page_view(data: ReportData) -> dict[str, Any]:
         "threshold": percent(data.well_formed_threshold),
         "prompt_counts": ", ".join(f"{count} {kind}" for kind, count in data.num_prompts.items()),
         "homes": _homes(data),
+        "ranked": all(ranked_together(data, [metric]) for metric in TABLE_METRICS),
         "is_mean": bool(data.suites) and not _homes(data) and any(m.value("harmless_harmful") for m in data.methods),
         "tiles": [_tile(data, metric) for metric in TABLE_METRICS if metric != "over_refusal_benign"]
         if data.main

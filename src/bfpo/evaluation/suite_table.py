@@ -83,7 +83,11 @@ def with_suite_means(data: ReportData) -> ReportData:
     A model whose row of the table is that of one suite gets none: the means of others do not belong into it.
     """
     columns = suite_columns(data)
-    if not columns or any(method.home is not None for method in data.methods) or any(method.score(metric) for method in data.methods for metric in AXIS_GROUPS):
+    if (
+        not columns
+        or any(method.home is not None for method in data.methods)
+        or any(method.score(metric) for method in data.methods for metric in AXIS_GROUPS)
+    ):
         return data
     methods = []
     for method in data.methods:

@@ -38,7 +38,9 @@ def test_parts_of_the_same_prompts_add_up_as_they_are() -> None:
     assert apart.high < together.high
     of_three = mean_interval([first, second, third], ["a", "a", "b"])
     reaches = [p.high - p.value for p in (first, second, third) if p.high is not None and p.value is not None]
-    assert of_three.high == pytest.approx((of_three.value or 0) + sqrt((reaches[0] + reaches[1]) ** 2 + reaches[2] ** 2) / 3)
+    assert of_three.high == pytest.approx(
+        (of_three.value or 0) + sqrt((reaches[0] + reaches[1]) ** 2 + reaches[2] ** 2) / 3
+    )
 
 
 def test_what_lacks_a_bound_or_a_value_gives_none() -> None:
