@@ -13,7 +13,7 @@ from bfpo.evaluation.headline import headline
 from bfpo.evaluation.report import render_html, render_markdown, write_report
 from bfpo.evaluation.report_data import ReportData
 from bfpo.evaluation.report_gather import gather
-from run_folders import HOSTILE, write_run
+from run_folders import HOSTILE, write_run, write_suites
 
 METRICS = ("helpful_and_safe", "helpfulness", "harmless", "harmless_harmful", "well_formed")
 
@@ -94,8 +94,8 @@ def test_a_sweep_is_shown_as_one_with_its_front_hypervolume_and_choice(tmp_path:
     assert data.samples == []
     found = headline(data)
     assert found.sentence == (
-        "For harmless of at least 92%, beta=0.2 does best of 3 models: helpfulness on harmless prompts 80% (76% to 84%) "
-        "and harmless 93% (89% to 97%)."
+        "For harmless of at least 92%, beta=0.2 does best of 3 models: helpfulness on harmless prompts 80% "
+        "(76% to 84%) and harmless 93% (89% to 97%)."
     )
     for text in (render_html(data), render_markdown(data).replace("\\", "")):
         for words in (
@@ -162,8 +162,6 @@ def test_a_comparison_gives_the_models_of_the_page_and_how_their_settings_were_c
 
 
 def test_beside_other_runs_a_comparison_is_a_table_of_its_own(tmp_path: Path) -> None:
-    from run_folders import write_suites
-
     data = gather([write_compare(tmp_path / "cmp"), write_suites(tmp_path / "scores")])
     assert [method.name for method in data.methods] == ["ours", "theirs"]
     page = render_html(data)

@@ -16,9 +16,11 @@ from bfpo.evaluation.answer_browser import answer_block
 from bfpo.evaluation.pareto_names import front_of
 from bfpo.evaluation.report import render_html, render_markdown
 from bfpo.evaluation.report_data import MethodResult, ReportData, Sample, SampleAnswer
+from bfpo.evaluation.report_folders import shown_roots
 from bfpo.evaluation.report_gather import gather
 from bfpo.evaluation.report_parts import margin_spreads
 from bfpo.evaluation.report_sections import csv_text
+from bfpo.evaluation.report_view import few_samples
 from bfpo.evaluation.suite_table import suite_columns, suite_mean
 from bfpo.schema import Score, Verdict
 from run_folders import HOSTILE, write_run, write_suites
@@ -277,3 +279,60 @@ def test_models_that_were_judged_or_asked_differently_are_not_to_be_ranked(tmp_p
     alike = " ".join(gather([tmp_path / "b", tmp_path / "c"]).absent)
     assert "same judges" not in alike
     assert "same prompts" not in alike
+
+
+def test_folders_are_known_by_what_was_typed_or_by_as_much_as_tells_them_apart(tmp_path: Path) -> None:
+    roots = [Path("runs/scores"), tmp_path / "a" / "runs" / "x", tmp_path / "b" / "runs" / "x", tmp_path / "c"]
+    assert list(shown_roots(roots).values()) == ["runs/scores", "a/runs/x", "b/runs/x", f"{tmp_path.name}/c"]
+    same = [Path("runs/x"), Path("/home/me/runs/x")]
+    assert list(shown_roots(same).values()) == ["runs/x", "me/runs/x"]
+    assert list(shown_roots([Path("/")]).values()) == ["/"]
+
+
+def test_a_run_is_named_in_short_and_in_full(tmp_path: Path) -> None:
+    run = write_suites(tmp_path / "deep" / "place" / "scores")
+    write_run(tmp_path / "deep" / "place" / "train", "train", {"method": "bfpo"})
+    data = gather([run, tmp_path / "deep" / "place" / "train"])
+    page = render_html(data)
+    assert f'<th scope="row" class="path" title="{run}">place/scores</th>' in page
+    assert f"<dt>place/scores</dt><dd><code>{run}</code></dd>" in page
+    assert f"bfpo report {run} " in page  # the command can be run again
+    odd = write_suites(tmp_path / "a b" / "scores")
+    assert f"bfpo report '{odd}' --out page.html" in gather([odd]).commands
+
+
+def test_every_table_of_a_judge_says_on_which_data_it_was_measured(tmp_path: Path) -> None:
+    found = {"judge": {"name": "guard"}, "quality": {"all": [{"metric": "accuracy", "value": 0.9, "num": 9}]}}
+    for name, files in (("a", ["x/one.csv"]), ("b", ["x/one.csv", "y/two.csv", "y/three.csv"]), ("c", ["z/one.csv"])):
+        write_run(tmp_path / name, "judge-check", {"data": {"files": files}}, quality__json=found)
+    write_run(
+        tmp_path / "d", "label", {"data": {"source": "hub/set"}}, scores__json={"scores": found["quality"]["all"]}
+    )
+    titles = [one.title for one in gather([tmp_path]).agreement]
+    assert titles[1] == "guard against people's labels, one.csv and 2 more files"
+    assert titles[3] == "labels: judges, votes and given labels, hub/set"
+    assert titles[0] == f"guard against people's labels, one.csv ({tmp_path.parent.name}/{tmp_path.name}/a)"
+    assert titles[2].endswith("/c)")
+
+
+def test_names_with_commas_stay_one_name_in_a_list(tmp_path: Path) -> None:
+    run = write_suites(tmp_path / "scores")
+    content = json.loads((run / "scores.json").read_text())
+    content["suites"][4]["title"] = "TruthfulQA, mc2"
+    content["suites"].append({**content["suites"][4], "name": "x", "title": "CatQA, English"})
+    content["suites"][0]["title"] = "AdvBench, standard template"
+    (run / "scores.json").write_text(json.dumps(content))
+    data = gather([run])
+    assert "Skipped, and in no mean: TruthfulQA, mc2; CatQA, English." in data.notes
+    assert "weight: AdvBench, standard template; ALERT." in render_html(data)
+
+
+def test_three_prompts_of_each_kind_are_in_the_text_however_often_each_was_asked() -> None:
+    kinds = ("benign", "harmful")
+    samples = [
+        Sample(f"{kind} {n // 2}?", kind, [SampleAnswer("a", f"answer {n}")]) for n in range(10) for kind in kinds
+    ]
+    data = ReportData("t", "", [MethodResult("a", "A", "main")], samples=samples)
+    shown = [sample["prompt"] for sample in few_samples(data)]
+    assert sorted(shown) == sorted(f"{kind} {n}?" for kind in kinds for n in range(3))
+    assert "three prompts of each kind" in Path("docs/report.md").read_text(encoding="utf-8")
