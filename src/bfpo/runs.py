@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from bfpo.card import CardSection, render_card
+from bfpo.energy import gpu_joules, joules_since
 from bfpo.errors import DiskFullError, RunError
 from bfpo.files import file_digest, is_disk_full, write_bytes_whole
 from bfpo.inputs import expand_files
@@ -51,6 +52,9 @@ class RunFolder:
         self._record = record
         self._started = time.monotonic()
         self._seconds_before = float(record.get("seconds", 0.0))
+        # Unknown for a part of the run is unknown for the whole.
+        self._joules_before: float | None = record.get("gpu_joules", None if "seconds" in record else 0.0)
+        self._joules_at_start: dict[str, float] = {}
 
     @classmethod
     def create(
@@ -84,6 +88,7 @@ class RunFolder:
         if self.is_writer:
             for part in self.path.glob(".*.part"):  # what a killed run was writing
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
+        self._joules_at_start = gpu_joules() if self.is_writer else {}
         self.add_facts(
             status="running",
             seeds={key: value for key, value in _flat(self.config) if key.rpartition(".")[2] == "seed"},
@@ -136,6 +141,11 @@ class RunFolder:
         self._record.update(_hide_secrets(facts))
         self._record["updated"] = _now()
         self._record["seconds"] = round(self._seconds_before + time.monotonic() - self._started, 3)
+        drawn = joules_since(self._joules_at_start)
+        if drawn is not None and self._joules_before is not None:
+            self._record["gpu_joules"] = round(self._joules_before + drawn, 1)
+        else:
+            self._record.pop("gpu_joules", None)
         self.write_json(_RECORD, self._record)
 
     def add_data(self, name: str, files: str | Path | Sequence[str | Path]) -> None:

@@ -335,4 +335,4 @@ def test_three_prompts_of_each_kind_are_in_the_text_however_often_each_was_asked
     data = ReportData("t", "", [MethodResult("a", "A", "main")], samples=samples)
     shown = [sample["prompt"] for sample in few_samples(data)]
     assert sorted(shown) == sorted(f"{kind} {n}?" for kind in kinds for n in range(3))
-    assert "three prompts of each kind" in Path("docs/report.md").read_text(encoding="utf-8")
+    assert "three prompts of each kind" in (Path(__file__).parents[2] / "docs/report.md").read_text(encoding="utf-8")

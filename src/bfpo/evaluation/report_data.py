@@ -123,7 +123,10 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run behind the page: where, which stage, what became of it, what it cost; `whole`: its path as given."""
+    """One run behind the page: where, which stage, what became of it, what it cost; `whole`: its path as given.
+
+    `joules`: what the GPUs drew meanwhile.
+    """
 
     path: str
     stage: str
@@ -133,6 +136,7 @@ class RunRecord:
     seeds: str = ""
     error: str = ""
     whole: str = ""
+    joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

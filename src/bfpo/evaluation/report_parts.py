@@ -212,4 +212,5 @@ def record_of(run: Run, roots: Sequence[Path]) -> RunRecord:
         seeds=", ".join(map(str, dict.fromkeys(object_of(run.record.get("seeds")).values()))),
         error=text(run.record.get("error")),
         whole=run.path.as_posix(),
+        joules=number(run.record.get("gpu_joules")),
     )

@@ -22,7 +22,9 @@ __all__ = ["csv_text", "duration", "section_view", "show_value"]
 def section_view(data: ReportData) -> dict[str, Any]:
     """Return what the templates read about everything but methods, training and answers."""
     columns = suite_columns(data)
+    metered = any(run.joules is not None for run in data.runs)
     return {
+        "run_columns": ["run", "stage", "status", "seeds", "time", "tokens generated", *["GPU energy"] * metered],
         "front": "; ".join(data.method(name).title for name in front_of(data)),
         "suite_groups": list(_groups(data, columns)),
         "skipped": [
@@ -44,7 +46,8 @@ def section_view(data: ReportData) -> dict[str, Any]:
         "cards": [_card(card) for card in data.data_cards],
         "runs": [
             [r.path, r.stage, r.status + (f": {r.error}" if r.error else ""), r.seeds,
-             "unknown" if r.seconds is None else duration(r.seconds), "" if r.tokens is None else f"{r.tokens:,}"]
+             "unknown" if r.seconds is None else duration(r.seconds), "" if r.tokens is None else f"{r.tokens:,}",
+             *([] if not metered else ["unknown" if r.joules is None else watt_hours(r.joules)])]
             for r in data.runs
         ],
         "whole_paths": [r.whole or r.path for r in data.runs],
@@ -164,12 +167,27 @@ def _fact(value: Any) -> str:
 def _total(data: ReportData) -> str:
     seconds = [run.seconds for run in data.runs if run.seconds is not None]
     tokens = [run.tokens for run in data.runs if run.tokens is not None]
+    energy = _energy(data)
     if not seconds:
-        return "Time was not recorded. Energy was not measured."
+        return f"Time was not recorded. {energy}"
     counted = f", {sum(tokens):,} tokens generated" if tokens else ""
+    return f"{duration(sum(seconds))} over all runs{counted}, runs inside others counted in both. {energy}"
+
+
+def _energy(data: ReportData) -> str:
+    known = [run.joules for run in data.runs if run.joules is not None]
+    if not known:
+        return "Energy was not measured."
     return (
-        f"{duration(sum(seconds))} over all runs{counted}, runs inside others counted in both. Energy was not measured."
+        f"{watt_hours(sum(known))} drawn by GPUs in {len(known)} of {len(data.runs)} runs, by their own counters: "
+        "whatever ran on them is in it, the rest of the machine is not."
     )
+
+
+def watt_hours(joules: float) -> str:
+    """Return energy in the units that people use."""
+    hours = joules / 3600
+    return f"{hours / 1000:.2f} kWh" if hours >= 1000 else f"{hours:.1f} Wh"
 
 
 def duration(seconds: float) -> str:
