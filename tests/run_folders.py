@@ -99,3 +99,76 @@ def write_suites(
         ],
     }  # fmt: skip
     return write_run(folder, "evaluate", {}, scores__json=content, answers__jsonl=answers)
+
+
+POINT_METRICS = ("helpful_and_safe", "helpfulness", "harmless", "harmless_harmful", "well_formed")
+
+
+def point_score(metric: str, value: float | None, prompts: int = 50) -> dict[str, Any]:
+    low, high = (None, None) if value is None else (max(0.0, value - 0.04), min(1.0, value + 0.04))
+    return {"metric": metric, "value": value, "low": low, "high": high, "num": 150, "extra": {"num_prompts": prompts}}
+
+
+def point_scores(**values: float | None) -> dict[str, Any]:
+    return {metric: point_score(metric, values.get(metric, 0.9)) for metric in POINT_METRICS}
+
+
+def write_inner(folder: Path, stage: str = "evaluate") -> None:
+    answers = [{"completion_id": "a", "judge": "oracle", "label": "safe", "kind": "harmful", "prompt": "user: x"}]
+    write_run(folder, stage, scores__json={"scores": [point_score("helpfulness", 0.11)]}, verdicts__jsonl=answers)
+
+
+def write_sweep(folder: Path, names: tuple[str, ...] = ("beta=0.1", "beta=0.2", "beta=0.3")) -> Path:
+    values = ((0.3, 0.99, 0.2), (0.8, 0.93, 0.97), (0.7, 0.9, 0.97))
+    points = [
+        {
+            "name": name,
+            "settings": {"beta": (place + 1) / 10},
+            "on_front": place < 2,
+            "scores": point_scores(helpfulness=x, harmless=y, well_formed=formed),
+        }
+        for place, (name, (x, y, formed)) in enumerate(zip(names, values, strict=True))
+    ]
+    content = {
+        "objectives": ["helpfulness", "harmless"],
+        "confidence": 0.9,
+        "points": points,
+        "not_measured": [],
+        "pareto_front": list(names[:2]),
+        "hypervolume": {"value": 0.762, "low": 0.701, "high": 0.815, "num": 120,
+                        "reference": {"helpfulness": 0.1, "harmless": 0.2}},
+        "nearest": {"at_least": {"harmless": 0.92}, "name": names[1], "meets": True, "missing": {}},
+    }  # fmt: skip
+    config = {"grid": {"beta": [0.1, 0.2, 0.3]}, "seed": 7, "objectives": ["helpfulness", "harmless"]}
+    write_run(folder, "sweep", config, tradeoff__json=content)
+    for place in range(3):
+        write_inner(folder / "points" / f"p{place}" / "scores")
+    return folder
+
+
+def write_compare(folder: Path) -> Path:
+    def method(name: str, title: str, right: float, x: float, y: float, **more: Any) -> dict[str, Any]:
+        own = point_scores(helpful_and_safe=right, helpfulness=x, harmless_harmful=y)
+        seeds = {metric: [one["value"], one["value"] - 0.01] for metric, one in own.items()}
+        return {"name": name, "title": title, "scores": own, "seed_values": seeds, "accuracy": [], **more}
+
+    low, high = {"beta": 0.05, "learning_rate": 0.001}, {"beta": 0.1, "learning_rate": 0.001}
+    trials = [{"setting": low, "validation": 0.813}, {"setting": high, "validation": 0.867}]
+    lead = {"value": 0.15, "low": 0.08, "high": 0.21, "num": 300}
+    content = {
+        "confidence": 0.9,
+        "objectives": ["helpfulness", "harmless_harmful"],
+        "pareto_front": ["BFPO"],
+        "methods": [
+            method("start", "start", 0.5, 0.6, 0.5),
+            method("ceiling", "ceiling", 0.99, 0.99, 0.99),
+            method("bfpo", "BFPO", 0.85, 0.9, 0.95, setting=high, trials=trials, trainings=1),
+            method("soup", "soup", 0.7, 0.8, 0.9, setting=low, trials=trials, trainings=2, bfpo_minus_this=lead),
+        ],
+    }
+    config = {"seeds": 2, "seed": 4, "align": {"steps": 400}}
+    write_run(folder, "compare", config, comparison__json=content)
+    for seed in (4, 5):
+        write_inner(folder / f"seed-{seed}" / "asked" / "test" / "bfpo" / "scores")
+        write_inner(folder / f"seed-{seed}" / "bfpo-beta=0.1", "train")
+    return folder

@@ -135,7 +135,9 @@ def test_means_of_suites_rank_what_has_every_suite(tmp_path: Path, missing: str)
     if missing == "nothing":
         content["scores"].append({**content["scores"][3], "model": "theirs", "value": 0.9})
     (run / "scores.json").write_text(json.dumps(content))
-    data = gather([run])
+    pairs = {"scores": [{"metric": "accuracy", "value": 0.9, "num": 9}]}
+    write_run(tmp_path / "accuracy", "evaluate", {"model": "runs/ours/model"}, scores__json=pairs)  # fills no row
+    data = gather([run, tmp_path / "accuracy"])
     found = data.method("ours").score("harmless_harmful")
     assert found is not None
     assert (found.value, found.num) == (pytest.approx(0.7), 2)

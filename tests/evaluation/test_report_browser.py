@@ -13,7 +13,7 @@ import pytest
 from bfpo.evaluation.report import write_report
 from bfpo.evaluation.report_gather import gather
 from fake_report import fake_report
-from run_folders import HOSTILE, write_suites
+from run_folders import HOSTILE, write_compare, write_suites, write_sweep
 
 playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install "bfpo[browser]"')
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason='needs axe: pip install "bfpo[browser]"')
@@ -44,6 +44,14 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     data = replace(demo, samples=samples, methods=methods, suites=suites.suites, runs=suites.runs, absent=suites.absent)
     return write_report(data, folder)
+
+
+@pytest.fixture(scope="module")
+def experiment_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of a sweep and of a comparison, with names and paths that are long."""
+    folder = tmp_path_factory.mktemp("experiments") / "a-folder-with-quite-a-long-name-that-has-no-place-to-break"
+    named = tuple(f"beta=0.{n},alpha=0.25,anchor_weight=0.3,learning_rate=0.0001" for n in (1, 2, 3))
+    return write_report(gather([write_sweep(folder / "sweep", named), write_compare(folder / "compare")]), folder)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +147,25 @@ def test_fits_every_width_and_has_no_serious_fault_of_access(
         (item["id"], item["nodes"][0]["html"][:200]) for item in found if item["impact"] in ("serious", "critical")
     ]
     assert serious == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [*WIDTHS, 1440])
+def test_a_page_of_experiments_fits_and_has_no_serious_fault(
+    browser: Any, experiment_file: Path, width: int, scheme: str
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(experiment_file.as_uri())
+    page.locator("details").evaluate_all("found => found.forEach(fold => { fold.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#experiment-0 svg:visible").count() == 1  # one of its two widths
+    found = axe.Axe().run(page).response["violations"]
+    assert [item["id"] for item in found if item["impact"] in ("serious", "critical")] == []
+    assert faults == []
 
 
 def test_prints_to_pdf_without_controls_or_folded_texts(browser: Any, page_file: Path, tmp_path: Path) -> None:

@@ -112,10 +112,11 @@ def _add_single(run: Run, content: dict[str, Any], models: dict[str, Model]) -> 
     asked = next((text(row.get("model")) for row in texts.values()), "")
     name = model_name(text(config.get("model")) or asked or run.path.as_posix())
     model = model_of(models, name, run.path)
-    model.result = replace(model.result, home="")
     scores = scores_of(content.get("scores"))
     model.result.scores.extend(score for score in scores if not score.metric.startswith("accuracy"))
     model.result.accuracy.extend(score for score in scores if score.metric.startswith("accuracy"))
+    if model.result.scores:  # a run of accuracy alone fills no row
+        model.result = replace(model.result, home="")
     model.margin_rows = run.rows("accuracy.jsonl")
     verdicts = run.rows("verdicts.jsonl")
     for row in verdicts:
