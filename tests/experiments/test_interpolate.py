@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from bfpo.cli import app
-from bfpo.config import InterpolateConfig, load_config
+from bfpo.config import InterpolateConfig, describe_keys, load_config
 from bfpo.errors import ConfigError, ModelError
 from bfpo.policy.load import save_policy
 from bfpo.stages import preview_stage, run_stage
@@ -28,7 +28,8 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    """Return copies: what `load_file` returns are views of the file, which a test may go on to write over."""
+    return {name: value.clone() for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 @pytest.mark.parametrize("sharded", ["neither", "first", "second"])
@@ -103,10 +104,26 @@ def test_models_without_a_middle_are_refused(models: tuple[Path, Path]) -> None:
     refused("is no safetensors file")
 
 
-@pytest.mark.parametrize("text", ["0,2", "a,b", "0.5,0.5", "''"])
-def test_weights_that_are_none_are_named(text: str) -> None:
-    with pytest.raises(ConfigError, match="weights"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0,1.5", r"weights: got 1.5; allowed: numbers from 0 \(the first model\) to 1 .* leave it out"),
+        ("-0.1", "weights: got -0.1; allowed: numbers from 0"),
+        ("a,b", "weights: got 'a,b'; allowed: numbers from 0 to 1 with commas"),
+        ("0.5,0.5", "weights: got 0.5, 0.5; allowed: each weight once"),
+        ("[0.5, 0.50000001]", "weights: got 0.5, 0.5; allowed: each weight once"),
+        ("''", "weights: got ''; allowed: numbers"),
+        ("[]", r"weights: got \[\]; allowed: a list of numbers >= 0 and <= 1"),
+    ],
+)
+def test_weights_that_are_none_are_named(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
         load_config(InterpolateConfig, None, ["first=a", "second=b", f"weights={text}"])
+
+
+def test_the_keys_say_that_weights_are_numbers() -> None:
+    (weights,) = [key for key in describe_keys(InterpolateConfig) if key.name == "weights"]
+    assert weights.allowed == "a list of numbers >= 0 and <= 1"
 
 
 def test_the_command_takes_the_two_by_their_place(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
@@ -61,7 +61,7 @@ def _member_words(member: Any, bounds: str) -> str:
     if get_origin(member) is list:
         section = items_of(member)
         keys = "" if section is None else ", ".join(section.model_fields)
-        return f"a list of sections with the keys {keys}" if keys else "a list of text"
+        return f"a list of sections with the keys {keys}" if keys else f"a list of {_item_words(get_args(member)[0])}"
     if get_origin(member) is dict or member is dict:
         return "a section of free keys"
     if isinstance(member, type) and issubclass(member, ConfigPart):
@@ -69,15 +69,30 @@ def _member_words(member: Any, bounds: str) -> str:
     return f"{_NAMES.get(member, str(member))}{bounds if member in (int, float) else ''}"
 
 
-def allowed(info: FieldInfo) -> str:
-    """Return in words what a key accepts, such as `a number > 0, or null`."""
+def _item_words(annotation: Any) -> str:
+    """Return what the items of a list are, such as `numbers >= 0 and <= 1`."""
+    plurals = {int: "whole numbers", float: "numbers"}
+    members = _flat_members(annotation)
+    if len(members) != 1 or members[0] not in plurals:
+        return "text"
+    facts = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    metadata = [item for fact in facts for item in (fact.metadata if isinstance(fact, FieldInfo) else [fact])]
+    return plurals[members[0]] + _bounds_words(metadata)
+
+
+def _bounds_words(metadata: Iterable[Any]) -> str:
     limits = [
         f"{sign} {getattr(item, attribute):g}"
-        for item in info.metadata
+        for item in metadata
         for kind, sign, attribute in _BOUNDS
         if isinstance(item, kind)
     ]
-    bounds = f" {' and '.join(limits)}" if limits else ""
+    return f" {' and '.join(limits)}" if limits else ""
+
+
+def allowed(info: FieldInfo) -> str:
+    """Return in words what a key accepts, such as `a number > 0, or null`."""
+    bounds = _bounds_words(info.metadata)
     return ", or ".join(_member_words(member, bounds) for member in _flat_members(info.annotation))
 
 
