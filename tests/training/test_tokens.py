@@ -30,16 +30,23 @@ def file(tmp_path: Path) -> Path:
 
 
 def stores(
-    file: Path, name: str = "run", *, seed: int = 0, template: str | None = None, max_length: int = 25
+    file: Path,
+    name: str = "run",
+    *,
+    seed: int = 0,
+    template: str | None = None,
+    max_length: int = 25,
+    cache: Path | None = None,
 ) -> tuple[dict[str, TokenStore], list[str]]:
     """Return the stores of a run, opened again if it is there, and the streams that were written."""
     sections = {"data": {**SKIP, "files": [str(file)]}, "buffer": {**SKIP, "files": [str(file)], "limit": 3}}
     folder = RunFolder.create(file.parent / name, "train", {**sections, "seed": seed}, resume=True)
     for section in sections:
         folder.add_data(section, file)
-    before = {path: path.stat().st_ino for path in folder.path.glob("tokens/*")}
+    before = {path: path.stat().st_ino for path in (cache or folder.path / "tokens").glob("*")}
     streams = {section: PairStream(**settings, seed=seed) for section, settings in sections.items()}
-    found = token_stores(folder, streams, byte_tokenizer(template), max_length=max_length)
+    shared = None if cache is None else str(cache)
+    found = token_stores(folder, streams, byte_tokenizer(template), cache=shared, max_length=max_length)
     written = [section for section, store in found.items() if store.path.stat().st_ino != before.get(store.path)]
     return found, written
 
@@ -70,6 +77,26 @@ def test_a_resumed_run_reads_no_pair_again(file: Path, monkeypatch: pytest.Monke
         pair.chosen_ids.tolist() for pair in first["buffer"]
     ]
     assert again["data"].facts == first["data"].facts
+
+
+def test_runs_that_share_a_cache_tokenize_what_is_the_same_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tokenized(run: str) -> dict[str, int]:
+        return dict(json.loads((file.parent / run / "run.json").read_text())["tokenized"])
+
+    cache = file.parent / "cache"
+    first, _ = stores(file, "one", cache=cache)
+    assert tokenized("one") == {"data": 7, "buffer": 3}
+    assert not (file.parent / "one" / "tokens").exists()
+    _, written = stores(file, "longer", max_length=24, cache=cache)
+    assert written == ["data", "buffer"]
+    with monkeypatch.context() as patch:
+        patch.delattr("bfpo.data.tokenize.PairTokenizer.__call__")
+        again, written = stores(file, "two", cache=cache)
+    assert (written, tokenized("two")) == ([], {"data": 0, "buffer": 0})
+    assert [pair.chosen_ids.tolist() for pair in again["data"]] == [pair.chosen_ids.tolist() for pair in first["data"]]
+    assert (file.parent / "two" / "rejects.jsonl").read_bytes() == (file.parent / "one" / "rejects.jsonl").read_bytes()
+    again["data"].path.write_bytes(b"torn")
+    assert stores(file, "three", cache=cache)[1] == ["data"]
 
 
 @pytest.mark.parametrize("change", [{"template": CHATML}, {"max_length": 24}])

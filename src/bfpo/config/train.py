@@ -179,7 +179,7 @@ class MethodSettings(StageConfig):
 _WITHOUT_CACHE = ("swap", "adapter_off")  # values of `reference` that neither read the cache nor add to it
 _READ_BY_REFERENCE = frozenset(
     {"model", "revision", "dtype", "trainable", "lora", "quantize", "data", "buffer", "eval_data", "chat_template"}
-    | {"max_length", "max_completion_length", "seed", "threads", "reference_cache", "attention"}
+    | {"max_length", "max_completion_length", "seed", "threads", "reference_cache", "attention", "token_cache"}
     | {"max_tokens_per_microbatch"}
 )
 
@@ -201,6 +201,10 @@ class AlignConfig(MethodSettings, TrainingKeys):
         default=None,
         description="folder where computed reference log-probs are kept for other runs; null = bfpo/reference in the "
         "user's cache folder",
+    )
+    token_cache: PathText | None = Field(
+        default=None,
+        description="folder of token ids that several runs share; null = tokens/ of the run, for itself",
     )
     data: DataConfig = Field(description="main stream: pairs with safety labels; it sets the epoch")
     buffer: DataConfig | None = Field(

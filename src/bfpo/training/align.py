@@ -54,7 +54,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
     with args.main_process_first(desc="tokenizing"):  # the others find what the first one of their machine has written
-        tokens = token_stores(folder, streams, policy.tokenizer, **token_settings(config))
+        tokens = token_stores(folder, streams, policy.tokenizer, cache=config.token_cache, **token_settings(config))
     report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
     others = None
     if config.margin_model is not None:

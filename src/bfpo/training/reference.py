@@ -29,7 +29,7 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     args, streams = _arguments(config, folder), pair_streams(config)
     policy = load_start(config)
     with args.main_process_first(desc="tokenizing"):
-        tokens = token_stores(folder, streams, policy.tokenizer, **token_settings(config))
+        tokens = token_stores(folder, streams, policy.tokenizer, cache=config.token_cache, **token_settings(config))
     report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
     trainer = BFPOTrainer(
         policy.model,

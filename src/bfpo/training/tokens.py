@@ -1,4 +1,4 @@
-"""The token ids of a run folder, `tokens/*.arrow`: written once, used again while what they come from is the same."""
+"""The token ids of a run, on disk: written once, used again while what they come from is the same."""
 
 from __future__ import annotations
 
@@ -26,26 +26,39 @@ logger = logging.getLogger(__name__)
 
 
 def token_stores(
-    folder: RunFolder, streams: Mapping[str, PairStream], tokenizer: PreTrainedTokenizerBase, **settings: Any
+    folder: RunFolder,
+    streams: Mapping[str, PairStream],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cache: str | None = None,
+    **settings: Any,
 ) -> dict[str, TokenStore]:
     """Return the tokens of each stream from `tokens/<name>.arrow`, and write what is not there or not of these inputs.
 
     `settings`: keyword arguments of `PairTokenizer`. A store is used again where the contents of its data files (of
-    which `RunFolder.add_data` must know), the run's config, the tokenizer, these settings and the version of bfpo are
-    the same. Its `facts` hold `counts` of the stream and `tokens`, the report's row. `rejects.jsonl` is written beside.
-    With several processes, let one of each machine call this first. Raises as the streams and the tokenizer do.
+    which `RunFolder.add_data` must know), their section of the config, the seed, the tokenizer, these settings and the
+    version of bfpo are the same. `cache`: a folder in place of `tokens/`, in which a store bears the digest of all
+    these as its name, so that other runs find it; a store that is there is never changed. Its `facts` hold `counts` of
+    the stream and `tokens`, the report's row. `rejects.jsonl` is written to the run folder. How many rows were
+    tokenized here goes to `run.json`. With several processes, let one of each machine call this first. Raises as the
+    streams and the tokenizer do.
     """
-    paths = {name: folder.file(f"tokens/{name}.arrow") for name in streams}
     keys = {name: _key(folder, name, tokenizer, settings) for name in streams}
+    paths = {
+        name: folder.file(f"tokens/{name}.arrow") if cache is None else Path(cache) / f"{key[:32]}.arrow"
+        for name, key in keys.items()
+    }
     stores = {name: _known(paths[name], keys[name]) for name in streams}
     if None in stores.values() or not folder.file(REJECTS).exists():
         write_rejects(folder, {name: stream.rejects for name, stream in streams.items()})
-    return {
+    made = {
         name: _written(paths[name], streams[name], PairTokenizer(tokenizer, **settings), keys[name])
-        if store is None
-        else store
         for name, store in stores.items()
+        if store is None
     }
+    folder.add_facts(tokenized={name: len(made[name]) if name in made else 0 for name in streams})
+    found = {**{name: store for name, store in stores.items() if store is not None}, **made}
+    return {name: found[name] for name in streams}
 
 
 def _written(path: Path, pairs: PairStream, tokenize: PairTokenizer, key: str) -> TokenStore:
