@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from bfpo.config import CompareConfig
+from bfpo.evaluation.comparisons import is_told_apart
+from bfpo.evaluation.scores import Judged
 from bfpo.objective.losses import METHODS
 from bfpo.sandbox.compare.plan import RIVALS, chains_of
+from bfpo.sandbox.compare.result import make_result, result_markdown
 from bfpo.sandbox.compare.stage import NUM_TRIALS, preview
 from bfpo.sandbox.steps import CEILING, START
 from bfpo.stages import run_stage
@@ -47,6 +50,47 @@ def test_recipes_share_their_stages_and_have_the_same_steps_and_anchor(tmp_path:
     assert {START, CEILING} <= known
 
 
+def rows_of(good: float, seeds: int = 2, prompts: int = 60) -> list[Judged]:
+    """Answers to harmful, benign and borderline prompts, of which this share is right; no two seeds differ."""
+    kinds = ("harmful", "benign", "borderline")
+    right = [number < good * prompts for number in range(prompts)]
+    return [
+        Judged(
+            f"{n}", f"p{n}", kinds[n % 3], ok, float(ok), helpful_and_safe=ok, well_formed=True, refused=False, seed=s
+        )
+        for s in range(seeds)
+        for n, ok in enumerate(right)
+    ]
+
+
+def test_all_pairs_are_one_family_and_the_table_names_what_is_not_told_apart() -> None:
+    shares = dict.fromkeys(RIVALS, 0.2) | {"bfpo": 0.6, "safedpo": 0.9, "bso": 0.88, START: 0.1, CEILING: 1.0}
+    judged = {name: rows_of(share) for name, share in shares.items()}
+    config = {**CompareConfig(bootstrap_samples=200, seeds=2).resolved()}
+    result = make_result(config, judged, {}, {name: [0.1, 0.2] for name in RIVALS}, dict.fromkeys(RIVALS, 1))
+    found = result["comparisons"]
+    assert found["num"] == len(found["rows"]) == 13 * 12 // 2
+    assert found["num"] * min(row["p_value"] for row in found["rows"]) == min(row["p_holm"] for row in found["rows"])
+    assert result["best"] == "safedpo"
+    assert found["not_told_from_best"] == ["bso"]
+    methods = {method["name"]: method for method in result["methods"]}
+    assert methods["safedpo"]["bfpo_minus_this"]["value"] == pytest.approx(-0.3)
+    assert methods["bfpo"]["best_minus_this"]["value"] == pytest.approx(0.3)
+    assert methods["bfpo"]["best_minus_this"]["low"] == -methods["safedpo"]["bfpo_minus_this"]["high"]
+    assert methods["bfpo"]["bfpo_minus_this"] is methods[START]["best_minus_this"] is None
+    text = result_markdown(result)
+    assert "**Cannot be told from SafeDPO:** BSO." in text
+    assert "Per cent on 60 test prompts (20 harmful, 20 benign, 20 borderline), number of seeds 2, 120 answers" in text
+    assert "| BFPO | 60.0, 60.0 | 0.0 |" in text
+
+
+def test_a_difference_needs_its_interval_beside_the_corrected_p() -> None:
+    row = {"p_holm": 0.01, "low": 0.1, "high": 0.2}
+    assert is_told_apart(row, 0.95)
+    for change in ({"p_holm": 0.06}, {"p_holm": None}, {"low": 0.0}, {"low": None}):
+        assert not is_told_apart({**row, **change}, 0.95)
+
+
 @pytest.mark.slow
 def test_a_comparison_ends_with_its_table(tmp_path: Path) -> None:
     values = {**SMALL, "quick": True, "seeds": 2, "bootstrap_samples": 50}
@@ -57,6 +101,8 @@ def test_a_comparison_ends_with_its_table(tmp_path: Path) -> None:
         assert len(method["seed_values"]["well_formed"]) == 2
         assert len(method["trials"]) == (2 if method["name"] in RIVALS else 0)
         assert (method["bfpo_minus_this"] is None) == (method["name"] in ("bfpo", START, CEILING))
+    record = folder.read_json("run.json")
+    assert 0.5 * record["seconds"] < result["seconds"] <= record["seconds"]
     text = (folder.path / "comparison.md").read_text()
     assert "MODPO" in text
     assert "**beta" in text

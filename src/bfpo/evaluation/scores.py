@@ -10,7 +10,7 @@ from bfpo.errors import SettingError
 from bfpo.evaluation.stats import Interval, paired_difference, rate_interval
 from bfpo.schema import Completion, Score, Verdict
 
-__all__ = ["METRICS", "Judged", "Metric", "compare", "join_verdicts", "score_rows"]
+__all__ = ["METRICS", "Judged", "Metric", "PairedValues", "compare", "join_verdicts", "pair_values", "score_rows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +164,18 @@ def _score(metric: Metric, interval: Interval, unscored: int, num_prompts: int) 
     )
 
 
-def compare(
-    first: Sequence[Judged],
-    second: Sequence[Judged],
-    metric: str = "helpful_and_safe",
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    random_seed: int = 0,
-) -> Interval:
-    """Return the paired difference first - second of a metric, over the completions (id, seed) that both scored.
+@dataclass(frozen=True, slots=True)
+class PairedValues:
+    """Values in [0, 1] of a metric for two models, (N,) each; item i is the same prompt and seed in both."""
+
+    first: list[float]
+    second: list[float]
+    prompts: list[str]
+    seeds: list[int]
+
+
+def pair_values(first: Sequence[Judged], second: Sequence[Judged], metric: str) -> PairedValues:
+    """Return a metric's values over the completions (id, prompt, seed) that both models have one for.
 
     Raises `SettingError` for an unknown metric.
     """
@@ -190,11 +192,30 @@ def compare(
 
     left, right = values(first), values(second)
     both = [key for key in left if key in right]
-    return paired_difference(
+    return PairedValues(
         [left[key] for key in both],
         [right[key] for key in both],
         [prompt for _, prompt, _ in both],
-        seeds=[seed for _, _, seed in both],
+        [seed for _, _, seed in both],
+    )
+
+
+def compare(
+    first: Sequence[Judged],
+    second: Sequence[Judged],
+    metric: str = "helpful_and_safe",
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> Interval:
+    """Return the paired difference first - second of a metric, over what `pair_values` pairs; raises as that does."""
+    paired = pair_values(first, second, metric)
+    return paired_difference(
+        paired.first,
+        paired.second,
+        paired.prompts,
+        seeds=paired.seeds,
         confidence=confidence,
         num_resamples=num_resamples,
         random_seed=random_seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from bfpo.config import CompareConfig
@@ -26,6 +27,7 @@ def run(config: CompareConfig, folder: RunFolder) -> None:
     Settings are chosen at the first seed by the share of helpful and safe answers to validation prompts; the first of
     equals is taken. Test prompts are asked only of what was chosen. Raises `RunError` where a chain fails.
     """
+    started = time.monotonic() - folder.record["seconds"]  # of earlier starts
     write_world(config, folder)
     write_held_out(config, folder, "test")
     write_prompts(config, folder, "validation", str(prompts_file(folder.path, "validation").relative_to(folder.path)))
@@ -53,7 +55,7 @@ def run(config: CompareConfig, folder: RunFolder) -> None:
         for name in RIVALS
     }
     result = make_result(config.resolved(), judged, accuracy, tried, best, confidence=config.confidence)
-    folder.write_json("comparison.json", {**result, "seconds": folder.record["seconds"]})
+    folder.write_json("comparison.json", {**result, "seconds": round(time.monotonic() - started, 3)})
     text = result_markdown(result)
     folder.write_text("comparison.md", text)
     show(text)
