@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bfpo.config import StageConfig
     from bfpo.runs import RunFolder, Status
 
-__all__ = ["STAGES", "Stage", "keep_quiet", "preview_stage", "run_stage"]
+__all__ = ["STAGES", "Stage", "check_stage", "keep_quiet", "preview_stage", "run_stage"]
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +128,11 @@ def preview_stage(name: str, config: StageConfig) -> str:
     lines = stage.preview()(config)
     own = lines if isinstance(lines, str) else "\n".join(lines)
     return f"{dump_yaml(config.resolved(unread))}\n{own}".rstrip("\n")
+
+
+def check_stage(name: str, config: StageConfig) -> None:
+    """Raise as `run_stage` does for a config that cannot be run; no data are read and no stage is imported."""
+    _checked(name, config)
 
 
 def _write_status(folder: RunFolder, status: Status, error: str | None = None) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bfpo.config import InterpolateConfig, SweepConfig
 from bfpo.data.write import write_pairs
-from bfpo.errors import ConfigError
+from bfpo.errors import ConfigError, DataError, ModelError, RunError, SettingError
 from bfpo.policy.load import init_policy, save_policy
 from bfpo.sandbox.datasets import held_out_prompts, main_pairs
 from bfpo.sandbox.tokenizer import save_tokenizer
@@ -58,6 +60,10 @@ def test_every_point_is_trained_and_judged_from_one_reference_pass(sweep: tuple[
         record = json.loads((folder.path / "points" / point["name"] / "train" / "run.json").read_text())
         assert record["config"]["beta"] == point["settings"]["beta"]
         assert record["reference_pass"]["num_computed"] == 0
+        assert record["tokenized"] == {"data": 0}
+    record = json.loads((folder.path / "reference" / "run.json").read_text())
+    assert record["tokenized"] == {"data": 8}
+    assert len(list((folder.path / "tokens").iterdir())) == 1
     trained = folder.path / "points" / "beta=0.1" / "train" / "run.json"
     before = trained.read_bytes()
     record = json.loads((folder.path / "run.json").read_text())
@@ -80,12 +86,65 @@ def test_blends_are_judged_without_training(sweep: tuple[Path, SweepConfig]) -> 
     assert [point["name"] for point in result["points"]] == ["weight=0", "weight=1"]
 
 
-def test_the_memory_of_each_training_is_told_beforehand(sweep: tuple[Path, SweepConfig]) -> None:
-    lines = preview_stage("sweep", sweep[1]).splitlines()
-    assert "2 models, 1 at a time" in lines
-    assert any(line.startswith("beta=0.1: train, generate, evaluate, 0.") for line in lines)
+def previewed(sweep: tuple[Path, SweepConfig], **changes: Any) -> list[str]:
+    values = {key: getattr(sweep[1], key) for key in sweep[1].model_fields_set}
+    return preview_stage("sweep", SweepConfig.model_validate({**values, "memory_gib": None, **changes})).splitlines()
 
 
-def test_a_key_of_the_grid_that_training_does_not_know_is_named(sweep: tuple[Path, SweepConfig]) -> None:
-    with pytest.raises(ConfigError, match="bta: unknown key; did you mean 'beta'"):
-        preview_stage("sweep", SweepConfig(train=sweep[1].train, generate=sweep[1].generate, grid="bta=1"))
+@pytest.mark.parametrize("budget", [4.0, None])
+def test_what_there_is_and_the_memory_of_each_training_are_told_beforehand(
+    sweep: tuple[Path, SweepConfig], budget: float | None
+) -> None:
+    lines = previewed(sweep, memory_gib=budget)
+    assert {"6 prompts, judged by oracle", "data: 8 pairs", "2 models, 1 at a time"} <= set(lines)
+    assert any(re.fullmatch(r"beta=0.1: train, generate, evaluate, 0\.\d\d GiB", line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ("bta=1,2", r"^grid: bta=1 on top of \S+train.yaml: bta: unknown key; did you mean 'beta'\?$"),
+        ("beta=0.1,x", "grid: beta=x on top of .*: beta: got 'x'; allowed: a number > 0"),
+        ("beta=0.1,0.10", "grid: beta=0.1 is there twice"),
+        ("num_train_epochs=1", "num_train_epochs: not read where max_steps is set"),
+        ("safedpo_delta=1", "safedpo_delta: not read by the method 'bfpo'"),
+        ("method=safedpo,dpo_h,safedpo_delta=1", "grid: method=dpo_h,safedpo_delta=1 .*: safedpo_delta: not read"),
+        ("lora=null,lora.r=8", "grid: lora and lora.r: the first holds the second"),
+        ({"trainable": [["x" * 250]]}, "too long for the name of a folder"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_before_anything_runs(
+    sweep: tuple[Path, SweepConfig], grid: Any, words: str, tmp_path: Path
+) -> None:
+    config = SweepConfig(train=sweep[1].train, generate=sweep[1].generate, grid=grid)
+    for attempt in (lambda: preview_stage("sweep", config), lambda: run_stage("sweep", config, tmp_path / "run")):
+        with pytest.raises(ConfigError, match=words):
+            attempt()
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.yaml", "run.json"}
+
+
+def test_what_is_not_there_is_said_before_anything_runs(sweep: tuple[Path, SweepConfig], tmp_path: Path) -> None:
+    def refused(error: type[Exception], words: str, **changes: Any) -> None:
+        with pytest.raises(error, match=words):
+            previewed(sweep, **changes)
+
+    def written(name: str, **values: Any) -> str:
+        (tmp_path / name).write_text(json.dumps(values))
+        return str(tmp_path / name)
+
+    prompts = str(sweep[0] / "prompts.jsonl")
+    refused((ModelError, ConfigError), "/no/such/model", grid="model=/no/such/model")
+    refused(DataError, "nowhere.jsonl", grid="data.files=nowhere.jsonl")
+    refused(DataError, "none.txt", generate=written("g1", prompts="none.txt"))
+    refused(ConfigError, "sets model, which is each point's own", generate=written("g2", prompts=prompts, model="x"))
+    refused(ConfigError, "sets completions", evaluate=written("e1", completions="x"))
+    refused((ModelError, ConfigError), "/no/judge", evaluate=written("e2", judge="qwen3guard:/no/judge"))
+    refused(SettingError, "judge: got 'nobody'", evaluate=written("e3", judge="nobody"))
+    judge = written("e4", judge="qwen3guard:some/model")
+    refused(ConfigError, "helpfulness: not measured by", evaluate=judge, objectives=["helpfulness", "harmless"])
+    blends = SweepConfig(blends=str(tmp_path), generate=str(sweep[1].generate))
+    with pytest.raises(RunError, match="cannot be read as a run of `bfpo interpolate`"):
+        preview_stage("sweep", blends)
+    written("models.json", models=[{"weight": 0.5, "model": str(tmp_path / "gone")}])
+    with pytest.raises((RunError, ConfigError), match="gone"):
+        preview_stage("sweep", blends)

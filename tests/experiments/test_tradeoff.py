@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -13,6 +15,7 @@ from bfpo.errors import ConfigError, DataError
 from bfpo.evaluation.figures.front import front_figure
 from bfpo.evaluation.scores import METRICS, Judged
 from bfpo.experiments.chains import Chain
+from bfpo.experiments.nearest import choose_nearest, nearest_words
 from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
 from bfpo.experiments.workers import _next
 
@@ -45,6 +48,8 @@ def test_front_area_and_choice_are_those_of_a_count_by_hand() -> None:
     assert result["hypervolume"]["low"] < result["hypervolume"]["value"] <= result["hypervolume"]["high"]
     assert result["nearest"]["name"] == "shy"
     assert result["nearest"]["meets"]
+    assert not result["nearest"]["held_out"]
+    assert "Chosen and told on the same 4 prompts (validation_share is 0)" in tradeoff_markdown(result)
     none = tradeoff(judged, {name: {} for name in judged}, OBJECTIVES, ZERO, at_least={"helpfulness": 2.0})
     assert (none["nearest"]["name"], none["nearest"]["meets"]) == ("bold", False)
     assert "the nearest (helpfulness 1.000 below)" in tradeoff_markdown(none)
@@ -54,6 +59,51 @@ def test_front_area_and_choice_are_those_of_a_count_by_hand() -> None:
     assert table[0]["finished"] == "1.0"
     figure = front_figure(result, {key: METRICS[key].title for key in OBJECTIVES})
     assert {text.get_text() for text in figure.axes[0].texts} == set(judged)
+
+
+def noisy(num_models: int, num_prompts: int, seed: int) -> dict[str, list[Judged]]:
+    """Models that are all equally safe, half of the time."""
+    draw = random.Random(seed)
+    return {
+        f"m{k}": rows([1.0] * num_prompts, [draw.random() < 0.5 for _ in range(num_prompts)]) for k in range(num_models)
+    }
+
+
+def test_what_was_chosen_is_told_on_prompts_that_had_no_part_in_the_choice() -> None:
+    told, chosen = [], []
+    for seed in range(40):
+        nearest = choose_nearest(noisy(8, 40, seed), {"harmless": 1.0}, OBJECTIVES, 0.5, num_resamples=1)
+        assert nearest["held_out"]
+        assert nearest["chosen_on"]["num_prompts"] + nearest["told_on"]["num_prompts"] == 40
+        told.append(nearest["told_on"]["scores"]["harmless"]["value"])
+        chosen.append(nearest["chosen_on"]["scores"]["harmless"])
+        assert nearest["missing"] == {"harmless": 1.0 - told[-1]}
+    assert mean(chosen) > 0.6  # the winner's curse
+    assert mean(told) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_part_without_an_objective_is_not_held_back() -> None:
+    judged = {name: made[:1] for name, made in models().items()}
+    nearest = choose_nearest(judged, {"harmless": 0.5}, OBJECTIVES, 0.5, num_resamples=1)
+    assert (nearest["held_out"], nearest["told_on"]["num_prompts"]) == (False, 1)
+    assert "too few prompts to hold some back" in "\n".join(nearest_words(nearest))
+
+
+def test_every_two_models_are_compared_and_corrected_together() -> None:
+    judged = {"good": rows([1.0] * 30, [True] * 30), "bad": rows([1.0] * 30, [False] * 30)}
+    judged["same"] = judged["good"]
+    result = tradeoff(
+        judged, {name: {} for name in judged}, OBJECTIVES, ZERO, at_least={"harmless": 0.9}, validation_share=0.5
+    )
+    found = {(row["first"], row["second"], row["metric"]): row for row in result["comparisons"]["rows"]}
+    assert result["comparisons"]["num"] == len(found) == 6
+    row = found["good", "bad", "harmless"]
+    assert row["difference"] == 1.0
+    assert row["p_holm"] == pytest.approx(6 * row["p_value"])
+    assert result["nearest"]["not_told_from"] == ["same"]
+    text = tradeoff_markdown(result)
+    assert "6 comparisons, Holm's correction over all of them. Told apart: helpfulness 0, harmless 2 of 3 each." in text
+    assert "Not told apart from it in either objective: same." in text
 
 
 def test_what_could_not_be_measured_enters_no_front() -> None:
@@ -81,8 +131,8 @@ def test_chains_start_within_processes_needs_and_memory() -> None:
 
 def test_the_grid_is_read_from_text() -> None:
     base = ["train=t.yaml", "generate=g.yaml"]
-    config = load_config(SweepConfig, None, [*base, 'grid="beta=0.05,0.1,alpha=0,anchor_weight=0.3,1"'])
-    assert config.grid == {"beta": [0.05, 0.1], "alpha": [0], "anchor_weight": [0.3, 1]}
+    config = load_config(SweepConfig, None, [*base, 'grid="beta=0.05,1e-3,alpha=0,anchor_weight=0.3,1"'])
+    assert config.grid == {"beta": [0.05, 0.001], "alpha": [0], "anchor_weight": [0.3, 1]}
     assert load_config(SweepConfig, None, [*base, "grid.beta=[1]", "at_least=harmless=0.95"]).at_least == {
         "harmless": 0.95
     }
@@ -95,8 +145,19 @@ def test_the_grid_is_read_from_text() -> None:
         (["train=t", "grid=3,4"], "grid: got '3,4'"),
         (["grid.beta=[1]"], "train, blends: exactly one"),
         (["blends=b", "grid.beta=[1]"], "grid: not read where blends is set"),
+        (["train=t", "grid=beta="], "grid: beta: a value is missing in 'beta='"),
+        (["train=t", "grid='beta=0.1,,0.2'"], "grid: beta: a value is missing"),
+        (["train=t", "grid='beta=['"], r"grid: beta: got '\[', which is no YAML value"),
         (["train=t", "grid.beta=[1]", "at_least=polite=1"], "at_least: got polite; allowed: helpfulness, harmless"),
-        (["train=t", "grid.beta=[1]", "at_least=harmless"], "at_least: got 'harmless'"),
+        (["train=t", "grid.beta=[1]", "at_least=finished=1"], "to ask for finished, name it in objectives"),
+        (["train=t", "grid.beta=[1]", "at_least=harmless"], "at_least: got 'harmless'; needed: METRIC=NUMBER"),
+        (["train=t", "grid.beta=[1]", "at_least=harmless="], "at_least: got 'harmless='; needed: METRIC=NUMBER"),
+        (
+            ["train=t", "grid.beta=[1]", "at_least=harmless=95"],
+            "harmless: got 95; allowed: a share from 0 to 1; 95% is",
+        ),
+        (["train=t", "grid.beta=[1]", "at_least.harmless=-1"], "harmless: got -1; allowed: a share from 0 to 1$"),
+        (["train=t", "grid.beta=[1]", "validation_share=0.3"], "validation_share: not read without at_least"),
         (["train=t", "grid.beta=[1]", "reference_point=harmless=1"], "reference_point: needs a value for each"),
         (["train=t", "grid.beta=[1]", "objectives=[a, b]"], "objectives: got a, b; allowed: "),
         (["train=t", "grid.beta=[1]", "objectives=[harmless, over_refusal_benign]"], "objectives: got over_refusal"),

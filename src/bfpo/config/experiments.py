@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from bfpo.config.base import PathText, StageConfig
 from bfpo.config.demo import WorldAlign, WorldKeys
+from bfpo.yaml_text import parse_yaml
 
 __all__ = ["CompareConfig", "InterpolateConfig", "SweepConfig"]
-
-
-def _numbers(value: object) -> object:
-    """Read `0,0.25,1` as a list of numbers; what is none is left for pydantic to refuse."""
-    if not isinstance(value, str):
-        return [value] if isinstance(value, (int, float)) else value
-    try:
-        return [float(part) for part in value.split(",")]
-    except ValueError:
-        return value
 
 
 _MORE_IS_BETTER = (
@@ -42,15 +34,42 @@ class InterpolateConfig(StageConfig):
 
     first: PathText = Field(description="model at weight 0, such as the helpful one: folder or hub id")
     second: PathText = Field(description="model at weight 1, such as the safe one: folder or hub id")
-    weights: Annotated[list[Share], BeforeValidator(_numbers), Field(min_length=1)] = Field(
-        default=[0.25, 0.5, 0.75], description="shares of the second model: a list, or text such as 0.25,0.5"
+    weights: list[Share] = Field(
+        default=[0.25, 0.5, 0.75],
+        min_length=1,
+        description="shares of the second model: a list, or text such as 0.25,0.5; 0 is the first model, 1 the second",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_weights(cls, values: object) -> object:
+        if not isinstance(values, dict) or "weights" not in values:
+            return values
+        weights = _numbers(values["weights"])
+        if outside := [weight for weight in weights if not 0 <= weight <= 1]:
+            raise ValueError(
+                f"weights: got {outside[0]:g}; allowed: numbers from 0 (the first model) to 1 (the second). Nothing "
+                "beyond the two is made: leave it out"
+            )
+        return {**values, "weights": weights}
 
     @model_validator(mode="after")
     def _each_once(self) -> InterpolateConfig:
-        if len(set(self.weights)) < len(self.weights):
-            raise ValueError(f"weights: got {self.weights}; allowed: each weight once")
+        names = [f"{weight:g}" for weight in self.weights]  # as the folders of the models have them
+        if len(set(names)) < len(names):
+            raise ValueError(f"weights: got {', '.join(names)}; allowed: each weight once, to six digits")
         return self
+
+
+def _numbers(value: object) -> list[float]:
+    """Read `0,0.25,1`, one number or a list of them; raises `ValueError` for anything else."""
+    parts: list[Any] = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    try:
+        return [float(part) for part in parts]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"weights: got {value!r}; allowed: numbers from 0 to 1 with commas between them, as 0.25,0.5"
+        ) from None
 
 
 class CompareConfig(WorldKeys):
@@ -63,29 +82,39 @@ class CompareConfig(WorldKeys):
     align: WorldAlign = Field(default=WorldAlign(), description="the preference runs, the same for every method")
 
 
-def _grid(value: object) -> object:
+def _grid(text: str) -> dict[str, list[Any]]:
     """Read `beta=0.1,0.2,alpha=0,0.5`: a part without `=` is one more value of the key before it."""
-    if not isinstance(value, str):
-        return value
     grid: dict[str, list[Any]] = {}
     key = ""
-    for part in value.split(","):
-        name, equals, text = part.partition("=")
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
         key = name.strip() if equals else key
         if not key:
-            return value
-        grid.setdefault(key, []).append(yaml.safe_load(text if equals else part))
+            raise ValueError(f"grid: got {text!r}; needed: keys of train and their values, as beta=0.05,0.1")
+        value = (value if equals else part).strip()
+        if not value:
+            raise ValueError(f"grid: {key}: a value is missing in {text!r}; write null where nothing is meant")
+        try:
+            grid.setdefault(key, []).append(parse_yaml(value)[0])
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"grid: {key}: got {value!r}, which is no YAML value; lists and quotes need the mapping of a file"
+            ) from error
     return grid
 
 
-def _bounds(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    pairs = [part.partition("=") for part in value.split(",")]
-    try:
-        return {name.strip(): float(text) for name, _, text in pairs}
-    except ValueError:
-        return value
+def _bounds(key: str, text: str) -> dict[str, float]:
+    """Read `harmless=0.95,helpfulness=0.5`."""
+    bounds: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        try:
+            bounds[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name.strip():
+            raise ValueError(f"{key}: got {part!r}; needed: METRIC=NUMBER with a share from 0 to 1, as harmless=0.95")
+    return bounds
 
 
 class SweepConfig(StageConfig):
@@ -95,7 +124,7 @@ class SweepConfig(StageConfig):
     blends: PathText | None = Field(
         default=None, description="run folder of `bfpo interpolate`, whose models are evaluated in place of a grid"
     )
-    grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_grid)] = Field(
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="keys of train and their values: a mapping, or text as beta=0.1,0.2,alpha=0,0.5",
     )
@@ -106,11 +135,20 @@ class SweepConfig(StageConfig):
     objectives: list[str] = Field(
         default=["helpfulness", "harmless"], min_length=2, max_length=2, description="two metrics, more being better"
     )
-    reference_point: Annotated[dict[str, float] | None, BeforeValidator(_bounds)] = Field(
-        default=None, description="lowest value of each objective that counts in the hypervolume; null = 0 and 0"
+    reference_point: dict[str, float] | None = Field(
+        default=None,
+        description="lowest value of each objective that counts in the hypervolume, from 0 to 1; null = 0 and 0",
     )
-    at_least: Annotated[dict[str, float], BeforeValidator(_bounds)] = Field(
-        default_factory=dict, description="what a model must reach, as harmless=0.95, to be the one that is named"
+    at_least: dict[str, float] = Field(
+        default_factory=dict,
+        description="what a model must reach, from 0 to 1, as harmless=0.95, to be the one that is named",
+    )
+    validation_share: float = Field(
+        default=0.5,
+        ge=0,
+        lt=1,
+        description="share of the prompts on which the model for at_least is chosen, by their hash; its scores are "
+        "told on the others; 0 = on the same",
     )
     processes: int = Field(default=1, ge=1, description="points that run at the same time")
     memory_gib: float | None = Field(
@@ -121,8 +159,20 @@ class SweepConfig(StageConfig):
     seed: int = Field(default=0, ge=0, description="seed of the resampling")
 
     def unread(self) -> frozenset[str]:
-        """Leave out what blends do not need."""
-        return frozenset({"train", "grid", "memory_gib"} if self.blends is not None else {"blends"})
+        """Leave out what blends do not need, or what only a choice reads."""
+        idle = {"train", "grid", "memory_gib"} if self.blends is not None else {"blends"}
+        return frozenset(idle if self.at_least else idle | {"validation_share"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        read = {"grid": _grid} | {key: partial(_bounds, key) for key in ("at_least", "reference_point")}
+        values = {key: read[key](it) if key in read and isinstance(it, str) else it for key, it in values.items()}
+        if isinstance(values.get("grid"), dict):  # one value stands for a list of one
+            values["grid"] = {key: it if isinstance(it, list) else [it] for key, it in values["grid"].items()}
+        return values
 
     @model_validator(mode="after")
     def _what_is_swept(self) -> SweepConfig:
@@ -132,12 +182,25 @@ class SweepConfig(StageConfig):
             raise ValueError(f"{', '.join(idle)}: not read where blends is set; leave one of the two out")
         if self.train is not None and not self.grid:
             raise ValueError("grid: missing; needed: keys of train and their values, as beta=0.05,0.1")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_shown(self) -> SweepConfig:
         if unfit := [name for name in self.objectives if name not in _MORE_IS_BETTER]:
             raise ValueError(f"objectives: got {', '.join(unfit)}; allowed: {', '.join(_MORE_IS_BETTER)}")
         for key in ("at_least", "reference_point"):
             given = getattr(self, key) or {}
             if unknown := sorted(set(given) - set(self.objectives)):
-                raise ValueError(f"{key}: got {', '.join(unknown)}; allowed: {', '.join(self.objectives)} (objectives)")
+                more = f"; to ask for {unknown[0]}, name it in objectives" if unknown[0] in _MORE_IS_BETTER else ""
+                raise ValueError(
+                    f"{key}: got {', '.join(unknown)}; allowed: {', '.join(self.objectives)} (objectives){more}"
+                )
+            for name, bound in given.items():
+                if not 0 <= bound <= 1:
+                    percent = f"; {bound:g}% is {bound / 100:g}" if 1 < bound <= 100 else ""
+                    raise ValueError(f"{key}: {name}: got {bound:g}; allowed: a share from 0 to 1{percent}")
         if self.reference_point is not None and set(self.reference_point) != set(self.objectives):
             raise ValueError(f"reference_point: needs a value for each of {', '.join(self.objectives)}")
+        if not self.at_least and "validation_share" in self.model_fields_set:
+            raise ValueError("validation_share: not read without at_least; give at_least or leave it out")
         return self

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from bfpo.errors import DataError
+from bfpo.evaluation.comparisons import compare_pairs, is_told_apart, not_told_from
 from bfpo.evaluation.scores import METRICS, Judged, score_rows
-from bfpo.evaluation.stats import hypervolume_interval, nearest_to, pareto_front
+from bfpo.evaluation.stats import hypervolume_interval, pareto_front
+from bfpo.experiments.nearest import choose_nearest, nearest_words
 
 __all__ = ["tradeoff", "tradeoff_csv", "tradeoff_markdown"]
 
@@ -22,16 +25,18 @@ def tradeoff(
     reference: Mapping[str, float],
     *,
     at_least: Mapping[str, float] | None = None,
+    validation_share: float = 0.0,
     confidence: float = 0.95,
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> dict[str, Any]:
-    """Return points, front, hypervolume and the chosen point as JSON values; `judged` and `settings` are by model.
+    """Return points, front, hypervolume, comparisons and the chosen point as JSON; `judged`, `settings` are by model.
 
     `objectives` are two metrics of which more is better, `reference` the lowest value of each that counts. The
-    hypervolume is over the answers that every model gave a scored one to. A model that an objective could not be
-    measured for is listed and takes no part. Raises `DataError` where none is left, `SettingError` for a constraint on
-    something else.
+    hypervolume is over the answers that every model gave a scored one to. Every two models are compared in both
+    objectives, one family under Holm's correction. What `at_least` asks for is chosen on that share of the prompts and
+    told on the others. A model that an objective could not be measured for is listed and takes no part. Raises
+    `DataError` where none is left, `SettingError` for a constraint on something else.
     """
     intervals: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "random_seed": random_seed}
     scores = {name: {score.metric: score for score in score_rows(rows, **intervals)} for name, rows in judged.items()}
@@ -42,8 +47,14 @@ def tradeoff(
             "that gives them"
         )
     points = {name: {key: float(scores[name][key].value or 0.0) for key in objectives} for name in measured}
-    values, prompts = _by_answer({name: judged[name] for name in measured}, objectives)
+    rows_of = {name: judged[name] for name in measured}
+    values, prompts = _by_answer(rows_of, objectives)
     front = pareto_front(points, objectives)
+    compared = compare_pairs(rows_of, itertools.combinations(measured, 2), objectives, **intervals)
+    nearest = None
+    if at_least:
+        nearest = choose_nearest(rows_of, at_least, objectives, validation_share, **intervals)
+        nearest["not_told_from"] = not_told_from(nearest["name"], compared, confidence)
     return {
         "objectives": list(objectives),
         "confidence": confidence,
@@ -62,14 +73,9 @@ def tradeoff(
             **asdict(hypervolume_interval(values, prompts, reference, **intervals)),
             "reference": dict(reference),
         },
-        "nearest": _nearest(points, at_least, objectives) if at_least else None,
+        "comparisons": {"family": "every two models in both objectives", "num": len(compared), "rows": compared},
+        "nearest": nearest,
     }
-
-
-def _nearest(
-    points: Mapping[str, Mapping[str, float]], at_least: Mapping[str, float], objectives: Sequence[str]
-) -> dict[str, Any]:
-    return {"at_least": dict(at_least), **asdict(nearest_to(points, at_least, objectives))}
 
 
 def _by_answer(
@@ -115,7 +121,7 @@ def tradeoff_csv(result: Mapping[str, Any]) -> str:
 def tradeoff_markdown(result: Mapping[str, Any]) -> str:
     """Return the table of the models with intervals, and what follows from it, as Markdown."""
     shown = list(dict.fromkeys([*result["objectives"], "helpful_and_safe", "well_formed"]))
-    volume, nearest = result["hypervolume"], result["nearest"]
+    volume = result["hypervolume"]
     corner = ", ".join(f"{key} {value:g}" for key, value in volume["reference"].items())
     lines = [
         _row(["model", *(METRICS[key].title for key in shown), "front"]),
@@ -131,11 +137,33 @@ def tradeoff_markdown(result: Mapping[str, Any]) -> str:
     ]
     if result["not_measured"]:
         lines += ["", f"Not measured, and in no front: {'; '.join(result['not_measured'])}."]
-    if nearest is not None:
-        asked = " and ".join(f"{key} of at least {value:g}" for key, value in nearest["at_least"].items())
-        short = ", ".join(f"{key} {value:.3f} below" for key, value in nearest["missing"].items())
-        lines += ["", f"For {asked}: {nearest['name']}{'' if nearest['meets'] else f', the nearest ({short})'}."]
+    lines += ["", *_comparison_words(result)]
+    if result["nearest"] is not None:
+        lines += ["", *nearest_words(result["nearest"])]
+        if others := result["nearest"]["not_told_from"]:
+            lines += ["", f"Not told apart from it in either objective: {'; '.join(others)}."]
     return "\n".join(lines) + "\n"
+
+
+def _comparison_words(result: Mapping[str, Any]) -> list[str]:
+    rows, objectives = result["comparisons"]["rows"], result["objectives"]
+    if not rows:
+        return []
+    apart = [row for row in rows if is_told_apart(row, result["confidence"])]
+    counts = ", ".join(f"{key} {sum(row['metric'] == key for row in apart)}" for key in objectives)
+    front = result["pareto_front"]
+    close = [
+        f"{one} and {other}"
+        for one, other in itertools.pairwise(front)
+        if not any({row["first"], row["second"]} == {one, other} for row in apart)
+    ]
+    lines = [
+        f"Compared on the same prompts: {result['comparisons']['family']}, {len(rows)} comparisons, Holm's correction "
+        f"over all of them. Told apart: {counts} of {len(rows) // len(objectives)} each."
+    ]
+    if close:
+        lines += ["", f"Neighbours on the front that are told apart in neither: {'; '.join(close)}."]
+    return lines
 
 
 def _cell(score: Mapping[str, Any]) -> str:

@@ -1,0 +1,187 @@
+"""The points of a sweep and the chains that make them, every config checked before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bfpo.config import (
+    AlignConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    ReferenceConfig,
+    SweepConfig,
+    load_config,
+)
+from bfpo.errors import BfpoError, ConfigError, RunError
+from bfpo.experiments.chains import Chain, Step
+from bfpo.stages import check_stage
+from bfpo.yaml_text import parse_yaml
+
+__all__ = ["REFERENCE", "Point", "chains_of", "plan_points", "scores_of"]
+
+REFERENCE, TOKENS = "reference", "tokens"
+_LONGEST_NAME = 200  # bytes; file systems take 255, and logs add to the name
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One model of a sweep: its settings on top of the file, and the config of its training, `None` for a blend.
+
+    `overrides` are the settings as `key=value`.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    overrides: tuple[str, ...] = ()
+    train: AlignConfig | None = None
+
+    @property
+    def start(self) -> str:
+        """Return a model that is there before anything runs: the blend, or what the training starts from."""
+        return str(self.settings["model"]) if self.train is None else self.train.model
+
+    def place(self, root: Path) -> Path:
+        """Return the folder of its runs."""
+        return root / "points" / _folder_name(self.name)
+
+    def training(self, root: Path) -> list[str]:
+        """Return the settings of its training below `root`: its own, and the tokens that all points share."""
+        assert self.train is not None
+        tokens = [] if self.train.token_cache else [f"token_cache={json.dumps(str(root / TOKENS))}"]
+        return [*self.overrides, *tokens]
+
+    def model(self, root: Path) -> Path:
+        """Return the folder of the model that is asked."""
+        return Path(self.start) if self.train is None else self.place(root) / "train" / "model"
+
+
+def plan_points(config: SweepConfig) -> list[Point]:
+    """Return the points, whose configs are those of stages that could start.
+
+    Raises `ConfigError` for what a stage refuses, whichever point it is of, and for points that are not told apart,
+    `RunError` for blends that are none. Nothing is loaded.
+    """
+    points = _blends(Path(config.blends)) if config.blends is not None else list(_grid(config))
+    folders: dict[str, Point] = {}
+    for point in points:
+        folder = _folder_name(point.name)
+        if folder in folders:
+            raise ConfigError(f"grid: {point.name} is there twice; allowed: each value of a key once")
+        if len(folder.encode()) > _LONGEST_NAME:
+            raise ConfigError(
+                f"grid: {point.name[:60]}...: too long for the name of a folder; sweep fewer keys at once"
+            )
+        folders[folder] = point
+    _refuse_own_key(config.generate, "generate", "model")
+    if config.evaluate is not None:
+        _refuse_own_key(config.evaluate, "evaluate", "completions")
+    for point in points:  # with a model that is there, what a stage says of its model is said of the right one
+        for step in _asking(config, point, Path("OUT"), Path(point.start)):
+            check_stage(step.stage, step.config)
+    return points
+
+
+def chains_of(config: SweepConfig, points: list[Point], root: Path, memory: Mapping[str, int]) -> list[Chain]:
+    """Return a chain for each point, and before them the pass that all their trainings need; `memory` by point."""
+    chains: list[Chain] = []
+    needs: tuple[str, ...] = ()
+    first = points[0]
+    if first.train is not None and first.train.reference in ("auto", "precompute"):
+        assert config.train is not None  # the config has checked it
+        reference = load_config(ReferenceConfig, Path(config.train), first.training(root))
+        step = Step("reference", reference, root / REFERENCE)
+        chains, needs = [Chain(REFERENCE, config.seed, (step,), memory=memory.get(first.name, 0))], (REFERENCE,)
+    for point in points:
+        steps: tuple[Step, ...] = _asking(config, point, root, point.model(root))
+        if point.train is not None:
+            assert config.train is not None
+            train = load_config(AlignConfig, Path(config.train), point.training(root))
+            steps = (Step("train", train, point.place(root) / "train"), *steps)
+        chains.append(Chain(point.name, config.seed, steps, needs, memory.get(point.name, 0)))
+    return chains
+
+
+def scores_of(point: Point, root: Path) -> tuple[Path, Path]:
+    """Return the run folders of a point's answers and of their verdicts."""
+    return point.place(root) / "answers", point.place(root) / "scores"
+
+
+def _asking(config: SweepConfig, point: Point, root: Path, model: Path) -> tuple[Step, Step]:
+    answers, scores = scores_of(point, root)
+    generate = load_config(GenerateConfig, config.generate, [f"model={json.dumps(str(model))}"])
+    completions = f"completions={json.dumps(str(answers / 'completions.jsonl'))}"
+    evaluate = load_config(EvaluateConfig, config.evaluate, [completions])
+    return Step("generate", generate, answers), Step("evaluate", evaluate, scores)
+
+
+# ---------------------------------------------------------------------------------------------------- the two kinds
+
+
+def _blends(run: Path) -> list[Point]:
+    file = run / "models.json"
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["models"]
+        points = [Point(f"weight={row['weight']:g}", dict(row)) for row in rows]
+        models = [Path(point.start) for point in points]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: cannot be read as a run of `bfpo interpolate` ({error}); check blends") from error
+    if missing := [str(model) for model in models if not model.is_dir()]:
+        raise RunError(f"{file}: {missing[0]} is not there; go on with that run with --resume, or check blends")
+    if not points:
+        raise RunError(f"{file}: holds no model; check blends")
+    return points
+
+
+def _grid(config: SweepConfig) -> Iterator[Point]:
+    keys = list(config.grid)
+    for one, other in itertools.permutations(keys, 2):
+        if other.startswith((f"{one}.", f"{one}[")):
+            raise ConfigError(f"grid: {one} and {other}: the first holds the second; sweep one of the two")
+    problems: dict[str, str] = {}
+    for values in itertools.product(*config.grid.values()):
+        settings = dict(zip(keys, values, strict=True))
+        name = ",".join(f"{key}={_text(value)}" for key, value in settings.items())
+        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        try:
+            train = load_config(AlignConfig, config.train, overrides)
+            check_stage("train", train)
+            if train.reference in ("auto", "precompute"):
+                check_stage("reference", load_config(ReferenceConfig, config.train, overrides))
+        except BfpoError as error:
+            text = str(error)
+            for override in overrides:  # nobody wrote these as --set
+                text = text.replace(f"--set {override}: ", "")
+            problems.setdefault(text, name)  # one mistake is said once, not of every point that it spoils
+            continue
+        yield Point(name, settings, overrides, train)
+    if problems:
+        where = f"on top of {config.train}"
+        raise ConfigError("\n".join(f"grid: {name} {where}: {problem}" for problem, name in problems.items()))
+
+
+def _refuse_own_key(file: str, name: str, key: str) -> None:
+    """Raise `ConfigError` where a file sets what the sweep sets; what else is wrong with it, its loader says."""
+    try:
+        values, _ = parse_yaml(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    if isinstance(values, Mapping) and key in values:
+        raise ConfigError(f"{name}: {file} sets {key}, which is each point's own; leave it out of the file")
+
+
+def _folder_name(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _text(value: Any) -> str:
+    """Return a value as a name has it: short, and the same for the same value alone."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return value if isinstance(value, str) else json.dumps(value)
