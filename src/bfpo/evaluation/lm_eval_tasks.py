@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
 from bfpo.errors import MissingExtraError, first_line
 from bfpo.evaluation.suite_files import UnreachableError
 from bfpo.evaluation.suites import FOLDER, Suite
+from bfpo.policy.load import load_tokenizer
 
 __all__ = ["TaskResult", "TaskRunner", "write_task"]
 
 _log = logging.getLogger(__name__)
+_TOO_LONG = "longer than the model's context leaves room for"
+_NO_CHECK = "a check could not be run (IFEval's need NLTK's punkt_tab: python -m nltk.downloader punkt_tab)"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """The value of one metric per document, in [0, 1], and what the task ran on."""
+    """The value of one metric per document, in [0, 1], and what the task ran on.
+
+    `unscored` documents have none, and `reasons` counts them by the reason.
+    """
 
     by_document: dict[str, float]
     version: str
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def unscored(self) -> int:
+        """How many documents have no value."""
+        return sum(self.reasons.values())
 
 
 def write_task(suite: Suite, folder: Path, documents: Path | None, revision: str | None = None) -> str:
@@ -70,11 +84,26 @@ def _lm_eval() -> Any:
 
 
 class TaskRunner:
-    """One model for all tasks of a folder; it is loaded when the first task is asked for."""
+    """One model for all tasks of a folder; it is loaded when the first task is asked for.
 
-    def __init__(self, model: str, *, revision: str | None, dtype: str, batch_size: int, tasks: Path) -> None:
+    A task that has the model write gets its prompts by the chat template (the tokenizer's, `chat_template` in its
+    place, or the default one), and at most `max_new_tokens` tokens where that is less than the task's own number.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None,
+        dtype: str,
+        batch_size: int,
+        tasks: Path,
+        chat_template: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
         self._settings = {"pretrained": model, "revision": revision or "main", "dtype": dtype, "batch_size": batch_size}
         self._tasks = tasks
+        self._chat_template, self._max_new_tokens = chat_template, max_new_tokens
         self._model: Any = None
         self._manager: Any = None
 
@@ -85,34 +114,92 @@ class TaskRunner:
         """
         lm_eval = _lm_eval()
         if self._model is None:
-            import torch
-
-            logging.getLogger("lm_eval").setLevel(logging.ERROR)
-            from lm_eval.models.huggingface import HFLM
-            from lm_eval.tasks import TaskManager
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._model = HFLM(**self._settings, device=device)
-            self._manager = TaskManager(include_path=str(self._tasks), include_defaults=False)
+            self._load()
         try:
-            loaded = self._manager.load([task])
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # NLTK's downloads of IFEval's data
+                loaded = self._manager.load([task])["tasks"]
         except Exception as error:  # of data sets, the hub's client, or an extra of lm-eval's own
-            raise UnreachableError(f"lm-eval cannot load {task}: {first_line(error)}") from error
-        for each in loaded["tasks"].values():
+            raise UnreachableError(f"lm-eval cannot load {task}: {_advice(error)}") from error
+        writes = any(each.config.output_type == "generate_until" for each in loaded.values())
+        for each in loaded.values():
             each.set_fewshot_seed(seed=seed)
+            if writes:
+                self._bound(each)
         quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # its bars know no log
         with quiet:
             result = lm_eval.evaluate(
-                lm=self._model, task_dict=loaded["tasks"], limit=limit, bootstrap_iters=0, log_samples=True
+                lm=self._model,
+                task_dict=loaded,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=writes,
             )
-        return _result(result["samples"][task], result["versions"].get(task), metric)
+        room = self._model.max_length - self._longest(loaded[task]) if writes else None
+        return _result(result["samples"][task], result["versions"].get(task), metric, self._num_tokens, room)
+
+    def _load(self) -> None:
+        import torch
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        tokenizer = load_tokenizer(self._settings["pretrained"], revision=self._settings["revision"])
+        tokenizer.chat_template = self._chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = HFLM(**self._settings, tokenizer=tokenizer, device=device)
+        self._manager = TaskManager(include_path=str(self._tasks), include_defaults=False)
+
+    def _bound(self, task: Any) -> None:
+        """Set the longest answer of a task; raises `UnreachableError` where it leaves no room for a prompt."""
+        longest = self._longest(task)
+        if self._max_new_tokens is not None:
+            longest = min(longest, self._max_new_tokens)
+        if longest >= self._model.max_length:
+            raise UnreachableError(
+                f"its answers may take {longest} tokens, and the model's context is {self._model.max_length}; lower "
+                "suites.max_new_tokens"
+            )
+        task.set_config("generation_kwargs", {"max_gen_toks": longest}, update=True)
+
+    def _longest(self, task: Any) -> int:
+        return int((task.config.generation_kwargs or {}).get("max_gen_toks", self._model.max_gen_toks))
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._model.tok_encode(text))
 
 
-def _result(samples: Sequence[Mapping[str, Any]], version: object, metric: str) -> TaskResult:
-    by_document = {}
+def _advice(error: Exception) -> str:
+    """Return the first line of an error, with the extra where one of its packages is missing."""
+    missing = isinstance(error.__cause__ or error, ModuleNotFoundError)
+    return first_line(error) + ("; pip install 'bfpo[lm-eval]' brings what its tasks need" if missing else "")
+
+
+def _result(
+    samples: Sequence[Mapping[str, Any]],
+    version: object,
+    metric: str,
+    num_tokens: Callable[[str], int],
+    room: int | None,
+) -> TaskResult:
+    """Return the documents' values; what is longer than `room` tokens was cut by lm-eval, and is unscored."""
+    by_document: dict[str, float] = {}
+    reasons: dict[str, int] = {}
     for sample in samples:
         value = sample.get(metric)
         if not isinstance(value, (bool, int, float)):
             raise UnreachableError(f"lm-eval gives no {metric} per document")
-        by_document[str(sample["doc_id"])] = float(value)
-    return TaskResult(by_document, str(version))
+        reason = None
+        if room is not None and num_tokens(sample["arguments"][0][0]) > room:
+            reason = _TOO_LONG
+        elif math.isnan(value):
+            reason = _NO_CHECK
+        if reason is None:
+            by_document[str(sample["doc_id"])] = float(value)
+        else:
+            reasons[reason] = reasons.get(reason, 0) + 1
+    if not by_document:
+        said = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
+        raise UnreachableError(f"none of {len(samples)} documents is scored ({said})")
+    return TaskResult(by_document, str(version), reasons)

@@ -29,6 +29,8 @@ def _table(suite: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]
     yield from ("", f"**{suite['title']}**{judge}", "")
     for model, count in suite.get("too_long", {}).items():
         yield f"{count} prompts are too long for {model}: not asked, counted as unscored.\n"
+    for model, reasons in suite.get("unscored", {}).items():
+        yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
     yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
     yield from (_row(score) for score in result["scores"] if score["suite"] == suite["name"])
     compared = [row for row in result["comparisons"] if row["suite"] == suite["name"] and row["num"]]

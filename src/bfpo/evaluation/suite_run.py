@@ -241,11 +241,14 @@ def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suit
         known = {"source": source, "revision": revision, "judge": "lm-eval", "ideal": direction}
         found.facts[suite.name] = _fact(suite, "scored", **known)
         for model in config.evaluated():
-            by_document = results[suite.name, model.name].by_document
-            items = {item: item for item in by_document}
+            result = results[suite.name, model.name]
+            items = {item: item for item in result.by_document}
+            higher = direction == "higher"
             found.values.append(
-                Values(suite.name, model.name, metric, by_document, items, higher_is_better=direction == "higher")
+                Values(suite.name, model.name, metric, result.by_document, items, result.unscored, higher)
             )
+            if result.reasons:
+                found.facts[suite.name].setdefault("unscored", {})[model.name] = result.reasons
 
 
 def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bfpo.config import EvaluateConfig
+from bfpo.config import EvaluateConfig, read_template
 from bfpo.errors import MissingExtraError
 from bfpo.evaluation.lm_eval_tasks import TaskResult, TaskRunner, write_task
 from bfpo.evaluation.suite_files import UnreachableError, local_files, read_documents
@@ -44,6 +44,8 @@ def run_tasks(
             dtype=config.dtype,
             batch_size=config.suites.batch_size,
             tasks=folder.path / "tasks",
+            chat_template=read_template(config.chat_template),
+            max_new_tokens=config.suites.max_new_tokens,
         )
         for suite in suites:
             if suite.name in skipped:
@@ -95,7 +97,7 @@ def _result(
     name = f"models/{model}/{task}.json"
     if folder.resumed and folder.file(name).is_file():
         kept = json.loads(folder.file(name).read_text(encoding="utf-8"))
-        return TaskResult(kept["by_document"], kept["version"])
+        return TaskResult(**kept)
     result = runner.run(task, next(iter(suite.metrics)), limit=config.suites.limit, seed=config.seed)
     folder.write_json(name, asdict(result))
     return result
