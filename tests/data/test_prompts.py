@@ -35,6 +35,7 @@ ROWS: list[tuple[str, dict[str, Any], str, str]] = [
     ("ailuminate", {"release_prompt_id": "a", "prompt_text": "q", "hazard": "h"}, "a", "harmful"),
     ("ifeval", {"key": 3, "prompt": "q", "instruction_id_list": [], "kwargs": []}, "ifeval-3", "benign"),
     ("mt_bench", {"question_id": 81, "category": "c", "turns": ["q", "r"]}, "mt_bench-81", "benign"),
+    ("mt_bench", {"question_id": "3c", "cluster": "c", "turns": [{"content": "q"}]}, "mt_bench-3c", "benign"),
     ("truthfulqa", {"Type": "t", "Question": "q", "Best Answer": "a"}, "", "benign"),
     ("alert", {"id": 0, "prompt": "q", "category": "crime_theft", "attack_type": "x"}, "alert-0", "harmful"),
     ("alert", {"prompt": "### Instruction:\nq\n### Response:\n", "category": "hate_body"}, "", "harmful"),

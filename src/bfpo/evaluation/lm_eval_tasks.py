@@ -101,7 +101,12 @@ class TaskRunner:
         chat_template: str | None = None,
         max_new_tokens: int | None = None,
     ) -> None:
-        self._settings = {"pretrained": model, "revision": revision or "main", "dtype": dtype, "batch_size": batch_size}
+        self._settings: dict[str, Any] = {
+            "pretrained": model,
+            "revision": revision or "main",
+            "dtype": dtype,
+            "batch_size": batch_size,
+        }
         self._tasks = tasks
         self._chat_template, self._max_new_tokens = chat_template, max_new_tokens
         self._model: Any = None

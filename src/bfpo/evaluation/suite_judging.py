@@ -19,7 +19,7 @@ from bfpo.files import user_cache_folder
 from bfpo.progress import CountProgress
 from bfpo.schema import Completion, Verdict
 
-__all__ = ["JudgedSuites", "judge_of", "judge_suites", "rank_suites", "with_refusal"]
+__all__ = ["JudgedSuites", "Preference", "judge_of", "judge_suites", "rank_suites", "with_refusal"]
 
 _log = logging.getLogger(__name__)
 _REFUSAL = "refusal-phrases"
@@ -32,6 +32,14 @@ class JudgedSuites:
     verdicts: dict[tuple[str, str], list[Verdict]]
     judges: dict[str, str]
     skipped: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """The probability that an answer beats the baseline's, `None` where it is unscored, and its more characters."""
+
+    better: float | None
+    longer_by: int
 
 
 def judge_of(config: EvaluateConfig, suite: Suite) -> JudgeConfig | None:
@@ -112,8 +120,8 @@ def with_refusal(verdict: Verdict, refusal: Verdict) -> Verdict:
 
 def rank_suites(
     config: EvaluateConfig, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
-) -> tuple[str, dict[tuple[str, str], dict[str, float | None]]]:
-    """Return the ranker's name and, by (suite, model), the probability per answer that it beats the baseline's.
+) -> tuple[str, dict[tuple[str, str], dict[str, Preference]]]:
+    """Return the ranker's name and, by (suite, model), the preference for each answer over the baseline's.
 
     Raises `UnreachableError` without a ranker, and what the ranker raises.
     """
@@ -124,7 +132,7 @@ def rank_suites(
             "needs suites.ranker (who compares two answers) and suites.baseline (the model to compare with)"
         )
     ranker = make_ranker(**settings.settings(), budget=RequestBudget(config.suites.max_requests))
-    found: dict[tuple[str, str], dict[str, float | None]] = {}
+    found: dict[tuple[str, str], dict[str, Preference]] = {}
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for suite in suites:
             theirs = {completion.id: completion for completion in answers[baseline][suite.name]}
@@ -135,6 +143,7 @@ def rank_suites(
                 with CountProgress(f"compared by {ranker.name}", len(pairs), _log) as progress:
                     opinions = ask_ranker(ranker, pairs, cache, advance=progress.advance)
                 found[suite.name, model] = {
-                    pair[0].id: opinion.first_is_better for pair, opinion in zip(pairs, opinions, strict=True)
+                    own.id: Preference(opinion.first_is_better, len(own.text) - len(other.text))
+                    for (own, other), opinion in zip(pairs, opinions, strict=True)
                 }
     return ranker.name, found

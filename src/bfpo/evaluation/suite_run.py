@@ -15,7 +15,6 @@ from typing import Any
 
 from bfpo.config import EvaluateConfig
 from bfpo.console import show
-from bfpo.data.split import normalised_prompt
 from bfpo.errors import ConfigError
 from bfpo.evaluation.labelled_by import labelling_judges
 from bfpo.evaluation.scores import join_verdicts
@@ -24,8 +23,15 @@ from bfpo.evaluation.suite_files import SuitePrompts, UnreachableError, find_pro
 from bfpo.evaluation.suite_inspect import run_inspect
 from bfpo.evaluation.suite_judging import JudgedSuites, judge_of, judge_suites, rank_suites
 from bfpo.evaluation.suite_page import suites_page
-from bfpo.evaluation.suite_scores import Values, compare_values, score_values, values_of
+from bfpo.evaluation.suite_scores import (
+    WIN_RATES,
+    Values,
+    compare_values,
+    score_values,
+    values_of,
+)
 from bfpo.evaluation.suite_tasks import run_tasks
+from bfpo.evaluation.suite_wins import interval_settings, win_rates
 from bfpo.evaluation.suites import Suite, load_suites
 from bfpo.feedback.judges import check_judge
 from bfpo.runs import RunFolder
@@ -43,6 +49,7 @@ class _Collected:
 
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: list[dict[str, Any]] = field(default_factory=list)
+    last_scores: list[dict[str, Any]] = field(default_factory=list)
     values: list[Values] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -166,7 +173,9 @@ def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], 
         )
         _collect_verdicts(suite, answers, judged, found)
         _write_outputs(suite, answers, folder)
-    _collect_win_rates(config, [suite for suite in asked if "winrate" in suite.metrics], answers, found)
+    wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
+    found.values += wins.values
+    found.last_scores += wins.at_equal_length
 
 
 def _check_not_twice(config: EvaluateConfig, suite: Suite, seen: dict[str, str]) -> None:
@@ -181,7 +190,7 @@ def _check_not_twice(config: EvaluateConfig, suite: Suite, seen: dict[str, str])
 def _collect_verdicts(
     suite: Suite, answers: Mapping[str, SuiteAnswers], judged: JudgedSuites, found: _Collected
 ) -> None:
-    metrics = [name for name in suite.metrics if name != "winrate"]
+    metrics = [name for name in suite.metrics if name not in WIN_RATES]
     for model, each in answers.items():
         completions, verdicts = each.completions[suite.name], judged.verdicts[suite.name, model]
         rows = join_verdicts(completions, verdicts)
@@ -199,21 +208,6 @@ def _collect_verdicts(
             }
             for completion, verdict in zip(completions, verdicts, strict=True)
         ]
-
-
-def _collect_win_rates(
-    config: EvaluateConfig, suites: list[Suite], answers: Mapping[str, SuiteAnswers], found: _Collected
-) -> None:
-    if not suites:
-        return
-    name, ranked = rank_suites(config, suites, {model: each.completions for model, each in answers.items()})
-    for (suite, model), opinions in ranked.items():
-        found.facts[suite]["judge"] = name
-        prompts = {c.id: normalised_prompt(c.prompt) for c in answers[model].completions[suite]}
-        by_item = {item: value for item, value in opinions.items() if value is not None}
-        unscored = found.facts[suite]["num_prompts"] - len(by_item)
-        wins = Values(suite, model, f"winrate[{name}]", by_item, {item: prompts[item] for item in by_item}, unscored)
-        found.values.append(wins)
 
 
 def _write_outputs(suite: Suite, answers: Mapping[str, SuiteAnswers], folder: RunFolder) -> None:
@@ -278,13 +272,9 @@ def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], fou
 
 
 def _aggregate(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
-    settings: dict[str, Any] = {
-        "confidence": config.confidence,
-        "num_resamples": config.bootstrap_samples,
-        "random_seed": config.seed,
-    }
+    settings = interval_settings(config)
     own = [values for values in found.values if values.suite != ACCURACY]
-    scores = [*found.scores, *(score_values(values, **settings) for values in own)]
+    scores = [*found.scores, *(score_values(values, **settings) for values in own), *found.last_scores]
     order = [ACCURACY, *(suite.name for suite in suites)]
     result = {
         "confidence": config.confidence,

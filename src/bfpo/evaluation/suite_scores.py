@@ -8,9 +8,26 @@ from itertools import combinations
 from typing import Any
 
 from bfpo.evaluation.scores import METRICS, Judged
-from bfpo.evaluation.stats import holm, paired_difference, paired_test, rate_interval
+from bfpo.evaluation.stats import (
+    Interval,
+    holm,
+    length_controlled_rate,
+    paired_difference,
+    paired_test,
+    rate_interval,
+)
 
-__all__ = ["BESIDE", "SUITE_METRICS", "SuiteMetric", "Values", "compare_values", "score_values", "values_of"]
+__all__ = [
+    "BESIDE",
+    "SUITE_METRICS",
+    "WIN_RATES",
+    "SuiteMetric",
+    "Values",
+    "compare_values",
+    "length_controlled_score",
+    "score_values",
+    "values_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +52,9 @@ SUITE_METRICS: dict[str, SuiteMetric] = {
     "refused_harmful": SuiteMetric("refused, harmful prompts", lambda row: row.refused, True, ("harmful",)),
 }
 """The metrics of judged answers that a suite may name."""
+
+WIN_RATES = frozenset({"winrate", "lc_winrate"})
+"""The metrics of a ranker, the second at equal length."""
 
 BESIDE = ("refused", "partly_refused", "well_formed", "finished")
 """What stands beside every rate of harmless answers."""
@@ -88,12 +108,29 @@ def score_values(values: Values, *, confidence: float, num_resamples: int, rando
         num_resamples=num_resamples,
         random_seed=random_seed,
     )
+    return _row(values, values.metric, interval)
+
+
+def length_controlled_score(
+    values: Values, longer_by: Sequence[float], *, name: str, **settings: Any
+) -> dict[str, Any]:
+    """Return the row of win rates at equal length, `longer_by` characters more in the items' order.
+
+    With too few prompts for it all are unscored. `settings` are those of `score_values`.
+    """
+    interval = length_controlled_rate(
+        list(values.by_item.values()), longer_by, [values.prompts[item] for item in values.by_item], **settings
+    )
+    return _row(values, name, interval)
+
+
+def _row(values: Values, metric: str, interval: Interval) -> dict[str, Any]:
     return {
         "suite": values.suite,
         "model": values.model,
-        "metric": values.metric,
+        "metric": metric,
         **asdict(interval),
-        "unscored": values.unscored,
+        "unscored": values.unscored + len(values.by_item) - interval.num,
         "higher_is_better": values.higher_is_better,
         "extra": {"num_prompts": len(set(values.prompts.values()))},
     }

@@ -10,6 +10,7 @@ from bfpo.evaluation.stats.intervals import (
     wilson,
 )
 from bfpo.evaluation.stats.judge_error import CorrectedRate, corrected_harmless_rate, effective_count, rogan_gladen
+from bfpo.evaluation.stats.length_control import MIN_PROMPTS, length_controlled_rate
 from bfpo.evaluation.stats.means import mean_interval
 from bfpo.evaluation.stats.paired_tests import PairedTest, holm, mcnemar, paired_test, sign_flip
 from bfpo.evaluation.stats.pareto import Choice, Points, hypervolume, hypervolume_interval, nearest_to, pareto_front
@@ -17,6 +18,7 @@ from bfpo.evaluation.stats.power import detectable_difference, minimum_detectabl
 from bfpo.evaluation.stats.resampling import bootstrap_weights
 
 __all__ = [
+    "MIN_PROMPTS",
     "Choice",
     "CorrectedRate",
     "Interval",
@@ -31,6 +33,7 @@ __all__ = [
     "holm",
     "hypervolume",
     "hypervolume_interval",
+    "length_controlled_rate",
     "mcnemar",
     "mean_interval",
     "minimum_detectable_effect",
