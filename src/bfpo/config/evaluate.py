@@ -67,7 +67,12 @@ class GenerateConfig(StageConfig, ServerKeys):
 
     def unread_by_engine(self) -> frozenset[str]:
         """Return the keys that generation with this engine does not read."""
-        return _UNREAD_BY_ENGINE[self.engine]
+        return self.unread_by(self.engine)
+
+    @staticmethod
+    def unread_by(engine: str) -> frozenset[str]:
+        """Return the keys that generation with an engine does not read."""
+        return _UNREAD_BY_ENGINE[engine]
 
     @model_validator(mode="after")
     def _engine_reads_its_keys(self) -> GenerateConfig:
@@ -151,7 +156,7 @@ class EvaluateConfig(MethodSettings):
             return self.models
         assert self.model is not None  # checked below
         name = PurePath(self.model).name
-        single = {name: getattr(self, name) for name in ("model", "revision", "reference", "reference_revision")}
+        single = {name: getattr(self, name) for name in _SINGLE_KEYS}
         return [EvaluatedModel(name="".join(c if c.isalnum() or c in "._-" else "-" for c in name), **single)]
 
     def unread(self) -> frozenset[str]:
@@ -192,6 +197,12 @@ class EvaluateConfig(MethodSettings):
         names = [model.name for model in models]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"models: {', '.join(repeated)} is there twice; every name may be there once")
+        served = [model.name for model in models if self.data is not None and model.engine == "server"]
+        if served:
+            raise ValueError(
+                f"models: {', '.join(served)} is behind a server, which tells no log-probabilities of given answers; "
+                "leave data out"
+            )
         lacking = [model.name for model in models if self.data is not None and model.reference is None]
         if lacking:
             raise ValueError(f"models: {', '.join(lacking)} has no reference; accuracy on data needs one")

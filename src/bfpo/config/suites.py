@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from bfpo.config.base import ConfigPart, FileList, PathText
 from bfpo.config.judges import JudgeConfig, RankerConfig
+from bfpo.config.server import SERVER_KEYS, ServerKeys
 
 __all__ = ["EvaluatedModel", "SuitesConfig"]
 
 
-class EvaluatedModel(ConfigPart):
-    """One model of several that are evaluated together."""
+class EvaluatedModel(ServerKeys):
+    """One model of several that are evaluated together, and what runs it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name in scores and reports")
-    model: PathText = Field(description="model: folder or hub id")
+    model: PathText = Field(description="model: folder or hub id; of engine server the server's name for it")
+    engine: Literal["transformers", "vllm", "server"] = Field(
+        default="transformers",
+        description="what writes its answers to suites: transformers, vllm (the extra vllm, on a GPU), or server (one "
+        "that is OpenAI-compatible, at url)",
+    )
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
     reference: PathText | None = Field(default=None, description="its frozen reference; needed where data is given")
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
+
+    def unread(self) -> frozenset[str]:
+        """Return the keys that this engine does not read."""
+        return _WEIGHTS_KEYS if self.engine == "server" else SERVER_KEYS
+
+    def read_keys(self) -> dict[str, Any]:
+        """Return the keys that are read with their values."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in self.unread()}
+
+    @model_validator(mode="after")
+    def _engine_reads_its_keys(self) -> EvaluatedModel:
+        if idle := sorted(self.unread() & self.model_fields_set):
+            raise ValueError(f"{', '.join(idle)}: not read by engine {self.engine!r}; leave it out")
+        if self.engine == "server" and self.url is None:
+            raise ValueError(
+                "url: missing; engine 'server' needs the base URL of a server, such as http://localhost:8000/v1"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name not in self.unread()}
+
+
+_WEIGHTS_KEYS = frozenset({"revision", "reference", "reference_revision"})
 
 
 class SuitesConfig(ConfigPart):
@@ -55,7 +88,10 @@ class SuitesConfig(ConfigPart):
         default=None, description="folder where verdicts are kept; null = bfpo/label in the user's cache folder"
     )
     max_requests: int | None = Field(
-        default=None, ge=1, description="most requests to servers per start; null = no limit"
+        default=None,
+        ge=1,
+        description="most requests to servers per start: for each model's answers, for all verdicts and for all "
+        "comparisons; null = no limit",
     )
 
     @model_validator(mode="after")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bfpo.config import EvaluateConfig, GenerateConfig, read_template
+from bfpo.config.server import SERVER_KEYS
 from bfpo.config.suites import EvaluatedModel
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
@@ -79,15 +80,10 @@ def _rows(
     longest: int,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     assert config.suites is not None
-    chat = ChatEncoder(load_tokenizer(model.model, revision=model.revision), read_template(config.chat_template))
-    limit = min(config.suites.max_prompt_length, _context(model) - longest)
+    fits = _fits(config, model, longest)
     rows, left_out = [], {}
     for suite in group:
-        fitting = [
-            prompt
-            for prompt in prompts[suite.name]
-            if len(chat.encode(prompt.messages, (), name=f"prompt {prompt.id}").prompt) <= limit
-        ]
+        fitting = [prompt for prompt in prompts[suite.name] if fits(prompt)]
         left_out[suite.name] = len(prompts[suite.name]) - len(fitting)
         rows += [
             {
@@ -98,6 +94,16 @@ def _rows(
             for prompt in fitting
         ]
     return rows, left_out
+
+
+def _fits(config: EvaluateConfig, model: EvaluatedModel, longest: int) -> Callable[[Prompt], bool]:
+    """Return what says whether a prompt leaves room for an answer; a server alone knows its tokens and its context."""
+    assert config.suites is not None
+    if model.engine == "server":
+        return lambda prompt: True
+    chat = ChatEncoder(load_tokenizer(model.model, revision=model.revision), read_template(config.chat_template))
+    limit = min(config.suites.max_prompt_length, _context(model) - longest)
+    return lambda prompt: len(chat.encode(prompt.messages, (), name=f"prompt {prompt.id}").prompt) <= limit
 
 
 def _context(model: EvaluatedModel) -> int:
@@ -112,21 +118,22 @@ def _generate(
     config: EvaluateConfig, model: EvaluatedModel, asked: Path, longest: int, temperature: float
 ) -> GenerateConfig:
     assert config.suites is not None
-    return GenerateConfig.model_validate(
-        {
-            "model": model.model,
-            "revision": model.revision,
-            "dtype": config.dtype,
-            "prompts": str(asked),
-            "max_prompt_length": config.suites.max_prompt_length,
-            "max_new_tokens": longest,
-            "temperature": temperature,
-            "batch_size": config.suites.batch_size,
-            "chat_template": config.chat_template,
-            "seed": config.seed,
-            "threads": config.threads,
-        }
-    )
+    settings = {
+        **model.read_keys(),
+        "dtype": config.dtype,
+        "prompts": str(asked),
+        "max_prompt_length": config.suites.max_prompt_length,
+        "max_new_tokens": longest,
+        "temperature": temperature,
+        "batch_size": config.suites.batch_size,
+        "chat_template": config.chat_template,
+        "seed": config.seed,
+        "threads": config.threads,
+        "max_requests": config.suites.max_requests,
+    }
+    unread = GenerateConfig.unread_by(model.engine)
+    known = GenerateConfig.model_fields.keys() - unread
+    return GenerateConfig.model_validate({name: value for name, value in settings.items() if name in known})
 
 
 def _answered(config: EvaluateConfig, generate: GenerateConfig, folder: RunFolder, name: str) -> Path:
@@ -149,7 +156,8 @@ def _same(earlier: Path, generate: GenerateConfig) -> bool:
         asked = file_digest(earlier.with_name(f"{earlier.name}.prompts.jsonl"))
     except (OSError, ValueError):
         return False
-    own = ("prompts", "batch_size", "threads")  # where the prompts lie; the others change no answer that counts
+    # Where the prompts lie; the others change no answer that counts.
+    own = {"prompts", "batch_size", "threads", "max_requests", *SERVER_KEYS - {"url"}}
     before, now = record.get("config", {}), generate.resolved()
     same = all(before.get(key) == now.get(key) for key in now.keys() | before.keys() if key not in own)
     return record.get("status") == "finished" and same and asked == file_digest(generate.prompts)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import EvaluateConfig
+from bfpo.config.suites import EvaluatedModel
 from bfpo.console import show
 from bfpo.errors import ConfigError
 from bfpo.evaluation.labelled_by import labelling_judges
@@ -122,7 +123,7 @@ def _accuracy(config: EvaluateConfig, folder: RunFolder, found: _Collected) -> N
     own = {"suites", "models", "model", "revision", "reference", "reference_revision"}
     shared = {name: getattr(config, name) for name in config.model_fields_set - own}
     for model in config.evaluated():
-        asked = {name: value for name, value in model.model_dump().items() if name != "name"}
+        asked = {name: getattr(model, name) for name in own if name not in ("suites", "models")}
         single = EvaluateConfig.model_validate({**shared, **asked})
         out = folder.path / "models" / model.name / "accuracy"
         run = run_stage("evaluate", single, out, resume=out.exists())
@@ -222,8 +223,21 @@ def _write_outputs(suite: Suite, answers: Mapping[str, SuiteAnswers], folder: Ru
         folder.write_json(f"alpaca_eval/{model}.json", rows)
 
 
+def _skip_served(config: EvaluateConfig, suites: list[Suite], package: str, found: _Collected) -> bool:
+    """Skip the suites where a model is behind a server, for all models, so that all are asked the same."""
+    served = [model.name for model in config.evaluated() if model.engine == "server"]
+    for suite in suites if served else []:
+        source = suite.source.hub if suite.inspect is None else suite.inspect.task
+        reason = (
+            f"{', '.join(served)} is behind a server, and {package} needs the weights here; evaluate such models by "
+            "themselves to score the others"
+        )
+        found.facts[suite.name] = _fact(suite, "skipped", reason=reason, source=source)
+    return bool(served)
+
+
 def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
-    if not suites:
+    if not suites or _skip_served(config, suites, "lm-eval", found):
         return
     results, skipped, sources = run_tasks(config, suites, folder)
     for suite in suites:
@@ -246,7 +260,7 @@ def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suit
 
 
 def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
-    if not suites:
+    if not suites or _skip_served(config, suites, "inspect-ai", found):
         return
     assert config.suites is not None
     results, skipped = run_inspect(config, suites, folder)
@@ -278,9 +292,7 @@ def _aggregate(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], f
     order = [ACCURACY, *(suite.name for suite in suites)]
     result = {
         "confidence": config.confidence,
-        "models": [
-            {"name": model.name, "model": model.model, "reference": model.reference} for model in config.evaluated()
-        ],
+        "models": [_model_fact(model) for model in config.evaluated()],
         "suites": [found.facts[name] for name in order if name in found.facts],
         "scores": scores,
         "comparisons": compare_values(found.values, **settings),
@@ -311,6 +323,11 @@ def _fact(suite: Suite, status: str, *, reason: str | None = None, **known: Any)
         "prompts_sha256": known.pop("prompts_sha256", None),
         **known,
     }
+
+
+def _model_fact(model: EvaluatedModel) -> dict[str, Any]:
+    fact = {"name": model.name, "model": model.model, "reference": model.reference}
+    return fact if model.engine == "transformers" else {**fact, "engine": model.engine, "url": model.url}
 
 
 def _same_judges(config: EvaluateConfig, suites: list[Suite], found: _Collected) -> list[str]:
