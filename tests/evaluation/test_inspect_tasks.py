@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sys
@@ -18,10 +19,11 @@ from bfpo.errors import ConfigError
 from bfpo.evaluation.report_data import MethodResult, ReportData
 from bfpo.evaluation.report_data import Suite as ReportSuite
 from bfpo.evaluation.suite_table import suite_columns, suite_mean
-from bfpo.evaluation.suites import load_suites
+from bfpo.evaluation.suites import FOLDER, load_suites
 from bfpo.policy.load import save_policy
 from bfpo.schema import Score
 from bfpo.stages import run_stage
+from support.fault_server import FaultServer
 from tiny import tiny_model, tiny_tokenizer
 
 SUITE: dict[str, Any] = {
@@ -102,8 +104,10 @@ class StandIn:
             def __init__(self) -> None:
                 self.name = name
 
-            def __exit__(self, *_: object) -> None:
+            async def __aexit__(self, *_: object) -> None:
                 test.freed += 1
+                if self.name.startswith("openai/"):
+                    raise RuntimeError("Event loop is closed")
 
         return Model()
 
@@ -207,6 +211,26 @@ def test_the_grader_has_its_role(root: Path, tmp_path: Path, inspect: StandIn) -
     assert inspect.asked[0][1]["model_roles"]["grader"].name == "openai/grader"
 
 
+def test_a_task_of_ours_gets_a_file_of_the_users(root: Path, tmp_path: Path, inspect: StandIn) -> None:
+    (tmp_path / "data" / "below").mkdir(parents=True)
+    (tmp_path / "data" / "below" / "strongreject.csv").write_text("forbidden_prompt\nw1\n")
+    use = {"use": ["strongreject-inspect"], "folders": [str(tmp_path / "data")], "grader": "openai/grader"}
+    log = log_of([5.0, 0.0], 2.5, 2)
+    (score,) = log.results.scores
+    score.metrics = {"strong_reject_metric": score.metrics["accuracy"]}
+    inspect.answer = lambda model: log
+    run_stage("evaluate", config(root, tmp_path, **use), tmp_path / "run")
+    task, asked = inspect.asked[0]
+    assert task == str(FOLDER / "tasks" / "strong_reject_file.py@strong_reject_file")
+    assert Path(task.partition("@")[0]).is_file()
+    assert asked["task_args"] == {"file": str(tmp_path / "data" / "below" / "strongreject.csv")}
+    (suite,) = result(tmp_path / "run")["suites"]
+    assert suite["source"] == "strong_reject_file.py@strong_reject_file, strongreject.csv"
+    assert result(tmp_path / "run")["scores"][0]["value"] == 0.5
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "strongreject.csv" in str(record["data"]["strongreject-inspect"])
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -307,12 +331,57 @@ def test_tasks_run_in_the_package_itself(root: Path, tmp_path: Path, monkeypatch
     assert {(row["suite"], row["num"]) for row in found["comparisons"]} == {("words", 2), ("judged", 3)}
 
 
+RUBRIC = "#overall_reasoning it helps\n#scores\n1.a q\n1.b {}\n2.a q\n2.b {}\n3.a q\n3.b {}"
+
+
+def answers(text: str) -> str:
+    """Grade by the forbidden prompt: refused, helpful, half helpful, or not by the rubric at all."""
+    marks = {"w0 w5": (1, 1, 1), "w1 w5": (0, 5, 5), "w2 w5": (0, 2, 3)}
+    return next((RUBRIC.format(*each) for prompt, each in marks.items() if prompt in text), "no idea")
+
+
+@pytest.mark.slow
+def test_strongreject_runs_on_a_local_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("inspect_evals")
+    rows = "".join(f"c,s,w{n} w5\n" for n in range(4))
+    (tmp_path / "strongreject.csv").write_text("category,source,forbidden_prompt\n" + rows)
+    with FaultServer().running() as server:
+        server.answer, server.usage = answers, {"completion_tokens": 3, "prompt_tokens": 1, "total_tokens": 4}
+        monkeypatch.setenv("OWN_API_KEY", "key")
+        monkeypatch.setenv("OWN_BASE_URL", server.url)
+        asked = {"use": ["strongreject-inspect"], "folders": [str(tmp_path)], "limit": None}
+        run_stage("evaluate", config(root, tmp_path, **asked, grader="openai-api/own/grader"), tmp_path / "run")
+    found = result(tmp_path / "run")
+    assert (found["suites"][0]["status"], found["suites"][0]["reason"]) == ("scored", None)
+    assert "strongreject.csv" in found["suites"][0]["source"]
+    for score in found["scores"]:
+        assert (score["metric"], score["value"], score["num"], score["unscored"]) == (
+            "strong_reject_metric", pytest.approx((0 + 1 + 0.5) / 3), 3, 1
+        )  # fmt: skip
+        assert score["low"] < score["value"] < score["high"]
+    assert [row["num"] for row in found["comparisons"]] == [3]
+
+
 @pytest.mark.slow
 def test_strongreject_is_skipped_with_the_reason(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("inspect_evals")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    for grader, reason in ((None, "suites.grader"), ("openai/gpt-4o", "OpenAI client")):
-        out = tmp_path / f"run-{grader is None}"
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    module = importlib.import_module("inspect_evals.strong_reject.strong_reject")  # a function hides it
+    monkeypatch.setattr(module, "load_csv_dataset", offline)
+    monkeypatch.setenv("OWN_API_KEY", "key")
+    monkeypatch.setenv("OWN_BASE_URL", "http://127.0.0.1:9/v1")
+    for number, (grader, reason) in enumerate(
+        (
+            (None, "suites.grader"),
+            ("openai/gpt-4o", "OpenAI client"),
+            ("openai-api/own/grader", "no network (or put strongreject.csv into a folder of suites.folders)"),
+        )
+    ):
+        out = tmp_path / f"run-{number}"
         run_stage("evaluate", config(root, tmp_path, use=["strongreject-inspect"], grader=grader), out)
         assert reason in result(out)["suites"][0]["reason"]
         assert result(out)["scores"] == []

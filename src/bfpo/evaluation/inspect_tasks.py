@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from typing import Any
 
 from bfpo.errors import MissingExtraError, first_line
 from bfpo.evaluation.suite_files import UnreachableError
-from bfpo.evaluation.suites import Suite
+from bfpo.evaluation.suites import FOLDER, Suite
 
 __all__ = ["InspectResult", "InspectRunner"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +51,27 @@ class InspectRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for model in self._loaded.values():
-            model.__exit__(kind, error, trace)
+        for name, model in self._loaded.items():
+            try:  # models of servers have no other end
+                asyncio.run(model.__aexit__(kind, error, trace))
+            except Exception as fault:  # of a client whose event loop is gone: what was measured stays
+                _log.debug("%s: %s", name, fault)
         self._loaded.clear()
 
     def run(
-        self, suite: Suite, metric: str, *, limit: int | None, max_tokens: int | None, seed: int, logs: Path
+        self,
+        suite: Suite,
+        metric: str,
+        *,
+        file: Path | None = None,
+        limit: int | None,
+        max_tokens: int | None,
+        seed: int,
+        logs: Path,
     ) -> InspectResult:
         """Return the metric of a suite's task on its first `limit` samples; the log itself is left in `logs`.
+
+        `file` is the task's data, where it takes a file of the user's.
 
         Raises `MissingExtraError` where there is no inspect-ai, `UnreachableError` with the reason where the task, its
         data, its grader or the metric cannot be had, or no sample could be run.
@@ -68,11 +84,12 @@ class InspectRunner:
         before = root.level, list(root.handlers)  # inspect-ai sets up the root logger as its own
         try:
             roles = {"grader": self._load(self._grader, {})} if suite.inspect.grader and self._grader else {}
+            given = {} if file is None else {"file": str(file.absolute())}
             found = inspect_ai.eval(
-                suite.inspect.task,
+                _task(suite.inspect.task),
                 model=self._load(self._model, {**self._model_args}),
                 model_roles=roles,
-                task_args=dict(suite.inspect.arguments),
+                task_args={**suite.inspect.arguments, **given},
                 limit=limit,
                 seed=seed,
                 fail_on_error=False,
@@ -84,7 +101,10 @@ class InspectRunner:
                 **({} if max_tokens is None else {"max_tokens": max_tokens}),
             )
         except Exception as error:  # of the task's own code, of data sets, of the clients of servers
-            raise UnreachableError(f"inspect-ai cannot run {suite.inspect.task}: {first_line(error)}") from error
+            bring = f" (or put {' or '.join(suite.inspect.files)} into a folder of suites.folders)"
+            advice = bring if suite.inspect.files and file is None else ""
+            reason = f"inspect-ai cannot run {suite.inspect.task}: {first_line(error)}{advice}"
+            raise UnreachableError(reason) from error
         finally:
             root.setLevel(before[0])
             root.handlers[:] = before[1]
@@ -98,6 +118,12 @@ class InspectRunner:
         if name not in self._loaded:
             self._loaded[name] = get_model(name, memoize=False, **model_args)
         return self._loaded[name]
+
+
+def _task(name: str) -> str:
+    """Return a task by the name that inspect-ai finds it by: of ours with its folder."""
+    own = FOLDER / "tasks" / name.partition("@")[0]
+    return f"{own.parent / name}" if own.is_file() else name
 
 
 def _inspect_ai() -> Any:

@@ -58,15 +58,17 @@ def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, see
 def local_files(suite: Suite, folders: Sequence[str]) -> tuple[Path, ...]:
     """Return the files of the suite's names in the folders and below them, of the first name that is there.
 
+    Of a task of inspect-ai it is a single file.
+
     Raises `DataError` for a folder that is none.
     """
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise DataError.at(folder, None, "suites.folders: no such folder")
-    for name in suite.source.files:
+    for name in suite.source.files if suite.inspect is None else suite.inspect.files:
         for folder in map(Path, folders):
             if found := sorted(path for path in folder.rglob(name) if path.is_file()):
-                return tuple(found)
+                return tuple(found) if suite.inspect is None else (found[0],)
     return ()
 
 

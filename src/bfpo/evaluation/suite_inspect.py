@@ -15,7 +15,7 @@ from bfpo.config.suites import EvaluatedModel
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
 from bfpo.errors import MissingExtraError, ModelError, first_line
 from bfpo.evaluation.inspect_tasks import InspectResult, InspectRunner
-from bfpo.evaluation.suite_files import UnreachableError
+from bfpo.evaluation.suite_files import UnreachableError, local_files
 from bfpo.evaluation.suites import Suite
 from bfpo.policy.load import load_tokenizer
 from bfpo.runs import RunFolder
@@ -72,9 +72,13 @@ def _result(
     name = f"models/{model}/inspect_{suite.name}.json"
     if folder.resumed and folder.file(name).is_file():
         return InspectResult(**json.loads(folder.file(name).read_text(encoding="utf-8")))
+    files = local_files(suite, config.suites.folders)
+    if files:
+        folder.add_data(suite.name, [str(file) for file in files])
     result = runner.run(
         suite,
         next(iter(suite.metrics)),
+        file=files[0] if files else None,
         limit=config.suites.limit,
         max_tokens=config.suites.max_new_tokens,
         seed=config.seed,

@@ -20,7 +20,7 @@ from bfpo.errors import ConfigError
 from bfpo.evaluation.labelled_by import labelling_judges
 from bfpo.evaluation.scores import join_verdicts
 from bfpo.evaluation.suite_answers import SuiteAnswers, answer_suites
-from bfpo.evaluation.suite_files import SuitePrompts, UnreachableError, find_prompts, prompts_digest
+from bfpo.evaluation.suite_files import SuitePrompts, UnreachableError, find_prompts, local_files, prompts_digest
 from bfpo.evaluation.suite_inspect import run_inspect
 from bfpo.evaluation.suite_judging import JudgedSuites, judge_of, judge_suites, rank_suites
 from bfpo.evaluation.suite_page import suites_page
@@ -266,7 +266,8 @@ def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], fou
     results, skipped = run_inspect(config, suites, folder)
     for suite in suites:
         assert suite.inspect is not None
-        known: dict[str, Any] = {"source": suite.inspect.task}
+        files = local_files(suite, config.suites.folders)
+        known: dict[str, Any] = {"source": ", ".join([suite.inspect.task, *(file.name for file in files)])}
         if suite.name in skipped:
             found.facts[suite.name] = _fact(suite, "skipped", reason=skipped[suite.name], **known)
             continue

@@ -56,14 +56,15 @@ class Sampling(_Part):
 
 
 class InspectTask(_Part):
-    """A task of inspect-ai: `PACKAGE/TASK`, or `FILE.py@TASK` from the working directory, and its arguments.
+    """A task of inspect-ai: `PACKAGE/TASK`, or `FILE.py@TASK` from `tasks/` here or the working directory.
 
-    With `grader`, the user's grader has inspect-ai's role `grader`. The metric is divided by `largest`, its largest
-    possible value.
+    The first of `files` (names) that lies in the user's folders is the task's argument `file`. With `grader`, the
+    user's grader has inspect-ai's role `grader`. The metric is divided by `largest`, its largest possible value.
     """
 
     task: str = Field(pattern=r"^[^@]+\.py@\w+$|^[^@/]+/[\w-]+$")
     arguments: dict[str, str | bool | int | float | None] = {}
+    files: tuple[str, ...] = Field(default=(), strict=False)
     grader: bool = False
     largest: float = Field(default=1.0, gt=0)
 
