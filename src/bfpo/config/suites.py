@@ -10,7 +10,7 @@ from bfpo.config.base import ConfigPart, FileList, PathText
 from bfpo.config.judges import JudgeConfig, RankerConfig
 from bfpo.config.server import SERVER_KEYS, ServerKeys
 
-__all__ = ["EvaluatedModel", "SuitesConfig"]
+__all__ = ["AlpacaEvalConfig", "EvaluatedModel", "SuitesConfig"]
 
 
 class EvaluatedModel(ServerKeys):
@@ -53,6 +53,20 @@ class EvaluatedModel(ServerKeys):
 _WEIGHTS_KEYS = frozenset({"revision", "reference", "reference_revision"})
 
 
+class AlpacaEvalConfig(ConfigPart):
+    """AlpacaEval's own annotators; they ask the server that its package is set up for, at your cost."""
+
+    annotators: str = Field(
+        default="weighted_alpaca_eval_gpt4_turbo",
+        min_length=1,
+        description="annotators by their name in the package alpaca_eval, or a folder with a configs.yaml",
+    )
+    python: PathText | None = Field(
+        default=None,
+        description="interpreter of an environment that has the package; null = this one (the extra alpaca-eval)",
+    )
+
+
 class SuitesConfig(ConfigPart):
     """Suites to ask the models: sets, single ones, or files of your own."""
 
@@ -70,6 +84,11 @@ class SuitesConfig(ConfigPart):
     )
     ranker: RankerConfig | None = Field(default=None, description="who compares answers for win rates; null = nobody")
     baseline: str | None = Field(default=None, description="name of the model that win rates are against")
+    alpaca_eval: AlpacaEvalConfig | None = Field(
+        default=None,
+        description="have alpaca-eval annotated by its own package, against the baseline or, without one, against its "
+        "own reference; null = its form of the answers is only written",
+    )
     grader: str | None = Field(
         default=None,
         pattern=r"^[^/\s]+/\S+$",
@@ -96,6 +115,7 @@ class SuitesConfig(ConfigPart):
 
     @model_validator(mode="after")
     def _win_rates_need_both(self) -> SuitesConfig:
-        if (self.ranker is None) != (self.baseline is None):
+        compared = self.ranker is not None or self.alpaca_eval is not None
+        if (self.ranker is not None and self.baseline is None) or (self.baseline is not None and not compared):
             raise ValueError("ranker, baseline: a win rate needs both; give both or none")
         return self

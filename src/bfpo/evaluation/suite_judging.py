@@ -9,7 +9,6 @@ from typing import Any
 
 from bfpo.config import EvaluateConfig, JudgeConfig
 from bfpo.errors import MissingExtraError, ModelError
-from bfpo.evaluation.suite_files import UnreachableError
 from bfpo.evaluation.suites import Suite
 from bfpo.feedback.asking import ask_judge, ask_ranker
 from bfpo.feedback.cache import OpinionCache
@@ -123,14 +122,12 @@ def rank_suites(
 ) -> tuple[str, dict[tuple[str, str], dict[str, Preference]]]:
     """Return the ranker's name and, by (suite, model), the preference for each answer over the baseline's.
 
-    Raises `UnreachableError` without a ranker, and what the ranker raises.
+    Needs a ranker, and raises what it raises.
     """
     assert config.suites is not None
     settings, baseline = config.suites.ranker, config.suites.baseline
-    if settings is None or baseline is None:
-        raise UnreachableError(
-            "needs suites.ranker (who compares two answers) and suites.baseline (the model to compare with)"
-        )
+    assert settings is not None
+    assert baseline is not None
     ranker = make_ranker(**settings.settings(), budget=RequestBudget(config.suites.max_requests))
     found: dict[tuple[str, str], dict[str, Preference]] = {}
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:

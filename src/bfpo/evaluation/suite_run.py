@@ -22,7 +22,7 @@ from bfpo.evaluation.scores import join_verdicts
 from bfpo.evaluation.suite_answers import SuiteAnswers, answer_suites
 from bfpo.evaluation.suite_files import SuitePrompts, UnreachableError, find_prompts, local_files, prompts_digest
 from bfpo.evaluation.suite_inspect import run_inspect
-from bfpo.evaluation.suite_judging import JudgedSuites, judge_of, judge_suites, rank_suites
+from bfpo.evaluation.suite_judging import JudgedSuites, judge_of, judge_suites
 from bfpo.evaluation.suite_page import suites_page
 from bfpo.evaluation.suite_scores import (
     WIN_RATES,
@@ -32,7 +32,7 @@ from bfpo.evaluation.suite_scores import (
     values_of,
 )
 from bfpo.evaluation.suite_tasks import run_tasks
-from bfpo.evaluation.suite_wins import interval_settings, win_rates
+from bfpo.evaluation.suite_wins import alpaca_eval, check_ranked, interval_settings, win_rates
 from bfpo.evaluation.suites import Suite, load_suites
 from bfpo.feedback.judges import check_judge
 from bfpo.runs import RunFolder
@@ -142,8 +142,7 @@ def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], 
     for suite in suites:
         try:
             _check_not_twice(config, suite, seen)
-            if suite.judge is not None and suite.judge.role == "ranker" and config.suites.ranker is None:
-                rank_suites(config, [], {})  # says why not
+            check_ranked(config, suite)
             prompts[suite.name] = find_prompts(
                 suite, config.suites.folders, limit=config.suites.limit, seed=config.seed
             )
@@ -173,10 +172,11 @@ def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], 
             suite, "scored", judge=judged.judges.get(suite.name), **known, too_long=left_out
         )
         _collect_verdicts(suite, answers, judged, found)
-        _write_outputs(suite, answers, folder)
     wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
-    found.values += wins.values
-    found.last_scores += wins.at_equal_length
+    for won in (wins, alpaca_eval(config, asked, texts, found.facts, folder)):
+        found.values += won.values
+        found.last_scores += won.at_equal_length
+        found.warnings += won.warnings
 
 
 def _check_not_twice(config: EvaluateConfig, suite: Suite, seen: dict[str, str]) -> None:
@@ -209,18 +209,6 @@ def _collect_verdicts(
             }
             for completion, verdict in zip(completions, verdicts, strict=True)
         ]
-
-
-def _write_outputs(suite: Suite, answers: Mapping[str, SuiteAnswers], folder: RunFolder) -> None:
-    """Write answers in the form that another package annotates, for the suites that have one."""
-    if suite.outputs != "alpaca_eval":
-        return
-    for model, each in answers.items():
-        rows = [
-            {"instruction": completion.prompt[-1].content, "output": completion.text, "generator": model}
-            for completion in each.completions[suite.name]
-        ]
-        folder.write_json(f"alpaca_eval/{model}.json", rows)
 
 
 def _skip_served(config: EvaluateConfig, suites: list[Suite], package: str, found: _Collected) -> bool:
