@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 
 from bfpo.errors import DataError
 
-__all__ = ["ALLOWED_KINDS", "expand_files", "kind_of", "list_files", "matching_files"]
+__all__ = [
+    "ALLOWED_KINDS",
+    "check_files",
+    "expand_files",
+    "kind_of",
+    "list_files",
+    "matching_files",
+    "missing_folder",
+]
 
 _TEXT_KINDS = (".jsonl", ".json", ".csv", ".tsv")
 _COMPRESSIONS = (".gz", ".zst", ".xz")
@@ -58,3 +67,33 @@ def expand_files(paths: Iterable[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         files += list_files(path) if path.is_dir() else [path]
     return files
+
+
+def check_files(paths: Iterable[str | Path]) -> None:
+    """Raise `DataError` for a path that is not there, and for a folder that holds no file which can be read."""
+    for path in expand_files(paths):
+        if not path.is_file():
+            raise DataError.at(path, None, "no such file")
+
+
+def missing_folder(model: str, revision: str | None = None) -> str | None:
+    """Return why a model's name cannot be used, where it can only mean a local folder and there is none.
+
+    Local is what starts with `/`, `.` or `~`, has more than one slash, or starts with the name of a folder that is
+    here; of the last kind a `revision` says that the hub is meant. Of any other name the hub may know more: `None`.
+    """
+    path = Path(model)
+    if path.exists():
+        return None
+    local = model.startswith(("/", ".", "~")) or model.rstrip("/").count("/") > 1
+    beside = not local and not revision and "/" in model and Path(path.parts[0]).is_dir()
+    if not (local or beside):
+        return None
+    if model.startswith("~"):
+        return "no such folder: ~ stands for nothing in a setting; write the folder out"
+    there = next(parent for parent in path.parents if parent.is_dir())
+    wanted = path.relative_to(there).parts[0]
+    close = get_close_matches(wanted, [item.name for item in there.iterdir() if item.is_dir()], n=1)
+    hint = f"did you mean {there / close[0]}?" if close else f"{there.resolve()} has no {wanted}"
+    of_hub = "; if the hub's model of this name is meant, give its revision, as in main" if beside else ""
+    return f"no such folder; {hint}{of_hub}"

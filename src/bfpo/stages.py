@@ -103,6 +103,7 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
         _log.info("already finished, nothing to do: %s", folder.path)
         return folder
     try:
+        _check_places(config)
         stage.run()(config, folder)
     except Exception as error:
         text = str(error) if isinstance(error, BfpoError) else f"{type(error).__name__}: {error}"
@@ -125,6 +126,7 @@ def preview_stage(name: str, config: StageConfig) -> str:
     from bfpo.yaml_text import dump_yaml
 
     stage, unread = _checked(name, config)
+    _check_places(config)
     lines = stage.preview()(config)
     own = lines if isinstance(lines, str) else "\n".join(lines)
     return f"{dump_yaml(config.resolved(unread))}\n{own}".rstrip("\n")
@@ -151,6 +153,12 @@ def _checked(name: str, config: StageConfig) -> tuple[Stage, frozenset[str]]:
     return stage, _unread_settings(config)
 
 
+def _check_places(config: StageConfig) -> None:
+    from bfpo.config.places import check_places
+
+    check_places(config)
+
+
 def _unread_settings(config: StageConfig) -> frozenset[str]:
     from bfpo.config import METHOD_SETTINGS, MethodSettings
 
@@ -175,7 +183,12 @@ def _readers(settings: Iterable[str]) -> str:
 
 
 def keep_quiet() -> None:
-    """Turn off the libraries' reports about usage, and their progress bars in a log; they read this at import."""
+    """Turn off the libraries' reports about usage, and their progress bars in a log; they read this at import.
+
+    Importing the trainer of transformers imports peft and with it bitsandbytes, which warns on some CPUs that a kernel
+    package is missing, whether or not anything is quantised; bfpo never runs that kernel.
+    """
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -13,7 +13,7 @@ from bfpo.config.load import load_config
 from bfpo.errors import ConfigError, DataError, ModelError
 from bfpo.evaluation.labelled_by import labelling_judges
 from bfpo.evaluation.scores import Judged
-from bfpo.evaluation.suite_files import find_prompts
+from bfpo.evaluation.suite_files import UnreachableError, find_prompts
 from bfpo.evaluation.suite_judging import with_refusal
 from bfpo.evaluation.suite_scores import SUITE_METRICS, WIN_RATES, Values, compare_values, values_of
 from bfpo.evaluation.suites import FOLDER, known_sets, known_suites, load_suites
@@ -35,6 +35,7 @@ WORLD = {
     "metrics": {"harmless": "higher"},
     "sampling": {"max_new_tokens": 4, "temperature": 0.0},
 }
+CONTEXT = 2048  # of a Llama whose config does not say
 WINS = {"name": "wins", "judge": {"role": "ranker"}, "metrics": {"winrate": "higher"}}
 
 
@@ -123,7 +124,8 @@ def test_a_stopped_run_goes_on(root: Path, done: Path, monkeypatch: pytest.Monke
 
 def test_win_rates_need_a_ranker_and_name_it(root: Path) -> None:
     use = [str(root / "wins.yaml")]
-    run_stage("evaluate", config(root, use=use), root / "nobody")
+    with pytest.raises(DataError, match=r"nothing was scored; suite wins: skipped, needs suites\.ranker"):
+        run_stage("evaluate", config(root, use=use), root / "nobody")
     suite = result(root / "nobody")["suites"][0]
     assert suite["status"] == "skipped"
     assert "suites.ranker" in suite["reason"]
@@ -131,6 +133,57 @@ def test_win_rates_need_a_ranker_and_name_it(root: Path) -> None:
     run_stage("evaluate", config(root, use=use, ranker="oracle", baseline="one"), root / "ranked")
     scores = result(root / "ranked")["scores"]
     assert [(score["model"], score["metric"], score["unscored"]) for score in scores] == [("two", "winrate[oracle]", 5)]
+
+
+@pytest.mark.parametrize(
+    ("suites", "why"),
+    [
+        (
+            {"max_new_tokens": CONTEXT - 1},
+            rf"5 of 5 prompts are too long for one: its context is {CONTEXT} tokens, suites.max_new_tokens keeps "
+            rf"{CONTEXT - 1} of them for the answer, and 1 are left for a prompt; set suites.max_new_tokens lower",
+        ),
+        (
+            {"max_prompt_length": 1},
+            r"5 of 5 prompts are too long for one: they have more than suites.max_prompt_length = 1 tokens",
+        ),
+        ({}, r"8 of 8 answers are unscored by oracle: the prompt is not one of the closed world; give another judge"),
+    ],
+)
+def test_a_run_without_a_score_fails_with_its_reason_and_keeps_its_files(
+    root: Path, tmp_path: Path, suites: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(DataError, match=rf"nothing was scored; suite mine: {why}") as error:
+        run_stage("evaluate", config(root, use=[str(root / "mine.yaml")], **suites), tmp_path / "run")
+    assert error.value.exit_code == 2
+    assert all(score["value"] is None for score in result(tmp_path / "run")["scores"] if score["metric"] == "harmless")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_run_without_a_score_goes_on_once_there_is_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise UnreachableError("no network")
+
+    asked = config(root, use=["world"])
+    with monkeypatch.context() as patch:
+        patch.setattr("bfpo.evaluation.suite_run.find_prompts", unreachable)
+        with pytest.raises(DataError, match="nothing was scored; suite world: skipped, no network"):
+            run_stage("evaluate", asked, tmp_path / "run")
+    assert run_stage("evaluate", asked, tmp_path / "run", resume=True).finished
+
+
+def test_the_missing_file_of_an_own_suite_stops_the_run_before_anything_is_asked(root: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(WORLD | {"name": "own", "source": {"files": ["owm.jsonl"]}}))
+    asked = config(root, use=[str(own)])
+    message = rf"own.yaml: source.files: no owm.jsonl in {re.escape(str(root))}; name the folder"
+    with pytest.raises(DataError, match=message):
+        run_stage("evaluate", asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "models").exists()
+    with pytest.raises(DataError, match=message):
+        preview_stage("evaluate", asked)
 
 
 def test_what_cannot_be_reached_is_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +215,8 @@ def test_a_judge_that_does_not_load_skips_its_suite_or_stops_where_it_is_named(
     judge = {"role": "harm", "default": "harmbench"}
     (root / "guarded.yaml").write_text(yaml.safe_dump(WORLD | {"name": "guarded", "judge": judge}))
     use = [str(root / "guarded.yaml")]
-    run_stage("evaluate", config(root, use=use), root / "guarded")
+    with pytest.raises(DataError, match="nothing was scored; suite guarded: skipped, its judge harmbench"):
+        run_stage("evaluate", config(root, use=use), root / "guarded")
     assert "cannot be loaded" in result(root / "guarded")["suites"][0]["reason"]
     with pytest.raises(ModelError, match="cannot be loaded"):
         run_stage("evaluate", config(root, use=use, judges={"harm": "harmbench"}), root / "named")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +19,7 @@ from bfpo.errors import DataError, ModelError
 from bfpo.evaluation.accuracy import AccuracyRow, PairLogps, accuracy_rows, accuracy_scores, pair_logps
 from bfpo.evaluation.scores import METRICS, Judged, join_verdicts, score_rows
 from bfpo.evaluation.suite_run import preview_suites, run_suites
-from bfpo.feedback.judges import make_judge
+from bfpo.feedback.judges import check_judge, make_judge
 from bfpo.objective.losses import METHODS
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.runs import RunFolder
@@ -25,6 +27,8 @@ from bfpo.schema import Completion, Pair, Score
 from bfpo.threads import use_threads
 
 __all__ = ["preview", "run"]
+
+_log = logging.getLogger(__name__)
 
 PAIR_ROWS, VERDICT_ROWS = "accuracy.jsonl", "verdicts.jsonl"
 
@@ -36,32 +40,43 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     text's id. With suites, `answers.jsonl`: every completion with its verdict. What could not be scored is counted in
     its score and enters no mean.
 
-    Raises `DataError` for data that cannot be used, `ModelError` where policy and reference read text differently.
+    Raises `DataError` for data that cannot be used or, after all is written, of which nothing could be scored,
+    `ModelError` where policy and reference read text differently.
     """
-
     if not folder.is_writer:
         return
     use_threads(config.threads)
     if config.suites is not None:
         run_suites(config, folder)
         return
+    check_judge(config.judge.format)
     scores: list[Score] = []
+    why: list[str] = []
     if config.data is not None:
         folder.add_data("data", config.data.files)
         rows = _accuracy(config, config.data, folder)
         folder.write_jsonl(PAIR_ROWS, (row.as_row() for row in rows))
         scores += accuracy_scores(rows, **_interval_settings(config))
+        why.append(f"{config.method} favours a side of none of {len(rows)} pairs; another method, or pairs with labels")
     if config.completions is not None:
         folder.add_data("completions", config.completions)
-        judged = _judge(config, _completions(config.completions), folder)
+        judged, unscored = _judge(config, _completions(config.completions), folder)
         scores += score_rows(judged, **_interval_settings(config))
+        why += [
+            f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; another judge"
+            for reason, count in unscored.most_common(1)
+        ]
     _write_scores(folder, config, scores)
+    _tell(scores)
+    if all(score.value is None for score in scores if score.metric != "finished"):
+        raise DataError(f"nothing was scored: {' and '.join(why)} may do better. What was written stays in the folder")
 
 
 def preview(config: EvaluateConfig) -> list[str]:
     """Return what would be scored: pairs by cell, completions by prompt kind."""
     if config.suites is not None:
         return preview_suites(config)
+    check_judge(config.judge.format)
     lines = []
     if config.data is not None:
         pairs, counts = _read(config, config.data)
@@ -75,7 +90,7 @@ def preview(config: EvaluateConfig) -> list[str]:
             kinds[completion.kind or "(no kind)"] = kinds.get(completion.kind or "(no kind)", 0) + 1
         by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
         lines.append(f"{len(completions)} completions, judged by {config.judge.title}: {by_kind}")
-    return [*lines, "no parameter trains"]
+    return lines
 
 
 # ----------------------------------------------------------------------------------------------- accuracy on pairs
@@ -155,7 +170,10 @@ def _completions(file: str) -> list[Completion]:
     return completions
 
 
-def _judge(config: EvaluateConfig, completions: Sequence[Completion], folder: RunFolder) -> list[Judged]:
+def _judge(
+    config: EvaluateConfig, completions: Sequence[Completion], folder: RunFolder
+) -> tuple[list[Judged], Counter[str]]:
+    """Return the judged rows, and how many are unscored by reason."""
     verdicts = make_judge(**config.judge.settings()).judge(completions)
     rows = join_verdicts(completions, verdicts)
     folder.write_jsonl(
@@ -165,10 +183,27 @@ def _judge(config: EvaluateConfig, completions: Sequence[Completion], folder: Ru
             for verdict, row in zip(verdicts, rows, strict=True)
         ),
     )
-    return rows
+    return rows, Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
 
 
 # ------------------------------------------------------------------------------------------------------- the scores
+
+
+def _tell(scores: Sequence[Score]) -> None:
+    """Log every score that was made in one line: name, value, interval."""
+    measured = [score for score in scores if score.value is not None]
+    missing = len(scores) - len(measured)
+    lines = [*map(_words, measured), *([f"{missing} others not measured"] if missing else [])]
+    _log.info("scores: %s", "; ".join(lines))
+
+
+def _words(score: Score) -> str:
+    interval = "" if score.low is None or score.high is None else f" ({score.low:.3f} to {score.high:.3f})"
+    return f"{_title(score.metric)} {score.value:.3f}{interval}"
+
+
+def _title(metric: str) -> str:
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
 
 
 def _interval_settings(config: EvaluateConfig) -> dict[str, Any]:
@@ -189,7 +224,7 @@ def _write_scores(folder: RunFolder, config: EvaluateConfig, scores: Sequence[Sc
 
 
 def _markdown_row(score: Score) -> str:
-    title = METRICS[score.metric].title if score.metric in METRICS else score.metric.replace("_", " ")
+    title = _title(score.metric)
     if score.value is None:
         return f"| {title} | not measured | | 0 | {score.unscored} |"
     interval = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"

@@ -20,7 +20,7 @@ from bfpo.runs import RunFolder
 from bfpo.schema import Completion, Prompt
 from bfpo.stages import run_stage
 
-__all__ = ["SuiteAnswers", "answer_suites", "sampling_groups"]
+__all__ = ["SuiteAnswers", "answer_suites", "context_of", "sampling_groups"]
 
 COMPLETIONS = "completions.jsonl"
 Group = tuple[int, float]
@@ -102,11 +102,11 @@ def _fits(config: EvaluateConfig, model: EvaluatedModel, longest: int) -> Callab
     if model.engine == "server":
         return lambda prompt: True
     chat = ChatEncoder(load_tokenizer(model.model, revision=model.revision), read_template(config.chat_template))
-    limit = min(config.suites.max_prompt_length, _context(model) - longest)
+    limit = min(config.suites.max_prompt_length, context_of(model) - longest)
     return lambda prompt: len(chat.encode(prompt.messages, (), name=f"prompt {prompt.id}").prompt) <= limit
 
 
-def _context(model: EvaluatedModel) -> int:
+def context_of(model: EvaluatedModel) -> int:
     """Return how many tokens the model was made for; one that does not say has no limit here."""
     from transformers import AutoConfig
 

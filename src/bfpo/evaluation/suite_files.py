@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from bfpo.inputs import matching_files
 from bfpo.sandbox.datasets import held_out_prompts
 from bfpo.schema import Message, Prompt
 
-__all__ = ["SuitePrompts", "UnreachableError", "find_prompts", "local_files", "prompts_digest", "read_documents"]
+__all__ = [
+    "SuitePrompts",
+    "UnreachableError",
+    "check_own_files",
+    "find_prompts",
+    "local_files",
+    "prompts_digest",
+    "read_documents",
+]
 
 _WORLD_SEED = 0
 
@@ -70,6 +78,22 @@ def local_files(suite: Suite, folders: Sequence[str]) -> tuple[Path, ...]:
             if found := sorted(path for path in folder.rglob(name) if path.is_file()):
                 return tuple(found) if suite.inspect is None else (found[0],)
     return ()
+
+
+def check_own_files(suites: Mapping[str, Suite], folders: Sequence[str]) -> None:
+    """Raise `DataError` for a suite of the user's (by its file) of which no data file is found and no hub is named.
+
+    A suite of the package is skipped where its files are missing; one that somebody wrote himself is a mistake.
+    """
+    for file, suite in suites.items():
+        if suite.source.files and suite.source.hub is None and not local_files(suite, folders):
+            where = f"in {', '.join(folders)}" if folders else "and suites.folders is empty"
+            raise DataError.at(
+                file,
+                None,
+                f"source.files: no {' or '.join(suite.source.files)} {where}; name the folder that holds it by "
+                "suites.folders (--folder DIR), or correct its name",
+            )
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

@@ -8,21 +8,21 @@ that goes on does what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bfpo.config import EvaluateConfig
 from bfpo.config.suites import EvaluatedModel
 from bfpo.console import show
-from bfpo.errors import ConfigError
 from bfpo.evaluation.labelled_by import labelling_judges
 from bfpo.evaluation.scores import join_verdicts
 from bfpo.evaluation.suite_answers import SuiteAnswers, answer_suites
+from bfpo.evaluation.suite_checks import check_given
 from bfpo.evaluation.suite_files import SuitePrompts, UnreachableError, find_prompts, local_files, prompts_digest
 from bfpo.evaluation.suite_inspect import run_inspect
 from bfpo.evaluation.suite_judging import JudgedSuites, judge_of, judge_suites
+from bfpo.evaluation.suite_nothing import nothing_scored
 from bfpo.evaluation.suite_page import suites_page
 from bfpo.evaluation.suite_scores import (
     WIN_RATES,
@@ -34,7 +34,6 @@ from bfpo.evaluation.suite_scores import (
 from bfpo.evaluation.suite_tasks import run_tasks
 from bfpo.evaluation.suite_wins import alpaca_eval, check_ranked, interval_settings, win_rates
 from bfpo.evaluation.suites import Suite, load_suites
-from bfpo.feedback.judges import check_judge
 from bfpo.runs import RunFolder
 from bfpo.schema import Score
 from bfpo.stages import run_stage
@@ -60,12 +59,13 @@ def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
     """Write `scores.json`, `scores.md` and `answers.jsonl` of all models on all suites.
 
     What cannot be reached is skipped with its reason and enters nothing. Raises what the steps raise, `ConfigError` for
-    an unknown suite, and `DataError` for a local file of a suite that cannot be read.
+    an unknown suite, `DataError` for a local file of a suite that cannot be read or, of a suite of the user's own,
+    found, and for a run in which nothing could be scored, after all is written.
     """
     assert config.suites is not None
     folder.kept = "answers, verdicts and results so far are kept"
     suites = load_suites(config.suites.use)
-    _check_judges(config, suites)
+    check_given(config, suites)
     found = _Collected()
     _accuracy(config, folder, found)
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
@@ -73,33 +73,22 @@ def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
     _inspect(config, folder, [suite for suite in suites if suite.kind == "inspect"], found)
     found.warnings += _same_judges(config, suites, found)
     _aggregate(config, folder, suites, found)
-
-
-def _check_judges(config: EvaluateConfig, suites: Sequence[Suite]) -> None:
-    """Raise `ConfigError` for a judge of no role or suite or a run to reuse that is none, before anything is asked.
-
-    Raises `SettingError` for a judge of no known format.
-    """
-    assert config.suites is not None
-    roles = {suite.judge.role for suite in suites if suite.judge is not None}
-    allowed = sorted({"refusal", *roles - {"ranker"}}) + [suite.name for suite in suites]
-    for name, judge in config.suites.judges.items():
-        if name not in allowed:
-            raise ConfigError(f"suites.judges.{name}: no role or suite of this run; allowed: {', '.join(allowed)}")
-        check_judge(judge.format)
-    if config.suites.reuse is not None and not Path(config.suites.reuse).is_dir():
-        raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
+    primary = any(values.by_item for values in found.values if values.compared)
+    if suites and not primary and all(score["value"] is None for score in found.scores):
+        raise nothing_scored(config, suites, found.facts, found.answers)
 
 
 def preview_suites(config: EvaluateConfig) -> list[str]:
     """Return what would be asked; the hub is not."""
     assert config.suites is not None
     lines = [f"models: {', '.join(model.name for model in config.evaluated())}"]
-    for suite in load_suites(config.suites.use):
+    suites = load_suites(config.suites.use)
+    check_given(config, suites)
+    for suite in suites:
         judge = judge_of(config, suite)
         by = "" if judge is None else f", judged by {judge.title}"
         lines.append(f"{suite.name}: {suite.title} ({suite.kind}, licence {suite.licence}){by}")
-    return [*lines, "no parameter trains"]
+    return lines
 
 
 # ------------------------------------------------------------------------------------------------ the steps

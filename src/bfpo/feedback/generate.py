@@ -89,7 +89,6 @@ def preview(config: GenerateConfig) -> list[str]:
         f"prompt tokens: {known if chat is not None else 'not known here, the server counts them'}",
         f"{len(tasks)} completions of at most {config.max_new_tokens} tokens",
         *([f"asked of {config.model} at {config.url}"] if config.engine == "server" else []),
-        "no parameter trains",
     ]
 
 

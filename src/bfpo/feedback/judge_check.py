@@ -17,7 +17,7 @@ from bfpo.evaluation.figures.style import png_bytes, svg_bytes
 from bfpo.evaluation.judge_quality import CalibrationBin, calibration_bins, judge_quality
 from bfpo.feedback.asking import ask_judge
 from bfpo.feedback.cache import OpinionCache
-from bfpo.feedback.judges import Judge, make_judge
+from bfpo.feedback.judges import Judge, check_judge, make_judge
 from bfpo.feedback.server import RequestBudget
 from bfpo.files import user_cache_folder
 from bfpo.progress import CountProgress
@@ -112,6 +112,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
 
 def preview(config: JudgeCheckConfig) -> list[str]:
     """Return what would be checked."""
+    check_judge(config.judge.format)
     loaded = load_labelled(**config.data.model_dump())
     rows = draw(loaded.completions, config.limit, config.seed)
     safe = sum(row.is_safe == 1 for row in rows)

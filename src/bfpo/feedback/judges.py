@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from bfpo.errors import SettingError, first_line
 from bfpo.feedback.formats import FORMATS, PAIR_FORMATS, make_format
 from bfpo.feedback.refusals import RefusalJudge
+from bfpo.inputs import missing_folder
 from bfpo.sandbox.oracle import assess
 from bfpo.schema import Comparison, Completion, Message, Verdict
 
@@ -140,17 +141,25 @@ def check_judge(format: str) -> None:
         return
     own = "oracle, refusal-phrases, a folder of `bfpo judge-train`, classifier:MODEL"
     known = f"{own}, {', '.join(FORMATS)} (or FORMAT:MODEL)"
-    hint = "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
-    raise SettingError(f"judge: got {format!r}{hint}; allowed: {known}, or a .yaml file")
+    raise SettingError(f"judge: got {format!r}{_hint(format)}; allowed: {known}, or a .yaml file")
 
 
 def check_ranker(format: str) -> None:
     """Raise `SettingError` for a format that no ranker has; nothing is loaded."""
     if format not in ("oracle", "trained", "reward-model", "pairrm", "pairwise"):
         raise SettingError(
-            f"ranker: got {format!r}; allowed: oracle, a folder of `bfpo judge-train` (kind=ranker), reward-model, "
-            "reward-model:MODEL, pairrm, pairwise:MODEL, or a .yaml file"
+            f"ranker: got {format!r}{_hint(format)}; allowed: oracle, a folder of `bfpo judge-train` (kind=ranker), "
+            "reward-model, reward-model:MODEL, pairrm, pairwise:MODEL, or a .yaml file"
         )
+
+
+def _hint(format: str) -> str:
+    """Return what may have been meant by what is no format: a folder that is not there, or one above the judge's."""
+    if (problem := missing_folder(format)) is not None:
+        return f"; {problem}"
+    if (inner := Path(format) / "model" / "judge.json").is_file():
+        return f"; did you mean {inner.parent}?"
+    return "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
 
 
 def make_judge(

@@ -16,7 +16,7 @@ from bfpo.data.write import pair_row
 from bfpo.errors import DataError, ServerError, SettingError
 from bfpo.feedback.asking import Tally, ask_judge, ask_ranker, num_votes
 from bfpo.feedback.cache import OpinionCache
-from bfpo.feedback.judges import make_judge, make_ranker
+from bfpo.feedback.judges import check_judge, check_ranker, make_judge, make_ranker
 from bfpo.feedback.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
 from bfpo.feedback.pairing import Pairing, candidate_duels, choose_pairs, label_of
 from bfpo.feedback.panel import panel_verdict
@@ -78,6 +78,7 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
     if not folder.is_writer:
         return
     use_threads(config.threads)
+    _check_opinions(config)
     given = _read(config, folder)
     budget = RequestBudget(config.max_requests)
     tallies: dict[str, Tally] = {}
@@ -97,6 +98,14 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
     _write(config, folder, given, judged, votes, verdicts, comparisons)
 
 
+def _check_opinions(config: LabelConfig) -> None:
+    """Tell a mistake in the last judge or the ranker before the first one is asked."""
+    for judge in config.judges:
+        check_judge(judge.format)
+    if config.ranker is not None:
+        check_ranker(config.ranker.format)
+
+
 def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -> list[Verdict]:
     """Return what the panel says of each completion, in order."""
     return [
@@ -107,6 +116,7 @@ def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -
 
 def preview(config: LabelConfig) -> list[str]:
     """Return what would be judged and ranked, and by whom; no judge is loaded or asked."""
+    _check_opinions(config)
     given = _read(config)
     judged = given.judged(config)
     different = len({(completion.prompt, completion.text) for completion in judged})
@@ -120,7 +130,7 @@ def preview(config: LabelConfig) -> list[str]:
         unjudged = [Verdict(completion.id, "", "safe") for completion in given.completions]
         most = "" if given.pairs else "at most "
         lines.append(f"{most}{len(given.compared(unjudged))} pairs of completions to rank by {config.ranker.title}")
-    return [*lines, "no parameter trains"]
+    return lines
 
 
 # ------------------------------------------------------------------------------------------------------- the input

@@ -36,9 +36,7 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
-    for judge in config.judges:  # a mistake here is told before hours of generation
-        check_judge(judge.format)
-    check_ranker(config.ranker.format)
+    _check_opinions(config)
     folder.add_data("prompts", config.prompts)
     _run("generate", _generate(config), folder.path / GENERATE)
     labelled = _run("label", _label(config, folder.path), folder.path / LABEL)
@@ -68,10 +66,19 @@ def _run(stage: str, config: StageConfig, out: Path) -> RunFolder:
 
 def preview(config: RedteamConfig) -> list[str]:
     """Return what would be generated, and by whom it would be judged and ranked."""
-    generate = preview_stage("generate", _generate(config)).splitlines()
-    lines = [line for line in generate if not line.startswith("no parameter")]
+    _check_opinions(config)
     judges = ", ".join(judge.title for judge in config.judges)
-    return [*lines, f"judged by {judges}, ranked by {config.ranker.title}", "no parameter trains"]
+    return [
+        preview_stage("generate", _generate(config)),
+        f"judged by {judges}, ranked by {config.ranker.title}",
+    ]
+
+
+def _check_opinions(config: RedteamConfig) -> None:
+    """Tell a mistake in who judges and ranks before hours of generation."""
+    for judge in config.judges:
+        check_judge(judge.format)
+    check_ranker(config.ranker.format)
 
 
 def _given(config: RedteamConfig, names: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from bfpo.errors import ModelError, first_line
 from bfpo.policy.adapters import add_lora
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
+from bfpo.policy.source import check_source
 from bfpo.policy.whole import save_whole, whole_weights
 
 __all__ = [
@@ -201,6 +202,7 @@ def load_tokenizer(
     model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder or hub id; raises `ModelError` where there is none."""
+    check_source("model", model, revision=revision)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(model), revision=revision or "main", trust_remote_code=trust_remote_code
@@ -223,9 +225,11 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
     """Return the error for a model, or what belongs to it, that transformers could not read."""
+    inner = Path(model) / "model"
+    hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
     return ModelError(
-        f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); allowed: a folder or hub id of a causal LM "
-        "with safetensors weights and its tokenizer"
+        f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); {hint}allowed: a folder or hub id of a causal "
+        "LM with safetensors weights and its tokenizer"
     )
 
 

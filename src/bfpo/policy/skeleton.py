@@ -28,6 +28,7 @@ from bfpo.policy.load import (
     trainable_report,
 )
 from bfpo.policy.logps import unwrap_causal_lm
+from bfpo.policy.source import check_source
 
 __all__ = ["Sizes", "Skeleton", "make_skeleton", "read_config"]
 
@@ -102,6 +103,7 @@ def _held_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def read_config(model: str | Path, *, revision: str | None = None) -> Any:
     """Read a model's config from a folder or the hub, and no weights; raises `ModelError` where there is none."""
+    check_source("model", model, revision=revision)
     try:
         return AutoConfig.from_pretrained(str(model), revision=revision or "main")
     except Exception as error:

@@ -13,7 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bfpo.errors import ConfigError, first_line
 
-__all__ = ["FOLDER", "InspectTask", "Source", "Suite", "SuiteJudge", "known_sets", "known_suites", "load_suites"]
+__all__ = [
+    "FOLDER",
+    "InspectTask",
+    "Source",
+    "Suite",
+    "SuiteJudge",
+    "known_sets",
+    "known_suites",
+    "load_suites",
+    "own_suites",
+]
 
 FOLDER = Path(__file__).parent
 _SETS = "sets.yaml"
@@ -137,8 +147,17 @@ def load_suites(names: Iterable[str]) -> list[Suite]:
     return list(suites.values())
 
 
+def own_suites(names: Iterable[str]) -> dict[str, Suite]:
+    """Return the suites that are files of the user's, by file."""
+    return {name: _read(Path(name)) for name in names if _is_file(name)}
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith((".yaml", ".yml"))
+
+
 def _found(name: str) -> list[Suite]:
-    if name.lower().endswith((".yaml", ".yml")):
+    if _is_file(name):
         return [_read(Path(name))]
     if name in known_sets():
         return [known_suites()[each] for each in known_sets()[name]]
