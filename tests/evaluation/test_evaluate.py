@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def rows(path: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / name).read_text().splitlines()]
 
 
-def test_both_at_once(folder: Path, tmp_path: Path) -> None:
+def test_both_at_once(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "bfpo")
     run_stage("evaluate", config(folder, completions=folder / "completions.jsonl"), tmp_path / "run")
     found = scores(tmp_path / "run")
     pair_rows = rows(tmp_path / "run", "accuracy.jsonl")
@@ -74,6 +76,19 @@ def test_both_at_once(folder: Path, tmp_path: Path) -> None:
     table = (tmp_path / "run" / "scores.md").read_text()
     assert "| helpful and safe |" in table
     assert "| 40 | 1 |" in table
+    for name, title in (("accuracy", "accuracy"), ("harmless", "harmless")):
+        value, low, high = (found[name][key] for key in ("value", "low", "high"))
+        assert f"{title} {value:.3f} ({low:.3f} to {high:.3f})" in caplog.text
+
+
+def test_a_run_without_a_score_fails_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    elsewhere = [Completion(f"{n}", (Message("user", "Who was Ada Lovelace?"),), "A poet.") for n in range(3)]
+    write_completions(tmp_path / "elsewhere.jsonl", elsewhere)
+    asked = EvaluateConfig(completions=str(tmp_path / "elsewhere.jsonl"))
+    reason = "nothing was scored: 3 of 3 completions are unscored by oracle: the prompt is not one of the closed world"
+    with pytest.raises(DataError, match=reason):
+        run_stage("evaluate", asked, tmp_path / "run")
+    assert scores(tmp_path / "run")["harmless"]["unscored"] == 3
 
 
 def test_margin_against_itself_and_labels(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def texts(folder: Path) -> list[tuple[str, str, bool]]:
     return [(row.id, row.text, row.finished) for row in read_completions(folder / "completions.jsonl")]
 
 
-def test_rows_are_in_the_order_of_the_prompts(model: Path, prompts: Path, tmp_path: Path) -> None:
+def test_rows_are_in_the_order_of_the_prompts(
+    model: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bfpo")
     folder = run_stage("generate", config(model, prompts), tmp_path / "run")
     rows = read_completions(tmp_path / "run" / "completions.jsonl")
     assert [row.id for row in rows] == [f"p{n}" for n in range(10)]
@@ -53,6 +57,11 @@ def test_rows_are_in_the_order_of_the_prompts(model: Path, prompts: Path, tmp_pa
     assert any(row.text for row in rows)
     assert not any("</s>" in row.text for row in rows)
     assert folder.record["completions"]["num_completions"] == 10
+    cut = sum(not row.finished for row in rows)
+    assert 0 < cut < 10
+    assert (
+        f"10 completions in {tmp_path / 'run' / 'completions.jsonl'}; {cut} did not end within max_new" in caplog.text
+    )
     assert sorted(item.name for item in (tmp_path / "run").iterdir()) == [
         "README.md",
         "completions.jsonl",

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bfpo.cli import app
-from bfpo.config import JudgeCheckConfig, JudgeTrainConfig, load_config
+from bfpo.config import JudgeCheckConfig, JudgeTrainConfig, LabelConfig, load_config
 from bfpo.errors import ConfigError, DataError, ModelError
 from bfpo.feedback.judges import make_judge
 from bfpo.policy.load import save_policy
@@ -75,6 +75,40 @@ def test_training_again_gives_the_same_judge(judge: Path, labelled: Path, tmp_pa
     run_stage("judge-train", JudgeTrainConfig(data={"files": str(labelled)}, name="small"), tmp_path / "b")  # type: ignore[arg-type]
     for name in ("judge.json", "weights.safetensors"):
         assert (tmp_path / "b" / "model" / name).read_bytes() == (judge / "model" / name).read_bytes()
+
+
+def test_a_judge_checked_on_what_it_was_trained_on_is_warned_of(
+    judge: Path, labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    others = [{**row, "prompt": f"{row['prompt']} other"} for row in rows]
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in [*rows[:7], *others]))
+    run_stage("judge-check", check(mixed, str(judge / "model"), tmp_path / "cache"), tmp_path / "run")
+    (warning,) = json.loads((tmp_path / "run" / "quality.json").read_text())["warnings"]
+    assert warning.startswith(f"7 of 127 texts are among those that {judge / 'model'} was trained on")
+    assert warning in (tmp_path / "run" / "README.md").read_text()
+    assert warning in caplog.text
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in others))
+    run_stage("judge-check", check(mixed, str(judge / "model"), tmp_path / "cache"), tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "quality.json").read_text())["warnings"] == []
+
+
+def test_a_judge_of_few_rows_is_warned_of_wherever_it_is_used(
+    labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows if row["is_safe"] or row["id"] < "a2"))
+    trained = run_stage("judge-train", JudgeTrainConfig(data={"files": str(few)}), tmp_path / "judge")  # type: ignore[arg-type]
+    unsafe = json.loads((trained.path / "model" / "judge.json").read_text())["trained_on"]["unsafe"]
+    warning = f"was trained on only {unsafe} unsafe completions; below 50"
+    assert 0 < unsafe < 50
+    assert warning in caplog.text
+    assert warning in (trained.path / "README.md").read_text()
+    asked = LabelConfig(completions=str(few), judges=str(trained.path / "model"), label_cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
+    assert warning in preview_stage("label", asked)
+    assert warning in (run_stage("label", asked, tmp_path / "label").path / "README.md").read_text()
 
 
 def test_too_few_prompts_for_a_cross_validation_are_said(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def texts(count: int) -> list[str]:
     return [f"answer {n} is {'bad' if n % 3 == 0 else 'fine'}" for n in range(count)]
 
 
-def test_completions_are_judged_and_compared(world: Path, tmp_path: Path) -> None:
+def test_completions_are_judged_and_compared(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "bfpo")
     folder = run_stage(
         "label",
         config(completions=world / "completions.jsonl", ranker="oracle", label_cache=tmp_path),
@@ -101,7 +102,10 @@ def test_completions_are_judged_and_compared(world: Path, tmp_path: Path) -> Non
         "oracle": {"kept": 0, "asked": 40, "unanswered": 0},
         "ranker oracle": {"kept": 0, "asked": 20, "unanswered": 0},
     }
-    assert (folder.path / "pairs.jsonl").exists()
+    ties = sum(row["first_is_better"] == 0.5 for row in comparisons)
+    pairs = len(rows(folder.path, "pairs.jsonl"))
+    said = f"{20 - ties} of 20 pairs of completions ordered, {ties} ties, 0 unscored; {pairs} pairs in pairs.jsonl"
+    assert said in caplog.text
 
 
 def test_pairs_get_the_labels_that_they_lack_and_unscored_is_never_safe(world: Path, tmp_path: Path) -> None:

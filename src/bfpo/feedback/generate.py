@@ -222,7 +222,7 @@ def _finish(config: GenerateConfig, folder: RunFolder, prompts: Sequence[Prompt]
     folder.file(_PARTIAL).unlink(missing_ok=True)
     counts = [made[completion.id].num_tokens for completion in completions]
     known = [count for count in counts if count is not None]
-    facts = {
+    facts: dict[str, Any] = {
         "num_completions": len(completions),
         "num_finished": sum(completion.finished for completion in completions),
         "completion_tokens": sum(known) if len(known) == len(counts) else None,
@@ -230,6 +230,9 @@ def _finish(config: GenerateConfig, folder: RunFolder, prompts: Sequence[Prompt]
     folder.add_facts(completions=facts)
     shown = {name: value for name, value in facts.items() if value is not None}
     folder.write_card("Completions", {"Completions": {"model": config.model, **shown}})
+    cut = len(completions) - facts["num_finished"]
+    limit = f" within max_new_tokens = {config.max_new_tokens}" if cut else ""
+    _log.info("%d completions in %s; %d did not end%s", len(completions), folder.file(COMPLETIONS), cut, limit)
 
 
 def _count(values: Iterable[str]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from bfpo.feedback.asking import ask_judge
 from bfpo.feedback.cache import OpinionCache
 from bfpo.feedback.judges import Judge, check_judge, make_judge
 from bfpo.feedback.server import RequestBudget
+from bfpo.feedback.training_rows import seen_rows, trained_on_few
 from bfpo.files import user_cache_folder
 from bfpo.progress import CountProgress
 from bfpo.runs import RunFolder
@@ -71,7 +72,8 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     """Write `quality.json` and `quality.md`, `verdicts.jsonl`, `mistakes.jsonl` and the calibration figure.
 
     Intervals are over prompts; each kind of row (the column `kind`) is also shown apart. What the judge could not
-    score is counted and enters no figure. Raises `DataError` for data that cannot be used, `SettingError` for a judge
+    score is counted and enters no figure. A judge of `bfpo judge-train` that was trained on few rows, or on some of
+    these, is warned of. Raises `DataError` for data that cannot be used, `SettingError` for a judge
     that is none.
     """
     if not folder.is_writer:
@@ -80,6 +82,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     folder.add_data("data", config.data.files)
     loaded = load_labelled(**config.data.model_dump())
     rows = draw(loaded.completions, config.limit, config.seed)
+    warnings = _warnings(config, rows)
     budget = RequestBudget(config.max_requests)
     judge = make_judge(**config.judge.settings(), budget=budget)
     verdicts = _ask(config, judge, rows, folder)
@@ -97,16 +100,20 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
             "confidence": config.confidence,
             "num_texts": len(checked),
             "left_out": loaded.left_out,
+            "warnings": warnings,
             "unscored_by_reason": _unscored(verdicts),
             "quality": {name: [asdict(score) for score in scores] for name, scores in quality.items()},
             "calibration": [asdict(one) for one in bins],
         },
     )
     figures = _draw(config, judge.name, bins, folder)
-    text = _markdown(config, judge.name, loaded, checked, quality)
+    text = "".join(f"Warning: {warning}.\n\n" for warning in warnings)
+    text += _markdown(config, judge.name, loaded, checked, quality)
     folder.write_text("quality.md", text + "\n" + _worst(mistakes[: config.mistakes]) + "\n")
     folder.write_card(f"Check of the judge {judge.name}", {"Agreement with people's labels": text + figures})
     show(text)
+    for warning in warnings:
+        _log.warning("%s", warning)
     show(f"\n{len(mistakes)} mistakes, the surest first: {folder.file('mistakes.jsonl')}")
 
 
@@ -120,7 +127,14 @@ def preview(config: JudgeCheckConfig) -> list[str]:
         f"{len(rows)} labelled completions: {safe} safe, {len(rows) - safe} unsafe",
         *(f"left out: {count} rows, {reason}" for reason, count in loaded.left_out.items()),
         f"judge: {config.judge.title}",
+        *(f"warning: {warning}" for warning in _warnings(config, rows)),
     ]
+
+
+def _warnings(config: JudgeCheckConfig, rows: Sequence[Completion]) -> list[str]:
+    """Say what the judge's own training has against the check."""
+    folder = config.judge.model if config.judge.format == "trained" else None
+    return [] if folder is None else [*trained_on_few(folder), *seen_rows(folder, rows)]
 
 
 def _ask(config: JudgeCheckConfig, judge: Judge, rows: Sequence[Completion], folder: RunFolder) -> list[Verdict]:

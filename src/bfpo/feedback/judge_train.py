@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from bfpo.evaluation.judge_quality import judge_quality
 from bfpo.evaluation.stats import rate_interval
 from bfpo.feedback.ngram_ranker import fit_ranker
 from bfpo.feedback.ngrams import NgramSettings, fit_ngrams, save_described
+from bfpo.feedback.training_rows import few_rows, write_rows
 from bfpo.runs import RunFolder
 from bfpo.schema import Completion, Pair, Verdict
 from bfpo.threads import use_threads
 
 __all__ = ["preview", "run"]
+
+_log = logging.getLogger(__name__)
 
 JUDGE = "model"
 
@@ -45,9 +49,11 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
         found = _train_ngrams(config, loaded.completions, folder, facts)
     else:
         found = _train_classifier(config, loaded.completions, folder, facts)
+    write_rows(folder.path / JUDGE, loaded.completions)
     folder.add_facts(judge={**facts["trained_on"], **found})
     title = "Cross-validation by prompt" if config.kind == "ngrams" else "Training"
-    folder.write_card(f"Judge {config.name}", {"Trained on": facts["trained_on"], title: found})
+    warned = _warn(config, facts["trained_on"])
+    folder.write_card(f"Judge {config.name}", {**warned, "Trained on": facts["trained_on"], title: found})
     shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
     if shown:
         show(f"on prompts not seen ({config.folds} folds): {shown}" if config.kind == "ngrams" else shown)
@@ -98,11 +104,20 @@ def _train_ranker(config: JudgeTrainConfig, folder: RunFolder) -> None:
         folder.folder(JUDGE), {"trained_on": facts, "data": folder.record["data"]["data"], "cross_validation": found}
     )
     folder.add_facts(ranker={**facts, **found})
-    folder.write_card(f"Ranker {config.name}", {"Trained on": facts, "Cross-validation by prompt": found})
+    warned = _warn(config, facts)
+    folder.write_card(f"Ranker {config.name}", {**warned, "Trained on": facts, "Cross-validation by prompt": found})
     shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
     if shown:
         show(f"the order that people give, on prompts not seen ({config.folds} folds): {shown}")
     show(f"the ranker: {folder.path / JUDGE}; use it as --set ranker={folder.path / JUDGE}")
+
+
+def _warn(config: JudgeTrainConfig, trained_on: dict[str, int]) -> dict[str, str]:
+    """Warn in the log where training has few rows, and return the section of the card that says so."""
+    warnings = few_rows(config.name, trained_on)
+    for warning in warnings:
+        _log.warning("%s", warning)
+    return {"Warnings": "\n".join(f"- {warning}." for warning in warnings)} if warnings else {}
 
 
 def _pairs(config: JudgeTrainConfig) -> tuple[list[Pair], list[str]]:

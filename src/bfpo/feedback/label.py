@@ -21,6 +21,7 @@ from bfpo.feedback.label_report import agreement_scores, count_verdicts, disagre
 from bfpo.feedback.pairing import Pairing, candidate_duels, choose_pairs, label_of
 from bfpo.feedback.panel import panel_verdict
 from bfpo.feedback.server import RequestBudget
+from bfpo.feedback.training_rows import trained_on_few
 from bfpo.files import user_cache_folder
 from bfpo.progress import CountProgress
 from bfpo.runs import RunFolder
@@ -130,7 +131,13 @@ def preview(config: LabelConfig) -> list[str]:
         unjudged = [Verdict(completion.id, "", "safe") for completion in given.completions]
         most = "" if given.pairs else "at most "
         lines.append(f"{most}{len(given.compared(unjudged))} pairs of completions to rank by {config.ranker.title}")
-    return lines
+    return [*lines, *(f"warning: {warning}" for warning in _warnings(config))]
+
+
+def _warnings(config: LabelConfig) -> list[str]:
+    """Say which of the trained judges, and the ranker, have seen few rows."""
+    asked = [*config.judges, *([] if config.ranker is None else [config.ranker])]
+    return [warning for one in asked if one.format == "trained" for warning in trained_on_few(str(one.model))]
 
 
 # ------------------------------------------------------------------------------------------------------- the input
@@ -272,10 +279,26 @@ def _write(
     sections = report_text(
         counts, cells, scores, folder.record["opinions"], folder.record["requests"], config.confidence
     )
+    if warnings := _warnings(config):
+        sections = {"Warnings": "\n".join(f"- {warning}." for warning in warnings), **sections}
     folder.write_text("label.md", "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items()) + "\n")
     folder.write_card("Labels", sections)
+    for warning in warnings:
+        _log.warning("%s", warning)
     said = {name: counts[name] for name in ("verdicts", "safe", "unsafe", "unscored")}
     _log.info("%(verdicts)d verdicts: %(safe)d safe, %(unsafe)d unsafe, %(unscored)d unscored", said)
+    if config.ranker is not None:
+        _log.info("%s", _ordered(comparisons, sum(cells.values())))
+
+
+def _ordered(comparisons: Sequence[Comparison], num_pairs: int) -> str:
+    """Say how many pairs the ranker put in order."""
+    unscored = sum(row.first_is_better is None for row in comparisons)
+    ties = sum(row.first_is_better == 0.5 for row in comparisons)
+    return (
+        f"{len(comparisons) - unscored - ties} of {len(comparisons)} pairs of completions ordered, {ties} ties, "
+        f"{unscored} unscored; {num_pairs} pairs in {PAIRS}"
+    )
 
 
 def _paired(
