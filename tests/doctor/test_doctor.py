@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import bfpo.doctor.diagnosis
@@ -59,6 +60,9 @@ def test_a_config_that_fits(config: str) -> None:
     assert "config of:  bfpo train" in lines
     assert lines[-1] == "fits"
     assert "down_proj" in result.output
+    assert "estimated        MiB" in result.output  # a tiny model has figures too
+    weights = next(line for line in lines if line.startswith("  weights"))
+    assert float(weights.split()[1]) == round(examine(Path(config), []).memory.weights / 2**20, 2) > 0
     facts = json.loads(doctor("--config", config, "--json").output)
     assert facts["memory_bytes"]["total"] == sum(v for k, v in facts["memory_bytes"].items() if k != "total")
     assert facts["fits"] is True
@@ -123,6 +127,27 @@ def test_the_reference_is_a_copy_of_what_trains_or_nothing(config: str, settings
     assert memory.reference == (memory.gradients if swaps else 0)
 
 
+def test_the_margin_model_of_modpo_is_counted_where_its_pass_needs_more_than_training(
+    config: str, tmp_path: Path
+) -> None:
+    with torch.device("meta"):
+        other = tiny_model(hidden_size=1024)  # far larger than the model that trains
+    other.config.save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    settings = ["method=modpo", f"margin_model={tmp_path / 'other'}"]
+    alone = examine(Path(config), ["method=dpo_h"]).memory
+    found = examine(Path(config), settings)
+    held = sum(tensor.numel() for tensor in other.parameters()) * 2  # bfloat16
+    assert held <= found.margin_bytes < 1.01 * held
+    assert found.memory.margin == found.margin_bytes - (
+        alone.gradients + alone.optimizer + alone.reference + alone.activations + alone.exchange
+    )
+    assert found.memory.total == alone.total + found.memory.margin
+    assert "a pass of margin_model before training" in "\n".join(diagnosis_lines(found))
+    same = examine(Path(config), ["method=modpo", f"margin_model={found.model.partition(':')[0]}", "trainable=all"])
+    assert (same.memory.margin, same.margin_bytes > 0) == (0, True)  # training itself needs more
+
+
 def test_an_sft_config_is_known_by_its_keys(model: str, tmp_path: Path) -> None:
     path = tmp_path / "sft.yaml"
     path.write_text(f"model: {model}\ndata:\n  files: [absent.jsonl]\ncompletions_per_microbatch: 2\nmax_length: 32\n")
@@ -155,7 +180,7 @@ def test_too_small_a_disk_is_said(config: str, monkeypatch: pytest.MonkeyPatch) 
         (["--config", "none.yaml"], "none.yaml: cannot read the config file"),
         (["--processes", "3"], "not read without --config"),
         (["--set", "model=nowhere/x"], "data: missing"),
-        (["--set", "model=./nowhere", "--set", "data.files=x"], "model: './nowhere' cannot be loaded"),
+        (["--set", "model=./nowhere", "--set", "data.files=x"], "model: './nowhere': no such folder"),
         (["--processes", "0"], "--processes"),
         (["--sharding", "zero9"], "--sharding"),
     ],

@@ -136,6 +136,16 @@ def test_cached_values_are_those_of_a_fresh_pass_after_each_cut(files: Path) -> 
         assert cached == pytest.approx(fresh, rel=1e-5)
 
 
+def test_a_preview_leaves_a_torn_shard_where_it_is(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = Path(reference(files, "first")["cache"])
+    (shard,) = cache.glob("*.parquet")
+    shard.write_bytes(shard.read_bytes()[:-30])
+    before = {path.name: path.read_bytes() for path in cache.iterdir()}
+    assert "11 rows, 0 there, 11 to compute" in preview_stage("reference", ReferenceConfig(**settings(files)))
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+    assert "torn or changed" in caplog.text
+
+
 def test_what_would_be_computed(files: Path) -> None:
     config = ReferenceConfig(**settings(files))
     text = preview_stage("reference", config)

@@ -84,10 +84,17 @@ def test_a_run_resumed_from_what_a_kill_leaves_ends_bit_for_bit_alike(
     straight: tuple[Any, dict[str, Any], dict[str, Path]], moment: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, wanted, copies = straight
+    other_number = moment in ("after backward", "before model/")
+    if other_number:
+        record = json.loads((copies[moment] / "run.json").read_text())
+        assert record["processes"] == 1
+        (copies[moment] / "run.json").write_text(json.dumps({**record, "processes": 2}))
     with caplog.at_level(logging.INFO):
         run_stage("train", config, copies[moment], resume=True)
     same(result(copies[moment]), wanted)
     assert ("starting again from the beginning" in caplog.text) == (moment == "after backward")
+    goes_on = other_number and moment != "after backward"
+    assert ("this run had 2 processes and goes on with 1" in caplog.text) == goes_on
 
 
 @pytest.mark.slow

@@ -45,6 +45,7 @@ class Diagnosis:
     plan: Plan
     reference: str
     memory: MemoryEstimate
+    margin_bytes: int
     memory_source: str
     available: int | None
     disk: int
@@ -107,6 +108,7 @@ def examine(
         plan=plan,
         reference=_reference_words(config, plan),
         memory=memory,
+        margin_bytes=measured.margin_bytes,
         memory_source=source,
         available=available,
         disk=_disk_bytes(config, skeleton),
@@ -158,6 +160,8 @@ def _plan(config: AlignConfig | SftConfig) -> Plan:
         # A pair longer than the budget has a pass of its own: a whole text, and the other completion beside it.
         longest = config.max_length + min(config.max_length - 1, config.max_completion_length or config.max_length)
         own = {"tokens": max(config.max_tokens_per_microbatch, longest), "swaps": _swaps(config)}
+        if config.margin_model is not None:
+            own["margin"] = read_config(config.margin_model)
     assert config.model is not None  # the config has checked it
     return Plan(read_config(config.model, revision=config.revision), **own, **shared)
 

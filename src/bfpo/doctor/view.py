@@ -22,6 +22,7 @@ PARTS = {
     "working": "working space of a pass",
     "head": "output head",
     "exchange": "exchange between processes",
+    "margin": "more for the pass of margin_model, before",
 }
 
 
@@ -57,8 +58,8 @@ def _size(value: int | None) -> str:
 
 def diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
     """Return the diagnosis as JSON types; sizes in bytes."""
-    plan = dataclasses.asdict(dataclasses.replace(found.plan, config=None))
-    del plan["config"]
+    plan = dataclasses.asdict(dataclasses.replace(found.plan, config=None, margin=None))
+    del plan["config"], plan["margin"]
     return {
         "stage": found.stage,
         "model": found.model,
@@ -66,6 +67,7 @@ def diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
         "reference": found.reference,
         "plan": plan,
         "memory_bytes": {**dataclasses.asdict(found.memory), "total": found.memory.total},
+        "margin_model_bytes": found.margin_bytes,
         "memory_source": found.memory_source,
         "available_bytes": found.available,
         "kept_free_share": KEPT_FREE,
@@ -81,6 +83,7 @@ def diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
 def diagnosis_lines(found: Diagnosis) -> list[str]:
     """Return the diagnosis as lines of text."""
     plan, memory = found.plan, found.memory
+    scale = _scale(memory.total)
     unit = f"{plan.rows} rows of {plan.tokens // plan.rows} tokens" if plan.imitates else f"{plan.tokens} tokens"
     lines = [
         f"config of:  bfpo {found.stage}",
@@ -88,23 +91,36 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
         f"trains:     {found.trains}",
         f"a pass:     {unit}, {plan.dtype}, activations {'recomputed' if plan.checkpointing else 'kept'}",
         f"reference:  {found.reference}",
+        *_margin_lines(found),
         f"processes:  {plan.processes}, sharding {plan.sharding}",
         "",
-        "memory of one process, estimated       GiB",
+        f"{'memory of one process, estimated':<40}{scale[0]}",
     ]
-    lines += [_row(PARTS[name], value) for name, value in dataclasses.asdict(memory).items() if value]
-    lines += [_row("in all", memory.total), _row(f"free ({found.memory_source})", found.available)]
-    lines += ["disk, for checkpoints and the model", _row("in all", found.disk)]
-    lines += ["" if found.disk_free is None else _row("free", found.disk_free) + "\n"]
+    lines += [_row(PARTS[name], value, scale) for name, value in dataclasses.asdict(memory).items() if value]
+    lines += [_row("in all", memory.total, scale), _row(f"free ({found.memory_source})", found.available, scale)]
+    lines += ["disk, for checkpoints and the model", _row("in all", found.disk, scale)]
+    lines += ["" if found.disk_free is None else _row("free", found.disk_free, scale) + "\n"]
     lines.append(_verdict(found))
     if found.remedies:
-        lines += ["", "what a process would need with          GiB"]
-        lines += [_row(r.change, r.total) + ("  fits" if r.fits else "") for r in found.remedies]
+        lines += ["", f"{'what a process would need with':<40}{scale[0]}"]
+        lines += [_row(r.change, r.total, scale) + ("  fits" if r.fits else "") for r in found.remedies]
     return lines
 
 
-def _row(name: str, value: int | None) -> str:
-    return f"  {name:<44} {'unknown' if value is None else f'{value / GIB:9.2f}'}"
+def _scale(value: int) -> tuple[str, int]:
+    """Return the unit in which a model of this size has figures."""
+    return ("GiB", GIB) if value >= GIB else ("MiB", GIB // 1024)
+
+
+def _margin_lines(found: Diagnosis) -> list[str]:
+    if not found.margin_bytes:
+        return []
+    unit, size = _scale(found.margin_bytes)
+    return [f"margins:    a pass of margin_model before training, {found.margin_bytes / size:.2f} {unit} of weights"]
+
+
+def _row(name: str, value: int | None, scale: tuple[str, int]) -> str:
+    return f"  {name:<44} {'unknown' if value is None else f'{value / scale[1]:9.2f}'}"
 
 
 def _verdict(found: Diagnosis) -> str:

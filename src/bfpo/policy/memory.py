@@ -49,7 +49,8 @@ class PassMemory:
 class Plan:
     """What decides the memory of one training process.
 
-    `config`: of transformers. `tokens`: of one forward pass, in `rows` rows. `swaps`: whether a copy of the first
+    `config`: of transformers; `margin`: that of a second model, asked once before training. `tokens`: of one forward
+    pass, in `rows` rows. `swaps`: whether a copy of the first
     trainable weights is kept as the reference. `imitates`: the forward pass is that of imitation, with the model's own
     loss on all logits, in place of preference training's.
     """
@@ -65,6 +66,7 @@ class Plan:
     rows: int = 1
     processes: int = 1
     sharding: Sharding = "none"
+    margin: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class MemoryEstimate:
     `working`: what comes and goes within a pass. `head`: a chunk of logits with its softmax, and the gradient of the
     hidden states (a frozen head stores it in the forward pass), as if every token were one of a completion. `exchange`:
     buckets of gradients (several processes, not sharded) or weights gathered for the block at work and the next one
-    (sharded).
+    (sharded). `margin`: what the pass of the margin model, before training, needs beyond all of these.
     """
 
     weights: int
@@ -85,6 +87,7 @@ class MemoryEstimate:
     working: int
     head: int
     exchange: int
+    margin: int = 0
 
     @property
     def total(self) -> int:
@@ -94,10 +97,14 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A model without weights and the memory of a pass over it; it serves every number of processes."""
+    """A model without weights and the memory of a pass over it; it serves every number of processes.
+
+    `margin_bytes`: the weights of the margin model, 0 without one.
+    """
 
     skeleton: Skeleton
     counted: PassMemory
+    margin_bytes: int = 0
 
 
 def estimate_memory(plan: Plan) -> MemoryEstimate:
@@ -135,7 +142,15 @@ def measure(plan: Plan) -> Measured:
                 f"model: the activations of {name} cannot be counted without its weights "
                 f"({type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]})"
             ) from error
-    return Measured(skeleton, counted)
+    return Measured(skeleton, counted, _margin_bytes(plan))
+
+
+def _margin_bytes(plan: Plan) -> int:
+    """Return the bytes of the margin model's weights, which are frozen."""
+    if plan.margin is None:
+        return 0
+    sizes = make_skeleton(plan.margin, dtype=plan.dtype, masters=False).sizes
+    return (sizes.num_frozen + sizes.num_trainable) * sizes.computed_bytes + sizes.buffer_bytes
 
 
 def divide(measured: Measured, plan: Plan) -> MemoryEstimate:
@@ -161,7 +176,7 @@ def divide(measured: Measured, plan: Plan) -> MemoryEstimate:
     elif share > 1:
         exchange = (2 * sizes.num_in_layer + sizes.num_outside) * computed
     weights_share = share if plan.sharding == "fsdp" else 1
-    return MemoryEstimate(
+    training = MemoryEstimate(
         weights=_part(weights, weights_share),
         gradients=_part(gradients, share),
         optimizer=_part(optimizer, share),
@@ -171,6 +186,10 @@ def divide(measured: Measured, plan: Plan) -> MemoryEstimate:
         head=0 if plan.imitates else _head_bytes(measured.skeleton, plan.tokens, sizes),
         exchange=exchange,
     )
+    if not measured.margin_bytes:
+        return training
+    before = training.weights + measured.margin_bytes + training.working + training.head
+    return dataclasses.replace(training, margin=max(0, before - training.total))
 
 
 def _part(total: int, processes: int) -> int:

@@ -41,16 +41,19 @@ class ReferenceCache:
     that is killed between the two leaves nothing that looks broken.
     """
 
-    def __init__(self, root: str | Path, model_key: str, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, root: str | Path, model_key: str, facts: Mapping[str, Any] | None = None, *, read_only: bool = False
+    ) -> None:
         self.folder = Path(root) / model_key
         self._model_key = model_key
         self._facts = dict(facts or {})
+        self._read_only = read_only
 
     def find(self, keys: Sequence[bytes]) -> Logps:
         """Return the log-probs of these rows, (K, 2): chosen and rejected; NaN for a row that is not here.
 
-        A shard that is torn, changed, without a manifest or of another model is set aside under `.bad` and named in one
-        warning; its rows count as not here.
+        A shard that is torn, changed, without a manifest or of another model is set aside under `.bad` (but in a
+        read-only cache) and named in one warning; its rows count as not here.
         """
         found = np.full((len(keys), 2), np.nan)
         places = {key: place for place, key in enumerate(keys)}
@@ -63,7 +66,8 @@ class ReferenceCache:
             except (OSError, ValueError) as error:
                 bad.append(f"{path.name} ({error})")
                 with suppress(OSError):
-                    path.replace(path.with_suffix(".bad"))
+                    if not self._read_only:
+                        path.replace(path.with_suffix(".bad"))
                 continue
             values = np.stack([table[name].to_numpy() for name in _SCHEMA.names[1:]], axis=1)
             wanted = [(places[key], row) for row, key in enumerate(table["row_key"].to_pylist()) if key in places]
@@ -72,9 +76,10 @@ class ReferenceCache:
                 found[here] = values[there]
         if bad:
             logger.warning(
-                "reference cache: %d of the files in %s cannot be trusted; their rows are computed again: %s",
+                "reference cache: %d of the files in %s cannot be trusted; their rows %s computed again: %s",
                 len(bad),
                 self.folder,
+                "would be" if self._read_only else "are",
                 "; ".join(bad),
             )
         return found
@@ -99,6 +104,7 @@ class ReferenceCache:
 
     def write(self, keys: Sequence[bytes], logps: Logps) -> None:
         """Add rows as one shard: `logps` (K, 2), chosen and rejected. Raises `OSError` where it cannot be written."""
+        assert not self._read_only
         if not len(keys):
             return
         columns = [pa.array(list(keys), _SCHEMA.types[0]), pa.array(logps[:, 0]), pa.array(logps[:, 1])]

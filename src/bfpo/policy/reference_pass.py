@@ -171,7 +171,8 @@ class ReferencePass:
 
     `model` as it is now, with its adapter off, is the reference. `cache` is the root folder of the cache, or `None`.
     Pairs of the same tokens, in one list or several, are one row. `mixed_precision` names the computation, as
-    accelerate does; the caller puts `run` under the autocast it stands for. With several processes the first one reads
+    accelerate does; the caller puts `run` under the autocast it stands for. `read_only`: for `preview` alone, which
+    leaves a broken cache as it is. With several processes the first one reads
     and writes the cache, so only its folder counts, and every process must call what the others call.
     """
 
@@ -184,8 +185,10 @@ class ReferencePass:
         mixed_precision: str = "no",
         process_index: int = 0,
         num_processes: int = 1,
+        read_only: bool = False,
     ) -> None:
         self._model = model
+        self._read_only = read_only
         self._pair_lists = pair_lists
         self._process = (process_index, num_processes)
         self._is_first = process_index == 0
@@ -205,7 +208,7 @@ class ReferencePass:
             logger.info("reference: computed without the cache: %s", error)
             return None
         facts = {**_describe_model(self._model), "mixed_precision": mixed_precision, "versions": describe_versions()}
-        return ReferenceCache(cache, self._key, facts)
+        return ReferenceCache(cache, self._key, facts, read_only=self._read_only)
 
     def _from_first(self, value: Any) -> Any:
         if self._process[1] == 1:

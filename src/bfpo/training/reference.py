@@ -62,6 +62,7 @@ def preview(config: ReferenceConfig) -> list[str]:
         pair_lists,
         cache=reference_cache(config),
         mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
+        read_only=True,
     ).preview()
     place = f"cache: {found.cache}" if found.cache else "no cache for this model (see the log)"
     return [*lines, f"{place}: {found.num_rows} rows, {found.num_reused} there, {found.num_computed} to compute"]

@@ -107,7 +107,7 @@ def common_arguments(
     `per_step` and `micro` count rows per optimizer step over all processes and per batch of one; `None`: a batch is the
     process' share of the step. Raises `ConfigError` where the processes cannot share a step evenly.
     """
-    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    processes = _num_processes()
     if per_step % ((micro or 1) * processes):
         of_how_many = "" if micro is None else f" of {micro} {unit} per forward pass"
         raise ConfigError(
@@ -197,11 +197,13 @@ def _where_to_go_on(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
     """Return the last whole checkpoint of a resumed run, and say where it goes on; half ones are removed."""
     folder.kept = "no checkpoint was written yet, so the run would start again"
     if not folder.resumed:
+        folder.add_facts(processes=_num_processes())
         return None
     checkpoint = last_whole_checkpoint(folder.path / CHECKPOINTS)
     if checkpoint is not None:
         _tell_kept(folder, checkpoint[1]["global_step"])
     if folder.is_writer:
+        _tell_processes(folder, checkpoint is not None)
         for half in half_checkpoints(folder.path / CHECKPOINTS):
             logger.info("%s: was not written to its end; removed", half)
             shutil.rmtree(half, ignore_errors=True)
@@ -210,6 +212,27 @@ def _where_to_go_on(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
         else:
             logger.info("going on from step %d", checkpoint[1]["global_step"])
     return checkpoint
+
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _tell_processes(folder: RunFolder, goes_on: bool) -> None:
+    """Warn where a run goes on with another number of processes, and write how many there are now."""
+    now = _num_processes()
+    before = folder.record.get("processes", now)
+    if goes_on and before != now:
+        logger.warning(
+            "this run had %d process%s and goes on with %d: every step still has as many rows, but a process has "
+            "another share of them and other random numbers, and sums are rounded in another order, so the run will "
+            "not end as if it had never stopped; for that resume with %d",
+            before,
+            "es" * (before > 1),
+            now,
+            before,
+        )
+    folder.add_facts(processes=now)
 
 
 def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
