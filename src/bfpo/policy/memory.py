@@ -76,7 +76,8 @@ class MemoryEstimate:
     `working`: what comes and goes within a pass. `head`: a chunk of logits with its softmax, and the gradient of the
     hidden states (a frozen head stores it in the forward pass), as if every token were one of a completion. `exchange`:
     buckets of gradients (several processes, not sharded) or weights gathered for the block at work and the next one
-    (sharded). `margin`: what the pass of the margin model, before training, needs beyond all of these.
+    (sharded). `margin`: what the pass of the margin model, before training, needs beyond all of these; its working
+    space is taken to be that of the model which trains, from whose start it was trained.
     """
 
     weights: int

@@ -26,11 +26,11 @@ def check_source(what: str, model: str | Path, *, revision: str | None = None) -
         raise ModelError(f"{what}: {str(model)!r}: {problem}")
     try:
         _ask_hub(str(model), revision)
-    except _NotThereError as problem:
+    except _NotThereError as error:
         raise ModelError(
-            f"{what}: {str(model)!r} is no folder here, and {problem}; allowed: a folder or hub id of a model with "
+            f"{what}: {str(model)!r} is no folder here, and {error}; allowed: a folder or hub id of a model with "
             "safetensors weights and its tokenizer"
-        ) from problem.__cause__
+        ) from error.__cause__
 
 
 class _NotThereError(Exception):
