@@ -87,8 +87,20 @@ def preview_suites(config: EvaluateConfig) -> list[str]:
     for suite in suites:
         judge = judge_of(config, suite)
         by = "" if judge is None else f", judged by {judge.title}"
-        lines.append(f"{suite.name}: {suite.title} ({suite.kind}, licence {suite.licence}){by}")
+        lines.append(f"{suite.name}: {suite.title} ({suite.kind}, licence {suite.licence}){by}; {_from(config, suite)}")
     return lines
+
+
+def _from(config: EvaluateConfig, suite: Suite) -> str:
+    """Say where a suite's prompts or documents would come from."""
+    assert config.suites is not None
+    if suite.source.world is not None:
+        return "made here"
+    if files := local_files(suite, config.suites.folders):
+        return f"from {', '.join(file.name for file in files)}"
+    if suite.kind == "inspect":
+        return "from where its task has them"
+    return "skipped: no file here" if suite.source.hub is None else f"from the hub, {suite.source.hub}"
 
 
 # ------------------------------------------------------------------------------------------------ the steps
