@@ -330,7 +330,10 @@ def test_bad_suites_and_settings_say_what_to_do(root: Path, tmp_path: Path) -> N
             load_config(EvaluateConfig, overrides=settings)
     with pytest.raises(DataError, match="no such folder"):
         run_stage("evaluate", config(root, use=["xstest"], folders=[str(tmp_path / "none")]), tmp_path / "run")
-    assert "xstest: XSTest (generative" in preview_stage("evaluate", config(root, use=["xstest"]))
+    shown = preview_stage("evaluate", config(root, use=["demo", "xstest", str(root / "mine.yaml")]))
+    assert "xstest: XSTest (generative, licence CC-BY-4.0); from the hub, walledai/XSTest" in shown
+    assert "judged by oracle; from mine.jsonl" in shown
+    assert "judged by oracle; made here" in shown
 
 
 def test_local_files_of_the_suites_are_read_whole(shared_data: Path) -> None:

@@ -188,7 +188,8 @@ def test_it_takes_the_config_of_training_and_keeps_what_it_reads(files: Path) ->
             "chat_template",
             "max_length",
         ),
-        *("max_completion_length", "seed", "threads", "reference_cache", "attention", "max_tokens_per_microbatch"),
+        *("max_completion_length", "seed", "threads", "reference_cache", "token_cache", "attention"),
+        "max_tokens_per_microbatch",
     }
     with pytest.raises(ConfigError, match="does not read the cache that this command fills"):
         load_config(ReferenceConfig, config_file, ["reference=swap"])
