@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from bfpo.config import EvaluateConfig
-from bfpo.errors import ConfigError
+from bfpo.errors import ConfigError, DataError
 from bfpo.evaluation.report_data import MethodResult, ReportData
 from bfpo.evaluation.report_data import Suite as ReportSuite
 from bfpo.evaluation.suite_table import suite_columns, suite_mean
@@ -159,7 +159,8 @@ def test_a_metric_that_is_no_mean_has_no_interval(root: Path, tmp_path: Path, in
 
 def test_nothing_scored_is_never_a_rate(root: Path, tmp_path: Path, inspect: StandIn) -> None:
     inspect.answer = lambda model: log_of([float("nan")] * 2, 0.0, 0)
-    run_stage("evaluate", config(root, tmp_path), tmp_path / "run")
+    with pytest.raises(DataError, match="nothing was scored"):
+        run_stage("evaluate", config(root, tmp_path), tmp_path / "run")
     assert [(s["value"], s["num"], s["unscored"]) for s in result(tmp_path / "run")["scores"]] == [(None, 0, 2)] * 2
 
 
@@ -177,7 +178,8 @@ def test_what_cannot_be_had_is_skipped(
     root: Path, tmp_path: Path, inspect: StandIn, suite: dict[str, Any], log: Any, reason: str
 ) -> None:
     inspect.answer = lambda model: log
-    run_stage("evaluate", config(root, tmp_path, SUITE | suite), tmp_path / "run")
+    with pytest.raises(DataError, match="nothing was scored"):
+        run_stage("evaluate", config(root, tmp_path, SUITE | suite), tmp_path / "run")
     found = result(tmp_path / "run")
     assert found["suites"][0]["status"] == "skipped"
     with pytest.raises(AssertionError, match=reason):
@@ -187,7 +189,8 @@ def test_what_cannot_be_had_is_skipped(
 
 def test_without_the_package_the_extra_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
-    run_stage("evaluate", config(root, tmp_path), tmp_path / "run")
+    with pytest.raises(DataError, match="nothing was scored"):
+        run_stage("evaluate", config(root, tmp_path), tmp_path / "run")
     assert "pip install 'bfpo[inspect]'" in result(tmp_path / "run")["suites"][0]["reason"]
 
 

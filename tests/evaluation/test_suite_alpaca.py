@@ -12,7 +12,7 @@ import pytest
 
 from bfpo.config import EvaluateConfig
 from bfpo.config.load import load_config
-from bfpo.errors import ConfigError
+from bfpo.errors import ConfigError, DataError
 from bfpo.policy.load import save_policy
 from bfpo.stages import run_stage
 from support.fault_server import FaultServer
@@ -128,20 +128,24 @@ def test_what_cannot_run_is_skipped_with_the_reason(root: Path, tmp_path: Path) 
             (str(tmp_path / "none"), "cannot be run"),
         )
     ):
-        run_stage("evaluate", config(root, python), tmp_path / f"run-{number}")
+        with pytest.raises(DataError, match="nothing was scored"):
+            run_stage("evaluate", config(root, python), tmp_path / f"run-{number}")
         assert reason in result(tmp_path / f"run-{number}")["suites"][0]["reason"]
-    run_stage("evaluate", config(root, stand_in(tmp_path, fails=True)), tmp_path / "fails")
+    with pytest.raises(DataError, match="nothing was scored"):
+        run_stage("evaluate", config(root, stand_in(tmp_path, fails=True)), tmp_path / "fails")
     found = result(tmp_path / "fails")
     assert found["scores"] == []
     assert "alpaca_eval failed: openai.AuthenticationError: no such key" in found["suites"][0]["reason"]
     beside = {"ranker": "oracle", "baseline": "one"}
-    run_stage("evaluate", config(root, stand_in(tmp_path, fails=True), **beside), tmp_path / "beside")
+    with pytest.raises(DataError, match="nothing was scored"):
+        run_stage("evaluate", config(root, stand_in(tmp_path, fails=True), **beside), tmp_path / "beside")
     found = result(tmp_path / "beside")
     assert [score["metric"] for score in found["scores"]] == ["winrate[oracle]", "lc_winrate[oracle]"]
     assert "no such key" in found["warnings"][0]
     asked_for_none = config(root, None).resolved()
     asked_for_none["suites"]["alpaca_eval"] = None
-    run_stage("evaluate", EvaluateConfig.model_validate(asked_for_none), tmp_path / "nobody")
+    with pytest.raises(DataError, match="nothing was scored"):
+        run_stage("evaluate", EvaluateConfig.model_validate(asked_for_none), tmp_path / "nobody")
     assert "or suites.alpaca_eval" in result(tmp_path / "nobody")["suites"][0]["reason"]
 
 

@@ -20,7 +20,7 @@ from bfpo.cli import app
 from bfpo.config import AlignConfig, PrepareConfig
 from bfpo.data.load import load_completions, load_pairs
 from bfpo.data.sources import SOURCES, ResolvedSource
-from bfpo.errors import BfpoError, DataError
+from bfpo.errors import BfpoError, ConfigError, DataError
 from bfpo.preparation import shards, write
 from bfpo.runs import RunFolder
 from bfpo.stages import preview_stage
@@ -191,7 +191,7 @@ def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path) -> None:
     )  # fmt: skip
     lengths = out.read_json("data.json")["streams"]["main"]["lengths"]["safe-safe"]["chosen"]
     assert lengths["tokens"] == lengths["chars"]
-    with pytest.raises(DataError, match="tokenizer takes a tokenizer"):
+    with pytest.raises(ConfigError, match=r"tokenizer: got .* no such folder"):
         prepare(tmp_path / "none", [source(tmp_path / "a.jsonl", [row(1)])], tokenizer=str(tmp_path / "no"))
 
 

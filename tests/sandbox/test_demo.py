@@ -96,7 +96,7 @@ def test_the_full_form_compares_every_method(tmp_path):
 
 def test_a_chain_that_fails_is_named_with_its_log(tmp_path):
     chain = plan_seed(DemoConfig.model_validate(SMALL), tmp_path, 0)[0]  # there is no data under this folder
-    with pytest.raises(RunError, match=r"seed 0 start: .*sft\.jsonl") as caught:
+    with pytest.raises(RunError, match=r"seed 0 start: .*no such folder") as caught:
         run_chains([chain], 1, tmp_path / "logs")
     assert str(tmp_path / "logs" / "0-start.log") in str(caught.value)
 

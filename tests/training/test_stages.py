@@ -237,9 +237,9 @@ def test_preview_tells_counts_and_parameters_and_writes_nothing(data: Path) -> N
     ("settings", "kind", "words"),
     [
         ({"trainable": ["*.gate.weight"]}, ModelError, "close names"),
-        ({"model": "missing"}, ModelError, "'missing' cannot be loaded"),
+        ({"model": "missing"}, ModelError, "'missing' is no folder here, and the hub cannot be reached"),
         ({"data": {"files": "missing.jsonl"}}, (DataError, RunError), "missing.jsonl"),
-        ({"chat_template": "missing.jinja"}, ConfigError, "chat_template: missing.jinja cannot be read"),
+        ({"chat_template": "missing.jinja"}, ConfigError, "chat_template: got .*missing.jinja.*no such file"),
     ],
 )
 def test_bad_input(data: Path, settings: dict[str, Any], kind: Any, words: str) -> None:

@@ -14,7 +14,7 @@ __all__ = ["Run", "find_runs", "model_name", "resolve", "shown_path", "shown_roo
 
 # Folders of a run that hold no run of their own and may hold very many files.
 _PASSED_OVER = frozenset({"checkpoints", "figures", "logs", "model", "reference", "tokens", "tokenizer"})
-_STEPS = frozenset({"model", "train", "sft", "checkpoints", "scores", "answers", "evaluate", "generate", "policy"})
+_STEPS = frozenset({"model", "train", "checkpoints", "scores", "answers", "evaluate", "generate", "policy"})
 _MAX_DEPTH = 5
 
 

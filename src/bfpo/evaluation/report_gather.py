@@ -27,7 +27,7 @@ from bfpo.evaluation.report_experiments import (
     split_experiments,
 )
 from bfpo.evaluation.report_folders import Run, find_runs, model_name, shown_path
-from bfpo.evaluation.report_models import AnswerKey, Model, add_scores, model_of, with_basis
+from bfpo.evaluation.report_models import AnswerKey, Model, add_margins, add_scores, inside_suites, model_of, with_basis
 from bfpo.evaluation.report_notes import absent_parts, notes_of, problems_of
 from bfpo.evaluation.report_parts import (
     agreement_of,
@@ -67,6 +67,9 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
             )
         return replace(finished, runs=finished.runs or [record_of(run, roots) for run in runs])
     others, experiments, inside = split_experiments(runs, roots)
+    parts = inside_suites(others)
+    within = [run for inner in parts.values() for run in inner]
+    others = [run for run in others if run not in within]
     shown = {run: shown_path(run.path, roots) for run in runs}
     models: dict[str, Model] = {}
     suites: dict[str, Suite] = {}
@@ -74,6 +77,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
     for run in others:
         if run.stage == "evaluate":
             add_scores(run, models, suites, comparisons)
+            add_margins(run.path, parts.get(run.path, ()), models)
     for run in others:
         if run.stage in _CURVE_STAGES:
             _add_training(run, models, of_methods=run.stage == "train")
@@ -88,10 +92,10 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         raise DataError(f"--main: got {main!r}; allowed for the page of a comparison of methods: {COMPARE_MAIN}")
     found_agreement = [agreement_of(run, shown[run]) for run in others if run.stage in ("judge-check", "label")]
     cards = [data_card_of(run, shown[run]) for run in others if run.stage == "prepare"]
-    listed = [run for run in runs if run in others or run in experiments or _in_progress(run, experiments)]
+    listed = [run for run in runs if run in [*others, *within, *experiments] or _in_progress(run, experiments)]
     data = ReportData(
         title=title,
-        setting=f"from {len(runs)} run{'s' if len(runs) > 1 else ''}: {_counts(run.stage for run in runs)}",
+        setting=_setting([run for run in runs if run not in within]),
         methods=sorted(map(with_basis, models.values()), key=lambda method: ROLES.index(method.role)),
         samples=_samples(models),
         samples_note="Every judged answer that the runs hold.",
@@ -256,6 +260,10 @@ def _unlike(models: dict[str, Model]) -> Iterator[str]:
     if len({frozenset(prompts) for prompts in asked.values()}) > 1:
         how_many = "; ".join(f"{name} {len(prompts)}" for name, prompts in asked.items())
         yield f"The models were not asked the same prompts ({how_many}): compare only what both answered."
+
+
+def _setting(runs: Sequence[Run]) -> str:
+    return f"from {len(runs)} run{'s' if len(runs) > 1 else ''}: {_counts(run.stage for run in runs)}"
 
 
 def _counts(names: Any) -> str:

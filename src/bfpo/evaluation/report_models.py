@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,17 @@ from bfpo.evaluation.report_parts import number, scores_of, text, verdict_of
 from bfpo.evaluation.scores import METRICS, Judged
 from bfpo.schema import Message, Verdict
 
-__all__ = ["HOME_METRICS", "AnswerKey", "Model", "add_scores", "is_object", "model_of", "with_basis"]
+__all__ = [
+    "HOME_METRICS",
+    "AnswerKey",
+    "Model",
+    "add_margins",
+    "add_scores",
+    "inside_suites",
+    "is_object",
+    "model_of",
+    "with_basis",
+]
 
 AnswerKey = tuple[str, str, str]  # suite, id, completion number among those of one id
 
@@ -77,6 +87,20 @@ def add_scores(
     for name, model in models.items():
         rows = [row for row in run.rows("accuracy.jsonl") if row.get("model", name) == name]
         model.margin_rows = model.margin_rows or rows
+
+
+def inside_suites(runs: Sequence[Run]) -> dict[Path, list[Run]]:
+    """Return the runs that a run over suites made for itself, by its path: their models are rows of it already."""
+    tops = [run for run in runs if run.stage == "evaluate" and isinstance(run.json("scores.json").get("models"), list)]
+    return {top.path: [run for run in runs if top.path in run.path.parents] for top in tops}
+
+
+def add_margins(top: Path, inner: Iterable[Run], models: dict[str, Model]) -> None:
+    """Add the margins on pairs that a run over suites measured of its models, in `models/NAME/accuracy`."""
+    for run in inner:
+        name = run.path.relative_to(top).parts[1] if len(run.path.relative_to(top).parts) > 1 else ""
+        if run.stage == "evaluate" and name in models:
+            models[name].margin_rows = models[name].margin_rows or run.rows("accuracy.jsonl")
 
 
 def _settle_home(model: Model, suites: Mapping[str, Suite]) -> None:
