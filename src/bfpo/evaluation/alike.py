@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bfpo.evaluation.report_data import Basis, MethodResult, ReportData
-from bfpo.evaluation.suite_table import AXIS_GROUPS, suite_columns
+from bfpo.evaluation.suite_table import axis_groups, suite_columns
 
 __all__ = ["basis_of", "groups_alike", "judged_alike", "ranked_together", "who_judged"]
 
@@ -14,8 +14,9 @@ def basis_of(data: ReportData, method: MethodResult, metric: str) -> list[Basis]
     """Return what a score of the table or of the headline figure rests on; empty where that is not known."""
     if method.home is not None:
         return [method.basis[method.home]] if method.home in method.basis else []
-    group = AXIS_GROUPS.get(metric)
-    names = [column.suite.name for column in suite_columns(data) if column.group == group]
+    columns = suite_columns(data)
+    group = axis_groups(columns).get(metric)
+    names = [column.suite.name for column in columns if column.group == group]
     return [method.basis[name] for name in names if name in method.basis]
 
 

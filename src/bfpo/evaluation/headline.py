@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bfpo.evaluation.alike import basis_of, groups_alike, judged_alike, ranked_together, who_judged
 from bfpo.evaluation.experiment_sentences import experiment_headline, experiment_lines
 from bfpo.evaluation.report_data import MethodResult, ReportData
+from bfpo.evaluation.suite_sentences import suite_lines
 from bfpo.evaluation.wording import listed, percent, points, with_interval
 from bfpo.schema import Score
 
@@ -38,14 +39,23 @@ def headline(data: ReportData) -> Headline:
         return Headline(experiment_headline(data.experiments[0]), False, [*_experiments(data), *data.notes])
     if main is None:
         return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *data.notes])
+    details = [*suite_lines(data), *data.notes]
     score = main.score(METRIC)
     if score is None and any(main.value(metric) is not None for metric in _AXES):
-        return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *data.notes])
+        return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *details])
     if score is None:
-        text = f"{main.title} was not measured, so nothing can be said about it."
-        return Headline(text, False, [*_limits(data), *data.notes])
+        return Headline(_only_pairs(main), False, [*_limits(data), *details])
     sentence, wins = _claim(data, main, score)
-    return Headline(sentence, wins, [*_facts(data, main), *_limits(data), *data.notes])
+    return Headline(sentence, wins, [*_facts(data, main), *_limits(data), *details])
+
+
+def _only_pairs(main: MethodResult) -> str:
+    """Say what is known of a model none of whose answers were judged."""
+    accuracy = main.score("accuracy")
+    if accuracy is None:
+        return f"{main.title} was not measured, so nothing can be said about it."
+    share = f"{with_interval(accuracy)} of held-out pairs"
+    return f"{main.title} orders {share} as their labels ask; no answer of it was judged."
 
 
 def _overview(data: ReportData) -> str:

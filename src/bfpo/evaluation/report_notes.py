@@ -13,6 +13,8 @@ from bfpo.evaluation.report_parts import text
 
 __all__ = ["absent_parts", "notes_of", "problems_of"]
 
+_NAMED = 4  # skipped suites that the top of the page names one by one
+
 
 def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[Path, Sequence[Run]]) -> Iterator[str]:
     """Yield what the page does not show because no run says it, and the runs that did not end well.
@@ -51,7 +53,9 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
     if labelling & evaluating:
         yield "The judge that labelled the training data also judged the answers: its errors favour the model."
     skipped = [suite.title or suite.name for suite in suites.values() if suite.status == "skipped"]
-    if skipped:
+    if len(skipped) > _NAMED:
+        yield f"{len(skipped)} of {len(suites)} suites were skipped and are in no mean; the reasons stand below."
+    elif skipped:
         yield f"Skipped, and in no mean: {'; '.join(skipped)}."
 
 

@@ -12,6 +12,7 @@ from bfpo.evaluation.experiment_view import is_the_table
 from bfpo.evaluation.pareto_names import front_of
 from bfpo.evaluation.published import PUBLISHED, PUBLISHED_NOTE
 from bfpo.evaluation.report_data import MethodResult, ReportData
+from bfpo.evaluation.suite_sentences import metric_title
 from bfpo.evaluation.suite_table import GROUPS, SuiteColumn, suite_columns, suite_mean
 from bfpo.evaluation.wording import percent, points
 from bfpo.schema import Score
@@ -37,7 +38,7 @@ def section_view(data: ReportData) -> dict[str, Any]:
             for s in data.suites
             if s.status == "scored"
         ],
-        "suite_comparisons": [_comparison(item) for item in data.suite_comparisons],
+        "suite_comparisons": [_comparison(data, item) for item in data.suite_comparisons],
         "published": [(row.model, f"{row.helpfulness:g}", f"{row.harmlessness:g}") for row in PUBLISHED],
         "published_note": PUBLISHED_NOTE,
         "agreement": [
@@ -64,7 +65,7 @@ def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, 
         names = [column.suite.title or column.suite.name for column in wanted]
         yield {
             "title": title,
-            "columns": [f"{name} ({column.metric})" for name, column in zip(names, wanted, strict=True)],
+            "columns": [f"{name} ({metric_title(column.metric)})" for name, column in zip(names, wanted, strict=True)],
             "mean_of": "There is no mean: they count different things."
             if group == "inspect"
             else f"The mean is over {len(wanted)} suite{'s' if len(wanted) > 1 else ''}, each with the same "
@@ -119,11 +120,11 @@ def _interval(score: Score) -> str:
     return f"{score.low:.3g} to {score.high:.3g}"
 
 
-def _comparison(item: Any) -> list[str]:
+def _comparison(data: ReportData, item: Any) -> list[str]:
     bounds = "no interval" if item.low is None or item.high is None else f"{points(item.low)} to {points(item.high)}"
     return [
-        item.suite,
-        item.metric,
+        next((suite.title for suite in data.suites if suite.name == item.suite and suite.title), item.suite),
+        metric_title(item.metric),
         f"{item.first} minus {item.second}",
         "not measured" if item.difference is None else points(item.difference),
         bounds,

@@ -28,6 +28,8 @@ TABLE_METRICS = (
     "over_refusal_borderline",
     "well_formed",
 )
+# What answers alone can give; the means of suites have the other.
+_OWN_METRICS = tuple(metric for metric in TABLE_METRICS if metric != "harmless_harmful")
 ACCURACY_METRICS = ("accuracy", *(f"accuracy_{cell.replace('-', '_')}" for cell in CELLS))
 _ACCURACY_TITLES = ("all pairs", *(cell.replace("-", " over ") for cell in CELLS))
 
@@ -41,12 +43,11 @@ def page_view(data: ReportData) -> dict[str, Any]:
         "homes": _homes(data),
         "ranked": all(ranked_together(data, [metric]) for metric in TABLE_METRICS),
         "is_mean": bool(data.suites) and not _homes(data) and any(m.value("harmless_harmful") for m in data.methods),
-        "tiles": [_tile(data, metric) for metric in TABLE_METRICS if metric != "over_refusal_benign"]
-        if data.main
-        else [],
+        "tiles": _tiles(data),
         "gates": [_gate(gate) for gate in data.gates],
         "columns": [METRICS[metric].title for metric in TABLE_METRICS],
         "rows": _rows(data, TABLE_METRICS, data.methods),
+        "by_suites": bool(data.suites) and not any(m.score(name) for m in data.methods for name in _OWN_METRICS),
         "differences": _differences(data),
         "accuracy_columns": _ACCURACY_TITLES,
         "accuracy_rows": _rows(data, ACCURACY_METRICS, [method for method in data.methods if method.accuracy]),
@@ -132,6 +133,12 @@ def _best(data: ReportData, metric: str) -> set[str]:
     lower = metric in METRICS and not METRICS[metric].higher_is_better
     top = min(values.values()) if lower else max(values.values())
     return {name for name, value in values.items() if value == top}
+
+
+def _tiles(data: ReportData) -> list[dict[str, Any]]:
+    """Return the measures of the page's model that it has; none where there is no such model."""
+    shown = [metric for metric in TABLE_METRICS if metric != "over_refusal_benign"]
+    return [_tile(data, metric) for metric in shown if data.main is not None and data.main.score(metric) is not None]
 
 
 def _tile(data: ReportData, metric: str) -> dict[str, Any]:

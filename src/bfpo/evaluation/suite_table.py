@@ -9,7 +9,7 @@ from bfpo.evaluation.report_data import MethodResult, ReportData, Suite
 from bfpo.evaluation.stats import Interval, mean_interval
 from bfpo.schema import Score
 
-__all__ = ["AXIS_GROUPS", "GROUPS", "SuiteColumn", "suite_columns", "suite_mean", "with_suite_means"]
+__all__ = ["GROUPS", "SuiteColumn", "axis_groups", "suite_columns", "suite_mean", "with_suite_means"]
 
 GROUPS = {
     "discriminative": "Discriminative: accuracy",
@@ -18,8 +18,7 @@ GROUPS = {
     "over-refusal": "Over-refusal (lower is better)",
     "inspect": "Tasks of inspect-ai, each by its own metric",
 }
-AXIS_GROUPS = {"helpfulness": "helpfulness", "harmless_harmful": "generative"}
-"""Axes of the headline figure -> the group whose mean stands there where no suite measures both itself."""
+_NOT_REFUSED = "over-refusal"  # stands for helpfulness where no suite measures that: prompts that are not refused
 
 _HELPFUL = ("winrate", "helpful", "ifeval", "score")
 # Beside every harmless rate, but never the figure of a suite.
@@ -77,27 +76,47 @@ def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str)
     return mean_interval([Interval(s.value, s.low, s.high, s.num) for s in known], asked)
 
 
+def axis_groups(columns: Sequence[SuiteColumn]) -> dict[str, str]:
+    """Return the axes of the headline figure -> the group whose mean stands there where no suite measures both itself.
+
+    Without a suite of helpfulness the harmless prompts that are not refused take its place, where a suite counts them.
+    """
+    groups = {column.group for column in columns}
+    across = _NOT_REFUSED if "helpfulness" not in groups and _NOT_REFUSED in groups else "helpfulness"
+    return {"helpfulness": across, "harmless_harmful": "generative"}
+
+
 def with_suite_means(data: ReportData) -> ReportData:
     """Return the data with the means of the suites as the axes of the headline figure, where it has no others.
 
     A model whose row of the table is that of one suite gets none: the means of others do not belong into it.
     """
     columns = suite_columns(data)
+    axes = axis_groups(columns)
     if (
         not columns
         or any(method.home is not None for method in data.methods)
-        or any(method.score(metric) for method in data.methods for metric in AXIS_GROUPS)
+        or any(method.score(metric) for method in data.methods for metric in axes)
     ):
         return data
     methods = []
     for method in data.methods:
-        means = {metric: suite_mean(method, columns, group) for metric, group in AXIS_GROUPS.items()}
+        means = {metric: _on_axis(suite_mean(method, columns, group), group) for metric, group in axes.items()}
         found = [
             Score(metric, mean.value, mean.low, mean.high, mean.num)
             for metric, mean in means.items()
             if mean.value is not None
         ]
         methods.append(replace(method, scores=[*method.scores, *found]))
+    across = "harmless prompts not refused" if axes["helpfulness"] == _NOT_REFUSED else "helpfulness"
     return replace(
-        data, methods=methods, x_title="helpfulness, mean of the suites", y_title="harmless share, mean of the suites"
+        data, methods=methods, x_title=f"{across}, mean of the suites", y_title="harmless share, mean of the suites"
     )
+
+
+def _on_axis(mean: Interval, group: str) -> Interval:
+    """Return the mean such that more is better."""
+    if group != _NOT_REFUSED or mean.value is None:
+        return mean
+    low, high = (None if bound is None else 1 - bound for bound in (mean.high, mean.low))
+    return Interval(1 - mean.value, low, high, mean.num)
