@@ -17,7 +17,7 @@ from run_folders import score, write_run
 
 
 def row(suite: str, first: str, second: str, difference: float, p_holm: float) -> SuiteComparison:
-    low, high = difference - 0.1, difference + 0.1
+    bounds = difference - 0.1, difference + 0.1
     return SuiteComparison(
         suite, "harmless", first, second, difference, *bounds, p_holm / 2, p_holm, "exact McNemar", 50
     )
@@ -71,15 +71,7 @@ def test_the_runs_inside_a_run_over_suites_are_parts_of_its_models(tmp_path: Pat
         "comparisons": [],
     }
     top = write_run(tmp_path / "scores", "evaluate", {}, scores__json=content)
-    pair = {
-        "pair_id": "p",
-        "cell": "safe-safe",
-        "margin": 0.5,
-        "target": 1.0,
-        "beta": 1.0,
-        "prompt": "q",
-        "right": True,
-    }
+    pair = {"pair_id": "p", "cell": "safe-safe", "margin": 0.5, "target": 1.0, "beta_margin": 0.5, "right": True}
     for name in ("bfpo", "sft"):
         where = top / "models" / name / "accuracy"
         write_run(

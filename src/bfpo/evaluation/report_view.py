@@ -150,8 +150,9 @@ def _tile(data: ReportData, metric: str) -> dict[str, Any]:
     lack = "no baseline judged alike" if len(alike) < len(data.baselines) else "no baseline measured"
     against = lack if value is None else f"best baseline {percent(value, 1)} ({title})"
     better = "" if METRICS[metric].higher_is_better else " (lower is better)"
+    title_here = data.y_title if metric == "harmless_harmful" and data.main.home is None else METRICS[metric].title
     return {
-        "name": f"{data.main.title}: {METRICS[metric].title}{better}",
+        "name": f"{data.main.title}: {title_here}{better}",
         "cell": cell_of(data.main.score(metric)),
         "against": against,
     }
