@@ -62,6 +62,7 @@ def test_against_itself_a_half_and_turned_round_the_rest(root: Path) -> None:
         assert of_two["one", metric]["value"] == pytest.approx(1 - of_one["two", metric]["value"], abs=1e-6)
         assert of_two["one", metric] == of_two["again", metric] | {"model": "one"}
         assert (of_one["two", metric]["num"], of_one["two", metric]["unscored"]) == (32, 0)
+    assert abs(of_one["two", controlled]["value"] - of_one["two", plain]["value"]) > 1e-3  # their lengths differ
     rows = json.loads((root / "of-one" / "scores.json").read_text())["comparisons"]
     assert [(row["metric"], row["first"], row["second"], row["num"]) for row in rows] == [(plain, "again", "two", 32)]
     assert rows[0]["difference"] == pytest.approx(0.5 - of_one["two", plain]["value"])
