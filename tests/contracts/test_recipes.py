@@ -20,6 +20,7 @@ STAGE_OF = {
     "gptfuzz": "judge-check",
     "xstest": "judge-check",
     "real": "redteam",
+    "offline": "evaluate",
 }
 CONFIGS = sorted([*OURS, *ROOT.glob("examples/**/*.yaml")])
 
