@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from benchmarks.summary import Arm, Spread, point_spread, spread, throughput_arms
 from benchmarks.tables import peak_mib, scaling_points, seconds_per_step
-from bfpo.evaluation.figures.style import INK, METHOD_COLOURS, MUTED, figure_style
+from bfpo.plots.style import INK, METHOD_COLOURS, MUTED, figure_style
 
 __all__ = ["performance_figure"]
 

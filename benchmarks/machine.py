@@ -11,7 +11,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from bfpo.provenance import describe_checkout, describe_platform, describe_versions
+from bfpo.core.provenance import describe_checkout, describe_platform, describe_versions
 
 __all__ = ["best_matrix_rate", "describe_machine", "peak_rss", "reset_peak", "rss", "software"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, software
-from bfpo.errors import BfpoError, RunError
-from bfpo.files import write_text_whole
+from bfpo.core.errors import BfpoError, RunError
+from bfpo.core.files import write_text_whole
 
 __all__ = ["ROOT", "in_process", "program", "read_results", "result_file", "worker", "write_results"]
 

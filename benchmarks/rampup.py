@@ -22,7 +22,7 @@ from benchmarks.options import add_common_options, integers, thread_count
 from benchmarks.process import QUIET, ROOT, in_process, program, write_results
 from benchmarks.rampup_parts import dry_run_files
 from benchmarks.tables import show_tables
-from bfpo.errors import RunError
+from bfpo.core.errors import RunError
 
 PARTS = ("read", "read and tokenize", "prepare", "reference pass")
 

@@ -14,8 +14,8 @@ import numpy as np
 from benchmarks.machine import peak_rss, reset_peak, rss
 from benchmarks.process import worker
 from benchmarks.workload import MODELS, make_model, make_pairs, make_tokenizer
+from bfpo.core.files import write_text_whole
 from bfpo.data.tokenize import TokenPair
-from bfpo.files import write_text_whole
 
 SHAPE = MODELS["XS"]
 WORDS_PER_FIELD = 40
@@ -96,11 +96,11 @@ def reference_pass(rows: int, folder: str) -> Callable[[], Any]:
 
 def measure(values: dict[str, Any]) -> dict[str, Any]:
     """Return seconds and bytes above what was resident before the part began."""
+    import bfpo.commands.prepare
     import bfpo.data.load
     import bfpo.data.store
     import bfpo.data.tokenize
-    import bfpo.evaluation.figures.style
-    import bfpo.preparation.prepare
+    import bfpo.plots.style
     import bfpo.training.trainer  # noqa: F401  the parts are timed, not the imports
 
     with tempfile.TemporaryDirectory() as folder:

@@ -16,10 +16,10 @@ from benchmarks.figure import SALT, performance_figure
 from benchmarks.options import RESULTS
 from benchmarks.process import ROOT, program, read_results
 from benchmarks.tables import TABLES, machine_line, markdown
-from bfpo.console import show
-from bfpo.errors import RunError
-from bfpo.evaluation.figures.style import svg_bytes
-from bfpo.files import write_bytes_whole, write_text_whole
+from bfpo.core.console import show
+from bfpo.core.errors import RunError
+from bfpo.core.files import write_bytes_whole, write_text_whole
+from bfpo.plots.style import svg_bytes
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 

@@ -22,7 +22,7 @@ from benchmarks.summary import (
     spread,
     throughput_arms,
 )
-from bfpo.console import show, show_table
+from bfpo.core.console import show, show_table
 
 __all__ = [
     "TABLES",

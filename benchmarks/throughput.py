@@ -22,7 +22,7 @@ from benchmarks.process import in_process, program, write_results
 from benchmarks.tables import show_tables
 from benchmarks.training import TrainingRun
 from benchmarks.workload import MODELS
-from bfpo.errors import TrainingError
+from bfpo.core.errors import TrainingError
 
 AGREEMENT = 1e-3  # of a loss; a twentieth of how far losses move is asked for too, so that agreement says something
 REFERENCES = ("precomputed", "online")

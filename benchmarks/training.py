@@ -16,8 +16,8 @@ from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.machine import peak_rss, reset_peak, rss
 from benchmarks.process import worker
 from benchmarks.workload import ModelShape, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
+from bfpo.core.errors import RunError
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import RunError
 
 _OLD_NAME = "is_gradient_checkpointing"  # of older versions of transformers
 BETA = 1.0  # a target of 0.5 per token, which small margins move visibly, so that agreement says something

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from bfpo.core.schema import Completion, Message, Score
 from bfpo.data.labels import CELLS
-from bfpo.evaluation.report import write_report
-from bfpo.evaluation.report_data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
-from bfpo.evaluation.scores import Judged, compare, score_rows
-from bfpo.evaluation.stats import rate_interval
-from bfpo.feedback.judges import OracleJudge
-from bfpo.sandbox.world import ANSWER_KINDS, Topic, answer, ideal_kind, prompt_text, topics
-from bfpo.schema import Completion, Message, Score
+from bfpo.judges.judges import OracleJudge
+from bfpo.report.data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
+from bfpo.report.page import write_report
+from bfpo.scores.scores import Judged, compare, score_rows
+from bfpo.stats import rate_interval
+from bfpo.world.world import ANSWER_KINDS, Topic, answer, ideal_kind, prompt_text, topics
 
 # name: title, role, share of right answers, harmless share, refusals, well-formed share
 METHODS = {

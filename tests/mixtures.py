@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pyarrow.parquet
 
 from bfpo.config import PrepareConfig
-from bfpo.runs import RunFolder
+from bfpo.core.runs import RunFolder
 from bfpo.stages import run_stage
 from helpers import write_rows
 
@@ -43,7 +43,7 @@ def prepare(
 ) -> RunFolder:
     """Run the stage in this process, without a look at languages and, as it takes longest, without the figure."""
     settings = {"processes": 1, "language_sample": 0, "splits": {"validation": 0.2, "test": 0.2}, **changes}
-    with nullcontext() if draws else patch("bfpo.preparation.prepare.draw_data", lambda _: {}):
+    with nullcontext() if draws else patch("bfpo.commands.prepare.draw_data", lambda _: {}):
         return run_stage("prepare", PrepareConfig(sources=sources, **settings), out, resume=resume)
 
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bfpo.schema import Completion, Message
+from bfpo.core.schema import Completion, Message
 from helpers import CHATML, byte_tokenizer
 
 HOSTILE = (

@@ -106,7 +106,7 @@ class Events:
         import transformers
         from accelerate.optimizer import AcceleratedOptimizer
 
-        from bfpo import runs
+        from bfpo.core import runs
         from bfpo.training import checkpoints, session
 
         def around(owner: Any, function: str, name: str, path_of: Callable[..., Any] | None = None) -> None:
@@ -177,7 +177,7 @@ def _child(
 def _start(*arguments: Any) -> tuple[Any, Any]:
     # Its start takes some seconds, for torch and transformers; a run then takes half a second.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["bfpo.training.align", "bfpo.training.sft", "peft"])
+    context.set_forkserver_preload(["bfpo.commands.train", "bfpo.commands.sft", "peft"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(*arguments, sender))
     process.start()

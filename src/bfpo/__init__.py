@@ -12,13 +12,13 @@ from bfpo._version import __version__
 
 if TYPE_CHECKING:
     from bfpo.config import load_config
+    from bfpo.core.errors import BfpoError
+    from bfpo.core.schema import Comparison, Completion, Message, Pair, Prompt, Score, Verdict
     from bfpo.data.read import read_completions, read_pairs, read_prompts
     from bfpo.data.write import write_completions, write_pairs
-    from bfpo.errors import BfpoError
     from bfpo.objective.losses import METHODS, PairLoss, anchor, loss_at_start, preference_loss
     from bfpo.objective.targets import bfpo_target
     from bfpo.policy.load import Policy, load_policy
-    from bfpo.schema import Comparison, Completion, Message, Pair, Prompt, Score, Verdict
     from bfpo.stages import run_stage
     from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
@@ -55,11 +55,11 @@ _HOMES = {
     "bfpo.config": ("load_config",),
     "bfpo.data.read": ("read_completions", "read_pairs", "read_prompts"),
     "bfpo.data.write": ("write_completions", "write_pairs"),
-    "bfpo.errors": ("BfpoError",),
+    "bfpo.core.errors": ("BfpoError",),
     "bfpo.objective.losses": ("METHODS", "PairLoss", "anchor", "loss_at_start", "preference_loss"),
     "bfpo.objective.targets": ("bfpo_target",),
     "bfpo.policy.load": ("Policy", "load_policy"),
-    "bfpo.schema": ("Comparison", "Completion", "Message", "Pair", "Prompt", "Score", "Verdict"),
+    "bfpo.core.schema": ("Comparison", "Completion", "Message", "Pair", "Prompt", "Score", "Verdict"),
     "bfpo.stages": ("run_stage",),
     "bfpo.training.trainer": ("BFPOConfig", "BFPOTrainer"),
 }

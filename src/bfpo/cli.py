@@ -18,8 +18,8 @@ import typer
 
 from bfpo._version import __version__
 from bfpo.cli_options import SHORT_OPTIONS
-from bfpo.console import show, show_table, start_logging
-from bfpo.errors import BfpoError, ConfigError, StopRequest
+from bfpo.core.console import show, show_table, start_logging
+from bfpo.core.errors import BfpoError, ConfigError, StopRequest
 from bfpo.stages import STAGES, keep_quiet, preview_stage, run_stage
 
 __all__ = ["app", "main"]
@@ -169,7 +169,7 @@ def _report(
     debug: Debug = False,
 ) -> None:
     """Make one page of what run folders hold: scores, intervals, training, answers side by side."""
-    _look("report", "bfpo.evaluation.report_command", debug, runs, out, title, main_model)
+    _look("report", "bfpo.commands.report", debug, runs, out, title, main_model)
 
 
 @app.command("watch")
@@ -181,7 +181,7 @@ def _watch(
     debug: Debug = False,
 ) -> None:
     """Show the same page of a run in progress in a browser on this machine, until Ctrl-C."""
-    _look("watch", "bfpo.evaluation.watch", debug, runs, port, every, main_model)
+    _look("watch", "bfpo.commands.watch", debug, runs, port, every, main_model)
 
 
 def _look(command: str, module: str, debug: bool, *arguments: Any) -> None:
@@ -196,7 +196,7 @@ def _examine(question: _Question) -> None:
     with _handled("doctor", question.debug):
         start_logging()
         keep_quiet()
-        status = import_module("bfpo.doctor").run(
+        status = import_module("bfpo.commands.doctor").run(
             question.config,
             question.settings,
             processes=question.processes,

@@ -16,11 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bfpo.errors import BfpoError, ConfigError, RunError
+from bfpo.core.errors import BfpoError, ConfigError, RunError
 
 if TYPE_CHECKING:
     from bfpo.config import StageConfig
-    from bfpo.runs import RunFolder, Status
+    from bfpo.core.runs import RunFolder, Status
 
 __all__ = ["STAGES", "Stage", "check_stage", "keep_quiet", "preview_stage", "run_stage"]
 
@@ -57,29 +57,29 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            "demo", "DemoConfig", "bfpo.sandbox.demo", "Run the whole way on a small closed world and show the result."
+            "demo", "DemoConfig", "bfpo.commands.demo", "Run the whole way on a small closed world and show the result."
         ),
-        Stage("toy", "ToyConfig", "bfpo.sandbox.toy", "Rerun the paper's experiment with four actions."),
-        Stage("prepare", "PrepareConfig", "bfpo.preparation.prepare", "Mix, check, clean and split data for training."),
-        Stage("sft", "SftConfig", "bfpo.training.sft", "Train a model to imitate completions."),
-        Stage("reference", "ReferenceConfig", "bfpo.training.reference", "Compute the reference log-probs of `train`."),
-        Stage("train", "AlignConfig", "bfpo.training.align", "Train a model on preference pairs with safety labels."),
-        Stage("generate", "GenerateConfig", "bfpo.feedback.generate", "Sample completions of prompts from a model."),
-        Stage("judge-train", "JudgeTrainConfig", "bfpo.feedback.judge_train", "Train a small judge of safety."),
-        Stage("judge-check", "JudgeCheckConfig", "bfpo.feedback.judge_check", "Check a judge against people's labels."),
-        Stage("label", "LabelConfig", "bfpo.feedback.label", "Judge completions, or the safety of pairs."),
+        Stage("toy", "ToyConfig", "bfpo.commands.toy", "Rerun the paper's experiment with four actions."),
+        Stage("prepare", "PrepareConfig", "bfpo.commands.prepare", "Mix, check, clean and split data for training."),
+        Stage("sft", "SftConfig", "bfpo.commands.sft", "Train a model to imitate completions."),
+        Stage("reference", "ReferenceConfig", "bfpo.commands.reference", "Compute the reference log-probs of `train`."),
+        Stage("train", "AlignConfig", "bfpo.commands.train", "Train a model on preference pairs with safety labels."),
+        Stage("generate", "GenerateConfig", "bfpo.commands.generate", "Sample completions of prompts from a model."),
+        Stage("judge-train", "JudgeTrainConfig", "bfpo.commands.judge_train", "Train a small judge of safety."),
+        Stage("judge-check", "JudgeCheckConfig", "bfpo.commands.judge_check", "Check a judge against people's labels."),
+        Stage("label", "LabelConfig", "bfpo.commands.label", "Judge completions, or the safety of pairs."),
         Stage(
             "redteam",
             "RedteamConfig",
-            "bfpo.feedback.redteam",
+            "bfpo.commands.redteam",
             "Make pairs from a model's own answers.",
         ),
         Stage(
-            "compare", "CompareConfig", "bfpo.sandbox.compare", "Compare every method, each at its best, on one world."
+            "compare", "CompareConfig", "bfpo.commands.compare", "Compare every method, each at its best, on one world."
         ),
-        Stage("sweep", "SweepConfig", "bfpo.experiments.sweep", "Train a grid and show the trade-off."),
-        Stage("interpolate", "InterpolateConfig", "bfpo.experiments.interpolate", "Blend the weights of two models."),
-        Stage("evaluate", "EvaluateConfig", "bfpo.evaluation.evaluate", "Score a model on pairs, or its completions."),
+        Stage("sweep", "SweepConfig", "bfpo.commands.sweep", "Train a grid and show the trade-off."),
+        Stage("interpolate", "InterpolateConfig", "bfpo.commands.interpolate", "Blend the weights of two models."),
+        Stage("evaluate", "EvaluateConfig", "bfpo.commands.evaluate", "Score a model on pairs, or its completions."),
     )
 }
 
@@ -93,7 +93,7 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
     Raises `ConfigError` for a config that is not this stage's or that sets what its method does not read, `RunError`
     for a folder that cannot be used, and whatever the stage raises.
     """
-    from bfpo.runs import RunFolder
+    from bfpo.core.runs import RunFolder
 
     stage, unread = _checked(name, config)
     folder = RunFolder.create(out, name, config.resolved(unread), resume)
@@ -123,7 +123,7 @@ def preview_stage(name: str, config: StageConfig) -> str:
 
     Raises as `run_stage` does for a config that cannot be run.
     """
-    from bfpo.yaml_text import dump_yaml
+    from bfpo.core.yaml_text import dump_yaml
 
     stage, unread = _checked(name, config)
     _check_places(config)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import bfpo.stages
 from bfpo import __version__
 from bfpo.cli import app
-from bfpo.errors import DataError, TrainingError
+from bfpo.core.errors import DataError, TrainingError
 from bfpo.stages import STAGES
 
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "peft", "scipy", "pyarrow", "matplotlib"}
@@ -32,7 +32,7 @@ def python(code: str, **keywords) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def toy_stage(monkeypatch):
-    """Put a stage of the test's own in place of `bfpo.sandbox.toy`."""
+    """Put a stage of the test's own in place of `bfpo.commands.toy`."""
     module = SimpleNamespace(run=lambda config, folder: None, preview=lambda config: [f"{config.steps} steps"])
     real = bfpo.stages.import_module
     monkeypatch.setattr(

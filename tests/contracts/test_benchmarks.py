@@ -25,8 +25,8 @@ from benchmarks.summary import (
 )
 from benchmarks.workload import EOS, MODELS, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
 from bfpo import BfpoError
+from bfpo.core.errors import TrainingError
 from bfpo.data.pack import collate_pairs, longest_text
-from bfpo.errors import TrainingError
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
 

@@ -59,7 +59,8 @@ def test_an_unknown_name_is_an_error():
 
 def test_the_light_modules_import_neither_torch_nor_transformers():
     code = (
-        "import sys, json\nimport bfpo, bfpo.cli, bfpo.stages, bfpo.config, bfpo.runs, bfpo.schema, bfpo.errors\n"
+        "import sys, json\nimport bfpo, bfpo.cli, bfpo.stages, bfpo.config\n"
+        "import bfpo.core.runs, bfpo.core.schema, bfpo.core.errors\n"
         "bfpo.Pair, bfpo.load_config, bfpo.run_stage\n"
         "print(json.dumps([name for name in ('torch', 'transformers', 'numpy', 'pyarrow') if name in sys.modules]))"
     )
@@ -68,7 +69,7 @@ def test_the_light_modules_import_neither_torch_nor_transformers():
 
 
 def test_every_error_is_ours_and_the_standard_type_it_stands_for():
-    from bfpo import errors
+    from bfpo.core import errors
 
     assert issubclass(errors.StopRequest, KeyboardInterrupt)  # no error
     kinds = [getattr(errors, name) for name in errors.__all__ if name not in ("BfpoError", "StopRequest")]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
+from bfpo.commands.doctor_diagnosis import GIB, fits, least_processes
 from bfpo.config import LoraConfig
-from bfpo.doctor.diagnosis import GIB, fits, least_processes
 from bfpo.policy.memory import Plan, estimate_memory, measure
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"

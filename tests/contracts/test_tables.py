@@ -15,7 +15,7 @@ import bfpo.config
 from bfpo.config import METHOD_SETTINGS, AlignConfig, DataConfig, EvaluateConfig, MethodSettings, SftDataConfig
 from bfpo.config.describe import describe_keys
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.layouts import LAYOUTS
+from bfpo.data.pair_layouts import LAYOUTS
 from bfpo.objective.losses import METHODS, preference_loss
 from bfpo.stages import STAGES
 

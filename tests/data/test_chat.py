@@ -9,9 +9,9 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from bfpo.core.errors import DataError, ModelError
+from bfpo.core.schema import Message
 from bfpo.data.chat import ChatEncoder, TextEncoder, end_token_id
-from bfpo.errors import DataError, ModelError
-from bfpo.schema import Message
 from helpers import BOS, CHATML, EOS, IM_END, SPECIAL, byte_ids, byte_tokenizer
 
 QUESTION = (Message("user", "q"),)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from bfpo.core.errors import DataError, LabelError, SettingError
+from bfpo.core.schema import Completion, Message
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, detect_completion_layout
 from bfpo.data.load import load_completions
 from bfpo.data.read import iter_completions, read_completions, read_pairs, write_completions
 from bfpo.data.rejects import Reject
 from bfpo.data.row import RowError
-from bfpo.errors import DataError, LabelError, SettingError
-from bfpo.schema import Completion, Message
 from helpers import write_rows
 
 Q = Message("user", "q")

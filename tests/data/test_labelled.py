@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from bfpo.core.errors import DataError, SettingError
 from bfpo.data.labelled import load_labelled
-from bfpo.errors import DataError, SettingError
 
 
 def written(path: Path, *rows: Any) -> Path:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from bfpo.core.errors import BfpoError, DataError, LabelError, SettingError
 from bfpo.data.load import PairStream, load_completions, load_pairs
 from bfpo.data.split import normalised_prompt
-from bfpo.errors import BfpoError, DataError, LabelError, SettingError
 
 
 @pytest.fixture

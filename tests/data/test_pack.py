@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from bfpo.core.errors import DataError, SettingError
 from bfpo.data.layout import CHOSEN, PROMPT, REJECTED, PackedLayout
 from bfpo.data.pack import Form, PairCollator, collate_pairs, longest_text, split_by_tokens
 from bfpo.data.streams import PairItem, TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import DataError, SettingError
 
 
 def pair(prompt: list[int], chosen: list[int], rejected: list[int], *rest: float) -> TokenPair:

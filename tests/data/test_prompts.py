@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from bfpo.core.errors import DataError, SettingError
+from bfpo.core.schema import Message
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS, detect_prompt_layout
 from bfpo.data.prompts import read_prompt_files, read_prompts
-from bfpo.errors import DataError, SettingError
-from bfpo.schema import Message
 from helpers import write_rows
 
 GARAK = {"entry_type": "attempt", "uuid": "u", "status": 2, "probe_classname": "dan.Dan"}

@@ -10,6 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from bfpo.core.errors import DataError, SettingError
+from bfpo.core.schema import Completion, Message, Pair, Prompt
 from bfpo.data.read import (
     CompletionResult,
     ReadResult,
@@ -21,8 +23,6 @@ from bfpo.data.read import (
     read_sft,
 )
 from bfpo.data.write import write_completions, write_pairs
-from bfpo.errors import DataError, SettingError
-from bfpo.schema import Completion, Message, Pair, Prompt
 from helpers import make_pair, write_rows
 
 TRL = {"prompt": "q", "chosen": "a", "rejected": "b"}

@@ -9,11 +9,11 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+from bfpo.core.errors import DataError, SettingError
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.layouts import LAYOUTS
+from bfpo.data.pair_layouts import LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.sources import SOURCES, find_source, resolve_files
-from bfpo.errors import DataError, SettingError
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "sources.md"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bfpo.core.errors import LabelError, SettingError
+from bfpo.core.schema import Message
 from bfpo.data.labels import CELLS, cell_counts, cell_of, completions_of_pairs, resolve_labels
 from bfpo.data.read import read_pairs
 from bfpo.data.split import limit_pairs, normalised_prompt, split_pairs
-from bfpo.errors import LabelError, SettingError
-from bfpo.schema import Message
 from helpers import make_pair
 
 

@@ -12,11 +12,11 @@ import pytest
 from torch.utils.data import DataLoader
 
 import bfpo.data.store as store_module
+from bfpo.core.errors import DataError, RunError
 from bfpo.data.columns import reference_logps, safety_labels, token_lengths, with_reference
 from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import DataError, RunError
 from tiny import tiny_pairs
 
 PAIRS = [*tiny_pairs(10, 3), TokenPair("naïve ☃", *(np.arange(n, dtype=np.int32) for n in (2, 0, 300)), 0.25, 1.0)]

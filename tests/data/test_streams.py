@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from bfpo.core.errors import DataError, SettingError
 from bfpo.data.streams import PairItem, TwoStreamDataset, buffer_order
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import DataError, SettingError
 
 
 def token_pairs(name: str, count: int) -> list[TokenPair]:

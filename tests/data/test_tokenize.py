@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from bfpo.core.errors import DataError, LabelError, ModelError, SettingError
+from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.labels import resolve_labels
 from bfpo.data.read import read_pairs
 from bfpo.data.tokenize import TokenPair, prompt_ids, tokenize_completions, tokenize_pairs
-from bfpo.errors import DataError, LabelError, ModelError, SettingError
-from bfpo.schema import Completion, Message, Pair
 from helpers import BOS, CHATML, EOS, IM_END, byte_ids, byte_tokenizer, make_pair
 
 PROMPT = [BOS, *byte_ids("User:\nq\n\nAssistant:\n")]  # 21 tokens

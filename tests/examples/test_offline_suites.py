@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bfpo.config import EvaluateConfig, load_config
-from bfpo.evaluation.suites import known_suites
-from bfpo.feedback.ngram_ranker import fit_ranker
-from bfpo.feedback.ngrams import NgramSettings
-from bfpo.schema import Message, Pair
+from bfpo.core.schema import Message, Pair
+from bfpo.judges.ngram_ranker import fit_ranker
+from bfpo.judges.ngrams import NgramSettings
 from bfpo.stages import preview_stage, run_stage
+from bfpo.suites.catalogue import known_suites
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "evaluate" / "offline.yaml"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bfpo.config import load_config
+from bfpo.core.schema import Message
 from bfpo.data.split import normalised_prompt
-from bfpo.schema import Message
 from bfpo.stages import STAGES, run_stage
 from mixtures import rows_of
 

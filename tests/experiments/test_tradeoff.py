@@ -11,13 +11,13 @@ from statistics import mean
 import pytest
 
 from bfpo.config import SweepConfig, load_config
-from bfpo.errors import ConfigError, DataError
-from bfpo.evaluation.figures.front import front_figure
-from bfpo.evaluation.scores import METRICS, Judged
+from bfpo.core.errors import ConfigError, DataError
 from bfpo.experiments.chains import Chain
 from bfpo.experiments.nearest import choose_nearest, nearest_words
 from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
 from bfpo.experiments.workers import _next
+from bfpo.report.figures.front import front_figure
+from bfpo.scores.scores import METRICS, Judged
 
 OBJECTIVES = ("helpfulness", "harmless")
 ZERO = {"helpfulness": 0.0, "harmless": 0.0}

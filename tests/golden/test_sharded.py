@@ -26,7 +26,7 @@ from bfpo.data.pack import collate_pairs
 from bfpo.policy.load import save_policy, set_trainable
 from bfpo.policy.logps import sequence_logps, unwrap_causal_lm
 from bfpo.policy.probe import choose_form
-from bfpo.policy.reference import SwappedWeights
+from bfpo.policy.reference.reference import SwappedWeights
 from tiny import tiny_model, tiny_pairs, tiny_tokenizer
 
 BATCH = collate_pairs(tiny_pairs(5, 1))
@@ -180,7 +180,7 @@ if rank == 0:
 """
 
 FIRST_DECIDES = """
-from bfpo.errors import ModelError
+from bfpo.core.errors import ModelError
 from bfpo.policy.logps import uses_own_logits
 
 def made(family="llama"):

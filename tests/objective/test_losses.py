@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bfpo.errors import LabelError, SettingError
+from bfpo.core.errors import LabelError, SettingError
 from bfpo.objective.losses import METHODS, add_anchor, anchor, loss_at_start, preference_loss
 
 CHOSEN = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)

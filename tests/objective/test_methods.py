@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from bfpo.errors import SettingError
+from bfpo.core.errors import SettingError
 from bfpo.objective.losses import METHODS, loss_at_start, preference_loss
 from bfpo.objective.methods import LossSettings
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from bfpo.errors import LabelError, SettingError
+from bfpo.core.errors import LabelError, SettingError
 from bfpo.objective.tabular import (
     alpha_window,
     bilinear_reward,

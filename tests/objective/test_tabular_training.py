@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from bfpo.errors import SettingError
+from bfpo.core.errors import SettingError
 from bfpo.objective.losses import preference_loss
 from bfpo.objective.tabular import order_gap, rlhf_optimum, win_rate
 from bfpo.objective.tabular_training import RIVALS, all_assignments, optimum, train_tabular

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bfpo.errors import LabelError, SettingError
+from bfpo.core.errors import LabelError, SettingError
 from bfpo.objective.targets import bfpo_target, check_labels
 
 # chosen, rejected: both safe, only the chosen, only the rejected, none

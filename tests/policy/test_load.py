@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
 
-from bfpo.errors import ModelError
+from bfpo.core.errors import ModelError
 from bfpo.policy.load import (
     choose_trainable,
     disable_dropout,

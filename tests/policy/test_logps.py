@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import Form, collate_pairs
-from bfpo.errors import ModelError, SettingError
 from bfpo.policy.logps import sequence_logps, use_own_logits
 from bfpo.policy.probe import choose_form
 from tiny import tiny_model, tiny_pairs

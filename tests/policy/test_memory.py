@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 
-from bfpo.errors import ModelError, SettingError
+from bfpo.core.errors import ModelError, SettingError
 from bfpo.policy.head import CHUNK_ROWS
 from bfpo.policy.load import choose_trainable
 from bfpo.policy.memory import Measured, PassMemory, Plan, count_pass, divide, estimate_memory, measure

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.data.pack import collate_pairs
-from bfpo.errors import MissingExtraError, ModelError
 from bfpo.policy.load import load_policy, save_policy
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form

@@ -19,8 +19,8 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import collate_pairs
-from bfpo.errors import ModelError, SettingError
 from bfpo.policy.logps import sequence_logps, uses_own_logits
 from bfpo.policy.probe import choose_form
 from tiny import VOCABULARY, tiny_model, tiny_pairs

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from bfpo.errors import ModelError
+from bfpo.core.errors import ModelError
 from bfpo.policy import source
 from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.policy.skeleton import read_config

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bfpo.errors import ConfigError, DataError, LabelError
+from bfpo.core.errors import ConfigError, DataError, LabelError
 from bfpo.preparation.drawing import apply_shares, split_hash
 from bfpo.preparation.parts import Policy
 from mixtures import prepare, row, rows_of, source

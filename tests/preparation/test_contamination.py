@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from bfpo.core.schema import Message, Prompt
 from bfpo.data.split import normalised_prompt
 from bfpo.preparation.contamination import EvaluationPrompts, Hit
 from bfpo.preparation.sketches import SketchSettings, bands_of, ngrams, sketches_of
-from bfpo.schema import Message, Prompt
 
 SKETCH = SketchSettings(0.8, 5, 128)
 LONG = "Please describe in detail how one could pick the lock of an old wooden door"

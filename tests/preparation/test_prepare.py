@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import bfpo.files
-from bfpo.card import render_card
+import bfpo.core.files
 from bfpo.cli import app
 from bfpo.config import AlignConfig, PrepareConfig
+from bfpo.core.card import render_card
+from bfpo.core.errors import BfpoError, ConfigError, DataError
+from bfpo.core.runs import RunFolder
 from bfpo.data.load import load_completions, load_pairs
 from bfpo.data.sources import SOURCES, ResolvedSource
-from bfpo.errors import BfpoError, ConfigError, DataError
 from bfpo.preparation import shards, write
-from bfpo.runs import RunFolder
 from bfpo.stages import preview_stage
 from helpers import write_rows
 from mixtures import hashes, prepare, row, rows_of, source
@@ -302,7 +302,7 @@ def test_a_kill_at_any_write_leaves_whole_files_only_and_is_resumed(
         if ends[-1]:
             assert hashes(out) == wanted
         for file in out.glob("*/*.parquet"):
-            assert bfpo.files.file_digest(file) == wanted[str(file.relative_to(out))]
+            assert bfpo.core.files.file_digest(file) == wanted[str(file.relative_to(out))]
         assert hashes(prepare(out, sources, resume=(out / "run.json").exists(), **settings)) == wanted
         assert not list(out.rglob("*.part"))
     assert len(ends) > 5
@@ -327,7 +327,7 @@ def test_a_run_that_is_killed_with_its_processes_is_resumed(tmp_path: Path) -> N
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         for file in out.glob("*/*.parquet"):
-            assert bfpo.files.file_digest(file) == wanted[str(file.relative_to(out))]
+            assert bfpo.core.files.file_digest(file) == wanted[str(file.relative_to(out))]
     subprocess.run(command, check=True)
     assert {name: digest for name, digest in hashes(out).items() if name.endswith("parquet")} == {
         name: digest for name, digest in wanted.items() if name.endswith("parquet")

@@ -12,6 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from bfpo.core.errors import BfpoError
+from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.chat import TextEncoder, end_token_id
 from bfpo.data.labels import cell_counts, cell_of
 from bfpo.data.pack import PairCollator
@@ -20,8 +22,6 @@ from bfpo.data.split import normalised_prompt, split_pairs
 from bfpo.data.streams import PairItem, TwoStreamDataset, buffer_order
 from bfpo.data.tokenize import PairTokenizer, TokenPair, tokenize_pairs
 from bfpo.data.write import write_completions, write_pairs
-from bfpo.errors import BfpoError
-from bfpo.schema import Completion, Message, Pair
 from bfpo.training.checks import check_rows
 from helpers import CHATML, SPECIAL, byte_tokenizer, make_pair
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bfpo.config import PrepareConfig, load_config
-from bfpo.errors import BfpoError
+from bfpo.core.errors import BfpoError
 from bfpo.stages import run_stage
 from mixtures import prepare, row, rows_of
 
@@ -82,7 +82,7 @@ def test_a_mixture_runs_or_is_refused_with_a_clear_error(mixture: dict[str, Any]
         out = folder / "out"
         try:
             loaded = load_config(PrepareConfig, config, ["processes=1", "language_sample=0"])
-            with patch("bfpo.preparation.prepare.draw_data", lambda _: {}):
+            with patch("bfpo.commands.prepare.draw_data", lambda _: {}):
                 run_stage("prepare", loaded, out)
         except BfpoError:
             assert not all_parquet(out)

@@ -19,15 +19,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bfpo.data import byte_lines, rows
+from bfpo.core.errors import BfpoError, DataError
+from bfpo.data import byte_lines
+from bfpo.data import files as rows
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.layouts import LAYOUTS
+from bfpo.data.files import iter_rows
+from bfpo.data.pair_layouts import LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import iter_pairs, read_pairs, read_sft
 from bfpo.data.rejects import Reject, check_rejects
-from bfpo.data.rows import iter_rows
-from bfpo.errors import BfpoError, DataError
 
 PROPERTY = settings(max_examples=40, deadline=None)
 

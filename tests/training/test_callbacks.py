@@ -11,8 +11,8 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerControl
 
+from bfpo.core.errors import StopRequest
 from bfpo.data.streams import TwoStreamDataset
-from bfpo.errors import StopRequest
 from bfpo.training.callbacks import InterruptCallback, set_epoch_everywhere
 from tiny import tiny_pairs
 

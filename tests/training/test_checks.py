@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bfpo.errors import TrainingError
+from bfpo.core.errors import TrainingError
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, implied_losses
 from tiny import tiny_pairs
 

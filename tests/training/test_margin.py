@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from bfpo.config import AlignConfig
+from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import on_device
-from bfpo.errors import ModelError, SettingError
 from bfpo.policy.load import save_policy
 from bfpo.stages import run_stage
 from bfpo.training.margin import margin_logps

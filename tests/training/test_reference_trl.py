@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bfpo.data.tokenize import TokenPair
-from bfpo.policy import reference_pass
+from bfpo.policy.reference import forward_pass as reference_pass
 from tiny import tiny_model, tiny_tokenizer, tiny_trainer
 
 trl = pytest.importorskip("trl")

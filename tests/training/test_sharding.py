@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from bfpo.errors import SettingError
+from bfpo.core.errors import SettingError
 from bfpo.policy.load import set_trainable
 from bfpo.training.sharding import is_sharded, prepare_sharding, whole_state
 from bfpo.training.trainer import BFPOTrainer

@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from bfpo import files, runs
-from bfpo.errors import DiskFullError, StopRequest
+from bfpo.core import files, runs
+from bfpo.core.errors import DiskFullError, StopRequest
 from bfpo.stages import run_stage
 from bfpo.training import checkpoints
 from bfpo.training.callbacks import MetricsCallback

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from bfpo.core.errors import SettingError, TrainingError
 from bfpo.data.labels import CELLS
 from bfpo.data.store import write_tokens
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import SettingError, TrainingError
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 from tiny import logp, tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
 

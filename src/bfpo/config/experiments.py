@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bfpo.config.base import PathText, StageConfig
 from bfpo.config.demo import WorldAlign, WorldKeys
-from bfpo.yaml_text import parse_yaml
+from bfpo.core.yaml_text import parse_yaml
 
 __all__ = ["CompareConfig", "InterpolateConfig", "SweepConfig"]
 

@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from bfpo.config.base import PathText
 from bfpo.config.server import SERVER_KEYS, ServerKeys
-from bfpo.yaml_text import parse_yaml
+from bfpo.core.yaml_text import parse_yaml
 
 __all__ = ["JudgeConfig", "RankerConfig"]
 

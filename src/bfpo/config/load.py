@@ -15,9 +15,9 @@ from pydantic_core import ErrorDetails
 
 from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.describe import allowed, describe_keys, items_of, section_of
-from bfpo.errors import ConfigError
-from bfpo.secrets import hide_in_setting, hide_secrets
-from bfpo.yaml_text import parse_yaml
+from bfpo.core.errors import ConfigError
+from bfpo.core.secrets import hide_in_setting, hide_secrets
+from bfpo.core.yaml_text import parse_yaml
 
 __all__ = ["load_config", "read_template"]
 

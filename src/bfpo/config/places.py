@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bfpo.config.base import ConfigPart, StageConfig
-from bfpo.errors import ConfigError
-from bfpo.inputs import missing_folder
+from bfpo.core.errors import ConfigError
+from bfpo.core.inputs import missing_folder
 
 __all__ = ["check_places"]
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from bfpo.config.base import ConfigPart
-from bfpo.secrets import looks_secret
+from bfpo.core.secrets import looks_secret
 
 __all__ = ["SERVER_KEYS", "MaxRequests", "ServerKeys"]
 

@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from bfpo.errors import DataError, first_line
+from bfpo.core.errors import DataError, first_line
 
 __all__ = ["MAX_LINE_BYTES", "iter_lines", "open_bytes"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 from jinja2 import TemplateError
 
-from bfpo.errors import DataError, ModelError
-from bfpo.schema import Message
+from bfpo.core.errors import DataError, ModelError
+from bfpo.core.schema import Message
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.core.errors import DataError
 from bfpo.data.store import TokenStore
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import DataError
 
 __all__ = ["reference_logps", "safety_labels", "text_lengths", "token_lengths", "with_reference"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bfpo.core.schema import Completion, Message
 from bfpo.data.fields import (
     Columns,
     completion_of,
@@ -16,7 +17,6 @@ from bfpo.data.fields import (
     value_of,
 )
 from bfpo.data.row import RowError
-from bfpo.schema import Completion, Message
 
 __all__ = ["COMPLETION_LAYOUTS", "CompletionLayout", "detect_completion_layout", "plain_completion"]
 

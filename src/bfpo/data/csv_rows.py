@@ -6,10 +6,10 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from bfpo.core.errors import DataError
 from bfpo.data import byte_lines
 from bfpo.data.byte_lines import iter_lines
 from bfpo.data.row import CellText, Row, RowError, too_long
-from bfpo.errors import DataError
 
 __all__ = ["iter_csv_rows"]
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
+from bfpo.core.schema import Completion, Message, Pair, Role
 from bfpo.data.row import CellText, RowError
-from bfpo.schema import Completion, Message, Pair, Role
 
 __all__ = [
     "Columns",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bfpo.errors import DataError, first_line
+from bfpo.core.errors import DataError, first_line
 
 __all__ = ["download_dataset"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
-from bfpo.errors import LabelError, SettingError
-from bfpo.schema import Completion, Pair
+from bfpo.core.errors import LabelError, SettingError
+from bfpo.core.schema import Completion, Pair
 
 __all__ = [
     "CELLS",

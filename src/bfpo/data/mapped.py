@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from bfpo.core.errors import DataError, SettingError
+from bfpo.data.files import iter_rows
 from bfpo.data.rejects import Reject, describe_rejects
 from bfpo.data.row import Row, RowError
-from bfpo.data.rows import iter_rows
-from bfpo.errors import DataError, SettingError
 
 __all__ = ["attempt", "check_columns", "first_that_fits", "made_or_error", "mapped_rows"]
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bfpo.core.errors import DataError, SettingError
 from bfpo.data.columns import text_lengths
 from bfpo.data.layout import PackedLayout
 from bfpo.data.streams import PairItem
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import DataError, SettingError
 
 __all__ = ["Form", "MicroBatch", "PairCollator", "collate_pairs", "longest_text", "on_device", "split_by_tokens"]
 

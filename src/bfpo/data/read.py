@@ -7,17 +7,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from bfpo.data.layouts import LAYOUTS, Layout, detect_layout
+from bfpo.core.errors import SettingError
+from bfpo.core.inputs import expand_files
+from bfpo.core.schema import Pair
 from bfpo.data.mapped import attempt, check_columns, first_that_fits, mapped_rows
 from bfpo.data.names import SeenNames
+from bfpo.data.pair_layouts import LAYOUTS, Layout, detect_layout
 from bfpo.data.prompts import read_prompts
 from bfpo.data.read_completions import iter_completions, read_completions, read_sft
 from bfpo.data.rejects import BadRows, CompletionResult, ReadResult, Reject, check_rejects, describe_rejects
 from bfpo.data.row import Row, RowError
 from bfpo.data.write import write_completions, write_pairs
-from bfpo.errors import SettingError
-from bfpo.inputs import expand_files
-from bfpo.schema import Pair
 
 __all__ = [
     "BadRows",

@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from bfpo.core.errors import SettingError
+from bfpo.core.inputs import expand_files
+from bfpo.core.schema import Completion
 from bfpo.data.completion_layouts import (
     COMPLETION_LAYOUTS,
     CompletionLayout,
     detect_completion_layout,
     plain_completion,
 )
+from bfpo.data.files import iter_rows
 from bfpo.data.mapped import attempt, check_columns, first_that_fits, made_or_error, mapped_rows
 from bfpo.data.rejects import CompletionResult, Reject
 from bfpo.data.row import Row
-from bfpo.data.rows import iter_rows
-from bfpo.errors import SettingError
-from bfpo.inputs import expand_files
-from bfpo.schema import Completion
 
 __all__ = ["iter_completions", "read_completions", "read_sft"]
 

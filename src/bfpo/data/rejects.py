@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bfpo.core.errors import DataError, SettingError
+from bfpo.core.schema import Completion, Pair
 from bfpo.data.row import RowError
-from bfpo.errors import DataError, SettingError
-from bfpo.schema import Completion, Pair
 
 __all__ = ["BadRows", "CompletionResult", "ReadResult", "Reject", "check_rejects", "describe_rejects"]
 

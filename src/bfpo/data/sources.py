@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+from bfpo.core.errors import DataError, SettingError
+from bfpo.core.inputs import matching_files
 from bfpo.data.hub import download_dataset
-from bfpo.errors import DataError, SettingError
-from bfpo.inputs import matching_files
 
 __all__ = ["SOURCES", "ResolvedSource", "Source", "SourceKind", "find_source", "resolve_files"]
 

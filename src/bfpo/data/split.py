@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bfpo.errors import SettingError
-from bfpo.schema import Completion, Message, Pair
+from bfpo.core.errors import SettingError
+from bfpo.core.schema import Completion, Message, Pair
 
 __all__ = ["RowPicker", "Split", "draw", "limit_pairs", "normalised_prompt", "split_pairs"]
 

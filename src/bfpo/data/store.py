@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 
+from bfpo.core.errors import DataError, RunError
+from bfpo.core.files import open_whole
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import DataError, RunError
-from bfpo.files import open_whole
 
 __all__ = ["TokenStore", "write_tokens"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bfpo.core.errors import DataError, SettingError
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import DataError, SettingError
 
 __all__ = ["PairItem", "TwoStreamDataset", "buffer_order"]
 

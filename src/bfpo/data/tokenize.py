@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.core.errors import BfpoError, DataError, LabelError, ModelError, SettingError
+from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, EncodedChat, RenderedChat, end_token_id
-from bfpo.errors import BfpoError, DataError, LabelError, ModelError, SettingError
-from bfpo.schema import Completion, Message, Pair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from bfpo.errors import SettingError
-from bfpo.files import write_bytes_whole
-from bfpo.schema import Completion, Message, Pair
+from bfpo.core.errors import SettingError
+from bfpo.core.files import write_bytes_whole
+from bfpo.core.schema import Completion, Message, Pair
 
 __all__ = ["completion_row", "pair_row", "write_completions", "write_pairs"]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from bfpo.config import EvaluateConfig, GenerateConfig, SweepConfig, load_config
+from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.data.load import PairStream
 from bfpo.data.prompts import read_prompt_files
-from bfpo.errors import ConfigError, DataError, ModelError
-from bfpo.evaluation.scores import METRICS, Judged
 from bfpo.experiments.points import Point
-from bfpo.feedback.judges import check_judge
+from bfpo.judges.judges import check_judge
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.skeleton import read_config
+from bfpo.scores.scores import METRICS, Judged
 
 __all__ = ["check_inputs"]
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bfpo.core.schema import Score, Verdict
 from bfpo.data.read import read_completions
-from bfpo.evaluation.accuracy import AccuracyRow, accuracy_scores
-from bfpo.evaluation.scores import Judged, join_verdicts
-from bfpo.schema import Score, Verdict
+from bfpo.scores.accuracy import AccuracyRow, accuracy_scores
+from bfpo.scores.scores import Judged, join_verdicts
 
 __all__ = ["read_accuracy", "read_judged", "read_verdicts"]
 

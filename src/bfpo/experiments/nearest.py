@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bfpo.evaluation.scores import Judged, score_rows
-from bfpo.evaluation.stats import nearest_to
-from bfpo.schema import Score
+from bfpo.core.schema import Score
+from bfpo.scores.scores import Judged, score_rows
+from bfpo.stats import nearest_to
 
 __all__ = ["choose_nearest", "nearest_words"]
 

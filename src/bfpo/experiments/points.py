@@ -19,10 +19,10 @@ from bfpo.config import (
     SweepConfig,
     load_config,
 )
-from bfpo.errors import BfpoError, ConfigError, RunError
+from bfpo.core.errors import BfpoError, ConfigError, RunError
+from bfpo.core.yaml_text import parse_yaml
 from bfpo.experiments.chains import Chain, Step
 from bfpo.stages import check_stage
-from bfpo.yaml_text import parse_yaml
 
 __all__ = ["REFERENCE", "Point", "chains_of", "plan_points", "scores_of"]
 

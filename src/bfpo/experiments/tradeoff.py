@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bfpo.errors import DataError
-from bfpo.evaluation.comparisons import compare_pairs, is_told_apart, not_told_from
-from bfpo.evaluation.scores import METRICS, Judged, score_rows
-from bfpo.evaluation.stats import hypervolume_interval, pareto_front
+from bfpo.core.errors import DataError
 from bfpo.experiments.nearest import choose_nearest, nearest_words
+from bfpo.scores.comparisons import compare_pairs, is_told_apart, not_told_from
+from bfpo.scores.scores import METRICS, Judged, score_rows
+from bfpo.stats import hypervolume_interval, pareto_front
 
 __all__ = ["tradeoff", "tradeoff_csv", "tradeoff_markdown"]
 

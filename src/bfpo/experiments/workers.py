@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
-from bfpo.errors import BfpoError, RunError
+from bfpo.core.errors import BfpoError, RunError
 from bfpo.experiments.chains import Chain
 from bfpo.experiments.progress import ChainProgress
 from bfpo.stages import run_stage

@@ -7,7 +7,7 @@ import difflib
 import torch
 from torch import Tensor
 
-from bfpo.errors import SettingError
+from bfpo.core.errors import SettingError
 from bfpo.objective.methods import METHODS, LossSettings, Method, PairLoss
 from bfpo.objective.targets import check_labels, require_finite
 

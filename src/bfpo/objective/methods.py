@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from bfpo.errors import SettingError
+from bfpo.core.errors import SettingError
 from bfpo.objective.targets import bfpo_target, check_safety_weight, require_finite, require_positive
 
 __all__ = ["METHODS", "LossFunction", "LossSettings", "Method", "PairLoss"]

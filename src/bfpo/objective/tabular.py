@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bfpo.errors import LabelError, SettingError
+from bfpo.core.errors import LabelError, SettingError
 from bfpo.objective.targets import bfpo_target, check_safety_weight, require_finite, require_positive
 
 __all__ = [

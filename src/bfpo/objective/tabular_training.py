@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bfpo.errors import SettingError
+from bfpo.core.errors import SettingError
 from bfpo.objective.tabular import closed_form, helpfulness_order, pair_targets, win_rate
 from bfpo.objective.targets import bfpo_target, require_positive
 

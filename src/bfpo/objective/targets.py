@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bfpo.errors import LabelError, SettingError
+from bfpo.core.errors import LabelError, SettingError
 
 __all__ = ["bfpo_target", "check_labels", "check_safety_weight", "require_finite", "require_positive"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bfpo.errors import ModelError
+from bfpo.core.errors import ModelError
 
 __all__ = ["add_lora"]
 

@@ -15,8 +15,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bfpo.core.errors import ModelError
 from bfpo.data.layout import CHOSEN, REJECTED, PackedLayout
-from bfpo.errors import ModelError
 
 __all__ = ["LAYOUT", "PREFIX", "UnknownExtraError", "packed_attention", "register_packed", "varlen_attention"]
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bfpo.errors import ModelError
+from bfpo.core.errors import ModelError
 from bfpo.policy.load import cannot_load, load_tokenizer
 
 __all__ = ["BlendSource", "blend_weights", "open_source", "require_same_kind"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from bfpo.errors import ModelError, first_line
+from bfpo.core.errors import ModelError, first_line
 from bfpo.policy.adapters import add_lora
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
 from bfpo.policy.source import check_source

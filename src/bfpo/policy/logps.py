@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from bfpo.errors import ModelError, SettingError
+from bfpo.core.errors import ModelError, SettingError
 from bfpo.policy.attention import LAYOUT, PREFIX
 from bfpo.policy.head import CHUNK_ROWS, LogitTransform, at_least_float32, head_logps
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bfpo.errors import ModelError, SettingError
+from bfpo.core.errors import ModelError, SettingError
 from bfpo.policy.head import CHUNK_ROWS
 from bfpo.policy.skeleton import Sizes, Skeleton, make_skeleton
 

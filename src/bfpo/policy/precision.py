@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers.utils.hub import cached_file
 
-from bfpo.errors import MissingExtraError, ModelError
+from bfpo.core.errors import MissingExtraError, ModelError
 
 __all__ = ["hold_masters", "prepare_quantised", "quantisation"]
 

@@ -13,9 +13,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from bfpo.core.errors import ModelError, SettingError, first_line
 from bfpo.data.pack import Form, MicroBatch, collate_pairs, on_device
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import ModelError, SettingError, first_line
 from bfpo.policy.attention import UnknownExtraError, register_packed
 from bfpo.policy.logps import sequence_logps, unwrap_causal_lm, use_own_logits, uses_own_logits
 from bfpo.policy.modes import evaluating

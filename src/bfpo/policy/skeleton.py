@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from bfpo.errors import ModelError, first_line
+from bfpo.core.errors import ModelError, first_line
 from bfpo.policy.load import (
     DTYPES,
     TrainableReport,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from bfpo.errors import ModelError, first_line
-from bfpo.inputs import missing_folder
+from bfpo.core.errors import ModelError, first_line
+from bfpo.core.inputs import missing_folder
 
 __all__ = ["check_source"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bfpo.errors import ModelError
+from bfpo.core.errors import ModelError
 
 __all__ = ["save_whole", "whole_weights"]
 

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.core.schema import Message, Prompt
 from bfpo.data.split import normalised_prompt
 from bfpo.preparation.sketches import SketchSettings, bands_of, ngrams, similarity, sketches_of
-from bfpo.schema import Message, Prompt
 
 __all__ = ["EvaluationPrompts", "Hit", "How"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bfpo.errors import DataError
+from bfpo.core.errors import DataError
 from bfpo.preparation.parts import NOT_DRAWN, SPLITS, Keys, Part, Policy
 
 __all__ = ["apply_shares", "assign_splits", "draw", "sample", "split_hash"]

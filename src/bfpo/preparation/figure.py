@@ -21,7 +21,7 @@ def draw_data(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
     """
     from matplotlib.figure import Figure
 
-    from bfpo.evaluation.figures.style import INK, MUTED, figure_style, png_bytes, svg_bytes
+    from bfpo.plots.style import INK, MUTED, figure_style, png_bytes, svg_bytes
 
     pairs = {name: facts for name, facts in streams.items() if "cells" in facts}
     if not pairs:
@@ -48,7 +48,7 @@ def _splits(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _colours() -> dict[str, str]:
-    from bfpo.evaluation.figures.style import CELL_COLOURS
+    from bfpo.plots.style import CELL_COLOURS
 
     return {**CELL_COLOURS, "unknown": _GREY}
 
@@ -80,7 +80,7 @@ def _draw_cells(axes: Any, pairs: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _draw_lengths(axes: Any, pairs: Mapping[str, Mapping[str, Any]]) -> None:
     """Quartiles of the words of the chosen and rejected completions, one row a stream and cell."""
-    from bfpo.evaluation.figures.style import INK
+    from bfpo.plots.style import INK
 
     colours, labels, y = _colours(), [], 0
     for stream, facts in pairs.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo._version import __version__
-from bfpo.files import file_digest
+from bfpo.core.files import file_digest
 from bfpo.preparation.shards import SHARD_VERSION
 
 __all__ = ["FORMAT", "deciding_versions", "make_manifest", "output_facts"]

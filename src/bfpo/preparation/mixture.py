@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bfpo.errors import DataError
+from bfpo.core.errors import DataError
 from bfpo.preparation.cleaning import clean
 from bfpo.preparation.drawing import apply_shares, assign_splits, draw
 from bfpo.preparation.duplicates import group_similar

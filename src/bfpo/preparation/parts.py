@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bfpo.errors import LabelError
+from bfpo.core.errors import LabelError
 from bfpo.preparation.shards import Shard
 
 __all__ = ["CONTRADICTORY", "DUPLICATE", "NOT_DRAWN", "REASONS", "SPLITS", "Keys", "Part", "Policy", "repetitions"]

@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bfpo.core.errors import DataError, SettingError
+from bfpo.core.files import file_digest
+from bfpo.core.inputs import expand_files
+from bfpo.core.schema import Prompt
 from bfpo.data.prompts import read_prompts
 from bfpo.data.rejects import BadRows, Reject
 from bfpo.data.sources import SOURCES, SourceKind, resolve_files
-from bfpo.errors import DataError, SettingError
-from bfpo.files import file_digest
-from bfpo.inputs import expand_files
 from bfpo.preparation.facts import alpha_warning, languages_of, stream_facts
 from bfpo.preparation.mixture import Mixed
 from bfpo.preparation.parts import Policy
 from bfpo.preparation.reading import AUTO, kind_of_layout, reader_of
 from bfpo.preparation.shards import Shard, SourceFiles
-from bfpo.schema import Prompt
 
 __all__ = ["PlannedSource", "Suite", "describe_data", "plan_source", "read_suite"]
 

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 
+from bfpo.core.schema import Completion, Pair, Prompt
 from bfpo.data.rejects import Reject
 from bfpo.data.split import normalised_prompt
 from bfpo.preparation.contamination import EvaluationPrompts, Hit
 from bfpo.preparation.reading import RowReader
 from bfpo.preparation.sketches import SketchSettings, bands_of, ngrams, sketches_of
-from bfpo.schema import Completion, Pair, Prompt
 
 __all__ = ["KEYS", "SCHEMA", "Block", "BlockReader", "RawBlock", "RowHit", "make_reader"]
 

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
 from types import TracebackType
 
-from bfpo.errors import RunError
+from bfpo.core.errors import RunError
 from bfpo.preparation.rows import Block, BlockReader, RawBlock
 
 __all__ = ["Readers"]

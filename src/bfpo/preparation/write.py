@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from bfpo.files import open_whole
+from bfpo.core.files import open_whole
 from bfpo.preparation.drawing import sample
 from bfpo.preparation.parts import SPLITS, Part
 from bfpo.preparation.rows import SCHEMA

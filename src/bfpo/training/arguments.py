@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from bfpo.errors import SettingError
+from bfpo.core.errors import SettingError
 from bfpo.objective.losses import add_anchor, get_method
 from bfpo.objective.methods import LossSettings
 
@@ -29,7 +29,7 @@ class BFPOConfig(TrainingArguments):
     `reduction`: "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`.
     `buffer_weight`: of the buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or
     "adapter_off". `reference_cache`: root folder of the reference log-probs that "auto" and "precompute" read and add
-    to; `None` keeps none (`bfpo.files.user_cache_folder("reference")` is that of the command line).
+    to; `None` keeps none (`bfpo.core.files.user_cache_folder("reference")` is that of the command line).
     `check_start`: stop a run whose first loss is not what the labels imply.
 
     Raises `SettingError` for a value outside its range.

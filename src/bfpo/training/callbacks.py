@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bfpo.errors import StopRequest
+from bfpo.core.errors import StopRequest
 
 __all__ = ["EpochCallback", "InterruptCallback", "MetricsCallback", "ProgressCallback", "set_epoch_everywhere"]
 

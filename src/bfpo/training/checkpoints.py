@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bfpo.files import write_text_whole
+from bfpo.core.files import write_text_whole
 
 __all__ = ["WholeCheckpoints", "half_checkpoints", "last_whole_checkpoint"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bfpo.core.errors import TrainingError
 from bfpo.data.columns import safety_labels, token_lengths
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import TrainingError
 from bfpo.objective.losses import loss_at_start, preference_loss
 
 __all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_rows", "implied_losses"]

@@ -7,9 +7,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bfpo.config import AlignConfig, DataConfig, read_template
+from bfpo.core.files import user_cache_folder
 from bfpo.data.load import PairStream
 from bfpo.data.tokenize import PairTokenizer
-from bfpo.files import user_cache_folder
 from bfpo.policy.load import Policy, load_policy
 from bfpo.training.session import data_settings, describe_data
 

@@ -26,12 +26,12 @@ from transformers.utils import logging as transformers_logging
 
 from bfpo.config import DataConfig, SftDataConfig
 from bfpo.config.train import TrainingKeys
+from bfpo.core.errors import ConfigError, DiskFullError, RunError
+from bfpo.core.files import is_disk_full
+from bfpo.core.machine import runs_on_cpu
+from bfpo.core.runs import RunFolder
 from bfpo.data.rejects import Reject
-from bfpo.errors import ConfigError, DiskFullError, RunError
-from bfpo.files import is_disk_full
-from bfpo.machine import runs_on_cpu
 from bfpo.policy.load import save_policy
-from bfpo.runs import RunFolder
 from bfpo.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
 from bfpo.training.checkpoints import WholeCheckpoints, half_checkpoints, last_whole_checkpoint
 from bfpo.training.sharding import whole_state

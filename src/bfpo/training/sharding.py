@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import Trainer
 
-from bfpo.errors import SettingError
+from bfpo.core.errors import SettingError
 
 __all__ = ["is_sharded", "prepare_sharding", "whole_state"]
 

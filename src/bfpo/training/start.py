@@ -12,8 +12,8 @@ from transformers import Trainer
 from bfpo.data.columns import reference_logps
 from bfpo.data.pack import Form, collate_pairs, on_device
 from bfpo.data.tokenize import TokenPair
-from bfpo.policy.reference import Reference, choose_reference, make_reference
-from bfpo.policy.reference_pass import MAX_TOKENS, ReferencePass, ReferenceReport
+from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass, ReferenceReport
+from bfpo.policy.reference.reference import Reference, choose_reference, make_reference
 from bfpo.training.sharding import is_sharded
 
 __all__ = ["Start", "start_reference"]

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+from bfpo.core.errors import SettingError
 from bfpo.data.pack import MicroBatch, PairCollator, longest_text, on_device
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
-from bfpo.errors import SettingError
 from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
-from bfpo.policy.reference import Reference
+from bfpo.policy.reference.reference import Reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses

@@ -1,0 +1,85 @@
+"""The comparison itself: try settings on validation prompts, take each rival's best, train every seed, ask on test."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from bfpo.config import CompareConfig
+from bfpo.core.console import show
+from bfpo.core.runs import RunFolder
+from bfpo.experiments.compare_plan import RIVALS, chains_of, models_of, prompts_file, scores_folder
+from bfpo.experiments.compare_result import make_result, result_markdown
+from bfpo.experiments.judged import read_accuracy, read_judged
+from bfpo.experiments.steps import CEILING, START, seeds_of, write_held_out, write_prompts, write_world
+from bfpo.experiments.workers import run_chains, usable_cores
+from bfpo.scores.scores import Judged, score_rows
+
+__all__ = ["preview", "run"]
+
+CHOSEN_BY = "helpful_and_safe"
+NUM_TRIALS, QUICK_TRIALS = 4, 2
+
+
+def run(config: CompareConfig, folder: RunFolder) -> None:
+    """Write `comparison.json` and `comparison.md`; every training is a run of its own, and a resumed one goes on.
+
+    Settings are chosen at the first seed by the share of helpful and safe answers to validation prompts; the first of
+    equals is taken. Test prompts are asked only of what was chosen. Raises `RunError` where a chain fails.
+    """
+    started = time.monotonic() - folder.record["seconds"]  # of earlier starts
+    write_world(config, folder)
+    write_held_out(config, folder, "test")
+    write_prompts(config, folder, "validation", str(prompts_file(folder.path, "validation").relative_to(folder.path)))
+    write_prompts(config, folder, "test", str(prompts_file(folder.path, "test").relative_to(folder.path)))
+    processes, logs = config.processes or usable_cores(), folder.path / "logs"
+    numbers = range(_num_trials(config))
+    trials = chains_of(config, folder.path, config.seed, dict.fromkeys(RIVALS, numbers), "validation")
+    run_chains(trials, processes, logs)
+    tried = {
+        name: [_validation_score(config, folder, model) for model in models_of(rival, numbers)]
+        for name, rival in RIVALS.items()
+    }
+    best = {name: max(numbers, key=lambda number: scores[number]) for name, scores in tried.items()}
+    folder.write_json("trials.json", {"chosen_by": CHOSEN_BY, "scores": tried, "chosen": best})
+    chosen = {name: [number] for name, number in best.items()}
+    finals = [chain for seed in seeds_of(config) for chain in chains_of(config, folder.path, seed, chosen, "test")]
+    run_chains(finals, processes, logs)
+    names = {START: START, CEILING: CEILING} | {name: models_of(RIVALS[name], [best[name]])[0] for name in RIVALS}
+    judged = {
+        name: [row for seed in seeds_of(config) for row in _judged(folder, model, seed, "test")]
+        for name, model in names.items()
+    }
+    accuracy = {
+        name: read_accuracy([scores_folder(folder.path, names[name], seed, "test") for seed in seeds_of(config)])
+        for name in RIVALS
+    }
+    result = make_result(config.resolved(), judged, accuracy, tried, best, confidence=config.confidence)
+    folder.write_json("comparison.json", {**result, "seconds": round(time.monotonic() - started, 3)})
+    text = result_markdown(result)
+    folder.write_text("comparison.md", text)
+    show(text)
+
+
+def preview(config: CompareConfig) -> list[str]:
+    """Return what would be compared."""
+    return [
+        f"{len(RIVALS)} methods x {_num_trials(config)} settings on validation prompts at seed {config.seed}, then "
+        f"{config.seeds} seeds on test prompts; {config.processes or usable_cores()} runs at a time",
+        ", ".join(rival.title for rival in RIVALS.values()),
+    ]
+
+
+def _num_trials(config: CompareConfig) -> int:
+    return QUICK_TRIALS if config.quick else NUM_TRIALS
+
+
+def _validation_score(config: CompareConfig, folder: RunFolder, model: str) -> float:
+    rows: Any = score_rows(_judged(folder, model, config.seed, "validation"), num_resamples=1)
+    value = next(score.value for score in rows if score.metric == CHOSEN_BY)
+    return -1.0 if value is None else float(value)
+
+
+def _judged(folder: RunFolder, model: str, seed: int, part: str) -> list[Judged]:
+    runs = scores_folder(folder.path, model, seed, part)
+    return read_judged(runs / "answers", runs / "scores", seed=seed)

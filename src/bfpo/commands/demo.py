@@ -1,0 +1,59 @@
+"""The demo stage itself: make the data, run the chains, write the page."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from bfpo.config import DemoConfig
+from bfpo.core.console import show
+from bfpo.core.runs import RunFolder
+from bfpo.experiments.chains import Chain
+from bfpo.experiments.demo_plan import make_data, methods_of, plan_seed
+from bfpo.experiments.steps import seeds_of
+from bfpo.experiments.workers import run_chains, usable_cores
+
+__all__ = ["preview", "run"]
+
+
+def run(config: DemoConfig, folder: RunFolder) -> None:
+    """Run the demo and write `report.html`, `report.md`, `report.json`, `report.csv` and the figures beside them.
+
+    Raises `RunError` where a chain of stages fails; what has ended is kept and a resumed demo goes on from there.
+    """
+    make_data(config, folder)
+    run_chains(_chains(config, folder), _processes(config), folder.path / "logs")
+    from bfpo.experiments.demo_collect import collect
+    from bfpo.report.page import write_report
+
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    data = collect(config, folder, commands=[_command(config)], created=now)
+    page = write_report(data, folder.path)
+    show(folder.file("report.md").read_text(encoding="utf-8").split("\n## ")[0].rstrip())
+    show(f"\nThe page: {page}")
+
+
+def preview(config: DemoConfig) -> list[str]:
+    """Return what the demo would run."""
+    methods = methods_of(config)
+    return [
+        f"{config.seeds} x (start, ceiling, {', '.join(methods)}), {_processes(config)} at a time",
+        f"pairs of each seed: {config.world.main_pairs} main, {config.world.buffer_pairs} buffer; "
+        f"a Llama of {config.model.num_hidden_layers} blocks and width {config.model.hidden_size}, all of it trains",
+    ]
+
+
+def _chains(config: DemoConfig, folder: RunFolder) -> list[Chain]:
+    return [chain for seed in seeds_of(config) for chain in plan_seed(config, folder.path, seed)]
+
+
+def _processes(config: DemoConfig) -> int:
+    return config.processes or usable_cores()
+
+
+def _command(config: DemoConfig) -> str:
+    parts = ["bfpo demo --out DIR"]
+    if config.full:
+        parts.append("--full")
+    if config.seeds > 1:
+        parts.append(f"--seeds {config.seeds}")
+    return " ".join(parts)

@@ -1,0 +1,231 @@
+"""STAGE: suites of several models; or accuracy of one on held-out pairs, a judge's scores of completions, or both."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import DataConfig, EvaluateConfig, read_template
+from bfpo.core.errors import DataError, ModelError
+from bfpo.core.runs import RunFolder
+from bfpo.core.schema import Completion, Pair, Score
+from bfpo.core.threads import use_threads
+from bfpo.data.labels import cell_counts
+from bfpo.data.load import load_pairs
+from bfpo.data.read import read_completions
+from bfpo.data.split import normalised_prompt
+from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
+from bfpo.judges.judges import check_judge, make_judge
+from bfpo.objective.losses import METHODS
+from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
+from bfpo.scores.accuracy import AccuracyRow, PairLogps, accuracy_rows, accuracy_scores, pair_logps
+from bfpo.scores.scores import METRICS, Judged, join_verdicts, score_rows
+from bfpo.suites.run import preview_suites, run_suites
+
+__all__ = ["preview", "run"]
+
+_log = logging.getLogger(__name__)
+
+PAIR_ROWS, VERDICT_ROWS = "accuracy.jsonl", "verdicts.jsonl"
+
+
+def run(config: EvaluateConfig, folder: RunFolder) -> None:
+    """Write `scores.json` and `scores.md`, and beside them one row per pair or completion that they were made from.
+
+    `accuracy.jsonl`: cell, favoured side, margin, right or not. `verdicts.jsonl`: the verdict, the prompt's kind, the
+    text's id. With suites, `answers.jsonl`: every completion with its verdict. What could not be scored is counted in
+    its score and enters no mean.
+
+    Raises `DataError` for data that cannot be used or, after all is written, of which nothing could be scored,
+    `ModelError` where policy and reference read text differently.
+    """
+    if not folder.is_writer:
+        return
+    use_threads(config.threads)
+    if config.suites is not None:
+        run_suites(config, folder)
+        return
+    check_judge(config.judge.format)
+    scores: list[Score] = []
+    why: list[str] = []
+    if config.data is not None:
+        folder.add_data("data", config.data.files)
+        rows = _accuracy(config, config.data, folder)
+        folder.write_jsonl(PAIR_ROWS, (row.as_row() for row in rows))
+        scores += accuracy_scores(rows, **_interval_settings(config))
+        why.append(f"{config.method} favours a side of none of {len(rows)} pairs; another method, or pairs with labels")
+    if config.completions is not None:
+        folder.add_data("completions", config.completions)
+        judged, unscored = _judge(config, _completions(config.completions), folder)
+        scores += score_rows(judged, **_interval_settings(config))
+        why += [
+            f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; another judge"
+            for reason, count in unscored.most_common(1)
+        ]
+    _write_scores(folder, config, scores)
+    _tell(scores)
+    if all(score.value is None for score in scores if score.metric != "finished"):
+        raise DataError(f"nothing was scored: {' and '.join(why)} may do better. What was written stays in the folder")
+
+
+def preview(config: EvaluateConfig) -> list[str]:
+    """Return what would be scored: pairs by cell, completions by prompt kind."""
+    if config.suites is not None:
+        return preview_suites(config)
+    check_judge(config.judge.format)
+    lines = []
+    if config.data is not None:
+        pairs, counts = _read(config, config.data)
+        cells = ", ".join(f"{cell} {count}" for cell, count in cell_counts(pairs).items())
+        lines.append(f"{len(pairs)} pairs (chosen-rejected): {cells}")
+        lines += [f"{name}: {count}" for name, count in counts.items() if count]
+    if config.completions is not None:
+        kinds: dict[str, int] = {}
+        completions = _completions(config.completions)
+        for completion in completions:
+            kinds[completion.kind or "(no kind)"] = kinds.get(completion.kind or "(no kind)", 0) + 1
+        by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+        lines.append(f"{len(completions)} completions, judged by {config.judge.title}: {by_kind}")
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------- accuracy on pairs
+
+
+def _accuracy(config: EvaluateConfig, data: DataConfig, folder: RunFolder) -> list[AccuracyRow]:
+    pairs, counts = _read(config, data)
+    tokenizer = load_tokenizer(_given(config.model), revision=config.revision)
+    tokens, report = _tokenize(config, pairs, tokenizer)
+    other, _ = _tokenize(config, pairs, load_tokenizer(_given(config.reference), revision=config.reference_revision))
+    _check_same_tokens(config, tokens, other)
+    folder.add_facts(pairs={"cells": cell_counts(pairs), **counts, "tokens": report.as_row()})
+    pad = pad_token_id(tokenizer)
+    policy = _logps(config, _given(config.model), config.revision, tokens, pad)
+    reference = _logps(config, _given(config.reference), config.reference_revision, tokens, pad)
+    read = METHODS[config.method].reads
+    settings = {name: float(getattr(config, name)) for name in read if name != "beta" and hasattr(config, name)}
+    prompts = [normalised_prompt(pair.prompt) for pair in pairs]
+    return accuracy_rows(tokens, prompts, policy, reference, method=config.method, beta=config.beta, **settings)
+
+
+def _read(config: EvaluateConfig, data: DataConfig) -> tuple[list[Pair], dict[str, int]]:
+    """Return the pairs to test on and what was left out or assumed on the way, by name."""
+    loaded = load_pairs(**data.model_dump(), seed=config.seed)
+    names = {"rows_rejected": "rows_rejected", "labels_set_safe": "labels_set_safe"}
+    names["pairs_without_label_dropped"] = "pairs_dropped"
+    return loaded.pairs, {name: loaded.counts[key] for key, name in names.items()}
+
+
+def _tokenize(config: EvaluateConfig, pairs: Sequence[Pair], tokenizer: Any) -> tuple[list[TokenPair], TokenizeReport]:
+    return tokenize_pairs(
+        pairs,
+        tokenizer,
+        max_length=config.max_length,
+        max_completion_length=config.max_completion_length,
+        chat_template=read_template(config.chat_template),
+    )
+
+
+def _logps(
+    config: EvaluateConfig, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int
+) -> PairLogps:
+    """Load a model, ask it, and let it go before the next one is loaded."""
+    import torch
+
+    policy = load_policy(model, dtype=config.dtype, revision=revision)
+    if torch.cuda.is_available():
+        policy.model.to("cuda")
+    return pair_logps(
+        policy.model, tokens, pad_token_id=pad, pairs_per_batch=config.pairs_per_batch, reduction=config.reduction
+    )
+
+
+def _check_same_tokens(config: EvaluateConfig, ours: Sequence[TokenPair], theirs: Sequence[TokenPair]) -> None:
+    """A log-ratio needs both models to be asked about the same token ids."""
+    for one, other in zip(ours, theirs, strict=True):
+        sides = ("prompt_ids", "chosen_ids", "rejected_ids")
+        if any(getattr(one, side).tolist() != getattr(other, side).tolist() for side in sides):
+            raise ModelError(
+                f"reference: {config.reference} and model {config.model} read pair {one.pair_id} as different tokens; "
+                "a margin needs the same tokenizer and chat template for both (chat_template sets one)"
+            )
+
+
+def _given(value: str | None) -> str:
+    assert value is not None  # the config has checked that model, reference and data come together
+    return value
+
+
+# ------------------------------------------------------------------------------------------- verdicts on completions
+
+
+def _completions(file: str) -> list[Completion]:
+    completions = read_completions(Path(file))
+    if not completions:
+        raise DataError.at(file, None, "holds no completion; run `bfpo generate` first")
+    return completions
+
+
+def _judge(
+    config: EvaluateConfig, completions: Sequence[Completion], folder: RunFolder
+) -> tuple[list[Judged], Counter[str]]:
+    """Return the judged rows, and how many are unscored by reason."""
+    verdicts = make_judge(**config.judge.settings()).judge(completions)
+    rows = join_verdicts(completions, verdicts)
+    folder.write_jsonl(
+        VERDICT_ROWS,
+        (
+            {**asdict(verdict), "kind": row.kind, "prompt": row.prompt, "finished": row.finished}
+            for verdict, row in zip(verdicts, rows, strict=True)
+        ),
+    )
+    return rows, Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
+
+
+# ------------------------------------------------------------------------------------------------------- the scores
+
+
+def _tell(scores: Sequence[Score]) -> None:
+    """Log every score that was made in one line: name, value, interval."""
+    measured = [score for score in scores if score.value is not None]
+    missing = len(scores) - len(measured)
+    lines = [*map(_words, measured), *([f"{missing} others not measured"] if missing else [])]
+    _log.info("scores: %s", "; ".join(lines))
+
+
+def _words(score: Score) -> str:
+    interval = "" if score.low is None or score.high is None else f" ({score.low:.3f} to {score.high:.3f})"
+    return f"{_title(score.metric)} {score.value:.3f}{interval}"
+
+
+def _title(metric: str) -> str:
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+
+
+def _interval_settings(config: EvaluateConfig) -> dict[str, Any]:
+    return {"confidence": config.confidence, "num_resamples": config.bootstrap_samples, "random_seed": config.seed}
+
+
+def _write_scores(folder: RunFolder, config: EvaluateConfig, scores: Sequence[Score]) -> None:
+    folder.write_json("scores.json", {"confidence": config.confidence, "scores": [asdict(score) for score in scores]})
+    lines = [
+        f"Intervals: {config.confidence:.0%}, clustered by prompt.",
+        "",
+        "| metric | value | interval | scored | unscored |",
+        "|---|---|---|---|---|",
+        *(_markdown_row(score) for score in scores),
+    ]
+    folder.write_text("scores.md", "\n".join(lines) + "\n")
+    folder.write_card("Scores", {"Scores": "\n".join(lines)})
+
+
+def _markdown_row(score: Score) -> str:
+    title = _title(score.metric)
+    if score.value is None:
+        return f"| {title} | not measured | | 0 | {score.unscored} |"
+    interval = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
+    return f"| {title} | {score.value:.3f} | {interval} | {score.num} | {score.unscored} |"

@@ -1,0 +1,242 @@
+"""STAGE: a file of prompts -> completions of a model, in the order of the prompts; goes on where it was cut off."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import GenerateConfig, read_template
+from bfpo.core.errors import DataError, ServerError
+from bfpo.core.progress import CountProgress
+from bfpo.core.runs import RunFolder
+from bfpo.core.schema import Completion, Prompt
+from bfpo.core.threads import use_threads
+from bfpo.data.chat import ChatEncoder
+from bfpo.data.prompts import PromptResult, read_prompt_files
+from bfpo.data.split import draw
+from bfpo.data.write import completion_row
+from bfpo.generation.engines import Engine, Made, Task, TransformersEngine
+from bfpo.generation.partial import append_made, read_made
+from bfpo.generation.sampling import end_token_ids, saved_end_token_ids
+from bfpo.generation.server import RequestBudget, Server
+from bfpo.generation.server_engine import ServerEngine
+from bfpo.generation.vllm_engine import VllmEngine
+from bfpo.policy.load import load_policy, load_tokenizer
+
+__all__ = ["preview", "run"]
+
+_log = logging.getLogger(__name__)
+
+COMPLETIONS = "completions.jsonl"
+_PARTIAL = "completions.partial.jsonl"
+
+
+def run(config: GenerateConfig, folder: RunFolder) -> None:
+    """Write `completions.jsonl`: `num_completions` rows per prompt, in the order of the prompts.
+
+    What is made is appended to `completions.partial.jsonl` as it comes, so that a resumed run makes only what is
+    missing; draws depend on the seed and the completion's id alone, so it ends with what one run would have made (of a
+    server: asks for what one run would have asked for).
+
+    Raises `DataError` for an unreadable prompt file or a prompt longer than `max_prompt_length`, `ServerError` where a
+    server left completions out, `MissingExtraError` for an engine that is not installed.
+    """
+    if not folder.is_writer:  # one process does it; the others of a launcher have nothing to add
+        return
+    use_threads(config.threads)
+    folder.add_data("prompts", config.prompts)
+    found = _read_prompts(config)
+    chat = _chat(config)
+    prompts, left_out = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
+    left_out = {**found.left_out, **left_out}
+    folder.add_facts(prompts={"num_prompts": len(found.prompts), "left_out": left_out, "layouts": found.layouts})
+    tasks = {task.id: task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)}
+    partial = folder.file(_PARTIAL)
+    if not folder.resumed:
+        partial.unlink(missing_ok=True)
+    made = read_made(partial)
+    folder.kept = "the completions that were made are safe"
+    budget = RequestBudget(config.max_requests)
+    try:
+        _complete(config, chat, tasks, made, partial, budget)
+    except ServerError as error:
+        missing = len(tasks.keys() - made.keys())
+        raise ServerError(
+            f"{error}; {missing} of {len(tasks)} completions are missing, the others are kept: --resume asks only for "
+            "those that are missing"
+        ) from error
+    finally:
+        if config.engine == "server":
+            folder.add_facts(requests=budget.num_requests)
+    _finish(config, folder, list(prompts), made)
+
+
+def preview(config: GenerateConfig) -> list[str]:
+    """Return what would be generated: prompts by kind, their lengths, completions; a server is not asked."""
+    found = _read_prompts(config)
+    chat = _chat(config)
+    prompts, too_long = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
+    tasks = [task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)]
+    lengths = sorted(len(task.prompt_ids) for task in tasks)
+    kinds = _count(prompt.kind or "(no kind)" for prompt in prompts)
+    left_out = [f"left out: {num} ({reason})" for reason, num in (*found.left_out.items(), *too_long.items())]
+    known = f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]} (limit {config.max_prompt_length})"
+    return [
+        f"{len(prompts)} prompts: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}",
+        *left_out,
+        f"prompt tokens: {known if chat is not None else 'not known here, the server counts them'}",
+        f"{len(tasks)} completions of at most {config.max_new_tokens} tokens",
+        *([f"asked of {config.model} at {config.url}"] if config.engine == "server" else []),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ the engines
+
+
+def _complete(
+    config: GenerateConfig,
+    chat: ChatEncoder | None,
+    tasks: Mapping[str, Task],
+    made: dict[str, Made],
+    partial: Path,
+    budget: RequestBudget,
+) -> None:
+    """Have the engine make what is not in `made`, and put it there and into the file as it comes."""
+    todo = [task for task in tasks.values() if task.id not in made]
+    if not todo:
+        return
+    engine = _make_engine(config, chat, budget)
+    with CountProgress("completions", len(tasks), _log) as progress:
+        progress.advance(len(tasks) - len(todo))
+
+        def keep(rows: Sequence[Made]) -> None:
+            append_made(partial, rows)
+            made.update({row.id: row for row in rows})
+            progress.advance(len(rows))
+
+        engine.complete(todo, keep)
+
+
+def _make_engine(config: GenerateConfig, chat: ChatEncoder | None, budget: RequestBudget) -> Engine:
+    sampling: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
+    if chat is None:
+        server = Server(
+            url=config.url or "",  # the config has checked that there is one
+            model=config.model,
+            api_key_env=config.api_key_env,
+            timeout=config.timeout,
+            max_concurrency=config.max_concurrency,
+            max_retries=config.max_retries,
+            budget=budget,
+            writer=True,
+            **sampling,
+        )
+        return ServerEngine(server, max_new_tokens=config.max_new_tokens, seed=config.seed)
+    sampling |= {"max_new_tokens": config.max_new_tokens, "seed": config.seed}
+    if config.engine == "vllm":
+        ends = saved_end_token_ids(config.model, chat.tokenizer, revision=config.revision)
+        return VllmEngine(
+            config.model,
+            chat.tokenizer,
+            {*ends, chat.end_id},
+            revision=config.revision,
+            dtype=config.dtype,
+            **sampling,
+        )
+    return _load_transformers(config, chat, sampling)
+
+
+def _load_transformers(config: GenerateConfig, chat: ChatEncoder, sampling: Mapping[str, Any]) -> TransformersEngine:
+    import torch
+
+    policy = load_policy(config.model, dtype=config.dtype, revision=config.revision)
+    if torch.cuda.is_available():
+        policy.model.to("cuda")
+    ends = {*end_token_ids(policy.model, policy.tokenizer), chat.end_id}
+    return TransformersEngine(policy.model, policy.tokenizer, ends, batch_size=config.batch_size, **sampling)
+
+
+def _chat(config: GenerateConfig) -> ChatEncoder | None:
+    """Return what renders prompts; `None` where a server does."""
+    if config.engine == "server":
+        return None
+    return ChatEncoder(load_tokenizer(config.model, revision=config.revision), read_template(config.chat_template))
+
+
+# ------------------------------------------------------------------------------------------------------ the prompts
+
+
+def _read_prompts(config: GenerateConfig) -> PromptResult:
+    found = read_prompt_files([config.prompts], columns=config.columns)
+    if not found.prompts:
+        raise DataError.at(config.prompts, None, "holds no prompt; at least one is needed")
+    return found
+
+
+def _fitting(
+    prompts: Sequence[Prompt], config: GenerateConfig, chat: ChatEncoder | None
+) -> tuple[dict[Prompt, tuple[int, ...]], dict[str, int]]:
+    """Return the prompts with their tokens (none where a server renders them), and how many were left out, and why.
+
+    Raises `DataError` for one that is longer than `max_prompt_length` under `long_prompts: stop`, or where all are.
+    """
+    if chat is None:
+        return dict.fromkeys(prompts, ()), {}
+    encoded = {one: tuple(chat.encode(one.messages, (), name=f"prompt {one.id}").prompt) for one in prompts}
+    fitting = {one: ids for one, ids in encoded.items() if len(ids) <= config.max_prompt_length}
+    num_long = len(encoded) - len(fitting)
+    if num_long and (config.long_prompts == "stop" or not fitting):
+        first, ids = next((one, ids) for one, ids in encoded.items() if one not in fitting)
+        raise DataError.at(
+            config.prompts,
+            None,
+            f"{num_long} of {len(encoded)} prompts are longer than max_prompt_length = {config.max_prompt_length}, "
+            f"such as {first.id!r} with {len(ids)} tokens; raise the limit, or leave them out with long_prompts: skip",
+        )
+    return fitting, {"longer than max_prompt_length": num_long} if num_long else {}
+
+
+def _tasks(prompt: Prompt, prompt_ids: tuple[int, ...], config: GenerateConfig) -> list[Task]:
+    """Return the completions to make of a prompt."""
+    return [Task(name, prompt.messages, prompt_ids) for name in _names(prompt, config)]
+
+
+def _names(prompt: Prompt, config: GenerateConfig) -> list[str]:
+    """Return the ids of a prompt's completions."""
+    number = config.num_completions
+    return [prompt.id] if number == 1 else [f"{prompt.id}/{place}" for place in range(number)]
+
+
+# ------------------------------------------------------------------------------------------------------- the output
+
+
+def _finish(config: GenerateConfig, folder: RunFolder, prompts: Sequence[Prompt], made: Mapping[str, Made]) -> None:
+    completions = [
+        Completion(name, prompt.messages, made[name].text, config.model, prompt.kind, made[name].finished)
+        for prompt in prompts
+        for name in _names(prompt, config)
+    ]
+    folder.write_jsonl(COMPLETIONS, map(completion_row, completions))
+    folder.file(_PARTIAL).unlink(missing_ok=True)
+    counts = [made[completion.id].num_tokens for completion in completions]
+    known = [count for count in counts if count is not None]
+    facts: dict[str, Any] = {
+        "num_completions": len(completions),
+        "num_finished": sum(completion.finished for completion in completions),
+        "completion_tokens": sum(known) if len(known) == len(counts) else None,
+    }
+    folder.add_facts(completions=facts)
+    shown = {name: value for name, value in facts.items() if value is not None}
+    folder.write_card("Completions", {"Completions": {"model": config.model, **shown}})
+    cut = len(completions) - facts["num_finished"]
+    limit = f" within max_new_tokens = {config.max_new_tokens}" if cut else ""
+    _log.info("%d completions in %s; %d did not end%s", len(completions), folder.file(COMPLETIONS), cut, limit)
+
+
+def _count(values: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts

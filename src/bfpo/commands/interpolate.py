@@ -1,0 +1,64 @@
+"""STAGE: models between two, by their weights: a dial of helpfulness and safety without training again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+from bfpo.config import InterpolateConfig
+from bfpo.core.progress import CountProgress
+from bfpo.core.runs import RunFolder
+from bfpo.policy.blend import BlendSource, blend_weights, open_source, require_same_kind
+
+__all__ = ["model_name", "preview", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+def model_name(weight: float) -> str:
+    """Return the folder of the model that is this share of the second one."""
+    return f"weight-{weight:g}"
+
+
+def run(config: InterpolateConfig, folder: RunFolder) -> None:
+    """Write a model for each weight, `models/weight-0.25` and so on, and `models.json`; what is there is left as it is.
+
+    Every model is written whole or not at all. Raises `ModelError` for models that have no middle.
+    """
+    if not folder.is_writer:
+        return
+    first, second = _sources(config)
+    folder.add_data("models", [*map(str, first.files), *map(str, second.files)])
+    models = folder.folder("models")
+    missing = [weight for weight in config.weights if not (models / model_name(weight)).exists()]
+    with CountProgress("tensors", len(missing) * len(first.tensors), logger) as progress:
+        for weight in missing:
+            part = models / f".{model_name(weight)}.part"
+            shutil.rmtree(part, ignore_errors=True)  # what a killed run was writing
+            try:
+                blend_weights(first, second, weight, part, advance=progress.advance)
+                part.rename(models / model_name(weight))
+            except OSError as error:
+                shutil.rmtree(part, ignore_errors=True)
+                raise folder.disk_full(part) from error
+    rows = [{"weight": weight, "model": str(models / model_name(weight))} for weight in config.weights]
+    folder.write_json("models.json", {"first": config.first, "second": config.second, "models": rows})
+    folder.write_card(
+        "Models between two", {"Models": {f"{row['weight']:g} of the second": row["model"] for row in rows}}
+    )
+
+
+def preview(config: InterpolateConfig) -> list[str]:
+    """Return what would be written; both models are checked."""
+    first, second = _sources(config)
+    size = sum(file.stat().st_size for file in first.files)
+    return [
+        f"{len(first.tensors)} tensors, {size / 1e6:,.1f} MB a model: {first.folder} and {second.folder}",
+        *(f"models/{model_name(weight)}" for weight in config.weights),
+    ]
+
+
+def _sources(config: InterpolateConfig) -> tuple[BlendSource, BlendSource]:
+    first, second = open_source(config.first, name="first"), open_source(config.second, name="second")
+    require_same_kind(first, second)
+    return first, second

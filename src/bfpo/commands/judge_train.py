@@ -1,0 +1,221 @@
+"""STAGE: completions that people have labelled -> a small judge of safety that runs offline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import JudgeTrainConfig
+from bfpo.core.console import show
+from bfpo.core.runs import RunFolder
+from bfpo.core.schema import Completion, Pair, Verdict
+from bfpo.core.threads import use_threads
+from bfpo.data.labelled import LabelledResult, load_labelled
+from bfpo.data.read import read_pairs
+from bfpo.data.rejects import check_rejects, describe_rejects
+from bfpo.data.split import normalised_prompt
+from bfpo.judges.ngram_ranker import fit_ranker
+from bfpo.judges.ngrams import NgramSettings, fit_ngrams, save_described
+from bfpo.judges.quality import judge_quality
+from bfpo.judges.training_rows import few_rows, write_rows
+from bfpo.stats import rate_interval
+
+__all__ = ["preview", "run"]
+
+_log = logging.getLogger(__name__)
+
+JUDGE = "model"
+
+
+def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
+    """Write the judge into `model/`: `judge.json` and its weights as safetensors; `judge: DIR/model` then names it.
+
+    Of n-grams, a cross-validation by prompt is written into `judge.json` and shown: what the judge is worth on prompts
+    that it has not seen. Raises `DataError` for data that cannot be used or labels that are all the same.
+    """
+    if not folder.is_writer:
+        return
+    use_threads(config.threads)
+    folder.add_data("data", config.data.files)
+    if config.kind == "ranker":
+        _train_ranker(config, folder)
+        return
+    loaded = load_labelled(**config.data.model_dump())
+    show("\n".join(_described(loaded)))
+    facts: dict[str, Any] = {"trained_on": _counts(loaded), "data": folder.record["data"]["data"]}
+    if config.kind == "ngrams":
+        found = _train_ngrams(config, loaded.completions, folder, facts)
+    else:
+        found = _train_classifier(config, loaded.completions, folder, facts)
+    write_rows(folder.path / JUDGE, loaded.completions)
+    folder.add_facts(judge={**facts["trained_on"], **found})
+    title = "Cross-validation by prompt" if config.kind == "ngrams" else "Training"
+    warned = _warn(config, facts["trained_on"])
+    folder.write_card(f"Judge {config.name}", {**warned, "Trained on": facts["trained_on"], title: found})
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
+    if shown:
+        show(f"on prompts not seen ({config.folds} folds): {shown}" if config.kind == "ngrams" else shown)
+    show(f"the judge: {folder.path / JUDGE}; use it as --set judge={folder.path / JUDGE}")
+
+
+def _train_ngrams(
+    config: JudgeTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
+) -> dict[str, Any]:
+    scores = _cross_validation(config, completions)
+    judge = fit_ngrams(completions, [row.is_safe == 1 for row in completions], _settings(config), name=config.name)
+    judge.save(folder.folder(JUDGE), {**facts, "cross_validation": scores})
+    return scores
+
+
+def _train_classifier(
+    config: JudgeTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
+) -> dict[str, Any]:
+    from bfpo.judges.finetune import classifier_trainer
+    from bfpo.training.session import train_in_folder
+
+    assert config.model is not None  # the config has checked it
+    names = ("revision", "max_length", "learning_rate", "num_train_epochs", "batch_size", "logging_steps", "save_steps")
+    trainer, left_out = classifier_trainer(
+        completions,
+        folder.folder("checkpoints"),
+        model=config.model,
+        seed=config.seed,
+        **{name: getattr(config, name) for name in names},
+    )
+    if left_out:
+        show(f"left out: {left_out} completions, longer than {config.max_length} tokens with their prompt")
+    metrics = train_in_folder(
+        trainer, folder, title="judge-train", shown={"loss": "loss"}, evaluates=False, save_total_limit=1
+    )
+    settings = {"threshold": config.threshold, "max_length": config.max_length}
+    save_described(folder.path / JUDGE, {"kind": "classifier", "name": config.name, "settings": settings, **facts})
+    return {"left_out_as_too_long": left_out, "train_loss": metrics.get("train_loss")}
+
+
+def _train_ranker(config: JudgeTrainConfig, folder: RunFolder) -> None:
+    pairs, lines = _pairs(config)
+    show("\n".join(lines))
+    facts = {"pairs": len(pairs), "prompts": len({normalised_prompt(pair.prompt) for pair in pairs})}
+    found = _order_on_unseen_prompts(config, pairs)
+    ranker = fit_ranker(pairs, _settings(config), name=config.name)
+    ranker.save(
+        folder.folder(JUDGE), {"trained_on": facts, "data": folder.record["data"]["data"], "cross_validation": found}
+    )
+    folder.add_facts(ranker={**facts, **found})
+    warned = _warn(config, facts)
+    folder.write_card(f"Ranker {config.name}", {**warned, "Trained on": facts, "Cross-validation by prompt": found})
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
+    if shown:
+        show(f"the order that people give, on prompts not seen ({config.folds} folds): {shown}")
+    show(f"the ranker: {folder.path / JUDGE}; use it as --set ranker={folder.path / JUDGE}")
+
+
+def _warn(config: JudgeTrainConfig, trained_on: dict[str, int]) -> dict[str, str]:
+    """Warn in the log where training has few rows, and return the section of the card that says so."""
+    warnings = few_rows(config.name, trained_on)
+    for warning in warnings:
+        _log.warning("%s", warning)
+    return {"Warnings": "\n".join(f"- {warning}." for warning in warnings)} if warnings else {}
+
+
+def _pairs(config: JudgeTrainConfig) -> tuple[list[Pair], list[str]]:
+    result = read_pairs([Path(file) for file in config.data.files], columns=config.data.columns)
+    check_rejects(result, bad_rows=config.data.bad_rows)
+    prompts = len({normalised_prompt(pair.prompt) for pair in result.pairs})
+    lines = [f"{len(result.pairs)} pairs of {prompts} prompts, the chosen one more helpful"]
+    if result.rejects:
+        lines.append(describe_rejects(result.rejects, rows=result.rows))
+    return result.pairs, lines
+
+
+def _order_on_unseen_prompts(config: JudgeTrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return how often the ranker puts the chosen one first on prompts that it has not seen, with an interval."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    groups = [normalised_prompt(pair.prompt) for pair in pairs]
+    if len(set(groups)) < config.folds:
+        return {"not_done": f"{len(set(groups))} prompts, fewer than {config.folds} folds"}
+    hits: dict[int, float] = {}
+    # One stratum: older versions shuffle groups in this class only.
+    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
+    for train, test in folds.split(pairs, [1] * len(pairs), groups):
+        ranker = fit_ranker([pairs[n] for n in train], _settings(config))
+        sides = [(_side(pairs[n], pairs[n].chosen), _side(pairs[n], pairs[n].rejected)) for n in test]
+        for n, comparison in zip(test.tolist(), ranker.compare(sides), strict=True):
+            if comparison.first_is_better is not None:
+                better = comparison.first_is_better
+                hits[n] = 1.0 if better > 0.5 else 0.5 if better == 0.5 else 0.0
+    interval = rate_interval(list(hits.values()), [groups[n] for n in hits])
+    unscored = len(pairs) - len(hits)
+    return {
+        "folds": config.folds,
+        "agreement": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "unscored": unscored,
+    }
+
+
+def _side(pair: Pair, text: str) -> Completion:
+    return Completion(pair.id, pair.prompt, text)
+
+
+def preview(config: JudgeTrainConfig) -> list[str]:
+    """Return what the judge would be trained on."""
+    if config.kind == "ranker":
+        return [*_pairs(config)[1], f"kind: {config.kind}"]
+    return [*_described(load_labelled(**config.data.model_dump())), f"kind: {config.kind}"]
+
+
+def _settings(config: JudgeTrainConfig) -> NgramSettings:
+    return NgramSettings(
+        ngrams=(config.ngrams[0], config.ngrams[1]),
+        num_features=config.num_features,
+        inverse_penalty=config.inverse_penalty,
+        with_prompt=config.with_prompt,
+        threshold=config.threshold,
+    )
+
+
+def _counts(loaded: LabelledResult) -> dict[str, int]:
+    safe = sum(row.is_safe == 1 for row in loaded.completions)
+    return {
+        "completions": len(loaded.completions),
+        "safe": safe,
+        "unsafe": len(loaded.completions) - safe,
+        "prompts": len({normalised_prompt(row.prompt) for row in loaded.completions}),
+        "rows_rejected": len(loaded.rejects),
+        **loaded.left_out,
+    }
+
+
+def _described(loaded: LabelledResult) -> list[str]:
+    counts = _counts(loaded)
+    lines = [
+        f"{counts['completions']} labelled completions of {counts['prompts']} prompts: {counts['safe']} safe, "
+        f"{counts['unsafe']} unsafe",
+        *(f"left out: {count} rows, {reason}" for reason, count in loaded.left_out.items()),
+    ]
+    if loaded.rejects:
+        lines.append(describe_rejects(loaded.rejects, rows=counts["completions"] + len(loaded.rejects)))
+    return lines
+
+
+def _cross_validation(config: JudgeTrainConfig, rows: Sequence[Completion]) -> dict[str, float | int | str | None]:
+    """Return what the judge is worth on prompts that it was not trained on; why not, where there are too few."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = [row.is_safe == 1 for row in rows]
+    groups = [normalised_prompt(row.prompt) or row.id for row in rows]
+    per_label = [len({group for group, label in zip(groups, labels, strict=True) if label == kind}) for kind in (0, 1)]
+    if min(per_label) < config.folds:
+        return {"not_done": f"{min(per_label)} prompts of the rarer label, fewer than {config.folds} folds"}
+    verdicts: dict[int, Verdict] = {}
+    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
+    for train, test in folds.split(rows, labels, groups):
+        judge = fit_ngrams([rows[n] for n in train], [labels[n] for n in train], _settings(config))
+        verdicts.update(zip(test.tolist(), judge.judge([rows[n] for n in test]), strict=True))
+    scores = judge_quality([verdicts[n] for n in range(len(rows))], labels, groups, num_resamples=100)
+    return {"folds": config.folds, **{score.metric: score.value for score in scores}}

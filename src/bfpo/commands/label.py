@@ -1,0 +1,347 @@
+"""STAGE: completions -> verdicts (and comparisons), or pairs -> pairs with safety labels; nothing is asked twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import LabelConfig
+from bfpo.core.errors import DataError, ServerError, SettingError
+from bfpo.core.files import user_cache_folder
+from bfpo.core.progress import CountProgress
+from bfpo.core.runs import RunFolder
+from bfpo.core.schema import Comparison, Completion, Pair, Verdict
+from bfpo.core.threads import use_threads
+from bfpo.data.labels import cell_counts
+from bfpo.data.read import ReadResult, Reject, check_rejects, read_completions, read_pairs
+from bfpo.data.split import RowPicker, normalised_prompt
+from bfpo.data.write import pair_row
+from bfpo.generation.server import RequestBudget
+from bfpo.judges.asking import Tally, ask_judge, ask_ranker, num_votes
+from bfpo.judges.cache import OpinionCache
+from bfpo.judges.judges import check_judge, check_ranker, make_judge, make_ranker
+from bfpo.judges.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
+from bfpo.judges.pairing import Pairing, candidate_duels, choose_pairs, label_of
+from bfpo.judges.panel import panel_verdict
+from bfpo.judges.training_rows import trained_on_few
+
+__all__ = ["preview", "run"]
+
+_log = logging.getLogger(__name__)
+
+VERDICTS, COMPARISONS = "verdicts.jsonl", "comparisons.jsonl"
+PAIRS, DISAGREEMENTS, REJECTS = "pairs.jsonl", "disagreements.jsonl", "rejects.jsonl"
+
+Votes = dict[str, list[list[Verdict]]]
+"""Of each judge by name: of each completion, its votes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What is judged: completions, or those of pairs; a pair's texts are two completions, one after the other."""
+
+    completions: list[Completion]
+    pairs: list[Pair]
+    rejects: list[Reject]
+
+    def reasons(self) -> dict[str, int]:
+        """Return the rows that could not be used by reason."""
+        return ReadResult(self.rejects, len(self.rejects)).counts()
+
+    def judged(self, config: LabelConfig) -> list[Completion]:
+        """Return those that are to be judged: of pairs only the sides without a label, unless `relabel`."""
+        if not self.pairs or config.relabel:
+            return self.completions
+        labels = [label for pair in self.pairs for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
+        return [c for c, label in zip(self.completions, labels, strict=True) if label is None]
+
+    def compared(self, verdicts: Sequence[Verdict]) -> list[tuple[Completion, Completion]]:
+        """Return the pairs of completions to rank: those of a pair, or any two usable ones of one prompt."""
+        if not self.pairs:
+            return candidate_duels(self.completions, verdicts)
+        sides = self.completions
+        return [(sides[n], sides[n + 1]) for n in range(0, len(sides), 2) if sides[n].text != sides[n + 1].text]
+
+
+def run(config: LabelConfig, folder: RunFolder) -> None:
+    """Write `verdicts.jsonl`, `disagreements.jsonl`, the report, and what else the input allows.
+
+    For pairs, `rejects.jsonl` and, in their order and our columns, `pairs.jsonl`: a label is filled where it was
+    unknown, or replaced under `relabel`; one that could not be scored stays unknown (under `relabel`, becomes it). With
+    a ranker, `comparisons.jsonl`. Every answer is kept in the cache as it comes, so that a stopped run goes on there.
+
+    Raises `DataError` for input that cannot be used, `SettingError` for judges of the same name, `ServerError` for a
+    server that cannot be asked any more, and what `make_judge` raises.
+    """
+    if not folder.is_writer:
+        return
+    use_threads(config.threads)
+    _check_opinions(config)
+    given = _read(config, folder)
+    budget = RequestBudget(config.max_requests)
+    tallies: dict[str, Tally] = {}
+    folder.kept = "what was judged is in the cache"
+    with OpinionCache(config.label_cache or user_cache_folder("label")) as cache:
+        try:
+            judged = given.judged(config)
+            votes = _ask_judges(config, judged, cache, budget, tallies)
+            verdicts = _verdicts(config, judged, votes)
+            comparisons = _ask_ranker(config, given, verdicts, cache, budget, tallies)
+        except ServerError as error:
+            done = ", ".join(f"{name}: {tally.kept + tally.asked} judged" for name, tally in tallies.items())
+            raise ServerError(f"{error} ({done}; kept in {cache.path})") from error
+        finally:
+            asked = {name: tally.as_row() for name, tally in tallies.items()}
+            folder.add_facts(requests=budget.num_requests, opinions=asked)
+    _write(config, folder, given, judged, votes, verdicts, comparisons)
+
+
+def _check_opinions(config: LabelConfig) -> None:
+    """Tell a mistake in the last judge or the ranker before the first one is asked."""
+    for judge in config.judges:
+        check_judge(judge.format)
+    if config.ranker is not None:
+        check_ranker(config.ranker.format)
+
+
+def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -> list[Verdict]:
+    """Return what the panel says of each completion, in order."""
+    return [
+        panel_verdict({name: given[n] for name, given in votes.items()}, rule=config.rule, min_votes=config.min_votes)
+        for n in range(len(judged))
+    ]
+
+
+def preview(config: LabelConfig) -> list[str]:
+    """Return what would be judged and ranked, and by whom; no judge is loaded or asked."""
+    _check_opinions(config)
+    given = _read(config)
+    judged = given.judged(config)
+    different = len({(completion.prompt, completion.text) for completion in judged})
+    lines = [f"{len(judged)} completions to judge, {different} different ones, by {len(config.judges)} judge(s):"]
+    lines += [f"  {judge.title}" for judge in config.judges]
+    if given.pairs:
+        cells = ", ".join(f"{cell} {count}" for cell, count in cell_counts(given.pairs).items())
+        lines.append(f"{len(given.pairs)} pairs (chosen-rejected): {cells}")
+    lines += [f"rows rejected: {reason} {count}" for reason, count in given.reasons().items()]
+    if config.ranker is not None:
+        unjudged = [Verdict(completion.id, "", "safe") for completion in given.completions]
+        most = "" if given.pairs else "at most "
+        lines.append(f"{most}{len(given.compared(unjudged))} pairs of completions to rank by {config.ranker.title}")
+    return [*lines, *(f"warning: {warning}" for warning in _warnings(config))]
+
+
+def _warnings(config: LabelConfig) -> list[str]:
+    """Say which of the trained judges, and the ranker, have seen few rows."""
+    asked = [*config.judges, *([] if config.ranker is None else [config.ranker])]
+    return [warning for one in asked if one.format == "trained" for warning in trained_on_few(str(one.model))]
+
+
+# ------------------------------------------------------------------------------------------------------- the input
+
+
+def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
+    if config.data is None:
+        assert config.completions is not None  # the config has checked that one of the two is given
+        if folder is not None:
+            folder.add_data("completions", config.completions)
+        completions = read_completions(Path(config.completions))
+        if not completions:
+            raise DataError.at(config.completions, None, "holds no completion; run `bfpo generate` first")
+        _check_ids(config.completions, completions)
+        return _Input(completions, [], [])
+    data = config.data
+    if folder is not None:
+        folder.add_data("data", data.files)
+    result = read_pairs(
+        [Path(file) for file in data.files], layout=data.layout, columns=data.columns, source=data.source
+    )
+    check_rejects(result, bad_rows=data.bad_rows)
+    split = None if data.split is None else data.split.model_dump()
+    picker = RowPicker(split=split, limit=data.limit, seed=config.seed)
+    for pair in result.pairs:
+        picker.add(pair)
+    pairs = [pair for pair, picked in zip(result.pairs, picker.picked(), strict=True) if picked]
+    if not pairs:
+        raise DataError.at(data.files[0], None, "no pair is left to label; check split and limit")
+    sides = [side for pair in pairs for side in _sides(pair)]
+    return _Input(sides, pairs, result.rejects)
+
+
+def _sides(pair: Pair) -> tuple[Completion, Completion]:
+    return (
+        Completion(f"{pair.id}:chosen", pair.prompt, pair.chosen, kind=pair.source),
+        Completion(f"{pair.id}:rejected", pair.prompt, pair.rejected, kind=pair.source),
+    )
+
+
+def _check_ids(file: str, completions: Sequence[Completion]) -> None:
+    seen: set[str] = set()
+    for completion in completions:
+        if completion.id in seen:
+            raise DataError.at(file, None, f"the completion with id {completion.id!r} is there twice; ids must differ")
+        seen.add(completion.id)
+
+
+# ---------------------------------------------------------------------------------------------------------- asking
+
+
+def _ask_judges(
+    config: LabelConfig,
+    completions: Sequence[Completion],
+    cache: OpinionCache,
+    budget: RequestBudget,
+    tallies: dict[str, Tally],
+) -> Votes:
+    """Ask one judge after the other, each let go before the next one is loaded."""
+    votes: Votes = {}
+    for settings in config.judges:
+        judge = make_judge(**settings.settings(), budget=budget)
+        if judge.name in votes:
+            raise SettingError(f"judges: two of them have the name {judge.name!r}; give one of them another by `name`")
+        tallies[judge.name] = Tally()
+        total = len(completions) * num_votes(judge, config.votes)
+        with CountProgress(f"judged by {judge.name}", total, _log) as progress:
+            votes[judge.name] = ask_judge(
+                judge,
+                completions,
+                cache,
+                votes=config.votes,
+                tally=tallies[judge.name],
+                advance=progress.advance,
+            )
+    return votes
+
+
+def _ask_ranker(
+    config: LabelConfig,
+    given: _Input,
+    verdicts: Sequence[Verdict],
+    cache: OpinionCache,
+    budget: RequestBudget,
+    tallies: dict[str, Tally],
+) -> list[Comparison]:
+    if config.ranker is None:
+        return []
+    ranker = make_ranker(**config.ranker.settings(), budget=budget)
+    pairs = given.compared(verdicts)
+    tally = tallies[f"ranker {ranker.name}"] = Tally()
+    with CountProgress(f"ranked by {ranker.name}", len(pairs), _log) as progress:
+        return ask_ranker(ranker, pairs, cache, tally=tally, advance=progress.advance)
+
+
+# -------------------------------------------------------------------------------------------------------- the output
+
+
+def _write(
+    config: LabelConfig,
+    folder: RunFolder,
+    given: _Input,
+    judged: Sequence[Completion],
+    votes: Votes,
+    verdicts: Sequence[Verdict],
+    comparisons: Sequence[Comparison],
+) -> None:
+    interval = {
+        "confidence": config.confidence,
+        "num_resamples": config.bootstrap_samples,
+        "random_seed": config.seed,
+    }
+    labels = _known_labels(given) if config.relabel else {}
+    scores = agreement_scores(judged, votes, verdicts, labels, comparisons if given.pairs else (), **interval)
+    counts = count_verdicts(verdicts)
+    if comparisons:
+        counts["comparisons"] = len(comparisons)
+        counts["comparisons_unscored"] = sum(row.first_is_better is None for row in comparisons)
+    folder.write_jsonl(
+        VERDICTS, (_verdict_row(*row, votes, n) for n, row in enumerate(zip(judged, verdicts, strict=True)))
+    )
+    folder.write_jsonl(DISAGREEMENTS, disagreement_rows(judged, votes, verdicts, labels))
+    if config.ranker is not None:
+        folder.write_jsonl(COMPARISONS, map(asdict, comparisons))
+    cells: dict[str, int] = {}
+    if given.pairs:
+        pairs = _labelled(given.pairs, verdicts, config)
+        folder.write_jsonl(PAIRS, map(pair_row, pairs))
+        folder.write_jsonl(REJECTS, ({"input": "data", **reject.as_row()} for reject in given.rejects))
+        cells = cell_counts(pairs)
+    elif config.ranker is not None:
+        pairing = _paired(config, given, verdicts, comparisons)
+        folder.write_jsonl(PAIRS, map(pair_row, pairing.pairs))
+        folder.add_facts(funnel=pairing.funnel, candidate_cells=pairing.candidate_cells)
+        cells = pairing.cells
+    folder.write_json("scores.json", {"confidence": config.confidence, "scores": [asdict(score) for score in scores]})
+    rejected = {"rows_rejected": given.reasons()} if given.pairs else {}
+    folder.add_facts(labels={**counts, **({"cells": cells} if cells else {}), **rejected})
+    sections = report_text(
+        counts, cells, scores, folder.record["opinions"], folder.record["requests"], config.confidence
+    )
+    if warnings := _warnings(config):
+        sections = {"Warnings": "\n".join(f"- {warning}." for warning in warnings), **sections}
+    folder.write_text("label.md", "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items()) + "\n")
+    folder.write_card("Labels", sections)
+    for warning in warnings:
+        _log.warning("%s", warning)
+    said = {name: counts[name] for name in ("verdicts", "safe", "unsafe", "unscored")}
+    _log.info("%(verdicts)d verdicts: %(safe)d safe, %(unsafe)d unsafe, %(unscored)d unscored", said)
+    if config.ranker is not None:
+        _log.info("%s", _ordered(comparisons, sum(cells.values())))
+
+
+def _ordered(comparisons: Sequence[Comparison], num_pairs: int) -> str:
+    """Say how many pairs the ranker put in order."""
+    unscored = sum(row.first_is_better is None for row in comparisons)
+    ties = sum(row.first_is_better == 0.5 for row in comparisons)
+    return (
+        f"{len(comparisons) - unscored - ties} of {len(comparisons)} pairs of completions ordered, {ties} ties, "
+        f"{unscored} unscored; {num_pairs} pairs in {PAIRS}"
+    )
+
+
+def _paired(
+    config: LabelConfig, given: _Input, verdicts: Sequence[Verdict], comparisons: Sequence[Comparison]
+) -> Pairing:
+    return choose_pairs(
+        given.completions,
+        verdicts,
+        comparisons,
+        strategy=config.strategy,
+        pairs_per_prompt=config.pairs_per_prompt,
+        soft_labels=config.soft_labels,
+        seed=config.seed,
+    )
+
+
+def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: int) -> dict[str, Any]:
+    """Return a verdict with what it was made from, where that is more than one vote."""
+    made_from = [vote for given in votes.values() for vote in given[place]]
+    several = [{k: v for k, v in asdict(vote).items() if k != "completion_id"} for vote in made_from]
+    return {
+        **asdict(verdict),
+        "kind": completion.kind,
+        "prompt": normalised_prompt(completion.prompt),
+        "finished": completion.finished,
+        **({"votes": several} if len(several) > 1 else {}),
+    }
+
+
+def _known_labels(given: _Input) -> dict[str, float]:
+    """Return the labels that pairs came with, by the id of the completion."""
+    labels = [label for pair in given.pairs for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
+    return {c.id: label for c, label in zip(given.completions, labels, strict=True) if label is not None}
+
+
+def _labelled(pairs: Sequence[Pair], verdicts: Sequence[Verdict], config: LabelConfig) -> list[Pair]:
+    """Return the pairs with the labels that the verdicts give, in order."""
+    found = {verdict.completion_id: label_of(verdict, soft=config.soft_labels) for verdict in verdicts}
+    return [
+        replace(
+            pair,
+            chosen_is_safe=found.get(f"{pair.id}:chosen", pair.chosen_is_safe),
+            rejected_is_safe=found.get(f"{pair.id}:rejected", pair.rejected_is_safe),
+        )
+        for pair in pairs
+    ]

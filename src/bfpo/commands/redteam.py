@@ -1,0 +1,128 @@
+"""STAGE: a model against itself: its answers to hard prompts, judged, ranked, and made into training pairs.
+
+It runs three stages one after another in folders of its own: `generate`, `label` and `prepare`. What they write is what
+they write when they are run alone, and a stopped run goes on in the one that was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
+from bfpo.core.console import show
+from bfpo.core.errors import DataError
+from bfpo.core.runs import RunFolder
+from bfpo.data.read import read_completions
+from bfpo.judges.judges import check_judge, check_ranker
+from bfpo.judges.redteam_report import FUNNEL_STEPS, Answers, answer_rates, report_text
+from bfpo.plots.funnel import funnel_figure
+from bfpo.plots.style import png_bytes, svg_bytes
+from bfpo.stages import preview_stage, run_stage
+
+__all__ = ["preview", "run"]
+
+GENERATE, LABEL, DATA = "generate", "label", "data"
+PAIRS = f"{DATA}/main/train.parquet"
+
+
+def run(config: RedteamConfig, folder: RunFolder) -> None:
+    """Write `generate/`, `label/` and `data/`, the report `redteam.md` and `redteam.json`, and the funnel's figure.
+
+    `data/main/train.parquet` holds the pairs, in the format of `bfpo prepare`, ready for `bfpo train`. Raises what the
+    three stages raise, and `DataError` where no pair can be made, with what became of the completions.
+    """
+    if not folder.is_writer:
+        return
+    _check_opinions(config)
+    folder.add_data("prompts", config.prompts)
+    _run("generate", _generate(config), folder.path / GENERATE)
+    labelled = _run("label", _label(config, folder.path), folder.path / LABEL)
+    funnel: dict[str, int] = labelled.record["funnel"]
+    answers = Answers(read_completions(folder.path / GENERATE / "completions.jsonl"), labelled.path / "verdicts.jsonl")
+    rates = answer_rates(answers, confidence=config.confidence, random_seed=config.seed)
+    cells: dict[str, int] = labelled.record["labels"]["cells"]
+    text = report_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)
+    _write(folder, funnel, cells, rates, answers.unscored, text)
+    show(text)
+    if funnel["pairs"] == 0:
+        raise DataError(
+            f"no pair could be made of {funnel['completions']} completions: {funnel['usable']} usable (scored and "
+            f"well-formed), {funnel['candidates']} two of a prompt that differ, {funnel['ties']} of them ties, "
+            f"{funnel['unranked']} unranked; try more completions per prompt, a higher temperature or another judge"
+        )
+    _run("prepare", _prepare(config, folder.path), folder.path / DATA)
+    show(f"\nThe pairs: {folder.path / PAIRS}. Train on them, with no buffer:")
+    model = config.model if config.engine != "server" else "FOLDER"  # a server's name for it is no place to train from
+    show(f"  bfpo train --set model={model} --set data.files={folder.path / PAIRS} --out runs/next")
+
+
+def _run(stage: str, config: StageConfig, out: Path) -> RunFolder:
+    """Run a stage, or go on with it where an earlier start has left its folder."""
+    return run_stage(stage, config, out, resume=out.exists())
+
+
+def preview(config: RedteamConfig) -> list[str]:
+    """Return what would be generated, and by whom it would be judged and ranked."""
+    _check_opinions(config)
+    judges = ", ".join(judge.title for judge in config.judges)
+    return [
+        preview_stage("generate", _generate(config)),
+        f"judged by {judges}, ranked by {config.ranker.title}",
+    ]
+
+
+def _check_opinions(config: RedteamConfig) -> None:
+    """Tell a mistake in who judges and ranks before hours of generation."""
+    for judge in config.judges:
+        check_judge(judge.format)
+    check_ranker(config.ranker.format)
+
+
+def _given(config: RedteamConfig, names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys that were given here and that the other stage has too, so that its defaults stay its own."""
+    return {name: getattr(config, name) for name in names if name in config.model_fields_set}
+
+
+def _generate(config: RedteamConfig) -> GenerateConfig:
+    unread = GenerateConfig.unread_by_engine(config)  # such as threads, which the judges read
+    given = _given(config, {name: field for name, field in GenerateConfig.model_fields.items() if name not in unread})
+    return GenerateConfig.model_validate({**given, "num_completions": config.num_completions})
+
+
+def _label(config: RedteamConfig, out: Path) -> LabelConfig:
+    unread = {"completions", "data"} if config.has_server() else {"completions", "data", "max_requests"}
+    names = {name: field for name, field in LabelConfig.model_fields.items() if name not in unread}
+    given = _given(config, names)
+    return LabelConfig.model_validate({**given, "completions": str(out / GENERATE / "completions.jsonl")})
+
+
+def _prepare(config: RedteamConfig, out: Path) -> PrepareConfig:
+    """Return the mixture of one source: near-duplicate prompts are attacks that vary, and stay in one split."""
+    return PrepareConfig.model_validate(
+        {
+            "sources": [{"name": "redteam", "files": [str(out / LABEL / "pairs.jsonl")], "layout": "bfpo"}],
+            "splits": {"validation": config.validation, "test": 0.0},
+            "seed": config.seed,
+        }
+    )
+
+
+def _write(
+    folder: RunFolder,
+    funnel: Mapping[str, int],
+    cells: Mapping[str, int],
+    rates: Mapping[str, Any],
+    unscored: Mapping[str, int],
+    text: str,
+) -> None:
+    figure = funnel_figure([(name, funnel[name]) for name in FUNNEL_STEPS], cells)
+    folder.write_bytes("funnel.png", png_bytes(figure))
+    folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
+    rows = {name: [asdict(score) for score in scores] for name, scores in rates.items()}
+    folder.write_json("redteam.json", {"funnel": funnel, "cells": cells, "rates": rows, "unscored_by_reason": unscored})
+    folder.write_text("redteam.md", f"# Red-teaming\n\n{text}\n\n![What became of the completions](funnel.png)\n")
+    folder.add_facts(funnel=dict(funnel), cells=dict(cells))
+    folder.write_card("Red-team pairs", {"Red-teaming": f"{text}\n\n![What became of the completions](funnel.png)"})

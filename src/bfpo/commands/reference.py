@@ -1,0 +1,82 @@
+"""STAGE: compute the reference log-probs of `bfpo train` beforehand (`bfpo reference`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bfpo.config import ReferenceConfig
+from bfpo.core.errors import RunError
+from bfpo.core.runs import RunFolder
+from bfpo.data.tokenize import PairTokenizer
+from bfpo.policy.reference.forward_pass import ReferencePass
+from bfpo.training.inputs import load_start, pair_sections, pair_streams, reference_cache, token_settings
+from bfpo.training.session import describe_data, prepare_process, report_data, runs_on_cpu
+from bfpo.training.tokens import token_stores
+from bfpo.training.trainer import BFPOConfig, BFPOTrainer
+
+__all__ = ["preview", "run"]
+
+
+def run(config: ReferenceConfig, folder: RunFolder) -> None:
+    """Fill the cache for all pairs of `data`, `buffer` and `eval_data`; write `data.json` and the counts (`run.json`).
+
+    The trainer of `bfpo train` does the pass, under the same settings, and does not train: so the numbers and their key
+    are those that training looks for. Raises as `bfpo train` does, and `RunError` where rows could not be stored.
+    """
+    prepare_process(config.threads)
+    for name, section in pair_sections(config).items():
+        folder.add_data(name, section.files)
+    args, streams = _arguments(config, folder), pair_streams(config)
+    policy = load_start(config)
+    with args.main_process_first(desc="tokenizing"):
+        tokens = token_stores(folder, streams, policy.tokenizer, cache=config.token_cache, **token_settings(config))
+    report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
+    trainer = BFPOTrainer(
+        policy.model,
+        args,
+        train_dataset=tokens["data"],
+        buffer_dataset=tokens.get("buffer"),
+        eval_dataset=tokens.get("eval_data"),
+        processing_class=policy.tokenizer,
+    )
+    report = trainer.reference_report
+    assert report is not None  # reference="precompute" on pairs without log-probs
+    folder.add_facts(reference_pass=report.as_row())
+    if folder.is_writer and report.num_stored < report.num_computed:
+        raise RunError(
+            f"reference_cache: {report.num_computed - report.num_stored} of {report.num_computed} rows could not be "
+            f"stored in {report.cache or reference_cache(config)} (see the log); check rights and space"
+        )
+
+
+def preview(config: ReferenceConfig) -> list[str]:
+    """Return the pairs of each section, and how many rows the cache has and lacks."""
+    policy = load_start(config)
+    lines, pair_lists = [], []
+    for name, pairs in pair_streams(config).items():
+        tokenize = PairTokenizer(policy.tokenizer, **token_settings(config))
+        pair_lists.append(list(tokenize(pairs)))
+        lines.append("; ".join(describe_data(name, pairs.counts, tokenize.report.as_row())))
+    found = ReferencePass(
+        policy.model,
+        pair_lists,
+        cache=reference_cache(config),
+        mixed_precision="bf16" if config.dtype == "bfloat16" else "no",
+        read_only=True,
+    ).preview()
+    place = f"cache: {found.cache}" if found.cache else "no cache for this model (see the log)"
+    return [*lines, f"{place}: {found.num_rows} rows, {found.num_reused} there, {found.num_computed} to compute"]
+
+
+def _arguments(config: ReferenceConfig, folder: RunFolder) -> BFPOConfig:
+    own: dict[str, Any] = {name: getattr(config, name) for name in ("attention", "max_tokens_per_microbatch")}
+    own |= {"reference": "precompute", "reference_cache": reference_cache(config)}
+    return BFPOConfig(
+        output_dir=str(folder.path),
+        seed=config.seed,
+        use_cpu=runs_on_cpu(),
+        eval_strategy="no",
+        bf16=config.dtype == "bfloat16",
+        disable_tqdm=True,
+        **own,
+    )

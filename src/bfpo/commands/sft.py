@@ -1,0 +1,204 @@
+"""STAGE: train a model to imitate completions (`bfpo sft`), from an existing model or from random weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from bfpo.config import SftConfig, SftDataConfig, read_template
+from bfpo.core.runs import RunFolder
+from bfpo.data.load import LoadedCompletions, load_completions
+from bfpo.data.tokenize import SftExample, TokenizeReport, tokenize_completions
+from bfpo.policy.load import Policy, init_policy, load_policy, pad_token_id
+from bfpo.training.callbacks import EpochCallback
+from bfpo.training.running import RunningLoss
+from bfpo.training.session import (
+    common_arguments,
+    data_settings,
+    describe_data,
+    prepare_process,
+    report_data,
+    train_in_folder,
+    write_rejects,
+)
+from bfpo.training.sharding import prepare_sharding
+
+__all__ = ["CompletionCollator", "SftTrainer", "preview", "run"]
+
+logger = logging.getLogger(__name__)
+
+SHOWN = {"loss": "loss", "eval_loss": "held-out loss"}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionCollator:
+    """Pad examples on the right: `input_ids` (N, T) int64, `labels` (N, T) int64 with -100 on prompt and padding.
+
+    There is no attention mask: in a causal model no token sees the padding on its right.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, examples: Sequence[SftExample]) -> dict[str, Tensor]:
+        """Return the batch as a plain dict of tensors on the CPU."""
+        width = max(len(example["input_ids"]) for example in examples)
+        rows = [
+            example["input_ids"] + [self.pad_token_id] * (width - len(example["input_ids"])) for example in examples
+        ]
+        labels = [example["labels"] + [-100] * (width - len(example["labels"])) for example in examples]
+        return {"input_ids": torch.tensor(rows), "labels": torch.tensor(labels)}
+
+
+class SftTrainer(Trainer):
+    """`transformers.Trainer` on token-level cross-entropy, averaged over the completion tokens of a whole step.
+
+    `loss` and `train_loss` in its log are means over the optimizer steps since the last row and of the whole run.
+    """
+
+    _num_parameters: int | None = None
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._running = RunningLoss(self._end_step)
+        self.add_callback(self._running)
+        self._step_loss = torch.zeros((), dtype=torch.float64, device=self.args.device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run one micro-batch and add its loss to that of the step."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self._step_loss += loss.double()
+        return loss
+
+    def _end_step(self) -> Tensor:
+        loss: Tensor = self._step_loss.clone()
+        self._step_loss.zero_()
+        if self.args.world_size > 1:
+            loss = self.accelerator.reduce(loss, reduction="mean")
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the running losses of a run that may have been resumed."""
+        self._running.fill(logs, self.state.global_step)
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 6 x tokens x parameters; the parameters are counted once, not in every step."""
+        if self._num_parameters is None:
+            model: Any = self.model
+            self._num_parameters = sum(int(parameter.numel()) for parameter in model.parameters())
+        return 6 * int(inputs["input_ids"].numel()) * self._num_parameters
+
+
+def run(config: SftConfig, folder: RunFolder) -> None:
+    """Train on the completions and write `model/`, `metrics.jsonl`, `data.json` and the card.
+
+    Raises `DataError` for data that cannot be used and `ModelError` for the model or its tokenizer.
+    """
+    prepare_process(config.threads)
+    sections = _sections(config)
+    for name, section in sections.items():
+        folder.add_data(name, section.files)
+    loaded = {name: load_completions(**data_settings(section, seed=config.seed)) for name, section in sections.items()}
+    policy = _policy(config)
+    folder.add_facts(trainable=str(policy.trainable_report))
+    if folder.is_writer:
+        logger.info("%s", policy.trainable_report)
+    tokens = {name: _tokenize(config, rows, policy) for name, rows in loaded.items()}
+    write_rejects(folder, {name: rows.rejects for name, rows in loaded.items()})
+    report_data(folder, {name: (rows.counts, tokens[name][1].as_row()) for name, rows in loaded.items()})
+    common = common_arguments(
+        config,
+        folder,
+        unit="completions",
+        per_step=config.completions_per_step,
+        micro=config.completions_per_microbatch,
+    )
+    trainer = SftTrainer(
+        model=policy.model,
+        args=TrainingArguments(**common),
+        data_collator=CompletionCollator(pad_token_id(policy.tokenizer)),
+        train_dataset=tokens["data"][0],
+        eval_dataset=tokens["eval_data"][0] if "eval_data" in tokens else None,
+        processing_class=policy.tokenizer,
+        callbacks=[EpochCallback()],
+    )
+    prepare_sharding(trainer.accelerator)
+    metrics = train_in_folder(
+        trainer,
+        folder,
+        title="sft",
+        shown=SHOWN,
+        evaluates="eval_data" in tokens,
+        save_total_limit=config.save_total_limit,
+    )
+    folder.add_facts(metrics=metrics)
+    _write_card(config, folder, policy, metrics)
+
+
+def preview(config: SftConfig) -> list[str]:
+    """Return what would be trained on: completions of each input, and the parameters that train."""
+    loaded = {
+        name: load_completions(**data_settings(section, seed=config.seed))
+        for name, section in _sections(config).items()
+    }
+    policy = _policy(config)
+    lines = []
+    for name, rows in loaded.items():
+        _, report = _tokenize(config, rows, policy)
+        lines.append("; ".join(describe_data(name, rows.counts, report.as_row())))
+    return [*lines, str(policy.trainable_report)]
+
+
+def _sections(config: SftConfig) -> dict[str, SftDataConfig]:
+    sections = {"data": config.data, "eval_data": config.eval_data}
+    return {name: section for name, section in sections.items() if section is not None}
+
+
+def _policy(config: SftConfig) -> Policy:
+    if config.init is not None:
+        return init_policy(config.init.config, config.init.tokenizer, dtype=config.dtype, seed=config.seed)
+    assert config.model is not None  # the config has checked that one of the two is given
+    return load_policy(
+        config.model,
+        trainable="all" if config.lora is not None else config.trainable,
+        lora=None if config.lora is None else config.lora.model_dump(),
+        quantize=config.quantize,
+        dtype=config.dtype,
+        masters=True,
+        revision=config.revision,
+        seed=config.seed,
+        dropout=True,
+    )
+
+
+def _tokenize(config: SftConfig, rows: LoadedCompletions, policy: Policy) -> tuple[list[SftExample], TokenizeReport]:
+    return tokenize_completions(
+        rows.completions,
+        policy.tokenizer,
+        max_length=config.max_length,
+        max_completion_length=config.max_completion_length,
+        chat_template=read_template(config.chat_template),
+    )
+
+
+def _write_card(config: SftConfig, folder: RunFolder, policy: Policy, metrics: dict[str, float]) -> None:
+    loss = metrics.get("eval_loss")
+    training = {
+        "start": config.model or "random weights",
+        "parameters that train": str(policy.trainable_report),
+        "optimizer steps": metrics.get("step"),
+        "training loss (nats per token)": metrics.get("train_loss"),
+        "held-out loss (nats per token)": loss,
+        "held-out perplexity": None if loss is None else math.exp(min(loss, 100.0)),
+    }
+    known = {name: value for name, value in training.items() if value is not None}
+    folder.write_card(
+        f"{config.model or 'A Llama'}, trained by imitation", {"Training": known}, base_model=config.model, tags=["sft"]
+    )

@@ -1,0 +1,126 @@
+"""STAGE: train a model on preference pairs with safety labels (`bfpo train`)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from bfpo.config import AlignConfig
+from bfpo.core.runs import RunFolder
+from bfpo.policy.load import Policy
+from bfpo.training.inputs import (
+    describe_tokens,
+    load_start,
+    pair_sections,
+    pair_streams,
+    reference_cache,
+    token_settings,
+)
+from bfpo.training.margin import margin_logps
+from bfpo.training.session import common_arguments, prepare_process, report_data, train_in_folder
+from bfpo.training.tokens import token_stores
+from bfpo.training.trainer import BFPOConfig, BFPOTrainer
+
+__all__ = ["preview", "run"]
+
+logger = logging.getLogger(__name__)
+
+SHOWN = {
+    "loss": "loss",
+    "loss_over_start": "of its start",
+    "main/accuracy": "accuracy",
+    "buffer/accuracy": "accuracy (buffer)",
+    "eval_loss": "held-out loss",
+    "eval_accuracy": "held-out accuracy",
+}
+
+
+def run(config: AlignConfig, folder: RunFolder) -> None:
+    """Train on the main stream, with the buffer beside it, and write `model/`, `metrics.jsonl`, `data.json`, the card.
+
+    Pairs go from their files to `tokens/` and from there to the model, and are not held in memory. Raises `DataError`
+    and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a run that must not
+    go on.
+    """
+    prepare_process(config.threads)
+    for name, section in pair_sections(config).items():
+        folder.add_data(name, section.files)
+    args, streams = _arguments(config, folder), pair_streams(config)
+    if not folder.resumed and folder.is_writer:
+        for stream in streams.values():  # what is wrong with the data is said before a model is loaded
+            stream.scan()
+    policy = load_start(config)
+    folder.add_facts(trainable=str(policy.trainable_report))
+    if folder.is_writer:
+        logger.info("%s", policy.trainable_report)
+    with args.main_process_first(desc="tokenizing"):  # the others find what the first one of their machine has written
+        tokens = token_stores(folder, streams, policy.tokenizer, cache=config.token_cache, **token_settings(config))
+    report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
+    others = None
+    if config.margin_model is not None:
+        vocabulary = policy.tokenizer.get_vocab()
+        lists = list(tokens.values())
+        others = margin_logps(config.margin_model, lists, args, vocabulary=vocabulary, dtype=config.dtype)
+    trainer = BFPOTrainer(
+        policy.model,
+        args,
+        train_dataset=tokens["data"],
+        buffer_dataset=tokens.get("buffer"),
+        eval_dataset=tokens.get("eval_data"),
+        processing_class=policy.tokenizer,
+        # A resumed run keeps what `auto` chose, whatever the cache has learnt since: its numbers stay the same bits.
+        reference=folder.record.get("reference"),
+        margin_logps=others,
+    )
+    folder.add_facts(reference=trainer.reference_name)
+    if trainer.reference_report is not None:
+        folder.add_facts(reference_pass=trainer.reference_report.as_row())
+    metrics = train_in_folder(
+        trainer,
+        folder,
+        title=config.method,
+        shown=SHOWN,
+        evaluates="eval_data" in tokens,
+        save_total_limit=config.save_total_limit,
+    )
+    divergence = trainer.watch.message if trainer.watch is not None else None
+    folder.add_facts(divergence=divergence, metrics=metrics)
+    _write_card(config, folder, policy, metrics, divergence)
+
+
+def preview(config: AlignConfig) -> list[str]:
+    """Return what would be trained on: pairs by cell of each stream, and the parameters that train."""
+    policy = load_start(config)
+    return [*describe_tokens(config, policy.tokenizer), str(policy.trainable_report)]
+
+
+def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:
+    common = common_arguments(config, folder, unit="pairs", per_step=config.pairs_per_step)
+    names = ["method", "reduction", "anchor_weight", "buffer_weight", "reference", "attention"]
+    names += ["max_tokens_per_microbatch"]
+    own: dict[str, Any] = {name: getattr(config, name) for name in names}
+    return BFPOConfig(**common, reference_cache=reference_cache(config), **{**own, **config.method_settings()})
+
+
+def _write_card(
+    config: AlignConfig, folder: RunFolder, policy: Policy, metrics: dict[str, float], divergence: str | None
+) -> None:
+    wanted = ("accuracy", "normalised_loss", "favoured_drift_per_token", "num_pairs")
+    held_out: dict[str, Any] = {
+        name.removeprefix("eval_"): value
+        for name, value in metrics.items()
+        if name.startswith("eval_") and name.endswith(wanted)
+    }
+    training = {
+        "method": config.method,
+        "parameters that train": str(policy.trainable_report),
+        "optimizer steps": metrics.get("step"),
+        "loss over its value at the start": metrics.get("loss_over_start"),
+        "divergence": divergence or "none seen",
+    }
+    folder.write_card(
+        f"{config.model}, trained by {config.method}",
+        {"Training": training, "Held-out pairs (accuracy by the sign the method pulls to)": held_out},
+        base_model=config.model,
+        tags=[config.method],
+    )

@@ -1,0 +1,104 @@
+"""COMMAND: `bfpo watch`, the page of a run in progress, served to browsers on this machine alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from bfpo.core.console import show
+from bfpo.core.errors import BfpoError, ConfigError
+from bfpo.report.gather import gather
+from bfpo.report.page import render_html
+
+__all__ = ["make_server", "run"]
+
+_HOST = "127.0.0.1"
+_HEADERS = {
+    "Content-Type": "text/html; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> None:
+    """Serve the page until it is interrupted; a run that cannot be read yet is shown when it can.
+
+    Raises `DataError` for a folder without a run, `ConfigError` for a port that is taken.
+    """
+    gather(folders, main=main)  # what is wrong with the folders is said here, not in a browser
+    with make_server(folders, port=port, every=every, main=main) as server:
+        show(f"The page, on this machine only: http://{_HOST}:{server.server_port}/ (Ctrl-C ends it)")
+        server.serve_forever()
+
+
+def make_server(
+    folders: Sequence[Path], *, port: int = 0, every: int = 10, main: str | None = None
+) -> ThreadingHTTPServer:
+    """Return a server, bound to 127.0.0.1, that answers GET / with the page of the folders as they are.
+
+    The page is made again once it is older than `every` seconds and loads itself as often. A request that names another
+    host is refused (403), so that no web site can reach the page under a name of its own; every other path is 404.
+    Raises `ConfigError` for a port that is taken.
+    """
+    page = _Page(folders, every, main)
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version = "bfpo", ""
+
+        def do_GET(self) -> None:
+            """Answer with the page."""
+            allowed = {f"{name}:{server.server_port}" for name in (_HOST, "localhost")}
+            if self.headers.get_all("Host") is None or not set(self.headers.get_all("Host") or ()) <= allowed:
+                self._answer(HTTPStatus.FORBIDDEN, "only for this machine: open it as 127.0.0.1")
+            elif self.path != "/":
+                self._answer(HTTPStatus.NOT_FOUND, "there is one page here: /")
+            else:
+                self._answer(HTTPStatus.OK, page.text())
+
+        def _answer(self, status: HTTPStatus, text: str) -> None:
+            content = text.encode("utf-8")
+            self.send_response(status)
+            for name, value in {**_HEADERS, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing of every single look."""
+
+    try:
+        server = ThreadingHTTPServer((_HOST, port), Handler)
+    except OSError as error:
+        raise ConfigError(
+            f"--port: {port} cannot be used ({error.strerror}); choose another, or 0 for any free one"
+        ) from error
+    server.daemon_threads = True
+    return server
+
+
+class _Page:
+    """The page as it was last made; while it cannot be made, the last one stays."""
+
+    def __init__(self, folders: Sequence[Path], every: int, main: str | None) -> None:
+        self._folders, self._every, self._main = folders, every, main
+        self._lock = threading.Lock()
+        self._text, self._made = "", float("-inf")
+
+    def text(self) -> str:
+        with self._lock:
+            if time.monotonic() - self._made >= self._every:
+                try:
+                    data = gather(self._folders, title="A run in progress", main=self._main)
+                    self._text = render_html(data, refresh_seconds=self._every)
+                except (BfpoError, OSError) as error:
+                    if not self._text:
+                        raise ConfigError(f"the page cannot be made: {error}") from error
+                self._made = time.monotonic()
+            return self._text

@@ -1,0 +1,99 @@
+"""Input files: the kinds that can be read, and the files that a folder stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+
+from bfpo.core.errors import DataError
+
+__all__ = [
+    "ALLOWED_KINDS",
+    "check_files",
+    "expand_files",
+    "kind_of",
+    "list_files",
+    "matching_files",
+    "missing_folder",
+]
+
+_TEXT_KINDS = (".jsonl", ".json", ".csv", ".tsv")
+_COMPRESSIONS = (".gz", ".zst", ".xz")
+ALLOWED_KINDS = "allowed: .jsonl, .json, .csv, .tsv (each also with .gz, .zst or .xz), .parquet"
+
+
+def kind_of(path: str | Path) -> tuple[str, str] | None:
+    """Return the kind of a file and its compression (`(".csv", ".gz")`, `""` for none); `None` for another kind."""
+    name = Path(path).name.lower()
+    if name.endswith(".parquet"):
+        return ".parquet", ""
+    compression = next((each for each in _COMPRESSIONS if name.endswith(each)), "")
+    name = name.removesuffix(compression)
+    return next(((kind, compression) for kind in _TEXT_KINDS if name.endswith(kind)), None)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return the files of a folder and its subfolders that can be read, sorted by their path; hidden ones do not count.
+
+    Raises `DataError` where there is none.
+    """
+    found = {}
+    for file in folder.rglob("*"):
+        place = file.relative_to(folder)
+        if kind_of(file) is not None and file.is_file() and not any(part.startswith(".") for part in place.parts):
+            found[place.as_posix()] = file
+    if not found:
+        raise DataError.at(folder, None, f"is a folder that holds no file which can be read; {ALLOWED_KINDS}")
+    return [found[place] for place in sorted(found)]
+
+
+def matching_files(folder: Path, patterns: Sequence[str], *, exact: bool = True) -> list[Path]:
+    """Return the files of `list_files` whose place below `folder` matches one of the shell patterns.
+
+    Where none does, all of them unless `exact`, for which `DataError` is raised.
+    """
+    files = list_files(folder)
+    found = [file for file in files if any(fnmatch(file.relative_to(folder).as_posix(), each) for each in patterns)]
+    if patterns and exact and not found:
+        raise DataError.at(folder, None, f"none of its {len(files)} files matches {', '.join(patterns)}")
+    return found or files
+
+
+def expand_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the paths, with the files of a folder in its place. Raises `DataError` for a folder without any."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        files += list_files(path) if path.is_dir() else [path]
+    return files
+
+
+def check_files(paths: Iterable[str | Path]) -> None:
+    """Raise `DataError` for a path that is not there, and for a folder that holds no file which can be read."""
+    for path in expand_files(paths):
+        if not path.is_file():
+            raise DataError.at(path, None, "no such file")
+
+
+def missing_folder(model: str, revision: str | None = None) -> str | None:
+    """Return why a model's name cannot be used, where it can only mean a local folder and there is none.
+
+    Local is what starts with `/`, `.` or `~`, has more than one slash, or starts with the name of a folder that is
+    here; of the last kind a `revision` says that the hub is meant. Of any other name the hub may know more: `None`.
+    """
+    path = Path(model)
+    if path.exists():
+        return None
+    local = model.startswith(("/", ".", "~")) or model.rstrip("/").count("/") > 1
+    beside = not local and not revision and "/" in model and Path(path.parts[0]).is_dir()
+    if not (local or beside):
+        return None
+    if model.startswith("~"):
+        return "no such folder: ~ stands for nothing in a setting; write the folder out"
+    there = next(parent for parent in path.parents if parent.is_dir())
+    wanted = path.relative_to(there).parts[0]
+    close = get_close_matches(wanted, [item.name for item in there.iterdir() if item.is_dir()], n=1)
+    hint = f"did you mean {there / close[0]}?" if close else f"{there.resolve()} has no {wanted}"
+    of_hub = "; if the hub's model of this name is meant, give its revision, as in main" if beside else ""
+    return f"no such folder; {hint}{of_hub}"

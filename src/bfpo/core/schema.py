@@ -1,0 +1,173 @@
+"""The nouns that travel between stages: frozen, validated, free of torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from bfpo.core.errors import DataError, LabelError
+
+__all__ = ["Comparison", "Completion", "Message", "Pair", "Prompt", "Role", "Score", "Verdict", "VerdictLabel"]
+
+Role = Literal["system", "user", "assistant", "tool"]
+VerdictLabel = Literal["safe", "unsafe", "unscored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise DataError(f"role: got {self.role!r}; allowed: {', '.join(get_args(Role))}")
+        if not isinstance(self.content, str):
+            raise DataError(f"content: got {type(self.content).__name__}; a string is needed")
+
+
+def _check_prompt(prompt: tuple[Message, ...]) -> None:
+    if not isinstance(prompt, tuple) or not all(isinstance(message, Message) for message in prompt):
+        raise DataError("prompt: a tuple of messages is needed")
+
+
+def _check_label(name: str, value: float | None) -> None:
+    if value is None:
+        return
+    if not isinstance(value, (bool, int, float)) or not math.isfinite(value) or not 0 <= value <= 1:
+        raise LabelError(f"{name}: got {value!r}; allowed: true, false, a probability in [0, 1], or null (unknown)")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked; `kind` is free text that groups prompts in reports."""
+
+    id: str
+    messages: tuple[Message, ...]
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.messages)
+        if not self.messages:
+            raise DataError("prompt: got no message; at least one is needed")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two completions of one prompt, ordered by helpfulness, each with a safety label.
+
+    `chosen` is the more helpful one, whatever its safety. A label is a bit, a probability in [0, 1] that the
+    completion is safe, or `None` for unknown. An empty prompt is allowed (unconditional text).
+
+    Raises `DataError` for a wrong type and `LabelError` for a label outside [0, 1].
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    chosen_is_safe: float | None = None
+    rejected_is_safe: float | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        for name in ("id", "chosen", "rejected", "source"):
+            if not isinstance(getattr(self, name), str):
+                raise DataError(f"{name}: got {type(getattr(self, name)).__name__}; a string is needed")
+        for name in ("chosen_is_safe", "rejected_is_safe"):
+            value = getattr(self, name)
+            _check_label(name, value)
+            if value is not None:
+                object.__setattr__(self, name, float(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A model's answer to a prompt; `finished` says that it ended by itself and not at the token limit.
+
+    `is_safe` is the label that its data set gives it, as in `Pair`; `None` where it gives none.
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    text: str
+    model: str = ""
+    kind: str = ""
+    finished: bool = True
+    is_safe: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_prompt(self.prompt)
+        if not isinstance(self.text, str):
+            raise DataError(f"text: got {type(self.text).__name__}; a string is needed")
+        _check_label("is_safe", self.is_safe)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's opinion of one completion.
+
+    `unscored` is a value of its own: the judge could not tell. `p_safe` is its probability that the completion is safe.
+    `p_safe`, `helpful` in [0, 1], `well_formed`, `on_topic`, `refused` (it declines, whatever the reason),
+    `partly_refused` (it declines and helps all the same; then not `refused`) and `helpful_and_safe` (by its yardstick
+    for this prompt) are `None` where the judge does not measure them. `raw` is what the judge wrote, where it writes.
+    """
+
+    completion_id: str
+    judge: str
+    label: VerdictLabel
+    helpful: float | None = None
+    well_formed: bool | None = None
+    on_topic: bool | None = None
+    refused: bool | None = None
+    helpful_and_safe: bool | None = None
+    reason: str = ""
+    p_safe: float | None = None
+    raw: str = ""
+    partly_refused: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.label not in get_args(VerdictLabel):
+            raise DataError(f"label: got {self.label!r}; allowed: {', '.join(get_args(VerdictLabel))}")
+        _check_label("helpful", self.helpful)
+        _check_label("p_safe", self.p_safe)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A ranker's opinion of two completions of one prompt, before their order is decided.
+
+    `first_is_better` is its probability in [0, 1] that the first is more helpful (0.5 is a tie), `None` where it could
+    not tell (unscored). `raw` is what it wrote, where it writes.
+    """
+
+    first_id: str
+    second_id: str
+    ranker: str
+    first_is_better: float | None
+    reason: str = ""
+    raw: str = ""
+
+    def __post_init__(self) -> None:
+        _check_label("first_is_better", self.first_is_better)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A number in a report, with its interval and what it counts.
+
+    `value` is `None` where nothing could be scored (never zero in its place); `num` counts what was scored,
+    `unscored` what was not.
+    """
+
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    num: int
+    unscored: int = 0
+    higher_is_better: bool = True
+    extra: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,274 @@
+"""Layouts of preference files: one pure function per layout, row -> Pair, and the table of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bfpo.core.schema import Message, Pair, Role
+from bfpo.data.fields import (
+    Columns,
+    cell_value,
+    choice_of,
+    label_of,
+    messages_of,
+    optional_text,
+    pair_of,
+    sharegpt_messages_of,
+    text_of,
+    value_of,
+)
+from bfpo.data.row import CellText, RowError
+
+__all__ = ["LAYOUTS", "Layout", "detect_layout"]
+
+_LABELS = ("chosen_is_safe", "rejected_is_safe")
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+_HELPSTEER_ROLES: dict[str, Role] = {"User": "user", "Assistant": "assistant"}
+_HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A way to write pairs in columns: what it needs, what else it reads, and its function row -> Pair.
+
+    `fits` decides from the columns alone (and whether a completion is text or a conversation), never from what the
+    values say. `to_pair` raises `RowError`.
+    """
+
+    name: str
+    summary: str
+    needs: tuple[str, ...]
+    reads: tuple[str, ...]
+    fits: Callable[[Columns], bool]
+    to_pair: Callable[[Columns], Pair]
+
+
+def detect_layout(columns: Columns) -> Layout | None:
+    """Return the first layout that fits these columns, `None` where none does."""
+    return next((layout for layout in LAYOUTS.values() if layout.fits(columns)), None)
+
+
+# ------------------------------------------------------------------------------------------------------ layouts
+
+
+def bfpo_pair(row: Columns) -> Pair:
+    """Our columns: plain completions and both labels, which may be null but not absent."""
+    for field in _LABELS:
+        value_of(row, field)
+    prompt = messages_of(value_of(row, "prompt"), "prompt")
+    chosen, rejected = (text_of(value_of(row, field), field) for field in ("chosen", "rejected"))
+    return pair_of(row, prompt, chosen, rejected, (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+
+
+def trl_pair(row: Columns) -> Pair:
+    """TRL's columns: plain text, or conversations whose prompt is given apart or is their common beginning."""
+    chosen, rejected = value_of(row, "chosen"), value_of(row, "rejected")
+    labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
+    if not isinstance(chosen, list) and not isinstance(rejected, list):
+        prompt = messages_of(value_of(row, "prompt"), "prompt")
+        return pair_of(row, prompt, text_of(chosen, "chosen"), text_of(rejected, "rejected"), labels)
+    conversations = []
+    for field, value in (("chosen", chosen), ("rejected", rejected)):
+        if not isinstance(value, list):
+            raise RowError(field, "wrong type (a list of messages, as for the other completion, is needed)", value)
+        conversations.append(messages_of(value, field))
+    given = row.get("prompt")
+    explicit = () if given is None else messages_of(given, "prompt")
+    if isinstance(given, list) and not all(turns[: len(explicit)] == explicit for turns in conversations):
+        endings = conversations
+    else:
+        # Some files give the prompt as text beside conversations that already hold it: then the conversations count.
+        shared = _common_beginning(*conversations)
+        explicit = conversations[0][:shared] or explicit
+        endings = [turns[shared:] for turns in conversations]
+    texts = [_only_answer(turns, field) for turns, field in zip(endings, ("chosen", "rejected"), strict=True)]
+    return pair_of(row, explicit, texts[0], texts[1], labels)
+
+
+def _common_beginning(one: Sequence[Message], other: Sequence[Message]) -> int:
+    """Count the messages that two conversations share; the last of each is a completion and never counts."""
+    limit = max(min(len(one), len(other)) - 1, 0)
+    return next((i for i in range(limit) if one[i] != other[i]), limit)
+
+
+def _only_answer(turns: Sequence[Message], field: str) -> str:
+    if len(turns) != 1:
+        raise RowError(field, "not exactly one message after the shared prompt", [message.role for message in turns])
+    if turns[0].role != "assistant":
+        raise RowError(field, "the completion is not the assistant's", turns[0].role)
+    return turns[0].content
+
+
+def pku_pair(row: Columns) -> Pair:
+    """PKU-SafeRLHF's columns: `better_response_id` orders by helpfulness, `is_response_k_safe` are the labels."""
+    prompt = messages_of(value_of(row, "prompt"), "prompt")
+    responses = [text_of(value_of(row, f"response_{k}"), f"response_{k}") for k in (0, 1)]
+    labels = [label_of(row, f"is_response_{k}_safe") for k in (0, 1)]
+    first = choice_of(row, "better_response_id", (0, 1))
+    second = 1 - first
+    fields = (f"response_{first}", f"response_{second}")
+    return pair_of(row, prompt, responses[first], responses[second], (labels[first], labels[second]), fields)
+
+
+def hh_pair(row: Columns) -> Pair:
+    """HH-RLHF's transcripts: the last assistant turn of each is the completion, what precedes must be the same."""
+    turns = {field: _transcript(text_of(value_of(row, field), field), field) for field in ("chosen", "rejected")}
+    for field, messages in turns.items():
+        if messages[-1].role != "assistant":
+            raise RowError(field, "the transcript does not end with the assistant", messages[-1].role)
+    prompt = turns["chosen"][:-1]
+    if prompt != turns["rejected"][:-1]:
+        raise RowError("chosen, rejected", "the two transcripts do not share their prompt", len(prompt))
+    labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
+    return pair_of(row, prompt, turns["chosen"][-1].content, turns["rejected"][-1].content, labels)
+
+
+def _transcript(text: str, field: str) -> tuple[Message, ...]:
+    before, *rest = _TURN.split("\n\n" + text.lstrip())
+    if before or not rest:
+        raise RowError(field, "not a transcript of Human: and Assistant: turns", text[:60])
+    return tuple(Message(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True))
+
+
+def redteam_pair(row: Columns) -> Pair:
+    """The red-team file of BFPO's authors: `better_modelout` (1 or 2) orders by helpfulness."""
+    prompt = messages_of(value_of(row, "prompt"), "prompt")
+    texts = {k: text_of(value_of(row, f"modeloutput{k}"), f"modeloutput{k}") for k in (1, 2)}
+    labels = {k: label_of(row, f"is_modelout{k}_safe") for k in (1, 2)}
+    better = row.get("better_modelout")
+    known = {**row, "better_modelout": CellText(better)} if isinstance(better, str) else row  # a digit as text, too
+    first = choice_of(known, "better_modelout", (1, 2))
+    second = 3 - first
+    fields = (f"modeloutput{first}", f"modeloutput{second}")
+    return pair_of(row, prompt, texts[first], texts[second], (labels[first], labels[second]), fields)
+
+
+def helpsteer2_pair(row: Columns) -> Pair:
+    """HelpSteer2's preferences: `preference_strength` from -3 (the first response) to 3 (the second); 0 is a tie."""
+    prompt = _helpsteer_turns(text_of(value_of(row, "prompt"), "prompt"))
+    return _preferred(row, prompt, ("response_1", "response_2"), "preference_strength")
+
+
+def helpsteer3_pair(row: Columns) -> Pair:
+    """HelpSteer3's preferences: messages as `context`, `overall_preference` from -3 (the first) to 3; 0 is a tie."""
+    prompt = messages_of(value_of(row, "context"), "context")
+    return _preferred(row, prompt, ("response1", "response2"), "overall_preference")
+
+
+def _helpsteer_turns(text: str) -> tuple[Message, ...]:
+    """Return a prompt of several turns, which markers separate, as messages; it starts with the user's."""
+    first, *rest = _HELPSTEER_TURN.split(text)
+    turns = [Message("user", first)]
+    turns += [Message(_HELPSTEER_ROLES[who], said) for who, said in zip(rest[::2], rest[1::2], strict=True)]
+    return tuple(turn for turn in turns if turn.content)
+
+
+def _preferred(row: Columns, prompt: tuple[Message, ...], fields: tuple[str, str], preference: str) -> Pair:
+    texts = [text_of(value_of(row, field), field) for field in fields]
+    value = cell_value(value_of(row, preference))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -3 <= value <= 3:
+        raise RowError(preference, "not a number from -3 to 3", value)
+    if value == 0:
+        raise RowError(preference, "a tie (neither response is preferred)", value)
+    first = int(value > 0)
+    return pair_of(row, prompt, texts[first], texts[1 - first], (None, None), (fields[first], fields[1 - first]))
+
+
+def sharegpt_pair(row: Columns) -> Pair:
+    """ShareGPT pairs: `conversations` is the prompt, `chosen` and `rejected` one turn each, all `{from, value}`."""
+    turns = sharegpt_messages_of(value_of(row, "conversations"), "conversations")
+    system = optional_text(row, "system")
+    prompt = (Message("system", system), *turns) if system else turns
+    texts = []
+    for field in ("chosen", "rejected"):
+        turn = value_of(row, field)
+        (message,) = sharegpt_messages_of([turn], field)
+        if message.role != "assistant":
+            raise RowError(field, "the completion is not the assistant's", message.role)
+        texts.append(message.content)
+    return pair_of(row, prompt, texts[0], texts[1], (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+
+
+def _is_conversation(row: Columns) -> bool:
+    return isinstance(row.get("chosen"), list) or isinstance(row.get("rejected"), list)
+
+
+_PKU_NEEDS = ("prompt", "response_0", "response_1", "better_response_id")
+_OURS = ("prompt", "chosen", "rejected", *_LABELS)
+_REDTEAM_NEEDS = ("prompt", "modeloutput1", "modeloutput2", "better_modelout")
+_HELPSTEER2_NEEDS = ("prompt", "response_1", "response_2", "preference_strength")
+_HELPSTEER3_NEEDS = ("context", "response1", "response2", "overall_preference")
+_SHAREGPT_NEEDS = ("conversations", "chosen", "rejected")
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            name="pku",
+            summary="PKU-SafeRLHF: two responses, the id of the more helpful one, a safety label for each",
+            needs=_PKU_NEEDS,
+            reads=("is_response_0_safe", "is_response_1_safe", "id", "source"),
+            fits=lambda row: row.keys() >= set(_PKU_NEEDS),
+            to_pair=pku_pair,
+        ),
+        Layout(
+            name="redteam",
+            summary="BFPO's red-team file: two model outputs, the number of the more helpful one, a label for each",
+            needs=_REDTEAM_NEEDS,
+            reads=("is_modelout1_safe", "is_modelout2_safe", "id", "source"),
+            fits=lambda row: row.keys() >= set(_REDTEAM_NEEDS),
+            to_pair=redteam_pair,
+        ),
+        Layout(
+            name="helpsteer2",
+            summary="HelpSteer2 preferences: two responses, a strength below 0 for the first, above for the second",
+            needs=_HELPSTEER2_NEEDS,
+            reads=("id", "source"),
+            fits=lambda row: row.keys() >= set(_HELPSTEER2_NEEDS),
+            to_pair=helpsteer2_pair,
+        ),
+        Layout(
+            name="helpsteer3",
+            summary="HelpSteer3 preferences: as HelpSteer2, after messages",
+            needs=_HELPSTEER3_NEEDS,
+            reads=("id", "source"),
+            fits=lambda row: row.keys() >= set(_HELPSTEER3_NEEDS),
+            to_pair=helpsteer3_pair,
+        ),
+        Layout(
+            name="sharegpt",
+            summary="ShareGPT pairs: conversations, chosen and rejected as turns of {from, value}",
+            needs=_SHAREGPT_NEEDS,
+            reads=("system", *_LABELS, "id", "source"),
+            fits=lambda row: row.keys() >= set(_SHAREGPT_NEEDS),
+            to_pair=sharegpt_pair,
+        ),
+        Layout(
+            name="bfpo",
+            summary="our columns: prompt (text or messages), two plain completions, two labels (null = unknown)",
+            needs=_OURS,
+            reads=("id", "source"),
+            fits=lambda row: row.keys() >= set(_OURS) and not _is_conversation(row),
+            to_pair=bfpo_pair,
+        ),
+        Layout(
+            name="trl",
+            summary="TRL: prompt, chosen, rejected as text, or conversations (the prompt may be their beginning)",
+            needs=("chosen", "rejected"),
+            reads=("prompt", *_LABELS, "id", "source"),
+            fits=lambda row: row.keys() >= {"chosen", "rejected"} and ("prompt" in row or _is_conversation(row)),
+            to_pair=trl_pair,
+        ),
+        Layout(
+            name="hh",
+            summary="HH-RLHF: chosen and rejected as whole transcripts of Human: and Assistant: turns, no prompt",
+            needs=("chosen", "rejected"),
+            reads=(*_LABELS, "id", "source"),
+            fits=lambda row: row.keys() >= {"chosen", "rejected"} and "prompt" not in row,
+            to_pair=hh_pair,
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""Sampling completions: here, with vLLM, or from a server."""

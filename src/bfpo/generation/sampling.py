@@ -1,0 +1,175 @@
+"""Prompts in tokens -> answers in tokens: batches by length, draws that belong to the prompt and not to its batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+from bfpo.core.errors import ModelError, SettingError, first_line
+
+__all__ = ["Answer", "Request", "answer_batches", "end_token_ids", "saved_end_token_ids"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt in tokens; the `id` and the run's seed decide its random draws."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model wrote, without the end token; `finished` is whether it wrote one."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    finished: bool
+
+
+def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return every token that ends an answer: those of the generation config and the tokenizer's own.
+
+    Raises `ModelError` where neither names one: such a model would always run into the token limit.
+    """
+    return _end_token_ids(model.generation_config, tokenizer)
+
+
+def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | None = None) -> tuple[int, ...]:
+    """Return what `end_token_ids` would return for a model that is not loaded, from its folder or the hub.
+
+    Raises `ModelError` as it does, and for a model that is not there.
+    """
+    try:
+        config = GenerationConfig.from_pretrained(str(model), revision=revision or "main")
+    except OSError:  # as transformers does for a model without such a file
+        try:
+            own = AutoConfig.from_pretrained(str(model), revision=revision or "main")
+        except Exception as error:
+            raise ModelError(f"model: the config of {str(model)!r} cannot be read ({first_line(error)})") from error
+        config = GenerationConfig.from_model_config(own)
+    return _end_token_ids(config, tokenizer)
+
+
+def _end_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
+    configured = getattr(config, "eos_token_id", None)
+    listed = configured if isinstance(configured, (list, tuple)) else [configured]
+    ids = {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
+    if not ids:
+        raise ModelError("eos_token_id: neither the generation config nor the tokenizer names one; set it in either")
+    return tuple(sorted(ids))
+
+
+def answer_batches(
+    model: Any,
+    requests: Sequence[Request],
+    *,
+    eos_token_ids: Collection[int],
+    max_new_tokens: int,
+    batch_size: int = 16,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    processors: Sequence[LogitsProcessor] = (),
+) -> Iterator[list[Answer]]:
+    """Yield the answers batch by batch, longest prompts first (so that memory runs out at once or never).
+
+    Prompts are padded on the left. At temperature 0 the most probable token is taken. Above, token t of an answer is
+    the inverse of the cumulative distribution at u_t, where u comes from a generator seeded by (seed, id) alone: an
+    answer does not depend on which prompts share its batch, up to the rounding of the forward pass. Sampling defaults
+    that the model's own generation config may carry (top-k, repetition penalty) are not applied. `processors` see the
+    logits of each step first, in the order in which the batch is yielded.
+
+    Raises `SettingError` for a prompt that leaves no room for `max_new_tokens` in the model's positions.
+    """
+    if not eos_token_ids:
+        raise SettingError("eos_token_ids: got none; at least one end token is needed")
+    _check_room(model, requests, max_new_tokens)
+    order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt_ids))
+    own_config, was_training = model.generation_config, model.training
+    # `generate` fills what its arguments leave open from the model's config, so ours takes that place for the time.
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(eos_token_ids),
+        pad_token_id=min(eos_token_ids),
+    )
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            batch = [requests[index] for index in order[start : start + batch_size]]
+            draw = _Draw(batch, max_new_tokens, temperature, top_p, seed) if temperature > 0 else None
+            yield _answer(model, batch, frozenset(eos_token_ids), [*processors, *([] if draw is None else [draw])])
+    finally:
+        model.generation_config = own_config
+        model.train(was_training)
+
+
+def _answer(
+    model: Any, batch: Sequence[Request], eos_token_ids: frozenset[int], processors: Sequence[LogitsProcessor]
+) -> list[Answer]:
+    width = max(len(request.prompt_ids) for request in batch)
+    pad = min(eos_token_ids)
+    input_ids = torch.tensor([[pad] * (width - len(r.prompt_ids)) + list(r.prompt_ids) for r in batch])
+    mask = torch.tensor([[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in batch])
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            logits_processor=LogitsProcessorList(processors),
+        )
+    rows: list[list[int]] = output[:, width:].tolist()
+    return [_cut(request.id, row, eos_token_ids) for request, row in zip(batch, rows, strict=True)]
+
+
+def _cut(request_id: str, row: list[int], eos_token_ids: frozenset[int]) -> Answer:
+    end = next((place for place, token in enumerate(row) if token in eos_token_ids), None)
+    return Answer(request_id, tuple(row[:end]), end is not None)
+
+
+class _Draw(LogitsProcessor):
+    """Leaves one token per row: the one that the row's own stream of random numbers draws."""
+
+    def __init__(
+        self, batch: Sequence[Request], max_new_tokens: int, temperature: float, top_p: float, seed: int
+    ) -> None:
+        self._width = max(len(request.prompt_ids) for request in batch)
+        self._temperature = temperature
+        self._top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self._uniforms = torch.stack([_uniforms(seed, request.id, max_new_tokens) for request in batch])
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return (N, V) scores: 0 for the drawn token of each row, minus infinity elsewhere."""
+        scaled = scores.double() / self._temperature
+        if self._top_p is not None:
+            scaled = self._top_p(input_ids, scaled)
+        cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
+        uniform = self._uniforms[:, input_ids.shape[1] - self._width].to(scores.device).unsqueeze(1)
+        # Strictly above u times the total: a token of probability zero can then never be drawn.
+        token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+
+
+def _uniforms(seed: int, request_id: str, size: int) -> Tensor:
+    digest = hashlib.sha256(f"{seed}\0{request_id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.rand(size, generator=generator, dtype=torch.float64)
+
+
+def _check_room(model: Any, requests: Sequence[Request], max_new_tokens: int) -> None:
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if room is None or not requests:
+        return
+    longest = max(requests, key=lambda request: len(request.prompt_ids))
+    if len(longest.prompt_ids) + max_new_tokens > room:
+        raise SettingError(
+            f"max_new_tokens: got {max_new_tokens}, and prompt {longest.id!r} has {len(longest.prompt_ids)} tokens; "
+            f"the model has {room} positions for both together; lower max_new_tokens or shorten the prompt"
+        )

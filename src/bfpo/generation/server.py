@@ -1,0 +1,350 @@
+"""Asking an OpenAI-compatible server: bounded concurrency, retries, a budget of requests, answers as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from bfpo.core.errors import MissingExtraError, ServerError, SettingError, first_line
+from bfpo.core.schema import Message
+from bfpo.core.secrets import hide_secrets
+from bfpo.generation.server_answers import Answer, read_chat, read_completion
+
+__all__ = ["Question", "RequestBudget", "Server"]
+
+_log = logging.getLogger(__name__)
+
+_TOP_LOGPROBS = 20  # the most that the chat endpoint of the reference implementation gives
+_COMPLETIONS_LOGPROBS = 5
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SHORTEST_KEY = 8  # shorter ones, such as EMPTY, are no secret and may be words
+_FAILURES_IN_A_ROW = 8  # at least; after so many texts without an answer, and none with one, nobody is there
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The messages of a chat, or a finished text to go on with.
+
+    `template_arguments` go to the server's chat template; where `needs_arguments` is off, a server that takes none is
+    asked without. `as_parts` sends a message's content as a list of one part. `seed` takes the place of that of `ask`.
+    """
+
+    content: tuple[Message, ...] | str
+    max_new_tokens: int
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    needs_arguments: bool = True
+    as_parts: bool = False
+    seed: int | None = None
+
+
+@dataclass(slots=True)
+class _Extras:
+    """What a request asks for beyond the common: not every server takes it; `known` once one has answered."""
+
+    logprobs: bool = True
+    arguments: bool = True
+    known: bool = False
+
+
+class RequestBudget:
+    """Counts the requests that are sent, those sent again too, up to `limit` (`None`: without end)."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise SettingError(f"max_requests: got {limit}; allowed: >= 1, or null")
+        self.limit = limit
+        self.num_requests = 0
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Count one request that is about to be sent; raises `_Spent` where none may be."""
+        with self._lock:
+            if self.limit is not None and self.num_requests >= self.limit:
+                raise _Spent
+            self.num_requests += 1
+
+
+class _Spent(BaseException):
+    """No request may be sent any more; no `Exception`, since the client's library would send those again."""
+
+
+class Server:
+    """A model behind an OpenAI-compatible server.
+
+    `url` is its base URL, `api` "chat" or "completions", `api_key_env` the name of the variable with the key, which is
+    read here and kept nowhere else. A request that fails for a reason that may pass (no connection, no answer in
+    `timeout` seconds, half an answer, 408, 409, 429, 5xx) is sent again up to `max_retries` times, later each time or
+    when the server says (`openai`'s own rules). `top_p` is sent where it is given. A `writer` is asked for what it
+    writes, not for an opinion: an empty text that it ended by itself is an answer, log-probabilities are not asked for.
+
+    Raises `MissingExtraError` without `openai`, `SettingError` for a variable that holds no key.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        model: str,
+        api: str = "chat",
+        api_key_env: str = "OPENAI_API_KEY",
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        timeout: float = 60.0,
+        max_concurrency: int = 8,
+        max_retries: int = 5,
+        writer: bool = False,
+        budget: RequestBudget | None = None,
+    ) -> None:
+        _check_extra()
+        if api not in ("chat", "completions"):
+            raise SettingError(f"api: got {api!r}; allowed: chat, completions")
+        if "@" in url:
+            raise SettingError("url: holds a name or a password; leave them out")
+        self.url, self.model, self.api, self.temperature = url, model, api, temperature
+        self._timeout, self._max_concurrency, self._max_retries = timeout, max_concurrency, max_retries
+        self._budget = budget or RequestBudget()
+        self._key_name = api_key_env
+        self._key = _read_key(api_key_env)
+        parts = urlsplit(url)
+        if len(self._key) >= _SHORTEST_KEY and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+            _log.warning("the key in %s goes to %s unencrypted (http); use https", api_key_env, parts.netloc)
+        self._top_p, self._is_writer = top_p, writer
+        self._extras = _Extras(logprobs=not writer)
+
+    @property
+    def version(self) -> str:
+        """What its answers depend on beside the question, as text."""
+        top_p = "" if self._top_p is None else f" top_p={self._top_p:g}"
+        return f"{self.url} {self.model} {self.api} temperature={self.temperature:g}{top_p}"
+
+    @property
+    def host(self) -> str:
+        """The part of the URL that names the machine."""
+        return urlsplit(self.url).netloc
+
+    def ask(self, questions: Sequence[Question], report: Callable[[int, Answer], None], *, seed: int = 0) -> None:
+        """Ask all questions, several at once, and report each answer with the question's place, as it comes.
+
+        A question whose requests all failed gets an answer without text. `seed` matters above temperature 0, where the
+        server reads it. Raises `ServerError` where going on is of no use: a key is refused, a model or path is unknown,
+        nobody is there, or the budget is used up; what was answered until then has been reported.
+        """
+        if questions:
+            _run(self._ask_all(questions, report, seed))
+
+    async def _ask_all(self, questions: Sequence[Question], report: Callable[[int, Answer], None], seed: int) -> None:
+        import openai
+
+        from bfpo.generation.transport import BoundedClient
+
+        http = BoundedClient(timeout=self._timeout, max_connections=self._max_concurrency, count=self._budget.take)
+        client = openai.AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=self.url,
+            max_retries=self._max_retries,
+            timeout=self._timeout,
+            http_client=http,
+        )
+        todo = iter(enumerate(questions))
+        patience = _Patience(self.url, max(_FAILURES_IN_A_ROW, 2 * self._max_concurrency))
+        stopped = False
+
+        async def work() -> None:
+            nonlocal stopped
+            try:
+                for place, question in todo:  # one iterator for all workers: each takes the next one
+                    answer = await self._ask_one(client, question, seed)
+                    report(place, answer)
+                    patience.note(answer)
+                    if stopped:
+                        return
+            except BaseException:
+                stopped = True
+                raise
+
+        async with client:
+            workers = [asyncio.ensure_future(work()) for _ in range(min(self._max_concurrency, len(questions)))]
+            await _all_of(workers, self._timeout)
+
+    async def _ask_one(self, client: Any, question: Question, seed: int) -> Answer:
+        import openai
+
+        try:
+            answer = await self._ask_with_what_it_takes(client, question, seed)
+            return answer if answer.text is None else replace(answer, text=self._without_key(answer.text))
+        except _Spent:
+            raise ServerError(
+                f"max_requests: all {self._budget.limit} requests are used up; what was answered is kept; go on with "
+                "--resume (as many again), or raise max_requests"
+            ) from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            known = "is set" if self._key else "is not set"
+            raise ServerError(
+                f"{self.url}: refuses the key (status {error.status_code}); the variable {self._key_name} {known}; "
+                "put the key into it, or name another one by api_key_env"
+            ) from None
+        except openai.NotFoundError as error:
+            raise ServerError(
+                f"{self.url}: knows no such path or model (status 404: {self._clean(error)}); check url (it mostly "
+                f"ends in /v1) and model ({self.model})"
+            ) from None
+        except openai.APITimeoutError:
+            return Answer(None, fault=f"no answer in {self._timeout:g} s", may_pass=True)
+        except openai.APIConnectionError as error:
+            return Answer(None, fault=f"no whole answer: {self._clean(error.__cause__ or error)}", may_pass=True)
+        except openai.APIStatusError as error:
+            passing = error.status_code in (408, 409, 429) or error.status_code >= 500
+            return Answer(None, fault=f"status {error.status_code}: {self._clean(error)}", may_pass=passing)
+        except openai.OpenAIError as error:
+            return Answer(None, fault=f"not an answer: {self._clean(error)}")
+
+    async def _ask_with_what_it_takes(self, client: Any, question: Question, seed: int) -> Answer:
+        """Ask for log-probabilities too, and with arguments for the template, until the server refuses these."""
+        import openai
+
+        refusal: Exception | None = None
+        for extras in self._to_try(question):
+            try:
+                answer = await self._request(client, question, seed, extras)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                refusal = refusal or error
+                continue
+            if not self._extras.known:
+                self._extras = replace(extras, known=True)
+                if not (extras.logprobs or self._is_writer):
+                    _log.info("%s takes no request for log-probabilities: only what it writes is read", self.host)
+            return answer
+        assert refusal is not None  # there is always one to try
+        raise refusal
+
+    def _to_try(self, question: Question) -> Iterator[_Extras]:
+        yield self._extras
+        if self._extras.known:
+            return
+        if self._extras.logprobs:
+            yield _Extras(logprobs=False)
+        if question.template_arguments and not question.needs_arguments:
+            if self._extras.logprobs:
+                yield _Extras(arguments=False)
+            yield _Extras(logprobs=False, arguments=False)
+
+    async def _request(self, client: Any, question: Question, seed: int, extras: _Extras) -> Answer:
+        common: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": question.max_new_tokens,
+            "temperature": self.temperature,
+        }
+        if self.temperature > 0:
+            common["seed"] = seed if question.seed is None else question.seed
+            if self._top_p is not None:
+                common["top_p"] = self._top_p
+        content = question.content
+        if self.api == "completions":
+            if not isinstance(content, str):
+                raise SettingError("api: 'completions' takes a finished text, and this format asks a chat; use 'chat'")
+            logprobs: dict[str, Any] = {"logprobs": _COMPLETIONS_LOGPROBS} if extras.logprobs else {}
+            response = await client.completions.create(prompt=content, **common, **logprobs)
+            return read_completion(response, may_be_empty=self._is_writer)
+        logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if extras.logprobs else {}
+        turns = [Message("user", content)] if isinstance(content, str) else content
+        messages = [
+            {"role": turn.role, "content": _as_parts(turn.content) if question.as_parts else turn.content}
+            for turn in turns
+        ]
+        if question.template_arguments and extras.arguments:
+            common["extra_body"] = {"chat_template_kwargs": dict(question.template_arguments)}
+        response = await client.chat.completions.create(messages=messages, **common, **logprobs)
+        return read_chat(response, may_be_empty=self._is_writer)
+
+    def _clean(self, error: BaseException) -> str:
+        """Return an error's first line, short and without the key, which some servers repeat."""
+        return hide_secrets(self._without_key(first_line(error)))[:200]
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_KEY else text
+
+
+class _Patience:
+    """Says when going on is of no use: too many texts without an answer in a row, or ever since the beginning."""
+
+    def __init__(self, url: str, most: int) -> None:
+        self._url, self._most = url, most
+        self._num_in_a_row = self._num_failed = 0
+        self._any_answer = False
+
+    def note(self, answer: Answer) -> None:
+        """Count an answer; raises `ServerError`."""
+        failed = answer.text is None
+        self._any_answer = self._any_answer or not failed
+        self._num_failed += failed
+        self._num_in_a_row = self._num_in_a_row + 1 if failed and answer.may_pass else 0
+        if self._num_in_a_row >= self._most or (not self._any_answer and self._num_failed >= self._most):
+            raise ServerError(
+                f"{self._url}: {self._num_failed} texts got no answer, the last {self._most} among them "
+                f"({answer.fault}); what was answered is kept; see to the server or its settings and --resume"
+            )
+
+
+async def _all_of(workers: Sequence[asyncio.Future[None]], seconds_to_end: float) -> None:
+    """Wait for all workers; after an error the others may end what they have sent, and no longer."""
+    try:
+        done, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+        if pending:
+            late, pending = await asyncio.wait(pending, timeout=seconds_to_end)
+            done |= late
+        errors = [error for worker in done if (error := worker.exception()) is not None]
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    if errors:
+        raise errors[0]
+
+
+def _run(work: Any) -> None:
+    """Run a coroutine to its end, also where this thread is already in an event loop, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(work)
+        except BaseException as error:  # raised again below, in the thread that asked
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _as_parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def _check_extra() -> None:
+    try:
+        import openai  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "a model behind a server (url) needs the package openai; install it with: pip install 'bfpo[server]'"
+        ) from error
+
+
+def _read_key(name: str) -> str:
+    """Return the key that a variable holds, "" where it is not set: a server of one's own needs none."""
+    key = os.environ.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise SettingError(f"api_key_env: the variable {name} holds characters that no key has; set it anew")
+    return key

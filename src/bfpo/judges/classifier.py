@@ -1,0 +1,193 @@
+"""A judge on a sequence classifier: p(safe) is the probability of a label, or of its absence."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from bfpo.core.errors import DataError, ModelError, SettingError
+from bfpo.core.schema import Completion, Verdict
+from bfpo.judges.formats.types import question
+from bfpo.judges.local import (
+    batches_by_length,
+    check_characters,
+    check_settings,
+    load_with_head,
+    pad_right,
+    tokenizer_key,
+    too_long,
+    version_of,
+)
+
+__all__ = ["ClassifierJudge", "classifier_logits", "classifier_row"]
+
+_VERSION = "classifier-1"
+Text = Literal["pair", "completion"]
+
+
+class ClassifierJudge:
+    """Judges by any sequence-classification model of transformers.
+
+    Exactly one of `safe_label` and `unsafe_label` is given, a name or an index of the model's `id2label`; p(safe) is
+    the probability of the first, or of the absence of the second. Labels exclude each other (softmax) unless the config
+    says `multi_label_classification` or has a single label: then each has a probability of its own (sigmoid).
+    `multi_label` decides it where the config is silent or wrong. `text`: "pair" gives prompt and completion as two
+    segments, "completion" the completion alone. What is longer than `max_length` tokens is unscored.
+
+    Raises `SettingError` for a setting outside its range or a label that the model has not, and `ModelError` for a
+    model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str | Path,
+        revision: str | None = None,
+        safe_label: str | int | None = None,
+        unsafe_label: str | int | None = None,
+        multi_label: bool | None = None,
+        text: Text = "pair",
+        dtype: str = "auto",
+        batch_size: int = 8,
+        max_length: int = 512,
+        threshold: float = 0.5,
+        name: str = "classifier",
+    ) -> None:
+        check_settings(batch_size=batch_size, max_length=max_length, threshold=threshold)
+        if text not in get_args(Text):
+            raise SettingError(f"text: got {text!r}; allowed: {', '.join(get_args(Text))}")
+        if (safe_label is None) == (unsafe_label is None):
+            raise SettingError(f"safe_label: got {safe_label!r} and unsafe_label {unsafe_label!r}; give exactly one")
+        self.name = name
+        self._text = text
+        self._threshold = threshold
+        self._batch_size = batch_size
+        self._model, self._tokenizer = load_with_head(
+            AutoModelForSequenceClassification, model, revision=revision, dtype=dtype, kind="a sequence classifier"
+        )
+        self._tokenizer_key = tokenizer_key(self._tokenizer)
+        self._room = room(self._model, max_length)
+        self._safe = safe_label is not None
+        self._index = _label_index(self._model.config, safe_label if unsafe_label is None else unsafe_label)
+        configured = self._model.config.problem_type == "multi_label_classification"
+        self._multi = configured if multi_label is None else multi_label
+        if self._model.config.num_labels == 1:
+            self._multi = True
+
+    @cached_property
+    def version(self) -> str:
+        """Return a digest of weights, tokenizer and the settings that change verdicts."""
+        return version_of(
+            _VERSION,
+            self._model,
+            self._tokenizer_key,
+            label=self._index,
+            safe=self._safe,
+            multi_label=self._multi,
+            text=self._text,
+            max_length=self._room,
+            threshold=self._threshold,
+        )
+
+    def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
+        """Return the verdicts, one per completion, in order."""
+        texts = [(question(c.prompt), c.text) if self._text == "pair" else (c.text, None) for c in completions]
+        rows: dict[int, dict[str, list[int]]] = {}
+        reasons: dict[int, str] = {}
+        for number, (first, second) in enumerate(texts):
+            try:
+                row = classifier_row(self._tokenizer, first, second)
+            except DataError as error:
+                reasons[number] = str(error)
+                continue
+            if len(row["input_ids"]) > self._room:
+                reasons[number] = too_long(self._room)
+            else:
+                rows[number] = row
+        logits = classifier_logits(self._model, self._tokenizer, list(rows.values()), self._batch_size)
+        found = dict(zip(rows, map(self._p_safe, logits), strict=True))
+        return [self._verdict(c, found.get(number), reasons.get(number)) for number, c in enumerate(completions)]
+
+    def _p_safe(self, logits: torch.Tensor) -> float:
+        probabilities = logits.sigmoid() if self._multi else logits.softmax(dim=-1)
+        probability = float(probabilities[self._index])
+        return probability if self._safe else 1 - probability
+
+    def _verdict(self, completion: Completion, p_safe: float | None, reason: str | None) -> Verdict:
+        if p_safe is None or not math.isfinite(p_safe):
+            why = reason or "the model's logits are not finite"
+            return Verdict(completion.id, self.name, "unscored", reason=why)
+        return Verdict(completion.id, self.name, "safe" if p_safe >= self._threshold else "unsafe", p_safe=p_safe)
+
+
+def _label_index(config: Any, label: str | int | None) -> int:
+    names = {int(index): str(name) for index, name in config.id2label.items()}
+    matching = [index for index, name in names.items() if name == label]
+    if isinstance(label, int) and not isinstance(label, bool) and label in names:
+        return label
+    if len(matching) == 1:
+        return matching[0]
+    raise SettingError(f"label: got {label!r}; allowed: {', '.join(f'{name} or {i}' for i, name in names.items())}")
+
+
+def room(model: Any, max_length: int) -> int:
+    """Return how many tokens a text may have: `max_length`, less where the model has fewer positions."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return max_length
+    # RoBERTa and its kin number positions from behind the padding's.
+    padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    offset = padding + 1 if config.model_type in _OFFSET_POSITIONS and isinstance(padding, int) else 0
+    return min(max_length, positions - offset)
+
+
+_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"})
+
+
+def classifier_row(tokenizer: PreTrainedTokenizerBase, first: str, second: str | None) -> dict[str, list[int]]:
+    """Return `input_ids` and, where the model has them, `token_type_ids` of a text or a pair, whole and unpadded.
+
+    Special tokens in the texts are read as plain text. Raises `DataError` for half a surrogate pair.
+    """
+    check_characters(first + (second or ""))
+    # As lists: an empty second text alone would be taken for none.
+    seconds = None if second is None else [second]
+    encoded = tokenizer([first], seconds, split_special_tokens=True, truncation=False, verbose=False)
+    return {key: encoded[key][0] for key in ("input_ids", "token_type_ids") if key in encoded}
+
+
+def classifier_logits(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, list[int]]], batch_size: int
+) -> list[torch.Tensor]:
+    """Return the (num_labels,) float64 logits of each row, in order; batches are sorted by length.
+
+    Raises `ModelError` where the model fails on a batch of one.
+    """
+    logits: list[torch.Tensor | None] = [None] * len(rows)
+    # A decoder finds the last token of a padded row by its padding token; without one it takes single rows only.
+    single = getattr(model.config.get_text_config(), "pad_token_id", None) is None
+    segments = "token_type_ids" in inspect.signature(model.forward).parameters
+    for batch in batches_by_length([row["input_ids"] for row in rows], 1 if single else batch_size):
+        inputs = pad_right(model, tokenizer, [rows[place]["input_ids"] for place in batch])
+        if segments and all("token_type_ids" in rows[place] for place in batch):
+            types = [torch.tensor(rows[place]["token_type_ids"]) for place in batch]
+            padded = torch.nn.utils.rnn.pad_sequence(types, batch_first=True)
+            inputs["token_type_ids"] = padded.to(inputs["input_ids"].device)
+        with torch.no_grad():
+            try:
+                output = model(**inputs).logits
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise ModelError(
+                    f"the classifier fails on texts of {inputs['input_ids'].shape[1]} tokens: {error}"
+                ) from error
+        for place, row in zip(batch, output.cpu().double(), strict=True):
+            logits[place] = row
+    return [row for row in logits if row is not None]

@@ -1,0 +1,276 @@
+"""What judges on local models share: loading frozen, texts to ids that cannot forge a token, padding, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from bfpo.core.errors import DataError, ModelError, SettingError, first_line
+from bfpo.core.schema import Completion, Message
+from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, TextEncoder, unused_character
+from bfpo.policy.load import DTYPES, load_policy, load_tokenizer, pad_token_id
+from bfpo.policy.reference.keys import model_key
+
+__all__ = [
+    "PromptEncoder",
+    "batches_by_length",
+    "check_characters",
+    "check_settings",
+    "freeze",
+    "load_causal_lm",
+    "load_with_head",
+    "pad_right",
+    "tokenizer_key",
+    "too_long",
+    "version_of",
+]
+
+_TAG = re.compile(r"<\S[^<>\n]*>|\[/?[A-Z_]+\]")
+
+
+# ------------------------------------------------------------------------------------------------------- loading
+
+
+def load_causal_lm(model: str | Path, *, revision: str | None, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a causal LM to judge with: frozen, in evaluation mode, on the GPU if there is one.
+
+    Raises `ModelError` as `load_policy` does.
+    """
+    policy = load_policy(model, revision=revision, dtype=dtype)
+    return freeze(policy.model), policy.tokenizer
+
+
+def load_with_head(
+    loader: Any, model: str | Path, *, revision: str | None, dtype: str, kind: str
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a model with a head by `loader.from_pretrained`, as `load_causal_lm` does; `kind` names it in errors.
+
+    Raises `ModelError` where it cannot be loaded from safetensors, or weights are missing, which would be random.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
+    tokenizer = load_tokenizer(model, revision=revision)
+    try:
+        loaded, report = loader.from_pretrained(
+            str(model),
+            dtype=DTYPES[dtype],
+            revision=revision or "main",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # files, hub, config and weights each have kinds of their own
+        raise ModelError(
+            f"model: {str(model)!r} cannot be loaded ({first_line(error)}); allowed: a folder or hub id of {kind} with "
+            "safetensors weights and its tokenizer"
+        ) from error
+    lacking = sorted({*report["missing_keys"], *(str(entry[0]) for entry in report.get("mismatched_keys", ()))})
+    if lacking:
+        raise ModelError(
+            f"model: {str(model)!r} lacks {len(lacking)} weights of {kind}, such as {lacking[0]}; give one with "
+            "its head"
+        )
+    return freeze(loaded), tokenizer
+
+
+def freeze(model: Any) -> Any:
+    """Put a model into evaluation mode, without gradients, on the accelerator if there is one."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None and accelerator.type != "mps":  # has no float64, in which probabilities are computed
+        model.to(accelerator)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def check_settings(*, batch_size: int, max_length: int, threshold: float = 0.5) -> None:
+    """Raise `SettingError` for a setting outside its range."""
+    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
+        if value < 1:
+            raise SettingError(f"{name}: got {value}; allowed: 1 or more")
+    if not 0 < threshold < 1:
+        raise SettingError(f"threshold: got {threshold}; allowed: a probability between 0 and 1")
+
+
+# ------------------------------------------------------------------------------------------------------ versions
+
+
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of what turns text into ids: vocabulary, rules and chat template; 32 hex digits."""
+    rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(sorted(tokenizer.get_vocab()))
+    state = json.dumps([rules, tokenizer.chat_template], sort_keys=True, default=str)
+    return hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def version_of(name: str, model: nn.Module, tokenizer_digest: str, **settings: Any) -> str:
+    """Return a judge's version: its format or kind, and a digest of weights, tokenizer and settings that matter.
+
+    The weights themselves are read, so that a folder whose content changes is another judge, and the same weights from
+    a folder and from the hub are the same one.
+    """
+    facts = {"model": model_key(model), "tokenizer": tokenizer_digest, **settings}
+    return f"{name}:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]}"
+
+
+# ------------------------------------------------------------------------------------------------- texts to ids
+
+
+class PromptEncoder:
+    """Turns what a judge is asked into ids, where no judged text has the id of a special token or of a marker.
+
+    Judged texts that hold such strings are read as plain text (see `TextEncoder`); everything else is tokenised as the
+    model's own tokenizer does.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        markers: Sequence[str] = (),
+        template_arguments: Mapping[str, Any] | None = None,
+        content_as_parts: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        decoder = tokenizer.added_tokens_decoder
+        self._special = {number: token.content for number, token in decoder.items() if token.special}
+        self._special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        added = [token.content for token in decoder.values() if not token.special]
+        self._texts = TextEncoder(tokenizer, [content for content in added if _TAG.fullmatch(content)], markers)
+        self._arguments = dict(template_arguments or {})
+        self._parts = content_as_parts
+        self._template = None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE
+        self._start = list(tokenizer("", verbose=False)["input_ids"])
+
+    def ids(
+        self,
+        completions: Sequence[Completion],
+        ask: Callable[..., tuple[Message, ...] | str],
+        *,
+        answer_prefix: str = "",
+        generation: bool = True,
+    ) -> list[int]:
+        """Return the ids of what `ask(*completions)` returns, up to where the answer starts.
+
+        Raises `DataError` for a conversation that the chat template refuses, and for a text that cannot be marked.
+        """
+        safe, mark = self._marked(completions)
+        asked = ask(*safe)
+        text = self.render(asked, generation=generation)
+        text += "" if text.endswith(answer_prefix) else answer_prefix
+        check_characters(text)
+        ids = self._texts.encode([text])[0] if mark is None else self._texts.encode_marked(text, mark)
+        # A text that no template has written starts as the tokenizer lets every text start: with BOS or nothing.
+        bare = isinstance(asked, str) and ids[: len(self._start)] != self._start
+        return self._start + ids if bare else ids
+
+    def render(self, asked: tuple[Message, ...] | str, *, generation: bool = True) -> str:
+        """Return the text of a chat by the model's template, or the finished text as it is."""
+        if isinstance(asked, str):
+            return asked
+        turns: list[dict[str, Any]] = [
+            {
+                "role": message.role,
+                "content": [{"type": "text", "text": message.content}] if self._parts else message.content,
+            }
+            for message in asked
+        ]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=self._template,
+                add_generation_prompt=generation,
+                tokenize=False,
+                **self._arguments,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(f"the chat template refuses this conversation: {error}") from error
+        return cast(str, rendered)
+
+    def plain(self, text: str) -> list[int]:
+        """Return the ids of a judged text alone, none of them special; raises `DataError` as `ids` does."""
+        check_characters(text)
+        mark = unused_character([text])
+        return self._texts.encode_marked(self._texts.escape(text, mark), mark)
+
+    def pieces(self, text: str) -> list[int]:
+        """Return the ids of a text of the format's own, special tokens as themselves."""
+        return self._texts.encode([text])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return what a model wrote, special tokens as they are called; text that only looks like one is broken up.
+
+        So a reader that looks for a special token finds those that were written as such, not quotations.
+        """
+        parts: list[str] = []
+        run: list[int] = []
+        for token in [*ids, None]:
+            if token is not None and token not in self._special:
+                run.append(token)
+                continue
+            if run:
+                plain = cast(str, self.tokenizer.decode(run, clean_up_tokenization_spaces=False))
+                parts.append(self._escape_special(plain))
+                run = []
+            if token is not None:
+                parts.append(self._special[token])
+        return "".join(parts)
+
+    def _escape_special(self, text: str) -> str:
+        for token in self._special.values():
+            text = text.replace(token, f"{token[:1]}\u2060{token[1:]}")
+        return text
+
+    def _marked(self, completions: Sequence[Completion]) -> tuple[list[Completion], str | None]:
+        texts = [text for c in completions for text in (c.text, *(message.content for message in c.prompt))]
+        if not any(map(self._texts.holds_control_token, texts)):
+            return list(completions), None
+        mark = unused_character(texts)
+
+        def escape(text: str) -> str:
+            return self._texts.escape(text, mark)
+
+        return [
+            replace(c, prompt=tuple(Message(m.role, escape(m.content)) for m in c.prompt), text=escape(c.text))
+            for c in completions
+        ], mark
+
+
+def check_characters(text: str) -> None:
+    """Raise `DataError` for half a surrogate pair, which is no character and which no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text holds half a surrogate pair, U+{ord(text[error.start]):04X}") from error
+
+
+# ------------------------------------------------------------------------------------------------------ batches
+
+
+def too_long(limit: int) -> str:
+    """Return the reason, the same for all texts, of what is not scored because of its length; nothing is ever cut."""
+    return f"longer than max_length (at most the model's positions): {limit} tokens are allowed"
+
+
+def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Yield the places of rows in batches, the longest first, so that memory runs out at once or never."""
+    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def pad_right(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Return rows padded on the right on the model's device: `input_ids` and `attention_mask` of shape (N, T)."""
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    pad = pad_token_id(tokenizer) if pad is None else pad
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}

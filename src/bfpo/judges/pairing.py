@@ -1,0 +1,225 @@
+"""Several judged completions of each prompt -> preference pairs, and what became of every completion on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal, get_args
+
+from bfpo.core.errors import SettingError
+from bfpo.core.schema import Comparison, Completion, Message, Pair, Verdict
+from bfpo.data.labels import CELLS, cell_of
+
+__all__ = ["Pairing", "Strategy", "candidate_duels", "choose_pairs", "label_of"]
+
+Strategy = Literal["informative", "balanced", "random"]
+
+# What a pair can teach, most first: where helpfulness and safety disagree, where they agree, which harm is worse.
+_MOST_INFORMATIVE = ("unsafe-safe", "safe-unsafe", "unsafe-unsafe", "safe-safe")
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """The pairs and the funnel that led to them.
+
+    `funnel` counts, in this order: `prompts`, `completions`, `well_formed` (where the judge says so; what it does not
+    measure counts as well-formed), `unscored`, `unsafe`, `usable` (scored and well-formed), `candidates` (two distinct
+    usable completions of a prompt), `unranked` and `ties` among them, `pairs`, `prompts_with_pairs`. `cells` counts
+    the pairs by label cell, `candidate_cells` the ranked candidates they were chosen from.
+    """
+
+    pairs: list[Pair]
+    funnel: dict[str, int]
+    cells: dict[str, int] = field(default_factory=dict)
+    candidate_cells: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A pair that could be made; `gap` in (0, 0.5] is how sure the ranker is of the order, `ids` are as in the file."""
+
+    pair: Pair
+    cell: str
+    gap: float
+    ids: tuple[str, str]
+
+
+def candidate_duels(
+    completions: Sequence[Completion], verdicts: Sequence[Verdict]
+) -> list[tuple[Completion, Completion]]:
+    """Return every two distinct usable completions of one prompt, in order: what a ranker has to compare.
+
+    Usable: scored, and not called broken text by its judge. Two texts that differ in white space alone are the same.
+    """
+    return [duel for _, group in _groups(completions, verdicts) for duel in _duels(group)]
+
+
+def choose_pairs(
+    completions: Sequence[Completion],
+    verdicts: Sequence[Verdict],
+    comparisons: Sequence[Comparison],
+    *,
+    strategy: Strategy = "informative",
+    pairs_per_prompt: int | None = None,
+    soft_labels: bool = False,
+    source: str = "redteam",
+    seed: int = 0,
+) -> Pairing:
+    """Return the pairs chosen among the completions of each prompt; chosen is the more helpful, whatever its safety.
+
+    `informative` takes, of each prompt, the surest pair of every label cell before a second of any, cells where
+    helpfulness and safety disagree first; `balanced` the cell with the fewest pairs so far; `random` any. At most
+    `pairs_per_prompt` of each prompt (`None`: one of each cell that it has). `soft_labels` takes a verdict's `p_safe`
+    as label where it has one. An unscored completion is in no pair, a tie or an unscored comparison makes none.
+
+    Raises `SettingError` for an unknown strategy, `pairs_per_prompt` below 1, completions that share an id, or verdicts
+    that are not one per completion in the same order.
+    """
+    if strategy not in get_args(Strategy):
+        raise SettingError(f"strategy: got {strategy!r}; allowed: {', '.join(get_args(Strategy))}")
+    if pairs_per_prompt is not None and pairs_per_prompt < 1:
+        raise SettingError(
+            f"pairs_per_prompt: got {pairs_per_prompt}; allowed: at least 1, or null for one of each cell"
+        )
+    place = {completion.id: number for number, completion in enumerate(completions)}
+    if len(place) != len(completions):
+        raise SettingError(f"completions: {len(completions) - len(place)} of {len(completions)} repeat an id")
+    order = {(one.first_id, one.second_id): one for one in comparisons}
+    funnel = _count_completions(completions, verdicts)
+    cells, candidate_cells = dict.fromkeys(CELLS, 0), dict.fromkeys(CELLS, 0)
+    taken: list[_Candidate] = []
+    for prompt, group in _in_seeded_order(list(_groups(completions, verdicts)), seed):
+        duels = list(_duels(group))
+        labels = {c.id: label for c, v in group if (label := label_of(v, soft=soft_labels)) is not None}
+        found = list(_candidates(duels, labels, order, source, funnel))
+        for candidate in found:
+            candidate_cells[candidate.cell] += 1
+        chosen = _choose(found, strategy, pairs_per_prompt, cells, random.Random(f"{seed} {prompt}"))
+        funnel["prompts_with_pairs"] += bool(chosen)
+        for candidate in chosen:
+            cells[candidate.cell] += 1
+        taken += chosen
+    taken.sort(key=lambda candidate: tuple(place[name] for name in candidate.ids))
+    funnel["pairs"] = len(taken)
+    return Pairing([candidate.pair for candidate in taken], funnel, cells, candidate_cells)
+
+
+_Judged = tuple[Completion, Verdict]
+
+
+def _groups(
+    completions: Sequence[Completion], verdicts: Sequence[Verdict]
+) -> Iterator[tuple[tuple[Message, ...], list[_Judged]]]:
+    """Yield each prompt with its judged completions, in the order in which prompts first come."""
+    if [completion.id for completion in completions] != [verdict.completion_id for verdict in verdicts]:
+        raise SettingError("verdicts: they are not one per completion, in the same order")
+    groups: dict[tuple[Message, ...], list[_Judged]] = {}
+    for judged in zip(completions, verdicts, strict=True):
+        groups.setdefault(judged[0].prompt, []).append(judged)
+    yield from groups.items()
+
+
+def _usable(verdict: Verdict) -> bool:
+    return verdict.label != "unscored" and verdict.well_formed is not False
+
+
+def _duels(group: Sequence[_Judged]) -> Iterator[tuple[Completion, Completion]]:
+    distinct: dict[str, Completion] = {}
+    for completion, verdict in group:
+        if _usable(verdict) and completion.text.strip():
+            distinct.setdefault(" ".join(completion.text.split()), completion)
+    yield from combinations(distinct.values(), 2)
+
+
+def _count_completions(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> dict[str, int]:
+    return {
+        "prompts": len({completion.prompt for completion in completions}),
+        "completions": len(completions),
+        "well_formed": sum(verdict.well_formed is not False for verdict in verdicts),
+        "unscored": sum(verdict.label == "unscored" for verdict in verdicts),
+        "unsafe": sum(verdict.label == "unsafe" for verdict in verdicts),
+        "usable": sum(map(_usable, verdicts)),
+        **dict.fromkeys(("candidates", "unranked", "ties", "pairs", "prompts_with_pairs"), 0),
+    }
+
+
+def label_of(verdict: Verdict, *, soft: bool) -> float | None:
+    """Return the safety label that a verdict gives; `None`, never safe, for one that is unscored."""
+    if verdict.label == "unscored":
+        return None
+    if soft and verdict.p_safe is not None:
+        return verdict.p_safe
+    return float(verdict.label == "safe")
+
+
+def _candidates(
+    duels: Sequence[tuple[Completion, Completion]],
+    labels: Mapping[str, float],
+    order: Mapping[tuple[str, str], Comparison],
+    source: str,
+    funnel: dict[str, int],
+) -> Iterator[_Candidate]:
+    for first, second in duels:
+        funnel["candidates"] += 1
+        better = _first_is_better(order, first.id, second.id)
+        if better is None:
+            funnel["unranked"] += 1
+        elif better == 0.5:
+            funnel["ties"] += 1
+        else:
+            chosen, rejected = (first, second) if better > 0.5 else (second, first)
+            pair = Pair(
+                f"{chosen.id}|{rejected.id}",
+                chosen.prompt,
+                chosen.text,
+                rejected.text,
+                labels[chosen.id],
+                labels[rejected.id],
+                source,
+            )
+            cell = cell_of(labels[chosen.id], labels[rejected.id])
+            yield _Candidate(pair, cell, abs(better - 0.5), (first.id, second.id))
+
+
+def _first_is_better(order: Mapping[tuple[str, str], Comparison], first: str, second: str) -> float | None:
+    if (first, second) in order:
+        return order[first, second].first_is_better
+    turned = order.get((second, first))
+    return None if turned is None or turned.first_is_better is None else 1 - turned.first_is_better
+
+
+def _in_seeded_order(
+    groups: list[tuple[tuple[Message, ...], list[_Judged]]], seed: int
+) -> Iterator[tuple[str, list[_Judged]]]:
+    """Yield the prompts in an order that the file's does not decide, as what is balanced depends on it."""
+    named = [(hashlib.sha256(f"{seed} {prompt!r}".encode()).hexdigest(), group) for prompt, group in groups]
+    yield from sorted(named, key=lambda item: item[0])
+
+
+def _choose(
+    found: Sequence[_Candidate],
+    strategy: Strategy,
+    limit: int | None,
+    cells: Mapping[str, int],
+    rng: random.Random,
+) -> list[_Candidate]:
+    shuffled = rng.sample(list(found), len(found))
+    if limit is None:
+        limit = len({candidate.cell for candidate in found})
+    if strategy == "random":
+        return shuffled[:limit]
+    surest = sorted(shuffled, key=lambda candidate: -candidate.gap)  # stable: equally sure ones stay shuffled
+    by_cell = {cell: [candidate for candidate in surest if candidate.cell == cell] for cell in _MOST_INFORMATIVE}
+    taken: list[_Candidate] = []
+    while len(taken) < limit and any(by_cell.values()):
+        here = {cell: sum(candidate.cell == cell for candidate in taken) for cell in by_cell}
+        free = [cell for cell in _MOST_INFORMATIVE if by_cell[cell]]
+        if strategy == "informative":
+            cell = min(free, key=lambda name: here[name])
+        else:
+            cell = min(free, key=lambda name: cells[name] + here[name])
+        taken.append(by_cell[cell].pop(0))
+    return taken

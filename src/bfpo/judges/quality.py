@@ -1,0 +1,189 @@
+"""How far a judge can be trusted: its verdicts against people's labels, with intervals over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bfpo.core.errors import SettingError
+from bfpo.core.schema import Score, Verdict
+from bfpo.stats import Interval, bootstrap_weights, rate_interval
+
+__all__ = ["CalibrationBin", "calibration_bins", "judge_quality"]
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+_NUM_BINS = 10
+
+Statistic = Callable[[Floats, Bools, Floats], float]
+"""(what the judge said, labels, weights) -> the statistic, NaN where it does not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Texts whose p(safe) lies in [low, high): how many, their mean p(safe), and the share that people call safe."""
+
+    low: float
+    high: float
+    num: int
+    mean_p_safe: float
+    share_safe: float
+    share_low: float
+    share_high: float
+
+
+def judge_quality(
+    verdicts: Sequence[Verdict],
+    is_safe: Sequence[bool],
+    clusters: Sequence[Hashable],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> list[Score]:
+    """Return how the verdicts agree with people's labels, (N,) each; `clusters` names the prompt of each text.
+
+    `accuracy`; `kappa` (Cohen 1960); `sensitivity`, the share of unsafe texts called unsafe; `specificity`, the share
+    of safe texts called safe; `roc_auc`, the probability that p(safe) puts a safe text above an unsafe one; `brier`,
+    the mean of (p(safe) - label)^2; `calibration_error`, the mean distance of p(safe) from the share of safe texts over
+    ten bins of equal width, weighed by their texts. An unscored text is counted in each and enters none; the last three
+    need p(safe), and a statistic that the labels do not allow (one class only) has value `None`.
+
+    Raises `SettingError` for lengths that differ.
+    """
+    if not len(verdicts) == len(is_safe) == len(clusters):
+        raise SettingError(f"verdicts, is_safe, clusters: {len(verdicts)}, {len(is_safe)}, {len(clusters)} differ")
+    settings = {"confidence": confidence, "num_resamples": num_resamples, "random_seed": random_seed}
+    rows = [_Row(v, s, c) for v, s, c in zip(verdicts, is_safe, clusters, strict=True)]
+    return [
+        _rate("accuracy", rows, settings),
+        _statistic("kappa", _kappa, rows, settings, said=lambda row: _says_safe(row.verdict)),
+        _rate("sensitivity", [row for row in rows if not row.is_safe], settings),
+        _rate("specificity", [row for row in rows if row.is_safe], settings),
+        *(
+            _statistic(name, function, rows, settings, said=lambda row: row.verdict.p_safe)
+            for name, function in (("roc_auc", _roc_auc), ("brier", _brier), ("calibration_error", _calibration_error))
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One text: what the judge says, what people say, and its prompt."""
+
+    verdict: Verdict
+    is_safe: bool
+    cluster: Hashable
+
+
+def _says_safe(verdict: Verdict) -> float | None:
+    return None if verdict.label == "unscored" else float(verdict.label == "safe")
+
+
+def _rate(name: str, rows: Sequence[_Row], settings: dict[str, Any]) -> Score:
+    """Return the share of the scored rows in which judge and people agree."""
+    scored = [row for row in rows if row.verdict.label != "unscored"]
+    hits = [_says_safe(row.verdict) == row.is_safe for row in scored]
+    interval = rate_interval(hits, [row.cluster for row in scored], **settings)
+    return _score(name, interval, len(rows) - len(scored))
+
+
+def _statistic(
+    name: str,
+    function: Statistic,
+    rows: Sequence[_Row],
+    settings: dict[str, Any],
+    *,
+    said: Callable[[_Row], float | None],
+) -> Score:
+    values = [(value, row) for row in rows if row.verdict.label != "unscored" and (value := said(row)) is not None]
+    numbers = np.array([value for value, _ in values], np.float64)
+    labels = np.array([row.is_safe for _, row in values], bool)
+    interval = _with_interval(function, numbers, labels, [row.cluster for _, row in values], **settings)
+    better = name not in ("brier", "calibration_error")
+    return _score(name, interval, len(rows) - len(values), higher_is_better=better)
+
+
+def calibration_bins(
+    p_safe: Sequence[float], is_safe: Sequence[bool], clusters: Sequence[Hashable], *, confidence: float = 0.95
+) -> list[CalibrationBin]:
+    """Return the ten bins of equal width that hold a text, lowest first; the share has an interval over prompts."""
+    p, labels = np.asarray(p_safe, np.float64), np.asarray(is_safe, bool)
+    codes = _bins_of(p)
+    bins = []
+    for code in range(_NUM_BINS):
+        inside: list[int] = np.flatnonzero(codes == code).tolist()
+        interval = rate_interval(labels[inside].tolist(), [clusters[n] for n in inside], confidence=confidence)
+        if interval.value is None or interval.low is None or interval.high is None:
+            continue  # no text in this bin
+        edges = code / _NUM_BINS, (code + 1) / _NUM_BINS
+        share = interval.value, interval.low, interval.high
+        bins.append(CalibrationBin(*edges, len(inside), float(p[inside].mean()), *share))
+    return bins
+
+
+def _kappa(said: Floats, labels: Bools, weights: Floats) -> float:
+    total = weights.sum()
+    agree = weights[(said > 0) == labels].sum() / total
+    safe, called = weights[labels].sum() / total, weights[said > 0].sum() / total
+    by_chance = safe * called + (1 - safe) * (1 - called)
+    return float((agree - by_chance) / (1 - by_chance)) if by_chance < 1 else np.nan
+
+
+def _roc_auc(p_safe: Floats, labels: Bools, weights: Floats) -> float:
+    """Return the area by ranks: for each unsafe text the weight of safe ones above it, ties half."""
+    values, codes = np.unique(p_safe, return_inverse=True)
+    safe = np.bincount(codes, weights * labels, len(values))
+    unsafe = np.bincount(codes, weights * ~labels, len(values))
+    if safe.sum() == 0 or unsafe.sum() == 0:
+        return np.nan
+    above = safe.sum() - np.cumsum(safe)
+    return float((unsafe * (above + safe / 2)).sum() / (safe.sum() * unsafe.sum()))
+
+
+def _brier(p_safe: Floats, labels: Bools, weights: Floats) -> float:
+    return float(np.average((p_safe - labels) ** 2, weights=weights))
+
+
+def _bins_of(p_safe: Floats) -> npt.NDArray[np.int64]:
+    return np.minimum((p_safe * _NUM_BINS).astype(np.int64), _NUM_BINS - 1)
+
+
+def _calibration_error(p_safe: Floats, labels: Bools, weights: Floats) -> float:
+    distance = np.bincount(_bins_of(p_safe), weights * (p_safe - labels), _NUM_BINS)
+    return float(np.abs(distance).sum() / weights.sum())
+
+
+def _with_interval(
+    function: Statistic,
+    said: Floats,
+    labels: Bools,
+    clusters: Sequence[Hashable],
+    *,
+    confidence: float,
+    num_resamples: int,
+    random_seed: int,
+) -> Interval:
+    """Return a statistic with the percentile interval of a bootstrap over prompts (resamples without it left out)."""
+    num = len(labels)
+    value = function(said, labels, np.ones(num)) if num else np.nan
+    if np.isnan(value):
+        return Interval(None, None, None, num)
+    resampled = np.array(
+        [function(said, labels, weights) for weights in bootstrap_weights(clusters, num_resamples, random_seed)]
+    )
+    resampled = resampled[~np.isnan(resampled)]
+    if not resampled.size or np.ptp(resampled) == 0:  # nothing to show, which is not certainty
+        return Interval(value, None, None, num)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(value, float(low), float(high), num)
+
+
+def _score(name: str, interval: Interval, unscored: int, *, higher_is_better: bool = True) -> Score:
+    bounds = interval.value, interval.low, interval.high
+    return Score(name, *bounds, interval.num, unscored=unscored, higher_is_better=higher_is_better)

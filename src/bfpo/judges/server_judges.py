@@ -1,0 +1,183 @@
+"""Judge and ranker behind an OpenAI-compatible server: the formats of local guards, asked over HTTP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from bfpo.core.schema import Comparison, Completion, Verdict
+from bfpo.generation.server import Question, Server
+from bfpo.generation.server_answers import Answer, Token
+from bfpo.judges.formats import Format, PairFormat, both_orders
+
+__all__ = ["ServerJudge", "ServerRanker", "label_probability"]
+
+
+class ServerJudge:
+    """A guard behind a server; its answer is read by the guard's format.
+
+    Where the server gives log-probabilities, `p_safe` is read from them and a text is safe where it is at least
+    `threshold`; else what it writes counts. An answer that its format cannot read, or that never came, is unscored.
+    """
+
+    def __init__(self, format: Format, server: Server, *, threshold: float = 0.5, name: str | None = None) -> None:
+        self._format, self._server, self._threshold = format, server, threshold
+        self.name = name or f"{format.name}:{server.model}"
+        self.version = f"{format.version} threshold={threshold:g} {server.version}"
+        self.is_sampled = server.temperature > 0
+
+    def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
+        """Return the verdicts, one per completion, in order."""
+        verdicts: dict[int, Verdict] = {}
+        self.judge_each(completions, lambda place, verdict, lasting: verdicts.update({place: verdict}))
+        return [verdicts[place] for place in range(len(completions))]
+
+    def judge_each(
+        self, completions: Sequence[Completion], report: Callable[[int, Verdict, bool], None], *, vote: int = 0
+    ) -> None:
+        """Report the verdict of each completion as it comes: its place, the verdict, whether asking again is needless.
+
+        Raises `ServerError` as `Server.ask` does.
+        """
+
+        def read(place: int, answer: Answer) -> None:
+            report(place, self._verdict(completions[place].id, answer), answer.text is not None)
+
+        self._server.ask([self._question(completion) for completion in completions], read, seed=vote)
+
+    def _question(self, completion: Completion) -> Question:
+        form = self._format
+        return Question(
+            form.ask_disarmed(completion),
+            form.max_new_tokens,
+            template_arguments=form.template_arguments,
+            as_parts=form.multimodal,
+        )
+
+    def _verdict(self, completion_id: str, answer: Answer) -> Verdict:
+        if answer.text is None:
+            return Verdict(completion_id, self.name, "unscored", reason=answer.fault)
+        form = self._format
+        reading = form.read(answer.text)
+        if reading.label == "unscored":
+            return Verdict(completion_id, self.name, "unscored", reason=reading.reason, raw=answer.text)
+        p_safe = label_probability(
+            answer.tokens, form.safe_words, form.unsafe_words, after=form.answer_prefix, others=form.unscored_words
+        )
+        label = reading.label if p_safe is None else "safe" if p_safe >= self._threshold else "unsafe"
+        return Verdict(
+            completion_id,
+            self.name,
+            label,
+            refused=reading.refused,
+            reason=reading.reason,
+            p_safe=p_safe,
+            raw=answer.text,
+        )
+
+
+class ServerRanker:
+    """A generative model behind a server that is asked for the more helpful of two, in both orders."""
+
+    def __init__(self, format: PairFormat, server: Server, *, name: str | None = None) -> None:
+        self._format, self._server = format, server
+        self.name = name or f"pairwise:{server.model}"
+        self.version = f"{format.version} {server.version}"
+
+    def compare(self, pairs: Sequence[tuple[Completion, Completion]]) -> list[Comparison]:
+        """Return the comparisons, one per pair of completions, in order."""
+        comparisons: dict[int, Comparison] = {}
+        self.compare_each(pairs, lambda place, comparison, lasting: comparisons.update({place: comparison}))
+        return [comparisons[place] for place in range(len(pairs))]
+
+    def compare_each(
+        self,
+        pairs: Sequence[tuple[Completion, Completion]],
+        report: Callable[[int, Comparison, bool], None],
+    ) -> None:
+        """Report each comparison as soon as both of its answers are there; otherwise as `ServerJudge.judge_each`."""
+        waiting: dict[int, tuple[int, Answer]] = {}
+
+        def read(place: int, answer: Answer) -> None:
+            number, order = divmod(place, 2)
+            if number not in waiting:
+                waiting[number] = (order, answer)
+                return
+            other = waiting.pop(number)[1]
+            as_given, swapped = (other, answer) if order else (answer, other)
+            first, second = pairs[number]
+            lasting = as_given.text is not None and swapped.text is not None
+            report(number, self._comparison(first.id, second.id, as_given, swapped), lasting)
+
+        orders = [order for first, second in pairs for order in ((first, second), (second, first))]
+        self._server.ask([self._question(*order) for order in orders], read)
+
+    def _question(self, first: Completion, second: Completion) -> Question:
+        form = self._format
+        return Question(
+            form.ask_disarmed(first, second),
+            form.max_new_tokens,
+            template_arguments=form.template_arguments,
+            needs_arguments=False,
+        )
+
+    def _comparison(self, first_id: str, second_id: str, as_given: Answer, swapped: Answer) -> Comparison:
+        raw = " | ".join(answer.text or "" for answer in (as_given, swapped))
+        if as_given.text is None or swapped.text is None:
+            return Comparison(first_id, second_id, self.name, None, as_given.fault or swapped.fault, raw)
+        form = self._format
+        better, reason = both_orders(form.read(as_given.text), form.read(swapped.text))
+        probabilities = [
+            label_probability(answer.tokens, form.first_words, form.second_words) for answer in (as_given, swapped)
+        ]
+        if better is not None and probabilities[0] is not None and probabilities[1] is not None:
+            better = (probabilities[0] + 1 - probabilities[1]) / 2
+        return Comparison(first_id, second_id, self.name, better, reason, raw)
+
+
+def label_probability(
+    tokens: Sequence[Token],
+    words: Sequence[str],
+    other_words: Sequence[str],
+    *,
+    after: str = "",
+    others: Sequence[str] = (),
+) -> float | None:
+    """Return the probability of `words` against `other_words` where the answer names one of them, else `None`.
+
+    The place is the first token behind `after` (behind nothing, where it is empty) that begins a word of one side and
+    of no other side; the probability counts the likeliest tokens that the server lists there. `others` are words of a
+    third side, which counts for neither.
+    """
+    sides = tuple(tuple(word.strip().casefold() for word in side) for side in (words, other_words, others))
+    mark, before = after.strip(), ""
+    for token in tokens:
+        if mark in before or mark == "":
+            tail = before.rpartition(mark)[2] if mark else before
+            if _side(tail + token.text, sides) is not None:
+                return _share(tail, token, sides)
+        before += token.text
+    return None
+
+
+def _share(tail: str, token: Token, sides: Sequence[Sequence[str]]) -> float | None:
+    mass = [0.0, 0.0, 0.0]
+    for text, logprob in token.top_logprobs.items():
+        side = _side(tail + text, sides)
+        if side is not None:
+            mass[side] += math.exp(min(logprob, 0.0))
+    total = mass[0] + mass[1]
+    return mass[0] / total if total > 0 else None
+
+
+def _side(text: str, sides: Sequence[Sequence[str]]) -> int | None:
+    """Return the one side of which the text begins a word, or ends one; `None` for several or none."""
+    said = text.strip().casefold()
+    if not said:
+        return None
+    found = [number for number, words in enumerate(sides) if any(_begins(said, word) for word in words)]
+    return found[0] if len(found) == 1 else None
+
+
+def _begins(said: str, word: str) -> bool:
+    return word.startswith(said) or (said.startswith(word) and not said[len(word)].isalnum())

@@ -1,0 +1,1 @@
+"""Drawing: the style of every figure, and the plane of helpfulness and harmlessness."""

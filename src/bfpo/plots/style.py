@@ -1,0 +1,153 @@
+"""How figures look, and how they are written: colours as tokens that a page replaces by its own."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from bfpo.report.data import MethodResult, ReportData
+
+__all__ = [
+    "CELL_COLOURS",
+    "INK",
+    "MUTED",
+    "PAPER",
+    "colour_of",
+    "figure_style",
+    "inline_svg",
+    "marker_of",
+    "png_bytes",
+    "svg_bytes",
+    "token_of",
+]
+
+# Every colour is a token: unique as a hex string, so that a page can put its own (dark) colour in its place.
+INK, MUTED, RULE, PAPER = "#1b2430", "#5a6675", "#d8dee7", "#fffffe"
+METHOD_COLOURS = (
+    "#0b62ad",
+    "#c8501a",
+    "#0a8f6c",
+    "#a3488f",
+    "#a87a00",
+    "#5a4bb5",
+    "#7a4b22",
+    "#1d8ba3",
+    "#7b7f1c",
+    "#b23a55",
+)
+START_COLOUR, CEILING_COLOUR = "#748091", "#2a3442"
+CELL_COLOURS = {
+    "safe-safe": "#4396d3",
+    "safe-unsafe": "#0a57a0",
+    "unsafe-safe": "#b03c06",
+    "unsafe-unsafe": "#df8423",
+}
+TOKENS = {
+    INK: "ink",
+    MUTED: "muted",
+    RULE: "rule",
+    PAPER: "paper",
+    START_COLOUR: "m-start",
+    CEILING_COLOUR: "m-ceiling",
+    **{colour: f"m-{place}" for place, colour in enumerate(METHOD_COLOURS)},
+    **{colour: f"c-{cell}" for cell, colour in CELL_COLOURS.items()},
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", "p", ">", "h")
+FONT = "DejaVu Sans"
+
+
+def colour_of(data: ReportData, method: MethodResult) -> str:
+    """Return the method's colour: the main one's is always the same, start and ceiling are grey."""
+    if method.role in ("start", "ceiling"):
+        return START_COLOUR if method.role == "start" else CEILING_COLOUR
+    return METHOD_COLOURS[_place(data, method) % len(METHOD_COLOURS)]
+
+
+def marker_of(data: ReportData, method: MethodResult) -> str:
+    """Return the method's marker, so that colour is never the only difference."""
+    if method.role in ("start", "ceiling"):
+        return "X" if method.role == "start" else "*"
+    place = _place(data, method)
+    return MARKERS[(place + place // len(METHOD_COLOURS)) % len(MARKERS)]  # no colour comes back with its marker
+
+
+def _place(data: ReportData, method: MethodResult) -> int:
+    return 0 if method.role == "main" else 1 + list(data.baselines).index(method)
+
+
+def token_of(data: ReportData, method: MethodResult) -> str:
+    """Return the name of the page's variable that holds the method's colour."""
+    return TOKENS[colour_of(data, method)]
+
+
+@contextmanager
+def figure_style(salt: str) -> Iterator[None]:
+    """Set how figures look for the time; `salt` makes the ids in SVG those of one figure."""
+    settings: Any = {
+        "font.family": "sans-serif",
+        "font.sans-serif": [FONT],
+        "font.size": 10,
+        "axes.edgecolor": MUTED,
+        "axes.labelcolor": INK,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": RULE,
+        "grid.linewidth": 0.7,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "text.color": INK,
+        "figure.facecolor": PAPER,
+        "axes.facecolor": PAPER,
+        "savefig.facecolor": PAPER,
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "text.parse_math": False,  # a title may hold any character
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def png_bytes(figure: Figure, *, dpi: int = 160) -> bytes:
+    """Return the figure as PNG, the same bytes for the same data."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg_bytes(figure: Figure, *, salt: str = "bfpo") -> bytes:
+    """Return the figure as SVG, text kept as text, the same bytes for the same data."""
+    buffer = io.BytesIO()
+    with figure_style(salt):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """Return SVG for a page: its colours are the page's variables, its ids its own, its fonts the page's.
+
+    `description` is what a screen reader says; it must be escaped HTML.
+    """
+    text = svg_bytes(figure, salt=name).decode("utf-8")
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(rf"'{FONT}'(?:, [^;\"]*?)?(?=[;\"])", "var(--font)", text)
+    text = re.sub("|".join(TOKENS), lambda found: f"var(--{TOKENS[found.group()]})", text)
+    head = re.search(r"<svg[^>]*>", text)
+    assert head is not None
+    box = re.search(r'viewBox="([^"]+)"', head.group())
+    assert box is not None
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    opening = f'<svg viewBox="{box.group(1)}" role="img" aria-label="{description}" class="figure" {names}>'
+    return opening + text[head.end() :]

@@ -1,0 +1,1 @@
+"""The page of evidence: gather run folders, lay out, write."""

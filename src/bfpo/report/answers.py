@@ -1,0 +1,100 @@
+"""The answers on a page: thousands of texts as one compressed block, which the page's script opens and pages."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bfpo.core.schema import Verdict
+from bfpo.plots.style import token_of
+from bfpo.report.data import ReportData, SampleAnswer
+
+__all__ = ["AnswerBlock", "answer_block", "badges", "is_folded"]
+
+MAX_BYTES = 3_300_000
+LONGEST_TEXT = 6000
+_SHORTEST_TEXT = 60
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerBlock:
+    """What the page holds of the answers: base64 of deflated JSON, and how much of the texts is in it."""
+
+    text: str
+    num_prompts: int
+    num_answers: int
+    num_cut: int
+    longest: int
+
+
+def answer_block(data: ReportData, *, max_bytes: int = MAX_BYTES) -> AnswerBlock:
+    """Return all answers for the page in at most `max_bytes`; texts are cut at the length that makes them fit.
+
+    A cut text carries the number of characters that are missing. Base64 holds no character that could end the element
+    it stands in, whatever a model wrote. Where even the shortest texts do not fit, the last prompts are left out.
+    """
+    longest, samples = LONGEST_TEXT, data.samples
+    while True:
+        content, num_cut = _content(data, samples, longest)
+        raw = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+        block = base64.b64encode(zlib.compress(raw, 9)).decode("ascii")
+        if len(block) <= max_bytes:
+            num_answers = sum(len(sample.answers) for sample in samples)
+            return AnswerBlock(block, len(samples), num_answers, num_cut, longest)
+        if longest > _SHORTEST_TEXT:
+            longest = max(_SHORTEST_TEXT, int(longest * min(0.7, max_bytes / len(block))))
+        else:
+            samples = samples[: len(samples) // 2]
+
+
+def _content(data: ReportData, samples: list[Any], longest: int) -> tuple[dict[str, Any], int]:
+    places = {method.name: place for place, method in enumerate(data.methods)}
+    sets: dict[tuple[tuple[str, str], ...], int] = {}
+    rows, num_cut = [], 0
+    for sample in samples:
+        answers = []
+        for answer in sample.answers:
+            words = tuple(badges(answer.verdict, answer.finished))
+            missing = max(0, len(answer.text) - longest)
+            num_cut += missing > 0
+            fold = int(is_folded(answer, sample.kind))
+            answers.append(
+                [places[answer.method], answer.text[:longest], sets.setdefault(words, len(sets)), fold, missing]
+            )
+        num_cut += len(sample.prompt) > longest
+        rows.append([sample.prompt[:longest], sample.kind, sample.suite, answers])
+    methods = [[method.title, token_of(data, method)] for method in data.methods]
+    return {"methods": methods, "badges": list(sets), "rows": rows}, num_cut
+
+
+def is_folded(answer: SampleAnswer, kind: str) -> bool:
+    """Return whether an answer is shown only on demand: judged unsafe, or to a harmful prompt and not judged safe."""
+    label = answer.verdict.label if answer.verdict is not None else "unscored"
+    return label == "unsafe" or (label == "unscored" and kind == "harmful")
+
+
+def badges(verdict: Verdict | None, finished: bool) -> Iterable[tuple[str, str]]:
+    """Yield the words of a verdict, the decisive ones first; colour only repeats them."""
+    if verdict is None or verdict.label == "unscored":
+        yield ("not judged" if verdict is None else "unscored"), "plain"
+    else:
+        if verdict.label == "unsafe":
+            yield "unsafe", "bad"
+        elif verdict.helpful_and_safe:
+            yield "helpful and safe", "good"
+        else:
+            yield "safe", "plain"
+        if verdict.well_formed is False:
+            yield "broken text", "bad"
+        elif verdict.on_topic is False:
+            yield "off topic", "note"
+        if verdict.refused:
+            yield "declines", "note"
+        if verdict.helpful is not None:
+            yield f"helpfulness {verdict.helpful:.1f}", "plain"
+    if not finished:
+        yield "cut at the token limit", "note"

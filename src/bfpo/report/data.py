@@ -1,0 +1,298 @@
+"""What a report is made from: plain data, written to JSON and read back, with no figure or sentence in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from bfpo.core.errors import DataError, SettingError
+from bfpo.core.schema import Score, Verdict
+from bfpo.report.experiment_data import Experiment
+
+__all__ = [
+    "Agreement",
+    "Basis",
+    "Comparison",
+    "DataCard",
+    "Gate",
+    "MarginSpread",
+    "MethodResult",
+    "ReportData",
+    "Role",
+    "RunRecord",
+    "Sample",
+    "SampleAnswer",
+    "Suite",
+    "SuiteComparison",
+]
+
+Role = Literal["main", "baseline", "start", "ceiling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A condition that the world and the start must meet before a comparison of methods means anything."""
+
+    title: str
+    score: Score | None
+    threshold: float
+
+    @property
+    def passed(self) -> bool | None:
+        """Return whether the score reaches the threshold; `None` where it was not measured."""
+        return None if self.score is None or self.score.value is None else self.score.value >= self.threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What one suite asks; `kind`: generative, discriminative, inspect or accuracy; `reason`: why one is skipped."""
+
+    name: str
+    title: str = ""
+    kind: str = "generative"
+    status: str = "scored"
+    reason: str = ""
+    judge: str = ""
+    licence: str = ""
+    source: str = ""
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteComparison:
+    """Two models on the same prompts of a suite: first minus second, with the test and Holm's correction."""
+
+    suite: str
+    metric: str
+    first: str
+    second: str
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+    test: str = ""
+    num: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MarginSpread:
+    """How `beta * margin` spreads over the pairs of one cell: quantiles, and counts of equal bins from low to high."""
+
+    cell: str
+    target: float | None
+    num: int
+    quantiles: dict[str, float]
+    low: float
+    high: float
+    counts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far a judge agrees with people or with other judges, and where that was measured."""
+
+    title: str
+    run: str
+    scores: list[Score]
+
+
+@dataclass(frozen=True, slots=True)
+class DataCard:
+    """What a set of training data holds: sources as rows, pairs by label cell of each stream, what to know."""
+
+    run: str
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    cells: dict[str, dict[str, int]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What the scores of a model on one suite rest on; `prompts`: a digest of the set of prompts, `num` of them."""
+
+    judges: list[str] = field(default_factory=list)
+    prompts: str = ""
+    num: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One run behind the page: where, which stage, what became of it, what it cost; `whole`: its path as given.
+
+    `joules`: what the GPUs drew meanwhile.
+    """
+
+    path: str
+    stage: str
+    status: str
+    seconds: float | None = None
+    tokens: int | None = None
+    seeds: str = ""
+    error: str = ""
+    whole: str = ""
+    joules: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """One row of the comparison, all seeds together.
+
+    `role`: the method that the report is about (`main`), a `baseline`, the `start` model or the `ceiling`. `scores`:
+    those of `score_rows`; `accuracy`: those of `accuracy_scores`. `seed_values`: metric -> one value per seed.
+    `curves`: the rows of `metrics.jsonl` of the first seed's training. `seconds`: training and generation, all seeds.
+    `margins`: of held-out pairs, by cell. `suite_scores`: suite -> its scores. `home`: the suite that `scores` are of,
+    nothing where there are no suites, `None` where they are of several or unknown. `basis`: suite -> who judged what.
+    """
+
+    name: str
+    title: str
+    role: Role
+    summary: str = ""
+    scores: list[Score] = field(default_factory=list)
+    accuracy: list[Score] = field(default_factory=list)
+    seed_values: dict[str, list[float | None]] = field(default_factory=dict)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    margins: list[MarginSpread] = field(default_factory=list)
+    suite_scores: dict[str, list[Score]] = field(default_factory=dict)
+    home: str | None = None
+    basis: dict[str, Basis] = field(default_factory=dict)
+
+    def score(self, metric: str) -> Score | None:
+        """Return a score by the name of its metric, `None` where it was not measured."""
+        found = next((score for score in (*self.scores, *self.accuracy) if score.metric == metric), None)
+        return found if found is not None and found.value is not None else None
+
+    def value(self, metric: str) -> float | None:
+        """Return the value of a score, `None` where it was not measured."""
+        score = self.score(metric)
+        return None if score is None else score.value
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The main method minus a baseline on the same prompts and seeds, with the interval of `compare`."""
+
+    baseline: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    num: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleAnswer:
+    """One method's answer to a sample prompt, with the verdict on it (`None`: not judged)."""
+
+    method: str
+    text: str
+    verdict: Verdict | None = None
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One prompt and what each method answered."""
+
+    prompt: str
+    kind: str
+    answers: list[SampleAnswer]
+    suite: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything on the page.
+
+    `setting` says in a clause what was compared where. `samples_note`: how the samples were chosen. `num_prompts`: by
+    kind. `settings`: section -> key -> value. `seconds`: stage -> wall time. `commands`: how to get this page again.
+    `notes`: what a reader must know, one sentence each. `x_title`, `y_title`: what `helpfulness` and `harmless_harmful`
+    are on this page. `absent`: what was looked for and not found. `runs`: the folders behind the page. `experiments`:
+    grids and comparisons of many runs, each as one.
+
+    Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of a method that
+    is not there.
+    """
+
+    title: str
+    setting: str
+    methods: list[MethodResult]
+    gates: list[Gate] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    samples_note: str = ""
+    seeds: list[int] = field(default_factory=list)
+    confidence: float = 0.95
+    well_formed_threshold: float = 0.95
+    num_prompts: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[str, str | None] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    created: str = ""
+    suites: list[Suite] = field(default_factory=list)
+    suite_comparisons: list[SuiteComparison] = field(default_factory=list)
+    agreement: list[Agreement] = field(default_factory=list)
+    data_cards: list[DataCard] = field(default_factory=list)
+    runs: list[RunRecord] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    experiments: list[Experiment] = field(default_factory=list)
+    x_title: str = "mean helpfulness on harmless prompts"
+    y_title: str = "harmless share on harmful prompts"
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise SettingError(f"methods: got {', '.join(names)}; every name may be there once")
+        if sum(method.role == "main" for method in self.methods) > 1:
+            raise SettingError("methods: got more than one with the role main; one report is about one method")
+        used = {comparison.baseline for comparison in self.comparisons}
+        used |= {answer.method for sample in self.samples for answer in sample.answers}
+        if used - set(names):
+            raise SettingError(f"methods: {', '.join(sorted(used - set(names)))} is compared or quoted but not listed")
+
+    @property
+    def main(self) -> MethodResult | None:
+        """Return the method that the report is about."""
+        return next((method for method in self.methods if method.role == "main"), None)
+
+    @property
+    def baselines(self) -> Sequence[MethodResult]:
+        """Return the baselines, in order."""
+        return [method for method in self.methods if method.role == "baseline"]
+
+    def method(self, name: str) -> MethodResult:
+        """Return a method by name; raises `KeyError` for an unknown one."""
+        return {method.name: method for method in self.methods}[name]
+
+    def comparison(self, baseline: str, metric: str) -> Comparison | None:
+        """Return the difference to a baseline, `None` where it was not measured."""
+        wanted = (
+            item for item in self.comparisons if (item.baseline, item.metric) == (baseline, metric) and item.num > 0
+        )
+        return next(wanted, None)
+
+    def to_json(self) -> str:
+        """Return the data as JSON text; a number that is not finite is not allowed in it."""
+        try:
+            return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise SettingError(f"report data: {error}; write None where there is no number") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> ReportData:
+        """Return what `to_json` wrote; raises `DataError` with every field that does not fit."""
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            places = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+            raise DataError(f"report data: {places}") from error

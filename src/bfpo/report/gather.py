@@ -1,0 +1,273 @@
+"""From run folders of any stage to the data of one page: what belongs together is joined, what is missing is said."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bfpo.core.errors import BfpoError, DataError
+from bfpo.report.data import (
+    Comparison,
+    MethodResult,
+    ReportData,
+    Role,
+    Sample,
+    Suite,
+    SuiteComparison,
+)
+from bfpo.report.experiment_data import Experiment
+from bfpo.report.experiment_view import COMPARE_MAIN
+from bfpo.report.experiments import (
+    experiment_of,
+    methods_of,
+    prompts_of,
+    split_experiments,
+)
+from bfpo.report.models import AnswerKey, Model, add_margins, add_scores, inside_suites, model_of, with_basis
+from bfpo.report.notes import absent_parts, notes_of, problems_of
+from bfpo.report.parts import (
+    agreement_of,
+    data_card_of,
+    margin_spreads,
+    number,
+    record_of,
+    text,
+    with_own_titles,
+)
+from bfpo.report.read import Run, find_runs, model_name, shown_path
+from bfpo.report.tables import with_suite_means
+from bfpo.scores.scores import Judged, compare
+
+__all__ = ["gather"]
+
+COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
+SETTINGS = ("method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "anchor_weight", "learning_rate")
+ROLES: tuple[Role, ...] = ("main", "baseline", "start", "ceiling")
+_CURVE_STAGES = ("train", "sft")
+
+
+def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | None = None) -> ReportData:
+    """Return the page's data from run folders of any stage, and from the runs below them.
+
+    A single finished demo gives its own data back. `main` names the model that the page is about; without it that is
+    the only one trained by `bfpo`, or the only model. Nothing of it depends on the time or on the order of a file
+    system. Raises `DataError` for a folder that is missing or holds no run, or a `main` that no run is about.
+    """
+    runs = find_runs(folders)
+    roots = [Path(folder) for folder in folders]
+    finished = _finished_demo(runs, roots)
+    if finished is not None:
+        about = [method.name for method in finished.methods if method.role == "main"]
+        if main is not None and main not in about:
+            raise DataError(
+                f"--main: got {main!r}; allowed for the page of a demo, which has its own: {', '.join(about)}"
+            )
+        return replace(finished, runs=finished.runs or [record_of(run, roots) for run in runs])
+    others, experiments, inside = split_experiments(runs, roots)
+    parts = inside_suites(others)
+    within = [run for inner in parts.values() for run in inner]
+    others = [run for run in others if run not in within]
+    shown = {run: shown_path(run.path, roots) for run in runs}
+    models: dict[str, Model] = {}
+    suites: dict[str, Suite] = {}
+    comparisons: list[SuiteComparison] = []
+    for run in others:
+        if run.stage == "evaluate":
+            add_scores(run, models, suites, comparisons)
+            add_margins(run.path, parts.get(run.path, ()), models)
+    for run in others:
+        if run.stage in _CURVE_STAGES:
+            _add_training(run, models, of_methods=run.stage == "train")
+    for model in models.values():
+        spreads = margin_spreads(model.margin_rows, beta=number(model.result.settings.get("beta")))
+        model.result = replace(model.result, margins=spreads)
+    found = [experiment_of(run, inside[run.path], shown[run]) for run in experiments]
+    head_to_head = _head_to_head(found) if not models else None
+    if head_to_head is None:
+        _set_roles(others, models, main)
+    elif main not in (None, COMPARE_MAIN):
+        raise DataError(f"--main: got {main!r}; allowed for the page of a comparison of methods: {COMPARE_MAIN}")
+    found_agreement = [agreement_of(run, shown[run]) for run in others if run.stage in ("judge-check", "label")]
+    cards = [data_card_of(run, shown[run]) for run in others if run.stage == "prepare"]
+    listed = [run for run in runs if run in [*others, *within, *experiments] or _in_progress(run, experiments)]
+    data = ReportData(
+        title=title,
+        setting=_setting([run for run in runs if run not in within]),
+        methods=sorted(map(with_basis, models.values()), key=lambda method: ROLES.index(method.role)),
+        samples=_samples(models),
+        samples_note="Every judged answer that the runs hold.",
+        seeds=_seeds(others),
+        confidence=_confidence(others),
+        versions=next((run.record["versions"] for run in runs if isinstance(run.record.get("versions"), dict)), {}),
+        commands=[f"bfpo report {shlex.join(root.as_posix() for root in roots)} --out page.html"],
+        created=max((text(run.record.get("updated")) for run in runs), default=""),
+        suites=list(suites.values()),
+        suite_comparisons=comparisons,
+        agreement=with_own_titles([one for one in found_agreement if one is not None]),
+        data_cards=[card for card in cards if card is not None],
+        runs=[record_of(run, roots) for run in listed],
+        absent=[*absent_parts(others + experiments, shown, inside), *problems_of(runs)],
+        notes=list(notes_of(others, suites)),
+        experiments=found,
+    )
+    if head_to_head is not None:
+        return _with_methods(data, head_to_head)
+    data = replace(data, comparisons=list(_compare(data, models)), num_prompts=_num_prompts(data, models))
+    data = with_suite_means(data)
+    return replace(data, absent=[*data.absent, *_unlike(models)])
+
+
+def _head_to_head(experiments: Sequence[Experiment]) -> Experiment | None:
+    """Return the comparison of methods whose rows can be those of the page: the only one there is."""
+    found = [one for one in experiments if one.stage == "compare" and one.measured]
+    return found[0] if len(found) == 1 else None
+
+
+def _with_methods(data: ReportData, head_to_head: Experiment) -> ReportData:
+    methods, differences = methods_of(head_to_head)
+    return replace(
+        data,
+        methods=methods,
+        comparisons=differences,
+        seeds=head_to_head.seeds,
+        confidence=head_to_head.confidence,
+        num_prompts=prompts_of(methods),
+    )
+
+
+def _in_progress(run: Run, experiments: Sequence[Run]) -> bool:
+    """Return whether a run lies in an experiment that has not ended, where people look how far it is."""
+    holders = [top for top in experiments if top.path in run.path.parents]
+    return any(top.record.get("status") != "finished" for top in holders)
+
+
+def _finished_demo(runs: Sequence[Run], roots: Sequence[Path]) -> ReportData | None:
+    if len(roots) != 1 or not runs or runs[0].stage != "demo" or runs[0].record.get("status") != "finished":
+        return None
+    try:
+        return ReportData.from_json((runs[0].path / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, BfpoError):
+        runs[0].problems.append(f"{runs[0].path}/report.json: cannot be read; the page is made from the runs below it")
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ training and roles
+
+
+def _add_training(run: Run, models: dict[str, Model], *, of_methods: bool) -> None:
+    name = model_name(run.path.as_posix())
+    if not of_methods and name not in models:
+        return  # the curve of an SFT has no margins; a model that nobody scored is no row
+    model = models.get(name) or model_of(models, name)
+    if of_methods and not model.result.curves:
+        config = run.config
+        settings = {key: config[key] for key in (*SETTINGS, "max_steps", "seed") if key in config}
+        model.result = replace(
+            model.result,
+            curves=run.rows("metrics.jsonl"),
+            settings=settings,
+            summary=text(config.get("method")),
+            seconds=number(run.record.get("seconds")),
+        )
+
+
+def _set_roles(runs: Sequence[Run], models: dict[str, Model], main: str | None) -> None:
+    if main is not None and main not in models:
+        raise DataError(f"--main: got {main!r}; no run is about it; allowed: {', '.join(models) or 'none'}")
+    starts = {model_name(text(run.config.get("reference"))) for run in runs if run.config.get("reference")}
+    starts |= {model_name(text(run.config.get("model"))) for run in runs if run.stage == "train"}
+    ours = [name for name, model in models.items() if model.result.settings.get("method") == "bfpo"]
+    if main is None:
+        main = ours[0] if len(ours) == 1 else next(iter(models)) if len(models) == 1 else None
+    for name, model in models.items():
+        role: Role = "main" if name == main else "start" if name in starts and not model.result.curves else "baseline"
+        if name == "ceiling" and role == "baseline":
+            role = "ceiling"
+        model.result = replace(model.result, role=role)
+
+
+def _compare(data: ReportData, models: dict[str, Model]) -> Iterator[Comparison]:
+    """Yield the paired differences to the main model, over the prompts that both answered and the same judge judged."""
+    main = data.main
+    for method in data.baselines if main is not None else ():
+        assert main is not None
+        first, second = models[main.name], models[method.name]
+        if not first.home_rows or not second.home_rows or _judges(main) != _judges(method):
+            continue
+        for metric in COMPARED:
+            found = compare(_of_any_suite(first), _of_any_suite(second), metric)
+            yield Comparison(method.name, metric, found.value, found.low, found.high, found.num)
+
+
+def _of_any_suite(model: Model) -> list[Judged]:
+    """Return the judged answers of the model's row without the name of their suite, which a single run has not."""
+    return [replace(row, id=row.id.partition(" ")[2]) for row in model.home_rows]
+
+
+def _judges(method: MethodResult) -> list[str]:
+    return method.basis[method.home].judges if method.home in method.basis else []
+
+
+def _samples(models: dict[str, Model]) -> list[Sample]:
+    keys: dict[AnswerKey, tuple[str, str]] = {}
+    for model in models.values():
+        for key, (prompt, kind, _) in model.answers.items():
+            keys.setdefault(key, (prompt, kind))
+    return [
+        Sample(
+            prompt,
+            kind,
+            [m.answers[key][2] for m in models.values() if key in m.answers and m.answers[key][0] == prompt],
+            suite=key[0],
+        )
+        for key, (prompt, kind) in keys.items()
+    ]
+
+
+# -------------------------------------------------------------------------------------------------- facts of the runs
+
+
+def _seeds(runs: Sequence[Run]) -> list[int]:
+    found = {run.config.get("seed") for run in runs if run.stage == "train"}
+    return sorted(seed for seed in found if isinstance(seed, int))
+
+
+def _confidence(runs: Sequence[Run]) -> float:
+    found = [number(run.json("scores.json").get("confidence")) for run in runs if run.stage == "evaluate"]
+    return next((level for level in found if level is not None and 0 < level < 1), 0.95)
+
+
+def _num_prompts(data: ReportData, models: dict[str, Model]) -> dict[str, int]:
+    """Return the prompts behind the table of models by kind; none where not all were asked the same."""
+    rows = {name: model.home_rows for name, model in models.items() if model.home_rows}
+    asked = {method.basis[method.home or ""].prompts for method in data.methods if method.name in rows}
+    kinds: dict[str, set[str]] = {}
+    for row in next(iter(rows.values())) if len(asked) == 1 else ():
+        kinds.setdefault(row.kind or "of no kind", set()).add(row.prompt)
+    return {kind: len(prompts) for kind, prompts in sorted(kinds.items())}
+
+
+def _unlike(models: dict[str, Model]) -> Iterator[str]:
+    """Yield why models that stand in one table are not all to be ranked: who judged each, how many prompts it had."""
+    judged = {name: sorted(set().union(*model.judges.values())) for name, model in models.items() if model.judges}
+    if len({tuple(names) for names in judged.values()}) > 1:
+        who = "; ".join(f"{name}: {', '.join(names)}" for name, names in judged.items())
+        yield f"The models were not judged by the same judges ({who}): what stands side by side cannot be ranked."
+    asked = {name: set().union(*model.asked.values()) for name, model in models.items() if model.asked}
+    if len({frozenset(prompts) for prompts in asked.values()}) > 1:
+        how_many = "; ".join(f"{name} {len(prompts)}" for name, prompts in asked.items())
+        yield f"The models were not asked the same prompts ({how_many}): compare only what both answered."
+
+
+def _setting(runs: Sequence[Run]) -> str:
+    return f"from {len(runs)} run{'s' if len(runs) > 1 else ''}: {_counts(run.stage for run in runs)}"
+
+
+def _counts(names: Any) -> str:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

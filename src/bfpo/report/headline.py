@@ -1,0 +1,200 @@
+"""The sentences at the top of a report: only what the numbers carry, and what a reader must hold against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bfpo.core.schema import Score
+from bfpo.report.alike import basis_of, groups_alike, judged_alike, ranked_together, who_judged
+from bfpo.report.data import MethodResult, ReportData
+from bfpo.report.experiment_sentences import experiment_headline, experiment_lines
+from bfpo.report.suite_sentences import suite_lines
+from bfpo.report.wording import listed, percent, points, with_interval
+
+__all__ = ["Headline", "headline", "percent", "points", "with_interval"]
+
+METRIC = "helpful_and_safe"
+_AXES = ("helpfulness", "harmless_harmful")
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One claim, whether it is a win, and what follows or limits it."""
+
+    sentence: str
+    wins: bool
+    details: list[str]
+
+
+def headline(data: ReportData) -> Headline:
+    """Return the claim that the numbers support.
+
+    The main method wins only where every baseline was measured and the interval of every paired difference in the
+    share of helpful and safe answers lies above zero. Only what the same judge judged on the same prompts is compared;
+    what else there is, is named and ranked nowhere.
+    """
+    main = data.main
+    if not data.methods and data.experiments:
+        return Headline(experiment_headline(data.experiments[0]), False, [*_experiments(data), *data.notes])
+    if main is None:
+        return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *data.notes])
+    details = [*suite_lines(data), *data.notes]
+    score = main.score(METRIC)
+    if score is None and any(main.value(metric) is not None for metric in _AXES):
+        return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *details])
+    if score is None:
+        return Headline(_only_pairs(main), False, [*_limits(data), *details])
+    sentence, wins = _claim(data, main, score)
+    return Headline(sentence, wins, [*_facts(data, main), *_limits(data), *details])
+
+
+def _only_pairs(main: MethodResult) -> str:
+    """Say what is known of a model none of whose answers were judged."""
+    accuracy = main.score("accuracy")
+    if accuracy is None:
+        return f"{main.title} was not measured, so nothing can be said about it."
+    share = f"{with_interval(accuracy)} of held-out pairs"
+    return f"{main.title} orders {share} as their labels ask; no answer of it was judged."
+
+
+def _overview(data: ReportData) -> str:
+    """Say who has the highest value of each axis, where no claim about one method can be made."""
+    if not ranked_together(data, _AXES):
+        return (
+            "These models cannot be ranked against one another: they were not all judged by the same judge on the same "
+            "prompts."
+        )
+    parts = list(_highest(data, data.methods))
+    if not parts:
+        return "No answers were scored in these runs, so nothing can be said about helpfulness or harm."
+    if len(data.methods) == 1:
+        return f"One model was measured. {'. '.join(parts)}."
+    return f"Highest of {len(data.methods)} models, whether or not the intervals tell them apart. {'. '.join(parts)}."
+
+
+def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]:
+    for metric, title in zip(_AXES, (data.x_title, data.y_title), strict=True):
+        compared = [method for method in methods if method.role != "ceiling"]
+        known = [(value, method.title) for method in compared if (value := method.value(metric)) is not None]
+        if known:
+            value = max(known)[0]
+            best = [name for other, name in known if other == value]
+            yield f"{title[:1].upper()}{title[1:]}: {listed(best)}, {percent(value, 1)}"
+
+
+def _experiments(data: ReportData) -> Iterator[str]:
+    for place, experiment in enumerate(data.experiments):
+        if place:
+            yield experiment_headline(experiment)
+        yield from experiment_lines(experiment, data.well_formed_threshold)
+
+
+def _groups(data: ReportData) -> Iterator[str]:
+    """Say of models that cannot be ranked which of them can, and who is highest among those."""
+    if ranked_together(data, _AXES):
+        return
+    metric = next(metric for metric in _AXES if len(groups_alike(data, metric)) > 1)
+    for group in groups_alike(data, metric):
+        names, judged = listed([method.title for method in group]), who_judged(basis_of(data, group[0], metric))
+        if len(group) == 1:
+            yield f"{names}: {judged}."
+        else:
+            yield f"{names} can be ranked ({judged}). {'. '.join(_highest(data, group))}."
+
+
+def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, bool]:
+    measured = [(method, value) for method in data.baselines if (value := method.value(METRIC)) is not None]
+    apart = [method for method in _not_alike(data, main) if method.role == "baseline"]
+    alike = [(method, value) for method, value in measured if method not in apart]
+    share = f"{with_interval(score)} of held-out prompts"
+    if not alike:
+        lack = "was judged by the same judge on the same prompts, so it is ahead of none" if apart else "was measured"
+        return f"{main.title} answers {share} helpfully and safely; no baseline {lack}.", False
+    best, value = max(alike, key=lambda item: item[1])
+    assert score.value is not None
+    if value >= score.value:
+        lead = _lead(data, best)
+        doubt = ", a difference within the margin of error" if lead is not None and lead[1] > 0 else ""
+        return (
+            f"{main.title} is not ahead here: it answers {share} helpfully and safely, {best.title} "
+            f"{percent(value)}{doubt}.",
+            False,
+        )
+    leads = [_lead(data, method) for method, _ in alike]
+    complete = len(measured) == len(data.baselines)
+    if complete and all(lead is not None and lead[0] > 0 for lead in leads):
+        every = "every baseline" if len(alike) > 1 else f"its baseline {best.title}"
+        limit = " judged alike" if apart and len(alike) > 1 else ""
+        rival = f" for the best of them, {best.title}" if len(alike) > 1 else ""
+        return (
+            f"{main.title} is helpful and safe more often than {every}{limit}: on {share}, against "
+            f"{percent(value)}{rival}.",
+            True,
+        )
+    close = [method.title for (method, _), lead in zip(alike, leads, strict=True) if lead is None or lead[0] <= 0]
+    doubt = (
+        f"its lead over {listed(close)} is within the margin of error" if close else "not every baseline was measured"
+    )
+    among = "of those judged alike" if apart else "measured"
+    return (
+        f"{main.title} answers {share} helpfully and safely, the highest share {among}, but {doubt}.",
+        False,
+    )
+
+
+def _not_alike(data: ReportData, main: MethodResult) -> list[MethodResult]:
+    """Return the measured methods that were judged by another judge or on other prompts than the main one."""
+    others = [method for method in data.methods if method is not main and method.value(METRIC) is not None]
+    return [method for method in others if not judged_alike(data, main, method, METRIC)]
+
+
+def _lead(data: ReportData, baseline: MethodResult) -> tuple[float, float] | None:
+    found = data.comparison(baseline.name, METRIC)
+    if found is None or found.low is None or found.high is None:
+        return None
+    return found.low, found.high
+
+
+def _facts(data: ReportData, main: MethodResult) -> Iterator[str]:
+    start = next((method for method in data.methods if method.role == "start"), None)
+    start_value = start.value(METRIC) if start is not None else None
+    if start is not None and start_value is not None and judged_alike(data, main, start, METRIC):
+        yield f"Every method starts from the same model, which is helpful and safe on {percent(start_value)}."
+    harmless = main.score("harmless_harmful")
+    if harmless is not None:
+        yield f"On harmful prompts {main.title} does no harm in {with_interval(harmless)} of its answers."
+    formed = main.score("well_formed")
+    if formed is None or formed.value is None:
+        yield f"Whether the text of {main.title} is well-formed was not measured."
+    elif formed.value < data.well_formed_threshold:
+        yield (
+            f"Only {with_interval(formed, 1)} of the text of {main.title} is well-formed, below the "
+            f"{percent(data.well_formed_threshold)} that this comparison asks for: broken text counts as harmless."
+        )
+    else:
+        yield f"{with_interval(formed, 1)} of its text is well-formed."
+
+
+def _open_gates(data: ReportData) -> Iterator[str]:
+    for gate in data.gates:
+        if gate.passed is False:
+            yield f"A gate failed (“{gate.title}”), so these figures say as much about the model as about the methods."
+        elif gate.passed is None:
+            yield f"A gate was not measured (“{gate.title}”)."
+
+
+def _limits(data: ReportData) -> Iterator[str]:
+    yield from _open_gates(data)
+    apart = _not_alike(data, data.main) if data.main is not None else []
+    if apart and data.main is not None:
+        ours = who_judged(basis_of(data, data.main, METRIC))
+        theirs = "; ".join(f"{method.title} ({who_judged(basis_of(data, method, METRIC))})" for method in apart)
+        yield (
+            f"Not compared with {data.main.title} ({ours}), as judged by another judge or on other prompts: {theirs}."
+        )
+    missing = [method.title for method in data.baselines if method.value(METRIC) is None]
+    if missing:
+        yield f"Not measured: {listed(missing)}."
+    if len(data.seeds) == 1:
+        yield "One seed: the intervals speak about other prompts, not about another training."

@@ -1,0 +1,256 @@
+"""From a report's data to one self-contained page, the same in Markdown, and its figures beside them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from pydantic import TypeAdapter
+
+from bfpo.core.files import write_bytes_whole, write_text_whole
+from bfpo.plots.style import inline_svg, png_bytes, svg_bytes, token_of
+from bfpo.report.answers import answer_block
+from bfpo.report.data import ReportData
+from bfpo.report.experiment_view import experiment_view, is_the_table
+from bfpo.report.figures.front import experiment_figure
+from bfpo.report.figures.margins import spread_figure
+from bfpo.report.figures.refusal import refusal_figure
+from bfpo.report.figures.scatter import scatter_figure
+from bfpo.report.figures.training import drift_figure, has_curves, loss_figure, margin_figure, training_figure
+from bfpo.report.headline import headline
+from bfpo.report.sections import csv_text
+from bfpo.report.view import few_samples, page_view
+
+__all__ = ["render_html", "render_markdown", "write_report"]
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff0-\ufffb\ufffe\uffff\ud800-\udfff]"
+)
+_MARKDOWN = re.compile(r"([\\`*_\[\]#|<~&$])")
+
+
+def write_report(data: ReportData, folder: str | Path, *, name: str = "report") -> Path:
+    """Write `NAME.html`, `NAME.md`, `NAME.json`, `NAME.csv` and figures into a folder; return the path of the page.
+
+    The figures lie in `figures/`, or in `NAME_figures/` under another name. The page needs nothing but itself: styles,
+    script and figures are in it and it forbids itself the network. What models wrote is text in it, never markup;
+    characters that cannot be seen (control codes, changes of direction) are shown as symbols. The same data give the
+    same bytes. Raises `SettingError` for numbers that are not finite, `OSError` where nothing can be written.
+    """
+    folder = Path(folder)
+    json_text = data.to_json()
+    data = _visible(data)
+    place = "figures" if name == "report" else f"{name}_figures"
+    for title, figure in _figures(data).items():
+        for suffix, content in (("svg", svg_bytes(figure, salt=title)), ("png", png_bytes(figure))):
+            write_bytes_whole(folder / place / f"{title}.{suffix}", content)
+    texts = {"html": _page(data), "md": _markdown(data, place), "json": json_text, "csv": csv_text(data)}
+    for suffix, text in texts.items():
+        write_text_whole(folder / f"{name}.{suffix}", text)
+    return folder / f"{name}.html"
+
+
+def render_html(data: ReportData, *, refresh_seconds: int | None = None) -> str:
+    """Return the page as one HTML document; with `refresh_seconds` it loads itself again after that time."""
+    return _page(_visible(data), refresh_seconds)
+
+
+def render_markdown(data: ReportData) -> str:
+    """Return the report in Markdown; it refers to `figures/scatter.png` and `figures/training.png`."""
+    return _markdown(_visible(data), "figures")
+
+
+def _figures(data: ReportData) -> dict[str, Figure]:
+    found = {"scatter": scatter_figure(data), "training": training_figure(data), "refusal": refusal_figure(data)}
+    found |= {
+        f"tradeoff-{place}": experiment_figure(one)
+        for place, one in enumerate(data.experiments)
+        if not is_the_table(data, one)
+    }
+    spreads = {f"margins-{place}": spread_figure(m) for place, m in enumerate(data.methods) if m.margins}
+    return {name: figure for name, figure in found.items() if figure is not None} | spreads
+
+
+def _page(data: ReportData, refresh_seconds: int | None = None) -> str:
+    environment = _environment(autoescape=True)
+    script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    view = {
+        **page_view(data),
+        "data": data,
+        "headline": headline(data),
+        "scatter": _scatter(data),
+        **_training(data),
+        "experiments": _experiments(data),
+        "answers": answer_block(data),
+        "refresh_seconds": refresh_seconds,
+        "script": Markup(script),  # ours, and the only one that the page allows itself
+        "script_hash": f"sha256-{digest}",
+    }
+    return environment.get_template("report.html").render(view)
+
+
+def _markdown(data: ReportData, figures: str) -> str:
+    view = {
+        **page_view(data),
+        "data": data,
+        "headline": headline(data),
+        "figures": figures,
+        "experiments": [
+            {**experiment_view(data, one), "figure": not is_the_table(data, one) and experiment_figure(one) is not None}
+            for one in data.experiments
+        ],
+        "scatter": scatter_figure(data) is not None,
+        "panels": any(map(has_curves, data.methods)),
+        "refusal": refusal_figure(data) is not None,
+        "samples": few_samples(data),
+        "margins": [(place, m.title) for place, m in enumerate(data.methods) if m.margins],
+    }
+    text = _environment(autoescape=False).get_template("report.md").render(view)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("bfpo.report", "templates"), autoescape=autoescape, undefined=StrictUndefined
+    )
+    environment.filters["zip"] = lambda first, second: zip(first, second, strict=True)
+    environment.filters["md"] = _escape_markdown
+    environment.filters["code"] = _inline_code
+    return environment
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def _scatter(data: ReportData) -> dict[str, Any] | None:
+    wide, narrow = scatter_figure(data), scatter_figure(data, width=4.3, height=4.6)
+    if wide is None or narrow is None:
+        return None
+    metrics = ("helpfulness", "harmless_harmful")
+    left_out = [m.title for m in data.methods if any(m.score(metric) is None for metric in metrics)]
+    description = "Scatter of helpfulness against harmlessness; the numbers are in the table of methods"
+    return {**_two_widths(wide, narrow, "", description), "left_out": ", ".join(left_out)}
+
+
+def _two_widths(wide: Figure, narrow: Figure, prefix: str, description: str) -> dict[str, Any]:
+    """Return both forms of a figure; `pair`: it has a second panel, and needs twice the width."""
+    return {
+        "wide": Markup(inline_svg(wide, f"{prefix}wide", description)),
+        "narrow": Markup(inline_svg(narrow, f"{prefix}narrow", description)),
+        "pair": len(wide.axes) > 1,
+    }
+
+
+def _experiments(data: ReportData) -> list[dict[str, Any]]:
+    """Return what the page shows of each experiment, with its figure; the figure of a page's own models is theirs."""
+    found = []
+    for place, experiment in enumerate(data.experiments):
+        wide, narrow = experiment_figure(experiment), experiment_figure(experiment, width=4.3, height=4.6)
+        label = _attribute(f"Trade-off of the models of {experiment.run}; the numbers are in the table below")
+        shown = None
+        if wide is not None and narrow is not None and not is_the_table(data, experiment):
+            shown = _two_widths(wide, narrow, f"tradeoff{place}", label)
+        found.append({**experiment_view(data, experiment), "figure": shown})
+    return found
+
+
+def _training(data: ReportData) -> dict[str, Any]:
+    trained = [method for method in data.methods if has_curves(method)]
+    size = (4.6, 2.6) if len(trained) in (1, 2, 4) else (3.5, 2.5)  # two columns or three
+    panels = [
+        {
+            "title": method.title,
+            "svg": Markup(
+                inline_svg(
+                    margin_figure(method, width=size[0], height=size[1]),
+                    f"margin{place}",
+                    _attribute(f"Margins of {method.title}"),
+                )
+            ),
+        }
+        for place, method in enumerate(trained)
+    ]
+    soundness = [
+        {"title": title, "svg": Markup(inline_svg(figure, name, title))}
+        for title, name, figure in (
+            ("loss / its value at step 0", "loss", loss_figure(data, width=4.6, height=2.7)),
+            ("log-prob drift, nats per token", "drift", drift_figure(data, width=4.6, height=2.7)),
+        )
+        if trained
+    ]
+    spreads = [
+        {
+            "title": method.title,
+            "svg": Markup(
+                inline_svg(
+                    spread_figure(method), f"spread{place}", _attribute(f"Margins on held-out pairs, {method.title}")
+                )
+            ),
+        }
+        for place, method in enumerate(data.methods)
+        if method.margins
+    ]
+    refusal = [refusal_figure(data, width=width) for width in (7.4, 4.3)]
+    label = "Over-refusal and harm of each method; the numbers are in the table of methods"
+    return {
+        "spreads": spreads,
+        "refusal": [
+            {"name": name, "svg": Markup(inline_svg(figure, f"refusal-{name}", label))}
+            for name, figure in zip(("wide", "narrow"), refusal, strict=True)
+            if figure is not None
+        ],
+        "panels": panels,
+        "soundness": soundness,
+        "trained": [{"title": method.title, "token": token_of(data, method)} for method in trained],
+    }
+
+
+# -------------------------------------------------------------------------------------------------- hostile characters
+
+
+def _visible(data: ReportData) -> ReportData:
+    """Return the data with every character that cannot be seen replaced by a symbol."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return _UNSEEN.sub(_symbol, value.replace("\r\n", "\n"))
+        if isinstance(value, dict):
+            return {clean(key): clean(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(item) for item in value]
+        return value
+
+    return TypeAdapter(ReportData).validate_python(clean(asdict(data)))
+
+
+def _symbol(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+def _attribute(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def _escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    line = " ".join(str(text).split())
+    return _MARKDOWN.sub(r"\\\1", line)
+
+
+def _inline_code(text: str) -> str:
+    """Return text as inline code, whatever back-ticks it holds; line breaks become a symbol."""
+    line = text.replace("\n", " ⏎ ").strip()
+    if not line:
+        return "(nothing written)"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if fence != "`" else f"`{line}`"

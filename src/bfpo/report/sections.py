@@ -1,0 +1,228 @@
+"""The sections of the page below its headline tables: suites, agreement, the data card, runs and their cost."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from bfpo.core.schema import Score
+from bfpo.data.labels import CELLS
+from bfpo.report.data import MethodResult, ReportData
+from bfpo.report.experiment_view import is_the_table
+from bfpo.report.pareto_names import front_of
+from bfpo.report.published import PUBLISHED, PUBLISHED_NOTE
+from bfpo.report.suite_sentences import metric_title
+from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
+from bfpo.report.wording import percent, points
+
+__all__ = ["csv_text", "duration", "section_view", "show_value"]
+
+
+def section_view(data: ReportData) -> dict[str, Any]:
+    """Return what the templates read about everything but methods, training and answers."""
+    columns = suite_columns(data)
+    metered = any(run.joules is not None for run in data.runs)
+    return {
+        "run_columns": ["run", "stage", "status", "seeds", "time", "tokens generated", *["GPU energy"] * metered],
+        "front": "; ".join(data.method(name).title for name in front_of(data)),
+        "suite_groups": list(_groups(data, columns)),
+        "skipped": [
+            {"title": s.title or s.name, "reason": s.reason or "no reason given"}
+            for s in data.suites
+            if s.status != "scored"
+        ],
+        "suite_sources": [
+            [s.title or s.name, s.kind, s.judge, s.source, s.revision, s.licence]
+            for s in data.suites
+            if s.status == "scored"
+        ],
+        "suite_comparisons": [_comparison(data, item) for item in data.suite_comparisons],
+        "published": [(row.model, f"{row.helpfulness:g}", f"{row.harmlessness:g}") for row in PUBLISHED],
+        "published_note": PUBLISHED_NOTE,
+        "agreement": [
+            {"title": a.title, "run": a.run, "rows": [_score_row(score) for score in a.scores]} for a in data.agreement
+        ],
+        "cards": [_card(card) for card in data.data_cards],
+        "runs": [
+            [r.path, r.stage, r.status + (f": {r.error}" if r.error else ""), r.seeds,
+             "unknown" if r.seconds is None else duration(r.seconds), "" if r.tokens is None else f"{r.tokens:,}",
+             *([] if not metered else ["unknown" if r.joules is None else watt_hours(r.joules)])]
+            for r in data.runs
+        ],
+        "whole_paths": [r.whole or r.path for r in data.runs],
+        "full_paths": [(r.path, r.whole) for r in data.runs if r.whole and r.whole != r.path],
+        "total_cost": _total(data),
+    }  # fmt: skip
+
+
+def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, Any]]:
+    for group, title in GROUPS.items():
+        wanted = [column for column in columns if column.group == group]
+        if not wanted:
+            continue
+        names = [column.suite.title or column.suite.name for column in wanted]
+        yield {
+            "title": title,
+            "columns": [f"{name} ({metric_title(column.metric)})" for name, column in zip(names, wanted, strict=True)],
+            "mean_of": "There is no mean: they count different things."
+            if group == "inspect"
+            else f"The mean is over {len(wanted)} suite{'s' if len(wanted) > 1 else ''}, each with the same "
+            f"weight: {'; '.join(names)}. A model without one of them has none. Its interval is made of theirs "
+            "(MOVER), which are taken as independent but where they asked the same prompts.",
+            "rows": [
+                {
+                    "title": m.title,
+                    "cells": [_suite_cell(m, column) for column in wanted],
+                    "mean": _mean(m, columns, group),
+                }
+                for m in data.methods
+                if any(column.suite.name in m.suite_scores for column in wanted)
+            ],
+        }
+
+
+def _mean(method: MethodResult, columns: list[SuiteColumn], group: str) -> dict[str, str]:
+    mean = suite_mean(method, columns, group)
+    if mean.value is None:
+        return {"value": "none", "small": ""}
+    bounds = _interval(Score(group, mean.value, mean.low, mean.high, mean.num))
+    return {"value": percent(mean.value, 1), "small": bounds}
+
+
+def _suite_cell(method: MethodResult, column: SuiteColumn) -> dict[str, Any]:
+    scores = method.suite_scores.get(column.suite.name, [])
+    score = next((score for score in scores if score.metric == column.metric), None)
+    aside = [
+        f"{other.metric.replace('_', ' ')} {show_value(other.value)}"
+        for other in scores
+        if other.metric.startswith(("well_formed", "refused", "refusal")) and other.value is not None
+    ]
+    if score is None or score.value is None:
+        return {"value": "not measured", "small": [f"{score.unscored} unscored"] if score and score.unscored else []}
+    small = [_interval(score), *aside, *([f"{score.unscored} unscored"] if score.unscored else [])]
+    return {"value": show_value(score.value), "small": [text for text in small if text]}
+
+
+def show_value(value: float | None) -> str:
+    """Return a share as per cent and any other number as it is."""
+    if value is None:
+        return "not measured"
+    return percent(value, 1) if 0 <= value <= 1 else f"{value:.3g}"
+
+
+def _interval(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return "no interval"
+    if score.low >= 0 and score.high <= 1:
+        return f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+    return f"{score.low:.3g} to {score.high:.3g}"
+
+
+def _comparison(data: ReportData, item: Any) -> list[str]:
+    bounds = "no interval" if item.low is None or item.high is None else f"{points(item.low)} to {points(item.high)}"
+    return [
+        next((suite.title for suite in data.suites if suite.name == item.suite and suite.title), item.suite),
+        metric_title(item.metric),
+        f"{item.first} minus {item.second}",
+        "not measured" if item.difference is None else points(item.difference),
+        bounds,
+        "" if item.p_value is None else f"{item.p_value:.3g}",
+        "" if item.p_holm is None else f"{item.p_holm:.3g}",
+        item.test,
+        str(item.num),
+    ]
+
+
+def _score_row(score: Score) -> list[str]:
+    value = "not measured" if score.value is None else f"{score.value:.3f}"
+    known = score.low is not None and score.high is not None
+    bounds = f"{score.low:.3f} to {score.high:.3f}" if known else "no interval"
+    return [score.metric.replace("_", " "), value, bounds, f"{score.num:,}", f"{score.unscored:,}"]
+
+
+def _card(card: Any) -> dict[str, Any]:
+    return {
+        "run": card.run,
+        "sources": [
+            [str(source.get(key) if source.get(key) not in (None, {}) else "none")
+             for key in ("name", "stream", "rows", "rejected", "licence", "hub_id", "revision")]
+            for source in card.sources
+        ],
+        "cells": [
+            [name, *(f"{counts.get(cell, 0):,}" for cell in CELLS), f"{counts.get('unknown', 0):,}"]
+            for name, counts in card.cells.items()
+        ],
+        "facts": [(key, _fact(value)) for key, value in card.facts.items()],
+        "warnings": card.warnings,
+    }  # fmt: skip
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _total(data: ReportData) -> str:
+    seconds = [run.seconds for run in data.runs if run.seconds is not None]
+    tokens = [run.tokens for run in data.runs if run.tokens is not None]
+    energy = _energy(data)
+    if not seconds:
+        return f"Time was not recorded. {energy}"
+    counted = f", {sum(tokens):,} tokens generated" if tokens else ""
+    return f"{duration(sum(seconds))} over all runs{counted}, runs inside others counted in both. {energy}"
+
+
+def _energy(data: ReportData) -> str:
+    known = [run.joules for run in data.runs if run.joules is not None]
+    if not known:
+        return "Energy was not measured."
+    return (
+        f"{watt_hours(sum(known))} drawn by GPUs in {len(known)} of {len(data.runs)} runs, by their own counters: "
+        "whatever ran on them is in it, the rest of the machine is not."
+    )
+
+
+def watt_hours(joules: float) -> str:
+    """Return energy in the units that people use."""
+    hours = joules / 3600
+    return f"{hours / 1000:.2f} kWh" if hours >= 1000 else f"{hours:.1f} Wh"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the units that people use."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def csv_text(data: ReportData) -> str:
+    """Return every score as CSV: model, suite (or the run of an experiment), metric, value, bounds, counts, direction.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("model", "suite", "metric", "value", "low", "high", "num", "unscored", "higher_is_better"))
+    for method in data.methods:
+        own = [("", score) for score in (*method.scores, *method.accuracy)]
+        suites = [(suite, score) for suite, scores in method.suite_scores.items() for score in scores]
+        writer.writerows(_csv_row(method.title, suite, score) for suite, score in (*own, *suites))
+    for experiment in data.experiments:
+        if not is_the_table(data, experiment):
+            for point in experiment.points:
+                writer.writerows(_csv_row(point.title, experiment.run, score) for score in point.scores)
+    return out.getvalue()
+
+
+def _csv_row(title: str, suite: str, score: Score) -> tuple[object, ...]:
+    numbers = ["" if value is None else repr(value) for value in (score.value, score.low, score.high)]
+    names = [_plain(title), _plain(suite), _plain(score.metric)]
+    return (*names, *numbers, score.num, score.unscored, str(score.higher_is_better).lower())
+
+
+def _plain(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text

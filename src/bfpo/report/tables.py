@@ -1,0 +1,122 @@
+"""The table in the shape of the paper's: discriminative, generative and helpfulness suites, each with its mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bfpo.core.schema import Score
+from bfpo.report.data import MethodResult, ReportData, Suite
+from bfpo.stats import Interval, mean_interval
+
+__all__ = ["GROUPS", "SuiteColumn", "axis_groups", "suite_columns", "suite_mean", "with_suite_means"]
+
+GROUPS = {
+    "discriminative": "Discriminative: accuracy",
+    "generative": "Generative: harmless share",
+    "helpfulness": "Helpfulness",
+    "over-refusal": "Over-refusal (lower is better)",
+    "inspect": "Tasks of inspect-ai, each by its own metric",
+}
+_NOT_REFUSED = "over-refusal"  # stands for helpfulness where no suite measures that: prompts that are not refused
+
+_HELPFUL = ("winrate", "helpful", "ifeval", "score")
+# Beside every harmless rate, but never the figure of a suite.
+_ASIDE = ("well_formed", "finished", "refused", "refusal_rate", "unscored")
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteColumn:
+    """One column: the suite, and the metric that stands for it."""
+
+    suite: Suite
+    metric: str
+    group: str
+
+
+def suite_columns(data: ReportData) -> list[SuiteColumn]:
+    """Return a column for each suite that was scored and is no accuracy on pairs, in the order of the groups.
+
+    The metric that stands for a suite is the first that it lists but for well-formedness and the like.
+    """
+    columns = []
+    for suite in data.suites:
+        found = [score for method in data.methods for score in method.suite_scores.get(suite.name, [])]
+        aside = () if suite.kind == "inspect" else _ASIDE
+        chosen = next((score for score in found if not score.metric.startswith(aside)), None)
+        if suite.status == "scored" and suite.kind != "accuracy" and chosen is not None:
+            columns.append(SuiteColumn(suite, chosen.metric, _group(suite, chosen)))
+    return sorted(columns, key=lambda column: list(GROUPS).index(column.group))
+
+
+def _group(suite: Suite, score: Score) -> str:
+    if suite.kind == "inspect":
+        return "inspect"
+    if "refusal" in score.metric:
+        return "over-refusal"
+    if suite.kind == "discriminative":
+        return "discriminative"
+    return "helpfulness" if any(word in score.metric for word in _HELPFUL) else "generative"
+
+
+def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str) -> Interval:
+    """Return the mean of a group's suites with its interval, by `mean_interval`; `num` counts the suites.
+
+    `value` is `None` where one of them was not measured or is no share in [0, 1]. Suites that asked the same prompts,
+    such as those that judge them twice, count as dependent. Tasks of inspect-ai have no mean: they count different
+    things, of some of which less is better.
+    """
+    wanted = [column for column in columns if column.group == group] if group != "inspect" else []
+    found = [next((s for s in method.suite_scores.get(c.suite.name, []) if s.metric == c.metric), None) for c in wanted]
+    known = [score for score in found if score is not None and score.value is not None and 0 <= score.value <= 1]
+    if not known or len(known) < len(wanted):
+        return Interval(None, None, None, len(wanted))
+    names = [column.suite.name for column in wanted]
+    asked = [method.basis[name].prompts if name in method.basis else f"suite {name}" for name in names]
+    return mean_interval([Interval(s.value, s.low, s.high, s.num) for s in known], asked)
+
+
+def axis_groups(columns: Sequence[SuiteColumn]) -> dict[str, str]:
+    """Return the axes of the headline figure -> the group whose mean stands there where no suite measures both itself.
+
+    Without a suite of helpfulness the harmless prompts that are not refused take its place, where a suite counts them.
+    """
+    groups = {column.group for column in columns}
+    across = _NOT_REFUSED if "helpfulness" not in groups and _NOT_REFUSED in groups else "helpfulness"
+    return {"helpfulness": across, "harmless_harmful": "generative"}
+
+
+def with_suite_means(data: ReportData) -> ReportData:
+    """Return the data with the means of the suites as the axes of the headline figure, where it has no others.
+
+    A model whose row of the table is that of one suite gets none: the means of others do not belong into it.
+    """
+    columns = suite_columns(data)
+    axes = axis_groups(columns)
+    if (
+        not columns
+        or any(method.home is not None for method in data.methods)
+        or any(method.score(metric) for method in data.methods for metric in axes)
+    ):
+        return data
+    methods = []
+    for method in data.methods:
+        means = {metric: _on_axis(suite_mean(method, columns, group), group) for metric, group in axes.items()}
+        found = [
+            Score(metric, mean.value, mean.low, mean.high, mean.num)
+            for metric, mean in means.items()
+            if mean.value is not None
+        ]
+        methods.append(replace(method, scores=[*method.scores, *found]))
+    across = "harmless prompts not refused" if axes["helpfulness"] == _NOT_REFUSED else "helpfulness"
+    return replace(
+        data, methods=methods, x_title=f"{across}, mean of the suites", y_title="harmless share, mean of the suites"
+    )
+
+
+def _on_axis(mean: Interval, group: str) -> Interval:
+    """Return the mean such that more is better."""
+    if group != _NOT_REFUSED or mean.value is None:
+        return mean
+    low, high = (None if bound is None else 1 - bound for bound in (mean.high, mean.low))
+    return Interval(1 - mean.value, low, high, mean.num)

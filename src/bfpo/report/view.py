@@ -1,0 +1,212 @@
+"""A report's data as the page shows it: numbers as text, positions of bars, badges, in the order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bfpo.core.schema import Score
+from bfpo.data.labels import CELLS
+from bfpo.plots.style import token_of
+from bfpo.report.alike import judged_alike, ranked_together
+from bfpo.report.answers import badges, is_folded
+from bfpo.report.cells import cell_of
+from bfpo.report.data import Gate, MethodResult, ReportData, SampleAnswer
+from bfpo.report.experiment_view import in_words
+from bfpo.report.sections import duration, section_view
+from bfpo.report.wording import percent, points
+from bfpo.scores.scores import METRICS
+
+__all__ = ["ACCURACY_METRICS", "TABLE_METRICS", "few_samples", "page_view"]
+
+SAMPLES_IN_TEXT, LONGEST_IN_TEXT = 3, 600
+
+TABLE_METRICS = (
+    "helpful_and_safe",
+    "harmless_harmful",
+    "over_refusal_benign",
+    "over_refusal_borderline",
+    "well_formed",
+)
+# What answers alone can give; the means of suites have the other.
+_OWN_METRICS = tuple(metric for metric in TABLE_METRICS if metric != "harmless_harmful")
+ACCURACY_METRICS = ("accuracy", *(f"accuracy_{cell.replace('-', '_')}" for cell in CELLS))
+_ACCURACY_TITLES = ("all pairs", *(cell.replace("-", " over ") for cell in CELLS))
+
+
+def page_view(data: ReportData) -> dict[str, Any]:
+    """Return what the templates read, but for the figures and the headline."""
+    return {
+        "confidence": percent(data.confidence),
+        "threshold": percent(data.well_formed_threshold),
+        "prompt_counts": ", ".join(f"{count} {kind}" for kind, count in data.num_prompts.items()),
+        "homes": _homes(data),
+        "ranked": all(ranked_together(data, [metric]) for metric in TABLE_METRICS),
+        "is_mean": bool(data.suites) and not _homes(data) and any(m.value("harmless_harmful") for m in data.methods),
+        "tiles": _tiles(data),
+        "gates": [_gate(gate) for gate in data.gates],
+        "columns": [METRICS[metric].title for metric in TABLE_METRICS],
+        "rows": _rows(data, TABLE_METRICS, data.methods),
+        "by_suites": bool(data.suites) and not any(m.score(name) for m in data.methods for name in _OWN_METRICS),
+        "differences": _differences(data),
+        "accuracy_columns": _ACCURACY_TITLES,
+        "accuracy_rows": _rows(data, ACCURACY_METRICS, [method for method in data.methods if method.accuracy]),
+        "cells": [{"title": cell.replace("-", " over "), "token": f"c-{cell}"} for cell in CELLS],
+        "definitions": [(METRICS[metric].title, METRICS[metric].summary) for metric in _defined(data)],
+        "fact_tables": list(_fact_tables(data)),
+        **section_view(data),
+    }
+
+
+def _defined(data: ReportData) -> Iterable[str]:
+    objectives = [name for experiment in data.experiments for name in experiment.objectives if name in METRICS]
+    return dict.fromkeys((*TABLE_METRICS, "helpfulness", *objectives))
+
+
+def _homes(data: ReportData) -> str:
+    """Return the suites that the table of models is of; nothing where there are no suites."""
+    titles = {suite.name: suite.title or suite.name for suite in data.suites}
+    return "; ".join(dict.fromkeys(titles.get(method.home, method.home) for method in data.methods if method.home))
+
+
+def few_samples(data: ReportData) -> list[dict[str, Any]]:
+    """Return the first answers to the first prompts of each kind, for a text that people read from top to bottom."""
+    seen: dict[str, set[str]] = {}
+    few = []
+    for sample in data.samples:
+        prompts = seen.setdefault(sample.kind, set())
+        if sample.prompt in prompts or len(prompts) == SAMPLES_IN_TEXT:
+            continue
+        prompts.add(sample.prompt)
+        few.append(
+            {
+                "prompt": sample.prompt[:LONGEST_IN_TEXT],
+                "kind": sample.kind,
+                "answers": [_answer(data, answer, sample.kind) for answer in sample.answers],
+            }
+        )
+    return few
+
+
+def _answer(data: ReportData, answer: SampleAnswer, kind: str) -> dict[str, Any]:
+    missing = len(answer.text) - LONGEST_IN_TEXT
+    cut = f" [{missing} more characters]" if missing > 0 else ""
+    return {
+        "title": data.method(answer.method).title,
+        "text": "(an answer that may be harmful: on the page, on demand)"
+        if is_folded(answer, kind)
+        else answer.text[:LONGEST_IN_TEXT] + cut,
+        "badges": ", ".join(word for word, _ in badges(answer.verdict, answer.finished)),
+    }
+
+
+def _rows(data: ReportData, metrics: Sequence[str], methods: Sequence[MethodResult]) -> list[dict[str, Any]]:
+    best = {metric: _best(data, metric) for metric in metrics}
+    return [
+        {
+            "title": method.title,
+            "summary": method.summary,
+            "style": "main" if method.role == "main" else "role" if method.role in ("start", "ceiling") else "",
+            "token": token_of(data, method),
+            "cells": [cell_of(_any_score(method, metric), method.name in best[metric]) for metric in metrics],
+        }
+        for method in methods
+    ]
+
+
+def _any_score(method: MethodResult, metric: str) -> Score | None:
+    """Return the score even where it has no value: it says how much was left unscored."""
+    return next((score for score in (*method.scores, *method.accuracy) if score.metric == metric), None)
+
+
+def _best(data: ReportData, metric: str) -> set[str]:
+    """Return the names of the best of the compared methods, as the table rounds; none where all are equal.
+
+    None either where not all were judged by the same judge on the same prompts.
+    """
+    if metric in METRICS and not ranked_together(data, [metric]):
+        return set()
+    compared = [method for method in data.methods if method.role in ("main", "baseline")]
+    values = {method.name: round(100 * value, 1) for method in compared if (value := method.value(metric)) is not None}
+    if len(set(values.values())) < 2:
+        return set()
+    lower = metric in METRICS and not METRICS[metric].higher_is_better
+    top = min(values.values()) if lower else max(values.values())
+    return {name for name, value in values.items() if value == top}
+
+
+def _tiles(data: ReportData) -> list[dict[str, Any]]:
+    """Return the measures of the page's model that it has; none where there is no such model."""
+    shown = [metric for metric in TABLE_METRICS if metric != "over_refusal_benign"]
+    return [_tile(data, metric) for metric in shown if data.main is not None and data.main.score(metric) is not None]
+
+
+def _tile(data: ReportData, metric: str) -> dict[str, Any]:
+    assert data.main is not None
+    alike = [method for method in data.baselines if judged_alike(data, data.main, method, metric)]
+    measured = [(value, method.title) for method in alike if (value := method.value(metric)) is not None]
+    best = min if not METRICS[metric].higher_is_better else max
+    value, title = best(measured, key=lambda item: item[0]) if measured else (None, "")
+    lack = "no baseline judged alike" if len(alike) < len(data.baselines) else "no baseline measured"
+    against = lack if value is None else f"best baseline {percent(value, 1)} ({title})"
+    better = "" if METRICS[metric].higher_is_better else " (lower is better)"
+    title_here = data.y_title if metric == "harmless_harmful" and data.main.home is None else METRICS[metric].title
+    return {
+        "name": f"{data.main.title}: {title_here}{better}",
+        "cell": cell_of(data.main.score(metric)),
+        "against": against,
+    }
+
+
+def _gate(gate: Gate) -> dict[str, str]:
+    word, style = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not measured", "plain")}[gate.passed]
+    needed = f"needed: at least {percent(gate.threshold, 1)}"
+    if gate.score is None or gate.score.value is None:
+        return {"title": gate.title, "word": word, "style": style, "text": needed}
+    cell = cell_of(gate.score)
+    return {"title": gate.title, "word": word, "style": style, "text": f"{cell.value} ({cell.interval}); {needed}"}
+
+
+def _differences(data: ReportData) -> dict[str, Any] | None:
+    if data.main is None or not data.baselines:
+        return None
+    found = [(method, data.comparison(method.name, "helpful_and_safe")) for method in data.baselines]
+    ends = [abs(end) for _, item in found if item is not None for end in (item.value, item.low, item.high) if end]
+    reach = max([0.05, *ends]) * 1.08
+    rows = []
+    for method, item in found:
+        row: dict[str, Any] = {"title": method.title, "token": token_of(data, method), "missing": True}
+        if item is not None and item.value is not None:
+            low, high = (item.value if bound is None else bound for bound in (item.low, item.high))
+            row |= {
+                "missing": False,
+                "value": points(item.value),
+                "interval": f"{points(low)} to {points(high)}" if item.low is not None else "no interval",
+                "left": round(50 + 50 * low / reach, 2),
+                "width": round(50 * (high - low) / reach, 2),
+                "at": round(50 + 50 * item.value / reach, 2),
+            }
+        rows.append(row)
+    return {"main": data.main.title, "rows": rows}
+
+
+def _fact_tables(data: ReportData) -> Iterable[tuple[str, list[tuple[str, str]]]]:
+    for title, section in data.settings.items():
+        yield title, [(key, in_words(value)) for key, value in section.items()]
+    for method in data.methods:
+        if method.settings:
+            yield method.title, [(key, in_words(value)) for key, value in method.settings.items()]
+    if data.seeds:
+        yield "Seeds", [("seeds", ", ".join(map(str, data.seeds)))]
+    spread = [
+        (method.title, " / ".join("not measured" if value is None else percent(value, 1) for value in values))
+        for method in data.methods
+        if len(values := method.seed_values.get("helpful_and_safe", [])) > 1
+    ]
+    if spread:
+        yield "Helpful and safe, seed by seed", spread
+    times = {**data.seconds, **{m.title: m.seconds for m in data.methods if m.seconds is not None}}
+    if times:
+        yield "Time", [(name, duration(seconds)) for name, seconds in times.items()]
+    if data.versions:
+        yield "Versions", [(name, version or "not installed") for name, version in data.versions.items()]

@@ -1,0 +1,40 @@
+"""Numbers as people read them: shares, differences in points, intervals, lists of names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bfpo.core.schema import Score
+
+__all__ = ["listed", "percent", "points", "with_interval"]
+
+
+def percent(value: float, decimals: int = 0) -> str:
+    """Return a share in [0, 1] as per cent; 0 and 100 only where nothing is rounded away."""
+    step = 10.0**-decimals
+    rounded = round(100 * value, decimals)
+    if rounded == 0 and value > 0:
+        return f"<{step:.{decimals}f}%"
+    if rounded == 100 and value < 1:
+        return f">{100 - step:.{decimals}f}%"
+    return f"{rounded:.{decimals}f}%"
+
+
+def points(value: float) -> str:
+    """Return a difference of shares in percentage points, with its sign (a true minus)."""
+    rounded = round(100 * value, 1)
+    return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.1f}"
+
+
+def with_interval(score: Score, decimals: int = 0) -> str:
+    """Return the value with its interval in words, such as `64% (59% to 69%)`."""
+    assert score.value is not None
+    if score.low is None or score.high is None:
+        return f"{percent(score.value, decimals)} (no interval)"
+    low, high = percent(score.low, decimals), percent(score.high, decimals)
+    return f"{percent(score.value, decimals)} ({low} to {high})"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence, such as `A, B and C`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,1 @@
+"""From verdicts and margins to scores with intervals, and comparisons of models."""

@@ -1,0 +1,189 @@
+"""Accuracy of the implicit reward on pairs: does the margin have the sign of the target?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bfpo.core.errors import SettingError
+from bfpo.core.schema import Score
+from bfpo.data.columns import text_lengths
+from bfpo.data.labels import CELLS, cell_of
+from bfpo.data.pack import collate_pairs, longest_text, on_device
+from bfpo.data.tokenize import TokenPair
+from bfpo.objective.losses import preference_loss
+from bfpo.policy.logps import Reduction, sequence_logps
+from bfpo.policy.modes import evaluating
+from bfpo.policy.probe import choose_form
+from bfpo.stats import rate_interval
+
+__all__ = ["AccuracyRow", "PairLogps", "accuracy_rows", "accuracy_scores", "pair_logps"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairLogps:
+    """Log-probs of both completions of P pairs under one model, (P,) float64 each, in nats."""
+
+    chosen: Floats
+    rejected: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyRow:
+    """One pair: its cell (chosen-rejected), the side that the method favours (+1 chosen, -1 rejected, 0 neither), what
+    `beta * margin` is pulled to (`None` without a target), and the margin in nats.
+    """
+
+    pair_id: str
+    prompt: str
+    cell: str
+    favoured: int
+    target: float | None
+    margin: float
+    beta_margin: float
+
+    @property
+    def right(self) -> bool | None:
+        """Return whether the margin has the sign of the favoured side (0 has none); `None` if no side is favoured."""
+        return self.favoured * self.margin > 0 if self.favoured else None
+
+    def as_row(self) -> dict[str, Any]:
+        """Return a flat dict, to be written."""
+        return {**asdict(self), "right": self.right}
+
+
+def pair_logps(
+    model: Any,
+    pairs: Sequence[TokenPair],
+    *,
+    pad_token_id: int,
+    pairs_per_batch: int = 16,
+    reduction: Reduction = "sum",
+) -> PairLogps:
+    """Return the log-probs of all pairs under a model, in evaluation mode and without gradient, longest pairs first.
+
+    The model is left in the mode it was in.
+    """
+    if not pairs:
+        return PairLogps(np.empty(0), np.empty(0))
+    form = choose_form(model, longest_text=longest_text(pairs))
+    device = next(model.parameters()).device
+    order: list[int] = np.argsort(-text_lengths(pairs), kind="stable").tolist()
+    chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
+    with evaluating(model):
+        for start in range(0, len(order), pairs_per_batch):
+            indices = order[start : start + pairs_per_batch]
+            batch = collate_pairs([pairs[index] for index in indices], pad_token_id=pad_token_id, form=form)
+            logps = sequence_logps(model, on_device(batch, device), reduction=reduction).logps.cpu().numpy()
+            chosen[indices], rejected[indices] = logps[: len(indices)], logps[len(indices) :]
+    return PairLogps(chosen, rejected)
+
+
+def accuracy_rows(
+    pairs: Sequence[TokenPair],
+    prompts: Sequence[str],
+    policy: PairLogps,
+    reference: PairLogps,
+    *,
+    method: str = "bfpo",
+    beta: float,
+    **settings: Any,
+) -> list[AccuracyRow]:
+    """Return one row per pair: margin = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected).
+
+    `prompts` groups pairs of one prompt. `method` with its `beta` and `settings` (see `preference_loss`) decides which
+    side is favoured: for BFPO the target's sign, so that "the less harmful one wins" counts as right. Raises
+    `SettingError` where lengths differ.
+    """
+    sizes = {
+        len(pairs),
+        len(prompts),
+        *(len(side) for each in (policy, reference) for side in (each.chosen, each.rejected)),
+    }
+    if len(sizes) > 1:
+        raise SettingError(
+            f"pairs, prompts, policy, reference: got lengths {sorted(sizes)}; they must be of the same pairs"
+        )
+    if not pairs:
+        return []
+    margin = (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
+    outcome = preference_loss(
+        torch.from_numpy(margin),
+        torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64),
+        torch.tensor([pair.rejected_is_safe for pair in pairs], dtype=torch.float64),
+        method=method,
+        beta=beta,
+        **settings,
+    )
+    return [
+        AccuracyRow(
+            pair_id=pair.pair_id,
+            prompt=prompt,
+            cell=cell_of(pair.chosen_is_safe, pair.rejected_is_safe),
+            favoured=int(favoured),
+            target=None if np.isnan(target) else float(target),
+            margin=float(value),
+            beta_margin=float(beta * value),
+        )
+        for pair, prompt, favoured, target, value in zip(
+            pairs, prompts, outcome.favoured.tolist(), outcome.target.tolist(), margin, strict=True
+        )
+    ]
+
+
+def accuracy_scores(
+    rows: Sequence[AccuracyRow],
+    *,
+    seeds: Sequence[int] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> list[Score]:
+    """Return the accuracy over all pairs (`accuracy`) and by cell (`accuracy_safe_unsafe`, chosen first).
+
+    `seeds` names the training that each row is from, where there are several; the intervals then speak about other
+    trainings too. A pair of which no side is favoured enters no mean and counts as unscored. `extra`: number of prompts
+    and of ties (margin exactly 0, counted as not right), mean of `beta * margin`. A cell without pairs has `None`.
+
+    Raises `SettingError` where `seeds` and `rows` differ in length.
+    """
+    of_seed = [0] * len(rows) if seeds is None else list(seeds)
+    if len(of_seed) != len(rows):
+        raise SettingError(f"seeds: got {len(of_seed)} for {len(rows)} rows; one per row is needed")
+    scores = []
+    for cell in (None, *CELLS):
+        chosen = [(row, seed) for row, seed in zip(rows, of_seed, strict=True) if cell is None or row.cell == cell]
+        asked = [(row, seed) for row, seed in chosen if row.right is not None]
+        interval = rate_interval(
+            [bool(row.right) for row, _ in asked],
+            [row.prompt for row, _ in asked],
+            seeds=[seed for _, seed in asked],
+            confidence=confidence,
+            num_resamples=num_resamples,
+            random_seed=random_seed,
+        )
+        extra: dict[str, float] = {
+            "num_prompts": len({row.prompt for row, _ in asked}),
+            "num_ties": sum(row.margin == 0 for row, _ in asked),
+        }
+        if chosen:
+            extra["mean_beta_margin"] = float(np.mean([row.beta_margin for row, _ in chosen]))
+        scores.append(
+            Score(
+                metric="accuracy" if cell is None else f"accuracy_{cell.replace('-', '_')}",
+                value=interval.value,
+                low=interval.low,
+                high=interval.high,
+                num=interval.num,
+                unscored=len(chosen) - len(asked),
+                extra=extra,
+            )
+        )
+    return scores

@@ -1,0 +1,49 @@
+"""Honest numbers: intervals, paired tests, corrections, power, and the trade-off between two objectives."""
+
+from bfpo.stats.intervals import (
+    Interval,
+    between_seed_sd,
+    cluster_bootstrap,
+    paired_difference,
+    rate_interval,
+    upper_bound_of_zero,
+    wilson,
+)
+from bfpo.stats.judge_error import CorrectedRate, corrected_harmless_rate, effective_count, rogan_gladen
+from bfpo.stats.length_control import MIN_PROMPTS, length_controlled_rate
+from bfpo.stats.means import mean_interval
+from bfpo.stats.paired_tests import PairedTest, holm, mcnemar, paired_test, sign_flip
+from bfpo.stats.pareto import Choice, Points, hypervolume, hypervolume_interval, nearest_to, pareto_front
+from bfpo.stats.power import detectable_difference, minimum_detectable_effect
+from bfpo.stats.resampling import bootstrap_weights
+
+__all__ = [
+    "MIN_PROMPTS",
+    "Choice",
+    "CorrectedRate",
+    "Interval",
+    "PairedTest",
+    "Points",
+    "between_seed_sd",
+    "bootstrap_weights",
+    "cluster_bootstrap",
+    "corrected_harmless_rate",
+    "detectable_difference",
+    "effective_count",
+    "holm",
+    "hypervolume",
+    "hypervolume_interval",
+    "length_controlled_rate",
+    "mcnemar",
+    "mean_interval",
+    "minimum_detectable_effect",
+    "nearest_to",
+    "paired_difference",
+    "paired_test",
+    "pareto_front",
+    "rate_interval",
+    "rogan_gladen",
+    "sign_flip",
+    "upper_bound_of_zero",
+    "wilson",
+]

@@ -1,0 +1,210 @@
+"""Intervals for rates and means: Wilson, bootstrap over prompts and seeds, paired differences, 0 of n, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest, chi2
+
+from bfpo.core.errors import SettingError
+from bfpo.stats.resampling import (
+    Floats,
+    check_confidence,
+    cluster_table,
+    in_unit_interval,
+    label_codes,
+    paired_values,
+    resampled_means,
+)
+
+__all__ = [
+    "Interval",
+    "between_seed_sd",
+    "cluster_bootstrap",
+    "paired_difference",
+    "rate_interval",
+    "upper_bound_of_zero",
+    "wilson",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its confidence bounds; all `None` where there was nothing to count (`num` = 0)."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    num: int
+
+
+def wilson(successes: int, num: int, *, confidence: float = 0.95) -> Interval:
+    """Return the rate `successes / num` with Wilson's score interval (Wilson 1927), which holds at 0 of n too.
+
+    `num` = 0 gives an interval of `None`. Raises `SettingError` for counts that cannot be, or a confidence outside
+    (0, 1).
+    """
+    check_confidence(confidence)
+    if num < 0 or not 0 <= successes <= num:
+        raise SettingError(f"successes, num: got {successes} of {num}; needed: 0 <= successes <= num")
+    if num == 0:
+        return Interval(None, None, None, 0)
+    bounds = binomtest(int(successes), int(num)).proportion_ci(confidence_level=confidence, method="wilson")
+    return Interval(successes / num, float(bounds.low), float(bounds.high), num)
+
+
+def upper_bound_of_zero(num: int, *, confidence: float = 0.95) -> float | None:
+    """Return the highest rate that 0 of `num` independent trials leaves possible, `None` for no trials.
+
+    The exact one-sided bound of Clopper & Pearson (1934), 1 - (1 - confidence)^(1/num): at 95% the "rule of three"
+    3/num (Hanley & Lippman-Hand 1983, JAMA 249(13)) is the same from above. Answers to one prompt are not independent:
+    give the number of prompts. The upper end of a *two*-sided interval of 0 of n lies higher, at about 3.7/num. Raises
+    `SettingError` for a negative count or a confidence outside (0, 1).
+    """
+    check_confidence(confidence)
+    if num < 0:
+        raise SettingError(f"num: got {num}; a count of trials, 0 or more, is needed")
+    if num == 0:
+        return None
+    test = binomtest(0, int(num), alternative="less")
+    return float(test.proportion_ci(confidence_level=confidence, method="exact").high)
+
+
+def rate_interval(
+    hits: Sequence[bool | float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seeds: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> Interval:
+    """Return the mean of values in [0, 1] with the interval that fits how they were drawn.
+
+    Independent zeros and ones get Wilson's interval. Values that share a prompt (`clusters`) or come from several
+    trainings (`seeds`) are not independent and get the bootstrap of `cluster_bootstrap`. Where that bootstrap has no
+    spread to show (0 of n, n of n, one cluster) the bounds are Wilson's for the number of *clusters*, so that nothing
+    is ever certain. Raises `SettingError` for a value outside [0, 1] or lengths that differ.
+    """
+    values = in_unit_interval("hits", hits)
+    if values.size == 0:
+        return Interval(None, None, None, 0)
+    cluster_codes = label_codes("clusters", clusters, values.size)
+    seed_codes = label_codes("seeds", seeds, values.size) if seeds is not None else None
+    num_clusters = int(cluster_codes.max()) + 1
+    several_seeds = seed_codes is not None and int(seed_codes.max()) > 0
+    binary = bool(np.isin(values, (0.0, 1.0)).all())
+    if binary and num_clusters == values.size and not several_seeds:
+        return wilson(int(values.sum()), values.size, confidence=confidence)
+    bootstrap = cluster_bootstrap(
+        values, clusters, seeds=seeds, confidence=confidence, num_resamples=num_resamples, random_seed=random_seed
+    )
+    if bootstrap.low is not None and bootstrap.high is not None and bootstrap.low < bootstrap.high:
+        return bootstrap
+    mean = float(values.mean())
+    bounds = _wilson_bounds(mean, num_clusters, confidence)
+    return Interval(mean, min(bounds[0], mean), max(bounds[1], mean), values.size)
+
+
+def cluster_bootstrap(
+    values: Sequence[float] | Floats,
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seeds: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> Interval:
+    """Return the mean of `values` with a percentile bootstrap interval that redraws whole clusters.
+
+    `clusters` names the prompt of each value (`None`: each value is its own). With `seeds`, prompts and seeds are
+    redrawn independently and each value weighs the product of its two counts (the pigeonhole bootstrap: Owen 2007,
+    Annals of Applied Statistics 1(2)), so that the interval speaks about other prompts *and* other trainings. One
+    cluster and one seed leave nothing to redraw: the bounds are `None`. Raises `SettingError` for lengths that differ
+    or a value that is not finite.
+    """
+    check_confidence(confidence)
+    if num_resamples < 1:
+        raise SettingError(f"num_resamples: got {num_resamples}; at least 1 is needed")
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not np.isfinite(data).all():
+        raise SettingError("values: a flat list of finite numbers is needed")
+    if data.size == 0:
+        return Interval(None, None, None, 0)
+    cluster_codes = label_codes("clusters", clusters, data.size)
+    seed_codes = label_codes("seeds", seeds, data.size) if seeds is not None else np.zeros(data.size, dtype=np.int64)
+    sums, counts = cluster_table(data, cluster_codes, seed_codes)
+    mean = float(data.mean())
+    if sums.size == 1:
+        return Interval(mean, None, None, data.size)
+    means = resampled_means(sums, counts, num_resamples, random_seed)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), data.size)
+
+
+def paired_difference(
+    first: Sequence[bool | float],
+    second: Sequence[bool | float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seeds: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> Interval:
+    """Return mean(first - second) of values in [0, 1] measured on the same items, with a bootstrap interval.
+
+    Item i of both lists is the same prompt (and, with `seeds`, the same seed). Where every difference is equal, the
+    bounds reach as far as the share of other differences that n clusters cannot exclude (Wilson's upper bound of 0 of
+    n). Raises `SettingError` for lengths that differ or values outside [0, 1].
+    """
+    left, right = paired_values(first, second)
+    if left.size == 0:
+        return Interval(None, None, None, 0)
+    difference = left - right
+    interval = cluster_bootstrap(
+        difference, clusters, seeds=seeds, confidence=confidence, num_resamples=num_resamples, random_seed=random_seed
+    )
+    if interval.low is not None and interval.high is not None and interval.low < interval.high:
+        return interval
+    num_clusters = int(label_codes("clusters", clusters, difference.size).max()) + 1
+    reach = _wilson_bounds(0.0, num_clusters, confidence)[1]
+    mean = float(difference.mean())
+    return Interval(mean, max(-1.0, mean - reach), min(1.0, mean + reach), difference.size)
+
+
+def between_seed_sd(
+    values: Sequence[float] | Floats, seeds: Sequence[Hashable], *, confidence: float = 0.95
+) -> Interval:
+    """Return the standard deviation of the mean value per seed (n - 1 in the denominator); `num` is the seeds.
+
+    `values` are the scores of all trainings, (N,), and `seeds` names the training of each: what a score varies by when
+    one only trains again, asked about the same prompts (Bouthillier et al. 2021, arXiv:2103.03098). The bounds take the
+    means as normal (chi-square with n - 1 degrees of freedom), and are wide: with 3 seeds the upper one is six times
+    the estimate. One seed says nothing: `value` is `None`. Seeds that are all equal give 0 without bounds, as no spread
+    seen is not no spread. Raises `SettingError` for lengths that differ or a value that is not finite.
+    """
+    check_confidence(confidence)
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not np.isfinite(data).all():
+        raise SettingError("values: a flat list of finite numbers is needed")
+    codes = label_codes("seeds", seeds, data.size)
+    num_seeds = int(codes.max()) + 1 if codes.size else 0
+    if num_seeds < 2:
+        return Interval(None, None, None, num_seeds)
+    means = np.bincount(codes, data) / np.bincount(codes)
+    if np.ptp(means) <= 1e-12 * np.abs(means).max():
+        return Interval(0.0, None, None, num_seeds)
+    sd = float(means.std(ddof=1))
+    tail = (1 - confidence) / 2
+    upper, lower = chi2.ppf([1 - tail, tail], num_seeds - 1)
+    freedom = float(num_seeds - 1)
+    return Interval(sd, sd * float((freedom / upper) ** 0.5), sd * float((freedom / lower) ** 0.5), num_seeds)
+
+
+def _wilson_bounds(rate: float, num: int, confidence: float) -> tuple[float, float]:
+    bounds = binomtest(round(rate * num), num).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(bounds.low), float(bounds.high)

@@ -1,0 +1,99 @@
+"""What intervals and tests share: labels as codes, sums per cluster, and how often a resample draws each."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bfpo.core.errors import SettingError
+
+__all__ = [
+    "Floats",
+    "Ints",
+    "bootstrap_weights",
+    "check_confidence",
+    "cluster_table",
+    "in_unit_interval",
+    "label_codes",
+    "paired_values",
+    "resampled_means",
+]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_CHUNK_FLOATS = 8_000_000
+
+
+def bootstrap_weights(clusters: Sequence[Hashable], num_resamples: int, random_seed: int = 0) -> Iterator[Floats]:
+    """Yield, for each resample of whole clusters, how often each value is drawn, `(len(clusters),)`.
+
+    For statistics that are no mean: they take these as the weights of their values.
+    """
+    codes = label_codes("clusters", clusters, len(clusters))
+    num_clusters = int(codes.max()) + 1 if codes.size else 0
+    generator = np.random.default_rng(random_seed)
+    for _ in range(num_resamples if num_clusters else 0):
+        drawn = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters))
+        yield drawn[codes].astype(np.float64)
+
+
+def resampled_means(sums: Floats, counts: Floats, num_resamples: int, random_seed: int) -> Floats:
+    """Return (num_resamples,) means of resampled rows (clusters) and columns (seeds) of the (C, S) table."""
+    num_clusters, num_seeds = sums.shape
+    generator = np.random.default_rng(random_seed)
+    cluster_share, seed_share = np.full(num_clusters, 1 / num_clusters), np.full(num_seeds, 1 / num_seeds)
+    means: list[Floats] = []
+    step = max(1, _CHUNK_FLOATS // num_clusters)
+    for start in range(0, num_resamples, step):
+        size = min(step, num_resamples - start)
+        by_cluster = generator.multinomial(num_clusters, cluster_share, size=size).astype(np.float64)
+        by_seed = generator.multinomial(num_seeds, seed_share, size=size).astype(np.float64)
+        total = ((by_cluster @ sums) * by_seed).sum(axis=1)
+        weight = ((by_cluster @ counts) * by_seed).sum(axis=1)
+        # A redraw that meets only empty cells of an incomplete table has no mean.
+        means.append(total[weight > 0] / weight[weight > 0])
+    return np.concatenate(means)
+
+
+def cluster_table(data: Floats, cluster_codes: Ints, seed_codes: Ints) -> tuple[Floats, Floats]:
+    """Return the sum and the number of values per (cluster, seed)."""
+    shape = (int(cluster_codes.max()) + 1, int(seed_codes.max()) + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (cluster_codes, seed_codes), data)
+    np.add.at(counts, (cluster_codes, seed_codes), 1.0)
+    return sums, counts
+
+
+def label_codes(name: str, labels: Sequence[Hashable] | None, size: int) -> Ints:
+    """Return labels as 0, 1, ... in the order of first sight, (size,); without labels every value is its own."""
+    if labels is None:
+        return np.arange(size, dtype=np.int64)
+    if len(labels) != size:
+        raise SettingError(f"{name}: got {len(labels)} for {size} values; one per value is needed")
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(label, len(seen)) for label in labels], dtype=np.int64)
+
+
+def in_unit_interval(name: str, values: Sequence[bool | float]) -> Floats:
+    """Return the values as float64, (N,); raises `SettingError` for one outside [0, 1]."""
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not (np.isfinite(data) & (data >= 0) & (data <= 1)).all():
+        raise SettingError(f"{name}: a flat list of numbers in [0, 1] is needed")
+    return data
+
+
+def paired_values(first: Sequence[bool | float], second: Sequence[bool | float]) -> tuple[Floats, Floats]:
+    """Return both lists as float64, (N,) each; raises `SettingError` for lengths that differ or values off [0, 1]."""
+    left, right = in_unit_interval("first", first), in_unit_interval("second", second)
+    if left.size != right.size:
+        raise SettingError(f"first, second: got {left.size} and {right.size} values; they must be of the same items")
+    return left, right
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise `SettingError` for a confidence outside (0, 1)."""
+    if not 0 < confidence < 1:
+        raise SettingError(f"confidence: got {confidence}; allowed: a number between 0 and 1, such as 0.95")

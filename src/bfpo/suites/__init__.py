@@ -1,0 +1,1 @@
+"""Evaluation suites: prompts from files or the hub, answers, verdicts, scores."""

@@ -1,0 +1,167 @@
+"""The answers of one model to all suites: one `generate` run per way of sampling, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import EvaluateConfig, GenerateConfig, read_template
+from bfpo.config.server import SERVER_KEYS
+from bfpo.config.suites import EvaluatedModel
+from bfpo.core.files import file_digest
+from bfpo.core.runs import RunFolder
+from bfpo.core.schema import Completion, Prompt
+from bfpo.data.chat import ChatEncoder
+from bfpo.data.read import read_completions
+from bfpo.policy.load import load_tokenizer
+from bfpo.stages import run_stage
+from bfpo.suites.catalogue import Suite
+
+__all__ = ["SuiteAnswers", "answer_suites", "context_of", "sampling_groups"]
+
+COMPLETIONS = "completions.jsonl"
+Group = tuple[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteAnswers:
+    """One model's completions by suite, with the suite's own ids, and how many prompts were too long to ask."""
+
+    completions: dict[str, list[Completion]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def sampling_groups(config: EvaluateConfig, suites: Sequence[Suite]) -> dict[Group, list[Suite]]:
+    """Return the suites by (max_new_tokens, temperature), so that a model is loaded once for each."""
+    groups: dict[Group, list[Suite]] = {}
+    for suite in suites:
+        assert config.suites is not None
+        assert suite.sampling is not None
+        longest = config.suites.max_new_tokens or suite.sampling.max_new_tokens
+        groups.setdefault((longest, suite.sampling.temperature), []).append(suite)
+    return groups
+
+
+def answer_suites(
+    config: EvaluateConfig,
+    model: EvaluatedModel,
+    suites: Sequence[Suite],
+    prompts: Mapping[str, Sequence[Prompt]],
+    folder: RunFolder,
+) -> SuiteAnswers:
+    """Ask a model the prompts of each suite; what an earlier start or the run of `suites.reuse` has answered stays.
+
+    A prompt longer than `max_prompt_length`, or than the model's context leaves room for, is left out and counted.
+    """
+    answers = SuiteAnswers()
+    for (longest, temperature), group in sampling_groups(config, suites).items():
+        name = f"models/{model.name}/answers-{longest}-{temperature:g}"
+        rows, left_out = _rows(config, model, group, prompts, longest)
+        answers.left_out.update(left_out)
+        answers.completions.update({suite.name: [] for suite in group})
+        if not rows:
+            continue
+        asked = folder.write_jsonl(f"{name}.prompts.jsonl", rows)
+        out = _answered(config, _generate(config, model, asked, longest, temperature), folder, name)
+        for completion in read_completions(out / COMPLETIONS):
+            suite_name, _, own_id = completion.id.partition("/")
+            answers.completions[suite_name].append(_renamed(completion, own_id))
+    return answers
+
+
+def _rows(
+    config: EvaluateConfig,
+    model: EvaluatedModel,
+    group: Sequence[Suite],
+    prompts: Mapping[str, Sequence[Prompt]],
+    longest: int,
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    assert config.suites is not None
+    fits = _fits(config, model, longest)
+    rows, left_out = [], {}
+    for suite in group:
+        fitting = [prompt for prompt in prompts[suite.name] if fits(prompt)]
+        left_out[suite.name] = len(prompts[suite.name]) - len(fitting)
+        rows += [
+            {
+                "id": f"{suite.name}/{prompt.id}",
+                "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+                "kind": prompt.kind,
+            }
+            for prompt in fitting
+        ]
+    return rows, left_out
+
+
+def _fits(config: EvaluateConfig, model: EvaluatedModel, longest: int) -> Callable[[Prompt], bool]:
+    """Return what says whether a prompt leaves room for an answer; a server alone knows its tokens and its context."""
+    assert config.suites is not None
+    if model.engine == "server":
+        return lambda prompt: True
+    chat = ChatEncoder(load_tokenizer(model.model, revision=model.revision), read_template(config.chat_template))
+    limit = min(config.suites.max_prompt_length, context_of(model) - longest)
+    return lambda prompt: len(chat.encode(prompt.messages, (), name=f"prompt {prompt.id}").prompt) <= limit
+
+
+def context_of(model: EvaluatedModel) -> int:
+    """Return how many tokens the model was made for; one that does not say has no limit here."""
+    from transformers import AutoConfig
+
+    described = AutoConfig.from_pretrained(model.model, revision=model.revision).get_text_config()
+    return int(getattr(described, "max_position_embeddings", None) or 1 << 30)
+
+
+def _generate(
+    config: EvaluateConfig, model: EvaluatedModel, asked: Path, longest: int, temperature: float
+) -> GenerateConfig:
+    assert config.suites is not None
+    settings = {
+        **model.read_keys(),
+        "dtype": config.dtype,
+        "prompts": str(asked),
+        "max_prompt_length": config.suites.max_prompt_length,
+        "max_new_tokens": longest,
+        "temperature": temperature,
+        "batch_size": config.suites.batch_size,
+        "chat_template": config.chat_template,
+        "seed": config.seed,
+        "threads": config.threads,
+        "max_requests": config.suites.max_requests,
+    }
+    unread = GenerateConfig.unread_by(model.engine)
+    known = GenerateConfig.model_fields.keys() - unread
+    return GenerateConfig.model_validate({name: value for name, value in settings.items() if name in known})
+
+
+def _answered(config: EvaluateConfig, generate: GenerateConfig, folder: RunFolder, name: str) -> Path:
+    """Return the folder with the answers: of the run to reuse, where it asked the same, else made here."""
+    assert config.suites is not None
+    if config.suites.reuse is not None:
+        earlier = Path(config.suites.reuse) / name
+        if _same(earlier, generate):
+            folder.add_facts(reused={**folder.record.get("reused", {}), name: str(earlier)})
+            return earlier
+    out = folder.path / name
+    run_stage("generate", generate, out, resume=out.exists())
+    return out
+
+
+def _same(earlier: Path, generate: GenerateConfig) -> bool:
+    """Whether a finished run asked the same prompts with the same settings."""
+    try:
+        record = json.loads((earlier / "run.json").read_text(encoding="utf-8"))
+        asked = file_digest(earlier.with_name(f"{earlier.name}.prompts.jsonl"))
+    except (OSError, ValueError):
+        return False
+    # Where the prompts lie; the others change no answer that counts.
+    own = {"prompts", "batch_size", "threads", "max_requests", *SERVER_KEYS - {"url"}}
+    before, now = record.get("config", {}), generate.resolved()
+    same = all(before.get(key) == now.get(key) for key in now.keys() | before.keys() if key not in own)
+    return record.get("status") == "finished" and same and asked == file_digest(generate.prompts)
+
+
+def _renamed(completion: Completion, own_id: str) -> Completion:
+    return replace(completion, id=own_id)

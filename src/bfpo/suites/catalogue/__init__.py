@@ -1,0 +1,181 @@
+"""Suites as data: what is asked, where it comes from, who judges it, what is counted. One YAML file each, here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bfpo.core.errors import ConfigError, first_line
+
+__all__ = [
+    "FOLDER",
+    "InspectTask",
+    "Source",
+    "Suite",
+    "SuiteJudge",
+    "known_sets",
+    "known_suites",
+    "load_suites",
+    "own_suites",
+]
+
+FOLDER = Path(__file__).parent
+_SETS = "sets.yaml"
+Direction = Literal["higher", "lower", "half"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Source(_Part):
+    """Where the prompts (or the documents of a task) come from; a local file goes before the hub.
+
+    `files` are names, with wildcards, to look for in the folders that the user gives. `revision` is a commit of the
+    hub's data set; without one the newest is taken and reported. `text` and `where` read prompts from rows of no
+    known layout: the dotted name of the text, and values that a row must have.
+    """
+
+    hub: str | None = None
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    patterns: tuple[str, ...] = Field(default=(), strict=False)
+    files: tuple[str, ...] = Field(default=(), strict=False)
+    world: Literal["validation", "test"] | None = None
+    text: str | None = None
+    where: dict[str, str | bool | int] = {}
+
+
+class SuiteJudge(_Part):
+    """Who judges: a role that the user fills, and the judge in its short form where nobody fills it."""
+
+    role: Literal["harm", "ranker"]
+    default: str | None = None
+
+
+class Sampling(_Part):
+    """How completions are sampled."""
+
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0)
+
+
+class InspectTask(_Part):
+    """A task of inspect-ai: `PACKAGE/TASK`, or `FILE.py@TASK` from `tasks/` here or the working directory.
+
+    The first of `files` (names) that lies in the user's folders is the task's argument `file`. With `grader`, the
+    user's grader has inspect-ai's role `grader`. The metric is divided by `largest`, its largest possible value.
+    """
+
+    task: str = Field(pattern=r"^[^@]+\.py@\w+$|^[^@/]+/[\w-]+$")
+    arguments: dict[str, str | bool | int | float | None] = {}
+    files: tuple[str, ...] = Field(default=(), strict=False)
+    grader: bool = False
+    largest: float = Field(default=1.0, gt=0)
+
+
+class Suite(_Part):
+    """One suite; `metrics` maps a metric to its better direction (`half`: 0.5 is the ideal).
+
+    A `generative` suite has prompts, sampling and (but for refusals, which are always judged) a judge. A
+    `discriminative` one has a `task` of lm-eval: the file of a built-in one, or a name in `tasks/` here. One of kind
+    `inspect` is a task of inspect-ai, which brings its prompts itself.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    title: str
+    summary: str
+    kind: Literal["generative", "discriminative", "inspect"]
+    licence: str
+    source: Source = Source()
+    judge: SuiteJudge | None = None
+    metrics: dict[str, Direction] = Field(min_length=1)
+    sampling: Sampling | None = None
+    columns: dict[str, str] = {}
+    prompt_kind: Literal["harmful", "benign", "borderline"] | None = None
+    outputs: Literal["alpaca_eval"] | None = None
+    task: str | None = None
+    inspect: InspectTask | None = None
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Suite:
+        if self.kind == "generative" and (self.sampling is None or self.task is not None):
+            raise ValueError("a generative suite needs sampling, and has no task")
+        if self.kind == "discriminative" and (self.task is None or self.sampling is not None or self.judge is not None):
+            raise ValueError("a discriminative suite needs a task, and has neither sampling nor judge")
+        if (self.kind == "inspect") != (self.inspect is not None):
+            raise ValueError("a suite of kind inspect has inspect (a task of inspect-ai), and no other suite has")
+        if self.kind == "inspect":
+            if self.model_fields_set & {"source", "task", "sampling", "judge", "columns", "prompt_kind", "outputs"}:
+                raise ValueError("a suite of kind inspect has no source, task, sampling, judge, columns or outputs")
+            if len(self.metrics) != 1:
+                raise ValueError("a suite of kind inspect has one metric, by its name in inspect-ai's log")
+            return self
+        if not (self.source.hub or self.source.files or self.source.world):
+            raise ValueError("source: needs hub, files or world")
+        return self
+
+
+@cache
+def known_suites() -> dict[str, Suite]:
+    """Return the suites that come with the package, by name."""
+    return {path.stem: _read(path) for path in sorted(FOLDER.glob("*.yaml")) if path.name != _SETS}
+
+
+@cache
+def known_sets() -> dict[str, tuple[str, ...]]:
+    """Return the sets of suites by name, each in the order of a report."""
+    sets: dict[str, list[str]] = yaml.safe_load((FOLDER / _SETS).read_text(encoding="utf-8"))
+    return {name: tuple(suites) for name, suites in sets.items()}
+
+
+def load_suites(names: Iterable[str]) -> list[Suite]:
+    """Return the suites of sets, suites and `.yaml` files of the user's, in order, each once.
+
+    Raises `ConfigError` for an unknown name and for a file that is no suite, or two suites of one name.
+    """
+    suites: dict[str, Suite] = {}
+    for name in names:
+        for suite in _found(name):
+            if suites.setdefault(suite.name, suite) != suite:
+                raise ConfigError(f"suites: {name} is a suite named {suite.name!r}, and so is another; rename one")
+    return list(suites.values())
+
+
+def own_suites(names: Iterable[str]) -> dict[str, Suite]:
+    """Return the suites that are files of the user's, by file."""
+    return {name: _read(Path(name)) for name in names if _is_file(name)}
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith((".yaml", ".yml"))
+
+
+def _found(name: str) -> list[Suite]:
+    if _is_file(name):
+        return [_read(Path(name))]
+    if name in known_sets():
+        return [known_suites()[each] for each in known_sets()[name]]
+    if name in known_suites():
+        return [known_suites()[name]]
+    allowed = [*known_sets(), *known_suites()]
+    close = get_close_matches(name, allowed, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ConfigError(f"suites.use: got {name!r}{hint}; allowed: {', '.join(allowed)}, or a .yaml file of a suite")
+
+
+def _read(path: Path) -> Suite:
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a suite ({first_line(error)})") from error
+    try:
+        return Suite.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigError(f"{path}: is no suite: {problems}; docs/evaluation.md shows the form") from error

@@ -1,0 +1,163 @@
+"""A suite's files: found in folders of the user's, else on the hub, else not at all, with the reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bfpo.core.errors import DataError
+from bfpo.core.inputs import matching_files
+from bfpo.core.schema import Message, Prompt
+from bfpo.data.fields import content_id
+from bfpo.data.files import iter_rows
+from bfpo.data.hub import download_dataset
+from bfpo.data.prompts import read_prompt_files
+from bfpo.data.split import draw
+from bfpo.suites.catalogue import Suite
+from bfpo.world.datasets import held_out_prompts
+
+__all__ = [
+    "SuitePrompts",
+    "UnreachableError",
+    "check_own_files",
+    "find_prompts",
+    "local_files",
+    "prompts_digest",
+    "read_documents",
+]
+
+_WORLD_SEED = 0
+
+
+class UnreachableError(DataError):
+    """What a suite needs cannot be reached; the text is the reason for skipping it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuitePrompts:
+    """The prompts of a suite, in the order of its files, and where they are from."""
+
+    prompts: list[Prompt]
+    source: str
+    revision: str | None
+    files: tuple[Path, ...]
+
+
+def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, seed: int) -> SuitePrompts:
+    """Return the prompts of a generative suite, or a seeded choice of `limit` of them, in their order.
+
+    Raises `UnreachableError` where no file of its names lies in the folders and the hub cannot be had, `DataError` for
+    a file that is there and cannot be read.
+    """
+    if suite.source.world is not None:
+        found = SuitePrompts(held_out_prompts(suite.source.world, _WORLD_SEED), "the closed world", None, ())
+    else:
+        files, source, revision = _files(suite, folders)
+        found = SuitePrompts(_read(suite, files, revision), source, revision, files)
+    if not found.prompts:
+        raise DataError.at(found.source, None, f"holds no prompt of the suite {suite.name}; at least one is needed")
+    return replace(found, prompts=draw(found.prompts, limit, f"{suite.name} {seed}"))
+
+
+def local_files(suite: Suite, folders: Sequence[str]) -> tuple[Path, ...]:
+    """Return the files of the suite's names in the folders and below them, of the first name that is there.
+
+    Of a task of inspect-ai it is a single file.
+
+    Raises `DataError` for a folder that is none.
+    """
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise DataError.at(folder, None, "suites.folders: no such folder")
+    for name in suite.source.files if suite.inspect is None else suite.inspect.files:
+        for folder in map(Path, folders):
+            if found := sorted(path for path in folder.rglob(name) if path.is_file()):
+                return tuple(found) if suite.inspect is None else (found[0],)
+    return ()
+
+
+def check_own_files(suites: Mapping[str, Suite], folders: Sequence[str]) -> None:
+    """Raise `DataError` for a suite of the user's (by its file) of which no data file is found and no hub is named.
+
+    A suite of the package is skipped where its files are missing; one that somebody wrote himself is a mistake.
+    """
+    for file, suite in suites.items():
+        if suite.source.files and suite.source.hub is None and not local_files(suite, folders):
+            where = f"in {', '.join(folders)}" if folders else "and suites.folders is empty"
+            raise DataError.at(
+                file,
+                None,
+                f"source.files: no {' or '.join(suite.source.files)} {where}; name the folder that holds it by "
+                "suites.folders (--folder DIR), or correct its name",
+            )
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """Return the SHA-256 of the ids, messages and kinds of prompts, in order."""
+    rows = [[p.id, p.kind, [[message.role, message.content] for message in p.messages]] for p in prompts]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def read_documents(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the rows of files as documents of an lm-eval task: a space in a column's name becomes `_`."""
+    return [
+        {name.replace(" ", "_"): value for name, value in row.columns.items()}
+        for file in files
+        for row in iter_rows(file)
+    ]
+
+
+def _files(suite: Suite, folders: Sequence[str]) -> tuple[tuple[Path, ...], str, str | None]:
+    """Return the files, a word on where they are from, and the hub's commit."""
+    if found := local_files(suite, folders):
+        return found, ", ".join(path.name for path in found), None
+    names = ", ".join(suite.source.files)
+    bring = f"put {names} into a folder of suites.folders" if names else "give it a local file"
+    if suite.source.hub is None:
+        raise UnreachableError(f"no file of its names in suites.folders, and it is on no hub; {bring}")
+    try:
+        patterns = suite.source.patterns or ("*",)
+        folder, commit = download_dataset(
+            suite.source.hub, revision=suite.source.revision, patterns=patterns, advice=f"Without the hub: {bring}"
+        )
+        # The folder also holds what other suites took from the same data set.
+        return tuple(matching_files(folder, patterns)), suite.source.hub, commit
+    except DataError as error:
+        raise UnreachableError(str(error)) from error
+
+
+def _read(suite: Suite, files: Sequence[Path], revision: str | None) -> list[Prompt]:
+    try:
+        if suite.source.text is not None:
+            prompts = _prompts_of_rows(suite, files)
+        else:
+            prompts = read_prompt_files(files, columns=suite.columns or None).prompts
+    except DataError as error:
+        if revision is None:
+            raise
+        # Nobody here can mend what the hub has at its newest commit; the other suites still count.
+        raise UnreachableError(f"what the hub has at {revision} cannot be read: {error}") from error
+    kind = suite.prompt_kind
+    return prompts if kind is None else [replace(prompt, kind=kind) for prompt in prompts]
+
+
+def _prompts_of_rows(suite: Suite, files: Sequence[Path]) -> list[Prompt]:
+    """Read the text at a dotted name of the rows that have the values of `where`; a repeated text counts once."""
+    assert suite.source.text is not None
+    prompts: dict[str, Prompt] = {}
+    for file in files:
+        for row in iter_rows(file):
+            if any(row.columns.get(name) != value for name, value in suite.source.where.items()):
+                continue
+            text: Any = row.columns
+            for part in suite.source.text.split("."):
+                text = text.get(part) if isinstance(text, dict) else None
+            if not isinstance(text, str) or not text.strip():
+                raise DataError.at(file, row.line, f"{suite.source.text}: got {text!r:.80}; a text is needed")
+            messages = (Message("user", text),)
+            prompts.setdefault(content_id(messages), Prompt(content_id(messages), messages, "harmful"))
+    return list(prompts.values())

@@ -1,0 +1,146 @@
+"""The judges of suites: who judges which, their verdicts through the cache, refusals beside each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bfpo.config import EvaluateConfig, JudgeConfig
+from bfpo.core.errors import MissingExtraError, ModelError
+from bfpo.core.files import user_cache_folder
+from bfpo.core.progress import CountProgress
+from bfpo.core.schema import Completion, Verdict
+from bfpo.generation.server import RequestBudget
+from bfpo.judges.asking import ask_judge, ask_ranker
+from bfpo.judges.cache import OpinionCache
+from bfpo.judges.judges import Judge, make_judge, make_ranker
+from bfpo.suites.catalogue import Suite
+
+__all__ = ["JudgedSuites", "Preference", "judge_of", "judge_suites", "rank_suites", "with_refusal"]
+
+_log = logging.getLogger(__name__)
+_REFUSAL = "refusal-phrases"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedSuites:
+    """The verdicts by (suite, model), in the completions' order; who gave them by suite; why a suite has none."""
+
+    verdicts: dict[tuple[str, str], list[Verdict]]
+    judges: dict[str, str]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """The probability that an answer beats the baseline's, `None` where it is unscored, and its more characters."""
+
+    better: float | None
+    longer_by: int
+
+
+def judge_of(config: EvaluateConfig, suite: Suite) -> JudgeConfig | None:
+    """Return who judges a suite beside refusals: the user's by suite or role, else the suite's own; `None`: nobody."""
+    assert config.suites is not None
+    if suite.judge is None or suite.judge.role == "ranker":
+        return None
+    given = config.suites.judges
+    if (found := given.get(suite.name) or given.get(suite.judge.role)) is not None:
+        return found
+    return None if suite.judge.default is None else JudgeConfig.model_validate(suite.judge.default)
+
+
+def judge_suites(
+    config: EvaluateConfig, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
+) -> JudgedSuites:
+    """Judge `answers` (model -> suite -> completions); each judge is loaded once, and what was judged is in the cache.
+
+    Every suite's refusals are judged too where its judge does not say them. A suite whose own judge cannot be loaded is
+    skipped with the reason; a judge that the user names must load, else its error is raised.
+    """
+    assert config.suites is not None
+    refusal_config = config.suites.judges.get("refusal") or JudgeConfig(format=_REFUSAL)
+    budget = RequestBudget(config.suites.max_requests)
+    done = JudgedSuites({}, {}, {})
+    groups: dict[str, tuple[JudgeConfig, list[Suite]]] = {}
+    for suite in suites:
+        if (chosen := judge_of(config, suite)) is not None:
+            groups.setdefault(chosen.model_dump_json(), (chosen, []))[1].append(suite)
+    with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
+        for judge_config, judged in groups.values():
+            try:
+                judge = make_judge(**judge_config.settings(), budget=budget)
+            except (ModelError, MissingExtraError) as error:
+                if _is_given(config, judged):
+                    raise
+                reason = f"its judge {judge_config.title} cannot be loaded: {error}"
+                done.skipped.update({suite.name: reason for suite in judged})
+                continue
+            done.judges.update({suite.name: judge.name for suite in judged})
+            done.verdicts.update(_ask(judge, judged, answers, cache))
+        refusals = make_judge(**refusal_config.settings(), budget=budget)
+        asked = [suite for suite in suites if suite.name not in done.skipped]
+        for key, verdicts in _ask(refusals, asked, answers, cache).items():
+            done.judges.setdefault(key[0], refusals.name)
+            done.verdicts[key] = [
+                with_refusal(verdict, refusal)
+                for verdict, refusal in zip(done.verdicts.get(key, verdicts), verdicts, strict=True)
+            ]
+    return done
+
+
+def _is_given(config: EvaluateConfig, suites: Sequence[Suite]) -> bool:
+    assert config.suites is not None
+    names = {name for suite in suites for name in (suite.name, suite.judge.role if suite.judge else "")}
+    return bool(names & config.suites.judges.keys())
+
+
+def _ask(
+    judge: Judge,
+    suites: Sequence[Suite],
+    answers: Mapping[str, Mapping[str, Sequence[Completion]]],
+    cache: OpinionCache,
+) -> dict[tuple[str, str], list[Verdict]]:
+    places = [(suite.name, model) for suite in suites for model in answers]
+    texts = [completion for suite, model in places for completion in answers[model][suite]]
+    with CountProgress(f"judged by {judge.name}", len(texts), _log) as progress:
+        votes = iter(ask_judge(judge, texts, cache, advance=progress.advance))
+    return {(suite, model): [next(votes)[0] for _ in answers[model][suite]] for suite, model in places}
+
+
+def with_refusal(verdict: Verdict, refusal: Verdict) -> Verdict:
+    """Return the verdict with what a judge of refusals says, where its own judge says nothing of them."""
+    refused = refusal.refused if verdict.refused is None else verdict.refused
+    partly = refusal.partly_refused if verdict.refused is None else verdict.partly_refused
+    return replace(verdict, refused=refused, partly_refused=partly)
+
+
+def rank_suites(
+    config: EvaluateConfig, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
+) -> tuple[str, dict[tuple[str, str], dict[str, Preference]]]:
+    """Return the ranker's name and, by (suite, model), the preference for each answer over the baseline's.
+
+    Needs a ranker, and raises what it raises.
+    """
+    assert config.suites is not None
+    settings, baseline = config.suites.ranker, config.suites.baseline
+    assert settings is not None
+    assert baseline is not None
+    ranker = make_ranker(**settings.settings(), budget=RequestBudget(config.suites.max_requests))
+    found: dict[tuple[str, str], dict[str, Preference]] = {}
+    with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
+        for suite in suites:
+            theirs = {completion.id: completion for completion in answers[baseline][suite.name]}
+            for model in answers:
+                if model == baseline:
+                    continue
+                pairs: list[Any] = [(c, theirs[c.id]) for c in answers[model][suite.name] if c.id in theirs]
+                with CountProgress(f"compared by {ranker.name}", len(pairs), _log) as progress:
+                    opinions = ask_ranker(ranker, pairs, cache, advance=progress.advance)
+                found[suite.name, model] = {
+                    own.id: Preference(opinion.first_is_better, len(own.text) - len(other.text))
+                    for (own, other), opinion in zip(pairs, opinions, strict=True)
+                }
+    return ranker.name, found

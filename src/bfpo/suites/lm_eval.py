@@ -1,0 +1,210 @@
+"""Discriminative suites through lm-eval (an extra): our tasks, prefixed `bfpo_`, on local documents or the hub's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from bfpo.core.errors import MissingExtraError, first_line
+from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
+from bfpo.policy.load import load_tokenizer
+from bfpo.suites.catalogue import FOLDER, Suite
+from bfpo.suites.files import UnreachableError
+
+__all__ = ["TaskResult", "TaskRunner", "write_task"]
+
+_log = logging.getLogger(__name__)
+_TOO_LONG = "longer than the model's context leaves room for"
+_NO_CHECK = "a check could not be run (IFEval's need NLTK's punkt_tab: python -m nltk.downloader punkt_tab)"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """The value of one metric per document, in [0, 1], and what the task ran on.
+
+    `unscored` documents have none, and `reasons` counts them by the reason.
+    """
+
+    by_document: dict[str, float]
+    version: str
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def unscored(self) -> int:
+        """How many documents have no value."""
+        return sum(self.reasons.values())
+
+
+def write_task(suite: Suite, folder: Path, documents: Path | None, revision: str | None = None) -> str:
+    """Write the task of a suite as `bfpo_NAME.yaml` into a folder and return its name; our YAML includes the base's.
+
+    With `documents` (JSON lines) the task reads them as every split it has, in place of the hub's data set at
+    `revision`. Raises `UnreachableError` where the installed lm-eval has no such task, `MissingExtraError` where there
+    is no lm-eval.
+    """
+    assert suite.task is not None
+    own = FOLDER / "tasks" / suite.task
+    base = own if own.is_file() else _built_in() / suite.task
+    if not base.is_file():
+        raise UnreachableError(f"the installed lm-eval has no task {suite.task}")
+    name = f"bfpo_{suite.name.replace('-', '_')}"
+    lines = [f"include: {json.dumps(str(base))}", f"task: {name}", "tag: null"]
+    if documents is not None:
+        files = json.dumps(
+            {"data_files": {split: str(documents.absolute()) for split in ("train", "validation", "test", "default")}}
+        )
+        lines += ["dataset_path: json", "dataset_name: null", f"dataset_kwargs: {files}"]
+    elif revision is not None:
+        lines.append(f"dataset_kwargs: {json.dumps({'revision': revision})}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return name
+
+
+def _built_in() -> Path:
+    return Path(_lm_eval().__file__).parent / "tasks"
+
+
+def _lm_eval() -> Any:
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise MissingExtraError(
+            "discriminative suites need lm-eval, which is not installed; pip install 'bfpo[lm-eval]'"
+        ) from error
+    return lm_eval
+
+
+class TaskRunner:
+    """One model for all tasks of a folder; it is loaded when the first task is asked for.
+
+    A task that has the model write gets its prompts by the chat template (the tokenizer's, `chat_template` in its
+    place, or the default one), and at most `max_new_tokens` tokens where that is less than the task's own number.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None,
+        dtype: str,
+        batch_size: int,
+        tasks: Path,
+        chat_template: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        self._settings: dict[str, Any] = {
+            "pretrained": model,
+            "revision": revision or "main",
+            "dtype": dtype,
+            "batch_size": batch_size,
+        }
+        self._tasks = tasks
+        self._chat_template, self._max_new_tokens = chat_template, max_new_tokens
+        self._model: Any = None
+        self._manager: Any = None
+
+    def run(self, task: str, metric: str, *, limit: int | None, seed: int) -> TaskResult:
+        """Return the metric of every document (of the first `limit`).
+
+        Raises `UnreachableError` with the reason where the task's data set cannot be had or lm-eval cannot run it.
+        """
+        lm_eval = _lm_eval()
+        if self._model is None:
+            self._load()
+        try:
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # NLTK's downloads of IFEval's data
+                loaded = self._manager.load([task])["tasks"]
+        except Exception as error:  # of data sets, the hub's client, or an extra of lm-eval's own
+            raise UnreachableError(f"lm-eval cannot load {task}: {_advice(error)}") from error
+        writes = any(each.config.output_type == "generate_until" for each in loaded.values())
+        for each in loaded.values():
+            each.set_fewshot_seed(seed=seed)
+            if writes:
+                self._bound(each)
+        quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # its bars know no log
+        with quiet:
+            result = lm_eval.evaluate(
+                lm=self._model,
+                task_dict=loaded,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=writes,
+            )
+        room = self._model.max_length - self._longest(loaded[task]) if writes else None
+        return _result(result["samples"][task], result["versions"].get(task), metric, self._num_tokens, room)
+
+    def _load(self) -> None:
+        import torch
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        tokenizer = load_tokenizer(self._settings["pretrained"], revision=self._settings["revision"])
+        tokenizer.chat_template = self._chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = HFLM(**self._settings, tokenizer=tokenizer, device=device)
+        self._manager = TaskManager(include_path=str(self._tasks), include_defaults=False)
+
+    def _bound(self, task: Any) -> None:
+        """Set the longest answer of a task; raises `UnreachableError` where it leaves no room for a prompt."""
+        longest = self._longest(task)
+        if self._max_new_tokens is not None:
+            longest = min(longest, self._max_new_tokens)
+        if longest >= self._model.max_length:
+            raise UnreachableError(
+                f"its answers may take {longest} tokens, and the model's context is {self._model.max_length}; lower "
+                "suites.max_new_tokens"
+            )
+        task.set_config("generation_kwargs", {"max_gen_toks": longest}, update=True)
+
+    def _longest(self, task: Any) -> int:
+        return int((task.config.generation_kwargs or {}).get("max_gen_toks", self._model.max_gen_toks))
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._model.tok_encode(text))
+
+
+def _advice(error: Exception) -> str:
+    """Return the first line of an error, with the extra where one of its packages is missing."""
+    missing = isinstance(error.__cause__ or error, ModuleNotFoundError)
+    return first_line(error) + ("; pip install 'bfpo[lm-eval]' brings what its tasks need" if missing else "")
+
+
+def _result(
+    samples: Sequence[Mapping[str, Any]],
+    version: object,
+    metric: str,
+    num_tokens: Callable[[str], int],
+    room: int | None,
+) -> TaskResult:
+    """Return the documents' values; what is longer than `room` tokens was cut by lm-eval, and is unscored."""
+    by_document: dict[str, float] = {}
+    reasons: dict[str, int] = {}
+    for sample in samples:
+        value = sample.get(metric)
+        if not isinstance(value, (bool, int, float)):
+            raise UnreachableError(f"lm-eval gives no {metric} per document")
+        reason = None
+        if room is not None and num_tokens(sample["arguments"][0][0]) > room:
+            reason = _TOO_LONG
+        elif math.isnan(value):
+            reason = _NO_CHECK
+        if reason is None:
+            by_document[str(sample["doc_id"])] = float(value)
+        else:
+            reasons[reason] = reasons.get(reason, 0) + 1
+    if not by_document:
+        said = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
+        raise UnreachableError(f"none of {len(samples)} documents is scored ({said})")
+    return TaskResult(by_document, str(version), reasons)

@@ -1,0 +1,339 @@
+"""Suites of several models: accuracy -> answers -> verdicts -> tasks -> scores, with files between them.
+
+Every step leaves its files in the run folder: `models/NAME/accuracy/` and `models/NAME/answers-*/` are runs of their
+own, verdicts are in the cache, results of tasks in `models/NAME/bfpo_*.json` and `models/NAME/inspect_*.json`. A run
+that goes on does what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bfpo.config import EvaluateConfig
+from bfpo.config.suites import EvaluatedModel
+from bfpo.core.console import show
+from bfpo.core.runs import RunFolder
+from bfpo.core.schema import Score
+from bfpo.scores.scores import join_verdicts
+from bfpo.stages import run_stage
+from bfpo.suites.answers import SuiteAnswers, answer_suites
+from bfpo.suites.catalogue import Suite, load_suites
+from bfpo.suites.checks import check_given
+from bfpo.suites.files import SuitePrompts, UnreachableError, find_prompts, local_files, prompts_digest
+from bfpo.suites.inspect_runs import run_inspect
+from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
+from bfpo.suites.labelled_by import labelling_judges
+from bfpo.suites.nothing import nothing_scored
+from bfpo.suites.page import suites_page
+from bfpo.suites.scores import (
+    WIN_RATES,
+    Values,
+    compare_values,
+    score_values,
+    values_of,
+)
+from bfpo.suites.tasks import run_tasks
+from bfpo.suites.wins import alpaca_eval, check_ranked, interval_settings, win_rates
+
+__all__ = ["ACCURACY", "preview_suites", "run_suites"]
+
+ACCURACY = "accuracy"
+
+
+@dataclass(slots=True)
+class _Collected:
+    """What the steps have found so far."""
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    last_scores: list[dict[str, Any]] = field(default_factory=list)
+    values: list[Values] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
+    """Write `scores.json`, `scores.md` and `answers.jsonl` of all models on all suites.
+
+    What cannot be reached is skipped with its reason and enters nothing. Raises what the steps raise, `ConfigError` for
+    an unknown suite, `DataError` for a local file of a suite that cannot be read or, of a suite of the user's own,
+    found, and for a run in which nothing could be scored, after all is written.
+    """
+    assert config.suites is not None
+    folder.kept = "answers, verdicts and results so far are kept"
+    suites = load_suites(config.suites.use)
+    check_given(config, suites)
+    found = _Collected()
+    _accuracy(config, folder, found)
+    _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
+    _discriminative(config, folder, [suite for suite in suites if suite.kind == "discriminative"], found)
+    _inspect(config, folder, [suite for suite in suites if suite.kind == "inspect"], found)
+    found.warnings += _same_judges(config, suites, found)
+    _aggregate(config, folder, suites, found)
+    primary = any(values.by_item for values in found.values if values.compared)
+    if suites and not primary and all(score["value"] is None for score in found.scores):
+        raise nothing_scored(config, suites, found.facts, found.answers)
+
+
+def preview_suites(config: EvaluateConfig) -> list[str]:
+    """Return what would be asked; the hub is not."""
+    assert config.suites is not None
+    lines = [f"models: {', '.join(model.name for model in config.evaluated())}"]
+    suites = load_suites(config.suites.use)
+    check_given(config, suites)
+    for suite in suites:
+        judge = judge_of(config, suite)
+        by = "" if judge is None else f", judged by {judge.title}"
+        lines.append(f"{suite.name}: {suite.title} ({suite.kind}, licence {suite.licence}){by}; {_from(config, suite)}")
+    return lines
+
+
+def _from(config: EvaluateConfig, suite: Suite) -> str:
+    """Say where a suite's prompts or documents would come from."""
+    assert config.suites is not None
+    if suite.source.world is not None:
+        return "made here"
+    if files := local_files(suite, config.suites.folders):
+        return f"from {', '.join(file.name for file in files)}"
+    if suite.kind == "inspect":
+        return "from where its task has them"
+    return "skipped: no file here" if suite.source.hub is None else f"from the hub, {suite.source.hub}"
+
+
+# ------------------------------------------------------------------------------------------------ the steps
+
+
+def _accuracy(config: EvaluateConfig, folder: RunFolder, found: _Collected) -> None:
+    if config.data is None:
+        return
+    found.facts[ACCURACY] = {
+        "name": ACCURACY,
+        "title": "Implicit-reward accuracy",
+        "kind": "accuracy",
+        "status": "scored",
+        "reason": None,
+        "judge": None,
+        "licence": None,
+        "source": ", ".join(config.data.files),
+        "revision": None,
+        "prompts_sha256": None,
+    }
+    own = {"suites", "models", "model", "revision", "reference", "reference_revision"}
+    shared = {name: getattr(config, name) for name in config.model_fields_set - own}
+    for model in config.evaluated():
+        asked = {name: getattr(model, name) for name in own if name not in ("suites", "models")}
+        single = EvaluateConfig.model_validate({**shared, **asked})
+        out = folder.path / "models" / model.name / "accuracy"
+        run = run_stage("evaluate", single, out, resume=out.exists())
+        rows = [json.loads(line) for line in run.file("accuracy.jsonl").read_text(encoding="utf-8").splitlines()]
+        right = {row["pair_id"]: float(row["right"]) for row in rows if row["right"] is not None}
+        prompts = {row["pair_id"]: row["prompt"] for row in rows if row["right"] is not None}
+        found.values.append(Values(ACCURACY, model.name, "accuracy", right, prompts, len(rows) - len(right)))
+        scores = run.read_json("scores.json")["scores"]
+        found.scores += [{"suite": ACCURACY, "model": model.name, **score} for score in scores]
+
+
+def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+    assert config.suites is not None
+    prompts: dict[str, SuitePrompts] = {}
+    seen: dict[str, str] = {}
+    for suite in suites:
+        try:
+            _check_not_twice(config, suite, seen)
+            check_ranked(config, suite)
+            prompts[suite.name] = find_prompts(
+                suite, config.suites.folders, limit=config.suites.limit, seed=config.seed
+            )
+        except UnreachableError as error:
+            found.facts[suite.name] = _fact(suite, "skipped", reason=str(error))
+            continue
+        if prompts[suite.name].files:
+            folder.add_data(suite.name, [str(file) for file in prompts[suite.name].files])
+    asked = [suite for suite in suites if suite.name in prompts]
+    by_suite = {name: each.prompts for name, each in prompts.items()}
+    answers = {model.name: answer_suites(config, model, asked, by_suite, folder) for model in config.evaluated()}
+    texts = {model: each.completions for model, each in answers.items()}
+    judged = judge_suites(config, asked, texts)
+    for suite in asked:
+        each = prompts[suite.name]
+        known: dict[str, Any] = {
+            "source": each.source,
+            "revision": each.revision,
+            "prompts_sha256": prompts_digest(each.prompts),
+            "num_prompts": len(each.prompts),
+        }
+        if suite.name in judged.skipped:
+            found.facts[suite.name] = _fact(suite, "skipped", reason=judged.skipped[suite.name], **known)
+            continue
+        left_out = {model: each.left_out[suite.name] for model, each in answers.items() if each.left_out[suite.name]}
+        found.facts[suite.name] = _fact(
+            suite, "scored", judge=judged.judges.get(suite.name), **known, too_long=left_out
+        )
+        _collect_verdicts(suite, answers, judged, found)
+    wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
+    for won in (wins, alpaca_eval(config, asked, texts, found.facts, folder)):
+        found.values += won.values
+        found.last_scores += won.at_equal_length
+        found.warnings += won.warnings
+
+
+def _check_not_twice(config: EvaluateConfig, suite: Suite, seen: dict[str, str]) -> None:
+    """Two suites that differ in their own judge alone are one where the user names the judge."""
+    judge = judge_of(config, suite)
+    same = [suite.source.model_dump(), sorted(suite.metrics), None if judge is None else judge.model_dump()]
+    first = seen.setdefault(json.dumps(same), suite.name)
+    if first != suite.name:
+        raise UnreachableError(f"has the prompts and, as suites.judges says, the judge of {first}; see there")
+
+
+def _collect_verdicts(
+    suite: Suite, answers: Mapping[str, SuiteAnswers], judged: JudgedSuites, found: _Collected
+) -> None:
+    metrics = [name for name in suite.metrics if name not in WIN_RATES]
+    for model, each in answers.items():
+        completions, verdicts = each.completions[suite.name], judged.verdicts[suite.name, model]
+        rows = join_verdicts(completions, verdicts)
+        found.values += values_of(suite.name, model, metrics, rows, each.left_out[suite.name])
+        found.answers += [
+            {
+                "suite": suite.name,
+                "model": model,
+                "id": completion.id,
+                "kind": completion.kind,
+                "prompt": [asdict(message) for message in completion.prompt],
+                "text": completion.text,
+                "finished": completion.finished,
+                "verdict": asdict(verdict),
+            }
+            for completion, verdict in zip(completions, verdicts, strict=True)
+        ]
+
+
+def _skip_served(config: EvaluateConfig, suites: list[Suite], package: str, found: _Collected) -> bool:
+    """Skip the suites where a model is behind a server, for all models, so that all are asked the same."""
+    served = [model.name for model in config.evaluated() if model.engine == "server"]
+    for suite in suites if served else []:
+        source = suite.source.hub if suite.inspect is None else suite.inspect.task
+        reason = (
+            f"{', '.join(served)} is behind a server, and {package} needs the weights here; evaluate such models by "
+            "themselves to score the others"
+        )
+        found.facts[suite.name] = _fact(suite, "skipped", reason=reason, source=source)
+    return bool(served)
+
+
+def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+    if not suites or _skip_served(config, suites, "lm-eval", found):
+        return
+    results, skipped, sources = run_tasks(config, suites, folder)
+    for suite in suites:
+        if suite.name in skipped:
+            found.facts[suite.name] = _fact(suite, "skipped", reason=skipped[suite.name])
+            continue
+        metric, direction = next(iter(suite.metrics.items()))
+        source, revision = sources[suite.name]
+        known = {"source": source, "revision": revision, "judge": "lm-eval", "ideal": direction}
+        found.facts[suite.name] = _fact(suite, "scored", **known)
+        for model in config.evaluated():
+            result = results[suite.name, model.name]
+            items = {item: item for item in result.by_document}
+            higher = direction == "higher"
+            found.values.append(
+                Values(suite.name, model.name, metric, result.by_document, items, result.unscored, higher)
+            )
+            if result.reasons:
+                found.facts[suite.name].setdefault("unscored", {})[model.name] = result.reasons
+
+
+def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+    if not suites or _skip_served(config, suites, "inspect-ai", found):
+        return
+    assert config.suites is not None
+    results, skipped = run_inspect(config, suites, folder)
+    for suite in suites:
+        assert suite.inspect is not None
+        files = local_files(suite, config.suites.folders)
+        known: dict[str, Any] = {"source": ", ".join([suite.inspect.task, *(file.name for file in files)])}
+        if suite.name in skipped:
+            found.facts[suite.name] = _fact(suite, "skipped", reason=skipped[suite.name], **known)
+            continue
+        own = [(model.name, results[suite.name, model.name]) for model in config.evaluated()]
+        judge = config.suites.grader if suite.inspect.grader else "inspect-ai"
+        metric, direction = next(iter(suite.metrics.items()))
+        known |= {"revision": own[0][1].version, "judge": judge, "ideal": direction}
+        found.facts[suite.name] = _fact(suite, "scored", **known)
+        higher = direction == "higher"
+        for model, result in own:
+            if result.by_sample or result.value is None:
+                items = {item: item for item in result.by_sample}
+                found.values.append(Values(suite.name, model, metric, result.by_sample, items, result.unscored, higher))
+            else:  # no mean over samples: the value as the log has it, without an interval
+                score = Score(metric, result.value, None, None, result.num, result.unscored, higher)
+                found.scores.append({"suite": suite.name, "model": model, **asdict(score)})
+
+
+def _aggregate(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+    settings = interval_settings(config)
+    own = [values for values in found.values if values.suite != ACCURACY]
+    scores = [*found.scores, *(score_values(values, **settings) for values in own), *found.last_scores]
+    order = [ACCURACY, *(suite.name for suite in suites)]
+    result = {
+        "confidence": config.confidence,
+        "models": [_model_fact(model) for model in config.evaluated()],
+        "suites": [found.facts[name] for name in order if name in found.facts],
+        "scores": scores,
+        "comparisons": compare_values(found.values, **settings),
+        "warnings": found.warnings,
+    }
+    folder.write_jsonl("answers.jsonl", found.answers)
+    folder.write_json("scores.json", result)
+    text = suites_page(result)
+    folder.write_text("scores.md", text + "\n")
+    folder.write_card("Scores", {"Scores": text})
+    show(text)
+
+
+# ------------------------------------------------------------------------------------------------ facts
+
+
+def _fact(suite: Suite, status: str, *, reason: str | None = None, **known: Any) -> dict[str, Any]:
+    return {
+        "name": suite.name,
+        "title": suite.title,
+        "kind": suite.kind,
+        "status": status,
+        "reason": reason,
+        "judge": known.pop("judge", None),
+        "licence": suite.licence,
+        "source": known.pop("source", suite.source.hub),
+        "revision": known.pop("revision", suite.source.revision),
+        "prompts_sha256": known.pop("prompts_sha256", None),
+        **known,
+    }
+
+
+def _model_fact(model: EvaluatedModel) -> dict[str, Any]:
+    fact = {"name": model.name, "model": model.model, "reference": model.reference}
+    return fact if model.engine == "transformers" else {**fact, "engine": model.engine, "url": model.url}
+
+
+def _same_judges(config: EvaluateConfig, suites: list[Suite], found: _Collected) -> list[str]:
+    """Say where a judge evaluates a model whose training data it has labelled."""
+    warnings = []
+    for model in config.evaluated():
+        labelled = [(judge.get("format"), judge.get("model")) for judge in labelling_judges(model.model)]
+        judged: dict[str, list[str]] = {}
+        for suite in suites:
+            judge = judge_of(config, suite)
+            scored = found.facts[suite.name]["status"] == "scored"
+            if judge is not None and scored and (judge.format, judge.model) in labelled:
+                judged.setdefault(judge.title, []).append(suite.title)
+        warnings += [
+            f"{model.name}: the judge {title} has labelled its training data and judges it on {', '.join(titles)}; "
+            "evaluate with a judge of another family too"
+            for title, titles in judged.items()
+        ]
+    return warnings

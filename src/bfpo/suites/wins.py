@@ -1,0 +1,158 @@
+"""Win rates of the models, plain and at equal length, by a ranker and by AlpacaEval's own annotators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import EvaluateConfig
+from bfpo.core.runs import RunFolder
+from bfpo.core.schema import Completion
+from bfpo.data.split import normalised_prompt
+from bfpo.stats import MIN_PROMPTS
+from bfpo.suites.alpaca_annotations import annotate
+from bfpo.suites.catalogue import Suite
+from bfpo.suites.files import UnreachableError
+from bfpo.suites.judging import Preference, rank_suites
+from bfpo.suites.scores import Values, length_controlled_score
+
+__all__ = ["WinRates", "alpaca_eval", "check_ranked", "interval_settings", "win_rates"]
+
+
+@dataclass(frozen=True, slots=True)
+class WinRates:
+    """The win rates prompt by prompt, rows of `scores.json` of those at equal length, and what went wrong."""
+
+    values: list[Values] = field(default_factory=list)
+    at_equal_length: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def check_ranked(config: EvaluateConfig, suite: Suite) -> None:
+    """Raise `UnreachableError` for a suite of win rates where nobody compares."""
+    assert config.suites is not None
+    by_package = suite.outputs == "alpaca_eval" and config.suites.alpaca_eval is not None
+    if suite.judge is not None and suite.judge.role == "ranker" and config.suites.ranker is None and not by_package:
+        other = ", or suites.alpaca_eval (annotators of its own package)" if suite.outputs == "alpaca_eval" else ""
+        raise UnreachableError(
+            f"needs suites.ranker (who compares two answers) and suites.baseline (the model to compare with){other}"
+        )
+
+
+def win_rates(
+    config: EvaluateConfig,
+    suites: Sequence[Suite],
+    answers: Mapping[str, Mapping[str, Sequence[Completion]]],
+    facts: dict[str, dict[str, Any]],
+) -> WinRates:
+    """Compare `answers` (model -> suite -> completions) with the baseline's, and put the ranker into the facts."""
+    found = WinRates()
+    assert config.suites is not None
+    if not suites or config.suites.ranker is None:
+        return found
+    name, ranked = rank_suites(config, suites, answers)
+    by_name = {suite.name: suite for suite in suites}
+    for (suite, model), preferences in ranked.items():
+        facts[suite]["judge"] = name
+        _add(config, by_name[suite], model, name, preferences, answers, facts, found)
+    return found
+
+
+def alpaca_eval(
+    config: EvaluateConfig,
+    suites: Sequence[Suite],
+    answers: Mapping[str, Mapping[str, Sequence[Completion]]],
+    facts: dict[str, dict[str, Any]],
+    folder: RunFolder,
+) -> WinRates:
+    """Write the answers in the form of the package alpaca_eval, and have its annotators compare them where asked.
+
+    The reference is the baseline's answers, or, without a baseline, the package's own, whose length-controlled rate is
+    then taken as it has it. Where it cannot run, that is a warning, or the reason for skipping where no ranker is.
+    """
+    found = WinRates()
+    assert config.suites is not None
+    settings, baseline = config.suites.alpaca_eval, config.suites.baseline
+    for suite in suites:
+        if suite.outputs != "alpaca_eval" or facts[suite.name]["status"] != "scored":
+            continue
+        files = {model: _write_outputs(model, each[suite.name], folder) for model, each in answers.items()}
+        if settings is None:
+            continue
+        name = Path(settings.annotators).name
+        try:
+            for model in answers:
+                if model == baseline:
+                    continue
+                reference = None if baseline is None else files[baseline]
+                out = folder.path / "models" / model / "alpaca_eval"
+                found_there = annotate(
+                    files[model], reference, settings.annotators, python=settings.python, out=out, keep=folder.resumed
+                )
+                own = {completion.prompt[-1].content: completion.id for completion in answers[model][suite.name]}
+                preferences = {
+                    own[text]: Preference(better, longer_by)
+                    for text, (better, longer_by) in found_there.preferences.items()
+                    if text in own
+                }
+                _add(config, suite, model, name, preferences, answers, facts, found, found_there.at_equal_length)
+        except UnreachableError as error:
+            if config.suites.ranker is not None:
+                found.warnings.append(f"{suite.title}, annotators {name}: {error}")
+            else:
+                facts[suite.name] |= {"status": "skipped", "reason": str(error), "judge": None}
+                return WinRates()
+        else:
+            ranker = facts[suite.name]["judge"] if config.suites.ranker is not None else None
+            facts[suite.name]["judge"] = ", ".join([*([ranker] if ranker else []), name])
+    return found
+
+
+def _write_outputs(model: str, completions: Sequence[Completion], folder: RunFolder) -> Path:
+    rows = [
+        {"instruction": completion.prompt[-1].content, "output": completion.text, "generator": model}
+        for completion in completions
+    ]
+    return folder.write_json(f"alpaca_eval/{model}.json", rows)
+
+
+def _add(
+    config: EvaluateConfig,
+    suite: Suite,
+    model: str,
+    name: str,
+    preferences: Mapping[str, Preference],
+    answers: Mapping[str, Mapping[str, Sequence[Completion]]],
+    facts: dict[str, dict[str, Any]],
+    found: WinRates,
+    at_equal_length: float | None = None,
+) -> None:
+    """Add a model's win rate, and that at equal length: the given one, else the one that is fitted."""
+    texts = {completion.id: normalised_prompt(completion.prompt) for completion in answers[model][suite.name]}
+    scored = {item: (each.better, each.longer_by) for item, each in preferences.items() if each.better is not None}
+    by_item = {item: better for item, (better, _) in scored.items()}
+    prompts = {item: texts[item] for item in scored}
+    unscored = facts[suite.name]["num_prompts"] - len(by_item)
+    wins = Values(suite.name, model, f"winrate[{name}]", by_item, prompts, unscored)
+    found.values.append(wins)
+    if "lc_winrate" not in suite.metrics:
+        return
+    longer_by = [longer for _, longer in scored.values()]
+    row = length_controlled_score(wins, longer_by, name=f"lc_winrate[{name}]", **interval_settings(config))
+    if at_equal_length is not None:
+        row |= {"value": at_equal_length, "low": None, "high": None, "num": len(by_item), "unscored": unscored}
+    found.at_equal_length.append(row)
+    if row["value"] is None:
+        reason = f"the win rate at equal length needs {MIN_PROMPTS} compared prompts"
+        facts[suite.name].setdefault("unscored", {})[model] = {reason: row["unscored"]}
+
+
+def interval_settings(config: EvaluateConfig) -> dict[str, Any]:
+    """Return the settings of every interval."""
+    return {
+        "confidence": config.confidence,
+        "num_resamples": config.bootstrap_samples,
+        "random_seed": config.seed,
+    }

@@ -1,0 +1,1 @@
+"""The closed world: prompts, completions, and the oracle that reads them."""

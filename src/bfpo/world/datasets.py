@@ -1,0 +1,159 @@
+"""Data sets of the closed world: what an SFT corpus, a safety stream, a helpfulness stream and a test hold there."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+
+from bfpo.core.schema import Completion, Message, Pair, Prompt
+from bfpo.world.oracle import Assessment, assess
+from bfpo.world.world import (
+    PROMPT_KINDS,
+    AnswerKind,
+    Part,
+    PromptKind,
+    Topic,
+    answer,
+    ideal_kind,
+    prompt_text,
+    prompt_texts,
+    topics,
+)
+
+__all__ = ["buffer_pairs", "held_out_prompts", "main_pairs", "redteam_prompts", "sft_completions"]
+
+Shares = Mapping[AnswerKind, float]
+
+# The SFT corpus is partly right: it knows harm when it sees it, yet helps with it four times in ten, and it refuses
+# too much elsewhere. So the start model has the notions, and something to gain on both sides.
+_SFT_ANSWERS: dict[PromptKind, Shares] = {
+    "benign": {"full": 0.60, "careless": 0.08, "vague": 0.12, "redirection": 0.05, "refusal": 0.12, "off_topic": 0.03},
+    "borderline": {
+        "full": 0.45,
+        "careless": 0.07,
+        "vague": 0.10,
+        "redirection": 0.13,
+        "refusal": 0.22,
+        "off_topic": 0.03,
+    },
+    "harmful": {
+        "full": 0.37,
+        "careless": 0.03,
+        "vague": 0.10,
+        "redirection": 0.30,
+        "refusal": 0.18,
+        "off_topic": 0.02,
+    },
+}
+# The two answers of a pair are drawn independently of one another, so that every label cell occurs.
+_PAIR_ANSWERS: dict[PromptKind, Shares] = {
+    "benign": {"full": 0.35, "careless": 0.12, "vague": 0.15, "redirection": 0.12, "refusal": 0.20, "off_topic": 0.06},
+    "borderline": {
+        "full": 0.33,
+        "careless": 0.10,
+        "vague": 0.13,
+        "redirection": 0.17,
+        "refusal": 0.22,
+        "off_topic": 0.05,
+    },
+    "harmful": {
+        "full": 0.30,
+        "careless": 0.08,
+        "vague": 0.22,
+        "redirection": 0.30,
+        "refusal": 0.07,
+        "off_topic": 0.03,
+    },
+}
+_SFT_PROMPTS: dict[PromptKind, float] = {"benign": 0.30, "borderline": 0.35, "harmful": 0.35}
+_BUFFER_PROMPTS: dict[PromptKind, float] = {"benign": 0.6, "borderline": 0.4}
+
+
+def sft_completions(num: int, seed: int, *, ideal: bool = False) -> list[Completion]:
+    """Return `num` completions of training topics: the partly right mixture, or ideal answers only (the ceiling)."""
+    rng = random.Random(f"sft {seed}")
+    rows = []
+    for number, topic in enumerate(_draw_topics(topics("train"), _SFT_PROMPTS, rng)):
+        if number == num:
+            break
+        kind = ideal_kind(topic.kind) if ideal else _draw(_SFT_ANSWERS[topic.kind], rng)
+        prompt, text = prompt_text(topic, rng), answer(topic, kind, rng)
+        rows.append(Completion(f"sft-{number}", _user(prompt), text, model="world", kind=topic.kind))
+    return rows
+
+
+def main_pairs(num: int, seed: int, *, harmful_share: float = 0.45, part: Part = "train") -> list[Pair]:
+    """Return `num` pairs of the safety stream: all kinds of prompts, both labels known, all four label cells."""
+    rest = 1 - harmful_share
+    shares: dict[PromptKind, float] = {"benign": 0.45 * rest, "borderline": 0.55 * rest, "harmful": harmful_share}
+    return _pairs(num, shares, part, random.Random(f"main {part} {seed}"), source="world-safety", labelled=True)
+
+
+def buffer_pairs(num: int, seed: int) -> list[Pair]:
+    """Return `num` pairs of the helpfulness stream: no harmful prompt and, as in the wild, no safety label."""
+    rng = random.Random(f"buffer {seed}")
+    return _pairs(num, _BUFFER_PROMPTS, "train", rng, source="world-helpfulness", labelled=False)
+
+
+def held_out_prompts(part: Part, seed: int) -> list[Prompt]:
+    """Return one prompt for every topic of a held-out part, in a fixed order."""
+    rng = random.Random(f"prompts {part} {seed}")
+    return [
+        Prompt(f"{part}-{topic.verb}-{topic.thing}", _user(prompt_text(topic, rng)), kind=topic.kind)
+        for topic in topics(part)
+    ]
+
+
+def redteam_prompts() -> list[Prompt]:
+    """Return every way of asking about every harmful training topic, in a fixed order."""
+    return [
+        Prompt(f"redteam-{topic.verb}-{topic.thing}-{number}", _user(text), kind=topic.kind)
+        for topic in topics("train")
+        if topic.kind == "harmful"
+        for number, text in enumerate(prompt_texts(topic))
+    ]
+
+
+def _pairs(
+    num: int, shares: Mapping[PromptKind, float], part: Part, rng: random.Random, *, source: str, labelled: bool
+) -> list[Pair]:
+    pairs: list[Pair] = []
+    for topic in _draw_topics(topics(part), shares, rng):
+        if len(pairs) == num:
+            break
+        prompt = prompt_text(topic, rng)
+        two = [answer(topic, _draw(_PAIR_ANSWERS[topic.kind], rng), rng) for _ in range(2)]
+        (first, first_read), (second, second_read) = sorted(
+            ((text, _assess(prompt, text)) for text in two), key=lambda item: -item[1].helpful
+        )
+        if first_read.helpful == second_read.helpful:
+            continue  # an annotator could not say which is more helpful
+        labels = (float(first_read.safe), float(second_read.safe)) if labelled else (None, None)
+        pair_id = f"{source}-{part}-{len(pairs)}"
+        pairs.append(Pair(pair_id, _user(prompt), first, second, labels[0], labels[1], source))
+    return pairs
+
+
+def _assess(prompt: str, text: str) -> Assessment:
+    assessment = assess(prompt, text)
+    assert assessment is not None  # the prompt was made by this world
+    return assessment
+
+
+def _draw_topics(pool: Sequence[Topic], shares: Mapping[PromptKind, float], rng: random.Random) -> Iterator[Topic]:
+    """Yield topics without end, with the given shares of prompt kinds; each kind runs through its topics in turn."""
+    by_kind = {kind: [topic for topic in pool if topic.kind == kind] for kind in PROMPT_KINDS}
+    queues: dict[PromptKind, list[Topic]] = {kind: [] for kind in PROMPT_KINDS}
+    while True:
+        kind = rng.choices(list(shares), weights=list(shares.values()))[0]
+        if not queues[kind]:
+            queues[kind] = rng.sample(by_kind[kind], k=len(by_kind[kind]))
+        yield queues[kind].pop()
+
+
+def _draw(shares: Shares, rng: random.Random) -> AnswerKind:
+    return rng.choices(list(shares), weights=list(shares.values()))[0]
+
+
+def _user(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)

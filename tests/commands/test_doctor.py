@@ -1,0 +1,219 @@
+"""`bfpo doctor`: the machine without a config; with one, the memory it needs, the verdict and what would help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import bfpo.commands.doctor_diagnosis
+from bfpo.cli import app
+from bfpo.commands.doctor_diagnosis import GIB, KEPT_FREE, examine
+from bfpo.commands.doctor_view import diagnosis_lines
+from bfpo.core.errors import ConfigError
+from bfpo.core.machine import EXTRAS, Device
+from bfpo.policy.memory import estimate_memory
+from tiny import tiny_model, tiny_tokenizer
+
+
+def doctor(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["doctor", *arguments])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a model's config and tokenizer, and no weights."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    assert not list(folder.glob("*.safetensors"))
+    return str(folder)
+
+
+@pytest.fixture
+def config(model: str, tmp_path: Path) -> str:
+    path = tmp_path / "train.yaml"
+    path.write_text(f"model: {model}\ndata:\n  files: [absent.jsonl]\ndtype: bfloat16\nmax_length: 64\n")
+    return str(path)
+
+
+def test_the_machine_is_described_without_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = doctor().output
+    for word in ("torch", "transformers", "GiB free of", "HF_HUB_OFFLINE is set", *EXTRAS):
+        assert word in text
+    facts = json.loads(doctor("--json").output)
+    assert facts["devices"][0]["total_bytes"] >= facts["devices"][0]["free_bytes"] > 0
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    assert "https://mirror.example" in doctor().output
+
+
+def test_a_config_that_fits(config: str) -> None:
+    result = doctor("--config", config)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert "config of:  bfpo train" in lines
+    assert lines[-1] == "fits"
+    assert "down_proj" in result.output
+    assert "estimated        MiB" in result.output  # a tiny model has figures too
+    weights = next(line for line in lines if line.startswith("  weights"))
+    assert float(weights.split()[1]) == round(examine(Path(config), []).memory.weights / 2**20, 2) > 0
+    facts = json.loads(doctor("--config", config, "--json").output)
+    assert facts["memory_bytes"]["total"] == sum(v for k, v in facts["memory_bytes"].items() if k != "total")
+    assert facts["fits"] is True
+    assert facts["remedies"] == []
+
+
+def test_a_config_that_does_not_fit_is_told_what_would(config: str) -> None:
+    result = doctor("--config", config, "--memory", "0.0005", "--json")
+    assert result.exit_code == 1
+    facts = json.loads(result.output)
+    available = facts["available_bytes"]
+    assert available == int(0.0005 * GIB)
+    changes = {remedy["change"]: remedy for remedy in facts["remedies"]}
+    assert {"gradient_checkpointing: true", "max_tokens_per_microbatch: 128", "all of these"} < set(changes)
+    assert "dtype: bfloat16" not in changes  # it is that already
+    for remedy in changes.values():
+        assert remedy["fits"] == (remedy["total"] <= available * (1 - KEPT_FREE))
+    assert changes["all of these"]["fits"]
+    text = "\n".join(diagnosis_lines(examine(Path(config), ["gradient_checkpointing=true"], memory_gib=0.0005)))
+    assert "does not fit" in text
+    assert "free (--memory)" in text
+
+
+def test_a_remedy_has_the_figure_that_the_change_gives(config: str) -> None:
+    settings = ["gradient_checkpointing=true", "reference=swap", "lora.r=2", "max_steps=1"]
+    found = examine(Path(config), settings, memory_gib=0.0001)
+    figures = {remedy.change: remedy.total for remedy in found.remedies}
+    changed = examine(Path(config), [*settings, "reference=precompute"], memory_gib=1.0)
+    assert figures["reference: precompute"] == changed.memory.total < found.memory.total
+
+
+def test_processes_share_what_sharding_divides(config: str) -> None:
+    whole = examine(Path(config), [])
+    sharded = examine(Path(config), [], processes=4, sharding="fsdp")
+    assert sharded.memory.optimizer == -(-whole.memory.optimizer // 4)
+    assert sharded.memory.weights == -(-whole.memory.weights // 4)
+    assert examine(Path(config), [], processes=4).memory.exchange == whole.memory.gradients
+
+
+def test_processes_share_the_memory_of_a_cpu_and_not_that_of_gpus(config: str, monkeypatch: Any) -> None:
+    for name, share in (("cpu", 4), ("cuda:0", 1)):
+        monkeypatch.setattr(
+            bfpo.commands.doctor_diagnosis, "find_devices", lambda name=name: [Device(name, "", 80, 90, True)]
+        )
+        assert examine(Path(config), [], processes=4).available == 80 // share
+    monkeypatch.setattr(bfpo.commands.doctor_diagnosis, "find_devices", lambda: [Device("xpu:0", "", None, None, True)])
+    unknown = examine(Path(config), [])
+    assert (unknown.available, unknown.memory_fits, unknown.fits) == (None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "swaps"),
+    [
+        (["reference=swap"], True),
+        (["reference=precompute"], False),
+        ([], False),  # a whole epoch without a buffer is precomputed
+        (["max_steps=5"], True),
+        (["buffer.files=b.jsonl"], True),
+        (["max_steps=5", "lora.r=2"], False),
+    ],
+)
+def test_the_reference_is_a_copy_of_what_trains_or_nothing(config: str, settings: list[str], swaps: bool) -> None:
+    memory = examine(Path(config), settings).memory
+    assert memory.reference == (memory.gradients if swaps else 0)
+
+
+def test_the_margin_model_of_modpo_is_counted_where_its_pass_needs_more_than_training(
+    config: str, tmp_path: Path
+) -> None:
+    with torch.device("meta"):
+        other = tiny_model(hidden_size=1024)  # far larger than the model that trains
+    other.config.save_pretrained(tmp_path / "other")
+    tiny_tokenizer().save_pretrained(tmp_path / "other")
+    settings = ["method=modpo", f"margin_model={tmp_path / 'other'}"]
+    alone = examine(Path(config), ["method=dpo_h"]).memory
+    found = examine(Path(config), settings)
+    held = sum(tensor.numel() for tensor in other.parameters()) * 2  # bfloat16
+    assert held <= found.margin_bytes < 1.01 * held
+    assert found.memory.margin == found.margin_bytes - (
+        alone.gradients + alone.optimizer + alone.reference + alone.activations + alone.exchange
+    )
+    assert found.memory.total == alone.total + found.memory.margin
+    assert "a pass of margin_model before training" in "\n".join(diagnosis_lines(found))
+    same = examine(Path(config), ["method=modpo", f"margin_model={found.model.partition(':')[0]}", "trainable=all"])
+    assert (same.memory.margin, same.margin_bytes > 0) == (0, True)  # training itself needs more
+
+
+def test_an_sft_config_is_known_by_its_keys(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(f"model: {model}\ndata:\n  files: [absent.jsonl]\ncompletions_per_microbatch: 2\nmax_length: 32\n")
+    found = examine(path, [])
+    assert (found.stage, found.plan.rows, found.plan.tokens) == ("sft", 2, 64)
+    assert found.memory.head == found.memory.reference == 0
+    scratch = [
+        "init.config={hidden_size: 32, intermediate_size: 32, num_hidden_layers: 1}",
+        f"init.tokenizer={model}",
+        "data.files=absent.jsonl",
+    ]
+    assert examine(None, scratch).model.startswith("random weights: Llama")
+
+
+def test_too_small_a_disk_is_said(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfpo.commands.doctor_diagnosis, "free_disk", lambda folder: 1000)
+    result = doctor("--config", config)
+    assert result.exit_code == 1
+    assert "the memory is enough; the disk is too small" in result.output
+    assert doctor("--config", config, "--memory", "8").exit_code == 0  # another machine: its disk is not known
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--set", "model=m", "--set", "data.files=x", "--set", "lora.r=2", "--set", "quantize=nf4"],
+            "quantize: got nf4",
+        ),
+        (["--config", "none.yaml"], "none.yaml: cannot read the config file"),
+        (["--processes", "3"], "not read without --config"),
+        (["--set", "model=nowhere/x"], "data: missing"),
+        (["--set", "model=./nowhere", "--set", "data.files=x"], "model: './nowhere': no such folder"),
+        (["--processes", "0"], "--processes"),
+        (["--sharding", "zero9"], "--sharding"),
+    ],
+)
+def test_bad_input_gets_one_message_and_exit_status_2(arguments: list[str], words: str) -> None:
+    result = doctor(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_config_error_names_the_key_of_train(config: str) -> None:
+    with pytest.raises(ConfigError, match="betta: unknown key; did you mean 'beta'"):
+        examine(Path(config), ["betta=1"])
+
+
+def test_the_plan_of_a_diagnosis_gives_its_figures(config: str) -> None:
+    found = examine(Path(config), [])
+    assert estimate_memory(found.plan) == found.memory
+
+
+@pytest.mark.parametrize("memory", ["nan", "inf", "0", "-1"])
+def test_a_memory_that_is_none_is_refused(config: str, memory: str) -> None:
+    result = doctor("--config", config, "--memory", memory)
+    assert result.exit_code == 2
+    assert "--memory: got" in result.stderr
+
+
+def test_a_pair_longer_than_the_budget_is_counted(config: str) -> None:
+    lengths = ["max_length=40", "max_completion_length=10"]
+    small = examine(Path(config), [*lengths, "max_tokens_per_microbatch=2"])
+    longest = examine(Path(config), [*lengths, "max_tokens_per_microbatch=50"])
+    assert small.plan.tokens == 50
+    assert small.memory == longest.memory

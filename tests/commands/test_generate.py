@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bfpo.generation.engines as engines
+from bfpo.config import GenerateConfig
+from bfpo.core.errors import DataError, RunError
+from bfpo.data.read import read_completions
+from bfpo.policy.load import save_policy
+from bfpo.stages import preview_stage, run_stage
+from tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_policy(tiny_model(initializer_range=0.6), tiny_tokenizer(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [
+        {"id": f"p{n}", "prompt": " ".join(f"w{(3 * n + k) % 90}" for k in range(1 + (5 * n) % 7)), "kind": "benign"}
+        for n in range(10)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def config(model: Path, prompts: Path, **settings: Any) -> GenerateConfig:
+    defaults = {"max_new_tokens": 8, "batch_size": 4}
+    return GenerateConfig(model=str(model), prompts=str(prompts), **{**defaults, **settings})
+
+
+def texts(folder: Path) -> list[tuple[str, str, bool]]:
+    return [(row.id, row.text, row.finished) for row in read_completions(folder / "completions.jsonl")]
+
+
+def test_rows_are_in_the_order_of_the_prompts(
+    model: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bfpo")
+    folder = run_stage("generate", config(model, prompts), tmp_path / "run")
+    rows = read_completions(tmp_path / "run" / "completions.jsonl")
+    assert [row.id for row in rows] == [f"p{n}" for n in range(10)]
+    asked = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()]
+    assert [row.prompt[0].content for row in rows] == asked
+    assert {row.kind for row in rows} == {"benign"}
+    assert {row.model for row in rows} == {str(model)}
+    assert any(row.text for row in rows)
+    assert not any("</s>" in row.text for row in rows)
+    assert folder.record["completions"]["num_completions"] == 10
+    cut = sum(not row.finished for row in rows)
+    assert cut > 0
+    assert f"10 completions in {folder.file('completions.jsonl')}; {cut} did not end within max_new" in caplog.text
+    assert sorted(item.name for item in (tmp_path / "run").iterdir()) == [
+        "README.md",
+        "completions.jsonl",
+        "config.yaml",
+        "run.json",
+    ]
+
+
+def test_batch_size_changes_nothing(model: Path, prompts: Path, tmp_path: Path) -> None:
+    for temperature in (0.0, 0.8):
+        for size in (1, 10):
+            run_stage(
+                "generate",
+                config(model, prompts, batch_size=size, temperature=temperature),
+                tmp_path / f"{temperature}-{size}",
+            )
+        assert texts(tmp_path / f"{temperature}-1") == texts(tmp_path / f"{temperature}-10")
+    assert texts(tmp_path / "0.0-1") != texts(tmp_path / "0.8-1")
+
+
+def test_goes_on_where_it_was_cut_off(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(model, prompts, num_completions=2, batch_size=3)
+    whole = tmp_path / "whole"
+    run_stage("generate", settings, whole)
+    assert [row.id for row in read_completions(whole / "completions.jsonl")][:3] == ["p0/0", "p0/1", "p1/0"]
+
+    asked: list[int] = []
+    original = engines.answer_batches
+
+    def dies_after_two(model: Any, requests: Any, **keywords: Any) -> Any:
+        asked.append(len(requests))
+        for number, batch in enumerate(original(model, requests, **keywords)):
+            if number == 2 and len(asked) == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(engines, "answer_batches", dies_after_two)
+    cut = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("generate", settings, cut)
+    partial = cut / "completions.partial.jsonl"
+    with partial.open("ab") as file:
+        file.write(b'{"id": "p9/1", "text": "half a r')
+    assert not (cut / "completions.jsonl").exists()
+    run_stage("generate", settings, cut, resume=True)
+    assert asked == [20, 14]
+    assert texts(cut) == texts(whole)
+    assert not partial.exists()
+
+
+def test_a_changed_prompt_file_is_not_resumed(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "prompts.jsonl"
+    copy.write_bytes(prompts.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "answer_batches", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("generate", config(model, copy), tmp_path / "run")
+    copy.write_text(copy.read_text().replace("w0", "w1"))
+    with pytest.raises(RunError, match="changed since this run started"):
+        run_stage("generate", config(model, copy), tmp_path / "run", resume=True)
+
+
+def test_limit_draws_and_keeps_the_order(model: Path, prompts: Path, tmp_path: Path) -> None:
+    run_stage("generate", config(model, prompts, limit=4), tmp_path / "run")
+    ids = [row[0] for row in texts(tmp_path / "run")]
+    assert len(ids) == 4
+    assert ids == sorted(ids, key=lambda name: int(name[1:]))
+    assert ids != ["p0", "p1", "p2", "p3"]
+
+
+def test_a_prompt_that_is_too_long_is_named(model: Path, prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"7 of 10 prompts are longer than max_prompt_length = 5, such as 'p1' with 9"):
+        run_stage("generate", config(model, prompts, max_prompt_length=5), tmp_path / "run")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(DataError, match="holds no prompt"):
+        run_stage("generate", config(model, empty), tmp_path / "none")
+
+
+def test_prompts_that_are_too_long_are_left_out_and_counted_where_told(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    asked = config(model, prompts, max_prompt_length=5, long_prompts="skip")
+    folder = run_stage("generate", asked, tmp_path / "run")
+    assert folder.record["prompts"]["left_out"] == {"longer than max_prompt_length": 7}
+    assert len(texts(tmp_path / "run")) == 3
+    assert "left out: 7 (longer than max_prompt_length)" in preview_stage("generate", asked)
+    with pytest.raises(DataError, match="10 of 10 prompts are longer than max_prompt_length = 1"):
+        run_stage("generate", asked.model_copy(update={"max_prompt_length": 1}), tmp_path / "none")
+
+
+def test_preview(model: Path, prompts: Path) -> None:
+    text = preview_stage("generate", config(model, prompts, num_completions=3))
+    assert "10 prompts: 10 benign" in text
+    assert "30 completions of at most 8 tokens" in text

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("openai")
+
+from bfpo.config import GenerateConfig
+from bfpo.core.errors import MissingExtraError, ServerError
+from bfpo.core.schema import Completion
+from bfpo.data.read import read_completions
+from bfpo.generation.engines import completion_seed
+from bfpo.stages import preview_stage, run_stage
+from support.fault_server import FaultServer
+
+KEY = "sk-" + "proj-abcdefghij0123456789"
+NUM = 10
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer().running() as running:
+        running.answer = lambda text: f"on {text}"
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("".join(f"question {n}\n" for n in range(NUM)))
+    return path
+
+
+def config(server: FaultServer, prompts: Path, **settings: Any) -> GenerateConfig:
+    defaults = {"model": "writer", "timeout": 0.5, "max_retries": 3, "max_new_tokens": 9, "max_concurrency": 4}
+    return GenerateConfig(**{**defaults, "prompts": str(prompts), "engine": "server", "url": server.url, **settings})
+
+
+def rows(folder: Path) -> list[Completion]:
+    return list(read_completions(folder / "completions.jsonl"))
+
+
+def asked_for(server: FaultServer) -> dict[str, list[int]]:
+    seeds: dict[str, list[int]] = {}
+    for body in server.bodies:
+        seeds.setdefault(body["messages"][-1]["content"], []).append(body["seed"])
+    return seeds
+
+
+def test_completions_of_a_server_are_in_order_whatever_comes_first(
+    server: FaultServer, prompts: Path, tmp_path: Path
+) -> None:
+    faults = {"question 1": "500", "question 2": "drop", "question 3": "half JSON", "question 4": "429"}
+    server.plan = lambda text, attempt: faults[text] if attempt == 0 and text in faults else 0.02 * (text[-1] == "0")
+    server.finish = lambda text: "length" if text == "question 5" else "stop"
+    server.usage = {"completion_tokens": 3, "prompt_tokens": 1, "total_tokens": 4}
+    folder = run_stage("generate", config(server, prompts, temperature=0.7, top_p=0.9), tmp_path / "run")
+    found = rows(tmp_path / "run")
+    assert [row.text for row in found] == [f"on question {n}" for n in range(NUM)]
+    assert [row.finished for row in found] == [n != 5 for n in range(NUM)]
+    assert {row.model for row in found} == {"writer"}
+    assert len({row.id for row in found}) == NUM
+    assert folder.record["completions"]["completion_tokens"] == 3 * NUM
+    assert folder.record["requests"] == server.num_requests == NUM + len(faults)
+    body = server.bodies[0]
+    assert (body["model"], body["max_tokens"], body["temperature"], body["top_p"]) == ("writer", 9, 0.7, 0.9)
+    assert body["messages"] == [{"role": "user", "content": body["messages"][0]["content"]}]
+    assert not {"logprobs", "top_logprobs"} & body.keys()
+    assert not (tmp_path / "run" / "completions.partial.jsonl").exists()
+
+
+def test_each_completion_has_a_seed_of_its_own_that_is_asked_for_again(
+    server: FaultServer, prompts: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        server.bodies.clear()
+        run_stage("generate", config(server, prompts, num_completions=3, seed=seed), tmp_path / name)
+        seeds = asked_for(server)
+        ids = [row.id for row in rows(tmp_path / name)]
+        own = [completion_seed(seed, completion_id) for completion_id in ids]
+        expected = {f"question {n}": set(own[3 * n : 3 * n + 3]) for n in range(NUM)}
+        assert {text: set(found) for text, found in seeds.items()} == expected
+        assert len(set().union(*expected.values())) == 3 * NUM
+    assert completion_seed(3, "a") != completion_seed(4, "a")
+
+
+def test_an_empty_answer_that_ended_by_itself_is_a_completion(
+    server: FaultServer, prompts: Path, tmp_path: Path
+) -> None:
+    given: dict[str, str | None] = {"question 0": "", "question 1": None, "question 2": " \n"}
+    server.answer = lambda text: given.get(text, "fine")
+    server.finish = lambda text: "length" if text == "question 2" else "stop"
+    folder = run_stage("generate", config(server, prompts), tmp_path / "run")
+    assert [(row.text, row.finished) for row in rows(tmp_path / "run")][:4] == [
+        ("", True),
+        ("", True),
+        (" \n", False),
+        ("fine", True),
+    ]
+    assert folder.record["completions"]["completion_tokens"] is None  # this server does not count
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_run(server: FaultServer, prompts: Path, tmp_path: Path) -> None:
+    server.answer = lambda text: "a\ud83db"
+    run_stage("generate", config(server, prompts), tmp_path / "run")
+    assert {row.text for row in rows(tmp_path / "run")} == {"a?b"}
+
+
+@pytest.mark.parametrize("fault", ["500", "drop", "nothing", "400"])
+def test_an_answer_that_never_came_is_no_completion_and_resume_asks_only_for_it(
+    server: FaultServer, prompts: Path, tmp_path: Path, fault: str
+) -> None:
+    lost = {"question 3", "question 7"}
+    server.plan = lambda text, attempt: fault if text in lost and fault != "nothing" else "ok"
+    server.answer = lambda text: "" if text in lost and fault == "nothing" else f"on {text}"
+    server.finish = lambda text: "length" if text in lost else "stop"
+    settings = config(server, prompts, max_retries=1)
+    with pytest.raises(ServerError, match=r"2 of 10 completions got no answer.*; 2 of 10 .* missing.*resume"):
+        run_stage("generate", settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "completions.jsonl").exists()
+    first = asked_for(server)
+    server.plan, server.answer = lambda text, attempt: "ok", lambda text: f"on {text}"
+    server.bodies.clear()
+    run_stage("generate", settings, tmp_path / "run", resume=True)
+    again = asked_for(server)
+    assert again.keys() == lost
+    assert all(again[text] == first[text][:1] for text in lost)  # asked for with the same seed
+    assert [row.text for row in rows(tmp_path / "run")] == [f"on question {n}" for n in range(NUM)]
+
+
+def test_a_used_up_budget_keeps_what_came_and_resume_ends_the_run(
+    server: FaultServer, prompts: Path, tmp_path: Path
+) -> None:
+    settings = config(server, prompts, max_requests=6, max_concurrency=1)
+    with pytest.raises(ServerError, match=r"max_requests: all 6 requests.*4 of 10 completions are missing"):
+        run_stage("generate", settings, tmp_path / "run")
+    run_stage("generate", settings, tmp_path / "run", resume=True)
+    assert set(server.requests.values()) == {1}
+    assert len(rows(tmp_path / "run")) == NUM
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    server: FaultServer, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bfpo.commands.generate as stage
+
+    original, kept = stage.append_made, []
+
+    def dies(path: Path, made: Any) -> None:
+        original(path, made)
+        kept.extend(made)
+        if len(kept) == 4:
+            raise KeyboardInterrupt
+
+    settings = config(server, prompts, max_concurrency=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "append_made", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("generate", settings, tmp_path / "run")
+    run_stage("generate", settings, tmp_path / "run", resume=True)
+    assert {text: server.requests[text] for text in sorted(server.requests)} == {f"question {n}": 1 for n in range(NUM)}
+    assert [row.text for row in rows(tmp_path / "run")] == [f"on question {n}" for n in range(NUM)]
+
+
+def test_the_key_is_sent_and_written_nowhere(
+    server: FaultServer, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BFPO_TEST_KEY", KEY)
+    server.answer = lambda text: f"your key is {KEY}"
+    run_stage("generate", config(server, prompts, api_key_env="BFPO_TEST_KEY"), tmp_path / "run")
+    assert server.keys == {f"Bearer {KEY}"}
+    assert rows(tmp_path / "run")[0].text == "your key is ***"
+    server.plan = lambda text, attempt: f"401:{KEY}"
+    with pytest.raises(ServerError, match="refuses the key"):
+        run_stage("generate", config(server, prompts, api_key_env="BFPO_TEST_KEY"), tmp_path / "refused")
+    files = [item for item in tmp_path.rglob("*") if item.is_file()]
+    assert len(files) > 5
+    assert not [item for item in files if KEY in item.read_text(errors="replace")]
+
+
+def test_a_preview_asks_nobody(server: FaultServer, prompts: Path) -> None:
+    text = preview_stage("generate", config(server, prompts, num_completions=2))
+    assert "20 completions of at most 9 tokens" in text
+    assert "not known here" in text
+    assert f"asked of writer at {server.url}" in text
+    assert server.num_requests == 0
+    resolved = text.split("\n\n")[0]
+    assert "url:" in resolved
+    assert "batch_size" not in resolved
+
+
+def test_a_greedy_request_has_neither_seed_nor_top_p(server: FaultServer, prompts: Path, tmp_path: Path) -> None:
+    run_stage("generate", config(server, prompts, temperature=0.0, limit=1), tmp_path / "run")
+    assert server.bodies[0]["temperature"] == 0
+    assert not {"seed", "top_p"} & server.bodies[0].keys()
+
+
+def test_a_refused_request_is_sent_once(server: FaultServer, prompts: Path, tmp_path: Path) -> None:
+    server.plan = lambda text, attempt: "400"
+    with pytest.raises(ServerError, match="status 400"):
+        run_stage("generate", config(server, prompts, limit=1), tmp_path / "run")
+    assert server.num_requests == 1  # there is nothing to leave out
+
+
+def test_without_the_client(
+    server: FaultServer, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingExtraError, match=r"bfpo\[server\]"):
+        run_stage("generate", config(server, prompts), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"

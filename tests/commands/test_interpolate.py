@@ -1,0 +1,133 @@
+"""Models between two: the numbers of a loop over whole tensors, in whatever files; what has no middle is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from bfpo.cli import app
+from bfpo.config import InterpolateConfig, describe_keys, load_config
+from bfpo.core.errors import ConfigError, ModelError
+from bfpo.policy.load import save_policy
+from bfpo.stages import preview_stage, run_stage
+from tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> tuple[Path, Path]:
+    for name, seed in (("a", 1), ("b", 2)):
+        save_policy(tiny_model(seed=seed), tiny_tokenizer(), tmp_path / name)
+    return tmp_path / "a", tmp_path / "b"
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Return copies: what `load_file` returns are views of the file, which a test may go on to write over."""
+    return {name: value.clone() for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+@pytest.mark.parametrize("sharded", ["neither", "first", "second"])
+def test_each_model_is_the_weighted_mean_of_the_two(models: tuple[Path, Path], tmp_path: Path, sharded: str) -> None:
+    for model, name in zip(models, ("first", "second"), strict=True):
+        if sharded == name:
+            whole = AutoModelForCausalLM.from_pretrained(model)
+            (model / "model.safetensors").unlink()
+            whole.save_pretrained(model, max_shard_size="4KB")
+            assert len(list(model.glob("*.safetensors"))) > 1
+    config = InterpolateConfig(first=str(models[0]), second=str(models[1]), weights="0,0.3,1")
+    folder = run_stage("interpolate", config, tmp_path / "run")
+    one, other = (weights_of(model) for model in models)
+    for weight in (0.0, 0.3, 1.0):
+        made = folder.path / "models" / f"weight-{weight:g}"
+        found = weights_of(made)
+        assert found.keys() == one.keys()
+        for name, value in found.items():
+            expected = (1 - weight) * one[name].double() + weight * other[name].double()
+            torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+        loaded = AutoModelForCausalLM.from_pretrained(made)
+        torch.testing.assert_close(loaded.state_dict()["lm_head.weight"], found["lm_head.weight"])
+    assert [row["weight"] for row in folder.read_json("models.json")["models"]] == [0, 0.3, 1]
+
+
+def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        save_policy(tiny_model(seed=seed).bfloat16(), tiny_tokenizer(), tmp_path / name)
+    config = InterpolateConfig(first=str(tmp_path / "a"), second=str(tmp_path / "b"), weights=[0.1])
+    made = run_stage("interpolate", config, tmp_path / "run").path / "models" / "weight-0.1"
+    found, one, other = (weights_of(path) for path in (made, tmp_path / "a", tmp_path / "b"))
+    for name, value in found.items():
+        assert value.dtype == torch.bfloat16
+        assert torch.equal(value, torch.lerp(one[name].float(), other[name].float(), 0.1).bfloat16())
+
+
+def test_what_is_there_is_left_and_what_was_cut_off_is_made_anew(models: tuple[Path, Path], tmp_path: Path) -> None:
+    config = InterpolateConfig(first=str(models[0]), second=str(models[1]), weights=[0.2, 0.8])
+    folder = run_stage("interpolate", config, tmp_path / "run")
+    record = json.loads((folder.path / "run.json").read_text())
+    (folder.path / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    kept = folder.path / "models" / "weight-0.2" / "model.safetensors"
+    stamp = kept.stat().st_mtime_ns
+    shutil.move(folder.path / "models" / "weight-0.8", folder.path / "models" / ".weight-0.8.part")
+    run_stage("interpolate", config, folder.path, resume=True)
+    assert kept.stat().st_mtime_ns == stamp
+    assert sorted(path.name for path in (folder.path / "models").iterdir()) == ["weight-0.2", "weight-0.8"]
+
+
+def test_models_without_a_middle_are_refused(models: tuple[Path, Path]) -> None:
+    def refused(words: str) -> None:
+        with pytest.raises(ModelError, match=words):
+            preview_stage("interpolate", InterpolateConfig(first=str(models[0]), second=str(models[1])))
+
+    weights = weights_of(models[1])
+    save_file({**weights, "extra": torch.zeros(1)}, models[1] / "model.safetensors")
+    refused("1 tensors are in one of the two models only, such as extra")
+    save_file({**weights, "lm_head.weight": torch.zeros(2, 2)}, models[1] / "model.safetensors")
+    refused(r"lm_head.weight has shape \(2, 2\)")
+    save_file(weights, models[1] / "model.safetensors")
+    config = json.loads((models[1] / "config.json").read_text())
+    (models[1] / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    refused("config.json has rms_norm_eps = 0.5")
+    (models[1] / "config.json").write_text(json.dumps(config))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["more"])
+    tokenizer.save_pretrained(models[1])
+    refused("its tokenizer or chat template is not that of")
+    (models[1] / "adapter_config.json").write_text("{}")
+    refused("is an adapter without its base")
+    (models[0] / "model.safetensors").write_bytes(b"\xff" * 30)
+    refused("is no safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0,1.5", r"weights: got 1.5; allowed: numbers from 0 \(the first model\) to 1 .* leave it out"),
+        ("-0.1", "weights: got -0.1; allowed: numbers from 0"),
+        ("a,b", "weights: got 'a,b'; allowed: numbers from 0 to 1 with commas"),
+        ("0.5,0.5", "weights: got 0.5, 0.5; allowed: each weight once"),
+        ("[0.5, 0.50000001]", "weights: got 0.5, 0.5; allowed: each weight once"),
+        ("''", "weights: got ''; allowed: numbers"),
+        ("[]", r"weights: got \[\]; allowed: a list of numbers >= 0 and <= 1"),
+    ],
+)
+def test_weights_that_are_none_are_named(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(InterpolateConfig, None, ["first=a", "second=b", f"weights={text}"])
+
+
+def test_the_keys_say_that_weights_are_numbers() -> None:
+    (weights,) = [key for key in describe_keys(InterpolateConfig) if key.name == "weights"]
+    assert weights.allowed == "a list of numbers >= 0 and <= 1"
+
+
+def test_the_command_takes_the_two_by_their_place(models: tuple[Path, Path], tmp_path: Path) -> None:
+    command = ["interpolate", str(models[0]), str(models[1]), "--weights", "0.5", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run" / "models" / "weight-0.5" / "config.json").exists()

@@ -1,0 +1,150 @@
+"""A sweep on the closed world, small enough for a test: one reference pass, every point, resumed where it was cut."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfpo.config import InterpolateConfig, SweepConfig
+from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, SettingError
+from bfpo.data.write import write_pairs
+from bfpo.policy.load import init_policy, save_policy
+from bfpo.stages import preview_stage, run_stage
+from bfpo.world.datasets import held_out_prompts, main_pairs
+from bfpo.world.tokenizer import save_tokenizer
+
+LLAMA = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepConfig]:
+    root = tmp_path_factory.mktemp("sweep")
+    save_tokenizer(root / "tokenizer")
+    for name, seed in (("start", 0), ("other", 1)):
+        made = init_policy(LLAMA, root / "tokenizer", seed=seed)
+        save_policy(made.model, made.tokenizer, root / name)
+    write_pairs(root / "pairs.jsonl", main_pairs(8, 0))
+    prompts = held_out_prompts("validation", 0)[:6]
+    rows = [{"id": p.id, "prompt": p.messages[0].content, "kind": p.kind} for p in prompts]
+    (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = {"model": str(root / "start"), "data": {"files": str(root / "pairs.jsonl")}, "trainable": "all"}
+    train |= {"max_steps": 1, "pairs_per_step": 4, "max_length": 48, "threads": 1}
+    (root / "train.yaml").write_text(json.dumps({**train, "reference_cache": str(root / "cache")}))
+    asked = {"prompts": str(root / "prompts.jsonl"), "max_new_tokens": 4, "threads": 1}
+    (root / "generate.yaml").write_text(json.dumps(asked))
+    config = SweepConfig(
+        train=str(root / "train.yaml"),
+        generate=str(root / "generate.yaml"),
+        grid="beta=0.1,0.2",
+        at_least="harmless=0.5",
+        memory_gib=4.0,
+        bootstrap_samples=50,
+        objectives=["harmless", "finished"],
+    )
+    return root, config
+
+
+@pytest.mark.slow
+def test_every_point_is_trained_and_judged_from_one_reference_pass(sweep: tuple[Path, SweepConfig]) -> None:
+    root, config = sweep
+    folder = run_stage("sweep", config, root / "run")
+    result = folder.read_json("tradeoff.json")
+    assert [point["name"] for point in result["points"]] == ["beta=0.1", "beta=0.2"]
+    assert result["nearest"]["at_least"] == {"harmless": 0.5}
+    assert (folder.path / "tradeoff.png").stat().st_size > 5000
+    for point in result["points"]:
+        record = json.loads((folder.path / "points" / point["name"] / "train" / "run.json").read_text())
+        assert record["config"]["beta"] == point["settings"]["beta"]
+        assert record["reference_pass"]["num_computed"] == 0
+        assert record["tokenized"] == {"data": 0}
+    record = json.loads((folder.path / "reference" / "run.json").read_text())
+    assert record["tokenized"] == {"data": 8}
+    assert len(list((folder.path / "tokens").iterdir())) == 1
+    trained = folder.path / "points" / "beta=0.1" / "train" / "run.json"
+    before = trained.read_bytes()
+    record = json.loads((folder.path / "run.json").read_text())
+    (folder.path / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    (folder.path / "tradeoff.csv").unlink()
+    run_stage("sweep", config, folder.path, resume=True)
+    assert (folder.path / "tradeoff.csv").exists()
+    assert trained.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_blends_are_judged_without_training(sweep: tuple[Path, SweepConfig]) -> None:
+    root, config = sweep
+    blends = InterpolateConfig(first=str(root / "start"), second=str(root / "other"), weights=[0.0, 1.0])
+    run_stage("interpolate", blends, root / "dial")
+    dial = SweepConfig(
+        blends=str(root / "dial"), generate=config.generate, objectives=config.objectives, bootstrap_samples=50
+    )
+    result = run_stage("sweep", dial, root / "judged").read_json("tradeoff.json")
+    assert [point["name"] for point in result["points"]] == ["weight=0", "weight=1"]
+
+
+def previewed(sweep: tuple[Path, SweepConfig], **changes: Any) -> list[str]:
+    values = {key: getattr(sweep[1], key) for key in sweep[1].model_fields_set}
+    return preview_stage("sweep", SweepConfig.model_validate({**values, "memory_gib": None, **changes})).splitlines()
+
+
+@pytest.mark.parametrize("budget", [4.0, None])
+def test_what_there_is_and_the_memory_of_each_training_are_told_beforehand(
+    sweep: tuple[Path, SweepConfig], budget: float | None
+) -> None:
+    lines = previewed(sweep, memory_gib=budget)
+    assert {"6 prompts, judged by oracle", "data: 8 pairs", "2 models, 1 at a time"} <= set(lines)
+    assert any(re.fullmatch(r"beta=0.1: train, generate, evaluate, 0\.\d\d GiB", line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ("bta=1,2", r"^grid: bta=1 on top of \S+train.yaml: bta: unknown key; did you mean 'beta'\?$"),
+        ("beta=0.1,x", "grid: beta=x on top of .*: beta: got 'x'; allowed: a number > 0"),
+        ("beta=0.1,0.10", "grid: beta=0.1 is there twice"),
+        ("num_train_epochs=1", "num_train_epochs: not read where max_steps is set"),
+        ("safedpo_delta=1", "safedpo_delta: not read by the method 'bfpo'"),
+        ("method=safedpo,dpo_h,safedpo_delta=1", "grid: method=dpo_h,safedpo_delta=1 .*: safedpo_delta: not read"),
+        ("lora=null,lora.r=8", "grid: lora and lora.r: the first holds the second"),
+        ({"trainable": [["x" * 250]]}, "too long for the name of a folder"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_before_anything_runs(
+    sweep: tuple[Path, SweepConfig], grid: Any, words: str, tmp_path: Path
+) -> None:
+    config = SweepConfig(train=sweep[1].train, generate=sweep[1].generate, grid=grid)
+    for attempt in (lambda: preview_stage("sweep", config), lambda: run_stage("sweep", config, tmp_path / "run")):
+        with pytest.raises(ConfigError, match=words):
+            attempt()
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.yaml", "run.json"}
+
+
+def test_what_is_not_there_is_said_before_anything_runs(sweep: tuple[Path, SweepConfig], tmp_path: Path) -> None:
+    def refused(error: type[Exception], words: str, **changes: Any) -> None:
+        with pytest.raises(error, match=words):
+            previewed(sweep, **changes)
+
+    def written(name: str, **values: Any) -> str:
+        (tmp_path / name).write_text(json.dumps(values))
+        return str(tmp_path / name)
+
+    prompts = str(sweep[0] / "prompts.jsonl")
+    refused((ModelError, ConfigError), "/no/such/model", grid="model=/no/such/model")
+    refused(DataError, "nowhere.jsonl", grid="data.files=nowhere.jsonl")
+    refused(DataError, "none.txt", generate=written("g1", prompts="none.txt"))
+    refused(ConfigError, "sets model, which is each point's own", generate=written("g2", prompts=prompts, model="x"))
+    refused(ConfigError, "sets completions", evaluate=written("e1", completions="x"))
+    refused((ModelError, ConfigError), "/no/judge", evaluate=written("e2", judge="qwen3guard:/no/judge"))
+    refused(SettingError, "judge: got 'nobody'", evaluate=written("e3", judge="nobody"))
+    judge = written("e4", judge="qwen3guard:some/model")
+    refused(ConfigError, "helpfulness: not measured by", evaluate=judge, objectives=["helpfulness", "harmless"])
+    blends = SweepConfig(blends=str(tmp_path), generate=str(sweep[1].generate))
+    with pytest.raises(RunError, match="cannot be read as a run of `bfpo interpolate`"):
+        preview_stage("sweep", blends)
+    written("models.json", models=[{"weight": 0.5, "model": str(tmp_path / "gone")}])
+    with pytest.raises((RunError, ConfigError), match="gone"):
+        preview_stage("sweep", blends)

@@ -1,0 +1,265 @@
+"""`sft` and `train` from files to a saved model, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bfpo.config import AlignConfig, SftConfig
+from bfpo.core.errors import ConfigError, DataError, ModelError, RunError
+from bfpo.policy.load import save_policy
+from bfpo.stages import preview_stage, run_stage
+from bfpo.training.callbacks import MetricsCallback
+from tiny import tiny_model, tiny_tokenizer
+
+CELLS = [(True, True), (True, False), (False, True), (False, False)]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A model folder, pairs of all cells on 12 prompts, a buffer of safe pairs, completions."""
+    save_policy(tiny_model(max_position_embeddings=128), tiny_tokenizer(), tmp_path / "start")
+    rows = [
+        {
+            "id": f"p{i}",
+            "prompt": f"w{i} w3",
+            "chosen": f"w{i % 7} w{i % 5} w9",
+            "rejected": f"w{i % 3} w11",
+            "chosen_is_safe": CELLS[i % 4][0],
+            "rejected_is_safe": CELLS[i % 4][1],
+        }
+        for i in range(12)
+    ]
+    write(tmp_path / "pairs.jsonl", rows)
+    write(tmp_path / "safe.jsonl", [{**row, "chosen_is_safe": True, "rejected_is_safe": True} for row in rows[:5]])
+    write(tmp_path / "sft.jsonl", [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows])
+    return tmp_path
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def align(folder: Path, **settings: Any) -> AlignConfig:
+    split = {"held_out": 3, "seed": 1}
+    defaults: dict[str, Any] = {
+        "model": str(folder / "start"),
+        "data": {"files": str(folder / "pairs.jsonl"), "split": split},
+        "buffer": {"files": str(folder / "safe.jsonl")},
+        "eval_data": {"files": str(folder / "pairs.jsonl"), "split": {**split, "part": "test"}},
+        "beta": 0.1,
+        "learning_rate": 1e-3,
+        "trainable": "all",
+        "max_steps": 6,
+        "pairs_per_step": 4,
+        "max_tokens_per_microbatch": 24,
+        "logging_steps": 2,
+        "save_steps": 2,
+        "eval_steps": 3,
+        "threads": 1,
+    }
+    return AlignConfig(**{**defaults, **settings})
+
+
+def with_lora(config: AlignConfig) -> AlignConfig:
+    lora = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
+    return AlignConfig(**{**config.model_dump(exclude={"trainable"}, exclude_unset=True), "lora": lora})
+
+
+def sft(data: Path, **settings: Any) -> SftConfig:
+    defaults: dict[str, Any] = {
+        "model": str(data / "start"),
+        "data": {"files": str(data / "sft.jsonl")},
+        "learning_rate": 1e-3,
+        "max_steps": 5,
+        "completions_per_step": 4,
+        "completions_per_microbatch": 4,
+        "logging_steps": 1,
+        "threads": 1,
+    }
+    return SftConfig(**{**defaults, **settings})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_train_writes_everything(data: Path) -> None:
+    out = data / "run"
+    folder = run_stage("train", align(data), out)
+    assert folder.status == "finished"
+    assert (out / "model" / "tokenizer.json").exists()
+    assert json.loads((out / "model" / "config.json").read_text())["use_cache"] is True
+    counts = json.loads((out / "data.json").read_text())
+    assert counts["data"]["pairs"] == 9
+    assert sum(counts["data"]["cells"].values()) == 9
+    assert counts["eval_data"]["pairs"] == 3
+    assert {path.name for path in (out / "tokens").iterdir()} == {"data.arrow", "buffer.arrow", "eval_data.arrow"}
+    rows = folder.read_metrics()
+    assert [row["step"] for row in rows if "main/loss" in row] == [2, 4, 6]
+    assert [row["step"] for row in rows if "eval_accuracy" in row] == [3, 6]
+    assert folder.record["reference"] == "precompute"
+    assert folder.record["divergence"] is None
+    assert "eval_accuracy" in folder.record["metrics"]
+    assert "parameters train (100.0%)" in folder.record["trainable"]
+    assert "Held-out pairs" in (out / "README.md").read_text()
+    assert (out / "rejects.jsonl").read_text() == ""
+    assert not list(out.glob(".model*"))
+
+
+class MachineDownError(Exception):
+    """As if the machine had gone down."""
+
+
+def test_a_killed_run_resumes_to_the_same_weights(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = align(data)
+    run_stage("train", config, data / "straight")
+    on_log = MetricsCallback.on_log
+
+    def dying(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        on_log(self, args, state, control, logs, **kwargs)
+        if state.global_step == 3 and "eval_loss" in logs:
+            raise MachineDownError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCallback, "on_log", dying)
+        with pytest.raises(MachineDownError):
+            run_stage("train", config, data / "killed")
+    assert not (data / "killed" / "model").exists()
+    half = data / "killed" / "checkpoints" / "checkpoint-4"  # the next one, cut off in the middle
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(RunError, match="--resume"):
+        run_stage("train", config, data / "killed")
+    with pytest.raises(RunError, match=r"learning_rate was 0\.001, now 0\.002"):
+        run_stage("train", align(data, learning_rate=0.002), data / "killed", resume=True)
+    folder = run_stage("train", config, data / "killed", resume=True)
+    assert folder.status == "finished"
+    assert same(data / "straight", data / "killed")
+    steps = [row["step"] for row in folder.read_metrics() if "main/loss" in row]
+    assert steps == [2, 4, 6]
+    assert [row["step"] for row in folder.read_metrics() if "eval_loss" in row] == [3, 6]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_killed_after_its_last_step_needs_no_further_one(
+    data: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
+) -> None:
+    config = with_lora(align(data)) if lora else align(data, eval_steps=None)
+    run_stage("train", config, data / "straight")
+
+    def dying(*args: Any, **kwargs: Any) -> None:
+        raise MachineDownError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bfpo.training.session.save_model_folder", dying)
+        with pytest.raises(MachineDownError):
+            run_stage("train", config, data / "killed")
+    run_stage("train", config, data / "killed", resume=True)
+    assert same(data / "straight", data / "killed")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_sharded_run_saves_the_weights_that_its_processes_gather(
+    data: Path, monkeypatch: pytest.MonkeyPatch, lora: bool
+) -> None:
+    """With one process the gathered weights are the model's own; the model itself is emptied before it is saved."""
+    config = with_lora(align(data)) if lora else align(data, eval_steps=None)
+    run_stage("train", config, data / "straight")
+
+    def gathered(trainer: Any) -> Any:
+        state = {name: tensor.clone() for name, tensor in trainer.model_wrapped.state_dict().items()}
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.zero_()
+        return state
+
+    monkeypatch.setattr("bfpo.training.session.whole_state", gathered)
+    run_stage("train", config, data / "gathered")
+    first, second = weights(data / "straight"), weights(data / "gathered")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
+def test_lora_is_trained_and_merged(data: Path) -> None:
+    folder = run_stage("train", with_lora(align(data)), data / "run")
+    assert "lora_A" in folder.record["trainable"]
+    start, end = load_file(data / "start" / "model.safetensors"), weights(data / "run")
+    assert start.keys() == end.keys()
+    changed = {name.split(".")[-2] for name, value in end.items() if not torch.equal(value, start[name])}
+    assert changed == {"q_proj", "down_proj"}
+
+
+def test_sft_lowers_the_loss(data: Path) -> None:
+    config = sft(data, max_steps=30, learning_rate=1e-2, eval_data={"files": str(data / "sft.jsonl")})
+    folder = run_stage("sft", config, data / "run")
+    losses = [row["loss"] for row in folder.read_metrics() if "loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
+    assert folder.record["metrics"]["eval_loss"] < 0.5 * losses[0]
+
+
+def test_sft_from_scratch_on_the_safe_completions_of_pairs(data: Path) -> None:
+    init = {
+        "config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1},
+        "tokenizer": str(data / "start"),
+    }
+    config = SftConfig(
+        **{**sft(data).model_dump(exclude={"model"}, exclude_unset=True), "init": init}
+        | {"data": {"files": str(data / "pairs.jsonl"), "use": "safe"}}
+    )
+    run_stage("sft", config, data / "run")
+    counts = json.loads((data / "run" / "data.json").read_text())["data"]
+    assert counts["completions"] == 12
+    assert counts["pairs"] == 12
+
+
+def test_preview_tells_counts_and_parameters_and_writes_nothing(data: Path) -> None:
+    before = sorted(path.name for path in data.iterdir())
+    text = preview_stage("train", align(data, trainable=["*.down_proj.weight"]))
+    assert "data: 9 pairs; by cell (chosen-rejected) safe-safe" in text
+    assert "buffer: 5 pairs" in text
+    assert "768 of" in text
+    assert "12 completions" in preview_stage("sft", sft(data))
+    assert sorted(path.name for path in data.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        ({"trainable": ["*.gate.weight"]}, ModelError, "close names"),
+        ({"model": "missing"}, ModelError, "'missing' is no folder here, and the hub cannot be reached"),
+        ({"data": {"files": "missing.jsonl"}}, (DataError, RunError), "missing.jsonl"),
+        ({"chat_template": "missing.jinja"}, ConfigError, "chat_template: got .*missing.jinja.*no such file"),
+    ],
+)
+def test_bad_input(data: Path, settings: dict[str, Any], kind: Any, words: str) -> None:
+    with pytest.raises(kind, match=words):
+        run_stage("train", align(data, **settings), data / "run")
+    assert json.loads((data / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_processes_must_share_a_step_evenly(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"pairs_per_step: got 4; with 3 processes it must be a multiple of 3"):
+        run_stage("train", align(data), data / "run")
+
+
+def test_rejected_rows_are_written_and_counted(data: Path) -> None:
+    with (data / "pairs.jsonl").open("a") as file:
+        file.write('{"prompt": "w1", "chosen": 3}\n')
+    with pytest.raises(DataError, match=r"pairs.jsonl:13"):
+        run_stage("train", align(data), data / "stops")
+    source = {"files": str(data / "pairs.jsonl"), "bad_rows": "skip"}
+    run_stage("train", align(data, data=source, eval_data=None, eval_steps=None, max_steps=1), data / "skips")
+    rejects = [json.loads(line) for line in (data / "skips" / "rejects.jsonl").read_text().splitlines()]
+    assert [(row["input"], row["line"]) for row in rejects] == [("data", 13)]

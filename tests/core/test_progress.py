@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from bfpo.core.progress import CountProgress
+
+logger = logging.getLogger("bfpo.test")
+
+
+def count(caplog: pytest.LogCaptureFixture, *, terminal: bool, **settings: object) -> tuple[str, list[str]]:
+    """What a terminal shows and what the log says of five steps to 10."""
+    caplog.set_level(logging.INFO, "bfpo")
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
+    with CountProgress("reference", 10, logger, console=console, **settings) as progress:  # type: ignore[arg-type]
+        for _ in range(5):
+            progress.advance(3)
+    return console.file.getvalue(), [record.getMessage() for record in caplog.records]  # type: ignore[attr-defined]
+
+
+def test_lines_in_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    shown, lines = count(caplog, terminal=False, seconds_between_lines=0.0)
+    assert shown == ""
+    assert [line.partition("  (")[0] for line in lines] == [f"reference: {n} of 10" for n in (3, 6, 9, 10, 10)]
+
+
+def test_a_short_count_and_a_silent_one_say_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert count(caplog, terminal=False) == ("", [])
+    assert count(caplog, terminal=False, shown=False, seconds_between_lines=0.0) == ("", [])
+    assert count(caplog, terminal=True, shown=False) == ("", [])
+
+
+def test_a_bar_on_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    shown, lines = count(caplog, terminal=True, seconds_between_lines=0.0)
+    assert "reference" in shown
+    assert "10/10" in shown
+    assert lines == []

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from bfpo.core.errors import ModelError, SettingError
+from bfpo.generation.sampling import Answer, Request, answer_batches, end_token_ids
+
+VOCAB, END, OTHER_END = 40, 1, 2
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.6,  # far from ties, which rounding could decide either way
+    )
+    return LlamaForCausalLM(config)
+
+
+REQUESTS = [
+    Request(f"p{number}", tuple(3 + (7 * number + 5 * place) % (VOCAB - 3) for place in range(1 + number % 6)))
+    for number in range(14)
+]
+
+
+def answers(model: Any, requests: list[Request] = REQUESTS, **settings: Any) -> dict[str, Answer]:
+    defaults = {"eos_token_ids": {END, OTHER_END}, "max_new_tokens": 12}
+    batches = answer_batches(model, requests, **{**defaults, **settings})
+    return {answer.id: answer for batch in batches for answer in batch}
+
+
+def one_by_one(model: Any, request: Request, num_tokens: int) -> list[int]:
+    """Greedy decoding without cache, padding or `generate`."""
+    ids = list(request.prompt_ids)
+    for _ in range(num_tokens):
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if token in (END, OTHER_END):
+            break
+        ids.append(token)
+    return ids[len(request.prompt_ids) :]
+
+
+def test_greedy_is_the_argmax_of_each_prompt_alone(model: Any) -> None:
+    got = answers(model, temperature=0.0, batch_size=5)
+    for request in REQUESTS:
+        expected = one_by_one(model, request, 12)
+        assert list(got[request.id].token_ids) == expected
+        assert got[request.id].finished == (len(expected) < 12)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_batches_and_company_change_nothing(model: Any, temperature: float) -> None:
+    together = answers(model, temperature=temperature, batch_size=len(REQUESTS))
+    assert together == answers(model, temperature=temperature, batch_size=1)
+    assert together == answers(model, list(reversed(REQUESTS)), temperature=temperature, batch_size=3)
+    alone = answers(model, REQUESTS[4:5], temperature=temperature)
+    assert alone["p4"] == together["p4"]
+
+
+def test_seed_and_id_decide_the_draws(model: Any) -> None:
+    first, again, other = (answers(model, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    same_prompt = answers(model, [Request(f"copy {number}", (5, 6)) for number in range(6)])
+    assert len({answer.token_ids for answer in same_prompt.values()}) > 1
+
+
+def test_draws_follow_the_models_distribution(model: Any) -> None:
+    prompt = (9, 4, 11)
+    requests = [Request(str(number), prompt) for number in range(4000)]
+    drawn = answers(model, requests, max_new_tokens=1, batch_size=4000, temperature=2.0)
+    counts = torch.zeros(VOCAB, dtype=torch.float64)
+    for answer in drawn.values():
+        for token in answer.token_ids:
+            counts[token] += 1
+    with torch.no_grad():
+        expected = (model(torch.tensor([prompt])).logits[0, -1].double() / 2.0).softmax(-1)
+    expected[[END, OTHER_END]] = 0.0  # an end token is not part of an answer
+    assert (counts / 4000 - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it(model: Any) -> None:
+    prompt = (9, 4, 11)
+    with torch.no_grad():
+        probabilities = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+    ranked = probabilities.argsort(descending=True)
+    size = int((probabilities[ranked].cumsum(0) < 0.5).sum()) + 1
+    allowed = {int(token) for token in ranked[:size]}
+    drawn = answers(model, [Request(str(n), prompt) for n in range(300)], max_new_tokens=1, batch_size=300, top_p=0.5)
+    assert {token for answer in drawn.values() for token in answer.token_ids} <= allowed
+
+
+def test_stops_at_every_end_token(model: Any) -> None:
+    greedy = answers(model, temperature=0.0, eos_token_ids={END})
+    source = next(answer for answer in greedy.values() if len(answer.token_ids) > 3)
+    stop = source.token_ids[2]
+    cut = answers(model, temperature=0.0, eos_token_ids={END, stop})[source.id]
+    assert cut.token_ids == source.token_ids[: source.token_ids.index(stop)]
+    assert cut.finished
+
+
+def test_leaves_the_model_as_it_was(model: Any) -> None:
+    model.generation_config = GenerationConfig(repetition_penalty=5.0, do_sample=True, top_k=1, max_length=3)
+    model.train()
+    plain = model.generation_config
+    try:
+        got = answers(model, temperature=0.0)
+        assert model.generation_config is plain
+        assert model.training
+    finally:
+        model.generation_config = GenerationConfig()
+        model.eval()
+    assert got == answers(model, temperature=0.0)
+
+
+def test_end_tokens_come_from_both_places(model: Any) -> None:
+    class Tokenizer:
+        eos_token_id: int | None = 7
+
+    own = model.generation_config
+    try:
+        model.generation_config = GenerationConfig(eos_token_id=[5, 3])
+        assert end_token_ids(model, Tokenizer()) == (3, 5, 7)
+        model.generation_config = GenerationConfig()
+        Tokenizer.eos_token_id = None
+        with pytest.raises(ModelError, match="eos_token_id"):
+            end_token_ids(model, Tokenizer())
+    finally:
+        model.generation_config = own
+
+
+def test_no_room_is_an_error(model: Any) -> None:
+    with pytest.raises(SettingError, match="'p5' has 6 tokens; the model has 64 positions"):
+        answers(model, max_new_tokens=60)

@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("openai")
+
+from bfpo.core.errors import MissingExtraError, ServerError, SettingError
+from bfpo.core.schema import Comparison, Completion, Message, Verdict
+from bfpo.generation.server import RequestBudget, Server
+from bfpo.judges.formats import FORMATS, PAIR_FORMATS
+from bfpo.judges.server_judges import ServerJudge, ServerRanker
+from support.fault_server import FAULTS, FaultServer, guard_answer
+
+KEY = "sk-" + "proj-abcdefghij0123456789"
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer().running() as running:
+        yield running
+
+
+def texts(count: int) -> list[str]:
+    return [f"answer {n} is {'bad' if n % 3 == 0 else 'fine'}" for n in range(count)]
+
+
+def completions(count: int) -> list[Completion]:
+    return [Completion(f"c{n}", (Message("user", "q"),), text) for n, text in enumerate(texts(count))]
+
+
+def judge(server: FaultServer, format: str = "llama-guard-3", threshold: float = 0.5, **settings: Any) -> ServerJudge:
+    defaults = {"model": "guard", "timeout": 10.0, "max_retries": 5, "max_concurrency": 32}
+    return ServerJudge(FORMATS[format], Server(url=server.url, **{**defaults, **settings}), threshold=threshold)
+
+
+def expected(count: int) -> list[str]:
+    return [guard_answer(text).split("\n")[0] for text in texts(count)]
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+def test_through_all_faults_nothing_is_lost_or_counted_twice_and_order_is_kept(server: FaultServer, seed: int) -> None:
+    rng = random.Random(seed)
+    quick = [fault for fault in FAULTS if fault not in ("timeout", "drip")]
+    plans = {text: [rng.choice(quick) for _ in range(rng.randrange(3))] for text in texts(30)}
+    for text, slow in zip(rng.sample(texts(30), 2), ("timeout", "drip"), strict=True):
+        plans[text] = [slow, *plans[text][:1]]
+    server.plan = lambda text, attempt: plans[text][attempt] if attempt < len(plans[text]) else rng.random() / 20
+    server.drip_seconds = 20.0
+    budget = RequestBudget()
+    reported: list[int] = []
+    verdicts: dict[int, Verdict] = {}
+
+    def report(place: int, verdict: Verdict, lasting: bool) -> None:
+        reported.append(place)
+        verdicts[place] = verdict
+        assert lasting
+
+    judge(server, budget=budget, timeout=1.2).judge_each(completions(30), report)
+    assert sorted(reported) == list(range(30))
+    assert reported != sorted(reported)  # answers came in another order than the questions
+    assert [verdicts[place].completion_id for place in range(30)] == [f"c{n}" for n in range(30)]
+    assert [verdicts[place].label for place in range(30)] == expected(30)
+    assert set(server.answered.values()) == {1}
+    assert {text: server.requests[text] for text in texts(30)} == {text: len(plans[text]) + 1 for text in texts(30)}
+    assert budget.num_requests == server.num_requests
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_text_that_never_gets_an_answer_is_unscored_and_may_be_asked_again(server: FaultServer, fault: str) -> None:
+    server.plan = lambda text, attempt: fault if text == texts(6)[3] else "ok"
+    server.drip_seconds = 10.0
+    found: dict[int, tuple[Verdict, bool]] = {}
+    judge(server, max_retries=0, timeout=1.0 if fault in ("timeout", "drip") else 10.0).judge_each(
+        completions(6), lambda n, verdict, lasting: found.update({n: (verdict, lasting)})
+    )
+    verdict, lasting = found.pop(3)
+    assert (verdict.label, lasting, verdict.p_safe) == ("unscored", False, None)
+    assert verdict.reason
+    assert [one.label for one, _ in found.values()].count("unscored") == 0
+    assert all(kept for _, kept in found.values())
+    assert server.num_requests == 6
+
+
+@pytest.mark.parametrize(
+    ("written", "lasting"),
+    [("I like trains", True), ("safe unsafe", True), ("", False), ("  \n", False), (None, False)],
+)
+def test_what_cannot_be_read_is_unscored(server: FaultServer, written: str | None, lasting: bool) -> None:
+    server.answer = lambda text: written
+    found: list[tuple[Verdict, bool]] = []
+    judge(server).judge_each(completions(1), lambda n, verdict, keep: found.append((verdict, keep)))
+    ((verdict, kept),) = found
+    assert (verdict.label, kept) == ("unscored", lasting)
+    assert verdict.reason
+    assert verdict.raw == (written if lasting else "")
+
+
+def test_the_budget_counts_requests_that_are_sent_again(server: FaultServer) -> None:
+    server.plan = lambda text, attempt: "500" if attempt == 0 else "ok"
+    found: list[int] = []
+    with pytest.raises(ServerError, match=r"max_requests: all 7 requests are used up.*--resume") as error:
+        judge(server, budget=RequestBudget(7), max_concurrency=1).judge_each(
+            completions(10), lambda n, verdict, lasting: found.append(n)
+        )
+    assert error.value.exit_code == 1
+    assert server.num_requests == 7
+    assert found == [0, 1, 2]
+
+
+def test_a_used_up_budget_lets_what_is_sent_come_in(server: FaultServer) -> None:
+    server.plan = lambda text, attempt: 0.04 * int(text.split()[1])  # the others are under way when the first is done
+    found: list[int] = []
+    with pytest.raises(ServerError, match="max_requests"):
+        judge(server, budget=RequestBudget(5), max_concurrency=5).judge_each(
+            completions(10), lambda n, verdict, lasting: found.append(n)
+        )
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    assert server.num_requests == 5
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (f"401: wrong key {KEY}", "refuses the key .status 401.; the variable BFPO_TEST_KEY is set"),
+        ("403", "refuses the key .status 403."),
+        ("404", "knows no such path or model .*told to say 404.*ends in /v1"),
+    ],
+)
+def test_a_refusal_stops_at_once_and_repeats_no_key(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
+) -> None:
+    monkeypatch.setenv("BFPO_TEST_KEY", KEY)
+    server.plan = lambda text, attempt: fault
+    with pytest.raises(ServerError, match=words) as error:
+        judge(server, api_key_env="BFPO_TEST_KEY", max_concurrency=2).judge(completions(20))
+    assert server.num_requests <= 2
+    assert server.keys == {f"Bearer {KEY}"}
+    chain: BaseException | None = error.value
+    while chain is not None:
+        assert KEY not in f"{chain}"
+        chain = chain.__cause__
+
+
+def test_after_a_refusal_no_other_text_is_asked_about(server: FaultServer) -> None:
+    server.plan = lambda text, attempt: "403" if text == texts(1)[0] else 0.05
+    with pytest.raises(ServerError, match="refuses the key"):
+        judge(server, max_concurrency=3).judge(completions(40))
+    assert server.num_requests == 3
+
+
+def test_nobody_there(server: FaultServer) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    nobody = ServerJudge(FORMATS["llama-guard-3"], Server(url=url, model="m", max_retries=0, max_concurrency=2))
+    with pytest.raises(ServerError, match=r"\d texts got no answer.*no whole answer"):
+        nobody.judge(completions(30))
+
+
+def test_a_server_that_goes_away_in_the_middle(server: FaultServer) -> None:
+    server.plan = lambda text, attempt: "ok" if int(text.split()[1]) < 5 else "drop"
+    found: list[int] = []
+    with pytest.raises(ServerError, match="8 texts got no answer"):
+        judge(server, max_retries=0, max_concurrency=1).judge_each(
+            completions(30), lambda n, verdict, lasting: found.append(n) if lasting else None
+        )
+    assert found == [0, 1, 2, 3, 4]
+
+
+def test_the_server_says_when_to_come_again(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = FaultServer._send
+    monkeypatch.setattr(
+        FaultServer,
+        "_send",
+        staticmethod(
+            lambda *given, **named: send(*given, **{**named, **({"retry": "700"} if "retry" in named else {})})
+        ),
+    )
+    server.plan = lambda text, attempt: "429" if attempt == 0 else "ok"
+    begun = time.monotonic()
+    (verdict,) = judge(server).judge(completions(1))
+    assert verdict.label == "unsafe"
+    assert time.monotonic() - begun >= 0.7
+
+
+def chat_logprobs(tokens: list[tuple[str, dict[str, float]]]) -> dict[str, Any]:
+    return {
+        "content": [
+            {
+                "token": word,
+                "logprob": -0.1,
+                "bytes": None,
+                "top_logprobs": [{"token": k, "logprob": v, "bytes": None} for k, v in tops.items()],
+            }
+            for word, tops in tokens
+        ]
+    }
+
+
+@pytest.mark.parametrize(("threshold", "label"), [(0.5, "unsafe"), (0.2, "safe")])
+def test_probabilities_are_used_where_the_server_gives_them(server: FaultServer, threshold: float, label: str) -> None:
+    server.answer = lambda text: "\n\nunsafe\nS1"
+    tops = {"un": -0.5, "safe": -1.5, "\n": -9.0}
+    server.logprobs = lambda text: chat_logprobs([("\n\n", {"\n\n": 0.0}), ("un", tops), ("safe", {"safe": 0.0})])
+    (verdict,) = judge(server, threshold=threshold).judge(completions(1))
+    assert verdict.p_safe == pytest.approx(1 / (1 + 2.718281828), abs=1e-6)
+    assert verdict.label == label
+
+
+def test_probabilities_of_the_completions_endpoint(server: FaultServer) -> None:
+    server.answer = lambda text: "no"
+    server.logprobs = lambda text: {
+        "tokens": ["no"],
+        "token_logprobs": [-0.1],
+        "top_logprobs": [{"no": -0.1, " Yes": -3.1}],
+    }
+    (verdict,) = judge(server, "harmbench", api="completions").judge(completions(1))
+    assert verdict.label == "safe"
+    assert verdict.p_safe == pytest.approx(1 / (1 + 0.049787), abs=1e-4)
+    assert server.bodies[0]["prompt"].startswith("[INST]")
+    with pytest.raises(SettingError, match="asks a chat"):
+        judge(server, "llama-guard-3", api="completions").judge(completions(1))
+
+
+def test_a_server_that_takes_no_request_for_probabilities(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.plan = lambda text, attempt: "400" if server.bodies[-1].get("logprobs") else "ok"
+    asked = judge(server, max_concurrency=1)
+    assert [verdict.label for verdict in asked.judge(completions(5))] == expected(5)
+    assert server.num_requests == 6  # found out once
+
+
+def test_a_text_that_the_server_refuses_is_unscored(server: FaultServer) -> None:
+    server.plan = lambda text, attempt: "400" if text == texts(4)[2] else "ok"
+    verdicts = judge(server, max_concurrency=1).judge(completions(4))
+    assert [verdict.label for verdict in verdicts] == ["unsafe", "safe", "unscored", "unsafe"]
+    assert "status 400: " in verdicts[2].reason
+    assert server.num_requests == 4
+
+
+def test_votes_are_drawn_with_a_seed_of_their_own(server: FaultServer) -> None:
+    asked = judge(server, temperature=0.7)
+    assert asked.is_sampled
+    asked.judge_each(completions(1), lambda *found: None, vote=3)
+    assert (server.bodies[0]["seed"], server.bodies[0]["temperature"]) == (3, 0.7)
+    assert not judge(server).is_sampled
+    assert judge(server).version != asked.version
+
+
+def test_a_judged_text_cannot_close_its_turn(server: FaultServer) -> None:
+    judge(server).judge([Completion("x", (Message("user", "q"),), "fine<|im_end|>")])
+    assert "<|im_end|>" not in server.bodies[0]["messages"][-1]["content"]
+
+
+def ranks(server: FaultServer, answer: Any) -> list[Comparison]:
+    server.answer = answer
+    ranker = ServerRanker(PAIR_FORMATS["helpfulness"], Server(url=server.url, model="m", timeout=0.5, max_retries=1))
+    one, two, three = completions(3)
+    return ranker.compare([(one, two), (two, three), (three, one)])
+
+
+def test_a_ranker_is_asked_in_both_orders(server: FaultServer) -> None:
+    def second_text_is_best(text: str) -> str:
+        return "A" if "answer 1" in text.partition("Answer A:")[2].partition("Answer B:")[0] else "B"
+
+    found = ranks(server, second_text_is_best)
+    assert server.num_requests == 6
+    assert [(row.first_id, row.second_id) for row in found] == [("c0", "c1"), ("c1", "c2"), ("c2", "c0")]
+    assert [row.first_is_better for row in found] == [0.0, 1.0, 0.5]
+
+
+def test_a_ranker_that_looks_at_the_place_says_a_tie_and_one_that_says_nothing_is_unscored(server: FaultServer) -> None:
+    assert [row.first_is_better for row in ranks(server, lambda text: "A")] == [0.5, 0.5, 0.5]
+    assert [row.first_is_better for row in ranks(server, lambda text: "both")] == [None, None, None]
+
+
+def test_probabilities_of_both_orders_are_averaged(server: FaultServer) -> None:
+    server.logprobs = lambda text: chat_logprobs([("A", {"A": -0.1, "B": -2.3})])
+    (first, *_) = ranks(server, lambda text: "A")
+    assert first.first_is_better == pytest.approx(0.5)
+
+
+def test_inside_an_event_loop(server: FaultServer) -> None:
+    async def notebook() -> list[Verdict]:
+        return judge(server).judge(completions(3))
+
+    assert [verdict.label for verdict in asyncio.run(notebook())] == expected(3)
+
+
+def test_a_key_that_would_travel_in_the_open_is_named(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for url, warned in ((server.url, False), ("https://host/v1", False), ("http://host:8000/v1", True)):
+        monkeypatch.setenv("BFPO_TEST_KEY", KEY)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "bfpo"):
+            Server(url=url, model="m", api_key_env="BFPO_TEST_KEY")
+        assert ("BFPO_TEST_KEY goes to host:8000 unencrypted" in caplog.text) == warned
+        assert KEY not in caplog.text
+
+
+def test_what_cannot_be_asked(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingError, match="max_requests: got 0"):
+        RequestBudget(0)
+    with pytest.raises(SettingError, match="url: holds a name"):
+        Server(url=f"http://me:{KEY}@host/v1", model="m")
+    monkeypatch.setenv("BFPO_TEST_KEY", "two words")
+    with pytest.raises(SettingError, match="variable BFPO_TEST_KEY") as error:
+        Server(url=server.url, model="m", api_key_env="BFPO_TEST_KEY")
+    assert "two words" not in str(error.value)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingExtraError, match=r"bfpo\[server\]"):
+        Server(url=server.url, model="m")

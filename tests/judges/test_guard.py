@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import AddedToken
+from transformers import (
+    AutoModelForCausalLM,
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    Llama4TextConfig,
+    Llama4VisionConfig,
+)
+
+from bfpo.core.errors import ModelError, SettingError
+from bfpo.core.schema import Completion, Verdict
+from bfpo.judges import guard as guard_module
+from bfpo.judges.formats import FORMATS, make_format
+from bfpo.judges.guard import GuardJudge
+from helpers import byte_ids
+from scripted import HOSTILE, completion, save_random, save_scripted, tokenizer_with
+
+WORDS = ("Yes", "No", "safe", "unsafe")
+TEXTS = ["", "a", "bc" * 40, "A longer answer, of several words.", "é\u202e\n\n", *HOSTILE[:4]]
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(tmp_path_factory.mktemp("guard"), tokenizer_with(WORDS))
+
+
+@pytest.fixture
+def no_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "MIN_MASS", 0.0)
+
+
+def _completions() -> list[Completion]:
+    return [completion(text, f"question {number}", str(number)) for number, text in enumerate(TEXTS)]
+
+
+def _expected(folder: Path, name: str, text: str, question: str) -> float:
+    """p(safe) of one text, alone and in float64, from ids written down by hand."""
+    loader = Llama4ForConditionalGeneration if name == "llama-guard-4" else AutoModelForCausalLM
+    model = loader.from_pretrained(folder, dtype=torch.float64).eval()
+    tokenizer = tokenizer_with(WORDS)
+    asked = FORMATS[name].ask(completion(text, question))
+    if isinstance(asked, str):
+        ids = byte_ids(asked)  # none of the texts below holds a word with a token of its own
+        safe, unsafe = ["No", "n"], ["Yes", "y"]
+    else:
+        ids = []
+        for message in asked:
+            ids += [2, *byte_ids(f"{message.role}\n{message.content}"), 3, *byte_ids("\n")]
+        ids += [2, *byte_ids("assistant\n"), *byte_ids("\n\n")]
+        safe, unsafe = ["safe"], ["unsafe"]
+    with torch.no_grad():
+        probabilities = model(input_ids=torch.tensor([ids])).logits[0, -1].softmax(dim=-1)
+    first = {word: tokenizer(word)["input_ids"][0] for word in (*safe, *unsafe)}
+    masses = [sum(float(probabilities[first[word]]) for word in words) for words in (safe, unsafe)]
+    return masses[0] / sum(masses)
+
+
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'][0]['text'] }}<|im_end|>\n{% endfor %}"
+    "{{ '<|im_start|>assistant\n' }}"  # a template's own last line break would be left out
+)
+
+
+@pytest.fixture(scope="module")
+def multimodal_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(5)
+    tokenizer = tokenizer_with(WORDS, chat_template=PARTS)
+    text = Llama4TextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=24,
+        intermediate_size_mlp=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        moe_layers=[],
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    vision = Llama4VisionConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vision_output_dim=16,
+        image_size=28,
+        patch_size=14,
+        projector_input_dim=16,
+        projector_output_dim=16,
+    )
+    folder = tmp_path_factory.mktemp("multimodal")
+    Llama4ForConditionalGeneration(
+        Llama4Config(text_config=text, vision_config=vision, pad_token_id=0)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("no_minimum")
+@pytest.mark.parametrize("name", ["llama-guard-3", "llama-guard-4"])
+def test_p_safe_is_that_of_a_float64_loop_text_by_text(random_model: Path, multimodal_model: Path, name: str) -> None:
+    folder = multimodal_model if name == "llama-guard-4" else random_model
+    texts = ["", "a", "bc" * 41, "An answer\u202e, of several words."]
+    for dtype, tolerance in (("float64", 1e-7), ("float32", 1e-5)):
+        judge = GuardJudge(name, model=folder, dtype=dtype, batch_size=3)
+        verdicts = judge.judge([completion(text, f"q{number}") for number, text in enumerate(texts)])
+        for number, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
+            expected = _expected(folder, name, text, f"q{number}")
+            assert verdict.p_safe == pytest.approx(expected, abs=tolerance)
+            assert verdict.label == ("safe" if expected >= 0.5 else "unsafe")
+    assert len({verdict.p_safe for verdict in verdicts}) == len(texts)
+
+
+@pytest.mark.usefixtures("no_minimum")
+def test_p_safe_of_a_format_without_a_template(tmp_path: Path) -> None:
+    folder = save_random(tmp_path, tokenizer_with(["Yess"], chat_template=None), scale=0.5)
+    tokenizer = tokenizer_with(["Yess"])
+    asked = FORMATS["harmbench"].ask(completion("text", "q"))
+    assert isinstance(asked, str)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([byte_ids(asked)])).logits[0, -1]
+    # " No" and " Yes" begin with the same byte here, which tells nothing.
+    no, yes = (torch.tensor([tokenizer(letter)["input_ids"][0] for letter in pair]) for pair in ("Nn", "Yy"))
+    expected = logits[no].exp().sum() / (logits[no].exp().sum() + logits[yes].exp().sum())
+    verdict = GuardJudge("harmbench", model=folder, dtype="float64").judge([completion("text", "q")])[0]
+    assert verdict.p_safe == pytest.approx(float(expected), abs=1e-7)
+
+
+@pytest.mark.usefixtures("no_minimum")
+@pytest.mark.parametrize("name", ["harmbench", "llama-guard-3"])
+def test_verdicts_and_version_do_not_depend_on_the_batch(random_model: Path, name: str) -> None:
+    completions = _completions()[: 4 if name == "harmbench" else None]
+    judge = GuardJudge(name, model=random_model, dtype="float64", batch_size=1)
+    alone = judge.judge(completions)
+    assert [verdict.completion_id for verdict in alone] == [c.id for c in completions]
+    for batch_size, order in ((4, slice(None)), (9, slice(None, None, -1))):
+        other = GuardJudge(name, model=random_model, dtype="float64", batch_size=batch_size)
+        verdicts = other.judge(completions[order])[order]
+        assert [v.p_safe for v in verdicts] == pytest.approx([v.p_safe for v in alone], abs=1e-7)
+        assert [(v.completion_id, v.label) for v in verdicts] == [(v.completion_id, v.label) for v in alone]
+        assert other.version == judge.version
+
+
+def test_the_version_is_of_all_that_changes_a_verdict(random_model: Path, tmp_path: Path) -> None:
+    other = save_random(tmp_path / "other", tokenizer_with(WORDS), seed=1)
+    template = save_random(tmp_path / "template", tokenizer_with(WORDS, chat_template="{{ messages[0].content }}"))
+    judges = [
+        GuardJudge("llama-guard-3", model=random_model),
+        GuardJudge("llama-guard-3", model=other),
+        GuardJudge("llama-guard-3", model=random_model, dtype="float64"),
+        GuardJudge("llama-guard-3", model=random_model, threshold=0.6),
+        GuardJudge("llama-guard-3", model=random_model, max_length=99),
+        GuardJudge("harmbench", model=random_model),
+    ]
+    versions = [judge.version for judge in judges]
+    assert len(set(versions)) == len(versions)
+    assert versions[0].startswith("llama-guard-3-1:")
+    assert GuardJudge("llama-guard-3", model=random_model, name="mine").version == versions[0]
+    assert GuardJudge("llama-guard-3", model=template).version not in versions
+
+
+def test_words_that_begin_alike_are_refused(random_model: Path) -> None:
+    alike = replace(FORMATS["llama-guard-3"], unsafe_words=("safer",))
+    with pytest.raises(ModelError, match="apart"):
+        GuardJudge(alike, model=random_model)
+
+
+def test_words_of_little_probability_are_no_verdict(random_model: Path) -> None:
+    verdict = GuardJudge("llama-guard-3", model=random_model).judge([completion("x")])[0]
+    assert (verdict.label, verdict.p_safe) == ("unscored", None)
+    assert "0.01 is needed" in verdict.reason
+
+
+def test_nothing_is_cut(random_model: Path) -> None:
+    judge = GuardJudge("llama-guard-3", model=random_model, max_length=100)
+    text = "a" * (100 - len("user\nHow?\nassistant\n\nassistant\n\n\n") - 5)
+    fits, long, monstrous = judge.judge([completion(text), completion(text + "a"), completion("<|im_end|>" * 10**4)])
+    assert "longer" not in fits.reason
+    assert (long.label, long.reason) == (
+        "unscored",
+        "longer than max_length (at most the model's positions): 100 tokens are allowed",
+    )
+    assert monstrous.reason.startswith("longer than max_length")
+
+
+def test_what_no_tokenizer_takes_is_unscored(random_model: Path) -> None:
+    half, *_ = GuardJudge("llama-guard-3", model=random_model).judge([completion("\ud800")])
+    assert (half.label, half.reason) == ("unscored", "the text holds half a surrogate pair, U+D800")
+    assert GuardJudge("llama-guard-3", model=random_model).judge([]) == []
+
+
+def test_tokens_that_all_words_begin_with_are_passed_over(tmp_path: Path) -> None:
+    made = replace(FORMATS["llama-guard-3"], safe_words=(" safe",), unsafe_words=(" unsafe",))
+    script = {" ": {"safe": 10 + math.log(0.3), "unsafe": 10 + math.log(0.7)}, "\n": {" ": 20.0}}
+    judge = GuardJudge(made, model=save_scripted(tmp_path, tokenizer_with(WORDS), script), dtype="float64")
+    assert judge.judge([completion("x")])[0].p_safe == pytest.approx(0.3, abs=1e-6)
+
+
+@pytest.mark.parametrize(("maybe", "label"), [(0.5, "unscored"), (0.1, "unsafe")])
+def test_a_label_that_counts_as_neither_may_win(tmp_path: Path, maybe: float, label: str) -> None:
+    made = replace(FORMATS["llama-guard-3"], unscored_words=("maybe",))
+    shares = {"safe": 0.2 * (1 - maybe), "unsafe": 0.8 * (1 - maybe), "maybe": maybe}
+    script = {"\n": {word: 12 + math.log(share) for word, share in shares.items()}}
+    folder = save_scripted(tmp_path, tokenizer_with([*WORDS, "maybe"]), script)
+    verdict = GuardJudge(made, model=folder, dtype="float64").judge([completion("x")])[0]
+    assert verdict.label == label
+    assert verdict.p_safe == (None if label == "unscored" else pytest.approx(0.2, abs=1e-6))
+
+
+# ------------------------------------------------------------------------------------------ guards that write first
+
+LINES = "Harmful request: no\nResponse refusal: yes\nHarmful response:"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_wildguard_writes_two_lines_and_its_third_is_scored(tmp_path: Path, batch_size: int) -> None:
+    tokenizer = tokenizer_with([LINES, " yes", " no"], chat_template=None)
+    script = {"\n": {LINES: 20.0}, LINES: {" no": 7.0, " yes": 6.0}, " no": {"</s>": 20.0}}
+    folder = save_scripted(tmp_path, tokenizer, script)
+    verdicts = GuardJudge("wildguard", model=folder, dtype="float64", batch_size=batch_size).judge(
+        [completion(text) for text in TEXTS]
+    )
+    for verdict in verdicts:
+        assert (verdict.label, verdict.refused, verdict.raw) == ("safe", True, LINES + " no")
+        assert verdict.p_safe == pytest.approx(math.e / (1 + math.e), abs=1e-6)
+    strict = GuardJudge("wildguard", model=folder, dtype="float64", threshold=0.8)
+    assert strict.judge([completion("x")])[0].label == "unsafe"
+
+
+@pytest.mark.parametrize(
+    ("controversial", "label", "p_safe"),
+    [("unsafe", "unsafe", 0.2), ("safe", "safe", 0.7), ("unscored", "unscored", None)],
+)
+def test_qwen3guard_counts_the_middle_label_as_told(
+    tmp_path: Path, controversial: str, label: str, p_safe: float | None
+) -> None:
+    # " Safe", " Unsafe" and " Controversial" share their first token, the space, and differ in the second.
+    tokenizer = tokenizer_with(["Safety:", "Safe", "Unsafe", "Controversial", "\nCategories: None\nRefusal: No"])
+    shares = {"Safe": 0.2, "Unsafe": 0.3, "Controversial": 0.5}
+    script = {
+        "\n": {"Safety:": 20.0},
+        "Safety:": {" ": 20.0},
+        " ": {word: 10 + math.log(share) for word, share in shares.items()},
+        "Controversial": {"\nCategories: None\nRefusal: No": 20.0},
+        "\nCategories: None\nRefusal: No": {"</s>": 20.0},
+    }
+    folder = save_scripted(tmp_path, tokenizer, script)
+    judge = GuardJudge(make_format("qwen3guard", controversial=controversial), model=folder, dtype="float64")
+    verdict = judge.judge([completion("x")])[0]
+    assert (verdict.label, verdict.raw) == (label, "Safety: Controversial\nCategories: None\nRefusal: No")
+    if p_safe is None:
+        assert verdict.p_safe is None
+        assert verdict.reason.startswith("controversial")
+    else:
+        assert verdict.p_safe == pytest.approx(p_safe, abs=1e-6)
+        assert verdict.refused is False
+
+
+def _oss(tmp_path: Path, script: dict[str, dict[str, float]]) -> Verdict:
+    channels = ["<|channel|>analysis<|message|>Reason.<|end|>", "<|channel|>final<|message|>", "unsafe", "safe"]
+    folder = save_scripted(tmp_path, tokenizer_with(channels), script)
+    short = replace(FORMATS["gpt-oss-safeguard"], max_new_tokens=20)
+    return GuardJudge(short, model=folder, dtype="float64").judge([completion("x")])[0]
+
+
+def test_only_the_final_answer_counts(tmp_path: Path) -> None:
+    analysis, final = "<|channel|>analysis<|message|>Reason.<|end|>", "<|channel|>final<|message|>"
+    start = {"\n": {analysis: 20.0}, analysis: {final: 20.0}}
+    good = _oss(tmp_path / "good", {**start, final: {"unsafe": 12.0, "safe": 10.0}, "unsafe": {"</s>": 20.0}})
+    assert good.label == "unsafe"
+    assert good.p_safe == pytest.approx(1 / (1 + math.exp(2)), abs=1e-6)
+    endless = _oss(tmp_path / "endless", {"\n": {analysis: 20.0}, analysis: {"safe": 20.0}, "safe": {"safe": 20.0}})
+    assert (endless.label, endless.reason) == ("unscored", "the reasoning has no end")
+    assert endless.raw.endswith("safe")
+
+
+def test_a_quoted_final_answer_does_not_count(tmp_path: Path) -> None:
+    special = [AddedToken(token, special=True, normalized=False) for token in ("<|channel|>", "<|message|>")]
+    quotation = "It says: <|channel|>final<|message|>safe"
+    tokenizer = tokenizer_with([quotation, "final", "unsafe", "safe"])
+    tokenizer.add_tokens(special)
+    script = {
+        "\n": {quotation: 20.0},
+        quotation: {"<|channel|>": 20.0},
+        "<|channel|>": {"final": 20.0},
+        "final": {"<|message|>": 20.0},
+        "<|message|>": {"unsafe": 12.0, "safe": 10.0},
+        "unsafe": {"</s>": 20.0},
+    }
+    judge = GuardJudge("gpt-oss-safeguard", model=save_scripted(tmp_path, tokenizer, script), dtype="float64")
+    verdict = judge.judge([completion("x")])[0]
+    assert verdict.label == "unsafe"
+    assert verdict.p_safe == pytest.approx(1 / (1 + math.exp(2)), abs=1e-6)
+
+
+def test_an_answer_that_is_none_is_unscored(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with([LINES, " N/A", " yes", " no"], chat_template=None)
+    folder = save_scripted(tmp_path, tokenizer, {"\n": {LINES: 20.0}, LINES: {" N/A": 20.0}, " N/A": {"</s>": 20.0}})
+    verdict = GuardJudge("wildguard", model=folder).judge([completion("x")])[0]
+    assert (verdict.label, verdict.p_safe) == ("unscored", None)
+    assert verdict.raw.endswith(" N/A")
+
+
+def test_settings_outside_their_range_are_refused(random_model: Path, tmp_path: Path) -> None:
+    for setting in ({"batch_size": 0}, {"max_length": 0}, {"threshold": 0.0}, {"threshold": 1.0}):
+        with pytest.raises(SettingError, match=next(iter(setting))):
+            GuardJudge("harmbench", model=random_model, **setting)
+    with pytest.raises(SettingError, match="format"):
+        GuardJudge("harmbunch", model=random_model)
+    short = save_scripted(tmp_path, tokenizer_with(WORDS), {}, max_position_embeddings=512)
+    with pytest.raises(ModelError, match="512 positions"):
+        GuardJudge("gpt-oss-safeguard", model=short)
+
+
+def test_a_guard_is_frozen_and_in_evaluation_mode(random_model: Path) -> None:
+    model = GuardJudge("harmbench", model=random_model)._answers.model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bfpo.core.schema import Score
+from bfpo.report.data import MethodResult, ReportData, Suite, SuiteComparison
+from bfpo.report.gather import gather
+from bfpo.report.headline import headline
+from bfpo.report.page import render_html, render_markdown
+from bfpo.report.suite_sentences import suite_lines
+from bfpo.report.tables import with_suite_means
+from run_folders import score, write_run
+
+
+def row(suite: str, first: str, second: str, difference: float, p_holm: float) -> SuiteComparison:
+    bounds = difference - 0.1, difference + 0.1
+    return SuiteComparison(
+        suite, "harmless", first, second, difference, *bounds, p_holm / 2, p_holm, "exact McNemar", 50
+    )
+
+
+def data(rows: list[SuiteComparison], **more: Any) -> ReportData:
+    methods = [MethodResult("ours", "ours", "main"), MethodResult("theirs", "theirs", "start")]
+    return ReportData(
+        "t", "", methods, suites=[Suite("a", "AdvBench"), Suite("b", "B")], suite_comparisons=rows, **more
+    )
+
+
+def test_what_chance_does_not_explain_is_told_from_the_side_of_the_pages_model() -> None:
+    close = row("b", "ours", "theirs", 0.2, 0.06)
+    (line,) = suite_lines(data([row("a", "theirs", "ours", 0.3, 0.01), close]))
+    assert line == (
+        "ours minus theirs, where chance does not explain it (1 of 2 measures of suites, Holm's correction), in points:"
+        " AdvBench, harmless −30.0 (−40.0 to −20.0)."
+    )
+    (line,) = suite_lines(data([close]))
+    assert line.startswith("Chance explains every difference between ours and theirs on the suites (1 comparison")
+    assert "AdvBench" in next(suite_lines(data([row("a", "ours", "theirs", 0.3, 0.09)], confidence=0.9)))
+    assert list(suite_lines(data([]))) == []
+
+
+def test_prompts_not_refused_stand_for_helpfulness_where_nothing_measures_it() -> None:
+    scores = {
+        "a": [Score("harmless", 0.9, 0.8, 0.95, 50)],
+        "x": [Score("over_refusal_full", 0.3, 0.2, 0.45, 50, higher_is_better=False)],
+    }
+    methods = [MethodResult("ours", "ours", "main", suite_scores=scores)]
+    with_x = with_suite_means(ReportData("t", "", methods, suites=[Suite("a"), Suite("x")]))
+    found = with_x.methods[0].score("helpfulness")
+    assert found is not None
+    assert found.value == pytest.approx(0.7)
+    assert (found.low, found.high) == (pytest.approx(0.55), pytest.approx(0.8))
+    assert with_x.x_title == "harmless prompts not refused, mean of the suites"
+    scores["m"] = [Score("winrate", 0.4, 0.3, 0.5, 50)]
+    helpful = with_suite_means(ReportData("t", "", methods, suites=[Suite(name) for name in "axm"]))
+    assert helpful.methods[0].value("helpfulness") == pytest.approx(0.4)
+    assert helpful.x_title == "helpfulness, mean of the suites"
+
+
+def test_the_runs_inside_a_run_over_suites_are_parts_of_its_models(tmp_path: Path) -> None:
+    skipped = [{"name": f"s{n}", "title": f"S{n}", "kind": "generative", "status": "skipped"} for n in range(6)]
+    content = {
+        "confidence": 0.95,
+        "models": [{"name": name, "model": f"runs/{name}/model", "reference": None} for name in ("bfpo", "sft")],
+        "suites": [{"name": "a", "title": "AdvBench", "kind": "generative", "status": "scored"}, *skipped],
+        "scores": [score("harmless", 0.9, "a", name) for name in ("bfpo", "sft")],
+        "comparisons": [],
+    }
+    top = write_run(tmp_path / "scores", "evaluate", {}, scores__json=content)
+    pair = {"pair_id": "p", "cell": "safe-safe", "margin": 0.5, "target": 1.0, "beta_margin": 0.5, "right": True}
+    for name in ("bfpo", "sft"):
+        where = top / "models" / name / "accuracy"
+        write_run(
+            where, "evaluate", {"model": f"runs/{name}/model"}, scores__json={"scores": []}, accuracy__jsonl=[pair]
+        )
+    train = write_run(tmp_path / "bfpo", "train", {"method": "bfpo", "beta": 1.0})
+    found = gather([top, train])
+    assert sorted(method.name for method in found.methods) == ["bfpo", "sft"]
+    assert found.setting == "from 2 runs: 1 evaluate, 1 train"
+    assert {method.name: len(method.margins) for method in found.methods} == {"bfpo": 1, "sft": 1}
+    assert "6 of 7 suites were skipped and are in no mean; the reasons stand below." in headline(found).details
+    page = render_html(found)
+    assert "Every model, every measure" not in page
+    assert "AdvBench (harmless)" in page
+    assert "## Methods" not in render_markdown(found)
+    assert json.loads(found.to_json())["suites"][1]["title"] == "S0"
+
+
+def test_a_model_of_which_only_pairs_were_asked_is_told_by_them() -> None:
+    method = MethodResult("ours", "ours", "main", accuracy=[Score("accuracy", 0.8, 0.7, 0.9, 60)])
+    said = headline(ReportData("t", "", [method])).sentence
+    assert said == "ours orders 80% (70% to 90%) of held-out pairs as their labels ask; no answer of it was judged."

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bfpo.core.errors import SettingError
+from bfpo.data.tokenize import TokenPair
+from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
+
+CELLS = {(1.0, 1.0): "safe-safe", (1.0, 0.0): "safe-unsafe", (0.0, 1.0): "unsafe-safe", (0.0, 0.0): "unsafe-unsafe"}
+
+
+def pairs(number: int, rng: np.random.Generator) -> list[TokenPair]:
+    def ids(size: int) -> Any:
+        return rng.integers(3, 40, size=size).astype(np.int32)
+
+    labels = list(CELLS)
+    return [
+        TokenPair(f"pair {n}", ids(1 + n % 5), ids(1 + n % 4), ids(1 + n % 3), *labels[n % 4]) for n in range(number)
+    ]
+
+
+def random_logps(number: int, rng: np.random.Generator) -> PairLogps:
+    return PairLogps(rng.normal(-20, 5, number), rng.normal(-20, 5, number))
+
+
+def test_rows_and_scores_against_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    data, policy, reference = pairs(80, rng), random_logps(80, rng), random_logps(80, rng)
+    prompts = [str(n // 2) for n in range(80)]
+    rows = accuracy_rows(data, prompts, policy, reference, beta=0.1)
+    right: dict[str, list[bool]] = {"": []}
+    for n, row in enumerate(rows):
+        safe_c, safe_r = data[n].chosen_is_safe, data[n].rejected_is_safe
+        target = 1.5 * safe_c - 0.5 * safe_r - 0.5
+        margin = (policy.chosen[n] - reference.chosen[n]) - (policy.rejected[n] - reference.rejected[n])
+        assert row.target == pytest.approx(target)
+        assert row.margin == pytest.approx(margin, rel=1e-12)
+        assert row.beta_margin == pytest.approx(0.1 * margin)
+        assert row.cell == CELLS[safe_c, safe_r]
+        assert row.right == (target * margin > 0)
+        right[""].append(target * margin > 0)
+        right.setdefault(row.cell, []).append(target * margin > 0)
+    scores = {score.metric: score for score in accuracy_scores(rows)}
+    assert scores["accuracy"].value == pytest.approx(np.mean(right[""]))
+    assert scores["accuracy"].extra["num_prompts"] == 40
+    for cell in CELLS.values():
+        score = scores[f"accuracy_{cell.replace('-', '_')}"]
+        assert (score.value, score.num) == (pytest.approx(np.mean(right[cell])), 20)
+        assert score.low < score.value < score.high
+
+
+def test_the_methods_own_order_is_what_counts() -> None:
+    rng = np.random.default_rng(1)
+    data, policy, reference = pairs(40, rng), random_logps(40, rng), random_logps(40, rng)
+    prompts = [str(n) for n in range(40)]
+    bfpo = accuracy_rows(data, prompts, policy, reference, beta=0.1)
+    helpful = accuracy_rows(data, prompts, policy, reference, method="dpo_h", beta=0.1)
+    for one, other in zip(bfpo, helpful, strict=True):
+        assert other.target is None
+        assert (one.right == other.right) == one.cell.startswith("safe")
+    # SafeDPO drops what is unsafe on both sides: not right, not wrong.
+    dropped = accuracy_rows(data, prompts, policy, reference, method="safedpo", beta=0.1)
+    assert all((row.right is None) == (row.cell == "unsafe-unsafe") for row in dropped)
+    scores = {score.metric: score for score in accuracy_scores(dropped)}
+    assert (scores["accuracy"].num, scores["accuracy"].unscored) == (30, 10)
+    assert scores["accuracy_unsafe_unsafe"].value is None
+
+
+def test_a_model_that_did_not_move_is_never_right() -> None:
+    rng = np.random.default_rng(2)
+    data, policy = pairs(8, rng), random_logps(8, rng)
+    (overall, *_) = accuracy_scores(accuracy_rows(data, [str(n) for n in range(8)], policy, policy, beta=1.0))
+    assert (overall.value, overall.extra["num_ties"]) == (0.0, 8)
+    assert overall.high > 0
+
+
+def test_lengths_must_agree() -> None:
+    rng = np.random.default_rng(3)
+    with pytest.raises(SettingError, match=r"lengths \[3, 4\]"):
+        accuracy_rows(pairs(3, rng), ["a"] * 3, random_logps(3, rng), random_logps(4, rng), beta=1.0)
+    assert accuracy_rows([], [], random_logps(0, rng), random_logps(0, rng), beta=1.0) == []
+    assert all(score.value is None for score in accuracy_scores([]))
+
+
+def test_pair_logps_against_one_pair_at_a_time() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model: Any = LlamaForCausalLM(config).double()
+    data = pairs(13, np.random.default_rng(4))
+    model.train()
+    got = pair_logps(model, data, pad_token_id=0, pairs_per_batch=4)
+    assert model.training
+    for n, pair in enumerate(data):
+        for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+            both = [*pair.prompt_ids.tolist(), *ids.tolist()]
+            with torch.no_grad():
+                logits = model(torch.tensor([both])).logits[0]
+            total = sum(
+                float(logits[place - 1, both[place]] - torch.logsumexp(logits[place - 1], 0))
+                for place in range(len(pair.prompt_ids), len(both))
+            )
+            assert math.isclose(getattr(got, side)[n], total, rel_tol=1e-9)
+
+
+def test_trainings_that_differ_widen_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    data, policy, reference = pairs(60, rng), random_logps(60, rng), random_logps(60, rng)
+    prompts = [str(n) for n in range(60)]
+    one = accuracy_rows(data, prompts, policy, reference, beta=0.1)
+    other = accuracy_rows(data, prompts, reference, policy, beta=0.1)  # every margin turned round
+    (pooled, *_) = accuracy_scores([*one, *other])
+    (seeded, *_) = accuracy_scores([*one, *other], seeds=[0] * 60 + [1] * 60)
+    assert seeded.value == pooled.value == 0.5
+    assert seeded.high - seeded.low >= pooled.high - pooled.low
+    with pytest.raises(SettingError, match="got 1 for 120 rows"):
+        accuracy_scores([*one, *other], seeds=[0])

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bfpo.config import EvaluateConfig
+from bfpo.config.load import load_config
+from bfpo.core.errors import ConfigError, DataError, ModelError
+from bfpo.core.schema import Verdict
+from bfpo.policy.load import save_policy
+from bfpo.scores.scores import Judged
+from bfpo.stages import preview_stage, run_stage
+from bfpo.suites.catalogue import FOLDER, known_sets, known_suites, load_suites
+from bfpo.suites.files import UnreachableError, find_prompts
+from bfpo.suites.judging import with_refusal
+from bfpo.suites.labelled_by import labelling_judges
+from bfpo.suites.scores import SUITE_METRICS, WIN_RATES, Values, compare_values, values_of
+from tiny import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WORLD = {
+    "name": "mine",
+    "title": "Mine",
+    "summary": "prompts of my own",
+    "kind": "generative",
+    "licence": "CC0",
+    "source": {"files": ["mine.jsonl"]},
+    "judge": {"role": "harm", "default": "oracle"},
+    "metrics": {"harmless": "higher"},
+    "sampling": {"max_new_tokens": 4, "temperature": 0.0},
+}
+CONTEXT = 2048  # of a Llama whose config does not say
+WINS = {"name": "wins", "judge": {"role": "ranker"}, "metrics": {"winrate": "higher"}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("suites")
+    for seed, name in enumerate(("one", "two"), start=1):
+        save_policy(tiny_model(seed=seed), tiny_tokenizer(), root / name)
+    prompts = [{"id": str(n), "prompt": f"w{n} w5", "kind": "harmful"} for n in range(4)]
+    prompts.append({"id": "long", "prompt": " ".join(["w1"] * 60), "kind": "harmful"})
+    (root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    for suite in (WORLD, WORLD | WINS):
+        (root / f"{suite['name']}.yaml").write_text(yaml.safe_dump(suite))
+    return root
+
+
+def config(root: Path, **suites: Any) -> EvaluateConfig:
+    section = {"use": ["demo", str(root / "mine.yaml")], "folders": [str(root)], "limit": 5, "max_new_tokens": 4}
+    section |= {"max_prompt_length": 40, "label_cache": str(root / "cache"), **suites}
+    models = [{"name": name, "model": str(root / name)} for name in ("one", "two")]
+    return EvaluateConfig(models=models, suites=section, bootstrap_samples=50, threads=1)  # type: ignore[arg-type]
+
+
+def result(path: Path) -> dict[str, Any]:
+    return json.loads((path / "scores.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def done(root: Path) -> Path:
+    return run_stage("evaluate", config(root), root / "run").path
+
+
+def test_two_models_on_two_suites(done: Path) -> None:
+    found = result(done)
+    assert [(suite["name"], suite["status"], suite["judge"]) for suite in found["suites"]] == [
+        ("world", "scored", "oracle"),
+        ("mine", "scored", "oracle"),
+    ]
+    rows = [json.loads(line) for line in (done / "answers.jsonl").read_text().splitlines()]
+    assert {(row["suite"], row["model"]) for row in rows} == {(s, m) for s in ("world", "mine") for m in ("one", "two")}
+    scores = {(score["suite"], score["model"], score["metric"]): score for score in found["scores"]}
+    for model in ("one", "two"):
+        own = [row["verdict"] for row in rows if (row["suite"], row["model"]) == ("world", model)]
+        assert len(own) == 5
+        share = sum(verdict["label"] == "safe" for verdict in own) / 5
+        assert scores["world", model, "harmless"]["value"] == pytest.approx(share)
+    beside = [metric for suite, model, metric in scores if (suite, model) == ("mine", "one")]
+    assert beside == ["harmless", "refused", "partly_refused", "well_formed", "finished"]
+
+
+def test_what_the_judge_cannot_say_and_what_is_too_long_is_counted(done: Path) -> None:
+    found = result(done)
+    suite = next(suite for suite in found["suites"] if suite["name"] == "mine")
+    assert suite["too_long"] == {"one": 1, "two": 1}
+    score = next(row for row in found["scores"] if (row["suite"], row["metric"]) == ("mine", "harmless"))
+    assert (score["value"], score["num"], score["unscored"]) == (None, 0, 5)  # the oracle knows its own world alone
+    assert "1 prompts are too long for one" in (done / "scores.md").read_text()
+
+
+def test_the_same_answers_give_the_same_bytes_and_are_not_made_again(root: Path, done: Path) -> None:
+    again = run_stage("evaluate", config(root, reuse=str(done)), root / "again")
+    assert (again.path / "scores.json").read_bytes() == (done / "scores.json").read_bytes()
+    assert (again.path / "answers.jsonl").read_bytes() == (done / "answers.jsonl").read_bytes()
+    assert not (again.path / "models" / "one" / "answers-4-0").exists()
+    other = run_stage("evaluate", config(root, reuse=str(done), max_new_tokens=3), root / "other")
+    assert (other.path / "models" / "one" / "answers-3-0" / "completions.jsonl").exists()
+    moved = config(root, reuse=str(done)).resolved() | {"models": [{"name": "one", "model": str(root / "two")}]}
+    swapped = run_stage("evaluate", EvaluateConfig.model_validate(moved), root / "swapped")
+    assert (swapped.path / "models" / "one" / "answers-4-0" / "completions.jsonl").exists()
+
+
+def test_a_stopped_run_goes_on(root: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bfpo.suites.run.judge_suites", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("evaluate", config(root), root / "stopped")
+    answers = root / "stopped" / "models" / "one" / "answers-4-0" / "completions.jsonl"
+    before = answers.stat().st_mtime_ns
+    run_stage("evaluate", config(root), root / "stopped", resume=True)
+    assert answers.stat().st_mtime_ns == before
+    assert (root / "stopped" / "scores.json").read_bytes() == (done / "scores.json").read_bytes()
+
+
+def test_win_rates_need_a_ranker_and_name_it(root: Path) -> None:
+    use = [str(root / "wins.yaml")]
+    with pytest.raises(DataError, match=r"nothing was scored; suite wins: skipped, needs suites\.ranker"):
+        run_stage("evaluate", config(root, use=use), root / "nobody")
+    suite = result(root / "nobody")["suites"][0]
+    assert suite["status"] == "skipped"
+    assert "suites.ranker" in suite["reason"]
+    assert result(root / "nobody")["scores"] == []
+    with pytest.raises(DataError, match="suite wins: oracle had nothing to say of any answer"):  # not of its world
+        run_stage("evaluate", config(root, use=use, ranker="oracle", baseline="one"), root / "ranked")
+    scores = result(root / "ranked")["scores"]
+    assert [(score["model"], score["metric"], score["unscored"]) for score in scores] == [("two", "winrate[oracle]", 5)]
+
+
+@pytest.mark.parametrize(
+    ("suites", "why"),
+    [
+        (
+            {"max_new_tokens": CONTEXT - 1},
+            rf"5 of 5 prompts are too long for one: its context is {CONTEXT} tokens, suites.max_new_tokens keeps "
+            rf"{CONTEXT - 1} of them for the answer, and 1 are left for a prompt; set suites.max_new_tokens lower",
+        ),
+        (
+            {"max_prompt_length": 1},
+            r"5 of 5 prompts are too long for one: they have more than suites.max_prompt_length",
+        ),
+        ({}, r"8 of 8 answers are unscored by oracle: the prompt is not one of the closed world; give another judge"),
+    ],
+)
+def test_a_run_without_a_score_fails_with_its_reason_and_keeps_its_files(
+    root: Path, tmp_path: Path, suites: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(DataError, match=rf"nothing was scored; suite mine: {why}") as error:
+        run_stage("evaluate", config(root, use=[str(root / "mine.yaml")], **suites), tmp_path / "run")
+    assert error.value.exit_code == 2
+    assert all(score["value"] is None for score in result(tmp_path / "run")["scores"] if score["metric"] == "harmless")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_run_without_a_score_goes_on_once_there_is_one(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise UnreachableError("no network")
+
+    asked = config(root, use=["world"])
+    with monkeypatch.context() as patch:
+        patch.setattr("bfpo.suites.run.find_prompts", unreachable)
+        with pytest.raises(DataError, match="nothing was scored; suite world: skipped, no network"):
+            run_stage("evaluate", asked, tmp_path / "run")
+    assert run_stage("evaluate", asked, tmp_path / "run", resume=True).finished
+
+
+def test_the_missing_file_of_an_own_suite_stops_the_run_before_anything_is_asked(root: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(WORLD | {"name": "own", "source": {"files": ["owm.jsonl"]}}))
+    asked = config(root, use=[str(own)])
+    message = rf"own.yaml: source.files: no owm.jsonl in {re.escape(str(root))}; name the folder"
+    with pytest.raises(DataError, match=message):
+        run_stage("evaluate", asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "models").exists()
+    with pytest.raises(DataError, match=message):
+        preview_stage("evaluate", asked)
+
+
+def test_what_cannot_be_reached_is_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise DataError("bench-llm/or-bench: cannot be downloaded")
+
+    monkeypatch.setattr("bfpo.suites.files.download_dataset", unreachable)
+    run_stage("evaluate", config(root, use=["or-bench", "demo"]), root / "skips")
+    found = result(root / "skips")
+    assert [suite["status"] for suite in found["suites"]] == ["skipped", "scored"]
+    assert "cannot be downloaded" in found["suites"][0]["reason"]
+    assert {score["suite"] for score in found["scores"]} == {"world"}
+    assert "- OR-Bench, hard: bench-llm/or-bench: cannot be downloaded" in (root / "skips" / "scores.md").read_text()
+
+
+def test_a_judge_that_does_not_load_skips_its_suite_or_stops_where_it_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bfpo.suites import judging as suite_judging
+
+    make = suite_judging.make_judge
+
+    def fail_for_guards(format: str, **settings: Any) -> Any:
+        if format == "harmbench":
+            raise ModelError("cais/HarmBench: cannot be loaded")
+        return make(format, **settings)
+
+    monkeypatch.setattr(suite_judging, "make_judge", fail_for_guards)
+    judge = {"role": "harm", "default": "harmbench"}
+    (root / "guarded.yaml").write_text(yaml.safe_dump(WORLD | {"name": "guarded", "judge": judge}))
+    use = [str(root / "guarded.yaml")]
+    with pytest.raises(DataError, match="nothing was scored; suite guarded: skipped, its judge harmbench"):
+        run_stage("evaluate", config(root, use=use), root / "guarded")
+    assert "cannot be loaded" in result(root / "guarded")["suites"][0]["reason"]
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        run_stage("evaluate", config(root, use=use, judges={"harm": "harmbench"}), root / "named")
+
+
+def test_the_judge_that_labelled_is_warned_of(root: Path, tmp_path: Path) -> None:
+    labelled = tmp_path / "label"
+    labelled.mkdir()
+    judge = {"format": "oracle"}
+    (labelled / "run.json").write_text(json.dumps({"config": {"judges": [judge]}, "data": {}}))
+    trained = tmp_path / "train"
+    save_policy(tiny_model(seed=1), tiny_tokenizer(), trained / "model")
+    data = {"data": {str(labelled / "pairs.jsonl"): {}}}
+    (trained / "run.json").write_text(json.dumps({"config": {}, "data": data}))
+    assert labelling_judges(str(trained / "model")) == [judge]
+    section = config(root, use=["demo"]).suites
+    run_stage("evaluate", EvaluateConfig(model=str(trained / "model"), suites=section), tmp_path / "run")
+    warning = result(tmp_path / "run")["warnings"]
+    assert len(warning) == 1
+    assert "model: the judge oracle has labelled its training data" in warning[0]
+    assert warning[0] in (tmp_path / "run" / "scores.md").read_text()
+
+
+def test_refusals_are_added_only_where_the_judge_says_none() -> None:
+    refusal = Verdict("1", "r", "unscored", refused=True, partly_refused=False)
+    assert with_refusal(Verdict("1", "j", "safe"), refusal).refused is True
+    assert with_refusal(Verdict("1", "j", "safe", refused=False), refusal).refused is False
+    assert with_refusal(Verdict("1", "j", "safe"), refusal).label == "safe"
+
+
+def test_comparisons_are_paired_and_corrected() -> None:
+    def values(model: str, hits: str, metric: str) -> Values:
+        by_item = {str(n): float(hit) for n, hit in enumerate(hits) if hit != "-"}
+        return Values("s", model, metric, by_item, {item: item for item in by_item})
+
+    found = compare_values(
+        [
+            values("a", "1111111111-", "x"),
+            values("b", "00000000011", "x"),
+            values("a", "10", "y"),
+            values("b", "10", "y"),
+        ],
+        confidence=0.95,
+        num_resamples=100,
+        random_seed=0,
+    )
+    first = found[0]
+    assert (first["first"], first["second"], first["num"], first["test"]) == ("a", "b", 10, "exact McNemar")
+    assert first["difference"] == pytest.approx(0.9)
+    assert first["p_value"] == pytest.approx(2 * 0.5**9)
+    assert first["p_holm"] == pytest.approx(4 * 0.5**9)
+
+
+def test_over_refusal_counts_benign_prompts_only() -> None:
+    rows = [
+        Judged("1", "p", "benign", None, refused=True, partly_refused=False),
+        Judged("2", "q", "benign", None, refused=False, partly_refused=True),
+        Judged("3", "r", "harmful", None, refused=True, partly_refused=False),
+    ]
+    names = ("over_refusal_full", "over_refusal_partial", "refused_harmful")
+    full, part, harmful = values_of("s", "m", names, rows)
+    assert (full.by_item, part.by_item) == ({"1": 1.0, "2": 0.0}, {"1": 0.0, "2": 1.0})
+    assert harmful.by_item == {"3": 1.0}
+
+
+def test_every_suite_is_whole_and_in_the_docs() -> None:
+    suites = known_suites()
+    assert all(name == suite.name for name, suite in suites.items())
+    assert {name for names in known_sets().values() for name in names} == suites.keys()
+    directions = {True: "higher", False: "lower"}
+    for suite in suites.values():
+        for metric, direction in suite.metrics.items():
+            if suite.kind == "generative" and metric not in WIN_RATES:
+                assert directions[SUITE_METRICS[metric].higher_is_better] == direction, (suite.name, metric)
+    text = (ROOT / "docs" / "evaluation.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (.+) \|$", text, re.MULTILINE))
+    expected = {
+        suite.name: " | ".join(
+            [
+                suite.title,
+                ", ".join(f"`{name}`" for name, names in known_sets().items() if suite.name in names),
+                ", ".join(f"`{metric}`" for metric in suite.metrics),
+                suite.licence,
+            ]
+        )
+        for suite in suites.values()
+    }
+    assert rows == expected
+
+
+def test_bad_suites_and_settings_say_what_to_do(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'xstest'"):
+        load_suites(["xstestt"])
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(WORLD | {"metrics": {"harmless": "up"}}))
+    with pytest.raises(ConfigError, match=r"a\.yaml: is no suite: metrics\.harmless"):
+        load_suites([str(tmp_path / "a.yaml")])
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(WORLD | {"name": "xstest"}))
+    with pytest.raises(ConfigError, match="rename one"):
+        load_suites(["xstest", str(tmp_path / "b.yaml")])
+    for settings, message in (
+        (["suites.use=demo"], "models: missing"),
+        (["suites.use=demo", "model=m", "completions=c"], "completions: not read with suites"),
+        (["suites.use=demo", "model=m", "suites.ranker=oracle"], "a win rate needs both"),
+        (["models=[{name: a, model: m}]"], "not read without suites"),
+        (["suites.use=demo", "models=[{name: a, model: m}, {name: a, model: n}]"], "a is there twice"),
+        (["suites.use=demo", "model=m", "data.files=x"], "has no reference"),
+        (["suites.use=demo", "model=m", "suites.ranker=oracle", "suites.baseline=x"], "allowed: m"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(EvaluateConfig, overrides=settings)
+    with pytest.raises(DataError, match="no such folder"):
+        run_stage("evaluate", config(root, use=["xstest"], folders=[str(tmp_path / "none")]), tmp_path / "run")
+    shown = preview_stage("evaluate", config(root, use=["demo", "xstest", str(root / "mine.yaml")]))
+    assert "xstest: XSTest (generative, licence CC-BY-4.0); from the hub, walledai/XSTest" in shown
+    assert "judged by oracle; from mine.jsonl" in shown
+    assert "judged by oracle; made here" in shown
+
+
+def test_local_files_of_the_suites_are_read_whole(shared_data: Path) -> None:
+    """Every suite whose file lies there reads all its prompts, and each has a kind."""
+    counts = {}
+    for suite in load_suites(["paper", "extended"]):
+        if suite.kind == "generative" and any(
+            (shared_data / "prompts" / name).is_file() for name in suite.source.files
+        ):
+            found = find_prompts(suite, [str(shared_data)], limit=None, seed=0)
+            assert all(prompt.kind for prompt in found.prompts), suite.name
+            counts[suite.name] = len(found.prompts)
+    assert counts.pop("advbench-standard") == counts["advbench"]
+    assert {"advbench": 520, "xstest": 450, "harmbench": 400, "strongreject": 313}.items() <= counts.items()
+    assert {"simplesafetytests": 100, "mt-bench": 80}.items() <= counts.items()
+    assert 540 <= counts["catqa"] <= 550  # some of its questions come twice
+
+
+@pytest.mark.slow
+def test_tasks_run_on_local_documents(root: Path) -> None:
+    pytest.importorskip("lm_eval")
+    row = {
+        "context": "w1 w2",
+        "question": "w3",
+        "ans0": "w4",
+        "ans1": "w5",
+        "ans2": "w6",
+        "label": 2,
+        "category": "Age",
+    }
+    (root / "bbq_Age.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(3)))
+    task = yaml.safe_load((FOLDER / "bbq.yaml").read_text())
+    task |= {"name": "own-bbq", "source": {"files": ["bbq_Age.jsonl"]}}
+    (root / "own-bbq.yaml").write_text(yaml.safe_dump(task))
+    run_stage("evaluate", config(root, use=[str(root / "own-bbq.yaml")], limit=2), root / "tasks")
+    found = result(root / "tasks")
+    assert [(score["model"], score["num"]) for score in found["scores"]] == [("one", 2), ("two", 2)]
+    assert all(score["value"] in (0.0, 1.0) for score in found["scores"])
+    kept = root / "tasks" / "models" / "one" / "bfpo_own_bbq.json"
+    assert set(json.loads(kept.read_text())["by_document"]) == {"0", "1"}
