@@ -61,7 +61,7 @@ def read_and_tokenize(path: Path) -> Any:
 def prepare(path: Path) -> Any:
     """Split, clean and describe pairs in one process, as `bfpo prepare` does."""
     from bfpo.config import PrepareConfig
-    from bfpo.stages import run_stage
+    from bfpo.runs.stages import run_stage
 
     sources = [{"name": "pairs", "files": str(path)}]
     return run_stage("prepare", PrepareConfig.model_validate({"sources": sources, "processes": 1}), path.parent / "out")

@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pyarrow.parquet
 
 from bfpo.config import PrepareConfig
-from bfpo.core.runs import RunFolder
-from bfpo.stages import run_stage
+from bfpo.runs.folder import RunFolder
+from bfpo.runs.stages import run_stage
 from helpers import write_rows
 
 

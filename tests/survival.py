@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from bfpo.config import AlignConfig, SftConfig
 from bfpo.policy.load import save_policy
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 from tiny import tiny_model, tiny_tokenizer
 
 CELLS = [(True, True), (True, False), (False, True), (False, False)]
@@ -106,8 +106,9 @@ class Events:
         import transformers
         from accelerate.optimizer import AcceleratedOptimizer
 
-        from bfpo.core import runs
-        from bfpo.training import checkpoints, session
+        from bfpo.runs import folder as runs
+        from bfpo.training import callbacks as checkpoints
+        from bfpo.training import session
 
         def around(owner: Any, function: str, name: str, path_of: Callable[..., Any] | None = None) -> None:
             original = getattr(owner, function)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bfpo.objective.losses import METHODS, PairLoss, anchor, loss_at_start, preference_loss
     from bfpo.objective.targets import bfpo_target
     from bfpo.policy.load import Policy, load_policy
-    from bfpo.stages import run_stage
+    from bfpo.runs.stages import run_stage
     from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 __all__ = [
@@ -60,7 +60,7 @@ _HOMES = {
     "bfpo.objective.targets": ("bfpo_target",),
     "bfpo.policy.load": ("Policy", "load_policy"),
     "bfpo.core.schema": ("Comparison", "Completion", "Message", "Pair", "Prompt", "Score", "Verdict"),
-    "bfpo.stages": ("run_stage",),
+    "bfpo.runs.stages": ("run_stage",),
     "bfpo.training.trainer": ("BFPOConfig", "BFPOTrainer"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-import bfpo.stages
+import bfpo.runs.stages
 from bfpo import __version__
 from bfpo.cli import app
 from bfpo.core.errors import DataError, TrainingError
-from bfpo.stages import STAGES
+from bfpo.runs.stages import STAGES
 
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "peft", "scipy", "pyarrow", "matplotlib"}
 
@@ -34,9 +34,9 @@ def python(code: str, **keywords) -> subprocess.CompletedProcess[str]:
 def toy_stage(monkeypatch):
     """Put a stage of the test's own in place of `bfpo.commands.toy`."""
     module = SimpleNamespace(run=lambda config, folder: None, preview=lambda config: [f"{config.steps} steps"])
-    real = bfpo.stages.import_module
+    real = bfpo.runs.stages.import_module
     monkeypatch.setattr(
-        bfpo.stages, "import_module", lambda name: module if name == STAGES["toy"].module else real(name)
+        bfpo.runs.stages, "import_module", lambda name: module if name == STAGES["toy"].module else real(name)
     )
     return module
 
@@ -162,12 +162,12 @@ def test_demo_has_its_short_options(monkeypatch):
 SLEEPER = """
 import signal, sys, time, types
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background has it ignored
-import bfpo.stages
+import bfpo.runs.stages
 def run(config, folder):
     print("running", flush=True)
     time.sleep(60)
 sys.modules["sleeper"] = types.SimpleNamespace(run=run)
-bfpo.stages.STAGES["toy"] = bfpo.stages.Stage("toy", "ToyConfig", "sleeper", "")
+bfpo.runs.stages.STAGES["toy"] = bfpo.runs.stages.Stage("toy", "ToyConfig", "sleeper", "")
 from bfpo.cli import app
 app(["toy", "--out", sys.argv[1]])
 """

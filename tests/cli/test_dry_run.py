@@ -15,7 +15,7 @@ from bfpo.cli import app
 from bfpo.config import load_config
 from bfpo.core.errors import BfpoError
 from bfpo.policy.load import save_policy
-from bfpo.stages import STAGES, keep_quiet, preview_stage, run_stage
+from bfpo.runs.stages import STAGES, keep_quiet, preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 
 

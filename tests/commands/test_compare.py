@@ -8,13 +8,12 @@ import pytest
 
 from bfpo.commands.compare import NUM_TRIALS, preview
 from bfpo.config import CompareConfig
-from bfpo.experiments.compare_plan import RIVALS, chains_of
-from bfpo.experiments.compare_result import make_result, result_markdown
+from bfpo.experiments.compare import RIVALS, chains_of, make_result, result_markdown
 from bfpo.experiments.steps import CEILING, START
 from bfpo.objective.losses import METHODS
+from bfpo.runs.stages import run_stage
 from bfpo.scores.comparisons import is_told_apart
 from bfpo.scores.scores import Judged
-from bfpo.stages import run_stage
 from small_world import SMALL
 
 

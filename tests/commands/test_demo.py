@@ -14,11 +14,11 @@ import pytest
 from bfpo.commands.demo import preview
 from bfpo.config import DemoConfig, load_config
 from bfpo.core.errors import ConfigError, RunError
-from bfpo.experiments.chains import Chain, Step
-from bfpo.experiments.demo_plan import FULL_METHODS, QUICK_METHODS, plan_seed
+from bfpo.experiments.demo import FULL_METHODS, QUICK_METHODS, plan_seed
+from bfpo.experiments.points import Chain, Step
 from bfpo.experiments.steps import CEILING, START
 from bfpo.experiments.workers import run_chains
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 from small_world import SMALL
 
 

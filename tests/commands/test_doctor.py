@@ -10,13 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import bfpo.commands.doctor_diagnosis
+import bfpo.training.diagnosis
 from bfpo.cli import app
-from bfpo.commands.doctor_diagnosis import GIB, KEPT_FREE, examine
-from bfpo.commands.doctor_view import diagnosis_lines
+from bfpo.commands.doctor import diagnosis_lines
 from bfpo.core.errors import ConfigError
-from bfpo.core.machine import EXTRAS, Device
+from bfpo.policy.devices import EXTRAS, Device
 from bfpo.policy.memory import estimate_memory
+from bfpo.training.diagnosis import GIB, KEPT_FREE, examine
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -104,11 +104,9 @@ def test_processes_share_what_sharding_divides(config: str) -> None:
 
 def test_processes_share_the_memory_of_a_cpu_and_not_that_of_gpus(config: str, monkeypatch: Any) -> None:
     for name, share in (("cpu", 4), ("cuda:0", 1)):
-        monkeypatch.setattr(
-            bfpo.commands.doctor_diagnosis, "find_devices", lambda name=name: [Device(name, "", 80, 90, True)]
-        )
+        monkeypatch.setattr(bfpo.training.diagnosis, "find_devices", lambda name=name: [Device(name, "", 80, 90, True)])
         assert examine(Path(config), [], processes=4).available == 80 // share
-    monkeypatch.setattr(bfpo.commands.doctor_diagnosis, "find_devices", lambda: [Device("xpu:0", "", None, None, True)])
+    monkeypatch.setattr(bfpo.training.diagnosis, "find_devices", lambda: [Device("xpu:0", "", None, None, True)])
     unknown = examine(Path(config), [])
     assert (unknown.available, unknown.memory_fits, unknown.fits) == (None, None, True)
 
@@ -165,7 +163,7 @@ def test_an_sft_config_is_known_by_its_keys(model: str, tmp_path: Path) -> None:
 
 
 def test_too_small_a_disk_is_said(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfpo.commands.doctor_diagnosis, "free_disk", lambda folder: 1000)
+    monkeypatch.setattr(bfpo.training.diagnosis, "free_disk", lambda folder: 1000)
     result = doctor("--config", config)
     assert result.exit_code == 1
     assert "the memory is enough; the disk is too small" in result.output

@@ -12,7 +12,7 @@ from bfpo.config import GenerateConfig
 from bfpo.core.errors import DataError, RunError
 from bfpo.data.read import read_completions
 from bfpo.policy.load import save_policy
-from bfpo.stages import preview_stage, run_stage
+from bfpo.runs.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 
 

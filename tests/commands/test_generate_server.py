@@ -15,7 +15,7 @@ from bfpo.core.errors import MissingExtraError, ServerError
 from bfpo.core.schema import Completion
 from bfpo.data.read import read_completions
 from bfpo.generation.engines import completion_seed
-from bfpo.stages import preview_stage, run_stage
+from bfpo.runs.stages import preview_stage, run_stage
 from support.fault_server import FaultServer
 
 KEY = "sk-" + "proj-abcdefghij0123456789"

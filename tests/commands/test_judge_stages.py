@@ -14,7 +14,7 @@ from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.core.schema import Completion
 from bfpo.judges.judges import make_judge
 from bfpo.policy.load import save_policy
-from bfpo.stages import preview_stage, run_stage
+from bfpo.runs.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 
 SAFE, UNSAFE = "w1 w2 w3 w4 w5 w6", "w40 w41 w42 w43 w44 w45"

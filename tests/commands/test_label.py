@@ -22,7 +22,7 @@ from bfpo.core.schema import Completion, Message, Pair, Verdict
 from bfpo.data.read import read_pairs
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.judges.judges import OracleJudge
-from bfpo.stages import preview_stage, run_stage
+from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.oracle import assess
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
 from support.fault_server import FaultServer, guard_answer

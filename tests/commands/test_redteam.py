@@ -12,10 +12,9 @@ from bfpo.config import AlignConfig, RedteamConfig, SftConfig, load_config
 from bfpo.core.errors import ConfigError, DataError, SettingError
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.write import write_completions
-from bfpo.stages import preview_stage, run_stage
-from bfpo.world.datasets import redteam_prompts, sft_completions
+from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.world.datasets import redteam_prompts, save_tokenizer, sft_completions
 from bfpo.world.oracle import assess
-from bfpo.world.tokenizer import save_tokenizer
 
 LLAMA = {
     "hidden_size": 48,

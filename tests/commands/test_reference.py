@@ -15,7 +15,7 @@ from bfpo.data.load import load_pairs
 from bfpo.data.tokenize import tokenize_pairs
 from bfpo.policy.load import save_policy
 from bfpo.policy.reference import forward_pass as reference_pass
-from bfpo.stages import preview_stage, run_stage
+from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.trainer import BFPOTrainer
 from tiny import tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
 

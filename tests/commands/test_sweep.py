@@ -13,9 +13,8 @@ from bfpo.config import InterpolateConfig, SweepConfig
 from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, SettingError
 from bfpo.data.write import write_pairs
 from bfpo.policy.load import init_policy, save_policy
-from bfpo.stages import preview_stage, run_stage
-from bfpo.world.datasets import held_out_prompts, main_pairs
-from bfpo.world.tokenizer import save_tokenizer
+from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.world.datasets import held_out_prompts, main_pairs, save_tokenizer
 
 LLAMA = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 

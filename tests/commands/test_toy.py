@@ -10,7 +10,7 @@ import torch
 from bfpo.commands.toy import preview, render_table, summarise
 from bfpo.config import ToyConfig
 from bfpo.objective.tabular_training import TabularRun, all_assignments, train_tabular
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
-"""The build: layers cover every module, pins cover every dependency, and what a clone needs is there."""
+"""The build: the import contract holds for files to come, pins cover every dependency, a clone has what it needs."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ except ImportError:  # Python 3.10; pytest brings it there
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGE = ROOT / "src" / "bfpo"
+CONTRACTS = PROJECT["tool"]["importlinter"]["contracts"]
 
 
 def name_of(requirement: str) -> str:
@@ -29,19 +32,84 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", re.sub(r"(\.0)+$", "", version)))
 
 
-def test_every_module_has_its_layer():
-    contracts = PROJECT["tool"]["importlinter"]["contracts"]
-    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    listed = {name.strip(" ()") for layer in layers for name in re.split(r"[|:]", layer)}
-    modules = {
-        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        for path in PACKAGE.rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    homeless = [m for m in modules if not any(m == name or m.startswith(f"{name}.") for name in listed)]
-    assert sorted(homeless) == [], "add them to a layer of tool.importlinter in pyproject.toml"
-    gone = [n for n in listed if n not in modules and not (PACKAGE.parent / Path(*n.split("."))).is_dir()]
-    assert sorted(gone) == []
+def verdicts(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check the import contract of a copy of the package with an interpreter that finds this copy first."""
+    code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copy")
+    shutil.copytree(PACKAGE, folder / "src" / "bfpo", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def test_a_new_file_needs_no_edit_of_the_contract(copy):
+    new = copy / "src" / "bfpo" / "data" / "new_file.py"
+    new.write_text("from bfpo.core.errors import DataError\nfrom bfpo.data.files import iter_rows\n")
+    try:
+        done = verdicts(copy)
+    finally:
+        new.unlink()
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "contract"),
+    [
+        ("data/new_file.py", "import bfpo.judges.judges", "layers"),
+        ("commands/new_command.py", "import bfpo.commands.train", "commands"),
+        ("judges/new_file.py", "import bfpo.runs.folder", "layers"),
+        ("report/new_file.py", "import bfpo.runs.folder", "folders"),
+        ("objective/new_file.py", "import numpy", "objective"),
+        ("config/new_file.py", "import torch", "light"),
+        ("new_package/__init__.py", "", "layers"),
+    ],
+)
+def test_a_wrong_import_is_caught_in_a_new_file(copy, place, text, contract):
+    new = copy / "src" / "bfpo" / place
+    existed = new.parent.is_dir()
+    new.parent.mkdir(exist_ok=True)
+    new.write_text(f"{text}\n")
+    try:
+        done = verdicts(copy)
+    finally:
+        shutil.rmtree(new.parent) if not existed else new.unlink()
+    assert done.returncode == 1, done.stdout
+    broken = {each["name"] for each in CONTRACTS if f"{each['name']} BROKEN" in " ".join(done.stdout.split())}
+    assert {each["name"] for each in CONTRACTS if each["id"] == contract} <= broken
+
+
+def test_two_files_of_one_folder_may_not_import_each_other(copy):
+    new = copy / "src" / "bfpo" / "data" / "new_file.py"
+    old = copy / "src" / "bfpo" / "data" / "fields.py"
+    before = old.read_text()
+    new.write_text("import bfpo.data.fields\n")
+    old.write_text(f"{before}\nimport bfpo.data.new_file\n")
+    try:
+        done = verdicts(copy)
+    finally:
+        new.unlink()
+        old.write_text(before)
+    assert done.returncode == 1
+    assert "circle BROKEN" in " ".join(done.stdout.split())
+
+
+def test_the_contract_names_packages_only():
+    text = (ROOT / "pyproject.toml").read_text()
+    named = set(re.findall(r"bfpo(?:\.\w+)+", text[text.index("[tool.importlinter]") :]))
+    files = {name for name in named if (PACKAGE.parent / Path(*name.split("."))).with_suffix(".py").is_file()}
+    assert files <= {"bfpo.cli", "bfpo.objective.losses", "bfpo.runs.stages"}
 
 
 def test_every_dependency_is_pinned_within_its_range():

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from bfpo import BfpoError
 from bfpo.cli import app
 from bfpo.config import describe_keys, load_config
-from bfpo.stages import STAGES
+from bfpo.runs.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/**/*.md"))]

@@ -13,7 +13,7 @@ import pytest
 
 import bfpo
 from bfpo.config import METHOD_SETTINGS, StageConfig
-from bfpo.stages import STAGES
+from bfpo.runs.stages import STAGES
 
 PARAMETERS = {
     "preference_loss": (
@@ -59,8 +59,8 @@ def test_an_unknown_name_is_an_error():
 
 def test_the_light_modules_import_neither_torch_nor_transformers():
     code = (
-        "import sys, json\nimport bfpo, bfpo.cli, bfpo.stages, bfpo.config\n"
-        "import bfpo.core.runs, bfpo.core.schema, bfpo.core.errors\n"
+        "import sys, json\nimport bfpo, bfpo.cli, bfpo.runs.stages, bfpo.config\n"
+        "import bfpo.runs.folder, bfpo.core.schema, bfpo.core.errors\n"
         "bfpo.Pair, bfpo.load_config, bfpo.run_stage\n"
         "print(json.dumps([name for name in ('torch', 'transformers', 'numpy', 'pyarrow') if name in sys.modules]))"
     )

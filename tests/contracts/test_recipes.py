@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bfpo.config import load_config
-from bfpo.stages import STAGES
+from bfpo.runs.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = [

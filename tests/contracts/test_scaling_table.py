@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from bfpo.commands.doctor_diagnosis import GIB, fits, least_processes
 from bfpo.config import LoraConfig
 from bfpo.policy.memory import Plan, estimate_memory, measure
+from bfpo.training.diagnosis import GIB, fits, least_processes
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 # hidden, intermediate, layers, heads, key-value heads, vocabulary, tied

@@ -17,7 +17,7 @@ from bfpo.config.describe import describe_keys
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.pair_layouts import LAYOUTS
 from bfpo.objective.losses import METHODS, preference_loss
-from bfpo.stages import STAGES
+from bfpo.runs.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(bfpo.__file__).parent

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 
 from bfpo.core.energy import gpu_joules, joules_since
-from bfpo.core.runs import RunFolder
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html
+from bfpo.runs.folder import RunFolder
 from run_folders import write_run
 
 

@@ -12,8 +12,7 @@ from bfpo.core.schema import Completion, Message
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, detect_completion_layout
 from bfpo.data.load import load_completions
 from bfpo.data.read import iter_completions, read_completions, read_pairs, write_completions
-from bfpo.data.rejects import Reject
-from bfpo.data.row import RowError
+from bfpo.data.rejects import Reject, RowError
 from helpers import write_rows
 
 Q = Message("user", "q")

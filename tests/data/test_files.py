@@ -14,11 +14,10 @@ import pytest
 
 from bfpo.core.errors import DataError
 from bfpo.core.inputs import expand_files
-from bfpo.data import byte_lines
 from bfpo.data import files as rows
 from bfpo.data.files import iter_rows
 from bfpo.data.read import read_pairs
-from bfpo.data.row import Row
+from bfpo.data.rejects import Row
 
 ROWS = [{"prompt": f"q{k}", "chosen": "a", "rejected": "b"} for k in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -167,7 +166,7 @@ def test_documents_beyond_the_limit_must_be_lines(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
 def test_a_line_beyond_the_limit_is_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(byte_lines, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 100)
     long = b'{"a": "' + b"x" * 5000 + b'"}\n'
     content = b'{"a": 1}\n' + long + b'{"a": 2}\n' + long.strip()
     if name.endswith("csv"):
@@ -193,7 +192,7 @@ def test_a_line_of_100_mb_does_not_fill_the_memory(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (len(result.pairs), result.counts()) == (6, {f"line longer than {1 << 26} bytes": 1})
-    assert peak < 3 * byte_lines.MAX_LINE_BYTES
+    assert peak < 3 * rows.MAX_LINE_BYTES
 
 
 def test_mixed_line_ends_and_nul_bytes(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-import bfpo.data.names as names_module
-from bfpo.data.names import SeenNames
+import bfpo.data.read as names_module
+from bfpo.data.read import SeenNames
 
 
 @pytest.mark.parametrize("crowded", [False, True])

@@ -10,8 +10,17 @@ import pytest
 import torch
 
 from bfpo.core.errors import DataError, SettingError
-from bfpo.data.layout import CHOSEN, PROMPT, REJECTED, PackedLayout
-from bfpo.data.pack import Form, PairCollator, collate_pairs, longest_text, split_by_tokens
+from bfpo.data.pack import (
+    CHOSEN,
+    PROMPT,
+    REJECTED,
+    Form,
+    PackedLayout,
+    PairCollator,
+    collate_pairs,
+    longest_text,
+    split_by_tokens,
+)
 from bfpo.data.streams import PairItem, TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 

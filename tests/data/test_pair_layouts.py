@@ -10,7 +10,7 @@ import pytest
 
 from bfpo.core.schema import Message, Pair
 from bfpo.data.pair_layouts import LAYOUTS, detect_layout
-from bfpo.data.row import RowError
+from bfpo.data.rejects import RowError
 
 Q = Message("user", "q")
 USER = {"role": "user", "content": "q"}

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 import bfpo.data.store as store_module
 from bfpo.core.errors import DataError, RunError
-from bfpo.data.columns import reference_logps, safety_labels, token_lengths, with_reference
-from bfpo.data.store import TokenStore, write_tokens
+from bfpo.data.store import TokenStore, reference_logps, safety_labels, token_lengths, with_reference, write_tokens
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 from tiny import tiny_pairs

@@ -12,9 +12,8 @@ import pytest
 
 from bfpo.config import EvaluateConfig, load_config
 from bfpo.core.schema import Message, Pair
-from bfpo.judges.ngram_ranker import fit_ranker
-from bfpo.judges.ngrams import NgramSettings
-from bfpo.stages import preview_stage, run_stage
+from bfpo.judges.ngrams import NgramSettings, fit_ranker
+from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.suites.catalogue import known_suites
 
 ROOT = Path(__file__).resolve().parents[2]

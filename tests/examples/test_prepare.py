@@ -10,7 +10,7 @@ import pytest
 from bfpo.config import load_config
 from bfpo.core.schema import Message
 from bfpo.data.split import normalised_prompt
-from bfpo.stages import STAGES, run_stage
+from bfpo.runs.stages import STAGES, run_stage
 from mixtures import rows_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from bfpo.config import load_config
 from bfpo.data.read import read_pairs
 from bfpo.data.split import normalised_prompt, split_pairs
-from bfpo.stages import STAGES, run_stage
+from bfpo.runs.stages import STAGES, run_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["max_length=64", "max_completion_length=24"]

@@ -12,11 +12,10 @@ import pytest
 
 from bfpo.config import SweepConfig, load_config
 from bfpo.core.errors import ConfigError, DataError
-from bfpo.experiments.chains import Chain
-from bfpo.experiments.nearest import choose_nearest, nearest_words
-from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
+from bfpo.experiments.points import Chain
+from bfpo.experiments.tradeoff import choose_nearest, nearest_words, tradeoff, tradeoff_csv, tradeoff_markdown
 from bfpo.experiments.workers import _next
-from bfpo.report.figures.front import front_figure
+from bfpo.report.figures.tradeoff import front_figure
 from bfpo.scores.scores import METRICS, Judged
 
 OBJECTIVES = ("helpfulness", "harmless")

@@ -25,7 +25,7 @@ from bfpo.data.write import write_completions
 from bfpo.generation.server import Server
 from bfpo.judges.formats import FORMATS
 from bfpo.judges.server_judges import ServerJudge
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 from helpers import CHATML, byte_tokenizer
 
 pytest.importorskip("openai")

@@ -15,10 +15,10 @@ from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
-from bfpo.generation import vllm_engine
+from bfpo.generation import engines as vllm_engine
 from bfpo.generation.engines import completion_seed
 from bfpo.policy.load import load_tokenizer, save_policy
-from bfpo.stages import preview_stage, run_stage
+from bfpo.runs.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 
 

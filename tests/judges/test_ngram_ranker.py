@@ -16,9 +16,8 @@ from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.write import write_pairs
 from bfpo.judges.judges import make_judge, make_ranker
-from bfpo.judges.ngram_ranker import fit_ranker
-from bfpo.judges.ngrams import NgramSettings
-from bfpo.stages import preview_stage, run_stage
+from bfpo.judges.ngrams import NgramSettings, fit_ranker
+from bfpo.runs.stages import preview_stage, run_stage
 
 GOOD, BAD = ["clear", "steps", "example", "detail", "answer"], ["whatever", "maybe", "dunno", "nothing", "no"]
 

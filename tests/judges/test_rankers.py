@@ -21,8 +21,7 @@ from bfpo.core.errors import ModelError, SettingError
 from bfpo.core.schema import Completion, Message
 from bfpo.judges import rankers as rankers_module
 from bfpo.judges.formats import PAIR_FORMATS
-from bfpo.judges.pair_ranker import PairRanker, PairRM
-from bfpo.judges.rankers import GenerativeRanker, OracleRanker, RewardRanker
+from bfpo.judges.rankers import GenerativeRanker, OracleRanker, PairRanker, PairRM, RewardRanker
 from bfpo.world.oracle import assess
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
 from helpers import CHATML, byte_ids, byte_tokenizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bfpo.data.layout import PackedLayout
+from bfpo.data.pack import PackedLayout
 from bfpo.policy.attention import UnknownExtraError, _flex, packed_attention, varlen_attention
 
 LAYOUT = PackedLayout([(3, 2, 4), (1, 1, 1), (2, 7, 1)])

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from bfpo.core.errors import ModelError
-from bfpo.policy import source
+from bfpo.policy import load as source
 from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.policy.skeleton import read_config
 

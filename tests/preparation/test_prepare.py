@@ -17,13 +17,12 @@ from typer.testing import CliRunner
 import bfpo.core.files
 from bfpo.cli import app
 from bfpo.config import AlignConfig, PrepareConfig
-from bfpo.core.card import render_card
 from bfpo.core.errors import BfpoError, ConfigError, DataError
-from bfpo.core.runs import RunFolder
 from bfpo.data.load import load_completions, load_pairs
 from bfpo.data.sources import SOURCES, ResolvedSource
 from bfpo.preparation import shards, write
-from bfpo.stages import preview_stage
+from bfpo.runs.folder import RunFolder, render_card
+from bfpo.runs.stages import preview_stage
 from helpers import write_rows
 from mixtures import hashes, prepare, row, rows_of, source
 

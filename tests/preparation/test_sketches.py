@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 
-from bfpo.preparation.duplicates import group_similar
 from bfpo.preparation.sketches import (
     SketchSettings,
     bands_of,
     estimated_similarity,
+    group_similar,
     ngrams,
     similarity,
     sketches_of,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bfpo.config import PrepareConfig, load_config
 from bfpo.core.errors import BfpoError
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 from mixtures import prepare, row, rows_of
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

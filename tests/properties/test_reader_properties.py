@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bfpo.core.errors import BfpoError, DataError
-from bfpo.data import byte_lines
 from bfpo.data import files as rows
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.files import iter_rows
@@ -202,7 +201,7 @@ def test_csv_written_is_read_again(table: list[tuple[str, str, str]], end: str, 
 def test_limits_are_counts_or_errors_too(item: tuple[str, bytes], limit: int) -> None:
     name, content = item
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(byte_lines, "MAX_LINE_BYTES", limit)
+        patch.setattr(rows, "MAX_LINE_BYTES", limit)
         patch.setattr(rows, "MAX_DOCUMENT_BYTES", 3 * limit)
         file = Path(folder) / name
         file.write_bytes(content)

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from bfpo.core.schema import Score
-from bfpo.report.alike import groups_alike, judged_alike, ranked_together
 from bfpo.report.data import Basis, Comparison, MethodResult, ReportData
 from bfpo.report.gather import gather
-from bfpo.report.headline import headline
+from bfpo.report.headline import front_of, headline
 from bfpo.report.page import render_html
-from bfpo.report.pareto_names import front_of
+from bfpo.report.tables import groups_alike, judged_alike, ranked_together
 from bfpo.report.view import page_view
 from run_folders import write_run, write_suites
 

@@ -8,11 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 
 from bfpo.core.schema import Score
-from bfpo.plots.placement import Box, place_labels
-from bfpo.plots.style import CELL_COLOURS, METHOD_COLOURS, TOKENS, colour_of, marker_of
+from bfpo.plots.plane import Box, place_labels
+from bfpo.plots.style import CELL_COLOURS, METHOD_COLOURS, TOKENS
 from bfpo.report.data import MethodResult, ReportData
-from bfpo.report.figures.refusal import refusal_figure
-from bfpo.report.figures.scatter import scatter_figure
+from bfpo.report.figures.bars import refusal_figure
+from bfpo.report.figures.marks import colour_of, marker_of
+from bfpo.report.figures.tradeoff import scatter_figure
 from bfpo.report.figures.training import has_curves, training_figure
 from fake_report import fake_report
 

@@ -16,10 +16,9 @@ from bfpo.core.schema import Score, Verdict
 from bfpo.report.answers import answer_block
 from bfpo.report.data import MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.report.gather import gather
+from bfpo.report.headline import front_of
 from bfpo.report.page import render_html, render_markdown
-from bfpo.report.pareto_names import front_of
-from bfpo.report.parts import margin_spreads
-from bfpo.report.read import shown_roots
+from bfpo.report.read import margin_spreads, shown_roots
 from bfpo.report.sections import csv_text
 from bfpo.report.tables import suite_columns, suite_mean
 from bfpo.report.view import few_samples

@@ -9,9 +9,8 @@ import pytest
 from bfpo.core.schema import Score
 from bfpo.report.data import MethodResult, ReportData, Suite, SuiteComparison
 from bfpo.report.gather import gather
-from bfpo.report.headline import headline
+from bfpo.report.headline import headline, suite_lines
 from bfpo.report.page import render_html, render_markdown
-from bfpo.report.suite_sentences import suite_lines
 from bfpo.report.tables import with_suite_means
 from run_folders import score, write_run
 

@@ -13,10 +13,11 @@ import pytest
 
 from bfpo.config import EvaluateConfig
 from bfpo.policy.load import save_policy
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import FOLDER
 from bfpo.suites.files import UnreachableError
-from bfpo.suites.lm_eval import TaskRunner, _advice, _result
+from bfpo.suites.lm_eval import TaskRunner, _advice
+from bfpo.suites.lm_eval import _read_result as read_result
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS = [
@@ -39,13 +40,15 @@ def words(text: str) -> int:
 
 
 def test_what_has_no_number_and_what_was_cut_is_counted_with_its_reason() -> None:
-    found = _result([sample(0, 1.0), sample(1, math.nan), sample(2, 1.0, 9), sample(3, 0.0, 8)], 4, "acc", words, 8)
+    found = read_result([sample(0, 1.0), sample(1, math.nan), sample(2, 1.0, 9), sample(3, 0.0, 8)], 4, "acc", words, 8)
     assert found.by_document == {"0": 1.0, "3": 0.0}
     assert sorted(found.reasons.values()) == [1, 1]
     assert found.unscored == 2
-    assert _result([sample(2, 1.0, 9)], 4, "acc", words, None).by_document == {"2": 1.0}  # choices are never cut here
+    assert read_result([sample(2, 1.0, 9)], 4, "acc", words, None).by_document == {
+        "2": 1.0
+    }  # choices are never cut here
     with pytest.raises(UnreachableError, match=r"none of 1 documents is scored \(1: .*punkt_tab"):
-        _result([sample(0, math.nan)], 4, "acc", words, 8)
+        read_result([sample(0, math.nan)], 4, "acc", words, 8)
 
 
 def test_an_answer_that_leaves_no_room_is_no_score() -> None:

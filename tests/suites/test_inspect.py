@@ -21,7 +21,7 @@ from bfpo.policy.load import save_policy
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.data import Suite as ReportSuite
 from bfpo.report.tables import suite_columns, suite_mean
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import FOLDER, load_suites
 from support.fault_server import FaultServer
 from tiny import tiny_model, tiny_tokenizer

@@ -13,13 +13,12 @@ from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.core.schema import Verdict
 from bfpo.policy.load import save_policy
+from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.scores.scores import Judged
-from bfpo.stages import preview_stage, run_stage
 from bfpo.suites.catalogue import FOLDER, known_sets, known_suites, load_suites
 from bfpo.suites.files import UnreachableError, find_prompts
 from bfpo.suites.judging import with_refusal
-from bfpo.suites.labelled_by import labelling_judges
-from bfpo.suites.scores import SUITE_METRICS, WIN_RATES, Values, compare_values, values_of
+from bfpo.suites.scores import SUITE_METRICS, WIN_RATES, Values, compare_values, labelling_judges, values_of
 from tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,10 +11,9 @@ import yaml
 
 from bfpo.config import EvaluateConfig
 from bfpo.core.schema import Message, Pair
-from bfpo.judges.ngram_ranker import fit_ranker
-from bfpo.judges.ngrams import NgramSettings
+from bfpo.judges.ngrams import NgramSettings, fit_ranker
 from bfpo.policy.load import save_policy
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 from tiny import tiny_model, tiny_tokenizer
 
 SUITE = {

@@ -13,7 +13,7 @@ from bfpo.config import AlignConfig
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import on_device
 from bfpo.policy.load import save_policy
-from bfpo.stages import run_stage
+from bfpo.runs.stages import run_stage
 from bfpo.training.margin import margin_logps
 from bfpo.training.trainer import BFPOConfig
 from tiny import logp, tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer

@@ -12,8 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from bfpo.core.errors import SettingError
 from bfpo.policy.load import set_trainable
-from bfpo.training.sharding import is_sharded, prepare_sharding, whole_state
-from bfpo.training.trainer import BFPOTrainer
+from bfpo.training.trainer import BFPOTrainer, is_sharded, prepare_sharding, whole_state
 from tiny import tiny_model, tiny_pairs, tiny_trainer
 
 

@@ -19,10 +19,11 @@ import safetensors.torch
 import torch
 import transformers
 
-from bfpo.core import files, runs
+from bfpo.core import files
 from bfpo.core.errors import DiskFullError, StopRequest
-from bfpo.stages import run_stage
-from bfpo.training import checkpoints
+from bfpo.runs import folder as runs
+from bfpo.runs.stages import run_stage
+from bfpo.training import callbacks as checkpoints
 from bfpo.training.callbacks import MetricsCallback
 from survival import differences, result, run, run_in_two, run_with_copies, stage_config, write_inputs
 

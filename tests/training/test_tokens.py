@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from bfpo.core.runs import RunFolder
 from bfpo.data.load import PairStream, load_pairs
 from bfpo.data.store import TokenStore
 from bfpo.data.tokenize import tokenize_pairs
+from bfpo.runs.folder import RunFolder
 from bfpo.training.tokens import token_stores
 from helpers import CHATML, byte_tokenizer
 

@@ -9,9 +9,8 @@ import pytest
 
 from bfpo.data.labels import CELLS, cell_counts
 from bfpo.data.tokenize import tokenize_completions, tokenize_pairs
-from bfpo.world.datasets import buffer_pairs, held_out_prompts, main_pairs, sft_completions
+from bfpo.world.datasets import buffer_pairs, build_tokenizer, held_out_prompts, main_pairs, sft_completions
 from bfpo.world.oracle import BEST_SAFE_HELPFULNESS, assess, read_prompt
-from bfpo.world.tokenizer import build_tokenizer
 from bfpo.world.world import (
     ANSWER_KINDS,
     EVERYDAY_THINGS,

@@ -7,12 +7,19 @@ from typing import Any
 
 from bfpo.config import CompareConfig
 from bfpo.core.console import show
-from bfpo.core.runs import RunFolder
-from bfpo.experiments.compare_plan import RIVALS, chains_of, models_of, prompts_file, scores_folder
-from bfpo.experiments.compare_result import make_result, result_markdown
-from bfpo.experiments.judged import read_accuracy, read_judged
+from bfpo.experiments.compare import (
+    RIVALS,
+    chains_of,
+    make_result,
+    models_of,
+    prompts_file,
+    result_markdown,
+    scores_folder,
+)
+from bfpo.experiments.points import read_accuracy, read_judged
 from bfpo.experiments.steps import CEILING, START, seeds_of, write_held_out, write_prompts, write_world
 from bfpo.experiments.workers import run_chains, usable_cores
+from bfpo.runs.folder import RunFolder
 from bfpo.scores.scores import Judged, score_rows
 
 __all__ = ["preview", "run"]

@@ -6,11 +6,11 @@ from datetime import datetime, timezone
 
 from bfpo.config import DemoConfig
 from bfpo.core.console import show
-from bfpo.core.runs import RunFolder
-from bfpo.experiments.chains import Chain
-from bfpo.experiments.demo_plan import make_data, methods_of, plan_seed
+from bfpo.experiments.demo import make_data, methods_of, plan_seed
+from bfpo.experiments.points import Chain
 from bfpo.experiments.steps import seeds_of
 from bfpo.experiments.workers import run_chains, usable_cores
+from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
 
@@ -22,7 +22,7 @@ def run(config: DemoConfig, folder: RunFolder) -> None:
     """
     make_data(config, folder)
     run_chains(_chains(config, folder), _processes(config), folder.path / "logs")
-    from bfpo.experiments.demo_collect import collect
+    from bfpo.experiments.demo import collect
     from bfpo.report.page import write_report
 
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

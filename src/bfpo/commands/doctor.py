@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from bfpo.commands.doctor_diagnosis import examine
-from bfpo.commands.doctor_view import diagnosis_facts, diagnosis_lines, machine_facts, machine_lines
+import torch
+
 from bfpo.core.console import show
 from bfpo.core.errors import SettingError
+from bfpo.core.provenance import describe_platform, describe_versions
+from bfpo.policy.devices import EXTRAS, describe_hub, find_devices, free_disk, installed_extras
 from bfpo.policy.memory import Sharding
+from bfpo.training.diagnosis import GIB, KEPT_FREE, Diagnosis, examine
 
-__all__ = ["run"]
+__all__ = [
+    "diagnosis_facts",
+    "diagnosis_lines",
+    "machine_facts",
+    "machine_lines",
+    "run",
+]
 
 
 def run(
@@ -37,3 +48,123 @@ def run(
     found = examine(config, settings, processes=processes, sharding=sharding, memory_gib=memory_gib)
     show(json.dumps(diagnosis_facts(found), indent=2) if as_json else "\n".join(diagnosis_lines(found)))
     return 0 if found.fits else 1
+
+
+PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer state (AdamW)",
+    "reference": "reference (copy of what trains)",
+    "activations": "activations kept for the backward pass",
+    "working": "working space of a pass",
+    "head": "output head",
+    "exchange": "exchange between processes",
+    "margin": "more for the pass of margin_model, before",
+}
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return versions, devices with their memory in bytes, disk, optional packages and where models come from."""
+    return {
+        "versions": describe_versions(),
+        "platform": describe_platform(),
+        "threads": torch.get_num_threads(),
+        "devices": [dataclasses.asdict(device) for device in find_devices()],
+        "disk_free_bytes": free_disk(),
+        "extras": installed_extras(),
+        "hub": describe_hub(),
+    }
+
+
+def machine_lines(facts: dict[str, Any]) -> list[str]:
+    """Return `machine_facts` as lines of text."""
+    versions = {name: version or "not installed" for name, version in facts["versions"].items()}
+    lines = [f"{name:<14} {version}" for name, version in versions.items()]
+    lines += [f"{'system':<14} {facts['platform']['system']}, {facts['platform']['cores']} cores", ""]
+    for device in facts["devices"]:
+        free, total = (_size(device[f"{name}_bytes"]) for name in ("free", "total"))
+        halves = "bfloat16" if device["bfloat16"] else "no bfloat16"
+        lines.append(f"{device['name']:<14} {device['description']}; memory {free} free of {total}; {halves}")
+    lines += [f"{'disk here':<14} {_size(facts['disk_free_bytes'])} free", f"{'hub':<14} {facts['hub']}", ""]
+    return lines + [f"{name:<14} {facts['extras'][name] or 'not installed'} ({use})" for name, use in EXTRAS.items()]
+
+
+def _size(value: int | None) -> str:
+    return "unknown" if value is None else f"{value / GIB:.1f} GiB"
+
+
+def diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
+    """Return the diagnosis as JSON types; sizes in bytes."""
+    plan = dataclasses.asdict(dataclasses.replace(found.plan, config=None, margin=None))
+    del plan["config"], plan["margin"]
+    return {
+        "stage": found.stage,
+        "model": found.model,
+        "trains": found.trains,
+        "reference": found.reference,
+        "plan": plan,
+        "memory_bytes": {**dataclasses.asdict(found.memory), "total": found.memory.total},
+        "margin_model_bytes": found.margin_bytes,
+        "memory_source": found.memory_source,
+        "available_bytes": found.available,
+        "kept_free_share": KEPT_FREE,
+        "disk_bytes": found.disk,
+        "disk_free_bytes": found.disk_free,
+        "memory_fits": found.memory_fits,
+        "disk_fits": found.disk_fits,
+        "fits": found.fits,
+        "remedies": [dataclasses.asdict(remedy) for remedy in found.remedies],
+    }
+
+
+def diagnosis_lines(found: Diagnosis) -> list[str]:
+    """Return the diagnosis as lines of text."""
+    plan, memory = found.plan, found.memory
+    scale = _scale(memory.total)
+    unit = f"{plan.rows} rows of {plan.tokens // plan.rows} tokens" if plan.imitates else f"{plan.tokens} tokens"
+    lines = [
+        f"config of:  bfpo {found.stage}",
+        f"model:      {found.model}",
+        f"trains:     {found.trains}",
+        f"a pass:     {unit}, {plan.dtype}, activations {'recomputed' if plan.checkpointing else 'kept'}",
+        f"reference:  {found.reference}",
+        *_margin_lines(found),
+        f"processes:  {plan.processes}, sharding {plan.sharding}",
+        "",
+        f"{'memory of one process, estimated':<40}{scale[0]}",
+    ]
+    lines += [_row(PARTS[name], value, scale) for name, value in dataclasses.asdict(memory).items() if value]
+    lines += [_row("in all", memory.total, scale), _row(f"free ({found.memory_source})", found.available, scale)]
+    lines += ["disk, for checkpoints and the model", _row("in all", found.disk, scale)]
+    lines += ["" if found.disk_free is None else _row("free", found.disk_free, scale) + "\n"]
+    lines.append(_verdict(found))
+    if found.remedies:
+        lines += ["", f"{'what a process would need with':<40}{scale[0]}"]
+        lines += [_row(r.change, r.total, scale) + ("  fits" if r.fits else "") for r in found.remedies]
+    return lines
+
+
+def _scale(value: int) -> tuple[str, int]:
+    """Return the unit in which a model of this size has figures."""
+    return ("GiB", GIB) if value >= GIB else ("MiB", GIB // 1024)
+
+
+def _margin_lines(found: Diagnosis) -> list[str]:
+    if not found.margin_bytes:
+        return []
+    unit, size = _scale(found.margin_bytes)
+    return [f"margins:    a pass of margin_model before training, {found.margin_bytes / size:.2f} {unit} of weights"]
+
+
+def _row(name: str, value: int | None, scale: tuple[str, int]) -> str:
+    return f"  {name:<44} {'unknown' if value is None else f'{value / scale[1]:9.2f}'}"
+
+
+def _verdict(found: Diagnosis) -> str:
+    if found.memory_fits is None:
+        memory = "this machine does not tell how much memory is free; give --memory"
+    elif found.memory_fits:
+        memory = "fits" if found.disk_fits is not False else "the memory is enough"
+    else:
+        memory = f"does not fit: {KEPT_FREE:.0%} of the memory must stay free too"
+    return memory if found.disk_fits is not False else f"{memory}; the disk is too small: free some, or save less"

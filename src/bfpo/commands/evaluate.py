@@ -11,9 +11,7 @@ from typing import Any
 
 from bfpo.config import DataConfig, EvaluateConfig, read_template
 from bfpo.core.errors import DataError, ModelError
-from bfpo.core.runs import RunFolder
 from bfpo.core.schema import Completion, Pair, Score
-from bfpo.core.threads import use_threads
 from bfpo.data.labels import cell_counts
 from bfpo.data.load import load_pairs
 from bfpo.data.read import read_completions
@@ -21,7 +19,9 @@ from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
 from bfpo.judges.judges import check_judge, make_judge
 from bfpo.objective.losses import METHODS
+from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
+from bfpo.runs.folder import RunFolder
 from bfpo.scores.accuracy import AccuracyRow, PairLogps, accuracy_rows, accuracy_scores, pair_logps
 from bfpo.scores.scores import METRICS, Judged, join_verdicts, score_rows
 from bfpo.suites.run import preview_suites, run_suites

@@ -10,20 +10,26 @@ from typing import Any
 from bfpo.config import GenerateConfig, read_template
 from bfpo.core.errors import DataError, ServerError
 from bfpo.core.progress import CountProgress
-from bfpo.core.runs import RunFolder
 from bfpo.core.schema import Completion, Prompt
-from bfpo.core.threads import use_threads
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.prompts import PromptResult, read_prompt_files
 from bfpo.data.split import draw
 from bfpo.data.write import completion_row
-from bfpo.generation.engines import Engine, Made, Task, TransformersEngine
-from bfpo.generation.partial import append_made, read_made
+from bfpo.generation.engines import (
+    Engine,
+    Made,
+    ServerEngine,
+    Task,
+    TransformersEngine,
+    VllmEngine,
+    append_made,
+    read_made,
+)
 from bfpo.generation.sampling import end_token_ids, saved_end_token_ids
 from bfpo.generation.server import RequestBudget, Server
-from bfpo.generation.server_engine import ServerEngine
-from bfpo.generation.vllm_engine import VllmEngine
+from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer
+from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
 

@@ -7,17 +7,13 @@ import shutil
 
 from bfpo.config import InterpolateConfig
 from bfpo.core.progress import CountProgress
-from bfpo.core.runs import RunFolder
+from bfpo.experiments.points import blend_name
 from bfpo.policy.blend import BlendSource, blend_weights, open_source, require_same_kind
+from bfpo.runs.folder import RunFolder
 
-__all__ = ["model_name", "preview", "run"]
+__all__ = ["preview", "run"]
 
 logger = logging.getLogger(__name__)
-
-
-def model_name(weight: float) -> str:
-    """Return the folder of the model that is this share of the second one."""
-    return f"weight-{weight:g}"
 
 
 def run(config: InterpolateConfig, folder: RunFolder) -> None:
@@ -30,18 +26,18 @@ def run(config: InterpolateConfig, folder: RunFolder) -> None:
     first, second = _sources(config)
     folder.add_data("models", [*map(str, first.files), *map(str, second.files)])
     models = folder.folder("models")
-    missing = [weight for weight in config.weights if not (models / model_name(weight)).exists()]
+    missing = [weight for weight in config.weights if not (models / blend_name(weight)).exists()]
     with CountProgress("tensors", len(missing) * len(first.tensors), logger) as progress:
         for weight in missing:
-            part = models / f".{model_name(weight)}.part"
+            part = models / f".{blend_name(weight)}.part"
             shutil.rmtree(part, ignore_errors=True)  # what a killed run was writing
             try:
                 blend_weights(first, second, weight, part, advance=progress.advance)
-                part.rename(models / model_name(weight))
+                part.rename(models / blend_name(weight))
             except OSError as error:
                 shutil.rmtree(part, ignore_errors=True)
                 raise folder.disk_full(part) from error
-    rows = [{"weight": weight, "model": str(models / model_name(weight))} for weight in config.weights]
+    rows = [{"weight": weight, "model": str(models / blend_name(weight))} for weight in config.weights]
     folder.write_json("models.json", {"first": config.first, "second": config.second, "models": rows})
     folder.write_card(
         "Models between two", {"Models": {f"{row['weight']:g} of the second": row["model"] for row in rows}}
@@ -54,7 +50,7 @@ def preview(config: InterpolateConfig) -> list[str]:
     size = sum(file.stat().st_size for file in first.files)
     return [
         f"{len(first.tensors)} tensors, {size / 1e6:,.1f} MB a model: {first.folder} and {second.folder}",
-        *(f"models/{model_name(weight)}" for weight in config.weights),
+        *(f"models/{blend_name(weight)}" for weight in config.weights),
     ]
 
 

@@ -11,9 +11,7 @@ from bfpo.config import JudgeCheckConfig
 from bfpo.core.console import printable, show
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
-from bfpo.core.runs import RunFolder
 from bfpo.core.schema import Completion, Score, Verdict
-from bfpo.core.threads import use_threads
 from bfpo.data.labelled import LabelledResult, load_labelled
 from bfpo.data.split import draw, normalised_prompt
 from bfpo.data.write import completion_row
@@ -21,10 +19,11 @@ from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.judges import Judge, check_judge, make_judge
-from bfpo.judges.quality import CalibrationBin, calibration_bins, judge_quality
-from bfpo.judges.training_rows import seen_rows, trained_on_few
-from bfpo.plots.calibration import calibration_figure
+from bfpo.judges.ngrams import seen_rows, trained_on_few
+from bfpo.judges.quality import CalibrationBin, calibration_bins, calibration_figure, judge_quality
 from bfpo.plots.style import png_bytes, svg_bytes
+from bfpo.policy.devices import use_threads
+from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
 

@@ -9,17 +9,15 @@ from typing import Any
 
 from bfpo.config import JudgeTrainConfig
 from bfpo.core.console import show
-from bfpo.core.runs import RunFolder
 from bfpo.core.schema import Completion, Pair, Verdict
-from bfpo.core.threads import use_threads
 from bfpo.data.labelled import LabelledResult, load_labelled
 from bfpo.data.read import read_pairs
 from bfpo.data.rejects import check_rejects, describe_rejects
 from bfpo.data.split import normalised_prompt
-from bfpo.judges.ngram_ranker import fit_ranker
-from bfpo.judges.ngrams import NgramSettings, fit_ngrams, save_described
+from bfpo.judges.ngrams import NgramSettings, few_rows, fit_ngrams, fit_ranker, save_described, write_rows
 from bfpo.judges.quality import judge_quality
-from bfpo.judges.training_rows import few_rows, write_rows
+from bfpo.policy.devices import use_threads
+from bfpo.runs.folder import RunFolder
 from bfpo.stats import rate_interval
 
 __all__ = ["preview", "run"]
@@ -72,7 +70,7 @@ def _train_ngrams(
 def _train_classifier(
     config: JudgeTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    from bfpo.judges.finetune import classifier_trainer
+    from bfpo.judges.classifier import classifier_trainer
     from bfpo.training.session import train_in_folder
 
     assert config.model is not None  # the config has checked it

@@ -12,9 +12,7 @@ from bfpo.config import LabelConfig
 from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
-from bfpo.core.runs import RunFolder
 from bfpo.core.schema import Comparison, Completion, Pair, Verdict
-from bfpo.core.threads import use_threads
 from bfpo.data.labels import cell_counts
 from bfpo.data.read import ReadResult, Reject, check_rejects, read_completions, read_pairs
 from bfpo.data.split import RowPicker, normalised_prompt
@@ -24,9 +22,11 @@ from bfpo.judges.asking import Tally, ask_judge, ask_ranker, num_votes
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.judges import check_judge, check_ranker, make_judge, make_ranker
 from bfpo.judges.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
+from bfpo.judges.ngrams import trained_on_few
 from bfpo.judges.pairing import Pairing, candidate_duels, choose_pairs, label_of
 from bfpo.judges.panel import panel_verdict
-from bfpo.judges.training_rows import trained_on_few
+from bfpo.policy.devices import use_threads
+from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
 

@@ -16,11 +16,7 @@ from bfpo.config import PrepareConfig
 from bfpo.core.errors import DataError, DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, open_whole
 from bfpo.core.progress import CountProgress
-from bfpo.core.runs import RunFolder
-from bfpo.preparation.card import card_head, card_sections, source_lines, stream_lines
-from bfpo.preparation.figure import draw_data
-from bfpo.preparation.listing import contaminated_rows, contradictory_rows, rejected_rows
-from bfpo.preparation.manifest import make_manifest, output_facts
+from bfpo.preparation.card import card_head, card_sections, draw_data, source_lines, stream_lines
 from bfpo.preparation.mixture import Mixed, mix
 from bfpo.preparation.parts import Policy
 from bfpo.preparation.plan import PlannedSource, Suite, describe_data, plan_source, read_suite
@@ -28,7 +24,15 @@ from bfpo.preparation.rows import make_reader
 from bfpo.preparation.shards import Shard, find_or_make, remove_leftovers
 from bfpo.preparation.sketches import SketchSettings
 from bfpo.preparation.workers import Readers
-from bfpo.preparation.write import write_stream
+from bfpo.preparation.write import (
+    contaminated_rows,
+    contradictory_rows,
+    make_manifest,
+    output_facts,
+    rejected_rows,
+    write_stream,
+)
+from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
 

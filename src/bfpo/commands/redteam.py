@@ -14,13 +14,13 @@ from typing import Any
 from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
 from bfpo.core.console import show
 from bfpo.core.errors import DataError
-from bfpo.core.runs import RunFolder
 from bfpo.data.read import read_completions
 from bfpo.judges.judges import check_judge, check_ranker
-from bfpo.judges.redteam_report import FUNNEL_STEPS, Answers, answer_rates, report_text
+from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, redteam_text
 from bfpo.plots.funnel import funnel_figure
 from bfpo.plots.style import png_bytes, svg_bytes
-from bfpo.stages import preview_stage, run_stage
+from bfpo.runs.folder import RunFolder
+from bfpo.runs.stages import preview_stage, run_stage
 
 __all__ = ["preview", "run"]
 
@@ -44,7 +44,7 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     answers = Answers(read_completions(folder.path / GENERATE / "completions.jsonl"), labelled.path / "verdicts.jsonl")
     rates = answer_rates(answers, confidence=config.confidence, random_seed=config.seed)
     cells: dict[str, int] = labelled.record["labels"]["cells"]
-    text = report_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)
+    text = redteam_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)
     _write(folder, funnel, cells, rates, answers.unscored, text)
     show(text)
     if funnel["pairs"] == 0:

@@ -6,11 +6,20 @@ from typing import Any
 
 from bfpo.config import ReferenceConfig
 from bfpo.core.errors import RunError
-from bfpo.core.runs import RunFolder
 from bfpo.data.tokenize import PairTokenizer
 from bfpo.policy.reference.forward_pass import ReferencePass
-from bfpo.training.inputs import load_start, pair_sections, pair_streams, reference_cache, token_settings
-from bfpo.training.session import describe_data, prepare_process, report_data, runs_on_cpu
+from bfpo.runs.folder import RunFolder
+from bfpo.training.session import (
+    describe_data,
+    load_start,
+    pair_sections,
+    pair_streams,
+    prepare_process,
+    reference_cache,
+    report_data,
+    runs_on_cpu,
+    token_settings,
+)
 from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from bfpo.config import SftConfig, SftDataConfig, read_template
-from bfpo.core.runs import RunFolder
 from bfpo.data.load import LoadedCompletions, load_completions
 from bfpo.data.tokenize import SftExample, TokenizeReport, tokenize_completions
 from bfpo.policy.load import Policy, init_policy, load_policy, pad_token_id
+from bfpo.runs.folder import RunFolder
 from bfpo.training.callbacks import EpochCallback
-from bfpo.training.running import RunningLoss
+from bfpo.training.metrics import RunningLoss
 from bfpo.training.session import (
     common_arguments,
     data_settings,
@@ -28,7 +28,7 @@ from bfpo.training.session import (
     train_in_folder,
     write_rejects,
 )
-from bfpo.training.sharding import prepare_sharding
+from bfpo.training.trainer import prepare_sharding
 
 __all__ = ["CompletionCollator", "SftTrainer", "preview", "run"]
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from bfpo.config import SweepConfig
-from bfpo.core.runs import RunFolder
+from bfpo.config import EvaluateConfig, GenerateConfig, SweepConfig, load_config
+from bfpo.core.errors import ConfigError, DataError, ModelError
+from bfpo.data.load import PairStream
+from bfpo.data.prompts import read_prompt_files
 from bfpo.experiments.points import Point, chains_of, plan_points, scores_of
+from bfpo.judges.judges import check_judge
+from bfpo.policy.load import load_tokenizer
+from bfpo.policy.skeleton import read_config
+from bfpo.runs.folder import RunFolder
+from bfpo.scores.scores import METRICS, Judged
+
+__all__ = [
+    "check_inputs",
+    "preview",
+    "run",
+]
 
 # What is imported where it is used takes seconds (torch, transformers, scipy): a mistake in a grid is told without.
 
-__all__ = ["preview", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +47,7 @@ def run(config: SweepConfig, folder: RunFolder) -> None:
     files = [file for file in (config.train, config.generate, config.evaluate) if file is not None]
     folder.add_data("configs", files)
 
-    from bfpo.experiments.inputs import check_inputs
+    from bfpo.commands.sweep import check_inputs
     from bfpo.experiments.workers import run_chains
 
     check_inputs(config, points)
@@ -50,7 +62,7 @@ def preview(config: SweepConfig) -> list[str]:
     """Return the points with the memory that each training needs by estimate; models, data and judge are checked."""
     points = plan_points(config)
 
-    from bfpo.experiments.inputs import check_inputs
+    from bfpo.commands.sweep import check_inputs
 
     found = check_inputs(config, points)
     memory = _memory(config, points)
@@ -73,10 +85,10 @@ def _memory_words(memory: int) -> str:
 
 def _write_result(config: SweepConfig, folder: RunFolder, points: list[Point]) -> None:
     from bfpo.core.console import show
-    from bfpo.experiments.judged import read_judged
+    from bfpo.experiments.points import read_judged
     from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
     from bfpo.plots.style import png_bytes, svg_bytes
-    from bfpo.report.figures.front import front_figure
+    from bfpo.report.figures.tradeoff import front_figure
     from bfpo.scores.scores import METRICS
 
     result = tradeoff(
@@ -103,7 +115,7 @@ def _write_result(config: SweepConfig, folder: RunFolder, points: list[Point]) -
 
 def _memory(config: SweepConfig, points: list[Point]) -> dict[str, int]:
     """Return the estimates of `bfpo doctor` for the trainings, bytes by point; those of the same shape are one."""
-    from bfpo.commands.doctor_diagnosis import examine
+    from bfpo.training.diagnosis import examine
 
     known: dict[str, int] = {}
     memory: dict[str, int] = {}
@@ -122,3 +134,73 @@ def _memory(config: SweepConfig, points: list[Point]) -> dict[str, int]:
             "a training needs %.2f GiB by estimate, memory_gib is %g: it runs alone", most, config.memory_gib
         )
     return memory
+
+
+def check_inputs(config: SweepConfig, points: list[Point]) -> list[str]:
+    """Return what there is, in lines: prompts and pairs. Weights are not loaded.
+
+    Raises `ModelError` for a model or a local judge that is not there, `DataError` and `LabelError` for data that
+    cannot be used, `ConfigError` for objectives that the judge does not measure, `SettingError` for the judge.
+    """
+    evaluate = load_config(EvaluateConfig, config.evaluate, ["completions=x"])
+    _check_judge(config, evaluate)
+    generate = load_config(GenerateConfig, config.generate, ["model=x"])
+    prompts = read_prompt_files([generate.prompts], columns=generate.columns).prompts
+    if not prompts:
+        raise DataError.at(generate.prompts, None, "holds no prompt; at least one is needed")
+    lines = [f"{len(prompts)} prompts, judged by {evaluate.judge.title}"]
+    for model, revision in _models(points):
+        read_config(model, revision=revision)
+        load_tokenizer(model, revision=revision)
+    return [*lines, *_read_pairs(points)]
+
+
+def _models(points: list[Point]) -> list[tuple[str, str | None]]:
+    """Return every model that a point starts from or reads, once, with its revision."""
+    models: dict[tuple[str, str | None], None] = {}
+    for point in points:
+        models[point.start, None if point.train is None else point.train.revision] = None
+        if point.train is not None and point.train.margin_model is not None:
+            models[point.train.margin_model, None] = None
+    return list(models)
+
+
+def _read_pairs(points: list[Point]) -> list[str]:
+    """Read the data of every training, the same of several once, and return a line on each."""
+    lines: dict[str, str] = {}
+    for point in points:
+        if point.train is None:
+            continue
+        for name in ("data", "buffer", "eval_data"):
+            section = getattr(point.train, name)
+            if section is None:
+                continue
+            settings = {**section.model_dump(), "seed": point.train.seed}
+            if repr(settings) not in lines:
+                lines[repr(settings)] = f"{name}: {len(PairStream(**settings))} pairs"
+    return list(lines.values())
+
+
+def _check_judge(config: SweepConfig, evaluate: EvaluateConfig) -> None:
+    judge = evaluate.judge
+    check_judge(judge.format)
+    if judge.model is not None and judge.url is None and _is_local(judge.model) and not Path(judge.model).exists():
+        raise ModelError(f"judge: {judge.model}: no such folder; check the judge in {config.evaluate}")
+    unmeasured = [name for name in config.objectives if judge.format != "oracle" and not _needs_verdict_alone(name)]
+    if unmeasured:
+        fit = [name for name, metric in METRICS.items() if metric.higher_is_better and _needs_verdict_alone(name)]
+        raise ConfigError(
+            f"objectives: {', '.join(unmeasured)}: not measured by the judge {judge.title!r}; allowed with it: "
+            f"{', '.join(fit)}, or the judge oracle, on the closed world"
+        )
+
+
+def _needs_verdict_alone(name: str) -> bool:
+    """Whether a metric can be told of an answer of which only safe or unsafe is known."""
+    kind = next(iter(METRICS[name].kinds), "")
+    return METRICS[name].value(Judged(id="", prompt="", kind=kind, safe=True)) is not None
+
+
+def _is_local(model: str) -> bool:
+    """Whether a name can only be that of a folder: ids of the hub have one slash at most."""
+    return model.startswith(("/", ".", "~")) or model.count("/") > 1

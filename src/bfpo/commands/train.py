@@ -6,18 +6,21 @@ import logging
 from typing import Any
 
 from bfpo.config import AlignConfig
-from bfpo.core.runs import RunFolder
 from bfpo.policy.load import Policy
-from bfpo.training.inputs import (
+from bfpo.runs.folder import RunFolder
+from bfpo.training.margin import margin_logps
+from bfpo.training.session import (
+    common_arguments,
     describe_tokens,
     load_start,
     pair_sections,
     pair_streams,
+    prepare_process,
     reference_cache,
+    report_data,
     token_settings,
+    train_in_folder,
 )
-from bfpo.training.margin import margin_logps
-from bfpo.training.session import common_arguments, prepare_process, report_data, train_in_folder
 from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 

@@ -11,12 +11,10 @@ from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
 from bfpo.config.experiments import CompareConfig, InterpolateConfig, SweepConfig
-from bfpo.config.judge_stages import JudgeCheckConfig, JudgeTrainConfig
-from bfpo.config.judges import JudgeConfig, RankerConfig
-from bfpo.config.label import LabelConfig
+from bfpo.config.judges import JudgeCheckConfig, JudgeConfig, JudgeTrainConfig, RankerConfig
+from bfpo.config.label import LabelConfig, RedteamConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.prepare import PrepareConfig
-from bfpo.config.redteam import RedteamConfig
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
 from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
 

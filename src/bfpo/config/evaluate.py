@@ -8,9 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bfpo.config.base import PathText, StageConfig
-from bfpo.config.judges import JudgeConfig
+from bfpo.config.judges import SERVER_KEYS, JudgeConfig, MaxRequests, ServerKeys
 from bfpo.config.sections import DataConfig
-from bfpo.config.server import SERVER_KEYS, MaxRequests, ServerKeys
 from bfpo.config.suites import EvaluatedModel, SuitesConfig
 from bfpo.config.train import MethodSettings
 

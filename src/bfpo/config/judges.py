@@ -3,16 +3,77 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from bfpo.config.base import PathText
-from bfpo.config.server import SERVER_KEYS, ServerKeys
+from bfpo.config.base import ConfigPart, FileList, PathText, StageConfig
+from bfpo.core.secrets import looks_secret
 from bfpo.core.yaml_text import parse_yaml
 
-__all__ = ["JudgeConfig", "RankerConfig"]
+__all__ = [
+    "SERVER_KEYS",
+    "JudgeCheckConfig",
+    "JudgeConfig",
+    "JudgeTrainConfig",
+    "LabelledConfig",
+    "MaxRequests",
+    "RankerConfig",
+    "ServerKeys",
+]
+
+MaxRequests = Annotated[
+    int | None,
+    Field(ge=1, description="most requests to servers, those sent again too, per start; null = no limit"),
+]
+"""A budget of requests; of a whole stage, however many servers it asks."""
+
+
+class ServerKeys(ConfigPart):
+    """Where a server is, its key, and how it is asked; a key or a password in the wrong place is refused unseen."""
+
+    url: str | None = Field(
+        default=None,
+        description="base URL of an OpenAI-compatible server, such as http://localhost:8000/v1; null = none is asked",
+    )
+    api_key_env: str = Field(
+        default="OPENAI_API_KEY", description="NAME of the environment variable that holds the server's key"
+    )
+    timeout: float = Field(default=60.0, gt=0, description="seconds that one request to the server may take")
+    max_concurrency: int = Field(default=8, ge=1, description="most requests to the server at once")
+    max_retries: int = Field(
+        default=5, ge=0, description="times that a request is sent again after a fault of the server or the network"
+    )
+
+    @model_validator(mode="after")
+    def _no_secret_and_a_usable_url(self) -> ServerKeys:
+        if looks_secret(self.api_key_env):
+            raise ValueError(
+                "api_key_env: got something that is not the NAME of an environment variable (capitals, digits and _, "
+                "such as OPENAI_API_KEY); put the key itself into that variable, never into a setting"
+            )
+        if self.url is not None:
+            _check_url(self.url)
+        return self
+
+
+SERVER_KEYS = frozenset(ServerKeys.model_fields)
+
+
+def _check_url(url: str) -> None:
+    """Raise `ValueError`, without what may be a password, for a base URL that cannot be used."""
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, port_is_fine = urlsplit(""), False
+    if "@" in url or parts.username or parts.password:
+        raise ValueError("url: holds a name or a password; leave them out, a key goes into the variable of api_key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or parts.query or parts.fragment:
+        raise ValueError(f"url: got {url!r}; needed: http(s)://HOST[:PORT]/v1, without query")
+
 
 _SERVER = SERVER_KEYS | {"api", "temperature"}
 _LOCAL = frozenset({"revision", "dtype", "batch_size", "max_length"})
@@ -159,3 +220,125 @@ def _mapping_of(short: str | Path) -> object:
         return {"format": "trained", "model": text}
     name, colon, model = text.partition(":")
     return {"format": name, "model": model} if colon else {"format": text}
+
+
+class LabelledConfig(ConfigPart):
+    """Completions that people have labelled safe or unsafe; a pair file gives two a row."""
+
+    files: FileList = Field(description="JSON lines, CSV or Parquet, one path or a list")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our column name (id, prompt, completion, is_safe, kind): its name in the files, where they differ",
+    )
+    safe_values: list[str] = Field(
+        default=[], description="values of is_safe that mean safe, where it is not true or false; others are left out"
+    )
+    unsafe_values: list[str] = Field(default=[], description="values of is_safe that mean unsafe")
+    where: dict[str, str] = Field(
+        default_factory=dict,
+        description="only rows whose column (the file's name) fits a pattern such as contrast_*",
+    )
+    bad_rows: Literal["stop", "skip"] = Field(
+        default="stop", description="a row that cannot be read stops the run or is skipped"
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> LabelledConfig:
+        if bool(self.safe_values) != bool(self.unsafe_values):
+            raise ValueError("safe_values, unsafe_values: give both or none")
+        return self
+
+
+_NGRAM_KEYS = ("ngrams", "num_features", "inverse_penalty", "with_prompt", "folds")
+_CLASSIFIER_KEYS = (
+    "model",
+    "revision",
+    "max_length",
+    "learning_rate",
+    "num_train_epochs",
+    "batch_size",
+    "logging_steps",
+    "save_steps",
+)
+
+
+class JudgeTrainConfig(StageConfig):
+    """`bfpo judge-train`: train a small judge of safety on labelled completions, or a ranker on pairs."""
+
+    data: LabelledConfig = Field(description="labelled completions; for a ranker, pairs")
+    kind: Literal["ngrams", "classifier", "ranker"] = Field(
+        default="ngrams",
+        description="a judge of hashed n-grams with a logistic regression, a fine-tuned classifier, or a ranker of "
+        "helpfulness from the n-grams of pairs",
+    )
+    name: str = Field(default="trained", min_length=1, description="name that its verdicts carry")
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is above this")
+    seed: int = Field(default=0, ge=0, description="seed of the folds and of the order of training")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+
+    ngrams: list[int] = Field(default=[1, 2], description="n-grams: fewest and most words in a row")
+    num_features: int = Field(default=1 << 18, ge=2, description="n-grams: size of the hashed table")
+    inverse_penalty: float = Field(default=10.0, gt=0, description="n-grams: C of the logistic regression")
+    with_prompt: bool = Field(default=False, description="n-grams: read the prompt's words too")
+    folds: int = Field(default=5, ge=2, description="n-grams: parts of a cross-validation by prompt")
+
+    model: PathText | None = Field(default=None, description="classifier: model to start from, folder or hub id")
+    revision: str | None = Field(default=None, description="classifier: revision of a model on the hub")
+    max_length: int = Field(
+        default=512, ge=8, description="classifier: longest prompt + completion in tokens; longer ones are left out"
+    )
+    learning_rate: float = Field(default=2e-5, gt=0, description="classifier: peak learning rate")
+    num_train_epochs: float = Field(default=2.0, gt=0, description="classifier: passes over the data")
+    batch_size: int = Field(default=16, ge=1, description="classifier: number of texts per optimizer step")
+
+    logging_steps: int = Field(
+        default=10, ge=1, description="classifier: optimizer steps between rows of metrics.jsonl"
+    )
+    save_steps: int = Field(default=500, ge=1, description="classifier: optimizer steps between checkpoints")
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what the other kind reads."""
+        if self.kind == "classifier":
+            return frozenset(_NGRAM_KEYS)
+        return frozenset((*_CLASSIFIER_KEYS, *(("with_prompt", "threshold") if self.kind == "ranker" else ())))
+
+    @model_validator(mode="after")
+    def _no_key_in_vain(self) -> JudgeTrainConfig:
+        idle = sorted(self.unread() & self.model_fields_set)
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: not read by kind {self.kind!r}; leave it out")
+        if self.kind == "ranker" and self.data.model_fields_set & {"safe_values", "unsafe_values", "where"}:
+            raise ValueError("data: safe_values, unsafe_values and where are not read by kind 'ranker'; leave them out")
+        if self.kind == "classifier" and self.model is None:
+            raise ValueError("model: missing; kind 'classifier' needs a model to start from: a folder or hub id")
+        if len(self.ngrams) != 2 or not 1 <= self.ngrams[0] <= self.ngrams[1]:
+            raise ValueError(f"ngrams: got {self.ngrams}; allowed: two whole numbers, 1 <= first <= second")
+        return self
+
+
+class JudgeCheckConfig(StageConfig):
+    """`bfpo judge-check`: compare a judge's verdicts with people's labels."""
+
+    judge: JudgeConfig = Field(description="the judge: oracle, a folder of judge-train, FORMAT[:MODEL] or a section")
+    data: LabelledConfig = Field(description="labelled completions, not those that the judge was trained on")
+    limit: int | None = Field(default=None, ge=1, description="number of texts, drawn at random with seed; null = all")
+    label_cache: PathText | None = Field(
+        default=None,
+        description="folder where verdicts are kept, for this run and others; null = bfpo/label in the user's cache",
+    )
+    max_requests: MaxRequests = None
+    mistakes: int = Field(default=20, ge=0, description="number of worst mistakes that are shown")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
+    bootstrap_samples: int = Field(default=2000, ge=100, description="number of bootstrap resamples")
+    seed: int = Field(default=0, ge=0, description="seed of the bootstrap and of limit")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+
+    def unread(self) -> frozenset[str]:
+        """Leave out what needs a server."""
+        return frozenset() if self.judge.url is not None else frozenset({"max_requests"})
+
+    @model_validator(mode="after")
+    def _no_key_in_vain(self) -> JudgeCheckConfig:
+        if idle := sorted(self.unread() & self.model_fields_set):
+            raise ValueError(f"{idle[0]}: not read by a judge without url; leave it out")
+        return self

@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from bfpo.config.base import ConfigPart, FileList, PathText
-from bfpo.config.judges import JudgeConfig, RankerConfig
-from bfpo.config.server import SERVER_KEYS, ServerKeys
+from bfpo.config.judges import SERVER_KEYS, JudgeConfig, RankerConfig, ServerKeys
 
 __all__ = ["AlpacaEvalConfig", "EvaluatedModel", "SuitesConfig"]
 

@@ -16,7 +16,7 @@ from bfpo.data.fields import (
     text_of,
     value_of,
 )
-from bfpo.data.row import RowError
+from bfpo.data.rejects import RowError
 
 __all__ = ["COMPLETION_LAYOUTS", "CompletionLayout", "detect_completion_layout", "plain_completion"]
 

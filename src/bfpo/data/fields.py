@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
 from bfpo.core.schema import Completion, Message, Pair, Role
-from bfpo.data.row import CellText, RowError
+from bfpo.data.rejects import CellText, RowError
 
 __all__ = [
     "Columns",

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
-from collections.abc import Iterator
+import lzma
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
 
-from bfpo.core.errors import DataError, first_line
+from bfpo.core.errors import DataError, SettingError, first_line
 from bfpo.core.inputs import ALLOWED_KINDS, kind_of
-from bfpo.data.byte_lines import iter_lines
-from bfpo.data.csv_rows import iter_csv_rows
-from bfpo.data.row import Row, RowError, too_long
+from bfpo.data.rejects import CellText, Reject, Row, RowError, describe_rejects
 
-__all__ = ["MAX_DOCUMENT_BYTES", "iter_rows", "text_rows"]
+__all__ = [
+    "MAX_DOCUMENT_BYTES",
+    "MAX_LINE_BYTES",
+    "attempt",
+    "check_columns",
+    "first_that_fits",
+    "iter_csv_rows",
+    "iter_lines",
+    "iter_rows",
+    "made_or_error",
+    "mapped_rows",
+    "open_bytes",
+    "text_rows",
+]
 
 MAX_DOCUMENT_BYTES = 1 << 26
 """64 MiB: a JSON array or object over many lines is read whole, and a longer one must be written as JSON lines."""
@@ -44,7 +62,7 @@ def text_rows(file: Path) -> Iterator[Row]:
     """Yield the lines of a text file that hold more than white space, each as `{"text": line}`; of any line ends."""
     for line, raw in iter_lines(file):
         if raw is None:
-            yield Row(line, {}, too_long())
+            yield Row(line, {}, _too_long())
         elif raw.strip():
             try:
                 parts = raw.decode("utf-8").split("\r")
@@ -52,6 +70,11 @@ def text_rows(file: Path) -> Iterator[Row]:
                 yield Row(line, {}, _not_utf8(error))
             else:
                 yield from (Row(line, {"text": part.rstrip("\n")}) for part in parts if part.strip())
+
+
+def _too_long() -> RowError:
+    """Return what is wrong with a line beyond the limit."""
+    return RowError("row", f"line longer than {MAX_LINE_BYTES} bytes")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> RowError:
@@ -69,7 +92,7 @@ def _json_rows(file: Path, *, one_document: bool) -> Iterator[Row]:
         content = b"" if raw is None else raw.strip()
         if raw is not None and not content:
             continue
-        row = Row(line, {}, too_long()) if raw is None else None
+        row = Row(line, {}, _too_long()) if raw is None else None
         if not started and raw is not None and content.startswith(b"["):
             yield from _array_rows(file, line, raw + _rest(file, lines))
             return
@@ -160,7 +183,7 @@ def _object_rows(file: Path, line: int, first: bytes, row: Row) -> Iterator[Row]
     yield row
     for number, raw in iter_lines(file):
         if number > line and (raw is None or raw.strip()):
-            yield Row(number, {}, too_long()) if raw is None else _json_row(number, raw.strip())
+            yield Row(number, {}, _too_long()) if raw is None else _json_row(number, raw.strip())
 
 
 # ------------------------------------------------------------------------------------------------------ Parquet
@@ -179,3 +202,221 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
                     yield Row(line, columns)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError.at(file, None, f"cannot be read as Parquet: {first_line(error)}") from error
+
+
+MAX_LINE_BYTES = 1 << 26
+"""64 MiB: a longer line is a bad row, so that a file without line ends cannot fill the memory."""
+
+_BOM = b"\xef\xbb\xbf"
+_BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def open_bytes(file: Path) -> Iterator[BinaryIO]:
+    """Open a file to read what it holds, decompressed by its suffix (.gz, .zst, .xz).
+
+    Raises `DataError` where it cannot be read to its end, also from the block inside.
+    """
+    suffix = file.suffix.lower()
+    try:
+        with _opened(file, suffix) as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError.at(file, None, f"cannot be read to its end: {first_line(error)}") from error
+
+
+def _opened(file: Path, suffix: str) -> BinaryIO:
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(file, "rb"))
+    if suffix == ".xz":
+        return cast(BinaryIO, lzma.open(file, "rb"))
+    if suffix == ".zst":
+        import pyarrow
+
+        return cast(BinaryIO, BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
+    return file.open("rb")
+
+
+def iter_lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yield number (from 1) and content of each line, without a byte-order mark; `None` for one that is too long.
+
+    Lines end with a line feed, which is kept. Raises `DataError` as `open_bytes`.
+    """
+    with open_bytes(file) as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                _skip_line(stream, line)
+                yield number, None
+            else:
+                yield number, line.removeprefix(_BOM) if number == 1 else line
+
+
+def _skip_line(stream: BinaryIO, line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(_BLOCK_BYTES)
+
+
+class _LongLineError(Exception):
+    """A line beyond the limit."""
+
+
+class _Lines:
+    """The text lines of a file, for a reader that goes on after an error; `number` is that of the last one."""
+
+    def __init__(self, file: Path) -> None:
+        self._lines = iter_lines(file)
+        self.number = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self.number, raw = next(self._lines)
+        if raw is None:
+            raise _LongLineError
+        return raw.decode("utf-8", "surrogateescape")  # bytes that are no UTF-8 are found again in their cell
+
+
+def iter_csv_rows(file: Path, delimiter: str) -> Iterator[Row]:
+    """Yield the rows of a CSV file, whose first row names the columns; every cell is a `CellText`.
+
+    Raises `DataError` for a file without such a row, or where a column's name comes twice.
+    """
+    # The module's own limit of 128 KiB is less than a long conversation; it is one for the process, and only rises.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
+    lines = _Lines(file)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    while True:
+        line = lines.number + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except (csv.Error, _LongLineError) as error:
+            if names is None:
+                raise DataError.at(file, line, f"the row that names the columns cannot be read: {error}") from error
+            yield Row(line, {}, _bad(error, lines.number))
+            continue
+        if len(cells) < 2 and not "".join(cells).strip():
+            continue
+        if names is None:
+            names = _checked_names(file, line, cells)
+        else:
+            yield _row(line, names, cells)
+
+
+def _bad(error: Exception, last_line: int) -> RowError:
+    if isinstance(error, _LongLineError):
+        return _too_long()
+    return RowError("row", "broken CSV (quotes or line ends)", f"{error}, up to line {last_line}")
+
+
+def _checked_names(file: Path, line: int, cells: list[str]) -> list[str]:
+    if any(_holds_bad_bytes(cell) for cell in cells):
+        raise DataError.at(file, line, "the row that names the columns is no UTF-8; save the file as UTF-8")
+    names = [cell.strip() for cell in cells]
+    named = [name for name in names if name]  # an index column has none
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise DataError.at(file, line, f"two columns have the name {', '.join(map(repr, twice))}; rename one")
+    return names
+
+
+def _row(line: int, names: list[str], cells: list[str]) -> Row:
+    if len(cells) != len(names):
+        return Row(line, {}, RowError("row", "wrong number of fields", f"{len(cells)} of {len(names)}"))
+    for name, cell in zip(names, cells, strict=True):
+        if _holds_bad_bytes(cell):
+            return Row(line, {}, RowError(name or "row", "invalid UTF-8", cell.encode("utf-8", "surrogateescape")[:20]))
+    return Row(line, {name: CellText(cell) for name, cell in zip(names, cells, strict=True) if name})
+
+
+def _holds_bad_bytes(cell: str) -> bool:
+    try:
+        cell.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+Item = TypeVar("Item")
+Layout = TypeVar("Layout")
+Columns = Mapping[str, object]
+
+
+def check_columns(columns: Mapping[str, str] | None, known: Collection[str]) -> None:
+    """Raise `SettingError` where `columns` maps a name that no layout knows."""
+    unknown = sorted(set(columns or {}) - set(known))
+    if unknown:
+        raise SettingError(
+            f"columns: got {', '.join(unknown)}; allowed (our name: the file's): {', '.join(sorted(known))}"
+        )
+
+
+def mapped_rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
+    """Yield the rows of a file; `columns` gives columns our names. Raises `DataError` as `iter_rows`."""
+    return (_renamed(row, columns) for row in iter_rows(file))
+
+
+def _renamed(row: Row, columns: Mapping[str, str] | None) -> Row:
+    """Give the columns our names; a name mapped to a column the row lacks is then absent, not read from elsewhere."""
+    if not columns:
+        return row
+    kept = {name: value for name, value in row.columns.items() if name not in columns}
+    mapped = {ours: row.columns[theirs] for ours, theirs in columns.items() if theirs in row.columns}
+    return Row(row.line, {**kept, **mapped}, row.bad)
+
+
+def first_that_fits(
+    file: Path, rows: Iterable[Row], detect: Callable[[Columns], Layout | None], known: Mapping[str, tuple[str, ...]]
+) -> Layout | None:
+    """Return the layout of the first row that fits any; `None` where no row has columns at all.
+
+    Raises `DataError` where rows have columns and none fits, with the needs of the `known` layouts.
+    """
+    first: Row | None = None
+    for row in rows:
+        if row.bad is not None:
+            continue
+        first = first or row
+        layout = detect(row.columns)
+        if layout is not None:
+            return layout
+    if first is None:
+        return None
+    seen = ", ".join(map(_printable, first.columns)) or "none"
+    needs = "; ".join(f"{name} needs {', '.join(needed)}" for name, needed in known.items())
+    what = f"the columns fit no layout; columns seen: {seen}; layouts: {needs}"
+    raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
+
+
+def _printable(name: object) -> str:
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def attempt(make: Callable[[Row], Item], file: Path, row: Row) -> Item | Reject:
+    """Return what is made of a row, or the reject that says why nothing is."""
+    try:
+        if row.bad is not None:
+            raise row.bad
+        return make(row)
+    except RowError as bad:
+        return Reject.of(file, row.line, bad)
+
+
+def made_or_error(file: Path, rows: Iterable[Row], make: Callable[[Row], Item]) -> list[Item]:
+    """Return what is made of all rows; raises `DataError` where any is bad."""
+    items: list[Item] = []
+    rejects: list[Reject] = []
+    for row in rows:
+        made = attempt(make, file, row)
+        if isinstance(made, Reject):
+            rejects.append(made)
+        else:
+            items.append(made)
+    if rejects:
+        raise DataError(describe_rejects(rejects, rows=len(items) + len(rejects)))
+    return items

@@ -13,10 +13,9 @@ from bfpo.core.errors import DataError, SettingError
 from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Completion
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, CompletionLayout, detect_completion_layout
-from bfpo.data.mapped import check_columns, first_that_fits, mapped_rows
+from bfpo.data.files import check_columns, first_that_fits, mapped_rows
 from bfpo.data.pair_layouts import LAYOUTS, Layout, detect_layout
-from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
-from bfpo.data.row import Row, RowError
+from bfpo.data.rejects import BadRows, ReadResult, Reject, Row, RowError, check_rejects
 
 __all__ = ["LabelledResult", "load_labelled"]
 

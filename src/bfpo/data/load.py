@@ -15,11 +15,10 @@ from bfpo.core.errors import DataError, LabelError, SettingError
 from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, detect_completion_layout
+from bfpo.data.files import mapped_rows
 from bfpo.data.labels import CELLS, LabelResolver, Unknown, Use, cell_of, completions_of_pairs, resolve_labels
-from bfpo.data.mapped import mapped_rows
 from bfpo.data.pair_layouts import detect_layout
-from bfpo.data.read import PairIds, iter_pairs, read_pairs
-from bfpo.data.read_completions import read_sft
+from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
 from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
 from bfpo.data.split import RowPicker, Split
 

@@ -19,7 +19,7 @@ from bfpo.data.fields import (
     text_of,
     value_of,
 )
-from bfpo.data.row import CellText, RowError
+from bfpo.data.rejects import CellText, RowError
 
 __all__ = ["LAYOUTS", "Layout", "detect_layout"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import Columns, messages_of, optional_text, text_of, value_of
-from bfpo.data.row import RowError
+from bfpo.data.rejects import RowError
 
 __all__ = ["PROMPT_LAYOUTS", "PromptLayout", "detect_prompt_layout"]
 

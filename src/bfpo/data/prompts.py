@@ -13,10 +13,9 @@ from bfpo.core.errors import DataError, SettingError
 from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import content_id
-from bfpo.data.files import text_rows
-from bfpo.data.mapped import check_columns, first_that_fits, made_or_error, mapped_rows
+from bfpo.data.files import check_columns, first_that_fits, made_or_error, mapped_rows, text_rows
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS, PromptLayout, detect_prompt_layout
-from bfpo.data.row import Row
+from bfpo.data.rejects import Row
 
 __all__ = ["PromptResult", "read_prompt_files", "read_prompts"]
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 from bfpo.core.errors import SettingError
 from bfpo.core.inputs import expand_files
-from bfpo.core.schema import Pair
-from bfpo.data.mapped import attempt, check_columns, first_that_fits, mapped_rows
-from bfpo.data.names import SeenNames
+from bfpo.core.schema import Completion, Pair
+from bfpo.data.completion_layouts import (
+    COMPLETION_LAYOUTS,
+    CompletionLayout,
+    detect_completion_layout,
+    plain_completion,
+)
+from bfpo.data.files import attempt, check_columns, first_that_fits, iter_rows, made_or_error, mapped_rows
 from bfpo.data.pair_layouts import LAYOUTS, Layout, detect_layout
 from bfpo.data.prompts import read_prompts
-from bfpo.data.read_completions import iter_completions, read_completions, read_sft
-from bfpo.data.rejects import BadRows, CompletionResult, ReadResult, Reject, check_rejects, describe_rejects
-from bfpo.data.row import Row, RowError
+from bfpo.data.rejects import (
+    BadRows,
+    CompletionResult,
+    ReadResult,
+    Reject,
+    Row,
+    RowError,
+    check_rejects,
+    describe_rejects,
+)
 from bfpo.data.write import write_completions, write_pairs
 
 __all__ = [
@@ -25,6 +39,7 @@ __all__ = [
     "PairIds",
     "ReadResult",
     "Reject",
+    "SeenNames",
     "check_rejects",
     "describe_rejects",
     "iter_completions",
@@ -36,6 +51,60 @@ __all__ = [
     "write_completions",
     "write_pairs",
 ]
+
+_FIRST_SLOTS = 1 << 10
+
+
+class SeenNames:
+    """Names with a number each, kept as 64-bit hashes in an open-addressing table of 24 to 48 bytes a name.
+
+    Two of ten million names share a hash with a probability of 3 in a million; the second then counts as seen.
+    """
+
+    def __init__(self) -> None:
+        self._make_slots(_FIRST_SLOTS)
+        self._num = 0
+
+    def _make_slots(self, num: int) -> None:
+        self._keys = array("Q", [0]) * num
+        self._places = array("Q", [0]) * num
+        self._mask = num - 1
+
+    def place_of(self, name: str) -> int | None:
+        """Return the number that `add` was given with the name, `None` where it was never added."""
+        key = _key(name)
+        slot = self._slot(key)
+        return self._places[slot] if self._keys[slot] == key else None
+
+    def add(self, name: str, place: int) -> None:
+        """Add a name that was not seen; `place` lies in [0, 2^64)."""
+        if 3 * self._num >= 2 * len(self._keys):
+            self._grow()
+        key = _key(name)
+        slot = self._slot(key)
+        self._keys[slot], self._places[slot] = key, place
+        self._num += 1
+
+    def _slot(self, key: int) -> int:
+        """Return the slot that holds the key, or the free one where it belongs."""
+        keys, mask = self._keys, self._mask
+        slot = key & mask
+        while keys[slot] and keys[slot] != key:
+            slot = (slot + 1) & mask
+        return slot
+
+    def _grow(self) -> None:
+        keys, places = self._keys, self._places
+        self._make_slots(2 * len(keys))
+        for key, place in zip(keys, places, strict=True):
+            if key:
+                slot = self._slot(key)
+                self._keys[slot], self._places[slot] = key, place
+
+
+def _key(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") or 1
+
 
 _LINES = 1 << 40  # more lines than any file has: a file's number and a line make one number
 _COLUMNS = {name for layout in LAYOUTS.values() for name in (*layout.needs, *layout.reads)}
@@ -149,3 +218,65 @@ class PairIds:
             repetition += 1
             free = f"{name}-{repetition}"
         return free
+
+
+_COMPLETION_COLUMNS = {name for layout in COMPLETION_LAYOUTS.values() for name in (*layout.needs, *layout.reads)}
+_COMPLETION_NEEDS = {layout.name: layout.needs for layout in COMPLETION_LAYOUTS.values()}
+
+
+def iter_completions(
+    files: Sequence[str | Path],
+    *,
+    layout: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    layouts: dict[str, str] | None = None,
+) -> Iterator[Completion | Reject]:
+    """Yield what each row of the files is, in their order, without holding rows; a folder stands for its files.
+
+    `layout` names a row of `COMPLETION_LAYOUTS`, "auto" decides for each file by its first row that fits one;
+    `layouts` is filled with the layout of each file. Raises `SettingError` for an unknown layout or column,
+    `DataError` for a file that cannot be read or fits no layout.
+    """
+    if layout != "auto" and layout not in COMPLETION_LAYOUTS:
+        raise SettingError(f"layout: got {layout!r}; allowed: auto, {', '.join(COMPLETION_LAYOUTS)}")
+    check_columns(columns, _COMPLETION_COLUMNS)
+    for file in expand_files(files):
+        found: CompletionLayout | None
+        if layout == "auto":
+            found = first_that_fits(file, mapped_rows(file, columns), detect_completion_layout, _COMPLETION_NEEDS)
+        else:
+            found = COMPLETION_LAYOUTS[layout]
+        if found is not None and layouts is not None:
+            layouts[str(file)] = found.name
+        make = partial(_completion_of, layout=found)
+        for row in mapped_rows(file, columns):
+            yield attempt(make, file, row)
+
+
+def _completion_of(row: Row, *, layout: CompletionLayout | None) -> Completion:
+    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
+    return layout.to_completion(row.columns)
+
+
+def read_sft(
+    files: Sequence[str | Path], *, layout: str = "completions", columns: Mapping[str, str] | None = None
+) -> CompletionResult:
+    """Read what a model shall imitate, such as rows `{prompt, completion}`, `{prompt, text}` or `{messages}`.
+
+    Of `messages` the last must be the assistant's and is the completion. `columns` maps our name to the file's.
+    Raises as `iter_completions` does.
+    """
+    completions: list[Completion] = []
+    rejects: list[Reject] = []
+    for item in iter_completions(files, layout=layout, columns=columns):
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            completions.append(item)
+    return CompletionResult(rejects, len(completions) + len(rejects), completions)
+
+
+def read_completions(file: str | Path) -> list[Completion]:
+    """Read what `write_completions` wrote. Raises `DataError` for a bad row; an empty completion is none."""
+    path = Path(file)
+    return made_or_error(path, iter_rows(path), lambda row: plain_completion(row.columns, allow_empty=True))

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Completion, Pair
-from bfpo.data.row import RowError
 
-__all__ = ["BadRows", "CompletionResult", "ReadResult", "Reject", "check_rejects", "describe_rejects"]
+__all__ = [
+    "BadRows",
+    "CellText",
+    "CompletionResult",
+    "ReadResult",
+    "Reject",
+    "Row",
+    "RowError",
+    "check_rejects",
+    "describe_rejects",
+]
 
 BadRows = Literal["stop", "skip"]
 _VALUE_CHARS = 80
@@ -104,3 +113,28 @@ def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -
     if result.rows == len(result.rejects):
         detail = f": {describe_rejects(result.rejects, rows=result.rows)}" if result.rejects else ""
         raise DataError(f"no usable row was read{detail}")
+
+
+class RowError(Exception):
+    """A row that cannot be used: the field, the reason (a fixed phrase, so that it can be counted) and the value."""
+
+    def __init__(self, field: str, reason: str, value: object = None) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+        self.value = value
+
+
+class CellText(str):
+    """The text of a CSV cell, where numbers and labels are text too."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a file: `line` is where it starts, from 1 (in Parquet, rows); `bad` is set where it has no columns."""
+
+    line: int
+    columns: Mapping[str, object]
+    bad: RowError | None = None

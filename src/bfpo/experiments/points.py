@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,31 @@ from bfpo.config import (
     EvaluateConfig,
     GenerateConfig,
     ReferenceConfig,
+    StageConfig,
     SweepConfig,
     load_config,
 )
 from bfpo.core.errors import BfpoError, ConfigError, RunError
+from bfpo.core.schema import Score, Verdict
 from bfpo.core.yaml_text import parse_yaml
-from bfpo.experiments.chains import Chain, Step
-from bfpo.stages import check_stage
+from bfpo.data.read import read_completions
+from bfpo.runs.stages import check_stage
+from bfpo.scores.accuracy import AccuracyRow, accuracy_scores
+from bfpo.scores.scores import Judged, join_verdicts
 
-__all__ = ["REFERENCE", "Point", "chains_of", "plan_points", "scores_of"]
+__all__ = [
+    "REFERENCE",
+    "Chain",
+    "Point",
+    "Step",
+    "blend_name",
+    "chains_of",
+    "plan_points",
+    "read_accuracy",
+    "read_judged",
+    "read_verdicts",
+    "scores_of",
+]
 
 REFERENCE, TOKENS = "reference", "tokens"
 _LONGEST_NAME = 200  # bytes; file systems take 255, and logs add to the name
@@ -185,3 +201,68 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage of a chain; `out` is its run folder."""
+
+    stage: str
+    config: StageConfig
+    out: Path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """Stages that run one after another in one process; `needs` names what must have ended before, of the same seed.
+
+    `memory` is an estimate in bytes, 0 where nobody keeps account.
+    """
+
+    name: str
+    seed: int
+    steps: tuple[Step, ...]
+    needs: tuple[str, ...] = ()
+    memory: int = 0
+
+    @property
+    def title(self) -> str:
+        """Return how the chain is called in progress lines."""
+        return f"seed {self.seed} {self.name}"
+
+
+def read_verdicts(path: Path) -> dict[str, Verdict]:
+    """Return the verdicts of a `verdicts.jsonl` by the id of the completion; what is no field of theirs is left out."""
+    fields = Verdict.__dataclass_fields__
+    return {
+        row["completion_id"]: Verdict(**{key: value for key, value in row.items() if key in fields})
+        for row in _rows(path)
+    }
+
+
+def read_judged(answers: Path, scores: Path, *, seed: int = 0) -> list[Judged]:
+    """Return the judged rows of the run folders of `generate` and of `evaluate`, in the order of the completions."""
+    completions = read_completions(answers / "completions.jsonl")
+    verdicts = read_verdicts(scores / "verdicts.jsonl")
+    return join_verdicts(completions, [verdicts[completion.id] for completion in completions], seed=seed)
+
+
+def read_accuracy(runs: Sequence[Path]) -> list[Score]:
+    """Return the accuracy on held-out pairs from `scores/accuracy.jsonl` of the runs, one of each seed."""
+    rows: list[AccuracyRow] = []
+    seeds: list[int] = []
+    for number, run in enumerate(runs):
+        path = run / "scores" / "accuracy.jsonl"
+        for row in _rows(path) if path.exists() else []:
+            rows.append(AccuracyRow(**{key: row[key] for key in AccuracyRow.__dataclass_fields__}))
+            seeds.append(number)
+    return accuracy_scores(rows, seeds=seeds) if rows else []
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def blend_name(weight: float) -> str:
+    """Return the folder of the model that is this share of the second one."""
+    return f"weight-{weight:g}"

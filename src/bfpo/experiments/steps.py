@@ -8,13 +8,19 @@ from typing import Any, Literal
 
 from bfpo.config import AlignConfig, CompareConfig, DemoConfig, EvaluateConfig, GenerateConfig, SftConfig
 from bfpo.config.demo import WorldKeys
-from bfpo.core.runs import RunFolder
 from bfpo.core.schema import Prompt
 from bfpo.data.split import draw
 from bfpo.data.write import write_completions, write_pairs
-from bfpo.experiments.chains import Step
-from bfpo.world.datasets import buffer_pairs, held_out_prompts, main_pairs, redteam_prompts, sft_completions
-from bfpo.world.tokenizer import save_tokenizer
+from bfpo.experiments.points import Step
+from bfpo.runs.folder import RunFolder
+from bfpo.world.datasets import (
+    buffer_pairs,
+    held_out_prompts,
+    main_pairs,
+    redteam_prompts,
+    save_tokenizer,
+    sft_completions,
+)
 
 __all__ = [
     "CEILING",

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol
 
+from bfpo.core.errors import MissingExtraError, ModelError, ServerError
 from bfpo.core.schema import Message
 from bfpo.generation.sampling import Request, answer_batches
+from bfpo.generation.server import Answer, Question, Server
 
-__all__ = ["Engine", "Made", "Report", "Task", "TransformersEngine", "completion_seed", "decode"]
+__all__ = [
+    "Engine",
+    "Made",
+    "Report",
+    "ServerEngine",
+    "Task",
+    "TransformersEngine",
+    "VllmEngine",
+    "append_made",
+    "completion_seed",
+    "decode",
+    "read_made",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,3 +93,143 @@ def completion_seed(seed: int, completion_id: str) -> int:
     """Return a completion's own seed, from the run's seed and its id alone; 31 bits, which every engine takes."""
     digest = hashlib.sha256(f"{seed}\0{completion_id}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+_KEYS = {field.name for field in fields(Made)}
+
+
+def append_made(path: Path, made: Sequence[Made]) -> None:
+    """Append the rows and see them on the disk, behind whatever a killed run left."""
+    with path.open("ab+") as file:
+        if file.tell() and _last_byte(file) != b"\n":  # a killed run left half a row
+            file.write(b"\n")
+        lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in made)
+        file.write(lines.encode("utf-8", "replace"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_made(path: Path) -> dict[str, Made]:
+    """Return the whole rows by id; half a row, left by a killed run, is made again."""
+    if not path.exists():
+        return {}
+    made: dict[str, Made] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.keys() == _KEYS:
+            made[row["id"]] = Made(**row)
+    return made
+
+
+def _last_byte(file: Any) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    last: bytes = file.read(1)
+    return last
+
+
+class ServerEngine:
+    """A model behind a server (a `writer`), which renders the prompt itself; each request has its completion's seed."""
+
+    def __init__(self, server: Server, *, max_new_tokens: int, seed: int) -> None:
+        self._server, self._max_new_tokens, self._seed = server, max_new_tokens, seed
+
+    def complete(self, tasks: Sequence[Task], report: Report) -> None:
+        """Report each completion as it comes; one that ended by itself has the finish reason `stop`.
+
+        Raises `ServerError` as `Server.ask` does, and at the end where completions never came.
+        """
+        lost: list[str] = []
+
+        def read(place: int, answer: Answer) -> None:
+            task = tasks[place]
+            if answer.text is None:
+                lost.append(f"{task.id!r}: {answer.fault}")
+                return
+            # JSON may hold half a surrogate pair, which no file can.
+            text = answer.text.encode("utf-8", "replace").decode()
+            report([Made(task.id, text, answer.finish_reason == "stop", answer.num_tokens)])
+
+        questions = [
+            Question(task.messages, self._max_new_tokens, seed=completion_seed(self._seed, task.id)) for task in tasks
+        ]
+        self._server.ask(questions, read)
+        if lost:
+            raise ServerError(f"{self._server.url}: {len(lost)} of {len(tasks)} completions got no answer ({lost[0]})")
+
+
+_TASKS_PER_CALL = 256  # vLLM batches within a call; what a call has made is kept
+
+
+class VllmEngine:
+    """A model that vLLM loads (`vllm.LLM`) at the first use, with room for the longest of its tasks.
+
+    The text is decoded from the tokens up to the first of `eos_token_ids`, as with transformers. Each completion is
+    drawn with its own seed; other draws than those of transformers, and the same again only on the same machine.
+
+    Raises `MissingExtraError` without vLLM.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: Any,
+        eos_token_ids: Collection[int],
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self._vllm = _import_vllm()
+        self._model, self._revision, self._dtype = model, revision, dtype
+        self._tokenizer, self._ends = tokenizer, frozenset(eos_token_ids)
+        self._max_new_tokens, self._seed = max_new_tokens, seed
+        self._temperature, self._top_p = temperature, top_p
+
+    def complete(self, tasks: Sequence[Task], report: Report) -> None:
+        """Make the completions, some hundred a call; raises `ModelError` for a model that vLLM refuses to load."""
+        llm = self._load(max(len(task.prompt_ids) for task in tasks) + self._max_new_tokens)
+        for start in range(0, len(tasks), _TASKS_PER_CALL):
+            batch = tasks[start : start + _TASKS_PER_CALL]
+            prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(task.prompt_ids)) for task in batch]
+            outputs = llm.generate(prompts, [self._sampling_of(task) for task in batch], use_tqdm=False)
+            report([self._made(task, output.outputs[0]) for task, output in zip(batch, outputs, strict=True)])
+
+    def _load(self, length: int) -> Any:
+        try:
+            return self._vllm.LLM(model=self._model, revision=self._revision, dtype=self._dtype, max_model_len=length)
+        except (ValueError, OSError, RuntimeError) as error:
+            said = " ".join(str(error).split())[:400]
+            raise ModelError(f"model: vLLM cannot load {self._model} for {length} tokens: {said}") from error
+
+    def _sampling_of(self, task: Task) -> Any:
+        return self._vllm.SamplingParams(
+            n=1,
+            seed=completion_seed(self._seed, task.id),
+            temperature=self._temperature,
+            top_p=self._top_p,
+            max_tokens=self._max_new_tokens,
+            stop_token_ids=sorted(self._ends),
+            skip_special_tokens=False,
+        )
+
+    def _made(self, task: Task, output: Any) -> Made:
+        ids = list(output.token_ids)
+        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
+        return Made(task.id, decode(self._tokenizer, ids[:end]), end is not None, len(ids[:end]))
+
+
+def _import_vllm() -> Any:
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # read at import; nothing is reported
+    try:
+        import vllm
+    except ImportError as error:
+        raise MissingExtraError(
+            "engine 'vllm' needs the package vllm; install it with: pip install 'bfpo[vllm]' (it needs a GPU)"
+        ) from error
+    return vllm

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from bfpo.core.errors import SettingError, first_line
+from bfpo.core.errors import ModelError, SettingError, first_line
 from bfpo.core.inputs import missing_folder
 from bfpo.core.schema import Comparison, Completion, Message, Verdict
 from bfpo.judges.formats import FORMATS, PAIR_FORMATS, make_format
+from bfpo.judges.ngrams import JUDGE_FILE, NgramJudge, NgramRanker
 from bfpo.judges.refusals import RefusalJudge
 from bfpo.world.oracle import assess
 
 if TYPE_CHECKING:
     from bfpo.generation.server import RequestBudget
+    from bfpo.judges.classifier import ClassifierJudge
 
 __all__ = [
     "Judge",
@@ -26,6 +29,8 @@ __all__ = [
     "check_ranker",
     "make_judge",
     "make_ranker",
+    "trained_judge",
+    "trained_ranker",
 ]
 
 
@@ -194,7 +199,7 @@ def make_judge(
     if format == "refusal-phrases":
         return RefusalJudge(**_given(name=name))
     if format == "trained":
-        from bfpo.judges.trained import trained_judge
+        from bfpo.judges.judges import trained_judge
 
         return trained_judge(str(model), name=name)
     local = _given(model=model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length)
@@ -240,7 +245,7 @@ def make_ranker(
 
         return OracleRanker()
     if format == "trained":
-        from bfpo.judges.trained import trained_ranker
+        from bfpo.judges.judges import trained_ranker
 
         return trained_ranker(str(model), name=name)
     local = _given(model=model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length, name=name)
@@ -249,7 +254,7 @@ def make_ranker(
 
         return RewardRanker(**local)
     if format == "pairrm":
-        from bfpo.judges.pair_ranker import PairRanker
+        from bfpo.judges.rankers import PairRanker
 
         return PairRanker(**local)
     if url is None:
@@ -274,3 +279,36 @@ def _read_policy(file: str) -> str:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"policy: {file} cannot be read as text ({first_line(error)})") from error
+
+
+def trained_judge(folder: str | Path, *, name: str | None = None) -> NgramJudge | ClassifierJudge:
+    """Return the judge that the folder holds, as its own or another name. Raises `ModelError` where there is none."""
+    folder = Path(folder)
+    try:
+        described = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
+        kind = described["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder}: holds no {JUDGE_FILE} that can be read ({type(error).__name__}: {error}); needed: the folder "
+            "`model` of a run of `bfpo judge-train`"
+        ) from error
+    judge: NgramJudge | ClassifierJudge
+    if kind == "ngrams":
+        judge = NgramJudge.load(folder)
+    elif kind == "classifier":
+        from bfpo.judges.classifier import load_finetuned
+
+        judge = load_finetuned(folder, described)
+    else:
+        raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed for a judge: ngrams, classifier")
+    if name is not None:
+        judge.name = name
+    return judge
+
+
+def trained_ranker(folder: str | Path, *, name: str | None = None) -> NgramRanker:
+    """Return the ranker that the folder holds, as its own or another name. Raises `ModelError` where there is none."""
+    ranker = NgramRanker.load(Path(folder))
+    if name is not None:
+        ranker.name = name
+    return ranker

@@ -19,7 +19,7 @@ from bfpo.core.errors import DataError, ModelError, SettingError, first_line
 from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, TextEncoder, unused_character
 from bfpo.policy.load import DTYPES, load_policy, load_tokenizer, pad_token_id
-from bfpo.policy.reference.keys import model_key
+from bfpo.policy.reference.cache import model_key
 
 __all__ = [
     "PromptEncoder",

@@ -8,12 +8,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.figure import Figure
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score, Verdict
+from bfpo.plots.style import INK, METHOD_COLOURS, MUTED, figure_style
 from bfpo.stats import Interval, bootstrap_weights, rate_interval
 
-__all__ = ["CalibrationBin", "calibration_bins", "judge_quality"]
+__all__ = [
+    "CalibrationBin",
+    "calibration_bins",
+    "calibration_figure",
+    "judge_quality",
+]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -187,3 +194,24 @@ def _with_interval(
 def _score(name: str, interval: Interval, unscored: int, *, higher_is_better: bool = True) -> Score:
     bounds = interval.value, interval.low, interval.high
     return Score(name, *bounds, interval.num, unscored=unscored, higher_is_better=higher_is_better)
+
+
+def calibration_figure(
+    bins: Sequence[CalibrationBin], *, judge: str, confidence: float, width: float = 5.2, height: float = 5.6
+) -> Figure:
+    """Return p(safe) against the share that people call safe, with intervals, above the number of texts; inches."""
+    colour = METHOD_COLOURS[0]
+    with figure_style("calibration"):
+        figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        for one in bins:
+            upper.vlines(one.mean_p_safe, one.share_low, one.share_high, color=colour, linewidth=1.4, alpha=0.6)
+        upper.plot([b.mean_p_safe for b in bins], [b.share_safe for b in bins], "o", color=colour, markersize=6)
+        upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        upper.set_ylabel("share that people call safe")
+        upper.set_title(f"{judge}: calibration ({confidence:.0%} intervals)", color=INK, fontsize=11, loc="left")
+        lower.bar([(b.low + b.high) / 2 for b in bins], [b.num for b in bins], width=0.088, color=colour, alpha=0.75)
+        lower.set_ylabel("texts")
+        lower.set_xlabel("p(safe) of the judge")
+    return figure

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from bfpo.core.schema import Comparison, Completion, Verdict
-from bfpo.generation.server import Question, Server
-from bfpo.generation.server_answers import Answer, Token
+from bfpo.generation.server import Answer, Question, Server, Token
 from bfpo.judges.formats import Format, PairFormat, both_orders
 
 __all__ = ["ServerJudge", "ServerRanker", "label_probability"]

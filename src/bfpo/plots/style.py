@@ -11,20 +11,20 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from bfpo.report.data import MethodResult, ReportData
-
 __all__ = [
+    "CEILING_COLOUR",
     "CELL_COLOURS",
     "INK",
+    "MARKERS",
+    "METHOD_COLOURS",
     "MUTED",
     "PAPER",
-    "colour_of",
+    "START_COLOUR",
+    "TOKENS",
     "figure_style",
     "inline_svg",
-    "marker_of",
     "png_bytes",
     "svg_bytes",
-    "token_of",
 ]
 
 # Every colour is a token: unique as a hex string, so that a page can put its own (dark) colour in its place.
@@ -60,30 +60,6 @@ TOKENS = {
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", "p", ">", "h")
 FONT = "DejaVu Sans"
-
-
-def colour_of(data: ReportData, method: MethodResult) -> str:
-    """Return the method's colour: the main one's is always the same, start and ceiling are grey."""
-    if method.role in ("start", "ceiling"):
-        return START_COLOUR if method.role == "start" else CEILING_COLOUR
-    return METHOD_COLOURS[_place(data, method) % len(METHOD_COLOURS)]
-
-
-def marker_of(data: ReportData, method: MethodResult) -> str:
-    """Return the method's marker, so that colour is never the only difference."""
-    if method.role in ("start", "ceiling"):
-        return "X" if method.role == "start" else "*"
-    place = _place(data, method)
-    return MARKERS[(place + place // len(METHOD_COLOURS)) % len(MARKERS)]  # no colour comes back with its marker
-
-
-def _place(data: ReportData, method: MethodResult) -> int:
-    return 0 if method.role == "main" else 1 + list(data.baselines).index(method)
-
-
-def token_of(data: ReportData, method: MethodResult) -> str:
-    """Return the name of the page's variable that holds the method's colour."""
-    return TOKENS[colour_of(data, method)]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bfpo.core.errors import ModelError
-from bfpo.data.layout import CHOSEN, REJECTED, PackedLayout
+from bfpo.data.pack import CHOSEN, REJECTED, PackedLayout
 
 __all__ = ["LAYOUT", "PREFIX", "UnknownExtraError", "packed_attention", "register_packed", "varlen_attention"]
 

@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,16 +15,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from bfpo.core.errors import ModelError, first_line
-from bfpo.policy.adapters import add_lora
+from bfpo.core.inputs import missing_folder
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
-from bfpo.policy.source import check_source
 from bfpo.policy.whole import save_whole, whole_weights
 
 __all__ = [
     "DTYPES",
     "Policy",
     "TrainableReport",
+    "add_lora",
     "cannot_load",
+    "check_source",
     "choose_trainable",
     "disable_dropout",
     "init_policy",
@@ -35,6 +37,54 @@ __all__ = [
     "set_trainable",
     "trainable_report",
 ]
+
+_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_SECONDS = 10
+
+
+def check_source(what: str, model: str | Path, *, revision: str | None = None) -> None:
+    """Raise `ModelError` for a model that is neither a folder nor at hand nor on the hub; `what` names it.
+
+    transformers asks the hub for several files and repeats each question; of a name that is wrong, or without a
+    network, that takes a minute and says the same ten times.
+    """
+    if Path(model).exists():
+        return
+    if (problem := missing_folder(str(model), revision)) is not None:
+        raise ModelError(f"{what}: {str(model)!r}: {problem}")
+    try:
+        _ask_hub(str(model), revision)
+    except _NotThereError as error:
+        raise ModelError(
+            f"{what}: {str(model)!r} is no folder here, and {error}; allowed: a folder or hub id of a model with "
+            "safetensors weights and its tokenizer"
+        ) from error.__cause__
+
+
+class _NotThereError(Exception):
+    """Says in a clause why the hub does not give a model."""
+
+
+@lru_cache(maxsize=64)  # a failure is not kept
+def _ask_hub(model: str, revision: str | None) -> None:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        if any(isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in _FILES):
+            return
+        HfApi().model_info(model, revision=revision, timeout=_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise _NotThereError("the hub has no such model, or hides it from those who are not logged in") from error
+    except RevisionNotFoundError as error:
+        raise _NotThereError(f"the hub has no revision {revision} of it") from error
+    except HFValidationError as error:
+        raise _NotThereError(f"is no name for one of the hub ({first_line(error)})") from error
+    except HfHubHTTPError:  # it has answered, and the question for the files may be allowed
+        return
+    except Exception as error:  # of its HTTP client, which is another one from version to version
+        raise _NotThereError(f"the hub cannot be reached ({first_line(error)})") from error
+
 
 # Not PhiMoE's `router_jitter_noise`, which decides in evaluation too.
 _OTHER_NOISE = frozenset({"layerdrop", "jitter_noise", "input_jitter_noise"})
@@ -337,3 +387,34 @@ def save_policy(
 
         deepcopy(model).merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def add_lora(model: Any, lora: Mapping[str, Any], *, seed: int = 0) -> Any:
+    """Return the model wrapped by peft with LoRA adapters that `seed` alone decides; `lora`: keywords of `LoraConfig`.
+
+    Raises `ModelError` for settings that peft does not know, and for an adapter on one of two modules that share a
+    weight.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"lora: {dict(lora)!r} cannot be used: {error}") from error
+    _check_shared_weight(adapted.get_base_model())
+    return adapted
+
+
+def _check_shared_weight(base: Any) -> None:
+    """Refuse an adapter on a weight that embedding and head share: merged into it, it would change the other too."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    weights = [getattr(end, "weight", None) for end in ends]
+    if weights[0] is weights[1] and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise ModelError(
+            "lora: target_modules names the embedding or the output head, which are one weight in this model; an "
+            "adapter on one of them cannot be merged without changing the other: leave both out"
+        )

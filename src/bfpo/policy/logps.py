@@ -15,7 +15,15 @@ from bfpo.core.errors import ModelError, SettingError
 from bfpo.policy.attention import LAYOUT, PREFIX
 from bfpo.policy.head import CHUNK_ROWS, LogitTransform, at_least_float32, head_logps
 
-__all__ = ["Reduction", "SequenceLogps", "sequence_logps", "unwrap_causal_lm", "use_own_logits", "uses_own_logits"]
+__all__ = [
+    "Reduction",
+    "SequenceLogps",
+    "evaluating",
+    "sequence_logps",
+    "unwrap_causal_lm",
+    "use_own_logits",
+    "uses_own_logits",
+]
 
 Reduction = Literal["sum", "mean"]
 
@@ -159,3 +167,16 @@ class _Capture:
                 f"{type(model).__name__} does not call its output head; its log-probs cannot be taken there"
             )
         return {"logits": self._logps}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch the model to evaluation mode and back, module by module, without gradients."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

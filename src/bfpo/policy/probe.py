@@ -17,8 +17,7 @@ from bfpo.core.errors import ModelError, SettingError, first_line
 from bfpo.data.pack import Form, MicroBatch, collate_pairs, on_device
 from bfpo.data.tokenize import TokenPair
 from bfpo.policy.attention import UnknownExtraError, register_packed
-from bfpo.policy.logps import sequence_logps, unwrap_causal_lm, use_own_logits, uses_own_logits
-from bfpo.policy.modes import evaluating
+from bfpo.policy.logps import evaluating, sequence_logps, unwrap_causal_lm, use_own_logits, uses_own_logits
 
 __all__ = ["Attention", "FormDecision", "adopt_form", "choose_form", "decide_form"]
 

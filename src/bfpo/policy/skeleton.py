@@ -23,12 +23,12 @@ from bfpo.policy.load import (
     DTYPES,
     TrainableReport,
     cannot_load,
+    check_source,
     disable_dropout,
     set_trainable,
     trainable_report,
 )
 from bfpo.policy.logps import unwrap_causal_lm
-from bfpo.policy.source import check_source
 
 __all__ = ["Sizes", "Skeleton", "make_skeleton", "read_config"]
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bfpo.data.labels import CELLS
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["card_head", "card_sections", "source_lines", "stream_lines"]
+from bfpo.data.labels import CELLS
+from bfpo.preparation.parts import SPLITS, Part
+
+__all__ = [
+    "alpha_warning",
+    "card_head",
+    "card_sections",
+    "draw_data",
+    "languages_of",
+    "source_lines",
+    "stream_facts",
+    "stream_lines",
+]
 
 
 def source_lines(sources: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -154,3 +168,235 @@ def _cleaning_text(data: Mapping[str, Any]) -> str:
         return "\n".join(lines) + "\n\n" + _table(columns, rows)
     lines.append("- No evaluation prompts were given to look for.")
     return "\n".join(lines)
+
+
+_SHARES = {"p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "max": 1.0}
+_UNITS = ("chars", "words", "tokens")
+_NAMES = (*CELLS, "unknown")
+_LANGUAGE_CHARS = 1000
+
+
+def stream_facts(parts: Sequence[Part], *, with_tokens: bool) -> dict[str, Any]:
+    """Return the facts of one stream: rows and label cells by split, E_safe, conflicts, lengths by cell.
+
+    Rows that are written several times count so often, except in the lengths.
+    """
+    is_sft = parts[0].policy.stream == "sft"
+    rows = {
+        split: sum(int(part.copies[part.split == number].sum()) for part in parts)
+        for number, split in enumerate(SPLITS)
+    }
+    facts: dict[str, Any] = {"rows": rows, "num_rows": sum(rows.values())}
+    units = _UNITS if with_tokens else _UNITS[:2]
+    if is_sft:
+        return {**facts, "lengths": {part.policy.name: _completion_lengths(part, units) for part in parts}}
+    cells = [_cells(part) for part in parts]
+    facts["cells"] = {split: _count_cells(parts, cells, number) for number, split in enumerate(SPLITS)}
+    return {**facts, **_safety(parts), "lengths": _lengths_by_cell(parts, cells, units)}
+
+
+def _labels(part: Part, block: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the labels of some rows as they are written, (N, 2), NaN for unknown."""
+    labels: npt.NDArray[np.float64] = block["labels"].astype(np.float64)
+    return np.where(np.isnan(labels), 1.0, labels) if part.policy.unknown_label == "safe" else labels
+
+
+def _cells(part: Part) -> npt.NDArray[np.uint8]:
+    """Return the place in `CELLS` of each row, `len(CELLS)` where a label is unknown."""
+    numbers = np.zeros(len(part.shard), np.uint8)
+    for places, block in part.shard.numbers():
+        labels = _labels(part, block)
+        unsafe = ~(labels > 0.5)
+        numbers[places] = np.where(np.isnan(labels).any(axis=1), len(CELLS), 2 * unsafe[:, 0] + unsafe[:, 1])
+    return numbers
+
+
+def _count_cells(parts: Sequence[Part], cells: Sequence[npt.NDArray[np.uint8]], split: int) -> dict[str, int]:
+    total = np.zeros(len(_NAMES), np.int64)
+    for part, numbers in zip(parts, cells, strict=True):
+        for number in range(len(_NAMES)):
+            total[number] += part.copies[(part.split == split) & (numbers == number)].sum(dtype=np.int64)
+    return {name: count for name, count in zip(_NAMES, total.tolist(), strict=True) if count or name in CELLS}
+
+
+def _safety(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return E_safe, the mean safety of all completions whose label is known, and the share of conflicts.
+
+    A conflict is a pair whose more helpful completion is unsafe and whose other one is safe.
+    """
+    known = total = conflicts = pairs = unsafe = 0.0
+    for part in parts:
+        for places, block in part.shard.numbers():
+            labels, copies = _labels(part, block), part.copies[places].astype(np.float64)
+            is_known = ~np.isnan(labels)
+            total += float((np.where(is_known, labels, 0) * copies[:, None]).sum())
+            known += float((is_known * copies[:, None]).sum())
+            unsafe += float(((labels <= 0.5) * copies[:, None]).sum())
+            pairs += float(copies[is_known.all(axis=1)].sum())
+            conflicts += float(copies[(labels[:, 0] <= 0.5) & (labels[:, 1] > 0.5)].sum())
+    return {
+        "e_safe": total / known if known else None,
+        "unsafe_completions": int(unsafe),
+        "conflicts": int(conflicts),
+        "conflict_rate": conflicts / pairs if pairs else None,
+    }
+
+
+def _lengths_by_cell(
+    parts: Sequence[Part], cells: Sequence[npt.NDArray[np.uint8]], units: Sequence[str]
+) -> dict[str, Any]:
+    lengths: dict[str, Any] = {name: {} for name in _NAMES}
+    for place, field in enumerate(("prompt", "chosen", "rejected")):
+        for unit in units:
+            columns = [part.shard.key(unit, place) for part in parts]
+            for number, name in enumerate(_NAMES):
+                some = np.concatenate(
+                    [
+                        column[(part.copies > 0) & (own == number)]
+                        for column, part, own in zip(columns, parts, cells, strict=True)
+                    ]
+                )
+                if len(some):
+                    lengths[name].setdefault(field, {})[unit] = _spread(some)
+    return {name: found for name, found in lengths.items() if found}
+
+
+def _completion_lengths(part: Part, units: Sequence[str]) -> dict[str, Any]:
+    written = part.copies > 0
+    rows, is_second = part.row[written], part.side[written] == 1
+    lengths: dict[str, Any] = {}
+    for unit in units:
+        for field, column in (("prompt", 0), ("completion", 1)):
+            values = part.shard.key(unit, column)[rows]
+            if field == "completion":
+                values[is_second] = part.shard.key(unit, 2)[rows[is_second]]
+            if len(values):
+                lengths.setdefault(field, {})[unit] = _spread(values)
+    return lengths
+
+
+def _spread(values: npt.NDArray[Any]) -> dict[str, float]:
+    """Return the mean and values of whole rows: the ones nearest to quartiles and the ninth decile, and the largest."""
+    numbers = np.sort(values)
+    places = {name: round(share * (len(numbers) - 1)) for name, share in _SHARES.items()}
+    return {"mean": float(values.mean()), **{name: int(numbers[place]) for name, place in places.items()}}
+
+
+def alpha_warning(stream: str, facts: dict[str, Any], alpha: float) -> str | None:
+    """Return what is wrong with `alpha` for the safety of this stream's completions, `None` where nothing is.
+
+    With B1 = 3 the optimum gives an unsafe completion the factor E_safe - 2 alpha on its helpfulness: only
+    `alpha > E_safe / 2` pushes unsafe completions down the more helpful they are.
+    """
+    e_safe = facts.get("e_safe")
+    if e_safe is None or not facts["unsafe_completions"] or alpha > e_safe / 2:
+        return None
+    effect = "pushed up" if alpha < e_safe / 2 else "not pushed down"
+    return (
+        f"{stream}: alpha = {alpha:g} is not above E_safe / 2 = {e_safe / 2:.3f}: unsafe completions are then {effect} "
+        f"the more helpful they are (factor E_safe - 2 alpha = {e_safe - 2 * alpha:+.3f}); train with a larger alpha"
+    )
+
+
+def languages_of(texts: Sequence[str]) -> dict[str, int]:
+    """Return how many texts are in each language by py3langid's guess (ISO 639-1), the commonest first."""
+    if not texts:
+        return {}
+    import py3langid
+
+    counts = Counter(str(py3langid.classify(text[:_LANGUAGE_CHARS])[0]) for text in texts)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+_SPLITS = ("train", "validation", "test")
+_GREY = "#748091"
+_SIDES = (("chosen", 0.17, "o"), ("rejected", -0.17, "s"))
+
+
+def draw_data(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    """Return `data.png` and `data.svg`: pairs by label cell of each stream, words of their completions by cell.
+
+    `streams`: what `stream_facts` returns, by name. Empty where no stream holds pairs.
+    """
+    from matplotlib.figure import Figure
+
+    from bfpo.plots.style import INK, MUTED, figure_style, png_bytes, svg_bytes
+
+    pairs = {name: facts for name, facts in streams.items() if "cells" in facts}
+    if not pairs:
+        return {}
+    num_bars = sum(len(_splits(facts)) for facts in pairs.values())
+    num_rows = sum(len(facts["lengths"]) for facts in pairs.values())
+    height = 1.9 + 0.42 * max(num_bars, num_rows)
+    with figure_style("data"):
+        figure = Figure(figsize=(11, height))
+        left, right = figure.subplots(1, 2, width_ratios=(1.05, 1))
+        _draw_cells(left, pairs)
+        _draw_lengths(right, pairs)
+        total = sum(facts["num_rows"] for facts in pairs.values())
+        figure.text(0.012, 1 - 0.30 / height, f"{total:,} preference pairs by label cell", fontsize=13, color=INK,
+                    weight="bold", va="center")  # fmt: skip
+        figure.text(0.012, 1 - 0.58 / height, "A cell names the safety of the more helpful completion, then of the "
+                    "other.", fontsize=9.5, color=MUTED, va="center")  # fmt: skip
+        figure.subplots_adjust(left=0.12, right=0.985, top=1 - 0.95 / height, bottom=0.62 / height, wspace=0.34)
+        return {"data.png": png_bytes(figure), "data.svg": svg_bytes(figure, salt="data")}
+
+
+def _splits(facts: Mapping[str, Any]) -> list[str]:
+    return [split for split, rows in facts["rows"].items() if rows]
+
+
+def _colours() -> dict[str, str]:
+    from bfpo.plots.style import CELL_COLOURS
+
+    return {**CELL_COLOURS, "unknown": _GREY}
+
+
+def _draw_cells(axes: Any, pairs: Mapping[str, Mapping[str, Any]]) -> None:
+    """One bar a stream and split: shares of the cells, with their numbers where there is room."""
+    colours, labels, y = _colours(), [], 0
+    shown = [name for name in colours if any(facts["cells"][s].get(name) for facts in pairs.values() for s in _SPLITS)]
+    for stream, facts in pairs.items():
+        for split in _splits(facts):
+            cells, start, rows = facts["cells"][split], 0.0, facts["rows"][split]
+            for name, count in cells.items():
+                share = count / rows
+                axes.barh(y, share, left=start, height=0.62, color=colours[name], edgecolor="white", linewidth=0.8)
+                if share > 0.09:
+                    axes.text(start + share / 2, y, f"{count:,}", ha="center", va="center", fontsize=8, color="white")
+                start += share
+            labels.append(f"{stream} {split}")
+            y += 1
+    axes.set(yticks=range(y), yticklabels=labels, xlim=(0, 1), xlabel="share of the pairs", ylim=(y - 0.45, -0.55))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(visible=False, axis="y")
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colours[name], label=name) for name in shown]
+    axes.legend(handles=handles, ncols=len(shown), frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1),
+                borderaxespad=0.2, handlelength=1.1, columnspacing=1.1)  # fmt: skip
+
+
+def _draw_lengths(axes: Any, pairs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Quartiles of the words of the chosen and rejected completions, one row a stream and cell."""
+    from bfpo.plots.style import INK
+
+    colours, labels, y = _colours(), [], 0
+    for stream, facts in pairs.items():
+        for name in (*CELLS, "unknown"):
+            found = facts["lengths"].get(name)
+            if not found:
+                continue
+            for side, shift, marker in _SIDES:
+                words = found[side]["words"]
+                axes.plot([words["p25"], words["p75"]], [y - shift] * 2, color=colours[name], lw=2.2, alpha=0.55)
+                axes.plot([words["median"]], [y - shift], marker, color=colours[name], ms=5.5)
+            labels.append(f"{stream}  {name}")
+            y += 1
+    axes.set(yticks=range(y), yticklabels=labels, xlabel="words of a completion: median and quartiles",
+             ylim=(y - 0.45, -0.55))  # fmt: skip
+    axes.set_xlim(left=0)
+    axes.grid(visible=False, axis="y")
+    handles = [axes.plot([], [], marker, color=INK, ms=5, ls="none", label=side)[0] for side, _, marker in _SIDES]
+    axes.legend(handles=handles, ncols=2, frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1),
+                borderaxespad=0.2, handletextpad=0.3, columnspacing=1.1)  # fmt: skip

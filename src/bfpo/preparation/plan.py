@@ -15,7 +15,7 @@ from bfpo.core.schema import Prompt
 from bfpo.data.prompts import read_prompts
 from bfpo.data.rejects import BadRows, Reject
 from bfpo.data.sources import SOURCES, SourceKind, resolve_files
-from bfpo.preparation.facts import alpha_warning, languages_of, stream_facts
+from bfpo.preparation.card import alpha_warning, languages_of, stream_facts
 from bfpo.preparation.mixture import Mixed
 from bfpo.preparation.parts import Policy
 from bfpo.preparation.reading import AUTO, kind_of_layout, reader_of

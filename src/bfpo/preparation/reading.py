@@ -9,10 +9,9 @@ from pathlib import Path
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, CompletionLayout, detect_completion_layout
-from bfpo.data.mapped import attempt, check_columns, first_that_fits, mapped_rows
+from bfpo.data.files import attempt, check_columns, first_that_fits, mapped_rows
 from bfpo.data.pair_layouts import LAYOUTS, Layout, detect_layout
-from bfpo.data.rejects import Reject
-from bfpo.data.row import Row
+from bfpo.data.rejects import Reject, Row
 from bfpo.data.sources import SourceKind
 
 __all__ = ["AUTO", "RowReader", "kind_of_layout", "raw_rows", "reader_of"]

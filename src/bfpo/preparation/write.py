@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,12 +14,27 @@ import pyarrow
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from bfpo.core.files import open_whole
+from bfpo._version import __version__
+from bfpo.core.files import file_digest, open_whole
 from bfpo.preparation.drawing import sample
+from bfpo.preparation.mixture import Mixed
 from bfpo.preparation.parts import SPLITS, Part
 from bfpo.preparation.rows import SCHEMA
+from bfpo.preparation.shards import SHARD_VERSION
 
-__all__ = ["COMPLETIONS", "PAIRS", "Written", "write_stream"]
+__all__ = [
+    "COMPLETIONS",
+    "FORMAT",
+    "PAIRS",
+    "Written",
+    "contaminated_rows",
+    "contradictory_rows",
+    "deciding_versions",
+    "make_manifest",
+    "output_facts",
+    "rejected_rows",
+    "write_stream",
+]
 
 PAIRS = pyarrow.schema([field for field in SCHEMA if field.name != "finished"])
 COMPLETIONS = pyarrow.schema(
@@ -179,3 +195,74 @@ def _copied(rows: Any, places: npt.NDArray[np.int64], copies: npt.NDArray[np.uin
     numbers = np.concatenate([np.arange(count) for count in copies.tolist()])
     ends = pyarrow.array([f"#{number + 1}" if number else "" for number in numbers.tolist()])
     return taken.set_column(0, "id", pc.binary_join_element_wise(taken.column("id"), ends, ""))
+
+
+def rejected_rows(mixed: Mixed) -> Iterator[dict[str, Any]]:
+    """Yield the rows that could not be read, each with its source and place."""
+    for part in mixed.parts:
+        for row in part.shard.rejects:
+            yield {"stream": part.policy.stream, "source": part.policy.name, **row}
+
+
+def contaminated_rows(mixed: Mixed) -> Iterator[dict[str, Any]]:
+    """Yield the rows that ask an evaluation prompt, once for each suite."""
+    for part in mixed.parts:
+        for row in part.shard.hits:
+            yield {"stream": part.policy.stream, "source": part.policy.name, **row}
+
+
+def contradictory_rows(mixed: Mixed) -> Iterator[dict[str, Any]]:
+    """Yield the pairs that hold a completion which is labelled both safe and unsafe."""
+    pair_parts = [part for part in mixed.parts if part.policy.stream != "sft"]
+    for part, found in zip(pair_parts, mixed.contradictory, strict=True):
+        start = 0
+        for batch in part.shard.batches():
+            places = np.flatnonzero(found[start : start + len(batch)])
+            start += len(batch)
+            for row in batch.take(places).to_pylist():
+                labels = {name: row[name] for name in ("id", "chosen_is_safe", "rejected_is_safe")}
+                yield {"stream": part.policy.stream, "source": part.policy.name, **labels}
+
+
+FORMAT = 1
+_PACKAGES = ("numpy", "pyarrow", "rensa", "scipy")
+
+
+def deciding_versions() -> dict[str, str]:
+    """Return the versions of the code that decides the bytes of the output."""
+    return {
+        "bfpo": __version__,
+        "rows": str(SHARD_VERSION),
+        **{package: metadata.version(package) for package in _PACKAGES},
+    }
+
+
+def output_facts(folder: Path, files: Iterable[Path], rows: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return hash, size and rows of each file by its path in the folder."""
+    return {
+        file.relative_to(folder).as_posix(): {
+            "sha256": file_digest(file),
+            "bytes": file.stat().st_size,
+            "rows": rows[file.stem],
+        }
+        for file in files
+    }
+
+
+def make_manifest(
+    *,
+    settings: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    suites: Mapping[str, Any],
+    outputs: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the manifest; nothing in it depends on time, place of the output, or the number of processes."""
+    return {
+        "format": FORMAT,
+        "made_by": "bfpo prepare",
+        "versions": deciding_versions(),
+        "settings": dict(settings),
+        "sources": list(sources),
+        "decontaminated": dict(suites),
+        "files": dict(outputs),
+    }

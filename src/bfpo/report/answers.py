@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bfpo.core.schema import Verdict
-from bfpo.plots.style import token_of
 from bfpo.report.data import ReportData, SampleAnswer
+from bfpo.report.figures.marks import token_of
 
 __all__ = ["AnswerBlock", "answer_block", "badges", "is_folded"]
 

@@ -6,14 +6,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bfpo.report.data import Comparison, MethodResult, Role
-from bfpo.report.experiment_data import Experiment, ExperimentPoint, Trial
-from bfpo.report.experiment_view import COMPARE_MAIN
-from bfpo.report.parts import number, object_of, scores_of, text
-from bfpo.report.read import Run
+from bfpo.core.schema import Score
+from bfpo.report.data import Comparison, Experiment, ExperimentPoint, MethodResult, ReportData, Role, Trial
+from bfpo.report.read import Run, number, object_of, scores_of, text
+from bfpo.report.wording import cell_of, listed, percent, points, with_interval
+from bfpo.scores.scores import METRICS
 
-__all__ = ["experiment_of", "methods_of", "prompts_of", "split_experiments"]
+__all__ = [
+    "COMPARE_MAIN",
+    "experiment_headline",
+    "experiment_lines",
+    "experiment_of",
+    "experiment_state",
+    "experiment_view",
+    "in_words",
+    "is_the_table",
+    "methods_of",
+    "prompts_of",
+    "split_experiments",
+]
 
+COMPARE_MAIN = "bfpo"
 STAGES = ("sweep", "compare", "interpolate")
 _ROLES: dict[str, Role] = {COMPARE_MAIN: "main", "start": "start", "ceiling": "ceiling"}
 
@@ -174,3 +187,191 @@ def _names(values: Any) -> list[str]:
 def _numbers(values: Any) -> dict[str, float]:
     found: Mapping[str, Any] = object_of(values)
     return {key: value for key, item in found.items() if (value := number(item)) is not None}
+
+
+_BESIDE = ("helpful_and_safe", "over_refusal_benign", "over_refusal_borderline", "well_formed")
+"""The method that a comparison sets against all others."""
+
+_ENDS = ("start", "ceiling")
+_TITLES = {"sweep": "The trade-off", "compare": "Head to head", "interpolate": "Models between two"}
+
+
+def experiment_view(data: ReportData, experiment: Experiment) -> dict[str, Any]:
+    """Return what the templates read about one experiment."""
+    rows = _ordered(experiment)
+    is_page = is_the_table(data, experiment)
+    measured = [] if is_page else _metrics(experiment)
+    return {
+        "title": _TITLES.get(experiment.stage, experiment.stage),
+        "run": experiment.run,
+        "stage": experiment.stage,
+        "state": experiment_state(experiment),
+        "confidence": percent(experiment.confidence),
+        "lines": list(experiment_lines(experiment, data.well_formed_threshold)),
+        "setting_columns": list(dict.fromkeys(key for point in rows for key in point.setting)),
+        "metric_columns": [METRICS[name].title for name in measured],
+        "has_difference": any(point.difference is not None for point in rows),
+        "has_front": any(point.on_front for point in rows),
+        "has_seeds": any(len(point.seed_values.get("helpful_and_safe", ())) > 1 for point in rows),
+        "has_nearest": bool(experiment.nearest),
+        "is_page": is_page,
+        "rows": [_row(experiment, point, measured) for point in rows],
+        "trials": [_trials(point) for point in experiment.points if point.trials],
+        "facts": [(title, [(key, in_words(value)) for key, value in found.items()])
+                  for title, found in experiment.facts.items()],
+    }  # fmt: skip
+
+
+def is_the_table(data: ReportData, experiment: Experiment) -> bool:
+    """Return whether the models of the page are those of this comparison."""
+    names = {point.name for point in experiment.points}
+    return experiment.stage == "compare" and {method.name for method in data.methods} == names
+
+
+def _ordered(experiment: Experiment) -> Sequence[ExperimentPoint]:
+    """Return the points as they are, but the methods of a comparison with the best first, its two ends last."""
+    if experiment.stage != "compare":
+        return experiment.points
+
+    def place(point: ExperimentPoint) -> tuple[bool, float]:
+        score = point.score("helpful_and_safe")
+        return point.name in _ENDS, -(score.value or 0.0) if score is not None else 0.0
+
+    return sorted(experiment.points, key=place)
+
+
+def _metrics(experiment: Experiment) -> list[str]:
+    names = dict.fromkeys((*experiment.objectives, *_BESIDE))
+    return [name for name in names if name in METRICS and any(point.score(name) for point in experiment.points)]
+
+
+def _row(experiment: Experiment, point: ExperimentPoint, measured: Sequence[str]) -> dict[str, Any]:
+    seeds = point.seed_values.get("helpful_and_safe", ())
+    return {
+        "title": point.title,
+        "style": "main" if point.name in (experiment.nearest, COMPARE_MAIN) else "role" if point.name in _ENDS else "",
+        "setting": {key: in_words(value) for key, value in point.setting.items()},
+        "cells": [cell_of(point.score(name)) for name in measured],
+        "front": "yes" if point.on_front else "",
+        "nearest": point.name == experiment.nearest,
+        "trainings": "" if not point.trainings else str(point.trainings),
+        "difference": _difference(point.difference),
+        "seeds": " / ".join("not measured" if value is None else percent(value, 1) for value in seeds),
+        "overall": cell_of(point.score("helpful_and_safe")),
+    }
+
+
+def _difference(score: Score | None) -> dict[str, str]:
+    if score is None or score.value is None:
+        return {"value": "", "interval": ""}
+    known = score.low is not None and score.high is not None
+    bounds = f"{points(score.low or 0.0)} to {points(score.high or 0.0)}" if known else "no interval"
+    return {"value": points(score.value), "interval": bounds}
+
+
+def _trials(point: ExperimentPoint) -> dict[str, Any]:
+    return {
+        "title": point.title,
+        "rows": [
+            {
+                "setting": ", ".join(f"{key} {in_words(value)}" for key, value in trial.setting.items()),
+                "value": "not measured" if trial.value is None else percent(trial.value, 1),
+                "taken": trial.taken,
+            }
+            for trial in point.trials
+        ],
+    }
+
+
+def in_words(value: Any) -> str:
+    """Return a setting as a page shows it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(in_words, value))
+    return str(value)
+
+
+def experiment_headline(experiment: Experiment) -> str:
+    """Return the one sentence about an experiment whose models are no rows of the page."""
+    titles = {point.name: point for point in experiment.points}
+    number = f"{len(experiment.points)} model{'s' if len(experiment.points) != 1 else ''}"
+    if experiment.stage == "interpolate" and experiment.points:
+        return f"{number} between two; their answers are judged by bfpo sweep with `blends`."
+    if not experiment.measured:
+        return experiment_state(experiment) or "This run holds no result, so nothing can be said about it."
+    if experiment.nearest in titles:
+        chosen = titles[experiment.nearest]
+        scores = listed([_score(chosen, name) for name in experiment.objectives])
+        if experiment.missing:
+            return f"None of {number} reaches {_asked(experiment)}; {chosen.title} comes nearest: {scores}."
+        return f"For {_asked(experiment)}, {chosen.title} does best of {number}: {scores}."
+    front = [titles[name].title for name in experiment.front if name in titles]
+    if len(front) == 1:
+        return f"{front[0]} is beaten by none of {number} in {_both(experiment)}."
+    return f"{len(front)} of {number} are beaten by no other in {_both(experiment)} together."
+
+
+def experiment_lines(experiment: Experiment, threshold: float) -> Iterator[str]:
+    """Yield what follows from the points, a sentence each; `threshold`: the share of well-formed text to be asked."""
+    titles = {point.name: point.title for point in experiment.points}
+    if experiment.front:
+        names = "; ".join(titles.get(name, name) for name in experiment.front)
+        yield f"Beaten by no other in {_both(experiment)} together: {names}."
+    volume = experiment.hypervolume
+    if volume is not None and volume.value is not None:
+        corner = ", ".join(f"{_name(key)} {value:g}" for key, value in experiment.reference.items())
+        known = volume.low is not None and volume.high is not None
+        bounds = f"{volume.low:.3f} to {volume.high:.3f}" if known else "no interval"
+        yield (
+            f"Hypervolume above the reference point ({corner}): {volume.value:.3f} ({bounds}), over {volume.num:,} "
+            "prompts. Areas compare only above one point."
+        )
+    if experiment.nearest:
+        yield _nearest(experiment, titles.get(experiment.nearest, experiment.nearest))
+    shown = [point for point in experiment.points if point.on_front or point.name == experiment.nearest]
+    broken = [f"{point.title} ({percent(share)})" for point in shown if (share := _formed(point)) < threshold]
+    if broken:
+        yield (
+            f"Less than {percent(threshold)} of the text is well-formed, so that part of the harmlessness is broken "
+            f"text: {'; '.join(broken)}."
+        )
+
+
+def experiment_state(experiment: Experiment) -> str:
+    """Say how far an experiment is that has not ended; nothing of one that has."""
+    if experiment.status == "finished":
+        return ""
+    inside = f": {experiment.num_ended} of the {experiment.num_runs} runs in it so far have ended"
+    return f"This {experiment.stage} is {experiment.status}{inside if experiment.num_runs else ''}."
+
+
+def _nearest(experiment: Experiment, name: str) -> str:
+    if not experiment.missing:
+        return f"Asked for {_asked(experiment)}: {name}, the best in the other objective of those that reach it."
+    short = listed([f"{points(value).lstrip('+')} points of {_name(key)}" for key, value in experiment.missing.items()])
+    return f"Asked for {_asked(experiment)}: none reaches it; {name} is nearest and lacks {short}."
+
+
+def _asked(experiment: Experiment) -> str:
+    return listed([f"{_name(key)} of at least {100 * value:g}%" for key, value in experiment.at_least.items()] or ["?"])
+
+
+def _both(experiment: Experiment) -> str:
+    return listed([_name(name) for name in experiment.objectives] or ["both objectives"])
+
+
+def _name(metric: str) -> str:
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+
+
+def _score(point: ExperimentPoint, metric: str) -> str:
+    score = point.score(metric)
+    return f"{_name(metric)} {'not measured' if score is None else with_interval(score)}"
+
+
+def _formed(point: ExperimentPoint) -> float:
+    score = point.score("well_formed")
+    return 1.0 if score is None or score.value is None else score.value

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bfpo.core.schema import Score
-from bfpo.report.alike import basis_of, groups_alike, judged_alike, ranked_together, who_judged
-from bfpo.report.data import MethodResult, ReportData
-from bfpo.report.experiment_sentences import experiment_headline, experiment_lines
-from bfpo.report.suite_sentences import suite_lines
+from bfpo.report.data import MethodResult, ReportData, SuiteComparison
+from bfpo.report.experiments import experiment_headline, experiment_lines
+from bfpo.report.tables import basis_of, groups_alike, judged_alike, ranked_together, who_judged
 from bfpo.report.wording import listed, percent, points, with_interval
+from bfpo.stats.pareto import pareto_front
+from bfpo.suites.scores import SUITE_METRICS
 
-__all__ = ["Headline", "headline", "percent", "points", "with_interval"]
+__all__ = [
+    "Headline",
+    "front_of",
+    "headline",
+    "metric_title",
+    "percent",
+    "points",
+    "suite_lines",
+    "with_interval",
+]
 
 METRIC = "helpful_and_safe"
 _AXES = ("helpfulness", "harmless_harmful")
@@ -198,3 +208,81 @@ def _limits(data: ReportData) -> Iterator[str]:
         yield f"Not measured: {listed(missing)}."
     if len(data.seeds) == 1:
         yield "One seed: the intervals speak about other prompts, not about another training."
+
+
+_SHOWN = 4
+
+
+def metric_title(name: str) -> str:
+    """Return a metric's name as people read it; that of a task of lm-eval or inspect-ai as it is."""
+    return SUITE_METRICS[name].title if name in SUITE_METRICS else name
+
+
+def suite_lines(data: ReportData) -> Iterator[str]:
+    """Yield, of the page's model beside each other one, the suites on which chance does not explain the difference.
+
+    That is where Holm's p, over all comparisons of the run, lies below 1 - confidence.
+    """
+    main = data.main
+    for other in data.methods if main is not None else ():
+        assert main is not None
+        rows = [
+            _turned(row, main.name)
+            for row in data.suite_comparisons
+            if {row.first, row.second} == {main.name, other.name}
+        ]
+        tested = [row for row in rows if row.p_holm is not None and row.difference is not None]
+        if other is main or not tested:
+            continue
+        apart = sorted((row for row in tested if _apart(row, data)), key=lambda row: row.p_holm or 0.0)
+        if not apart:
+            yield (
+                f"Chance explains every difference between {main.title} and {other.title} on the suites "
+                f"({len(tested)} comparisons, Holm's correction)."
+            )
+            continue
+        named = "; ".join(_difference(data, row) for row in apart[:_SHOWN])
+        more = f"; {len(apart) - _SHOWN} more stand below" if len(apart) > _SHOWN else ""
+        yield (
+            f"{main.title} minus {other.title}, where chance does not explain it ({len(apart)} of {len(tested)} "
+            f"measures of suites, Holm's correction), in points: {named}{more}."
+        )
+
+
+def _apart(row: SuiteComparison, data: ReportData) -> bool:
+    return row.p_holm is not None and row.p_holm < 1 - data.confidence
+
+
+def _turned(row: SuiteComparison, first: str) -> SuiteComparison:
+    """Return the comparison with `first` first."""
+    if row.first == first or row.difference is None:
+        return row
+    low, high = (None if bound is None else -bound for bound in (row.high, row.low))
+    return replace(row, first=first, second=row.first, difference=-row.difference, low=low, high=high)
+
+
+def _difference(data: ReportData, row: SuiteComparison) -> str:
+    assert row.difference is not None
+    title = next((suite.title for suite in data.suites if suite.name == row.suite and suite.title), row.suite)
+    bounds = "" if row.low is None or row.high is None else f" ({points(row.low)} to {points(row.high)})"
+    return f"{title}, {metric_title(row.metric)} {points(row.difference)}{bounds}"
+
+
+AXES = ("helpfulness", "harmless_harmful")
+
+
+def front_of(data: ReportData) -> list[str]:
+    """Return the names of the methods on the Pareto front of the headline figure, by helpfulness, lowest first.
+
+    The ceiling, trained on ideal answers, is no rival and left out. Estimates are compared as they are. Empty where
+    not all were judged by the same judge on the same prompts.
+    """
+    if not ranked_together(data, AXES):
+        return []
+    points = {method.name: {axis: method.value(axis) for axis in AXES} for method in data.methods}
+    known = {
+        name: {axis: value for axis, value in values.items() if value is not None}
+        for name, values in points.items()
+        if data.method(name).role != "ceiling" and None not in values.values()
+    }
+    return pareto_front(known, AXES) if known else []

@@ -12,8 +12,7 @@ from bfpo.core.errors import BfpoError
 from bfpo.core.schema import Message, Verdict
 from bfpo.data.split import normalised_prompt
 from bfpo.report.data import Basis, MethodResult, SampleAnswer, Suite, SuiteComparison
-from bfpo.report.parts import number, scores_of, text, verdict_of
-from bfpo.report.read import Run, model_name, read_rows, resolve
+from bfpo.report.read import Run, model_name, number, read_rows, resolve, scores_of, text, verdict_of
 from bfpo.scores.scores import METRICS, Judged
 
 __all__ = [

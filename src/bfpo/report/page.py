@@ -16,14 +16,13 @@ from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
 from bfpo.core.files import write_bytes_whole, write_text_whole
-from bfpo.plots.style import inline_svg, png_bytes, svg_bytes, token_of
+from bfpo.plots.style import inline_svg, png_bytes, svg_bytes
 from bfpo.report.answers import answer_block
 from bfpo.report.data import ReportData
-from bfpo.report.experiment_view import experiment_view, is_the_table
-from bfpo.report.figures.front import experiment_figure
-from bfpo.report.figures.margins import spread_figure
-from bfpo.report.figures.refusal import refusal_figure
-from bfpo.report.figures.scatter import scatter_figure
+from bfpo.report.experiments import experiment_view, is_the_table
+from bfpo.report.figures.bars import refusal_figure, spread_figure
+from bfpo.report.figures.marks import token_of
+from bfpo.report.figures.tradeoff import experiment_figure, scatter_figure
 from bfpo.report.figures.training import drift_figure, has_curves, loss_figure, margin_figure, training_figure
 from bfpo.report.headline import headline
 from bfpo.report.sections import csv_text

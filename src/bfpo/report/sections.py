@@ -5,19 +5,26 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
 from bfpo.report.data import MethodResult, ReportData
-from bfpo.report.experiment_view import is_the_table
-from bfpo.report.pareto_names import front_of
-from bfpo.report.published import PUBLISHED, PUBLISHED_NOTE
-from bfpo.report.suite_sentences import metric_title
+from bfpo.report.experiments import is_the_table
+from bfpo.report.headline import front_of, metric_title
 from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
 from bfpo.report.wording import percent, points
 
-__all__ = ["csv_text", "duration", "section_view", "show_value"]
+__all__ = [
+    "PUBLISHED",
+    "PUBLISHED_NOTE",
+    "Published",
+    "csv_text",
+    "duration",
+    "section_view",
+    "show_value",
+]
 
 
 def section_view(data: ReportData) -> dict[str, Any]:
@@ -226,3 +233,27 @@ def _csv_row(title: str, suite: str, score: Score) -> tuple[object, ...]:
 
 def _plain(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One model's helpfulness and harmlessness in the paper's headline plot, shares in [0, 1]."""
+
+    model: str
+    helpfulness: float
+    harmlessness: float
+
+
+PUBLISHED_NOTE = (
+    "Read off the axes of the headline plot of arXiv 2408.15313, to within .005. Other models, other prompts, another "
+    "judge: not comparable with this page's own figures, and in none of its means."
+)
+PUBLISHED = (
+    Published("Zephyr-7b-beta", 0.11, 0.59),
+    Published("Juanako-7b-UNA", 0.03, 0.66),
+    Published("OpenChat-3.5", 0.11, 0.67),
+    Published("Beaver-7b", 0.01, 0.70),
+    Published("Mistral-7B-Instruct-v0.2", 0.15, 0.70),
+    Published("Llama-2-7b-chat", 0.08, 0.72),
+    Published("BFPO (the paper's)", 0.135, 0.74),
+)

@@ -7,14 +7,13 @@ from typing import Any
 
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
-from bfpo.plots.style import token_of
-from bfpo.report.alike import judged_alike, ranked_together
 from bfpo.report.answers import badges, is_folded
-from bfpo.report.cells import cell_of
 from bfpo.report.data import Gate, MethodResult, ReportData, SampleAnswer
-from bfpo.report.experiment_view import in_words
+from bfpo.report.experiments import in_words
+from bfpo.report.figures.marks import token_of
 from bfpo.report.sections import duration, section_view
-from bfpo.report.wording import percent, points
+from bfpo.report.tables import judged_alike, ranked_together
+from bfpo.report.wording import cell_of, percent, points
 from bfpo.scores.scores import METRICS
 
 __all__ = ["ACCURACY_METRICS", "TABLE_METRICS", "few_samples", "page_view"]

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from bfpo.core.schema import Score
 
-__all__ = ["listed", "percent", "points", "with_interval"]
+__all__ = [
+    "Cell",
+    "cell_of",
+    "listed",
+    "percent",
+    "points",
+    "with_interval",
+]
 
 
 def percent(value: float, decimals: int = 0) -> str:
@@ -38,3 +46,42 @@ def with_interval(score: Score, decimals: int = 0) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return names as a list in a sentence, such as `A, B and C`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of a table: text, and where its dot and its interval lie on a bar, in per cent of the bar."""
+
+    value: str = ""
+    interval: str = ""
+    left: float = 0.0
+    width: float = 0.0
+    at: float = 0.0
+    best: bool = False
+    missing: bool = False
+    unscored: int = 0
+
+    @property
+    def markdown(self) -> str:
+        """Return the cell for a Markdown table."""
+        if self.missing:
+            return "not measured"
+        value = f"**{self.value}**" if self.best else self.value
+        return f"{value} [{self.interval}]" if self.interval else value
+
+
+def cell_of(score: Score | None, best: bool = False) -> Cell:
+    """Return a share as a cell; without a value it is missing."""
+    if score is None or score.value is None:
+        return Cell(missing=True, unscored=0 if score is None else score.unscored)
+    low, high = (score.value if bound is None else bound for bound in (score.low, score.high))
+    interval = "no interval" if score.low is None or score.high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+    return Cell(
+        value=percent(score.value, 1),
+        interval=interval,
+        left=round(100 * low, 2),
+        width=round(100 * (high - low), 2),
+        at=round(100 * score.value, 2),
+        best=best,
+        unscored=score.unscored,
+    )

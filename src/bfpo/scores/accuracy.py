@@ -12,13 +12,12 @@ import torch
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score
-from bfpo.data.columns import text_lengths
 from bfpo.data.labels import CELLS, cell_of
 from bfpo.data.pack import collate_pairs, longest_text, on_device
+from bfpo.data.store import text_lengths
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import preference_loss
-from bfpo.policy.logps import Reduction, sequence_logps
-from bfpo.policy.modes import evaluating
+from bfpo.policy.logps import Reduction, evaluating, sequence_logps
 from bfpo.policy.probe import choose_form
 from bfpo.stats import rate_interval
 

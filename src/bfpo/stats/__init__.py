@@ -4,17 +4,25 @@ from bfpo.stats.intervals import (
     Interval,
     between_seed_sd,
     cluster_bootstrap,
+    mean_interval,
     paired_difference,
     rate_interval,
     upper_bound_of_zero,
     wilson,
 )
 from bfpo.stats.judge_error import CorrectedRate, corrected_harmless_rate, effective_count, rogan_gladen
-from bfpo.stats.length_control import MIN_PROMPTS, length_controlled_rate
-from bfpo.stats.means import mean_interval
-from bfpo.stats.paired_tests import PairedTest, holm, mcnemar, paired_test, sign_flip
+from bfpo.stats.paired_tests import (
+    MIN_PROMPTS,
+    PairedTest,
+    detectable_difference,
+    holm,
+    length_controlled_rate,
+    mcnemar,
+    minimum_detectable_effect,
+    paired_test,
+    sign_flip,
+)
 from bfpo.stats.pareto import Choice, Points, hypervolume, hypervolume_interval, nearest_to, pareto_front
-from bfpo.stats.power import detectable_difference, minimum_detectable_effect
 from bfpo.stats.resampling import bootstrap_weights
 
 __all__ = [

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import EvaluateConfig, GenerateConfig, read_template
-from bfpo.config.server import SERVER_KEYS
+from bfpo.config.judges import SERVER_KEYS
 from bfpo.config.suites import EvaluatedModel
 from bfpo.core.files import file_digest
-from bfpo.core.runs import RunFolder
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
 from bfpo.policy.load import load_tokenizer
-from bfpo.stages import run_stage
+from bfpo.runs.folder import RunFolder
+from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import Suite
 
 __all__ = ["SuiteAnswers", "answer_suites", "context_of", "sampling_groups"]

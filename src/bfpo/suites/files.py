@@ -14,8 +14,8 @@ from bfpo.core.inputs import matching_files
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import content_id
 from bfpo.data.files import iter_rows
-from bfpo.data.hub import download_dataset
 from bfpo.data.prompts import read_prompt_files
+from bfpo.data.sources import download_dataset
 from bfpo.data.split import draw
 from bfpo.suites.catalogue import Suite
 from bfpo.world.datasets import held_out_prompts

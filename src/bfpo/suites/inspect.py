@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bfpo.core.errors import MissingExtraError, first_line
+from bfpo.config import EvaluateConfig
+from bfpo.config.load import read_template
+from bfpo.config.suites import EvaluatedModel
+from bfpo.core.errors import MissingExtraError, ModelError, first_line
+from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
+from bfpo.policy.load import load_tokenizer
+from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
-from bfpo.suites.files import UnreachableError
+from bfpo.suites.files import UnreachableError, local_files
 
-__all__ = ["InspectResult", "InspectRunner"]
+__all__ = [
+    "InspectResult",
+    "InspectRunner",
+    "run_inspect",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +121,7 @@ class InspectRunner:
             root.handlers[:] = before[1]
         if len(found) != 1:
             raise UnreachableError(f"{suite.inspect.task} is {len(found)} tasks of inspect-ai; name one")
-        return _result(found[0], metric, suite.inspect.largest)
+        return _read_result(found[0], metric, suite.inspect.largest)
 
     def _load(self, name: str, model_args: dict[str, Any]) -> Any:
         from inspect_ai.model import get_model
@@ -136,7 +147,7 @@ def _inspect_ai() -> Any:
     return inspect_ai
 
 
-def _result(log: Any, metric: str, largest: float) -> InspectResult:
+def _read_result(log: Any, metric: str, largest: float) -> InspectResult:
     samples = log.samples or []
     if log.status == "cancelled":  # by Ctrl-C, which its `eval` does not pass on
         raise KeyboardInterrupt
@@ -178,3 +189,66 @@ def _by_sample(samples: list[Any], score: Any, largest: float) -> dict[str, floa
         if 0 <= number <= 1:  # not so of what is not a number
             found[str(sample.id)] = number
     return found
+
+
+def run_inspect(
+    config: EvaluateConfig, suites: Sequence[Suite], folder: RunFolder
+) -> tuple[dict[tuple[str, str], InspectResult], dict[str, str]]:
+    """Return the results by (suite, model) and the reasons of skipped suites; one that fails for a model is skipped."""
+    assert config.suites is not None
+    results: dict[tuple[str, str], InspectResult] = {}
+    skipped: dict[str, str] = {}
+    for model in config.evaluated():
+        grader, batch_size = config.suites.grader, config.suites.batch_size
+        path, model_args = _settings(config, model)
+        with InspectRunner(path, model_args=model_args, grader=grader, batch_size=batch_size) as runner:
+            for suite in suites:
+                if suite.name in skipped:
+                    continue
+                _log.info("%s: %s", model.name, suite.title)
+                try:
+                    results[suite.name, model.name] = _result(config, suite, model.name, runner, folder)
+                except (UnreachableError, MissingExtraError) as error:
+                    skipped[suite.name] = str(error)
+    return {key: result for key, result in results.items() if key[0] not in skipped}, skipped
+
+
+def _settings(config: EvaluateConfig, model: EvaluatedModel) -> tuple[str, dict[str, Any]]:
+    """Return the model's folder or hub id, and what inspect-ai's provider is to load it with."""
+    settings: dict[str, Any] = {"dtype": config.dtype}
+    template = read_template(config.chat_template)
+    if template is None and not load_tokenizer(model.model, revision=model.revision).chat_template:
+        template = DEFAULT_CHAT_TEMPLATE
+    if template is not None:
+        settings["chat_template"] = template
+    if model.revision is None or Path(model.model).is_dir():
+        return model.model, settings
+    from huggingface_hub import snapshot_download
+
+    try:  # the provider would take the tokenizer of the newest revision
+        return snapshot_download(model.model, revision=model.revision), settings
+    except Exception as error:  # of its HTTP client too
+        raise ModelError(f"{model.model}: revision {model.revision} cannot be had ({first_line(error)})") from error
+
+
+def _result(
+    config: EvaluateConfig, suite: Suite, model: str, runner: InspectRunner, folder: RunFolder
+) -> InspectResult:
+    assert config.suites is not None
+    name = f"models/{model}/inspect_{suite.name}.json"
+    if folder.resumed and folder.file(name).is_file():
+        return InspectResult(**json.loads(folder.file(name).read_text(encoding="utf-8")))
+    files = local_files(suite, config.suites.folders)
+    if files:
+        folder.add_data(suite.name, [str(file) for file in files])
+    result = runner.run(
+        suite,
+        next(iter(suite.metrics)),
+        file=files[0] if files else None,
+        limit=config.suites.limit,
+        max_tokens=config.suites.max_new_tokens,
+        seed=config.seed,
+        logs=folder.path / "models" / model / "inspect",
+    )
+    folder.write_json(name, asdict(result))
+    return result

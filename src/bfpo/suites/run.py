@@ -8,37 +8,47 @@ that goes on does what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bfpo.config import EvaluateConfig
 from bfpo.config.suites import EvaluatedModel
 from bfpo.core.console import show
-from bfpo.core.runs import RunFolder
+from bfpo.core.errors import ConfigError, DataError
+from bfpo.core.inputs import check_files
 from bfpo.core.schema import Score
+from bfpo.judges.judges import check_judge, check_ranker
+from bfpo.runs.folder import RunFolder
+from bfpo.runs.stages import run_stage
 from bfpo.scores.scores import join_verdicts
-from bfpo.stages import run_stage
-from bfpo.suites.answers import SuiteAnswers, answer_suites
-from bfpo.suites.catalogue import Suite, load_suites
-from bfpo.suites.checks import check_given
-from bfpo.suites.files import SuitePrompts, UnreachableError, find_prompts, local_files, prompts_digest
-from bfpo.suites.inspect_runs import run_inspect
+from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
+from bfpo.suites.catalogue import Suite, load_suites, own_suites
+from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, find_prompts, local_files, prompts_digest
+from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
-from bfpo.suites.labelled_by import labelling_judges
-from bfpo.suites.nothing import nothing_scored
-from bfpo.suites.page import suites_page
+from bfpo.suites.lm_eval import run_tasks
 from bfpo.suites.scores import (
+    SUITE_METRICS,
     WIN_RATES,
     Values,
     compare_values,
+    labelling_judges,
     score_values,
     values_of,
 )
-from bfpo.suites.tasks import run_tasks
 from bfpo.suites.wins import alpaca_eval, check_ranked, interval_settings, win_rates
 
-__all__ = ["ACCURACY", "preview_suites", "run_suites"]
+__all__ = [
+    "ACCURACY",
+    "check_given",
+    "nothing_scored",
+    "preview_suites",
+    "run_suites",
+    "suites_page",
+]
 
 ACCURACY = "accuracy"
 
@@ -337,3 +347,137 @@ def _same_judges(config: EvaluateConfig, suites: list[Suite], found: _Collected)
             for title, titles in judged.items()
         ]
     return warnings
+
+
+def check_given(config: EvaluateConfig, suites: Sequence[Suite]) -> None:
+    """Raise `ConfigError` for a judge of no role or suite or a run to reuse that is none, before anything is asked.
+
+    Raises `SettingError` for a judge or a ranker of no known format, `DataError` for files that are not there.
+    """
+    assert config.suites is not None
+    roles = {suite.judge.role for suite in suites if suite.judge is not None}
+    allowed = sorted({"refusal", *roles - {"ranker"}}) + [suite.name for suite in suites]
+    for name, judge in config.suites.judges.items():
+        if name not in allowed:
+            raise ConfigError(f"suites.judges.{name}: no role or suite of this run; allowed: {', '.join(allowed)}")
+        check_judge(judge.format)
+    if config.suites.ranker is not None:
+        check_ranker(config.suites.ranker.format)
+    check_own_files(own_suites(config.suites.use), config.suites.folders)
+    if config.data is not None:
+        check_files(config.data.files)
+    if config.suites.reuse is not None and not Path(config.suites.reuse).is_dir():
+        raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
+
+
+def nothing_scored(
+    config: EvaluateConfig,
+    suites: Sequence[Suite],
+    facts: Mapping[str, Mapping[str, Any]],
+    answers: Sequence[Mapping[str, Any]],
+) -> DataError:
+    """Return the error for suites that have no score: what hinders most of them, told of the first of these.
+
+    `facts` and `answers` are those of `scores.json` and `answers.jsonl`, by suite and in their order.
+    """
+    reasons = {suite.name: _reason(config, suite, facts[suite.name], answers) for suite in suites}
+    kinds = Counter(kind for kind, _ in reasons.values())
+    commonest = kinds.most_common(1)[0][0]
+    name, text = next((name, text) for name, (kind, text) in reasons.items() if kind == commonest)
+    others = kinds[commonest] - 1
+    alike = f" ({others} more: {commonest})" if others else ""
+    return DataError(
+        f"nothing was scored; suite {name}: {text}{alike}. What was written stays: go on by --resume once the cause is "
+        "gone, or start in a new --out with other settings"
+    )
+
+
+def _reason(
+    config: EvaluateConfig, suite: Suite, fact: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]
+) -> tuple[str, str]:
+    """Return a word for the kind of reason that a suite has no score, and the reason with what to do."""
+    if fact["status"] == "skipped":
+        reason = " ".join(str(fact["reason"]).split())
+        return "skipped", f"skipped, {reason}"
+    too_long: Mapping[str, int] = fact.get("too_long", {})
+    verdicts = [row["verdict"] for row in answers if row["suite"] == suite.name]
+    unscored = Counter(verdict["reason"] for verdict in verdicts if verdict["label"] == "unscored")
+    if too_long and sum(too_long.values()) >= unscored.total():
+        return "prompts too long", _too_long(config, suite, too_long, fact["num_prompts"])
+    if unscored and suite.judge is not None and suite.judge.role == "harm":  # else the reasons are of refusals
+        reason, count = unscored.most_common(1)[0]
+        return "answers unscored", (
+            f"{count} of {len(verdicts)} answers are unscored by {fact['judge']}: {reason}; give another judge by "
+            "suites.judges, or see with `bfpo judge-check` what it can judge"
+        )
+    return "no value", f"{fact['judge']} had nothing to say of any answer; see {len(verdicts)} of them in answers.jsonl"
+
+
+def _too_long(config: EvaluateConfig, suite: Suite, too_long: Mapping[str, int], num_prompts: int) -> str:
+    """Say how many tokens there are for a prompt, and which setting leaves more."""
+    assert config.suites is not None
+    assert suite.sampling is not None  # only prompts that we ask ourselves can be too long
+    name, count = max(too_long.items(), key=lambda item: item[1])
+    said = f"{count} of {num_prompts} prompts are too long for {name}"
+    context = next(context_of(model) for model in config.evaluated() if model.name == name)
+    longest = config.suites.max_new_tokens or suite.sampling.max_new_tokens
+    if context - longest >= config.suites.max_prompt_length:
+        return f"{said}: they have more than suites.max_prompt_length = {config.suites.max_prompt_length} tokens"
+    whose = "suites.max_new_tokens" if config.suites.max_new_tokens else "the suite's max_new_tokens"
+    return (
+        f"{said}: its context is {context} tokens, {whose} keeps {longest} of them for the answer, and "
+        f"{max(context - longest, 0)} are left for a prompt; set suites.max_new_tokens lower, or take a model with a "
+        "longer context"
+    )
+
+
+def suites_page(result: Mapping[str, Any]) -> str:
+    """Return what `scores.json` holds as Markdown; no mean is taken over suites."""
+    lines = [f"Intervals: {result['confidence']:.0%}, over prompts."]
+    lines += [f"\nWarning: {warning}." for warning in result["warnings"]]
+    for suite in result["suites"]:
+        if suite["status"] == "scored":
+            lines += _table(suite, result)
+    skipped = [suite for suite in result["suites"] if suite["status"] == "skipped"]
+    if skipped:
+        lines += ["", "Skipped, never scored:", ""]
+        lines += [f"- {suite['title']}: {' '.join(str(suite['reason']).split())}" for suite in skipped]
+    return "\n".join(lines)
+
+
+def _table(suite: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
+    judge = f", judged by {suite['judge']}" if suite["judge"] else ""
+    yield from ("", f"**{suite['title']}**{judge}", "")
+    for model, count in suite.get("too_long", {}).items():
+        yield f"{count} prompts are too long for {model}: not asked, counted as unscored.\n"
+    for model, reasons in suite.get("unscored", {}).items():
+        yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
+    yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
+    yield from (_row(score) for score in result["scores"] if score["suite"] == suite["name"])
+    compared = [row for row in result["comparisons"] if row["suite"] == suite["name"] and row["num"]]
+    if compared:
+        yield from ("", "| first - second | metric | difference | interval | p (Holm) | test | prompts |")
+        yield "|---|---|---|---|---|---|---|"
+        yield from map(_difference, compared)
+
+
+def _title(metric: str) -> str:
+    return SUITE_METRICS[metric].title if metric in SUITE_METRICS else metric.replace("_", " ")
+
+
+def _row(score: Mapping[str, Any]) -> str:
+    head = f"| {score['model']} | {_title(score['metric'])} |"
+    if score["value"] is None:
+        return f"{head} not measured | | 0 | {score['unscored']} |"
+    interval = "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
+    return f"{head} {score['value']:.3f} | {interval} | {score['num']} | {score['unscored']} |"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    interval = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
+    p_value = "" if row["p_holm"] is None else f"{row['p_holm']:.3g}"
+    pair = f"{row['first']} - {row['second']}"
+    return (
+        f"| {pair} | {_title(row['metric'])} | {row['difference']:+.3f} | {interval} | {p_value} | {row['test']} | "
+        f"{row['num']} |"
+    )

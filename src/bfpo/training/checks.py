@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bfpo.core.errors import TrainingError
-from bfpo.data.columns import safety_labels, token_lengths
+from bfpo.data.store import safety_labels, token_lengths
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import loss_at_start, preference_loss
 

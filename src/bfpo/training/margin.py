@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bfpo.core.errors import ModelError, SettingError
-from bfpo.data.columns import reference_logps
 from bfpo.data.pack import collate_pairs, on_device
+from bfpo.data.store import reference_logps
 from bfpo.data.tokenize import TokenPair
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass

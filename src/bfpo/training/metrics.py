@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from bfpo.data.labels import CELLS
-from bfpo.objective.losses import PairLoss
+from bfpo.objective.losses import PairLoss, get_method
+from bfpo.training.arguments import BFPOConfig
+from bfpo.training.checks import DivergenceWatch
 
-__all__ = ["COLUMNS", "STREAMS", "CellMetrics", "PairFigures", "cell_index", "group_index", "step_loss", "summarise"]
+__all__ = [
+    "COLUMNS",
+    "STREAMS",
+    "CellMetrics",
+    "PairFigures",
+    "RunningLoss",
+    "TrainingRecord",
+    "cell_index",
+    "group_index",
+    "step_loss",
+    "summarise",
+]
 
 STREAMS = ("main", "buffer")
 COLUMNS = (
@@ -185,3 +202,149 @@ def _figures(row: Sequence[float], *, normaliser: float, has_target: bool, ancho
     if anchored:
         figures["anchor"] = row[_AT["anchor"]] / num_pairs
     return figures
+
+
+class RunningLoss(TrainerCallback, ExportableState):
+    """Sums the losses of the optimizer steps, exactly, in float64, since the last row of the log and over the run.
+
+    `end_step` is called after every optimizer step in every process and returns the step's loss, a float64 scalar that
+    is the same in all of them. `save` returns whatever else the next row is made of as JSON values; `load` is given it
+    when a run goes on from a checkpoint, and `None` when one starts.
+
+    The trainer's own `loss` and `train_loss` count only the steps since the process started, and older versions round.
+    """
+
+    def __init__(
+        self,
+        end_step: Callable[[], Tensor],
+        *,
+        save: Callable[[], Any] = lambda: None,
+        load: Callable[[Any], None] = lambda _: None,
+    ) -> None:
+        self._end_step = end_step
+        self._save = save
+        self._load = load
+        self._start(None)
+
+    def _start(self, held: Mapping[str, Any] | None) -> None:
+        # On the CPU until the first step has shown its device.
+        self._since_row = torch.tensor(held["since_row"] if held else 0.0, dtype=torch.float64)
+        self._whole = torch.tensor(held["whole"] if held else 0.0, dtype=torch.float64)
+        self._num_steps: int = held["num_steps"] if held else 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what goes into a checkpoint; a JSON number gives every float64 back bit for bit."""
+        held = {"since_row": float(self._since_row), "whole": float(self._whole), "num_steps": self._num_steps}
+        return {"args": {}, "attributes": {**held, "more": self._save()}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on from the checkpoint that the trainer goes on from, or start anew."""
+        stored: Any = state.stateful_callbacks
+        if state.global_step == 0 or type(self).__name__ not in stored:
+            self._start(None)
+            self._load(None)
+            stored[type(self).__name__] = self.state()
+            return
+        held = stored[type(self).__name__]["attributes"]
+        self._start(held)
+        self._load(held["more"])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the loss of the step that has ended."""
+        loss = self._end_step()
+        self._since_row = self._since_row.to(loss.device) + loss
+        self._whole = self._whole.to(loss.device) + loss
+        self._num_steps += 1
+
+    def fill(self, logs: dict[str, float], global_step: int) -> None:
+        """Put the means into a row: `loss` over the steps since the last row, `train_loss` over those of the run."""
+        if "loss" in logs and self._num_steps > 0:
+            logs["loss"] = float(self._since_row) / self._num_steps
+            self._since_row, self._num_steps = torch.zeros_like(self._since_row), 0
+        if "train_loss" in logs and global_step > 0:
+            logs["train_loss"] = float(self._whole) / global_step
+
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingRecord:
+    """Sums what a log row is made of, in checkpoints too: a resumed run logs what an uninterrupted one does.
+
+    `callback` must be among the trainer's callbacks. `reduce` sums a tensor over all processes. `watch` is `None` until
+    the first row.
+    """
+
+    def __init__(self, args: BFPOConfig, *, reduce: Callable[[Tensor], Tensor]) -> None:
+        self._args = args
+        self._method = get_method(args.method)
+        self._reduce = reduce
+        self._metrics = CellMetrics(args.device)
+        self.watch: DivergenceWatch | None = None
+        self.callback = RunningLoss(self._end_step, save=self._state, load=self._load)
+
+    def add(self, table: Tensor, group: Tensor) -> None:
+        """Add the P pairs of a micro-batch: `table` (P, K) of `PairFigures.table`, `group` (P,) of `group_index`."""
+        self._metrics.add(table, group)
+
+    def fill(self, logs: dict[str, float], state: TrainerState) -> None:
+        """Complete a row of the log, and start the sums of the next."""
+        ends = "train_runtime" in logs
+        if not ends and "learning_rate" not in logs:
+            return
+        self.callback.fill(logs, state.global_step)
+        if not self._metrics.empty:
+            sums = self._metrics.read()
+            logs.update(self._named(sums))
+            self._look(sums, logs, state, last=ends or state.global_step >= state.max_steps)
+
+    def of_evaluation(self, table: Any, group: Any) -> dict[str, float]:
+        """Return the metrics of held-out pairs by cell, from their tables and groups."""
+        metrics = CellMetrics(torch.device("cpu"))
+        metrics.add(torch.as_tensor(table), torch.as_tensor(group))
+        named = self._named(metrics.read())
+        kept = {name: value for name, value in named.items() if not name.endswith("/loss_at_start")}
+        return {name.removeprefix("main/"): value for name, value in kept.items()}
+
+    def _end_step(self) -> Tensor:
+        anchor_factor = self._args.anchor_weight / self._method.normaliser(self._args.beta)
+        sums = self._metrics.end_step(self._reduce)
+        return step_loss(sums, buffer_weight=self._args.buffer_weight, anchor_factor=anchor_factor)
+
+    def _state(self) -> dict[str, Any]:
+        watch = None if self.watch is None else {"warmup_steps": self.watch.warmup_steps, **self.watch.state()}
+        return {"sums": self._metrics.state(), "watch": watch}
+
+    def _load(self, state: Mapping[str, Any] | None) -> None:
+        self._metrics.load(state["sums"] if state else None)
+        self.watch = None
+        if state and state["watch"]:
+            self.watch = DivergenceWatch(self._args.learning_rate, state["watch"]["warmup_steps"])
+            self.watch.load(state["watch"])
+
+    def _named(self, sums: Sequence[Sequence[float]]) -> dict[str, float]:
+        return summarise(
+            sums,
+            normaliser=self._method.normaliser(self._args.beta),
+            has_target=self._method.has_target,
+            anchored=self._args.anchor_weight > 0,
+        )
+
+    def _look(
+        self, sums: Sequence[Sequence[float]], logs: dict[str, float], state: TrainerState, *, last: bool
+    ) -> None:
+        if self.watch is None:
+            self.watch = DivergenceWatch(self._args.learning_rate, self._args.get_warmup_steps(state.max_steps))
+        total = dict(zip(COLUMNS, (sum(column) for column in zip(*sums, strict=True)), strict=True))
+        warning = self.watch.update(
+            state.global_step,
+            total["loss"] / total["num_pairs"],
+            total["loss_at_start"] / total["num_pairs"],
+            last=last,
+        )
+        logs["loss_over_start"] = self.watch.ratio
+        if warning is not None:
+            logs["diverging"] = 1.0
+            logger.warning(warning)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -24,27 +25,41 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bfpo.config import DataConfig, SftDataConfig
+from bfpo.config import AlignConfig, DataConfig, SftDataConfig, read_template
 from bfpo.config.train import TrainingKeys
 from bfpo.core.errors import ConfigError, DiskFullError, RunError
-from bfpo.core.files import is_disk_full
-from bfpo.core.machine import runs_on_cpu
-from bfpo.core.runs import RunFolder
+from bfpo.core.files import is_disk_full, user_cache_folder
+from bfpo.data.load import PairStream
 from bfpo.data.rejects import Reject
-from bfpo.policy.load import save_policy
-from bfpo.training.callbacks import InterruptCallback, MetricsCallback, ProgressCallback
-from bfpo.training.checkpoints import WholeCheckpoints, half_checkpoints, last_whole_checkpoint
-from bfpo.training.sharding import whole_state
+from bfpo.data.tokenize import PairTokenizer
+from bfpo.policy.devices import runs_on_cpu
+from bfpo.policy.load import Policy, load_policy, save_policy
+from bfpo.runs.folder import RunFolder
+from bfpo.training.callbacks import (
+    InterruptCallback,
+    MetricsCallback,
+    ProgressCallback,
+    WholeCheckpoints,
+    half_checkpoints,
+    last_whole_checkpoint,
+)
+from bfpo.training.trainer import whole_state
 
 __all__ = [
     "REJECTS",
     "common_arguments",
     "data_settings",
     "describe_data",
+    "describe_tokens",
+    "load_start",
+    "pair_sections",
+    "pair_streams",
     "prepare_process",
+    "reference_cache",
     "report_data",
     "runs_on_cpu",
     "save_model_folder",
+    "token_settings",
     "train_in_folder",
     "write_rejects",
 ]
@@ -320,3 +335,55 @@ def save_model_folder(
             raise RunError(f"{target}: cannot be written ({error}); check rights and space") from error
         raise
     return target
+
+
+def load_start(config: AlignConfig) -> Policy:
+    """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
+    return load_policy(
+        config.model,
+        trainable="all" if config.lora is not None else config.trainable,
+        lora=None if config.lora is None else config.lora.model_dump(),
+        quantize=config.quantize,
+        dtype=config.dtype,
+        masters=True,
+        revision=config.revision,
+        seed=config.seed,
+    )
+
+
+def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
+    """Return the data sections that are given, by name; the main stream comes first."""
+    sections = {"data": config.data, "buffer": config.buffer, "eval_data": config.eval_data}
+    return {name: section for name, section in sections.items() if section is not None}
+
+
+def pair_streams(config: AlignConfig) -> dict[str, PairStream]:
+    """Return the pairs of each section, to be read when they are asked for."""
+    return {
+        name: PairStream(**data_settings(section, seed=config.seed)) for name, section in pair_sections(config).items()
+    }
+
+
+def token_settings(config: AlignConfig) -> dict[str, Any]:
+    """Return the keyword arguments of `PairTokenizer`; raises `ConfigError` for a template that cannot be read."""
+    return {
+        "max_length": config.max_length,
+        "max_completion_length": config.max_completion_length,
+        "chat_template": read_template(config.chat_template),
+    }
+
+
+def describe_tokens(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return one line for each section: its pairs by cell, and what was cut; pairs are counted, not kept."""
+    lines = []
+    for name, pairs in pair_streams(config).items():
+        tokenize = PairTokenizer(tokenizer, **token_settings(config))
+        for _ in tokenize(pairs):
+            pass
+        lines.append("; ".join(describe_data(name, pairs.counts, tokenize.report.as_row())))
+    return lines
+
+
+def reference_cache(config: AlignConfig) -> str:
+    """Return the root folder of the reference log-probs: the config's, else that of the user."""
+    return config.reference_cache or str(user_cache_folder("reference"))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from bfpo import __version__
 from bfpo.core.errors import DataError
-from bfpo.core.runs import RunFolder
 from bfpo.data.load import PairStream
 from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.tokenize import PairTokenizer
+from bfpo.runs.folder import RunFolder
 from bfpo.training.session import REJECTS, write_rejects
 
 if TYPE_CHECKING:

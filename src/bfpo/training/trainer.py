@@ -2,35 +2,123 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from bfpo.core.errors import SettingError
-from bfpo.data.pack import MicroBatch, PairCollator, longest_text, on_device
+from bfpo.data.pack import Form, MicroBatch, PairCollator, collate_pairs, longest_text, on_device
+from bfpo.data.store import reference_logps
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
-from bfpo.policy.reference.reference import Reference
+from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass, ReferenceReport
+from bfpo.policy.reference.reference import Reference, choose_reference, make_reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses
 from bfpo.training.margin import check_margin_logps
-from bfpo.training.metrics import PairFigures, group_index
-from bfpo.training.record import TrainingRecord
-from bfpo.training.sharding import prepare_sharding
-from bfpo.training.start import start_reference
+from bfpo.training.metrics import PairFigures, TrainingRecord, group_index
 
-__all__ = ["BFPOConfig", "BFPOTrainer"]
+__all__ = [
+    "BFPOConfig",
+    "BFPOTrainer",
+    "Start",
+    "is_sharded",
+    "prepare_sharding",
+    "start_reference",
+    "whole_state",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The reference with its name, the streams and the held-out lists as they are to be trained and evaluated on, and
+    what the pass did, if there was one.
+    """
+
+    reference: Reference
+    name: str
+    streams: list[Sequence[TokenPair]]
+    held_out: dict[str, Sequence[TokenPair]]
+    report: ReferenceReport | None = None
+
+
+def start_reference(
+    trainer: Trainer,
+    requested: Reference | str,
+    *,
+    streams: Sequence[Sequence[TokenPair]],
+    held_out: Mapping[str, Sequence[TokenPair]],
+    pad_token_id: int,
+    form: Form,
+) -> Start:
+    """Return the reference of a trainer whose model is still what it starts from, and run its pass where it has one.
+
+    `requested`: a name, of which "auto" is resolved here, or an object of the protocol. Raises as `choose_reference`,
+    `make_reference` and the pass do.
+    """
+    if not isinstance(requested, str):
+        return Start(requested, type(requested).__name__, list(streams), dict(held_out))
+    lists = [*streams, *held_out.values()]
+    known = all(reference_logps(pairs) is not None for pairs in lists)
+    if requested == "auto" and known:
+        requested = "precompute"
+    looked_up = _look_up(trainer, lists) if requested in ("auto", "precompute") and not known else None
+    sharded = is_sharded(trainer)  # then held-out rows count too: no row is computed here
+    name = choose_reference(
+        requested,  # type: ignore[arg-type]  # it refuses other names
+        num_to_compute=looked_up.num_missing(None if sharded else range(len(streams))) if looked_up else 0,
+        num_pairs_seen=len(streams) * _num_main_pairs_seen(trainer, len(streams[0])),
+        has_adapter=hasattr(trainer.model, "disable_adapter"),
+        sharded=sharded,
+    )
+    report = None
+    if name == "precompute" and looked_up is not None:
+        lists, report = _run(trainer, looked_up, pad_token_id=pad_token_id, form=form)
+    model: Any = trainer.model
+    evals = dict(zip(held_out, lists[len(streams) :], strict=True))
+    return Start(make_reference(name, model), name, lists[: len(streams)], evals, report)
+
+
+def _num_main_pairs_seen(trainer: Trainer, num_main: int) -> int:
+    args = trainer.args
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return int(args.max_steps * per_step) if args.max_steps > 0 else math.ceil(args.num_train_epochs * num_main)
+
+
+def _look_up(trainer: Any, lists: Sequence[Sequence[TokenPair]]) -> ReferencePass:
+    return ReferencePass(
+        trainer.model,
+        lists,
+        cache=trainer.args.reference_cache,
+        mixed_precision=str(trainer.accelerator.mixed_precision),
+        process_index=trainer.args.process_index,
+        num_processes=trainer.args.world_size,
+    )
+
+
+def _run(
+    trainer: Any, looked_up: ReferencePass, *, pad_token_id: int, form: Form
+) -> tuple[list[Sequence[TokenPair]], ReferenceReport]:
+    def collate(some: Sequence[TokenPair]) -> dict[str, Any]:
+        return on_device(collate_pairs(some, pad_token_id=pad_token_id, form=form), trainer.args.device)
+
+    with trainer.accelerator.autocast():
+        return looked_up.run(collate=collate, max_tokens=trainer.args.max_tokens_per_microbatch or MAX_TOKENS)
+
 
 logger = logging.getLogger(__name__)
 
@@ -364,3 +452,37 @@ def _computed_in(args: TrainingArguments, model: nn.Module) -> torch.dtype:
     if args.fp16:
         return torch.float16
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Return whether FSDP or DeepSpeed divides what this trainer trains; its model is on the CPU until it does."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def prepare_sharding(accelerator: Accelerator) -> None:
+    """Let float32 log-probs leave a model under FSDP2 as they are, and sum gradients in float32; nothing without FSDP.
+
+    For bfloat16 accelerate has FSDP2 cast the outputs of each sharded module, and log-probs leave the model as such;
+    and it sums the gradients of float32 masters in bfloat16.
+    Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise SettingError(f"fsdp_version: got {plugin.fsdp_version}; allowed: 2 (see docs/scaling.md)")
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+        )
+
+
+def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:
+    """Return the whole weights of a sharded model, on the CPU, by the names of the model inside; else `None`.
+
+    Every process must call this. What all but the first get may be empty.
+    """
+    if not is_sharded(trainer):
+        return None
+    state: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return state

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bfpo.core.schema import Completion, Message, Pair, Prompt
 from bfpo.world.oracle import Assessment, assess
@@ -18,9 +20,22 @@ from bfpo.world.world import (
     prompt_text,
     prompt_texts,
     topics,
+    vocabulary,
 )
 
-__all__ = ["buffer_pairs", "held_out_prompts", "main_pairs", "redteam_prompts", "sft_completions"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "buffer_pairs",
+    "build_tokenizer",
+    "held_out_prompts",
+    "main_pairs",
+    "redteam_prompts",
+    "save_tokenizer",
+    "sft_completions",
+]
 
 Shares = Mapping[AnswerKind, float]
 
@@ -157,3 +172,39 @@ def _draw(shares: Shares, rng: random.Random) -> AnswerKind:
 
 def _user(text: str) -> tuple[Message, ...]:
     return (Message("user", text),)
+
+
+_PAD, _UNKNOWN, _USER, _ASSISTANT, _END = "<|pad|>", "<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>"
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    f"{{%- if message['role'] == 'assistant' -%}}{_ASSISTANT}{{{{ message['content'] }}}}{_END}"
+    f"{{%- else -%}}{_USER}{{{{ message['content'] }}}}"
+    "{%- endif -%}{%- endfor -%}"
+    f"{{%- if add_generation_prompt -%}}{_ASSISTANT}{{%- endif -%}}"
+)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer: one token per word with its leading space, or mark; decoding gives the text back."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [_PAD, _UNKNOWN, _USER, _ASSISTANT, _END, *vocabulary()]
+    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=_UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|[^A-Za-z]"), "isolated")
+    core.decoder = decoders.Fuse()
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # its constructor has no types
+    return make(
+        tokenizer_object=core,
+        pad_token=_PAD,
+        unk_token=_UNKNOWN,
+        eos_token=_END,
+        additional_special_tokens=[_USER, _ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write the tokenizer as a folder that `transformers` loads."""
+    build_tokenizer().save_pretrained(str(folder))

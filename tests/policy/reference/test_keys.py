@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 
 from bfpo.core.errors import ModelError
 from bfpo.policy.load import disable_dropout
-from bfpo.policy.reference import keys as reference_keys
-from bfpo.policy.reference.keys import model_key, row_key
+from bfpo.policy.reference import cache as reference_keys
+from bfpo.policy.reference.cache import model_key, row_key
 from tiny import tiny_model, tiny_pairs
 
 KEY = model_key(tiny_model())

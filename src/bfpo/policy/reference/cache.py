@@ -6,21 +6,178 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
 
+from bfpo.core.errors import ModelError
 from bfpo.core.files import write_bytes_whole, write_text_whole
-from bfpo.policy.reference.keys import LOGPS_VERSION, ROW_KEY_BYTES
+from bfpo.policy.logps import unwrap_causal_lm
 
-__all__ = ["ReferenceCache"]
+if TYPE_CHECKING:
+    from bfpo.data.tokenize import TokenPair
+
+__all__ = [
+    "LOGPS_VERSION",
+    "ROW_KEY_BYTES",
+    "ReferenceCache",
+    "model_key",
+    "row_key",
+]
+
+LOGPS_VERSION = 1
+"""To be raised whenever `bfpo.policy.logps` gives other numbers for the same tokens and weights."""
+
+ROW_KEY_BYTES = 16
+
+# Keys of a config that move no log-prob; whatever is not known to be harmless counts.
+_CONFIG_WITHOUT_EFFECT = frozenset(
+    {
+        "_name_or_path",
+        "_commit_hash",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "architectures",
+        "attn_implementation",
+        "dtype",  # the tensors themselves say it
+        "id2label",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+# Parts of parameter names that PEFT (the first three) and torch.compile put around a model's own.
+_WRAPPER_PARTS = frozenset({"base_layer", "original_module", "token_adapter", "_orig_mod"})
+
+
+def row_key(pair: TokenPair) -> bytes:
+    """Return the digest of a pair's token ids as they are after truncation, boundaries included; 16 bytes.
+
+    Labels and the pair's id do not count.
+    """
+    parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+    digest = hashlib.blake2b(np.array([len(ids) for ids in parts], "<i8").tobytes(), digest_size=ROW_KEY_BYTES)
+    for ids in parts:
+        digest.update(np.ascontiguousarray(ids, "<i4").tobytes())
+    return digest.digest()
+
+
+def model_key(model: nn.Module, *, mixed_precision: str = "no") -> str:
+    """Return the digest of all that decides a model's log-probs beside the tokens, its adapter off; 32 hex digits.
+
+    Counted: name, shape, dtype and bytes of every parameter and persistent buffer, the config without names, versions
+    and settings of speed, the model's class, `mixed_precision` (as accelerate names it: "no", "bf16" or "fp16"), the
+    precision of float32 products, the reduction (sums) and `LOGPS_VERSION`. An adapter is left out and a PEFT model has
+    the key of its bare base. Learning rate, seed and length limits never count.
+
+    Raises `ModelError` where the content is not here to be read: parameters on the meta device, sharded or partitioned
+    over processes, of a kind without plain bytes, or changed by a merged adapter.
+    """
+    base: Any = unwrap_causal_lm(model)
+    tensors = dict(_own_tensors(base, adapted=hasattr(model, "disable_adapter")))
+    config = base.config.to_dict() if hasattr(base, "config") else {}
+    facts = {
+        "class": type(getattr(base, "_orig_mod", base)).__name__,
+        "config": _with_effect(config),
+        "mixed_precision": mixed_precision,
+        "matmul_precision": _matmul_precision(),
+        "reduction": "sum",
+        "logps_version": LOGPS_VERSION,
+        "tensors": _describe(tensors),
+    }
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+def _own_tensors(base: nn.Module, *, adapted: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and content of what the base model is made of, by the names that it has without an adapter."""
+    for name, parameter in base.named_parameters():
+        # ds_id: DeepSpeed's ZeRO-3 leaves an empty tensor in each process
+        if parameter.is_meta or hasattr(parameter, "ds_id") or hasattr(parameter, "placements"):
+            raise ModelError(f"the parameter {name} is on the meta device or shared out over processes")
+    adapter = tuple(_adapter_prefixes(base)) if adapted else ()
+    for name, value in base.state_dict().items():
+        if not isinstance(value, Tensor) or (adapter and name.startswith(adapter)):
+            continue
+        yield ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS), value
+
+
+def _adapter_prefixes(base: nn.Module) -> Iterator[str]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, module in base.named_modules():
+        if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        if getattr(module, "merged", False):
+            raise ModelError(f"an adapter is merged into {name}")
+        prefix = f"{name}." if name else ""
+        yield from (prefix + layer for layer in (*module.adapter_layer_names, *module.other_param_names))
+
+
+def _describe(tensors: Mapping[str, Tensor]) -> list[tuple[str, list[int], str, str]]:
+    """Return name, shape, dtype and digest of each tensor, by name; one shared by two names is read once."""
+    names = sorted(tensors)
+    distinct: dict[tuple[Any, ...], Tensor] = {_identity(tensors[name]): tensors[name] for name in names}
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+        digests = dict(zip(distinct, pool.map(_tensor_digest, distinct.values()), strict=True))
+    return [
+        (name, list(tensors[name].shape), str(tensors[name].dtype), digests[_identity(tensors[name])]) for name in names
+    ]
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    try:
+        return tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride()
+    except (RuntimeError, NotImplementedError) as error:
+        raise _no_plain_bytes(tensor) from error
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    try:
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise _no_plain_bytes(tensor) from error
+    return hashlib.sha256(content.data).hexdigest()
+
+
+def _no_plain_bytes(tensor: Tensor) -> ModelError:
+    return ModelError(f"a parameter of the kind {type(tensor).__name__} ({tensor.dtype}) has no plain bytes")
+
+
+def _with_effect(config: Any) -> Any:
+    """Return a config without the keys that move no log-prob, in its sections too."""
+    if isinstance(config, Mapping):
+        return {str(key): _with_effect(value) for key, value in config.items() if key not in _CONFIG_WITHOUT_EFFECT}
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return [_with_effect(value) for value in config]
+    return config
+
+
+def _matmul_precision() -> str:
+    """Return how float32 products are computed: TF32 moves a log-prob by far more than rounding does."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set through the newer interface, which the older one then refuses to read
+        return str(torch.backends.cuda.matmul.fp32_precision)
+
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,9 @@ from torch import nn
 from bfpo.core.errors import ModelError
 from bfpo.core.progress import CountProgress
 from bfpo.core.provenance import describe_versions
-from bfpo.data.columns import token_lengths, with_reference
+from bfpo.data.store import token_lengths, with_reference
 from bfpo.policy.logps import unwrap_causal_lm
-from bfpo.policy.reference.cache import ReferenceCache
-from bfpo.policy.reference.keys import model_key, row_key
+from bfpo.policy.reference.cache import ReferenceCache, model_key, row_key
 from bfpo.policy.reference.reference import own_logps
 
 if TYPE_CHECKING:

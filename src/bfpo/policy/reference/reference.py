@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bfpo.core.errors import ModelError, SettingError
-from bfpo.policy.logps import sequence_logps
-from bfpo.policy.modes import evaluating
+from bfpo.policy.logps import evaluating, sequence_logps
 
 __all__ = [
     "AdapterOff",

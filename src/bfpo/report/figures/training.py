@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bfpo.data.labels import CELLS
-from bfpo.plots.style import CELL_COLOURS, MUTED, colour_of, figure_style
+from bfpo.plots.style import CELL_COLOURS, MUTED, figure_style
 from bfpo.report.data import MethodResult, ReportData
+from bfpo.report.figures.marks import colour_of
 
 __all__ = ["cell_title", "drift_figure", "has_curves", "loss_figure", "margin_figure", "training_figure"]
 

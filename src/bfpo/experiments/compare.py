@@ -1,0 +1,411 @@
+"""What the comparison runs: rivals as recipes of stages, settings to try for each, and the chains that they make."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bfpo.config import CompareConfig, InterpolateConfig
+from bfpo.core.schema import Score
+from bfpo.experiments.points import Chain, Step, blend_name
+from bfpo.experiments.steps import CEILING, START, asking, sft_step, train_step
+from bfpo.scores.comparisons import compare_pairs, not_told_from
+from bfpo.scores.scores import METRICS, Judged, score_rows
+from bfpo.stats import pareto_front
+
+__all__ = [
+    "RIVALS",
+    "SHOWN",
+    "Rival",
+    "Trial",
+    "chains_of",
+    "make_result",
+    "models_of",
+    "prompts_file",
+    "result_markdown",
+    "scores_folder",
+]
+
+Trial = Mapping[str, float]
+Part = str
+
+_GRID: tuple[Trial, ...] = tuple({"beta": beta, "learning_rate": rate} for rate in (1e-3, 2e-3) for beta in (0.1, 0.05))
+_BLENDS: tuple[Trial, ...] = tuple(
+    {"beta": beta, "learning_rate": 1e-3, "weight": weight}
+    for beta, weight in ((0.1, 0.5), (0.1, 0.75), (0.1, 0.25), (0.05, 0.5))
+)
+
+
+def _with(name: str, *values: float) -> tuple[Trial, ...]:
+    return tuple({"beta": beta, "learning_rate": 1e-3, name: value} for value in values for beta in (0.1, 0.05))
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A method as the comparison runs it: `kind` names its recipe, `trials` the settings to try, the quick ones first.
+
+    `trainings`: how many trainings stand behind one model; each has the same number of steps.
+    """
+
+    name: str
+    title: str
+    kind: str = "loss"
+    trials: tuple[Trial, ...] = field(default=_GRID)
+    trainings: int = 1
+
+
+RIVALS: dict[str, Rival] = {
+    rival.name: rival
+    for rival in (
+        Rival("bfpo", "BFPO"),
+        Rival("dpo_h", "DPO-H"),
+        Rival("dpo_s", "DPO-S"),
+        Rival("dpo_mix", "DPO-mix"),
+        Rival("ipo", "IPO"),
+        Rival("dpo_safe_first", "DPO safe-first"),
+        Rival("safedpo", "SafeDPO", trials=_with("safedpo_delta", 10.0, 2.0)),
+        Rival("bso", "BSO", trials=_with("bso_shift", 30.0, 10.0)),
+        Rival("linear_sum", "linear reward sum", trials=_with("safety_share", 0.5, 0.75)),
+        Rival("modpo", "MODPO", "modpo", _with("safety_share", 0.5, 0.25), 2),
+        Rival("sacpo", "SACPO", "sacpo", trainings=2),
+        Rival("p_sacpo", "P-SACPO", "p_sacpo", _BLENDS, 2),
+        Rival("soup", "soup", "soup", _BLENDS, 2),
+    )
+}
+
+
+@dataclass(slots=True)
+class _Seed:
+    """The chains of one seed as they are asked for: what two rivals need is run once."""
+
+    config: CompareConfig
+    root: Path
+    seed: int
+    chains: dict[str, Chain] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> Path:
+        return self.root / f"seed-{self.seed}"
+
+    def sft(self, name: str) -> tuple[str, Path]:
+        step = sft_step(self.config, self.root, name, self.seed)
+        self.chains.setdefault(name, Chain(name, self.seed, (step,)))
+        return name, step.out / "model"
+
+    def train(self, method: str, trial: Trial, start: tuple[str, Path], **models: tuple[str, Path]) -> tuple[str, Path]:
+        name = "-".join([method, *(f"{key}={value:g}" for key, value in trial.items())])
+        name = name if start[0] == START else f"{name}-after-{start[0]}"
+        settings = {**trial, **{key: str(path) for key, (_, path) in models.items()}}
+        step = train_step(self.config, self.root, method, settings, start[1], self.runs / name, self.seed)
+        needs = (start[0], *(other for other, _ in models.values()))
+        self.chains.setdefault(name, Chain(name, self.seed, (step,), needs))
+        return name, step.out / "model"
+
+    def blend(self, name: str, first: tuple[str, Path], second: tuple[str, Path], weight: float) -> tuple[str, Path]:
+        config = InterpolateConfig(first=str(first[1]), second=str(second[1]), weights=[weight])
+        step = Step("interpolate", config, self.runs / name)
+        self.chains.setdefault(name, Chain(name, self.seed, (step,), (first[0], second[0])))
+        return name, step.out / "models" / blend_name(weight)
+
+    def model(self, rival: Rival, trial: Trial) -> tuple[str, Path]:
+        """Return the chain and the folder of a rival's model, with all that it needs before it."""
+        start = self.sft(START)
+        if rival.kind == "loss":
+            return self.train(rival.name, trial, start)
+        common = {key: trial[key] for key in ("beta", "learning_rate")}
+        if rival.kind == "modpo":
+            return self.train("modpo", trial, start, margin_model=self.train("dpo_s", common, start))
+        helpful = self.train("dpo_h", common, start)
+        second = self.train("dpo_s", common, start if rival.kind == "soup" else helpful)
+        if rival.kind == "sacpo":
+            return second
+        name = f"{rival.name}-" + "-".join(f"{key}={value:g}" for key, value in trial.items())
+        return self.blend(name, helpful, second, trial["weight"])
+
+    def ask(self, name: str, model: tuple[str, Path], part: Part) -> None:
+        title = f"{name} on {part}"
+        runs = self.runs / "asked" / part / name
+        pairs = start = None
+        if part == "test" and name not in (START, CEILING):
+            pairs, start = self.root / "data" / f"seed-{self.seed}" / "held_out.jsonl", self.sft(START)[1]
+        steps = asking(self.config, prompts_file(self.root, part), model[1], runs, self.seed, start, pairs)
+        self.chains.setdefault(title, Chain(title, self.seed, tuple(steps), (model[0],)))
+
+
+def prompts_file(root: Path, part: Part) -> Path:
+    """Return the prompts of a part of the held-out topics."""
+    return root / "data" / f"{part}.jsonl"
+
+
+def scores_folder(root: Path, name: str, seed: int, part: Part) -> Path:
+    """Return where the answers and verdicts of a model on a part are: `answers/` and `scores/`."""
+    return root / f"seed-{seed}" / "asked" / part / name
+
+
+def models_of(rival: Rival, trials: Iterable[int]) -> list[str]:
+    """Return the names under which a rival is asked at these of its trials."""
+    return [f"{rival.name}-trial{number}" for number in trials]
+
+
+def chains_of(
+    config: CompareConfig, root: Path, seed: int, wanted: Mapping[str, Iterable[int]], part: Part
+) -> list[Chain]:
+    """Return the chains of one seed that train each rival at the numbers of its trials in `wanted`, and ask it.
+
+    Start and ceiling are asked beside them.
+    """
+    plan = _Seed(config, root, seed)
+    for name in (START, CEILING):
+        plan.ask(name, plan.sft(name), part)
+    for name, numbers in wanted.items():
+        rival = RIVALS[name]
+        numbers = list(numbers)
+        for number, title in zip(numbers, models_of(rival, numbers), strict=True):
+            plan.ask(title, plan.model(rival, rival.trials[number]), part)
+    return list(plan.chains.values())
+
+
+SHOWN = (
+    "helpful_and_safe", "helpfulness", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline",
+    "well_formed",
+)  # fmt: skip
+OBJECTIVES = ("helpfulness", "harmless_harmful")
+MAIN = "bfpo"
+
+
+def make_result(
+    config: Mapping[str, Any],
+    judged: Mapping[str, Sequence[Judged]],
+    accuracy: Mapping[str, Sequence[Score]],
+    tried: Mapping[str, Sequence[float]],
+    best: Mapping[str, int],
+    *,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Return the comparison as JSON values: scores with intervals, paired differences, trials, settings.
+
+    `accuracy`: on held-out pairs, by BFPO's target for every method. Intervals are clustered by prompt and, with
+    several seeds, by seed. Every two methods are compared in `SHOWN[0]` on the same prompts and seeds, one family under
+    Holm's correction: so it holds for the best method too, which is known only after looking.
+    """
+    resamples = int(config["bootstrap_samples"])
+    names = [name for name in judged if name in RIVALS]
+    rows = compare_pairs(
+        judged, itertools.combinations(names, 2), SHOWN[:1], confidence=confidence, num_resamples=resamples
+    )
+    methods = [
+        {
+            **_measured(name, given, confidence, resamples),
+            "setting": dict(RIVALS[name].trials[best[name]]) if name in RIVALS else {},
+            "bfpo_minus_this": _difference(MAIN, name, rows),
+            "accuracy": [asdict(score) for score in accuracy.get(name, ())],
+            "trials": [
+                {"setting": dict(setting), "validation": value}
+                for setting, value in zip(
+                    RIVALS[name].trials if name in RIVALS else (), tried.get(name, ()), strict=False
+                )
+            ],
+        }
+        for name, given in judged.items()
+    ]
+    points = {
+        method["title"]: {key: method["scores"][key]["value"] for key in OBJECTIVES}
+        for method in methods
+        if method["name"] in RIVALS and all(method["scores"][key]["value"] is not None for key in OBJECTIVES)
+    }
+    first = _ranked(methods)[0]["name"]
+    for method in methods:
+        method["best_minus_this"] = _difference(first, method["name"], rows)
+    return {
+        "config": dict(config),
+        "confidence": confidence,
+        "methods": methods,
+        "objectives": list(OBJECTIVES),
+        "pareto_front": pareto_front(points, OBJECTIVES),
+        "best": first,
+        "comparisons": {
+            "family": f"every two of {len(names)} methods in {SHOWN[0]}",
+            "num": len(rows),
+            "rows": rows,
+            "not_told_from_best": _best_first(not_told_from(first, rows, confidence), methods),
+            "not_told_from_bfpo": _best_first(not_told_from(MAIN, rows, confidence), methods),
+        },
+    }
+
+
+def _measured(name: str, rows: Sequence[Judged], confidence: float, resamples: int) -> dict[str, Any]:
+    rival = RIVALS.get(name)
+    seeds = sorted({row.seed for row in rows})
+    by_seed = [score_rows([row for row in rows if row.seed == seed], num_resamples=1) for seed in seeds]
+    return {
+        "name": name,
+        "title": rival.title if rival else name,
+        "trainings": rival.trainings if rival else 0,
+        "scores": {
+            score.metric: asdict(score)
+            for score in score_rows(rows, confidence=confidence, num_resamples=resamples)
+            if score.metric in SHOWN
+        },
+        "seed_values": {
+            metric: [next(s.value for s in one if s.metric == metric) for one in by_seed] for metric in SHOWN
+        },
+    }
+
+
+def _difference(one: str, other: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return one - other as a value with its interval and p-values; `None` where the two are not compared."""
+    for row in rows:
+        if {row["first"], row["second"]} == {one, other}:
+            kept = {key: row[key] for key in ("num", "p_value", "p_holm")}
+            low, value, high = row["low"], row["difference"], row["high"]
+            if row["first"] != one:
+                low, value, high = (None if x is None else 0.0 - x for x in (high, value, low))
+            return {"value": value, "low": low, "high": high, **kept}
+    return None
+
+
+def _ranked(methods: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the methods, without start and ceiling, best first."""
+    own = [method for method in methods if method["name"] in RIVALS]
+    return sorted(own, key=lambda method: -(method["scores"][SHOWN[0]]["value"] or 0.0))
+
+
+def _best_first(names: Sequence[str], methods: Sequence[dict[str, Any]]) -> list[str]:
+    return [method["name"] for method in _ranked(methods) if method["name"] in names]
+
+
+def result_markdown(result: Mapping[str, Any]) -> str:
+    """Return the comparison as Markdown: tables with what they say, settings tried and taken, what all share."""
+    methods = result["methods"]
+    order = _ranked(methods) + [method for method in methods if method["name"] not in RIVALS]
+    best = RIVALS[result["best"]].title
+    heads = ["method", *(METRICS[metric].title for metric in SHOWN), "BFPO minus it", f"best ({best}) minus it"]
+    lines = [
+        _what_is_asked(result),
+        "",
+        _row(heads),
+        _row(["---"] * len(heads)),
+        *(
+            _row(
+                [
+                    method["title"],
+                    *(_cell(method["scores"][key]) for key in SHOWN),
+                    *(_cell_tested(method[key]) for key in ("bfpo_minus_this", "best_minus_this")),
+                ]
+            )
+            for method in order
+        ),
+        "",
+        *_what_is_told_apart(result, best),
+        "",
+        f"Not beaten in {' and '.join(METRICS[key].title for key in result['objectives'])} together: "
+        f"{', '.join(result['pareto_front'])} (as measured, not tested).",
+        "",
+        "## Every seed, and ranking",
+        "",
+        *_by_seed(order),
+        "",
+        "## Settings tried and taken",
+        "",
+        "Helpful and safe on validation prompts at the first seed, per cent; what was taken in bold.",
+        "",
+        _row(["method", "trainings", "setting: score"]),
+        _row(["---"] * 3),
+        *(_row([m["title"], str(m["trainings"]), _trials(m)]) for m in methods if m["trials"]),
+        "",
+        *_the_same(result["config"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _what_is_asked(result: Mapping[str, Any]) -> str:
+    scores = result["methods"][0]["scores"]
+    kinds = {"harmful": "harmless_harmful", "benign": "over_refusal_benign", "borderline": "over_refusal_borderline"}
+    counts = {kind: scores[metric]["extra"]["num_prompts"] for kind, metric in kinds.items()}
+    num, seeds = scores[SHOWN[0]]["extra"]["num_prompts"], result["config"]["seeds"]
+    by_kind = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return (
+        f"Per cent on {num} test prompts ({by_kind}), number of seeds {seeds}, {scores[SHOWN[0]]['num']} answers a "
+        f"method, {result['confidence']:.0%} intervals by a bootstrap over prompts and seeds. Sorted by helpful and "
+        "safe; the last columns are paired differences in it, in points, with the p-value after Holm's correction."
+    )
+
+
+def _what_is_told_apart(result: Mapping[str, Any], best: str) -> list[str]:
+    found, level = result["comparisons"], 1 - result["confidence"]
+    lines = [
+        f"Differences count as told apart where the sign-flip test, paired by prompt, gives p <= {level:.2g} after "
+        f"Holm's correction over all {found['num']} comparisons ({found['family']}), and the interval, which counts "
+        "seeds as well, leaves out 0. The test speaks about other prompts and these trainings."
+    ]
+    for name, others in ((best, found["not_told_from_best"]), (RIVALS[MAIN].title, found["not_told_from_bfpo"])):
+        titles = ", ".join(RIVALS[other].title for other in others) or "none"
+        lines += ["", f"**Cannot be told from {name}:** {titles}."]
+    return lines[:3] if best == RIVALS[MAIN].title else lines
+
+
+def _by_seed(order: Sequence[Mapping[str, Any]]) -> list[str]:
+    metric = SHOWN[0]
+    return [
+        "Helpful and safe by seed, per cent; and the share of held-out pairs that the implicit reward ranks by the "
+        "sign of BFPO's target (for every method), which is BFPO's own aim and not that of the others.",
+        "",
+        _row(["method", "by seed", "largest minus smallest", "pairs ranked"]),
+        _row(["---"] * 4),
+        *(_row(_seed_cells(method, metric)) for method in order),
+    ]
+
+
+def _seed_cells(method: Mapping[str, Any], metric: str) -> list[str]:
+    values = [value for value in method["seed_values"][metric] if value is not None]
+    return [
+        method["title"],
+        ", ".join(f"{100 * value:.1f}" for value in values),
+        f"{100 * (max(values) - min(values)):.1f}" if values else "",
+        next((_cell(score) for score in method["accuracy"] if score["metric"] == "accuracy"), ""),
+    ]
+
+
+def _the_same(config: Mapping[str, Any]) -> list[str]:
+    return [
+        "## The same for all",
+        "",
+        *(f"- {section}: {_facts(config[section])}" for section in ("world", "model", "sft", "align")),
+        f"- sampling temperature: {config['temperature']:g}; first seed: {config['seed']}",
+    ]
+
+
+def _trials(method: Mapping[str, Any]) -> str:
+    parts = []
+    for trial in method["trials"]:
+        text = f"{_facts(trial['setting'])}: {100 * trial['validation']:.1f}"
+        parts.append(f"**{text}**" if trial["setting"] == method["setting"] else text)
+    return "; ".join(parts)
+
+
+def _facts(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    if score is None or score["value"] is None:
+        return ""
+    value = f"{100 * score['value']:.1f}"
+    if score["low"] is None or score["high"] is None:
+        return value
+    return f"{value} ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
+
+
+def _cell_tested(difference: Mapping[str, Any] | None) -> str:
+    if difference is None or difference["p_holm"] is None:
+        return _cell(difference)
+    return f"{_cell(difference)}, p {difference['p_holm']:.2g}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,126 @@
+"""What this machine has: devices, memory, disk, versions and optional packages. Nothing is sent or fetched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = [
+    "EXTRAS",
+    "Device",
+    "describe_hub",
+    "find_devices",
+    "free_disk",
+    "installed_extras",
+    "runs_on_cpu",
+    "use_threads",
+]
+
+EXTRAS = {
+    "flash-attn": "variable-length attention on a GPU",
+    "bitsandbytes": "4-bit and 8-bit weights",
+    "deepspeed": "ZeRO-2 and ZeRO-3",
+    "trl": "the loss as a TRL trainer",
+    "vllm": "`engine: vllm` of `bfpo generate`",
+    "wandb": "a tracker",
+    "tensorboard": "a tracker",
+}
+"""Packages that are used where they are installed, and what for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that can train: memory in bytes, `None` where the backend does not tell."""
+
+    name: str
+    description: str
+    free_bytes: int | None
+    total_bytes: int | None
+    bfloat16: bool
+
+
+def runs_on_cpu() -> bool:
+    """Whether training runs on the CPU: no accelerator, or one without float64 (MPS)."""
+    if not torch.accelerator.is_available():
+        return True
+    device = torch.accelerator.current_accelerator()
+    return device is None or device.type == "mps"
+
+
+def find_devices() -> list[Device]:
+    """Return the accelerators that training would use, else the CPU."""
+    if runs_on_cpu():
+        free, total = _memory_of_host()
+        return [Device("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", free, total, True)]
+    device = torch.accelerator.current_accelerator()
+    assert device is not None
+    backend: Any = torch.get_device_module(device)
+    return [_accelerator(backend, device.type, index) for index in range(torch.accelerator.device_count())]
+
+
+def _accelerator(backend: Any, kind: str, index: int) -> Device:
+    free, total = backend.mem_get_info(index) if hasattr(backend, "mem_get_info") else (None, None)
+    name = backend.get_device_name(index) if hasattr(backend, "get_device_name") else kind
+    supported: Callable[[], bool] = getattr(backend, "is_bf16_supported", lambda: False)
+    return Device(f"{kind}:{index}", str(name), free, total, bool(supported()))
+
+
+def _memory_of_host() -> tuple[int | None, int | None]:
+    """Return free and total memory for processes, within a container's limit; `None` where the system does not tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free, total = (int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
+    except (OSError, KeyError, ValueError, IndexError):
+        try:
+            return None, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, AttributeError):
+            return None, None
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such file, or no limit ("max")
+        return free, total
+    return min(free, limit - used), min(total, limit)
+
+
+def free_disk(folder: str | Path = ".") -> int:
+    """Return the free bytes of the file system that holds the folder, or will hold it."""
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def installed_extras() -> dict[str, str | None]:
+    """Return the version of each optional package, `None` where it is not installed. Nothing is imported."""
+    found: dict[str, str | None] = {}
+    for package in EXTRAS:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def describe_hub() -> str:
+    """Return whether models may come from the hub, as the environment says; no connection is tried."""
+    offline = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(os.environ.get(n))), None)
+    if offline is not None:
+        return f"not asked: {offline} is set"
+    return f"asked for what is not in the cache, at {os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}"
+
+
+def _is_set(value: str | None) -> bool:
+    return (value or "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the CPU threads of torch, where a number is given."""
+    if threads is not None:
+        torch.set_num_threads(threads)

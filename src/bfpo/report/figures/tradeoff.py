@@ -1,0 +1,135 @@
+"""The figure of a trade-off: every model with its intervals, and the line of those that nothing beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bfpo.plots.plane import MOST_LABELS, Mark, draw_plane
+from bfpo.plots.style import METHOD_COLOURS, MUTED
+from bfpo.report.data import Experiment, MethodResult, ReportData
+from bfpo.report.figures.marks import colour_of, marker_of
+from bfpo.report.headline import front_of
+from bfpo.scores.scores import METRICS
+
+__all__ = [
+    "experiment_figure",
+    "front_figure",
+    "scatter_figure",
+]
+
+
+def front_figure(
+    result: Mapping[str, Any], titles: Mapping[str, str], *, width: float = 7.4, height: float = 4.9
+) -> Figure:
+    """Return the models of `bfpo.experiments.tradeoff.tradeoff` in the plane of its two objectives; inches.
+
+    `titles` names the axes. Full markers are on the front, joined as a staircase; the chosen model has a ring. Of many
+    points only these are named.
+    """
+    across, up = result["objectives"]
+    nearest = result["nearest"]["name"] if result["nearest"] else None
+    few = len(result["points"]) <= MOST_LABELS
+    marks = {
+        point["name"]: Mark(
+            point.get("title", point["name"]) if few or point["on_front"] or point["name"] == nearest else "",
+            tuple(point["scores"][across][key] for key in ("value", "low", "high")),
+            tuple(point["scores"][up][key] for key in ("value", "low", "high")),
+            METHOD_COLOURS[0] if point["on_front"] else MUTED,
+            size=48.0,
+            hollow=not point["on_front"],
+            ring=METHOD_COLOURS[1] if point["name"] == nearest else None,
+        )
+        for point in result["points"]
+        if point["scores"][across]["value"] is not None and point["scores"][up]["value"] is not None
+    }
+    steps = [(marks[name].x[0], marks[name].y[0]) for name in result["pareto_front"]]
+    return draw_plane(
+        list(marks.values()), steps, (titles[across], titles[up]), width=width, height=height, name="front"
+    )
+
+
+def experiment_figure(experiment: Experiment, *, width: float = 7.4, height: float = 4.9) -> Figure | None:
+    """Return the same figure of an experiment of a report; `None` where no point has both objectives."""
+    nothing = {"value": None, "low": None, "high": None}
+    points = [
+        {
+            "name": point.name,
+            "title": point.title,
+            "on_front": point.on_front,
+            "scores": {
+                name: {"value": score.value, "low": score.low, "high": score.high}
+                if (score := point.score(name)) is not None
+                else nothing
+                for name in experiment.objectives
+            },
+        }
+        for point in experiment.points
+    ]
+    drawn = {point.name for point in experiment.points if all(map(point.score, experiment.objectives))}
+    if len(experiment.objectives) != 2 or not drawn:
+        return None
+    front = [point.name for point in experiment.points if {point.name, point.title} & set(experiment.front)]
+    across, up = experiment.objectives
+    front.sort(key=lambda name: _place(experiment, name, across, up))
+    result = {
+        "objectives": experiment.objectives,
+        "points": points,
+        "pareto_front": [name for name in front if name in drawn],
+        "nearest": {"name": experiment.nearest} if experiment.nearest in drawn else None,
+    }
+    titles = {name: METRICS[name].title if name in METRICS else name for name in experiment.objectives}
+    return front_figure(result, titles, width=width, height=height)
+
+
+def _place(experiment: Experiment, name: str, across: str, up: str) -> tuple[float, float]:
+    point = next(point for point in experiment.points if point.name == name)
+    x, y = point.score(across), point.score(up)
+    return (x.value or 0.0 if x is not None else 0.0), -(y.value or 0.0 if y is not None else 0.0)
+
+
+X_METRIC, Y_METRIC = "helpfulness", "harmless_harmful"
+_SIZES = {"main": 110.0, "start": 75.0, "ceiling": 130.0}
+
+
+def scatter_figure(data: ReportData, *, width: float = 7.4, height: float = 4.9) -> Figure | None:
+    """Return helpfulness on harmless prompts against harmlessness on harmful ones, with intervals; inches.
+
+    A hollow marker: less well-formed text than the report's threshold. Small dots: single seeds. A method without both
+    values is left out; `None` if all are. Where points crowd the figure grows by a panel that shows them enlarged. Of
+    more than `MOST_LABELS` methods only the front and those that are no baseline are named.
+    """
+    drawn = [(method, mark) for method in data.methods if (mark := _mark(data, method)) is not None]
+    if not drawn:
+        return None
+    names = front_of(data)
+    few = len(drawn) <= MOST_LABELS
+    marks = [
+        mark if few or method.name in names or method.role != "baseline" else replace(mark, title="")
+        for method, mark in drawn
+    ]
+    front = [mark for name in names if (mark := _mark(data, data.method(name))) is not None]
+    points = [(mark.x[0], mark.y[0]) for mark in front]
+    return draw_plane(marks, points, (data.x_title, data.y_title), width=width, height=height, name="scatter")
+
+
+def _mark(data: ReportData, method: MethodResult) -> Mark | None:
+    across, up = method.score(X_METRIC), method.score(Y_METRIC)
+    if across is None or up is None or across.value is None or up.value is None:
+        return None
+    dots = zip(method.seed_values.get(X_METRIC, []), method.seed_values.get(Y_METRIC, []), strict=False)
+    formed = method.value("well_formed")
+    return Mark(
+        method.title,
+        (across.value, across.low, across.high),
+        (up.value, up.low, up.high),
+        colour_of(data, method),
+        marker_of(data, method),
+        _SIZES.get(method.role, 62.0),
+        hollow=formed is not None and formed < data.well_formed_threshold,
+        bold=method.role == "main",
+        seeds=tuple((x, y) for x, y in dots if x is not None and y is not None),
+    )

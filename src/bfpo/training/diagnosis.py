@@ -1,0 +1,266 @@
+"""Whether a training config fits a machine, and what would make it fit. Loads no weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bfpo.config import AlignConfig, LoraConfig, SftConfig, load_config
+from bfpo.core.errors import ConfigError, SettingError
+from bfpo.policy.devices import Device, find_devices, free_disk
+from bfpo.policy.load import initial_config, load_tokenizer
+from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
+from bfpo.policy.skeleton import Skeleton, read_config
+
+__all__ = ["GIB", "KEPT_FREE", "Diagnosis", "Remedy", "examine", "fits", "least_processes"]
+
+GIB = 2**30
+KEPT_FREE = 0.1
+"""Share of a device's memory that an estimate must leave free: for the libraries' own and for gaps between blocks."""
+MOST_PROCESSES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """A change and the bytes that a process would need with it."""
+
+    change: str
+    total: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Whether a config fits: bytes needed per process and on disk, beside what there is."""
+
+    stage: str
+    model: str
+    trains: str
+    plan: Plan
+    reference: str
+    memory: MemoryEstimate
+    margin_bytes: int
+    memory_source: str
+    available: int | None
+    disk: int
+    disk_free: int | None
+    remedies: tuple[Remedy, ...]
+
+    @property
+    def memory_fits(self) -> bool | None:
+        """Return whether the memory is enough; `None` where the machine does not tell what it has."""
+        return None if self.available is None else fits(self.memory.total, self.available)
+
+    @property
+    def disk_fits(self) -> bool | None:
+        """Return whether the disk is large enough; `None` where another machine is asked about."""
+        return None if self.disk_free is None else self.disk <= self.disk_free
+
+    @property
+    def fits(self) -> bool:
+        """Return whether memory and disk are enough as far as they are known."""
+        return self.memory_fits is not False and self.disk_fits is not False
+
+
+def fits(needed: int, available: int) -> bool:
+    """Return whether that many bytes fit and leave `KEPT_FREE` of what is available."""
+    return needed <= available * (1 - KEPT_FREE)
+
+
+def examine(
+    path: Path | None,
+    settings: Sequence[str],
+    *,
+    processes: int = 1,
+    sharding: Sharding = "none",
+    memory_gib: float | None = None,
+    folder: str | Path = ".",
+) -> Diagnosis:
+    """Estimate the memory of one training process and say whether it fits.
+
+    The config is that of `bfpo sft` where it has a key that only `bfpo sft` knows, else that of `bfpo train`.
+    `memory_gib`: judge against this much memory per process, on another machine. `folder`: where the run will write.
+
+    Raises `ConfigError` for a config that its stage refuses, `ModelError` for the model, `SettingError` for the rest.
+    """
+    if memory_gib is not None and not (memory_gib > 0 and math.isfinite(memory_gib)):
+        raise SettingError(f"--memory: got {memory_gib}; allowed: a number of GiB above 0")
+    config = _load(path, settings)
+    plan = dataclasses.replace(_plan(config), processes=processes, sharding=sharding)
+    measured = measure(plan)
+    skeleton, memory = measured.skeleton, divide(measured, plan)
+    device = find_devices()[0]
+    source = device.name if memory_gib is None else "--memory"
+    available = _available(device, processes) if memory_gib is None else int(memory_gib * GIB)
+    remedies: tuple[Remedy, ...] = ()
+    if available is not None and not fits(memory.total, available):
+        remedies = tuple(_remedies(config, plan, available, shards=source != "cpu"))
+    return Diagnosis(
+        stage="train" if isinstance(config, AlignConfig) else "sft",
+        model=f"{config.model or 'random weights'}: {type(skeleton.causal_lm).__name__}",
+        trains=str(skeleton.trainable_report),
+        plan=plan,
+        reference=_reference_words(config, plan),
+        memory=memory,
+        margin_bytes=measured.margin_bytes,
+        memory_source=source,
+        available=available,
+        disk=_disk_bytes(config, skeleton),
+        disk_free=free_disk(folder) if memory_gib is None else None,
+        remedies=remedies,
+    )
+
+
+def _load(path: Path | None, settings: Sequence[str]) -> AlignConfig | SftConfig:
+    given = {setting.partition("=")[0].strip() for setting in settings}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            values = None  # the loader below says what is wrong with it
+        given |= set(_dotted(values)) if isinstance(values, Mapping) else set()
+    sft_only = {name for name in SftConfig.model_fields if name not in AlignConfig.model_fields} | {"data.use"}
+    if any(key == name or key.startswith(f"{name}.") for key in given for name in sft_only):
+        return load_config(SftConfig, path, settings)
+    return load_config(AlignConfig, path, settings)
+
+
+def _dotted(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _plan(config: AlignConfig | SftConfig) -> Plan:
+    if config.quantize is not None:
+        raise ConfigError(
+            f"quantize: got {config.quantize}; the memory of a base in four bits is not counted. Ask without it: the "
+            "rest of the estimate holds, the weights take less"
+        )
+    shared: dict[str, Any] = {
+        "trainable": "all" if config.lora is not None else config.trainable,
+        "lora": None if config.lora is None else config.lora.model_dump(),
+        "dtype": config.dtype,
+        "checkpointing": config.gradient_checkpointing,
+    }
+    if isinstance(config, SftConfig):
+        rows = config.completions_per_microbatch
+        own: dict[str, Any] = {"tokens": rows * config.max_length, "rows": rows, "imitates": True}
+        if config.init is not None:
+            model = initial_config(config.init.config, load_tokenizer(config.init.tokenizer))
+            return Plan(model, **own, **shared)
+    else:
+        # A pair longer than the budget has a pass of its own: a whole text, and the other completion beside it.
+        longest = config.max_length + min(config.max_length - 1, config.max_completion_length or config.max_length)
+        own = {"tokens": max(config.max_tokens_per_microbatch, longest), "swaps": _swaps(config)}
+        if config.margin_model is not None:
+            own["margin"] = read_config(config.margin_model)
+    assert config.model is not None  # the config has checked it
+    return Plan(read_config(config.model, revision=config.revision), **own, **shared)
+
+
+def _swaps(config: AlignConfig) -> bool:
+    """Return whether a copy of what trains is kept; `auto` counts as one unless it is sure to precompute.
+
+    It precomputes where the run sees no fewer pairs than there are; beside a buffer only the data can tell.
+    """
+    if config.reference != "auto":
+        return config.reference == "swap"
+    return config.lora is None and not (
+        config.buffer is None and config.max_steps is None and config.num_train_epochs >= 1
+    )
+
+
+def _reference_words(config: AlignConfig | SftConfig, plan: Plan) -> str:
+    if isinstance(config, SftConfig):
+        return "none"
+    if config.reference != "auto":
+        return config.reference
+    return f"auto, counted as {'swap, which takes more than precompute' if plan.swaps else 'one that keeps no copy'}"
+
+
+def _available(device: Device, processes: int) -> int | None:
+    """Return the bytes that one process may have: a GPU of its own, or its share of the host's memory."""
+    if device.free_bytes is None:
+        return None
+    return device.free_bytes // processes if device.name == "cpu" else device.free_bytes
+
+
+def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton) -> int:
+    """Return the bytes of the checkpoints kept, one more while it is written, and the final model.
+
+    A checkpoint holds the model (an adapter alone) and AdamW's two numbers for every one that trains.
+    """
+    sizes = skeleton.sizes
+    trained = sizes.num_trainable * sizes.held_bytes
+    model = sizes.num_frozen * sizes.computed_bytes + trained
+    checkpoint = 2 * trained + (trained if config.lora is not None else model)
+    return (1 + (config.save_total_limit or 1)) * checkpoint + model
+
+
+def least_processes(
+    measured: Measured, plan: Plan, available: int, most: int = MOST_PROCESSES
+) -> tuple[int, MemoryEstimate] | None:
+    """Return the least power of two of processes sharded by FSDP that fits, and its estimate; `None` if over `most`.
+
+    `measured` is of the plan with its weights sharded.
+    """
+    processes = 2
+    while processes <= most:
+        memory = divide(measured, dataclasses.replace(plan, sharding="fsdp", processes=processes))
+        if fits(memory.total, available):
+            return processes, memory
+        processes *= 2
+    return None
+
+
+def _remedies(config: AlignConfig | SftConfig, plan: Plan, available: int, *, shards: bool) -> Iterator[Remedy]:
+    """Yield single changes, then all of them together, then sharding (on GPUs alone), each with its figure."""
+    changes = dict(_changes(config, plan))
+    together: dict[str, Any] = {}
+    for change, values in changes.items():
+        yield _remedy(change, dataclasses.replace(plan, **values), available)
+        together |= values
+    if len(changes) > 1:
+        plan = dataclasses.replace(plan, **together)
+        yield _remedy("all of these", plan, available)
+    if not shards:
+        return
+    plan = dataclasses.replace(plan, sharding="fsdp")
+    sharded = least_processes(measure(plan), plan, available)
+    if sharded is not None:
+        processes, memory = sharded
+        what = f"--sharding fsdp --processes {processes}"
+        yield Remedy(f"{what}, with all of these" if changes else what, memory.total, True)
+
+
+def _remedy(change: str, plan: Plan, available: int) -> Remedy:
+    memory = estimate_memory(plan)
+    return Remedy(change, memory.total, fits(memory.total, available))
+
+
+def _changes(config: AlignConfig | SftConfig, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
+    if plan.imitates:
+        if plan.rows > 1:
+            yield "completions_per_microbatch: 1", {"tokens": config.max_length, "rows": 1}
+    elif plan.tokens > 2 * config.max_length:  # the prompt of a pair is there once, each completion fits max_length
+        yield f"max_tokens_per_microbatch: {2 * config.max_length}", {"tokens": 2 * config.max_length}
+    if not plan.checkpointing:
+        yield "gradient_checkpointing: true", {"checkpointing": True}
+    if plan.dtype != "bfloat16":
+        yield "dtype: bfloat16", {"dtype": "bfloat16"}
+    if plan.swaps:
+        yield "reference: precompute", {"swaps": False}
+    if plan.lora is None and not (isinstance(config, SftConfig) and config.init is not None):
+        lora = LoraConfig()
+        yield (
+            f"lora: {{r: {lora.r}}} in place of trainable",
+            {"lora": lora.model_dump(), "trainable": "all", "swaps": False},
+        )

@@ -1,0 +1,360 @@
+"""Run folders: what they keep, when they refuse, and that nothing is lost or half written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import bfpo.runs.stages
+from bfpo.config import AlignConfig, ToyConfig
+from bfpo.core.errors import ConfigError, DataError, DiskFullError, RunError
+from bfpo.core.files import file_digest, is_disk_full, write_text_whole
+from bfpo.runs.folder import RunFolder
+from bfpo.core.yaml_text import parse_yaml
+from bfpo.runs.stages import STAGES, Stage, preview_stage, run_stage
+
+
+def new(path, resume=False, **settings) -> RunFolder:
+    return RunFolder.create(path, "toy", ToyConfig(**settings), resume)
+
+
+def test_a_new_folder_tells_what_was_asked_and_with_what(tmp_path):
+    folder = new(tmp_path / "deep" / "run", seed=7)
+    record = folder.read_json("run.json")
+    assert (record["stage"], record["status"], record["starts"]) == ("toy", "running", 1)
+    assert record["seeds"] == {"seed": 7}
+    assert {"python", "bfpo", "torch", "transformers"} <= record["versions"].keys()
+    assert record["platform"]["cores"] == os.cpu_count()
+    config, _ = parse_yaml(folder.file("config.yaml").read_text())
+    assert config == record["config"] == ToyConfig(seed=7).resolved()
+    assert not folder.resumed
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(RunError, match="holds no run of bfpo"):
+            new(tmp_path, resume)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        new(tmp_path / "file")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_an_earlier_run_is_refused_without_resume_and_opened_with_it(tmp_path):
+    new(tmp_path / "run").set_status("interrupted")
+    with pytest.raises(RunError, match=r"holds a run of `toy` \(interrupted\); go on with it by --resume"):
+        new(tmp_path / "run")
+    folder = new(tmp_path / "run", resume=True)
+    assert folder.resumed
+    assert not folder.finished
+    assert folder.record["starts"] == 2
+
+
+def test_resume_names_the_keys_that_differ(tmp_path):
+    new(tmp_path / "run", steps=5)
+    with pytest.raises(RunError, match=r"another config: seed was 0, now 3; steps was 5, now 6; resume with --config"):
+        new(tmp_path / "run", resume=True, steps=6, seed=3)
+    with pytest.raises(RunError, match="holds a run of `toy`"):
+        RunFolder.create(tmp_path / "run", "demo", {}, True)
+
+
+def test_resume_of_a_torn_record_says_so(tmp_path):
+    new(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{"stage": "to')
+    with pytest.raises(RunError, match="is not valid JSON"):
+        new(tmp_path / "run", resume=True)
+
+
+def test_leftovers_of_a_killed_first_write_do_not_block(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.1.part").write_text("half")
+    assert new(tmp_path / "run").status == "running"
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_what_a_killed_run_was_writing_is_removed_when_it_is_resumed(tmp_path):
+    new(tmp_path / "run")
+    (tmp_path / "run" / ".run.json.1.part").write_text("half")
+    (tmp_path / "run" / ".model.part").mkdir()
+    (tmp_path / "run" / ".model.part" / "model.safetensors").write_text("half")
+    new(tmp_path / "run", resume=True)
+    assert sorted(item.name for item in (tmp_path / "run").iterdir()) == ["config.yaml", "run.json"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "a.txt"
+    write_text_whole(file, "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_text_whole(file, "new")
+    assert file.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
+    with pytest.raises(RunError, match="cannot be written"):
+        new(tmp_path / "run")
+
+
+def test_metrics_survive_a_torn_row_and_a_number_that_is_not_finite(tmp_path):
+    folder = new(tmp_path / "run")
+    assert folder.read_metrics() == []
+    folder.append_metrics({"step": 1, "loss": 0.5})
+    with folder.file("metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    folder.append_metrics({"step": 2, "loss": float("nan"), "cells": {"safe-safe": float("inf")}})
+    assert folder.read_metrics() == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None, "cells": {"safe-safe": None}},
+    ]
+    first = folder.file("metrics.jsonl").read_text().splitlines()[0]
+    folder.restore_metrics([{"loss": 0.5, "step": 1}])
+    assert folder.file("metrics.jsonl").read_text() == first + "\n"  # as it was written
+    lost = {"step": 2, "loss": 0.1 + 0.2}
+    folder.restore_metrics([{"loss": 0.5, "step": 1}, lost])
+    assert folder.read_metrics() == [{"step": 1, "loss": 0.5}, lost]
+    folder.restore_metrics([])
+    assert folder.read_metrics() == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_row_that_finds_no_room_is_taken_back_and_told(tmp_path, monkeypatch, number):
+    folder = new(tmp_path / "run")
+    folder.append_metrics({"step": 1})
+    folder.kept = "the checkpoint of step 1 is whole"
+    opened = Path.open
+
+    def small_disk(path, *args, **kwargs):
+        file = opened(path, *args, **kwargs)
+        if path.name == "metrics.jsonl" and "a" in args[0]:
+            return SmallDisk(file, number)
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", small_disk)
+        with pytest.raises(
+            DiskFullError,
+            match=r"metrics.jsonl: cannot be written, .* full \([\d,.]+ MB free\); "
+            r"the checkpoint of step 1 is whole. Free some space and go on with --resume",
+        ) as raised:
+            folder.append_metrics({"step": 2})
+    assert raised.value.exit_code == 1
+    assert folder.file("metrics.jsonl").read_text() == '{"step": 1}\n'
+    folder.append_metrics({"step": 2})
+    assert folder.read_metrics() == [{"step": 1}, {"step": 2}]
+
+
+class SmallDisk:
+    """A file on a disk with room for four more bytes."""
+
+    def __init__(self, file, number):
+        self.file, self.number, self.room = file, number, 4
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(self.number, os.strerror(self.number))
+        written = self.file.write(content[: self.room])
+        self.room -= written
+        return written
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+
+def test_a_full_disk_is_known_through_what_came_of_it():
+    def raised_from(error, cause):
+        error.__cause__ = cause
+        return error
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert is_disk_full(full)
+    assert is_disk_full(raised_from(ValueError("while saving"), full))
+    assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert is_disk_full(RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"))
+    assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+    assert not is_disk_full(None)
+
+
+def test_data_is_hashed_and_a_changed_file_stops_a_resumed_run(tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("abc")
+    folder = new(tmp_path / "run")
+    folder.add_data("data", [data])
+    fact = folder.record["data"]["data"][str(data)]
+    assert fact == {"sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "bytes": 3}
+    assert fact["sha256"] == file_digest(data)
+    new(tmp_path / "run", resume=True).add_data("data", data)
+    data.write_text("abd")
+    with pytest.raises(RunError, match="changed since this run started"):
+        new(tmp_path / "run", resume=True).add_data("data", data)
+    with pytest.raises(RunError, match="cannot be read"):
+        folder.add_data("data", tmp_path / "none")
+
+
+def test_a_folder_of_data_is_the_files_that_it_holds(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("b.jsonl", "a.jsonl"):
+        (data / name).write_text(name)
+    new(tmp_path / "run").add_data("data", data)
+    folder = new(tmp_path / "run", resume=True)
+    folder.add_data("data", data)
+    assert list(folder.record["data"]["data"]) == [str(data / "a.jsonl"), str(data / "b.jsonl")]
+    (data / "c.jsonl").write_text("c")
+    with pytest.raises(RunError, match=r"data: .*c\.jsonl.* came or went"):
+        new(tmp_path / "run", resume=True).add_data("data", data)
+
+
+def test_no_secret_and_no_environment_variable_is_written(tmp_path, monkeypatch):
+    secret = "hf_" + "a" * 30
+    monkeypatch.setenv("HF_TOKEN", secret)
+    config = {"model": secret, "hub_token": "plain", "files": [f"https://me:{secret}@host/x", "sk-" + "b" * 30]}
+    folder = RunFolder.create(tmp_path / "run", "toy", {**config, "max_new_tokens": 3})
+    folder.add_facts(note=secret)
+    folder.write_card("Card", {})
+    written = "".join(item.read_text() for item in folder.path.iterdir())
+    assert secret not in written
+    assert "plain" not in written
+    assert "sk-bbb" not in written
+    assert folder.config["max_new_tokens"] == 3
+
+
+def test_only_the_first_process_of_a_launcher_writes(tmp_path, monkeypatch):
+    first = new(tmp_path / "run")
+    monkeypatch.setenv("RANK", "1")
+    second = new(tmp_path / "run")
+    assert not second.is_writer
+    second.append_metrics({"step": 1})
+    second.set_status("finished")
+    second.write_text("a.txt", "a")
+    assert first.read_json("run.json")["status"] == "running"
+    assert not first.file("a.txt").exists()
+    assert first.read_metrics() == []
+
+
+def test_the_card_holds_metadata_results_settings_and_hashes(tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("abc")
+    folder = new(tmp_path / "run", seed=5)
+    folder.add_data("data", data)
+    path = folder.write_card(
+        "A model", {"Results": {"a|b": 0.123456789}, "Note": "Text."}, base_model="base", tags=["x"]
+    )
+    text = path.read_text()
+    head, _ = parse_yaml(text.split("---")[1])
+    assert head == {"library_name": "transformers", "tags": ["bfpo", "x"], "base_model": "base"}
+    assert "| a\\|b | 0.123457 |" in text
+    assert "## Note\n\nText." in text
+    assert "| seed | 5 |" in text
+    assert file_digest(data) in text
+
+
+# run_stage
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Put a stage of the test's own in place of `toy`."""
+
+    def put(run, preview=lambda config: ["nothing"], name="toy", config="ToyConfig"):
+        monkeypatch.setattr(bfpo.runs.stages, "import_module", lambda module: modules.get(module) or real(module))
+        modules[f"fake_{name}"] = SimpleNamespace(run=run, preview=preview)
+        monkeypatch.setitem(STAGES, name, Stage(name, config, f"fake_{name}", "help"))
+
+    modules: dict[str, SimpleNamespace] = {}
+    real = bfpo.runs.stages.import_module
+    return put
+
+
+def test_a_stage_that_ends_is_finished_and_left_alone_afterwards(tmp_path, fake):
+    runs = []
+    fake(lambda config, folder: runs.append((config.seed, folder.write_text("result.txt", "1"))))
+    folder = run_stage("toy", ToyConfig(seed=4), tmp_path / "run")
+    assert folder.finished
+    again = run_stage("toy", ToyConfig(seed=4), tmp_path / "run", resume=True)
+    assert again.finished
+    assert len(runs) == 1
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (DataError("a.jsonl:3: bad"), "failed", "a.jsonl:3: bad"),
+        (ZeroDivisionError("by zero"), "failed", "ZeroDivisionError: by zero"),
+        (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(143), "interrupted", None),
+    ],
+)
+def test_whatever_stops_a_stage_is_written_and_goes_on(tmp_path, fake, error, status, text):
+    def stop(config, folder):
+        raise error
+
+    fake(stop)
+    with pytest.raises(type(error)):
+        run_stage("toy", ToyConfig(), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["status"], record.get("error")) == (status, text)
+    fake(lambda config, folder: None)
+    assert "error" not in run_stage("toy", ToyConfig(), tmp_path / "run", resume=True).record
+
+
+def test_a_setting_that_the_method_does_not_read_is_refused_before_anything_is_written(tmp_path, fake):
+    fake(lambda config, folder: None, name="train", config="AlignConfig")
+    given = AlignConfig(model="m", data={"files": "a"}, method="dpo_h", alpha=0.5, safety_weight=2.0)
+    with pytest.raises(ConfigError, match=r"alpha, safety_weight: not read by the method 'dpo_h'.*\(bfpo\)"):
+        run_stage("train", given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    left_out = AlignConfig(model="m", data={"files": "a"}, method="dpo_h")
+    config = run_stage("train", left_out, tmp_path / "run").config
+    assert config["beta"] == 0.01
+    assert not {"alpha", "safety_weight", "safedpo_delta", "bso_shift"} & config.keys()
+    assert AlignConfig(**config).method == "dpo_h"  # the resolved config is a config
+
+
+def test_the_preview_shows_config_and_counts_and_writes_nothing(tmp_path, fake, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fake(lambda config, folder: None, preview=lambda config: [f"steps: {config.steps}", "safe-safe: 3"])
+    text = preview_stage("toy", ToyConfig(steps=9))
+    assert text.endswith("steps: 9\nsafe-safe: 3")
+    assert "learning_rate: 0.01" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_stage_and_a_config_of_another(tmp_path):
+    with pytest.raises(ConfigError, match="stage: got 'tain'; allowed: demo, toy"):
+        run_stage("tain", ToyConfig(), tmp_path / "run")
+    with pytest.raises(ConfigError, match="needed: a DemoConfig"):
+        run_stage("demo", ToyConfig(), tmp_path / "run")
+
+
+def test_a_figure_per_token_is_no_secret(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "train", {"seed": 0})
+    folder.add_facts(metrics={"main/favoured_drift_per_token": -0.25}, api_token="abcdefgh")
+    assert folder.record["metrics"] == {"main/favoured_drift_per_token": -0.25}
+    assert folder.record["api_token"] == "***"
+
+
+def test_a_folder_in_which_a_run_failed_before_it_made_anything_counts_as_empty(tmp_path: Path) -> None:
+    failed = RunFolder.create(tmp_path / "run", "train", {"beta": -1.0})
+    failed.folder("checkpoints")
+    failed.set_status("failed", "beta: got -1.0")
+    again = RunFolder.create(tmp_path / "run", "generate", {"seed": 1})
+    assert (again.stage, again.resumed, again.status) == ("generate", False, "running")
+    again.write_text("completions.jsonl", "{}\n")
+    again.set_status("failed", "no room")
+    with pytest.raises(RunError, match="holds a run of `generate` \\(failed\\)"):
+        RunFolder.create(tmp_path / "run", "generate", {"seed": 2})
