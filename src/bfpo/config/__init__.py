@@ -6,7 +6,6 @@ package imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
@@ -17,6 +16,7 @@ from bfpo.config.load import load_config, read_template
 from bfpo.config.prepare import PrepareConfig
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
 from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
+from bfpo.core.settings import ConfigPart, StageConfig
 
 __all__ = [
     "METHOD_SETTINGS",

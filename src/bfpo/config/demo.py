@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.config.base import ConfigPart, StageConfig
+from bfpo.core.settings import ConfigPart, StageConfig
 
 __all__ = [
     "DemoAlign",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from bfpo.config.base import ConfigPart
+from bfpo.core.settings import ConfigPart
 
 __all__ = ["Key", "allowed", "describe_keys", "items_of", "section_of"]
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.config.base import PathText, StageConfig
 from bfpo.config.judges import SERVER_KEYS, JudgeConfig, MaxRequests, ServerKeys
 from bfpo.config.sections import DataConfig
 from bfpo.config.suites import EvaluatedModel, SuitesConfig
 from bfpo.config.train import MethodSettings
+from bfpo.core.settings import PathText, StageConfig
 
 __all__ = ["EvaluateConfig", "GenerateConfig"]
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, model_validator
 
-from bfpo.config.base import PathText, StageConfig
 from bfpo.config.demo import WorldAlign, WorldKeys
+from bfpo.core.settings import PathText, StageConfig
 from bfpo.core.yaml_text import parse_yaml
 
 __all__ = ["CompareConfig", "InterpolateConfig", "SweepConfig"]

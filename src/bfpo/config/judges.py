@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from bfpo.config.base import ConfigPart, FileList, PathText, StageConfig
 from bfpo.core.secrets import looks_secret
+from bfpo.core.settings import ConfigPart, FileList, PathText, StageConfig
 from bfpo.core.yaml_text import parse_yaml
 
 __all__ = [

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bfpo.config.base import PathText, StageConfig
 from bfpo.config.evaluate import GenerateConfig
 from bfpo.config.judges import JudgeConfig, MaxRequests, RankerConfig
 from bfpo.config.sections import PairRowsConfig
+from bfpo.core.settings import PathText, StageConfig
 
 __all__ = [
     "LabelConfig",

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from bfpo.config.base import ConfigPart, StageConfig
 from bfpo.config.describe import allowed, describe_keys, items_of, section_of
 from bfpo.core.errors import ConfigError
 from bfpo.core.inputs import missing_folder
 from bfpo.core.secrets import hide_in_setting, hide_secrets
+from bfpo.core.settings import ConfigPart, StageConfig
 from bfpo.core.yaml_text import parse_yaml
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.config.base import ConfigPart, FileList, PathText, StageConfig
+from bfpo.core.settings import ConfigPart, FileList, PathText, StageConfig
 
 __all__ = ["HeldOutConfig", "MixtureSourceConfig", "NearDuplicatesConfig", "PrepareConfig", "SuiteConfig"]
 

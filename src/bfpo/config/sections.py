@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bfpo.config.base import ConfigPart, FileList
+from bfpo.core.settings import ConfigPart, FileList
 
 __all__ = ["DataConfig", "FilesConfig", "LoraConfig", "PairRowsConfig", "RowsConfig", "SftDataConfig", "SplitConfig"]
 

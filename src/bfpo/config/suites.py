@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from bfpo.config.base import ConfigPart, FileList, PathText
 from bfpo.config.judges import SERVER_KEYS, JudgeConfig, RankerConfig, ServerKeys
+from bfpo.core.settings import ConfigPart, FileList, PathText
 
 __all__ = ["AlpacaEvalConfig", "EvaluatedModel", "SuitesConfig"]
 

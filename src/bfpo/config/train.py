@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.config.base import ConfigPart, PathText, StageConfig
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig
+from bfpo.core.settings import ConfigPart, PathText, StageConfig
 
 __all__ = [
     "METHOD_SETTINGS",

@@ -1,4 +1,4 @@
-"""What every config shares: frozen, strict, no unknown key; and the form in which a run folder keeps it."""
+"""What every section of a config shares: frozen, strict, no unknown key; and the form that a run folder keeps."""
 
 from __future__ import annotations
 
