@@ -14,8 +14,8 @@ import bfpo.runs.stages
 from bfpo.config import AlignConfig, ToyConfig
 from bfpo.core.errors import ConfigError, DataError, DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_text_whole
-from bfpo.runs.folder import RunFolder
 from bfpo.core.yaml_text import parse_yaml
+from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import STAGES, Stage, preview_stage, run_stage
 
 

@@ -13,10 +13,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from bfpo.core.energy import gpu_joules, joules_since
 from bfpo.core.errors import DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_bytes_whole
 from bfpo.core.inputs import expand_files
-from bfpo.core.energy import gpu_joules, joules_since
 from bfpo.core.provenance import (
     describe_checkout,
     describe_platform,
@@ -50,8 +50,8 @@ class RunFolder:
     processes only the first (`RANK` unset or 0) writes; in the others every write is silently nothing, so that stages
     need not ask.
 
-    A stage raises what it likes: `bfpo.runs.stages.run_stage` sets the status. What a resumed run would go on from it may
-    put into `kept`, as a clause; it is told where the disk is full.
+    A stage raises what it likes: `bfpo.runs.stages.run_stage` sets the status. `kept` is a clause about what a resumed run
+    would go on from; the message about a full disk has it.
     """
 
     def __init__(self, path: Path, record: dict[str, Any], *, resumed: bool) -> None:
