@@ -50,8 +50,8 @@ class RunFolder:
     processes only the first (`RANK` unset or 0) writes; in the others every write is silently nothing, so that stages
     need not ask.
 
-    A stage raises what it likes: `bfpo.runs.stages.run_stage` sets the status. `kept` is a clause about what a resumed run
-    would go on from; the message about a full disk has it.
+    A stage raises what it likes: `bfpo.runs.stages.run_stage` sets the status. `kept` is a clause about what a resumed
+    run would go on from; the message about a full disk has it.
     """
 
     def __init__(self, path: Path, record: dict[str, Any], *, resumed: bool) -> None:
