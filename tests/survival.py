@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from bfpo.config import AlignConfig, SftConfig
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
 from tiny import tiny_model, tiny_tokenizer
 

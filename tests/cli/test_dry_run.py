@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from bfpo.cli import app
 from bfpo.config import load_config
 from bfpo.core.errors import BfpoError
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import STAGES, keep_quiet, preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 

@@ -14,7 +14,7 @@ from bfpo.config import EvaluateConfig
 from bfpo.core.errors import ConfigError, DataError, LabelError, ModelError
 from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.write import write_completions, write_pairs
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
 from tiny import tiny_model, tiny_tokenizer

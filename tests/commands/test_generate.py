@@ -11,7 +11,7 @@ import bfpo.generation.engines as engines
 from bfpo.config import GenerateConfig
 from bfpo.core.errors import DataError, RunError
 from bfpo.data.read import read_completions
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bfpo.cli import app
 from bfpo.config import InterpolateConfig, describe_keys, load_config
 from bfpo.core.errors import ConfigError, ModelError
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 

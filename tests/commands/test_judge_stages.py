@@ -13,7 +13,7 @@ from bfpo.config import JudgeCheckConfig, JudgeTrainConfig, LabelConfig, load_co
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.core.schema import Completion
 from bfpo.judges.judges import make_judge
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 

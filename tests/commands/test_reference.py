@@ -13,8 +13,8 @@ from bfpo.config import AlignConfig, ReferenceConfig, load_config
 from bfpo.core.errors import ConfigError, RunError
 from bfpo.data.load import load_pairs
 from bfpo.data.tokenize import tokenize_pairs
-from bfpo.policy.load import save_policy
 from bfpo.policy.reference import forward_pass as reference_pass
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.trainer import BFPOTrainer
 from tiny import tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer

@@ -12,7 +12,8 @@ import pytest
 from bfpo.config import InterpolateConfig, SweepConfig
 from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, SettingError
 from bfpo.data.write import write_pairs
-from bfpo.policy.load import init_policy, save_policy
+from bfpo.policy.load import init_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.datasets import held_out_prompts, main_pairs, save_tokenizer
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bfpo.config import AlignConfig, SftConfig
 from bfpo.core.errors import ConfigError, DataError, ModelError, RunError
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.callbacks import MetricsCallback
 from tiny import tiny_model, tiny_tokenizer

@@ -17,7 +17,8 @@ from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
 from bfpo.generation import engines as vllm_engine
 from bfpo.generation.engines import completion_seed
-from bfpo.policy.load import load_tokenizer, save_policy
+from bfpo.policy.load import load_tokenizer
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
 

@@ -23,10 +23,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from bfpo.data.pack import collate_pairs
-from bfpo.policy.load import save_policy, set_trainable
+from bfpo.policy.load import set_trainable
+from bfpo.policy.save import save_policy
 from bfpo.policy.logps import sequence_logps, unwrap_causal_lm
 from bfpo.policy.probe import choose_form
-from bfpo.policy.reference.reference import SwappedWeights
+from bfpo.policy.reference.sources import SwappedWeights
 from tiny import tiny_model, tiny_pairs, tiny_tokenizer
 
 BATCH = collate_pairs(tiny_pairs(5, 1))

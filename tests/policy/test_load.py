@@ -15,9 +15,9 @@ from bfpo.policy.load import (
     init_policy,
     load_policy,
     pad_token_id,
-    save_policy,
     set_trainable,
 )
+from bfpo.policy.save import save_policy
 from tiny import tiny_model, tiny_tokenizer
 
 INIT = {

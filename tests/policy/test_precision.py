@@ -12,9 +12,10 @@ from torch import Tensor
 
 from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.data.pack import collate_pairs
-from bfpo.policy.load import load_policy, save_policy
+from bfpo.policy.load import load_policy
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
+from bfpo.policy.save import save_policy
 from tiny import tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
 
 DOWN = ["*.down_proj.weight"]

@@ -13,7 +13,7 @@ import pytest
 from bfpo.config import EvaluateConfig
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, DataError
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
 from support.fault_server import FaultServer
 from tiny import tiny_model, tiny_tokenizer

@@ -15,7 +15,7 @@ pytest.importorskip("openai")
 from bfpo.config import EvaluateConfig
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, ServerError
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from support.fault_server import FaultServer
 from tiny import tiny_model, tiny_tokenizer

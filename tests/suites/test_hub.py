@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from support.hub_server import COMMIT, HubServer
 from tiny import tiny_model, tiny_tokenizer
 

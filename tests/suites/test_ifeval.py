@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bfpo.config import EvaluateConfig
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import FOLDER
 from bfpo.suites.files import UnreachableError

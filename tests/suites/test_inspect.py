@@ -17,7 +17,7 @@ import yaml
 from bfpo.config import EvaluateConfig
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.schema import Score
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.data import Suite as ReportSuite
 from bfpo.report.tables import suite_columns, suite_mean

@@ -12,7 +12,7 @@ from bfpo.config import EvaluateConfig
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.core.schema import Verdict
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.scores.scores import Judged
 from bfpo.suites.catalogue import FOLDER, known_sets, known_suites, load_suites

@@ -12,7 +12,7 @@ import yaml
 from bfpo.config import EvaluateConfig
 from bfpo.core.schema import Message, Pair
 from bfpo.judges.ngrams import NgramSettings, fit_ranker
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
 from tiny import tiny_model, tiny_tokenizer
 

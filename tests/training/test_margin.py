@@ -12,7 +12,7 @@ import torch
 from bfpo.config import AlignConfig
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import on_device
-from bfpo.policy.load import save_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
 from bfpo.training.margin import margin_logps
 from bfpo.training.trainer import BFPOConfig

@@ -1,4 +1,4 @@
-"""Load a causal LM and its tokenizer, and choose which of its parameters train."""
+"""Load a causal LM and its tokenizer, choose which of its parameters train, and find out where a model comes from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from bfpo.core.errors import ModelError, first_line
 from bfpo.core.inputs import missing_folder
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
-from bfpo.policy.whole import save_whole, whole_weights
 
 __all__ = [
     "DTYPES",
@@ -33,61 +32,9 @@ __all__ = [
     "load_policy",
     "load_tokenizer",
     "pad_token_id",
-    "save_policy",
     "set_trainable",
     "trainable_report",
 ]
-
-_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-_SECONDS = 10
-
-
-def check_source(what: str, model: str | Path, *, revision: str | None = None) -> None:
-    """Raise `ModelError` for a model that is neither a folder nor at hand nor on the hub; `what` names it.
-
-    transformers asks the hub for several files and repeats each question; of a name that is wrong, or without a
-    network, that takes a minute and says the same ten times.
-    """
-    if Path(model).exists():
-        return
-    if (problem := missing_folder(str(model), revision)) is not None:
-        raise ModelError(f"{what}: {str(model)!r}: {problem}")
-    try:
-        _ask_hub(str(model), revision)
-    except _NotThereError as error:
-        raise ModelError(
-            f"{what}: {str(model)!r} is no folder here, and {error}; allowed: a folder or hub id of a model with "
-            "safetensors weights and its tokenizer"
-        ) from error.__cause__
-
-
-class _NotThereError(Exception):
-    """Says in a clause why the hub does not give a model."""
-
-
-@lru_cache(maxsize=64)  # a failure is not kept
-def _ask_hub(model: str, revision: str | None) -> None:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        if any(isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in _FILES):
-            return
-        HfApi().model_info(model, revision=revision, timeout=_SECONDS)
-    except RepositoryNotFoundError as error:
-        raise _NotThereError("the hub has no such model, or hides it from those who are not logged in") from error
-    except RevisionNotFoundError as error:
-        raise _NotThereError(f"the hub has no revision {revision} of it") from error
-    except HFValidationError as error:
-        raise _NotThereError(f"is no name for one of the hub ({first_line(error)})") from error
-    except HfHubHTTPError:  # it has answered, and the question for the files may be allowed
-        return
-    except Exception as error:  # of its HTTP client, which is another one from version to version
-        raise _NotThereError(f"the hub cannot be reached ({first_line(error)})") from error
-
-
-# Not PhiMoE's `router_jitter_noise`, which decides in evaluation too.
-_OTHER_NOISE = frozenset({"layerdrop", "jitter_noise", "input_jitter_noise"})
 
 DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,
@@ -96,6 +43,10 @@ DTYPES: dict[str, torch.dtype | str] = {
     "float16": torch.float16,
     "auto": "auto",
 }
+# Not PhiMoE's `router_jitter_noise`, which decides in evaluation too.
+_OTHER_NOISE = frozenset({"layerdrop", "jitter_noise", "input_jitter_noise"})
+_HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_HUB_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +149,31 @@ def _compute_dtype(dtype: str) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.bfloat16
 
 
+def load_tokenizer(
+    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or hub id; raises `ModelError` where there is none."""
+    check_source("model", model, revision=revision)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(model), revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        raise cannot_load("tokenizer", model, error) from error
+    return tokenizer
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id to pad with: the pad token, else the end token, else 0.
+
+    Masks alone decide what counts, so any id of the vocabulary will do, and no embedding is added for it.
+    """
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token_id, int):
+            return token_id
+    return 0
+
+
 def init_policy(
     config: Mapping[str, Any], tokenizer: str | Path, *, dtype: str = "float32", seed: int = 0, dropout: bool = True
 ) -> Policy:
@@ -248,39 +224,7 @@ def _no_llama(config: Mapping[str, Any], error: Exception) -> ModelError:
     return ModelError(f"init.config: {dict(config)!r} gives no Llama model: {error.__cause__ or error}")
 
 
-def load_tokenizer(
-    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id; raises `ModelError` where there is none."""
-    check_source("model", model, revision=revision)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(model), revision=revision or "main", trust_remote_code=trust_remote_code
-        )
-    except Exception as error:
-        raise cannot_load("tokenizer", model, error) from error
-    return tokenizer
-
-
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the id to pad with: the pad token, else the end token, else 0.
-
-    Masks alone decide what counts, so any id of the vocabulary will do, and no embedding is added for it.
-    """
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token_id, int):
-            return token_id
-    return 0
-
-
-def cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
-    """Return the error for a model, or what belongs to it, that transformers could not read."""
-    inner = Path(model) / "model"
-    hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
-    return ModelError(
-        f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); {hint}allowed: a folder or hub id of a causal "
-        "LM with safetensors weights and its tokenizer"
-    )
+# What trains
 
 
 def set_trainable(
@@ -334,61 +278,6 @@ def _no_match(pattern: str, names: Sequence[str]) -> str:
     )
 
 
-def trainable_report(model: nn.Module, *, num_names: int = 4) -> TrainableReport:
-    """Count what trains; raises `ModelError` if nothing does."""
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not trainable:
-        raise ModelError("trainable: no parameter of the model trains")
-    return TrainableReport(
-        num_trainable=sum(parameter.numel() for _, parameter in trainable),
-        num_total=sum(parameter.numel() for parameter in model.parameters()),
-        num_tensors=len(trainable),
-        names=tuple(name for name, _ in trainable[:num_names]),
-    )
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of the model to zero, in modules and in the numbers that attention passes on.
-
-    Layers that are left out at random (OPT's `layerdrop`) and noise on the inputs of experts (Mixtral) are off too.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            noisy = "dropout" in name or name in _OTHER_NOISE
-            if noisy and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
-def save_policy(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: str | Path,
-    *,
-    state_dict: Mapping[str, torch.Tensor] | None = None,
-) -> None:
-    """Write the model (safetensors) and its tokenizer to a folder; an adapter is merged into the weights first.
-
-    A quantised base is written whole, as its four bits are read. The model in memory keeps its adapter. Its config says
-    again that generation may use the key-value cache, which training had switched off. `state_dict`: the whole weights
-    of a model that is sharded, by its own names; what it holds itself is then not read.
-    """
-    folder = Path(folder)
-    adapted = hasattr(model, "merge_adapter")
-    base = model.get_base_model() if adapted else model
-    base.config.use_cache = True
-    if state_dict is not None or getattr(base, "is_quantized", False):
-        save_whole(base, whole_weights(model, state_dict), folder)
-    elif not adapted:
-        base.save_pretrained(folder)
-    else:
-        from copy import deepcopy
-
-        deepcopy(model).merge_and_unload().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def add_lora(model: Any, lora: Mapping[str, Any], *, seed: int = 0) -> Any:
     """Return the model wrapped by peft with LoRA adapters that `seed` alone decides; `lora`: keywords of `LoraConfig`.
 
@@ -418,3 +307,87 @@ def _check_shared_weight(base: Any) -> None:
             "lora: target_modules names the embedding or the output head, which are one weight in this model; an "
             "adapter on one of them cannot be merged without changing the other: leave both out"
         )
+
+
+def trainable_report(model: nn.Module, *, num_names: int = 4) -> TrainableReport:
+    """Count what trains; raises `ModelError` if nothing does."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ModelError("trainable: no parameter of the model trains")
+    return TrainableReport(
+        num_trainable=sum(parameter.numel() for _, parameter in trainable),
+        num_total=sum(parameter.numel() for parameter in model.parameters()),
+        num_tensors=len(trainable),
+        names=tuple(name for name, _ in trainable[:num_names]),
+    )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of the model to zero, in modules and in the numbers that attention passes on.
+
+    Layers that are left out at random (OPT's `layerdrop`) and noise on the inputs of experts (Mixtral) are off too.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            noisy = "dropout" in name or name in _OTHER_NOISE
+            if noisy and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+# Where a model comes from
+
+
+def check_source(what: str, model: str | Path, *, revision: str | None = None) -> None:
+    """Raise `ModelError` for a model that is neither a folder nor at hand nor on the hub; `what` names it.
+
+    transformers asks the hub for several files and repeats each question; of a name that is wrong, or without a
+    network, that takes a minute and says the same ten times.
+    """
+    if Path(model).exists():
+        return
+    if (problem := missing_folder(str(model), revision)) is not None:
+        raise ModelError(f"{what}: {str(model)!r}: {problem}")
+    try:
+        _ask_hub(str(model), revision)
+    except _NotThereError as error:
+        raise ModelError(
+            f"{what}: {str(model)!r} is no folder here, and {error}; allowed: a folder or hub id of a model with "
+            "safetensors weights and its tokenizer"
+        ) from error.__cause__
+
+
+class _NotThereError(Exception):
+    """Says in a clause why the hub does not give a model."""
+
+
+@lru_cache(maxsize=64)  # a failure is not kept
+def _ask_hub(model: str, revision: str | None) -> None:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        if any(isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in _HUB_FILES):
+            return
+        HfApi().model_info(model, revision=revision, timeout=_HUB_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise _NotThereError("the hub has no such model, or hides it from those who are not logged in") from error
+    except RevisionNotFoundError as error:
+        raise _NotThereError(f"the hub has no revision {revision} of it") from error
+    except HFValidationError as error:
+        raise _NotThereError(f"is no name for one of the hub ({first_line(error)})") from error
+    except HfHubHTTPError:  # it has answered, and the question for the files may be allowed
+        return
+    except Exception as error:  # of its HTTP client, which is another one from version to version
+        raise _NotThereError(f"the hub cannot be reached ({first_line(error)})") from error
+
+
+def cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
+    """Return the error for a model, or what belongs to it, that transformers could not read."""
+    inner = Path(model) / "model"
+    hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
+    return ModelError(
+        f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); {hint}allowed: a folder or hub id of a causal "
+        "LM with safetensors weights and its tokenizer"
+    )

@@ -33,7 +33,8 @@ from bfpo.data.load import PairStream
 from bfpo.data.rejects import Reject
 from bfpo.data.tokenize import PairTokenizer
 from bfpo.policy.devices import runs_on_cpu
-from bfpo.policy.load import Policy, load_policy, save_policy
+from bfpo.policy.load import Policy, load_policy
+from bfpo.policy.save import save_policy
 from bfpo.runs.folder import RunFolder
 from bfpo.training.callbacks import (
     InterruptCallback,

@@ -25,7 +25,7 @@ from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass, ReferenceReport
-from bfpo.policy.reference.reference import Reference, choose_reference, make_reference
+from bfpo.policy.reference.sources import Reference, choose_reference, make_reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses

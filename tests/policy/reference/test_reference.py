@@ -11,7 +11,7 @@ from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import collate_pairs
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.reference.forward_pass import ReferencePass
-from bfpo.policy.reference.reference import (
+from bfpo.policy.reference.sources import (
     AdapterOff,
     Precomputed,
     SwappedWeights,

@@ -21,7 +21,7 @@ from bfpo.core.provenance import describe_versions
 from bfpo.data.store import token_lengths, with_reference
 from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.policy.reference.cache import ReferenceCache, model_key, row_key
-from bfpo.policy.reference.reference import own_logps
+from bfpo.policy.reference.sources import own_logps
 
 if TYPE_CHECKING:
     from bfpo.data.tokenize import TokenPair

@@ -1,4 +1,4 @@
-"""The weights of a model as a plain one holds them: adapters merged, four bits read out, sharded ones from a state."""
+"""Save a model as a plain one: adapters merged, four-bit weights read out, sharded ones taken from a gathered state."""
 
 from __future__ import annotations
 
@@ -9,13 +9,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from bfpo.core.errors import ModelError
 
-__all__ = ["save_whole", "whole_weights"]
+__all__ = ["save_policy"]
 
 
-def whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def save_policy(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the model (safetensors) and its tokenizer to a folder; an adapter is merged into the weights first.
+
+    A quantised base is written whole, as its four bits are read. The model in memory keeps its adapter. Its config says
+    again that generation may use the key-value cache, which training had switched off. `state_dict`: the whole weights
+    of a model that is sharded, by its own names; what it holds itself is then not read.
+    """
+    folder = Path(folder)
+    adapted = hasattr(model, "merge_adapter")
+    base = model.get_base_model() if adapted else model
+    base.config.use_cache = True
+    if state_dict is not None or getattr(base, "is_quantized", False):
+        _save_plain(base, _whole_weights(model, state_dict), folder)
+    elif not adapted:
+        base.save_pretrained(folder)
+    else:
+        deepcopy(model).merge_and_unload().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Return the weights of a model with its LoRA adapter merged in, by the names of the bare model.
 
     `state_dict`: the model's state where its own parameters are but shards; by default the model is asked. Of a base in
@@ -45,7 +72,7 @@ def whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) ->
     return weights
 
 
-def save_whole(base: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
+def _save_plain(base: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write `weights` as a model of the kind of `base`, which may be quantised, sharded or full of adapters."""
     config = deepcopy(base.config)
     if hasattr(config, "quantization_config"):
