@@ -1,6 +1,6 @@
 """Bi-Factorial Preference Optimization: align language models to be helpful and safe with one supervised loss.
 
-The public names below are imported when they are first used, so that `import bfpo` costs nothing.
+The public names below are imported on first use, so that `import bfpo` stays fast.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("name", "words"),
     [
         ("runs/frist/model", "did you mean runs/first?"),
-        ("runs/other", "has no other; if the hub's model of this name is meant, give its revision"),
+        ("runs/other", "has no other; for the hub's model of this name, set its revision"),
         ("./model", "has no model"),
         ("../model", "no such folder"),
         ("/absent/model", "/ has no absent"),
         ("a/b/c", "has no a"),
-        ("~/model", "write the folder out"),
+        ("~/model", "write the full path"),
     ],
 )
 def test_what_can_only_be_a_local_folder_must_be_there(name: str, words: str) -> None:

@@ -211,7 +211,7 @@ def test_a_folder_stands_for_its_files_in_order(tmp_path: Path) -> None:
     assert [file.relative_to(tmp_path).as_posix() for file in expand_files([tmp_path])] == names
     assert expand_files([tmp_path / "README.md", tmp_path / "b"])[0] == tmp_path / "README.md"
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match=r"is a folder that holds no file which can be read; allowed: \.jsonl"):
+    with pytest.raises(DataError, match=r"the folder has no file in a known format; allowed: \.jsonl"):
         expand_files([tmp_path / "none"])
 
 

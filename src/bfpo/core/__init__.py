@@ -1,1 +1,1 @@
-"""What every room needs: errors, the shapes of the data, files, run folders, the console."""
+"""Basics that every package may use: errors, data records, files, provenance, YAML, console, progress."""

@@ -1,4 +1,4 @@
-"""What the command line shows: results on stdout, events on stderr; colour on a terminal, plain lines in a log."""
+"""Console output: results on stdout, log records on stderr; styled on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["printable", "show", "show_table", "start_logging"]
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes log records as plain lines, a warning or an error with its name first."""
+    """Writes log records as plain lines; warnings and errors start with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -28,9 +28,9 @@ class _ConsoleHandler(logging.Handler):
 
 
 def start_logging(level: int = logging.INFO) -> None:
-    """Show the records of the `bfpo` loggers on stderr; once, however often it is called.
+    """Write the records of the `bfpo` loggers to stderr; repeated calls have no effect.
 
-    Only programs call this (the command line, the demo's workers), never the library.
+    Called by programs (the command line, the demo's workers), never by the library.
     """
     logger = logging.getLogger("bfpo")
     logger.setLevel(level)
@@ -40,9 +40,9 @@ def start_logging(level: int = logging.INFO) -> None:
 
 
 def printable(text: str) -> str:
-    """Return text of unknown origin with control and invisible formatting characters written as escapes.
+    """Return untrusted text with control and invisible formatting characters escaped; keeps line breaks and tabs.
 
-    Line breaks and tabs stay. So an answer can neither colour a terminal nor turn the order of what is read.
+    A model's answer can then neither send escape codes to a terminal nor change the reading direction of the text.
     """
     return "".join(
         character
@@ -53,13 +53,13 @@ def printable(text: str) -> str:
 
 
 def show(text: str = "") -> None:
-    """Write a line of a result to stdout at once."""
+    """Write a line to stdout and flush it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table to stdout: drawn on a terminal, else one line a row with aligned columns, the last one as it is."""
+    """Write a table to stdout: formatted by rich on a terminal, else one line per row with aligned columns."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

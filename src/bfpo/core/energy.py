@@ -1,4 +1,4 @@
-"""The energy that GPUs have drawn, by their own counters: a part of what a run cost."""
+"""Energy used by GPUs, read from their own counters."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["gpu_joules", "joules_since"]
 
 
 def gpu_joules() -> dict[str, float]:
-    """Return what each GPU that CUDA may use has drawn since its driver was loaded, joules by UUID.
+    """Return the energy that each GPU visible to CUDA has used since its driver was loaded, in joules by UUID.
 
-    From NVML through `nvidia-ml-py` (the extra `energy`). Empty where that is missing, where a GPU has no counter
-    (before Volta, slices of MIG), where it is not clear which GPUs are meant, or in a run over several machines.
+    Read from NVML through `nvidia-ml-py` (the extra `energy`). Empty if that is not installed, if a GPU has no counter
+    (before Volta, MIG slices), if the visible GPUs cannot be identified, or in a run over several machines.
     """
     if os.environ.get("WORLD_SIZE", "1") != os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")):
         return {}
     try:
         nvml = import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # not installed, no driver, no permission: energy is then unknown, which is no failure
+    except Exception:  # not installed, no driver or no permission: the energy is unknown, which is not an error
         return {}
     try:
         return {
@@ -35,9 +35,9 @@ def gpu_joules() -> dict[str, float]:
 
 
 def joules_since(start: Mapping[str, float]) -> float | None:
-    """Return what the same GPUs have drawn since, joules; `None` where that is not known, as after a driver's restart.
+    """Return the energy that the GPUs of `start` have used since then, in joules; `None` if unknown.
 
-    Whatever else ran on them is in it; what the rest of the machine drew is not.
+    It includes other programs on these GPUs and excludes the rest of the machine. A driver restart makes it unknown.
     """
     now = gpu_joules() if start else {}
     if not start or set(now) != set(start) or any(now[name] < start[name] for name in start):
@@ -46,7 +46,7 @@ def joules_since(start: Mapping[str, float]) -> float | None:
 
 
 def _visible(nvml: Any) -> list[Any]:
-    """Return the handles of the GPUs that CUDA may use; none where their numbers may mean others to NVML."""
+    """Return the NVML handles of the GPUs visible to CUDA; empty if CUDA and NVML may number the GPUs differently."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = [nvml.nvmlDeviceGetHandleByIndex(place) for place in range(nvml.nvmlDeviceGetCount())]
     if wanted is None:

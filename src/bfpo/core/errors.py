@@ -1,4 +1,4 @@
-"""The kinds of error that `bfpo` raises on purpose; each is also the standard type it stands for."""
+"""Exceptions that `bfpo` raises on purpose; each also derives from the matching built-in exception."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ __all__ = [
     "SettingError",
     "StopRequest",
     "TrainingError",
+    "first_line",
 ]
 
 
 class BfpoError(Exception):
-    """Base of every error raised on purpose; the command line prints its text and exits with `exit_code`."""
+    """Base of all errors raised on purpose; the command line prints the message and exits with `exit_code`."""
 
     exit_code: int = 2
 
@@ -35,17 +36,17 @@ class SettingError(BfpoError, ValueError):
 
 
 class LabelError(BfpoError, ValueError):
-    """A safety label that is unknown or outside [0, 1] where it must be known."""
+    """A safety label that is outside [0, 1], or unknown where it is required."""
 
 
 class DataError(BfpoError, ValueError):
-    """Data that cannot be used; the text starts with `file:line` where there is one."""
+    """Data that cannot be used; the message starts with `file:line` if they are known."""
 
     @classmethod
     def at(cls, file: str | Path, line: int | None, message: str) -> DataError:
-        """Return an error whose text starts with the place, `file:line: `."""
-        place = f"{file}:{line}" if line is not None else f"{file}"
-        return cls(f"{place}: {message}")
+        """Return an error whose message starts with `file:line: ` (without a line: `file: `)."""
+        location = f"{file}:{line}" if line is not None else f"{file}"
+        return cls(f"{location}: {message}")
 
 
 class ModelError(BfpoError, ValueError):
@@ -57,31 +58,31 @@ class RunError(BfpoError, RuntimeError):
 
 
 class DiskFullError(RunError):
-    """A disk or quota that is full; says what is safe and how to go on."""
+    """A full disk or quota; the message says what is saved and how to continue."""
 
     exit_code = 1
 
 
 class MissingExtraError(BfpoError, ImportError):
-    """An optional dependency that is not installed; names the extra that brings it."""
+    """An optional dependency that is not installed; names the extra that provides it."""
 
 
 class TrainingError(BfpoError, RuntimeError):
-    """A training run that must not go on, such as a first loss that the labels do not imply."""
+    """A training run that must stop, such as one whose first loss is not the value that its labels imply."""
 
     exit_code = 1
 
 
 class ServerError(BfpoError, RuntimeError):
-    """A server that refuses, does not answer, or may not be asked any more; says what is kept and how to go on."""
+    """A server that refuses or does not answer, or a spent request limit; says what is kept and how to continue."""
 
     exit_code = 1
 
 
 class StopRequest(KeyboardInterrupt):
-    """A request to stop from outside (SIGTERM), handled like Ctrl-C; the command line exits with 143."""
+    """A SIGTERM, handled like Ctrl-C; the command line exits with 143."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, its kind where it has none: for errors of other packages."""
+    """Return the first line of an error's message, or its class name if it has none; for errors of other packages."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

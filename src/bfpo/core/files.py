@@ -1,4 +1,4 @@
-"""Files written whole or not at all, the hash of a file, and the signs of a full disk."""
+"""Atomic writes, file hashes, the user's cache folder, and detection of a full disk."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = [
     "write_text_whole",
 ]
 
-# How a full disk reads where there is no OSError: the first two through safetensors, the others through torch.save.
+# Messages of a full disk that is not an OSError: the first two from safetensors, the others from torch.save.
 _FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")
 
 
 @contextmanager
 def open_whole(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file to write that gets its name at the end, when all of it is on disk; makes its folder.
+    """Open a file for an atomic write: it gets its name when all content is on disk. Creates the folder.
 
-    Raises `OSError`; after any exception the old content stays.
+    Raises `OSError`. After any exception the old content is kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,23 +44,20 @@ def open_whole(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_bytes_whole(path: str | Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part; makes its folder.
-
-    Raises `OSError`; the old content then stays.
-    """
+    """Write a file atomically; creates its folder. Raises `OSError`, and then keeps the old content."""
     with open_whole(path) as file:
         file.write(content)
 
 
 def write_text_whole(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file so that a reader sees the old content or the new, never a part."""
+    """Write a UTF-8 text file atomically, as `write_bytes_whole` does."""
     write_bytes_whole(path, text.encode("utf-8"))
 
 
 def user_cache_folder(part: str) -> Path:
-    """Return the folder of the user's cache: `bfpo/PART` in `$XDG_CACHE_HOME`, `~/.cache` where that is not set.
+    """Return the cache folder `bfpo/PART` in `$XDG_CACHE_HOME`, by default `~/.cache`.
 
-    A user without a home folder gets one in the system's folder for temporary files.
+    Without a home folder it is in the system's folder for temporary files.
     """
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -70,7 +67,7 @@ def user_cache_folder(part: str) -> Path:
 
 
 def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content as hex; raises `OSError` where it cannot be read."""
+    """Return the SHA-256 of a file's content as hex; raises `OSError` if it cannot be read."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -79,7 +76,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that a disk or a quota is full."""
+    """Return whether an error, or one in its chain of causes, reports a full disk or quota."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

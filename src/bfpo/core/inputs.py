@@ -1,4 +1,4 @@
-"""Input files: the kinds that can be read, and the files that a folder stands for."""
+"""Input paths: readable file formats, the data files in a folder, and whether a model's local folder exists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ __all__ = [
     "check_files",
     "expand_files",
     "kind_of",
-    "list_files",
     "matching_files",
     "missing_folder",
 ]
@@ -25,7 +24,7 @@ ALLOWED_KINDS = "allowed: .jsonl, .json, .csv, .tsv (each also with .gz, .zst or
 
 
 def kind_of(path: str | Path) -> tuple[str, str] | None:
-    """Return the kind of a file and its compression (`(".csv", ".gz")`, `""` for none); `None` for another kind."""
+    """Return the format and compression of a file, such as `(".csv", ".gz")` or `(".csv", "")`; `None` if unknown."""
     name = Path(path).name.lower()
     if name.endswith(".parquet"):
         return ".parquet", ""
@@ -35,24 +34,24 @@ def kind_of(path: str | Path) -> tuple[str, str] | None:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return the files of a folder and its subfolders that can be read, sorted by their path; hidden ones do not count.
+    """Return the readable files in a folder and its subfolders, sorted by path; hidden files are skipped.
 
-    Raises `DataError` where there is none.
+    Raises `DataError` if there are none.
     """
     found = {}
     for file in folder.rglob("*"):
-        place = file.relative_to(folder)
-        if kind_of(file) is not None and file.is_file() and not any(part.startswith(".") for part in place.parts):
-            found[place.as_posix()] = file
+        relative = file.relative_to(folder)
+        if kind_of(file) is not None and file.is_file() and not any(part.startswith(".") for part in relative.parts):
+            found[relative.as_posix()] = file
     if not found:
-        raise DataError.at(folder, None, f"is a folder that holds no file which can be read; {ALLOWED_KINDS}")
-    return [found[place] for place in sorted(found)]
+        raise DataError.at(folder, None, f"the folder has no file in a known format; {ALLOWED_KINDS}")
+    return [found[name] for name in sorted(found)]
 
 
 def matching_files(folder: Path, patterns: Sequence[str], *, exact: bool = True) -> list[Path]:
-    """Return the files of `list_files` whose place below `folder` matches one of the shell patterns.
+    """Return the files of `list_files` whose path relative to `folder` matches one of the shell patterns.
 
-    Where none does, all of them unless `exact`, for which `DataError` is raised.
+    If none matches, raises `DataError` with `exact`, else returns all files.
     """
     files = list_files(folder)
     found = [file for file in files if any(fnmatch(file.relative_to(folder).as_posix(), each) for each in patterns)]
@@ -62,7 +61,7 @@ def matching_files(folder: Path, patterns: Sequence[str], *, exact: bool = True)
 
 
 def expand_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the paths, with the files of a folder in its place. Raises `DataError` for a folder without any."""
+    """Return the paths with each folder replaced by its files. Raises `DataError` for a folder without any."""
     files: list[Path] = []
     for path in map(Path, paths):
         files += list_files(path) if path.is_dir() else [path]
@@ -70,17 +69,17 @@ def expand_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def check_files(paths: Iterable[str | Path]) -> None:
-    """Raise `DataError` for a path that is not there, and for a folder that holds no file which can be read."""
+    """Raise `DataError` for a path that does not exist, and for a folder without readable files."""
     for path in expand_files(paths):
         if not path.is_file():
             raise DataError.at(path, None, "no such file")
 
 
 def missing_folder(model: str, revision: str | None = None) -> str | None:
-    """Return why a model's name cannot be used, where it can only mean a local folder and there is none.
+    """Return why a model's name cannot be used if it means a local folder that does not exist, else `None`.
 
-    Local is what starts with `/`, `.` or `~`, has more than one slash, or starts with the name of a folder that is
-    here; of the last kind a `revision` says that the hub is meant. Of any other name the hub may know more: `None`.
+    A name is local if it starts with `/`, `.` or `~`, has more than one slash, or starts with the name of an existing
+    folder; in the last case a `revision` makes it a hub id.
     """
     path = Path(model)
     if path.exists():
@@ -90,10 +89,10 @@ def missing_folder(model: str, revision: str | None = None) -> str | None:
     if not (local or beside):
         return None
     if model.startswith("~"):
-        return "no such folder: ~ stands for nothing in a setting; write the folder out"
+        return "no such folder: ~ is not expanded in settings; write the full path"
     there = next(parent for parent in path.parents if parent.is_dir())
     wanted = path.relative_to(there).parts[0]
     close = get_close_matches(wanted, [item.name for item in there.iterdir() if item.is_dir()], n=1)
     hint = f"did you mean {there / close[0]}?" if close else f"{there.resolve()} has no {wanted}"
-    of_hub = "; if the hub's model of this name is meant, give its revision, as in main" if beside else ""
-    return f"no such folder; {hint}{of_hub}"
+    on_hub = "; for the hub's model of this name, set its revision, such as main" if beside else ""
+    return f"no such folder; {hint}{on_hub}"

@@ -1,4 +1,4 @@
-"""How far a long count is: a bar on a terminal, now and then a line in a log."""
+"""Progress of a long count: a bar on a terminal, occasional log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["CountProgress"]
 
 
 class CountProgress:
-    """Shows a count on its way to `total`; to be used as a context.
+    """Context manager that shows a count up to `total`.
 
-    On a terminal it is a bar, elsewhere a line to `logger` at most every `seconds_between_lines`. With `shown` off it
-    is silent, as in all processes but the first.
+    On a terminal it is a bar, elsewhere a line to `logger` at most every `seconds_between_lines`. `shown=False`, as in
+    all processes but the first, shows nothing.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CountProgress:
             self._bar.stop()
 
     def advance(self, count: int) -> None:
-        """Count on by `count`."""
+        """Add `count` to the progress."""
         self._count = min(self._total, self._count + count)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._count)

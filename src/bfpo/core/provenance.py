@@ -1,4 +1,4 @@
-"""With what a run ran: versions, platform, the commit of a checkout. Never the environment's variables."""
+"""Provenance of a run: versions, platform, git commit, data sources. Environment variables are never recorded."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safete
 
 
 def describe_versions() -> dict[str, str | None]:
-    """Return the versions of Python, this package and what its numbers depend on; `None` where one is not installed.
+    """Return the versions of Python, bfpo and the packages that affect its numbers; `None` if not installed.
 
-    Nothing is imported for it.
+    Reads metadata only; imports none of them.
     """
     versions: dict[str, str | None] = {"python": platform.python_version(), "bfpo": __version__}
     for package in PACKAGES:
@@ -33,9 +33,9 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def prepared_from(file: str | Path, sha256: str) -> list[dict[str, Any]]:
-    """Return the sources behind a file of `bfpo prepare` by the manifest beside it: name, licence, data set, revision.
+    """Return the sources of a file made by `bfpo prepare`: name, licence, hub id and revision, from its manifest.
 
-    Empty where there is no manifest, or none that lists the file with this hash.
+    Empty if there is no manifest that lists the file with this hash.
     """
     path = Path(file).absolute()
     try:
@@ -50,7 +50,7 @@ def prepared_from(file: str | Path, sha256: str) -> list[dict[str, Any]]:
 
 
 def describe_sources(inputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
-    """Return the sources behind each input as facts for a card."""
+    """Return the sources of each input as rows for a card."""
     return {
         f"{name}: {source['name']}": f"licence {source['licence'] or 'unknown'}, {source['hub_id'] or 'own files'}"
         + (f" at {source['revision']}" if source["revision"] else "")
@@ -65,7 +65,7 @@ def describe_platform() -> dict[str, str | int | None]:
 
 
 def describe_checkout() -> dict[str, str | bool]:
-    """Return the git commit of the package and whether files differ from it; empty where it is no checkout."""
+    """Return the git commit of the package and whether tracked files differ from it; empty outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {}
@@ -78,5 +78,5 @@ def describe_checkout() -> dict[str, str | bool]:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

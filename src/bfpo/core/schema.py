@@ -1,4 +1,4 @@
-"""The nouns that travel between stages: frozen, validated, free of torch."""
+"""Data records passed between stages: frozen, validated, independent of torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _check_label(name: str, value: float | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked; `kind` is free text that groups prompts in reports."""
+    """A prompt for a model; `kind` is free text that groups prompts in reports."""
 
     id: str
     messages: tuple[Message, ...]
@@ -58,8 +58,8 @@ class Prompt:
 class Pair:
     """Two completions of one prompt, ordered by helpfulness, each with a safety label.
 
-    `chosen` is the more helpful one, whatever its safety. A label is a bit, a probability in [0, 1] that the
-    completion is safe, or `None` for unknown. An empty prompt is allowed (unconditional text).
+    `chosen` is the more helpful one, regardless of safety. A label is a bit, the probability in [0, 1] that the
+    completion is safe, or `None` (unknown). An empty prompt is allowed (unconditional text).
 
     Raises `DataError` for a wrong type and `LabelError` for a label outside [0, 1].
     """
@@ -86,9 +86,9 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A model's answer to a prompt; `finished` says that it ended by itself and not at the token limit.
+    """A model's answer to a prompt; `finished` is false if it was cut off at the token limit.
 
-    `is_safe` is the label that its data set gives it, as in `Pair`; `None` where it gives none.
+    `is_safe` is the label from its data set, as in `Pair`; `None` if it has none.
     """
 
     id: str
@@ -108,12 +108,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judge's opinion of one completion.
+    """A judge's verdict on one completion; a field is `None` if the judge does not measure it.
 
-    `unscored` is a value of its own: the judge could not tell. `p_safe` is its probability that the completion is safe.
-    `p_safe`, `helpful` in [0, 1], `well_formed`, `on_topic`, `refused` (it declines, whatever the reason),
-    `partly_refused` (it declines and helps all the same; then not `refused`) and `helpful_and_safe` (by its yardstick
-    for this prompt) are `None` where the judge does not measure them. `raw` is what the judge wrote, where it writes.
+    `label` is "unscored" if the judge could not decide. `p_safe` is the judge's probability that the completion is
+    safe, `helpful` is in [0, 1]. `refused`: it declines, for any reason. `partly_refused`: it declines but also helps
+    (then not `refused`). `helpful_and_safe`: by the judge's criterion for this prompt. `raw`: the judge's own text.
     """
 
     completion_id: str
@@ -138,10 +137,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A ranker's opinion of two completions of one prompt, before their order is decided.
+    """A ranker's comparison of two completions of one prompt, before they become a pair.
 
-    `first_is_better` is its probability in [0, 1] that the first is more helpful (0.5 is a tie), `None` where it could
-    not tell (unscored). `raw` is what it wrote, where it writes.
+    `first_is_better` is its probability in [0, 1] that the first is more helpful (0.5 is a tie), `None` if it could not
+    decide (unscored). `raw`: the ranker's own text.
     """
 
     first_id: str
@@ -157,10 +156,9 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A number in a report, with its interval and what it counts.
+    """A number in a report, with its interval and counts.
 
-    `value` is `None` where nothing could be scored (never zero in its place); `num` counts what was scored,
-    `unscored` what was not.
+    `value` is `None`, never 0, if nothing could be scored. `num` counts the scored items, `unscored` the others.
     """
 
     metric: str

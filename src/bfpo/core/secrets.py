@@ -1,4 +1,4 @@
-"""What looks like a key or a password, so that none is written anywhere."""
+"""Detects keys and passwords, so that none is written to a file or a message."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key of that name holds a secret, such as `api_key`."""
+    """Return whether a setting of this name holds a secret, such as `api_key`."""
     return bool(_NAME.search(name))
 
 
 def hide_secrets(text: str) -> str:
-    """Return the text with what looks like a key, or like the name and password of a URL, as `***`."""
+    """Return the text with `***` for everything that looks like a key or like the user and password of a URL."""
     return _VALUE.sub("***", text)
 
 
 def hide_in_setting(setting: str) -> str:
-    """Return `key=value` for a message: the value as `***` where the key holds a secret, or the name of one."""
+    """Return `key=value` for a message, with `***` for a secret value; `KEY_env` should hold a variable's name."""
     key, equals, value = setting.partition("=")
     last = key.strip().rpartition(".")[2]
-    fine = not (is_secret_name(last) or (last.endswith("_env") and looks_secret(value.strip())))
-    return f"{key}{equals}{hide_secrets(value) if fine else '***'}"
+    is_secret = is_secret_name(last) or (last.endswith("_env") and looks_secret(value.strip()))
+    return f"{key}{equals}{'***' if is_secret else hide_secrets(value)}"
 
 
 def looks_secret(text: str) -> bool:
-    """Whether something is written where the name of an environment variable belongs that is more like a key."""
+    """Return whether text given as the name of an environment variable looks like a key instead."""
     return hide_secrets(text) != text or not _VARIABLE.fullmatch(text) or (len(text) > 24 and "_" not in text)

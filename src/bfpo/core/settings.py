@@ -1,4 +1,4 @@
-"""What every section of a config shares: frozen, strict, no unknown key; and the form that a run folder keeps."""
+"""Base classes of the configs: frozen, strict, without unknown keys; and the form that a run folder stores."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _one_or_many(value: object) -> object:
 
 
 PathText = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
-"""A path as text; a relative one is read from the current directory, wherever the YAML file lies."""
+"""A path as text; a relative one is relative to the current directory, not to the YAML file."""
 
 FileList = Annotated[list[PathText], BeforeValidator(_one_or_many), Field(min_length=1)]
 """One path or several."""
 
 
 class ConfigPart(BaseModel):
-    """A section of a config: immutable, strict in its types, and an unknown key is an error."""
+    """A section of a config: immutable, strictly typed; an unknown key is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
@@ -36,7 +36,7 @@ class ConfigPart(BaseModel):
 
     @classmethod
     def key_order(cls) -> list[str]:
-        """Return the keys as people read them: what must be given first, then the class's own, then what it shares."""
+        """Return the keys in display order: the required ones first, then the class's own, then the inherited ones."""
         names = [name for part in cls.__mro__ for name in get_annotations(part) if name in cls.model_fields]
         return sorted(dict.fromkeys(names), key=lambda name: not cls.model_fields[name].is_required())
 
@@ -48,7 +48,7 @@ class StageConfig(ConfigPart):
     """By key, another that is not read beside it: set on top of a file, the key takes the place of the file's other."""
 
     def unread(self) -> frozenset[str]:
-        """Return the top-level keys that these settings make irrelevant, so that nobody takes them for facts."""
+        """Return the top-level keys that have no effect with these settings; they are left out of the run folder."""
         return frozenset()
 
     def resolved(self, unread: Collection[str] = ()) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""YAML as people mean it: `1e-5` is a number, `no` is text, a key given twice is an error; each key knows its line."""
+"""YAML 1.2 scalars (`1e-5` is a number, `no` is text), an error for duplicate keys, and the line of each key."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    breaks = any(character in text for character in "\x85\u2028\u2029")  # folded into a space unless escaped
+    breaks = any(character in text for character in "\x85\u2028\u2029")  # YAML folds these into spaces unless escaped
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
 
@@ -47,7 +47,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))  # upstream reads 010 as eight
+    return int(loader.construct_scalar(node))  # PyYAML reads 010 as octal
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _key_lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
 def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
     """Return the value of one YAML document and the line of every dotted key; `key[0]` is the first item of a list.
 
-    Raises `yaml.YAMLError` with a mark where the text is not YAML, a key is given twice or is not text.
+    Raises `yaml.YAMLError` with a mark for invalid YAML, a duplicate key, or a key that is not text.
     """
     loader = _Loader(text)
     try:
@@ -96,6 +96,6 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
 
 
 def dump_yaml(value: Any) -> str:
-    """Return a value as YAML in the order of its keys; `parse_yaml` reads the same value back."""
+    """Return a value as YAML, keys in their order; `parse_yaml` reads the same value back."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return str(text)
