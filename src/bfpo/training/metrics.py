@@ -67,7 +67,7 @@ class PairFigures:
 
     `margin` in nats, in the reduction of the loss. `chosen_drift`, `rejected_drift`: log-prob of the policy minus that
     of the reference, summed over the completion. `loss_at_start`: what the labels imply at margin 0. `anchor`: before
-    its weight.
+    its weight. `other_margin`: of modpo's model of safety, `None` for other methods.
     """
 
     pair_loss: PairLoss
@@ -79,6 +79,7 @@ class PairFigures:
     rejected_tokens: Tensor
     loss_at_start: Tensor
     anchor: Tensor
+    other_margin: Tensor | None = None
 
     def table(self) -> Tensor:
         """Return one row per pair and one of `COLUMNS` per column, (P, K) float64; to be summed over pairs."""

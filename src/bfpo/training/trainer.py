@@ -1,13 +1,19 @@
-"""Preference training on two streams: a `transformers.Trainer` through its public hooks only."""
+"""Preference training on two streams: a `transformers.Trainer` through its public hooks only.
+
+Read `BFPOTrainer` from top to bottom: the batches of a step, the step, its loss, the check of the first loss, the
+reference, logs, evaluation. Log-probs come from `bfpo.policy.logps`, the loss of a pair from `bfpo.objective`, what is
+logged from `bfpo.training.metrics`.
+
+Axes: P pairs, N = 2P completions (the P chosen ones first), K columns of metrics.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,7 +22,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from bfpo.core.errors import SettingError
-from bfpo.data.pack import Form, MicroBatch, PairCollator, collate_pairs, longest_text, on_device
+from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, longest_text, on_device
 from bfpo.data.store import reference_logps
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
@@ -32,95 +38,7 @@ from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, chec
 from bfpo.training.margin import check_margin_logps
 from bfpo.training.metrics import PairFigures, TrainingRecord, group_index
 
-__all__ = [
-    "BFPOConfig",
-    "BFPOTrainer",
-    "Start",
-    "is_sharded",
-    "prepare_sharding",
-    "start_reference",
-    "whole_state",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """The reference with its name, the streams and the held-out lists as they are to be trained and evaluated on, and
-    what the pass did, if there was one.
-    """
-
-    reference: Reference
-    name: str
-    streams: list[Sequence[TokenPair]]
-    held_out: dict[str, Sequence[TokenPair]]
-    report: ReferenceReport | None = None
-
-
-def start_reference(
-    trainer: Trainer,
-    requested: Reference | str,
-    *,
-    streams: Sequence[Sequence[TokenPair]],
-    held_out: Mapping[str, Sequence[TokenPair]],
-    pad_token_id: int,
-    form: Form,
-) -> Start:
-    """Return the reference of a trainer whose model is still what it starts from, and run its pass where it has one.
-
-    `requested`: a name, of which "auto" is resolved here, or an object of the protocol. Raises as `choose_reference`,
-    `make_reference` and the pass do.
-    """
-    if not isinstance(requested, str):
-        return Start(requested, type(requested).__name__, list(streams), dict(held_out))
-    lists = [*streams, *held_out.values()]
-    known = all(reference_logps(pairs) is not None for pairs in lists)
-    if requested == "auto" and known:
-        requested = "precompute"
-    looked_up = _look_up(trainer, lists) if requested in ("auto", "precompute") and not known else None
-    sharded = is_sharded(trainer)  # then held-out rows count too: no row is computed here
-    name = choose_reference(
-        requested,  # type: ignore[arg-type]  # it refuses other names
-        num_to_compute=looked_up.num_missing(None if sharded else range(len(streams))) if looked_up else 0,
-        num_pairs_seen=len(streams) * _num_main_pairs_seen(trainer, len(streams[0])),
-        has_adapter=hasattr(trainer.model, "disable_adapter"),
-        sharded=sharded,
-    )
-    report = None
-    if name == "precompute" and looked_up is not None:
-        lists, report = _run(trainer, looked_up, pad_token_id=pad_token_id, form=form)
-    model: Any = trainer.model
-    evals = dict(zip(held_out, lists[len(streams) :], strict=True))
-    return Start(make_reference(name, model), name, lists[: len(streams)], evals, report)
-
-
-def _num_main_pairs_seen(trainer: Trainer, num_main: int) -> int:
-    args = trainer.args
-    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return int(args.max_steps * per_step) if args.max_steps > 0 else math.ceil(args.num_train_epochs * num_main)
-
-
-def _look_up(trainer: Any, lists: Sequence[Sequence[TokenPair]]) -> ReferencePass:
-    return ReferencePass(
-        trainer.model,
-        lists,
-        cache=trainer.args.reference_cache,
-        mixed_precision=str(trainer.accelerator.mixed_precision),
-        process_index=trainer.args.process_index,
-        num_processes=trainer.args.world_size,
-    )
-
-
-def _run(
-    trainer: Any, looked_up: ReferencePass, *, pad_token_id: int, form: Form
-) -> tuple[list[Sequence[TokenPair]], ReferenceReport]:
-    def collate(some: Sequence[TokenPair]) -> dict[str, Any]:
-        return on_device(collate_pairs(some, pad_token_id=pad_token_id, form=form), trainer.args.device)
-
-    with trainer.accelerator.autocast():
-        return looked_up.run(collate=collate, max_tokens=trainer.args.max_tokens_per_microbatch or MAX_TOKENS)
-
-
-logger = logging.getLogger(__name__)
+__all__ = ["BFPOConfig", "BFPOTrainer", "is_sharded", "prepare_sharding", "whole_state"]
 
 
 class BFPOTrainer(Trainer):
@@ -180,42 +98,37 @@ class BFPOTrainer(Trainer):
         )
         prepare_sharding(self.accelerator)
         streams = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else [])]
-        pad = pad_token_id(processing_class)
+        lists = [*streams, *evals.values()]
         with self.accelerator.autocast():
             self.form = choose_form(
                 self.model,
                 args.attention,
-                longest_text=max(map(longest_text, [*streams, *evals.values()])),
+                longest_text=max(map(longest_text, lists)),
                 process_index=args.process_index,
                 num_processes=args.world_size,
             )
-        self.data_collator = PairCollator(pad, self.form, args.max_tokens_per_microbatch)
+        self.data_collator = PairCollator(pad_token_id(processing_class), self.form, args.max_tokens_per_microbatch)
         # Both say that compute_loss divides by the pairs of the whole optimizer step; the first is the newer name.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
-        start = start_reference(
-            self, reference or args.reference, streams=streams, held_out=evals, pad_token_id=pad, form=self.form
+        self.reference, self.reference_name, lists, self.reference_report = self._start_reference(
+            reference or args.reference, lists, len(streams)
         )
-        self.reference, self.reference_name, self.reference_report = start.reference, start.name, start.report
-        self._streams = start.streams
-        self.train_dataset = TwoStreamDataset(*start.streams, seed=args.data_seed or 0)
-        sets = {name: TwoStreamDataset(pairs) for name, pairs in start.held_out.items()}
+        self._streams = lists[: len(streams)]
+        self.train_dataset = TwoStreamDataset(*self._streams, seed=args.data_seed or 0)
+        sets = {name: TwoStreamDataset(pairs) for name, pairs in zip(evals, lists[len(streams) :], strict=True)}
         self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
         self._implied = [implied_losses(pairs, args.loss_settings()).to(args.device) for pairs in self._streams]
-        self._margin_logps = check_margin_logps(args.method, margin_logps, [*streams, *evals.values()])
+        self._margin_logps = check_margin_logps(args.method, margin_logps, lists)
         self._record = TrainingRecord(args, reduce=self._sum_over_processes)
         self.add_callback(self._record.callback)
-        self._num_parameters: int | None = None
-        self._largest_margin: Tensor | None = None
-        self._anchor_share: Tensor | float = 0.0
-        self._other_margin: Tensor | None = None
 
     @property
     def watch(self) -> DivergenceWatch | None:
         """The watch for divergence, once a row was logged."""
         return self._record.watch
 
-    # Loss
+    # The batches of an optimizer step, and the step
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -243,117 +156,21 @@ class BFPOTrainer(Trainer):
         filler = {**microbatches[0], "is_filler": True}
         return [filler] * (int(counts.max()) - len(microbatches)) + microbatches
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Return this micro-batch's share of the step's loss, and the (P, K) table of metrics as output if asked.
-
-        `inputs` is one micro-batch. `num_items_in_batch` counts the pairs of each stream in the whole optimizer step,
-        over all processes; without it the micro-batch is the step.
-        """
-        figures, total = self.pair_losses(model, inputs)
-        if "is_filler" in inputs:
-            return total.sum() * 0.0
-        weights = self._weights(inputs["is_buffer"], num_items_in_batch)
-        table = figures.table()
-        if self.model.training:
-            self._record.add(table, _groups(inputs))
-            self._largest_margin = figures.margin.abs().max()
-            self._anchor_share = (weights * (total.detach() - figures.pair_loss.loss.detach())).sum()
-        loss = (weights * total).sum()
-        return (loss, {"table": table}) if return_outputs else loss
-
-    def pair_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[PairFigures, Tensor]:
-        """Return what is known of the P pairs of a micro-batch and their (P,) losses with the anchor and the gradient.
-
-        One forward pass holds chosen and rejected rows of both streams.
-        """
-        args = self.args
-        ref_logps = self.reference.logps(model, inputs)
-        found = sequence_logps(model, inputs)
-        check_finite(found.logps.detach(), lambda place: self._pair_name(inputs, place))
-        num_pairs = len(inputs["pair_index"])
-        drift = found.logps - ref_logps
-        tokens = found.num_tokens.double()
-        per = tokens if args.reduction == "mean" else torch.ones_like(tokens)
-        margin = _difference(drift / per)
-        other = None if self._margin_logps is None else _difference((self._others(inputs) - ref_logps) / per)
-        labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
-        pair_loss = preference_loss(margin, *labels, **args.loss_settings(), other_margin=other)
-        self._other_margin = other
-        total, anchors = pair_loss.loss, torch.zeros_like(margin)
-        if args.anchor_weight > 0:
-            mean_nll = -found.logps / tokens
-            anchors = anchor(pair_loss.favoured, mean_nll[:num_pairs], mean_nll[num_pairs:], *labels)
-            total = add_anchor(total, anchors, anchor_weight=args.anchor_weight, method=args.method, beta=args.beta)
-        figures = PairFigures(
-            pair_loss=pair_loss,
-            margin=margin.detach(),
-            beta=args.beta,
-            chosen_drift=drift.detach()[:num_pairs],
-            rejected_drift=drift.detach()[num_pairs:],
-            chosen_tokens=found.num_tokens[:num_pairs],
-            rejected_tokens=found.num_tokens[num_pairs:],
-            loss_at_start=self._loss_at_start(inputs, other),
-            anchor=anchors.detach(),
-        )
-        return figures, total
-
-    def _weights(self, is_buffer: Tensor, num_pairs: Tensor | int | None) -> Tensor:
-        """Return (P,) weights that sum to 1 over the main pairs of a step, and to `buffer_weight` over the buffer's."""
-        ones = torch.ones_like(is_buffer, dtype=torch.float64)
-        if num_pairs is None:
-            main, buffer = (ones / max(1, int(mask.sum())) for mask in (~is_buffer, is_buffer))
-        else:  # gradients are averaged over processes
-            main = buffer = ones * (self.accelerator.num_processes / num_pairs)
-        return torch.where(is_buffer, self.args.buffer_weight * buffer, main)
-
-    def _others(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the log-probs of the other model of a micro-batch, (2P,)."""
-        assert self._margin_logps is not None
-        index = inputs["pair_index"].cpu()
-        if not self.model.training:
-            rows = self._margin_logps[-1][index]
-        else:
-            rows = torch.stack(
-                [self._margin_logps[s][i] for s, i in zip(inputs["is_buffer"].long().tolist(), index, strict=True)]
-            )
-        return rows.T.flatten().to(inputs["pair_index"].device)
-
-    def _loss_at_start(self, inputs: Mapping[str, Any], other_margin: Tensor | None) -> Tensor:
-        index, is_buffer = inputs["pair_index"], inputs["is_buffer"]
-        if not self.model.training:
-            return torch.zeros(len(index), dtype=torch.float64, device=index.device)
-        if other_margin is not None:
-            labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
-            return loss_at_start(*labels, **self.args.loss_settings(), other_margin=other_margin)
-        main = self._implied[0][index[~is_buffer]]
-        return torch.cat([main, self._implied[1][index[is_buffer]]]) if len(self._streams) > 1 else main
-
-    def _pairs_of(self, inputs: Mapping[str, Any]) -> list[TokenPair]:
-        places = zip(inputs["is_buffer"].tolist(), inputs["pair_index"].tolist(), strict=True)
-        return [self._streams[int(is_buffer)][index] for is_buffer, index in places]
-
-    def _pair_name(self, inputs: Mapping[str, Any], place: int) -> str:
-        if self.model.training:
-            return self._pairs_of(inputs)[place].pair_id
-        return f"at position {int(inputs['pair_index'][place])} of the evaluation data"
-
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run the micro-batches of one batch; in the first optimizer step of a run, check each against the labels."""
         losses = []
         microbatches = inputs["microbatches"]
+        check = self.args.check_start and self.state.global_step == 0
         for number, microbatch in enumerate(microbatches, start=1):
+            # The step of `Trainer` returns the loss alone; what the check needs beside it comes through this list.
+            seen: list[tuple[PairFigures, Tensor]] = []
+            carrying = {**microbatch, "hand_on": seen.append} if check else microbatch
             with nullcontext() if number == len(microbatches) else self._accumulating(model):
-                losses.append(super().training_step(model, microbatch, num_items_in_batch))
-            if self.args.check_start and self.state.global_step == 0 and "is_filler" not in microbatch:
-                self._check_first_step(float(losses[-1]), microbatch, num_items_in_batch)
+                losses.append(super().training_step(model, carrying, num_items_in_batch))
+            if seen:
+                self._check_first_step(float(losses[-1]), *seen[0], microbatch, num_items_in_batch)
         return torch.stack(losses).sum()
 
     @contextmanager
@@ -367,7 +184,120 @@ class BFPOTrainer(Trainer):
         finally:
             self.accelerator.sync_gradients = ends_step
 
-    def _check_first_step(self, loss: float, inputs: Mapping[str, Any], num_pairs: Tensor | int | None) -> None:
+    # Loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return this micro-batch's share of the step's loss, and the (P, K) table of metrics as output if asked.
+
+        `inputs` is one micro-batch. `num_items_in_batch` counts the pairs of each stream in the whole optimizer step,
+        over all processes; without it the micro-batch is the step.
+        """
+        figures, total_P = self.pair_losses(model, inputs)
+        if "is_filler" in inputs:
+            # Zero, but with a graph: every process must run backward, as sharded weights are gathered there again.
+            return total_P.sum() * 0.0
+        # Shares of micro-batches and processes add up to mean(main) + buffer_weight x mean(buffer).
+        loss = (self._weights(inputs["is_buffer"], num_items_in_batch) * total_P).sum()
+        table_PK = figures.table()
+        if self.model.training:
+            self._record.add(table_PK, _groups(inputs))
+        if "hand_on" in inputs:
+            inputs["hand_on"]((figures, total_P.detach()))
+        return (loss, {"table": table_PK}) if return_outputs else loss
+
+    def pair_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[PairFigures, Tensor]:
+        """Return what is known of the P pairs of a micro-batch and their (P,) losses with the anchor and the gradient.
+
+        One forward pass holds chosen and rejected rows of both streams.
+        """
+        args = self.args
+        # Without gradient, and before the policy's own pass: the reference may swap weights in place.
+        ref_logps_N = self.reference.logps(model, inputs)
+        found = sequence_logps(model, inputs)
+        check_finite(found.logps.detach(), lambda place: self._pair_name(inputs, place))
+        num_pairs = len(inputs["pair_index"])
+        # Sums of log-probs are hundreds to thousands of nats and the margin is a small difference of four of them, so
+        # all of this is float64. `drift` is log(pi / pi_ref) of a completion: the margin is its chosen minus rejected.
+        drift_N = found.logps - ref_logps_N
+        tokens_N = found.num_tokens.double()
+        per_N = tokens_N if args.reduction == "mean" else torch.ones_like(tokens_N)
+        margin_P = _chosen_minus_rejected(drift_N / per_N)
+        # MODPO: the margin of the model of safety against the same reference; it has no gradient.
+        other_P = None
+        if self._margin_logps is not None:
+            other_P = _chosen_minus_rejected((self._other_logps(inputs) - ref_logps_N) / per_N)
+        labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
+        pair_loss = preference_loss(margin_P, *labels, **args.loss_settings(), other_margin=other_P)
+        total_P, anchor_P = pair_loss.loss, torch.zeros_like(margin_P)
+        if args.anchor_weight > 0:
+            nll_N = -found.logps / tokens_N  # per token, whatever the reduction
+            anchor_P = anchor(pair_loss.favoured, nll_N[:num_pairs], nll_N[num_pairs:], *labels)
+            total_P = add_anchor(
+                total_P, anchor_P, anchor_weight=args.anchor_weight, method=args.method, beta=args.beta
+            )
+        figures = PairFigures(
+            pair_loss=pair_loss,
+            margin=margin_P.detach(),
+            beta=args.beta,
+            chosen_drift=drift_N.detach()[:num_pairs],
+            rejected_drift=drift_N.detach()[num_pairs:],
+            chosen_tokens=found.num_tokens[:num_pairs],
+            rejected_tokens=found.num_tokens[num_pairs:],
+            loss_at_start=self._loss_at_start(inputs, other_P),
+            anchor=anchor_P.detach(),
+            other_margin=other_P,
+        )
+        return figures, total_P
+
+    def _weights(self, is_buffer: Tensor, num_pairs: Tensor | int | None) -> Tensor:
+        """Return (P,) weights that sum to 1 over the main pairs of a step, and to `buffer_weight` over the buffer's."""
+        ones_P = torch.ones_like(is_buffer, dtype=torch.float64)
+        if num_pairs is None:
+            main_P, buffer_P = (ones_P / max(1, int(mask.sum())) for mask in (~is_buffer, is_buffer))
+        else:  # times the processes: gradients are averaged over them, and this weight is of a sum
+            main_P = buffer_P = ones_P * (self.accelerator.num_processes / num_pairs)
+        return torch.where(is_buffer, self.args.buffer_weight * buffer_P, main_P)
+
+    def _other_logps(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the log-probs that the model of safety gives the completions of a micro-batch, (N,) float64."""
+        assert self._margin_logps is not None
+        index = inputs["pair_index"].cpu()
+        if not self.model.training:
+            logps_P2 = self._margin_logps[-1][index]
+        else:
+            logps_P2 = torch.stack(
+                [self._margin_logps[s][i] for s, i in zip(inputs["is_buffer"].long().tolist(), index, strict=True)]
+            )
+        return logps_P2.T.flatten().to(inputs["pair_index"].device)  # all chosen ones, then all rejected ones
+
+    def _loss_at_start(self, inputs: Mapping[str, Any], other_margin: Tensor | None) -> Tensor:
+        """Return the loss of each pair at margin 0, (P,); zeros in evaluation, which does not report it."""
+        index, is_buffer = inputs["pair_index"], inputs["is_buffer"]
+        if not self.model.training:
+            return torch.zeros(len(index), dtype=torch.float64, device=index.device)
+        if other_margin is not None:
+            labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
+            return loss_at_start(*labels, **self.args.loss_settings(), other_margin=other_margin)
+        main = self._implied[0][index[~is_buffer]]  # main pairs come first in every micro-batch
+        return torch.cat([main, self._implied[1][index[is_buffer]]]) if len(self._streams) > 1 else main
+
+    # The check of the first loss
+
+    def _check_first_step(
+        self,
+        loss: float,
+        figures: PairFigures,
+        total_P: Tensor,
+        inputs: Mapping[str, Any],
+        num_pairs: Tensor | int | None,
+    ) -> None:
+        """Compare a micro-batch of the first step with the data set's own rows and with the loss its labels imply."""
         pairs = self._pairs_of(inputs)
         check_rows(inputs, pairs)
         check = StartCheck(
@@ -376,13 +306,77 @@ class BFPOTrainer(Trainer):
             log_vocabulary=math.log(self.model.config.get_text_config().vocab_size),
             reduction=self.args.reduction,
         )
+        weights_P = self._weights(inputs["is_buffer"], num_pairs).cpu()
+        # The labels imply nothing about the anchor, which is a log-prob of the model: its share is taken off.
+        anchor_P = (total_P - figures.pair_loss.loss.detach()).cpu()
         check(
-            loss - float(self._anchor_share),
+            loss - float((weights_P * anchor_P).sum()),
             pairs,
-            self._weights(inputs["is_buffer"], num_pairs).cpu(),
-            largest_margin=None if self._largest_margin is None else float(self._largest_margin),
-            other_margin=None if self._other_margin is None else self._other_margin.cpu(),
+            weights_P,
+            largest_margin=float(figures.margin.abs().max()),
+            other_margin=None if figures.other_margin is None else figures.other_margin.cpu(),
         )
+
+    def _pairs_of(self, inputs: Mapping[str, Any]) -> list[TokenPair]:
+        places = zip(inputs["is_buffer"].tolist(), inputs["pair_index"].tolist(), strict=True)
+        return [self._streams[int(is_buffer)][index] for is_buffer, index in places]
+
+    def _pair_name(self, inputs: Mapping[str, Any], place: int) -> str:
+        if self.model.training:
+            return self._pairs_of(inputs)[place].pair_id
+        return f"at position {int(inputs['pair_index'][place])} of the evaluation data"
+
+    # The reference, chosen and computed before training
+
+    def _start_reference(
+        self, requested: Reference | str, lists: list[Sequence[TokenPair]], num_streams: int
+    ) -> tuple[Reference, str, list[Sequence[TokenPair]], ReferenceReport | None]:
+        """Return the reference, its name, `lists` with its log-probs where they are precomputed, and the pass' report.
+
+        Called while the model is still what training starts from. `requested`: a name, of which "auto" is resolved
+        here, or an object of the protocol. `lists`: the `num_streams` streams, then the held-out lists. Raises as
+        `choose_reference`, `make_reference` and the pass do.
+        """
+        args, model = self.args, self.model
+        if not isinstance(requested, str):
+            return requested, type(requested).__name__, lists, None
+        known = all(reference_logps(pairs) is not None for pairs in lists)
+        if requested == "auto" and known:
+            requested = "precompute"
+        looked_up, num_missing = None, 0
+        sharded = is_sharded(self)
+        if requested in ("auto", "precompute") and not known:
+            looked_up = ReferencePass(
+                model,
+                lists,
+                cache=args.reference_cache,
+                mixed_precision=str(self.accelerator.mixed_precision),
+                process_index=args.process_index,
+                num_processes=args.world_size,
+            )
+            # The streams alone decide, unless the model will be sharded: then no row at all can be computed here.
+            num_missing = looked_up.num_missing(None if sharded else range(num_streams))
+        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        num_in_epochs = math.ceil(args.num_train_epochs * len(lists[0]))
+        num_main_seen = int(args.max_steps * per_step) if args.max_steps > 0 else num_in_epochs
+        name = choose_reference(
+            requested,  # type: ignore[arg-type]  # it refuses other names
+            num_to_compute=num_missing,
+            num_pairs_seen=num_streams * num_main_seen,
+            has_adapter=hasattr(model, "disable_adapter"),
+            sharded=sharded,
+        )
+        report = None
+        if name == "precompute" and looked_up is not None:
+            with self.accelerator.autocast():
+                lists, report = looked_up.run(
+                    collate=self._collate, max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS
+                )
+        return make_reference(name, model), name, lists, report
+
+    def _collate(self, pairs: Sequence[TokenPair]) -> MicroBatch:
+        batch = collate_pairs(pairs, pad_token_id=self.data_collator.pad_token_id, form=self.form)
+        return on_device(batch, self.args.device)
 
     # Logs
 
@@ -429,16 +423,18 @@ class BFPOTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 6 x tokens x parameters; the parameters are counted once, not in every step."""
-        if self._num_parameters is None:
-            self._num_parameters = int(sum(parameter.numel() for parameter in self.model.parameters()))
         num_tokens = sum(microbatch["input_ids"].numel() for microbatch in inputs["microbatches"])
         return 6 * int(num_tokens) * self._num_parameters
 
+    @cached_property
+    def _num_parameters(self) -> int:
+        return int(sum(parameter.numel() for parameter in self.model.parameters()))
 
-def _difference(values: Tensor) -> Tensor:
-    """Return chosen minus rejected, (P,), of (2P,) values."""
-    chosen, rejected = values.chunk(2)
-    return chosen - rejected
+
+def _chosen_minus_rejected(values_N: Tensor) -> Tensor:
+    """Return (P,): the first half of N values minus the second."""
+    chosen_P, rejected_P = values_N.chunk(2)
+    return chosen_P - rejected_P
 
 
 def _groups(inputs: Mapping[str, Any]) -> Tensor:
@@ -452,6 +448,9 @@ def _computed_in(args: TrainingArguments, model: nn.Module) -> torch.dtype:
     if args.fp16:
         return torch.float16
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+# Sharding, in both stages of training
 
 
 def is_sharded(trainer: Trainer) -> bool:
