@@ -1,4 +1,11 @@
-"""Metrics of preference training by stream and label cell, summed on the device and read once per log."""
+"""Metrics of preference training by stream and label cell, summed on the device and read once per log.
+
+A micro-batch gives a `PairFigures`, whose table of pairs x columns `CellMetrics` sums by stream and cell;
+`summarise` turns the sums into named metrics. `TrainingRecord` is what the trainer holds of all this, and
+`RunningLoss` the mean loss since the last row, in both stages of training and through checkpoints.
+
+Axes: P pairs, S streams, G = streams x cells groups, K columns.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +26,16 @@ from bfpo.training.checks import DivergenceWatch
 
 __all__ = [
     "COLUMNS",
-    "STREAMS",
     "CellMetrics",
     "PairFigures",
     "RunningLoss",
     "TrainingRecord",
     "cell_index",
     "group_index",
-    "step_loss",
     "summarise",
 ]
+
+logger = logging.getLogger(__name__)
 
 STREAMS = ("main", "buffer")
 COLUMNS = (
@@ -83,21 +90,21 @@ class PairFigures:
 
     def table(self) -> Tensor:
         """Return one row per pair and one of `COLUMNS` per column, (P, K) float64; to be summed over pairs."""
-        favoured = self.pair_loss.favoured
-        has_favourite = favoured != 0
-        drift = torch.where(favoured > 0, self.chosen_drift, self.rejected_drift)
-        tokens = torch.where(favoured > 0, self.chosen_tokens, self.rejected_tokens)
-        drift = torch.where(has_favourite, drift, torch.zeros_like(drift))
+        favoured_P = self.pair_loss.favoured  # +1 chosen, -1 rejected, 0 neither
+        has_favourite_P = favoured_P != 0
+        drift_P = torch.where(favoured_P > 0, self.chosen_drift, self.rejected_drift)
+        drift_P = torch.where(has_favourite_P, drift_P, torch.zeros_like(drift_P))
+        tokens_P = torch.where(favoured_P > 0, self.chosen_tokens, self.rejected_tokens)
         columns = {
             "num_pairs": torch.ones_like(self.margin),
             "loss": self.pair_loss.loss.detach(),
             "loss_at_start": self.loss_at_start,
             "beta_margin": self.beta * self.margin,
             "target": self.pair_loss.target,
-            "favoured_pairs": has_favourite,
-            "right_pairs": favoured * self.margin > 0,
-            "favoured_drift": drift,
-            "favoured_drift_per_token": drift / tokens,
+            "favoured_pairs": has_favourite_P,
+            "right_pairs": favoured_P * self.margin > 0,  # the margin has the sign that the method pulls it to
+            "favoured_drift": drift_P,
+            "favoured_drift_per_token": drift_P / tokens_P,
             "chosen_tokens": self.chosen_tokens,
             "rejected_tokens": self.rejected_tokens,
             "dropped_pairs": self.pair_loss.dropped,
@@ -108,25 +115,27 @@ class PairFigures:
 
 
 class CellMetrics:
-    """Sums over pairs, (streams x cells, K) float64 on the device: of the step under way, and since the last reading.
+    """Sums over pairs, (G, K) float64 on the device: of the step under way, and since the last reading.
 
     With several processes the sums of a step are reduced when it ends: between steps all of them hold the same.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._step = torch.zeros(len(STREAMS) * len(CELLS), len(COLUMNS), dtype=torch.float64, device=device)
-        self._sums = self._step.clone()
+        # Float64: many pairs are added, and a squared loss starts at target^2 / beta^2, which is 1e4 and more. On the
+        # device: no step waits for the CPU.
+        self._step_GK = torch.zeros(len(STREAMS) * len(CELLS), len(COLUMNS), dtype=torch.float64, device=device)
+        self._sums_GK = self._step_GK.clone()
 
     def add(self, table: Tensor, group: Tensor) -> None:
         """Add P pairs: `table` (P, K) of `PairFigures.table`, `group` (P,) of `group_index`."""
-        self._step.index_add_(0, group, table)
+        self._step_GK.index_add_(0, group, table)
 
     def end_step(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:
         """Return the sums of the step, `reduce`d over processes, and take them into those since the last reading."""
-        step = reduce(self._step.clone())
-        self._step.zero_()
-        self._sums += step
-        return step
+        step_GK = reduce(self._step_GK.clone())
+        self._step_GK.zero_()
+        self._sums_GK += step_GK
+        return step_GK
 
     @property
     def empty(self) -> bool:
@@ -135,13 +144,13 @@ class CellMetrics:
 
     def state(self) -> list[list[float]]:
         """Return the sums of the steps that ended since the last reading."""
-        sums: list[list[float]] = self._sums.tolist()
+        sums: list[list[float]] = self._sums_GK.tolist()
         return sums
 
     def load(self, sums: Sequence[Sequence[float]] | None) -> None:
         """Go on from what `state` returned; `None` starts anew."""
-        self._step.zero_()
-        self._sums = torch.zeros_like(self._step) if sums is None else self._sums.new_tensor(sums)
+        self._step_GK.zero_()
+        self._sums_GK = torch.zeros_like(self._step_GK) if sums is None else self._sums_GK.new_tensor(sums)
 
     def read(self) -> list[list[float]]:
         """Return the sums, those of a step that has not ended included, and start anew."""
@@ -151,15 +160,15 @@ class CellMetrics:
         return sums
 
 
-def step_loss(sums: Tensor, *, buffer_weight: float, anchor_factor: float) -> Tensor:
-    """Return the loss of one optimizer step from its sums (streams x cells, K), a scalar: what its gradient is of.
+def _step_loss(sums_GK: Tensor, *, buffer_weight: float, anchor_factor: float) -> Tensor:
+    """Return the loss of one optimizer step from its sums, a scalar: what its gradient is of.
 
     That is mean(main) + `buffer_weight` x mean(buffer), each pair's anchor included `anchor_factor` times.
     """
-    streams = sums.view(len(STREAMS), len(CELLS), len(COLUMNS)).sum(dim=1)
-    total = streams[:, _AT["loss"]] + anchor_factor * streams[:, _AT["anchor"]]
-    means = total / streams[:, _AT["num_pairs"]].clamp(min=1)
-    return means[0] + buffer_weight * means[1]
+    streams_SK = sums_GK.view(len(STREAMS), len(CELLS), len(COLUMNS)).sum(dim=1)
+    total_S = streams_SK[:, _AT["loss"]] + anchor_factor * streams_SK[:, _AT["anchor"]]
+    mean_S = total_S / streams_SK[:, _AT["num_pairs"]].clamp(min=1)  # a stream without pairs has loss 0
+    return mean_S[0] + buffer_weight * mean_S[1]
 
 
 def summarise(
@@ -203,6 +212,86 @@ def _figures(row: Sequence[float], *, normaliser: float, has_target: bool, ancho
     if anchored:
         figures["anchor"] = row[_AT["anchor"]] / num_pairs
     return figures
+
+
+class TrainingRecord:
+    """Sums what a log row is made of, in checkpoints too: a resumed run logs what an uninterrupted one does.
+
+    `callback` must be among the trainer's callbacks. `reduce` sums a tensor over all processes. `watch` is `None` until
+    the first row.
+    """
+
+    def __init__(self, args: BFPOConfig, *, reduce: Callable[[Tensor], Tensor]) -> None:
+        self._args = args
+        self._method = get_method(args.method)
+        self._reduce = reduce
+        self._metrics = CellMetrics(args.device)
+        self.watch: DivergenceWatch | None = None
+        self.callback = RunningLoss(self._end_step, save=self._state, load=self._load)
+
+    def add(self, table: Tensor, group: Tensor) -> None:
+        """Add the P pairs of a micro-batch: `table` (P, K) of `PairFigures.table`, `group` (P,) of `group_index`."""
+        self._metrics.add(table, group)
+
+    def fill(self, logs: dict[str, float], state: TrainerState) -> None:
+        """Complete a row of the log, and start the sums of the next."""
+        ends = "train_runtime" in logs
+        if not ends and "learning_rate" not in logs:
+            return
+        self.callback.fill(logs, state.global_step)
+        if not self._metrics.empty:
+            sums = self._metrics.read()
+            logs.update(self._named(sums))
+            self._look(sums, logs, state, last=ends or state.global_step >= state.max_steps)
+
+    def of_evaluation(self, table: Any, group: Any) -> dict[str, float]:
+        """Return the metrics of held-out pairs by cell, from their tables and groups."""
+        metrics = CellMetrics(torch.device("cpu"))
+        metrics.add(torch.as_tensor(table), torch.as_tensor(group))
+        named = self._named(metrics.read())
+        kept = {name: value for name, value in named.items() if not name.endswith("/loss_at_start")}
+        return {name.removeprefix("main/"): value for name, value in kept.items()}
+
+    def _end_step(self) -> Tensor:
+        anchor_factor = self._args.anchor_weight / self._method.normaliser(self._args.beta)
+        sums_GK = self._metrics.end_step(self._reduce)
+        return _step_loss(sums_GK, buffer_weight=self._args.buffer_weight, anchor_factor=anchor_factor)
+
+    def _state(self) -> dict[str, Any]:
+        watch = None if self.watch is None else {"warmup_steps": self.watch.warmup_steps, **self.watch.state()}
+        return {"sums": self._metrics.state(), "watch": watch}
+
+    def _load(self, state: Mapping[str, Any] | None) -> None:
+        self._metrics.load(state["sums"] if state else None)
+        self.watch = None
+        if state and state["watch"]:
+            self.watch = DivergenceWatch(self._args.learning_rate, state["watch"]["warmup_steps"])
+            self.watch.load(state["watch"])
+
+    def _named(self, sums: Sequence[Sequence[float]]) -> dict[str, float]:
+        return summarise(
+            sums,
+            normaliser=self._method.normaliser(self._args.beta),
+            has_target=self._method.has_target,
+            anchored=self._args.anchor_weight > 0,
+        )
+
+    def _look(
+        self, sums: Sequence[Sequence[float]], logs: dict[str, float], state: TrainerState, *, last: bool
+    ) -> None:
+        if self.watch is None:
+            self.watch = DivergenceWatch(self._args.learning_rate, self._args.get_warmup_steps(state.max_steps))
+        total = dict(zip(COLUMNS, (sum(column) for column in zip(*sums, strict=True)), strict=True))
+        warning = self.watch.update(
+            state.global_step,
+            total["loss"] / total["num_pairs"],
+            total["loss_at_start"] / total["num_pairs"],
+            last=last,
+        )
+        logs["loss_over_start"] = self.watch.ratio
+        if warning is not None:
+            logs["diverging"] = 1.0
+            logger.warning(warning)
 
 
 class RunningLoss(TrainerCallback, ExportableState):
@@ -266,86 +355,3 @@ class RunningLoss(TrainerCallback, ExportableState):
             self._since_row, self._num_steps = torch.zeros_like(self._since_row), 0
         if "train_loss" in logs and global_step > 0:
             logs["train_loss"] = float(self._whole) / global_step
-
-
-logger = logging.getLogger(__name__)
-
-
-class TrainingRecord:
-    """Sums what a log row is made of, in checkpoints too: a resumed run logs what an uninterrupted one does.
-
-    `callback` must be among the trainer's callbacks. `reduce` sums a tensor over all processes. `watch` is `None` until
-    the first row.
-    """
-
-    def __init__(self, args: BFPOConfig, *, reduce: Callable[[Tensor], Tensor]) -> None:
-        self._args = args
-        self._method = get_method(args.method)
-        self._reduce = reduce
-        self._metrics = CellMetrics(args.device)
-        self.watch: DivergenceWatch | None = None
-        self.callback = RunningLoss(self._end_step, save=self._state, load=self._load)
-
-    def add(self, table: Tensor, group: Tensor) -> None:
-        """Add the P pairs of a micro-batch: `table` (P, K) of `PairFigures.table`, `group` (P,) of `group_index`."""
-        self._metrics.add(table, group)
-
-    def fill(self, logs: dict[str, float], state: TrainerState) -> None:
-        """Complete a row of the log, and start the sums of the next."""
-        ends = "train_runtime" in logs
-        if not ends and "learning_rate" not in logs:
-            return
-        self.callback.fill(logs, state.global_step)
-        if not self._metrics.empty:
-            sums = self._metrics.read()
-            logs.update(self._named(sums))
-            self._look(sums, logs, state, last=ends or state.global_step >= state.max_steps)
-
-    def of_evaluation(self, table: Any, group: Any) -> dict[str, float]:
-        """Return the metrics of held-out pairs by cell, from their tables and groups."""
-        metrics = CellMetrics(torch.device("cpu"))
-        metrics.add(torch.as_tensor(table), torch.as_tensor(group))
-        named = self._named(metrics.read())
-        kept = {name: value for name, value in named.items() if not name.endswith("/loss_at_start")}
-        return {name.removeprefix("main/"): value for name, value in kept.items()}
-
-    def _end_step(self) -> Tensor:
-        anchor_factor = self._args.anchor_weight / self._method.normaliser(self._args.beta)
-        sums = self._metrics.end_step(self._reduce)
-        return step_loss(sums, buffer_weight=self._args.buffer_weight, anchor_factor=anchor_factor)
-
-    def _state(self) -> dict[str, Any]:
-        watch = None if self.watch is None else {"warmup_steps": self.watch.warmup_steps, **self.watch.state()}
-        return {"sums": self._metrics.state(), "watch": watch}
-
-    def _load(self, state: Mapping[str, Any] | None) -> None:
-        self._metrics.load(state["sums"] if state else None)
-        self.watch = None
-        if state and state["watch"]:
-            self.watch = DivergenceWatch(self._args.learning_rate, state["watch"]["warmup_steps"])
-            self.watch.load(state["watch"])
-
-    def _named(self, sums: Sequence[Sequence[float]]) -> dict[str, float]:
-        return summarise(
-            sums,
-            normaliser=self._method.normaliser(self._args.beta),
-            has_target=self._method.has_target,
-            anchored=self._args.anchor_weight > 0,
-        )
-
-    def _look(
-        self, sums: Sequence[Sequence[float]], logs: dict[str, float], state: TrainerState, *, last: bool
-    ) -> None:
-        if self.watch is None:
-            self.watch = DivergenceWatch(self._args.learning_rate, self._args.get_warmup_steps(state.max_steps))
-        total = dict(zip(COLUMNS, (sum(column) for column in zip(*sums, strict=True)), strict=True))
-        warning = self.watch.update(
-            state.global_step,
-            total["loss"] / total["num_pairs"],
-            total["loss_at_start"] / total["num_pairs"],
-            last=last,
-        )
-        logs["loss_over_start"] = self.watch.ratio
-        if warning is not None:
-            logs["diverging"] = 1.0
-            logger.warning(warning)
