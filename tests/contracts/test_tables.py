@@ -12,10 +12,10 @@ import yaml
 
 import bfpo
 import bfpo.config
-from bfpo.config import METHOD_SETTINGS, AlignConfig, DataConfig, EvaluateConfig, MethodSettings, SftDataConfig
+from bfpo.config import METHOD_SETTINGS, AlignConfig, EvaluateConfig, MethodSettings, SftConfig
 from bfpo.config.describe import describe_keys
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.pair_layouts import LAYOUTS
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.objective.losses import METHODS, preference_loss
 from bfpo.runs.stages import STAGES
 
@@ -39,9 +39,13 @@ def test_the_config_offers_every_method_and_every_setting():
 
 
 def test_the_config_offers_every_layout():
-    assert set(choices(DataConfig, "layout")) == {"auto", *LAYOUTS}
-    assert set(choices(SftDataConfig, "layout")) == {"auto", *COMPLETION_LAYOUTS, *LAYOUTS}
-    assert not LAYOUTS.keys() & COMPLETION_LAYOUTS.keys()
+    pairs = "bfpo, trl, pku, hh, redteam, helpsteer2, helpsteer3, sharegpt"
+    completions = "completions, conversations, beavertails, wildguardmix"
+    keys = {key.name: key.allowed for key in describe_keys(AlignConfig)}
+    assert keys["data.layout"] == keys["buffer.layout"] == f"auto, {pairs}"
+    assert {key.name: key.allowed for key in describe_keys(SftConfig)}["data.layout"] == f"auto, {completions}, {pairs}"
+    assert (PAIR_LAYOUTS.names, COMPLETION_LAYOUTS.names) == (tuple(pairs.split(", ")), tuple(completions.split(", ")))
+    assert not PAIR_LAYOUTS.keys() & COMPLETION_LAYOUTS.keys()
 
 
 def test_evaluation_knows_which_half_reads_a_key():

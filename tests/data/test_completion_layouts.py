@@ -9,7 +9,7 @@ import pytest
 
 from bfpo.core.errors import DataError, LabelError, SettingError
 from bfpo.core.schema import Completion, Message
-from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, detect_completion_layout
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.load import load_completions
 from bfpo.data.read import iter_completions, read_completions, read_pairs, write_completions
 from bfpo.data.rejects import Reject, RowError
@@ -49,9 +49,9 @@ ULTRACHAT: dict[str, Any] = {
     ],
 )
 def test_rows_are_completions(name: str, row: dict[str, Any], kind: str, is_safe: float | None) -> None:
-    layout = detect_completion_layout(row)
+    layout = COMPLETION_LAYOUTS.detect(row)
     assert layout is COMPLETION_LAYOUTS[name]
-    made = layout.to_completion(row)
+    made = layout.parse(row)
     assert (made.prompt, made.text, made.kind, made.is_safe) == ((Q,), "a", kind, is_safe)
 
 
@@ -70,7 +70,7 @@ def test_rows_are_completions(name: str, row: dict[str, Any], kind: str, is_safe
 )
 def test_bad_rows_say_field_and_reason(name: str, row: dict[str, Any], field: str, reason: str) -> None:
     with pytest.raises(RowError) as caught:
-        COMPLETION_LAYOUTS[name].to_completion(row)
+        COMPLETION_LAYOUTS[name].parse(row)
     assert (caught.value.field, reason in caught.value.reason) == (field, True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bfpo.core.schema import Message, Pair
-from bfpo.data.pair_layouts import LAYOUTS, detect_layout
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import RowError
 
 Q = Message("user", "q")
@@ -21,7 +21,7 @@ def answer(text: str) -> dict[str, str]:
 
 
 def parse(layout: str, row: dict[str, Any]) -> Pair:
-    return LAYOUTS[layout].to_pair(row)
+    return PAIR_LAYOUTS[layout].parse(row)
 
 
 OURS: dict[str, Any] = {
@@ -79,7 +79,7 @@ def test_every_way_to_write_a_trl_row(row: dict[str, Any]) -> None:
     pair = parse("trl", row)
     assert (pair.prompt, pair.chosen, pair.rejected) == ((Q,), "a", "b")
     assert pair.chosen_is_safe is None
-    assert detect_layout(row) is LAYOUTS["trl"]
+    assert PAIR_LAYOUTS.detect(row) is PAIR_LAYOUTS["trl"]
 
 
 def test_trl_conversations_of_several_turns_share_all_but_the_last() -> None:
@@ -95,7 +95,7 @@ def test_hh_transcripts() -> None:
     pair = parse("hh", row)
     assert pair.prompt == (Message("user", "one\n\ntwo"), Message("assistant", "three"), Message("user", "four"))
     assert (pair.chosen, pair.rejected, pair.chosen_is_safe) == ("Human: odd", "b", None)
-    assert detect_layout(row) is LAYOUTS["hh"]
+    assert PAIR_LAYOUTS.detect(row) is PAIR_LAYOUTS["hh"]
 
 
 PKU_ALL: dict[str, Any] = {
@@ -124,7 +124,7 @@ PKU_ALL: dict[str, Any] = {
 )
 def test_every_layout_that_pku_saferlhf_has_had(columns: tuple[str, ...]) -> None:
     row = {**PKU, **{name: PKU_ALL[name] for name in columns}}
-    assert detect_layout(row) is LAYOUTS["pku"]
+    assert PAIR_LAYOUTS.detect(row) is PAIR_LAYOUTS["pku"]
     assert parse("pku", row) == parse("pku", PKU)  # the safer response is not the chosen one
 
 
@@ -176,7 +176,7 @@ def test_sharegpt_turns() -> None:
 def test_ultrafeedback_is_a_conversation_beside_its_prompt() -> None:
     turns = {key: [USER, answer(key)] for key in ("chosen", "rejected")}
     row = {"prompt": "q", "prompt_id": "x", **turns, "messages": turns["chosen"], "score_chosen": 8.0}
-    assert detect_layout(row) is LAYOUTS["trl"]
+    assert PAIR_LAYOUTS.detect(row) is PAIR_LAYOUTS["trl"]
     assert parse("trl", row) == replace(parse("trl", turns), id=parse("trl", row).id)
 
 
@@ -295,5 +295,5 @@ def test_bad_rows_say_field_and_reason(layout: str, row: dict[str, Any], field: 
     ],
 )
 def test_the_columns_decide_the_layout(row: dict[str, Any], name: str | None) -> None:
-    layout = detect_layout(row)
+    layout = PAIR_LAYOUTS.detect(row)
     assert (layout.name if layout else None) == name

@@ -11,7 +11,7 @@ import pytest
 
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Message
-from bfpo.data.prompt_layouts import PROMPT_LAYOUTS, detect_prompt_layout
+from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.prompts import read_prompt_files, read_prompts
 from helpers import write_rows
 
@@ -49,9 +49,9 @@ ROWS: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize(("name", "row", "id_", "kind"), ROWS)
 def test_one_row_of_every_layout(name: str, row: dict[str, Any], id_: str, kind: str) -> None:
-    layout = detect_prompt_layout(row)
+    layout = PROMPT_LAYOUTS.detect(row)
     assert layout is PROMPT_LAYOUTS[name]
-    (prompt,) = layout.to_prompts(row)
+    (prompt,) = layout.parse(row)
     assert (prompt.id, prompt.messages, prompt.kind) == (id_, (Message("user", "q"),), kind)
 
 
@@ -61,7 +61,7 @@ def test_every_layout_has_a_row_here() -> None:
 
 def test_the_context_of_a_behaviour_comes_first() -> None:
     row = {"Behavior": "do it", "ContextString": "some text", "BehaviorID": "b"}
-    assert PROMPT_LAYOUTS["harmbench"].to_prompts(row)[0].messages[0].content == "some text\n\n---\n\ndo it"
+    assert PROMPT_LAYOUTS["harmbench"].parse(row)[0].messages[0].content == "some text\n\n---\n\ndo it"
 
 
 def test_a_garak_report_is_its_attempts_each_once(tmp_path: Path) -> None:

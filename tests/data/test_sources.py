@@ -11,7 +11,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 
 from bfpo.core.errors import DataError, SettingError
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.pair_layouts import LAYOUTS
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.sources import SOURCES, find_source, resolve_files
 
@@ -47,7 +47,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[dict[str, object]
 
 def test_every_source_has_a_layout_of_its_kind() -> None:
     for source in SOURCES.values():
-        layouts = LAYOUTS if source.kind == "pairs" else COMPLETION_LAYOUTS
+        layouts = PAIR_LAYOUTS if source.kind == "pairs" else COMPLETION_LAYOUTS
         assert source.layout in layouts or (source.name, source.layout) == ("pairs", "auto")
         assert (source.hub_id is None) == (not source.patterns) == (source.licence is None), source.name
         assert source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision)

@@ -23,7 +23,7 @@ from bfpo.core.errors import BfpoError, DataError
 from bfpo.data import files as rows
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.files import iter_rows
-from bfpo.data.pair_layouts import LAYOUTS
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import iter_pairs, read_pairs, read_sft
@@ -38,7 +38,11 @@ values = st.recursive(
     max_leaves=5,
 )
 names = sorted(
-    {name for layout in (*LAYOUTS.values(), *COMPLETION_LAYOUTS.values()) for name in (*layout.needs, *layout.reads)}
+    {
+        name
+        for layout in (*PAIR_LAYOUTS.values(), *COMPLETION_LAYOUTS.values())
+        for name in (*layout.needs, *layout.reads)
+    }
     | {name for layout in PROMPT_LAYOUTS.values() for name in (*layout.needs, *layout.reads)}
 )
 GOOD: list[dict[str, Any]] = [
@@ -154,7 +158,7 @@ def test_any_values_in_known_columns(items: list[dict[str, Any]], array: bool) -
         read_every_way(file)
         for layout in PROMPT_LAYOUTS:
             result_or_error(partial(read_prompt_files, [file], layout=layout), file)
-        for layout in LAYOUTS:
+        for layout in PAIR_LAYOUTS:
             assert read_pairs([file], layout=layout).rows == len(items)
         for layout in COMPLETION_LAYOUTS:
             assert read_sft([file], layout=layout).rows == len(items)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from bfpo.core.settings import ConfigPart
+from bfpo.core.settings import ConfigPart, NameOf
 
 __all__ = ["Key", "allowed", "describe_keys", "items_of", "section_of"]
 
@@ -92,6 +92,9 @@ def _bounds_words(metadata: Iterable[Any]) -> str:
 
 def allowed(info: FieldInfo) -> str:
     """Return in words what a key accepts, such as `a number > 0, or null`."""
+    for item in info.metadata:
+        if isinstance(item, NameOf):
+            return ", ".join(item.names())
     bounds = _bounds_words(info.metadata)
     return ", or ".join(_member_words(member, bounds) for member in _flat_members(info.annotation))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bfpo.core.settings import ConfigPart, FileList
+from bfpo.core.settings import ConfigPart, FileList, NameOf
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
+from bfpo.data.layouts import AUTO
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 
 __all__ = ["DataConfig", "FilesConfig", "LoraConfig", "PairRowsConfig", "RowsConfig", "SftDataConfig", "SplitConfig"]
 
@@ -43,8 +46,8 @@ class RowsConfig(ConfigPart):
 class PairRowsConfig(RowsConfig):
     """Preference pairs on disk, whatever their labels."""
 
-    layout: Literal["auto", "bfpo", "trl", "pku", "hh", "redteam", "helpsteer2", "helpsteer3", "sharegpt"] = Field(
-        default="auto", description="form of the rows; auto finds it from the columns"
+    layout: Annotated[str, NameOf(lambda: (AUTO, *PAIR_LAYOUTS.names))] = Field(
+        default=AUTO, description="form of the rows; auto finds it from the columns"
     )
 
 
@@ -63,22 +66,8 @@ class DataConfig(FilesConfig, PairRowsConfig):
 class SftDataConfig(FilesConfig):
     """Completions to imitate, or a pair file of which some completions are imitated."""
 
-    layout: Literal[
-        "auto",
-        "completions",
-        "conversations",
-        "beavertails",
-        "wildguardmix",
-        "bfpo",
-        "trl",
-        "pku",
-        "hh",
-        "redteam",
-        "helpsteer2",
-        "helpsteer3",
-        "sharegpt",
-    ] = Field(
-        default="auto",
+    layout: Annotated[str, NameOf(lambda: (AUTO, *COMPLETION_LAYOUTS.names, *PAIR_LAYOUTS.names))] = Field(
+        default=AUTO,
         description="form of the rows, completions = {prompt, completion} or {messages}; auto finds it",
     )
     use: Literal["all", "chosen", "safe"] = Field(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from inspect import get_annotations
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-__all__ = ["ConfigPart", "FileList", "PathText", "StageConfig"]
+__all__ = ["ConfigPart", "FileList", "NameOf", "PathText", "StageConfig"]
 
 
 def _path_text(value: object) -> object:
@@ -25,6 +27,24 @@ PathText = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 
 FileList = Annotated[list[PathText], BeforeValidator(_one_or_many), Field(min_length=1)]
 """One path or several."""
+
+
+@dataclass(frozen=True, slots=True)
+class NameOf:
+    """Makes a text key, as in `Annotated[str, NameOf(names)]`, one of the names of a registry.
+
+    `names` is called when a value is checked or described: what is registered later counts.
+    """
+
+    names: Callable[[], Sequence[str]]
+
+    def __get_pydantic_core_schema__(self, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: str) -> str:
+        if value not in self.names():
+            raise PydanticCustomError("unknown_name", "not a known name")
+        return value
 
 
 class ConfigPart(BaseModel):

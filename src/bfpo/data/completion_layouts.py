@@ -1,9 +1,6 @@
-"""Layouts of single completions: one pure function per layout, row -> Completion, and the table of them."""
+"""Layouts of single completions: one pure function row -> Completion each, registered by name."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from bfpo.core.schema import Completion, Message
 from bfpo.data.fields import (
@@ -16,34 +13,33 @@ from bfpo.data.fields import (
     text_of,
     value_of,
 )
+from bfpo.data.layouts import Layouts
 from bfpo.data.rejects import RowError
 
-__all__ = ["COMPLETION_LAYOUTS", "CompletionLayout", "detect_completion_layout", "plain_completion"]
+__all__ = ["COMPLETION_LAYOUTS", "plain_completion"]
+
+COMPLETION_LAYOUTS: Layouts[Completion] = Layouts(reads=("id",))
 
 _HARM_LABELS = {"harmful": 0.0, "unharmful": 1.0}
 _PROMPT_KINDS = {"harmful": "harmful", "unharmful": "benign"}
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionLayout:
-    """A way to write completions in columns, as `Layout` is of pairs; `labelled` ones say whether each is safe."""
-
-    name: str
-    summary: str
-    needs: tuple[str, ...]
-    reads: tuple[str, ...]
-    labelled: bool
-    fits: Callable[[Columns], bool]
-    to_completion: Callable[[Columns], Completion]
-
-
-def detect_completion_layout(columns: Columns) -> CompletionLayout | None:
-    """Return the first layout that fits these columns, `None` where none does."""
-    return next((layout for layout in COMPLETION_LAYOUTS.values() if layout.fits(columns)), None)
+@COMPLETION_LAYOUTS.register(
+    "completions",
+    "prompt with completion or text, or messages whose last is the assistant's",
+    needs=("prompt", "completion"),
+    reads=("text", "messages", "model", "kind", "finished", "is_safe"),
+    fits=lambda row: (
+        "messages" in row or "completion" in row or ({"prompt", "text"} <= row.keys() and "chosen" not in row)
+    ),
+)
+def our_completion(row: Columns) -> Completion:
+    """Our columns: `prompt` with `completion` or `text`, or `messages` of which the last is the assistant's."""
+    return plain_completion(row)
 
 
 def plain_completion(row: Columns, *, allow_empty: bool = False) -> Completion:
-    """Our columns: `prompt` with `completion` or `text`, or `messages` of which the last is the assistant's."""
+    """Return the completion of a row in our columns; `allow_empty` for what `write_completions` wrote."""
     if "messages" in row:
         turns, field = messages_of(row["messages"], "messages"), "messages"
         prompt, text = _without_answer(turns, field)
@@ -56,6 +52,14 @@ def plain_completion(row: Columns, *, allow_empty: bool = False) -> Completion:
     return completion_of(row, prompt, text, field, kind=kind, is_safe=is_safe, allow_empty=allow_empty)
 
 
+@COMPLETION_LAYOUTS.register(
+    "conversations",
+    "ShareGPT: conversations as turns of {from, value}, the last of which is learnt",
+    needs=("conversations",),
+    reads=("system",),
+    fits=lambda row: "conversations" in row and "chosen" not in row,
+    order=2,
+)
 def sharegpt_completion(row: Columns) -> Completion:
     """ShareGPT's `conversations`, turns of `{from, value}`: the last is the assistant's and the completion."""
     turns = sharegpt_messages_of(value_of(row, "conversations"), "conversations")
@@ -64,6 +68,13 @@ def sharegpt_completion(row: Columns) -> Completion:
     return completion_of(row, prompt, text, "conversations")
 
 
+@COMPLETION_LAYOUTS.register(
+    "beavertails",
+    "BeaverTails: prompt, response and whether it is safe",
+    needs=("prompt", "response", "is_safe"),
+    order=1,
+    labelled=True,
+)
 def beavertails_completion(row: Columns) -> Completion:
     """BeaverTails' questions and answers, each with `is_safe`; rows of one prompt are no pair, as none is better."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
@@ -71,6 +82,13 @@ def beavertails_completion(row: Columns) -> Completion:
     return completion_of(row, prompt, text, "response", is_safe=label_of(row, "is_safe"))
 
 
+@COMPLETION_LAYOUTS.register(
+    "wildguardmix",
+    "WildGuardMix: prompt, response and whether the response is harmful",
+    needs=("prompt", "response", "response_harm_label"),
+    reads=("prompt_harm_label",),
+    labelled=True,
+)
 def wildguardmix_completion(row: Columns) -> Completion:
     """WildGuardMix: `response_harm_label` is the label, the prompt's own its kind; some rows hold no response."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
@@ -94,53 +112,3 @@ def _without_answer(turns: tuple[Message, ...], field: str) -> tuple[tuple[Messa
     if not turns or turns[-1].role != "assistant":
         raise RowError(field, "the last message is not the assistant's", turns[-1].role if turns else None)
     return turns[:-1], turns[-1].content
-
-
-def _is_plain(row: Columns) -> bool:
-    return "messages" in row or "completion" in row or ({"prompt", "text"} <= row.keys() and "chosen" not in row)
-
-
-_WILDGUARD_NEEDS = ("prompt", "response", "response_harm_label")
-_BEAVERTAILS_NEEDS = ("prompt", "response", "is_safe")
-
-COMPLETION_LAYOUTS: dict[str, CompletionLayout] = {
-    layout.name: layout
-    for layout in (
-        CompletionLayout(
-            name="completions",
-            summary="prompt with completion or text, or messages whose last is the assistant's",
-            needs=("prompt", "completion"),
-            reads=("text", "messages", "id", "model", "kind", "finished", "is_safe"),
-            labelled=False,
-            fits=_is_plain,
-            to_completion=plain_completion,
-        ),
-        CompletionLayout(
-            name="wildguardmix",
-            summary="WildGuardMix: prompt, response and whether the response is harmful",
-            needs=_WILDGUARD_NEEDS,
-            reads=("prompt_harm_label", "id"),
-            labelled=True,
-            fits=lambda row: row.keys() >= set(_WILDGUARD_NEEDS),
-            to_completion=wildguardmix_completion,
-        ),
-        CompletionLayout(
-            name="beavertails",
-            summary="BeaverTails: prompt, response and whether it is safe",
-            needs=_BEAVERTAILS_NEEDS,
-            reads=("id",),
-            labelled=True,
-            fits=lambda row: row.keys() >= set(_BEAVERTAILS_NEEDS),
-            to_completion=beavertails_completion,
-        ),
-        CompletionLayout(
-            name="conversations",
-            summary="ShareGPT: conversations as turns of {from, value}, the last of which is learnt",
-            needs=("conversations",),
-            reads=("system", "id"),
-            labelled=False,
-            fits=lambda row: "conversations" in row and "chosen" not in row,
-            to_completion=sharegpt_completion,
-        ),
-    )
-}

@@ -7,21 +7,21 @@ import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
-from bfpo.core.errors import DataError, SettingError, first_line
+from bfpo.core.errors import DataError, first_line
 from bfpo.core.inputs import ALLOWED_KINDS, kind_of
+from bfpo.data.layouts import Layout
 from bfpo.data.rejects import CellText, Reject, Row, RowError, describe_rejects
 
 __all__ = [
     "MAX_DOCUMENT_BYTES",
     "MAX_LINE_BYTES",
     "attempt",
-    "check_columns",
     "first_that_fits",
     "iter_csv_rows",
     "iter_lines",
@@ -343,17 +343,6 @@ def _holds_bad_bytes(cell: str) -> bool:
 
 
 Item = TypeVar("Item")
-Layout = TypeVar("Layout")
-Columns = Mapping[str, object]
-
-
-def check_columns(columns: Mapping[str, str] | None, known: Collection[str]) -> None:
-    """Raise `SettingError` where `columns` maps a name that no layout knows."""
-    unknown = sorted(set(columns or {}) - set(known))
-    if unknown:
-        raise SettingError(
-            f"columns: got {', '.join(unknown)}; allowed (our name: the file's): {', '.join(sorted(known))}"
-        )
 
 
 def mapped_rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
@@ -370,25 +359,24 @@ def _renamed(row: Row, columns: Mapping[str, str] | None) -> Row:
     return Row(row.line, {**kept, **mapped}, row.bad)
 
 
-def first_that_fits(
-    file: Path, rows: Iterable[Row], detect: Callable[[Columns], Layout | None], known: Mapping[str, tuple[str, ...]]
-) -> Layout | None:
-    """Return the layout of the first row that fits any; `None` where no row has columns at all.
+def first_that_fits(file: Path, rows: Iterable[Row], layouts: Iterable[Layout[Item]]) -> Layout[Item] | None:
+    """Return the first layout that fits the first row which fits any; `None` where no row has columns at all.
 
-    Raises `DataError` where rows have columns and none fits, with the needs of the `known` layouts.
+    Raises `DataError` where rows have columns and none fits, with what the layouts need.
     """
+    known = list(layouts)
     first: Row | None = None
     for row in rows:
         if row.bad is not None:
             continue
         first = first or row
-        layout = detect(row.columns)
+        layout = next((layout for layout in known if layout.fits(row.columns)), None)
         if layout is not None:
             return layout
     if first is None:
         return None
     seen = ", ".join(map(_printable, first.columns)) or "none"
-    needs = "; ".join(f"{name} needs {', '.join(needed)}" for name, needed in known.items())
+    needs = "; ".join(f"{layout.name} needs {', '.join(layout.needs)}" for layout in known if layout.needs)
     what = f"the columns fit no layout; columns seen: {seen}; layouts: {needs}"
     raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
 

@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.inputs import expand_files
-from bfpo.core.schema import Completion
-from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, CompletionLayout, detect_completion_layout
-from bfpo.data.files import check_columns, first_that_fits, mapped_rows
-from bfpo.data.pair_layouts import LAYOUTS, Layout, detect_layout
+from bfpo.core.schema import Completion, Pair
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
+from bfpo.data.files import first_that_fits, mapped_rows
+from bfpo.data.layouts import Layout, check_columns
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import BadRows, ReadResult, Reject, Row, RowError, check_rejects
 
 __all__ = ["LabelledResult", "load_labelled"]
 
-AnyLayout = Layout | CompletionLayout
 _OURS = ("id", "prompt", "completion", "is_safe", "kind")
 _SAFE, _UNSAFE = ("true", "1", "1.0", "safe"), ("false", "0", "0.0", "unsafe")
 _UNKNOWN = "label unknown or between 0 and 1"
@@ -99,17 +99,20 @@ class _Values:
         raise RowError("is_safe", "neither safe nor unsafe (safe_values and unsafe_values name others)", value)
 
 
-def _layout_of(file: Path, columns: Mapping[str, str] | None) -> AnyLayout:
-    def detect(held: Mapping[str, object]) -> Any:
-        return detect_completion_layout({"prompt": "", **held}) or detect_layout(held)
-
-    known: dict[str, AnyLayout] = {**COMPLETION_LAYOUTS, **LAYOUTS}
-    needs = {layout.name: layout.needs for layout in known.values()}
-    found: AnyLayout | None = first_that_fits(file, mapped_rows(file, columns), detect, needs)
+def _layout_of(file: Path, columns: Mapping[str, str] | None) -> Layout[Pair | Completion]:
+    alone = [replace(layout, fits=partial(_fits_without_prompt, layout)) for layout in COMPLETION_LAYOUTS.values()]
+    layouts: list[Layout[Pair | Completion]] = [*alone, *PAIR_LAYOUTS.values()]
+    found = first_that_fits(file, mapped_rows(file, columns), layouts)
     return found or COMPLETION_LAYOUTS["completions"]
 
 
-def _read(row: Row, layout: AnyLayout, values: _Values, where: Mapping[str, str]) -> Iterator[Completion | str]:
+def _fits_without_prompt(layout: Layout[Completion], row: Mapping[str, object]) -> bool:
+    return layout.fits({"prompt": "", **row})
+
+
+def _read(
+    row: Row, layout: Layout[Pair | Completion], values: _Values, where: Mapping[str, str]
+) -> Iterator[Completion | str]:
     """Yield the labelled completions of a row, or why there are none; raises `RowError`."""
     if row.bad is not None:
         raise row.bad
@@ -119,8 +122,8 @@ def _read(row: Row, layout: AnyLayout, values: _Values, where: Mapping[str, str]
         if not fnmatchcase(str(row.columns[name]), pattern):
             yield f"{name} is not {pattern}"
             return
-    if isinstance(layout, Layout):
-        yield from _of_pair(layout, row)
+    if layout.name in PAIR_LAYOUTS:
+        yield from _of_pair(PAIR_LAYOUTS[layout.name].parse(row.columns))
         return
     held = {"prompt": "", **row.columns}
     if "is_safe" in held and not (held["is_safe"] is None or isinstance(held["is_safe"], float)):
@@ -131,12 +134,11 @@ def _read(row: Row, layout: AnyLayout, values: _Values, where: Mapping[str, str]
         held["is_safe"] = is_safe
     elif "is_safe" not in held and not layout.labelled:
         raise RowError("is_safe", "missing column", sorted(map(str, row.columns)))
-    completion = layout.to_completion(held)
+    completion = COMPLETION_LAYOUTS[layout.name].parse(held)
     yield completion if completion.is_safe in (0.0, 1.0) else _UNKNOWN
 
 
-def _of_pair(layout: Layout, row: Row) -> Iterator[Completion | str]:
-    pair = layout.to_pair(row.columns)
+def _of_pair(pair: Pair) -> Iterator[Completion | str]:
     sides = (("chosen", pair.chosen, pair.chosen_is_safe), ("rejected", pair.rejected, pair.rejected_is_safe))
     for side, text, label in sides:
         made = Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source, is_safe=label)

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from bfpo.core.errors import DataError, LabelError, SettingError
 from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Completion, Pair
-from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, detect_completion_layout
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.files import mapped_rows
 from bfpo.data.labels import CELLS, LabelResolver, Unknown, Use, cell_of, completions_of_pairs, resolve_labels
-from bfpo.data.pair_layouts import detect_layout
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
 from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
 from bfpo.data.split import RowPicker, Split
@@ -250,9 +250,9 @@ def load_completions(
 def _holds_completions(file: Path, columns: Mapping[str, str] | None) -> bool:
     """Whether the first row that fits any layout fits one of completions."""
     for row in mapped_rows(file, columns):
-        if row.bad is None and detect_completion_layout(row.columns) is not None:
+        if row.bad is None and COMPLETION_LAYOUTS.detect(row.columns) is not None:
             return True
-        if row.bad is None and detect_layout(row.columns) is not None:
+        if row.bad is None and PAIR_LAYOUTS.detect(row.columns) is not None:
             return False
     return False
 

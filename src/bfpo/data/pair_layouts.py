@@ -1,10 +1,9 @@
-"""Layouts of preference files: one pure function per layout, row -> Pair, and the table of them."""
+"""Layouts of preference files: one pure function row -> Pair each, registered by name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from bfpo.core.schema import Message, Pair, Role
 from bfpo.data.fields import (
@@ -19,41 +18,28 @@ from bfpo.data.fields import (
     text_of,
     value_of,
 )
+from bfpo.data.layouts import Layouts
 from bfpo.data.rejects import CellText, RowError
 
-__all__ = ["LAYOUTS", "Layout", "detect_layout"]
+__all__ = ["PAIR_LAYOUTS"]
 
-_LABELS = ("chosen_is_safe", "rejected_is_safe")
+PAIR_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source"))
+
+_COMPLETIONS, _LABELS = ("chosen", "rejected"), ("chosen_is_safe", "rejected_is_safe")
+_OURS = ("prompt", *_COMPLETIONS, *_LABELS)
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _HELPSTEER_ROLES: dict[str, Role] = {"User": "user", "Assistant": "assistant"}
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A way to write pairs in columns: what it needs, what else it reads, and its function row -> Pair.
-
-    `fits` decides from the columns alone (and whether a completion is text or a conversation), never from what the
-    values say. `to_pair` raises `RowError`.
-    """
-
-    name: str
-    summary: str
-    needs: tuple[str, ...]
-    reads: tuple[str, ...]
-    fits: Callable[[Columns], bool]
-    to_pair: Callable[[Columns], Pair]
-
-
-def detect_layout(columns: Columns) -> Layout | None:
-    """Return the first layout that fits these columns, `None` where none does."""
-    return next((layout for layout in LAYOUTS.values() if layout.fits(columns)), None)
-
-
-# ------------------------------------------------------------------------------------------------------ layouts
-
-
+@PAIR_LAYOUTS.register(
+    "bfpo",
+    "our columns: prompt (text or messages), two plain completions, two labels (null = unknown)",
+    needs=_OURS,
+    fits=lambda row: row.keys() >= set(_OURS) and not _is_conversation(row),
+    order=1,
+)
 def bfpo_pair(row: Columns) -> Pair:
     """Our columns: plain completions and both labels, which may be null but not absent."""
     for field in _LABELS:
@@ -63,6 +49,14 @@ def bfpo_pair(row: Columns) -> Pair:
     return pair_of(row, prompt, chosen, rejected, (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
 
 
+@PAIR_LAYOUTS.register(
+    "trl",
+    "TRL: prompt, chosen, rejected as text, or conversations (the prompt may be their beginning)",
+    needs=_COMPLETIONS,
+    reads=("prompt", *_LABELS),
+    fits=lambda row: row.keys() >= set(_COMPLETIONS) and ("prompt" in row or _is_conversation(row)),
+    order=1,
+)
 def trl_pair(row: Columns) -> Pair:
     """TRL's columns: plain text, or conversations whose prompt is given apart or is their common beginning."""
     chosen, rejected = value_of(row, "chosen"), value_of(row, "rejected")
@@ -88,6 +82,10 @@ def trl_pair(row: Columns) -> Pair:
     return pair_of(row, explicit, texts[0], texts[1], labels)
 
 
+def _is_conversation(row: Columns) -> bool:
+    return isinstance(row.get("chosen"), list) or isinstance(row.get("rejected"), list)
+
+
 def _common_beginning(one: Sequence[Message], other: Sequence[Message]) -> int:
     """Count the messages that two conversations share; the last of each is a completion and never counts."""
     limit = max(min(len(one), len(other)) - 1, 0)
@@ -102,6 +100,12 @@ def _only_answer(turns: Sequence[Message], field: str) -> str:
     return turns[0].content
 
 
+@PAIR_LAYOUTS.register(
+    "pku",
+    "PKU-SafeRLHF: two responses, the id of the more helpful one, a safety label for each",
+    needs=("prompt", "response_0", "response_1", "better_response_id"),
+    reads=("is_response_0_safe", "is_response_1_safe"),
+)
 def pku_pair(row: Columns) -> Pair:
     """PKU-SafeRLHF's columns: `better_response_id` orders by helpfulness, `is_response_k_safe` are the labels."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
@@ -113,6 +117,14 @@ def pku_pair(row: Columns) -> Pair:
     return pair_of(row, prompt, responses[first], responses[second], (labels[first], labels[second]), fields)
 
 
+@PAIR_LAYOUTS.register(
+    "hh",
+    "HH-RLHF: chosen and rejected as whole transcripts of Human: and Assistant: turns, no prompt",
+    needs=_COMPLETIONS,
+    reads=_LABELS,
+    fits=lambda row: row.keys() >= set(_COMPLETIONS) and "prompt" not in row,
+    order=1,
+)
 def hh_pair(row: Columns) -> Pair:
     """HH-RLHF's transcripts: the last assistant turn of each is the completion, what precedes must be the same."""
     turns = {field: _transcript(text_of(value_of(row, field), field), field) for field in ("chosen", "rejected")}
@@ -133,6 +145,12 @@ def _transcript(text: str, field: str) -> tuple[Message, ...]:
     return tuple(Message(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True))
 
 
+@PAIR_LAYOUTS.register(
+    "redteam",
+    "BFPO's red-team file: two model outputs, the number of the more helpful one, a label for each",
+    needs=("prompt", "modeloutput1", "modeloutput2", "better_modelout"),
+    reads=("is_modelout1_safe", "is_modelout2_safe"),
+)
 def redteam_pair(row: Columns) -> Pair:
     """The red-team file of BFPO's authors: `better_modelout` (1 or 2) orders by helpfulness."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
@@ -146,12 +164,22 @@ def redteam_pair(row: Columns) -> Pair:
     return pair_of(row, prompt, texts[first], texts[second], (labels[first], labels[second]), fields)
 
 
+@PAIR_LAYOUTS.register(
+    "helpsteer2",
+    "HelpSteer2 preferences: two responses, a strength below 0 for the first, above for the second",
+    needs=("prompt", "response_1", "response_2", "preference_strength"),
+)
 def helpsteer2_pair(row: Columns) -> Pair:
     """HelpSteer2's preferences: `preference_strength` from -3 (the first response) to 3 (the second); 0 is a tie."""
     prompt = _helpsteer_turns(text_of(value_of(row, "prompt"), "prompt"))
     return _preferred(row, prompt, ("response_1", "response_2"), "preference_strength")
 
 
+@PAIR_LAYOUTS.register(
+    "helpsteer3",
+    "HelpSteer3 preferences: as HelpSteer2, after messages",
+    needs=("context", "response1", "response2", "overall_preference"),
+)
 def helpsteer3_pair(row: Columns) -> Pair:
     """HelpSteer3's preferences: messages as `context`, `overall_preference` from -3 (the first) to 3; 0 is a tie."""
     prompt = messages_of(value_of(row, "context"), "context")
@@ -177,6 +205,12 @@ def _preferred(row: Columns, prompt: tuple[Message, ...], fields: tuple[str, str
     return pair_of(row, prompt, texts[first], texts[1 - first], (None, None), (fields[first], fields[1 - first]))
 
 
+@PAIR_LAYOUTS.register(
+    "sharegpt",
+    "ShareGPT pairs: conversations, chosen and rejected as turns of {from, value}",
+    needs=("conversations", "chosen", "rejected"),
+    reads=("system", *_LABELS),
+)
 def sharegpt_pair(row: Columns) -> Pair:
     """ShareGPT pairs: `conversations` is the prompt, `chosen` and `rejected` one turn each, all `{from, value}`."""
     turns = sharegpt_messages_of(value_of(row, "conversations"), "conversations")
@@ -190,85 +224,3 @@ def sharegpt_pair(row: Columns) -> Pair:
             raise RowError(field, "the completion is not the assistant's", message.role)
         texts.append(message.content)
     return pair_of(row, prompt, texts[0], texts[1], (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
-
-
-def _is_conversation(row: Columns) -> bool:
-    return isinstance(row.get("chosen"), list) or isinstance(row.get("rejected"), list)
-
-
-_PKU_NEEDS = ("prompt", "response_0", "response_1", "better_response_id")
-_OURS = ("prompt", "chosen", "rejected", *_LABELS)
-_REDTEAM_NEEDS = ("prompt", "modeloutput1", "modeloutput2", "better_modelout")
-_HELPSTEER2_NEEDS = ("prompt", "response_1", "response_2", "preference_strength")
-_HELPSTEER3_NEEDS = ("context", "response1", "response2", "overall_preference")
-_SHAREGPT_NEEDS = ("conversations", "chosen", "rejected")
-
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            name="pku",
-            summary="PKU-SafeRLHF: two responses, the id of the more helpful one, a safety label for each",
-            needs=_PKU_NEEDS,
-            reads=("is_response_0_safe", "is_response_1_safe", "id", "source"),
-            fits=lambda row: row.keys() >= set(_PKU_NEEDS),
-            to_pair=pku_pair,
-        ),
-        Layout(
-            name="redteam",
-            summary="BFPO's red-team file: two model outputs, the number of the more helpful one, a label for each",
-            needs=_REDTEAM_NEEDS,
-            reads=("is_modelout1_safe", "is_modelout2_safe", "id", "source"),
-            fits=lambda row: row.keys() >= set(_REDTEAM_NEEDS),
-            to_pair=redteam_pair,
-        ),
-        Layout(
-            name="helpsteer2",
-            summary="HelpSteer2 preferences: two responses, a strength below 0 for the first, above for the second",
-            needs=_HELPSTEER2_NEEDS,
-            reads=("id", "source"),
-            fits=lambda row: row.keys() >= set(_HELPSTEER2_NEEDS),
-            to_pair=helpsteer2_pair,
-        ),
-        Layout(
-            name="helpsteer3",
-            summary="HelpSteer3 preferences: as HelpSteer2, after messages",
-            needs=_HELPSTEER3_NEEDS,
-            reads=("id", "source"),
-            fits=lambda row: row.keys() >= set(_HELPSTEER3_NEEDS),
-            to_pair=helpsteer3_pair,
-        ),
-        Layout(
-            name="sharegpt",
-            summary="ShareGPT pairs: conversations, chosen and rejected as turns of {from, value}",
-            needs=_SHAREGPT_NEEDS,
-            reads=("system", *_LABELS, "id", "source"),
-            fits=lambda row: row.keys() >= set(_SHAREGPT_NEEDS),
-            to_pair=sharegpt_pair,
-        ),
-        Layout(
-            name="bfpo",
-            summary="our columns: prompt (text or messages), two plain completions, two labels (null = unknown)",
-            needs=_OURS,
-            reads=("id", "source"),
-            fits=lambda row: row.keys() >= set(_OURS) and not _is_conversation(row),
-            to_pair=bfpo_pair,
-        ),
-        Layout(
-            name="trl",
-            summary="TRL: prompt, chosen, rejected as text, or conversations (the prompt may be their beginning)",
-            needs=("chosen", "rejected"),
-            reads=("prompt", *_LABELS, "id", "source"),
-            fits=lambda row: row.keys() >= {"chosen", "rejected"} and ("prompt" in row or _is_conversation(row)),
-            to_pair=trl_pair,
-        ),
-        Layout(
-            name="hh",
-            summary="HH-RLHF: chosen and rejected as whole transcripts of Human: and Assistant: turns, no prompt",
-            needs=("chosen", "rejected"),
-            reads=(*_LABELS, "id", "source"),
-            fits=lambda row: row.keys() >= {"chosen", "rejected"} and "prompt" not in row,
-            to_pair=hh_pair,
-        ),
-    )
-}

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from bfpo.core.errors import DataError, SettingError
+from bfpo.core.errors import DataError
 from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import content_id
-from bfpo.data.files import check_columns, first_that_fits, made_or_error, mapped_rows, text_rows
-from bfpo.data.prompt_layouts import PROMPT_LAYOUTS, PromptLayout, detect_prompt_layout
+from bfpo.data.files import first_that_fits, made_or_error, mapped_rows, text_rows
+from bfpo.data.layouts import AUTO, Layout, check_columns, check_layout, columns_of
+from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.rejects import Row
 
 __all__ = ["PromptResult", "read_prompt_files", "read_prompts"]
 
-_COLUMNS = {name for layout in PROMPT_LAYOUTS.values() for name in (*layout.needs, *layout.reads)}
-_NEEDS = {layout.name: layout.needs for layout in PROMPT_LAYOUTS.values() if layout.needs}
 _TEXT = "text"
 _REPEATED, _NO_PROMPT = "repeated prompt", "holds no prompt"
 
@@ -43,23 +42,22 @@ class PromptResult:
         return len(self.prompts) + sum(self.left_out.values())
 
 
-def read_prompts(file: str | Path, *, layout: str = "auto", columns: Mapping[str, str] | None = None) -> list[Prompt]:
+def read_prompts(file: str | Path, *, layout: str = AUTO, columns: Mapping[str, str] | None = None) -> list[Prompt]:
     """Read prompts from a file or a folder of files: `read_prompt_files` for one path, without its counts."""
     return read_prompt_files([file], layout=layout, columns=columns).prompts
 
 
 def read_prompt_files(
-    files: Sequence[str | Path], *, layout: str = "auto", columns: Mapping[str, str] | None = None
+    files: Sequence[str | Path], *, layout: str = AUTO, columns: Mapping[str, str] | None = None
 ) -> PromptResult:
     """Read prompts of every row of files; a `.txt` holds one a line, a folder stands for its other files.
 
-    `layout` names a row of `PROMPT_LAYOUTS`, "auto" decides for each file by its first row that fits one; `columns`
+    `layout` names one of `PROMPT_LAYOUTS`, "auto" decides for each file by its first row that fits one; `columns`
     maps our name to the file's. Raises `SettingError` for an unknown layout or column, `DataError` for a file that
     cannot be read or fits no layout, for a bad row, and for an id that is given twice.
     """
-    if layout != "auto" and layout not in PROMPT_LAYOUTS:
-        raise SettingError(f"layout: got {layout!r}; allowed: auto, {', '.join(PROMPT_LAYOUTS)}")
-    check_columns(columns, _COLUMNS)
+    check_layout(layout, PROMPT_LAYOUTS)
+    check_columns(columns, columns_of(PROMPT_LAYOUTS.values()))
     found: dict[str, Prompt] = {}
     left_out: Counter[str] = Counter()
     layouts: dict[str, str] = {}
@@ -84,17 +82,17 @@ def _parsed(file: Path, layout: str, columns: Mapping[str, str] | None) -> tuple
     """Return the layout of a file and the prompts of each of its rows."""
     if file.suffix.lower() == ".txt":
         return _TEXT, made_or_error(file, _text_rows(file), _line_prompt)
-    if layout == "auto":
-        fitting = first_that_fits(file, mapped_rows(file, columns), detect_prompt_layout, _NEEDS)
+    if layout == AUTO:
+        fitting = first_that_fits(file, mapped_rows(file, columns), PROMPT_LAYOUTS.values())
     else:
         fitting = PROMPT_LAYOUTS[layout]
     made = made_or_error(file, mapped_rows(file, columns), partial(_prompts_of, layout=fitting))
     return fitting.name if fitting else "", made
 
 
-def _prompts_of(row: Row, *, layout: PromptLayout | None) -> Sequence[Prompt]:
+def _prompts_of(row: Row, *, layout: Layout[Sequence[Prompt]] | None) -> Sequence[Prompt]:
     assert layout is not None  # a row with columns gives its file a layout, or the file is refused
-    return layout.to_prompts(row.columns)
+    return layout.parse(row.columns)
 
 
 def _text_rows(file: Path) -> Iterator[Row]:

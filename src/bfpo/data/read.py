@@ -8,18 +8,14 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import TypeVar
 
-from bfpo.core.errors import SettingError
 from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Completion, Pair
-from bfpo.data.completion_layouts import (
-    COMPLETION_LAYOUTS,
-    CompletionLayout,
-    detect_completion_layout,
-    plain_completion,
-)
-from bfpo.data.files import attempt, check_columns, first_that_fits, iter_rows, made_or_error, mapped_rows
-from bfpo.data.pair_layouts import LAYOUTS, Layout, detect_layout
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, plain_completion
+from bfpo.data.files import attempt, first_that_fits, iter_rows, made_or_error, mapped_rows
+from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout, columns_of
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompts import read_prompts
 from bfpo.data.rejects import (
     BadRows,
@@ -107,20 +103,19 @@ def _key(name: str) -> int:
 
 
 _LINES = 1 << 40  # more lines than any file has: a file's number and a line make one number
-_COLUMNS = {name for layout in LAYOUTS.values() for name in (*layout.needs, *layout.reads)}
-_NEEDS = {layout.name: layout.needs for layout in LAYOUTS.values()}
+Made = TypeVar("Made")
 
 
 def read_pairs(
     files: Sequence[str | Path],
     *,
-    layout: str = "auto",
+    layout: str = AUTO,
     columns: Mapping[str, str] | None = None,
     source: str | None = None,
 ) -> ReadResult:
     """Read preference pairs from JSON lines or documents, CSV and Parquet; a folder stands for its files.
 
-    `layout` names a row of `LAYOUTS`; `"auto"` decides for each file from its first row whose columns fit one, and
+    `layout` names one of `PAIR_LAYOUTS`; `"auto"` decides for each file from its first row whose columns fit one, and
     `ReadResult.layouts` says which. `columns` maps a name that the layout knows to the file's name for it. `source`
     replaces the rows' own. A row without an id gets one from its content, with `-2`, `-3` for repetitions.
 
@@ -141,7 +136,7 @@ def read_pairs(
 def iter_pairs(
     files: Sequence[str | Path],
     *,
-    layout: str = "auto",
+    layout: str = AUTO,
     columns: Mapping[str, str] | None = None,
     source: str | None = None,
     layouts: dict[str, str] | None = None,
@@ -151,28 +146,36 @@ def iter_pairs(
 
     `layouts` is filled with the layout of each file. `ids` is for those who read the same files more than once.
     """
-    if layout != "auto" and layout not in LAYOUTS:
-        raise SettingError(f"layout: got {layout!r}; allowed: auto, {', '.join(LAYOUTS)}")
-    check_columns(columns, _COLUMNS)
     ids = ids or PairIds()
-    for file in expand_files(files):
-        found: Layout | None
-        if layout == "auto":
-            found = first_that_fits(file, mapped_rows(file, columns), detect_layout, _NEEDS)
-        else:
-            found = LAYOUTS[layout]
-        if found is not None and layouts is not None:
-            layouts[str(file)] = found.name
+    for file, found in _files_with_layouts(files, PAIR_LAYOUTS, layout, columns, layouts):
         ids.start(file)
         make = partial(_pair_of, layout=found, source=source, ids=ids)
         for row in mapped_rows(file, columns):
             yield attempt(make, file, row)
 
 
-def _pair_of(row: Row, *, layout: Layout | None, source: str | None, ids: PairIds) -> Pair:
+def _files_with_layouts(
+    files: Sequence[str | Path],
+    known: Layouts[Made],
+    layout: str,
+    columns: Mapping[str, str] | None,
+    layouts: dict[str, str] | None,
+) -> Iterator[tuple[Path, Layout[Made] | None]]:
+    """Yield each file with its layout, `None` where no row has columns; fills `layouts` with their names."""
+    check_layout(layout, known)
+    check_columns(columns, columns_of(known.values()))
+    for file in expand_files(files):
+        auto = layout == AUTO
+        found = first_that_fits(file, mapped_rows(file, columns), known.values()) if auto else known[layout]
+        if found is not None and layouts is not None:
+            layouts[str(file)] = found.name
+        yield file, found
+
+
+def _pair_of(row: Row, *, layout: Layout[Pair] | None, source: str | None, ids: PairIds) -> Pair:
     assert layout is not None  # a row with columns gives its file a layout, or the file is refused
     columns = row.columns if source is None else {**row.columns, "source": source}
-    return ids.claim(layout.to_pair(columns), row)
+    return ids.claim(layout.parse(columns), row)
 
 
 class PairIds:
@@ -220,42 +223,28 @@ class PairIds:
         return free
 
 
-_COMPLETION_COLUMNS = {name for layout in COMPLETION_LAYOUTS.values() for name in (*layout.needs, *layout.reads)}
-_COMPLETION_NEEDS = {layout.name: layout.needs for layout in COMPLETION_LAYOUTS.values()}
-
-
 def iter_completions(
     files: Sequence[str | Path],
     *,
-    layout: str = "auto",
+    layout: str = AUTO,
     columns: Mapping[str, str] | None = None,
     layouts: dict[str, str] | None = None,
 ) -> Iterator[Completion | Reject]:
     """Yield what each row of the files is, in their order, without holding rows; a folder stands for its files.
 
-    `layout` names a row of `COMPLETION_LAYOUTS`, "auto" decides for each file by its first row that fits one;
+    `layout` names one of `COMPLETION_LAYOUTS`, "auto" decides for each file by its first row that fits one;
     `layouts` is filled with the layout of each file. Raises `SettingError` for an unknown layout or column,
     `DataError` for a file that cannot be read or fits no layout.
     """
-    if layout != "auto" and layout not in COMPLETION_LAYOUTS:
-        raise SettingError(f"layout: got {layout!r}; allowed: auto, {', '.join(COMPLETION_LAYOUTS)}")
-    check_columns(columns, _COMPLETION_COLUMNS)
-    for file in expand_files(files):
-        found: CompletionLayout | None
-        if layout == "auto":
-            found = first_that_fits(file, mapped_rows(file, columns), detect_completion_layout, _COMPLETION_NEEDS)
-        else:
-            found = COMPLETION_LAYOUTS[layout]
-        if found is not None and layouts is not None:
-            layouts[str(file)] = found.name
+    for file, found in _files_with_layouts(files, COMPLETION_LAYOUTS, layout, columns, layouts):
         make = partial(_completion_of, layout=found)
         for row in mapped_rows(file, columns):
             yield attempt(make, file, row)
 
 
-def _completion_of(row: Row, *, layout: CompletionLayout | None) -> Completion:
+def _completion_of(row: Row, *, layout: Layout[Completion] | None) -> Completion:
     assert layout is not None  # a row with columns gives its file a layout, or the file is refused
-    return layout.to_completion(row.columns)
+    return layout.parse(row.columns)
 
 
 def read_sft(

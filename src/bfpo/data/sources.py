@@ -27,7 +27,7 @@ SourceKind = Literal["pairs", "completions"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A data set: `layout` names a row of `LAYOUTS` (pairs) or `COMPLETION_LAYOUTS` (completions).
+    """A data set: `layout` is a name of `PAIR_LAYOUTS` or `COMPLETION_LAYOUTS`, or "auto".
 
     `hub_id` is its repository on the hub, `None` for one that has none; `patterns` the files of its training split
     there (as `fnmatch`, a star also matches `/`). `revision` is the commit to take, `None` where none is pinned: the

@@ -6,25 +6,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Pair
-from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, CompletionLayout, detect_completion_layout
-from bfpo.data.files import attempt, check_columns, first_that_fits, mapped_rows
-from bfpo.data.pair_layouts import LAYOUTS, Layout, detect_layout
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
+from bfpo.data.files import attempt, first_that_fits, mapped_rows
+from bfpo.data.layouts import AUTO, Layout, check_columns, check_layout, columns_of
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import Reject, Row
 from bfpo.data.sources import SourceKind
 
 __all__ = ["AUTO", "RowReader", "kind_of_layout", "raw_rows", "reader_of"]
 
-AUTO = "auto"
-_ALL: dict[str, Layout | CompletionLayout] = {**COMPLETION_LAYOUTS, **LAYOUTS}
-_NEEDS = {name: layout.needs for name, layout in _ALL.items()}
+
+def _all_layouts() -> dict[str, Layout[Pair | Completion]]:
+    """Return all layouts in the order of `load_completions`: what holds a completion is one, whatever else it holds."""
+    return {**COMPLETION_LAYOUTS, **PAIR_LAYOUTS}
 
 
 def kind_of_layout(name: str) -> SourceKind | None:
     """Return what rows of a layout are, `None` for `"auto"`; raises `SettingError` for a name no layout has."""
-    if name != AUTO and name not in _ALL:
-        raise SettingError(f"layout: got {name!r}; allowed: {AUTO}, {', '.join(_ALL)}")
+    check_layout(name, _all_layouts())
     return None if name == AUTO else "completions" if name in COMPLETION_LAYOUTS else "pairs"
 
 
@@ -45,9 +45,8 @@ class RowReader:
         return attempt(self._make, Path(self.file), Row(line, columns))
 
     def _make(self, row: Row) -> Pair | Completion:
-        if self.layout in COMPLETION_LAYOUTS:
-            return COMPLETION_LAYOUTS[self.layout].to_completion(row.columns)
-        return LAYOUTS[self.layout].to_pair(row.columns)
+        layouts = COMPLETION_LAYOUTS if self.layout in COMPLETION_LAYOUTS else PAIR_LAYOUTS
+        return layouts[self.layout].parse(row.columns)
 
 
 def reader_of(
@@ -59,20 +58,14 @@ def reader_of(
     for a layout or a column of ours that is unknown.
     """
     kind = kind_of_layout(layout) or kind
-    known: dict[str, Layout | CompletionLayout] = _ALL if layout == AUTO else {layout: _ALL[layout]}
-    check_columns(columns, {name for one in known.values() for name in (*one.needs, *one.reads)})
+    known = _all_layouts()
     if layout != AUTO:
+        check_columns(columns, columns_of([known[layout]]))
         return RowReader(str(file), layout)
-
-    def detect(row: Mapping[str, object]) -> str | None:
-        # The order of `load_completions`: what holds a completion is one, whatever else it holds.
-        alone = None if kind == "pairs" else detect_completion_layout(row)
-        pair = None if kind == "completions" else detect_layout(row)
-        return alone.name if alone else pair.name if pair else None
-
-    needs = {name: needed for name, needed in _NEEDS.items() if kind in (None, kind_of_layout(name))}
-    found = first_that_fits(file, mapped_rows(file, columns), detect, needs)
-    return None if found is None else RowReader(str(file), found)
+    check_columns(columns, columns_of(known.values()))
+    of_kind = [one for name, one in known.items() if kind in (None, kind_of_layout(name))]
+    found = first_that_fits(file, mapped_rows(file, columns), of_kind)
+    return None if found is None else RowReader(str(file), found.name)
 
 
 def raw_rows(file: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]] | Reject]:

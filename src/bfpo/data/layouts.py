@@ -1,0 +1,113 @@
+"""Layouts of rows: one function row -> pair, completion or prompts each, registered by name where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from bfpo.core.errors import SettingError
+from bfpo.data.fields import Columns
+
+__all__ = ["AUTO", "Layout", "Layouts", "check_columns", "check_layout", "columns_of"]
+
+AUTO = "auto"
+"""In place of a layout's name: the columns of each file decide."""
+
+Made = TypeVar("Made")
+MadeOf = TypeVar("MadeOf", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(Generic[MadeOf]):
+    """A way to write something in columns: what it needs, what else it reads, and its function.
+
+    `fits` decides from the columns alone (and whether a completion is text or a conversation), never from what the
+    values say. `parse` makes something of a row and raises `RowError` where it cannot. `labelled`: of completions,
+    whether a column of its own says if each is safe.
+    """
+
+    name: str
+    summary: str
+    needs: tuple[str, ...]
+    reads: tuple[str, ...]
+    fits: Callable[[Columns], bool]
+    parse: Callable[[Columns], MadeOf]
+    order: int = 0
+    labelled: bool = False
+
+
+class Layouts(Mapping[str, Layout[Made]]):
+    """The layouts of one kind of row by name, in the order in which `detect` tries them.
+
+    `reads`: the columns that every one of them reads where they are there.
+    """
+
+    def __init__(self, reads: tuple[str, ...] = ()) -> None:
+        self._reads = reads
+        self._layouts: dict[str, Layout[Made]] = {}
+
+    def register(
+        self,
+        name: str,
+        summary: str,
+        *,
+        needs: tuple[str, ...] = (),
+        reads: tuple[str, ...] = (),
+        fits: Callable[[Columns], bool] | None = None,
+        order: int = 0,
+        labelled: bool = False,
+    ) -> Callable[[Callable[[Columns], Made]], Callable[[Columns], Made]]:
+        """Return a decorator that makes the function of a row the layout `name`.
+
+        A row fits that has all columns of `needs`; `fits` says it in place of that rule. Layouts of a lower `order` are
+        tried before others, of the same one as they stand: a layout whose columns other files may have too comes late.
+        """
+
+        def add(function: Callable[[Columns], Made]) -> Callable[[Columns], Made]:
+            if name == AUTO or name in self._layouts:
+                raise SettingError(f"layout: got {name!r} for a new layout; that name is taken")
+            has_all = fits or (lambda row: row.keys() >= set(needs))
+            columns = (*reads, *self._reads)
+            self._layouts[name] = Layout(name, summary, needs, columns, has_all, function, order, labelled)
+            return function
+
+        return add
+
+    def detect(self, row: Columns) -> Layout[Made] | None:
+        """Return the first layout that fits these columns, `None` where none does."""
+        return next((layout for layout in self.values() if layout.fits(row)), None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names as the functions stand, for people; iteration is in the order of `detect`."""
+        return tuple(self._layouts)
+
+    def __getitem__(self, name: str) -> Layout[Made]:
+        return self._layouts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._layouts, key=lambda name: self._layouts[name].order))
+
+    def __len__(self) -> int:
+        return len(self._layouts)
+
+
+def check_layout(name: str, layouts: Collection[str]) -> None:
+    """Raise `SettingError` for a name that is neither a layout's nor `AUTO`."""
+    if name != AUTO and name not in layouts:
+        raise SettingError(f"layout: got {name!r}; allowed: {', '.join((AUTO, *layouts))}")
+
+
+def columns_of(layouts: Iterable[Layout[object]]) -> set[str]:
+    """Return the columns that any of these layouts reads."""
+    return {name for layout in layouts for name in (*layout.needs, *layout.reads)}
+
+
+def check_columns(columns: Mapping[str, str] | None, known: Collection[str]) -> None:
+    """Raise `SettingError` where `columns` maps a name that no layout knows."""
+    unknown = sorted(set(columns or {}) - set(known))
+    if unknown:
+        raise SettingError(
+            f"columns: got {', '.join(unknown)}; allowed (our name: the file's): {', '.join(sorted(known))}"
+        )
