@@ -48,7 +48,7 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
 
 def test_an_earlier_run_is_refused_without_resume_and_opened_with_it(tmp_path):
     new(tmp_path / "run").set_status("interrupted")
-    with pytest.raises(RunError, match=r"holds a run of `toy` \(interrupted\); go on with it by --resume"):
+    with pytest.raises(RunError, match=r"holds a run of `toy` \(interrupted\); continue it with --resume"):
         new(tmp_path / "run")
     folder = new(tmp_path / "run", resume=True)
     assert folder.resumed
@@ -142,7 +142,7 @@ def test_a_row_that_finds_no_room_is_taken_back_and_told(tmp_path, monkeypatch, 
         with pytest.raises(
             DiskFullError,
             match=r"metrics.jsonl: cannot be written, .* full \([\d,.]+ MB free\); "
-            r"the checkpoint of step 1 is whole. Free some space and go on with --resume",
+            r"the checkpoint of step 1 is whole. Free some space and continue with --resume",
         ) as raised:
             folder.append_metrics({"step": 2})
     assert raised.value.exit_code == 1
@@ -214,7 +214,7 @@ def test_a_folder_of_data_is_the_files_that_it_holds(tmp_path):
     folder.add_data("data", data)
     assert list(folder.record["data"]["data"]) == [str(data / "a.jsonl"), str(data / "b.jsonl")]
     (data / "c.jsonl").write_text("c")
-    with pytest.raises(RunError, match=r"data: .*c\.jsonl.* came or went"):
+    with pytest.raises(RunError, match=r"data: .*c\.jsonl.* added or removed since"):
         new(tmp_path / "run", resume=True).add_data("data", data)
 
 
@@ -337,7 +337,7 @@ def test_the_preview_shows_config_and_counts_and_writes_nothing(tmp_path, fake, 
 def test_an_unknown_stage_and_a_config_of_another(tmp_path):
     with pytest.raises(ConfigError, match="stage: got 'tain'; allowed: demo, toy"):
         run_stage("tain", ToyConfig(), tmp_path / "run")
-    with pytest.raises(ConfigError, match="needed: a DemoConfig"):
+    with pytest.raises(ConfigError, match="needed: DemoConfig"):
         run_stage("demo", ToyConfig(), tmp_path / "run")
 
 

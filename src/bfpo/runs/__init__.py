@@ -1,1 +1,1 @@
-"""Run folders, the table of commands, and the one way to run a command in its folder."""
+"""Run folders, the table of stages, and the function that runs a stage in its folder."""

@@ -1,4 +1,4 @@
-"""A run folder: what was asked, with what it ran, what came out. Every file is written whole or not at all."""
+"""A run folder: config, provenance, status, metrics, outputs and the card. Files are written atomically."""
 
 from __future__ import annotations
 
@@ -27,14 +27,11 @@ from bfpo.core.provenance import (
 from bfpo.core.secrets import hide_secrets, is_secret_name
 from bfpo.core.yaml_text import dump_yaml
 
-__all__ = [
-    "CardSection",
-    "RunFolder",
-    "Status",
-    "render_card",
-]
+__all__ = ["RunFolder", "Status", "render_card"]
 
 Status = Literal["running", "interrupted", "failed", "finished"]
+CardSection = str | Mapping[str, object]
+"""A section of a card: Markdown text, or a table of values by name."""
 _CONFIG, _RECORD, _METRICS, _CARD = "config.yaml", "run.json", "metrics.jsonl", "README.md"
 
 
@@ -43,15 +40,14 @@ class _Config(Protocol):
 
 
 class RunFolder:
-    """The folder of one run of one stage; `create` is the only way in.
+    """The folder of one run of one stage; made by `create`.
 
     Files: `config.yaml` (the resolved config), `run.json` (status, config, seeds, versions, platform, hashes of the
-    data), `metrics.jsonl`, `README.md` (the card), and whatever the stage writes. Under a launcher with several
-    processes only the first (`RANK` unset or 0) writes; in the others every write is silently nothing, so that stages
-    need not ask.
+    data), `metrics.jsonl`, `README.md` (the card), and the files of the stage. Under a launcher with several processes
+    only the first one (`RANK` unset or 0) writes; in the others every write is a no-op.
 
-    A stage raises what it likes: `bfpo.runs.stages.run_stage` sets the status. `kept` is a clause about what a resumed
-    run would go on from; the message about a full disk has it.
+    `bfpo.runs.stages.run_stage` sets the status. `kept` says from what a resumed run would continue; it is part of the
+    message about a full disk.
     """
 
     def __init__(self, path: Path, record: dict[str, Any], *, resumed: bool) -> None:
@@ -62,7 +58,7 @@ class RunFolder:
         self._record = record
         self._started = time.monotonic()
         self._seconds_before = float(record.get("seconds", 0.0))
-        # Unknown for a part of the run is unknown for the whole.
+        # If the energy of one start is unknown, so is the sum.
         self._joules_before: float | None = record.get("gpu_joules", None if "seconds" in record else 0.0)
         self._joules_at_start: dict[str, float] = {}
 
@@ -70,33 +66,33 @@ class RunFolder:
     def create(
         cls, path: str | Path, stage: str, config: _Config | Mapping[str, Any], resume: bool = False
     ) -> RunFolder:
-        """Make the folder of a new run, or open that of an earlier run with the same config.
+        """Create the folder of a new run, or open the folder of an earlier run with the same config.
 
-        `config` is a config object or its resolved mapping; what looks like a secret in it is not written. With
-        `resume`, a folder that is missing or empty starts a new run, and `finished` tells that nothing is left to do. A
-        folder in which a run failed before it made anything counts as empty.
+        `config` is a config object or its resolved mapping; secrets in it are masked. With `resume`, a missing or empty
+        folder starts a new run; if the earlier run is complete, `finished` is true. A folder whose run failed before it
+        wrote any output counts as empty.
 
-        Raises `RunError` where the folder holds something and `resume` is not given, where it holds a run of another
-        stage or with another config (the keys that differ are named), or where it cannot be written.
+        Raises `RunError` if the folder is not empty and `resume` is not set, if it holds a run of another stage or with
+        another config (the message names the keys that differ), or if it cannot be written.
         """
         path = Path(path)
         mapping = config if isinstance(config, Mapping) else config.resolved()
         values: dict[str, Any] = _hide_secrets(json.loads(json.dumps(mapping)))
         if path.exists() and not path.is_dir():
-            raise RunError(f"{path}: is a file; give a folder that is new or empty as --out")
-        held = path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir())
-        held = held and not _failed_before_anything(path)
-        if held and _is_first_process():
-            folder = cls(path, _open_earlier(path, stage, values, resume), resumed=True)
-        else:  # another process does not judge the folder: the first one does, or is just filling it
-            folder = cls(path, {"stage": stage, "created": _now(), "config": values}, resumed=held and resume)
+            raise RunError(f"{path}: is a file; set --out to a new or empty folder")
+        occupied = path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir())
+        occupied = occupied and not _failed_without_output(path)
+        if occupied and _is_first_process():
+            folder = cls(path, _earlier_record(path, stage, values, resume), resumed=True)
+        else:  # other processes skip the checks: the first one makes them, or is writing to the folder now
+            folder = cls(path, {"stage": stage, "created": _now(), "config": values}, resumed=occupied and resume)
         if not folder.finished:
             folder._start()
         return folder
 
     def _start(self) -> None:
         if self.is_writer:
-            for part in self.path.glob(".*.part"):  # what a killed run was writing
+            for part in self.path.glob(".*.part"):  # left by a killed run
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
         self._joules_at_start = gpu_joules() if self.is_writer else {}
         self.add_facts(
@@ -109,7 +105,7 @@ class RunFolder:
         )
         self.write_text(_CONFIG, dump_yaml(self.config))
 
-    # Status and facts
+    # Status and the record
 
     @property
     def stage(self) -> str:
@@ -124,46 +120,46 @@ class RunFolder:
 
     @property
     def status(self) -> Status:
-        """What became of the run; `running` in a folder that nobody writes means that it was killed."""
+        """The status of the run; `running` without a running process means that it was killed."""
         status: Status = self._record["status"]
         return status
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended well."""
+        """Whether the run is complete."""
         return self._record.get("status") == "finished"
 
     @property
     def record(self) -> dict[str, Any]:
-        """A copy of what `run.json` holds."""
+        """A copy of the content of `run.json`."""
         copy: dict[str, Any] = json.loads(json.dumps(self._record))
         return copy
 
     def set_status(self, status: Status, error: str | None = None) -> None:
-        """Write the status and, for a failure, its one message."""
+        """Write the status and, for a failure, its message."""
         if status not in get_args(Status):
             raise RunError(f"status: got {status!r}; allowed: {', '.join(get_args(Status))}")
         self._record.pop("error", None)
         self.add_facts(status=status, **({"error": error} if error else {}))
 
     def add_facts(self, **facts: Any) -> None:
-        """Add facts (JSON values) to `run.json`; a fact that is there is replaced."""
+        """Set keys of `run.json` to JSON values."""
         self._record.update(_hide_secrets(facts))
         self._record["updated"] = _now()
         self._record["seconds"] = round(self._seconds_before + time.monotonic() - self._started, 3)
-        drawn = joules_since(self._joules_at_start)
-        if drawn is not None and self._joules_before is not None:
-            self._record["gpu_joules"] = round(self._joules_before + drawn, 1)
+        used = joules_since(self._joules_at_start)
+        if used is not None and self._joules_before is not None:
+            self._record["gpu_joules"] = round(self._joules_before + used, 1)
         else:
             self._record.pop("gpu_joules", None)
         self.write_json(_RECORD, self._record)
 
     def add_data(self, name: str, files: str | Path | Sequence[str | Path]) -> None:
-        """Write the SHA-256 and the size of the files behind one input, such as `data`; of a folder, of what it holds.
+        """Record the SHA-256 and size of the files of one input, such as `data`; a folder stands for its files.
 
-        Where `bfpo prepare` made a file, the sources behind it are written too, with their licences.
+        For a file made by `bfpo prepare`, its sources and their licences are recorded too.
 
-        Raises `RunError` where a file cannot be read, or where a resumed run finds other content than it started with.
+        Raises `RunError` if a file cannot be read, or if the files of a resumed run have changed since its start.
         """
         earlier = self._record.get("data", {})
         facts: dict[str, dict[str, Any]] = {}
@@ -177,18 +173,18 @@ class RunFolder:
             if before != now:
                 raise RunError(
                     f"{path}: changed since this run started (SHA-256 {before['sha256'][:12]}, now "
-                    f"{now['sha256'][:12]}); put the earlier file back, or start a new run in another --out"
+                    f"{now['sha256'][:12]}); restore the earlier file, or start a new run in another --out"
                 )
         moved = sorted(facts.keys() ^ earlier.get(name, facts).keys())
         if moved:
             raise RunError(
-                f"{name}: {', '.join(moved)} came or went since this run started; put the folder back as it was, or "
-                "start a new run in another --out"
+                f"{name}: {', '.join(moved)} added or removed since this run started; restore the folder, or start a "
+                "new run in another --out"
             )
-        behind = [source for path, fact in facts.items() for source in prepared_from(path, fact["sha256"])]
-        if behind:
-            once = list({source["name"]: source for source in behind}.values())
-            self.add_facts(sources={**self._record.get("sources", {}), name: once})
+        sources = [source for path, fact in facts.items() for source in prepared_from(path, fact["sha256"])]
+        if sources:
+            unique = list({source["name"]: source for source in sources}.values())
+            self.add_facts(sources={**self._record.get("sources", {}), name: unique})
         self.add_facts(data={**earlier, name: facts})
 
     # Files
@@ -198,57 +194,58 @@ class RunFolder:
         return self.path / name
 
     def folder(self, name: str) -> Path:
-        """Make a folder of this run, such as `checkpoints` or `model`, and return it."""
+        """Create and return a subfolder of this run, such as `checkpoints` or `model`."""
         path = self.path / name
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def write_bytes(self, name: str, content: bytes) -> Path:
-        """Write a file whole: to a temporary name, then renamed. Returns its path."""
+        """Write a file atomically. Returns its path. Raises `DiskFullError` or `RunError`."""
         path = self.path / name
         if self.is_writer:
             try:
                 write_bytes_whole(path, content)
             except OSError as error:
-                if is_disk_full(error):
-                    raise self.disk_full(path) from error
-                raise RunError(
-                    f"{path}: cannot be written ({error.strerror}); check --out, rights and space"
-                ) from error
+                raise self._write_error(path, error) from error
         return path
 
+    def _write_error(self, path: Path, error: OSError) -> RunError:
+        if is_disk_full(error):
+            return self.disk_full(path)
+        return RunError(f"{path}: cannot be written ({error.strerror}); check --out, permissions and free space")
+
     def disk_full(self, path: Path) -> DiskFullError:
-        """Return the error for a file that finds no room: how much is free, what is safe, what to do."""
+        """Return the error for a file that does not fit on the disk: how much is free, what is saved, what to do."""
         try:
             free = f"{shutil.disk_usage(self.path).free / 1e6:,.1f} MB free"
         except OSError:
             free = "free space unknown"
-        safe = f"; {self.kept}" if self.kept else ""
+        kept = f"; {self.kept}" if self.kept else ""
         return DiskFullError(
-            f"{path}: cannot be written, the disk or the quota is full ({free}){safe}. Free some space and go on with "
-            "--resume"
+            f"{path}: cannot be written, the disk or the quota is full ({free}){kept}. Free some space and continue "
+            "with --resume"
         )
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a text file (UTF-8) whole. Returns its path."""
+        """Write a UTF-8 text file atomically. Returns its path."""
         return self.write_bytes(name, text.encode("utf-8"))
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write a JSON file whole; a number that is not finite is written as null. Returns its path."""
+        """Write a JSON file atomically; a number that is not finite becomes null. Returns its path."""
         return self.write_text(name, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
 
     def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """Write a file of JSON lines whole; a number that is not finite is written as null. Returns its path."""
+        """Write a JSON Lines file atomically; a number that is not finite becomes null. Returns its path."""
         return self.write_text(name, "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows))
 
     def read_json(self, name: str) -> Any:
-        """Return the value of a JSON file of this run; raises `RunError` where it is missing or not JSON."""
+        """Return the value of a JSON file of this run; raises `RunError` if it is missing or not JSON."""
         return _read_json(self.path / name)
 
     # Metrics
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row to `metrics.jsonl`; a number that is not finite is written as null."""
+        """Append one row to `metrics.jsonl`; a number that is not finite becomes null."""
         if not self.is_writer:
             return
         line = (json.dumps(_finite(row), ensure_ascii=False) + "\n").encode("utf-8")
@@ -267,12 +264,10 @@ class RunFolder:
                     file.truncate(size)
                     raise
         except OSError as error:
-            if is_disk_full(error):
-                raise self.disk_full(path) from error
-            raise RunError(f"{path}: cannot be written ({error.strerror}); check --out, rights and space") from error
+            raise self._write_error(path, error) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of `metrics.jsonl`; half a row, left by a killed run, is passed over."""
+        """Return the rows of `metrics.jsonl`; incomplete rows, left by a killed run, are skipped."""
         path = self.path / _METRICS
         if not path.exists():
             return []
@@ -285,14 +280,14 @@ class RunFolder:
         return [row for row in rows if isinstance(row, dict)]
 
     def restore_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Make `metrics.jsonl` hold these rows and no other, as after the checkpoint that a resumed run goes on from.
+        """Reset `metrics.jsonl` to these rows, those of the checkpoint from which a resumed run continues.
 
-        A row that is there stays as it is written; one that was lost is written again.
+        A row that equals the one on disk keeps the disk's order of keys.
         """
         wanted: list[dict[str, Any]] = [_finite(row) for row in rows]
         if self.is_writer and (wanted or (self.path / _METRICS).exists()):
-            held = self.read_metrics()[: len(wanted)]
-            pairs = zip_longest(wanted, held)
+            on_disk = self.read_metrics()[: len(wanted)]
+            pairs = zip_longest(wanted, on_disk)
             self.write_jsonl(_METRICS, [found if found == row else row for row, found in pairs])
 
     # The card
@@ -308,7 +303,7 @@ class RunFolder:
     ) -> Path:
         """Write `README.md`: the stage's own sections, then settings, data and versions. Returns its path.
 
-        A section is Markdown text, or facts by name, shown as a table. `head` replaces the metadata of a model.
+        `head` replaces the model's metadata.
         """
         data = {
             f"{name}: {path}": f"SHA-256 {fact['sha256']}, {fact['bytes']} bytes"
@@ -331,8 +326,8 @@ def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
 
 
-def _failed_before_anything(path: Path) -> bool:
-    """Whether a run failed here before it made anything, such as one with a mistake in its settings."""
+def _failed_without_output(path: Path) -> bool:
+    """Return whether the run in a folder failed before it wrote any output, such as by a wrong setting."""
     if any(item.is_file() and item.name not in (_CONFIG, _RECORD) for item in path.rglob("*")):
         return False
     try:
@@ -341,15 +336,16 @@ def _failed_before_anything(path: Path) -> bool:
         return False
 
 
-def _open_earlier(path: Path, stage: str, config: dict[str, Any], resume: bool) -> dict[str, Any]:
+def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Return the record of the run to be resumed; raises `RunError` as `RunFolder.create` says."""
     if not (path / _RECORD).exists():
-        raise RunError(f"{path}: is not empty and holds no run of bfpo; give a folder that is new or empty as --out")
+        raise RunError(f"{path}: is not empty and holds no run of bfpo; set --out to a new or empty folder")
     record: dict[str, Any] = _read_json(path / _RECORD)
     known = f"{path}: holds a run of `{record.get('stage')}` ({record.get('status')})"
     if record.get("stage") != stage:
-        raise RunError(f"{known}, not of `{stage}`; give a folder that is new or empty as --out")
+        raise RunError(f"{known}, not of `{stage}`; set --out to a new or empty folder")
     if not resume:
-        raise RunError(f"{known}; go on with it by --resume, or give a folder that is new or empty as --out")
+        raise RunError(f"{known}; continue it with --resume, or set --out to a new or empty folder")
     earlier, now = dict(_flat(record.get("config", {}))), dict(_flat(config))
     absent = "(not set)"
     changes = [
@@ -375,6 +371,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of a nested mapping by dotted key; lists of mappings are numbered."""
     for key, item in value.items():
         if isinstance(item, list) and item and all(isinstance(one, Mapping) for one in item):
             item = dict(enumerate(item))
@@ -401,16 +398,12 @@ def _hide_secrets(value: Any) -> Any:
 
 
 def _hide_under(key: str, value: Any) -> Any:
-    is_secret = is_secret_name(key) and not isinstance(value, (int, float))  # a count per token is none
+    is_secret = is_secret_name(key) and not isinstance(value, (int, float))  # numbers, such as a count per token, stay
     return "***" if is_secret and value else _hide_secrets(value)
 
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-CardSection = str | Mapping[str, object]
-"""Markdown text, or facts by name (a table)."""
 
 
 def render_card(
@@ -421,7 +414,7 @@ def render_card(
     tags: Sequence[str] = (),
     head: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the card as Markdown; an empty section is left out. `head` replaces the metadata of a model."""
+    """Return the card as Markdown, without empty sections. `head` replaces the model's metadata."""
     if head is None:
         head = {"library_name": "transformers", "tags": ["bfpo", *tags]}
         head |= {} if base_model is None else {"base_model": base_model}

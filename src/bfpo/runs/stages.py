@@ -1,7 +1,7 @@
-"""The table of stages, and the one way to run a stage: check the config, open the folder, run, write what became of it.
+"""The table of stages, and how a stage is run: check the config, open the run folder, run, write the status.
 
-Importing this module imports neither torch nor transformers; a stage is imported when it runs. Stages never import one
-another: the demo, which needs several, runs them through `run_stage`.
+Importing this module does not import torch or transformers; a stage is imported when it runs. Stages do not import one
+another: those that need others, such as the demo, run them through `run_stage`.
 """
 
 from __future__ import annotations
@@ -49,37 +49,30 @@ class Stage:
         return cast("Callable[[Any, RunFolder], None]", import_module(self.module).run)
 
     def preview(self) -> Callable[[Any], str | list[str]]:
-        """Import the stage and return the function that tells what it would do."""
+        """Import the stage and return the function that describes what it would do."""
         return cast("Callable[[Any], str | list[str]]", import_module(self.module).preview)
 
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage(
-            "demo", "DemoConfig", "bfpo.commands.demo", "Run the whole way on a small closed world and show the result."
-        ),
+        Stage("demo", "DemoConfig", "bfpo.commands.demo", "Run the whole pipeline on a small synthetic world."),
         Stage("toy", "ToyConfig", "bfpo.commands.toy", "Rerun the paper's experiment with four actions."),
-        Stage("prepare", "PrepareConfig", "bfpo.commands.prepare", "Mix, check, clean and split data for training."),
+        Stage("prepare", "PrepareConfig", "bfpo.commands.prepare", "Mix, check, clean and split training data."),
         Stage("sft", "SftConfig", "bfpo.commands.sft", "Train a model to imitate completions."),
         Stage("reference", "ReferenceConfig", "bfpo.commands.reference", "Compute the reference log-probs of `train`."),
         Stage("train", "AlignConfig", "bfpo.commands.train", "Train a model on preference pairs with safety labels."),
         Stage("generate", "GenerateConfig", "bfpo.commands.generate", "Sample completions of prompts from a model."),
-        Stage("judge-train", "JudgeTrainConfig", "bfpo.commands.judge_train", "Train a small judge of safety."),
-        Stage("judge-check", "JudgeCheckConfig", "bfpo.commands.judge_check", "Check a judge against people's labels."),
-        Stage("label", "LabelConfig", "bfpo.commands.label", "Judge completions, or the safety of pairs."),
-        Stage(
-            "redteam",
-            "RedteamConfig",
-            "bfpo.commands.redteam",
-            "Make pairs from a model's own answers.",
-        ),
-        Stage(
-            "compare", "CompareConfig", "bfpo.commands.compare", "Compare every method, each at its best, on one world."
-        ),
-        Stage("sweep", "SweepConfig", "bfpo.commands.sweep", "Train a grid and show the trade-off."),
+        Stage("judge-train", "JudgeTrainConfig", "bfpo.commands.judge_train", "Train a small safety judge."),
+        Stage("judge-check", "JudgeCheckConfig", "bfpo.commands.judge_check", "Compare a judge with human labels."),
+        Stage("label", "LabelConfig", "bfpo.commands.label", "Judge completions, or label the safety of pairs."),
+        Stage("redteam", "RedteamConfig", "bfpo.commands.redteam", "Make pairs from a model's own answers."),
+        Stage("compare", "CompareConfig", "bfpo.commands.compare", "Compare all methods, each with its best settings."),
+        Stage("sweep", "SweepConfig", "bfpo.commands.sweep", "Train a grid of settings and show the trade-off."),
         Stage("interpolate", "InterpolateConfig", "bfpo.commands.interpolate", "Blend the weights of two models."),
-        Stage("evaluate", "EvaluateConfig", "bfpo.commands.evaluate", "Score a model on pairs, or its completions."),
+        Stage(
+            "evaluate", "EvaluateConfig", "bfpo.commands.evaluate", "Score a model: on pairs, completions or suites."
+        ),
     )
 }
 
@@ -87,18 +80,18 @@ STAGES = {
 def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool = False) -> RunFolder:
     """Run one stage in the folder `out` and return the folder.
 
-    A run that `resume` finds finished is left as it is. The status is written whatever happens: `finished`, `failed`
-    with its message, or `interrupted` on Ctrl-C or a request to stop; the exception goes on to the caller.
+    With `resume`, a finished run is left unchanged. The final status is always written: `finished`, `failed` with its
+    message, or `interrupted` (Ctrl-C or SIGTERM); exceptions are re-raised.
 
-    Raises `ConfigError` for a config that is not this stage's or that sets what its method does not read, `RunError`
-    for a folder that cannot be used, and whatever the stage raises.
+    Raises `ConfigError` for a config of another stage or with settings that its method does not read, `RunError` for a
+    folder that cannot be used, and the errors of the stage.
     """
     from bfpo.runs.folder import RunFolder
 
     stage, unread = _checked(name, config)
     folder = RunFolder.create(out, name, config.resolved(unread), resume)
     if resume and not folder.resumed and folder.is_writer:
-        _log.info("nothing to go on with in %s: starting anew", folder.path)
+        _log.info("nothing to resume in %s: starting a new run", folder.path)
     if folder.finished:
         _log.info("already finished, nothing to do: %s", folder.path)
         return folder
@@ -119,7 +112,7 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
 
 
 def preview_stage(name: str, config: StageConfig) -> str:
-    """Return what the stage would do: the resolved config as YAML, then the stage's own lines; nothing is written.
+    """Return the resolved config as YAML and what the stage would do with it; writes nothing.
 
     Raises as `run_stage` does for a config that cannot be run.
     """
@@ -133,23 +126,23 @@ def preview_stage(name: str, config: StageConfig) -> str:
 
 
 def check_stage(name: str, config: StageConfig) -> None:
-    """Raise as `run_stage` does for a config that cannot be run; no data are read and no stage is imported."""
+    """Raise as `run_stage` does for a config that cannot be run; reads no data and imports no stage."""
     _checked(name, config)
 
 
 def _write_status(folder: RunFolder, status: Status, error: str | None = None) -> None:
-    with suppress(RunError):  # such as a full disk; what stopped the run is the news
+    with suppress(RunError):  # such as a full disk; the error that stopped the run matters more
         folder.set_status(status, error)
 
 
 def _checked(name: str, config: StageConfig) -> tuple[Stage, frozenset[str]]:
-    """Return the stage and the settings that its method does not read; set what must be set before any import."""
+    """Return the stage and the settings that its method does not read; calls `keep_quiet` before any import."""
     keep_quiet()
     if name not in STAGES:
         raise ConfigError(f"stage: got {name!r}; allowed: {', '.join(STAGES)}")
     stage = STAGES[name]
     if type(config) is not stage.config_class():
-        raise ConfigError(f"config of `{name}`: got a {type(config).__name__}; needed: a {stage.config}")
+        raise ConfigError(f"config of `{name}`: got a {type(config).__name__}; needed: {stage.config}")
     return stage, _unread_settings(config)
 
 
@@ -183,10 +176,10 @@ def _readers(settings: Iterable[str]) -> str:
 
 
 def keep_quiet() -> None:
-    """Turn off the libraries' reports about usage, and their progress bars in a log; they read this at import.
+    """Turn off the libraries' telemetry and, without a terminal, their progress bars; they read this at import.
 
-    Importing the trainer of transformers imports peft and with it bitsandbytes, which warns on some CPUs that a kernel
-    package is missing, whether or not anything is quantised; bfpo never runs that kernel.
+    Also silences bitsandbytes, imported through transformers and peft: on some CPUs it warns of a missing kernel
+    package even if nothing is quantised. bfpo never runs that kernel.
     """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
