@@ -1,4 +1,4 @@
-"""The command line: one command per stage. Stages are imported when they run, so `--help` needs no torch."""
+"""The command line, one command per stage. A stage is imported when it runs, so that `--help` does not load torch."""
 
 from __future__ import annotations
 
@@ -22,104 +22,12 @@ from bfpo.core.console import show, show_table, start_logging
 from bfpo.core.errors import BfpoError, ConfigError, StopRequest
 from bfpo.runs.stages import STAGES, keep_quiet, preview_stage, run_stage
 
-__all__ = [
-    "SHORT_OPTIONS",
-    "ShortOption",
-    "app",
-    "main",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class ShortOption:
-    """An option `--NAME` that is short for `--set KEY=VALUE`; `kind` is text, a number, a flag, or a list of text.
-
-    `positional`: it is given by its place, without a name.
-    """
-
-    name: str
-    key: str
-    help: str
-    kind: type = str
-    metavar: str | None = None
-    positional: bool = False
-
-    def parameter(self) -> Parameter:
-        """Return the parameter from which typer makes the option."""
-        text = f"{self.help} Short for --set {self.key}={'true' if self.kind is bool else self.metavar}."
-        if self.kind is list:
-            text = text.replace("Short", "May be repeated; short")
-        annotation: Any = list[str] if self.kind is list else self.kind
-        option: Any = typer.Option(f"--{self.name}", metavar=self.metavar, help=text)
-        if self.positional:
-            option = typer.Argument(metavar=self.metavar, help=text, show_default=False)
-        default = False if self.kind is bool else None
-        wanted = annotation if self.kind is bool else annotation | None
-        return Parameter(self._argument, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[wanted, option])
-
-    @property
-    def _argument(self) -> str:
-        return self.name.replace("-", "_")
-
-    def settings(self, given: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the setting that the option stands for, if it was given; a value is never read as YAML."""
-        value = given[self._argument]
-        if value is not None and value is not False and value != []:
-            yield f"{self.key}={json.dumps(value, ensure_ascii=False)}"
-
-
-_MAX_REQUESTS = ShortOption("max-requests", "max_requests", "Most requests to servers.", int, "N")
-
-SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
-    "demo": (
-        ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
-        ShortOption("full", "full", "All methods.", bool),
-    ),
-    "generate": (
-        ShortOption("model", "model", "The model: folder, hub id, or a server's name for it.", str, "M"),
-        ShortOption("prompts", "prompts", "The prompts: file or folder.", str, "FILE"),
-        _MAX_REQUESTS,
-    ),
-    "compare": (
-        ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
-        ShortOption("quick", "quick", "Two settings for each method in place of four.", bool),
-    ),
-    "sweep": (
-        ShortOption("grid", "grid", "Keys of train and their values, such as beta=0.05,0.1,alpha=0,0.5.", str, "K=V,V"),
-        ShortOption("at-least", "at_least", "What the named model must reach: harmless=0.95.", str, "METRIC=X"),
-    ),
-    "interpolate": (
-        ShortOption("first", "first", "The model at weight 0.", str, "A", positional=True),
-        ShortOption("second", "second", "The model at weight 1.", str, "B", positional=True),
-        ShortOption("weights", "weights", "Shares of B, such as 0,0.25,0.5.", str, "W,W"),
-    ),
-    "judge-train": (ShortOption("data", "data.files", "Labelled completions.", list, "FILE"),),
-    "judge-check": (
-        ShortOption("judge", "judge", "The judge: oracle, a folder of judge-train, FORMAT or FORMAT:MODEL.", str, "J"),
-        ShortOption("data", "data.files", "Completions that people have labelled.", list, "FILE"),
-        _MAX_REQUESTS,
-    ),
-    "label": (_MAX_REQUESTS,),
-    "evaluate": (
-        ShortOption("suites", "suites.use", "Suites, sets of them, or .yaml files.", list, "NAME"),
-        ShortOption("folder", "suites.folders", "Folder with files of suites.", list, "DIR"),
-        ShortOption("model", "model", "The model: folder or hub id.", str, "M"),
-    ),
-    "redteam": (
-        ShortOption("model", "model", "The model under attack: folder or hub id.", str, "M"),
-        ShortOption("prompts", "prompts", "File of prompts.", str, "FILE"),
-        ShortOption("judge", "judges", "Who judges: oracle, a folder of judge-train, FORMAT[:MODEL].", list, "J"),
-        ShortOption("ranker", "ranker", "Who ranks: oracle, reward-model:MODEL, pairrm, pairwise:MODEL.", str, "R"),
-        _MAX_REQUESTS,
-    ),
-}
-"""The short options by command."""
-
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     name="bfpo",
     help="Align a language model to be helpful and safe, from preference pairs with safety labels.",
-    epilog="Start with: bfpo demo --out runs/demo. The settings of a command: bfpo COMMAND --keys.",
+    epilog="Start with: bfpo demo --out runs/demo. Settings of a command: bfpo COMMAND --keys.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -136,40 +44,100 @@ ConfigFile = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting on top of the file; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, overrides the file; may be repeated."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder, new or empty.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; a finished one is left alone.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, with the data's counts, and stop.")]
-Keys = Annotated[bool, typer.Option("--keys", help="List the settings with what they accept, and stop.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder, new or empty.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; no effect on a finished run.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, with data counts, and exit.")]
+Keys = Annotated[bool, typer.Option("--keys", help="List the settings and their allowed values, and exit.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
-    """What was asked on the command line."""
+class ShortOption:
+    """An option `--NAME` as shorthand for `--set KEY=VALUE`; `kind` is text, a number, a flag, or a list of text.
 
-    stage: str
-    config: Path | None
-    settings: Sequence[str]
-    out: Path | None
-    resume: bool
-    dry_run: bool
-    keys: bool
-    debug: bool
+    `positional`: given by position, without a name.
+    """
+
+    name: str
+    key: str
+    help: str
+    kind: type = str
+    metavar: str | None = None
+    positional: bool = False
+
+    def parameter(self) -> Parameter:
+        """Return the parameter that typer turns into the option."""
+        text = f"{self.help} Short for --set {self.key}={'true' if self.kind is bool else self.metavar}."
+        if self.kind is list:
+            text = text.replace("Short", "May be repeated; short")
+        annotation: Any = list[str] if self.kind is list else self.kind
+        option: Any = typer.Option(f"--{self.name}", metavar=self.metavar, help=text)
+        if self.positional:
+            option = typer.Argument(metavar=self.metavar, help=text, show_default=False)
+        default = False if self.kind is bool else None
+        accepted = annotation if self.kind is bool else annotation | None
+        return Parameter(
+            self._argument, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[accepted, option]
+        )
+
+    @property
+    def _argument(self) -> str:
+        return self.name.replace("-", "_")
+
+    def settings(self, values: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the option's setting if the option was used; the value is quoted, so that it is not parsed as YAML."""
+        value = values[self._argument]
+        if value is not None and value is not False and value != []:
+            yield f"{self.key}={json.dumps(value, ensure_ascii=False)}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What was asked of `bfpo doctor`."""
+_MAX_REQUESTS = ShortOption("max-requests", "max_requests", "Maximum number of requests to servers.", int, "N")
 
-    config: Path | None
-    settings: Sequence[str]
-    processes: int
-    sharding: str
-    memory_gib: float | None
-    as_json: bool
-    debug: bool
+SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
+    "demo": (
+        ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
+        ShortOption("full", "full", "All methods.", bool),
+    ),
+    "generate": (
+        ShortOption("model", "model", "Model: folder, hub id, or name on the server.", str, "M"),
+        ShortOption("prompts", "prompts", "Prompts: file or folder.", str, "FILE"),
+        _MAX_REQUESTS,
+    ),
+    "compare": (
+        ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
+        ShortOption("quick", "quick", "Two settings per method instead of four.", bool),
+    ),
+    "sweep": (
+        ShortOption("grid", "grid", "Keys of train and their values, such as beta=0.05,0.1,alpha=0,0.5.", str, "K=V,V"),
+        ShortOption("at-least", "at_least", "Constraint on the chosen model: harmless=0.95.", str, "METRIC=X"),
+    ),
+    "interpolate": (
+        ShortOption("first", "first", "The model at weight 0.", str, "A", positional=True),
+        ShortOption("second", "second", "The model at weight 1.", str, "B", positional=True),
+        ShortOption("weights", "weights", "Weights of B, such as 0,0.25,0.5.", str, "W,W"),
+    ),
+    "judge-train": (ShortOption("data", "data.files", "Labelled completions.", list, "FILE"),),
+    "judge-check": (
+        ShortOption("judge", "judge", "Judge: oracle, a folder of judge-train, or FORMAT[:MODEL].", str, "J"),
+        ShortOption("data", "data.files", "Completions with human labels.", list, "FILE"),
+        _MAX_REQUESTS,
+    ),
+    "label": (_MAX_REQUESTS,),
+    "evaluate": (
+        ShortOption("suites", "suites.use", "Suites, sets of suites, or .yaml files.", list, "NAME"),
+        ShortOption("folder", "suites.folders", "Folder of suite files.", list, "DIR"),
+        ShortOption("model", "model", "Model: folder or hub id.", str, "M"),
+    ),
+    "redteam": (
+        ShortOption("model", "model", "Model under attack: folder or hub id.", str, "M"),
+        ShortOption("prompts", "prompts", "File of prompts.", str, "FILE"),
+        ShortOption("judge", "judges", "Judge: oracle, a folder of judge-train, or FORMAT[:MODEL].", list, "J"),
+        ShortOption("ranker", "ranker", "Ranker: oracle, reward-model:MODEL, pairrm, or pairwise:MODEL.", str, "R"),
+        _MAX_REQUESTS,
+    ),
+}
 
 
 def _show_version(asked: bool) -> None:
@@ -181,38 +149,24 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and stop.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Hold the options of the program itself."""
-
-
-def _epilog(name: str) -> str:
-    return f"The settings, with what they accept: bfpo {name} --keys."
+    """Options of the program itself."""
 
 
 def _add_command(name: str) -> None:
-    """Add the command of a stage: what all have, and the stage's own short options between."""
+    """Add the command of a stage: the common options and the stage's own short options."""
     shorts = SHORT_OPTIONS.get(name, ())
 
-    def command(**given: Any) -> None:
-        settings = [*(given["settings"] or ()), *(text for short in shorts for text in short.settings(given))]
-        _execute(
-            _Request(
-                name,
-                given["config"],
-                settings,
-                given["out"],
-                given["resume"],
-                given["dry_run"],
-                given["keys"],
-                given["debug"],
-            )
-        )
-
-    # typer reads the options off the signature.
     before = {"config": ConfigFile, "settings": Settings, "out": Out}
     after = {"resume": Resume, "dry_run": DryRun, "keys": Keys, "debug": Debug}
+
+    def command(**values: Any) -> None:
+        settings = [*(values["settings"] or ()), *(text for short in shorts for text in short.settings(values))]
+        _execute(name, settings, **{key: values[key] for key in ("config", "out", *after)})
+
+    # typer takes the options from the signature.
     command.__signature__ = Signature(  # type: ignore[attr-defined]
         [
             *(Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for key, kind in before.items()),
@@ -220,7 +174,7 @@ def _add_command(name: str) -> None:
             *(Parameter(key, Parameter.KEYWORD_ONLY, default=False, annotation=kind) for key, kind in after.items()),
         ]
     )
-    app.command(name, help=STAGES[name].help, epilog=_epilog(name))(command)
+    app.command(name, help=STAGES[name].help, epilog=f"Settings and their allowed values: bfpo {name} --keys.")(command)
 
 
 for _name in STAGES:
@@ -234,81 +188,99 @@ def _doctor(
     processes: Annotated[int, typer.Option("--processes", metavar="N", min=1, help="Processes, one per GPU.")] = 1,
     sharding: Annotated[
         Literal["none", "zero2", "fsdp"],
-        typer.Option("--sharding", help="What the processes divide; fsdp also stands for ZeRO-3."),
+        typer.Option("--sharding", help="How the processes are sharded; fsdp also stands for ZeRO-3."),
     ] = "none",
     memory: Annotated[
-        float | None, typer.Option("--memory", metavar="GIB", help="Memory per process in place of this machine's.")
+        float | None, typer.Option("--memory", metavar="GIB", help="Memory per process, instead of this machine's.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show this machine, or with --config whether that training fits it (exit status 1 where not)."""
-    _examine(_Question(config, settings or (), processes, sharding, memory, as_json, debug))
+    """Show this machine; with --config, whether that training fits it (exit status 1 if not)."""
+    options = {"processes": processes, "sharding": sharding, "memory_gib": memory, "as_json": as_json}
+    _call("doctor", debug, config, settings or (), **options)
 
 
-Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of any stage; those below count too.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of any stage, or folders of them.")]
 Main = Annotated[
-    str | None, typer.Option("--main", metavar="MODEL", help="The model that the page is about; else the one of bfpo.")
+    str | None, typer.Option("--main", metavar="MODEL", help="Main model of the page; default: the one of bfpo.")
 ]
 
 
 @app.command("report")
 def _report(
     runs: Runs,
-    out: Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="The page; the same in .md, .json and .csv.")],
-    title: Annotated[str, typer.Option("--title", help="The title of the page.")] = "Report",
+    out: Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="The page; also as .md, .json and .csv.")],
+    title: Annotated[str, typer.Option("--title", help="Title of the page.")] = "Report",
     main_model: Main = None,
     debug: Debug = False,
 ) -> None:
-    """Make one page of what run folders hold: scores, intervals, training, answers side by side."""
-    _look("report", "bfpo.commands.report", debug, runs, out, title, main_model)
+    """Make one page from run folders: scores, intervals, training curves, answers side by side."""
+    _call("report", debug, runs, out, title, main_model)
 
 
 @app.command("watch")
 def _watch(
     runs: Runs,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 = any free one.")] = 8765,
-    every: Annotated[int, typer.Option("--every", metavar="SECONDS", min=1, help="Time between two looks.")] = 10,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free port.")] = 8765,
+    every: Annotated[int, typer.Option("--every", metavar="SECONDS", min=1, help="Time between updates.")] = 10,
     main_model: Main = None,
     debug: Debug = False,
 ) -> None:
-    """Show the same page of a run in progress in a browser on this machine, until Ctrl-C."""
-    _look("watch", "bfpo.commands.watch", debug, runs, port, every, main_model)
+    """Serve the page of a run in progress to browsers on this machine, until Ctrl-C."""
+    _call("watch", debug, runs, port, every, main_model)
 
 
-def _look(command: str, module: str, debug: bool, *arguments: Any) -> None:
-    """Run a command that only reads run folders."""
+def _execute(
+    stage: str,
+    settings: Sequence[str],
+    *,
+    config: Path | None,
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    keys: bool,
+    debug: bool,
+) -> None:
+    """Run a stage, or only show its keys or what it would do."""
+    with _handled(stage, debug, "the same command" if resume else "the same command and --resume"):
+        start_logging()
+        if keys:
+            _show_keys(stage)
+            return
+        from bfpo.config import load_config
+
+        loaded: Any = load_config(STAGES[stage].config_class(), config, settings)
+        if dry_run:
+            show(preview_stage(stage, loaded))
+            return
+        if out is None:
+            raise ConfigError("--out: missing; give a new or empty folder, such as --out runs/first")
+        run_stage(stage, loaded, out, resume=resume)
+
+
+def _show_keys(stage: str) -> None:
+    from bfpo.config import describe_keys
+
+    keys = describe_keys(STAGES[stage].config_class())
+    show_table(
+        ("key", "default", "accepts", "meaning"),
+        [(key.name, "(needed)" if key.default is None else key.default, key.allowed, key.description) for key in keys],
+    )
+
+
+def _call(command: str, debug: bool, *arguments: Any, **options: Any) -> None:
+    """Run a command that is not a stage; it may return an exit status."""
     with _handled(command, debug):
         start_logging()
         keep_quiet()
-        import_module(module).run(*arguments)
-
-
-def _examine(question: _Question) -> None:
-    with _handled("doctor", question.debug):
-        start_logging()
-        keep_quiet()
-        status = import_module("bfpo.commands.doctor").run(
-            question.config,
-            question.settings,
-            processes=question.processes,
-            sharding=question.sharding,
-            memory_gib=question.memory_gib,
-            as_json=question.as_json,
-        )
-        raise typer.Exit(status)
-
-
-def _execute(request: _Request) -> None:
-    again = "the same command" if request.resume else "the same command and --resume"
-    with _handled(request.stage, request.debug, again):
-        _run(request)
+        raise typer.Exit(import_module(f"bfpo.commands.{command}").run(*arguments, **options) or 0)
 
 
 @contextmanager
-def _handled(command: str, debug: bool, again: str | None = None) -> Iterator[None]:
-    """Turn what stops a command into one message and an exit status."""
-    with _stop_signal():
+def _handled(command: str, debug: bool, resume_with: str | None = None) -> Iterator[None]:
+    """Turn an exception or a signal into one message and an exit status."""
+    with _stop_on_sigterm():
         try:
             yield
         except typer.Exit:
@@ -316,12 +288,12 @@ def _handled(command: str, debug: bool, again: str | None = None) -> Iterator[No
         except BfpoError as error:
             _fail(debug, str(error), error.exit_code)
         except KeyboardInterrupt as stop:
-            text = "stopped" if again is None else f"stopped; go on with {again}"
+            text = "stopped" if resume_with is None else f"stopped; continue with {resume_with}"
             _fail(debug, text, 143 if isinstance(stop, StopRequest) else 130)
-        except BrokenPipeError:  # whoever read our output has had enough, as in `--keys | head`
+        except BrokenPipeError:  # the reader of our output has exited, as in `--keys | head`
             raise
         except Exception as error:
-            hint = "" if debug else "; --debug shows where"
+            hint = "" if debug else "; use --debug for the traceback"
             _fail(debug, f"bfpo {command} failed: {type(error).__name__}: {error}{hint}", 1)
 
 
@@ -335,7 +307,7 @@ def _fail(debug: bool, message: str, exit_code: int) -> NoReturn:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[None]:
+def _stop_on_sigterm() -> Iterator[None]:
     def stop(number: int, frame: object) -> NoReturn:
         raise StopRequest
 
@@ -344,45 +316,6 @@ def _stop_signal() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _run(request: _Request) -> None:
-    start_logging()
-    if request.keys:
-        _show_keys(request.stage)
-        return
-    from bfpo.config import load_config
-
-    config: Any = load_config(STAGES[request.stage].config_class(), request.config, request.settings)
-    if request.dry_run:
-        show(preview_stage(request.stage, config))
-        return
-    if request.out is None:
-        raise ConfigError("--out: missing; give a folder that is new or empty, as in --out runs/first")
-    run_stage(request.stage, config, request.out, resume=request.resume)
-
-
-def _leave_process_group() -> bool:
-    """Return whether this is one of several processes, and end what their launcher began.
-
-    Such a process must leave without the interpreter's clean-up: threads of gloo make torch abort in it now and then,
-    and the launcher would take a run that has finished for one that failed.
-    """
-    distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        return False
-    distributed.destroy_process_group()
-    return True
-
-
-def _show_keys(stage: str) -> None:
-    from bfpo.config import describe_keys
-
-    keys = describe_keys(STAGES[stage].config_class())
-    show_table(
-        ("key", "default", "accepts", "meaning"),
-        [(key.name, "(needed)" if key.default is None else key.default, key.allowed, key.description) for key in keys],
-    )
 
 
 def main() -> None:
@@ -395,3 +328,16 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise
+
+
+def _leave_process_group() -> bool:
+    """Destroy the process group that a launcher has set up; return whether there was one.
+
+    Such a process must exit without the interpreter's clean-up: threads of gloo sometimes make torch abort in it, and
+    the launcher would then report a finished run as failed.
+    """
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return False
+    distributed.destroy_process_group()
+    return True

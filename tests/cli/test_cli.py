@@ -118,8 +118,12 @@ def test_bad_input_gets_one_message_and_exit_status_2(arguments, words, tmp_path
     [
         (DataError.at("pairs.jsonl", 3, "no prompt"), 2, "error: pairs.jsonl:3: no prompt\n"),
         (TrainingError("first loss is 3"), 1, "error: first loss is 3\n"),
-        (ZeroDivisionError("by zero"), 1, "error: bfpo toy failed: ZeroDivisionError: by zero; --debug shows where\n"),
-        (KeyboardInterrupt(), 130, "error: stopped; go on with the same command and --resume\n"),
+        (
+            ZeroDivisionError("by zero"),
+            1,
+            "error: bfpo toy failed: ZeroDivisionError: by zero; use --debug for the traceback\n",
+        ),
+        (KeyboardInterrupt(), 130, "error: stopped; continue with the same command and --resume\n"),
     ],
 )
 def test_exit_status_of_what_stops_a_run(toy_stage, tmp_path, error, exit_code, words):
@@ -154,9 +158,9 @@ def test_a_run_its_second_start_and_its_dry_run(toy_stage, tmp_path, capfd):
 
 def test_demo_has_its_short_options(monkeypatch):
     seen = []
-    monkeypatch.setattr("bfpo.cli._execute", seen.append)
+    monkeypatch.setattr("bfpo.cli._execute", lambda stage, settings, **options: seen.append(settings))
     assert bfpo_in_process("demo", "--out", "d", "--seeds", "3", "--full", "--set", "seed=5").exit_code == 0
-    assert list(seen[0].settings) == ["seed=5", "seeds=3", "full=true"]
+    assert seen == [["seed=5", "seeds=3", "full=true"]]
 
 
 SLEEPER = """
@@ -182,7 +186,7 @@ def test_a_stopped_run_leaves_a_folder_to_go_on_with(tmp_path, number, exit_code
         os.kill(process.pid, number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == exit_code
-    assert errors == "error: stopped; go on with the same command and --resume\n"
+    assert errors == "error: stopped; continue with the same command and --resume\n"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
 

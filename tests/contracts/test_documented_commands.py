@@ -36,27 +36,26 @@ def commands_of(text: str) -> Iterator[str]:
 def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail where the command line would refuse the command, a setting in it or the config file that it names."""
     arguments = [word for word in shlex.split(command, comments=True) if word != "..."]
-    requests, questions = [], []
-    monkeypatch.setattr("bfpo.cli._execute", requests.append)
-    monkeypatch.setattr("bfpo.cli._examine", questions.append)
-    monkeypatch.setattr("bfpo.cli._look", lambda *_: None)
+    stages, calls = [], []
+    monkeypatch.setattr("bfpo.cli._execute", lambda *stage, config, **_: stages.append((*stage, config)))
+    monkeypatch.setattr("bfpo.cli._call", lambda name, debug, *values, **_: calls.append((name, *values)))
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 or arguments == [], f"bfpo {command}: {result.output}"
-    for question in questions:
-        if question.config is not None and "FILE" not in question.config.name:
+    for name, file, settings, *_ in calls:
+        if name == "doctor" and file is not None and "FILE" not in file.name:
             monkeypatch.chdir(ROOT)
-            load_config(STAGES[question.config.stem].config_class(), question.config, question.settings)
-    for request in requests:
-        config = STAGES[request.stage].config_class()
+            load_config(STAGES[file.stem].config_class(), file, settings)
+    for stage, settings, file in stages:
+        config = STAGES[stage].config_class()
         known = {key.name for key in describe_keys(config)}
-        for setting in request.settings:
+        for setting in settings:
             key, equals, _ = setting.partition("=")
             assert equals, f"bfpo {command}: {setting} is no key=value"
             assert key in known or key.startswith("init.config."), f"bfpo {command}: unknown key {key}"
-        if request.config is not None and not request.config.name.isupper() and "FILE" not in request.config.name:
+        if file is not None and not file.name.isupper() and "FILE" not in file.name:
             monkeypatch.chdir(ROOT)
-            if request.config.parts[0] != "runs":  # made by an earlier command
-                load_config(config, request.config, request.settings)
+            if file.parts[0] != "runs":  # made by an earlier command
+                load_config(config, file, settings)
 
 
 DOCUMENTED = [(str(page.relative_to(ROOT)), command) for page in PAGES for command in commands_of(page.read_text())]
