@@ -161,7 +161,7 @@ def _files(folder: Path) -> dict[str, tuple[Path, str]]:
         (folder / name).write_bytes(content)
     says = {
         "absent.jsonl": "no such file",
-        "folder.jsonl": "the folder has no file",
+        "folder.jsonl": "is a folder|the folder has no file",
         "array.json": "one object per line",
         "damaged.jsonl.gz": "cannot be read",
         "not.jsonl.gz": "cannot be read",
