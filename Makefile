@@ -1,6 +1,6 @@
-# `make demo` and `make test` do all their set-up; a second run installs nothing.
-# PYTHON picks the interpreter, OUT the demo's folder, DEMO_ARGS more of its options (such as --full --seeds 3),
-# BENCH_ARGS more options of all three benchmarks (such as --threads 8).
+# `make demo` and `make test` do all the set-up they need; a second run installs nothing.
+# PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
+# BENCH_ARGS further options of all three benchmarks (such as --threads 8).
 
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
-# pip's warnings are left out, its errors are not. Bytecode is compiled at the first import, and only for what is imported.
+# pip's warnings are hidden, its errors are shown. Bytecode is compiled at the first import, and only for imported modules.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input -c constraints.txt
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
@@ -20,21 +20,21 @@ NO_PIP = { echo "error: the packages could not be installed (see above); if $(VE
 help:
 	@echo "make demo      train, align and compare small models on this machine; the page is $(OUT)/report.html"
 	@echo "make test      lint, types, import rules and tests"
-	@echo "make test-all  the same with the slow tests"
-	@echo "make bench     measure training against TRL, its scaling and the ramp-up; bench-quick: does it run"
-	@echo "make format    put the code into its form"
+	@echo "make test-all  the same and the slow tests"
+	@echo "make bench     measure training against TRL, its scaling and the ramp-up; bench-quick checks that it runs"
+	@echo "make format    format the code"
 
 demo: $(VENV)/.runtime
 	$(BIN)/bfpo demo --out $(OUT) --resume $(DEMO_ARGS)
 
-# The tables are shown and go, with the figure, into docs/performance.md.
+# Shows the tables and writes them, with the figure, into docs/performance.md.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.report
 
-# Tiny sizes, to see that all of it runs; nothing of it is kept but in runs/.
+# Tiny sizes, to check that everything runs; results are written only to runs/.
 bench-quick: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
@@ -42,11 +42,11 @@ bench-quick: $(VENV)/.bench
 
 test: lint types imports tests
 
-# Some slow tests need what the benchmarks compare with, weights of four bits, lm-eval, and a browser (Debian: chromium).
+# Some slow tests need TRL, bitsandbytes, lm-eval and a browser (Debian: chromium).
 test-all: lint types imports $(VENV)/.dev $(VENV)/.bench $(VENV)/.quant $(VENV)/.evidence
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
 
-# The lower bounds of the dependencies, in an environment of their own.
+# Tests with the lowest supported versions of the dependencies, in a separate environment.
 test-lowest: $(VENV)/.made
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install -qq -r constraints-lowest.txt
@@ -75,47 +75,47 @@ setup: $(VENV)/.dev
 clean-venv:
 	rm -rf $(VENV)
 
-# A virtual environment whose making was cut off has no working pip and is made again.
+# A virtual environment whose creation was interrupted has no working pip and is created again.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo "error: bfpo needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
 			"Choose another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
-		echo "making $(VENV) with $$($(PYTHON) --version)"; \
+		echo "creating $(VENV) with $$($(PYTHON) --version)"; \
 		rm -rf $(VENV); \
 		$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-			echo "error: no virtual environment could be made; on Debian or Ubuntu: apt-get install python3-venv" >&2; \
+			echo "error: the virtual environment could not be created; on Debian or Ubuntu: apt-get install python3-venv" >&2; \
 			exit 1; }; \
 	fi
 	@touch $@
 
-# torch comes first and by the pin of constraints.txt alone: a newer one may bring gigabytes that are not needed here.
+# torch is installed first, at the version pinned in constraints.txt: a newer one may bring gigabytes that are not needed here.
 $(VENV)/.torch: $(VENV)/.made constraints.txt
 	@echo "installing torch (the longest part)"
 	@$(PIP_INSTALL) torch || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
-	@echo "installing bfpo and what it needs"
+	@echo "installing bfpo and its dependencies"
 	@$(PIP_INSTALL) -e . || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	@echo "installing the tools of development"
+	@echo "installing the development tools"
 	@$(PIP_INSTALL) -e ".[dev]" || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.runtime
-	@echo "installing what the benchmarks compare with"
+	@echo "installing TRL for the benchmarks"
 	@$(PIP_INSTALL) -e ".[bench]" || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.quant: $(VENV)/.runtime
-	@echo "installing what holds weights in four bits"
+	@echo "installing bitsandbytes for four-bit weights"
 	@$(PIP_INSTALL) -e ".[quant]" || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.evidence: $(VENV)/.runtime
-	@echo "installing lm-eval and what drives a browser"
+	@echo "installing lm-eval and browser automation"
 	@$(PIP_INSTALL) -e ".[lm-eval,browser]" || $(NO_PIP)
 	@touch $@
