@@ -170,7 +170,7 @@ def table() -> list[str]:
     """Return the rows that the documentation has of the table of sources."""
     lines = []
     for source in SOURCES.values():
-        where = "a file or folder of yours"
+        where = "your own file or folder"
         if source.hub_id is not None:
             where = f"`{source.hub_id}`: {', '.join(f'`{each}`' for each in source.patterns)}"
             where += f" at `{source.revision[:12]}`" if source.revision else ""

@@ -1,1 +1,1 @@
-"""One file a command, named as the command: its settings become a run folder. Commands meet only through files."""
+"""One file per command: it turns a config into a run folder. Commands communicate only through files."""

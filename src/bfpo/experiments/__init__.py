@@ -1,1 +1,1 @@
-"""Several stages as one experiment: chains that run side by side and go on where they were cut off."""
+"""Several commands as one experiment: chains of steps that run in parallel and can be resumed."""

@@ -1,1 +1,1 @@
-"""Sampling completions: here, with vLLM, or from a server."""
+"""Sampling completions with transformers, with vLLM, or from a server."""

@@ -1,1 +1,1 @@
-"""Judges of completions and pairs, their prompts, their votes, and how far each can be trusted."""
+"""Judges of completions and pairs, their prompts, their votes, and their agreement with people."""

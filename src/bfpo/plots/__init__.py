@@ -1,1 +1,1 @@
-"""Drawing: the style of every figure, and the plane of helpfulness and harmlessness."""
+"""The style of every figure, and the plot of helpfulness against harmlessness."""

@@ -1,1 +1,1 @@
-"""Data that people have -> data to train on: mixed, checked, cleaned, split by prompt, with a card and a manifest."""
+"""Prepare training data: mix sources, check and clean rows, split by prompt; with a data card and a manifest."""

@@ -1,1 +1,1 @@
-"""The page of evidence: gather run folders, lay out, write."""
+"""The report page: read run folders, lay out, write."""

@@ -1,4 +1,4 @@
-"""Honest numbers: intervals, paired tests, corrections, power, and the trade-off between two objectives."""
+"""Intervals, paired tests, corrections for several tests, power, and the trade-off between two objectives."""
 
 from bfpo.stats.intervals import (
     Interval,

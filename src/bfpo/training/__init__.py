@@ -1,1 +1,1 @@
-"""The trainer, its metrics and checks, and the two training stages."""
+"""The trainer, its metrics and checks, and a training run in its folder: checkpoints, resume, the saved model."""
