@@ -1,4 +1,4 @@
-"""Intervals for rates and means: Wilson, bootstrap over prompts and seeds, paired differences, 0 of n, seeds."""
+"""Confidence intervals of rates, means, paired differences and the spread over seeds; Wilson or cluster bootstrap."""
 
 from __future__ import annotations
 
@@ -32,37 +32,9 @@ __all__ = [
 ]
 
 
-def mean_interval(parts: Sequence[Interval], groups: Sequence[Hashable] | None = None) -> Interval:
-    """Return the mean of the parts, each of the same weight, with an interval made of theirs; `num` counts the parts.
-
-    The distances from each estimate to its bounds add up as standard errors do, below and above on their own (MOVER:
-    Zou & Donner 2008, Statistics in Medicine 27(10)), so that the bounds keep the confidence of the parts and stay in
-    the range of their scale; for symmetric intervals this is the delta method. It takes the parts as independent, which
-    suites of different prompts are; parts of one `group` ask the same prompts, and their distances are added as they
-    are, which is the widest that any dependence makes. A part without bounds gives a mean without bounds, one without a
-    value or no part gives `None`. Raises `SettingError` where the groups are not one per part.
-    """
-    if groups is not None and len(groups) != len(parts):
-        raise SettingError(f"groups: got {len(groups)} for {len(parts)} parts; one per part is needed")
-    values = [part.value for part in parts if part.value is not None]
-    if not parts or len(values) < len(parts):
-        return Interval(None, None, None, len(parts))
-    mean = sum(values) / len(values)
-    below: dict[Hashable, float] = {}
-    above: dict[Hashable, float] = {}
-    for place, part in enumerate(parts):
-        if part.value is None or part.low is None or part.high is None:
-            return Interval(mean, None, None, len(parts))
-        group = ("own", place) if groups is None else ("given", groups[place])
-        below[group] = below.get(group, 0.0) + (part.value - part.low)
-        above[group] = above.get(group, 0.0) + (part.high - part.value)
-    reach = [sqrt(sum(distance**2 for distance in side.values())) / len(parts) for side in (below, above)]
-    return Interval(mean, mean - reach[0], mean + reach[1], len(parts))
-
-
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its confidence bounds; all `None` where there was nothing to count (`num` = 0)."""
+    """An estimate with its confidence bounds; all are `None` without observations (`num` = 0)."""
 
     value: float | None
     low: float | None
@@ -71,27 +43,25 @@ class Interval:
 
 
 def wilson(successes: int, num: int, *, confidence: float = 0.95) -> Interval:
-    """Return the rate `successes / num` with Wilson's score interval (Wilson 1927), which holds at 0 of n too.
+    """Return the rate `successes / num` with Wilson's score interval (Wilson 1927, JASA 22(158)), valid at 0 of n too.
 
-    `num` = 0 gives an interval of `None`. Raises `SettingError` for counts that cannot be, or a confidence outside
-    (0, 1).
+    `num` = 0 gives an interval of `None`. Raises `SettingError` for impossible counts or a confidence outside (0, 1).
     """
     check_confidence(confidence)
     if num < 0 or not 0 <= successes <= num:
         raise SettingError(f"successes, num: got {successes} of {num}; needed: 0 <= successes <= num")
     if num == 0:
         return Interval(None, None, None, 0)
-    bounds = binomtest(int(successes), int(num)).proportion_ci(confidence_level=confidence, method="wilson")
-    return Interval(successes / num, float(bounds.low), float(bounds.high), num)
+    return Interval(successes / num, *_wilson_bounds(successes, num, confidence), num)
 
 
 def upper_bound_of_zero(num: int, *, confidence: float = 0.95) -> float | None:
-    """Return the highest rate that 0 of `num` independent trials leaves possible, `None` for no trials.
+    """Return the one-sided upper bound of a rate after 0 events in `num` independent trials; `None` without trials.
 
-    The exact one-sided bound of Clopper & Pearson (1934), 1 - (1 - confidence)^(1/num): at 95% the "rule of three"
-    3/num (Hanley & Lippman-Hand 1983, JAMA 249(13)) is the same from above. Answers to one prompt are not independent:
-    give the number of prompts. The upper end of a *two*-sided interval of 0 of n lies higher, at about 3.7/num. Raises
-    `SettingError` for a negative count or a confidence outside (0, 1).
+    The exact bound of Clopper & Pearson (1934), 1 - (1 - confidence)^(1/num); at 95% the "rule of three" 3/num (Hanley
+    & Lippman-Hand 1983, JAMA 249(13)) approximates it from above. Answers to one prompt are not independent: pass the
+    number of prompts. The upper bound of a *two*-sided interval is higher, about 3.7/num. Raises `SettingError` for a
+    negative count or a confidence outside (0, 1).
     """
     check_confidence(confidence)
     if num < 0:
@@ -111,12 +81,12 @@ def rate_interval(
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> Interval:
-    """Return the mean of values in [0, 1] with the interval that fits how they were drawn.
+    """Return the mean of values in [0, 1] with the interval that matches their sampling.
 
     Independent zeros and ones get Wilson's interval. Values that share a prompt (`clusters`) or come from several
-    trainings (`seeds`) are not independent and get the bootstrap of `cluster_bootstrap`. Where that bootstrap has no
-    spread to show (0 of n, n of n, one cluster) the bounds are Wilson's for the number of *clusters*, so that nothing
-    is ever certain. Raises `SettingError` for a value outside [0, 1] or lengths that differ.
+    trainings (`seeds`) are not independent and get the interval of `cluster_bootstrap`. If the bootstrap has no spread
+    (0 of n, n of n, one cluster), the bounds are Wilson's for the number of *clusters*, so the width is never zero.
+    Raises `SettingError` for a value outside [0, 1] or lengths that differ.
     """
     values = in_unit_interval("hits", hits)
     if values.size == 0:
@@ -134,8 +104,8 @@ def rate_interval(
     if bootstrap.low is not None and bootstrap.high is not None and bootstrap.low < bootstrap.high:
         return bootstrap
     mean = float(values.mean())
-    bounds = _wilson_bounds(mean, num_clusters, confidence)
-    return Interval(mean, min(bounds[0], mean), max(bounds[1], mean), values.size)
+    low, high = _wilson_bounds(round(mean * num_clusters), num_clusters, confidence)
+    return Interval(mean, min(low, mean), max(high, mean), values.size)
 
 
 def cluster_bootstrap(
@@ -147,13 +117,13 @@ def cluster_bootstrap(
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> Interval:
-    """Return the mean of `values` with a percentile bootstrap interval that redraws whole clusters.
+    """Return the mean of `values`, (N,), with a percentile bootstrap interval that resamples whole clusters.
 
-    `clusters` names the prompt of each value (`None`: each value is its own). With `seeds`, prompts and seeds are
-    redrawn independently and each value weighs the product of its two counts (the pigeonhole bootstrap: Owen 2007,
-    Annals of Applied Statistics 1(2)), so that the interval speaks about other prompts *and* other trainings. One
-    cluster and one seed leave nothing to redraw: the bounds are `None`. Raises `SettingError` for lengths that differ
-    or a value that is not finite.
+    `clusters` names the prompt of each value (`None`: each value is its own cluster). With `seeds`, prompts and seeds
+    are resampled independently and each value is weighted by the product of its two counts (the pigeonhole bootstrap:
+    Owen 2007, Annals of Applied Statistics 1(2)); the interval then covers new prompts *and* new trainings. With one
+    cluster and one seed the bounds are `None`. Raises `SettingError` for lengths that differ or a value that is not
+    finite.
     """
     check_confidence(confidence)
     if num_resamples < 1:
@@ -187,9 +157,9 @@ def paired_difference(
 ) -> Interval:
     """Return mean(first - second) of values in [0, 1] measured on the same items, with a bootstrap interval.
 
-    Item i of both lists is the same prompt (and, with `seeds`, the same seed). Where every difference is equal, the
-    bounds reach as far as the share of other differences that n clusters cannot exclude (Wilson's upper bound of 0 of
-    n). Raises `SettingError` for lengths that differ or values outside [0, 1].
+    Item i of both lists is the same prompt (and, with `seeds`, the same seed). If all differences are equal, the bounds
+    are at the distance of Wilson's upper bound for 0 of n clusters: the largest share of clusters with another
+    difference that the data do not exclude. Raises `SettingError` for lengths that differ or values outside [0, 1].
     """
     left, right = paired_values(first, second)
     if left.size == 0:
@@ -201,7 +171,7 @@ def paired_difference(
     if interval.low is not None and interval.high is not None and interval.low < interval.high:
         return interval
     num_clusters = int(label_codes("clusters", clusters, difference.size).max()) + 1
-    reach = _wilson_bounds(0.0, num_clusters, confidence)[1]
+    reach = _wilson_bounds(0, num_clusters, confidence)[1]
     mean = float(difference.mean())
     return Interval(mean, max(-1.0, mean - reach), min(1.0, mean + reach), difference.size)
 
@@ -209,13 +179,13 @@ def paired_difference(
 def between_seed_sd(
     values: Sequence[float] | Floats, seeds: Sequence[Hashable], *, confidence: float = 0.95
 ) -> Interval:
-    """Return the standard deviation of the mean value per seed (n - 1 in the denominator); `num` is the seeds.
+    """Return the standard deviation of the mean score over seeds (n - 1 in the denominator); `num` counts the seeds.
 
-    `values` are the scores of all trainings, (N,), and `seeds` names the training of each: what a score varies by when
-    one only trains again, asked about the same prompts (Bouthillier et al. 2021, arXiv:2103.03098). The bounds take the
-    means as normal (chi-square with n - 1 degrees of freedom), and are wide: with 3 seeds the upper one is six times
-    the estimate. One seed says nothing: `value` is `None`. Seeds that are all equal give 0 without bounds, as no spread
-    seen is not no spread. Raises `SettingError` for lengths that differ or a value that is not finite.
+    `values` are the scores of all trainings, (N,), and `seeds` names the training of each. This is the variation of a
+    score over trainings on the same prompts (Bouthillier et al. 2021, arXiv:2103.03098). The bounds assume normal means
+    (chi-square, n - 1 degrees of freedom) and are wide: with 3 seeds the upper bound is six times the estimate. One
+    seed gives `None`. Equal means give 0 without bounds, since unobserved variation may still exist. Raises
+    `SettingError` for lengths that differ or a value that is not finite.
     """
     check_confidence(confidence)
     data = np.asarray(values, dtype=np.float64)
@@ -230,11 +200,41 @@ def between_seed_sd(
         return Interval(0.0, None, None, num_seeds)
     sd = float(means.std(ddof=1))
     tail = (1 - confidence) / 2
+    # (n - 1) sd^2 / sigma^2 is chi-square distributed; its upper quantile gives the lower bound of sigma.
     upper, lower = chi2.ppf([1 - tail, tail], num_seeds - 1)
     freedom = float(num_seeds - 1)
     return Interval(sd, sd * float((freedom / upper) ** 0.5), sd * float((freedom / lower) ** 0.5), num_seeds)
 
 
-def _wilson_bounds(rate: float, num: int, confidence: float) -> tuple[float, float]:
-    bounds = binomtest(round(rate * num), num).proportion_ci(confidence_level=confidence, method="wilson")
+def mean_interval(parts: Sequence[Interval], groups: Sequence[Hashable] | None = None) -> Interval:
+    """Return the unweighted mean of estimates, with an interval computed from theirs; `num` counts the parts.
+
+    MOVER (Zou & Donner 2008, Statistics in Medicine 27(10)): the distances from each estimate to its lower and upper
+    bound are combined like standard errors, each side separately. The bounds keep the confidence level of the parts
+    and the range of their scale; for symmetric intervals this is the delta method. Parts are taken as independent, as
+    suites with different prompts are. Parts of one group share prompts: their distances are summed, the widest result
+    under any dependence. A part without bounds gives a mean without bounds; a part without a value, or no part, gives
+    `None`. Raises `SettingError` if the groups are not one per part.
+    """
+    if groups is not None and len(groups) != len(parts):
+        raise SettingError(f"groups: got {len(groups)} for {len(parts)} parts; one per part is needed")
+    values = [part.value for part in parts if part.value is not None]
+    if not parts or len(values) < len(parts):
+        return Interval(None, None, None, len(parts))
+    mean = sum(values) / len(values)
+    below: dict[Hashable, float] = {}
+    above: dict[Hashable, float] = {}
+    for place, part in enumerate(parts):
+        if part.value is None or part.low is None or part.high is None:
+            return Interval(mean, None, None, len(parts))
+        group = place if groups is None else groups[place]
+        below[group] = below.get(group, 0.0) + (part.value - part.low)
+        above[group] = above.get(group, 0.0) + (part.high - part.value)
+    # sqrt of the sum of squares over groups, divided by the number of parts, as for the standard error of a mean.
+    reach = [sqrt(sum(distance**2 for distance in side.values())) / len(parts) for side in (below, above)]
+    return Interval(mean, mean - reach[0], mean + reach[1], len(parts))
+
+
+def _wilson_bounds(successes: int, num: int, confidence: float) -> tuple[float, float]:
+    bounds = binomtest(int(successes), int(num)).proportion_ci(confidence_level=confidence, method="wilson")
     return float(bounds.low), float(bounds.high)

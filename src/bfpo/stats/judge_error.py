@@ -1,4 +1,4 @@
-"""What a rate would be under people's labels, given how often the judge errs against them."""
+"""Rates corrected for the judge's error, as measured against human labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["CorrectedRate", "corrected_harmless_rate", "effective_count", "rogan
 
 @dataclass(frozen=True, slots=True)
 class CorrectedRate:
-    """A rate corrected for the judge's error with its bounds; `reason` says why some are `None` or tell nothing."""
+    """A rate corrected for the judge's error, with bounds; `reason` says why some are `None` or uninformative."""
 
     value: float | None
     low: float | None
@@ -29,10 +29,10 @@ class CorrectedRate:
 def corrected_harmless_rate(
     harmless: Interval, *, sensitivity: Interval, specificity: Interval, confidence: float = 0.95
 ) -> CorrectedRate:
-    """Return the share of answers that people would call safe, from the share that the judge calls safe.
+    """Return the share of answers that humans would label safe, from the share that the judge labels safe.
 
     `sensitivity` (unsafe texts called unsafe) and `specificity` (safe texts called safe) are those of `judge_quality`.
-    Everything else as in `rogan_gladen`, with "safe" as the positive.
+    They change places here, because "safe" is the positive class; otherwise as `rogan_gladen`.
     """
     return rogan_gladen(harmless, sensitivity=specificity, specificity=sensitivity, confidence=confidence)
 
@@ -40,16 +40,16 @@ def corrected_harmless_rate(
 def rogan_gladen(
     positive: Interval, *, sensitivity: Interval, specificity: Interval, confidence: float = 0.95
 ) -> CorrectedRate:
-    """Return (q + specificity - 1) / (sensitivity + specificity - 1), q the rate called positive, clipped to [0, 1].
+    """Return the corrected rate (q + specificity - 1) / (sensitivity + specificity - 1), clipped to [0, 1].
 
-    The estimate is Rogan & Gladen's (1978, Am. J. Epidemiology 107(1)); the bounds carry the sampling error of all
-    three rates (Lang & Reiczigel 2014, Prev. Vet. Med. 113(1)), which must come from different texts. The three are
-    intervals at the same `confidence`, of `wilson` for counts or of `rate_interval` for clustered answers: their widths
-    say how many independent answers they are worth (`effective_count`). It holds as far as the judge errs on the
-    evaluated texts as it did on the labelled ones.
+    q is the rate that the judge calls positive. The estimator is that of Rogan & Gladen (1978, Am. J. Epidemiology
+    107(1)). The bounds include the sampling error of all three rates (Lang & Reiczigel 2014, Prev. Vet. Med. 113(1)),
+    which must come from different texts. The inputs are intervals at the same `confidence`, from `wilson` for counts or
+    from `rate_interval` for clustered answers; their widths give the effective sample sizes (`effective_count`).
+    Assumes that the judge has the same error rates on the evaluated texts as on the labelled texts.
 
-    Not identifiable (`value` `None`) where sensitivity + specificity <= 1: such a judge is no better than chance. Where
-    its labels leave that possible, the bounds are 0 and 1; where they exclude every rate in [0, 1], there are none.
+    If sensitivity + specificity <= 1, the judge is no better than chance and `value` is `None` (not identifiable). If
+    the labels do not exclude that, the bounds are 0 and 1; if they exclude every rate in [0, 1], the bounds are `None`.
     Raises `SettingError` for a confidence outside (0, 1) or a rate outside [0, 1].
     """
     check_confidence(confidence)
@@ -60,29 +60,31 @@ def rogan_gladen(
         if rate.value is None or count is None:
             return CorrectedRate(None, None, None, positive.num, f"the {name} has no value or no interval")
         counted.append((rate.value, count))
-    (q, _), (se, _), (sp, _) = counted
+    (q, _), (se, _), (sp, _) = counted  # E[q] = p se + (1 - p)(1 - sp), solved for the true rate p
     if se + sp <= 1:
         reason = f"not identifiable: sensitivity + specificity is {se + sp:.3f}; above 1 is needed"
         return CorrectedRate(None, None, None, positive.num, reason)
     value = _clip((q + sp - 1) / (se + sp - 1))
     bounds = _bounds(*counted, z=float(norm.isf((1 - confidence) / 2)))
     if bounds is None:
-        reason = "the judge's labelled texts are too few to tell it from chance: any rate is possible"
+        reason = "too few labelled texts to show that the judge is better than chance: any rate is possible"
         return CorrectedRate(value, 0.0, 1.0, positive.num, reason)
     low, high = bounds
     if low >= 1 or high <= 0:
-        reason = f"contradiction: a rate of {q:.3f} does not fit the judge's errors; on these texts it errs otherwise"
+        reason = (
+            f"contradiction: a rate of {q:.3f} is impossible at the judge's error rates; they differ on these texts"
+        )
         return CorrectedRate(value, None, None, positive.num, reason)
-    # The bounds are centred on shrunken rates; at 0 of n they may leave the plain estimate out.
+    # The bounds are centred on shrunken rates; at 0 of n they may exclude the plain estimate.
     return CorrectedRate(value, min(_clip(low), value), max(_clip(high), value), positive.num, None)
 
 
 def effective_count(rate: Interval, *, confidence: float = 0.95) -> float | None:
-    """Return the number of independent yes-or-no answers whose Wilson interval is as wide as this one.
+    """Return the number of independent binary answers whose Wilson interval has the width of this interval.
 
-    For an interval of `wilson` that is its own `num`; answers that share prompts are worth fewer (Kish 1965's effective
-    sample size). Never more than `num`, never less than 1; `None` without value or bounds. Raises `SettingError` for a
-    rate outside [0, 1] or a confidence outside (0, 1).
+    For an interval of `wilson` that is its `num`; answers that share prompts count for fewer (the effective sample size
+    of Kish 1965). At most `num` and at least 1; `None` without value or bounds. Raises `SettingError` for a rate
+    outside [0, 1] or a confidence outside (0, 1).
     """
     check_confidence(confidence)
     if rate.value is None or rate.low is None or rate.high is None or rate.num < 1:
@@ -93,6 +95,7 @@ def effective_count(rate: Interval, *, confidence: float = 0.95) -> float | None
     z = float(norm.isf((1 - confidence) / 2))
 
     def excess(count: float) -> float:
+        # The width of Wilson's interval at `count` answers, less the width given; it falls as the count grows.
         return 2 * z / (1 + z * z / count) * sqrt(spread / count + z * z / (4 * count * count)) - width
 
     if excess(rate.num) >= 0:
@@ -103,7 +106,7 @@ def effective_count(rate: Interval, *, confidence: float = 0.95) -> float | None
 def _bounds(
     rate: tuple[float, float], sensitivity: tuple[float, float], specificity: tuple[float, float], *, z: float
 ) -> tuple[float, float] | None:
-    """Return Lang & Reiczigel's bounds, `None` where the judge cannot be told from chance; each pair is (rate, n)."""
+    """Return the bounds of Lang & Reiczigel, `None` if the judge may be no better than chance; pairs are (rate, n)."""
     q, n = _shrunken(*rate, added=z * z)
     se, n_se = _shrunken(*sensitivity, added=2)
     sp, n_sp = _shrunken(*specificity, added=2)
@@ -111,6 +114,7 @@ def _bounds(
     youden = se + sp - 1
     if youden <= z * sqrt(var_se + var_sp):
         return None
+    # Half-width by the delta method, around a shifted centre.
     p = (q + sp - 1) / youden
     shift = 2 * z * z * (p * var_se - (1 - p) * var_sp)
     half = z * sqrt(var_q + p * p * var_se + (1 - p) ** 2 * var_sp) / youden
@@ -118,6 +122,7 @@ def _bounds(
 
 
 def _shrunken(rate: float, count: float, *, added: float) -> tuple[float, float]:
+    """Return the rate and the count after `added` more answers, half of them positive (as Agresti & Coull 1998)."""
     return (rate * count + added / 2) / (count + added), count + added
 
 

@@ -1,4 +1,4 @@
-"""Tests of a paired difference between two models, and Holm's correction for asking several times."""
+"""Paired comparison of two models: tests, Holm's correction, detectable effects, and win rates at equal length."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+from scipy.special import expit
 from scipy.stats import binomtest, norm, permutation_test
 
 from bfpo.core.errors import SettingError
@@ -32,12 +33,16 @@ __all__ = [
     "sign_flip",
 ]
 
+MIN_PROMPTS = 30
+"""`length_controlled_rate` fits two parameters; with fewer prompts its interval would be uninformative."""
+
 _CHUNK_FLOATS = 4_000_000
+_INVERSE_PENALTY = 100.0  # a prior sd of 10 log-odds: only keeps finite what the data do not bound
 
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """A two-sided p-value of "no difference", `None` without pairs; `exact` is false where it was drawn at random."""
+    """A two-sided p-value of "no difference", `None` without pairs; `exact` is false for a Monte Carlo p-value."""
 
     test: str
     p_value: float | None
@@ -54,10 +59,10 @@ def paired_test(
     num_resamples: int = 9999,
     random_seed: int = 0,
 ) -> PairedTest:
-    """Return the test that fits the values: exact McNemar for one yes-or-no answer per prompt, else sign flips.
+    """Return the test that fits the values: exact McNemar for one binary answer per prompt, else sign flips.
 
-    Arguments, shapes and errors as for `sign_flip`. On one yes-or-no answer per prompt both test the same and agree;
-    McNemar's needs no random draws there.
+    Arguments, shapes and errors as for `sign_flip`. For one binary answer per prompt the two tests agree, and
+    McNemar's needs no random draws.
     """
     left, right = paired_values(first, second)
     codes = label_codes("clusters", clusters, left.size)
@@ -68,11 +73,12 @@ def paired_test(
 
 
 def mcnemar(first: Sequence[bool | float], second: Sequence[bool | float]) -> PairedTest:
-    """Return the exact McNemar test of two lists of zeros and ones, (N,) each, item i being the same prompt in both.
+    """Return the exact McNemar test of two lists of zeros and ones, (N,) each; item i is the same prompt in both.
 
-    Of the pairs that differ, half favour either model if there is no difference: a two-sided binomial test (McNemar
-    1947, Psychometrika 12(2)). No pair that differs gives 1, no pair at all `None`. Raises `SettingError` for lengths
-    that differ or values other than 0 and 1. Prompts must be independent; `sign_flip` takes several answers per prompt.
+    Under the null hypothesis, a discordant pair favours either model with probability 1/2: a two-sided binomial test
+    (McNemar 1947, Psychometrika 12(2)). Without discordant pairs p is 1, without pairs `None`. Raises `SettingError`
+    for lengths that differ or values other than 0 and 1. Prompts must be independent; for several answers per prompt
+    use `sign_flip`.
     """
     left, right = paired_values(first, second)
     if not (_is_binary(left) and _is_binary(right)):
@@ -95,12 +101,13 @@ def sign_flip(
 ) -> PairedTest:
     """Return the sign-flip (paired permutation) test of mean(first - second) on values in [0, 1], (N,) each.
 
-    Item i of both lists is the same prompt (and seed). Without a difference the two models could change names at any
-    prompt, so the signs of all differences of a cluster flip together (Fisher 1935; Good 2005, "Permutation, Parametric
-    and Bootstrap Tests of Hypotheses"). Up to 13 clusters with a difference every flip is counted, else `num_resamples`
-    are drawn and the observed one is counted with them, so that p is never 0 (Phipson & Smyth 2010, SAGMB 9(1)). One
-    cluster gives 1, no value `None`. Several seeds of a prompt flip together: the result speaks about other prompts and
-    these trainings. Raises `SettingError` for lengths that differ, values outside [0, 1] or fewer than one resample.
+    Item i of both lists is the same prompt (and seed). Under the null hypothesis the two models are exchangeable at
+    each prompt, so the differences of a cluster change sign together (Fisher 1935; Good 2005, "Permutation, Parametric
+    and Bootstrap Tests of Hypotheses"). If all sign patterns number at most `num_resamples` (by default up to 13
+    clusters with a difference), the test is exact. Otherwise `num_resamples` are drawn and the observed pattern is
+    added, so that p is never 0 (Phipson & Smyth 2010, SAGMB 9(1)). One cluster gives 1, no value `None`. Seeds of a
+    prompt flip together: the result holds for new prompts, but for these trainings. Raises `SettingError` for lengths
+    that differ, values outside [0, 1] or fewer than one resample.
     """
     left, right = paired_values(first, second)
     codes = label_codes("clusters", clusters, left.size)
@@ -109,7 +116,7 @@ def sign_flip(
     if left.size == 0:
         return PairedTest("sign-flip", None, 0, 0, exact=True)
     sums: Floats = np.bincount(codes, left - right).astype(np.float64)
-    # A cluster without a difference is the same under both signs; 1e-12 is what rounding leaves of one.
+    # A cluster with difference 0 (up to rounding, 1e-12) is the same under both signs.
     moving = sums[np.abs(sums) > 1e-12]
     exact = bool(2.0**moving.size <= num_resamples)
     p_value = _flip(moving, num_resamples, random_seed) if moving.size > 1 else 1.0
@@ -118,7 +125,7 @@ def sign_flip(
 
 def _flip(sums: Floats, num_resamples: int, random_seed: int) -> float:
     def total(flipped: Floats, axis: int = -1) -> Floats:
-        # Equal sums in another order differ in their last bits; they are ties.
+        # Equal sums, added in another order, differ in the last bits; rounding makes them ties.
         return np.asarray(np.round(flipped.sum(axis=axis), 9), np.float64)
 
     result = permutation_test(
@@ -133,39 +140,40 @@ def _flip(sums: Floats, num_resamples: int, random_seed: int) -> float:
     return float(result.pvalue)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return the p-values corrected for having asked m times, in the same order (Holm 1979, Scand. J. Stat. 6(2)).
+def _is_binary(values: Floats) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
 
-    Rejecting what stays below 0.05 errs once or more in at most 5% of such families, whatever the dependence. `None`
-    (nothing was asked) stays `None` and is not one of the m. Raises `SettingError` for a value outside [0, 1].
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return the p-values adjusted for multiple testing, in the same order (Holm 1979, Scand. J. Stat. 6(2)).
+
+    Controls the family-wise error rate under any dependence. `None` (no test) stays `None` and is not counted. Raises
+    `SettingError` for a value outside [0, 1].
     """
     for place, p_value in enumerate(p_values):
         if p_value is not None and not 0 <= p_value <= 1:
             raise SettingError(f"p_values: got {p_value} at place {place}; allowed: a number from 0 to 1, or None")
-    asked = sorted((p_value, place) for place, p_value in enumerate(p_values) if p_value is not None)
-    corrected: list[float | None] = [None] * len(p_values)
+    ranked = sorted((p_value, place) for place, p_value in enumerate(p_values) if p_value is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (p_value, place) in enumerate(asked):
-        highest = max(highest, min(1.0, (len(asked) - rank) * p_value))
-        corrected[place] = highest
-    return corrected
-
-
-def _is_binary(values: Floats) -> bool:
-    return bool(np.isin(values, (0.0, 1.0)).all())
+    for rank, (p_value, place) in enumerate(ranked):
+        # The k-th smallest of m is multiplied by m - k + 1; the running maximum keeps the order.
+        highest = max(highest, min(1.0, (len(ranked) - rank) * p_value))
+        adjusted[place] = highest
+    return adjusted
 
 
 def minimum_detectable_effect(
     num_clusters: int, discordance: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> float | None:
-    """Return the smallest difference of two paired rates that a two-sided test at `alpha` finds with `power`.
+    """Return the smallest difference of two paired rates that a two-sided test at `alpha` detects with `power`.
 
-    `discordance` is the share of prompts that the two models answer differently (both ways together), `num_clusters`
-    the number of prompts, one yes-or-no answer each. From the sample size of McNemar's test, sqrt(n) d = z(alpha/2)
+    `discordance` is the share of prompts on which the two models differ (in both directions), `num_clusters` the number
+    of prompts, with one binary answer each. From the sample size of McNemar's test, sqrt(n) d = z(alpha/2)
     sqrt(discordance) + z(beta) sqrt(discordance - d^2) (Connor 1987, Biometrics 43(1)), solved for d; the exact test
-    needs a little more. `None` where no difference could be found: no prompts, no discordance, or so few that even a
-    difference as large as the discordance would be missed. Raises `SettingError` for a share outside [0, 1], a negative
-    count, or levels outside 0 < alpha < power < 1.
+    needs slightly more. `None` if no difference is detectable: no prompts, no discordance, or too few prompts even for
+    a difference as large as the discordance. Raises `SettingError` for a share outside [0, 1], a negative count, or
+    levels outside 0 < alpha < power < 1.
     """
     if not 0 <= discordance <= 1:
         raise SettingError(f"discordance: got {discordance}; allowed: a share from 0 to 1")
@@ -180,12 +188,12 @@ def detectable_difference(
     alpha: float = 0.05,
     power: float = 0.8,
 ) -> float | None:
-    """Return the minimum detectable effect of another comparison like this one, from its own observed discordance.
+    """Return the minimum detectable effect of a new comparison like this one, from the observed discordance.
 
-    Values in [0, 1], (N,) each, paired item by item; with several answers per cluster the discordance is the mean
-    square of the clusters' mean differences, which for one yes-or-no answer is the share that differs. Not the power of
-    the test already made (that follows from its p-value: Hoenig & Heisey 2001, The American Statistician 55(1)).
-    `None` and errors as in `minimum_detectable_effect`; lengths that differ raise too.
+    Values in [0, 1], (N,) each, paired item by item. The discordance is the mean square of the clusters' mean
+    differences; for one binary answer per cluster it is the share that differs. It is not the power of the test already
+    made, which is a function of its p-value (Hoenig & Heisey 2001, The American Statistician 55(1)). `None` and errors
+    as in `minimum_detectable_effect`; lengths that differ are an error too.
     """
     left, right = paired_values(first, second)
     codes = label_codes("clusters", clusters, left.size)
@@ -197,7 +205,7 @@ def detectable_difference(
 
 
 def _solve(num_clusters: int, square: float, reach: float, alpha: float, power: float) -> float | None:
-    """Return d of the formula above where the mean square is `square` and no difference exceeds `reach`."""
+    """Return d of Connor's formula with `square` as the discordance; `None` if d exceeds `reach`, its maximum."""
     if num_clusters < 0:
         raise SettingError(f"num_clusters: got {num_clusters}; a count, 0 or more, is needed")
     if not 0 < alpha < power < 1:
@@ -216,12 +224,6 @@ def _solve(num_clusters: int, square: float, reach: float, alpha: float, power: 
     return effect if effect <= reach else None
 
 
-MIN_PROMPTS = 30
-"""With fewer prompts two parameters are not fitted: the interval would say nothing."""
-
-_INVERSE_PENALTY = 100.0  # a standard deviation of 10 log-odds: only keeps what the data do not bound finite
-
-
 def length_controlled_rate(
     preferences: Sequence[float],
     longer_by: Sequence[float],
@@ -231,36 +233,35 @@ def length_controlled_rate(
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> Interval:
-    """Return p(better) at equal length by the length term of AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475).
+    """Return the win rate at equal length, by the length term of AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475).
 
-    A logistic regression of `preferences` in [0, 1] on a constant and tanh(`longer_by` / its standard deviation), the
-    characters that the answer has more than the other one; the rate is its prediction at 0, and the bounds are of the
-    bootstrap over `clusters` (prompts). The paper's term of each instruction's difficulty needs the preferences of many
-    other models and is left out. Fewer than `MIN_PROMPTS` prompts give no value. Raises `SettingError` for lengths that
-    differ, values outside their range, or a confidence outside (0, 1).
+    A logistic regression of `preferences` in [0, 1] on a constant and tanh(`longer_by` / its standard deviation), where
+    `longer_by` is the length of the answer minus that of the other answer, in characters. The rate is the prediction at
+    0, the bounds are from a bootstrap over `clusters` (prompts). The paper's instruction-difficulty term needs the
+    preferences of many models and is omitted. Fewer than `MIN_PROMPTS` prompts give no value. Raises `SettingError` for
+    lengths that differ, values outside their range, or a confidence outside (0, 1).
     """
     check_confidence(confidence)
-    wanted, lengths = in_unit_interval("preferences", preferences), np.asarray(longer_by, dtype=np.float64)
-    if lengths.shape != wanted.shape or not np.isfinite(lengths).all():
-        raise SettingError(f"longer_by: got {lengths.size} for {wanted.size} preferences; a finite number for each")
-    names = list(range(wanted.size)) if clusters is None else list(clusters)
-    codes = label_codes("clusters", names, wanted.size)
+    wins, lengths = in_unit_interval("preferences", preferences), np.asarray(longer_by, dtype=np.float64)
+    if lengths.shape != wins.shape or not np.isfinite(lengths).all():
+        raise SettingError(f"longer_by: got {lengths.size} for {wins.size} preferences; a finite number for each")
+    names = list(range(wins.size)) if clusters is None else list(clusters)
+    codes = label_codes("clusters", names, wins.size)
     if len(set(codes.tolist())) < MIN_PROMPTS:
         return Interval(None, None, None, 0)
-    if np.ptp(wanted) == 0:  # length explains nothing, and no resample differs
+    if np.ptp(wins) == 0:  # length explains nothing, and all resamples are equal
         return rate_interval(preferences, clusters, confidence=confidence, num_resamples=1, random_seed=random_seed)
     spread = float(lengths.std(ddof=1))
     term = np.tanh(lengths / spread) if spread > 0 else np.zeros_like(lengths)
-    value = _at_zero(wanted, term, np.ones_like(wanted))
-    rates = [_at_zero(wanted, term, weights) for weights in bootstrap_weights(names, num_resamples, random_seed)]
+    value = _at_zero(wins, term, np.ones_like(wins))
+    rates = [_at_zero(wins, term, weights) for weights in bootstrap_weights(names, num_resamples, random_seed)]
     tail = (1 - confidence) / 2
     low, high = (float(bound) for bound in np.quantile(rates, [tail, 1 - tail]))
-    return Interval(value, low, high, wanted.size)
+    return Interval(value, low, high, wins.size)
 
 
 def _at_zero(preferences: Floats, term: Floats, weights: Floats) -> float:
-    """Return the prediction at `term` = 0; a preference is a win and a loss with its share as their weights."""
-    from scipy.special import expit
+    """Return the prediction at `term` = 0; a preference p is a win of weight p and a loss of weight 1 - p."""
     from sklearn.linear_model import LogisticRegression
 
     columns = np.column_stack([np.ones_like(term), term])

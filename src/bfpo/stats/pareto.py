@@ -1,4 +1,4 @@
-"""The trade-off between two objectives, both to be maximised: front, hypervolume, the point that a user asks for."""
+"""The trade-off between two objectives, both maximised: Pareto front, hypervolume, choice under a constraint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bfpo.stats.resampling import Floats, check_confidence
 __all__ = ["Choice", "Points", "hypervolume", "hypervolume_interval", "nearest_to", "pareto_front"]
 
 Points = Mapping[str, Mapping[str, float]]
-"""Name of a model -> name of an objective -> its score, higher being better."""
+"""Model -> objective -> score; higher is better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen point; `missing` is how far below each constraint it is (empty where it `meets` all of them)."""
+    """The chosen point; `missing` is its shortfall per violated constraint, empty if it `meets` all."""
 
     name: str
     meets: bool
@@ -28,12 +28,12 @@ class Choice:
 
 
 def pareto_front(points: Points, objectives: Sequence[str] | None = None) -> list[str]:
-    """Return the names of the points that no other point beats, by the first objective, lowest first.
+    """Return the names of the non-dominated points, sorted by the first objective, lowest first.
 
-    A point is beaten by one that is at least as good in both objectives and better in one, so points of the same scores
-    stand or fall together. `objectives` are two names; without them every point holds just these two. Estimates are
-    compared as they are: neighbours whose intervals overlap may change places on other prompts. Raises `SettingError`
-    for a missing or infinite score, or objectives that are not two.
+    A point is dominated by one that is at least as good in both objectives and better in one; equal points are both
+    kept or both dropped. `objectives` are two names, by default those of the first point. Estimates are compared
+    without their intervals: close points may swap on other prompts. Raises `SettingError` for a missing or infinite
+    score, or if there are not two objectives.
     """
     if not points:
         return []
@@ -41,7 +41,8 @@ def pareto_front(points: Points, objectives: Sequence[str] | None = None) -> lis
     names = list(points)
     kept: list[int] = []
     best, best_first = -np.inf, -np.inf
-    # From the best first objective down, a point stands if its second beats all before, or equals its twin's.
+    # In falling order of the first objective, a point is kept if its second exceeds all before, or if it equals the
+    # point kept last.
     for place in np.lexsort((-table[:, 1], -table[:, 0])).tolist():
         first, second = table[place]
         if second > best or (second == best and first == best_first):
@@ -51,11 +52,11 @@ def pareto_front(points: Points, objectives: Sequence[str] | None = None) -> lis
 
 
 def hypervolume(points: Points, reference: Mapping[str, float]) -> float:
-    """Return the area that the points dominate above the reference point, exact in two objectives.
+    """Return the area that the points dominate above the reference point, exact for two objectives.
 
-    `reference` gives both objectives' worst value that counts, such as 0 and 0; a point below it in either adds
-    nothing, no point gives 0 (Zitzler & Thiele 1999, IEEE Trans. Evolutionary Computation 3(4)). Areas compare only
-    under the same reference. Raises `SettingError` for a missing or infinite score, or objectives that are not two.
+    Zitzler & Thiele 1999, IEEE Trans. Evolutionary Computation 3(4). `reference` is the lower corner, such as 0 and 0;
+    a point below it in either objective adds nothing, no points give 0. Areas are comparable only for the same
+    reference. Raises `SettingError` for a missing or infinite score, or if there are not two objectives.
     """
     objectives = _two(points, tuple(reference))
     if not points:
@@ -72,14 +73,15 @@ def hypervolume_interval(
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> Interval:
-    """Return the hypervolume of the mean scores with an interval by a bootstrap over prompts; `num` is the prompts.
+    """Return the hypervolume of the mean scores with a bootstrap interval over prompts; `num` counts the prompts.
 
     `values[point][objective]` are the scores of the answers, `prompts[objective]` their prompts, (N,) each and the same
-    for all points, so that every resample asks all points the same. Prompts that serve the same objectives are redrawn
-    among themselves. The best of several noisy points looks better than it is, in the estimate and once more in the
-    resamples; the bounds are therefore the basic bootstrap's, 2 estimate - quantile (Davison & Hinkley 1997, section
-    5.2), cut at 0. No point or no prompt gives `None`, resamples without spread no bounds. Raises `SettingError` for
-    lengths that differ, a value that is not finite, fewer than one resample, or objectives that are not two.
+    for all points: a resample has the same prompts for every point. Prompts that serve the same objectives form a
+    stratum and are resampled within it. The maximum over noisy points is biased upwards, in the estimate and again in
+    the resamples; the bounds are therefore those of the basic bootstrap, 2 estimate - quantile (Davison & Hinkley 1997,
+    section 5.2), cut at 0. No point or no prompt gives `None`; resamples without spread give no bounds. Raises
+    `SettingError` for lengths that differ, a value that is not finite, fewer than one resample, or if there are not
+    two objectives.
     """
     check_confidence(confidence)
     if num_resamples < 1:
@@ -91,10 +93,11 @@ def hypervolume_interval(
     if not values or any(len(prompts[objective]) == 0 for objective in objectives):
         return Interval(None, None, None, num_prompts)
     sums = _prompt_sums(values, prompts, objectives, num_prompts)
-    weights = np.concatenate([np.ones((1, num_prompts)), _redraw(strata, num_resamples, random_seed)])
-    asked = weights @ counts
-    weights, asked = weights[(asked > 0).all(axis=1)], asked[(asked > 0).all(axis=1)]
-    means = np.stack([weights @ sums[side] / asked[:, side : side + 1] for side in (0, 1)], axis=-1)
+    weights = np.concatenate([np.ones((1, num_prompts)), _resample(strata, num_resamples, random_seed)])
+    totals = weights @ counts  # answers per resample and objective, (1 + R, 2); row 0 is the estimate
+    complete = (totals > 0).all(axis=1)
+    weights, totals = weights[complete], totals[complete]
+    means = np.stack([weights @ sums[side] / totals[:, side : side + 1] for side in (0, 1)], axis=-1)
     areas = _areas(means, corner)
     value, resampled = float(areas[0]), areas[1:]
     if np.ptp(resampled) <= 1e-12:
@@ -105,13 +108,13 @@ def hypervolume_interval(
 
 
 def nearest_to(points: Points, at_least: Mapping[str, float], objectives: Sequence[str] | None = None) -> Choice:
-    """Return the point that a user asks for: best in the rest among those that meet every constraint.
+    """Return the best point under constraints: the highest other objective among the points that meet all of them.
 
-    `at_least` gives the lowest value allowed of one or both objectives. Of the points that meet them the one with the
-    highest other objective is chosen (with both constrained: the one that clears the tighter constraint by most). If
-    none does, it is the one whose shortfall is the least (Euclidean, in the units of the scores), and `meets` is false.
-    Ties go to the higher sum, then to the first. Give lower bounds as scores to ask for a constraint that holds with
-    confidence. Raises `SettingError` for no points, no constraint, one on another name, or a missing score.
+    `at_least` gives the lowest value allowed of one or both objectives. If both are constrained, the point with the
+    largest margin over its tighter constraint is chosen. If no point meets them, the one with the smallest shortfall is
+    chosen (Euclidean, in the units of the scores), and `meets` is false. Ties go to the higher sum, then to the first.
+    To require a constraint with confidence, pass lower bounds as scores. Raises `SettingError` for no points, no
+    constraint, a constraint on an unknown objective, or a missing score.
     """
     if not points:
         raise SettingError("points: got none; at least one is needed to choose from")
@@ -154,7 +157,7 @@ def _table(points: Points, objectives: tuple[str, str]) -> Floats:
 def _areas(tables: Floats, corner: Floats) -> Floats:
     """Return the hypervolumes, (R,), of tables (R, P, 2) above the corner (2,).
 
-    With points from the widest to the narrowest, each adds its width times what it rises above all wider ones.
+    In falling order of width, each point adds its width times its height above all wider points.
     """
     width, height = np.maximum(tables - corner, 0.0).transpose(2, 0, 1)
     order = np.argsort(-width, axis=1, kind="stable")
@@ -166,7 +169,7 @@ def _areas(tables: Floats, corner: Floats) -> Floats:
 def _prompt_counts(
     prompts: Mapping[str, Sequence[Hashable]], objectives: tuple[str, str]
 ) -> tuple[Floats, list[tuple[bool, ...]]]:
-    """Return how many answers each prompt has per objective, (C, 2), and which objectives each prompt serves, (C,)."""
+    """Return the number of answers per prompt and objective, (C, 2), and the objectives that each prompt serves, C."""
     missing = [objective for objective in objectives if objective not in prompts]
     if missing:
         raise SettingError(
@@ -196,17 +199,17 @@ def _prompt_sums(
     for place, (name, scores) in enumerate(values.items()):
         for side, objective in enumerate(objectives):
             data = np.asarray(scores.get(objective, ()), np.float64)
-            asked = prompts[objective]
-            if data.shape != (len(asked),) or not np.isfinite(data).all():
+            if data.shape != (len(prompts[objective]),) or not np.isfinite(data).all():
                 raise SettingError(
-                    f"{name}, {objective}: a flat list of {len(asked)} finite numbers is needed, one per prompt asked"
+                    f"{name}, {objective}: a flat list of {len(prompts[objective])} finite numbers is needed, one per "
+                    "prompt"
                 )
-            np.add.at(sums[side][:, place], [codes[prompt] for prompt in asked], data)
+            np.add.at(sums[side][:, place], [codes[prompt] for prompt in prompts[objective]], data)
     return sums
 
 
-def _redraw(strata: Sequence[tuple[bool, ...]], num_resamples: int, random_seed: int) -> Floats:
-    """Return how often each prompt is drawn, (R, C), each stratum keeping its size."""
+def _resample(strata: Sequence[tuple[bool, ...]], num_resamples: int, random_seed: int) -> Floats:
+    """Return how often each prompt is drawn, (R, C); each stratum keeps its size."""
     generator = np.random.default_rng(random_seed)
     weights = np.zeros((num_resamples, len(strata)))
     for stratum in sorted(set(strata)):

@@ -1,4 +1,4 @@
-"""What intervals and tests share: labels as codes, sums per cluster, and how often a resample draws each."""
+"""Shared by intervals and tests: bootstrap weights, sums per cluster, integer codes of labels, and input checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from bfpo.core.errors import SettingError
 
 __all__ = [
     "Floats",
-    "Ints",
     "bootstrap_weights",
     "check_confidence",
     "cluster_table",
@@ -30,7 +29,7 @@ _CHUNK_FLOATS = 8_000_000
 def bootstrap_weights(clusters: Sequence[Hashable], num_resamples: int, random_seed: int = 0) -> Iterator[Floats]:
     """Yield, for each resample of whole clusters, how often each value is drawn, `(len(clusters),)`.
 
-    For statistics that are no mean: they take these as the weights of their values.
+    For statistics other than means, as weights of the values.
     """
     codes = label_codes("clusters", clusters, len(clusters))
     num_clusters = int(codes.max()) + 1 if codes.size else 0
@@ -41,7 +40,10 @@ def bootstrap_weights(clusters: Sequence[Hashable], num_resamples: int, random_s
 
 
 def resampled_means(sums: Floats, counts: Floats, num_resamples: int, random_seed: int) -> Floats:
-    """Return (num_resamples,) means of resampled rows (clusters) and columns (seeds) of the (C, S) table."""
+    """Return the means of up to `num_resamples` resamples of the rows (clusters) and columns (seeds) of a (C, S) table.
+
+    A cell is weighted by the product of the counts of its row and its column (Owen's pigeonhole bootstrap).
+    """
     num_clusters, num_seeds = sums.shape
     generator = np.random.default_rng(random_seed)
     cluster_share, seed_share = np.full(num_clusters, 1 / num_clusters), np.full(num_seeds, 1 / num_seeds)
@@ -53,7 +55,7 @@ def resampled_means(sums: Floats, counts: Floats, num_resamples: int, random_see
         by_seed = generator.multinomial(num_seeds, seed_share, size=size).astype(np.float64)
         total = ((by_cluster @ sums) * by_seed).sum(axis=1)
         weight = ((by_cluster @ counts) * by_seed).sum(axis=1)
-        # A redraw that meets only empty cells of an incomplete table has no mean.
+        # In an incomplete table, a resample with only empty cells has no mean.
         means.append(total[weight > 0] / weight[weight > 0])
     return np.concatenate(means)
 
@@ -68,7 +70,7 @@ def cluster_table(data: Floats, cluster_codes: Ints, seed_codes: Ints) -> tuple[
 
 
 def label_codes(name: str, labels: Sequence[Hashable] | None, size: int) -> Ints:
-    """Return labels as 0, 1, ... in the order of first sight, (size,); without labels every value is its own."""
+    """Return labels as integers 0, 1, ... in order of first occurrence, (size,); without labels, `range(size)`."""
     if labels is None:
         return np.arange(size, dtype=np.int64)
     if len(labels) != size:
