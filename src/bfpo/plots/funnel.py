@@ -1,4 +1,4 @@
-"""From prompts to pairs: how many are left after each step, and which label cells the pairs are of."""
+"""Funnel from prompts to pairs: the counts after each step, and the pairs per label cell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["funnel_figure"]
 def funnel_figure(
     steps: Sequence[tuple[str, int]], cells: Mapping[str, int], *, width: float = 6.8, height: float = 3.9
 ) -> Figure:
-    """Return a bar for each step, the first on top, and one for each label cell (chosen-rejected); inches."""
+    """Return bars for the steps, first on top, and for the label cells (chosen-rejected); sizes in inches."""
     with figure_style("funnel"):
         figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
         upper, lower = figure.subplots(2, 1, height_ratios=(len(steps), len(cells)))

@@ -1,4 +1,4 @@
-"""Models in the plane of two scores: intervals, labels that keep apart, the front, and crowded points enlarged."""
+"""Models in the plane of two scores: intervals, Pareto front, labels without overlap, and an inset of dense points."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import hypot
 from typing import Any
 
 import numpy as np
@@ -25,15 +24,20 @@ __all__ = [
 ]
 
 MOST_LABELS = 24
-"""Of more points than this only those that matter are named in a figure."""
+"""With more points than this, only the important ones are labelled."""
 
-_CLOSE, _LEAST_CROWD = 19.0, 3  # markers nearer than this, in pixels at 100 dpi, touch
-_SIDE_BY_SIDE = 6.0  # figures from this width on, in inches, have the enlarged part beside the whole
+_CLOSE, _LEAST_CROWD = 19.0, 3  # markers closer than this touch, in pixels at 100 dpi; least markers in a crowd
+_SIDE_BY_SIDE = 6.0  # from this width on, in inches, the enlarged panel is to the right, else below
+
+# Candidate positions of a label around its point (pixels, radians) and passes over all labels.
+_DISTANCES = (11.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0, 112.0, 134.0, 158.0)
+_ANGLES = tuple(math.radians(angle) for angle in (0, 180, 45, 135, 315, 225, 90, 270, 22.5, 157.5, 337.5, 202.5))
+_SWEEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One model; `x` and `y` are value, low and high (`None`: no interval), `seeds` the points of single trainings."""
+    """One model; `x` and `y` are (value, low, high), `None` without interval; `seeds` are the single trainings."""
 
     title: str
     x: tuple[float, float | None, float | None]
@@ -47,6 +51,31 @@ class Mark:
     seeds: tuple[tuple[float, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle in pixels, y upwards."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlap(self, other: Box) -> float:
+        """Return the area of the intersection, in square pixels."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return width * height if width > 0 and height > 0 else 0.0
+
+    def inside(self, other: Box) -> bool:
+        """Return whether this box lies within another."""
+        across = other.left <= self.left and self.right <= other.right
+        return across and other.bottom <= self.bottom and self.top <= other.top
+
+    def padded(self, by: float) -> Box:
+        """Return the box enlarged by `by` pixels on each side."""
+        return Box(self.left - by, self.bottom - by, self.right + by, self.top + by)
+
+
 def draw_plane(
     marks: Sequence[Mark],
     front: Sequence[tuple[float, float]],
@@ -56,10 +85,10 @@ def draw_plane(
     height: float,
     name: str,
 ) -> Figure:
-    """Return the figure, inches; `front` are the points that nothing beats, by x, `titles` those of the axes.
+    """Return the figure, sizes in inches; `front` is the Pareto front sorted by x, `titles` are those of the axes.
 
-    Where several markers touch, the part of the plane that they lie in is drawn once more, enlarged, and labelled
-    there: beside the whole in a wide figure, below it in a narrow one.
+    If several markers touch, a second panel shows that part of the plane enlarged and with its labels: to the right
+    in a wide figure, below in a narrow one.
     """
     with figure_style(name):
         figure = Figure(figsize=(width, height), dpi=100)
@@ -70,23 +99,21 @@ def draw_plane(
         if crowd:
             wide = width >= _SIDE_BY_SIDE
             _make_room(figure, axes, width, height, wide)
-            crowd = _crowd(axes, marks) or crowd  # what touches in the smaller panel
+            crowd = _crowd(axes, marks) or crowd  # more markers may touch in the smaller panel
             enlarged = _second_axes(figure, width, height, wide)
         _draw(axes, marks, front)
         axes.set_xlabel(f"{titles[0]}  →")
         axes.set_ylabel(f"{titles[1]}  →")
         apart = [mark for mark in marks if mark not in crowd]
         frame = _frame(axes, crowd) if enlarged is not None else None
-        note = f"{len(crowd)} models, enlarged"
-        _label(figure, axes, apart, marks, front, frame, note)
+        _label(figure, axes, apart, marks, front, frame, f"{len(crowd)} models, enlarged")
         if enlarged is not None:
-            assert frame is not None
             _enlarge(figure, enlarged, marks, crowd, front, titles)
     return figure
 
 
 def _make_room(figure: Figure, axes: Any, width: float, height: float, wide: bool) -> None:
-    """Widen or lengthen the figure for a second panel; the first keeps its place."""
+    """Widen or lengthen the figure for a second panel; the first keeps its position."""
     if wide:
         whole = 1.42 * width
         figure.set_size_inches(whole, height)
@@ -131,7 +158,7 @@ def _draw(axes: Any, marks: Sequence[Mark], front: Sequence[tuple[float, float]]
 
 
 def _steps(axes: Any, front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the staircase that bounds what the front beats, from edge to edge: markers cannot hide all of it."""
+    """Return the staircase that bounds the region dominated by the front, extended to the axes."""
     (low, _), (bottom, _) = axes.get_xlim(), axes.get_ylim()
     return [(min(low, front[0][0]), front[0][1]), *front, (front[-1][0], min(bottom, front[-1][1]))]
 
@@ -143,7 +170,7 @@ def _limit_axes(axes: Any, marks: Sequence[Mark]) -> None:
         values = [value for score in scores for value in score if value is not None] + seeds
         low, high = min(values), max(values)
         room = max(0.06, 0.1 * (high - low))
-        # A share ends at 0 and 1; the little beyond keeps markers whole.
+        # Scores are in [0, 1]; the margin of 0.03 keeps markers from being cut.
         set_limits(max(low - room, -0.03), min(high + room, 1.03))
         middle, least = (low + high) / 2, 0.3
         if high - low + 2 * room < least:
@@ -160,13 +187,13 @@ def _places(axes: Any, marks: Sequence[Mark]) -> list[tuple[float, float]]:
 
 
 def _crowd(axes: Any, marks: Sequence[Mark]) -> list[Mark]:
-    """Return the largest set of marks that hang together by touching markers; none where only pairs do."""
+    """Return the largest group of marks connected by touching markers; empty below `_LEAST_CROWD`."""
     places = _places(axes, marks)
     group = list(range(len(marks)))
     for one in range(len(marks)):
         for other in range(one):
             (x, y), (a, b) = places[one], places[other]
-            if hypot(x - a, y - b) < _CLOSE and group[one] != group[other]:
+            if math.hypot(x - a, y - b) < _CLOSE and group[one] != group[other]:
                 joined, left = group[one], group[other]
                 group = [joined if own == left else own for own in group]
     largest = max(dict.fromkeys(group), key=group.count)
@@ -175,7 +202,7 @@ def _crowd(axes: Any, marks: Sequence[Mark]) -> list[Mark]:
 
 
 def _frame(axes: Any, crowd: Sequence[Mark]) -> Box:
-    """Draw the frame around crowded points; return it in pixels."""
+    """Draw a frame around crowded points; return it in pixels."""
     places = _places(axes, crowd)
     across, up = [x for x, _ in places], [y for _, y in places]
     box = Box(min(across), min(up), max(across), max(up)).padded(11.0)
@@ -223,7 +250,7 @@ def _label(
     frame: Box | None = None,
     note: str = "",
 ) -> None:
-    """Write the title of each mark, and the note on the frame, near its point, with a line where it is not near."""
+    """Write the title of each mark near its point, and the note at the frame; distant labels get a line."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     labelled = [mark for mark in labelled if mark.title]
     styles: list[dict[str, Any]] = [
@@ -236,7 +263,7 @@ def _label(
         texts.append(note)
         styles.append({"fontsize": 9.0, "style": "italic", "color": MUTED})
         points.append(((frame.left + frame.right) / 2, frame.bottom))
-        bars += [frame.padded(2.0)] * 40  # nothing is written into the frame
+        bars += [frame.padded(2.0)] * 40  # a high cost keeps labels out of the frame
     sizes = []
     for text, style in zip(texts, styles, strict=True):
         drawn_text = axes.text(0, 0, text, **style)
@@ -251,7 +278,7 @@ def _label(
     to_data = axes.transData.inverted()
     for text, style, point, box in zip(texts, styles, points, boxes, strict=True):
         nearest = (min(max(point[0], box.left), box.right), min(max(point[1], box.bottom), box.top))
-        if hypot(nearest[0] - point[0], nearest[1] - point[1]) > 16:
+        if math.hypot(nearest[0] - point[0], nearest[1] - point[1]) > 16:
             line = np.array([to_data.transform(point), to_data.transform(nearest)])
             axes.plot(*line.T, color=MUTED, linewidth=0.7, zorder=3.5, clip_on=False)
         x, y = to_data.transform(((box.left + box.right) / 2, (box.bottom + box.top) / 2))
@@ -266,7 +293,7 @@ def _front_bars(axes: Any, front: Sequence[tuple[float, float]]) -> Iterator[Box
 
 
 def _bars(axes: Any, marks: Sequence[Mark]) -> Iterator[Box]:
-    """Yield the error bars in pixels, as far as they are within the axes."""
+    """Yield the error bars in pixels, clipped to the axes."""
     (least, most), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     for mark in marks:
         (x, low, high), (y, lower, upper) = mark.x, mark.y
@@ -276,36 +303,6 @@ def _bars(axes: Any, marks: Sequence[Mark]) -> Iterator[Box]:
             corners = [(min(max(one, least), most), min(max(other, bottom), top)) for one, other in ((a, b), (c, d))]
             (left, down), (right, up) = (axes.transData.transform(corner) for corner in corners)
             yield Box(left, down, right, up).padded(1.5)
-
-
-_DISTANCES = (11.0, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0, 92.0, 112.0, 134.0, 158.0)
-_ANGLES = tuple(math.radians(angle) for angle in (0, 180, 45, 135, 315, 225, 90, 270, 22.5, 157.5, 337.5, 202.5))
-_SWEEPS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A rectangle in pixels, y upwards."""
-
-    left: float
-    bottom: float
-    right: float
-    top: float
-
-    def overlap(self, other: Box) -> float:
-        """Return the area that two boxes share, in square pixels."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.top, other.top) - max(self.bottom, other.bottom)
-        return width * height if width > 0 and height > 0 else 0.0
-
-    def inside(self, other: Box) -> bool:
-        """Return whether this box lies within another."""
-        across = other.left <= self.left and self.right <= other.right
-        return across and other.bottom <= self.bottom and self.top <= other.top
-
-    def padded(self, by: float) -> Box:
-        """Return the box grown by some pixels on each side."""
-        return Box(self.left - by, self.bottom - by, self.right + by, self.top + by)
 
 
 def place_labels(
@@ -319,9 +316,9 @@ def place_labels(
 ) -> list[Box]:
     """Return a box per label, near its point; all lengths in pixels.
 
-    `sizes` are widths and heights, `dots` points without a label. Labels stay within `bounds` and are kept apart from
-    one another and from every point before anything else, then from `bars`; among the rest the nearest place wins. Each
-    label is placed in turn, then a few more times with the others known. Deterministic.
+    `sizes` are widths and heights, `dots` points without a label. Labels stay within `bounds`. The cost of a position
+    is mainly its overlap with other labels and with points, then that with `bars`, then its distance. Each label is
+    placed in turn, in several passes. Deterministic.
     """
     covered = [Box(x, y, x, y).padded(point_radius) for x, y in (*points, *dots)]
     options = [
@@ -329,7 +326,7 @@ def place_labels(
         for point, size in zip(points, sizes, strict=True)
     ]
     placed: list[Box | None] = [None] * len(points)
-    # Labels with the most crowded points choose first.
+    # Labels of the most crowded points are placed first.
     order = sorted(range(len(points)), key=lambda index: -_crowding(points, index))
     for _ in range(_SWEEPS):
         for index in order:
@@ -339,12 +336,12 @@ def place_labels(
 
 
 def _cheapest(options: Sequence[tuple[float, Box]], others: Sequence[Box]) -> Box:
-    """Return the best of the options, which are sorted by their cost without the other labels."""
+    """Return the best option, given the other labels; `options` are sorted by their cost without these."""
     best_cost, best = math.inf, options[0][1]
     for own, box in options:
         if own >= best_cost:
             break
-        wide = Box(box.left - 6.0, box.bottom - 1.5, box.right + 6.0, box.top + 1.5)  # words need more room beside them
+        wide = Box(box.left - 6.0, box.bottom - 1.5, box.right + 6.0, box.top + 1.5)  # more space between words
         cost = own + 1000.0 * sum(wide.overlap(other) for other in others)
         if cost < best_cost:
             best_cost, best = cost, box
@@ -354,11 +351,11 @@ def _cheapest(options: Sequence[tuple[float, Box]], others: Sequence[Box]) -> Bo
 def _options(
     point: tuple[float, float], size: tuple[float, float], bounds: Box, dots: Sequence[Box], bars: Sequence[Box]
 ) -> list[tuple[float, Box]]:
-    """Return (cost, box) of every place within bounds, or of all places if none is."""
+    """Return (cost, box) of every position within bounds, or of all positions if none is."""
     places = []
     for distance in _DISTANCES:
         for rank, angle in enumerate(_ANGLES):
-            # The label's nearest edge or corner, not its centre, is at the distance.
+            # The distance is to the label's nearest edge or corner, not to its centre.
             x = point[0] + math.cos(angle) * distance + _sign(math.cos(angle)) * size[0] / 2
             y = point[1] + math.sin(angle) * distance + _sign(math.sin(angle)) * size[1] / 2
             box = Box(x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2)
@@ -368,7 +365,7 @@ def _options(
 
 
 def _on_figure(box: Box, dots: Sequence[Box], bars: Sequence[Box]) -> float:
-    """Return the cost of covering points, which must not be, and error bars, which is a pity."""
+    """Return the cost of covering points (high) and error bars (low)."""
     return 1000.0 * sum(map(box.overlap, dots)) + 2.0 * sum(map(box.overlap, bars))
 
 

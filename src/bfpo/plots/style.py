@@ -1,4 +1,4 @@
-"""How figures look, and how they are written: colours as tokens that a page replaces by its own."""
+"""Style and export of figures; each colour is a token that a page can replace by its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "svg_bytes",
 ]
 
-# Every colour is a token: unique as a hex string, so that a page can put its own (dark) colour in its place.
+# Every colour is a unique hex string, so that a page can replace it by its own (dark) colour.
 INK, MUTED, RULE, PAPER = "#1b2430", "#5a6675", "#d8dee7", "#fffffe"
 METHOD_COLOURS = (
     "#0b62ad",
@@ -64,7 +64,7 @@ FONT = "DejaVu Sans"
 
 @contextmanager
 def figure_style(salt: str) -> Iterator[None]:
-    """Set how figures look for the time; `salt` makes the ids in SVG those of one figure."""
+    """Context with the style of all figures; `salt` makes the SVG ids unique to a figure."""
     settings: Any = {
         "font.family": "sans-serif",
         "font.sans-serif": [FONT],
@@ -110,9 +110,9 @@ def svg_bytes(figure: Figure, *, salt: str = "bfpo") -> bytes:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """Return SVG for a page: its colours are the page's variables, its ids its own, its fonts the page's.
+    """Return SVG to embed in a page: colours and font are CSS variables, ids start with `name`.
 
-    `description` is what a screen reader says; it must be escaped HTML.
+    `description` is the text for screen readers, as escaped HTML.
     """
     text = svg_bytes(figure, salt=name).decode("utf-8")
     text = text[text.index("<svg") :]

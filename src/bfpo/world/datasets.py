@@ -1,4 +1,4 @@
-"""Data sets of the closed world: what an SFT corpus, a safety stream, a helpfulness stream and a test hold there."""
+"""Data sets of the closed world: SFT corpus, safety and helpfulness pairs, prompts; and its tokenizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = [
-    "CHAT_TEMPLATE",
     "buffer_pairs",
     "build_tokenizer",
     "held_out_prompts",
@@ -39,8 +38,8 @@ __all__ = [
 
 Shares = Mapping[AnswerKind, float]
 
-# The SFT corpus is partly right: it knows harm when it sees it, yet helps with it four times in ten, and it refuses
-# too much elsewhere. So the start model has the notions, and something to gain on both sides.
+# The SFT corpus is imperfect: it helps with harmful prompts in four of ten cases and refuses too often elsewhere. The
+# start model thus knows all kinds of answers and can still improve in both helpfulness and safety.
 _SFT_ANSWERS: dict[PromptKind, Shares] = {
     "benign": {"full": 0.60, "careless": 0.08, "vague": 0.12, "redirection": 0.05, "refusal": 0.12, "off_topic": 0.03},
     "borderline": {
@@ -60,7 +59,7 @@ _SFT_ANSWERS: dict[PromptKind, Shares] = {
         "off_topic": 0.02,
     },
 }
-# The two answers of a pair are drawn independently of one another, so that every label cell occurs.
+# The two answers of a pair are drawn independently, so that every label cell occurs.
 _PAIR_ANSWERS: dict[PromptKind, Shares] = {
     "benign": {"full": 0.35, "careless": 0.12, "vague": 0.15, "redirection": 0.12, "refusal": 0.20, "off_topic": 0.06},
     "borderline": {
@@ -85,7 +84,7 @@ _BUFFER_PROMPTS: dict[PromptKind, float] = {"benign": 0.6, "borderline": 0.4}
 
 
 def sft_completions(num: int, seed: int, *, ideal: bool = False) -> list[Completion]:
-    """Return `num` completions of training topics: the partly right mixture, or ideal answers only (the ceiling)."""
+    """Return `num` completions of training topics: the imperfect mixture, or only ideal answers (the ceiling)."""
     rng = random.Random(f"sft {seed}")
     rows = []
     for number, topic in enumerate(_draw_topics(topics("train"), _SFT_PROMPTS, rng)):
@@ -105,7 +104,7 @@ def main_pairs(num: int, seed: int, *, harmful_share: float = 0.45, part: Part =
 
 
 def buffer_pairs(num: int, seed: int) -> list[Pair]:
-    """Return `num` pairs of the helpfulness stream: no harmful prompt and, as in the wild, no safety label."""
+    """Return `num` pairs of the helpfulness stream: no harmful prompts and, as usual in public data, no safety labels."""
     rng = random.Random(f"buffer {seed}")
     return _pairs(num, _BUFFER_PROMPTS, "train", rng, source="world-helpfulness", labelled=False)
 
@@ -120,7 +119,7 @@ def held_out_prompts(part: Part, seed: int) -> list[Prompt]:
 
 
 def redteam_prompts() -> list[Prompt]:
-    """Return every way of asking about every harmful training topic, in a fixed order."""
+    """Return every prompt about every harmful training topic, in a fixed order."""
     return [
         Prompt(f"redteam-{topic.verb}-{topic.thing}-{number}", _user(text), kind=topic.kind)
         for topic in topics("train")
@@ -142,7 +141,7 @@ def _pairs(
             ((text, _assess(prompt, text)) for text in two), key=lambda item: -item[1].helpful
         )
         if first_read.helpful == second_read.helpful:
-            continue  # an annotator could not say which is more helpful
+            continue  # a tie in helpfulness has no order
         labels = (float(first_read.safe), float(second_read.safe)) if labelled else (None, None)
         pair_id = f"{source}-{part}-{len(pairs)}"
         pairs.append(Pair(pair_id, _user(prompt), first, second, labels[0], labels[1], source))
@@ -156,7 +155,7 @@ def _assess(prompt: str, text: str) -> Assessment:
 
 
 def _draw_topics(pool: Sequence[Topic], shares: Mapping[PromptKind, float], rng: random.Random) -> Iterator[Topic]:
-    """Yield topics without end, with the given shares of prompt kinds; each kind runs through its topics in turn."""
+    """Yield topics endlessly with the given shares of prompt kinds; within a kind, all topics come once per round."""
     by_kind = {kind: [topic for topic in pool if topic.kind == kind] for kind in PROMPT_KINDS}
     queues: dict[PromptKind, list[Topic]] = {kind: [] for kind in PROMPT_KINDS}
     while True:
@@ -185,7 +184,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer: one token per word with its leading space, or mark; decoding gives the text back."""
+    """Return the tokenizer: one token per word (with its leading space) or mark; decoding restores the text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -193,7 +192,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=_UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|[^A-Za-z]"), "isolated")
     core.decoder = decoders.Fuse()
-    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # its constructor has no types
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast  # its constructor is untyped
     return make(
         tokenizer_object=core,
         pad_token=_PAD,
@@ -206,5 +205,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Write the tokenizer as a folder that `transformers` loads."""
+    """Save the tokenizer in the format of `transformers`."""
     build_tokenizer().save_pretrained(str(folder))
