@@ -1,4 +1,10 @@
-"""Log-probs of completions from a micro-batch: one forward pass, the head at completion tokens only."""
+"""Log-probs of completions from a micro-batch: one forward pass, the head at completion tokens only.
+
+`sequence_logps` runs the model as it is wrapped; hooks around its output head (`_HeadHooks`) make of the hidden states
+the log-probs of the completion tokens, by `bfpo.policy.head`; their sum over each completion is the result.
+
+Axes: P pairs; N = 2P completions, the chosen ones first; M completion tokens of all of them; V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +33,6 @@ __all__ = [
 
 Reduction = Literal["sum", "mean"]
 
-# Models whose logits are not what the head and the known transforms give; `bfpo.policy.probe` finds them. Kept here
-# because trainer, reference and evaluation all reach the model through `sequence_logps`.
-_WITH_OWN_LOGITS: WeakSet[nn.Module] = WeakSet()
-
 
 @dataclass(frozen=True, slots=True)
 class SequenceLogps:
@@ -40,12 +42,120 @@ class SequenceLogps:
     num_tokens: Tensor
 
 
+def sequence_logps(
+    model: nn.Module, batch: Mapping[str, Any], *, reduction: Reduction = "sum", chunk_rows: int = CHUNK_ROWS
+) -> SequenceLogps:
+    """Return the log-prob of each completion of a micro-batch (`bfpo.data.pack.MicroBatch`), packed or padded.
+
+    The model runs as it is wrapped, once; its head sees the hidden states that predict a completion token, `chunk_rows`
+    of them at a time (see `head_logps`). The log-softmax is float32 at least, the sum over tokens float64: over a long
+    completion the rounding of the sum would otherwise outweigh that of the model. `mean` divides by the number of
+    completion tokens.
+
+    No attention mask is passed for padded rows: in a causal model no token sees the padding on its right, and a mask
+    costs the fast attention kernels.
+
+    Raises `SettingError` for an unknown reduction and `ModelError` for a model without an output head.
+    """
+    if reduction not in get_args(Reduction):
+        raise SettingError(f"reduction: got {reduction!r}; allowed: {', '.join(get_args(Reduction))}")
+    logps_M = _token_logps(model, batch, chunk_rows).double()  # summed in float64 below
+    completion_M = batch["sequence"]
+    zeros_N = torch.zeros(2 * len(batch["chosen_is_safe"]), dtype=torch.float64, device=completion_M.device)
+    logps_N = zeros_N.index_add(0, completion_M, logps_M)
+    num_tokens_N = zeros_N.long().index_add(0, completion_M, torch.ones_like(completion_M))
+    return SequenceLogps(logps=logps_N / num_tokens_N if reduction == "mean" else logps_N, num_tokens=num_tokens_N)
+
+
+def _token_logps(model: nn.Module, batch: Mapping[str, Any], chunk_rows: int) -> Tensor:
+    """Return the log-prob of each completion token, (M,) float32 at least."""
+    causal_lm = unwrap_causal_lm(model)
+    arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+    if batch.get("layout") is not None:
+        if not str(causal_lm.config._attn_implementation).startswith(PREFIX):
+            raise ModelError(
+                f"a packed micro-batch needs packed attention, and {type(causal_lm).__name__} has "
+                f"{causal_lm.config._attn_implementation!r}; ask bfpo.policy.probe.choose_form first, or pad the rows"
+            )
+        arguments |= {"position_ids": batch["position_ids"], LAYOUT: batch["layout"]}
+        # A mask of four dimensions is passed on as it is; packed attention does not read it.
+        arguments["attention_mask"] = torch.zeros(1, 1, 1, 1, device=batch["input_ids"].device)
+    if uses_own_logits(causal_lm):
+        logits_MV = model(**arguments).logits.flatten(0, 1)[batch["source"]]
+        return -torch.nn.functional.cross_entropy(at_least_float32(logits_MV), batch["targets"], reduction="none")
+    hooks = _HeadHooks(batch["source"], batch["targets"], LogitTransform.of(causal_lm.config), chunk_rows)
+    with hooks.on(causal_lm):
+        logps_M: Tensor = model(**arguments)["logits"]  # `_leave_model` has put them there
+    return logps_M
+
+
+@dataclass(slots=True)
+class _HeadHooks:
+    """Hooks that turn a causal LM's forward pass into one that returns token log-probs.
+
+    The head is reached inside the forward pass of whatever wraps the model, where sharded weights are whole. Its input
+    is gathered at `source` and taken from it; the head itself then runs on one row. The log-probs pass out as the
+    output of the head and of the model, so that wrappers that hang their backward hooks on outputs see them.
+
+    A hook cannot return a value to another one, so `_logps` (M,) carries it through the pass; an object serves one pass.
+    """
+
+    source: Tensor
+    targets: Tensor
+    transform: LogitTransform
+    chunk_rows: int
+    _logps: Tensor | None = field(default=None, init=False)
+
+    @contextmanager
+    def on(self, causal_lm: Any) -> Iterator[None]:
+        head = causal_lm.get_output_embeddings()
+        if not isinstance(head, nn.Module):
+            raise ModelError(f"{type(causal_lm).__name__} has no output head; a causal LM with one is needed")
+        with ExitStack() as stack:
+            for hook in (  # in the order in which they run
+                head.register_forward_pre_hook(self._enter_head),  # after the hooks that make sharded weights whole
+                head.register_forward_hook(self._leave_head, prepend=True),
+                head.register_forward_hook(self._see_output),  # after wrappers have put their own on it
+                causal_lm.register_forward_hook(self._leave_model, prepend=True),
+            ):
+                stack.callback(hook.remove)
+            yield
+
+    def _enter_head(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """Compute the log-probs from the hidden states, (1, T, H) or (N, T, H), and leave the head one row of them."""
+        hidden = inputs[0]
+        hidden_MH = hidden.flatten(0, -2)[self.source]
+        self._logps = head_logps(head, hidden_MH, self.targets, transform=self.transform, chunk_rows=self.chunk_rows)
+        return (hidden[:1, :1].detach(),)
+
+    def _leave_head(self, head: nn.Module, inputs: Any, output: Any) -> Any:
+        """Put the log-probs in place of the one row of logits."""
+        return self._logps
+
+    def _see_output(self, head: nn.Module, inputs: Any, output: Any) -> None:
+        """Take them back as wrappers have changed them: the model's own code after the head is not to touch them."""
+        self._logps = output
+
+    def _leave_model(self, model: nn.Module, inputs: Any, output: Any) -> dict[str, Any]:
+        """Return them in place of what the model made of them (scaled, capped, cast)."""
+        if self._logps is None:
+            raise ModelError(
+                f"{type(model).__name__} does not call its output head; its log-probs cannot be taken there"
+            )
+        return {"logits": self._logps}
+
+
 def unwrap_causal_lm(model: nn.Module) -> Any:
     """Return the causal LM inside data-parallel and PEFT wrappers."""
     inner: Any = model
     while isinstance(getattr(inner, "module", None), nn.Module):
         inner = inner.module
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+# Models whose logits are not what the head and the known transforms give; `bfpo.policy.probe` finds them. Kept here
+# because trainer, reference and evaluation all reach the model through `sequence_logps`.
+_WITH_OWN_LOGITS: WeakSet[nn.Module] = WeakSet()
 
 
 def use_own_logits(model: nn.Module, use: bool = True) -> None:
@@ -68,105 +178,6 @@ def _uncompiled(model: nn.Module) -> nn.Module:
     causal_lm = unwrap_causal_lm(model)
     inner: nn.Module = getattr(causal_lm, "_orig_mod", causal_lm)
     return inner
-
-
-def sequence_logps(
-    model: nn.Module, batch: Mapping[str, Any], *, reduction: Reduction = "sum", chunk_rows: int = CHUNK_ROWS
-) -> SequenceLogps:
-    """Return the log-prob of each completion of a micro-batch (`bfpo.data.pack.MicroBatch`), packed or padded.
-
-    The model runs as it is wrapped, once; its head sees the hidden states that predict a completion token, `chunk_rows`
-    of them at a time (see `head_logps`). The log-softmax is float32 at least, the sum over tokens float64: over a long
-    completion the rounding of the sum would otherwise outweigh that of the model. `mean` divides by the number of
-    completion tokens.
-
-    No attention mask is passed for padded rows: in a causal model no token sees the padding on its right, and a mask
-    costs the fast attention kernels.
-
-    Raises `SettingError` for an unknown reduction and `ModelError` for a model without an output head.
-    """
-    if reduction not in get_args(Reduction):
-        raise SettingError(f"reduction: got {reduction!r}; allowed: {', '.join(get_args(Reduction))}")
-    token_logps = _token_logps(model, batch, chunk_rows).double()
-    sequence = batch["sequence"]
-    zeros = torch.zeros(2 * len(batch["chosen_is_safe"]), dtype=torch.float64, device=sequence.device)
-    logps = zeros.index_add(0, sequence, token_logps)
-    num_tokens = torch.zeros_like(zeros, dtype=torch.int64).index_add(0, sequence, torch.ones_like(sequence))
-    return SequenceLogps(logps=logps / num_tokens if reduction == "mean" else logps, num_tokens=num_tokens)
-
-
-def _token_logps(model: nn.Module, batch: Mapping[str, Any], chunk_rows: int) -> Tensor:
-    arguments: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
-    if batch.get("layout") is not None:
-        arguments |= {"position_ids": batch["position_ids"], LAYOUT: batch["layout"]}
-        # A mask of four dimensions is passed on as it is; packed attention does not read it.
-        arguments["attention_mask"] = torch.zeros(1, 1, 1, 1, device=batch["input_ids"].device)
-    causal_lm = unwrap_causal_lm(model)
-    if LAYOUT in arguments and not str(causal_lm.config._attn_implementation).startswith(PREFIX):
-        raise ModelError(
-            f"a packed micro-batch needs packed attention, and {type(causal_lm).__name__} has "
-            f"{causal_lm.config._attn_implementation!r}; ask bfpo.policy.probe.choose_form first, or pad the rows"
-        )
-    if uses_own_logits(causal_lm):
-        logits = model(**arguments).logits.flatten(0, 1)[batch["source"]]
-        return -torch.nn.functional.cross_entropy(at_least_float32(logits), batch["targets"], reduction="none")
-    capture = _Capture(batch["source"], batch["targets"], LogitTransform.of(causal_lm.config), chunk_rows)
-    with capture.hooked(causal_lm):
-        return capture.found(model(**arguments))
-
-
-@dataclass(slots=True)
-class _Capture:
-    """Hooks that turn a causal LM's forward pass into one that returns token log-probs.
-
-    The head is reached inside the forward pass of whatever wraps the model, where sharded weights are whole. Its input
-    is gathered at `source` and taken from it; the head itself then runs on one row. The log-probs pass out as the
-    output of the head and of the model, so that wrappers that hang their backward hooks on outputs see them.
-    """
-
-    source: Tensor
-    targets: Tensor
-    transform: LogitTransform
-    chunk_rows: int
-    _logps: Tensor | None = field(default=None, init=False)
-
-    @contextmanager
-    def hooked(self, causal_lm: Any) -> Iterator[None]:
-        head = causal_lm.get_output_embeddings()
-        if not isinstance(head, nn.Module):
-            raise ModelError(f"{type(causal_lm).__name__} has no output head; a causal LM with one is needed")
-        with ExitStack() as stack:
-            for hook in (
-                head.register_forward_pre_hook(self._enter_head),  # after the hooks that make sharded weights whole
-                head.register_forward_hook(self._leave_head, prepend=True),
-                head.register_forward_hook(self._see_output),  # after wrappers have put their own on it
-                causal_lm.register_forward_hook(self._leave_model, prepend=True),
-            ):
-                stack.callback(hook.remove)
-            yield
-
-    def found(self, output: Any) -> Tensor:
-        logps: Tensor = output["logits"]
-        return logps
-
-    def _enter_head(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        hidden = inputs[0]
-        rows = hidden.flatten(0, -2)[self.source]
-        self._logps = head_logps(head, rows, self.targets, transform=self.transform, chunk_rows=self.chunk_rows)
-        return (hidden[:1, :1].detach(),)
-
-    def _leave_head(self, head: nn.Module, inputs: Any, output: Any) -> Any:
-        return self._logps
-
-    def _see_output(self, head: nn.Module, inputs: Any, output: Any) -> None:
-        self._logps = output
-
-    def _leave_model(self, model: nn.Module, inputs: Any, output: Any) -> dict[str, Any]:
-        if self._logps is None:
-            raise ModelError(
-                f"{type(model).__name__} does not call its output head; its log-probs cannot be taken there"
-            )
-        return {"logits": self._logps}
 
 
 @contextmanager
