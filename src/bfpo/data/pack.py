@@ -1,4 +1,10 @@
-"""Pairs to micro-batches: packed rows with a shared prompt, or padded rows, of at most so many tokens each."""
+"""Pairs to micro-batches: packed rows with a shared prompt, or padded rows, of at most so many tokens each.
+
+`PackedLayout` says where each token of a packed row belongs, `MicroBatch` what a forward pass is given, `PairCollator`
+cuts a batch into them, and `collate_pairs` makes one of pairs.
+
+Axes: P pairs; N = 2P completions, the P chosen ones first; T tokens of a row; M completion tokens; K keys of attention.
+"""
 
 from __future__ import annotations
 
@@ -140,26 +146,26 @@ class PackedLayout:
 
     def _varlen(self, device: torch.device) -> VarlenIndex:
         keys: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-        queries, lengths = [], []
+        num_queries, num_keys = [], []  # of each of the 2P problems
         for segment in self:
             before = np.arange(segment.start, segment.rejected_start)
             after = np.arange(segment.rejected_start, segment.stop)
             keys += [before, before[: segment.num_prompt], after]
-            queries += [len(before), len(after)]
-            lengths += [len(before), segment.num_prompt + len(after)]
+            num_queries += [len(before), len(after)]
+            num_keys += [len(before), segment.num_prompt + len(after)]
         return VarlenIndex(
             keys=torch.from_numpy(np.concatenate(keys)).to(device),
-            query_starts=torch.tensor(np.cumsum([0, *queries]), dtype=torch.int32, device=device),
-            key_starts=torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device),
-            longest_query=max(queries),
-            longest_key=max(lengths),
+            query_starts=torch.tensor(np.cumsum([0, *num_queries]), dtype=torch.int32, device=device),
+            key_starts=torch.tensor(np.cumsum([0, *num_keys]), dtype=torch.int32, device=device),
+            longest_query=max(num_queries),
+            longest_key=max(num_keys),
         )
 
     def _roles(self, device: torch.device) -> TokenRoles:
-        sizes = torch.tensor(self.lengths)  # (P, 3)
-        pair = torch.arange(len(sizes)).repeat_interleave(sizes.sum(dim=1))
-        part = torch.tensor([PROMPT, CHOSEN, REJECTED]).repeat(len(sizes)).repeat_interleave(sizes.flatten())
-        return TokenRoles(pair.to(device), part.to(device), self.positions().to(device))
+        sizes_P3 = torch.tensor(self.lengths)
+        pair_T = torch.arange(len(sizes_P3)).repeat_interleave(sizes_P3.sum(dim=1))
+        part_T = torch.tensor([PROMPT, CHOSEN, REJECTED]).repeat(len(sizes_P3)).repeat_interleave(sizes_P3.flatten())
+        return TokenRoles(pair_T.to(device), part_T.to(device), self.positions().to(device))
 
 
 Form = Literal["packed", "padded"]
@@ -237,20 +243,20 @@ def split_by_tokens(lengths: Sequence[tuple[int, int, int]], *, form: Form, max_
     if max_tokens is None:
         return [list(range(len(lengths)))]
     packed = form == "packed"
-    sizes = [p + c + r if packed else p + max(c, r) for p, c, r in lengths]
+    sizes = [p + c + r if packed else p + max(c, r) for p, c, r in lengths]  # padded: of each of the two rows
     order = sorted(range(len(lengths)), key=lambda place: -sizes[place])
     groups: list[list[int]] = []
     room: list[int] = []  # packed: tokens, padded: rows
     for place in order:
         needs = sizes[place] if packed else 2
         fits = range(len(groups)) if packed else range(max(0, len(groups) - 1), len(groups))
-        chosen = next((k for k in fits if room[k] >= needs), None)
-        if chosen is None:
-            chosen = len(groups)
+        k = next((k for k in fits if room[k] >= needs), len(groups))
+        if k == len(groups):
             groups.append([])
+            # The first pair of a padded group is its longest and sets the width, so how many rows it takes.
             room.append(max_tokens if packed else max_tokens // sizes[place])
-        groups[chosen].append(place)
-        room[chosen] -= needs
+        groups[k].append(place)
+        room[k] -= needs  # below 0 for a pair that is longer by itself
     return [sorted(group) for group in groups]
 
 
@@ -308,7 +314,9 @@ def _packed(pairs: Sequence[TokenPair]) -> MicroBatch:
     sources, targets, sequences = [], [], []
     for p, (pair, segment) in enumerate(zip(pairs, layout, strict=True)):
         ids += [pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]
-        last = segment.start + segment.num_prompt - 1  # the last token of the prompt predicts both first tokens
+        # A token is predicted by the one before it in its text. Before the first rejected token that is the last one of
+        # the prompt, not the last chosen one which lies before it in the row.
+        last = segment.start + segment.num_prompt - 1
         sources.append(np.arange(last, segment.rejected_start - 1))
         sources.append(np.concatenate([[last], np.arange(segment.rejected_start, segment.stop - 1)]))
         targets += [pair.chosen_ids, pair.rejected_ids]

@@ -1,4 +1,12 @@
-"""Attention over packed rows: a rejected token sees its prompt and the rejected tokens before it, no chosen one."""
+"""Attention over packed rows: a rejected token sees its prompt and the rejected tokens before it, no chosen one.
+
+A row `[prompt|chosen|rejected]*` is 2P problems of plain causal attention: the tokens of `[prompt|chosen]` over
+themselves, and the rejected ones over `[prompt|rejected]`, aligned at the last query and the last key. Three kernels
+solve them: torch's own one problem at a time, a variable-length flash attention in one call, flex attention by a mask.
+
+Axes: T tokens of the row; A heads; B key heads, fewer than A where groups of heads share them; D size of a head;
+Q queries and K keys of one problem.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +100,7 @@ def packed_attention(
     unknown = sorted(name for name, extra in extras.items() if extra is not None and name not in _HARMLESS)
     if unknown:
         raise UnknownExtraError(f"attention of {type(module).__name__} is given {', '.join(unknown)}")
-    layout.windows.add(sliding_window)
+    layout.windows.add(sliding_window)  # `bfpo.policy.probe` reads there which windows have reached the attention
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest_text else None
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
@@ -125,25 +133,30 @@ def _by_segment(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     # One split of each tensor: the gradient of a slice would be a tensor of the whole row, for every segment.
     sizes = [size for segment in layout for size in (segment.num_prompt + segment.num_chosen, segment.num_rejected)]
-    pieces = [torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)]
+    queries, keys, values = (torch.split(tensor, sizes, dim=2) for tensor in (query, key, value))
     outputs = []
     for number, segment in enumerate(layout):
-        before, after = ([piece[2 * number + i] for piece in pieces] for i in (0, 1))
-        for i in (1, 2):
-            after[i] = torch.cat([before[i][:, :, : segment.num_prompt], after[i]], dim=2)
-        for name, (queries, keys, values) in (("before", before), ("after", after)):
-            mask = None
-            if name == "after" or window is not None or attend is not _sdpa:
-                make = partial(_mask, queries.shape[2], keys.shape[2], window, query.device)
-                mask = layout.keep(f"mask {number} {name} {window}", query.device, make)
-            outputs.append(attend(queries, keys, values, mask, scaling=scaling, dropout=dropout))
+        before, after = 2 * number, 2 * number + 1  # the places of [prompt|chosen] and [rejected] among the pieces
+        key_1AKD, value_1AKD = (
+            torch.cat([pieces[before][:, :, : segment.num_prompt], pieces[after]], dim=2) for pieces in (keys, values)
+        )
+        for query_1AQD, *seen in (
+            (queries[before], keys[before], values[before]),
+            (queries[after], key_1AKD, value_1AKD),
+        ):
+            num_queries, num_keys = query_1AQD.shape[2], seen[0].shape[2]
+            mask_QK = None  # plain causal attention, for which torch has faster kernels than for a mask
+            if num_queries != num_keys or window is not None or attend is not _sdpa:
+                make = partial(_mask, num_queries, num_keys, window, query.device)
+                mask_QK = layout.keep(f"mask {num_queries} {num_keys} {window}", query.device, make)
+            outputs.append(attend(query_1AQD, *seen, mask_QK, scaling=scaling, dropout=dropout))
     return torch.cat(outputs, 2).transpose(1, 2)
 
 
 def _mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """Return (queries, keys) bool, True where seen: causal with the last query at the last key."""
-    seen = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
-    return seen if window is None else seen.triu(num_keys - num_queries - window + 1)
+    """Return (Q, K) bool, True where seen: causal with the last query at the last key."""
+    seen_QK = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+    return seen_QK if window is None else seen_QK.triu(num_keys - num_queries - window + 1)
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scaling: float, dropout: float) -> Tensor:
@@ -155,11 +168,12 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, sca
 def _explicit(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, dropout: float, softcap: float
 ) -> Tensor:
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
-    scores = scores.masked_fill(~mask, float("-inf"))
+    """Attention with soft-capped scores, `softcap * tanh(scores / softcap)`, which torch's own has no argument for."""
+    scores_1AQK = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
+    scores_1AQK = scores_1AQK.masked_fill(~mask, float("-inf"))
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
-    probabilities = torch.softmax(scores, -1, dtype=accumulate).to(query.dtype)
-    return F.dropout(probabilities, dropout) @ value
+    probabilities_1AQK = torch.softmax(scores_1AQK, -1, dtype=accumulate).to(query.dtype)
+    return F.dropout(probabilities_1AQK, dropout) @ value
 
 
 # On a GPU
@@ -180,21 +194,22 @@ def varlen_attention(
     `flash` takes what `flash_attn_varlen_func` of the package flash-attn takes.
     """
     index = layout.varlen(query.device)
-    queries = query[0].transpose(0, 1)
-    keys, values = (tensor[0].transpose(0, 1).index_select(0, index.keys) for tensor in (key, value))
-    output: Tensor = flash(
-        queries,
-        keys,
-        values,
+    query_TAD = query[0].transpose(0, 1)  # already in the order of the 2P problems
+    # Each prompt's keys are there twice: before the chosen tokens, where they lie, and before the rejected ones.
+    key_KBD, value_KBD = (tensor[0].transpose(0, 1).index_select(0, index.keys) for tensor in (key, value))
+    output_TAD: Tensor = flash(
+        query_TAD,
+        key_KBD,
+        value_KBD,
         index.query_starts,
         index.key_starts,
         index.longest_query,
         index.longest_key,
         softmax_scale=scaling,
         causal=True,
-        window_size=(-1, -1) if window is None else (window - 1, 0),
+        window_size=(-1, -1) if window is None else (window - 1, 0),  # to the left, to the right; -1: no bound
     )
-    return output[None]
+    return output_TAD[None]
 
 
 @cache
@@ -236,7 +251,7 @@ def _flex(
             _seen(layout, window, query.device), None, None, num_tokens, num_tokens, device=query.device
         ),
     )
-    output: Tensor = attend(
+    output_1ATD: Tensor = attend(
         query,
         key,
         value,
@@ -245,15 +260,17 @@ def _flex(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return output.transpose(1, 2)
+    return output_1ATD.transpose(1, 2)
 
 
 def _seen(layout: PackedLayout, window: int | None, device: torch.device) -> Callable[..., Tensor]:
-    pair, part, position = layout.roles(device)
+    """Return the mask as flex attention asks for it: whether the query at place q of the row sees the key at k."""
+    pair_T, part_T, position_T = layout.roles(device)
 
     def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        visible = (pair[q] == pair[k]) & (k <= q) & ~((part[q] == REJECTED) & (part[k] == CHOSEN))
-        return visible if window is None else visible & (position[q] - position[k] < window)
+        visible = (pair_T[q] == pair_T[k]) & (k <= q) & ~((part_T[q] == REJECTED) & (part_T[k] == CHOSEN))
+        # By position, not by place: the rejected completion goes on from the prompt, past the chosen one.
+        return visible if window is None else visible & (position_T[q] - position_T[k] < window)
 
     return seen
 

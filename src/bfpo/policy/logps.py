@@ -97,7 +97,7 @@ class _HeadHooks:
     is gathered at `source` and taken from it; the head itself then runs on one row. The log-probs pass out as the
     output of the head and of the model, so that wrappers that hang their backward hooks on outputs see them.
 
-    A hook cannot return a value to another one, so `_logps` (M,) carries it through the pass; an object serves one pass.
+    No hook can return a value to another one, so `_logps` (M,) carries it through the pass; an object serves one pass.
     """
 
     source: Tensor
