@@ -99,6 +99,6 @@ def bfpo_target(
     alpha = require_finite("alpha", alpha)
     safety_weight = check_safety_weight(safety_weight)
     chosen_is_safe, rejected_is_safe = check_labels(chosen_is_safe, rejected_is_safe)
-    # B3 (B1 s_c - s_r) - alpha. The two labels have weights of their own, so this is no function of s_c - s_r: the target
-    # of two safe answers is above that of two unsafe ones, by B3 (B1 - 1) = 1.
+    # B3 (B1 s_c - s_r) - alpha. The labels have weights of their own, so it is no function of s_c - s_r: the target of
+    # two safe answers is above that of two unsafe ones, by B3 (B1 - 1) = 1.
     return (safety_weight * chosen_is_safe - rejected_is_safe) / (safety_weight - 1) - alpha
