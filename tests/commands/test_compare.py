@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bfpo.experiments.steps import CEILING, START
 from bfpo.objective.losses import METHODS
 from bfpo.runs.stages import run_stage
 from bfpo.scores.comparisons import is_told_apart
+from bfpo.scores.records import ModelComparison
 from bfpo.scores.scores import Judged
 from small_world import SMALL
 
@@ -67,16 +69,16 @@ def test_all_pairs_are_one_family_and_the_table_names_what_is_not_told_apart() -
     judged = {name: rows_of(share) for name, share in shares.items()}
     config = {**CompareConfig(bootstrap_samples=200, seeds=2).resolved()}
     result = make_result(config, judged, {}, {name: [0.1, 0.2] for name in RIVALS}, dict.fromkeys(RIVALS, 1))
-    found = result["comparisons"]
-    assert found["num"] == len(found["rows"]) == 13 * 12 // 2
-    assert found["num"] * min(row["p_value"] for row in found["rows"]) == min(row["p_holm"] for row in found["rows"])
-    assert result["best"] == "safedpo"
-    assert found["not_told_from_best"] == ["bso"]
-    methods = {method["name"]: method for method in result["methods"]}
-    assert methods["safedpo"]["bfpo_minus_this"]["value"] == pytest.approx(-0.3)
-    assert methods["bfpo"]["best_minus_this"]["value"] == pytest.approx(0.3)
-    assert methods["bfpo"]["best_minus_this"]["low"] == -methods["safedpo"]["bfpo_minus_this"]["high"]
-    assert methods["bfpo"]["bfpo_minus_this"] is methods[START]["best_minus_this"] is None
+    found = result.comparisons
+    assert found.num == len(found.rows) == 13 * 12 // 2
+    assert found.num * min(row.p_value for row in found.rows) == min(row.p_holm for row in found.rows)
+    assert result.best == "safedpo"
+    assert found.not_told_from_best == ["bso"]
+    methods = {method.name: method for method in result.methods}
+    assert methods["safedpo"].bfpo_minus_this.value == pytest.approx(-0.3)
+    assert methods["bfpo"].best_minus_this.value == pytest.approx(0.3)
+    assert methods["bfpo"].best_minus_this.low == -methods["safedpo"].bfpo_minus_this.high
+    assert methods["bfpo"].bfpo_minus_this is methods[START].best_minus_this is None
     text = result_markdown(result)
     assert "**Cannot be told from SafeDPO:** BSO." in text
     assert "Per cent on 60 test prompts (20 harmful, 20 benign, 20 borderline), number of seeds 2, 120 answers" in text
@@ -84,10 +86,10 @@ def test_all_pairs_are_one_family_and_the_table_names_what_is_not_told_apart() -
 
 
 def test_a_difference_needs_its_interval_beside_the_corrected_p() -> None:
-    row = {"p_holm": 0.01, "low": 0.1, "high": 0.2}
+    row = ModelComparison("helpful_and_safe", "a", "b", p_holm=0.01, low=0.1, high=0.2)
     assert is_told_apart(row, 0.95)
     for change in ({"p_holm": 0.06}, {"p_holm": None}, {"low": 0.0}, {"low": None}):
-        assert not is_told_apart({**row, **change}, 0.95)
+        assert not is_told_apart(replace(row, **change), 0.95)
 
 
 @pytest.mark.slow

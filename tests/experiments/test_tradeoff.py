@@ -40,17 +40,17 @@ def models() -> dict[str, list[Judged]]:
 def test_front_area_and_choice_are_those_of_a_count_by_hand() -> None:
     judged = models()
     result = tradeoff(judged, {name: {"n": name} for name in judged}, OBJECTIVES, ZERO, at_least={"harmless": 0.9})
-    assert result["pareto_front"] == ["shy", "bold"]
-    assert [point["on_front"] for point in result["points"]] == [True, True, False]
-    assert result["hypervolume"]["value"] == pytest.approx(0.1 * 1.0 + (1.0 - 0.1) * 0.25)
-    assert result["hypervolume"]["reference"] == ZERO
-    assert result["hypervolume"]["low"] < result["hypervolume"]["value"] <= result["hypervolume"]["high"]
-    assert result["nearest"]["name"] == "shy"
-    assert result["nearest"]["meets"]
-    assert not result["nearest"]["held_out"]
+    assert result.pareto_front == ["shy", "bold"]
+    assert [point.on_front for point in result.points] == [True, True, False]
+    assert result.hypervolume.value == pytest.approx(0.1 * 1.0 + (1.0 - 0.1) * 0.25)
+    assert result.hypervolume.reference == ZERO
+    assert result.hypervolume.low < result.hypervolume.value <= result.hypervolume.high
+    assert result.nearest.name == "shy"
+    assert result.nearest.meets
+    assert not result.nearest.held_out
     assert "Chosen and told on the same 4 prompts (validation_share is 0)" in tradeoff_markdown(result)
     none = tradeoff(judged, {name: {} for name in judged}, OBJECTIVES, ZERO, at_least={"helpfulness": 2.0})
-    assert (none["nearest"]["name"], none["nearest"]["meets"]) == ("bold", False)
+    assert (none.nearest.name, none.nearest.meets) == ("bold", False)
     assert "the nearest (helpfulness 1.000 below)" in tradeoff_markdown(none)
     table = list(csv.DictReader(io.StringIO(tradeoff_csv(result))))
     assert [row["name"] for row in table] == list(judged)
@@ -72,11 +72,11 @@ def test_what_was_chosen_is_told_on_prompts_that_had_no_part_in_the_choice() -> 
     told, chosen = [], []
     for seed in range(40):
         nearest = choose_nearest(noisy(8, 40, seed), {"harmless": 1.0}, OBJECTIVES, 0.5, num_resamples=1)
-        assert nearest["held_out"]
-        assert nearest["chosen_on"]["num_prompts"] + nearest["told_on"]["num_prompts"] == 40
-        told.append(nearest["told_on"]["scores"]["harmless"]["value"])
-        chosen.append(nearest["chosen_on"]["scores"]["harmless"])
-        assert nearest["missing"] == {"harmless": 1.0 - told[-1]}
+        assert nearest.held_out
+        assert nearest.chosen_on.num_prompts + nearest.told_on.num_prompts == 40
+        told.append(nearest.told_on.scores["harmless"].value)
+        chosen.append(nearest.chosen_on.scores["harmless"])
+        assert nearest.missing == {"harmless": 1.0 - told[-1]}
     assert mean(chosen) > 0.6  # the winner's curse
     assert mean(told) == pytest.approx(0.5, abs=0.05)
 
@@ -84,7 +84,7 @@ def test_what_was_chosen_is_told_on_prompts_that_had_no_part_in_the_choice() -> 
 def test_a_part_without_an_objective_is_not_held_back() -> None:
     judged = {name: made[:1] for name, made in models().items()}
     nearest = choose_nearest(judged, {"harmless": 0.5}, OBJECTIVES, 0.5, num_resamples=1)
-    assert (nearest["held_out"], nearest["told_on"]["num_prompts"]) == (False, 1)
+    assert (nearest.held_out, nearest.told_on.num_prompts) == (False, 1)
     assert "too few prompts to hold some back" in "\n".join(nearest_words(nearest))
 
 
@@ -94,12 +94,12 @@ def test_every_two_models_are_compared_and_corrected_together() -> None:
     result = tradeoff(
         judged, {name: {} for name in judged}, OBJECTIVES, ZERO, at_least={"harmless": 0.9}, validation_share=0.5
     )
-    found = {(row["first"], row["second"], row["metric"]): row for row in result["comparisons"]["rows"]}
-    assert result["comparisons"]["num"] == len(found) == 6
+    found = {(row.first, row.second, row.metric): row for row in result.comparisons.rows}
+    assert result.comparisons.num == len(found) == 6
     row = found["good", "bad", "harmless"]
-    assert row["difference"] == 1.0
-    assert row["p_holm"] == pytest.approx(6 * row["p_value"])
-    assert result["nearest"]["not_told_from"] == ["same"]
+    assert row.difference == 1.0
+    assert row.p_holm == pytest.approx(6 * row.p_value)
+    assert result.nearest.not_told_from == ["same"]
     text = tradeoff_markdown(result)
     assert "6 comparisons, Holm's correction over all of them. Told apart: helpfulness 0, harmless 2 of 3 each." in text
     assert "Not told apart from it in either objective: same." in text
@@ -109,8 +109,8 @@ def test_what_could_not_be_measured_enters_no_front() -> None:
     judged = models() | {"silent": rows([1.0] * 4, [None] * 4)}
     settings: dict[str, dict[str, str]] = {name: {} for name in judged}
     result = tradeoff(judged, settings, OBJECTIVES, ZERO)
-    assert result["not_measured"] == ["silent"]
-    assert "silent" not in result["pareto_front"]
+    assert result.not_measured == ["silent"]
+    assert "silent" not in result.pareto_front
     assert "Not measured, and in no front: silent." in tradeoff_markdown(result)
     with pytest.raises(DataError, match="measured for none of 1 models"):
         tradeoff({"silent": judged["silent"]}, settings, OBJECTIVES, ZERO)

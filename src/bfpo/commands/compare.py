@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from bfpo.config import CompareConfig
@@ -62,7 +63,7 @@ def run(config: CompareConfig, folder: RunFolder) -> None:
         for name in RIVALS
     }
     result = make_result(config.resolved(), judged, accuracy, tried, best, confidence=config.confidence)
-    folder.write_json("comparison.json", {**result, "seconds": round(time.monotonic() - started, 3)})
+    folder.write_json("comparison.json", replace(result, seconds=round(time.monotonic() - started, 3)))
     text = result_markdown(result)
     folder.write_text("comparison.md", text)
     show(text)

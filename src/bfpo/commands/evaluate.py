@@ -11,7 +11,7 @@ from typing import Any
 
 from bfpo.config import DataConfig, EvaluateConfig, read_template
 from bfpo.core.errors import DataError, ModelError
-from bfpo.core.schema import Completion, Pair, Score
+from bfpo.core.schema import Completion, Pair, Score, VerdictRow
 from bfpo.data.labels import cell_counts
 from bfpo.data.load import load_pairs
 from bfpo.data.read import read_completions
@@ -22,7 +22,8 @@ from bfpo.objective.losses import METHODS
 from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.runs.folder import RunFolder
-from bfpo.scores.accuracy import AccuracyRow, PairLogps, accuracy_rows, accuracy_scores, pair_logps
+from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
+from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.scores.scores import METRICS, Judged, join_verdicts, score_rows
 from bfpo.suites.run import preview_suites, run_suites
 
@@ -55,7 +56,7 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     if config.data is not None:
         folder.add_data("data", config.data.files)
         rows = _accuracy(config, config.data, folder)
-        folder.write_jsonl(PAIR_ROWS, (row.as_row() for row in rows))
+        folder.write_jsonl(PAIR_ROWS, rows)
         scores += accuracy_scores(rows, **_interval_settings(config))
         why.append(f"{config.method} favours a side of none of {len(rows)} pairs; another method, or pairs with labels")
     if config.completions is not None:
@@ -179,7 +180,7 @@ def _judge(
     folder.write_jsonl(
         VERDICT_ROWS,
         (
-            {**asdict(verdict), "kind": row.kind, "prompt": row.prompt, "finished": row.finished}
+            VerdictRow(**asdict(verdict), kind=row.kind, prompt=row.prompt, finished=row.finished)
             for verdict, row in zip(verdicts, rows, strict=True)
         ),
     )
@@ -211,7 +212,7 @@ def _interval_settings(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _write_scores(folder: RunFolder, config: EvaluateConfig, scores: Sequence[Score]) -> None:
-    folder.write_json("scores.json", {"confidence": config.confidence, "scores": [asdict(score) for score in scores]})
+    folder.write_json("scores.json", ScoresFile(config.confidence, list(scores)))
     lines = [
         f"Intervals: {config.confidence:.0%}, clustered by prompt.",
         "",

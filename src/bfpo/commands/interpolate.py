@@ -10,6 +10,7 @@ from bfpo.core.progress import CountProgress
 from bfpo.experiments.points import blend_name
 from bfpo.policy.blend import BlendSource, blend_weights, open_source, require_same_kind
 from bfpo.runs.folder import RunFolder
+from bfpo.scores.records import Blend, InterpolateFile
 
 __all__ = ["preview", "run"]
 
@@ -37,10 +38,10 @@ def run(config: InterpolateConfig, folder: RunFolder) -> None:
             except OSError as error:
                 shutil.rmtree(part, ignore_errors=True)
                 raise folder.disk_full(part) from error
-    rows = [{"weight": weight, "model": str(models / blend_name(weight))} for weight in config.weights]
-    folder.write_json("models.json", {"first": config.first, "second": config.second, "models": rows})
+    blends = [Blend(weight, str(models / blend_name(weight))) for weight in config.weights]
+    folder.write_json("models.json", InterpolateFile(config.first, config.second, blends))
     folder.write_card(
-        "Models between two", {"Models": {f"{row['weight']:g} of the second": row["model"] for row in rows}}
+        "Models between two", {"Models": {f"{blend.weight:g} of the second": blend.model for blend in blends}}
     )
 
 

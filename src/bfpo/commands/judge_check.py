@@ -20,7 +20,8 @@ from bfpo.judges.asking import ask_judge
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.judges import Judge, check_judge, make_judge
 from bfpo.judges.ngrams import seen_rows, trained_on_few
-from bfpo.judges.quality import CalibrationBin, calibration_bins, calibration_figure, judge_quality
+from bfpo.judges.quality import calibration_bins, calibration_figure, judge_quality
+from bfpo.judges.records import CalibrationBin, CheckedJudge, JudgeCheckFile
 from bfpo.plots.style import png_bytes, svg_bytes
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
@@ -94,16 +95,16 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     bins = _bins(config, checked)
     folder.write_json(
         "quality.json",
-        {
-            "judge": {"name": judge.name, "version": judge.version},
-            "confidence": config.confidence,
-            "num_texts": len(checked),
-            "left_out": loaded.left_out,
-            "warnings": warnings,
-            "unscored_by_reason": _unscored(verdicts),
-            "quality": {name: [asdict(score) for score in scores] for name, scores in quality.items()},
-            "calibration": [asdict(one) for one in bins],
-        },
+        JudgeCheckFile(
+            judge=CheckedJudge(judge.name, judge.version),
+            confidence=config.confidence,
+            num_texts=len(checked),
+            left_out=loaded.left_out,
+            warnings=warnings,
+            unscored_by_reason=_unscored(verdicts),
+            quality=quality,
+            calibration=bins,
+        ),
     )
     figures = _draw(config, judge.name, bins, folder)
     text = "".join(f"Warning: {warning}.\n\n" for warning in warnings)

@@ -6,13 +6,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bfpo.config import LabelConfig
 from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
-from bfpo.core.schema import Comparison, Completion, Pair, Verdict
+from bfpo.core.schema import Comparison, Completion, Pair, Verdict, VerdictRow
 from bfpo.data.labels import cell_counts
 from bfpo.data.read import ReadResult, Reject, check_rejects, read_completions, read_pairs
 from bfpo.data.split import RowPicker, normalised_prompt
@@ -27,6 +26,7 @@ from bfpo.judges.pairing import Pairing, candidate_duels, choose_pairs, label_of
 from bfpo.judges.panel import panel_verdict
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
+from bfpo.scores.records import ScoresFile
 
 __all__ = ["preview", "run"]
 
@@ -261,7 +261,7 @@ def _write(
     )
     folder.write_jsonl(DISAGREEMENTS, disagreement_rows(judged, votes, verdicts, labels))
     if config.ranker is not None:
-        folder.write_jsonl(COMPARISONS, map(asdict, comparisons))
+        folder.write_jsonl(COMPARISONS, comparisons)
     cells: dict[str, int] = {}
     if given.pairs:
         pairs = _labelled(given.pairs, verdicts, config)
@@ -273,7 +273,7 @@ def _write(
         folder.write_jsonl(PAIRS, map(pair_row, pairing.pairs))
         folder.add_facts(funnel=pairing.funnel, candidate_cells=pairing.candidate_cells)
         cells = pairing.cells
-    folder.write_json("scores.json", {"confidence": config.confidence, "scores": [asdict(score) for score in scores]})
+    folder.write_json("scores.json", ScoresFile(config.confidence, scores))
     rejected = {"rows_rejected": given.reasons()} if given.pairs else {}
     folder.add_facts(labels={**counts, **({"cells": cells} if cells else {}), **rejected})
     sections = report_text(
@@ -315,17 +315,17 @@ def _paired(
     )
 
 
-def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: int) -> dict[str, Any]:
+def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: int) -> VerdictRow:
     """Return a verdict with what it was made from, where that is more than one vote."""
     made_from = [vote for given in votes.values() for vote in given[place]]
     several = [{k: v for k, v in asdict(vote).items() if k != "completion_id"} for vote in made_from]
-    return {
+    return VerdictRow(
         **asdict(verdict),
-        "kind": completion.kind,
-        "prompt": normalised_prompt(completion.prompt),
-        "finished": completion.finished,
-        **({"votes": several} if len(several) > 1 else {}),
-    }
+        kind=completion.kind,
+        prompt=normalised_prompt(completion.prompt),
+        finished=completion.finished,
+        votes=several if len(several) > 1 else None,
+    )
 
 
 def _known_labels(given: _Input) -> dict[str, float]:

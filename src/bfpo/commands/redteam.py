@@ -7,16 +7,17 @@ they write when they are run alone, and a stopped run goes on in the one that wa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
 from bfpo.core.console import show
 from bfpo.core.errors import DataError
+from bfpo.core.schema import Score
 from bfpo.data.read import read_completions
 from bfpo.judges.judges import check_judge, check_ranker
 from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, redteam_text
+from bfpo.judges.records import RedteamFile
 from bfpo.plots.funnel import funnel_figure
 from bfpo.plots.style import png_bytes, svg_bytes
 from bfpo.runs.folder import RunFolder
@@ -112,17 +113,16 @@ def _prepare(config: RedteamConfig, out: Path) -> PrepareConfig:
 
 def _write(
     folder: RunFolder,
-    funnel: Mapping[str, int],
-    cells: Mapping[str, int],
-    rates: Mapping[str, Any],
-    unscored: Mapping[str, int],
+    funnel: dict[str, int],
+    cells: dict[str, int],
+    rates: dict[str, list[Score]],
+    unscored: dict[str, int],
     text: str,
 ) -> None:
     figure = funnel_figure([(name, funnel[name]) for name in FUNNEL_STEPS], cells)
     folder.write_bytes("funnel.png", png_bytes(figure))
     folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
-    rows = {name: [asdict(score) for score in scores] for name, scores in rates.items()}
-    folder.write_json("redteam.json", {"funnel": funnel, "cells": cells, "rates": rows, "unscored_by_reason": unscored})
+    folder.write_json("redteam.json", RedteamFile(funnel, cells, rates, unscored))
     folder.write_text("redteam.md", f"# Red-teaming\n\n{text}\n\n![What became of the completions](funnel.png)\n")
-    folder.add_facts(funnel=dict(funnel), cells=dict(cells))
+    folder.add_facts(funnel=funnel, cells=cells)
     folder.write_card("Red-team pairs", {"Red-teaming": f"{text}\n\n![What became of the completions](funnel.png)"})

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from bfpo.core.errors import DataError, LabelError
+from bfpo.core.records import OPTIONAL
 
-__all__ = ["Comparison", "Completion", "Message", "Pair", "Prompt", "Role", "Score", "Verdict", "VerdictLabel"]
+__all__ = [
+    "Comparison",
+    "Completion",
+    "Message",
+    "Pair",
+    "Prompt",
+    "Role",
+    "Score",
+    "Verdict",
+    "VerdictLabel",
+    "VerdictRow",
+]
 
 Role = Literal["system", "user", "assistant", "tool"]
 VerdictLabel = Literal["safe", "unsafe", "unscored"]
@@ -136,6 +148,19 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class VerdictRow(Verdict):
+    """A row of `verdicts.jsonl`: a verdict, and of the completion its kind, its normalised prompt and its end.
+
+    `votes`: what the verdict was made from, where that is more than one vote.
+    """
+
+    kind: str = ""
+    prompt: str = ""
+    finished: bool = True
+    votes: list[dict[str, Any]] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """A ranker's comparison of two completions of one prompt, before they become a pair.
 
@@ -163,9 +188,9 @@ class Score:
 
     metric: str
     value: float | None
-    low: float | None
-    high: float | None
-    num: int
+    low: float | None = None
+    high: float | None = None
+    num: int = 0
     unscored: int = 0
     higher_is_better: bool = True
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, int | float] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,14 @@ from bfpo.core.schema import Score
 from bfpo.experiments.points import Chain, Step, blend_name
 from bfpo.experiments.steps import CEILING, START, asking, sft_step, train_step
 from bfpo.scores.comparisons import compare_pairs, not_told_from
+from bfpo.scores.records import (
+    ComparedMethod,
+    ComparisonFamily,
+    ComparisonFile,
+    MethodDifference,
+    ModelComparison,
+    TriedSetting,
+)
 from bfpo.scores.scores import METRICS, Judged, score_rows
 from bfpo.stats import pareto_front
 
@@ -184,8 +192,8 @@ def make_result(
     best: Mapping[str, int],
     *,
     confidence: float = 0.95,
-) -> dict[str, Any]:
-    """Return the comparison as JSON values: scores with intervals, paired differences, trials, settings.
+) -> ComparisonFile:
+    """Return the comparison: scores with intervals, paired differences, trials, settings.
 
     `accuracy`: on held-out pairs, by BFPO's target for every method. Intervals are clustered by prompt and, with
     several seeds, by seed. Every two methods are compared in `SHOWN[0]` on the same prompts and seeds, one family under
@@ -196,92 +204,80 @@ def make_result(
     rows = compare_pairs(
         judged, itertools.combinations(names, 2), SHOWN[:1], confidence=confidence, num_resamples=resamples
     )
-    methods = [
-        {
-            **_measured(name, given, confidence, resamples),
-            "setting": dict(RIVALS[name].trials[best[name]]) if name in RIVALS else {},
-            "bfpo_minus_this": _difference(MAIN, name, rows),
-            "accuracy": [asdict(score) for score in accuracy.get(name, ())],
-            "trials": [
-                {"setting": dict(setting), "validation": value}
-                for setting, value in zip(
-                    RIVALS[name].trials if name in RIVALS else (), tried.get(name, ()), strict=False
-                )
-            ],
-        }
-        for name, given in judged.items()
-    ]
-    points = {
-        method["title"]: {key: method["scores"][key]["value"] for key in OBJECTIVES}
-        for method in methods
-        if method["name"] in RIVALS and all(method["scores"][key]["value"] is not None for key in OBJECTIVES)
-    }
-    first = _ranked(methods)[0]["name"]
+    methods = [_measured(name, given, confidence, resamples) for name, given in judged.items()]
     for method in methods:
-        method["best_minus_this"] = _difference(first, method["name"], rows)
-    return {
-        "config": dict(config),
-        "confidence": confidence,
-        "methods": methods,
-        "objectives": list(OBJECTIVES),
-        "pareto_front": pareto_front(points, OBJECTIVES),
-        "best": first,
-        "comparisons": {
-            "family": f"every two of {len(names)} methods in {SHOWN[0]}",
-            "num": len(rows),
-            "rows": rows,
-            "not_told_from_best": _best_first(not_told_from(first, rows, confidence), methods),
-            "not_told_from_bfpo": _best_first(not_told_from(MAIN, rows, confidence), methods),
-        },
+        method.accuracy = list(accuracy.get(method.name, ()))
+        if method.name in RIVALS:
+            trials = RIVALS[method.name].trials
+            method.setting = dict(trials[best[method.name]])
+            values = tried.get(method.name, ())
+            method.trials = [TriedSetting(dict(one), value) for one, value in zip(trials, values, strict=False)]
+    first = _ranked(methods)[0].name
+    for method in methods:
+        method.bfpo_minus_this = _difference(MAIN, method.name, rows)
+        method.best_minus_this = _difference(first, method.name, rows)
+    points = {
+        method.title: {key: value for key in OBJECTIVES if (value := method.scores[key].value) is not None}
+        for method in methods
+        if method.name in RIVALS
     }
+    complete = {title: values for title, values in points.items() if len(values) == len(OBJECTIVES)}
+    return ComparisonFile(
+        config=dict(config),
+        confidence=confidence,
+        methods=methods,
+        objectives=list(OBJECTIVES),
+        pareto_front=pareto_front(complete, OBJECTIVES),
+        best=first,
+        comparisons=ComparisonFamily(
+            family=f"every two of {len(names)} methods in {SHOWN[0]}",
+            num=len(rows),
+            rows=rows,
+            not_told_from_best=_best_first(not_told_from(first, rows, confidence), methods),
+            not_told_from_bfpo=_best_first(not_told_from(MAIN, rows, confidence), methods),
+        ),
+    )
 
 
-def _measured(name: str, rows: Sequence[Judged], confidence: float, resamples: int) -> dict[str, Any]:
-    rival = RIVALS.get(name)
+def _measured(name: str, rows: Sequence[Judged], confidence: float, resamples: int) -> ComparedMethod:
     seeds = sorted({row.seed for row in rows})
     by_seed = [score_rows([row for row in rows if row.seed == seed], num_resamples=1) for seed in seeds]
-    return {
-        "name": name,
-        "title": rival.title if rival else name,
-        "trainings": rival.trainings if rival else 0,
-        "scores": {
-            score.metric: asdict(score)
-            for score in score_rows(rows, confidence=confidence, num_resamples=resamples)
-            if score.metric in SHOWN
-        },
-        "seed_values": {
-            metric: [next(s.value for s in one if s.metric == metric) for one in by_seed] for metric in SHOWN
-        },
-    }
+    scores = score_rows(rows, confidence=confidence, num_resamples=resamples)
+    return ComparedMethod(
+        name,
+        title=RIVALS[name].title if name in RIVALS else name,
+        trainings=RIVALS[name].trainings if name in RIVALS else 0,
+        scores={score.metric: score for score in scores if score.metric in SHOWN},
+        seed_values={metric: [next(s.value for s in one if s.metric == metric) for one in by_seed] for metric in SHOWN},
+    )
 
 
-def _difference(one: str, other: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _difference(one: str, other: str, rows: Sequence[ModelComparison]) -> MethodDifference | None:
     """Return one - other as a value with its interval and p-values; `None` where the two are not compared."""
     for row in rows:
-        if {row["first"], row["second"]} == {one, other}:
-            kept = {key: row[key] for key in ("num", "p_value", "p_holm")}
-            low, value, high = row["low"], row["difference"], row["high"]
-            if row["first"] != one:
+        if {row.first, row.second} == {one, other}:
+            low, value, high = row.low, row.difference, row.high
+            if row.first != one:
                 low, value, high = (None if x is None else 0.0 - x for x in (high, value, low))
-            return {"value": value, "low": low, "high": high, **kept}
+            return MethodDifference(value, low, high, row.num, row.p_value, row.p_holm)
     return None
 
 
-def _ranked(methods: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _ranked(methods: Sequence[ComparedMethod]) -> list[ComparedMethod]:
     """Return the methods, without start and ceiling, best first."""
-    own = [method for method in methods if method["name"] in RIVALS]
-    return sorted(own, key=lambda method: -(method["scores"][SHOWN[0]]["value"] or 0.0))
+    own = [method for method in methods if method.name in RIVALS]
+    return sorted(own, key=lambda method: -(method.scores[SHOWN[0]].value or 0.0))
 
 
-def _best_first(names: Sequence[str], methods: Sequence[dict[str, Any]]) -> list[str]:
-    return [method["name"] for method in _ranked(methods) if method["name"] in names]
+def _best_first(names: Sequence[str], methods: Sequence[ComparedMethod]) -> list[str]:
+    return [method.name for method in _ranked(methods) if method.name in names]
 
 
-def result_markdown(result: Mapping[str, Any]) -> str:
+def result_markdown(result: ComparisonFile) -> str:
     """Return the comparison as Markdown: tables with what they say, settings tried and taken, what all share."""
-    methods = result["methods"]
-    order = _ranked(methods) + [method for method in methods if method["name"] not in RIVALS]
-    best = RIVALS[result["best"]].title
+    methods = result.methods
+    order = _ranked(methods) + [method for method in methods if method.name not in RIVALS]
+    best = RIVALS[result.best].title
     heads = ["method", *(METRICS[metric].title for metric in SHOWN), "BFPO minus it", f"best ({best}) minus it"]
     lines = [
         _what_is_asked(result),
@@ -291,9 +287,9 @@ def result_markdown(result: Mapping[str, Any]) -> str:
         *(
             _row(
                 [
-                    method["title"],
-                    *(_cell(method["scores"][key]) for key in SHOWN),
-                    *(_cell_tested(method[key]) for key in ("bfpo_minus_this", "best_minus_this")),
+                    method.title,
+                    *(_cell(method.scores[key]) for key in SHOWN),
+                    *map(_cell_tested, (method.bfpo_minus_this, method.best_minus_this)),
                 ]
             )
             for method in order
@@ -301,8 +297,8 @@ def result_markdown(result: Mapping[str, Any]) -> str:
         "",
         *_what_is_told_apart(result, best),
         "",
-        f"Not beaten in {' and '.join(METRICS[key].title for key in result['objectives'])} together: "
-        f"{', '.join(result['pareto_front'])} (as measured, not tested).",
+        f"Not beaten in {' and '.join(METRICS[key].title for key in result.objectives)} together: "
+        f"{', '.join(result.pareto_front)} (as measured, not tested).",
         "",
         "## Every seed, and ranking",
         "",
@@ -314,40 +310,40 @@ def result_markdown(result: Mapping[str, Any]) -> str:
         "",
         _row(["method", "trainings", "setting: score"]),
         _row(["---"] * 3),
-        *(_row([m["title"], str(m["trainings"]), _trials(m)]) for m in methods if m["trials"]),
+        *(_row([m.title, str(m.trainings), _trials(m)]) for m in methods if m.trials),
         "",
-        *_the_same(result["config"]),
+        *_the_same(result.config),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _what_is_asked(result: Mapping[str, Any]) -> str:
-    scores = result["methods"][0]["scores"]
+def _what_is_asked(result: ComparisonFile) -> str:
+    scores = result.methods[0].scores
     kinds = {"harmful": "harmless_harmful", "benign": "over_refusal_benign", "borderline": "over_refusal_borderline"}
-    counts = {kind: scores[metric]["extra"]["num_prompts"] for kind, metric in kinds.items()}
-    num, seeds = scores[SHOWN[0]]["extra"]["num_prompts"], result["config"]["seeds"]
+    counts = {kind: scores[metric].extra["num_prompts"] for kind, metric in kinds.items()}
+    num, seeds = scores[SHOWN[0]].extra["num_prompts"], result.config["seeds"]
     by_kind = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return (
-        f"Per cent on {num} test prompts ({by_kind}), number of seeds {seeds}, {scores[SHOWN[0]]['num']} answers a "
-        f"method, {result['confidence']:.0%} intervals by a bootstrap over prompts and seeds. Sorted by helpful and "
+        f"Per cent on {num} test prompts ({by_kind}), number of seeds {seeds}, {scores[SHOWN[0]].num} answers a "
+        f"method, {result.confidence:.0%} intervals by a bootstrap over prompts and seeds. Sorted by helpful and "
         "safe; the last columns are paired differences in it, in points, with the p-value after Holm's correction."
     )
 
 
-def _what_is_told_apart(result: Mapping[str, Any], best: str) -> list[str]:
-    found, level = result["comparisons"], 1 - result["confidence"]
+def _what_is_told_apart(result: ComparisonFile, best: str) -> list[str]:
+    found, level = result.comparisons, 1 - result.confidence
     lines = [
         f"Differences count as told apart where the sign-flip test, paired by prompt, gives p <= {level:.2g} after "
-        f"Holm's correction over all {found['num']} comparisons ({found['family']}), and the interval, which counts "
+        f"Holm's correction over all {found.num} comparisons ({found.family}), and the interval, which counts "
         "seeds as well, leaves out 0. The test speaks about other prompts and these trainings."
     ]
-    for name, others in ((best, found["not_told_from_best"]), (RIVALS[MAIN].title, found["not_told_from_bfpo"])):
-        titles = ", ".join(RIVALS[other].title for other in others) or "none"
+    for name, others in ((best, found.not_told_from_best), (RIVALS[MAIN].title, found.not_told_from_bfpo)):
+        titles = ", ".join(RIVALS[other].title for other in others or ()) or "none"
         lines += ["", f"**Cannot be told from {name}:** {titles}."]
     return lines[:3] if best == RIVALS[MAIN].title else lines
 
 
-def _by_seed(order: Sequence[Mapping[str, Any]]) -> list[str]:
+def _by_seed(order: Sequence[ComparedMethod]) -> list[str]:
     metric = SHOWN[0]
     return [
         "Helpful and safe by seed, per cent; and the share of held-out pairs that the implicit reward ranks by the "
@@ -359,13 +355,13 @@ def _by_seed(order: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _seed_cells(method: Mapping[str, Any], metric: str) -> list[str]:
-    values = [value for value in method["seed_values"][metric] if value is not None]
+def _seed_cells(method: ComparedMethod, metric: str) -> list[str]:
+    values = [value for value in method.seed_values[metric] if value is not None]
     return [
-        method["title"],
+        method.title,
         ", ".join(f"{100 * value:.1f}" for value in values),
         f"{100 * (max(values) - min(values)):.1f}" if values else "",
-        next((_cell(score) for score in method["accuracy"] if score["metric"] == "accuracy"), ""),
+        next((_cell(score) for score in method.accuracy if score.metric == "accuracy"), ""),
     ]
 
 
@@ -378,11 +374,11 @@ def _the_same(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _trials(method: Mapping[str, Any]) -> str:
+def _trials(method: ComparedMethod) -> str:
     parts = []
-    for trial in method["trials"]:
-        text = f"{_facts(trial['setting'])}: {100 * trial['validation']:.1f}"
-        parts.append(f"**{text}**" if trial["setting"] == method["setting"] else text)
+    for trial in method.trials:
+        text = f"{_facts(trial.setting)}: {100 * trial.validation:.1f}"
+        parts.append(f"**{text}**" if trial.setting == method.setting else text)
     return "; ".join(parts)
 
 
@@ -392,19 +388,19 @@ def _facts(values: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(score: Mapping[str, Any] | None) -> str:
-    if score is None or score["value"] is None:
+def _cell(score: Score | MethodDifference | None) -> str:
+    if score is None or score.value is None:
         return ""
-    value = f"{100 * score['value']:.1f}"
-    if score["low"] is None or score["high"] is None:
+    value = f"{100 * score.value:.1f}"
+    if score.low is None or score.high is None:
         return value
-    return f"{value} ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
+    return f"{value} ({100 * score.low:.1f} to {100 * score.high:.1f})"
 
 
-def _cell_tested(difference: Mapping[str, Any] | None) -> str:
-    if difference is None or difference["p_holm"] is None:
+def _cell_tested(difference: MethodDifference | None) -> str:
+    if difference is None or difference.p_holm is None:
         return _cell(difference)
-    return f"{_cell(difference)}, p {difference['p_holm']:.2g}"
+    return f"{_cell(difference)}, p {difference.p_holm:.2g}"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from bfpo.config import (
     load_config,
 )
 from bfpo.core.errors import BfpoError, ConfigError, RunError
-from bfpo.core.schema import Score, Verdict
+from bfpo.core.records import load, load_lines, narrowed
+from bfpo.core.schema import Score, Verdict, VerdictRow
 from bfpo.core.yaml_text import parse_yaml
 from bfpo.data.read import read_completions
 from bfpo.runs.stages import check_stage
-from bfpo.scores.accuracy import AccuracyRow, accuracy_scores
+from bfpo.scores.accuracy import accuracy_scores
+from bfpo.scores.records import AccuracyRow, InterpolateFile
 from bfpo.scores.scores import Judged, join_verdicts
 
 __all__ = [
@@ -143,11 +145,11 @@ def _asking(config: SweepConfig, point: Point, root: Path, model: Path) -> tuple
 def _blends(run: Path) -> list[Point]:
     file = run / "models.json"
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))["models"]
-        points = [Point(f"weight={row['weight']:g}", dict(row)) for row in rows]
-        models = [Path(point.start) for point in points]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: cannot be read as a run of `bfpo interpolate` ({error}); check blends") from error
+        blends = load(InterpolateFile, file).models
+    except RunError as error:
+        raise RunError(f"blends: cannot be read as a run of `bfpo interpolate` ({error})") from error
+    points = [Point(f"weight={blend.weight:g}", asdict(blend)) for blend in blends]
+    models = [Path(point.start) for point in points]
     if missing := [str(model) for model in models if not model.is_dir()]:
         raise RunError(f"{file}: {missing[0]} is not there; go on with that run with --resume, or check blends")
     if not points:
@@ -232,12 +234,8 @@ class Chain:
 
 
 def read_verdicts(path: Path) -> dict[str, Verdict]:
-    """Return the verdicts of a `verdicts.jsonl` by the id of the completion; what is no field of theirs is left out."""
-    fields = Verdict.__dataclass_fields__
-    return {
-        row["completion_id"]: Verdict(**{key: value for key, value in row.items() if key in fields})
-        for row in _rows(path)
-    }
+    """Return the verdicts of a `verdicts.jsonl` by the id of the completion."""
+    return {row.completion_id: narrowed(Verdict, row) for row in load_lines(VerdictRow, path)}
 
 
 def read_judged(answers: Path, scores: Path, *, seed: int = 0) -> list[Judged]:
@@ -249,18 +247,9 @@ def read_judged(answers: Path, scores: Path, *, seed: int = 0) -> list[Judged]:
 
 def read_accuracy(runs: Sequence[Path]) -> list[Score]:
     """Return the accuracy on held-out pairs from `scores/accuracy.jsonl` of the runs, one of each seed."""
-    rows: list[AccuracyRow] = []
-    seeds: list[int] = []
-    for number, run in enumerate(runs):
-        path = run / "scores" / "accuracy.jsonl"
-        for row in _rows(path) if path.exists() else []:
-            rows.append(AccuracyRow(**{key: row[key] for key in AccuracyRow.__dataclass_fields__}))
-            seeds.append(number)
-    return accuracy_scores(rows, seeds=seeds) if rows else []
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    files = [run / "scores" / "accuracy.jsonl" for run in runs]
+    found = [(row, seed) for seed, file in enumerate(files) if file.exists() for row in load_lines(AccuracyRow, file)]
+    return accuracy_scores([row for row, _ in found], seeds=[seed for _, seed in found]) if found else []
 
 
 def blend_name(weight: float) -> str:

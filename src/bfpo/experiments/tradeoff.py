@@ -13,6 +13,15 @@ from typing import Any
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Score
 from bfpo.scores.comparisons import compare_pairs, is_told_apart, not_told_from
+from bfpo.scores.records import (
+    ChosenOn,
+    ComparisonFamily,
+    Hypervolume,
+    NearestPoint,
+    ToldOn,
+    TradeoffFile,
+    TradeoffPoint,
+)
 from bfpo.scores.scores import METRICS, Judged, score_rows
 from bfpo.stats import hypervolume_interval, nearest_to, pareto_front
 
@@ -36,8 +45,8 @@ def tradeoff(
     confidence: float = 0.95,
     num_resamples: int = 2000,
     random_seed: int = 0,
-) -> dict[str, Any]:
-    """Return points, front, hypervolume, comparisons and the chosen point as JSON; `judged`, `settings` are by model.
+) -> TradeoffFile:
+    """Return points, front, hypervolume, comparisons and the chosen point; `judged`, `settings` are by model.
 
     `objectives` are two metrics of which more is better, `reference` the lowest value of each that counts. The
     hypervolume is over the answers that every model gave a scored one to. Every two models are compared in both
@@ -61,28 +70,18 @@ def tradeoff(
     nearest = None
     if at_least:
         nearest = choose_nearest(rows_of, at_least, objectives, validation_share, **intervals)
-        nearest["not_told_from"] = not_told_from(nearest["name"], compared, confidence)
-    return {
-        "objectives": list(objectives),
-        "confidence": confidence,
-        "points": [
-            {
-                "name": name,
-                "settings": dict(settings[name]),
-                "on_front": name in front,
-                "scores": {key: asdict(score) for key, score in scores[name].items()},
-            }
-            for name in judged
-        ],
-        "not_measured": [name for name in judged if name not in measured],
-        "pareto_front": front,
-        "hypervolume": {
-            **asdict(hypervolume_interval(values, prompts, reference, **intervals)),
-            "reference": dict(reference),
-        },
-        "comparisons": {"family": "every two models in both objectives", "num": len(compared), "rows": compared},
-        "nearest": nearest,
-    }
+        nearest.not_told_from = not_told_from(nearest.name, compared, confidence)
+    volume = hypervolume_interval(values, prompts, reference, **intervals)
+    return TradeoffFile(
+        objectives=list(objectives),
+        confidence=confidence,
+        points=[TradeoffPoint(name, dict(settings[name]), name in front, scores[name]) for name in judged],
+        not_measured=[name for name in judged if name not in measured],
+        pareto_front=front,
+        hypervolume=Hypervolume(**asdict(volume), reference=dict(reference)),
+        comparisons=ComparisonFamily("every two models in both objectives", len(compared), compared),
+        nearest=nearest,
+    )
 
 
 def _by_answer(
@@ -109,63 +108,60 @@ def _by_answer(
     return values, prompts
 
 
-def tradeoff_csv(result: Mapping[str, Any]) -> str:
+def tradeoff_csv(result: TradeoffFile) -> str:
     """Return one line per model: its settings, then value, low and high of every metric; empty where not measured."""
     out = io.StringIO()
-    keys = list(dict.fromkeys(key for point in result["points"] for key in point["settings"]))
+    keys = list(dict.fromkeys(key for point in result.points for key in point.settings))
     metrics = list(METRICS)
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["name", *keys, "on_front", *(f"{m}{end}" for m in metrics for end in ("", "_low", "_high"))])
-    for point in result["points"]:
-        row = [point["name"], *(point["settings"].get(key, "") for key in keys), point["on_front"]]
+    for point in result.points:
+        row = [point.name, *(point.settings.get(key, "") for key in keys), point.on_front]
         for metric in metrics:
-            score = point["scores"][metric]
-            row += ["" if score[end] is None else score[end] for end in ("value", "low", "high")]
+            score = point.scores[metric]
+            row += ["" if value is None else value for value in (score.value, score.low, score.high)]
         writer.writerow(row)
     return out.getvalue()
 
 
-def tradeoff_markdown(result: Mapping[str, Any]) -> str:
+def tradeoff_markdown(result: TradeoffFile) -> str:
     """Return the table of the models with intervals, and what follows from it, as Markdown."""
-    shown = list(dict.fromkeys([*result["objectives"], "helpful_and_safe", "well_formed"]))
-    volume = result["hypervolume"]
-    corner = ", ".join(f"{key} {value:g}" for key, value in volume["reference"].items())
+    shown = list(dict.fromkeys([*result.objectives, "helpful_and_safe", "well_formed"]))
+    volume = result.hypervolume
+    corner = ", ".join(f"{key} {value:g}" for key, value in volume.reference.items())
     lines = [
         _row(["model", *(METRICS[key].title for key in shown), "front"]),
         _row(["---"] * (len(shown) + 2)),
-        *(
-            _row([p["name"], *(_cell(p["scores"][key]) for key in shown), "yes" if p["on_front"] else ""])
-            for p in result["points"]
-        ),
+        *(_row([p.name, *(_cell(p.scores[key]) for key in shown), "yes" if p.on_front else ""]) for p in result.points),
         "",
-        f"Intervals: {result['confidence']:.0%}, by prompt. Not beaten in both: {'; '.join(result['pareto_front'])}.",
+        f"Intervals: {result.confidence:.0%}, by prompt. Not beaten in both: {'; '.join(result.pareto_front)}.",
         "",
-        f"Hypervolume above ({corner}): {_cell(volume)}, over {volume['num']} prompts.",
+        f"Hypervolume above ({corner}): {_cell(volume)}, over {volume.num} prompts.",
     ]
-    if result["not_measured"]:
-        lines += ["", f"Not measured, and in no front: {'; '.join(result['not_measured'])}."]
+    if result.not_measured:
+        lines += ["", f"Not measured, and in no front: {'; '.join(result.not_measured)}."]
     lines += ["", *_comparison_words(result)]
-    if result["nearest"] is not None:
-        lines += ["", *nearest_words(result["nearest"])]
-        if others := result["nearest"]["not_told_from"]:
+    if result.nearest is not None:
+        lines += ["", *nearest_words(result.nearest)]
+        if others := result.nearest.not_told_from:
             lines += ["", f"Not told apart from it in either objective: {'; '.join(others)}."]
     return "\n".join(lines) + "\n"
 
 
-def _comparison_words(result: Mapping[str, Any]) -> list[str]:
-    rows, objectives = result["comparisons"]["rows"], result["objectives"]
+def _comparison_words(result: TradeoffFile) -> list[str]:
+    rows, objectives = result.comparisons.rows, result.objectives
     if not rows:
         return []
-    apart = [row for row in rows if is_told_apart(row, result["confidence"])]
-    counts = ", ".join(f"{key} {sum(row['metric'] == key for row in apart)}" for key in objectives)
-    front = result["pareto_front"]
+    apart = [row for row in rows if is_told_apart(row, result.confidence)]
+    counts = ", ".join(f"{key} {sum(row.metric == key for row in apart)}" for key in objectives)
+    front = result.pareto_front
     close = [
         f"{one} and {other}"
         for one, other in itertools.pairwise(front)
-        if not any({row["first"], row["second"]} == {one, other} for row in apart)
+        if not any({row.first, row.second} == {one, other} for row in apart)
     ]
     lines = [
-        f"Compared on the same prompts: {result['comparisons']['family']}, {len(rows)} comparisons, Holm's correction "
+        f"Compared on the same prompts: {result.comparisons.family}, {len(rows)} comparisons, Holm's correction "
         f"over all of them. Told apart: {counts} of {len(rows) // len(objectives)} each."
     ]
     if close:
@@ -173,12 +169,12 @@ def _comparison_words(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cell(score: Mapping[str, Any]) -> str:
-    if score["value"] is None:
+def _cell(score: Score | Hypervolume) -> str:
+    if score.value is None:
         return ""
-    if score["low"] is None or score["high"] is None:
-        return f"{score['value']:.3f}"
-    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+    if score.low is None or score.high is None:
+        return f"{score.value:.3f}"
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -190,8 +186,8 @@ Rows = Mapping[str, Sequence[Judged]]
 
 def choose_nearest(
     judged: Rows, at_least: Mapping[str, float], objectives: Sequence[str], validation_share: float, **intervals: Any
-) -> dict[str, Any]:
-    """Return the point that `nearest_to` chooses on the validation prompts, as JSON values; `judged` is by model.
+) -> NearestPoint:
+    """Return the point that `nearest_to` chooses on the validation prompts; `judged` is by model.
 
     The best of several noisy scores is too high where it was chosen, so `meets`, `missing` and `told_on` are of the
     other prompts. A prompt is of the validation part by its hash, so that it is in every sweep. Where either part
@@ -209,21 +205,16 @@ def choose_nearest(
     choice = nearest_to(points, at_least, objectives)
     told = {score.metric: score for score in score_rows(others[choice.name], **intervals)}
     missing = {key: bound - _value(told[key]) for key, bound in at_least.items() if _value(told[key]) < bound}
-    return {
-        "at_least": dict(at_least),
-        "name": choice.name,
-        "meets": not missing,
-        "missing": missing,
-        "held_out": held_out,
-        "validation_share": validation_share,
-        "chosen_on": {
-            "num_prompts": _num_prompts(validation),
-            "scores": points[choice.name],
-            "meets": choice.meets,
-            "missing": choice.missing,
-        },
-        "told_on": {"num_prompts": _num_prompts(others), "scores": {key: asdict(told[key]) for key in objectives}},
-    }
+    return NearestPoint(
+        at_least=dict(at_least),
+        name=choice.name,
+        meets=not missing,
+        missing=missing,
+        held_out=held_out,
+        validation_share=validation_share,
+        chosen_on=ChosenOn(_num_prompts(validation), points[choice.name], choice.meets, dict(choice.missing)),
+        told_on=ToldOn(_num_prompts(others), {key: told[key] for key in objectives}),
+    )
 
 
 def _share_of(prompt: str) -> float:
@@ -254,26 +245,26 @@ def _num_prompts(judged: Rows) -> int:
     return len({row.prompt for rows in judged.values() for row in rows})
 
 
-def nearest_words(nearest: Mapping[str, Any]) -> list[str]:
+def nearest_words(nearest: NearestPoint) -> list[str]:
     """Return what `choose_nearest` found as lines of Markdown."""
-    asked = " and ".join(f"{key} of at least {value:g}" for key, value in nearest["at_least"].items())
-    short = ", ".join(f"{key} {value:.3f} below" for key, value in nearest["missing"].items())
-    told, chosen = nearest["told_on"], nearest["chosen_on"]
-    scores = ", ".join(f"{key} {_interval_words(score)}" for key, score in told["scores"].items())
-    what = "the nearest" if not chosen["meets"] else "which reaches it where it was chosen and not on the others"
-    head = f"For {asked}: {nearest['name']}{'' if nearest['meets'] else f', {what} ({short})'}."
-    if nearest["held_out"]:
-        where = f"Chosen on {chosen['num_prompts']} prompts; on the {told['num_prompts']} others: {scores}."
+    asked = " and ".join(f"{key} of at least {value:g}" for key, value in nearest.at_least.items())
+    short = ", ".join(f"{key} {value:.3f} below" for key, value in nearest.missing.items())
+    told, chosen = nearest.told_on, nearest.chosen_on
+    scores = ", ".join(f"{key} {_interval_words(score)}" for key, score in told.scores.items())
+    what = "the nearest" if not chosen.meets else "which reaches it where it was chosen and not on the others"
+    head = f"For {asked}: {nearest.name}{'' if nearest.meets else f', {what} ({short})'}."
+    if nearest.held_out:
+        where = f"Chosen on {chosen.num_prompts} prompts; on the {told.num_prompts} others: {scores}."
         return [head, "", where]
-    why = "validation_share is 0" if nearest["validation_share"] == 0 else "too few prompts to hold some back"
+    why = "validation_share is 0" if nearest.validation_share == 0 else "too few prompts to hold some back"
     return [
         head,
         "",
-        f"Chosen and told on the same {told['num_prompts']} prompts ({why}): {scores}. The best of several models "
+        f"Chosen and told on the same {told.num_prompts} prompts ({why}): {scores}. The best of several models "
         "looks better than it is on the prompts that it was chosen on.",
     ]
 
 
-def _interval_words(score: Mapping[str, Any]) -> str:
-    interval = "" if score["low"] is None or score["high"] is None else f" ({score['low']:.3f} to {score['high']:.3f})"
-    return f"{score['value']:.3f}{interval}"
+def _interval_words(score: Score | Hypervolume) -> str:
+    interval = "" if score.low is None or score.high is None else f" ({score.low:.3f} to {score.high:.3f})"
+    return f"{score.value:.3f}{interval}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.core.errors import DataError
-from bfpo.core.schema import Comparison, Completion, Score, Verdict
+from bfpo.core.records import load_lines
+from bfpo.core.schema import Comparison, Completion, Score, Verdict, VerdictRow
 from bfpo.data.split import normalised_prompt
 from bfpo.judges.agreement import cohen_kappa, disagreement, fleiss_kappa
 from bfpo.judges.panel import Opinion, opinion_of
@@ -216,16 +216,14 @@ class Answers:
 
     def __init__(self, completions: Sequence[Completion], verdicts: Path) -> None:
         self.completions = list(completions)
-        self.verdicts: list[dict[str, Any]] = [
-            json.loads(line) for line in verdicts.read_text(encoding="utf-8").splitlines()
-        ]
-        if [row["completion_id"] for row in self.verdicts] != [completion.id for completion in self.completions]:
+        self.verdicts = load_lines(VerdictRow, verdicts)
+        if [row.completion_id for row in self.verdicts] != [completion.id for completion in self.completions]:
             raise DataError.at(verdicts, None, "the verdicts are not one per completion; label the completions again")
 
     @property
     def unscored(self) -> dict[str, int]:
         """The unscored ones by reason, the commonest first."""
-        reasons = Counter(row["reason"] for row in self.verdicts if row["label"] == "unscored")
+        reasons = Counter(row.reason for row in self.verdicts if row.label == "unscored")
         return dict(reasons.most_common())
 
 
@@ -255,9 +253,9 @@ def _rows(answers: Answers, metric: str) -> list[_Row]:
     rows: list[_Row] = []
     for completion, verdict in zip(answers.completions, answers.verdicts, strict=True):
         if metric == "unsafe":
-            value = None if verdict["label"] == "unscored" else verdict["label"] == "unsafe"
+            value = None if verdict.label == "unscored" else verdict.label == "unsafe"
         else:
-            value = completion.finished if metric == "finished" else verdict[metric]
+            value = completion.finished if metric == "finished" else getattr(verdict, metric)
         rows.append((completion, value))
     return rows
 

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score, Verdict
+from bfpo.judges.records import CalibrationBin
 from bfpo.plots.style import INK, METHOD_COLOURS, MUTED, figure_style
 from bfpo.stats import Interval, bootstrap_weights, rate_interval
 
 __all__ = [
-    "CalibrationBin",
     "calibration_bins",
     "calibration_figure",
     "judge_quality",
@@ -28,19 +28,6 @@ _NUM_BINS = 10
 
 Statistic = Callable[[Floats, Bools, Floats], float]
 """(what the judge said, labels, weights) -> the statistic, NaN where it does not exist."""
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """Texts whose p(safe) lies in [low, high): how many, their mean p(safe), and the share that people call safe."""
-
-    low: float
-    high: float
-    num: int
-    mean_p_safe: float
-    share_safe: float
-    share_low: float
-    share_high: float
 
 
 def judge_quality(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
@@ -24,6 +23,7 @@ from bfpo.core.provenance import (
     describe_versions,
     prepared_from,
 )
+from bfpo.core.records import as_json
 from bfpo.core.secrets import hide_secrets, is_secret_name
 from bfpo.core.yaml_text import dump_yaml
 
@@ -231,12 +231,12 @@ class RunFolder:
         return self.write_bytes(name, text.encode("utf-8"))
 
     def write_json(self, name: str, value: Any) -> Path:
-        """Write a JSON file atomically; a number that is not finite becomes null. Returns its path."""
-        return self.write_text(name, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+        """Write a record or a JSON value atomically; a number that is not finite becomes null. Returns its path."""
+        return self.write_text(name, json.dumps(as_json(value), indent=2, ensure_ascii=False) + "\n")
 
-    def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """Write a JSON Lines file atomically; a number that is not finite becomes null. Returns its path."""
-        return self.write_text(name, "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows))
+    def write_jsonl(self, name: str, rows: Iterable[Any]) -> Path:
+        """Write records or JSON objects as JSON Lines, as `write_json` does. Returns the path."""
+        return self.write_text(name, "".join(json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in rows))
 
     def read_json(self, name: str) -> Any:
         """Return the value of a JSON file of this run; raises `RunError` if it is missing or not JSON."""
@@ -248,7 +248,7 @@ class RunFolder:
         """Append one row to `metrics.jsonl`; a number that is not finite becomes null."""
         if not self.is_writer:
             return
-        line = (json.dumps(_finite(row), ensure_ascii=False) + "\n").encode("utf-8")
+        line = (json.dumps(as_json(row), ensure_ascii=False) + "\n").encode("utf-8")
         path = self.path / _METRICS
         try:
             with path.open("ab+", buffering=0) as file:
@@ -284,7 +284,7 @@ class RunFolder:
 
         A row that equals the one on disk keeps the disk's order of keys.
         """
-        wanted: list[dict[str, Any]] = [_finite(row) for row in rows]
+        wanted: list[dict[str, Any]] = [as_json(row) for row in rows]
         if self.is_writer and (wanted or (self.path / _METRICS).exists()):
             on_disk = self.read_metrics()[: len(wanted)]
             pairs = zip_longest(wanted, on_disk)
@@ -379,14 +379,6 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _hide_secrets(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import preference_loss
 from bfpo.policy.logps import Reduction, evaluating, sequence_logps
 from bfpo.policy.probe import choose_form
+from bfpo.scores.records import AccuracyRow
 from bfpo.stats import rate_interval
 
-__all__ = ["AccuracyRow", "PairLogps", "accuracy_rows", "accuracy_scores", "pair_logps"]
+__all__ = ["PairLogps", "accuracy_rows", "accuracy_scores", "pair_logps"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,30 +33,6 @@ class PairLogps:
 
     chosen: Floats
     rejected: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class AccuracyRow:
-    """One pair: its cell (chosen-rejected), the side that the method favours (+1 chosen, -1 rejected, 0 neither), what
-    `beta * margin` is pulled to (`None` without a target), and the margin in nats.
-    """
-
-    pair_id: str
-    prompt: str
-    cell: str
-    favoured: int
-    target: float | None
-    margin: float
-    beta_margin: float
-
-    @property
-    def right(self) -> bool | None:
-        """Return whether the margin has the sign of the favoured side (0 has none); `None` if no side is favoured."""
-        return self.favoured * self.margin > 0 if self.favoured else None
-
-    def as_row(self) -> dict[str, Any]:
-        """Return a flat dict, to be written."""
-        return {**asdict(self), "right": self.right}
 
 
 def pair_logps(
@@ -168,7 +145,7 @@ def accuracy_scores(
             num_resamples=num_resamples,
             random_seed=random_seed,
         )
-        extra: dict[str, float] = {
+        extra: dict[str, int | float] = {
             "num_prompts": len({row.prompt for row, _ in asked}),
             "num_ties": sum(row.margin == 0 for row, _ in asked),
         }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
+from bfpo.scores.records import ModelComparison
 from bfpo.scores.scores import Judged, pair_values
 from bfpo.stats import holm, paired_difference, paired_test
 
@@ -19,8 +20,8 @@ def compare_pairs(
     confidence: float = 0.95,
     num_resamples: int = 2000,
     random_seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Return first - second of each metric for each pair of names, as JSON values, all of them one family.
+) -> list[ModelComparison]:
+    """Return first - second of each metric for each pair of names, all of them one family.
 
     `low` and `high` are of the single difference, by a bootstrap over prompts and, where there are several, seeds.
     `p_value` is of McNemar's exact test or of sign flips, the answers to a prompt flipping together, so it speaks about
@@ -28,7 +29,7 @@ def compare_pairs(
     models is in `pairs`, `p_holm` also holds for a pair that was picked after looking. Raises `SettingError` for an
     unknown metric.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[ModelComparison] = []
     for first, second in pairs:
         for metric in metrics:
             paired = pair_values(judged[first], judged[second], metric)
@@ -43,38 +44,38 @@ def compare_pairs(
             )
             test = paired_test(paired.first, paired.second, paired.prompts, random_seed=random_seed)
             rows.append(
-                {
-                    "metric": metric,
-                    "first": first,
-                    "second": second,
-                    "difference": difference.value,
-                    "low": difference.low,
-                    "high": difference.high,
-                    "num": difference.num,
-                    "num_prompts": test.num_clusters,
-                    "test": test.test,
-                    "p_value": test.p_value,
-                }
+                ModelComparison(
+                    metric=metric,
+                    first=first,
+                    second=second,
+                    difference=difference.value,
+                    low=difference.low,
+                    high=difference.high,
+                    num=difference.num,
+                    num_prompts=test.num_clusters,
+                    test=test.test,
+                    p_value=test.p_value,
+                )
             )
-    corrected = holm([row["p_value"] for row in rows])
-    return [{**row, "p_holm": p_holm} for row, p_holm in zip(rows, corrected, strict=True)]
+    corrected = holm([row.p_value for row in rows])
+    return [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, corrected, strict=True)]
 
 
-def is_told_apart(row: Mapping[str, Any], confidence: float) -> bool:
+def is_told_apart(row: ModelComparison, confidence: float) -> bool:
     """Whether a row of `compare_pairs` is a difference: by `p_holm` at the level 1 - confidence, and by its interval.
 
     The interval must leave out 0 too, since of the two it alone knows that other seeds give other models.
     """
-    if row["p_holm"] is None or row["low"] is None or row["high"] is None:
+    if row.p_holm is None or row.low is None or row.high is None:
         return False
-    return bool(row["p_holm"] <= 1 - confidence and not row["low"] <= 0 <= row["high"])
+    return row.p_holm <= 1 - confidence and not row.low <= 0 <= row.high
 
 
-def not_told_from(name: str, rows: Sequence[Mapping[str, Any]], confidence: float) -> list[str]:
+def not_told_from(name: str, rows: Sequence[ModelComparison], confidence: float) -> list[str]:
     """Return the models that no row of `compare_pairs` tells apart from this one, in the order of the rows."""
     others: dict[str, bool] = {}
     for row in rows:
-        if name in (row["first"], row["second"]):
-            other = row["second"] if row["first"] == name else row["first"]
+        if name in (row.first, row.second):
+            other = row.second if row.first == name else row.first
             others[other] = others.get(other, False) or is_told_apart(row, confidence)
     return [other for other, apart in others.items() if not apart]

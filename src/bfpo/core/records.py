@@ -1,0 +1,195 @@
+"""The JSON files that we write ourselves: one dataclass each, shared by the writer and by every reader.
+
+The fields of a record are the keys of its file, in their order. A reader checks the file once, here, and works with
+attributes afterwards. Keys that this version does not know are ignored and reported.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from bfpo.core.errors import RunError
+
+__all__ = ["OPTIONAL", "as_json", "load", "load_lines", "narrowed"]
+
+Record = TypeVar("Record")
+_log = logging.getLogger(__name__)
+OPTIONAL = {"optional": True}
+"""The metadata of a field that is `None` where its key is not in the file; `None` is then not written either."""
+
+
+def as_json(value: Any) -> Any:
+    """Return JSON values: records as objects, tuples as lists, numbers that are not finite as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        given = ((one, getattr(value, one.name)) for one in fields(value))
+        return {one.name: as_json(item) for one, item in given if item is not None or one.metadata != OPTIONAL}
+    if isinstance(value, Mapping):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def narrowed(kind: type[Record], record: Any) -> Record:
+    """Return the fields of the base class `kind` of a record as an object of that class."""
+    return kind(**{one.name: getattr(record, one.name) for one in fields(kind)})  # type: ignore[arg-type]
+
+
+def load(kind: type[Record], path: str | Path, problems: list[str] | None = None) -> Record:
+    """Return the record that a JSON file holds.
+
+    Raises `RunError` with file, key and value for a file that is missing or does not fit. With `problems` nothing is
+    raised: what does not fit is left out and named there, and a file that cannot be read gives `kind()`.
+    """
+    record: Record
+    try:
+        record, left_out, unknown = _fit(kind, Path(path).read_text(encoding="utf-8"), strict=problems is None)
+    except (OSError, ValueError, RecursionError) as error:
+        if problems is None:
+            raise RunError(f"{path}: cannot be read ({error})") from error
+        problems.append(
+            f"{path}: {error}"
+            if isinstance(error, _MisfitError)
+            else f"{path}: cannot be read ({type(error).__name__})"
+        )
+        return kind()
+    _report(path, left_out, unknown, problems)
+    return record
+
+
+def load_lines(kind: type[Record], path: str | Path, problems: list[str] | None = None) -> list[Record]:
+    """Return the records of a file of JSON lines, as `load` does; with `problems` a bad line is passed over."""
+    try:
+        errors = "strict" if problems is None else "replace"
+        lines = Path(path).read_text(encoding="utf-8", errors=errors).split("\n")
+    except (OSError, ValueError) as error:
+        if problems is None:
+            raise RunError(f"{path}: cannot be read ({error})") from error
+        problems.append(f"{path}: cannot be read ({type(error).__name__})")
+        return []
+    records: list[Record] = []
+    left_out: list[str] = []
+    unknown: list[str] = []
+    broken = 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record, left_out_here, unknown_here = _fit(kind, line, strict=problems is None)
+        except (ValueError, RecursionError) as error:
+            if problems is None:
+                raise RunError(f"{path}:{number}: {error}") from error
+            if isinstance(error, _MisfitError) and str(error) != _NO_OBJECT:
+                left_out.append(f"line {number}: {error}")
+            else:
+                broken += 1
+            continue
+        records.append(record)
+        left_out += (f"line {number}: {one}" for one in left_out_here)
+        unknown += unknown_here
+    if broken and problems is not None:
+        problems.append(f"{path}: {broken} lines are no JSON object and were passed over")
+    if len(left_out) > 1:
+        left_out = [f"{left_out[0]}; and {len(left_out) - 1} more"]
+    _report(path, left_out, unknown, problems)
+    return records
+
+
+def _report(path: str | Path, left_out: list[str], unknown: Iterable[str], problems: list[str] | None) -> None:
+    """Report what a reader did not take from a file, into `problems` or the log."""
+    said = [f"{path}: left out: {one}" for one in left_out]
+    if names := list(dict.fromkeys(unknown)):
+        said.append(f"{path}: written by another version; not read: {', '.join(names)}")
+    if problems is not None:
+        problems += said
+    else:
+        for line in said:
+            _log.info("%s", line)
+
+
+class _MisfitError(ValueError):
+    """JSON that is not a record of the wanted class."""
+
+
+_NO_OBJECT = "is no JSON object"
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _fit(kind: Any, text: str, *, strict: bool) -> tuple[Any, list[str], list[str]]:
+    """Return the record, what was left out to make the rest fit, and the keys that the class does not have."""
+    value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    if not isinstance(value, dict):
+        raise _MisfitError(_NO_OBJECT)
+    left_out: list[str] = []
+    while True:
+        try:
+            record = _adapter(kind).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            found = {_place(value, one["loc"]): _words(one) for one in error.errors(include_url=False)}
+            if strict or () in found:
+                raise _MisfitError("; ".join(found.values())) from error
+            left_out += found.values()
+            outermost = [place for place in found if not any(place[:n] in found for n in range(len(place)))]
+            for place in sorted(outermost, reverse=True):  # of a list the last first, so that places stay right
+                _remove(value, place)
+            continue
+        return record, left_out, list(_unknown(value, record))
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def _place(value: Any, place: tuple[int | str, ...]) -> tuple[Any, ...]:
+    """Return the part of a place that is in the value: of a missing key, the object that lacks it."""
+    found: list[int | str] = []
+    for step in place:
+        inside = step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int)
+        if not inside:
+            break
+        value = value[step]
+        found.append(step)
+    return tuple(found)
+
+
+def _remove(value: Any, place: tuple[Any, ...]) -> None:
+    for step in place[:-1]:
+        value = value[step]
+    del value[place[-1]]
+
+
+def _words(error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
+    got = "" if error["type"] in ("missing", "value_error") else f" (got {error['input']!r:.80})"
+    return f"{key}{': ' if key else ''}{error['msg']}{got}"
+
+
+def _unknown(value: Any, record: Any) -> Iterator[str]:
+    """Yield the keys of a JSON value that its record has no field for; a class with `OPEN` takes any."""
+    if isinstance(value, list) and isinstance(record, (list, tuple)):
+        for item, one in zip(value, record, strict=True):
+            yield from _unknown(item, one)
+    elif isinstance(value, dict) and isinstance(record, dict):
+        for key, item in value.items():
+            yield from _unknown(item, record[key])
+    elif isinstance(value, dict) and is_dataclass(record) and not getattr(record, "OPEN", False):
+        names = {one.name for one in fields(record)}
+        for key, item in value.items():
+            if key in names:
+                yield from _unknown(item, getattr(record, key))
+            else:
+                yield key

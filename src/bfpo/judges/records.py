@@ -1,0 +1,54 @@
+"""The files of `bfpo judge-check` and `bfpo redteam`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bfpo.core.schema import Score
+
+__all__ = ["CalibrationBin", "CheckedJudge", "JudgeCheckFile", "RedteamFile"]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Texts whose p(safe) lies in [low, high): how many, their mean p(safe), and the share that people call safe."""
+
+    low: float
+    high: float
+    num: int
+    mean_p_safe: float
+    share_safe: float
+    share_low: float
+    share_high: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedJudge:
+    """Which judge was checked."""
+
+    name: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeCheckFile:
+    """`quality.json` of `bfpo judge-check`; `quality`: all texts, then each kind of text -> the judge's scores."""
+
+    judge: CheckedJudge = field(default_factory=CheckedJudge)
+    confidence: float = 0.0
+    num_texts: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    unscored_by_reason: dict[str, int] = field(default_factory=dict)
+    quality: dict[str, list[Score]] = field(default_factory=dict)
+    calibration: list[CalibrationBin] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RedteamFile:
+    """`redteam.json`: the funnel, the pairs by label cell, and of all prompts and each kind the rates of answers."""
+
+    funnel: dict[str, int] = field(default_factory=dict)
+    cells: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, list[Score]] = field(default_factory=dict)
+    unscored_by_reason: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,236 @@
+"""The files that hold verdicts, scores and comparisons: a class each, for the commands that write and for all readers.
+
+Those of `sweep`, `compare` and `interpolate` are here too, below the page that reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bfpo.core.records import OPTIONAL
+from bfpo.core.schema import Score
+
+__all__ = [
+    "AccuracyRow",
+    "Blend",
+    "ChosenOn",
+    "ComparedMethod",
+    "ComparisonFamily",
+    "ComparisonFile",
+    "Hypervolume",
+    "InterpolateFile",
+    "MethodDifference",
+    "ModelComparison",
+    "NearestPoint",
+    "ScoresFile",
+    "ToldOn",
+    "TradeoffFile",
+    "TradeoffPoint",
+    "TriedSetting",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoresFile:
+    """`scores.json` of `bfpo evaluate` over one model, and of `bfpo label`."""
+
+    confidence: float = 0.0
+    scores: list[Score] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyRow:
+    """A row of `accuracy.jsonl`, one pair: its cell (chosen-rejected), the side that the method favours (+1 chosen, -1
+    rejected, 0 neither), what `beta * margin` is pulled to (`None` without a target), and the margin in nats.
+
+    `right`: whether the margin has the sign of the favoured side (0 has none); `None` if no side is favoured.
+    """
+
+    pair_id: str
+    prompt: str
+    cell: str
+    favoured: int
+    target: float | None
+    margin: float
+    beta_margin: float
+    right: bool | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.favoured:
+            object.__setattr__(self, "right", self.favoured * self.margin > 0)
+
+
+# ------------------------------------------------------------------------------------------------ models compared
+
+
+@dataclass(frozen=True, slots=True)
+class ModelComparison:
+    """First - second of a metric on the same prompts: interval, test, and the p-value corrected over its family."""
+
+    metric: str
+    first: str
+    second: str
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num: int = 0
+    num_prompts: int = 0
+    test: str = ""
+    p_value: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(slots=True)
+class ComparisonFamily:
+    """Comparisons that are corrected together, and the models that none of them tells apart from the best or BFPO."""
+
+    family: str = ""
+    num: int = 0
+    rows: list[ModelComparison] = field(default_factory=list)
+    not_told_from_best: list[str] | None = field(default=None, metadata=OPTIONAL)
+    not_told_from_bfpo: list[str] | None = field(default=None, metadata=OPTIONAL)
+
+
+# ------------------------------------------------------------------------------------------------ bfpo sweep
+
+
+@dataclass(frozen=True, slots=True)
+class TradeoffPoint:
+    """One model of a sweep."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    on_front: bool = False
+    scores: dict[str, Score] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hypervolume:
+    """The area below the front and above `reference`, with its interval over `num` prompts."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num: int = 0
+    reference: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenOn:
+    """The validation prompts, and the chosen model's values on them."""
+
+    num_prompts: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    meets: bool = False
+    missing: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToldOn:
+    """The other prompts, and the chosen model's scores on them."""
+
+    num_prompts: int = 0
+    scores: dict[str, Score] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class NearestPoint:
+    """The model that `at_least` asks for; `meets`, `missing` are of the prompts that had no part in the choice."""
+
+    at_least: dict[str, float] = field(default_factory=dict)
+    name: str = ""
+    meets: bool = False
+    missing: dict[str, float] = field(default_factory=dict)
+    held_out: bool = False
+    validation_share: float = 0.0
+    chosen_on: ChosenOn = field(default_factory=ChosenOn)
+    told_on: ToldOn = field(default_factory=ToldOn)
+    not_told_from: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TradeoffFile:
+    """`tradeoff.json` of `bfpo sweep`."""
+
+    objectives: list[str] = field(default_factory=list)
+    confidence: float = 0.0
+    points: list[TradeoffPoint] = field(default_factory=list)
+    not_measured: list[str] = field(default_factory=list)
+    pareto_front: list[str] = field(default_factory=list)
+    hypervolume: Hypervolume = field(default_factory=Hypervolume)
+    comparisons: ComparisonFamily = field(default_factory=ComparisonFamily)
+    nearest: NearestPoint | None = None
+
+
+# ------------------------------------------------------------------------------------------------ bfpo compare
+
+
+@dataclass(frozen=True, slots=True)
+class MethodDifference:
+    """A paired difference with its interval and its p-values."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num: int = 0
+    p_value: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TriedSetting:
+    """A setting that was tried, and its share of helpful and safe answers to validation prompts."""
+
+    setting: dict[str, Any]
+    validation: float
+
+
+@dataclass(slots=True)
+class ComparedMethod:
+    """One method of a comparison, all seeds together; `seed_values`: metric -> a value for each seed."""
+
+    name: str
+    title: str = ""
+    trainings: int = 0
+    scores: dict[str, Score] = field(default_factory=dict)
+    seed_values: dict[str, list[float | None]] = field(default_factory=dict)
+    setting: dict[str, Any] = field(default_factory=dict)
+    bfpo_minus_this: MethodDifference | None = None
+    accuracy: list[Score] = field(default_factory=list)
+    trials: list[TriedSetting] = field(default_factory=list)
+    best_minus_this: MethodDifference | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonFile:
+    """`comparison.json` of `bfpo compare`."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    confidence: float = 0.0
+    methods: list[ComparedMethod] = field(default_factory=list)
+    objectives: list[str] = field(default_factory=list)
+    pareto_front: list[str] = field(default_factory=list)
+    best: str = ""
+    comparisons: ComparisonFamily = field(default_factory=ComparisonFamily)
+    seconds: float | None = field(default=None, metadata=OPTIONAL)
+
+
+# ------------------------------------------------------------------------------------------------ bfpo interpolate
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """A model between two: the weight of the second one, and its folder."""
+
+    weight: float
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InterpolateFile:
+    """`models.json` of `bfpo interpolate`."""
+
+    first: str = ""
+    second: str = ""
+    models: list[Blend] = field(default_factory=list)
