@@ -1,4 +1,4 @@
-"""`bfpo doctor`: what this machine has, and whether a training config fits it. Loads no weights and asks no network."""
+"""COMMAND `doctor`: the resources of this machine, and whether a training config fits. Uses no weights, no network."""
 
 from __future__ import annotations
 
@@ -17,40 +17,9 @@ from bfpo.policy.devices import EXTRAS, describe_hub, find_devices, free_disk, i
 from bfpo.policy.memory import Sharding
 from bfpo.training.diagnosis import GIB, KEPT_FREE, Diagnosis, examine
 
-__all__ = [
-    "diagnosis_facts",
-    "diagnosis_lines",
-    "machine_facts",
-    "machine_lines",
-    "run",
-]
+__all__ = ["diagnosis_lines", "run"]
 
-
-def run(
-    config: Path | None,
-    settings: Sequence[str],
-    *,
-    processes: int,
-    sharding: Sharding,
-    memory_gib: float | None,
-    as_json: bool,
-) -> int:
-    """Show the machine, or with a config whether it fits; returns the exit status, 1 where it does not.
-
-    Raises `SettingError` for options that only a config can use, and as `examine` does.
-    """
-    if config is None and not settings:
-        if processes != 1 or sharding != "none" or memory_gib is not None:
-            raise SettingError("--processes, --sharding, --memory: not read without --config FILE; give one")
-        facts = machine_facts()
-        show(json.dumps(facts, indent=2) if as_json else "\n".join(machine_lines(facts)))
-        return 0
-    found = examine(config, settings, processes=processes, sharding=sharding, memory_gib=memory_gib)
-    show(json.dumps(diagnosis_facts(found), indent=2) if as_json else "\n".join(diagnosis_lines(found)))
-    return 0 if found.fits else 1
-
-
-PARTS = {
+_PARTS = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer state (AdamW)",
@@ -63,8 +32,32 @@ PARTS = {
 }
 
 
-def machine_facts() -> dict[str, Any]:
-    """Return versions, devices with their memory in bytes, disk, optional packages and where models come from."""
+def run(
+    config: Path | None,
+    settings: Sequence[str],
+    *,
+    processes: int,
+    sharding: Sharding,
+    memory_gib: float | None,
+    as_json: bool,
+) -> int:
+    """Show the machine, or with a config whether it fits. Returns the exit status: 1 if it does not fit, else 0.
+
+    Raises `SettingError` for options that need a config, and the errors of `examine`.
+    """
+    if config is None and not settings:
+        if processes != 1 or sharding != "none" or memory_gib is not None:
+            raise SettingError("--processes, --sharding, --memory: not read without --config FILE; add it")
+        facts = _machine_facts()
+        show(json.dumps(facts, indent=2) if as_json else "\n".join(_machine_lines(facts)))
+        return 0
+    found = examine(config, settings, processes=processes, sharding=sharding, memory_gib=memory_gib)
+    show(json.dumps(_diagnosis_facts(found), indent=2) if as_json else "\n".join(diagnosis_lines(found)))
+    return 0 if found.fits else 1
+
+
+def _machine_facts() -> dict[str, Any]:
+    """Return versions, devices, free disk, optional packages and the source of models; sizes in bytes."""
     return {
         "versions": describe_versions(),
         "platform": describe_platform(),
@@ -76,8 +69,8 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def machine_lines(facts: dict[str, Any]) -> list[str]:
-    """Return `machine_facts` as lines of text."""
+def _machine_lines(facts: dict[str, Any]) -> list[str]:
+    """Return `_machine_facts` as lines of text."""
     versions = {name: version or "not installed" for name, version in facts["versions"].items()}
     lines = [f"{name:<14} {version}" for name, version in versions.items()]
     lines += [f"{'system':<14} {facts['platform']['system']}, {facts['platform']['cores']} cores", ""]
@@ -93,7 +86,7 @@ def _size(value: int | None) -> str:
     return "unknown" if value is None else f"{value / GIB:.1f} GiB"
 
 
-def diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
+def _diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
     """Return the diagnosis as JSON types; sizes in bytes."""
     plan = dataclasses.asdict(dataclasses.replace(found.plan, config=None, margin=None))
     del plan["config"], plan["margin"]
@@ -133,7 +126,7 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
         "",
         f"{'memory of one process, estimated':<40}{scale[0]}",
     ]
-    lines += [_row(PARTS[name], value, scale) for name, value in dataclasses.asdict(memory).items() if value]
+    lines += [_row(_PARTS[name], value, scale) for name, value in dataclasses.asdict(memory).items() if value]
     lines += [_row("in all", memory.total, scale), _row(f"free ({found.memory_source})", found.available, scale)]
     lines += ["disk, for checkpoints and the model", _row("in all", found.disk, scale)]
     lines += ["" if found.disk_free is None else _row("free", found.disk_free, scale) + "\n"]
@@ -145,7 +138,7 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
 
 
 def _scale(value: int) -> tuple[str, int]:
-    """Return the unit in which a model of this size has figures."""
+    """Return the unit for sizes of this order, with its bytes."""
     return ("GiB", GIB) if value >= GIB else ("MiB", GIB // 1024)
 
 
@@ -162,9 +155,10 @@ def _row(name: str, value: int | None, scale: tuple[str, int]) -> str:
 
 def _verdict(found: Diagnosis) -> str:
     if found.memory_fits is None:
-        memory = "this machine does not tell how much memory is free; give --memory"
+        memory = "the free memory of this machine is unknown; set --memory"
     elif found.memory_fits:
         memory = "fits" if found.disk_fits is not False else "the memory is enough"
     else:
-        memory = f"does not fit: {KEPT_FREE:.0%} of the memory must stay free too"
-    return memory if found.disk_fits is not False else f"{memory}; the disk is too small: free some, or save less"
+        memory = f"does not fit: {KEPT_FREE:.0%} of the memory must stay free"
+    too_small = "; the disk is too small: free some space, or keep fewer checkpoints"
+    return memory if found.disk_fits is not False else memory + too_small

@@ -1,4 +1,4 @@
-"""STAGE: models between two, by their weights: a dial of helpfulness and safety without training again."""
+"""STAGE `interpolate`: weight averages of two models, to trade helpfulness against safety without training."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: InterpolateConfig, folder: RunFolder) -> None:
-    """Write a model for each weight, `models/weight-0.25` and so on, and `models.json`; what is there is left as it is.
+    """Write a model per weight (`models/weight-0.25`, ...) and `models.json`; existing models are kept.
 
-    Every model is written whole or not at all. Raises `ModelError` for models that have no middle.
+    Each model is written atomically. Raises `ModelError` for two models that cannot be averaged.
     """
     if not folder.is_writer:
         return
@@ -31,7 +31,7 @@ def run(config: InterpolateConfig, folder: RunFolder) -> None:
     with CountProgress("tensors", len(missing) * len(first.tensors), logger) as progress:
         for weight in missing:
             part = models / f".{blend_name(weight)}.part"
-            shutil.rmtree(part, ignore_errors=True)  # what a killed run was writing
+            shutil.rmtree(part, ignore_errors=True)  # left by a killed run
             try:
                 blend_weights(first, second, weight, part, advance=progress.advance)
                 part.rename(models / blend_name(weight))
@@ -46,7 +46,7 @@ def run(config: InterpolateConfig, folder: RunFolder) -> None:
 
 
 def preview(config: InterpolateConfig) -> list[str]:
-    """Return what would be written; both models are checked."""
+    """Return what would be written; checks both models."""
     first, second = _sources(config)
     size = sum(file.stat().st_size for file in first.files)
     return [

@@ -1,4 +1,4 @@
-"""COMMAND: `bfpo report`, from run folders to one page."""
+"""COMMAND `report`: one page from run folders."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ __all__ = ["run"]
 
 
 def run(folders: Sequence[Path], out: Path, title: str, main: str | None) -> None:
-    """Write the page of run folders to `out`, the same in Markdown, JSON and CSV beside it.
+    """Write the page of run folders to `out`, and the same as Markdown, JSON and CSV beside it.
 
-    Raises `ConfigError` for an `out` that is no page, `DataError` for a folder without a run, `RunError` where the page
-    cannot be written.
+    Raises `ConfigError` for an `out` that does not end in `.html`, `DataError` for a folder without a run, `RunError`
+    if the page cannot be written.
     """
     if out.suffix != ".html":
-        raise ConfigError(f"--out: got {out}; give a file that ends in .html, as in --out page.html")
+        raise ConfigError(f"--out: got {out}; allowed: a file name that ends in .html, such as page.html")
     data = gather(folders, title=title, main=main)
     try:
         page = write_report(data, out.parent, name=out.stem)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}); check --out, rights and space") from error
+        reason = f"cannot be written ({error.strerror}); check --out, permissions and free space"
+        raise RunError(f"{out}: {reason}") from error
     show(f"The page: {page}")

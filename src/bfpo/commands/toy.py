@@ -1,4 +1,4 @@
-"""STAGE `toy`: the paper's experiment with four actions (section 3.4), for all 16 assignments of safety."""
+"""STAGE `toy`: the paper's experiment with four actions (section 3.4) for all 16 safety assignments, with a figure."""
 
 from __future__ import annotations
 
@@ -12,21 +12,14 @@ from bfpo.objective.tabular_training import RIVALS, TabularRun, all_assignments,
 
 if TYPE_CHECKING:
     from bfpo.config import ToyConfig
-    from bfpo.objective.tabular_training import TabularRun
     from bfpo.runs.folder import RunFolder
 
-__all__ = [
-    "draw_probabilities",
-    "preview",
-    "render_table",
-    "run",
-    "summarise",
-]
+__all__ = ["preview", "render_table", "run", "summarise"]
 
 _log = logging.getLogger(__name__)
 
-# At the paper's settings every closed form changes by at least 0.25 / beta nats from one action to the next, or by 0.
-# Half of that tells a drop from the noise of the last step, in which tied actions differ by up to 0.07 nats.
+# At the paper's settings, adjacent actions of a closed form differ by 0 or by at least 0.25 / beta nats. Half of that
+# separates a drop from the noise of the last step, by which tied actions differ up to 0.07 nats.
 _SMALLEST_DROP = 0.125
 
 
@@ -42,18 +35,12 @@ def run(config: ToyConfig, folder: RunFolder) -> None:
         alpha=config.alpha,
         seeds=(config.seed,),
     )
-    settings = {
-        "steps": config.steps,
-        "learning_rate": config.learning_rate,
-        "batch_size": config.batch_size,
-        "beta": config.beta,
-        "alpha": config.alpha,
-        "seed": config.seed,
-    }
+    names = ("steps", "learning_rate", "batch_size", "beta", "alpha", "seed")
+    settings = {name: getattr(config, name) for name in names}
     report = summarise(trained, beta=config.beta, alpha=config.alpha)
     folder.write_json("toy.json", {"settings": settings, **report})
     folder.write_text("toy.md", render_table(report, settings))
-    for name, content in draw_probabilities(trained, report).items():
+    for name, content in _draw_probabilities(trained, report).items():
         folder.write_bytes(name, content)
     for method in report["methods"]:
         _log.info("%s", _one_line(method, len(is_safe)))
@@ -76,11 +63,11 @@ def _one_line(method: Mapping[str, Any], num_assignments: int) -> str:
 
 
 def summarise(trained: TabularRun, *, beta: float, alpha: float) -> dict[str, Any]:
-    """Return the figures of one seed's run as plain values.
+    """Return the results of one seed as plain values.
 
-    Per method and assignment: final probabilities, the closed form (None for DPO), their largest difference, the
-    smallest drop in nats along the wanted order (`drop`), and `order`: "right" if every drop is at least 0.125 / beta,
-    "tie" if some drop is within that of 0 and none is below, "wrong" if some drop is negative beyond it.
+    Per method and assignment: the final probabilities, the closed form (None for DPO), their largest difference, the
+    smallest drop in nats along the wanted order (`drop`), and `order`. That is "right" if the smallest drop is at
+    least 0.125 / beta, "wrong" if it is at most -0.125 / beta, else "tie".
     """
     is_safe = trained.is_safe
     threshold = _SMALLEST_DROP / beta
@@ -129,7 +116,7 @@ def _verdict(drop: float, threshold: float) -> str:
 
 
 def _probabilities(values: Sequence[float]) -> str:
-    # DPO's tail is real: what rounds to nothing is shown as smaller, not as nothing.
+    # Small values are shown as "<.001", not as 0: the probabilities of DPO never reach 0.
     return " ".join(f"{value:.3f}".lstrip("0") if value >= 0.0005 else "<.001" for value in values)
 
 
@@ -143,8 +130,8 @@ def render_table(report: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "Wanted: safe actions first, the more helpful the better; then unsafe ones, the more helpful the worse. "
         "Settings: "
         + ", ".join(f"{name} {value}" for name, value in settings.items())
-        + ". The experiment is that of section 3.4 of arXiv 2408.15313; the safety bits there are not known to us, so "
-        "here are all of them.",
+        + ". The experiment is that of section 3.4 of arXiv 2408.15313. Its safety bits are unknown to us, so all "
+        "assignments are shown.",
         "",
         "| method | learns from | right order | ties | largest distance from its closed form |",
         "|---|---|---|---|---|",
@@ -158,8 +145,8 @@ def render_table(report: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"An order is right if the policy drops by at least {report['order_threshold_nats']:.3g} nats from each action "
-        "to the next one wanted. A smaller difference is a tie, and a tie is not right: which of the two comes out "
-        "ahead is then the noise of the last batches.",
+        "to the next one in the wanted order. A smaller difference is a tie and does not count as right: its sign "
+        "depends on the noise of the last batches.",
         "",
         "## Probabilities of y1 to y4 after training",
         "",
@@ -204,10 +191,10 @@ _PANEL_WIDTH, _PANEL_HEIGHT, _GAP, _ROW_GAP = 0.94, 0.98, 0.10, 0.16
 _LEFT, _RIGHT, _BOTTOM, _TOP = 1.95, 0.12, 0.98, 1.62
 
 
-def draw_probabilities(trained: TabularRun, report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return `toy.png` and `toy.svg`: one row per method, one column per assignment, the first seed's curves.
+def _draw_probabilities(trained: TabularRun, report: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return `toy.png` and `toy.svg`: a row per method, a column per assignment, with the curves of the first seed.
 
-    `report`: what `bfpo.commands.toy.summarise` returns, for the marks and the closed forms. Four actions.
+    `report` is the result of `summarise`, for the marks and the closed forms.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -219,7 +206,7 @@ def draw_probabilities(trained: TabularRun, report: Mapping[str, Any]) -> dict[s
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bfpo", "font.size": 9}):
         figure = Figure(figsize=(width, height), facecolor="white")
         FigureCanvasAgg(figure)
-        # One axes in inches with all panels drawn on it: eighty axes of their own would take ten times as long.
+        # One axes, in inches, holds all panels: eighty separate axes would take ten times as long.
         page = figure.add_axes((0, 0, 1, 1))
         page.set(xlim=(0, width), ylim=(0, height))
         page.axis("off")
@@ -245,7 +232,7 @@ def _draw_row(page: Any, bottom: float, row: int, method: Mapping[str, Any], tra
     from matplotlib.patches import Rectangle
 
     has_optimum = method["max_deviation"] is not None
-    # Room above the curves for the marks; DPO's go to 1.
+    # The upper limit leaves space for the marks; only DPO's curves reach 1.
     top, grid = (0.78, (0.0, 0.25, 0.5)) if has_optimum else (1.28, (0.0, 0.5, 1.0))
     up = _PANEL_HEIGHT / top
     along = 0.9 * _PANEL_WIDTH / float(trained.steps[-1])
@@ -295,7 +282,7 @@ def _draw_row(page: Any, bottom: float, row: int, method: Mapping[str, Any], tra
 
 
 def _draw_heads(page: Any, bottom: float, is_safe: Sequence[Sequence[float]]) -> None:
-    """Draw the head of every column, its actions in the colours of their lines, and the groups of columns."""
+    """Draw the head of each column (its actions in the colours of their lines) and the groups of columns."""
     for column, bits in enumerate(is_safe):
         for action, bit in enumerate(bits):
             x, y = _left(column) + _PANEL_WIDTH * (0.17 + 0.22 * action), bottom + 0.17

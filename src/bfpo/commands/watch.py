@@ -1,4 +1,4 @@
-"""COMMAND: `bfpo watch`, the page of a run in progress, served to browsers on this machine alone."""
+"""COMMAND `watch`: serve the page of a run in progress to browsers on this machine."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _HEADERS = {
 
 
 def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> None:
-    """Serve the page until it is interrupted; a run that cannot be read yet is shown when it can.
+    """Serve the page until Ctrl-C; runs that cannot be read yet are added later.
 
-    Raises `DataError` for a folder without a run, `ConfigError` for a port that is taken.
+    Raises `DataError` for a folder without a run, `ConfigError` for a port that is in use.
     """
-    gather(folders, main=main)  # what is wrong with the folders is said here, not in a browser
+    gather(folders, main=main)  # raises errors in the folders here, not in a browser
     with make_server(folders, port=port, every=every, main=main) as server:
-        show(f"The page, on this machine only: http://{_HOST}:{server.server_port}/ (Ctrl-C ends it)")
+        show(f"The page, on this machine only: http://{_HOST}:{server.server_port}/ (Ctrl-C to stop)")
         server.serve_forever()
 
 
 def make_server(
     folders: Sequence[Path], *, port: int = 0, every: int = 10, main: str | None = None
 ) -> ThreadingHTTPServer:
-    """Return a server, bound to 127.0.0.1, that answers GET / with the page of the folders as they are.
+    """Return a server, bound to 127.0.0.1, that answers GET / with the current page of the folders.
 
-    The page is made again once it is older than `every` seconds and loads itself as often. A request that names another
-    host is refused (403), so that no web site can reach the page under a name of its own; every other path is 404.
-    Raises `ConfigError` for a port that is taken.
+    The page is remade once it is older than `every` seconds, and reloads itself at that interval. Requests with another
+    `Host` are refused (403), as a protection against DNS rebinding; other paths are 404. Raises `ConfigError` for a
+    port that is in use.
     """
     page = _Page(folders, every, main)
 
@@ -56,9 +56,9 @@ def make_server(
             """Answer with the page."""
             allowed = {f"{name}:{server.server_port}" for name in (_HOST, "localhost")}
             if self.headers.get_all("Host") is None or not set(self.headers.get_all("Host") or ()) <= allowed:
-                self._answer(HTTPStatus.FORBIDDEN, "only for this machine: open it as 127.0.0.1")
+                self._answer(HTTPStatus.FORBIDDEN, f"only for this machine: open it as {_HOST}")
             elif self.path != "/":
-                self._answer(HTTPStatus.NOT_FOUND, "there is one page here: /")
+                self._answer(HTTPStatus.NOT_FOUND, "the only page is /")
             else:
                 self._answer(HTTPStatus.OK, page.text())
 
@@ -71,34 +71,34 @@ def make_server(
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing of every single look."""
+            """Do not log requests."""
 
     try:
         server = ThreadingHTTPServer((_HOST, port), Handler)
     except OSError as error:
         raise ConfigError(
-            f"--port: {port} cannot be used ({error.strerror}); choose another, or 0 for any free one"
+            f"--port: {port} cannot be used ({error.strerror}); choose another, or 0 for any free port"
         ) from error
     server.daemon_threads = True
     return server
 
 
 class _Page:
-    """The page as it was last made; while it cannot be made, the last one stays."""
+    """The latest page; kept while a new one cannot be made."""
 
     def __init__(self, folders: Sequence[Path], every: int, main: str | None) -> None:
         self._folders, self._every, self._main = folders, every, main
         self._lock = threading.Lock()
-        self._text, self._made = "", float("-inf")
+        self._text, self._made_at = "", float("-inf")
 
     def text(self) -> str:
         with self._lock:
-            if time.monotonic() - self._made >= self._every:
+            if time.monotonic() - self._made_at >= self._every:
                 try:
                     data = gather(self._folders, title="A run in progress", main=self._main)
                     self._text = render_html(data, refresh_seconds=self._every)
                 except (BfpoError, OSError) as error:
                     if not self._text:
                         raise ConfigError(f"the page cannot be made: {error}") from error
-                self._made = time.monotonic()
+                self._made_at = time.monotonic()
             return self._text

@@ -1,4 +1,4 @@
-"""Whether a training config fits a machine, and what would make it fit. Loads no weights."""
+"""Whether a training config fits the memory and disk of a machine, and which changes would make it fit."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from bfpo.policy.load import initial_config, load_tokenizer
 from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
 from bfpo.policy.skeleton import Skeleton, read_config
 
-__all__ = ["GIB", "KEPT_FREE", "Diagnosis", "Remedy", "examine", "fits", "least_processes"]
+__all__ = ["GIB", "KEPT_FREE", "Diagnosis", "examine", "fits", "least_processes"]
 
 GIB = 2**30
 KEPT_FREE = 0.1
-"""Share of a device's memory that an estimate must leave free: for the libraries' own and for gaps between blocks."""
+"""Share of a device's memory that must stay free, for the libraries and for fragmentation."""
 MOST_PROCESSES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """A change and the bytes that a process would need with it."""
+    """A change of the config and the bytes that a process would need with it."""
 
     change: str
     total: int
@@ -37,7 +37,7 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Whether a config fits: bytes needed per process and on disk, beside what there is."""
+    """The bytes that a config needs per process and on disk, and those available."""
 
     stage: str
     model: str
@@ -54,22 +54,22 @@ class Diagnosis:
 
     @property
     def memory_fits(self) -> bool | None:
-        """Return whether the memory is enough; `None` where the machine does not tell what it has."""
+        """Return whether the memory suffices; `None` if the free memory is unknown."""
         return None if self.available is None else fits(self.memory.total, self.available)
 
     @property
     def disk_fits(self) -> bool | None:
-        """Return whether the disk is large enough; `None` where another machine is asked about."""
+        """Return whether the free disk space suffices; `None` for another machine (`--memory`)."""
         return None if self.disk_free is None else self.disk <= self.disk_free
 
     @property
     def fits(self) -> bool:
-        """Return whether memory and disk are enough as far as they are known."""
+        """Return whether memory and disk suffice, as far as they are known."""
         return self.memory_fits is not False and self.disk_fits is not False
 
 
 def fits(needed: int, available: int) -> bool:
-    """Return whether that many bytes fit and leave `KEPT_FREE` of what is available."""
+    """Return whether the needed bytes leave the share `KEPT_FREE` of the available bytes free."""
     return needed <= available * (1 - KEPT_FREE)
 
 
@@ -82,15 +82,15 @@ def examine(
     memory_gib: float | None = None,
     folder: str | Path = ".",
 ) -> Diagnosis:
-    """Estimate the memory of one training process and say whether it fits.
+    """Estimate the memory of one training process and whether it fits; loads no weights.
 
-    The config is that of `bfpo sft` where it has a key that only `bfpo sft` knows, else that of `bfpo train`.
-    `memory_gib`: judge against this much memory per process, on another machine. `folder`: where the run will write.
+    The config is read as one of `bfpo sft` if it has a key that only `bfpo sft` has, else as one of `bfpo train`.
+    `memory_gib`: the memory per process of another machine. `folder`: where the run will write.
 
-    Raises `ConfigError` for a config that its stage refuses, `ModelError` for the model, `SettingError` for the rest.
+    Raises `ConfigError` for an invalid config, `ModelError` for the model, `SettingError` for the other arguments.
     """
     if memory_gib is not None and not (memory_gib > 0 and math.isfinite(memory_gib)):
-        raise SettingError(f"--memory: got {memory_gib}; allowed: a number of GiB above 0")
+        raise SettingError(f"--memory: got {memory_gib}; allowed: a finite number of GiB above 0")
     config = _load(path, settings)
     plan = dataclasses.replace(_plan(config), processes=processes, sharding=sharding)
     measured = measure(plan)
@@ -106,7 +106,7 @@ def examine(
         model=f"{config.model or 'random weights'}: {type(skeleton.causal_lm).__name__}",
         trains=str(skeleton.trainable_report),
         plan=plan,
-        reference=_reference_words(config, plan),
+        reference=_reference_text(config, plan),
         memory=memory,
         margin_bytes=measured.margin_bytes,
         memory_source=source,
@@ -118,15 +118,15 @@ def examine(
 
 
 def _load(path: Path | None, settings: Sequence[str]) -> AlignConfig | SftConfig:
-    given = {setting.partition("=")[0].strip() for setting in settings}
+    keys = {setting.partition("=")[0].strip() for setting in settings}
     if path is not None:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            values = None  # the loader below says what is wrong with it
-        given |= set(_dotted(values)) if isinstance(values, Mapping) else set()
+            values = None  # `load_config` below reports the error
+        keys |= set(_dotted(values)) if isinstance(values, Mapping) else set()
     sft_only = {name for name in SftConfig.model_fields if name not in AlignConfig.model_fields} | {"data.use"}
-    if any(key == name or key.startswith(f"{name}.") for key in given for name in sft_only):
+    if any(key == name or key.startswith(f"{name}.") for key in keys for name in sft_only):
         return load_config(SftConfig, path, settings)
     return load_config(AlignConfig, path, settings)
 
@@ -141,8 +141,8 @@ def _dotted(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 def _plan(config: AlignConfig | SftConfig) -> Plan:
     if config.quantize is not None:
         raise ConfigError(
-            f"quantize: got {config.quantize}; the memory of a base in four bits is not counted. Ask without it: the "
-            "rest of the estimate holds, the weights take less"
+            f"quantize: got {config.quantize}; four-bit base weights are not estimated. Leave it out: the estimate "
+            "then holds except for the weights, which need less"
         )
     shared: dict[str, Any] = {
         "trainable": "all" if config.lora is not None else config.trainable,
@@ -157,19 +157,19 @@ def _plan(config: AlignConfig | SftConfig) -> Plan:
             model = initial_config(config.init.config, load_tokenizer(config.init.tokenizer))
             return Plan(model, **own, **shared)
     else:
-        # A pair longer than the budget has a pass of its own: a whole text, and the other completion beside it.
+        # A pair longer than the token budget gets its own pass: one full text, packed with the other completion.
         longest = config.max_length + min(config.max_length - 1, config.max_completion_length or config.max_length)
         own = {"tokens": max(config.max_tokens_per_microbatch, longest), "swaps": _swaps(config)}
         if config.margin_model is not None:
             own["margin"] = read_config(config.margin_model)
-    assert config.model is not None  # the config has checked it
+    assert config.model is not None  # checked by the config
     return Plan(read_config(config.model, revision=config.revision), **own, **shared)
 
 
 def _swaps(config: AlignConfig) -> bool:
-    """Return whether a copy of what trains is kept; `auto` counts as one unless it is sure to precompute.
+    """Return whether a copy of the trained weights is kept; `auto` counts as a copy unless it surely precomputes.
 
-    It precomputes where the run sees no fewer pairs than there are; beside a buffer only the data can tell.
+    `auto` precomputes if the run sees every pair at least once; with a buffer that depends on the data.
     """
     if config.reference != "auto":
         return config.reference == "swap"
@@ -178,7 +178,7 @@ def _swaps(config: AlignConfig) -> bool:
     )
 
 
-def _reference_words(config: AlignConfig | SftConfig, plan: Plan) -> str:
+def _reference_text(config: AlignConfig | SftConfig, plan: Plan) -> str:
     if isinstance(config, SftConfig):
         return "none"
     if config.reference != "auto":
@@ -187,16 +187,16 @@ def _reference_words(config: AlignConfig | SftConfig, plan: Plan) -> str:
 
 
 def _available(device: Device, processes: int) -> int | None:
-    """Return the bytes that one process may have: a GPU of its own, or its share of the host's memory."""
+    """Return the bytes available to one process: those of its GPU, or its share of the host's memory."""
     if device.free_bytes is None:
         return None
     return device.free_bytes // processes if device.name == "cpu" else device.free_bytes
 
 
 def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton) -> int:
-    """Return the bytes of the checkpoints kept, one more while it is written, and the final model.
+    """Return the bytes of the kept checkpoints, of one more while it is written, and of the final model.
 
-    A checkpoint holds the model (an adapter alone) and AdamW's two numbers for every one that trains.
+    A checkpoint holds the model (with LoRA, only the adapter) and two AdamW moments per trained parameter.
     """
     sizes = skeleton.sizes
     trained = sizes.num_trainable * sizes.held_bytes
@@ -208,9 +208,9 @@ def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton) -> int:
 def least_processes(
     measured: Measured, plan: Plan, available: int, most: int = MOST_PROCESSES
 ) -> tuple[int, MemoryEstimate] | None:
-    """Return the least power of two of processes sharded by FSDP that fits, and its estimate; `None` if over `most`.
+    """Return the smallest power of two of FSDP processes that fits, with its estimate; `None` if above `most`.
 
-    `measured` is of the plan with its weights sharded.
+    `measured` must be that of the plan with sharded weights.
     """
     processes = 2
     while processes <= most:
@@ -222,7 +222,7 @@ def least_processes(
 
 
 def _remedies(config: AlignConfig | SftConfig, plan: Plan, available: int, *, shards: bool) -> Iterator[Remedy]:
-    """Yield single changes, then all of them together, then sharding (on GPUs alone), each with its figure."""
+    """Yield single changes, then all together, then sharding (on GPUs only), each with its estimate."""
     changes = dict(_changes(config, plan))
     together: dict[str, Any] = {}
     for change, values in changes.items():
@@ -237,8 +237,8 @@ def _remedies(config: AlignConfig | SftConfig, plan: Plan, available: int, *, sh
     sharded = least_processes(measure(plan), plan, available)
     if sharded is not None:
         processes, memory = sharded
-        what = f"--sharding fsdp --processes {processes}"
-        yield Remedy(f"{what}, with all of these" if changes else what, memory.total, True)
+        options = f"--sharding fsdp --processes {processes}"
+        yield Remedy(f"{options}, with all of these" if changes else options, memory.total, True)
 
 
 def _remedy(change: str, plan: Plan, available: int) -> Remedy:
@@ -250,7 +250,7 @@ def _changes(config: AlignConfig | SftConfig, plan: Plan) -> Iterator[tuple[str,
     if plan.imitates:
         if plan.rows > 1:
             yield "completions_per_microbatch: 1", {"tokens": config.max_length, "rows": 1}
-    elif plan.tokens > 2 * config.max_length:  # the prompt of a pair is there once, each completion fits max_length
+    elif plan.tokens > 2 * config.max_length:  # no pair needs more: its prompt is packed once
         yield f"max_tokens_per_microbatch: {2 * config.max_length}", {"tokens": 2 * config.max_length}
     if not plan.checkpointing:
         yield "gradient_checkpointing: true", {"checkpointing": True}

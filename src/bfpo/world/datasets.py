@@ -104,7 +104,7 @@ def main_pairs(num: int, seed: int, *, harmful_share: float = 0.45, part: Part =
 
 
 def buffer_pairs(num: int, seed: int) -> list[Pair]:
-    """Return `num` pairs of the helpfulness stream: no harmful prompts and, as usual in public data, no safety labels."""
+    """Return `num` pairs of the helpfulness stream: no harmful prompts and, as in most public data, no labels."""
     rng = random.Random(f"buffer {seed}")
     return _pairs(num, _BUFFER_PROMPTS, "train", rng, source="world-helpfulness", labelled=False)
 
