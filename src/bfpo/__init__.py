@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from bfpo.core.schema import Comparison, Completion, Message, Pair, Prompt, Score, Verdict
     from bfpo.data.read import read_completions, read_pairs, read_prompts
     from bfpo.data.write import write_completions, write_pairs
-    from bfpo.objective.losses import METHODS, PairLoss, anchor, loss_at_start, preference_loss
-    from bfpo.objective.targets import bfpo_target
+    from bfpo.objective.losses import anchor, bfpo_target, loss_at_start, preference_loss
+    from bfpo.objective.methods import BFPO, METHODS, Method, PairLoss
     from bfpo.policy.load import Policy, load_policy
     from bfpo.runs.stages import run_stage
     from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 __all__ = [
+    "BFPO",
     "METHODS",
     "BFPOConfig",
     "BFPOTrainer",
@@ -30,6 +31,7 @@ __all__ = [
     "Comparison",
     "Completion",
     "Message",
+    "Method",
     "Pair",
     "PairLoss",
     "Policy",
@@ -56,8 +58,8 @@ _HOMES = {
     "bfpo.data.read": ("read_completions", "read_pairs", "read_prompts"),
     "bfpo.data.write": ("write_completions", "write_pairs"),
     "bfpo.core.errors": ("BfpoError",),
-    "bfpo.objective.losses": ("METHODS", "PairLoss", "anchor", "loss_at_start", "preference_loss"),
-    "bfpo.objective.targets": ("bfpo_target",),
+    "bfpo.objective.losses": ("anchor", "bfpo_target", "loss_at_start", "preference_loss"),
+    "bfpo.objective.methods": ("BFPO", "METHODS", "Method", "PairLoss"),
     "bfpo.policy.load": ("Policy", "load_policy"),
     "bfpo.core.schema": ("Comparison", "Completion", "Message", "Pair", "Prompt", "Score", "Verdict"),
     "bfpo.runs.stages": ("run_stage",),

@@ -11,7 +11,7 @@ from bfpo.commands.compare import NUM_TRIALS, preview
 from bfpo.config import CompareConfig
 from bfpo.experiments.compare import RIVALS, chains_of, make_result, result_markdown
 from bfpo.experiments.steps import CEILING, START
-from bfpo.objective.losses import METHODS
+from bfpo.objective.methods import METHODS
 from bfpo.runs.stages import run_stage
 from bfpo.scores.comparisons import is_told_apart
 from bfpo.scores.records import ModelComparison

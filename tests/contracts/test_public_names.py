@@ -12,14 +12,12 @@ from importlib import import_module
 import pytest
 
 import bfpo
-from bfpo.config import METHOD_SETTINGS, StageConfig
+from bfpo.config import StageConfig
+from bfpo.objective.methods import method_settings
 from bfpo.runs.stages import STAGES
 
 PARAMETERS = {
-    "preference_loss": (
-        "margin, chosen_is_safe, rejected_is_safe, method, beta, alpha, safety_weight, safedpo_delta, bso_shift, "
-        "sba_lambda, sba_scale, sba_clamp, safety_share, other_margin"
-    ),
+    "preference_loss": ("margin, chosen_is_safe, rejected_is_safe, method, other_margin, settings"),
     "bfpo_target": "chosen_is_safe, rejected_is_safe, alpha, safety_weight",
     "anchor": "favoured, mean_nll_chosen, mean_nll_rejected, chosen_is_safe, rejected_is_safe",
     "read_pairs": "files, layout, columns, source",
@@ -87,4 +85,4 @@ def test_every_stage_of_the_table_can_run_and_preview(stage):
 
 
 def test_the_trainer_takes_every_setting_of_the_methods():
-    assert {field.name for field in fields(bfpo.BFPOConfig)} >= METHOD_SETTINGS | {"method", "reduction"}
+    assert {field.name for field in fields(bfpo.BFPOConfig)} >= {"method", "reduction", *method_settings()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 from typing import get_args
@@ -12,11 +11,11 @@ import yaml
 
 import bfpo
 import bfpo.config
-from bfpo.config import METHOD_SETTINGS, AlignConfig, EvaluateConfig, MethodSettings, SftConfig
+from bfpo.config import AlignConfig, EvaluateConfig, MethodSettings, SftConfig
 from bfpo.config.describe import describe_keys
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
-from bfpo.objective.losses import METHODS, preference_loss
+from bfpo.objective.methods import METHODS, method_settings
 from bfpo.runs.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,13 +28,22 @@ def choices(config, key: str) -> tuple[str, ...]:
 
 def test_the_config_offers_every_method_and_every_setting():
     assert choices(MethodSettings, "method") == tuple(METHODS)
-    assert frozenset().union(*(method.reads for method in METHODS.values())) == METHOD_SETTINGS
-    parameters = inspect.signature(preference_loss).parameters
-    for name in METHOD_SETTINGS:
-        default = parameters[name].default
-        assert default in (inspect.Parameter.empty, MethodSettings.model_fields[name].default), name
-    config = MethodSettings()
-    assert set(config.method_settings()) == METHOD_SETTINGS <= parameters.keys()
+    keys = list(MethodSettings.model_fields)
+    assert keys == ["method", *method_settings(), "reduction"]
+    for name, setting in method_settings().items():
+        assert MethodSettings.model_fields[name].default == setting.default
+        assert MethodSettings.model_fields[name].description == setting.description
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resolved_config_has_the_settings_of_its_method_alone(method):
+    config = MethodSettings(method=method)
+    assert config.resolved().keys() == {"method", "reduction", *METHODS[method].settings()}
+    assert config.method_object() == METHODS[method]()
+    foreign = method_settings().keys() - METHODS[method].settings().keys()
+    for name in foreign:
+        with pytest.raises(ValueError, match=f"{name}: not a setting of the method '{method}'"):
+            MethodSettings(method=method, **{name: method_settings()[name].default})
 
 
 def test_the_config_offers_every_layout():
@@ -52,7 +60,8 @@ def test_evaluation_knows_which_half_reads_a_key():
     pairs_only = EvaluateConfig(model="m", reference="r", data={"files": "a"}).resolved().keys()
     completions_only = EvaluateConfig(completions="c").resolved().keys()
     suites_alone = EvaluateConfig(suites={"use": "demo"}, models=[{"name": "m", "model": "m"}]).resolved().keys()
-    assert pairs_only | completions_only | suites_alone == set(EvaluateConfig.model_fields)
+    foreign = method_settings().keys() - METHODS["bfpo"].settings().keys()
+    assert pairs_only | completions_only | suites_alone == EvaluateConfig.model_fields.keys() - foreign
     assert not suites_alone & {"completions", "judge", "model", "data", "method", "max_length"}
     assert pairs_only & completions_only == {"confidence", "bootstrap_samples", "seed", "threads"}
 

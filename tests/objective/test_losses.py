@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bfpo.core.errors import LabelError, SettingError
-from bfpo.objective.losses import METHODS, add_anchor, anchor, loss_at_start, preference_loss
+from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
+from bfpo.objective.methods import METHODS
 
 CHOSEN = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
 REJECTED = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
@@ -144,8 +145,8 @@ def test_an_anchor_weight_means_the_same_at_every_beta(method):
     for beta in (0.01, 0.1, 1.0):
         loss = preference_loss(scaled / beta, CHOSEN, REJECTED, method=method, beta=beta).loss
         total = add_anchor(loss, term, anchor_weight=0.3, method=method, beta=beta)
-        totals.append(total * METHODS[method].normaliser(beta))
-        torch.testing.assert_close(totals[-1], loss * METHODS[method].normaliser(beta) + 0.3 * term)
+        totals.append(total * METHODS[method](beta=beta).normaliser)
+        torch.testing.assert_close(totals[-1], loss * METHODS[method](beta=beta).normaliser + 0.3 * term)
     torch.testing.assert_close(totals[0], totals[1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(totals[1], totals[2], rtol=1e-12, atol=1e-12)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from bfpo.core.errors import SettingError
-from bfpo.objective.losses import METHODS, loss_at_start, preference_loss
-from bfpo.objective.methods import LossSettings
+from bfpo.objective.losses import add_anchor, loss_at_start, preference_loss
+from bfpo.objective.methods import BFPO, METHODS, make_method, method_settings
 
 CELLS = {"safe-safe": (1.0, 1.0), "safe-unsafe": (1.0, 0.0), "unsafe-safe": (0.0, 1.0), "unsafe-unsafe": (0.0, 0.0)}
 CHOSEN, REJECTED = (torch.tensor(column, dtype=torch.float64) for column in zip(*CELLS.values(), strict=True))
@@ -50,7 +50,7 @@ def test_what_a_method_does_to_each_cell(method):
     assert result.swapped.tolist() == [value < 0 for value in favoured]
     assert result.loss.tolist() == pytest.approx(at_start, rel=1e-12)
     assert torch.equal(loss_at_start(CHOSEN, REJECTED, method=method, beta=0.1), result.loss)
-    if METHODS[method].has_target:
+    if METHODS[method].squared:
         assert result.target.tolist() == TARGETS[method]
     else:
         assert bool(result.target.isnan().all())
@@ -65,29 +65,21 @@ def test_the_gradient_moves_the_favoured_completion_up(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_reads_what_it_says_it_reads(method):
-    """A setting changes loss or gradient somewhere if and only if the row names it."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(LossSettings).parameters.items()
-        if name != "beta"
-    }
+def test_a_method_reads_every_setting_that_it_has(method):
     # Away from the edges of the clamp, at margins that reach both of its sides.
-    settings = {**defaults, "beta": 0.7, "bso_shift": 3.0, "sba_clamp": 5.0}
     changed = {
         "beta": 0.9, "alpha": 0.3, "safety_weight": 2.0, "safedpo_delta": 4.0, "bso_shift": 2.0, "sba_lambda": 0.4,
         "sba_scale": 2.0, "sba_clamp": 4.0, "safety_share": 0.3,
     }  # fmt: skip
     margins = torch.tensor([-9.0, -0.3, 0.4, 9.0], dtype=torch.float64).repeat_interleave(4)
     labels = CHOSEN.repeat(4), REJECTED.repeat(4)
-    before = preference_loss(margins, *labels, method=method, **settings).loss
-    reads = {
-        name
-        for name, value in changed.items()
-        if not torch.equal(before, preference_loss(margins, *labels, method=method, **{**settings, name: value}).loss)
-    }
-    assert set(changed) == set(settings)
-    assert reads == METHODS[method].reads
+    base = {"beta": 0.7, "bso_shift": 3.0, "sba_clamp": 5.0}
+    settings = METHODS[method].settings()
+    one = make_method(method, **{name: value for name, value in base.items() if name in settings})
+    before = preference_loss(margins, *labels, method=one).loss
+    for name in settings:
+        other = replace(one, **{name: changed[name]})
+        assert not torch.equal(before, preference_loss(margins, *labels, method=other).loss), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,7 +87,7 @@ def test_normalised_loss_is_a_function_of_beta_times_margin(method):
     scaled = torch.tensor([-0.8, 0.1, 0.5, 2.0], dtype=torch.float64)
     rows = [
         preference_loss(scaled / beta, CHOSEN, REJECTED, method=method, beta=beta).loss
-        * METHODS[method].normaliser(beta)
+        * METHODS[method](beta=beta).normaliser
         for beta in (0.01, 0.1, 2.0)
     ]
     torch.testing.assert_close(rows[0], rows[1], rtol=1e-12, atol=1e-12)
@@ -126,14 +118,21 @@ def test_a_probability_counts_as_safe_above_one_half_only():
         ({"beta": "0.1"}, "beta: got '0.1'"),
         ({"alpha": math.inf}, "alpha: got inf"),
         ({"safety_weight": 1.0}, "safety_weight: got 1.0"),
-        ({"safedpo_delta": -1.0}, "safedpo_delta: got -1.0; allowed: a finite number of at least 0"),
-        ({"bso_shift": -1.0}, "bso_shift: got -1.0"),
-        ({"sba_lambda": 0.0}, "sba_lambda: got 0.0"),
-        ({"sba_scale": 0.0}, "sba_scale: got 0.0"),
-        ({"sba_clamp": 0.0}, "sba_clamp: got 0.0"),
-        ({"sba_clamp": 80.0}, "sba_clamp: got 80.0.*overflows float32"),
+        (
+            {"method": "safedpo", "safedpo_delta": -1.0},
+            "safedpo_delta: got -1.0; allowed: a finite number of at least 0",
+        ),
+        ({"method": "bso", "bso_shift": -1.0}, "bso_shift: got -1.0"),
+        ({"method": "bso_sba", "sba_lambda": 0.0}, "sba_lambda: got 0.0"),
+        ({"method": "bso_sba", "sba_scale": 0.0}, "sba_scale: got 0.0"),
+        ({"method": "bso_sba", "sba_clamp": 0.0}, "sba_clamp: got 0.0"),
+        ({"method": "bso_sba", "sba_clamp": 80.0}, "sba_clamp: got 80.0.*overflows float32"),
         ({"method": "bso_sba", "bso_shift": 31.0}, "bso_shift: got 31.0; allowed: at most sba_clamp"),
-        ({"safety_share": 1.1}, "safety_share: got 1.1; allowed: a number from 0 to 1"),
+        ({"method": "linear_sum", "safety_share": 1.1}, "safety_share: got 1.1; allowed: a number from 0 to 1"),
+        ({"method": "dpo_h", "alpha": 0.5}, r"alpha: not a setting of the method 'dpo_h'.*has it \(bfpo\)"),
+        ({"method": "dpo_h", "alpha": 0.5, "bso_shift": 1.0}, r"alpha, bso_shift: not .* \(none has them all\)"),
+        ({"alfa": 0.5}, "alfa: not a setting of the method 'bfpo'.*its settings: beta, alpha, safety_weight"),
+        ({"method": BFPO()}, r"beta: the method is an object, BFPO\(beta=0.01.*set it there"),
         ({"method": "modpo", "safety_share": 1.0}, "safety_share: got 1; modpo"),
         ({"method": "bfpo", "other_margin": torch.zeros(4)}, "other_margin: the method 'bfpo' does not read it"),
         ({"method": "modpo", "other_margin": torch.zeros(3)}, r"other_margin: got shape \(3,\)"),
@@ -160,6 +159,19 @@ def test_a_margin_that_does_not_fit_is_refused(margin, words):
         preference_loss(margin, CHOSEN, REJECTED, beta=0.1)
 
 
-def test_the_normaliser_refuses_a_beta_that_is_none():
-    with pytest.raises(SettingError, match="beta: got 0"):
-        METHODS["bfpo"].normaliser(0)
+def test_an_object_is_the_other_way_to_name_a_method():
+    margin = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    method = BFPO(beta=0.2, alpha=0.3)
+    by_name = preference_loss(margin, CHOSEN, REJECTED, method="bfpo", beta=0.2, alpha=0.3)
+    assert torch.equal(preference_loss(margin, CHOSEN, REJECTED, method=method).loss, by_name.loss)
+    assert torch.equal(
+        loss_at_start(CHOSEN, REJECTED, method=method), loss_at_start(CHOSEN, REJECTED, beta=0.2, alpha=0.3)
+    )
+    total = add_anchor(by_name.loss, margin, anchor_weight=0.3, method=method)
+    assert torch.equal(total, add_anchor(by_name.loss, margin, anchor_weight=0.3, beta=0.2))
+
+
+def test_a_setting_that_several_methods_have_is_the_same_in_all():
+    for method in METHODS.values():
+        for name, setting in method.settings().items():
+            assert setting == method_settings()[name], f"{method.name}.{name}"

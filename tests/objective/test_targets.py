@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bfpo.core.errors import LabelError, SettingError
-from bfpo.objective.targets import bfpo_target, check_labels
+from bfpo.objective.losses import bfpo_target, check_labels
 
 # chosen, rejected: both safe, only the chosen, only the rejected, none
 CELLS = (torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 1.0, 0.0]))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bfpo.core.errors import TrainingError
+from bfpo.objective.methods import BFPO
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, implied_losses
 from tiny import tiny_pairs
 
@@ -21,9 +22,9 @@ def implied(beta: float) -> float:
 @pytest.mark.parametrize("beta", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_tolerance_is_that_of_rounding(beta: float, dtype: torch.dtype) -> None:
-    check = StartCheck({"method": "bfpo", "beta": beta}, dtype=dtype, log_vocabulary=math.log(97))
+    check = StartCheck(BFPO(beta=beta), dtype=dtype, log_vocabulary=math.log(97))
     right = implied(beta)
-    assert float(implied_losses(PAIRS, {"method": "bfpo", "beta": beta}).mean()) == pytest.approx(right)
+    assert float(implied_losses(PAIRS, BFPO(beta=beta)).mean()) == pytest.approx(right)
     check(right, PAIRS, WEIGHTS)
     rounding = float(check.margin_tolerance(PAIRS).max())
     assert rounding < {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.5}[dtype]
@@ -33,7 +34,7 @@ def test_the_tolerance_is_that_of_rounding(beta: float, dtype: torch.dtype) -> N
 
 
 def test_a_small_margin_is_found_in_float32() -> None:
-    check = StartCheck({"method": "bfpo", "beta": 0.1}, dtype=torch.float32, log_vocabulary=math.log(97))
+    check = StartCheck(BFPO(beta=0.1), dtype=torch.float32, log_vocabulary=math.log(97))
     margin = 0.05  # nats, on every pair, along its target
     seen = sum(
         (margin * (1 if t > 0 else -1) - t / 0.1) ** 2

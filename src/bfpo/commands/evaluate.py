@@ -18,7 +18,6 @@ from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
 from bfpo.judges.judges import check_judge, make_judge
-from bfpo.objective.losses import METHODS
 from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.runs.folder import RunFolder
@@ -107,10 +106,8 @@ def _accuracy(config: EvaluateConfig, data: DataConfig, folder: RunFolder) -> li
     pad = pad_token_id(tokenizer)
     policy = _logps(config, _given(config.model), config.revision, tokens, pad)
     reference = _logps(config, _given(config.reference), config.reference_revision, tokens, pad)
-    read = METHODS[config.method].reads
-    settings = {name: float(getattr(config, name)) for name in read if name != "beta" and hasattr(config, name)}
     prompts = [normalised_prompt(pair.prompt) for pair in pairs]
-    return accuracy_rows(tokens, prompts, policy, reference, method=config.method, beta=config.beta, **settings)
+    return accuracy_rows(tokens, prompts, policy, reference, method=config.method_object())
 
 
 def _read(config: EvaluateConfig, data: DataConfig) -> tuple[list[Pair], dict[str, int]]:

@@ -11,6 +11,7 @@ from bfpo.data.load import PairStream
 from bfpo.data.prompts import read_prompt_files
 from bfpo.experiments.points import Point, chains_of, plan_points, scores_of
 from bfpo.judges.judges import check_judge
+from bfpo.objective.methods import method_settings
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.skeleton import read_config
 from bfpo.runs.folder import RunFolder
@@ -30,9 +31,8 @@ logger = logging.getLogger(__name__)
 _GIB = 2**30
 # Keys of `bfpo train` whose value no estimate of memory depends on.
 _OF_NO_MEMORY = frozenset(
-    {"method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "sba_lambda", "sba_scale", "sba_clamp"}
-    | {"safety_share", "anchor_weight", "buffer_weight", "learning_rate", "lr_scheduler_type", "warmup_steps"}
-    | {"weight_decay", "max_grad_norm", "seed"}
+    {"method", *method_settings(), "anchor_weight", "buffer_weight", "learning_rate", "lr_scheduler_type"}
+    | {"warmup_steps", "weight_decay", "max_grad_norm", "seed"}
 )
 
 

@@ -99,10 +99,9 @@ def preview(config: AlignConfig) -> list[str]:
 
 def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:
     common = common_arguments(config, folder, unit="pairs", per_step=config.pairs_per_step)
-    names = ["method", "reduction", "anchor_weight", "buffer_weight", "reference", "attention"]
-    names += ["max_tokens_per_microbatch"]
+    names = ["reduction", "anchor_weight", "buffer_weight", "reference", "attention", "max_tokens_per_microbatch"]
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
-    return BFPOConfig(**common, reference_cache=reference_cache(config), **{**own, **config.method_settings()})
+    return BFPOConfig(**common, **own, method=config.method_object(), reference_cache=reference_cache(config))
 
 
 def _write_card(

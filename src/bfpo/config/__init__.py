@@ -15,11 +15,10 @@ from bfpo.config.label import LabelConfig, RedteamConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.prepare import PrepareConfig
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
-from bfpo.config.train import METHOD_SETTINGS, AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
+from bfpo.config.train import AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
 from bfpo.core.settings import ConfigPart, StageConfig
 
 __all__ = [
-    "METHOD_SETTINGS",
     "AlignConfig",
     "CompareConfig",
     "ConfigPart",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig
 from bfpo.core.settings import ConfigPart, PathText, StageConfig
+from bfpo.objective.methods import METHODS, Method, make_method, method_settings
 
 __all__ = [
-    "METHOD_SETTINGS",
     "AlignConfig",
     "InitConfig",
     "MethodSettings",
@@ -131,51 +131,50 @@ class SftConfig(TrainingKeys):
         return self
 
 
-METHOD_SETTINGS = frozenset(
-    {"beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "sba_lambda", "sba_scale", "sba_clamp"}
-    | {"safety_share"}
-)
-"""Keys of `MethodSettings` that only some methods read; which ones, the table of methods says."""
+if TYPE_CHECKING:
 
+    class _MethodKeys(StageConfig):
+        method: str
+        reduction: Literal["sum", "mean"]
 
-class MethodSettings(StageConfig):
-    """The method and its settings. A setting that the method does not read must not be given."""
-
-    method: Literal[
-        "bfpo",
-        "ipo",
-        "dpo_h",
-        "dpo_s",
-        "dpo_mix",
-        "dpo_safe_first",
-        "safedpo",
-        "bso",
-        "bso_sba",
-        "linear_sum",
-        "modpo",
-    ] = Field(default="bfpo", description="the loss")
-    beta: float = Field(default=0.01, gt=0, description="KL coefficient (the paper's tau)")
-    alpha: float = Field(default=0.5, description="shift of the target, subtracted from it")
-    safety_weight: float = Field(
-        default=3.0, gt=1, description="weight of the chosen completion's safety (the paper's B1)"
-    )
-    safedpo_delta: float = Field(default=10.0, ge=0, description="SafeDPO's offset in nats of beta x margin")
-    bso_shift: float = Field(default=30.0, ge=0, description="BSO's safety offset C in nats of beta x margin")
-    sba_lambda: float = Field(default=0.2, gt=0, description="BSO-SBA's exponent (its lambda)")
-    sba_scale: float = Field(default=4.0, gt=0, description="BSO-SBA's scale (its s)")
-    sba_clamp: float = Field(default=30.0, gt=0, description="bound of BSO-SBA's |log R| in nats")
-    safety_share: float = Field(
-        default=0.5, ge=0, le=1, description="weight of safety in linear_sum and modpo; helpfulness has the rest"
-    )
-    reduction: Literal["sum", "mean"] = Field(
-        default="sum", description="log-probs of a completion: summed over its tokens (the paper) or their mean"
+else:
+    _MethodKeys = create_model(
+        "_MethodKeys",
+        __base__=StageConfig,
+        method=(Literal[tuple(METHODS)], Field(default="bfpo", description="the loss")),
+        **{
+            name: (float, Field(default=each.default, description=each.description, **each.bounds))
+            for name, each in method_settings().items()
+        },
+        reduction=(
+            Literal["sum", "mean"],
+            Field(
+                default="sum", description="log-probs of a completion: summed over its tokens (the paper) or their mean"
+            ),
+        ),
     )
 
-    def method_settings(self) -> dict[str, float]:
-        """Return the settings by name, as `bfpo.objective.losses.preference_loss` takes them beside `method`."""
-        return {name: getattr(self, name) for name in sorted(METHOD_SETTINGS)}
+
+class MethodSettings(_MethodKeys):
+    """The method and its settings, made from the classes of `METHODS`; a setting of another method is refused."""
+
+    def method_object(self) -> Method:
+        """Return the method; raises `SettingError` for a setting that is given and not one of its own."""
+        own = METHODS[self.method].settings().keys()
+        given = self.model_fields_set & method_settings().keys()
+        return make_method(self.method, **{name: getattr(self, name) for name in own | given})
+
+    def unread(self) -> frozenset[str]:
+        """Leave out the settings of other methods."""
+        return super().unread() | (method_settings().keys() - METHODS[self.method].settings().keys())
+
+    @model_validator(mode="after")
+    def _settings_of_the_method(self) -> MethodSettings:
+        self.method_object()
+        return self
 
 
+_SHIFTED = ", ".join(name for name, method in METHODS.items() if method.shifted)
 _WITHOUT_CACHE = ("swap", "adapter_off")  # values of `reference` that neither read the cache nor add to it
 _READ_BY_REFERENCE = frozenset(
     {"model", "revision", "dtype", "trainable", "lora", "quantize", "data", "buffer", "eval_data", "chat_template"}
@@ -190,7 +189,7 @@ class AlignConfig(MethodSettings, TrainingKeys):
     model: PathText = Field(description="model to train, also the frozen reference: folder or hub id")
     margin_model: PathText | None = Field(
         default=None,
-        description="model of safety whose margins modpo reads, trained with dpo_s from model at the same beta",
+        description=f"model of safety whose margins {_SHIFTED} reads, trained with dpo_s from model at the same beta",
     )
     reference: Literal["auto", "swap", "precompute", "adapter_off"] = Field(
         default="auto",
@@ -244,17 +243,17 @@ class AlignConfig(MethodSettings, TrainingKeys):
         unread = {"buffer_weight"} if self.buffer is None else set()
         if self.reference in _WITHOUT_CACHE:
             unread.add("reference_cache")
-        if self.method != "modpo":
+        if not METHODS[self.method].shifted:
             unread.add("margin_model")
         return super().unread() | unread
 
     @model_validator(mode="after")
     def _streams(self) -> AlignConfig:
-        if (self.method == "modpo") != (self.margin_model is not None):
+        if METHODS[self.method].shifted != (self.margin_model is not None):
             raise ValueError(
-                "margin_model: modpo needs a model of safety, as bfpo train with method dpo_s makes it"
+                f"margin_model: {self.method} needs a model of safety, as bfpo train with method dpo_s makes it"
                 if self.margin_model is None
-                else f"margin_model: not read by the method {self.method!r}; leave it out, or choose modpo"
+                else f"margin_model: not read by the method {self.method!r}; leave it out, or choose {_SHIFTED}"
             )
         if self.buffer is None and "buffer_weight" in self.model_fields_set:
             raise ValueError("buffer_weight: not read without buffer; give buffer or leave buffer_weight out")

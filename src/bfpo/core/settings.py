@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
 from typing import Annotated, Any, ClassVar
@@ -71,10 +71,7 @@ class StageConfig(ConfigPart):
         """Return the top-level keys that have no effect with these settings; they are left out of the run folder."""
         return frozenset()
 
-    def resolved(self, unread: Collection[str] = ()) -> dict[str, Any]:
-        """Return every key that is read, with its value, as plain YAML and JSON types.
-
-        `unread` adds keys to leave out to those of `self.unread()`. Loading the result gives an equal run.
-        """
-        values = self.model_dump(mode="json", exclude=set(unread) | self.unread())
+    def resolved(self) -> dict[str, Any]:
+        """Return every key that is read, with its value, as YAML and JSON types; loading it gives an equal run."""
+        values = self.model_dump(mode="json", exclude=set(self.unread()))
         return {name: values[name] for name in self.key_order() if name in values}

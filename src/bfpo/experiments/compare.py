@@ -12,6 +12,7 @@ from bfpo.config import CompareConfig, InterpolateConfig
 from bfpo.core.schema import Score
 from bfpo.experiments.points import Chain, Step, blend_name
 from bfpo.experiments.steps import CEILING, START, asking, sft_step, train_step
+from bfpo.objective.methods import METHODS
 from bfpo.scores.comparisons import compare_pairs, not_told_from
 from bfpo.scores.records import (
     ComparedMethod,
@@ -65,19 +66,18 @@ class Rival:
     trainings: int = 1
 
 
+def _method(name: str, **more: Any) -> Rival:
+    return Rival(name, METHODS[name].title, **more)
+
+
 RIVALS: dict[str, Rival] = {
     rival.name: rival
     for rival in (
-        Rival("bfpo", "BFPO"),
-        Rival("dpo_h", "DPO-H"),
-        Rival("dpo_s", "DPO-S"),
-        Rival("dpo_mix", "DPO-mix"),
-        Rival("ipo", "IPO"),
-        Rival("dpo_safe_first", "DPO safe-first"),
-        Rival("safedpo", "SafeDPO", trials=_with("safedpo_delta", 10.0, 2.0)),
-        Rival("bso", "BSO", trials=_with("bso_shift", 30.0, 10.0)),
-        Rival("linear_sum", "linear reward sum", trials=_with("safety_share", 0.5, 0.75)),
-        Rival("modpo", "MODPO", "modpo", _with("safety_share", 0.5, 0.25), 2),
+        *map(_method, ("bfpo", "dpo_h", "dpo_s", "dpo_mix", "ipo", "dpo_safe_first")),
+        _method("safedpo", trials=_with("safedpo_delta", 10.0, 2.0)),
+        _method("bso", trials=_with("bso_shift", 30.0, 10.0)),
+        _method("linear_sum", trials=_with("safety_share", 0.5, 0.75)),
+        _method("modpo", kind="modpo", trials=_with("safety_share", 0.5, 0.25), trainings=2),
         Rival("sacpo", "SACPO", "sacpo", trainings=2),
         Rival("p_sacpo", "P-SACPO", "p_sacpo", _BLENDS, 2),
         Rival("soup", "soup", "soup", _BLENDS, 2),

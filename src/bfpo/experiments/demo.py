@@ -23,9 +23,10 @@ from bfpo.experiments.steps import (
     write_prompts,
     write_world,
 )
-from bfpo.objective.losses import METHODS
+from bfpo.objective.methods import METHODS
 from bfpo.report.data import Comparison, Gate, MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.report.data import Role as MethodRole
+from bfpo.report.gather import SETTINGS
 from bfpo.report.read import find_runs, margin_spreads, record_of
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.scores import METRICS, Judged, compare, join_verdicts, score_rows
@@ -77,14 +78,7 @@ Answers = list[tuple[Completion, Verdict]]
 MAIN = "bfpo"
 GATE = 0.95
 _COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
-_TITLES = {START: "Start", CEILING: "Ceiling", "bfpo": "BFPO", "dpo_h": "DPO-H"} | {
-    "dpo_s": "DPO-S",
-    "dpo_mix": "DPO-mix",
-    "dpo_safe_first": "DPO safe-first",
-    "ipo": "IPO",
-    "safedpo": "SafeDPO",
-    "bso": "BSO",
-}
+_TITLES = {START: "Start", CEILING: "Ceiling"}
 _SUMMARIES = {
     START: "SFT on a partly right mixture; where every method begins",
     CEILING: "SFT on ideal answers only: what this model can reach in this world",
@@ -155,7 +149,7 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
     settings = _own_settings(runs[0] / stage)
     return MethodResult(
         name=name,
-        title=_TITLES[name],
+        title=_TITLES[name] if name in _TITLES else METHODS[name].title,
         role=role,
         summary=_SUMMARIES[name] if name in _SUMMARIES else METHODS[name].summary,
         scores=score_rows(judged),
@@ -178,8 +172,7 @@ def _seed_values(judged: Sequence[Judged], seeds: Sequence[int]) -> dict[str, li
 
 def _own_settings(run: Path) -> dict[str, Any]:
     config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
-    keys = ("method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "anchor_weight", "learning_rate")
-    return {key: config[key] for key in (*keys, "max_steps") if key in config}
+    return {key: config[key] for key in SETTINGS if key in config}
 
 
 def _run_seconds(run: Path) -> float:

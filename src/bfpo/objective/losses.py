@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 
 import torch
 from torch import Tensor
 
-from bfpo.core.errors import SettingError
-from bfpo.objective.methods import METHODS, LossSettings, Method, PairLoss
-from bfpo.objective.targets import check_labels, require_finite
+from bfpo.core.errors import LabelError, SettingError
+from bfpo.objective.methods import BFPO, Method, PairLoss, check_number, make_method
 
-__all__ = ["METHODS", "Method", "PairLoss", "add_anchor", "anchor", "get_method", "loss_at_start", "preference_loss"]
-
-
-def get_method(name: str) -> Method:
-    """Return the row of `METHODS` of this name; raise `SettingError` with the nearest names if there is none."""
-    if name in METHODS:
-        return METHODS[name]
-    close = difflib.get_close_matches(str(name), METHODS, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise SettingError(f"method: got {name!r}; allowed: {', '.join(METHODS)}{hint}")
+__all__ = ["add_anchor", "anchor", "bfpo_target", "check_labels", "loss_at_start", "preference_loss"]
 
 
 def preference_loss(
@@ -28,43 +18,24 @@ def preference_loss(
     chosen_is_safe: Tensor,
     rejected_is_safe: Tensor,
     *,
-    method: str = "bfpo",
-    beta: float,
-    alpha: float = 0.5,
-    safety_weight: float = 3.0,
-    safedpo_delta: float = 10.0,
-    bso_shift: float = 30.0,
-    sba_lambda: float = 0.2,
-    sba_scale: float = 4.0,
-    sba_clamp: float = 30.0,
-    safety_share: float = 0.5,
+    method: str | Method = "bfpo",
     other_margin: Tensor | None = None,
+    **settings: float,
 ) -> PairLoss:
-    """Return the loss of P pairs by one of `METHODS`, with what the method did to each pair.
+    """Return the loss of P pairs by one method, with what the method did to each pair.
 
     `margin`: (P,) floating point, `[log pi(y_c) - log pi_ref(y_c)] - [log pi(y_r) - log pi_ref(y_r)]` in nats, of
     summed log-probs as published (of means if the caller reduces so). `chosen_is_safe`, `rejected_is_safe`: (P,) bits
-    or probabilities. `method`: a name of `METHODS`, whose `reads` says which of the settings (see `LossSettings`)
-    it depends on. `other_margin`: (P,) the margin of another model against the same reference, read by methods that are
-    `shifted` and no other; None = 0 everywhere. Computed in the margin's dtype, half precision in float32.
+    or probabilities. `method`: a name of `METHODS` with its `settings` (`beta` and its own), or an object, as
+    `BFPO(beta=0.1)`. `other_margin`: (P,) the margin of another model against the same reference, read by methods that
+    are `shifted` and no other; None = 0 everywhere. Computed in the margin's dtype, half precision in float32.
 
     Take the mean over all P pairs, dropped ones included, for the loss of a step.
 
-    Raises `SettingError` for an unknown method, a setting outside its range, or a margin that is not a (P,) tensor of
-    floating point; `LabelError` for labels that `check_labels` does not take.
+    Raises `SettingError` as `make_method` does and for a margin that is not a (P,) tensor of floating point;
+    `LabelError` for labels that `check_labels` does not take.
     """
-    row = get_method(method)
-    settings = LossSettings(
-        beta=beta,
-        alpha=alpha,
-        safety_weight=safety_weight,
-        safedpo_delta=safedpo_delta,
-        bso_shift=bso_shift,
-        sba_lambda=sba_lambda,
-        sba_scale=sba_scale,
-        sba_clamp=sba_clamp,
-        safety_share=safety_share,
-    )
+    method = make_method(method, **settings)
     chosen_is_safe, rejected_is_safe = check_labels(chosen_is_safe, rejected_is_safe)
     if not isinstance(margin, Tensor) or not margin.is_floating_point():
         kind = margin.dtype if isinstance(margin, Tensor) else type(margin).__name__
@@ -74,39 +45,33 @@ def preference_loss(
             f"margin: got shape {tuple(margin.shape)} with labels of shape {tuple(chosen_is_safe.shape)}; "
             "allowed: the same (P,) for all three"
         )
+    # At the published beta = 0.01 the targets are at 50 and 100 nats. float16 overflows where a distance above 255 is
+    # squared, and bfloat16 holds 100 only to within 0.25.
     if margin.dtype in (torch.float16, torch.bfloat16):
         margin = margin.float()
     if other_margin is not None:
-        margin = _shifted(margin, other_margin, row, safety_share)
-    return row.function(margin, chosen_is_safe, rejected_is_safe, settings)
+        margin = _shifted(margin, other_margin, method)
+    return method.loss(margin, chosen_is_safe, rejected_is_safe)
 
 
-def _shifted(margin: Tensor, other_margin: Tensor, row: Method, share: float) -> Tensor:
-    if not row.shifted:
-        raise SettingError(f"other_margin: the method {row.name!r} does not read it; leave it out")
+def _shifted(margin: Tensor, other_margin: Tensor, method: Method) -> Tensor:
+    if not method.shifted:
+        raise SettingError(f"other_margin: the method {method.name!r} does not read it; leave it out")
     if other_margin.shape != margin.shape:
         raise SettingError(
             f"other_margin: got shape {tuple(other_margin.shape)} with a margin of shape {tuple(margin.shape)}; "
             "allowed: the same (P,) for both"
         )
-    return margin - share * other_margin.to(dtype=margin.dtype, device=margin.device)
+    return margin - method.other_share * other_margin.to(dtype=margin.dtype, device=margin.device)
 
 
 def loss_at_start(
     chosen_is_safe: Tensor,
     rejected_is_safe: Tensor,
     *,
-    method: str = "bfpo",
-    beta: float,
-    alpha: float = 0.5,
-    safety_weight: float = 3.0,
-    safedpo_delta: float = 10.0,
-    bso_shift: float = 30.0,
-    sba_lambda: float = 0.2,
-    sba_scale: float = 4.0,
-    sba_clamp: float = 30.0,
-    safety_share: float = 0.5,
+    method: str | Method = "bfpo",
     other_margin: Tensor | None = None,
+    **settings: float,
 ) -> Tensor:
     """Return the (P,) float64 loss before the first step, where policy = reference and every margin is 0.
 
@@ -114,22 +79,9 @@ def loss_at_start(
     errors as in `preference_loss`.
     """
     chosen_is_safe, rejected_is_safe = check_labels(chosen_is_safe, rejected_is_safe)
-    return preference_loss(
-        torch.zeros(chosen_is_safe.shape, dtype=torch.float64, device=chosen_is_safe.device),
-        chosen_is_safe,
-        rejected_is_safe,
-        method=method,
-        beta=beta,
-        alpha=alpha,
-        safety_weight=safety_weight,
-        safedpo_delta=safedpo_delta,
-        bso_shift=bso_shift,
-        sba_lambda=sba_lambda,
-        sba_scale=sba_scale,
-        sba_clamp=sba_clamp,
-        safety_share=safety_share,
-        other_margin=other_margin,
-    ).loss
+    margin = torch.zeros(chosen_is_safe.shape, dtype=torch.float64, device=chosen_is_safe.device)
+    method = make_method(method, **settings)
+    return preference_loss(margin, chosen_is_safe, rejected_is_safe, method=method, other_margin=other_margin).loss
 
 
 def anchor(
@@ -166,14 +118,80 @@ def anchor(
     return total
 
 
-def add_anchor(loss: Tensor, anchor: Tensor, *, anchor_weight: float, method: str = "bfpo", beta: float) -> Tensor:
-    """Return `loss + anchor_weight * anchor / normaliser(beta)`, (P,): the total that is averaged and minimised.
+def add_anchor(
+    loss: Tensor, anchor: Tensor, *, anchor_weight: float, method: str | Method = "bfpo", **settings: float
+) -> Tensor:
+    """Return `loss + anchor_weight * anchor / normaliser`, (P,): the total that is averaged and minimised.
 
     Times the normaliser (beta^2 for a squared loss) that is `normalised loss + anchor_weight * anchor`, a function of
     `beta * margin` and the anchor alone, so that one `anchor_weight` means the same at every beta.
 
-    Raises `SettingError` for an `anchor_weight` below 0 or not finite, an unknown method, or `beta <= 0`.
+    Raises `SettingError` as `make_method` does and for an `anchor_weight` below 0 or not finite.
     """
-    if require_finite("anchor_weight", anchor_weight) < 0:
-        raise SettingError(f"anchor_weight: got {anchor_weight!r}; allowed: a finite number of at least 0")
-    return loss + (anchor_weight / get_method(method).normaliser(beta)) * anchor
+    check_number("anchor_weight", anchor_weight, ge=0)
+    return loss + (anchor_weight / make_method(method, **settings).normaliser) * anchor
+
+
+def bfpo_target(
+    chosen_is_safe: Tensor, rejected_is_safe: Tensor, *, alpha: float = 0.5, safety_weight: float = 3.0
+) -> Tensor:
+    """Return what `beta * margin` of each pair is pulled to: `B3 (B1 s_c - s_r) - alpha`, with `B3 = 1/(B1-1)`.
+
+    `chosen_is_safe`, `rejected_is_safe`: (P,) bits or probabilities, s_c and s_r. `safety_weight` is the paper's B1.
+    Returns (P,), without unit; the margin's own target is this over `beta`, in nats. Linear in the labels, so a
+    probability gives the expectation over the two bits. At alpha = 0.5 the mixed targets are +-(1/2 + B3): a *smaller*
+    `safety_weight` lets safety weigh more. At the published B1 = 3, alpha = 0.5:
+
+        chosen safe, rejected unsafe    +1.0
+        both safe                       +0.5 (IPO's)
+        both unsafe                     -0.5 (the less helpful of two harmful answers wins)
+        chosen unsafe, rejected safe    -1.0
+
+    Raises `LabelError` (see `check_labels`), and `SettingError` for `safety_weight <= 1` or a setting not finite.
+    Source: arXiv 2408.15313.
+    """
+    method = BFPO(alpha=alpha, safety_weight=safety_weight)
+    return method.target(*check_labels(chosen_is_safe, rejected_is_safe))
+
+
+def check_labels(chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> tuple[Tensor, Tensor]:
+    """Check the two safety labels of P pairs and return them as floating-point tensors.
+
+    Both are (P,): bits (bool, or 0 and 1) or probabilities in [0, 1] that the completion is safe. Bits become float64:
+    as integers they would *index* rows where a mask was meant.
+
+    Raises `LabelError` for a shape that is not (P,) or differs between the two, for a label outside [0, 1], and for an
+    unknown one (NaN), with the value and its pair.
+    """
+    labels = []
+    for name, label in (("chosen_is_safe", chosen_is_safe), ("rejected_is_safe", rejected_is_safe)):
+        if not isinstance(label, Tensor):
+            raise LabelError(f"{name}: got {type(label).__name__}; allowed: a tensor of shape (P,)")
+        if label.ndim != 1:
+            raise LabelError(f"{name}: got shape {tuple(label.shape)}; allowed: (P,), one label a pair")
+        if label.is_complex():
+            raise LabelError(f"{name}: got {label.dtype}; allowed: bool, integer or floating point")
+        labels.append(label if label.is_floating_point() else label.to(torch.float64))
+    if labels[0].shape != labels[1].shape:
+        raise LabelError(
+            f"chosen_is_safe has shape {tuple(labels[0].shape)} and rejected_is_safe {tuple(labels[1].shape)}; "
+            "allowed: the same (P,) for both"
+        )
+    # One synchronisation with the device in the valid case; NaN fails both comparisons.
+    both = torch.stack((labels[0].detach(), labels[1].detach()))
+    valid = (both >= 0) & (both <= 1)
+    if not bool(valid.all()):
+        _raise_bad_label(both, valid)
+    return labels[0], labels[1]
+
+
+def _raise_bad_label(both: Tensor, valid: Tensor) -> None:
+    which, pair = (int(index) for index in (~valid).nonzero()[0])
+    value = float(both[which, pair])
+    name = ("chosen_is_safe", "rejected_is_safe")[which]
+    if math.isnan(value):
+        raise LabelError(
+            f"{name}[{pair}]: got NaN (unknown); allowed: a bit or a probability in [0, 1]; "
+            "resolve unknown labels before training"
+        )
+    raise LabelError(f"{name}[{pair}]: got {value:g}; allowed: a bit or a probability in [0, 1]")

@@ -1,65 +1,98 @@
-"""The table of methods: one pure function and one row each, all on the same inputs.
+"""The methods of preference training, one class each: its settings, its paper and its loss.
 
-Every function takes the margin `h` of P pairs (chosen minus rejected log-ratio, in nats; chosen = *more helpful*), the
-two labels as probabilities of being safe, and the settings, and returns a `PairLoss`. Methods that need an order of
-safety call a completion safe if its label is above 0.5; BFPO is linear in the labels and never thresholds them.
+A method maps the margin h of P pairs (chosen minus rejected log-ratio of policy and reference, in nats; chosen = *more
+helpful*) and the two labels, as probabilities of being safe, to a `PairLoss`. Methods that need an order of safety call
+a completion safe if its label is above 0.5; BFPO is linear in the labels and never thresholds them.
+
+A new method is one class here: `register` it, give it its settings as fields made by `setting`, and write `loss`.
+`preference_loss`, the trainer, the YAML keys, sweeps and the report take it from `METHODS`. The formulas are methods of
+tensors, and torch is not imported: configs import this module, and reading a config must not take seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from bfpo.core.errors import SettingError
-from bfpo.objective.targets import bfpo_target, check_safety_weight, require_finite, require_positive
 
-__all__ = ["METHODS", "LossFunction", "LossSettings", "Method", "PairLoss"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "BFPO",
+    "BSO",
+    "IPO",
+    "METHODS",
+    "MODPO",
+    "BSOWithSBA",
+    "DPOHelpful",
+    "DPOMix",
+    "DPOSafe",
+    "DPOSafeFirst",
+    "LinearSum",
+    "Method",
+    "PairLoss",
+    "SafeDPO",
+    "Setting",
+    "check_number",
+    "get_method",
+    "make_method",
+    "method_settings",
+    "register",
+    "setting",
+]
 
 # exp((1 + sba_lambda) * sba_clamp) must stay finite in float32, whose largest exponent is just under 89.
 _LARGEST_EXPONENT = 88.0
 
 
+def check_number(
+    name: str,
+    value: float,
+    *,
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+) -> float:
+    """Return `value` as a float; raise `SettingError` unless it is a finite number within the bounds."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if (
+        is_number
+        and (gt is None or value > gt)
+        and (ge is None or value >= ge)
+        and (lt is None or value < lt)
+        and (le is None or value <= le)
+    ):
+        return float(value)
+    low = f"above {gt:g}" if gt is not None else f"from {ge:g}" if ge is not None else ""
+    high = f"below {lt:g}" if lt is not None else f"{le:g}" if le is not None else ""
+    if low and high:
+        words = f"a number {low} to {high}"
+    elif high:
+        words = f"a finite number {high}" if lt is not None else f"a finite number of at most {high}"
+    else:
+        words = f"a finite number {low.replace('from', 'of at least')}".rstrip()
+    raise SettingError(f"{name}: got {value!r}; allowed: {words}")
+
+
 @dataclass(frozen=True, slots=True)
-class LossSettings:
-    """The settings of all methods, validated; `Method.reads` says which of them a method reads.
+class Setting:
+    """A setting of a method: its default, what it means, and its bounds by the names `gt`, `ge`, `lt`, `le`."""
 
-    `beta`: KL coefficient (the paper's tau). `alpha`, `safety_weight` (B1): BFPO's. `safedpo_delta`: SafeDPO's offset
-    of `beta * margin` on a mixed pair. `bso_shift`: the same for BSO (its C). `sba_lambda`, `sba_scale`, `sba_clamp`:
-    the SBA generator's l and s, and the bound of |log R|. `safety_share`: weight of safety in a linear sum of the two
-    objectives, that of helpfulness being 1 minus it.
+    default: float
+    description: str
+    bounds: Mapping[str, float]
 
-    Raises `SettingError` for a value outside its range.
-    """
 
-    beta: float
-    alpha: float = 0.5
-    safety_weight: float = 3.0
-    safedpo_delta: float = 10.0
-    bso_shift: float = 30.0
-    sba_lambda: float = 0.2
-    sba_scale: float = 4.0
-    sba_clamp: float = 30.0
-    safety_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "sba_lambda", "sba_scale", "sba_clamp"):
-            require_positive(name, getattr(self, name))
-        require_finite("alpha", self.alpha)
-        check_safety_weight(self.safety_weight)
-        for name in ("safedpo_delta", "bso_shift"):
-            if require_finite(name, getattr(self, name)) < 0:
-                raise SettingError(f"{name}: got {getattr(self, name)!r}; allowed: a finite number of at least 0")
-        if not 0 <= require_finite("safety_share", self.safety_share) <= 1:
-            raise SettingError(f"safety_share: got {self.safety_share!r}; allowed: a number from 0 to 1")
-        if (1 + self.sba_lambda) * self.sba_clamp > _LARGEST_EXPONENT:
-            raise SettingError(
-                f"sba_clamp: got {self.sba_clamp!r} with sba_lambda {self.sba_lambda!r}; allowed: "
-                f"(1 + sba_lambda) * sba_clamp of at most {_LARGEST_EXPONENT:g}, or the loss overflows float32"
-            )
+def setting(default: float, description: str, **bounds: float) -> Any:
+    """Return the field of a method's class that is one of its settings; `bounds` as in `check_number`."""
+    return field(default=default, metadata={"setting": Setting(default, description, bounds)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,165 +116,339 @@ class PairLoss:
         return self.favoured < 0
 
 
-LossFunction = Callable[[Tensor, Tensor, Tensor, LossSettings], PairLoss]
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A method with its settings; a subclass is one method, its fields are its settings.
 
+    `name`: in configs, run folders and `METHODS`. `title`: in tables and reports. `summary`: in a sentence. `paper`:
+    where the loss is from. `squared`: the loss is `(h - target/beta)^2`, so it has a target and grows as 1/beta^2; the
+    others are functions of `beta * h` alone. `shifted`: the margin of another model is subtracted from h.
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A row of the table: a method's name, its function, and what others need to know of it.
-
-    `reads`: the names of the settings that its loss depends on. `squared`: the loss is `(h - target/beta)^2`, so it
-    has a target and grows as 1/beta^2; the others are functions of `beta * h` alone. `shifted`: `h` reaches the
-    function less `safety_share` times the margin of another model. `source`: the paper.
+    Raises `SettingError` for a setting outside its bounds.
     """
 
-    name: str
-    summary: str
-    source: str
-    function: LossFunction
-    reads: frozenset[str] = field(default_factory=lambda: frozenset({"beta"}))
-    squared: bool = False
-    shifted: bool = False
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    squared: ClassVar[bool] = False
+    shifted: ClassVar[bool] = False
+
+    beta: float = setting(0.01, "KL coefficient (the paper's tau)", gt=0)
+
+    def __post_init__(self) -> None:
+        for name, each in self.settings().items():
+            check_number(name, getattr(self, name), **each.bounds)
+
+    @classmethod
+    def settings(cls) -> dict[str, Setting]:
+        """Return the settings of this method by name."""
+        return {each.name: each.metadata["setting"] for each in fields(cls)}
 
     @property
-    def has_target(self) -> bool:
-        """Whether `beta * margin` is pulled to a finite value, which `PairLoss.target` then holds."""
-        return self.squared
+    def normaliser(self) -> float:
+        """What the loss is multiplied by to become a function of `beta * margin` alone: beta^2 or 1."""
+        return self.beta**2 if self.squared else 1.0
 
-    def normaliser(self, beta: float) -> float:
-        """Return what the loss is multiplied by to become a function of `beta * margin` alone: beta^2 or 1."""
-        return require_positive("beta", beta) ** 2 if self.squared else 1.0
+    @property
+    def other_share(self) -> float:
+        """What the other model's margin is multiplied by before `preference_loss` subtracts it from h."""
+        return 0.0
+
+    @abstractmethod
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return the loss of P pairs with what the method did to each.
+
+        All (P,): `margin` h in nats, in float32 or float64; the labels checked, in floating point.
+        """
 
 
-def _bits(chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> tuple[Tensor, Tensor]:
-    return chosen_is_safe > 0.5, rejected_is_safe > 0.5
+METHODS: dict[str, type[Method]] = {}
+"""The class of every method by its name."""
+
+MethodT = TypeVar("MethodT", bound=Method)
 
 
-def _squared(margin: Tensor, target: Tensor, beta: float) -> PairLoss:
+def register(method: type[MethodT]) -> type[MethodT]:
+    """Put a method's class into `METHODS`; a decorator, above that of the dataclass."""
+    METHODS[method.name] = method
+    return method
+
+
+def method_settings() -> dict[str, Setting]:
+    """Return the settings of all methods by name; one that several share is the same in all of them."""
+    return {name: each for method in METHODS.values() for name, each in method.settings().items()}
+
+
+def get_method(name: str) -> type[Method]:
+    """Return the class of the method of this name; raise `SettingError` with the nearest names if there is none."""
+    if name in METHODS:
+        return METHODS[name]
+    close = difflib.get_close_matches(str(name), METHODS, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise SettingError(f"method: got {name!r}; allowed: {', '.join(METHODS)}{hint}")
+
+
+def make_method(method: str | Method, **settings: float) -> Method:
+    """Return the method of this name with these settings, the others at their defaults; an object as it is.
+
+    Raises `SettingError` for an unknown name, a setting that the method does not have or that is outside its bounds,
+    and for settings beside an object, which has its own.
+    """
+    if isinstance(method, Method):
+        if settings:
+            raise SettingError(f"{', '.join(settings)}: the method is an object, {method!r}; set it there")
+        return method
+    made = get_method(method)
+    _refuse_foreign(made, settings.keys() - made.settings().keys())
+    return made(**settings)
+
+
+def _refuse_foreign(method: type[Method], names: Collection[str]) -> None:
+    if not names:
+        return
+    owners = [each.name for each in METHODS.values() if each.settings().keys() >= set(names)]
+    remedy = f"choose a method that has it ({', '.join(owners) or 'none has them all'})"
+    if unknown := sorted(names - method_settings().keys()):
+        names, remedy = unknown, f"use one of its settings: {', '.join(method.settings())}"
+    raise SettingError(
+        f"{', '.join(sorted(names))}: not a setting of the method {method.name!r}; leave it out, or {remedy}"
+    )
+
+
+def _to_target(margin: Tensor, target: Tensor, beta: float) -> PairLoss:
+    """Return the squared distance of the margin from `target / beta`; the sign of the target says who is favoured."""
     target = target.to(dtype=margin.dtype, device=margin.device)
     return PairLoss(
         loss=(margin - target / beta) ** 2,
         target=target,
-        favoured=target.sign().to(torch.int8),
-        dropped=torch.zeros_like(target, dtype=torch.bool),
+        favoured=target.sign().char(),
+        dropped=target.new_zeros(target.shape).bool(),
     )
 
 
-def _without_target(margin: Tensor, favoured: Tensor, per_pair: Callable[[Tensor], Tensor]) -> PairLoss:
-    """Apply `per_pair` to the margin of the favoured completion over the other; `favoured` 0 means dropped."""
-    favoured = favoured.to(torch.int8)
+def _ranked(margin: Tensor, favoured: Tensor, winner_loss: Callable[[Tensor], Tensor]) -> PairLoss:
+    """Apply `winner_loss` to the margin of the favoured completion over the other, which is the sign of `favoured` x h.
+
+    `favoured` (P,) of -1, 0, +1; 0 means dropped.
+    """
+    favoured = favoured.char()  # int8
     dropped = favoured == 0
-    # Both sides of the choice are kept finite: the gradient of a dropped pair is 0 even where its margin is not finite.
-    winner_margin = torch.where(dropped, torch.zeros_like(margin), margin) * favoured.to(margin.dtype)
-    loss = per_pair(winner_margin)
+    # Masked before and after: the gradient of a dropped pair is 0 even where its margin is not finite (0 x NaN is NaN).
+    winner_margin = margin.masked_fill(dropped, 0.0) * favoured.to(margin.dtype)
     return PairLoss(
-        loss=torch.where(dropped, torch.zeros_like(loss), loss),
-        target=torch.full_like(margin, float("nan"), requires_grad=False),
+        loss=winner_loss(winner_margin).masked_fill(dropped, 0.0),
+        target=margin.new_full(margin.shape, float("nan")),
         favoured=favoured,
         dropped=dropped,
     )
 
 
+def _logistic(x: Tensor) -> Tensor:
+    """Return `-log sigmoid(x) = log(e^0 + e^-x)`, exact where e^-x overflows or vanishes, with its gradient at 0."""
+    return x.new_zeros(()).logaddexp(-x)
+
+
 def _chosen_wins(margin: Tensor) -> Tensor:
-    return torch.ones_like(margin, dtype=torch.int8, requires_grad=False)
+    return margin.new_ones(margin.shape).char()
 
 
 def _safer_wins(chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> Tensor:
-    chosen, rejected = _bits(chosen_is_safe, rejected_is_safe)
-    return chosen.to(torch.int8) - rejected.to(torch.int8)
+    """+1 only the chosen one is safe, -1 only the rejected one, 0 equal labels."""
+    return (chosen_is_safe > 0.5).char() - (rejected_is_safe > 0.5).char()
 
 
 def _safe_one_wins(chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> Tensor:
     """SafeDPO's relabelling: +1 chosen safe, -1 only the rejected one safe, 0 (dropped) both unsafe."""
-    chosen, rejected = _bits(chosen_is_safe, rejected_is_safe)
-    return torch.where(chosen, 1, torch.where(rejected, -1, 0)).to(torch.int8)
+    chosen, rejected = chosen_is_safe > 0.5, rejected_is_safe > 0.5
+    return chosen.char() - (rejected & ~chosen).char()
 
 
-def _shift_where_mixed(chosen_is_safe: Tensor, rejected_is_safe: Tensor, shift: float, margin: Tensor) -> Tensor:
-    chosen, rejected = _bits(chosen_is_safe, rejected_is_safe)
-    return (chosen != rejected).to(margin.dtype) * shift
+def _where_mixed(shift: float, chosen_is_safe: Tensor, rejected_is_safe: Tensor, margin: Tensor) -> Tensor:
+    """Return the shift where one completion is safe and the other is not, else 0."""
+    return ((chosen_is_safe > 0.5) != (rejected_is_safe > 0.5)).to(margin.dtype) * shift
 
 
-def _bfpo(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """BFPO: `(h - target/beta)^2`, target = B3 (B1 s_c - s_r) - alpha. Source: arXiv 2408.15313.
+@register
+@dataclass(frozen=True, kw_only=True)
+class BFPO(Method):
+    """BFPO: pulls the margin to a target made of both safety labels.
 
     Drops nothing. At alpha = 1/2 a pair with an unsafe chosen completion has a negative target: it is reversed.
     """
-    target = bfpo_target(chosen_is_safe, rejected_is_safe, alpha=settings.alpha, safety_weight=settings.safety_weight)
-    return _squared(margin, target, settings.beta)
+
+    name = "bfpo"
+    title = "BFPO"
+    summary = "squared loss to a target from both safety labels; reverses pairs whose chosen completion is unsafe"
+    paper = "arXiv 2408.15313"
+    squared = True
+
+    alpha: float = setting(0.5, "shift of the target, subtracted from it")
+    safety_weight: float = setting(3.0, "weight of the chosen completion's safety (the paper's B1)", gt=1)
+
+    def target(self, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> Tensor:
+        """Return what `beta * margin` is pulled to, (P,); see `bfpo_target`."""
+        # The labels have weights of their own, so this is no function of s_c - s_r: the target of two safe answers is
+        # above that of two unsafe ones, by B3 (B1 - 1) = 1.
+        b1 = self.safety_weight
+        return (b1 * chosen_is_safe - rejected_is_safe) / (b1 - 1) - self.alpha
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `(h - target/beta)^2`, target = B3 (B1 s_c - s_r) - alpha, B3 = 1/(B1 - 1)."""
+        return _to_target(margin, self.target(chosen_is_safe, rejected_is_safe), self.beta)
 
 
-def _ipo(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """IPO: `(h - 1/(2 beta))^2`, that is target 1/2; labels are not read. Source: arXiv 2310.12036, equation 17.
+@register
+@dataclass(frozen=True, kw_only=True)
+class IPO(Method):
+    """IPO, equation 17 of its paper; labels are not read.
 
-    `h` is of summed log-probs here, as in the equation; some implementations take per-token means.
+    The margin is of summed log-probs, as in the equation; some implementations take per-token means.
     """
-    return _squared(margin, torch.full_like(margin, 0.5, requires_grad=False), settings.beta)
+
+    name = "ipo"
+    title = "IPO"
+    summary = "squared loss to 1/2 on the order of helpfulness"
+    paper = "arXiv 2310.12036"
+    squared = True
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `(h - 1/(2 beta))^2`, that is target 1/2."""
+        return _to_target(margin, margin.new_full(margin.shape, 0.5), self.beta)
 
 
-def _dpo_h(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """DPO on the order of helpfulness: `-log sigmoid(beta h)`; labels are not read. Source: arXiv 2305.18290."""
-    return _without_target(margin, _chosen_wins(margin), lambda h: -logsigmoid(settings.beta * h))
+@register
+@dataclass(frozen=True, kw_only=True)
+class DPOHelpful(Method):
+    """DPO on the order of helpfulness; labels are not read."""
+
+    name = "dpo_h"
+    title = "DPO-H"
+    summary = "DPO on the order of helpfulness"
+    paper = "arXiv 2305.18290"
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `-log sigmoid(beta h)`."""
+        return _ranked(margin, _chosen_wins(margin), lambda h: _logistic(self.beta * h))
 
 
-def _dpo_s(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """DPO on the order of safety: the safe one wins, pairs of equal labels are dropped. Source: arXiv 2305.18290."""
-    favoured = _safer_wins(chosen_is_safe, rejected_is_safe)
-    return _without_target(margin, favoured, lambda h: -logsigmoid(settings.beta * h))
+@register
+@dataclass(frozen=True, kw_only=True)
+class DPOSafe(Method):
+    """DPO on the order of safety: the safe one wins, pairs of equal labels are dropped."""
+
+    name = "dpo_s"
+    title = "DPO-S"
+    summary = "DPO on the order of safety; drops pairs of equal labels"
+    paper = "arXiv 2305.18290"
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `-log sigmoid(beta h)`, h the margin of the safe one."""
+        favoured = _safer_wins(chosen_is_safe, rejected_is_safe)
+        return _ranked(margin, favoured, lambda h: _logistic(self.beta * h))
 
 
-def _dpo_mix(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """DPO on the union of both orders: each pair's item by helpfulness and, if labels differ, its item by safety.
+@register
+@dataclass(frozen=True, kw_only=True)
+class DPOMix(Method):
+    """DPO on the union of both orders, the naive mix of arXiv 2408.15313.
 
-    The loss of a pair is the sum of its items; where the orders conflict (chosen unsafe, rejected safe) they oppose
-    each other: the pair is pulled to margin 0 and favours none. Source: arXiv 2305.18290, the mix of arXiv 2408.15313.
+    Each pair gives its item by helpfulness and, if labels differ, its item by safety. Where the orders conflict (chosen
+    unsafe, rejected safe) the items oppose each other: the pair is pulled to margin 0 and favours none.
     """
-    by_help = _dpo_h(margin, chosen_is_safe, rejected_is_safe, settings)
-    by_safety = _dpo_s(margin, chosen_is_safe, rejected_is_safe, settings)
-    return PairLoss(
-        loss=by_help.loss + by_safety.loss,
-        target=by_help.target,
-        favoured=(by_help.favoured + by_safety.favoured).sign(),
-        dropped=by_help.dropped,
-    )
+
+    name = "dpo_mix"
+    title = "DPO-mix"
+    summary = "DPO on the union of both orders"
+    paper = "arXiv 2305.18290"
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return the sum of the losses of a pair's items."""
+        by_help = DPOHelpful(beta=self.beta).loss(margin, chosen_is_safe, rejected_is_safe)
+        by_safety = DPOSafe(beta=self.beta).loss(margin, chosen_is_safe, rejected_is_safe)
+        return PairLoss(
+            loss=by_help.loss + by_safety.loss,
+            target=by_help.target,
+            favoured=(by_help.favoured + by_safety.favoured).sign(),
+            dropped=by_help.dropped,
+        )
 
 
-def _dpo_safe_first(
-    margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings
-) -> PairLoss:
+@register
+@dataclass(frozen=True, kw_only=True)
+class DPOSafeFirst(Method):
     """DPO after relabelling: equal labels keep the order of helpfulness, else the safe one wins.
 
-    Source: arXiv 2305.18290 for the loss. Both-unsafe pairs teach the more helpful of two harmful answers.
+    Both-unsafe pairs teach the more helpful of two harmful answers.
     """
-    by_safety = _safer_wins(chosen_is_safe, rejected_is_safe)
-    favoured = torch.where(by_safety == 0, _chosen_wins(margin), by_safety)
-    return _without_target(margin, favoured, lambda h: -logsigmoid(settings.beta * h))
+
+    name = "dpo_safe_first"
+    title = "DPO safe-first"
+    summary = "DPO in which a safe completion beats an unsafe one, helpfulness deciding the rest"
+    paper = "arXiv 2305.18290"
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `-log sigmoid(beta h)`, h the margin of the winner."""
+        by_safety = _safer_wins(chosen_is_safe, rejected_is_safe)
+        favoured = by_safety + (by_safety == 0).char()
+        return _ranked(margin, favoured, lambda h: _logistic(self.beta * h))
 
 
-def _safedpo(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """SafeDPO: `-log sigmoid(beta h - Delta)` on pairs of one safe and one unsafe, without Delta on both-safe ones.
+@register
+@dataclass(frozen=True, kw_only=True)
+class SafeDPO(Method):
+    """SafeDPO: the safe one wins, by an offset Delta where labels differ; both-unsafe pairs are dropped.
 
-    `h` is the safe winner's margin: pairs with an unsafe chosen and a safe rejected completion are swapped, both-unsafe
-    ones dropped. Source: arXiv 2505.20065 (beta .1, Delta 10). At the start a mixed pair costs log(1 + e^Delta).
+    Pairs with an unsafe chosen and a safe rejected completion are swapped. The paper has beta .1 and Delta 10: at the
+    start a mixed pair costs log(1 + e^10).
     """
-    favoured = _safe_one_wins(chosen_is_safe, rejected_is_safe)
-    delta = _shift_where_mixed(chosen_is_safe, rejected_is_safe, settings.safedpo_delta, margin)
-    return _without_target(margin, favoured, lambda h: -logsigmoid(settings.beta * h - delta))
+
+    name = "safedpo"
+    title = "SafeDPO"
+    summary = "DPO on relabelled pairs with an offset where labels differ; drops both-unsafe pairs"
+    paper = "arXiv 2505.20065"
+
+    safedpo_delta: float = setting(10.0, "SafeDPO's offset in nats of beta x margin", ge=0)
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `-log sigmoid(beta h - Delta [labels differ])`, h the margin of the winner."""
+        favoured = _safe_one_wins(chosen_is_safe, rejected_is_safe)
+        delta = _where_mixed(self.safedpo_delta, chosen_is_safe, rejected_is_safe, margin)
+        # Minus: a mixed pair costs as much as one whose margin is Delta / beta smaller, until it is wider by that.
+        return _ranked(margin, favoured, lambda h: _logistic(self.beta * h - delta))
 
 
-def _bso(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """BSO with the logistic generator: `log(1 + R)`, `log R = C [labels differ] - beta h`. Source: arXiv 2605.12339.
+@register
+@dataclass(frozen=True, kw_only=True)
+class BSO(Method):
+    """BSO with the logistic generator, relabelled as SafeDPO, to which it is equal at C = Delta.
 
-    Relabelled as SafeDPO, to which it is equal at C = Delta. log R needs no clamp here: the logarithm is exact at any
-    size, and clamping would take the gradient from the pairs that need it most.
+    log R needs no clamp here: the logarithm is exact at any size, and clamping would take the gradient from the pairs
+    that need it most.
     """
-    favoured = _safe_one_wins(chosen_is_safe, rejected_is_safe)
-    shift = _shift_where_mixed(chosen_is_safe, rejected_is_safe, settings.bso_shift, margin)
-    return _without_target(margin, favoured, lambda h: -logsigmoid(settings.beta * h - shift))
+
+    name = "bso"
+    title = "BSO"
+    summary = "SafeDPO's pairs, logistic generator; drops both-unsafe pairs"
+    paper = "arXiv 2605.12339"
+
+    bso_shift: float = setting(30.0, "BSO's safety offset C in nats of beta x margin", ge=0)
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return the generator's loss of `log R = C [labels differ] - beta h`, h the margin of the winner."""
+        favoured = _safe_one_wins(chosen_is_safe, rejected_is_safe)
+        shift = _where_mixed(self.bso_shift, chosen_is_safe, rejected_is_safe, margin)
+        return _ranked(margin, favoured, lambda h: self.generator(shift - self.beta * h))
+
+    def generator(self, log_ratio: Tensor) -> Tensor:
+        """Return `log(1 + R)`, which is `-log sigmoid(-log R)`."""
+        return _logistic(-log_ratio)
 
 
-def _bso_sba(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """BSO with the SBA generator: `[l R^(1+l) - (1+l) R^(-l) + 1] / (s l (l+1))`, log R as in `_bso`, clamped.
+@register
+@dataclass(frozen=True, kw_only=True)
+class BSOWithSBA(BSO):
+    """BSO with the SBA generator.
 
     Its derivative by log R is `(R^(1+l) + R^(-l)) / s`: positive everywhere, 2/s at R = 1 (at s = 4 that is DPO's). The
     loss is 0 at R = 1 and has no lower bound: as the winner's margin grows it falls like `-R^(-l) / (s l)`, and it is
@@ -249,110 +456,98 @@ def _bso_sba(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, s
     So at C = 30 a mixed pair starts on the clamp's upper edge, with loss 9.0e14 and gradient 1.1e15 beta, and one whose
     margin falls below 0 gets no gradient: clip gradients, and do not read this loss as a measure of progress.
 
-    Source: arXiv 2605.12339 (l = .2, s = 4, C = 30). Raises `SettingError` if C is above the clamp, where no mixed pair
-    would ever train.
+    Raises `SettingError` if C is above the clamp, where no mixed pair would ever train, and for a clamp at which the
+    loss overflows float32.
     """
-    if settings.bso_shift > settings.sba_clamp:
-        raise SettingError(
-            f"bso_shift: got {settings.bso_shift!r}; allowed: at most sba_clamp ({settings.sba_clamp!r}), "
-            "or pairs with one safe completion start beyond the clamp and get no gradient"
-        )
-    favoured = _safe_one_wins(chosen_is_safe, rejected_is_safe)
-    shift = _shift_where_mixed(chosen_is_safe, rejected_is_safe, settings.bso_shift, margin)
-    lam, scale, clamp = settings.sba_lambda, settings.sba_scale, settings.sba_clamp
 
-    def per_pair(winner_margin: Tensor) -> Tensor:
-        log_ratio = (shift - settings.beta * winner_margin).clamp(-clamp, clamp)
+    name = "bso_sba"
+    title = "BSO-SBA"
+    summary = "SafeDPO's pairs, SBA generator; drops both-unsafe pairs"
+
+    sba_lambda: float = setting(0.2, "BSO-SBA's exponent (its lambda)", gt=0)
+    sba_scale: float = setting(4.0, "BSO-SBA's scale (its s)", gt=0)
+    sba_clamp: float = setting(30.0, "bound of BSO-SBA's |log R| in nats", gt=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (1 + self.sba_lambda) * self.sba_clamp > _LARGEST_EXPONENT:
+            raise SettingError(
+                f"sba_clamp: got {self.sba_clamp!r} with sba_lambda {self.sba_lambda!r}; allowed: "
+                f"(1 + sba_lambda) * sba_clamp of at most {_LARGEST_EXPONENT:g}, or the loss overflows float32"
+            )
+        if self.bso_shift > self.sba_clamp:
+            raise SettingError(
+                f"bso_shift: got {self.bso_shift!r}; allowed: at most sba_clamp ({self.sba_clamp!r}), "
+                "or pairs with one safe completion start beyond the clamp and get no gradient"
+            )
+
+    def generator(self, log_ratio: Tensor) -> Tensor:
+        """Return `[l R^(1+l) - (1+l) R^(-l) + 1] / (s l (l+1))` with log R clamped."""
+        l, s = self.sba_lambda, self.sba_scale  # noqa: E741  # the paper's names
+        log_ratio = log_ratio.clamp(-self.sba_clamp, self.sba_clamp)
         # expm1 takes the constant in: l - (1 + l) + 1 = 0, so that R = 1 gives exactly 0.
-        high = lam * torch.expm1((1 + lam) * log_ratio)
-        low = (1 + lam) * torch.expm1(-lam * log_ratio)
-        return (high - low) / (scale * lam * (1 + lam))
-
-    return _without_target(margin, favoured, per_pair)
+        high = l * ((1 + l) * log_ratio).expm1()
+        low = (1 + l) * (-l * log_ratio).expm1()
+        return (high - low) / (s * l * (1 + l))
 
 
-def _linear_sum(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """Squared loss to a linear sum of two targets: `w (s_c - s_r)/2 + (1 - w)/2`, w = `safety_share`.
+@dataclass(frozen=True, kw_only=True)
+class _TwoObjectives(Method):
+    """A method that weighs safety against helpfulness."""
+
+    safety_share: float = setting(0.5, "weight of safety in linear_sum and modpo; helpfulness has the rest", ge=0, le=1)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class LinearSum(_TwoObjectives):
+    """Squared loss to a linear sum of two targets, one for each objective; it compares as in arXiv 2408.15313.
 
     Each half is IPO's target for its objective, so the optimum is that of RLHF on the linear sum of the two rewards,
     w x safety + (1 - w) x helpfulness: what MORL scalarises, without a reward model. A pair whose target is 0 favours
-    none. Source: arXiv 2310.12036 for the loss; the linear sum that arXiv 2408.15313 compares with.
+    none.
     """
-    safer = (chosen_is_safe - rejected_is_safe).to(margin.dtype)
-    share = settings.safety_share
-    return _squared(margin, share * safer / 2 + (1 - share) / 2, settings.beta)
+
+    name = "linear_sum"
+    title = "linear reward sum"
+    summary = "squared loss to the linear sum of a target of safety and one of helpfulness"
+    paper = "arXiv 2310.12036"
+    squared = True
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `(h - target/beta)^2`, target = w (s_c - s_r)/2 + (1 - w)/2, w = `safety_share`."""
+        safer = (chosen_is_safe - rejected_is_safe).to(margin.dtype)
+        return _to_target(margin, self.safety_share * safer / 2 + (1 - self.safety_share) / 2, self.beta)
 
 
-def _modpo(margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, settings: LossSettings) -> PairLoss:
-    """MODPO on the order of helpfulness: `-log sigmoid(beta (h - w m) / (1 - w))`, w = `safety_share`.
+@register
+@dataclass(frozen=True, kw_only=True)
+class MODPO(_TwoObjectives):
+    """MODPO on the order of helpfulness; labels are not read, safety is in the other model's margin m.
 
-    `m` is the log-ratio margin of a DPO model of safety, trained with the same `beta`, so that `beta m` is its implicit
-    reward; `h - w m` is what comes in here as `margin`. Labels are not read: safety is in `m`.
-    Source: arXiv 2310.03708.
-
-    Raises `SettingError` for a `safety_share` of 1, where no weight is left for helpfulness.
+    m is the log-ratio margin of a DPO model of safety, trained with the same `beta`, so that `beta m` is its implicit
+    reward. Raises `SettingError` for a `safety_share` of 1, where no weight is left for helpfulness.
     """
-    if settings.safety_share == 1:
-        raise SettingError("safety_share: got 1; modpo allows a number from 0 to below 1, or nothing is left to learn")
-    scale = settings.beta / (1 - settings.safety_share)
-    return _without_target(margin, _chosen_wins(margin), lambda h: -logsigmoid(scale * h))
 
+    name = "modpo"
+    title = "MODPO"
+    summary = "DPO on the order of helpfulness, less the margin of a model of safety"
+    paper = "arXiv 2310.03708"
+    shifted = True
 
-_SHIFTED = frozenset({"beta", "bso_shift"})
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.safety_share == 1:
+            raise SettingError(
+                "safety_share: got 1; modpo allows a number from 0 to below 1, or nothing is left to learn"
+            )
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "bfpo",
-            "squared loss to a target from both safety labels; reverses pairs whose chosen completion is unsafe",
-            "arXiv 2408.15313",
-            _bfpo,
-            frozenset({"beta", "alpha", "safety_weight"}),
-            squared=True,
-        ),
-        Method("ipo", "squared loss to 1/2 on the order of helpfulness", "arXiv 2310.12036", _ipo, squared=True),
-        Method("dpo_h", "DPO on the order of helpfulness", "arXiv 2305.18290", _dpo_h),
-        Method("dpo_s", "DPO on the order of safety; drops pairs of equal labels", "arXiv 2305.18290", _dpo_s),
-        Method("dpo_mix", "DPO on the union of both orders", "arXiv 2305.18290", _dpo_mix),
-        Method(
-            "dpo_safe_first",
-            "DPO in which a safe completion beats an unsafe one, helpfulness deciding the rest",
-            "arXiv 2305.18290",
-            _dpo_safe_first,
-        ),
-        Method(
-            "safedpo",
-            "DPO on relabelled pairs with an offset where labels differ; drops both-unsafe pairs",
-            "arXiv 2505.20065",
-            _safedpo,
-            frozenset({"beta", "safedpo_delta"}),
-        ),
-        Method(
-            "bso", "SafeDPO's pairs, logistic generator; drops both-unsafe pairs", "arXiv 2605.12339", _bso, _SHIFTED
-        ),
-        Method(
-            "bso_sba",
-            "SafeDPO's pairs, SBA generator; drops both-unsafe pairs",
-            "arXiv 2605.12339",
-            _bso_sba,
-            _SHIFTED | {"sba_lambda", "sba_scale", "sba_clamp"},
-        ),
-        Method(
-            "linear_sum",
-            "squared loss to the linear sum of a target of safety and one of helpfulness",
-            "arXiv 2310.12036",
-            _linear_sum,
-            frozenset({"beta", "safety_share"}),
-            squared=True,
-        ),
-        Method(
-            "modpo",
-            "DPO on the order of helpfulness, less the margin of a model of safety",
-            "arXiv 2310.03708",
-            _modpo,
-            frozenset({"beta", "safety_share"}),
-            shifted=True,
-        ),
-    )
-}
+    @property
+    def other_share(self) -> float:
+        """The weight of the model of safety."""
+        return self.safety_share
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `-log sigmoid(beta (h - w m) / (1 - w))`, w = `safety_share`; `margin` is h - w m already."""
+        scale = self.beta / (1 - self.safety_share)
+        return _ranked(margin, _chosen_wins(margin), lambda h: _logistic(scale * h))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bfpo.core.errors import LabelError, SettingError
-from bfpo.objective.targets import bfpo_target, check_safety_weight, require_finite, require_positive
+from bfpo.objective.losses import bfpo_target
+from bfpo.objective.methods import BFPO, check_number
 
 __all__ = [
     "alpha_window",
@@ -122,7 +123,7 @@ def rlhf_optimum(reward: Tensor, *, beta: float, reference: Tensor | None = None
     `reward`: (..., n). Raises `SettingError` for `beta <= 0` or a reference that is no distribution.
     """
     logs = _distribution("reference", reference, reward.shape[-1]).log()
-    return torch.softmax(logs + reward.to(torch.float64) / require_positive("beta", beta), dim=-1)
+    return torch.softmax(logs + reward.to(torch.float64) / check_number("beta", beta, gt=0), dim=-1)
 
 
 def closed_form(
@@ -150,11 +151,11 @@ def bilinear_reward(
     At alpha = 0 and safety_weight = 3 it is the paper's `(r_safe + E_safe)(r_help + 1/2)`. Equal to the implied reward
     up to a constant where winning is independent of the other's safety; see `reward_gap`. Source: arXiv 2408.15313.
     """
-    alpha, offset = require_finite("alpha", alpha), 1 / (check_safety_weight(safety_weight) - 1)
+    bfpo = BFPO(alpha=alpha, safety_weight=safety_weight)
     beats = _check_beats(beats)
     is_safe = _check_safe(is_safe, beats.shape[0])
     mean = e_safe(is_safe, weights=weights)[..., None]
-    return (is_safe + mean - 2 * alpha) * (win_rate(beats, weights=weights) + offset)
+    return (is_safe + mean - 2 * bfpo.alpha) * (win_rate(beats, weights=weights) + 1 / (bfpo.safety_weight - 1))
 
 
 def reward_gap(beats: Tensor, is_safe: Tensor, *, weights: Tensor | None = None) -> Tensor:
@@ -173,8 +174,7 @@ def alpha_window(share_safe: float) -> tuple[float, float]:
     `(1 + E_safe) / 2` safe ones are still pushed up in order of helpfulness. Only alpha = 1/2 lies inside for every
     E_safe strictly between 0 and 1. Raises `SettingError` for a share outside [0, 1].
     """
-    if not 0 <= require_finite("share_safe", share_safe) <= 1:
-        raise SettingError(f"share_safe: got {share_safe!r}; allowed: a number in [0, 1]")
+    check_number("share_safe", share_safe, ge=0, le=1)
     return share_safe / 2, (1 + share_safe) / 2
 
 

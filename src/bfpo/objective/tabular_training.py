@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bfpo.core.errors import SettingError
+from bfpo.objective.losses import bfpo_target
+from bfpo.objective.methods import check_number
 from bfpo.objective.tabular import closed_form, helpfulness_order, pair_targets, win_rate
-from bfpo.objective.targets import bfpo_target, require_positive
 
 __all__ = ["RIVALS", "Rival", "TabularRun", "all_assignments", "optimum", "train_tabular"]
 
@@ -153,8 +154,8 @@ def train_tabular(
     for name, value in {**counts, "seeds": len(seeds), "methods": len(methods)}.items():
         if value < 1:
             raise SettingError(f"{name}: got {value!r}; allowed: at least 1")
-    require_positive("learning_rate", learning_rate)
-    require_positive("beta", beta)
+    check_number("learning_rate", learning_rate, gt=0)
+    check_number("beta", beta, gt=0)
     for method in methods:
         _check_method(method)
     is_safe = is_safe.to(torch.float64)

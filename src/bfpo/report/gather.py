@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.core.errors import BfpoError, DataError
+from bfpo.objective.methods import method_settings
 from bfpo.report.data import (
     Comparison,
     Experiment,
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
-SETTINGS = ("method", "beta", "alpha", "safety_weight", "safedpo_delta", "bso_shift", "anchor_weight", "learning_rate")
+SETTINGS = ("method", *method_settings(), "anchor_weight", "learning_rate", "max_steps")
 ROLES: tuple[Role, ...] = ("main", "baseline", "start", "ceiling")
 _CURVE_STAGES = ("train", "sft")
 
@@ -172,7 +173,7 @@ def _add_training(run: Run, models: dict[str, Model], *, of_methods: bool) -> No
     model = models.get(name) or model_of(models, name)
     if of_methods and not model.result.curves:
         config = run.config
-        settings = {key: config[key] for key in (*SETTINGS, "max_steps", "seed") if key in config}
+        settings = {key: config[key] for key in (*SETTINGS, "seed") if key in config}
         model.result = replace(
             model.result,
             curves=run.rows("metrics.jsonl"),

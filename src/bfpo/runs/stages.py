@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -83,13 +83,13 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
     With `resume`, a finished run is left unchanged. The final status is always written: `finished`, `failed` with its
     message, or `interrupted` (Ctrl-C or SIGTERM); exceptions are re-raised.
 
-    Raises `ConfigError` for a config of another stage or with settings that its method does not read, `RunError` for a
-    folder that cannot be used, and the errors of the stage.
+    Raises `ConfigError` for a config of another stage, `RunError` for a folder that cannot be used, and the errors of
+    the stage.
     """
     from bfpo.runs.folder import RunFolder
 
-    stage, unread = _checked(name, config)
-    folder = RunFolder.create(out, name, config.resolved(unread), resume)
+    stage = _checked(name, config)
+    folder = RunFolder.create(out, name, config.resolved(), resume)
     if resume and not folder.resumed and folder.is_writer:
         _log.info("nothing to resume in %s: starting a new run", folder.path)
     if folder.finished:
@@ -118,11 +118,11 @@ def preview_stage(name: str, config: StageConfig) -> str:
     """
     from bfpo.core.yaml_text import dump_yaml
 
-    stage, unread = _checked(name, config)
+    stage = _checked(name, config)
     _check_places(config)
     lines = stage.preview()(config)
     own = lines if isinstance(lines, str) else "\n".join(lines)
-    return f"{dump_yaml(config.resolved(unread))}\n{own}".rstrip("\n")
+    return f"{dump_yaml(config.resolved())}\n{own}".rstrip("\n")
 
 
 def check_stage(name: str, config: StageConfig) -> None:
@@ -135,44 +135,21 @@ def _write_status(folder: RunFolder, status: Status, error: str | None = None) -
         folder.set_status(status, error)
 
 
-def _checked(name: str, config: StageConfig) -> tuple[Stage, frozenset[str]]:
-    """Return the stage and the settings that its method does not read; calls `keep_quiet` before any import."""
+def _checked(name: str, config: StageConfig) -> Stage:
+    """Return the stage; calls `keep_quiet` before any import."""
     keep_quiet()
     if name not in STAGES:
         raise ConfigError(f"stage: got {name!r}; allowed: {', '.join(STAGES)}")
     stage = STAGES[name]
     if type(config) is not stage.config_class():
         raise ConfigError(f"config of `{name}`: got a {type(config).__name__}; needed: {stage.config}")
-    return stage, _unread_settings(config)
+    return stage
 
 
 def _check_places(config: StageConfig) -> None:
     from bfpo.config.load import check_places
 
     check_places(config)
-
-
-def _unread_settings(config: StageConfig) -> frozenset[str]:
-    from bfpo.config import METHOD_SETTINGS, MethodSettings
-
-    if not isinstance(config, MethodSettings):
-        return frozenset()
-    from bfpo.objective.losses import METHODS
-
-    unread = METHOD_SETTINGS - METHODS[config.method].reads
-    given = sorted(unread & config.model_fields_set)
-    if given:
-        raise ConfigError(
-            f"{', '.join(given)}: not read by the method {config.method!r}; leave it out, or choose a method that "
-            f"reads it ({_readers(given)})"
-        )
-    return unread
-
-
-def _readers(settings: Iterable[str]) -> str:
-    from bfpo.objective.losses import METHODS
-
-    return ", ".join(name for name, method in METHODS.items() if set(settings) <= method.reads) or "none reads them all"
 
 
 def keep_quiet() -> None:

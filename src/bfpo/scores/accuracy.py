@@ -17,6 +17,7 @@ from bfpo.data.pack import collate_pairs, longest_text, on_device
 from bfpo.data.store import text_lengths
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import preference_loss
+from bfpo.objective.methods import Method, make_method
 from bfpo.policy.logps import Reduction, evaluating, sequence_logps
 from bfpo.policy.probe import choose_form
 from bfpo.scores.records import AccuracyRow
@@ -68,16 +69,16 @@ def accuracy_rows(
     policy: PairLogps,
     reference: PairLogps,
     *,
-    method: str = "bfpo",
-    beta: float,
-    **settings: Any,
+    method: str | Method = "bfpo",
+    **settings: float,
 ) -> list[AccuracyRow]:
     """Return one row per pair: margin = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected).
 
-    `prompts` groups pairs of one prompt. `method` with its `beta` and `settings` (see `preference_loss`) decides which
-    side is favoured: for BFPO the target's sign, so that "the less harmful one wins" counts as right. Raises
-    `SettingError` where lengths differ.
+    `prompts` groups pairs of one prompt. `method`, an object or a name with its `settings` (see `preference_loss`),
+    decides which side is favoured: for BFPO the target's sign, so that "the less harmful one wins" counts as right.
+    Raises `SettingError` where lengths differ.
     """
+    method = make_method(method, **settings)
     sizes = {
         len(pairs),
         len(prompts),
@@ -95,8 +96,6 @@ def accuracy_rows(
         torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64),
         torch.tensor([pair.rejected_is_safe for pair in pairs], dtype=torch.float64),
         method=method,
-        beta=beta,
-        **settings,
     )
     return [
         AccuracyRow(
@@ -106,7 +105,7 @@ def accuracy_rows(
             favoured=int(favoured),
             target=None if np.isnan(target) else float(target),
             margin=float(value),
-            beta_margin=float(beta * value),
+            beta_margin=float(method.beta * value),
         )
         for pair, prompt, favoured, target, value in zip(
             pairs, prompts, outcome.favoured.tolist(), outcome.target.tolist(), margin, strict=True

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainingArguments
 
 from bfpo.core.errors import SettingError
-from bfpo.objective.losses import add_anchor, get_method
-from bfpo.objective.methods import LossSettings
+from bfpo.objective.methods import Method, check_number, make_method, method_settings
 
 __all__ = ["BFPOConfig"]
 
 
+if TYPE_CHECKING:
+    MethodOrName = Method | str
+
+    class _MethodSettings:
+        beta: float
+else:
+    MethodOrName = str  # what `HfArgumentParser` reads
+    _MethodSettings = make_dataclass(
+        "_MethodSettings",
+        [
+            (name, float | None, field(default=None, metadata={"help": each.description}))
+            for name, each in method_settings().items()
+        ],
+    )
+
+
 @dataclass
-class BFPOConfig(TrainingArguments):
-    """`transformers.TrainingArguments` with the method's settings; the defaults are the published ones.
+class BFPOConfig(_MethodSettings, TrainingArguments):
+    """`transformers.TrainingArguments` with the method and its settings; the defaults are the published ones.
 
     `per_device_train_batch_size` counts pairs of each stream per batch of the loader, which is cut into micro-batches
     of at most `max_tokens_per_microbatch` tokens (`None`: not at all); the loss does not depend on it. `attention`:
     rows of "packed" pairs with a shared prompt, "padded" ones, or "auto": packed where the model takes them.
-    `method` and what it reads (`beta`, `alpha`, `safety_weight`, `safedpo_delta`, `bso_shift`, `sba_*`,
-    `safety_share`): see
-    `bfpo.objective.losses.preference_loss`.
+    `method`: a name of `METHODS`, with its settings as further arguments (`beta`, `alpha`, ...; the method's default
+    where not given), or an object, as `BFPO(beta=0.1)`.
     `reduction`: "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`.
     `buffer_weight`: of the buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or
     "adapter_off". `reference_cache`: root folder of the reference log-probs that "auto" and "precompute" read and add
@@ -35,16 +47,11 @@ class BFPOConfig(TrainingArguments):
     Raises `SettingError` for a value outside its range.
     """
 
-    method: str = field(default="bfpo", metadata={"help": "the loss"})
-    beta: float = field(default=0.01, metadata={"help": "KL coefficient (the paper's tau)"})
-    alpha: float = field(default=0.5, metadata={"help": "shift of the target, subtracted from it"})
-    safety_weight: float = field(default=3.0, metadata={"help": "the paper's B1"})
-    safedpo_delta: float = field(default=10.0, metadata={"help": "SafeDPO's offset of beta x margin"})
-    bso_shift: float = field(default=30.0, metadata={"help": "BSO's offset of beta x margin"})
-    sba_lambda: float = field(default=0.2, metadata={"help": "BSO-SBA's exponent"})
-    sba_scale: float = field(default=4.0, metadata={"help": "BSO-SBA's scale"})
-    sba_clamp: float = field(default=30.0, metadata={"help": "bound of BSO-SBA's |log R| in nats"})
-    safety_share: float = field(default=0.5, metadata={"help": "weight of safety in linear_sum and modpo"})
+    if TYPE_CHECKING:  # the settings of the methods are fields too
+
+        def __init__(self, output_dir: str | None = None, *, method: MethodOrName = "bfpo", **more: Any) -> None: ...
+
+    method: MethodOrName = field(default="bfpo", metadata={"help": "the loss"})
     reduction: str = field(default="sum", metadata={"help": "log-probs of a completion: sum or mean over tokens"})
     anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor beside the normalised loss"})
     buffer_weight: float = field(default=1.0, metadata={"help": "weight of the buffer's mean loss"})
@@ -66,13 +73,15 @@ class BFPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        get_method(self.method)
-        LossSettings(**{key: value for key, value in self.loss_settings().items() if key != "method"})
-        add_anchor(torch.zeros(0), torch.zeros(0), anchor_weight=self.anchor_weight, method=self.method, beta=self.beta)
+        given = {name: value for name in method_settings() if (value := getattr(self, name)) is not None}
+        self._method = make_method(self.method, **given)
+        self.method = self._method.name
+        for name in self._method.settings():  # to be read, and logged, beside the other arguments
+            setattr(self, name, getattr(self._method, name))
+        check_number("anchor_weight", self.anchor_weight, ge=0)
+        check_number("buffer_weight", self.buffer_weight, gt=0)
         if self.reduction not in ("sum", "mean"):
             raise SettingError(f"reduction: got {self.reduction!r}; allowed: 'sum', 'mean'")
-        if not self.buffer_weight > 0 or not math.isfinite(self.buffer_weight):
-            raise SettingError(f"buffer_weight: got {self.buffer_weight!r}; allowed: a finite number above 0")
         if self.attention not in ("auto", "packed", "padded"):
             raise SettingError(f"attention: got {self.attention!r}; allowed: 'auto', 'packed', 'padded'")
         if self.max_tokens_per_microbatch is not None and self.max_tokens_per_microbatch < 1:
@@ -90,6 +99,6 @@ class BFPOConfig(TrainingArguments):
         if self.data_seed is None:  # else the order of the pairs would depend on what was drawn before
             self.data_seed = self.seed
 
-    def loss_settings(self) -> dict[str, Any]:
-        """Return the keyword arguments of `preference_loss`."""
-        return {name: getattr(self, name) for name in ("method", *(setting.name for setting in fields(LossSettings)))}
+    def method_object(self) -> Method:
+        """Return the method with the settings that these arguments have now."""
+        return replace(self._method, **{name: getattr(self, name) for name in self._method.settings()})

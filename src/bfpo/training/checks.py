@@ -14,6 +14,7 @@ from bfpo.core.errors import TrainingError
 from bfpo.data.store import safety_labels, token_lengths
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import loss_at_start, preference_loss
+from bfpo.objective.methods import Method
 
 __all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_rows", "implied_losses"]
 
@@ -24,9 +25,9 @@ _RELATIVE_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-
 _SEEN = ("message", "_observed", "_implied", "_last_step", "_above_since")
 
 
-def implied_losses(pairs: Sequence[TokenPair], loss_settings: Mapping[str, Any]) -> Tensor:
+def implied_losses(pairs: Sequence[TokenPair], method: Method) -> Tensor:
     """Return the loss of each pair at margin 0, (P,) float64, from the data set's own labels."""
-    return loss_at_start(*_labels(pairs), **loss_settings)
+    return loss_at_start(*_labels(pairs), method=method)
 
 
 def _labels(pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
@@ -38,11 +39,11 @@ def _labels(pairs: Sequence[TokenPair]) -> tuple[Tensor, Tensor]:
 class StartCheck:
     """The check of a first step, where policy = reference: the loss is what the labels imply at margin 0.
 
-    `loss_settings`: keyword arguments of `preference_loss`. `dtype`: of the computation. `log_vocabulary`: an upper
-    bound of a trained model's loss per token, in nats, from which the size of log-probs is judged.
+    `dtype`: of the computation. `log_vocabulary`: an upper bound of a trained model's loss per token, in nats, from
+    which the size of log-probs is judged.
     """
 
-    loss_settings: Mapping[str, Any]
+    method: Method
     dtype: torch.dtype
     log_vocabulary: float
     reduction: str = "sum"
@@ -69,12 +70,13 @@ class StartCheck:
         than rounding of the margins explains.
         """
         chosen, rejected = _labels(pairs)
-        settings = {**self.loss_settings, "other_margin": other_margin}
-        implied = loss_at_start(chosen, rejected, **settings)
+
+        def losses(margin: Tensor) -> Tensor:
+            return preference_loss(margin, chosen, rejected, method=self.method, other_margin=other_margin).loss
+
         error = self.margin_tolerance(pairs)
-        bounds = [
-            (preference_loss(sign * error, chosen, rejected, **settings).loss - implied).abs() for sign in (1, -1)
-        ]
+        implied = losses(torch.zeros_like(error))
+        bounds = [(losses(sign * error) - implied).abs() for sign in (1, -1)]
         expected = float((weights * implied).sum())
         tolerance = float((weights * torch.maximum(*bounds)).sum()) + 1e-6 * abs(expected)
         if abs(observed - expected) <= tolerance:  # false for NaN

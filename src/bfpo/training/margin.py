@@ -13,6 +13,7 @@ from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import collate_pairs, on_device
 from bfpo.data.store import reference_logps
 from bfpo.data.tokenize import TokenPair
+from bfpo.objective.methods import METHODS, Method
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass
 from bfpo.training.arguments import BFPOConfig
@@ -59,13 +60,16 @@ def margin_logps(
 
 
 def check_margin_logps(
-    method: str, values: Sequence[Tensor] | None, lists: Sequence[Sequence[TokenPair]]
+    method: Method, values: Sequence[Tensor] | None, lists: Sequence[Sequence[TokenPair]]
 ) -> list[Tensor] | None:
-    """Return the log-probs as a list; raise `SettingError` where modpo has none, another has some, or sizes differ."""
-    if (method == "modpo") != (values is not None):
+    """Return the log-probs as a list; raise `SettingError` where a method needs them and has none, or the other way
+    round, and where sizes differ.
+    """
+    if method.shifted != (values is not None):
+        shifted = ", ".join(name for name, each in METHODS.items() if each.shifted)
         raise SettingError(
-            f"margin_logps: got {'none' if values is None else 'some'} with the method {method!r}; allowed: with "
-            "modpo, which needs them, and with no other"
+            f"margin_logps: got {'none' if values is None else 'some'} with the method {method.name!r}; allowed: with "
+            f"{shifted}, which needs them, and with no other"
         )
     if values is None:
         return None

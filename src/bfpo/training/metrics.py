@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from bfpo.data.labels import CELLS
-from bfpo.objective.losses import PairLoss, get_method
+from bfpo.objective.methods import PairLoss
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.checks import DivergenceWatch
 
@@ -223,7 +223,7 @@ class TrainingRecord:
 
     def __init__(self, args: BFPOConfig, *, reduce: Callable[[Tensor], Tensor]) -> None:
         self._args = args
-        self._method = get_method(args.method)
+        self._method = args.method_object()
         self._reduce = reduce
         self._metrics = CellMetrics(args.device)
         self.watch: DivergenceWatch | None = None
@@ -253,7 +253,7 @@ class TrainingRecord:
         return {name.removeprefix("main/"): value for name, value in kept.items()}
 
     def _end_step(self) -> Tensor:
-        anchor_factor = self._args.anchor_weight / self._method.normaliser(self._args.beta)
+        anchor_factor = self._args.anchor_weight / self._method.normaliser
         sums_GK = self._metrics.end_step(self._reduce)
         return _step_loss(sums_GK, buffer_weight=self._args.buffer_weight, anchor_factor=anchor_factor)
 
@@ -271,8 +271,8 @@ class TrainingRecord:
     def _named(self, sums: Sequence[Sequence[float]]) -> dict[str, float]:
         return summarise(
             sums,
-            normaliser=self._method.normaliser(self._args.beta),
-            has_target=self._method.has_target,
+            normaliser=self._method.normaliser,
+            has_target=self._method.squared,
             anchored=self._args.anchor_weight > 0,
         )
 

@@ -118,8 +118,9 @@ class BFPOTrainer(Trainer):
         self.train_dataset = TwoStreamDataset(*self._streams, seed=args.data_seed or 0)
         sets = {name: TwoStreamDataset(pairs) for name, pairs in zip(evals, lists[len(streams) :], strict=True)}
         self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
-        self._implied = [implied_losses(pairs, args.loss_settings()).to(args.device) for pairs in self._streams]
-        self._margin_logps = check_margin_logps(args.method, margin_logps, lists)
+        self.method = args.method_object()
+        self._implied = [implied_losses(pairs, self.method).to(args.device) for pairs in self._streams]
+        self._margin_logps = check_margin_logps(self.method, margin_logps, lists)
         self._record = TrainingRecord(args, reduce=self._sum_over_processes)
         self.add_callback(self._record.callback)
 
@@ -233,18 +234,16 @@ class BFPOTrainer(Trainer):
         if self._margin_logps is not None:
             other_P = _chosen_minus_rejected((self._other_logps(inputs) - ref_logps_N) / per_N)
         labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
-        pair_loss = preference_loss(margin_P, *labels, **args.loss_settings(), other_margin=other_P)
+        pair_loss = preference_loss(margin_P, *labels, method=self.method, other_margin=other_P)
         total_P, anchor_P = pair_loss.loss, torch.zeros_like(margin_P)
         if args.anchor_weight > 0:
             nll_N = -found.logps / tokens_N  # per token, whatever the reduction
             anchor_P = anchor(pair_loss.favoured, nll_N[:num_pairs], nll_N[num_pairs:], *labels)
-            total_P = add_anchor(
-                total_P, anchor_P, anchor_weight=args.anchor_weight, method=args.method, beta=args.beta
-            )
+            total_P = add_anchor(total_P, anchor_P, anchor_weight=args.anchor_weight, method=self.method)
         figures = PairFigures(
             pair_loss=pair_loss,
             margin=margin_P.detach(),
-            beta=args.beta,
+            beta=self.method.beta,
             chosen_drift=drift_N.detach()[:num_pairs],
             rejected_drift=drift_N.detach()[num_pairs:],
             chosen_tokens=found.num_tokens[:num_pairs],
@@ -283,7 +282,7 @@ class BFPOTrainer(Trainer):
             return torch.zeros(len(index), dtype=torch.float64, device=index.device)
         if other_margin is not None:
             labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
-            return loss_at_start(*labels, **self.args.loss_settings(), other_margin=other_margin)
+            return loss_at_start(*labels, method=self.method, other_margin=other_margin)
         main = self._implied[0][index[~is_buffer]]  # main pairs come first in every micro-batch
         return torch.cat([main, self._implied[1][index[is_buffer]]]) if len(self._streams) > 1 else main
 
@@ -301,7 +300,7 @@ class BFPOTrainer(Trainer):
         pairs = self._pairs_of(inputs)
         check_rows(inputs, pairs)
         check = StartCheck(
-            self.args.loss_settings(),
+            self.method,
             dtype=_computed_in(self.args, self.model),
             log_vocabulary=math.log(self.model.config.get_text_config().vocab_size),
             reduction=self.args.reduction,
