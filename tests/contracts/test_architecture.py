@@ -8,6 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bfpo.objective.methods import METHODS
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -49,6 +51,11 @@ def test_the_figure_shows_the_layers_of_the_contract():
     files = [text.text for text in root.iter(f"{SVG}text") if text.get("class") == "file"]
     assert files
     assert [file for file in files if not (SOURCE / str(file)).is_file()] == []
+
+
+def test_the_table_of_methods_names_every_method():
+    section = (ROOT / "docs" / "notation.md").read_text(encoding="utf-8").split("## The methods")[1]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(METHODS)
 
 
 def quoted(text: str) -> list[str]:
