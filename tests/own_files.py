@@ -132,7 +132,7 @@ def compare() -> None:
 
 
 def tiny_folders() -> None:
-    from bfpo.policy.load import save_policy
+    from bfpo.policy.save import save_policy
     from tiny import tiny_model, tiny_tokenizer
 
     for name, seed in (("one", 1), ("two", 2)):
@@ -187,7 +187,7 @@ def suites() -> None:
 def redteam() -> None:
     from transformers import AutoTokenizer
 
-    from bfpo.policy.load import save_policy
+    from bfpo.policy.save import save_policy
     from tiny import tiny_model
 
     save_tokenizer(Path("tokenizer"))

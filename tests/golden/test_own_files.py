@@ -12,6 +12,7 @@ from bfpo.core.records import as_json, load, load_lines
 from bfpo.core.schema import VerdictRow
 from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.scores.records import AccuracyRow, ComparisonFile, InterpolateFile, ScoresFile, TradeoffFile
+from bfpo.suites.records import SuiteAnswer, SuitesFile
 from own_files import KEPT, NO_MODEL, RUNS, write_inputs
 
 KINDS: dict[str, type[Any]] = {
@@ -25,6 +26,8 @@ KINDS: dict[str, type[Any]] = {
     "compare/comparison.json": ComparisonFile,
     "pairs/scores.json": ScoresFile,
     "pairs/accuracy.jsonl": AccuracyRow,
+    "suites/scores.json": SuitesFile,
+    "suites/answers.jsonl": SuiteAnswer,
     "redteam/redteam.json": RedteamFile,
     "dial/models.json": InterpolateFile,
 }

@@ -264,10 +264,10 @@ def test_comparisons_are_paired_and_corrected() -> None:
         random_seed=0,
     )
     first = found[0]
-    assert (first["first"], first["second"], first["num"], first["test"]) == ("a", "b", 10, "exact McNemar")
-    assert first["difference"] == pytest.approx(0.9)
-    assert first["p_value"] == pytest.approx(2 * 0.5**9)
-    assert first["p_holm"] == pytest.approx(4 * 0.5**9)
+    assert (first.first, first.second, first.num, first.test) == ("a", "b", 10, "exact McNemar")
+    assert first.difference == pytest.approx(0.9)
+    assert first.p_value == pytest.approx(2 * 0.5**9)
+    assert first.p_holm == pytest.approx(4 * 0.5**9)
 
 
 def test_over_refusal_counts_benign_prompts_only() -> None:

@@ -7,15 +7,45 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bfpo._version import __version__
 
-__all__ = ["describe_checkout", "describe_platform", "describe_sources", "describe_versions", "prepared_from"]
+__all__ = [
+    "RunFile",
+    "describe_checkout",
+    "describe_platform",
+    "describe_sources",
+    "describe_versions",
+    "prepared_from",
+]
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """What readers take from `run.json`, to which every stage adds facts of its own.
+
+    `data`: input -> file -> its hash and size. `completions`: what `bfpo generate` counted.
+    """
+
+    OPEN: ClassVar[bool] = True
+
+    stage: str = "unknown"
+    status: str = "unknown"
+    config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    completions: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str | None] = field(default_factory=dict)
+    updated: str = ""
+    seconds: float | None = None
+    gpu_joules: float | None = None
+    error: str = ""
 
 
 def describe_versions() -> dict[str, str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Any
 from bfpo.config import EvaluateConfig, GenerateConfig, read_template
 from bfpo.config.judges import SERVER_KEYS
 from bfpo.config.suites import EvaluatedModel
+from bfpo.core.errors import RunError
 from bfpo.core.files import file_digest
+from bfpo.core.provenance import RunFile
+from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
@@ -68,7 +70,7 @@ def answer_suites(
         out = _answered(config, _generate(config, model, asked, longest, temperature), folder, name)
         for completion in read_completions(out / COMPLETIONS):
             suite_name, _, own_id = completion.id.partition("/")
-            answers.completions[suite_name].append(_renamed(completion, own_id))
+            answers.completions[suite_name].append(replace(completion, id=own_id))
     return answers
 
 
@@ -152,16 +154,12 @@ def _answered(config: EvaluateConfig, generate: GenerateConfig, folder: RunFolde
 def _same(earlier: Path, generate: GenerateConfig) -> bool:
     """Whether a finished run asked the same prompts with the same settings."""
     try:
-        record = json.loads((earlier / "run.json").read_text(encoding="utf-8"))
+        run = load(RunFile, earlier / "run.json")
         asked = file_digest(earlier.with_name(f"{earlier.name}.prompts.jsonl"))
-    except (OSError, ValueError):
+    except (OSError, RunError):
         return False
     # Where the prompts lie; the others change no answer that counts.
     own = {"prompts", "batch_size", "threads", "max_requests", *SERVER_KEYS - {"url"}}
-    before, now = record.get("config", {}), generate.resolved()
+    before, now = run.config, generate.resolved()
     same = all(before.get(key) == now.get(key) for key in now.keys() | before.keys() if key not in own)
-    return record.get("status") == "finished" and same and asked == file_digest(generate.prompts)
-
-
-def _renamed(completion: Completion, own_id: str) -> Completion:
-    return replace(completion, id=own_id)
+    return run.status == "finished" and same and asked == file_digest(generate.prompts)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +15,7 @@ from bfpo.config import EvaluateConfig
 from bfpo.config.load import read_template
 from bfpo.config.suites import EvaluatedModel
 from bfpo.core.errors import MissingExtraError, ModelError, first_line
+from bfpo.core.records import load
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
 from bfpo.policy.load import load_tokenizer
 from bfpo.runs.folder import RunFolder
@@ -237,7 +237,7 @@ def _result(
     assert config.suites is not None
     name = f"models/{model}/inspect_{suite.name}.json"
     if folder.resumed and folder.file(name).is_file():
-        return InspectResult(**json.loads(folder.file(name).read_text(encoding="utf-8")))
+        return load(InspectResult, folder.file(name))
     files = local_files(suite, config.suites.folders)
     if files:
         folder.add_data(suite.name, [str(file) for file in files])
@@ -250,5 +250,5 @@ def _result(
         seed=config.seed,
         logs=folder.path / "models" / model / "inspect",
     )
-    folder.write_json(name, asdict(result))
+    folder.write_json(name, result)
     return result

@@ -8,13 +8,14 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from bfpo.config import EvaluateConfig, read_template
 from bfpo.core.errors import MissingExtraError, first_line
+from bfpo.core.records import load
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
 from bfpo.policy.load import load_tokenizer
 from bfpo.runs.folder import RunFolder
@@ -293,8 +294,7 @@ def _result(
     assert config.suites is not None
     name = f"models/{model}/{task}.json"
     if folder.resumed and folder.file(name).is_file():
-        kept = json.loads(folder.file(name).read_text(encoding="utf-8"))
-        return TaskResult(**kept)
+        return load(TaskResult, folder.file(name))
     result = runner.run(task, next(iter(suite.metrics)), limit=config.suites.limit, seed=config.seed)
-    folder.write_json(name, asdict(result))
+    folder.write_json(name, result)
     return result

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from bfpo.config.suites import EvaluatedModel
 from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
+from bfpo.core.records import load, load_lines
 from bfpo.core.schema import Score
 from bfpo.judges.judges import check_judge, check_ranker
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
+from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.scores.scores import join_verdicts
 from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
@@ -30,6 +32,7 @@ from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, f
 from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.lm_eval import run_tasks
+from bfpo.suites.records import ModelFacts, SuiteAnswer, SuiteComparison, SuiteFacts, SuiteScore, SuitesFile
 from bfpo.suites.scores import (
     SUITE_METRICS,
     WIN_RATES,
@@ -57,11 +60,11 @@ ACCURACY = "accuracy"
 class _Collected:
     """What the steps have found so far."""
 
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    last_scores: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, SuiteFacts] = field(default_factory=dict)
+    scores: list[SuiteScore] = field(default_factory=list)
+    last_scores: list[SuiteScore] = field(default_factory=list)
     values: list[Values] = field(default_factory=list)
-    answers: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[SuiteAnswer] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -84,7 +87,7 @@ def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
     found.warnings += _same_judges(config, suites, found)
     _aggregate(config, folder, suites, found)
     primary = any(values.by_item for values in found.values if values.compared)
-    if suites and not primary and all(score["value"] is None for score in found.scores):
+    if suites and not primary and all(score.value is None for score in found.scores):
         raise nothing_scored(config, suites, found.facts, found.answers)
 
 
@@ -119,18 +122,8 @@ def _from(config: EvaluateConfig, suite: Suite) -> str:
 def _accuracy(config: EvaluateConfig, folder: RunFolder, found: _Collected) -> None:
     if config.data is None:
         return
-    found.facts[ACCURACY] = {
-        "name": ACCURACY,
-        "title": "Implicit-reward accuracy",
-        "kind": "accuracy",
-        "status": "scored",
-        "reason": None,
-        "judge": None,
-        "licence": None,
-        "source": ", ".join(config.data.files),
-        "revision": None,
-        "prompts_sha256": None,
-    }
+    source = ", ".join(config.data.files)
+    found.facts[ACCURACY] = SuiteFacts(ACCURACY, "Implicit-reward accuracy", "accuracy", source=source)
     own = {"suites", "models", "model", "revision", "reference", "reference_revision"}
     shared = {name: getattr(config, name) for name in config.model_fields_set - own}
     for model in config.evaluated():
@@ -138,12 +131,12 @@ def _accuracy(config: EvaluateConfig, folder: RunFolder, found: _Collected) -> N
         single = EvaluateConfig.model_validate({**shared, **asked})
         out = folder.path / "models" / model.name / "accuracy"
         run = run_stage("evaluate", single, out, resume=out.exists())
-        rows = [json.loads(line) for line in run.file("accuracy.jsonl").read_text(encoding="utf-8").splitlines()]
-        right = {row["pair_id"]: float(row["right"]) for row in rows if row["right"] is not None}
-        prompts = {row["pair_id"]: row["prompt"] for row in rows if row["right"] is not None}
+        rows = load_lines(AccuracyRow, run.file("accuracy.jsonl"))
+        right = {row.pair_id: float(row.right) for row in rows if row.right is not None}
+        prompts = {row.pair_id: row.prompt for row in rows if row.right is not None}
         found.values.append(Values(ACCURACY, model.name, "accuracy", right, prompts, len(rows) - len(right)))
-        scores = run.read_json("scores.json")["scores"]
-        found.scores += [{"suite": ACCURACY, "model": model.name, **score} for score in scores]
+        scores = load(ScoresFile, run.file("scores.json")).scores
+        found.scores += [SuiteScore(suite=ACCURACY, model=model.name, **asdict(score)) for score in scores]
 
 
 def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
@@ -158,7 +151,7 @@ def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], 
                 suite, config.suites.folders, limit=config.suites.limit, seed=config.seed
             )
         except UnreachableError as error:
-            found.facts[suite.name] = _fact(suite, "skipped", reason=str(error))
+            found.facts[suite.name] = _facts(suite, "skipped", reason=str(error))
             continue
         if prompts[suite.name].files:
             folder.add_data(suite.name, [str(file) for file in prompts[suite.name].files])
@@ -176,10 +169,10 @@ def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], 
             "num_prompts": len(each.prompts),
         }
         if suite.name in judged.skipped:
-            found.facts[suite.name] = _fact(suite, "skipped", reason=judged.skipped[suite.name], **known)
+            found.facts[suite.name] = _facts(suite, "skipped", reason=judged.skipped[suite.name], **known)
             continue
         left_out = {model: each.left_out[suite.name] for model, each in answers.items() if each.left_out[suite.name]}
-        found.facts[suite.name] = _fact(
+        found.facts[suite.name] = _facts(
             suite, "scored", judge=judged.judges.get(suite.name), **known, too_long=left_out
         )
         _collect_verdicts(suite, answers, judged, found)
@@ -208,16 +201,16 @@ def _collect_verdicts(
         rows = join_verdicts(completions, verdicts)
         found.values += values_of(suite.name, model, metrics, rows, each.left_out[suite.name])
         found.answers += [
-            {
-                "suite": suite.name,
-                "model": model,
-                "id": completion.id,
-                "kind": completion.kind,
-                "prompt": [asdict(message) for message in completion.prompt],
-                "text": completion.text,
-                "finished": completion.finished,
-                "verdict": asdict(verdict),
-            }
+            SuiteAnswer(
+                suite=suite.name,
+                model=model,
+                id=completion.id,
+                kind=completion.kind,
+                prompt=completion.prompt,
+                text=completion.text,
+                finished=completion.finished,
+                verdict=verdict,
+            )
             for completion, verdict in zip(completions, verdicts, strict=True)
         ]
 
@@ -231,7 +224,7 @@ def _skip_served(config: EvaluateConfig, suites: list[Suite], package: str, foun
             f"{', '.join(served)} is behind a server, and {package} needs the weights here; evaluate such models by "
             "themselves to score the others"
         )
-        found.facts[suite.name] = _fact(suite, "skipped", reason=reason, source=source)
+        found.facts[suite.name] = _facts(suite, "skipped", reason=reason, source=source)
     return bool(served)
 
 
@@ -241,12 +234,12 @@ def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suit
     results, skipped, sources = run_tasks(config, suites, folder)
     for suite in suites:
         if suite.name in skipped:
-            found.facts[suite.name] = _fact(suite, "skipped", reason=skipped[suite.name])
+            found.facts[suite.name] = _facts(suite, "skipped", reason=skipped[suite.name])
             continue
         metric, direction = next(iter(suite.metrics.items()))
         source, revision = sources[suite.name]
         known = {"source": source, "revision": revision, "judge": "lm-eval", "ideal": direction}
-        found.facts[suite.name] = _fact(suite, "scored", **known)
+        found.facts[suite.name] = _facts(suite, "scored", **known)
         for model in config.evaluated():
             result = results[suite.name, model.name]
             items = {item: item for item in result.by_document}
@@ -255,7 +248,8 @@ def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suit
                 Values(suite.name, model.name, metric, result.by_document, items, result.unscored, higher)
             )
             if result.reasons:
-                found.facts[suite.name].setdefault("unscored", {})[model.name] = result.reasons
+                facts = found.facts[suite.name]
+                facts.unscored = {**(facts.unscored or {}), model.name: result.reasons}
 
 
 def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
@@ -268,13 +262,13 @@ def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], fou
         files = local_files(suite, config.suites.folders)
         known: dict[str, Any] = {"source": ", ".join([suite.inspect.task, *(file.name for file in files)])}
         if suite.name in skipped:
-            found.facts[suite.name] = _fact(suite, "skipped", reason=skipped[suite.name], **known)
+            found.facts[suite.name] = _facts(suite, "skipped", reason=skipped[suite.name], **known)
             continue
         own = [(model.name, results[suite.name, model.name]) for model in config.evaluated()]
         judge = config.suites.grader if suite.inspect.grader else "inspect-ai"
         metric, direction = next(iter(suite.metrics.items()))
         known |= {"revision": own[0][1].version, "judge": judge, "ideal": direction}
-        found.facts[suite.name] = _fact(suite, "scored", **known)
+        found.facts[suite.name] = _facts(suite, "scored", **known)
         higher = direction == "higher"
         for model, result in own:
             if result.by_sample or result.value is None:
@@ -282,7 +276,7 @@ def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], fou
                 found.values.append(Values(suite.name, model, metric, result.by_sample, items, result.unscored, higher))
             else:  # no mean over samples: the value as the log has it, without an interval
                 score = Score(metric, result.value, None, None, result.num, result.unscored, higher)
-                found.scores.append({"suite": suite.name, "model": model, **asdict(score)})
+                found.scores.append(SuiteScore(suite=suite.name, model=model, **asdict(score)))
 
 
 def _aggregate(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
@@ -290,14 +284,14 @@ def _aggregate(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], f
     own = [values for values in found.values if values.suite != ACCURACY]
     scores = [*found.scores, *(score_values(values, **settings) for values in own), *found.last_scores]
     order = [ACCURACY, *(suite.name for suite in suites)]
-    result = {
-        "confidence": config.confidence,
-        "models": [_model_fact(model) for model in config.evaluated()],
-        "suites": [found.facts[name] for name in order if name in found.facts],
-        "scores": scores,
-        "comparisons": compare_values(found.values, **settings),
-        "warnings": found.warnings,
-    }
+    result = SuitesFile(
+        confidence=config.confidence,
+        models=[_model_facts(model) for model in config.evaluated()],
+        suites=[found.facts[name] for name in order if name in found.facts],
+        scores=scores,
+        comparisons=compare_values(found.values, **settings),
+        warnings=found.warnings,
+    )
     folder.write_jsonl("answers.jsonl", found.answers)
     folder.write_json("scores.json", result)
     text = suites_page(result)
@@ -309,25 +303,17 @@ def _aggregate(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], f
 # ------------------------------------------------------------------------------------------------ facts
 
 
-def _fact(suite: Suite, status: str, *, reason: str | None = None, **known: Any) -> dict[str, Any]:
-    return {
-        "name": suite.name,
-        "title": suite.title,
-        "kind": suite.kind,
-        "status": status,
-        "reason": reason,
-        "judge": known.pop("judge", None),
-        "licence": suite.licence,
-        "source": known.pop("source", suite.source.hub),
-        "revision": known.pop("revision", suite.source.revision),
-        "prompts_sha256": known.pop("prompts_sha256", None),
-        **known,
-    }
+def _facts(suite: Suite, status: str, **known: Any) -> SuiteFacts:
+    """Return the facts of a suite; its source is what the catalogue names, unless it is `known` better."""
+    named = {"source": suite.source.hub, "revision": suite.source.revision}
+    return SuiteFacts(
+        name=suite.name, title=suite.title, kind=suite.kind, status=status, licence=suite.licence, **{**named, **known}
+    )
 
 
-def _model_fact(model: EvaluatedModel) -> dict[str, Any]:
-    fact = {"name": model.name, "model": model.model, "reference": model.reference}
-    return fact if model.engine == "transformers" else {**fact, "engine": model.engine, "url": model.url}
+def _model_facts(model: EvaluatedModel) -> ModelFacts:
+    facts = ModelFacts(model.name, model.model, model.reference)
+    return facts if model.engine == "transformers" else replace(facts, engine=model.engine, url=model.url)
 
 
 def _same_judges(config: EvaluateConfig, suites: list[Suite], found: _Collected) -> list[str]:
@@ -338,7 +324,7 @@ def _same_judges(config: EvaluateConfig, suites: list[Suite], found: _Collected)
         judged: dict[str, list[str]] = {}
         for suite in suites:
             judge = judge_of(config, suite)
-            scored = found.facts[suite.name]["status"] == "scored"
+            scored = found.facts[suite.name].status == "scored"
             if judge is not None and scored and (judge.format, judge.model) in labelled:
                 judged.setdefault(judge.title, []).append(suite.title)
         warnings += [
@@ -373,8 +359,8 @@ def check_given(config: EvaluateConfig, suites: Sequence[Suite]) -> None:
 def nothing_scored(
     config: EvaluateConfig,
     suites: Sequence[Suite],
-    facts: Mapping[str, Mapping[str, Any]],
-    answers: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, SuiteFacts],
+    answers: Sequence[SuiteAnswer],
 ) -> DataError:
     """Return the error for suites that have no score: what hinders most of them, told of the first of these.
 
@@ -392,25 +378,23 @@ def nothing_scored(
     )
 
 
-def _reason(
-    config: EvaluateConfig, suite: Suite, fact: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]
-) -> tuple[str, str]:
+def _reason(config: EvaluateConfig, suite: Suite, fact: SuiteFacts, answers: Sequence[SuiteAnswer]) -> tuple[str, str]:
     """Return a word for the kind of reason that a suite has no score, and the reason with what to do."""
-    if fact["status"] == "skipped":
-        reason = " ".join(str(fact["reason"]).split())
+    if fact.status == "skipped":
+        reason = " ".join(str(fact.reason).split())
         return "skipped", f"skipped, {reason}"
-    too_long: Mapping[str, int] = fact.get("too_long", {})
-    verdicts = [row["verdict"] for row in answers if row["suite"] == suite.name]
-    unscored = Counter(verdict["reason"] for verdict in verdicts if verdict["label"] == "unscored")
+    too_long = fact.too_long or {}
+    verdicts = [row.verdict for row in answers if row.suite == suite.name and row.verdict is not None]
+    unscored = Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
     if too_long and sum(too_long.values()) >= unscored.total():
-        return "prompts too long", _too_long(config, suite, too_long, fact["num_prompts"])
+        return "prompts too long", _too_long(config, suite, too_long, fact.num_prompts or 0)
     if unscored and suite.judge is not None and suite.judge.role == "harm":  # else the reasons are of refusals
         reason, count = unscored.most_common(1)[0]
         return "answers unscored", (
-            f"{count} of {len(verdicts)} answers are unscored by {fact['judge']}: {reason}; give another judge by "
+            f"{count} of {len(verdicts)} answers are unscored by {fact.judge}: {reason}; give another judge by "
             "suites.judges, or see with `bfpo judge-check` what it can judge"
         )
-    return "no value", f"{fact['judge']} had nothing to say of any answer; see {len(verdicts)} of them in answers.jsonl"
+    return "no value", f"{fact.judge} had nothing to say of any answer; see {len(verdicts)} of them in answers.jsonl"
 
 
 def _too_long(config: EvaluateConfig, suite: Suite, too_long: Mapping[str, int], num_prompts: int) -> str:
@@ -431,30 +415,30 @@ def _too_long(config: EvaluateConfig, suite: Suite, too_long: Mapping[str, int],
     )
 
 
-def suites_page(result: Mapping[str, Any]) -> str:
+def suites_page(result: SuitesFile) -> str:
     """Return what `scores.json` holds as Markdown; no mean is taken over suites."""
-    lines = [f"Intervals: {result['confidence']:.0%}, over prompts."]
-    lines += [f"\nWarning: {warning}." for warning in result["warnings"]]
-    for suite in result["suites"]:
-        if suite["status"] == "scored":
+    lines = [f"Intervals: {result.confidence:.0%}, over prompts."]
+    lines += [f"\nWarning: {warning}." for warning in result.warnings]
+    for suite in result.suites:
+        if suite.status == "scored":
             lines += _table(suite, result)
-    skipped = [suite for suite in result["suites"] if suite["status"] == "skipped"]
+    skipped = [suite for suite in result.suites if suite.status == "skipped"]
     if skipped:
         lines += ["", "Skipped, never scored:", ""]
-        lines += [f"- {suite['title']}: {' '.join(str(suite['reason']).split())}" for suite in skipped]
+        lines += [f"- {suite.title}: {' '.join(str(suite.reason).split())}" for suite in skipped]
     return "\n".join(lines)
 
 
-def _table(suite: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
-    judge = f", judged by {suite['judge']}" if suite["judge"] else ""
-    yield from ("", f"**{suite['title']}**{judge}", "")
-    for model, count in suite.get("too_long", {}).items():
+def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
+    judge = f", judged by {suite.judge}" if suite.judge else ""
+    yield from ("", f"**{suite.title}**{judge}", "")
+    for model, count in (suite.too_long or {}).items():
         yield f"{count} prompts are too long for {model}: not asked, counted as unscored.\n"
-    for model, reasons in suite.get("unscored", {}).items():
+    for model, reasons in (suite.unscored or {}).items():
         yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
     yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
-    yield from (_row(score) for score in result["scores"] if score["suite"] == suite["name"])
-    compared = [row for row in result["comparisons"] if row["suite"] == suite["name"] and row["num"]]
+    yield from (_row(score) for score in result.scores if score.suite == suite.name)
+    compared = [row for row in result.comparisons if row.suite == suite.name and row.num]
     if compared:
         yield from ("", "| first - second | metric | difference | interval | p (Holm) | test | prompts |")
         yield "|---|---|---|---|---|---|---|"
@@ -465,19 +449,18 @@ def _title(metric: str) -> str:
     return SUITE_METRICS[metric].title if metric in SUITE_METRICS else metric.replace("_", " ")
 
 
-def _row(score: Mapping[str, Any]) -> str:
-    head = f"| {score['model']} | {_title(score['metric'])} |"
-    if score["value"] is None:
-        return f"{head} not measured | | 0 | {score['unscored']} |"
-    interval = "" if score["low"] is None else f"{score['low']:.3f} to {score['high']:.3f}"
-    return f"{head} {score['value']:.3f} | {interval} | {score['num']} | {score['unscored']} |"
+def _row(score: SuiteScore) -> str:
+    head = f"| {score.model} | {_title(score.metric)} |"
+    if score.value is None:
+        return f"{head} not measured | | 0 | {score.unscored} |"
+    interval = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
+    return f"{head} {score.value:.3f} | {interval} | {score.num} | {score.unscored} |"
 
 
-def _difference(row: Mapping[str, Any]) -> str:
-    interval = "" if row["low"] is None else f"{row['low']:+.3f} to {row['high']:+.3f}"
-    p_value = "" if row["p_holm"] is None else f"{row['p_holm']:.3g}"
-    pair = f"{row['first']} - {row['second']}"
+def _difference(row: SuiteComparison) -> str:
+    interval = "" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}"
+    p_value = "" if row.p_holm is None else f"{row.p_holm:.3g}"
+    pair = f"{row.first} - {row.second}"
     return (
-        f"| {pair} | {_title(row['metric'])} | {row['difference']:+.3f} | {interval} | {p_value} | {row['test']} | "
-        f"{row['num']} |"
+        f"| {pair} | {_title(row.metric)} | {row.difference:+.3f} | {interval} | {p_value} | {row.test} | {row.num} |"
     )

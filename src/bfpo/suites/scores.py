@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from bfpo.core.provenance import RunFile
+from bfpo.core.records import load
 from bfpo.scores.scores import METRICS, Judged
 from bfpo.stats import (
     Interval,
@@ -18,6 +20,7 @@ from bfpo.stats import (
     paired_test,
     rate_interval,
 )
+from bfpo.suites.records import SuiteComparison, SuiteScore
 
 __all__ = [
     "BESIDE",
@@ -101,8 +104,8 @@ def values_of(
     return found
 
 
-def score_values(values: Values, *, confidence: float, num_resamples: int, random_seed: int) -> dict[str, Any]:
-    """Return a row of `scores.json`: a `Score` with its suite and model."""
+def score_values(values: Values, *, confidence: float, num_resamples: int, random_seed: int) -> SuiteScore:
+    """Return the score of a model on a suite."""
     items = list(values.by_item)
     interval = rate_interval(
         [values.by_item[item] for item in items],
@@ -114,10 +117,8 @@ def score_values(values: Values, *, confidence: float, num_resamples: int, rando
     return _row(values, values.metric, interval)
 
 
-def length_controlled_score(
-    values: Values, longer_by: Sequence[float], *, name: str, **settings: Any
-) -> dict[str, Any]:
-    """Return the row of win rates at equal length, `longer_by` characters more in the items' order.
+def length_controlled_score(values: Values, longer_by: Sequence[float], *, name: str, **settings: Any) -> SuiteScore:
+    """Return the win rate at equal length, `longer_by` characters more in the items' order.
 
     With too few prompts for it all are unscored. `settings` are those of `score_values`.
     """
@@ -127,21 +128,21 @@ def length_controlled_score(
     return _row(values, name, interval)
 
 
-def _row(values: Values, metric: str, interval: Interval) -> dict[str, Any]:
-    return {
-        "suite": values.suite,
-        "model": values.model,
-        "metric": metric,
+def _row(values: Values, metric: str, interval: Interval) -> SuiteScore:
+    return SuiteScore(
+        suite=values.suite,
+        model=values.model,
+        metric=metric,
         **asdict(interval),
-        "unscored": values.unscored + len(values.by_item) - interval.num,
-        "higher_is_better": values.higher_is_better,
-        "extra": {"num_prompts": len(set(values.prompts.values()))},
-    }
+        unscored=values.unscored + len(values.by_item) - interval.num,
+        higher_is_better=values.higher_is_better,
+        extra={"num_prompts": len(set(values.prompts.values()))},
+    )
 
 
 def compare_values(
     values: Sequence[Values], *, confidence: float, num_resamples: int, random_seed: int
-) -> list[dict[str, Any]]:
+) -> list[SuiteComparison]:
     """Return first - second of every two models on each metric of a suite, over the items that both scored.
 
     The p-values are of McNemar's exact test or of sign flips, `p_holm` corrected over all comparisons of the run.
@@ -150,7 +151,7 @@ def compare_values(
     for one in values:
         if one.compared:
             by_metric.setdefault((one.suite, one.metric), []).append(one)
-    rows: list[dict[str, Any]] = []
+    rows: list[SuiteComparison] = []
     for (suite, metric), models in by_metric.items():
         for first, second in combinations(models, 2):
             items = [item for item in first.by_item if item in second.by_item]
@@ -161,22 +162,21 @@ def compare_values(
             )
             test = paired_test(left, right, prompts, random_seed=random_seed)
             rows.append(
-                {
-                    "suite": suite,
-                    "metric": metric,
-                    "first": first.model,
-                    "second": second.model,
-                    "difference": difference.value,
-                    "low": difference.low,
-                    "high": difference.high,
-                    "p_value": test.p_value,
-                    "p_holm": None,
-                    "test": test.test,
-                    "num": difference.num,
-                }
+                SuiteComparison(
+                    suite=suite,
+                    metric=metric,
+                    first=first.model,
+                    second=second.model,
+                    difference=difference.value,
+                    low=difference.low,
+                    high=difference.high,
+                    p_value=test.p_value,
+                    test=test.test,
+                    num=difference.num,
+                )
             )
-    corrected = holm([row["p_value"] for row in rows])
-    return [{**row, "p_holm": p_holm} for row, p_holm in zip(rows, corrected, strict=True)]
+    corrected = holm([row.p_value for row in rows])
+    return [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, corrected, strict=True)]
 
 
 _LEVELS = 4  # folders above a file in which its run may lie
@@ -206,14 +206,10 @@ def _follow(path: Path, found: dict[str, dict[str, Any]], seen: set[Path], depth
     if record_file is None or record_file in seen or depth == 0:
         return
     seen.add(record_file)
-    try:
-        record = json.loads(record_file.read_text(encoding="utf-8"))
-        judges = record.get("config", {}).get("judges", [])
-        inputs = [Path(file) for files in record.get("data", {}).values() for file in files]
-    except (OSError, ValueError, AttributeError):
-        return
+    run = load(RunFile, record_file, [])
+    judges, start = run.config.get("judges", []), run.config.get("model")
     for judge in judges if isinstance(judges, list) else []:
         found.setdefault(json.dumps(judge, sort_keys=True), judge)
-    start = record.get("config", {}).get("model")
+    inputs = [Path(file) for files in run.data.values() for file in files]
     for file in [*inputs, *([Path(start)] if isinstance(start, str) and Path(start).is_dir() else [])]:
         _follow(file, found, seen, depth - 1)

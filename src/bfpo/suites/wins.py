@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bfpo.stats import MIN_PROMPTS
 from bfpo.suites.catalogue import Suite
 from bfpo.suites.files import UnreachableError
 from bfpo.suites.judging import Preference, rank_suites
+from bfpo.suites.records import SuiteFacts, SuiteScore
 from bfpo.suites.scores import Values, length_controlled_score
 
 __all__ = [
@@ -38,7 +39,7 @@ class WinRates:
     """The win rates prompt by prompt, rows of `scores.json` of those at equal length, and what went wrong."""
 
     values: list[Values] = field(default_factory=list)
-    at_equal_length: list[dict[str, Any]] = field(default_factory=list)
+    at_equal_length: list[SuiteScore] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -57,7 +58,7 @@ def win_rates(
     config: EvaluateConfig,
     suites: Sequence[Suite],
     answers: Mapping[str, Mapping[str, Sequence[Completion]]],
-    facts: dict[str, dict[str, Any]],
+    facts: dict[str, SuiteFacts],
 ) -> WinRates:
     """Compare `answers` (model -> suite -> completions) with the baseline's, and put the ranker into the facts."""
     found = WinRates()
@@ -67,7 +68,7 @@ def win_rates(
     name, ranked = rank_suites(config, suites, answers)
     by_name = {suite.name: suite for suite in suites}
     for (suite, model), preferences in ranked.items():
-        facts[suite]["judge"] = name
+        facts[suite].judge = name
         _add(config, by_name[suite], model, name, preferences, answers, facts, found)
     return found
 
@@ -76,7 +77,7 @@ def alpaca_eval(
     config: EvaluateConfig,
     suites: Sequence[Suite],
     answers: Mapping[str, Mapping[str, Sequence[Completion]]],
-    facts: dict[str, dict[str, Any]],
+    facts: dict[str, SuiteFacts],
     folder: RunFolder,
 ) -> WinRates:
     """Write the answers in the form of the package alpaca_eval, and have its annotators compare them where asked.
@@ -88,7 +89,7 @@ def alpaca_eval(
     assert config.suites is not None
     settings, baseline = config.suites.alpaca_eval, config.suites.baseline
     for suite in suites:
-        if suite.outputs != "alpaca_eval" or facts[suite.name]["status"] != "scored":
+        if suite.outputs != "alpaca_eval" or facts[suite.name].status != "scored":
             continue
         files = {model: _write_outputs(model, each[suite.name], folder) for model, each in answers.items()}
         if settings is None:
@@ -114,11 +115,11 @@ def alpaca_eval(
             if config.suites.ranker is not None:
                 found.warnings.append(f"{suite.title}, annotators {name}: {error}")
             else:
-                facts[suite.name] |= {"status": "skipped", "reason": str(error), "judge": None}
+                facts[suite.name] = replace(facts[suite.name], status="skipped", reason=str(error), judge=None)
                 return WinRates()
         else:
-            ranker = facts[suite.name]["judge"] if config.suites.ranker is not None else None
-            facts[suite.name]["judge"] = ", ".join([*([ranker] if ranker else []), name])
+            ranker = facts[suite.name].judge if config.suites.ranker is not None else None
+            facts[suite.name].judge = ", ".join([*([ranker] if ranker else []), name])
     return found
 
 
@@ -137,7 +138,7 @@ def _add(
     name: str,
     preferences: Mapping[str, Preference],
     answers: Mapping[str, Mapping[str, Sequence[Completion]]],
-    facts: dict[str, dict[str, Any]],
+    facts: dict[str, SuiteFacts],
     found: WinRates,
     at_equal_length: float | None = None,
 ) -> None:
@@ -146,7 +147,7 @@ def _add(
     scored = {item: (each.better, each.longer_by) for item, each in preferences.items() if each.better is not None}
     by_item = {item: better for item, (better, _) in scored.items()}
     prompts = {item: texts[item] for item in scored}
-    unscored = facts[suite.name]["num_prompts"] - len(by_item)
+    unscored = (facts[suite.name].num_prompts or 0) - len(by_item)
     wins = Values(suite.name, model, f"winrate[{name}]", by_item, prompts, unscored)
     found.values.append(wins)
     if "lc_winrate" not in suite.metrics:
@@ -154,11 +155,11 @@ def _add(
     longer_by = [longer for _, longer in scored.values()]
     row = length_controlled_score(wins, longer_by, name=f"lc_winrate[{name}]", **interval_settings(config))
     if at_equal_length is not None:
-        row |= {"value": at_equal_length, "low": None, "high": None, "num": len(by_item), "unscored": unscored}
+        row = replace(row, value=at_equal_length, low=None, high=None, num=len(by_item), unscored=unscored)
     found.at_equal_length.append(row)
-    if row["value"] is None:
+    if row.value is None:
         reason = f"the win rate at equal length needs {MIN_PROMPTS} compared prompts"
-        facts[suite.name].setdefault("unscored", {})[model] = {reason: row["unscored"]}
+        facts[suite.name].unscored = {**(facts[suite.name].unscored or {}), model: {reason: row.unscored}}
 
 
 def interval_settings(config: EvaluateConfig) -> dict[str, Any]:
