@@ -19,7 +19,7 @@ from bfpo.data.load import load_pairs
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.read import read_pairs
-from bfpo.preparation.reading import kind_of_layout, reader_of
+from bfpo.preparation.rows import kind_of_layout, reader_of
 
 ROW = {"question": "q", "best": "yes", "worst": "no", "id": 7}
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bfpo.config.prepare import MixtureSourceConfig
 from bfpo.core.errors import ConfigError, DataError, LabelError
-from bfpo.preparation.drawing import apply_shares, split_hash
-from bfpo.preparation.parts import Policy
+from bfpo.preparation.mixture import apply_shares, split_hash
 from mixtures import prepare, row, rows_of, source
 
 
@@ -106,7 +106,7 @@ def test_weights_share_the_total(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(1, 10_000))
 def test_shares_sum_to_the_total_and_are_within_one_of_exact(weights: list[float], total: int) -> None:
-    shares = apply_shares([Policy("a", "main", weight=weight) for weight in weights], total)
+    shares = apply_shares([MixtureSourceConfig(name="a", weight=weight) for weight in weights], total)
     assert sum(share or 0 for share in shares) == total
     for share, weight in zip(shares, weights, strict=True):
         assert abs((share or 0) - weight / sum(weights) * total) < 1 + 1e-6

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from bfpo.config.prepare import NearDuplicatesConfig
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.split import normalised_prompt
 from bfpo.preparation.contamination import EvaluationPrompts, Hit
-from bfpo.preparation.sketches import SketchSettings, bands_of, ngrams, sketches_of
+from bfpo.preparation.sketches import bands_of, ngrams, sketches_of
 
-SKETCH = SketchSettings(0.8, 5, 128)
+SKETCH = NearDuplicatesConfig(threshold=0.8, characters=5, permutations=128)
 LONG = "Please describe in detail how one could pick the lock of an old wooden door"
 SUITES = {
     "locks": [Prompt("l1", (Message("user", LONG),)), Prompt("l2", (Message("user", "Open the door"),))],
@@ -15,19 +16,19 @@ SUITES = {
 }
 
 
-def hits(*turns: str, sketch: SketchSettings | None = SKETCH) -> list[Hit]:
+def hits(*turns: str, near: NearDuplicatesConfig | None = SKETCH) -> list[Hit]:
     """Find a conversation whose turns alternate, the user first."""
     roles = ("user", "assistant")
     messages = tuple(Message(roles[i % 2], turn) for i, turn in enumerate(turns))  # type: ignore[arg-type]
     text = normalised_prompt(messages)
     grams = ngrams([text], SKETCH.characters)
     bands = bands_of(sketches_of(grams, SKETCH), SKETCH)[0]
-    found = EvaluationPrompts(SUITES, contained_words=8, sketch=sketch)
+    found = EvaluationPrompts(SUITES, contained_words=8, near=near)
     return found.find(messages, text, grams[0], bands)
 
 
-def kinds(*turns: str, sketch: SketchSettings | None = SKETCH) -> dict[str, str]:
-    return {hit.suite: hit.how for hit in hits(*turns, sketch=sketch)}
+def kinds(*turns: str, near: NearDuplicatesConfig | None = SKETCH) -> dict[str, str]:
+    return {hit.suite: hit.how for hit in hits(*turns, near=near)}
 
 
 def test_a_prompt_is_found_whatever_its_case_and_white_space_and_once_for_each_suite() -> None:
@@ -43,7 +44,7 @@ def test_a_turn_of_the_user_counts_and_one_of_the_assistant_does_not() -> None:
 def test_a_near_repetition_is_found_only_where_near_ones_are_looked_for() -> None:
     changed = LONG.replace("wooden", "w00den")
     assert kinds(changed) == {"locks": "near", "doors": "near"}
-    assert kinds(changed, sketch=None) == {}
+    assert kinds(changed, near=None) == {}
     assert kinds(LONG.replace("old wooden door", "brand-new safe made of thick steel")) == {}
 
 

@@ -5,8 +5,9 @@ import random
 import numpy as np
 import pytest
 
+from bfpo.config.prepare import NearDuplicatesConfig
 from bfpo.preparation.sketches import (
-    SketchSettings,
+    bands_and_rows,
     bands_of,
     estimated_similarity,
     group_similar,
@@ -15,7 +16,7 @@ from bfpo.preparation.sketches import (
     sketches_of,
 )
 
-SETTINGS = SketchSettings(threshold=0.8, characters=5, permutations=128)
+SETTINGS = NearDuplicatesConfig(threshold=0.8, characters=5, permutations=128)
 
 
 def plain_similarity(first: str, second: str, size: int = 5) -> float:
@@ -61,10 +62,11 @@ def test_the_low_bytes_of_a_sketch_estimate_similarity() -> None:
 
 @pytest.mark.parametrize("threshold", [0.4, 0.6, 0.8, 0.95, 1.0])
 def test_bands_leave_similar_texts_a_chance_of_99_percent_to_meet(threshold: float) -> None:
-    settings = SketchSettings(threshold, 5, 128)
-    met = 1 - (1 - threshold**settings.rows_per_band) ** settings.num_bands
+    settings = NearDuplicatesConfig(threshold=threshold, characters=5, permutations=128)
+    num_bands, rows = bands_and_rows(settings)
+    met = 1 - (1 - threshold**rows) ** num_bands
     assert met >= 0.99
-    assert settings.num_bands * settings.rows_per_band <= 128
+    assert num_bands * rows <= 128
 
 
 def test_similar_texts_are_in_one_group_and_others_are_not() -> None:
@@ -103,7 +105,7 @@ def group(texts: list[str]) -> np.ndarray:
     bands, low = bands_of(sketches, SETTINGS), (sketches & 0xFF).astype(np.uint8)
     return group_similar(
         len(texts),
-        num_bands=SETTINGS.num_bands,
+        num_bands=bands_and_rows(SETTINGS)[0],
         band=lambda number: bands[:, number],
         sketches=lambda indices: low[indices],
         threshold=SETTINGS.threshold,

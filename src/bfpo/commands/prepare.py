@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bfpo.config import PrepareConfig
 from bfpo.core.errors import DataError, DiskFullError, RunError
-from bfpo.core.files import file_digest, is_disk_full, open_whole
+from bfpo.core.files import file_digest, is_disk_full
 from bfpo.core.progress import CountProgress
-from bfpo.preparation.card import card_head, card_sections, draw_data, source_lines, stream_lines
+from bfpo.preparation.card import card_head, card_sections, data_lines, describe_data, draw_data
 from bfpo.preparation.mixture import Mixed, mix
-from bfpo.preparation.parts import Policy
-from bfpo.preparation.plan import PlannedSource, Suite, describe_data, plan_source, read_suite
-from bfpo.preparation.rows import make_reader
-from bfpo.preparation.shards import Shard, find_or_make, remove_leftovers
-from bfpo.preparation.sketches import SketchSettings
+from bfpo.preparation.parts import Part
+from bfpo.preparation.plan import PlannedSource, Suite, plan_source, read_suite
+from bfpo.preparation.rows import BlockReader
+from bfpo.preparation.shards import find_or_make, problem_of, remove_leftovers
 from bfpo.preparation.workers import Readers
-from bfpo.preparation.write import (
-    contaminated_rows,
-    contradictory_rows,
-    make_manifest,
-    output_facts,
-    rejected_rows,
-    write_stream,
-)
+from bfpo.preparation.write import make_manifest, output_facts, write_lists, write_stream
 from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
@@ -51,10 +42,10 @@ def run(config: PrepareConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
-    suites = _read_suites(config)
-    sources = _plan(config)
+    suites = [read_suite(suite) for suite in config.decontaminate]
+    sources = [plan_source(source) for source in config.sources]
     for source in sources:
-        folder.add_data(f"{source.stream} {source.name}", source.files)
+        folder.add_data(_data_name(source), source.files)
     for suite in suites:
         folder.add_data(f"decontaminate {suite.name}", suite.files)
     folder.file(MANIFEST).unlink(missing_ok=True)
@@ -62,9 +53,7 @@ def run(config: PrepareConfig, folder: RunFolder) -> None:
     try:
         work.mkdir(parents=True, exist_ok=True)
         remove_leftovers(work)
-        shards = _read(config, sources, suites, work)
-        _check_rejects(sources, shards)
-        mixed = _mix(config, sources, shards)
+        mixed = mix(_read(config, sources, suites, work), config)
         _write(config, folder, sources, suites, mixed)
     except OSError as error:
         raise _disk_error(folder, work, error) from error
@@ -74,63 +63,29 @@ def run(config: PrepareConfig, folder: RunFolder) -> None:
 
 def preview(config: PrepareConfig) -> list[str]:
     """Return what a sample shows: the first 2,000 rows of each file, all used and none drawn; nothing is written."""
-    suites = _read_suites(config)
-    sources = _plan(config, limit=_PREVIEW_ROWS)
+    all_rows = {"count": None, "weight": None, "oversample": False}
+    undrawn = [source.model_copy(update=all_rows) for source in config.sources]
+    config = config.model_copy(update={"sources": undrawn, "total": None})
+    suites = [read_suite(suite) for suite in config.decontaminate]
+    sources = [plan_source(source, limit=_PREVIEW_ROWS) for source in config.sources]
     with tempfile.TemporaryDirectory() as name:
-        shards = _read(config, sources, suites, Path(name))
-        _check_rejects(sources, shards)
-        mixed = _mix(config, sources, shards, draws=False)
-        data = describe_data(
-            mixed, sources, suites, alpha=config.alpha, with_tokens=config.tokenizer is not None, languages={}
-        )
+        mixed = mix(_read(config, sources, suites, Path(name)), config)
+        data = describe_data(mixed, sources, suites, config, {})
     lines = [f"a sample: at most the first {_PREVIEW_ROWS} rows of each file, all that can be used of them"]
-    return [*lines, *_told(data)]
+    return [*lines, *data_lines(data)]
 
 
-# ------------------------------------------------------------------------------------------------------- the steps
+def _read(config: PrepareConfig, sources: Sequence[PlannedSource], suites: Sequence[Suite], work: Path) -> list[Part]:
+    """Return the units of each source.
 
-
-def _read_suites(config: PrepareConfig) -> list[Suite]:
-    return [
-        read_suite(suite.name, [Path(file) for file in suite.files], suite.columns) for suite in config.decontaminate
-    ]
-
-
-def _plan(config: PrepareConfig, limit: int | None = None) -> list[PlannedSource]:
-    return [
-        plan_source(
-            Policy(
-                name=source.name,
-                stream=source.stream,
-                use=source.use or "all",
-                count=source.count,
-                weight=source.weight,
-                oversample=source.oversample,
-                unknown_label=source.unknown_label,
-            ),
-            paths=None if source.files is None else [Path(file) for file in source.files],
-            layout=source.layout,
-            columns=source.columns,
-            revision=source.revision,
-            licence=source.licence,
-            bad_rows=source.bad_rows,
-            limit=limit,
-        )
-        for source in config.sources
-    ]
-
-
-def _sketch(config: PrepareConfig) -> SketchSettings | None:
-    return None if config.near_duplicates is None else SketchSettings(**config.near_duplicates.model_dump())
-
-
-def _read(config: PrepareConfig, sources: Sequence[PlannedSource], suites: Sequence[Suite], work: Path) -> list[Shard]:
+    Raises `DataError` for every source that holds nothing usable, or bad rows where those are an error.
+    """
     tokenizer = _tokenizer_file(config.tokenizer)
     make = partial(
-        make_reader,
+        BlockReader,
         {suite.name: suite.prompts for suite in suites},
+        near=config.near_duplicates,
         contained_words=config.contained_words,
-        sketch=_sketch(config),
         tokenizer_file=tokenizer,
     )
     shared = {
@@ -142,9 +97,14 @@ def _read(config: PrepareConfig, sources: Sequence[PlannedSource], suites: Seque
     shards = []
     with Readers(make, config.processes or os.cpu_count() or 1) as readers:
         for source in sources:
-            with _RowCount(source.name) as progress:
-                shards.append(find_or_make(work, source.reading, readers, shared, progress.advance))
-    return shards
+            # How many rows there are is not known before: the count has no end.
+            with CountProgress(f"reading {source.config.name}", 1 << 62, logger) as progress:
+                shards.append(find_or_make(work, source, readers, shared, progress.advance))
+    read = list(zip(sources, shards, strict=True))
+    problems = [text for source, shard in read if (text := problem_of(source, shard))]
+    if problems:
+        raise DataError("\n".join(problems))
+    return [Part.of(source.config, shard, is_pairs=source.kind == "pairs") for source, shard in read]
 
 
 def _tokenizer_file(path: str | None) -> str | None:
@@ -154,42 +114,6 @@ def _tokenizer_file(path: str | None) -> str | None:
     if not file.is_file():
         raise DataError.at(file, None, "no such file; tokenizer takes a tokenizer.json or the folder that holds one")
     return str(file)
-
-
-class _RowCount:
-    """Shows how many rows of a source were read; how many there are is not known before."""
-
-    def __init__(self, name: str) -> None:
-        self._progress = CountProgress(f"reading {name}", 1 << 62, logger)
-
-    def __enter__(self) -> CountProgress:
-        return self._progress.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._progress.__exit__(*error)
-
-
-def _check_rejects(sources: Sequence[PlannedSource], shards: Sequence[Shard]) -> None:
-    """Raise `DataError` for every source that holds nothing usable, or bad rows where those are an error."""
-    problems = [text for source, shard in zip(sources, shards, strict=True) if (text := source.problem(shard))]
-    if problems:
-        raise DataError("\n".join(problems))
-
-
-def _mix(
-    config: PrepareConfig, sources: Sequence[PlannedSource], shards: Sequence[Shard], *, draws: bool = True
-) -> Mixed:
-    policies = [source.policy if draws else source.undrawn for source in sources]
-    kinds = [source.reading.kind == "pairs" for source in sources]
-    return mix(
-        list(zip(policies, shards, kinds, strict=True)),
-        total=config.total if draws else None,
-        fractions=config.splits.model_dump(),
-        seed=config.seed,
-        sketch=_sketch(config),
-        drop_duplicates=config.duplicates == "drop",
-        drop_contradictory=config.contradictory_labels == "drop",
-    )
 
 
 def _write(
@@ -205,10 +129,8 @@ def _write(
         files = [folder.file(stream) / f"{split}.parquet" for split, rows in written.rows.items() if rows]
         outputs |= output_facts(folder.path, files, written.rows)
         texts[stream] = written.texts
-    data = describe_data(
-        mixed, sources, suites, alpha=config.alpha, with_tokens=config.tokenizer is not None, languages=texts
-    )
-    _write_lists(folder, mixed)
+    data = describe_data(mixed, sources, suites, config, texts)
+    write_lists(folder.path, mixed)
     folder.write_json("data.json", data)
     figures = draw_data(data["streams"])
     for name, content in figures.items():
@@ -221,34 +143,17 @@ def _write(
     settings = {key: value for key, value in config.resolved().items() if key not in _NOT_OF_THE_DATA}
     manifest = make_manifest(
         settings=settings,
-        sources=[source.as_row(folder.record["data"][f"{source.stream} {source.name}"]) for source in sources],
+        sources=[source.as_row(folder.record["data"][_data_name(source)]) for source in sources],
         suites={suite.name: folder.record["data"][f"decontaminate {suite.name}"] for suite in suites},
         outputs=outputs,
     )
     folder.write_json(MANIFEST, manifest)
-    for line in _told(data):
+    for line in data_lines(data):
         logger.info("%s", line)
 
 
-def _told(data: Mapping[str, Any]) -> Iterator[str]:
-    yield from source_lines(data["sources"])
-    for name, facts in data["streams"].items():
-        yield from stream_lines(name, facts)
-    for name, found in data["decontamination"].items():
-        yield f"decontaminated against {name}: {found['rows']} rows removed ({found['prompts']} prompts)"
-    for text in data["warnings"]:
-        yield f"warning: {text}"
-
-
-def _write_lists(folder: RunFolder, mixed: Mixed) -> None:
-    lists: dict[str, Callable[[Mixed], Iterable[Mapping[str, Any]]]] = {
-        "rejects.jsonl": rejected_rows,
-        "contamination.jsonl": contaminated_rows,
-        "contradictory.jsonl": contradictory_rows,
-    }
-    for name, rows_of in lists.items():
-        with open_whole(folder.file(name)) as file:
-            file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows_of(mixed))
+def _data_name(source: PlannedSource) -> str:
+    return f"{source.config.stream} {source.config.name}"
 
 
 def _disk_error(folder: RunFolder, work: Path, error: OSError) -> RunError | DiskFullError:

@@ -73,7 +73,7 @@ def pyrit_prompts(row: Columns) -> list[Prompt]:
     return [_asked(value_of(row, "converted_value"), "converted_value", kind=HARMFUL)]
 
 
-# ----------------------------------------------------------------------------------- suites, one prompt a row
+# ------------------------------------------------------------------------------------- suites, one prompt a row
 
 
 def _one_column(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.config.prepare import NearDuplicatesConfig
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.split import normalised_prompt
-from bfpo.preparation.sketches import SketchSettings, bands_of, ngrams, similarity, sketches_of
+from bfpo.preparation.sketches import bands_of, ngrams, similarity, sketches_of
 
-__all__ = ["EvaluationPrompts", "Hit", "How"]
+__all__ = ["EvaluationPrompts", "Hit"]
 
 How = Literal["equal", "near", "contained"]
 _WORD = re.compile(r"\w+")
@@ -37,14 +38,14 @@ class EvaluationPrompts:
     white space and Unicode form aside), where it *nearly* repeats it (the exact Jaccard similarity of their n-grams
     reaches the threshold), or where it *contains* all its words in a row, if these are `contained_words` or more. Words
     are runs of letters and digits: in scripts without spaces between words only the first two find anything. With
-    `sketch` `None` near ones are not looked for.
+    `near` `None` near ones are not looked for.
     """
 
     def __init__(
-        self, suites: dict[str, Sequence[Prompt]], *, contained_words: int, sketch: SketchSettings | None
+        self, suites: Mapping[str, Sequence[Prompt]], *, contained_words: int, near: NearDuplicatesConfig | None
     ) -> None:
         self._contained_words = contained_words
-        self._sketch = sketch
+        self._near_settings = near
         self._prompts = [(suite, prompt.id) for suite, prompts in suites.items() for prompt in prompts]
         texts = [normalised_prompt(prompt.messages) for prompts in suites.values() for prompt in prompts]
         self._by_text: dict[str, list[int]] = defaultdict(list)
@@ -55,10 +56,10 @@ class EvaluationPrompts:
             if len(words) >= contained_words:
                 beginning = " ".join(words[:contained_words])
                 self._by_beginning[beginning].append((" ".join(words), index))
-        self._grams = [] if sketch is None else ngrams(texts, sketch.characters)
+        self._grams = [] if near is None else ngrams(texts, near.characters)
         self._by_band: list[dict[int, list[int]]] = []
-        if sketch is not None and texts:
-            bands = bands_of(sketches_of(self._grams, sketch), sketch)
+        if near is not None and texts:
+            bands = bands_of(sketches_of(self._grams, near), near)
             for column in bands.T.tolist():
                 table: dict[int, list[int]] = defaultdict(list)
                 for index, band in enumerate(column):
@@ -95,12 +96,12 @@ class EvaluationPrompts:
         return [index for one in (text, *turns) for index in self._by_text.get(one, ())]
 
     def _near(self, grams: npt.NDArray[np.uint64] | None, bands: npt.NDArray[np.uint32]) -> list[int]:
-        if self._sketch is None or grams is None:
+        if self._near_settings is None or grams is None:
             return []
         candidates = {
             index for table, band in zip(self._by_band, bands.tolist(), strict=False) for index in table.get(band, ())
         }
-        return [i for i in sorted(candidates) if similarity(grams, self._grams[i]) >= self._sketch.threshold]
+        return [i for i in sorted(candidates) if similarity(grams, self._grams[i]) >= self._near_settings.threshold]
 
     def _contained(self, text: str) -> list[int]:
         if not self._by_beginning:

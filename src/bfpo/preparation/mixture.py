@@ -1,28 +1,28 @@
-"""From the shards of the sources to what is written of each, in one fixed order of steps."""
+"""From the units of the sources to what is written of each: clean, split by prompt and draw, in this fixed order.
+
+Splits and drawing go by hashes: no order of rows and no other row decides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.config.prepare import HeldOutConfig, MixtureSourceConfig, NearDuplicatesConfig, PrepareConfig
 from bfpo.core.errors import DataError
-from bfpo.preparation.drawing import apply_shares, assign_splits, draw
-from bfpo.preparation.parts import CONTRADICTORY, DUPLICATE, Keys, Part, Policy, repetitions
-from bfpo.preparation.shards import Shard
-from bfpo.preparation.sketches import SketchSettings, group_similar
+from bfpo.preparation.parts import CONTRADICTORY, DUPLICATE, NOT_DRAWN, SPLITS, Keys, Part, repetitions
+from bfpo.preparation.sketches import bands_and_rows, group_similar
 
-__all__ = [
-    "Mixed",
-    "clean",
-    "mix",
-]
+__all__ = ["Mixed", "apply_shares", "mix", "sample", "split_hash"]
 
-_UNITS_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 16
+_SPLIT_SALT, _DRAW_SALT, _SAMPLE_SALT = 1, 2, 3
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,132 +34,65 @@ class Mixed:
 
     parts: list[Part]
     counts: dict[str, Any]
-    contradictory: list[npt.NDArray[np.bool_]]
+    contradictory: list[Mask]
 
     def of_stream(self, stream: str) -> list[Part]:
         """Return the parts of a stream."""
-        return [part for part in self.parts if part.policy.stream == stream]
+        return [part for part in self.parts if part.source.stream == stream]
 
     @property
     def streams(self) -> list[str]:
         """The streams that there are, main before buffer before sft."""
-        present = {part.policy.stream for part in self.parts}
+        present = {part.source.stream for part in self.parts}
         return [stream for stream in ("main", "buffer", "sft") if stream in present]
 
 
-def mix(
-    sources: Sequence[tuple[Policy, Shard, bool]],
-    *,
-    total: int | None,
-    fractions: Mapping[str, float],
-    seed: int,
-    sketch: SketchSettings | None,
-    drop_duplicates: bool,
-    drop_contradictory: bool,
-) -> Mixed:
-    """Clean, split and draw. `sources`: policy, shard and whether its rows are pairs (else completions), in order.
+def mix(parts: Sequence[Part], config: PrepareConfig) -> Mixed:
+    """Clean, split and draw the units of all sources, which are in the order of the mixture.
 
-    Raises `LabelError` for unknown labels that are an error, `DataError` where a source holds fewer rows than were
-    asked for, or a stream has no training row left.
+    Raises `DataError` where a source holds fewer rows than were asked for, or a stream has no training row left.
     """
-    parts = [Part.of(policy, shard, is_pairs=is_pairs) for policy, shard, is_pairs in sources]
-    cleaned = clean(parts, drop_duplicates=drop_duplicates, drop_contradictory=drop_contradictory)
-    contradictory = cleaned.pop("contradictory")
+    counts, contradictory = _clean(parts, config)
     prompts, owners, rows = _different_prompts(parts)
-    groups = None if sketch is None else _near_groups(parts, owners, rows, sketch)
-    split_counts = assign_splits(parts, fractions=fractions, seed=seed, prompts=prompts, groups=groups)
-    for part, count in zip(parts, apply_shares([part.policy for part in parts], total), strict=True):
-        draw(part, count, seed=seed)
-    mixed = Mixed(parts, {**cleaned, "near_duplicates": split_counts}, contradictory)
+    near = config.near_duplicates
+    groups = None if near is None else _near_groups(parts, owners, rows, near)
+    counts["near_duplicates"] = _assign_splits(parts, config, prompts, groups)
+    for part, count in zip(parts, apply_shares([part.source for part in parts], config.total), strict=True):
+        _draw(part, count, seed=config.seed)
+    mixed = Mixed(list(parts), counts, contradictory)
     for stream in mixed.streams:
         if not any((part.copies[part.split == 0] > 0).any() for part in mixed.of_stream(stream)):
-            fates = {part.policy.name: part.counts() for part in mixed.of_stream(stream)}
+            fates = {part.source.name: part.counts() for part in mixed.of_stream(stream)}
             raise DataError(f"{stream}: no row is left in the training split; what became of the rows: {fates}")
     return mixed
 
 
-def _different_prompts(
-    parts: Sequence[Part],
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
-    """Return the different prompts of used units in ascending order, and a part and a row where each is found."""
-    keys = np.concatenate([part.prompt[part.used] for part in parts])
-    keys.sort()
-    prompts = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
-    del keys
-    owners, rows = np.zeros(len(prompts), np.int32), np.zeros(len(prompts), np.uint32)
-    for number, part in enumerate(parts):
-        for start in range(0, len(part.row), _UNITS_AT_ONCE):
-            units = start + np.flatnonzero(part.used[start : start + _UNITS_AT_ONCE])
-            places = np.searchsorted(prompts, part.prompt[units])
-            owners[places], rows[places] = number, part.row[units]
-    return prompts, owners, rows
+# ----------------------------------------------------------------------------------------------------- cleaning
 
 
-def _near_groups(
-    parts: Sequence[Part], owners: npt.NDArray[np.int32], rows: npt.NDArray[np.uint32], sketch: SketchSettings
-) -> npt.NDArray[np.int32]:
-    return group_similar(
-        len(rows),
-        num_bands=sketch.num_bands,
-        band=partial(_band, parts, owners, rows),
-        sketches=partial(_sketches, parts, owners, rows),
-        threshold=sketch.threshold,
-    )
-
-
-def _band(
-    parts: Sequence[Part], owners: npt.NDArray[np.int32], rows: npt.NDArray[np.uint32], number: int
-) -> npt.NDArray[np.uint32]:
-    band = np.empty(len(rows), np.uint32)
-    for index, part in enumerate(parts):
-        own = owners == index
-        if own.any():
-            band[own] = part.shard.band(number)[rows[own]]
-    return band
-
-
-def _sketches(
-    parts: Sequence[Part],
-    owners: npt.NDArray[np.int32],
-    rows: npt.NDArray[np.uint32],
-    indices: npt.NDArray[np.int64],
-) -> npt.NDArray[np.uint8]:
-    found: npt.NDArray[np.uint8] = np.empty((len(indices), 0), np.uint8)
-    for number, part in enumerate(parts):
-        own = owners[indices] == number
-        if own.any():
-            sketches = part.shard.sketches(rows[indices[own]])
-            found = found if found.shape[1] else np.empty((len(indices), sketches.shape[1]), np.uint8)
-            found[own] = sketches
-    return found
-
-
-Mask = npt.NDArray[np.bool_]
-
-
-def clean(parts: Sequence[Part], *, drop_duplicates: bool, drop_contradictory: bool) -> dict[str, Any]:
-    """Drop what repeats and what contradicts itself, as told, and return the counts of both over all streams.
+def _clean(parts: Sequence[Part], config: PrepareConfig) -> tuple[dict[str, Any], list[Mask]]:
+    """Drop what repeats and what contradicts itself, as told; return the counts of both, and what contradicts itself.
 
     A duplicate repeats a row of its stream to the letter, labels too; the first in the order of the mixture stays. A
     completion is contradictory where the same text under the same prompt is labelled safe in one row of the pair
     streams and unsafe in another.
     """
-    pair_parts = [part for part in parts if part.policy.stream != "sft"]
+    pair_parts = [part for part in parts if part.source.stream != "sft"]
     contradictory = _contradictory(pair_parts)
     for part, found in zip(pair_parts, contradictory, strict=True):
         found &= part.used
-        if drop_contradictory:
+        if config.contradictory_labels == "drop":
             part.mark(found, CONTRADICTORY)
     duplicates: dict[str, int] = {}
-    for stream in dict.fromkeys(part.policy.stream for part in parts):
-        some = [part for part in parts if part.policy.stream == stream]
+    for stream in dict.fromkeys(part.source.stream for part in parts):
+        some = [part for part in parts if part.source.stream == stream]
         repeats = _repeats([part.content[part.used] for part in some])
         duplicates[stream] = sum(len(again) for again in repeats)
         for part, again in zip(some, repeats, strict=True):
-            if drop_duplicates:
+            if config.duplicates == "drop":
                 part.fate[np.flatnonzero(part.used)[again]] = DUPLICATE
     num = sum(int(found.sum()) for found in contradictory)
-    return {"contradictory_rows": num, "duplicates": duplicates, "contradictory": contradictory}
+    return {"contradictory_rows": num, "duplicates": duplicates}, contradictory
 
 
 def _repeats(columns: Sequence[Keys]) -> list[npt.NDArray[np.int64]]:
@@ -199,3 +132,178 @@ def _among(keys: Keys, wanted: Keys) -> Mask:
     places = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
     found: Mask = wanted[places] == keys
     return found
+
+
+# ------------------------------------------------------------------------------------------------------- splits
+
+
+def _different_prompts(
+    parts: Sequence[Part],
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
+    """Return the different prompts of used units in ascending order, and a part and a row where each is found."""
+    keys = np.concatenate([part.prompt[part.used] for part in parts])
+    keys.sort()
+    prompts = keys[np.append(True, keys[1:] != keys[:-1])] if len(keys) else keys
+    del keys
+    owners, rows = np.zeros(len(prompts), np.int32), np.zeros(len(prompts), np.uint32)
+    for number, part in enumerate(parts):
+        for start in range(0, len(part.row), _AT_ONCE):
+            units = start + np.flatnonzero(part.used[start : start + _AT_ONCE])
+            places = np.searchsorted(prompts, part.prompt[units])
+            owners[places], rows[places] = number, part.row[units]
+    return prompts, owners, rows
+
+
+def _near_groups(
+    parts: Sequence[Part], owners: npt.NDArray[np.int32], rows: npt.NDArray[np.uint32], near: NearDuplicatesConfig
+) -> npt.NDArray[np.int32]:
+    """Return the group of near-duplicates of each different prompt; `owners` and `rows` say where its sketch is."""
+
+    def band(number: int) -> npt.NDArray[np.uint32]:
+        found = np.empty(len(rows), np.uint32)
+        for index, part in enumerate(parts):
+            own = owners == index
+            if own.any():
+                found[own] = part.shard.band(number)[rows[own]]
+        return found
+
+    def sketches(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        found = np.empty((len(indices), near.permutations), np.uint8)
+        for index, part in enumerate(parts):
+            own = owners[indices] == index
+            if own.any():
+                found[own] = part.shard.sketches(rows[indices[own]])
+        return found
+
+    num_bands, _ = bands_and_rows(near)
+    return group_similar(len(rows), num_bands=num_bands, band=band, sketches=sketches, threshold=near.threshold)
+
+
+def _assign_splits(
+    parts: Sequence[Part], config: PrepareConfig, prompts: Keys, groups: npt.NDArray[np.int32] | None
+) -> dict[str, int]:
+    """Set the split of every unit by a hash of its prompt, and return how many prompts their group moved.
+
+    `prompts` (N,) are the different prompts in ascending order and `groups` (N,) the group of near-duplicates that each
+    is in: it goes where the smallest hash of the group would. No prompt moves because rows are added, unless one that
+    nearly repeats it is among them.
+    """
+    own = _in_blocks(lambda some: _split_at(split_hash(some, config.seed), config.splits), prompts)
+    counts = {"prompts": len(prompts), "prompts_in_groups": 0, "groups": 0, "prompts_moved": 0}
+    if groups is not None and len(prompts):
+        # The smallest hashes are those of the test split, then come those of validation: the largest number.
+        largest = np.zeros(int(groups.max()) + 1, np.uint8)
+        np.maximum.at(largest, groups, own)
+        splits = largest[groups]
+        sizes = np.bincount(groups).astype(np.uint32)
+        counts["groups"] = int((sizes > 1).sum())
+        counts["prompts_in_groups"] = int(sizes[sizes > 1].sum())
+        counts["prompts_moved"] = int((splits != own).sum())
+        own = splits
+    for part in parts:
+        part.split = np.zeros(len(part.row), np.uint8)
+        if len(prompts):
+            part.split = _in_blocks(lambda some: own[_nearest(prompts, some)], part.prompt)
+    return counts
+
+
+def _nearest(prompts: Keys, some: Keys) -> npt.NDArray[np.int64]:
+    """Return the place of each prompt; of one that is not there, which no used unit has, any."""
+    return np.minimum(np.searchsorted(prompts, some), len(prompts) - 1)
+
+
+def _in_blocks(function: Callable[[Keys], npt.NDArray[np.uint8]], keys: Keys) -> npt.NDArray[np.uint8]:
+    """Return a number for each key, computed of some at a time."""
+    values = np.zeros(len(keys), np.uint8)
+    for start in range(0, len(keys), _AT_ONCE):
+        values[start : start + _AT_ONCE] = function(keys[start : start + _AT_ONCE])
+    return values
+
+
+def _split_at(places: Keys, fractions: HeldOutConfig) -> npt.NDArray[np.uint8]:
+    position = (places >> np.uint64(11)).astype(np.float64) / 2.0**53
+    test_or_validation = fractions.test + fractions.validation
+    return np.where(position < fractions.test, 2, np.where(position < test_or_validation, 1, 0)).astype(np.uint8)
+
+
+def split_hash(prompts: Keys, seed: int) -> Keys:
+    """Return the place of each prompt in [0, 2^64), which decides its split."""
+    return _mixed(prompts, seed, _SPLIT_SALT)
+
+
+# ------------------------------------------------------------------------------------------------------ drawing
+
+
+def apply_shares(sources: Sequence[MixtureSourceConfig], total: int | None) -> list[int | None]:
+    """Return the training rows asked of each source: its count, its share of `total`, or `None` for all.
+
+    Shares are whole numbers that sum to `total` (largest remainders, ties to the first).
+    """
+    weights = np.array([source.weight or 0.0 for source in sources])
+    counts = [source.count for source in sources]
+    if total is None or not weights.any():
+        return counts
+    exact = weights / weights.sum() * total
+    whole = np.floor(exact).astype(int)
+    rest = np.argsort(whole - exact, kind="stable")[: total - int(whole.sum())]
+    whole[rest] += 1
+    return [count if source.weight is None else int(n) for source, count, n in zip(sources, counts, whole, strict=True)]
+
+
+def _draw(part: Part, count: int | None, *, seed: int) -> None:
+    """Draw `count` units of the training split by a hash of seed and content, and of the others as large a share.
+
+    Raises `DataError` where there are fewer and the source is not to be oversampled.
+    """
+    used = part.used
+    part.copies = used.astype(np.uint16)
+    part.available = {
+        split: int(np.count_nonzero(used & (part.split == number))) for number, split in enumerate(SPLITS)
+    }
+    if count is None:
+        return
+    there = part.available["train"]
+    if count > there and not part.source.oversample:
+        raise DataError(
+            f"{part.source.name}: {count} rows were asked for its training split in the {part.source.stream} stream, "
+            f"and there are {there} ({_words(part)}); ask for at most {there}, or set oversample: true to repeat rows"
+        )
+    if not there:
+        raise DataError(f"{part.source.name}: no row is left for its training split ({_words(part)})")
+    if count > there * np.iinfo(np.uint16).max:
+        raise DataError(f"{part.source.name}: {count} rows of {there} would repeat each more than 65535 times")
+    for number, (split, num) in enumerate(part.available.items()):
+        if not num:
+            continue
+        times, rest = divmod(count if split == "train" else min(num, round(num * count / there)), num)
+        units = np.flatnonzero(used & (part.split == number))
+        order = units[np.argsort(_mixed(part.content[units], seed, _DRAW_SALT), kind="stable")]
+        part.copies[order] = times
+        part.copies[order[:rest]] += 1
+        part.fate[units[part.copies[units] == 0]] = NOT_DRAWN
+
+
+def _words(part: Part) -> str:
+    held_out = part.available["validation"] + part.available["test"]
+    lost = {reason: number for reason, number in part.counts().items() if reason != "used"}
+    texts = [f"{held_out} more are held out", *(f"{number} {reason}" for reason, number in lost.items())]
+    return f"of {len(part.row)}: {', '.join(texts)}"
+
+
+def sample(part: Part, num: int, *, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which units are in a sample of at most `num` of those that are written."""
+    written = np.flatnonzero(part.copies)
+    chosen = np.zeros(len(part.row), bool)
+    order = np.argsort(_mixed(part.content[written], seed, _SAMPLE_SALT), kind="stable")
+    chosen[written[order[:num]]] = True
+    return chosen
+
+
+def _mixed(keys: Keys, seed: int, salt: int) -> Keys:
+    """Return the keys shuffled over [0, 2^64) by a bijection of seed and salt (splitmix64)."""
+    start = (seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) % 2**64
+    mixed: Keys = keys + np.uint64(start)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.config.prepare import MixtureSourceConfig
 from bfpo.core.errors import LabelError
 from bfpo.preparation.shards import Shard
 
-__all__ = ["CONTRADICTORY", "DUPLICATE", "NOT_DRAWN", "REASONS", "SPLITS", "Keys", "Part", "Policy", "repetitions"]
+__all__ = ["CONTRADICTORY", "DUPLICATE", "NOT_DRAWN", "REASONS", "SPLITS", "Keys", "Part", "repetitions"]
 
 SPLITS = ("train", "validation", "test")
 REASONS = (
@@ -30,34 +31,6 @@ USED, REPEATED_ID, UNKNOWN, NOT_SAFE, CONTAMINATED, CONTRADICTORY, DUPLICATE, NO
 Keys = npt.NDArray[np.uint64]
 
 
-def repetitions(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the places of keys that came before, and the how many-th each is (2 for the second).
-
-    Held are 24 bytes a key.
-    """
-    order = np.argsort(keys, kind="stable")
-    in_order = keys[order]
-    repeats = np.flatnonzero(in_order[1:] == in_order[:-1]) + 1
-    # The first of equal keys is no repeat: repeats side by side are of one key.
-    begins = np.flatnonzero(np.diff(repeats, prepend=-1) != 1)
-    runs = np.diff(np.append(begins, len(repeats)))
-    nth = np.arange(len(repeats)) - np.repeat(begins, runs) + 2
-    return order[repeats], nth
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How one source is used; the names are those of the mixture file."""
-
-    name: str
-    stream: Literal["main", "buffer", "sft"]
-    use: Literal["all", "chosen", "safe"] = "all"
-    count: int | None = None
-    weight: float | None = None
-    oversample: bool = False
-    unknown_label: Literal["error", "safe", "drop", "keep"] = "error"
-
-
 @dataclass
 class Part:
     """One source of the mixture as units: its rows, or in the sft stream the completions of its pairs.
@@ -67,7 +40,7 @@ class Part:
     came before, ascending, and the how many-th each is.
     """
 
-    policy: Policy
+    source: MixtureSourceConfig
     shard: Shard
     row: npt.NDArray[np.uint32]
     side: npt.NDArray[np.uint8]
@@ -80,18 +53,18 @@ class Part:
     available: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, policy: Policy, shard: Shard, *, is_pairs: bool) -> Part:
+    def of(cls, source: MixtureSourceConfig, shard: Shard, *, is_pairs: bool) -> Part:
         """Return all units of a source; nothing is decided but what the source alone decides.
 
         Raises `LabelError` for unknown labels that are an error.
         """
         num = len(shard)
-        takes_pairs = policy.stream != "sft"
-        sides = (0, 1) if is_pairs and not takes_pairs and policy.use != "chosen" else (0,)
+        takes_pairs = source.stream != "sft"
+        sides = (0, 1) if is_pairs and not takes_pairs and source.use != "chosen" else (0,)
         row = np.repeat(np.arange(num, dtype=np.uint32), len(sides))
         content = shard.key("content") if takes_pairs else shard.key("completions")[:, : len(sides)].ravel()
         side = np.tile(np.array(sides, np.uint8), num)
-        part = cls(policy, shard, row, side, shard.key("prompt")[row], content, np.zeros(len(row), np.uint8))
+        part = cls(source, shard, row, side, shard.key("prompt")[row], content, np.zeros(len(row), np.uint8))
         part._decide_ids()
         part._decide_labels()
         part.mark(shard.key("contaminated")[row], CONTAMINATED)
@@ -122,30 +95,45 @@ class Part:
         self.repeated = np.stack([again, nth], axis=1)[np.argsort(again)]
 
     def _decide_labels(self) -> None:
-        policy = self.policy
-        if policy.stream == "sft" and policy.use != "safe":
+        source = self.source
+        if source.stream == "sft" and source.use != "safe":
             return
         unknown, safe = np.zeros(len(self.row), bool), np.zeros(len(self.row), bool)
         sides = len(self.row) // max(1, len(self.shard))
         for places, block in self.shard.numbers():
             labels = block["labels"]
-            if policy.stream == "sft":
+            if source.stream == "sft":
                 units = slice(places.start * sides, places.stop * sides)
                 unknown[units] = np.isnan(labels[:, :sides]).ravel()
                 safe[units] = (labels[:, :sides] > 0.5).ravel()
             else:
                 unknown[places] = np.isnan(labels).any(axis=1)
         self._refuse_unknown(unknown)
-        if policy.stream == "sft":
-            self.mark(~(safe | unknown if policy.unknown_label == "safe" else safe), NOT_SAFE)
+        if source.stream == "sft":
+            self.mark(~(safe | unknown if source.unknown_label == "safe" else safe), NOT_SAFE)
 
     def _refuse_unknown(self, unknown: npt.NDArray[np.bool_]) -> None:
         num = int((unknown & self.used).sum())
-        if num and self.policy.unknown_label == "error":
+        if num and self.source.unknown_label == "error":
             raise LabelError(
-                f"{self.policy.name}: {num} of {len(self.row)} rows lack a safety label; label them, or say what an "
+                f"{self.source.name}: {num} of {len(self.row)} rows lack a safety label; label them, or say what an "
                 "unknown label means: unknown_label 'safe' takes it as safe, 'drop' leaves the row out, 'keep' leaves "
                 "it unknown"
             )
-        if self.policy.unknown_label == "drop":
+        if self.source.unknown_label == "drop":
             self.mark(unknown, UNKNOWN)
+
+
+def repetitions(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the places of keys that came before, and the how many-th each is (2 for the second).
+
+    Held are 24 bytes a key.
+    """
+    order = np.argsort(keys, kind="stable")
+    in_order = keys[order]
+    repeats = np.flatnonzero(in_order[1:] == in_order[:-1]) + 1
+    # The first of equal keys is no repeat: repeats side by side are of one key.
+    begins = np.flatnonzero(np.diff(repeats, prepend=-1) != 1)
+    runs = np.diff(np.append(begins, len(repeats)))
+    nth = np.arange(len(repeats)) - np.repeat(begins, runs) + 2
+    return order[repeats], nth

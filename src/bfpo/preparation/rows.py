@@ -1,27 +1,43 @@
-"""WORKER: a block of rows -> their pairs as Arrow columns, and what choosing needs to know of each, as numbers.
+"""From the rows of a file to pairs as Arrow columns, and what choosing needs to know of each, as numbers.
 
-Runs in several processes; nothing here depends on which rows came before.
+`raw_rows` runs in the first process, a `BlockReader` in several: nothing it does depends on which rows came before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow
 
+from bfpo.config.prepare import NearDuplicatesConfig
 from bfpo.core.schema import Completion, Pair, Prompt
-from bfpo.data.rejects import Reject
+from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
+from bfpo.data.files import attempt, first_that_fits, mapped_rows
+from bfpo.data.layouts import AUTO, Layout, check_columns, check_layout, columns_of
+from bfpo.data.pair_layouts import PAIR_LAYOUTS
+from bfpo.data.rejects import Reject, Row
+from bfpo.data.sources import SourceKind
 from bfpo.data.split import normalised_prompt
 from bfpo.preparation.contamination import EvaluationPrompts, Hit
-from bfpo.preparation.reading import RowReader
-from bfpo.preparation.sketches import SketchSettings, bands_of, ngrams, sketches_of
+from bfpo.preparation.sketches import bands_and_rows, bands_of, ngrams, sketches_of
 
-__all__ = ["KEYS", "SCHEMA", "Block", "BlockReader", "RawBlock", "RowHit", "make_reader"]
+__all__ = [
+    "KEYS",
+    "SCHEMA",
+    "Block",
+    "BlockReader",
+    "RawBlock",
+    "RowReader",
+    "kind_of_layout",
+    "raw_rows",
+    "reader_of",
+]
 
 _MESSAGE = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
 SCHEMA = pyarrow.schema(
@@ -51,6 +67,72 @@ KEYS = np.dtype(
     ]
 )
 """What is kept of each row beside its text: 64-bit hashes, labels and lengths."""
+
+
+# ----------------------------------------------------------------------------------------------- rows of a file
+
+
+def _all_layouts() -> dict[str, Layout[Pair | Completion]]:
+    """Return all layouts in the order of `load_completions`: what holds a completion is one, whatever else it holds."""
+    return {**COMPLETION_LAYOUTS, **PAIR_LAYOUTS}
+
+
+def kind_of_layout(name: str) -> SourceKind | None:
+    """Return what rows of a layout are, `None` for `"auto"`; raises `SettingError` for a name no layout has."""
+    check_layout(name, _all_layouts())
+    return None if name == AUTO else "completions" if name in COMPLETION_LAYOUTS else "pairs"
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """Turns rows of one file into pairs or completions; plain values, so that it can be sent to another process."""
+
+    file: str
+    layout: str
+
+    @property
+    def kind(self) -> SourceKind:
+        """What the rows are."""
+        return "completions" if self.layout in COMPLETION_LAYOUTS else "pairs"
+
+    def read(self, line: int, columns: Mapping[str, object]) -> Pair | Completion | Reject:
+        """Return what a row is; its id may be that of another row."""
+        return attempt(self._make, Path(self.file), Row(line, columns))
+
+    def _make(self, row: Row) -> Pair | Completion:
+        layouts = COMPLETION_LAYOUTS if self.layout in COMPLETION_LAYOUTS else PAIR_LAYOUTS
+        return layouts[self.layout].parse(row.columns)
+
+
+def reader_of(
+    file: Path, *, layout: str, columns: Mapping[str, str], kind: SourceKind | None = None
+) -> RowReader | None:
+    """Return the reader of a file; with `"auto"` the first row that fits a layout (of this kind) decides.
+
+    `None` where no row has columns. Raises `DataError` for a file that cannot be read or fits no layout, `SettingError`
+    for a layout or a column of ours that is unknown.
+    """
+    kind = kind_of_layout(layout) or kind
+    known = _all_layouts()
+    if layout != AUTO:
+        check_columns(columns, columns_of([known[layout]]))
+        return RowReader(str(file), layout)
+    check_columns(columns, columns_of(known.values()))
+    of_kind = [one for name, one in known.items() if kind in (None, kind_of_layout(name))]
+    found = first_that_fits(file, mapped_rows(file, columns), of_kind)
+    return None if found is None else RowReader(str(file), found.name)
+
+
+def raw_rows(file: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]] | Reject]:
+    """Yield the rows of a file under our names: line and columns, or a reject where it has none.
+
+    Raises `DataError` as `iter_rows` does.
+    """
+    for row in mapped_rows(file, columns):
+        yield Reject.of(file, row.line, row.bad) if row.bad is not None else (row.line, row.columns)
+
+
+# ----------------------------------------------------------------------------------------------- blocks of rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +171,15 @@ class BlockReader:
     """Reads blocks; made once in each process. `tokenizer_file`: a `tokenizer.json` to count tokens with."""
 
     def __init__(
-        self, evaluation: EvaluationPrompts, sketch: SketchSettings | None, tokenizer_file: str | None = None
+        self,
+        suites: Mapping[str, Sequence[Prompt]],
+        *,
+        near: NearDuplicatesConfig | None,
+        contained_words: int,
+        tokenizer_file: str | None = None,
     ) -> None:
-        self._evaluation = evaluation
-        self._sketch = sketch
+        self._evaluation = EvaluationPrompts(suites, contained_words=contained_words, near=near)
+        self._near = near
         self._tokenizer: Any = None
         if tokenizer_file is not None:
             from tokenizers import Tokenizer
@@ -126,13 +213,12 @@ class BlockReader:
     def _sketches(
         self, texts: Sequence[str]
     ) -> tuple[list[npt.NDArray[np.uint64]], npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
-        if self._sketch is None or not texts:
-            settings = self._sketch
-            widths = (0, 0) if settings is None else (settings.num_bands, settings.permutations)
+        if self._near is None or not texts:
+            widths = (0, 0) if self._near is None else (bands_and_rows(self._near)[0], self._near.permutations)
             return [], np.zeros((len(texts), widths[0]), np.uint32), np.zeros((len(texts), widths[1]), np.uint8)
-        grams = ngrams(texts, self._sketch.characters)
-        sketches = sketches_of(grams, self._sketch)
-        return grams, bands_of(sketches, self._sketch), (sketches & 0xFF).astype(np.uint8)
+        grams = ngrams(texts, self._near.characters)
+        sketches = sketches_of(grams, self._near)
+        return grams, bands_of(sketches, self._near), (sketches & 0xFF).astype(np.uint8)
 
     def _hits(
         self,
@@ -153,18 +239,6 @@ class BlockReader:
         texts = [text for item in items for text in ("\n".join(turn.content for turn in item.prompt), *_texts(item))]
         counts = [len(one.ids) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         return np.array(counts, np.uint32).reshape(-1, 3)
-
-
-def make_reader(
-    suites: dict[str, Sequence[Prompt]],
-    *,
-    contained_words: int,
-    sketch: SketchSettings | None,
-    tokenizer_file: str | None,
-) -> BlockReader:
-    """Return what reads blocks, in whichever process."""
-    evaluation = EvaluationPrompts(suites, contained_words=contained_words, sketch=sketch)
-    return BlockReader(evaluation, sketch, tokenizer_file)
 
 
 def _texts(item: Pair | Completion) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,12 +19,11 @@ import numpy.typing as npt
 import pyarrow
 
 from bfpo.data.rejects import Reject
-from bfpo.data.sources import SourceKind
-from bfpo.preparation.reading import RowReader, raw_rows, reader_of
-from bfpo.preparation.rows import KEYS, SCHEMA, Block, RawBlock
+from bfpo.preparation.plan import PlannedSource
+from bfpo.preparation.rows import KEYS, SCHEMA, Block, RawBlock, RowReader, raw_rows, reader_of
 from bfpo.preparation.workers import Readers
 
-__all__ = ["SHARD_VERSION", "Shard", "ShardWriter", "SourceFiles", "find_or_make", "remove_leftovers"]
+__all__ = ["SHARD_VERSION", "Shard", "find_or_make", "problem_of", "remove_leftovers"]
 
 SHARD_VERSION = 1
 """Goes into the key of a shard: to be raised where the same rows would give other bytes."""
@@ -41,25 +40,6 @@ _ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS, _FACTS = (
 _BLOCK_ROWS, _BLOCK_CHARS = 1024, 1 << 20
 _SHOWN_REJECTS = 5
 _READ_ROWS = 1 << 15
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFiles:
-    """The files of a source and how their rows are read; `digests` are their SHA-256, `limit` rows are read of each."""
-
-    files: tuple[Path, ...]
-    digests: tuple[str, ...]
-    kind: SourceKind
-    layout: str
-    columns: Mapping[str, str]
-    limit: int | None = None
-
-    def key(self, shared: Mapping[str, Any]) -> str:
-        """Return the name of the shard: a hash of all that its content depends on. `shared`: what all sources share."""
-        files = [[str(file), digest] for file, digest in zip(self.files, self.digests, strict=True)]
-        reading = [self.kind, self.layout, sorted(self.columns.items()), self.limit]
-        content = json.dumps([SHARD_VERSION, pyarrow.__version__, files, reading, shared], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -129,12 +109,28 @@ class Shard:
                 yield start, np.frombuffer(file.read(_READ_ROWS * kind.itemsize), kind)
 
 
-def find_or_make(root: Path, source: SourceFiles, readers: Readers, shared: Mapping[str, Any], progress: Any) -> Shard:
+def problem_of(source: PlannedSource, shard: Shard) -> str | None:
+    """Return what is wrong with a source's rows, where none can be used or bad ones are an error."""
+    name, facts = source.config.name, shard.facts
+    reasons: dict[str, int] = facts["rejected_by_reason"]
+    if len(shard) and (not reasons or source.config.bad_rows == "skip"):
+        return None
+    if not facts["rows"]:
+        return f"{name}: no row was read from {', '.join(map(str, source.files))}"
+    shown = "".join(f"; {Reject(**row)}" for row in facts["rejects"])
+    advice = "mend these rows, or set bad_rows to 'skip' to go on without them" if len(shard) else "none is usable"
+    by_reason = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
+    return f"{name}: {sum(reasons.values())} of {facts['rows']} rows cannot be used ({by_reason}){shown}; {advice}"
+
+
+def find_or_make(
+    root: Path, source: PlannedSource, readers: Readers, shared: Mapping[str, Any], progress: Callable[[int], None]
+) -> Shard:
     """Return the shard of a source in the folder `root`, made where it is not there; it appears there whole.
 
     `progress` is called with the number of rows of each block. Raises `DataError` for files that cannot be read.
     """
-    final = root / source.key(shared)
+    final = root / _key(source, shared)
     if (final / _FACTS).is_file():
         return Shard(final)
     part = root / f".{final.name}.{os.getpid()}.part"
@@ -150,6 +146,14 @@ def find_or_make(root: Path, source: SourceFiles, readers: Readers, shared: Mapp
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Shard(final)
+
+
+def _key(source: PlannedSource, shared: Mapping[str, Any]) -> str:
+    """Return the name of the shard: a hash of all that its content depends on. `shared`: what all sources share."""
+    files = [[str(file), digest] for file, digest in zip(source.files, source.digests, strict=True)]
+    reading = [source.kind, source.layout, sorted(source.config.columns.items()), source.limit]
+    content = json.dumps([SHARD_VERSION, pyarrow.__version__, files, reading, shared], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def remove_leftovers(root: Path) -> None:
@@ -170,13 +174,13 @@ def _is_alive(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def _raw_blocks(source: SourceFiles, writer: ShardWriter) -> Iterator[RawBlock]:
+def _raw_blocks(source: PlannedSource, writer: ShardWriter) -> Iterator[RawBlock]:
     for file in source.files:
-        reader = reader_of(file, layout=source.layout, columns=source.columns, kind=source.kind)
+        reader = reader_of(file, layout=source.layout, columns=source.config.columns, kind=source.kind)
         writer.start_file(file, reader)
         rows: list[tuple[int, Mapping[str, object]]] = []
         chars = 0
-        for number, row in enumerate(raw_rows(file, source.columns)):
+        for number, row in enumerate(raw_rows(file, source.config.columns)):
             if source.limit is not None and number >= source.limit:
                 break
             if isinstance(row, Reject):
@@ -277,8 +281,4 @@ class ShardWriter:
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8") as lines:
-        yield from map(json.loads, _whole(lines))
-
-
-def _whole(lines: Iterable[str]) -> Iterator[str]:
-    return (line for line in lines if line.strip())
+        yield from map(json.loads, lines)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from bfpo.config.prepare import NearDuplicatesConfig
+
 __all__ = [
-    "SketchSettings",
+    "bands_and_rows",
     "bands_of",
     "estimated_similarity",
     "group_similar",
@@ -21,30 +22,22 @@ __all__ = [
 _RECALL = 0.99  # of pairs exactly at the threshold
 _MINHASH_SEED = 1
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_COMPARED_AT_ONCE = 1 << 14
+
+Indices = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class SketchSettings:
-    """How prompts are compared: by the Jaccard similarity of their sets of n-grams of `characters` characters."""
+def bands_and_rows(near: NearDuplicatesConfig) -> tuple[int, int]:
+    """Return how many bands a sketch has, and the rows of each.
 
-    threshold: float
-    characters: int
-    permutations: int
-
-    @property
-    def rows_per_band(self) -> int:
-        """As many as leave two prompts at the threshold a chance of 99% to share a band."""
-        fits = [
-            rows
-            for rows in range(1, 17)
-            if 1 - (1 - self.threshold**rows) ** (self.permutations // rows) >= _RECALL or rows == 1
-        ]
-        return max(fits)
-
-    @property
-    def num_bands(self) -> int:
-        """The number of bands of a sketch."""
-        return self.permutations // self.rows_per_band
+    As many rows as leave two prompts at the threshold a chance of 99% to share a band.
+    """
+    fits = [
+        rows
+        for rows in range(1, 17)
+        if 1 - (1 - near.threshold**rows) ** (near.permutations // rows) >= _RECALL or rows == 1
+    ]
+    return near.permutations // max(fits), max(fits)
 
 
 def ngrams(texts: Sequence[str], characters: int) -> list[npt.NDArray[np.uint64]]:
@@ -67,19 +60,19 @@ def similarity(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) ->
     return shared / max(1, len(np.union1d(first, second)))
 
 
-def sketches_of(grams: Sequence[npt.NDArray[np.uint64]], settings: SketchSettings) -> npt.NDArray[np.uint32]:
+def sketches_of(grams: Sequence[npt.NDArray[np.uint64]], near: NearDuplicatesConfig) -> npt.NDArray[np.uint32]:
     """Return MinHash sketches from the n-grams of texts, (N, permutations); order and repetition do not matter."""
     from rensa import RMinHash
 
     offsets = np.concatenate([[0], np.cumsum([len(some) for some in grams])]).astype(np.uint64)
     flat = np.concatenate([*grams, np.zeros(0, np.uint64)])
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, settings.permutations, _MINHASH_SEED)
-    return np.array(matrix.to_rows(), np.uint32).reshape(-1, settings.permutations)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, near.permutations, _MINHASH_SEED)
+    return np.array(matrix.to_rows(), np.uint32).reshape(-1, near.permutations)
 
 
-def bands_of(sketches: npt.NDArray[np.uint32], settings: SketchSettings) -> npt.NDArray[np.uint32]:
+def bands_of(sketches: npt.NDArray[np.uint32], near: NearDuplicatesConfig) -> npt.NDArray[np.uint32]:
     """Return a hash of each band of each sketch, (N, num_bands)."""
-    rows, num_bands = settings.rows_per_band, settings.num_bands
+    num_bands, rows = bands_and_rows(near)
     parts = sketches[:, : rows * num_bands].reshape(-1, num_bands, rows).astype(np.uint64)
     mixed = np.zeros(parts.shape[:2], np.uint64)
     for row in range(rows):  # wraps around, as it should
@@ -98,11 +91,6 @@ def estimated_similarity(first: npt.NDArray[np.uint8], second: npt.NDArray[np.ui
     chance = 1 / 256
     estimate: npt.NDArray[np.float64] = (same - chance) / (1 - chance)
     return estimate
-
-
-_COMPARED_AT_ONCE = 1 << 14
-
-Indices = npt.NDArray[np.int64]
 
 
 def group_similar(

@@ -1,7 +1,11 @@
-"""The chosen rows to Parquet: the same bytes for the same rows, one row group in memory at a time."""
+"""What a prepared folder holds: the chosen rows as Parquet, the lists of what was left out, and the manifest.
+
+The same rows give the same bytes; one row group is in memory at a time.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
@@ -16,28 +20,15 @@ import pyarrow.parquet
 
 from bfpo._version import __version__
 from bfpo.core.files import file_digest, open_whole
-from bfpo.preparation.drawing import sample
-from bfpo.preparation.mixture import Mixed
+from bfpo.preparation.mixture import Mixed, sample
 from bfpo.preparation.parts import SPLITS, Part
 from bfpo.preparation.rows import SCHEMA
 from bfpo.preparation.shards import SHARD_VERSION
 
-__all__ = [
-    "COMPLETIONS",
-    "FORMAT",
-    "PAIRS",
-    "Written",
-    "contaminated_rows",
-    "contradictory_rows",
-    "deciding_versions",
-    "make_manifest",
-    "output_facts",
-    "rejected_rows",
-    "write_stream",
-]
+__all__ = ["make_manifest", "output_facts", "write_lists", "write_stream"]
 
-PAIRS = pyarrow.schema([field for field in SCHEMA if field.name != "finished"])
-COMPLETIONS = pyarrow.schema(
+_PAIRS = pyarrow.schema([field for field in SCHEMA if field.name != "finished"])
+_COMPLETIONS = pyarrow.schema(
     [
         SCHEMA.field("id"),
         SCHEMA.field("prompt"),
@@ -49,6 +40,11 @@ COMPLETIONS = pyarrow.schema(
 )
 _ROWS_PER_GROUP = 8192
 _SETTINGS = {"compression": "zstd", "compression_level": 3, "use_dictionary": False, "version": "2.6"}
+_FORMAT = 1
+_PACKAGES = ("numpy", "pyarrow", "rensa", "scipy")  # their versions decide the bytes, too
+
+
+# --------------------------------------------------------------------------------------------------------- rows
 
 
 class Written:
@@ -57,6 +53,99 @@ class Written:
     def __init__(self) -> None:
         self.rows = dict.fromkeys(SPLITS, 0)
         self.texts: list[str] = []
+
+
+def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int) -> Written:
+    """Write `train.parquet`, `validation.parquet` and `test.parquet` of one stream, whole; only splits with rows.
+
+    Rows are in the order of the mixture and of the files. `samples` texts at most are returned for the languages, drawn
+    by a hash. Raises `OSError`.
+    """
+    schema = _COMPLETIONS if parts[0].source.stream == "sft" else _PAIRS
+    written = Written()
+    share = [int(part.copies.astype(bool).sum()) for part in parts]
+    present = {number for part in parts for number in np.unique(part.split[part.copies > 0]).tolist()}
+    with ExitStack() as stack:
+        files = {
+            number: stack.enter_context(_split_file(folder / f"{SPLITS[number]}.parquet", schema))
+            for number in sorted(present)
+        }
+        for part, own in zip(parts, share, strict=True):
+            wanted = sample(part, -(-samples * own // max(1, sum(share))), seed=seed)
+            for batch, units in _batches(part):
+                rows = _completions_of(part, batch, units) if schema is _COMPLETIONS else _pairs_of(part, batch, units)
+                text = "completion" if schema is _COMPLETIONS else "chosen"
+                written.texts += rows.filter(pyarrow.array(wanted[units])).column(text).to_pylist()
+                for number, file in files.items():
+                    some = np.flatnonzero(part.split[units] == number)
+                    copies = part.copies[units[some]]
+                    if copies.any():
+                        taken = _copied(rows, some, copies)
+                        written.rows[SPLITS[number]] += len(taken)
+                        file.add(taken)
+    return written
+
+
+def _batches(part: Part) -> Iterator[tuple[Any, npt.NDArray[np.int64]]]:
+    """Yield Arrow batches with the places of their units."""
+    first_row = first_unit = 0
+    for batch in part.shard.batches():
+        last_unit = int(np.searchsorted(part.row, first_row + len(batch), "left"))
+        yield batch, np.arange(first_unit, last_unit)
+        first_row, first_unit = first_row + len(batch), last_unit
+
+
+def _names(part: Part, ids: Any, rows: npt.NDArray[np.uint32], ends: Any = None) -> Any:
+    """Return ids that begin with the source's name; an id made from content that came before ends with a number."""
+    pieces = [pyarrow.scalar(f"{part.source.name}:"), ids]
+    if len(rows) and len(part.repeated):
+        begin, end = np.searchsorted(part.repeated[:, 0], [rows[0], int(rows[-1]) + 1])
+        if end > begin:
+            nth = {row: f"-{number}" for row, number in part.repeated[begin:end].tolist()}
+            pieces.append(pyarrow.array([nth.get(row, "") for row in rows.tolist()]))
+    return pc.binary_join_element_wise(*pieces, *([] if ends is None else [ends]), "")
+
+
+def _pairs_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    columns["id"] = _names(part, columns["id"], part.row[units])
+    columns["source"] = _sources(part, columns["source"])
+    if part.source.unknown_label == "safe":
+        for name in ("chosen_is_safe", "rejected_is_safe"):
+            columns[name] = pc.fill_null(columns[name], 1.0)
+    return pyarrow.record_batch([columns[name] for name in _PAIRS.names], schema=_PAIRS)
+
+
+def _completions_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any:
+    rows, sides = part.row[units], part.side[units]
+    taken = batch.take(pyarrow.array(rows - rows[0])) if len(rows) else batch.slice(0, 0)
+    is_pair = bool(part.side.any()) or bool(taken.column("rejected").null_count < len(taken))
+    ends = pyarrow.array([":rejected" if side else ":chosen" for side in sides.tolist()]) if is_pair else None
+    is_second = pyarrow.array(sides.astype(bool))
+    columns = [
+        _names(part, taken.column("id"), rows, ends),
+        taken.column("prompt"),
+        pc.if_else(is_second, taken.column("rejected"), taken.column("chosen")),
+        pc.if_else(is_second, taken.column("rejected_is_safe"), taken.column("chosen_is_safe")),
+        _sources(part, taken.column("source")),
+        taken.column("finished"),
+    ]
+    return pyarrow.record_batch(columns, schema=_COMPLETIONS)
+
+
+def _sources(part: Part, sources: Any) -> Any:
+    """Return the source of each row: its own, else the name in the mixture."""
+    return pc.if_else(pc.equal(sources, ""), part.source.name, sources)
+
+
+def _copied(rows: Any, places: npt.NDArray[np.int64], copies: npt.NDArray[np.uint16]) -> Any:
+    """Return the rows at `places`, each as often as told; a copy's id ends with its number."""
+    taken = rows.take(pyarrow.array(np.repeat(places, copies)))
+    if copies.max() == 1:
+        return taken
+    numbers = np.concatenate([np.arange(count) for count in copies.tolist()])
+    ends = pyarrow.array([f"#{number + 1}" if number else "" for number in numbers.tolist()])
+    return taken.set_column(0, "id", pc.binary_join_element_wise(taken.column("id"), ends, ""))
 
 
 class _SplitFile:
@@ -104,136 +193,58 @@ def _split_file(path: Path, schema: Any) -> Iterator[_SplitFile]:
         file.close()
 
 
-def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int) -> Written:
-    """Write `train.parquet`, `validation.parquet` and `test.parquet` of one stream, whole; only splits with rows.
-
-    Rows are in the order of the mixture and of the files. `samples` texts at most are returned for the languages, drawn
-    by a hash. Raises `OSError`.
-    """
-    schema = COMPLETIONS if parts[0].policy.stream == "sft" else PAIRS
-    written = Written()
-    share = [int(part.copies.astype(bool).sum()) for part in parts]
-    present = {number for part in parts for number in np.unique(part.split[part.copies > 0]).tolist()}
-    with ExitStack() as stack:
-        files = {
-            number: stack.enter_context(_split_file(folder / f"{SPLITS[number]}.parquet", schema))
-            for number in sorted(present)
-        }
-        for part, own in zip(parts, share, strict=True):
-            wanted = sample(part, -(-samples * own // max(1, sum(share))), seed=seed)
-            for batch, units in _batches(part):
-                rows = _completions_of(part, batch, units) if schema is COMPLETIONS else _pairs_of(part, batch, units)
-                text = "completion" if schema is COMPLETIONS else "chosen"
-                written.texts += rows.filter(pyarrow.array(wanted[units])).column(text).to_pylist()
-                for number, file in files.items():
-                    some = np.flatnonzero(part.split[units] == number)
-                    copies = part.copies[units[some]]
-                    if copies.any():
-                        taken = _copied(rows, some, copies)
-                        written.rows[SPLITS[number]] += len(taken)
-                        file.add(taken)
-    return written
+# -------------------------------------------------------------------------------------------- what was left out
 
 
-def _batches(part: Part) -> Iterator[tuple[Any, npt.NDArray[np.int64]]]:
-    """Yield Arrow batches with the places of their units."""
-    first_row = first_unit = 0
-    for batch in part.shard.batches():
-        last_unit = int(np.searchsorted(part.row, first_row + len(batch), "left"))
-        yield batch, np.arange(first_unit, last_unit)
-        first_row, first_unit = first_row + len(batch), last_unit
+def write_lists(folder: Path, mixed: Mixed) -> None:
+    """Write the rows that cannot be read, those that ask an evaluation prompt, and those that contradict themselves."""
+    lists = {
+        "rejects.jsonl": ((part, row) for part in mixed.parts for row in part.shard.rejects),
+        "contamination.jsonl": ((part, row) for part in mixed.parts for row in part.shard.hits),
+        "contradictory.jsonl": _contradictory_rows(mixed),
+    }
+    for name, rows in lists.items():
+        with open_whole(folder / name) as file:
+            for part, row in rows:
+                named = {"stream": part.source.stream, "source": part.source.name, **row}
+                file.write((json.dumps(named, ensure_ascii=False) + "\n").encode())
 
 
-def _names(part: Part, ids: Any, rows: npt.NDArray[np.uint32], ends: Any = None) -> Any:
-    """Return ids that begin with the source's name; an id made from content that came before ends with a number."""
-    pieces = [pyarrow.scalar(f"{part.policy.name}:"), ids]
-    if len(rows) and len(part.repeated):
-        begin, end = np.searchsorted(part.repeated[:, 0], [rows[0], int(rows[-1]) + 1])
-        if end > begin:
-            nth = {row: f"-{number}" for row, number in part.repeated[begin:end].tolist()}
-            pieces.append(pyarrow.array([nth.get(row, "") for row in rows.tolist()]))
-    return pc.binary_join_element_wise(*pieces, *([] if ends is None else [ends]), "")
-
-
-def _pairs_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any:
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    columns["id"] = _names(part, columns["id"], part.row[units])
-    columns["source"] = _sources(part, columns["source"])
-    if part.policy.unknown_label == "safe":
-        for name in ("chosen_is_safe", "rejected_is_safe"):
-            columns[name] = pc.fill_null(columns[name], 1.0)
-    return pyarrow.record_batch([columns[name] for name in PAIRS.names], schema=PAIRS)
-
-
-def _completions_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any:
-    rows, sides = part.row[units], part.side[units]
-    taken = batch.take(pyarrow.array(rows - rows[0])) if len(rows) else batch.slice(0, 0)
-    is_pair = bool(part.side.any()) or bool(taken.column("rejected").null_count < len(taken))
-    ends = pyarrow.array([":rejected" if side else ":chosen" for side in sides.tolist()]) if is_pair else None
-    is_second = pyarrow.array(sides.astype(bool))
-    columns = [
-        _names(part, taken.column("id"), rows, ends),
-        taken.column("prompt"),
-        pc.if_else(is_second, taken.column("rejected"), taken.column("chosen")),
-        pc.if_else(is_second, taken.column("rejected_is_safe"), taken.column("chosen_is_safe")),
-        _sources(part, taken.column("source")),
-        taken.column("finished"),
-    ]
-    return pyarrow.record_batch(columns, schema=COMPLETIONS)
-
-
-def _sources(part: Part, sources: Any) -> Any:
-    """Return the source of each row: its own, else the name in the mixture."""
-    return pc.if_else(pc.equal(sources, ""), part.policy.name, sources)
-
-
-def _copied(rows: Any, places: npt.NDArray[np.int64], copies: npt.NDArray[np.uint16]) -> Any:
-    """Return the rows at `places`, each as often as told; a copy's id ends with its number."""
-    taken = rows.take(pyarrow.array(np.repeat(places, copies)))
-    if copies.max() == 1:
-        return taken
-    numbers = np.concatenate([np.arange(count) for count in copies.tolist()])
-    ends = pyarrow.array([f"#{number + 1}" if number else "" for number in numbers.tolist()])
-    return taken.set_column(0, "id", pc.binary_join_element_wise(taken.column("id"), ends, ""))
-
-
-def rejected_rows(mixed: Mixed) -> Iterator[dict[str, Any]]:
-    """Yield the rows that could not be read, each with its source and place."""
-    for part in mixed.parts:
-        for row in part.shard.rejects:
-            yield {"stream": part.policy.stream, "source": part.policy.name, **row}
-
-
-def contaminated_rows(mixed: Mixed) -> Iterator[dict[str, Any]]:
-    """Yield the rows that ask an evaluation prompt, once for each suite."""
-    for part in mixed.parts:
-        for row in part.shard.hits:
-            yield {"stream": part.policy.stream, "source": part.policy.name, **row}
-
-
-def contradictory_rows(mixed: Mixed) -> Iterator[dict[str, Any]]:
+def _contradictory_rows(mixed: Mixed) -> Iterator[tuple[Part, dict[str, Any]]]:
     """Yield the pairs that hold a completion which is labelled both safe and unsafe."""
-    pair_parts = [part for part in mixed.parts if part.policy.stream != "sft"]
+    pair_parts = [part for part in mixed.parts if part.source.stream != "sft"]
     for part, found in zip(pair_parts, mixed.contradictory, strict=True):
         start = 0
         for batch in part.shard.batches():
             places = np.flatnonzero(found[start : start + len(batch)])
             start += len(batch)
             for row in batch.take(places).to_pylist():
-                labels = {name: row[name] for name in ("id", "chosen_is_safe", "rejected_is_safe")}
-                yield {"stream": part.policy.stream, "source": part.policy.name, **labels}
+                yield part, {name: row[name] for name in ("id", "chosen_is_safe", "rejected_is_safe")}
 
 
-FORMAT = 1
-_PACKAGES = ("numpy", "pyarrow", "rensa", "scipy")
+# ----------------------------------------------------------------------------------------------------- manifest
 
 
-def deciding_versions() -> dict[str, str]:
-    """Return the versions of the code that decides the bytes of the output."""
+def make_manifest(
+    *,
+    settings: Mapping[str, Any],
+    sources: Sequence[Mapping[str, Any]],
+    suites: Mapping[str, Any],
+    outputs: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the manifest; nothing in it depends on time, place of the output, or the number of processes."""
     return {
-        "bfpo": __version__,
-        "rows": str(SHARD_VERSION),
-        **{package: metadata.version(package) for package in _PACKAGES},
+        "format": _FORMAT,
+        "made_by": "bfpo prepare",
+        "versions": {
+            "bfpo": __version__,
+            "rows": str(SHARD_VERSION),
+            **{package: metadata.version(package) for package in _PACKAGES},
+        },
+        "settings": dict(settings),
+        "sources": list(sources),
+        "decontaminated": dict(suites),
+        "files": dict(outputs),
     }
 
 
@@ -246,23 +257,4 @@ def output_facts(folder: Path, files: Iterable[Path], rows: Mapping[str, int]) -
             "rows": rows[file.stem],
         }
         for file in files
-    }
-
-
-def make_manifest(
-    *,
-    settings: Mapping[str, Any],
-    sources: Sequence[Mapping[str, Any]],
-    suites: Mapping[str, Any],
-    outputs: Mapping[str, Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Return the manifest; nothing in it depends on time, place of the output, or the number of processes."""
-    return {
-        "format": FORMAT,
-        "made_by": "bfpo prepare",
-        "versions": deciding_versions(),
-        "settings": dict(settings),
-        "sources": list(sources),
-        "decontaminated": dict(suites),
-        "files": dict(outputs),
     }
