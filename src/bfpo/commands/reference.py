@@ -7,6 +7,7 @@ from typing import Any
 from bfpo.config import ReferenceConfig
 from bfpo.core.errors import RunError
 from bfpo.data.tokenize import PairTokenizer
+from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.reference.forward_pass import ReferencePass
 from bfpo.runs.folder import RunFolder
 from bfpo.training.session import (
@@ -17,7 +18,6 @@ from bfpo.training.session import (
     prepare_process,
     reference_cache,
     report_data,
-    runs_on_cpu,
     token_settings,
 )
 from bfpo.training.tokens import token_stores

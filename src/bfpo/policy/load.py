@@ -22,7 +22,6 @@ __all__ = [
     "DTYPES",
     "Policy",
     "TrainableReport",
-    "add_lora",
     "cannot_load",
     "check_source",
     "choose_trainable",
@@ -236,7 +235,7 @@ def set_trainable(
         return model
     if trainable != "all":
         raise ModelError(f"trainable: got {list(trainable)!r} beside lora; with lora only the adapters train")
-    return add_lora(model, lora, seed=seed)
+    return _add_lora(model, lora, seed=seed)
 
 
 def choose_trainable(model: nn.Module, patterns: Sequence[str] | Literal["all"]) -> None:
@@ -278,7 +277,7 @@ def _no_match(pattern: str, names: Sequence[str]) -> str:
     )
 
 
-def add_lora(model: Any, lora: Mapping[str, Any], *, seed: int = 0) -> Any:
+def _add_lora(model: Any, lora: Mapping[str, Any], *, seed: int = 0) -> Any:
     """Return the model wrapped by peft with LoRA adapters that `seed` alone decides; `lora`: keywords of `LoraConfig`.
 
     Raises `ModelError` for settings that peft does not know, and for an adapter on one of two modules that share a

@@ -19,7 +19,7 @@ from bfpo.data.tokenize import TokenPair
 from bfpo.policy.attention import UnknownExtraError, register_packed
 from bfpo.policy.logps import evaluating, sequence_logps, unwrap_causal_lm, use_own_logits, uses_own_logits
 
-__all__ = ["Attention", "FormDecision", "adopt_form", "choose_form", "decide_form"]
+__all__ = ["Attention", "choose_form"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class _CannotPackError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class FormDecision:
+class _FormDecision:
     """Which form of rows a model takes, and whether its log-probs are taken from its own logits."""
 
     form: Form
@@ -47,15 +47,16 @@ class FormDecision:
 def choose_form(
     model: nn.Module, attention: str = "auto", *, longest_text: int, process_index: int = 0, num_processes: int = 1
 ) -> Form:
-    """Return the form of rows that this model takes (`decide_form`), and make the model ready for it (`adopt_form`).
+    """Return the form of rows that this model takes, and make the model ready for it.
 
-    With several processes the first one decides for all, which call this together: the weights of the others may be
-    empty until they are sharded, and answers near the bound could differ. What it raises, all raise.
+    Arguments, what is tried, and errors: see `_decide_form`. With several processes the first one decides for all, so
+    all call this together: the weights of the others may be empty until they are sharded, and answers near the bound
+    could differ. What it raises, all raise.
     """
     decision, failure = None, None
     if process_index == 0:
         try:
-            decision = decide_form(model, attention, longest_text=longest_text)
+            decision = _decide_form(model, attention, longest_text=longest_text)
         except Exception as error:  # the others wait for the outcome, whatever it is
             failure = error
     if num_processes > 1:
@@ -66,11 +67,11 @@ def choose_form(
     if failure is not None:
         raise failure
     assert decision is not None
-    adopt_form(model, decision)
+    _adopt_form(model, decision)
     return decision.form
 
 
-def decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int) -> FormDecision:
+def _decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int) -> _FormDecision:
     """Return the form of rows that this model takes, and whether its own logits are needed; leave it as it was.
 
     "packed" and "auto" try packed rows: the model's attention is set to packed attention over its own one, and the
@@ -97,7 +98,7 @@ def decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int)
         expected = _single_text_logps(model, causal_lm) if can_be_asked else None
         own_logits = uses_own_logits(model)
         if attention == "padded":
-            return FormDecision("padded", own_logits)
+            return _FormDecision("padded", own_logits)
         try:
             _set_packed(model, causal_lm, before)
             served = set() if expected is None else _ask(model, causal_lm, expected)
@@ -108,11 +109,11 @@ def decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int)
             if attention == "packed":
                 raise ModelError(f"attention packed: {type(causal_lm).__name__} {reason}; use auto or padded") from None
             logger.info("rows are padded, not packed: %s %s", type(causal_lm).__name__, reason)
-            return FormDecision("padded", own_logits)
-    return FormDecision("packed", own_logits)
+            return _FormDecision("padded", own_logits)
+    return _FormDecision("packed", own_logits)
 
 
-def adopt_form(model: nn.Module, decision: FormDecision) -> None:
+def _adopt_form(model: nn.Module, decision: _FormDecision) -> None:
     """Make a model ready for what was decided, by this process or another one."""
     use_own_logits(model, decision.own_logits)
     if decision.form == "packed":

@@ -1,4 +1,6 @@
-"""Callbacks of both training stages: epochs, metrics.jsonl, progress, and a stop that leaves a checkpoint."""
+"""Callbacks of both training stages: epochs, metrics.jsonl, progress, a stop that leaves a checkpoint, and checkpoints
+that count only once all of their files are written.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_MARK, _STATE = "complete.json", "trainer_state.json"  # ours, with the size of each file; the trainer's own
 
 
 def set_epoch_everywhere(loader: Any, epoch: int) -> None:
@@ -221,7 +225,7 @@ class InterruptCallback(TrainerCallback):
             raise StopRequest if self.requested == signal.SIGTERM else KeyboardInterrupt
 
 
-_MARK, _STATE = "complete.json", "trainer_state.json"
+# Whole checkpoints
 
 
 class WholeCheckpoints(TrainerCallback):

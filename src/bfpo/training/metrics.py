@@ -25,7 +25,6 @@ from bfpo.training.arguments import BFPOConfig
 from bfpo.training.checks import DivergenceWatch
 
 __all__ = [
-    "COLUMNS",
     "CellMetrics",
     "PairFigures",
     "RunningLoss",

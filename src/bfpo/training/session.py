@@ -1,4 +1,6 @@
-"""Around `Trainer.train()` in a run folder: arguments, resume, metrics and the saved model, for both stages."""
+"""What both stages do around `Trainer.train()` in a run folder: model and data of a config, arguments, training with
+resume and metrics, and the saved model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import (
     PreTrainedTokenizerBase,
@@ -32,7 +33,7 @@ from bfpo.core.files import is_disk_full, user_cache_folder
 from bfpo.data.load import PairStream
 from bfpo.data.rejects import Reject
 from bfpo.data.tokenize import PairTokenizer
-from bfpo.policy.devices import runs_on_cpu
+from bfpo.policy.devices import runs_on_cpu, use_threads
 from bfpo.policy.load import Policy, load_policy
 from bfpo.policy.save import save_policy
 from bfpo.runs.folder import RunFolder
@@ -58,7 +59,6 @@ __all__ = [
     "prepare_process",
     "reference_cache",
     "report_data",
-    "runs_on_cpu",
     "save_model_folder",
     "token_settings",
     "train_in_folder",
@@ -72,16 +72,85 @@ CHECKPOINTS, MODEL, REJECTS = "checkpoints", "model", "rejects.jsonl"
 
 def prepare_process(threads: int | None) -> None:
     """Set the CPU threads of torch and of tokenizers, where a number is given; keep bars of loading out of logs."""
+    use_threads(threads)
     if threads is not None:
-        torch.set_num_threads(threads)
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # read by tokenizers at its first use of threads
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+# Model and data of a config
+
+
+def load_start(config: AlignConfig) -> Policy:
+    """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
+    return load_policy(
+        config.model,
+        trainable="all" if config.lora is not None else config.trainable,
+        lora=None if config.lora is None else config.lora.model_dump(),
+        quantize=config.quantize,
+        dtype=config.dtype,
+        masters=True,
+        revision=config.revision,
+        seed=config.seed,
+    )
+
+
+def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
+    """Return the data sections that are given, by name; the main stream comes first."""
+    sections = {"data": config.data, "buffer": config.buffer, "eval_data": config.eval_data}
+    return {name: section for name, section in sections.items() if section is not None}
+
+
+def pair_streams(config: AlignConfig) -> dict[str, PairStream]:
+    """Return the pairs of each section, to be read when they are asked for."""
+    return {
+        name: PairStream(**data_settings(section, seed=config.seed)) for name, section in pair_sections(config).items()
+    }
+
+
 def data_settings(data: DataConfig | SftDataConfig, *, seed: int) -> dict[str, Any]:
     """Return a data section as keyword arguments of `load_pairs` or `load_completions`."""
     return {**data.model_dump(), "seed": seed}
+
+
+def token_settings(config: AlignConfig) -> dict[str, Any]:
+    """Return the keyword arguments of `PairTokenizer`; raises `ConfigError` for a template that cannot be read."""
+    return {
+        "max_length": config.max_length,
+        "max_completion_length": config.max_completion_length,
+        "chat_template": read_template(config.chat_template),
+    }
+
+
+def reference_cache(config: AlignConfig) -> str:
+    """Return the root folder of the reference log-probs: the config's, else that of the user."""
+    return config.reference_cache or str(user_cache_folder("reference"))
+
+
+def describe_tokens(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return one line for each section: its pairs by cell, and what was cut; pairs are counted, not kept."""
+    lines = []
+    for name, pairs in pair_streams(config).items():
+        tokenize = PairTokenizer(tokenizer, **token_settings(config))
+        for _ in tokenize(pairs):
+            pass
+        lines.append("; ".join(describe_data(name, pairs.counts, tokenize.report.as_row())))
+    return lines
+
+
+def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, int] | None = None) -> list[str]:
+    """Return the counts of a stream as short texts, those that are zero left out."""
+    unit = "pairs" if "cells" in counts else "completions"
+    lines = [f"{name}: {counts[unit]} {unit}"]
+    if "cells" in counts:
+        lines.append("by cell (chosen-rejected) " + ", ".join(f"{cell} {n}" for cell, n in counts["cells"].items()))
+    told = {"rows_rejected": "rows rejected", "labels_set_safe": "with a label set to safe"}
+    told["pairs_without_label_dropped"] = "dropped for want of a label"
+    lines += [f"{counts[key]} {text}" for key, text in told.items() if counts.get(key)]
+    cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
+    lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
+    return lines
 
 
 def report_data(folder: RunFolder, streams: Mapping[str, tuple[Mapping[str, Any], Mapping[str, int]]]) -> None:
@@ -101,18 +170,7 @@ def write_rejects(folder: RunFolder, rejects: Mapping[str, Sequence[Reject]]) ->
     folder.write_jsonl(REJECTS, rows)
 
 
-def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, int] | None = None) -> list[str]:
-    """Return the counts of a stream as short texts, those that are zero left out."""
-    unit = "pairs" if "cells" in counts else "completions"
-    lines = [f"{name}: {counts[unit]} {unit}"]
-    if "cells" in counts:
-        lines.append("by cell (chosen-rejected) " + ", ".join(f"{cell} {n}" for cell, n in counts["cells"].items()))
-    told = {"rows_rejected": "rows rejected", "labels_set_safe": "with a label set to safe"}
-    told["pairs_without_label_dropped"] = "dropped for want of a label"
-    lines += [f"{counts[key]} {text}" for key, text in told.items() if counts.get(key)]
-    cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
-    lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
-    return lines
+# Training
 
 
 def common_arguments(
@@ -157,6 +215,10 @@ def common_arguments(
         "remove_unused_columns": False,
         "report_to": "none",
     }
+
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def _recompute_activations(wanted: bool) -> dict[str, Any]:
@@ -205,10 +267,6 @@ def train_in_folder(
     return metrics
 
 
-def _tell_kept(folder: RunFolder, step: int) -> None:
-    folder.kept = f"the checkpoint of step {step} is whole"
-
-
 def _where_to_go_on(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
     """Return the last whole checkpoint of a resumed run, and say where it goes on; half ones are removed."""
     folder.kept = "no checkpoint was written yet, so the run would start again"
@@ -230,10 +288,6 @@ def _where_to_go_on(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
     return checkpoint
 
 
-def _num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
 def _tell_processes(folder: RunFolder, goes_on: bool) -> None:
     """Warn where a run goes on with another number of processes, and write how many there are now."""
     now = _num_processes()
@@ -251,6 +305,10 @@ def _tell_processes(folder: RunFolder, goes_on: bool) -> None:
     folder.add_facts(processes=now)
 
 
+def _tell_kept(folder: RunFolder, step: int) -> None:
+    folder.kept = f"the checkpoint of step {step} is whole"
+
+
 def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
     if checkpoint is not None and checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"]:
         _end_again(trainer, checkpoint[0])
@@ -260,17 +318,6 @@ def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str
     with interrupt:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint[0]))
     interrupt.raise_if_requested()
-
-
-class _BegunError(Exception):
-    """Training is about to begin: the model is wrapped and the checkpoint loaded."""
-
-
-class _StopAtBegin(TrainerCallback):
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        raise _BegunError
 
 
 def _end_again(trainer: Trainer, checkpoint: Path) -> None:
@@ -292,6 +339,25 @@ def _end_again(trainer: Trainer, checkpoint: Path) -> None:
     trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
 
+class _StopAtBegin(TrainerCallback):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        raise _BegunError
+
+
+class _BegunError(Exception):
+    """Training is about to begin: the model is wrapped and the checkpoint loaded."""
+
+
+def _last_metrics(trainer: Trainer) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for row in trainer.state.log_history:
+        if row.get("step") == trainer.state.global_step:
+            metrics.update(row)
+    return metrics
+
+
 def _disk_full(folder: RunFolder) -> DiskFullError:
     """Return the error for what found no room in the checkpoints, and remove the half one."""
     half = half_checkpoints(folder.path / CHECKPOINTS)
@@ -302,14 +368,6 @@ def _disk_full(folder: RunFolder) -> DiskFullError:
         for checkpoint in half:
             shutil.rmtree(checkpoint, ignore_errors=True)
     return error
-
-
-def _last_metrics(trainer: Trainer) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for row in trainer.state.log_history:
-        if row.get("step") == trainer.state.global_step:
-            metrics.update(row)
-    return metrics
 
 
 def save_model_folder(
@@ -336,55 +394,3 @@ def save_model_folder(
             raise RunError(f"{target}: cannot be written ({error}); check rights and space") from error
         raise
     return target
-
-
-def load_start(config: AlignConfig) -> Policy:
-    """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
-    return load_policy(
-        config.model,
-        trainable="all" if config.lora is not None else config.trainable,
-        lora=None if config.lora is None else config.lora.model_dump(),
-        quantize=config.quantize,
-        dtype=config.dtype,
-        masters=True,
-        revision=config.revision,
-        seed=config.seed,
-    )
-
-
-def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
-    """Return the data sections that are given, by name; the main stream comes first."""
-    sections = {"data": config.data, "buffer": config.buffer, "eval_data": config.eval_data}
-    return {name: section for name, section in sections.items() if section is not None}
-
-
-def pair_streams(config: AlignConfig) -> dict[str, PairStream]:
-    """Return the pairs of each section, to be read when they are asked for."""
-    return {
-        name: PairStream(**data_settings(section, seed=config.seed)) for name, section in pair_sections(config).items()
-    }
-
-
-def token_settings(config: AlignConfig) -> dict[str, Any]:
-    """Return the keyword arguments of `PairTokenizer`; raises `ConfigError` for a template that cannot be read."""
-    return {
-        "max_length": config.max_length,
-        "max_completion_length": config.max_completion_length,
-        "chat_template": read_template(config.chat_template),
-    }
-
-
-def describe_tokens(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return one line for each section: its pairs by cell, and what was cut; pairs are counted, not kept."""
-    lines = []
-    for name, pairs in pair_streams(config).items():
-        tokenize = PairTokenizer(tokenizer, **token_settings(config))
-        for _ in tokenize(pairs):
-            pass
-        lines.append("; ".join(describe_data(name, pairs.counts, tokenize.report.as_row())))
-    return lines
-
-
-def reference_cache(config: AlignConfig) -> str:
-    """Return the root folder of the reference log-probs: the config's, else that of the user."""
-    return config.reference_cache or str(user_cache_folder("reference"))

@@ -28,18 +28,16 @@ from bfpo.policy.logps import unwrap_causal_lm
 if TYPE_CHECKING:
     from bfpo.data.tokenize import TokenPair
 
-__all__ = [
-    "LOGPS_VERSION",
-    "ROW_KEY_BYTES",
-    "ReferenceCache",
-    "model_key",
-    "row_key",
-]
+__all__ = ["LOGPS_VERSION", "ReferenceCache", "model_key", "row_key"]
+
+logger = logging.getLogger(__name__)
+
+Logps = npt.NDArray[np.float64]
 
 LOGPS_VERSION = 1
 """To be raised whenever `bfpo.policy.logps` gives other numbers for the same tokens and weights."""
 
-ROW_KEY_BYTES = 16
+_ROW_KEY_BYTES = 16
 
 # Keys of a config that move no log-prob; whatever is not known to be harmless counts.
 _CONFIG_WITHOUT_EFFECT = frozenset(
@@ -66,6 +64,11 @@ _CONFIG_WITHOUT_EFFECT = frozenset(
 # Parts of parameter names that PEFT (the first three) and torch.compile put around a model's own.
 _WRAPPER_PARTS = frozenset({"base_layer", "original_module", "token_adapter", "_orig_mod"})
 
+_FORMAT = 1
+_SCHEMA = pa.schema(
+    [("row_key", pa.binary(_ROW_KEY_BYTES)), ("chosen_logps", pa.float64()), ("rejected_logps", pa.float64())]
+)
+
 
 def row_key(pair: TokenPair) -> bytes:
     """Return the digest of a pair's token ids as they are after truncation, boundaries included; 16 bytes.
@@ -73,7 +76,7 @@ def row_key(pair: TokenPair) -> bytes:
     Labels and the pair's id do not count.
     """
     parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
-    digest = hashlib.blake2b(np.array([len(ids) for ids in parts], "<i8").tobytes(), digest_size=ROW_KEY_BYTES)
+    digest = hashlib.blake2b(np.array([len(ids) for ids in parts], "<i8").tobytes(), digest_size=_ROW_KEY_BYTES)
     for ids in parts:
         digest.update(np.ascontiguousarray(ids, "<i4").tobytes())
     return digest.digest()
@@ -179,14 +182,7 @@ def _matmul_precision() -> str:
         return str(torch.backends.cuda.matmul.fp32_precision)
 
 
-logger = logging.getLogger(__name__)
-
-_FORMAT = 1
-_SCHEMA = pa.schema(
-    [("row_key", pa.binary(ROW_KEY_BYTES)), ("chosen_logps", pa.float64()), ("rejected_logps", pa.float64())]
-)
-
-Logps = npt.NDArray[np.float64]
+# Shards on disk
 
 
 class ReferenceCache:

@@ -34,7 +34,7 @@ Collate = Callable[[Sequence["TokenPair"]], Mapping[str, Any]]
 PairLogps = tuple[float, float]
 
 ROWS_PER_SHARD = 1024  # what a killed pass loses at most, for each process
-MAX_TOKENS = 8192  # of a batch, where nobody says
+MAX_TOKENS = 8192  # of a batch, by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,111 +58,6 @@ class ReferenceReport:
     def as_row(self) -> dict[str, Any]:
         """Return a flat dict, to be printed or written."""
         return asdict(self)
-
-
-def precompute(
-    model: nn.Module, pairs: Sequence[TokenPair], batches: Iterable[Sequence[int]], *, collate: Collate
-) -> Iterator[dict[int, PairLogps]]:
-    """Yield the model's own summed log-probs, any adapter off, batch by batch: index -> (chosen, rejected), in nats.
-
-    `batches` holds indices into `pairs`, as `token_batches` makes them. `collate` makes of P pairs what
-    `sequence_logps` takes, on the model's device; its rows are the P chosen completions, then the rejected ones.
-
-    Raises `ModelError` for a log-prob that is not finite, with the pair's id.
-    """
-    for indices in batches:
-        some = [pairs[i] for i in indices]
-        logps = own_logps(model, collate(some)).tolist()
-        chosen, rejected = logps[: len(some)], logps[len(some) :]
-        for pair, *values in zip(some, chosen, rejected, strict=True):
-            _check_finite(pair, *values)
-        yield dict(zip(indices, zip(chosen, rejected, strict=True), strict=True))
-
-
-def token_batches(
-    pairs: Sequence[TokenPair], indices: Iterable[int], *, max_tokens: int, num_processes: int = 1
-) -> list[list[int]]:
-    """Return the indices in batches of at most `max_tokens` tokens (prompt + chosen + rejected), but at least one pair.
-
-    From long to short: a batch carries little padding, and one that does not fit into memory comes first. Without the
-    batches that come first the others stay as they are, so a pass that goes on gives the very same numbers. There are
-    as many batches as processes where the pairs allow it.
-    """
-    num_tokens_of = token_lengths(pairs).sum(axis=1)
-    order = sorted(indices, key=lambda i: int(num_tokens_of[i]), reverse=True)
-    most_pairs = math.ceil(len(order) / num_processes)
-    batches: list[list[int]] = []
-    room = 0
-    for i in order:
-        num_tokens = int(num_tokens_of[i])
-        if not batches or num_tokens > room or len(batches[-1]) >= most_pairs:
-            batches.append([])
-            room = max_tokens
-        batches[-1].append(i)
-        room -= num_tokens
-    return batches
-
-
-def _rounds(batches: Sequence[list[int]], rows_per_shard: int, num_processes: int) -> Iterator[list[list[int]]]:
-    """Yield the batches in groups that make a shard; each but the last has as many for every process."""
-    group: list[list[int]] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) % num_processes == 0 and sum(map(len, group)) >= rows_per_shard * num_processes:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _check_finite(pair: TokenPair, chosen: float, rejected: float) -> None:
-    for name, value in (("chosen", chosen), ("rejected", rejected)):
-        if not math.isfinite(value):
-            raise ModelError(
-                f"pair {pair.pair_id}: the reference's log-prob of its {name} completion is {value}; check the model's "
-                "weights, or compute in float32"
-            )
-
-
-class _Rows(Sequence["TokenPair"]):
-    """The distinct rows of several lists by their place there, so that pairs on disk stay on disk."""
-
-    def __init__(self, pair_lists: Sequence[Sequence[TokenPair]], keys: list[bytes], places: npt.NDArray[np.int64]):
-        self._pair_lists = pair_lists
-        self.keys = keys
-        self._places = places  # (rows, 2): the list, the position in it
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number, position = self._places[index].tolist()
-        pair: TokenPair = self._pair_lists[number][position]
-        return pair
-
-
-def _distinct_rows(pair_lists: Sequence[Sequence[TokenPair]]) -> tuple[_Rows, list[npt.NDArray[np.int64]]]:
-    """Return the rows that differ in their tokens, and for each list the row of each of its pairs."""
-    rows: dict[bytes, int] = {}
-    places: list[npt.NDArray[np.int64]] = []
-    row_of = []
-    for number, pairs in enumerate(pair_lists):
-        here, first = np.empty(len(pairs), np.int64), []
-        for position, pair in enumerate(pairs):
-            key = row_key(pair)
-            if key not in rows:
-                rows[key] = len(rows)
-                first.append(position)
-            here[position] = rows[key]
-        row_of.append(here)
-        places.append(np.stack([np.full(len(first), number), np.array(first, np.int64)], axis=1))
-    return _Rows(pair_lists, list(rows), np.concatenate(places)), row_of
 
 
 class ReferencePass:
@@ -299,3 +194,114 @@ def _describe_model(model: nn.Module) -> dict[str, Any]:
         "class": type(base).__name__,
         "dtype": ", ".join(dtypes),
     }
+
+
+# The rows of a pass
+
+
+def _distinct_rows(pair_lists: Sequence[Sequence[TokenPair]]) -> tuple[_Rows, list[npt.NDArray[np.int64]]]:
+    """Return the rows that differ in their tokens, and for each list the row of each of its pairs."""
+    rows: dict[bytes, int] = {}
+    places: list[npt.NDArray[np.int64]] = []
+    row_of = []
+    for number, pairs in enumerate(pair_lists):
+        here, first = np.empty(len(pairs), np.int64), []
+        for position, pair in enumerate(pairs):
+            key = row_key(pair)
+            if key not in rows:
+                rows[key] = len(rows)
+                first.append(position)
+            here[position] = rows[key]
+        row_of.append(here)
+        places.append(np.stack([np.full(len(first), number), np.array(first, np.int64)], axis=1))
+    return _Rows(pair_lists, list(rows), np.concatenate(places)), row_of
+
+
+class _Rows(Sequence["TokenPair"]):
+    """The distinct rows of several lists by their place there, so that pairs on disk stay on disk."""
+
+    def __init__(self, pair_lists: Sequence[Sequence[TokenPair]], keys: list[bytes], places: npt.NDArray[np.int64]):
+        self._pair_lists = pair_lists
+        self.keys = keys
+        self._places = places  # (rows, 2): the list, the position in it
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number, position = self._places[index].tolist()
+        pair: TokenPair = self._pair_lists[number][position]
+        return pair
+
+
+# Batches, and the log-probs of each
+
+
+def token_batches(
+    pairs: Sequence[TokenPair], indices: Iterable[int], *, max_tokens: int, num_processes: int = 1
+) -> list[list[int]]:
+    """Return the indices in batches of at most `max_tokens` tokens (prompt + chosen + rejected), but at least one pair.
+
+    From long to short: a batch carries little padding, and one that does not fit into memory comes first. Without the
+    batches that come first the others stay as they are, so a pass that goes on gives the very same numbers. There are
+    as many batches as processes where the pairs allow it.
+    """
+    num_tokens_of = token_lengths(pairs).sum(axis=1)
+    order = sorted(indices, key=lambda i: int(num_tokens_of[i]), reverse=True)
+    most_pairs = math.ceil(len(order) / num_processes)
+    batches: list[list[int]] = []
+    room = 0
+    for i in order:
+        num_tokens = int(num_tokens_of[i])
+        if not batches or num_tokens > room or len(batches[-1]) >= most_pairs:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(i)
+        room -= num_tokens
+    return batches
+
+
+def _rounds(batches: Sequence[list[int]], rows_per_shard: int, num_processes: int) -> Iterator[list[list[int]]]:
+    """Yield the batches in groups that make a shard; each but the last has as many for every process."""
+    group: list[list[int]] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) % num_processes == 0 and sum(map(len, group)) >= rows_per_shard * num_processes:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def precompute(
+    model: nn.Module, pairs: Sequence[TokenPair], batches: Iterable[Sequence[int]], *, collate: Collate
+) -> Iterator[dict[int, PairLogps]]:
+    """Yield the model's own summed log-probs, any adapter off, batch by batch: index -> (chosen, rejected), in nats.
+
+    `batches` holds indices into `pairs`, as `token_batches` makes them. `collate` makes of P pairs what
+    `sequence_logps` takes, on the model's device; its rows are the P chosen completions, then the rejected ones.
+
+    Raises `ModelError` for a log-prob that is not finite, with the pair's id.
+    """
+    for indices in batches:
+        some = [pairs[i] for i in indices]
+        logps = own_logps(model, collate(some)).tolist()
+        chosen, rejected = logps[: len(some)], logps[len(some) :]
+        for pair, *values in zip(some, chosen, rejected, strict=True):
+            _check_finite(pair, *values)
+        yield dict(zip(indices, zip(chosen, rejected, strict=True), strict=True))
+
+
+def _check_finite(pair: TokenPair, chosen: float, rejected: float) -> None:
+    for name, value in (("chosen", chosen), ("rejected", rejected)):
+        if not math.isfinite(value):
+            raise ModelError(
+                f"pair {pair.pair_id}: the reference's log-prob of its {name} completion is {value}; check the model's "
+                "weights, or compute in float32"
+            )
