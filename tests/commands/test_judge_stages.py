@@ -13,6 +13,7 @@ from bfpo.config import JudgeCheckConfig, JudgeTrainConfig, LabelConfig, load_co
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.core.schema import Completion
 from bfpo.judges.judges import make_judge
+from bfpo.judges.settings import TrainedSpec
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from tiny import tiny_model, tiny_tokenizer
@@ -64,7 +65,7 @@ def test_a_judge_is_trained_and_says_what_it_is_worth_on_other_prompts(judge: Pa
     assert described["trained_on"]["prompts"] == 12
     assert described["cross_validation"]["accuracy"] == 1.0
     assert described["cross_validation"]["folds"] == 5
-    verdicts = make_judge("trained", model=str(judge / "model")).judge(
+    verdicts = make_judge(TrainedSpec(model=str(judge / "model"))).judge(
         [Completion("s", (), SAFE), Completion("u", (), UNSAFE)]
     )
     assert [verdict.label for verdict in verdicts] == ["safe", "unsafe"]
@@ -189,9 +190,12 @@ def test_a_hostile_answer_is_shown_as_a_block_of_code(judge: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["kind=classifier"], "model: missing; kind 'classifier' needs a model"),
-        (["model=x"], "model: not read by kind 'ngrams'"),
-        (["kind=classifier", "model=x", "folds=3"], "folds: not read by kind 'classifier'"),
+        (["kind=classifier"], "model: missing; needed: classifier: model to start from"),
+        (["model=x"], "model: not a key of 'ngrams'; it belongs to 'classifier'"),
+        (
+            ["kind=classifier", "model=x", "folds=3"],
+            "folds: not a key of 'classifier'; it belongs to 'ngrams', 'ranker'",
+        ),
         (["ngrams=[3,1]"], r"ngrams: got \[3, 1\]; allowed"),
         (["data.safe_values=[a]"], "safe_values, unsafe_values: give both or none"),
     ],
@@ -231,7 +235,7 @@ def test_a_classifier_is_fine_tuned_and_judges(labelled: Path, tmp_path: Path) -
     )
     folder = run_stage("judge-train", config, tmp_path / "run")
     assert 0 < folder.record["judge"]["left_out_as_too_long"] < 60
-    tuned = make_judge("trained", model=str(tmp_path / "run" / "model"))
+    tuned = make_judge(TrainedSpec(model=str(tmp_path / "run" / "model")))
     answers = [Completion("s", (), SAFE), Completion("u", (), UNSAFE), Completion("long", (), f"{SAFE} {SAFE}")]
     verdicts = tuned.judge(answers)
     assert [verdict.label for verdict in verdicts] == ["safe", "unsafe", "unscored"]

@@ -173,7 +173,7 @@ class Fake:
 def test_a_panel_its_disagreements_and_soft_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"oracle": Fake("one"), "harmbench": Fake("two", 0.25)}
     made["harmbench"].version = "fake-2"
-    monkeypatch.setattr(label, "make_judge", lambda format, **settings: made[format])
+    monkeypatch.setattr(label, "make_judge", lambda spec, budget: made[spec.format])
     prompt = (Message("user", "q"),)
     pairs = [Pair(f"p{n}", prompt, f"{n / 8}", f"{n / 8 + 0.0625}") for n in range(8)]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
@@ -197,7 +197,7 @@ def test_a_panel_its_disagreements_and_soft_labels(tmp_path: Path, monkeypatch: 
 
 
 def test_disagreements_are_sorted_by_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label, "make_judge", lambda format, **settings: Fake())
+    monkeypatch.setattr(label, "make_judge", lambda spec, budget: Fake())
     pairs = [
         Pair(f"p{n}", (Message("user", "q"),), text, "0.0", True, None)
         for n, text in enumerate(("0.4", "0.1", "0.9", "0.3"))
@@ -213,7 +213,7 @@ def test_a_second_run_asks_nothing(server: FaultServer, tmp_path: Path, monkeypa
     monkeypatch.setattr(Fake, "asked", 0)
     make = label.make_judge
     monkeypatch.setattr(
-        label, "make_judge", lambda format, **settings: Fake() if format == "oracle" else make(format, **settings)
+        label, "make_judge", lambda spec, budget: Fake() if spec.format == "oracle" else make(spec, budget)
     )
     server.answer = lambda text: guard_answer("bad" if text.startswith("0.1") else "")
     file = write_texts(tmp_path / "completions.jsonl", ["0.1", "0.9", "0.1", "0.1"])
@@ -364,7 +364,7 @@ def test_the_key_is_written_nowhere(
     [
         ([], "judges: missing"),
         (["judges=oracle"], "completions, data: exactly one"),
-        (["judges=oracle", "completions=c", "data.files=d"], "completions, data: exactly one"),
+        (["judges=oracle", "completions=c", "data.files=d"], "completions: not read where data is set"),
         (["judges=oracle", "completions=c", "relabel=true"], "relabel: not read without data"),
         (["judges=oracle", "completions=c", "rule=mean"], "rule: not read without several judges"),
         (["judges=oracle", "completions=c", "max_requests=5"], "max_requests: not read without a url"),

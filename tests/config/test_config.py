@@ -153,9 +153,11 @@ def test_a_file_that_cannot_be_read(tmp_path):
         (SftConfig, ["data.files=a", "model=m", "completions_per_microbatch=5"], "got 5; it must divide"),
         (SftConfig, ["data.files=a", "model=m", "init.tokenizer=t", "init.config={}"], "model, init: exactly one"),
         (SftConfig, ["data.files=a", "init.tokenizer=t", "init.config={}", "lora={}"], "lora: not read where init"),
-        (EvaluateConfig, ["data.files=a"], "model, reference: missing"),
+        (EvaluateConfig, ["data.files=a", "reference=r"], "model: missing; needed: trained model"),
+        (EvaluateConfig, ["data.files=a", "model=m"], "reference: missing; needed: frozen reference"),
+        (EvaluateConfig, ["model=m", "reference=r"], "data: missing; needed: pairs"),
         (EvaluateConfig, [], "nothing to evaluate"),
-        (EvaluateConfig, ["completions=c", "beta=1"], "beta: not read without data"),
+        (EvaluateConfig, ["completions=c", "beta=1"], "beta: not a key of 'completions'; it belongs to 'data', "),
         (GenerateConfig, ["model=m", "prompts=p", "temperature=0", "num_completions=2"], "num_completions: got 2"),
     ],
 )

@@ -28,6 +28,12 @@ VALUES: dict[str, Any] = {
 }
 
 
+OF_ENGINE = {
+    engine: ["model=m", "prompts=p.txt", f"engine={engine}", *(["url=http://h/v1"] if engine == "server" else [])]
+    for engine in ("transformers", "vllm", "server")
+}
+
+
 def config(**settings: Any) -> GenerateConfig:
     needed = {"url": "http://localhost:8000/v1"} if settings.get("engine") == "server" else {}
     return GenerateConfig(**{"model": "m", "prompts": "p.txt", **needed, **settings})
@@ -39,19 +45,19 @@ def config(**settings: Any) -> GenerateConfig:
 def test_an_engine_refuses_and_leaves_out_the_keys_that_it_does_not_read(engine: str, unread: set[str]) -> None:
     for key, value in VALUES.items():
         if key in unread:
-            with pytest.raises(ValueError, match=f"{key}: not read by engine '{engine}'; leave it out"):
-                config(engine=engine, **{key: value})
+            with pytest.raises(ConfigError, match=f"{key}: not a key of '{engine}'; it belongs to '"):
+                load_config(GenerateConfig, None, [*OF_ENGINE[engine], f"{key}={value}"])
         else:
             assert getattr(config(engine=engine, **{key: value}), key) == value
     resolved = config(engine=engine).resolved()
     assert not unread & resolved.keys()
-    assert GenerateConfig.model_fields.keys() - unread == resolved.keys()
+    assert GenerateConfig.every_field().keys() - unread == resolved.keys()
     assert GenerateConfig.model_validate(resolved).resolved() == resolved
 
 
 def test_a_server_needs_a_url_and_takes_no_key_in_a_setting() -> None:
-    with pytest.raises(ValueError, match="url: missing; engine 'server' needs the base URL"):
-        GenerateConfig(model="m", prompts="p.txt", engine="server")
+    with pytest.raises(ConfigError, match="url: missing; needed: base URL of an OpenAI-compatible server"):
+        load_config(GenerateConfig, None, ["model=m", "prompts=p.txt", "engine=server"])
     secret = "sk-" + "proj-abcdefghij0123456789"
     for wrong in ({"api_key_env": secret}, {"url": f"http://me:{secret}@host/v1"}):
         with pytest.raises(ValueError, match=r"api_key_env: got|url: holds") as error:
@@ -76,19 +82,21 @@ def test_red_teaming_shares_keys_with_its_judges() -> None:
     assert redteam(judges=judge, max_requests=5).max_requests == 5
     with pytest.raises(ValueError, match="max_requests: not read without a url"):
         redteam(max_requests=5)
-    with pytest.raises(ValueError, match="url: missing"):
-        redteam(engine="server")
-    with pytest.raises(ValueError, match="batch_size: not read by engine 'vllm'"):
-        redteam(engine="vllm", batch_size=2)
+    given = ["model=m", "prompts=p.txt", "judges=oracle", "ranker=oracle"]
+    with pytest.raises(ConfigError, match="url: missing"):
+        load_config(RedteamConfig, None, [*given, "engine=server"])
+    with pytest.raises(ConfigError, match="batch_size: not a key of 'vllm'; it belongs to 'transformers'"):
+        load_config(RedteamConfig, None, [*given, "engine=vllm", "batch_size=2"])
 
 
 def test_red_teaming_gives_each_stage_the_keys_that_it_reads(tmp_path: Path) -> None:
     from bfpo.commands.redteam import _generate, _label
 
     asked = redteam(engine="server", url="http://localhost:2/v1", threads=1, max_requests=5)
-    assert (_generate(asked).max_requests, _label(asked, tmp_path).max_requests) == (5, None)
+    assert (_generate(asked).resolved()["max_requests"], _label(asked, tmp_path).max_requests) == (5, None)
     assert _label(asked, tmp_path).threads == 1
     judge = {"format": "qwen3guard", "model": "x", "url": "http://localhost:1/v1"}
     judged = redteam(judges=judge, max_requests=5, batch_size=3)
-    assert (_generate(judged).max_requests, _label(judged, tmp_path).max_requests) == (None, 5)
-    assert _generate(judged).batch_size == 3
+    assert "max_requests" not in _generate(judged).resolved()
+    assert _label(judged, tmp_path).max_requests == 5
+    assert _generate(judged).resolved()["batch_size"] == 3

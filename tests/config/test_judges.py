@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bfpo.config import EvaluateConfig, JudgeConfig, RankerConfig, load_config
+from bfpo.config import EvaluateConfig, JudgeCheckConfig, JudgeConfig, RankerConfig, load_config
 from bfpo.core.errors import ConfigError
 
 KEY = "sk-" + "proj-abcdefghij0123456789"
@@ -20,14 +21,14 @@ def test_short_forms_stand_for_keys(tmp_path: Path) -> None:
     (tmp_path / "trained" / "judge.json").write_text("{}")
     (tmp_path / "server.yaml").write_text("format: qwen3guard\nurl: http://localhost:8000/v1\nmodel: guard\n")
     assert judge("oracle") == judge({"format": "oracle"})
-    assert judge(str(tmp_path / "trained")).settings() == {
+    assert judge(str(tmp_path / "trained")).model_dump() == {
         "format": "trained",
         "name": None,
         "model": str(tmp_path / "trained"),
     }
-    assert judge("qwen3guard").model is None
-    assert judge("qwen3guard:Qwen/Qwen3Guard-Gen-4B").model == "Qwen/Qwen3Guard-Gen-4B"
-    assert judge(str(tmp_path / "server.yaml")).url == "http://localhost:8000/v1"
+    assert judge("qwen3guard").source is None
+    assert judge("qwen3guard:Qwen/Qwen3Guard-Gen-4B").source == "Qwen/Qwen3Guard-Gen-4B"
+    assert judge(str(tmp_path / "server.yaml")).title == "qwen3guard:guard at http://localhost:8000/v1"
     assert RankerConfig.model_validate("reward-model:some/model").format == "reward-model"
 
 
@@ -49,21 +50,28 @@ def test_only_what_is_read_is_kept_and_it_loads_again(value: Any, read: set[str]
     kept = config.model_dump(mode="json")
     assert read <= kept.keys()
     assert not left_out & kept.keys()
-    assert kept.keys() == config.settings().keys()
     assert judge(kept) == config
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"format": "oracle", "threshold": 0.4}, "threshold: not read by 'oracle'"),
-        ({"format": "qwen3guard", "model": "m", "url": "http://h/v1", "dtype": "auto"}, "dtype: not read .* with url"),
-        ({"format": "qwen3guard", "timeout": 3.0}, "timeout: not read .* without url"),
+        ({"format": "oracle", "threshold": 0.4}, "threshold: not a key of 'oracle'; it belongs to 'classifier', "),
+        (
+            {"format": "qwen3guard", "model": "m", "url": "http://h/v1", "dtype": "auto"},
+            "dtype: not a key of 'a model with url'; it belongs to 'classifier', 'a guard here'",
+        ),
+        ({"format": "qwen3guard", "timeout": 3.0}, "timeout: not a key of 'a guard here'; .* 'a model with url'"),
+        (
+            {"format": "qwen3guard", "criterion": "harm"},
+            "criterion: not a key of 'qwen3guard'; it belongs to 'granite-guardian'",
+        ),
+        ({"format": "harmbench", "policy": "p.txt"}, "policy: not a key of 'harmbench'; it belongs to 'shieldgemma', "),
         ({"format": "qwen3guard", "url": "http://h/v1"}, "model: missing"),
         ({"format": "classifier"}, "model: missing"),
         (
             {"format": "classifier", "model": "m", "safe_label": 1, "url": "http://h/v1"},
-            "url: 'classifier' cannot be asked",
+            "url: not a key of 'classifier'; it belongs to 'a model with url'",
         ),
         ({"format": "qwen3guard", "model": "m", "url": "localhost:8000"}, "url: got 'localhost:8000'"),
         ({"format": "qwen3guard", "model": "m", "url": "http://h:port/v1"}, "url: got"),
@@ -73,8 +81,8 @@ def test_only_what_is_read_is_kept_and_it_loads_again(value: Any, read: set[str]
     ],
 )
 def test_what_cannot_be_is_refused_in_words(value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        judge(value)
+    with pytest.raises(ConfigError, match=message):
+        load_config(JudgeCheckConfig, None, ["data.files=d", f"judge={json.dumps(value)}"])
 
 
 @pytest.mark.parametrize(
@@ -102,6 +110,6 @@ def test_a_key_is_refused_and_not_repeated(override: str) -> None:
 
 
 def test_evaluation_takes_the_same_judge() -> None:
-    config = load_config(EvaluateConfig, None, ["completions=c", "judge=qwen3guard:some/model"])
+    config: Any = load_config(EvaluateConfig, None, ["completions=c", "judge=qwen3guard:some/model"])
     assert config.judge.title == "qwen3guard:some/model"
     assert EvaluateConfig(completions="c").resolved()["judge"] == {"format": "oracle"}

@@ -23,6 +23,7 @@ from bfpo.config import LabelConfig
 from bfpo.core.schema import Completion, Message
 from bfpo.data.write import write_completions
 from bfpo.generation.server import Server
+from bfpo.generation.settings import ServerSpec
 from bfpo.judges.formats import FORMATS
 from bfpo.judges.server_judges import ServerJudge
 from bfpo.runs.stages import run_stage
@@ -122,7 +123,7 @@ def test_a_guard_of_ours_behind_a_real_server(serve: Callable[[Path], str], tmp_
     assert [row["label"] for row in verdicts] == ["unsafe" if "bad" in text else "safe" for text in TEXTS]
     assert verdicts[0]["reason"] == "S1"
     assert {row["p_safe"] for row in verdicts} == {None}  # this server gives no log-probabilities
-    server = Server(url=url, model=str(tmp_path / "guard"), api="completions")
+    server = Server(ServerSpec(url=url), str(tmp_path / "guard"), api="completions")
     (verdict,) = ServerJudge(FORMATS["harmbench"], server).judge(completions(["fine"]))
     assert verdict.label == "unscored"  # it was not made for this question
 

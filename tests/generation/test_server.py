@@ -16,6 +16,7 @@ pytest.importorskip("openai")
 from bfpo.core.errors import MissingExtraError, ServerError, SettingError
 from bfpo.core.schema import Comparison, Completion, Message, Verdict
 from bfpo.generation.server import RequestBudget, Server
+from bfpo.generation.settings import ServerSpec
 from bfpo.judges.formats import FORMATS, PAIR_FORMATS
 from bfpo.judges.server_judges import ServerJudge, ServerRanker
 from support.fault_server import FAULTS, FaultServer, guard_answer
@@ -38,8 +39,10 @@ def completions(count: int) -> list[Completion]:
 
 
 def judge(server: FaultServer, format: str = "llama-guard-3", threshold: float = 0.5, **settings: Any) -> ServerJudge:
-    defaults = {"model": "guard", "timeout": 10.0, "max_retries": 5, "max_concurrency": 32}
-    return ServerJudge(FORMATS[format], Server(url=server.url, **{**defaults, **settings}), threshold=threshold)
+    given = {"timeout": 10.0, "max_retries": 5, "max_concurrency": 32, **settings}
+    asked = {name: given.pop(name) for name in list(given) if name not in ServerSpec.model_fields}
+    asker = Server(ServerSpec(url=server.url, **given), **{"model": "guard", **asked})
+    return ServerJudge(FORMATS[format], asker, threshold=threshold)
 
 
 def expected(count: int) -> list[str]:
@@ -161,7 +164,7 @@ def test_nobody_there(server: FaultServer) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    nobody = ServerJudge(FORMATS["llama-guard-3"], Server(url=url, model="m", max_retries=0, max_concurrency=2))
+    nobody = ServerJudge(FORMATS["llama-guard-3"], Server(ServerSpec(url=url, max_retries=0, max_concurrency=2), "m"))
     with pytest.raises(ServerError, match=r"\d texts got no answer.*no whole answer"):
         nobody.judge(completions(30))
 
@@ -262,7 +265,9 @@ def test_a_judged_text_cannot_close_its_turn(server: FaultServer) -> None:
 
 def ranks(server: FaultServer, answer: Any) -> list[Comparison]:
     server.answer = answer
-    ranker = ServerRanker(PAIR_FORMATS["helpfulness"], Server(url=server.url, model="m", timeout=0.5, max_retries=1))
+    ranker = ServerRanker(
+        PAIR_FORMATS["helpfulness"], Server(ServerSpec(url=server.url, timeout=0.5, max_retries=1), "m")
+    )
     one, two, three = completions(3)
     return ranker.compare([(one, two), (two, three), (three, one)])
 
@@ -302,7 +307,7 @@ def test_a_key_that_would_travel_in_the_open_is_named(
         monkeypatch.setenv("BFPO_TEST_KEY", KEY)
         caplog.clear()
         with caplog.at_level(logging.WARNING, "bfpo"):
-            Server(url=url, model="m", api_key_env="BFPO_TEST_KEY")
+            Server(ServerSpec(url=url, api_key_env="BFPO_TEST_KEY"), "m")
         assert ("BFPO_TEST_KEY goes to host:8000 unencrypted" in caplog.text) == warned
         assert KEY not in caplog.text
 
@@ -310,12 +315,13 @@ def test_a_key_that_would_travel_in_the_open_is_named(
 def test_what_cannot_be_asked(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingError, match="max_requests: got 0"):
         RequestBudget(0)
-    with pytest.raises(SettingError, match="url: holds a name"):
-        Server(url=f"http://me:{KEY}@host/v1", model="m")
+    with pytest.raises(ValueError, match="url: holds a name") as refused:
+        ServerSpec(url=f"http://me:{KEY}@host/v1")
+    assert KEY not in str(refused.value)
     monkeypatch.setenv("BFPO_TEST_KEY", "two words")
     with pytest.raises(SettingError, match="variable BFPO_TEST_KEY") as error:
-        Server(url=server.url, model="m", api_key_env="BFPO_TEST_KEY")
+        Server(ServerSpec(url=server.url, api_key_env="BFPO_TEST_KEY"), "m")
     assert "two words" not in str(error.value)
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(MissingExtraError, match=r"bfpo\[server\]"):
-        Server(url=server.url, model="m")
+        Server(ServerSpec(url=server.url), "m")

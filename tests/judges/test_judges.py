@@ -2,14 +2,24 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Message
-from bfpo.judges.judges import OracleJudge, make_judge, make_ranker
+from bfpo.judges.judges import Judge, OracleJudge, Ranker, make_judge, make_ranker
+from bfpo.judges.settings import JudgeConfig, RankerConfig
 from bfpo.world.oracle import assess
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
+
+
+def judge(format: str, **keys: Any) -> Judge:
+    return make_judge(JudgeConfig.model_validate({"format": format, **keys}))
+
+
+def ranker(format: str, **keys: Any) -> Ranker:
+    return make_ranker(RankerConfig.model_validate({"format": format, **keys}))
 
 
 def test_oracle_says_what_the_world_says() -> None:
@@ -49,28 +59,28 @@ def test_a_prompt_of_elsewhere_is_unscored(prompt: tuple[Message, ...]) -> None:
 
 
 def test_unknown_judges_and_rankers() -> None:
-    assert make_judge("oracle").name == "oracle"
-    assert make_ranker("oracle").name == "oracle"
+    assert judge("oracle").name == "oracle"
+    assert ranker("oracle").name == "oracle"
     with pytest.raises(SettingError, match=r"'crystal ball'; allowed: oracle, .*qwen3guard"):
-        make_judge("crystal ball")
+        judge("crystal ball")
     with pytest.raises(SettingError, match="'models/guard'; a folder or a hub id alone does not say how"):
-        make_judge("models/guard")
+        judge("models/guard")
     with pytest.raises(SettingError, match=r"'crystal ball'; allowed: oracle, a folder of .*reward-model"):
-        make_ranker("crystal ball")
-    with pytest.raises(SettingError, match="controversial: no setting of the format 'llama-guard-3'"):
-        make_judge("llama-guard-3", controversial="safe")
+        ranker("crystal ball")
+    with pytest.raises(ValueError, match="controversial: not a key of 'llama-guard-3'; it belongs to 'qwen3guard'"):
+        judge("llama-guard-3", controversial="safe")
     with pytest.raises(SettingError, match=r"policy: missing\.txt cannot be read"):
-        make_judge("shieldgemma", policy="missing.txt")
+        judge("shieldgemma", policy="missing.txt")
 
 
 def test_a_server_is_asked_as_the_format_asks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("openai")
     (tmp_path / "policy.txt").write_text("Be kind.")
     at = {"model": "m", "url": "http://localhost:1/v1"}
-    assert " completions " in make_judge("harmbench", **at).version
-    assert " chat " in make_judge("harmbench", **at, api="chat").version
-    assert " chat " in make_judge("llama-guard-3", **at, api=None).version
-    own = make_judge("gpt-oss-safeguard", **at, policy=str(tmp_path / "policy.txt"))
-    assert own.version != make_judge("gpt-oss-safeguard", **at).version
-    assert make_judge("qwen3guard", **at, name="mine", threshold=0.3, temperature=1.0).name == "mine"
-    assert make_ranker("pairwise", **at, max_retries=1).name == "pairwise:m"
+    assert " completions " in judge("harmbench", **at).version
+    assert " chat " in judge("harmbench", **at, api="chat").version
+    assert " chat " in judge("llama-guard-3", **at, api=None).version
+    own = judge("gpt-oss-safeguard", **at, policy=str(tmp_path / "policy.txt"))
+    assert own.version != judge("gpt-oss-safeguard", **at).version
+    assert judge("qwen3guard", **at, name="mine", threshold=0.3, temperature=1.0).name == "mine"
+    assert ranker("pairwise", **at, max_retries=1).name == "pairwise:m"

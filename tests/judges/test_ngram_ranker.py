@@ -17,6 +17,7 @@ from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.write import write_pairs
 from bfpo.judges.judges import make_judge, make_ranker
 from bfpo.judges.ngrams import NgramSettings, fit_ranker
+from bfpo.judges.settings import TrainedRankerSpec, TrainedSpec
 from bfpo.runs.stages import preview_stage, run_stage
 
 GOOD, BAD = ["clear", "steps", "example", "detail", "answer"], ["whatever", "maybe", "dunno", "nothing", "no"]
@@ -78,23 +79,23 @@ def test_the_stage_writes_a_ranker_that_a_setting_names(tmp_path: Path) -> None:
     run_stage("judge-train", config, tmp_path / "run")
     described = json.loads((tmp_path / "run" / "model" / "judge.json").read_text())
     assert described["cross_validation"]["agreement"] > 0.95
-    ranker = make_ranker("trained", model=str(tmp_path / "run" / "model"))
+    ranker = make_ranker(TrainedRankerSpec(model=str(tmp_path / "run" / "model")))
     expected = fit_ranker(pairs(), NgramSettings(), name="small")
     assert (ranker.name, ranker.version) == ("small", expected.version)
     assert ranker.compare([sides(pairs()[0])]) == expected.compare([sides(pairs()[0])])
     arguments = ["redteam", "--model", "m", "--prompts", "p", "--ranker", str(tmp_path / "run" / "model"), "--keys"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     with pytest.raises(ModelError, match="kind is 'ranker'; allowed for a judge: ngrams, classifier"):
-        make_judge("trained", model=str(tmp_path / "run" / "model"))
+        make_judge(TrainedSpec(model=str(tmp_path / "run" / "model")))
 
 
 def test_bad_input() -> None:
     with pytest.raises(DataError, match="no text has a word to learn from"):
         fit_ranker([], NgramSettings())
     with pytest.raises(ModelError, match="holds no ranker that can be read"):
-        make_ranker("trained", model="nowhere")
+        make_ranker(TrainedRankerSpec(model="nowhere"))
     for setting in ("threshold=0.7", "with_prompt=true", "max_length=9"):
-        with pytest.raises(ConfigError, match="not read by kind 'ranker'"):
+        with pytest.raises(ConfigError, match="not a key of 'ranker'"):
             load_config(JudgeTrainConfig, None, ["kind=ranker", "data.files=a.jsonl", setting])
     with pytest.raises(ConfigError, match="are not read by kind 'ranker'"):
         load_config(JudgeTrainConfig, None, ["kind=ranker", "data={files: a, where: {a: b}}"])

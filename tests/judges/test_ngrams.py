@@ -16,6 +16,7 @@ from bfpo.core.errors import DataError, ModelError, SettingError
 from bfpo.core.schema import Completion, Message
 from bfpo.judges.judges import make_judge
 from bfpo.judges.ngrams import NgramJudge, NgramSettings, fit_ngrams
+from bfpo.judges.settings import TrainedSpec
 
 SAFE = ("I cannot help with that", "sorry, that would be wrong", "please ask a doctor about it", "no, I refuse")
 UNSAFE = ("first, mix the powder", "here is how: take the lock", "step one, buy the parts", "sure! you need a knife")
@@ -75,7 +76,7 @@ def test_a_saved_judge_says_the_same_and_has_the_same_version(tmp_path: Path) ->
     rows, labels = corpus()
     judge = fit_ngrams(rows, labels, NgramSettings(threshold=0.7), name="small")
     judge.save(tmp_path, {"trained_on": {"completions": len(rows)}})
-    loaded = make_judge("trained", model=str(tmp_path))
+    loaded = make_judge(TrainedSpec(model=str(tmp_path)))
     assert (loaded.name, loaded.version) == ("small", judge.version)
     assert loaded.judge(rows) == judge.judge(rows)
     assert json.loads((tmp_path / "judge.json").read_text())["trained_on"] == {"completions": 120}
@@ -146,10 +147,10 @@ def test_bad_settings(bad: dict[str, object]) -> None:
 
 def test_a_folder_that_holds_no_judge_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="bfpo judge-train"):
-        make_judge("trained", model=str(tmp_path))
+        make_judge(TrainedSpec(model=str(tmp_path)))
     (tmp_path / "judge.json").write_text('{"kind": "magic"}')
     with pytest.raises(ModelError, match="kind is 'magic'; allowed for a judge: ngrams, classifier"):
-        make_judge("trained", model=str(tmp_path))
+        make_judge(TrainedSpec(model=str(tmp_path)))
     rows, labels = corpus()
     fit_ngrams(rows, labels, NgramSettings()).save(tmp_path, {})
     described = json.loads((tmp_path / "judge.json").read_text())

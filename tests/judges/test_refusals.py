@@ -11,7 +11,7 @@ from bfpo.judges.judges import make_judge
 from bfpo.judges.quality import judge_quality
 from bfpo.judges.refusals import NOT_ABOUT_SAFETY
 
-JUDGE = make_judge(**JudgeConfig.model_validate("refusal-phrases").settings())
+JUDGE = make_judge(JudgeConfig.model_validate("refusal-phrases"))
 
 
 def verdict(text: str) -> Verdict:

@@ -127,9 +127,12 @@ def test_a_preview_asks_no_server(server: FaultServer, root: Path) -> None:
     ("model", "message"),
     [
         ("engine: server", "url: missing"),
-        ("url: http://x/v1", "url: not read by engine 'transformers'"),
-        ("engine: server, url: http://x/v1, revision: main", "revision: not read by engine 'server'"),
-        ("engine: vllm, url: http://x/v1", "url: not read by engine 'vllm'"),
+        ("url: http://x/v1", "url: not a key of 'transformers, vllm'; it belongs to 'server'"),
+        (
+            "engine: server, url: http://x/v1, revision: main",
+            "revision: not a key of 'server'; it belongs to 'transformers, vllm'",
+        ),
+        ("engine: vllm, url: http://x/v1", "url: not a key of 'transformers, vllm'; it belongs to 'server'"),
         ("engine: server, url: 'http://a:b@x/v1'", "holds a name or a password"),
     ],
 )

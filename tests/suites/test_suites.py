@@ -206,10 +206,10 @@ def test_a_judge_that_does_not_load_skips_its_suite_or_stops_where_it_is_named(
 
     make = suite_judging.make_judge
 
-    def fail_for_guards(format: str, **settings: Any) -> Any:
-        if format == "harmbench":
+    def fail_for_guards(spec: Any, budget: Any) -> Any:
+        if spec.format == "harmbench":
             raise ModelError("cais/HarmBench: cannot be loaded")
-        return make(format, **settings)
+        return make(spec, budget)
 
     monkeypatch.setattr(suite_judging, "make_judge", fail_for_guards)
     judge = {"role": "harm", "default": "harmbench"}
@@ -318,9 +318,12 @@ def test_bad_suites_and_settings_say_what_to_do(root: Path, tmp_path: Path) -> N
         load_suites(["xstest", str(tmp_path / "b.yaml")])
     for settings, message in (
         (["suites.use=demo"], "models: missing"),
-        (["suites.use=demo", "model=m", "completions=c"], "completions: not read with suites"),
+        (
+            ["suites.use=demo", "model=m", "completions=c"],
+            "completions: not a key of 'suites'; it belongs to 'completions'",
+        ),
         (["suites.use=demo", "model=m", "suites.ranker=oracle"], "a win rate needs both"),
-        (["models=[{name: a, model: m}]"], "not read without suites"),
+        (["models=[{name: a, model: m}]"], "suites: missing"),
         (["suites.use=demo", "models=[{name: a, model: m}, {name: a, model: n}]"], "a is there twice"),
         (["suites.use=demo", "model=m", "data.files=x"], "has no reference"),
         (["suites.use=demo", "model=m", "suites.ranker=oracle", "suites.baseline=x"], "allowed: m"),

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bfpo.config import DataConfig, EvaluateConfig, read_template
+from bfpo.config import EvaluateConfig, read_template
+from bfpo.config.evaluate import CompletionsJob, PairsJob, SuitesJob
 from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Completion, Pair, Score, VerdictRow
 from bfpo.data.labels import cell_counts
@@ -46,22 +47,23 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     if not folder.is_writer:
         return
     use_threads(config.threads)
-    if config.suites is not None:
+    if isinstance(config, SuitesJob):
         run_suites(config, folder)
         return
-    check_judge(config.judge.format)
     scores: list[Score] = []
     why: list[str] = []
-    if config.data is not None:
+    if isinstance(config, CompletionsJob):
+        check_judge(config.judge.format)
+    if isinstance(config, PairsJob):
         folder.add_data("data", config.data.files)
-        rows = _accuracy(config, config.data, folder)
+        rows = _accuracy(config, folder)
         folder.write_jsonl(PAIR_ROWS, rows)
-        scores += accuracy_scores(rows, **_interval_settings(config))
+        scores += accuracy_scores(rows, **config.interval_settings())
         why.append(f"{config.method} favours a side of none of {len(rows)} pairs; another method, or pairs with labels")
-    if config.completions is not None:
+    if isinstance(config, CompletionsJob):
         folder.add_data("completions", config.completions)
         judged, unscored = _judge(config, _completions(config.completions), folder)
-        scores += score_rows(judged, **_interval_settings(config))
+        scores += score_rows(judged, **config.interval_settings())
         why += [
             f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; another judge"
             for reason, count in unscored.most_common(1)
@@ -74,16 +76,17 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
 
 def preview(config: EvaluateConfig) -> list[str]:
     """Return what would be scored: pairs by cell, completions by prompt kind."""
-    if config.suites is not None:
+    if isinstance(config, SuitesJob):
         return preview_suites(config)
-    check_judge(config.judge.format)
+    if isinstance(config, CompletionsJob):
+        check_judge(config.judge.format)
     lines = []
-    if config.data is not None:
-        pairs, counts = _read(config, config.data)
+    if isinstance(config, PairsJob):
+        pairs, counts = _read(config)
         cells = ", ".join(f"{cell} {count}" for cell, count in cell_counts(pairs).items())
         lines.append(f"{len(pairs)} pairs (chosen-rejected): {cells}")
         lines += [f"{name}: {count}" for name, count in counts.items() if count]
-    if config.completions is not None:
+    if isinstance(config, CompletionsJob):
         kinds: dict[str, int] = {}
         completions = _completions(config.completions)
         for completion in completions:
@@ -96,29 +99,29 @@ def preview(config: EvaluateConfig) -> list[str]:
 # ----------------------------------------------------------------------------------------------- accuracy on pairs
 
 
-def _accuracy(config: EvaluateConfig, data: DataConfig, folder: RunFolder) -> list[AccuracyRow]:
-    pairs, counts = _read(config, data)
-    tokenizer = load_tokenizer(_given(config.model), revision=config.revision)
+def _accuracy(config: PairsJob, folder: RunFolder) -> list[AccuracyRow]:
+    pairs, counts = _read(config)
+    tokenizer = load_tokenizer(config.model, revision=config.revision)
     tokens, report = _tokenize(config, pairs, tokenizer)
-    other, _ = _tokenize(config, pairs, load_tokenizer(_given(config.reference), revision=config.reference_revision))
+    other, _ = _tokenize(config, pairs, load_tokenizer(config.reference, revision=config.reference_revision))
     _check_same_tokens(config, tokens, other)
     folder.add_facts(pairs={"cells": cell_counts(pairs), **counts, "tokens": report.as_row()})
     pad = pad_token_id(tokenizer)
-    policy = _logps(config, _given(config.model), config.revision, tokens, pad)
-    reference = _logps(config, _given(config.reference), config.reference_revision, tokens, pad)
+    policy = _logps(config, config.model, config.revision, tokens, pad)
+    reference = _logps(config, config.reference, config.reference_revision, tokens, pad)
     prompts = [normalised_prompt(pair.prompt) for pair in pairs]
     return accuracy_rows(tokens, prompts, policy, reference, method=config.method_object())
 
 
-def _read(config: EvaluateConfig, data: DataConfig) -> tuple[list[Pair], dict[str, int]]:
+def _read(config: PairsJob) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs to test on and what was left out or assumed on the way, by name."""
-    loaded = load_pairs(**data.model_dump(), seed=config.seed)
+    loaded = load_pairs(**config.data.model_dump(), seed=config.seed)
     names = {"rows_rejected": "rows_rejected", "labels_set_safe": "labels_set_safe"}
     names["pairs_without_label_dropped"] = "pairs_dropped"
     return loaded.pairs, {name: loaded.counts[key] for key, name in names.items()}
 
 
-def _tokenize(config: EvaluateConfig, pairs: Sequence[Pair], tokenizer: Any) -> tuple[list[TokenPair], TokenizeReport]:
+def _tokenize(config: PairsJob, pairs: Sequence[Pair], tokenizer: Any) -> tuple[list[TokenPair], TokenizeReport]:
     return tokenize_pairs(
         pairs,
         tokenizer,
@@ -128,9 +131,7 @@ def _tokenize(config: EvaluateConfig, pairs: Sequence[Pair], tokenizer: Any) -> 
     )
 
 
-def _logps(
-    config: EvaluateConfig, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int
-) -> PairLogps:
+def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int) -> PairLogps:
     """Load a model, ask it, and let it go before the next one is loaded."""
     import torch
 
@@ -142,7 +143,7 @@ def _logps(
     )
 
 
-def _check_same_tokens(config: EvaluateConfig, ours: Sequence[TokenPair], theirs: Sequence[TokenPair]) -> None:
+def _check_same_tokens(config: PairsJob, ours: Sequence[TokenPair], theirs: Sequence[TokenPair]) -> None:
     """A log-ratio needs both models to be asked about the same token ids."""
     for one, other in zip(ours, theirs, strict=True):
         sides = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -151,11 +152,6 @@ def _check_same_tokens(config: EvaluateConfig, ours: Sequence[TokenPair], theirs
                 f"reference: {config.reference} and model {config.model} read pair {one.pair_id} as different tokens; "
                 "a margin needs the same tokenizer and chat template for both (chat_template sets one)"
             )
-
-
-def _given(value: str | None) -> str:
-    assert value is not None  # the config has checked that model, reference and data come together
-    return value
 
 
 # ------------------------------------------------------------------------------------------- verdicts on completions
@@ -169,10 +165,10 @@ def _completions(file: str) -> list[Completion]:
 
 
 def _judge(
-    config: EvaluateConfig, completions: Sequence[Completion], folder: RunFolder
+    config: CompletionsJob, completions: Sequence[Completion], folder: RunFolder
 ) -> tuple[list[Judged], Counter[str]]:
     """Return the judged rows, and how many are unscored by reason."""
-    verdicts = make_judge(**config.judge.settings()).judge(completions)
+    verdicts = make_judge(config.judge).judge(completions)
     rows = join_verdicts(completions, verdicts)
     folder.write_jsonl(
         VERDICT_ROWS,
@@ -202,10 +198,6 @@ def _words(score: Score) -> str:
 
 def _title(metric: str) -> str:
     return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
-
-
-def _interval_settings(config: EvaluateConfig) -> dict[str, Any]:
-    return {"confidence": config.confidence, "num_resamples": config.bootstrap_samples, "random_seed": config.seed}
 
 
 def _write_scores(folder: RunFolder, config: EvaluateConfig, scores: Sequence[Score]) -> None:

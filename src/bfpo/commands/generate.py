@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import GenerateConfig, read_template
+from bfpo.config.evaluate import ServerGenerate, TransformersGenerate, VllmGenerate
 from bfpo.core.errors import DataError, ServerError
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Prompt
@@ -27,6 +28,7 @@ from bfpo.generation.engines import (
 )
 from bfpo.generation.sampling import end_token_ids, saved_end_token_ids
 from bfpo.generation.server import RequestBudget, Server
+from bfpo.generation.settings import WeightsSpec
 from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.runs.folder import RunFolder
@@ -51,7 +53,8 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:  # one process does it; the others of a launcher have nothing to add
         return
-    use_threads(config.threads)
+    if isinstance(config, TransformersGenerate):
+        use_threads(config.threads)
     folder.add_data("prompts", config.prompts)
     found = _read_prompts(config)
     chat = _chat(config)
@@ -64,7 +67,7 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
         partial.unlink(missing_ok=True)
     made = read_made(partial)
     folder.kept = "the completions that were made are safe"
-    budget = RequestBudget(config.max_requests)
+    budget = RequestBudget(config.max_requests if isinstance(config, ServerGenerate) else None)
     try:
         _complete(config, chat, tasks, made, partial, budget)
     except ServerError as error:
@@ -74,7 +77,7 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
             "those that are missing"
         ) from error
     finally:
-        if config.engine == "server":
+        if isinstance(config, ServerGenerate):
             folder.add_facts(requests=budget.num_requests)
     _finish(config, folder, list(prompts), made)
 
@@ -88,13 +91,17 @@ def preview(config: GenerateConfig) -> list[str]:
     lengths = sorted(len(task.prompt_ids) for task in tasks)
     kinds = _count(prompt.kind or "(no kind)" for prompt in prompts)
     left_out = [f"left out: {num} ({reason})" for reason, num in (*found.left_out.items(), *too_long.items())]
-    known = f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]} (limit {config.max_prompt_length})"
+    if isinstance(config, ServerGenerate):
+        known, asked = "not known here, the server counts them", [f"asked of {config.model} at {config.url}"]
+    else:
+        limit = "" if not isinstance(config, WeightsSpec) else f" (limit {config.max_prompt_length})"
+        known, asked = f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]}{limit}", []
     return [
         f"{len(prompts)} prompts: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}",
         *left_out,
-        f"prompt tokens: {known if chat is not None else 'not known here, the server counts them'}",
+        f"prompt tokens: {known}",
         f"{len(tasks)} completions of at most {config.max_new_tokens} tokens",
-        *([f"asked of {config.model} at {config.url}"] if config.engine == "server" else []),
+        *asked,
     ]
 
 
@@ -127,34 +134,21 @@ def _complete(
 
 def _make_engine(config: GenerateConfig, chat: ChatEncoder | None, budget: RequestBudget) -> Engine:
     sampling: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
-    if chat is None:
-        server = Server(
-            url=config.url or "",  # the config has checked that there is one
-            model=config.model,
-            api_key_env=config.api_key_env,
-            timeout=config.timeout,
-            max_concurrency=config.max_concurrency,
-            max_retries=config.max_retries,
-            budget=budget,
-            writer=True,
-            **sampling,
-        )
+    if isinstance(config, ServerGenerate):
+        server = Server(config, config.model, writer=True, budget=budget, **sampling)
         return ServerEngine(server, max_new_tokens=config.max_new_tokens, seed=config.seed)
+    assert chat is not None  # only a server renders prompts itself
     sampling |= {"max_new_tokens": config.max_new_tokens, "seed": config.seed}
-    if config.engine == "vllm":
-        ends = saved_end_token_ids(config.model, chat.tokenizer, revision=config.revision)
-        return VllmEngine(
-            config.model,
-            chat.tokenizer,
-            {*ends, chat.end_id},
-            revision=config.revision,
-            dtype=config.dtype,
-            **sampling,
-        )
+    if isinstance(config, VllmGenerate):
+        ends = {*saved_end_token_ids(config.model, chat.tokenizer, revision=config.revision), chat.end_id}
+        return VllmEngine(config.model, chat.tokenizer, ends, revision=config.revision, dtype=config.dtype, **sampling)
+    assert isinstance(config, TransformersGenerate)  # there is no other engine
     return _load_transformers(config, chat, sampling)
 
 
-def _load_transformers(config: GenerateConfig, chat: ChatEncoder, sampling: Mapping[str, Any]) -> TransformersEngine:
+def _load_transformers(
+    config: TransformersGenerate, chat: ChatEncoder, sampling: Mapping[str, Any]
+) -> TransformersEngine:
     import torch
 
     policy = load_policy(config.model, dtype=config.dtype, revision=config.revision)
@@ -166,7 +160,7 @@ def _load_transformers(config: GenerateConfig, chat: ChatEncoder, sampling: Mapp
 
 def _chat(config: GenerateConfig) -> ChatEncoder | None:
     """Return what renders prompts; `None` where a server does."""
-    if config.engine == "server":
+    if not isinstance(config, TransformersGenerate | VllmGenerate):
         return None
     return ChatEncoder(load_tokenizer(config.model, revision=config.revision), read_template(config.chat_template))
 
@@ -188,7 +182,7 @@ def _fitting(
 
     Raises `DataError` for one that is longer than `max_prompt_length` under `long_prompts: stop`, or where all are.
     """
-    if chat is None:
+    if chat is None or not isinstance(config, WeightsSpec):
         return dict.fromkeys(prompts, ()), {}
     encoded = {one: tuple(chat.encode(one.messages, (), name=f"prompt {one.id}").prompt) for one in prompts}
     fitting = {one: ids for one, ids in encoded.items() if len(ids) <= config.max_prompt_length}

@@ -84,7 +84,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     rows = draw(loaded.completions, config.limit, config.seed)
     warnings = _warnings(config, rows)
     budget = RequestBudget(config.max_requests)
-    judge = make_judge(**config.judge.settings(), budget=budget)
+    judge = make_judge(config.judge, budget)
     verdicts = _ask(config, judge, rows, folder)
     checked = [_Checked(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)]
     folder.add_facts(requests=budget.num_requests)
@@ -133,7 +133,7 @@ def preview(config: JudgeCheckConfig) -> list[str]:
 
 def _warnings(config: JudgeCheckConfig, rows: Sequence[Completion]) -> list[str]:
     """Say what the judge's own training has against the check."""
-    folder = config.judge.model if config.judge.format == "trained" else None
+    folder = config.judge.source if config.judge.format == "trained" else None
     return [] if folder is None else [*trained_on_few(folder), *seen_rows(folder, rows)]
 
 

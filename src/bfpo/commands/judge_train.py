@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bfpo.config import JudgeTrainConfig
+from bfpo.config.judges import ClassifierTrainConfig, NgramTrainConfig, RankerTrainConfig
 from bfpo.core.console import show
 from bfpo.core.schema import Completion, Pair, Verdict
 from bfpo.data.labelled import LabelledResult, load_labelled
@@ -37,29 +39,31 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
         return
     use_threads(config.threads)
     folder.add_data("data", config.data.files)
-    if config.kind == "ranker":
+    if isinstance(config, RankerTrainConfig):
         _train_ranker(config, folder)
         return
     loaded = load_labelled(**config.data.model_dump())
     show("\n".join(_described(loaded)))
     facts: dict[str, Any] = {"trained_on": _counts(loaded), "data": folder.record["data"]["data"]}
-    if config.kind == "ngrams":
+    title, measured = "Training", ""
+    if isinstance(config, NgramTrainConfig):
         found = _train_ngrams(config, loaded.completions, folder, facts)
+        title, measured = "Cross-validation by prompt", f"on prompts not seen ({config.folds} folds): "
     else:
+        assert isinstance(config, ClassifierTrainConfig)  # there is no other kind
         found = _train_classifier(config, loaded.completions, folder, facts)
     write_rows(folder.path / JUDGE, loaded.completions)
     folder.add_facts(judge={**facts["trained_on"], **found})
-    title = "Cross-validation by prompt" if config.kind == "ngrams" else "Training"
     warned = _warn(config, facts["trained_on"])
     folder.write_card(f"Judge {config.name}", {**warned, "Trained on": facts["trained_on"], title: found})
     shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
     if shown:
-        show(f"on prompts not seen ({config.folds} folds): {shown}" if config.kind == "ngrams" else shown)
+        show(measured + shown)
     show(f"the judge: {folder.path / JUDGE}; use it as --set judge={folder.path / JUDGE}")
 
 
 def _train_ngrams(
-    config: JudgeTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
+    config: NgramTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
     scores = _cross_validation(config, completions)
     judge = fit_ngrams(completions, [row.is_safe == 1 for row in completions], _settings(config), name=config.name)
@@ -68,12 +72,11 @@ def _train_ngrams(
 
 
 def _train_classifier(
-    config: JudgeTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
+    config: ClassifierTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
     from bfpo.judges.classifier import classifier_trainer
     from bfpo.training.session import train_in_folder
 
-    assert config.model is not None  # the config has checked it
     names = ("revision", "max_length", "learning_rate", "num_train_epochs", "batch_size", "logging_steps", "save_steps")
     trainer, left_out = classifier_trainer(
         completions,
@@ -92,7 +95,7 @@ def _train_classifier(
     return {"left_out_as_too_long": left_out, "train_loss": metrics.get("train_loss")}
 
 
-def _train_ranker(config: JudgeTrainConfig, folder: RunFolder) -> None:
+def _train_ranker(config: RankerTrainConfig, folder: RunFolder) -> None:
     pairs, lines = _pairs(config)
     show("\n".join(lines))
     facts = {"pairs": len(pairs), "prompts": len({normalised_prompt(pair.prompt) for pair in pairs})}
@@ -128,7 +131,7 @@ def _pairs(config: JudgeTrainConfig) -> tuple[list[Pair], list[str]]:
     return result.pairs, lines
 
 
-def _order_on_unseen_prompts(config: JudgeTrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
+def _order_on_unseen_prompts(config: RankerTrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
     """Return how often the ranker puts the chosen one first on prompts that it has not seen, with an interval."""
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -162,19 +165,16 @@ def _side(pair: Pair, text: str) -> Completion:
 
 def preview(config: JudgeTrainConfig) -> list[str]:
     """Return what the judge would be trained on."""
-    if config.kind == "ranker":
+    if isinstance(config, RankerTrainConfig):
         return [*_pairs(config)[1], f"kind: {config.kind}"]
     return [*_described(load_labelled(**config.data.model_dump())), f"kind: {config.kind}"]
 
 
-def _settings(config: JudgeTrainConfig) -> NgramSettings:
-    return NgramSettings(
-        ngrams=(config.ngrams[0], config.ngrams[1]),
-        num_features=config.num_features,
-        inverse_penalty=config.inverse_penalty,
-        with_prompt=config.with_prompt,
-        threshold=config.threshold,
-    )
+def _settings(config: NgramTrainConfig | RankerTrainConfig) -> NgramSettings:
+    settings = NgramSettings((config.ngrams[0], config.ngrams[1]), config.num_features, config.inverse_penalty)
+    if isinstance(config, RankerTrainConfig):
+        return settings
+    return replace(settings, with_prompt=config.with_prompt, threshold=config.threshold)
 
 
 def _counts(loaded: LabelledResult) -> dict[str, int]:
@@ -201,7 +201,7 @@ def _described(loaded: LabelledResult) -> list[str]:
     return lines
 
 
-def _cross_validation(config: JudgeTrainConfig, rows: Sequence[Completion]) -> dict[str, float | int | str | None]:
+def _cross_validation(config: NgramTrainConfig, rows: Sequence[Completion]) -> dict[str, float | int | str | None]:
     """Return what the judge is worth on prompts that it was not trained on; why not, where there are too few."""
     from sklearn.model_selection import StratifiedGroupKFold
 

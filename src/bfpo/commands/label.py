@@ -137,7 +137,7 @@ def preview(config: LabelConfig) -> list[str]:
 def _warnings(config: LabelConfig) -> list[str]:
     """Say which of the trained judges, and the ranker, have seen few rows."""
     asked = [*config.judges, *([] if config.ranker is None else [config.ranker])]
-    return [warning for one in asked if one.format == "trained" for warning in trained_on_few(str(one.model))]
+    return [warning for one in asked if one.format == "trained" for warning in trained_on_few(str(one.source))]
 
 
 # ------------------------------------------------------------------------------------------------------- the input
@@ -198,8 +198,8 @@ def _ask_judges(
 ) -> Votes:
     """Ask one judge after the other, each let go before the next one is loaded."""
     votes: Votes = {}
-    for settings in config.judges:
-        judge = make_judge(**settings.settings(), budget=budget)
+    for spec in config.judges:
+        judge = make_judge(spec, budget)
         if judge.name in votes:
             raise SettingError(f"judges: two of them have the name {judge.name!r}; give one of them another by `name`")
         tallies[judge.name] = Tally()
@@ -226,7 +226,7 @@ def _ask_ranker(
 ) -> list[Comparison]:
     if config.ranker is None:
         return []
-    ranker = make_ranker(**config.ranker.settings(), budget=budget)
+    ranker = make_ranker(config.ranker, budget)
     pairs = given.compared(verdicts)
     tally = tallies[f"ranker {ranker.name}"] = Tally()
     with CountProgress(f"ranked by {ranker.name}", len(pairs), _log) as progress:

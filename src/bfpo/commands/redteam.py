@@ -88,8 +88,7 @@ def _given(config: RedteamConfig, names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _generate(config: RedteamConfig) -> GenerateConfig:
-    unread = GenerateConfig.unread_by_engine(config)  # such as threads, which the judges read
-    given = _given(config, {name: field for name, field in GenerateConfig.model_fields.items() if name not in unread})
+    given = _given(config, GenerateConfig.modes[config.mode].model_fields)
     return GenerateConfig.model_validate({**given, "num_completions": config.num_completions})
 
 

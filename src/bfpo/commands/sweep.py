@@ -6,10 +6,12 @@ import logging
 from pathlib import Path
 
 from bfpo.config import EvaluateConfig, GenerateConfig, SweepConfig, load_config
+from bfpo.config.evaluate import CompletionsJob
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.data.load import PairStream
 from bfpo.data.prompts import read_prompt_files
 from bfpo.experiments.points import Point, chains_of, plan_points, scores_of
+from bfpo.generation.settings import ServerSpec
 from bfpo.judges.judges import check_judge
 from bfpo.objective.methods import method_settings
 from bfpo.policy.load import load_tokenizer
@@ -143,6 +145,7 @@ def check_inputs(config: SweepConfig, points: list[Point]) -> list[str]:
     cannot be used, `ConfigError` for objectives that the judge does not measure, `SettingError` for the judge.
     """
     evaluate = load_config(EvaluateConfig, config.evaluate, ["completions=x"])
+    assert isinstance(evaluate, CompletionsJob)  # the override asks for it
     _check_judge(config, evaluate)
     generate = load_config(GenerateConfig, config.generate, ["model=x"])
     prompts = read_prompt_files([generate.prompts], columns=generate.columns).prompts
@@ -181,11 +184,12 @@ def _read_pairs(points: list[Point]) -> list[str]:
     return list(lines.values())
 
 
-def _check_judge(config: SweepConfig, evaluate: EvaluateConfig) -> None:
+def _check_judge(config: SweepConfig, evaluate: CompletionsJob) -> None:
     judge = evaluate.judge
     check_judge(judge.format)
-    if judge.model is not None and judge.url is None and _is_local(judge.model) and not Path(judge.model).exists():
-        raise ModelError(f"judge: {judge.model}: no such folder; check the judge in {config.evaluate}")
+    folder = None if isinstance(judge, ServerSpec) else judge.source
+    if folder is not None and _is_local(folder) and not Path(folder).exists():
+        raise ModelError(f"judge: {folder}: no such folder; check the judge in {config.evaluate}")
     unmeasured = [name for name in config.objectives if judge.format != "oracle" and not _needs_verdict_alone(name)]
     if unmeasured:
         fit = [name for name, metric in METRICS.items() if metric.higher_is_better and _needs_verdict_alone(name)]

@@ -1,7 +1,7 @@
 """One typed, frozen config per stage: a YAML file, then `--set key=value` on top, every key checked.
 
-Only the stages and the command line see these objects; everything below takes plain keyword arguments. Importing this
-package imports neither torch nor transformers.
+A section that configures a package below lives there (`bfpo.judges.settings`) and is passed to it as it is. Importing
+this package imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
 from bfpo.config.experiments import CompareConfig, InterpolateConfig, SweepConfig
-from bfpo.config.judges import JudgeCheckConfig, JudgeConfig, JudgeTrainConfig, RankerConfig
+from bfpo.config.judges import JudgeCheckConfig, JudgeTrainConfig
 from bfpo.config.label import LabelConfig, RedteamConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.prepare import PrepareConfig
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
 from bfpo.config.train import AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
 from bfpo.core.settings import ConfigPart, StageConfig
+from bfpo.judges.settings import JudgeConfig, RankerConfig
 
 __all__ = [
     "AlignConfig",

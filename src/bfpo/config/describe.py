@@ -60,12 +60,12 @@ def _member_words(member: Any, bounds: str) -> str:
         return ", ".join(str(value) for value in get_args(member))
     if get_origin(member) is list:
         section = items_of(member)
-        keys = "" if section is None else ", ".join(section.model_fields)
+        keys = "" if section is None else ", ".join(section.key_order())
         return f"a list of sections with the keys {keys}" if keys else f"a list of {_item_words(get_args(member)[0])}"
     if get_origin(member) is dict or member is dict:
         return "a section of free keys"
     if isinstance(member, type) and issubclass(member, ConfigPart):
-        return "a section with the keys " + ", ".join(member.model_fields)
+        return "a section with the keys " + ", ".join(member.key_order())
     return f"{_NAMES.get(member, str(member))}{bounds if member in (int, float) else ''}"
 
 
@@ -112,21 +112,21 @@ def _default_words(info: FieldInfo) -> str | None:
 
 
 def describe_keys(config: type[ConfigPart], prefix: str = "") -> Iterator[Key]:
-    """Yield every key of a config, a section's keys after the section itself."""
+    """Yield every key of a config, those of a section after it; of one with modes, each key once."""
+    fields = config.every_field()
     for name in config.key_order():
-        info = config.model_fields[name]
+        info = fields[name]
         section, items = section_of(info.annotation), items_of(info.annotation)
+        default, kind = _default_words(info), "a section"
         if items is not None:
-            default = _default_words(info)
-            yield Key(
-                prefix + name, "a list of sections", "none" if default == "[]" else default, info.description or ""
-            )
-            yield from describe_keys(items, f"{prefix}{name}[].")
-            continue
-        if section is None:
-            yield Key(prefix + name, allowed(info), _default_words(info), info.description or "")
-            continue
-        default = None if info.is_required() else "null" if info.default is None else "as below"
-        kind = "a section, or null" if type(None) in _flat_members(info.annotation) else "a section"
-        yield Key(prefix + name, kind, default, info.description or "")
-        yield from describe_keys(section, f"{prefix}{name}.")
+            kind, default = "a list of sections", "none" if default == "[]" else default
+        elif section is None:
+            kind = allowed(info)
+        else:
+            kind += ", or null" if type(None) in _flat_members(info.annotation) else ""
+            default = default if default in (None, "null") else "as below"
+        modes = config.modes_with(name)
+        only = f" (only of {', '.join(modes)})" if modes else ""
+        yield Key(prefix + name, kind, default, (info.description or "") + only)
+        if items is not None or section is not None:
+            yield from describe_keys(items or section or ConfigPart, prefix + name + ("." if items is None else "[]."))

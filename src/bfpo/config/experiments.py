@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, model_validator
 
 from bfpo.config.demo import WorldAlign, WorldKeys
-from bfpo.core.settings import PathText, StageConfig
+from bfpo.core.settings import Need, PathText, StageConfig, beside, unless
 from bfpo.core.yaml_text import parse_yaml
 
 __all__ = ["CompareConfig", "InterpolateConfig", "SweepConfig"]
@@ -158,10 +159,11 @@ class SweepConfig(StageConfig):
     bootstrap_samples: int = Field(default=2000, ge=1, description="number of resamples behind an interval")
     seed: int = Field(default=0, ge=0, description="seed of the resampling")
 
-    def unread(self) -> frozenset[str]:
-        """Leave out what blends do not need, or what only a choice reads."""
-        idle = {"train", "grid", "memory_gib"} if self.blends is not None else {"blends"}
-        return frozenset(idle if self.at_least else idle | {"validation_share"})
+    needs: ClassVar[Mapping[str, Need]] = {
+        **dict.fromkeys(("train", "grid", "memory_gib"), unless("blends")),
+        "blends": unless("train"),
+        "validation_share": beside("at_least"),
+    }
 
     @model_validator(mode="before")
     @classmethod
@@ -176,10 +178,8 @@ class SweepConfig(StageConfig):
 
     @model_validator(mode="after")
     def _what_is_swept(self) -> SweepConfig:
-        if (self.blends is None) == (self.train is None):
+        if self.blends is None and self.train is None:
             raise ValueError("train, blends: exactly one of the two must be given")
-        if self.blends is not None and (idle := sorted({"grid", "memory_gib"} & self.model_fields_set)):
-            raise ValueError(f"{', '.join(idle)}: not read where blends is set; leave one of the two out")
         if self.train is not None and not self.grid:
             raise ValueError("grid: missing; needed: keys of train and their values, as beta=0.05,0.1")
         return self
@@ -201,6 +201,4 @@ class SweepConfig(StageConfig):
                     raise ValueError(f"{key}: {name}: got {bound:g}; allowed: a share from 0 to 1{percent}")
         if self.reference_point is not None and set(self.reference_point) != set(self.objectives):
             raise ValueError(f"reference_point: needs a value for each of {', '.join(self.objectives)}")
-        if not self.at_least and "validation_share" in self.model_fields_set:
-            raise ValueError("validation_share: not read without at_least; give at_least or leave it out")
         return self

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bfpo.config.evaluate import GenerateConfig
-from bfpo.config.judges import JudgeConfig, MaxRequests, RankerConfig
+from bfpo.config.evaluate import GenerateConfig, ServerGenerate, TransformersGenerate, VllmGenerate
 from bfpo.config.sections import PairRowsConfig
-from bfpo.core.settings import PathText, StageConfig
+from bfpo.core.settings import Need, PathText, StageConfig, beside
+from bfpo.generation.settings import MaxRequests, ServerSpec
+from bfpo.judges.settings import JudgeConfig, RankerConfig, ServedGuardSpec
 
 __all__ = [
     "LabelConfig",
@@ -55,13 +57,18 @@ class OpinionKeys(StageConfig):
     )
     max_requests: MaxRequests = None
 
+    needs: ClassVar[Mapping[str, Need]] = {
+        "rule": Need("without several judges", lambda config: len(config.judges) > 1),
+        "max_requests": Need("without a url", lambda config: config.has_server()),
+    }
+
     def has_server(self) -> bool:
         """Return whether any of them is asked over a server."""
-        return any(part is not None and part.url is not None for part in (*self.judges, self.ranker))
+        return any(isinstance(part, ServerSpec) for part in (*self.judges, self.ranker))
 
     @model_validator(mode="after")
     def _votes_can_differ(self) -> OpinionKeys:
-        sampled = sum(judge.url is not None and judge.temperature > 0 for judge in self.judges)
+        sampled = sum(isinstance(judge, ServedGuardSpec) and judge.temperature > 0 for judge in self.judges)
         if self.votes > 1 and not sampled:
             raise ValueError(
                 f"votes: got {self.votes}; these judges always say the same of a text. Allowed: 1, or a judge behind a "
@@ -90,33 +97,22 @@ class LabelConfig(OpinionKeys):
     seed: int = Field(default=0, ge=0, description="seed of the resampling and of data.limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
-    def unread(self) -> frozenset[str]:
-        """Leave out what needs pairs, several judges or a server, where there are none."""
-        unread = {"completions"} if self.data is not None else {"data", "relabel"}
-        if self.data is not None or self.ranker is None:
-            unread |= {"strategy", "pairs_per_prompt"}
-        if self.data is None and self.ranker is None:
-            unread.add("soft_labels")
-        if len(self.judges) == 1:
-            unread.add("rule")
-        if not self.has_server():
-            unread.add("max_requests")
-        return frozenset(unread)
+    needs: ClassVar[Mapping[str, Need]] = {
+        **OpinionKeys.needs,
+        "completions": Need("where data is set", lambda config: config.data is None),
+        "data": beside("data"),
+        "relabel": beside("data"),
+        "soft_labels": Need("without data or a ranker", lambda config: config.data or config.ranker),
+        **dict.fromkeys(
+            ("strategy", "pairs_per_prompt"),
+            Need("without completions and a ranker", lambda config: config.data is None and config.ranker),
+        ),
+    }
 
     @model_validator(mode="after")
-    def _one_input_and_no_key_in_vain(self) -> LabelConfig:
-        if (self.completions is None) == (self.data is None):
+    def _one_input(self) -> LabelConfig:
+        if self.completions is None and self.data is None:
             raise ValueError("completions, data: exactly one of the two must be given")
-        if idle := sorted(self.unread() & self.model_fields_set - {"completions", "data"}):
-            needed = {
-                "soft_labels": "data or a ranker",
-                "relabel": "data",
-                "strategy": "completions and a ranker",
-                "pairs_per_prompt": "completions and a ranker",
-                "rule": "several judges",
-                "max_requests": "a url",
-            }
-            raise ValueError(f"{idle[0]}: not read without {needed[idle[0]]}; leave it out")
         return self
 
 
@@ -134,24 +130,22 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
         description="most requests to servers, those sent again too, per start, of generation and of judging and "
         "ranking each; null = no limit",
     )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals in the report")
 
-    def unread_by_engine(self) -> frozenset[str]:
-        """Return the keys that nobody reads with this engine; some are for the judges too."""
-        return super().unread_by_engine() - {"threads", "max_requests"}
+    needs: ClassVar[Mapping[str, Need]] = {
+        **OpinionKeys.needs,
+        "max_requests": Need("without a url", lambda config: config.has_server() or config.engine == "server"),
+    }
 
-    def unread(self) -> frozenset[str]:
-        """Leave out what needs several judges or a server, where there are none."""
-        unread = set(super().unread())
-        if len(self.judges) == 1:
-            unread.add("rule")
-        if not self.has_server() and self.engine != "server":
-            unread.add("max_requests")
-        return frozenset(unread)
 
-    @model_validator(mode="after")
-    def _no_key_in_vain(self) -> RedteamConfig:
-        needed = {"rule": "several judges", "max_requests": "a url"}
-        for name in sorted(self.unread() & self.model_fields_set & needed.keys()):
-            raise ValueError(f"{name}: not read without {needed[name]}; leave it out")
-        return self
+class TransformersRedteam(RedteamConfig, TransformersGenerate, mode="transformers"):
+    """A model that transformers runs here."""
+
+
+class VllmRedteam(RedteamConfig, VllmGenerate, mode="vllm"):
+    """A model that vLLM runs here."""
+
+
+class ServerRedteam(RedteamConfig, ServerGenerate, mode="server"):
+    """A model behind a server."""

@@ -88,13 +88,13 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return values, {key: f"{path}:{line}" for key, line in lines.items()}
 
 
-def _drop_overruled(cls: type[ConfigPart], values: dict[str, Any], places: dict[str, str]) -> None:
+def _drop_overruled(cls: type[StageConfig], values: dict[str, Any], places: dict[str, str]) -> None:
     """Leave the file's `num_train_epochs` out, say, where `--set max_steps=...` takes its place."""
-    if issubclass(cls, StageConfig):
-        for key, other in cls.overruled.items():
-            set_here = places.get(key, "").startswith(_SET) and values[key] is not None
-            if set_here and other in values and not places.get(other, "").startswith(_SET):
-                del values[other]
+    for key, need in cls.needs.items():
+        other = need.overruled_by
+        set_here = other is not None and places.get(other, "").startswith(_SET) and values[other] is not None
+        if set_here and key in values and not places.get(key, "").startswith(_SET):
+            del values[key]
 
 
 def _apply_override(values: dict[str, Any], places: dict[str, str], override: str) -> None:
@@ -152,6 +152,8 @@ def _message(cls: type[ConfigPart], key: str, info: FieldInfo | None, details: E
     if kind == "extra_forbidden":
         gone = _REMOVED.get(key.rpartition(".")[2])
         return f"{key}: unknown key{_suggestion(cls, key)}" if gone is None else f"{key}: this key is gone; {gone}"
+    if kind == "other_mode":
+        return f"{key}: {details['msg']}"
     if kind == "value_error":  # raised by our own validators, which name the key themselves
         text = str(details.get("ctx", {}).get("error", details["msg"]))
         return f"{key}.{text}" if key else text
@@ -176,7 +178,7 @@ def _locate(cls: type[ConfigPart], loc: tuple[int | str, ...]) -> tuple[str, Fie
         if model is None:
             break
         key.append(str(part))
-        info = model.model_fields.get(str(part))
+        info = model.every_field().get(str(part))
         if info is None:
             break
         model = section_of(info.annotation)
@@ -233,11 +235,11 @@ def check_places(config: ConfigPart) -> None:
 
 
 def _missing(part: ConfigPart, prefix: str) -> Iterator[str]:
-    unread = part.unread() if isinstance(part, StageConfig) else frozenset()
+    idle = part.idle() if isinstance(part, StageConfig) else frozenset()
     at_server = getattr(part, "url", None) is not None  # then the model is the server's name for it
     for key in type(part).model_fields:
         value = getattr(part, key)
-        if key in unread:
+        if key in idle:
             continue
         if key in _MODELS and isinstance(value, str):
             problem = None if at_server else missing_folder(value, getattr(part, _MODELS[key] or "", None))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.core.settings import ConfigPart, FileList, PathText, StageConfig
+from bfpo.core.settings import ConfigPart, FileList, Need, PathText, StageConfig, beside
 
 __all__ = ["HeldOutConfig", "MixtureSourceConfig", "NearDuplicatesConfig", "PrepareConfig", "SuiteConfig"]
 
@@ -146,8 +147,6 @@ class PrepareConfig(StageConfig):
         weighted = [source.name for source in self.sources if source.weight is not None]
         if weighted and self.total is None:
             raise ValueError(f"total: missing; the weights of {', '.join(weighted)} are shares of it")
-        if self.total is not None and not weighted:
-            raise ValueError("total: not read where no source has a weight; leave it out, or give weights")
         return self
 
     @model_validator(mode="after")
@@ -164,13 +163,7 @@ class PrepareConfig(StageConfig):
             raise ValueError(f"decontaminate: got {', '.join(again)} twice; names of suites must differ")
         return self
 
-    @model_validator(mode="after")
-    def _no_idle_key(self) -> PrepareConfig:
-        if not self.decontaminate and "contained_words" in self.model_fields_set:
-            raise ValueError("contained_words: not read without decontaminate; leave it out, or name suites")
-        return self
-
-    def unread(self) -> frozenset[str]:
-        """Leave out what another key makes irrelevant."""
-        idle = set() if self.decontaminate else {"contained_words"}
-        return frozenset(idle | ({"total"} if self.total is None else set()))
+    needs: ClassVar[Mapping[str, Need]] = {
+        "contained_words": beside("decontaminate"),
+        "total": Need("where no source has a weight", lambda config: any(it.weight for it in config.sources)),
+    }

@@ -2,54 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from bfpo.config.judges import SERVER_KEYS, JudgeConfig, RankerConfig, ServerKeys
-from bfpo.core.settings import ConfigPart, FileList, PathText
+from bfpo.core.settings import ConfigPart, FileList, OneOf, PathText
+from bfpo.generation.settings import Engine, ServerSpec
+from bfpo.judges.settings import JudgeConfig, RankerConfig
 
-__all__ = ["AlpacaEvalConfig", "EvaluatedModel", "SuitesConfig"]
+__all__ = ["AlpacaEvalConfig", "EvaluatedModel", "ServedModel", "SuitesConfig", "WeightsModel"]
 
 
-class EvaluatedModel(ServerKeys):
+class EvaluatedModel(OneOf):
     """One model of several that are evaluated together, and what runs it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name in scores and reports")
     model: PathText = Field(description="model: folder or hub id; of engine server the server's name for it")
-    engine: Literal["transformers", "vllm", "server"] = Field(
+    engine: Engine = Field(
         default="transformers",
         description="what writes its answers to suites: transformers, vllm (the extra vllm, on a GPU), or server (one "
         "that is OpenAI-compatible, at url)",
     )
+
+    @classmethod
+    def mode_of(cls, values: Mapping[str, Any]) -> str:
+        """Return where the weights are."""
+        return "server" if values.get("engine") == "server" else "transformers, vllm"
+
+
+class WeightsModel(EvaluatedModel, mode="transformers, vllm"):
+    """A model whose weights are loaded here."""
+
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
     reference: PathText | None = Field(default=None, description="its frozen reference; needed where data is given")
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
 
-    def unread(self) -> frozenset[str]:
-        """Return the keys that this engine does not read."""
-        return _WEIGHTS_KEYS if self.engine == "server" else SERVER_KEYS
 
-    def read_keys(self) -> dict[str, Any]:
-        """Return the keys that are read with their values."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name not in self.unread()}
-
-    @model_validator(mode="after")
-    def _engine_reads_its_keys(self) -> EvaluatedModel:
-        if idle := sorted(self.unread() & self.model_fields_set):
-            raise ValueError(f"{', '.join(idle)}: not read by engine {self.engine!r}; leave it out")
-        if self.engine == "server" and self.url is None:
-            raise ValueError(
-                "url: missing; engine 'server' needs the base URL of a server, such as http://localhost:8000/v1"
-            )
-        return self
-
-    @model_serializer(mode="wrap")
-    def _only_what_is_read(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if name not in self.unread()}
-
-
-_WEIGHTS_KEYS = frozenset({"revision", "reference", "reference_revision"})
+class ServedModel(EvaluatedModel, ServerSpec, mode="server"):
+    """A model behind a server."""
 
 
 class AlpacaEvalConfig(ConfigPart):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, create_model, model_validator
 
 from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig
-from bfpo.core.settings import ConfigPart, PathText, StageConfig
+from bfpo.core.settings import ConfigPart, Need, PathText, StageConfig, beside, unless
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
 
 __all__ = [
@@ -73,18 +73,10 @@ class TrainingKeys(StageConfig):
     logging_steps: int = Field(default=10, ge=1, description="optimizer steps between rows of metrics.jsonl")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
-    overruled: ClassVar[Mapping[str, str]] = {"lora": "trainable", "max_steps": "num_train_epochs"}
-
-    def unread(self) -> frozenset[str]:
-        """Leave out what another key overrules."""
-        return frozenset(other for key, other in self.overruled.items() if getattr(self, key) is not None)
+    needs: ClassVar[Mapping[str, Need]] = {"trainable": unless("lora"), "num_train_epochs": unless("max_steps")}
 
     @model_validator(mode="after")
-    def _no_overruled_key(self) -> TrainingKeys:
-        given = self.model_fields_set
-        for key, other in self.overruled.items():
-            if getattr(self, key) is not None and other in given:
-                raise ValueError(f"{other}: not read where {key} is set; leave one of the two out")
+    def _keys_fit(self) -> TrainingKeys:
         if self.quantize is not None and self.lora is None:
             raise ValueError("quantize: needs lora; four bits cannot train, adapters above them can")
         if self.eval_steps is not None and getattr(self, "eval_data", None) is None:
@@ -164,9 +156,9 @@ class MethodSettings(_MethodKeys):
         given = self.model_fields_set & method_settings().keys()
         return make_method(self.method, **{name: getattr(self, name) for name in own | given})
 
-    def unread(self) -> frozenset[str]:
-        """Leave out the settings of other methods."""
-        return super().unread() | (method_settings().keys() - METHODS[self.method].settings().keys())
+    def idle(self) -> frozenset[str]:
+        """Leave out the settings of other methods, too."""
+        return super().idle() | (method_settings().keys() - METHODS[self.method].settings().keys())
 
     @model_validator(mode="after")
     def _settings_of_the_method(self) -> MethodSettings:
@@ -238,25 +230,21 @@ class AlignConfig(MethodSettings, TrainingKeys):
     )
     learning_rate: float = Field(default=5e-7, gt=0, description="peak learning rate")
 
-    def unread(self) -> frozenset[str]:
-        """Leave out what another key overrules."""
-        unread = {"buffer_weight"} if self.buffer is None else set()
-        if self.reference in _WITHOUT_CACHE:
-            unread.add("reference_cache")
-        if not METHODS[self.method].shifted:
-            unread.add("margin_model")
-        return super().unread() | unread
+    needs: ClassVar[Mapping[str, Need]] = {
+        **TrainingKeys.needs,
+        "buffer_weight": beside("buffer"),
+        "reference_cache": Need(
+            f"where reference is {' or '.join(_WITHOUT_CACHE)}", lambda config: config.reference not in _WITHOUT_CACHE
+        ),
+        "margin_model": Need(f"by another method than {_SHIFTED}", lambda config: METHODS[config.method].shifted),
+    }
 
     @model_validator(mode="after")
     def _streams(self) -> AlignConfig:
-        if METHODS[self.method].shifted != (self.margin_model is not None):
+        if METHODS[self.method].shifted and self.margin_model is None:
             raise ValueError(
                 f"margin_model: {self.method} needs a model of safety, as bfpo train with method dpo_s makes it"
-                if self.margin_model is None
-                else f"margin_model: not read by the method {self.method!r}; leave it out, or choose {_SHIFTED}"
             )
-        if self.buffer is None and "buffer_weight" in self.model_fields_set:
-            raise ValueError("buffer_weight: not read without buffer; give buffer or leave buffer_weight out")
         if self.lora is not None and self.lora.lora_dropout > 0:
             raise ValueError(
                 f"lora_dropout: got {self.lora.lora_dropout:g}; allowed here: 0, preference training has every dropout "
@@ -264,19 +252,15 @@ class AlignConfig(MethodSettings, TrainingKeys):
             )
         if self.reference == "adapter_off" and self.lora is None:
             raise ValueError("reference: 'adapter_off' needs lora; allowed without it: auto, swap, precompute")
-        if self.reference in _WITHOUT_CACHE and "reference_cache" in self.model_fields_set:
-            raise ValueError(
-                f"reference_cache: not read where reference is {self.reference!r}; leave one of the two out"
-            )
         return self
 
 
 class ReferenceConfig(AlignConfig):
     """`bfpo reference`: fill the cache of reference log-probs; takes the config file of `bfpo train` as it is."""
 
-    def unread(self) -> frozenset[str]:
-        """Leave out what only training reads."""
-        return super().unread() | (frozenset(type(self).model_fields) - _READ_BY_REFERENCE)
+    def idle(self) -> frozenset[str]:
+        """Leave out what only training reads, too."""
+        return super().idle() | (frozenset(type(self).model_fields) - _READ_BY_REFERENCE)
 
     @model_validator(mode="after")
     def _fills_what_is_read(self) -> ReferenceConfig:

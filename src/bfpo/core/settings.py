@@ -1,4 +1,4 @@
-"""Base classes of the configs: frozen, strict, without unknown keys; and the form that a run folder stores."""
+"""What every section of a config shares: frozen, strict, no unknown key; sections that are one of several modes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from inspect import get_annotations
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-__all__ = ["ConfigPart", "FileList", "NameOf", "PathText", "StageConfig"]
+__all__ = ["ConfigPart", "FileList", "NameOf", "Need", "OneOf", "PathText", "StageConfig", "beside", "unless"]
 
 
 def _path_text(value: object) -> object:
@@ -51,8 +60,29 @@ class ConfigPart(BaseModel):
     """A section of a config: immutable, strictly typed; an unknown key is an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
     )
+
+    @classmethod
+    def head(cls) -> type[ConfigPart]:
+        """Return the class that a config names: this one, or of a mode the class that it is a mode of."""
+        return cls
+
+    @classmethod
+    def every_field(cls) -> dict[str, FieldInfo]:
+        """Return every key that may be given, of all modes."""
+        return dict(cls.model_fields)
+
+    @classmethod
+    def modes_with(cls, key: str) -> list[str]:
+        """Return the modes that have a key; empty where the section has no modes, or all have it."""
+        return []
 
     @classmethod
     def key_order(cls) -> list[str]:
@@ -61,17 +91,124 @@ class ConfigPart(BaseModel):
         return sorted(dict.fromkeys(names), key=lambda name: not cls.model_fields[name].is_required())
 
 
+class OneOf(ConfigPart):
+    """A section that is one of several modes, each a subclass with its own keys: `class Local(Model, mode="local")`.
+
+    The class itself (the head) holds the keys that all modes have. Making or validating it gives an instance of the
+    mode that `mode_of` names. A key of another mode is an error that names the modes that have it.
+    """
+
+    modes: ClassVar[dict[str, Any]] = {}
+    mode: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, mode: str = "", **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.mode = mode
+        if mode:
+            cls.modes[mode] = cls
+        else:
+            cls.modes = {}
+
+    def __new__(cls, *args: Any, **values: Any) -> Any:
+        """Make an instance of the mode that the keys mean."""
+        return super().__new__(cls.modes[cls.mode_of(values)] if cls.modes and not cls.mode else cls)
+
+    @classmethod
+    def mode_of(cls, values: Mapping[str, Any]) -> str:
+        """Return the mode that the keys of a section mean; a wrong value is left to the validation of some mode."""
+        raise NotImplementedError
+
+    @classmethod
+    def spelled_out(cls, value: Any) -> Any:
+        """Return the keys that a short form stands for; anything else as it is."""
+        return value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_its_mode(cls, value: Any, handler: Callable[[Any], Any]) -> Any:
+        if isinstance(value, cls):
+            return value
+        value = cls.spelled_out(value)
+        if not isinstance(value, dict):
+            return handler(value)
+        if not cls.mode:
+            return cls.modes[cls.mode_of(value)].model_validate(value)
+        others = {key: cls.modes_with(key) for key in value if key not in cls.model_fields}
+        foreign: list[InitErrorDetails] = []
+        for key, modes in others.items():
+            if modes and value[key] is not None:
+                text = f"not a key of {cls.mode!r}; it belongs to {', '.join(map(repr, modes))}"
+                error = PydanticCustomError("other_mode", "{text}", {"text": text})
+                foreign.append(InitErrorDetails(type=error, loc=(key,), input=None))
+        if foreign:
+            raise ValidationError.from_exception_data(cls.__name__, foreign)
+        return handler({key: given for key, given in value.items() if not others.get(key)})
+
+    @classmethod
+    def head(cls) -> type[ConfigPart]:
+        """Return the class that this is a mode of."""
+        return next(part for part in cls.__mro__ if issubclass(part, OneOf) and not part.mode)
+
+    @classmethod
+    def every_field(cls) -> dict[str, FieldInfo]:
+        """Return every key of all modes."""
+        fields = dict(cls.model_fields)
+        for part in () if cls.mode else cls.modes.values():
+            fields = {**part.model_fields, **fields}
+        return fields
+
+    @classmethod
+    def modes_with(cls, key: str) -> list[str]:
+        """Return the modes that have a key; empty where all have it."""
+        names = [name for name, part in cls.modes.items() if key in part.model_fields]
+        return names if len(names) < len(cls.modes) else []
+
+    @classmethod
+    def key_order(cls) -> list[str]:
+        """Return what must be given first, then of a head the keys of its modes, then what they share."""
+        own = super().key_order()
+        of_modes = [] if cls.mode else [name for part in cls.modes.values() for name in part.key_order()]
+        needed = [name for name in own if cls.model_fields[name].is_required()]
+        return list(dict.fromkeys([*needed, *(name for name in of_modes if name not in own), *own]))
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """When a key is read; `words` say when not ("without buffer"). `overruled_by` takes its place, if set on top."""
+
+    words: str
+    is_met: Callable[[Any], bool]
+    overruled_by: str | None = None
+
+
+def beside(other: str) -> Need:
+    """Return the need of a key that is read only where `other` is given."""
+    return Need(f"without {other}", lambda config: bool(getattr(config, other)))
+
+
+def unless(other: str) -> Need:
+    """Return the need of a key whose place `other` takes."""
+    return Need(f"where {other} is set", lambda config: not getattr(config, other), other)
+
+
 class StageConfig(ConfigPart):
-    """The whole config of one stage."""
+    """The whole config of one command."""
 
-    overruled: ClassVar[Mapping[str, str]] = {}
-    """By key, another that is not read beside it: set on top of a file, the key takes the place of the file's other."""
+    needs: ClassVar[Mapping[str, Need]] = {}
+    """Of keys that are not always read: when. Elsewhere giving one is an error, and `resolved` leaves it out."""
 
-    def unread(self) -> frozenset[str]:
-        """Return the top-level keys that have no effect with these settings; they are left out of the run folder."""
-        return frozenset()
+    def idle(self) -> frozenset[str]:
+        """Return the keys that these settings make irrelevant, so that nobody takes them for facts."""
+        return frozenset(key for key, need in self.needs.items() if not need.is_met(self))
 
     def resolved(self) -> dict[str, Any]:
         """Return every key that is read, with its value, as YAML and JSON types; loading it gives an equal run."""
-        values = self.model_dump(mode="json", exclude=set(self.unread()))
-        return {name: values[name] for name in self.key_order() if name in values}
+        values = self.model_dump(mode="json", exclude=set(self.idle()), serialize_as_any=True)
+        return {name: values[name] for name in self.head().key_order() if name in values}
+
+    @model_validator(mode="after")
+    def _no_idle_key(self) -> StageConfig:
+        for key, need in self.needs.items():
+            if key in self.model_fields_set and getattr(self, key) not in (None, []) and not need.is_met(self):
+                raise ValueError(f"{key}: not read {need.words}; leave it out")
+        return self

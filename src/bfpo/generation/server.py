@@ -18,6 +18,7 @@ from openai import DefaultAsyncHttpxClient
 from bfpo.core.errors import MissingExtraError, ServerError, SettingError, first_line
 from bfpo.core.schema import Message
 from bfpo.core.secrets import hide_secrets
+from bfpo.generation.settings import ServerSpec
 
 __all__ = [
     "Answer",
@@ -223,43 +224,36 @@ class _Spent(BaseException):
 class Server:
     """A model behind an OpenAI-compatible server.
 
-    `url` is its base URL, `api` "chat" or "completions", `api_key_env` the name of the variable with the key, which is
-    read here and kept nowhere else. A request that fails for a reason that may pass (no connection, no answer in
-    `timeout` seconds, half an answer, 408, 409, 429, 5xx) is sent again up to `max_retries` times, later each time or
-    when the server says (`openai`'s own rules). `top_p` is sent where it is given. A `writer` is asked for what it
-    writes, not for an opinion: an empty text that it ended by itself is an answer, log-probabilities are not asked for.
+    `api` is "chat" or "completions". The key is read here, from the variable that `spec` names, and kept nowhere else.
+    A request that fails for a reason that may pass (no connection, no answer in `timeout` seconds, half an answer, 408,
+    409, 429, 5xx) is sent again up to `max_retries` times, later each time or when the server says (`openai`'s own
+    rules). `top_p` is sent where it is given. A `writer` is asked for what it writes, not for an opinion: an empty text
+    that it ended by itself is an answer, log-probabilities are not asked for.
 
     Raises `MissingExtraError` without `openai`, `SettingError` for a variable that holds no key.
     """
 
     def __init__(
         self,
-        *,
-        url: str,
+        spec: ServerSpec,
         model: str,
+        *,
         api: str = "chat",
-        api_key_env: str = "OPENAI_API_KEY",
         temperature: float = 0.0,
         top_p: float | None = None,
-        timeout: float = 60.0,
-        max_concurrency: int = 8,
-        max_retries: int = 5,
         writer: bool = False,
         budget: RequestBudget | None = None,
     ) -> None:
         _check_extra()
         if api not in ("chat", "completions"):
             raise SettingError(f"api: got {api!r}; allowed: chat, completions")
-        if "@" in url:
-            raise SettingError("url: holds a name or a password; leave them out")
-        self.url, self.model, self.api, self.temperature = url, model, api, temperature
-        self._timeout, self._max_concurrency, self._max_retries = timeout, max_concurrency, max_retries
+        self.url, self.model, self.api, self.temperature = spec.url, model, api, temperature
+        self._spec = spec
         self._budget = budget or RequestBudget()
-        self._key_name = api_key_env
-        self._key = _read_key(api_key_env)
-        parts = urlsplit(url)
+        self._key = _read_key(spec.api_key_env)
+        parts = urlsplit(spec.url)
         if len(self._key) >= _SHORTEST_KEY and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-            _log.warning("the key in %s goes to %s unencrypted (http); use https", api_key_env, parts.netloc)
+            _log.warning("the key in %s goes to %s unencrypted (http); use https", spec.api_key_env, parts.netloc)
         self._top_p, self._is_writer = top_p, writer
         self._extras = _Extras(logprobs=not writer)
 
@@ -287,18 +281,18 @@ class Server:
     async def _ask_all(self, questions: Sequence[Question], report: Callable[[int, Answer], None], seed: int) -> None:
         import openai
 
-        from bfpo.generation.server import BoundedClient
-
-        http = BoundedClient(timeout=self._timeout, max_connections=self._max_concurrency, count=self._budget.take)
+        http = BoundedClient(
+            timeout=self._spec.timeout, max_connections=self._spec.max_concurrency, count=self._budget.take
+        )
         client = openai.AsyncOpenAI(
             api_key=self._key or "none",
             base_url=self.url,
-            max_retries=self._max_retries,
-            timeout=self._timeout,
+            max_retries=self._spec.max_retries,
+            timeout=self._spec.timeout,
             http_client=http,
         )
         todo = iter(enumerate(questions))
-        patience = _Patience(self.url, max(_FAILURES_IN_A_ROW, 2 * self._max_concurrency))
+        patience = _Patience(self.url, max(_FAILURES_IN_A_ROW, 2 * self._spec.max_concurrency))
         stopped = False
 
         async def work() -> None:
@@ -315,8 +309,8 @@ class Server:
                 raise
 
         async with client:
-            workers = [asyncio.ensure_future(work()) for _ in range(min(self._max_concurrency, len(questions)))]
-            await _all_of(workers, self._timeout)
+            workers = [asyncio.ensure_future(work()) for _ in range(min(self._spec.max_concurrency, len(questions)))]
+            await _all_of(workers, self._spec.timeout)
 
     async def _ask_one(self, client: Any, question: Question, seed: int) -> Answer:
         import openai
@@ -332,8 +326,8 @@ class Server:
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             known = "is set" if self._key else "is not set"
             raise ServerError(
-                f"{self.url}: refuses the key (status {error.status_code}); the variable {self._key_name} {known}; "
-                "put the key into it, or name another one by api_key_env"
+                f"{self.url}: refuses the key (status {error.status_code}); the variable {self._spec.api_key_env} "
+                f"{known}; put the key into it, or name another one by api_key_env"
             ) from None
         except openai.NotFoundError as error:
             raise ServerError(
@@ -341,7 +335,7 @@ class Server:
                 f"ends in /v1) and model ({self.model})"
             ) from None
         except openai.APITimeoutError:
-            return Answer(None, fault=f"no answer in {self._timeout:g} s", may_pass=True)
+            return Answer(None, fault=f"no answer in {self._spec.timeout:g} s", may_pass=True)
         except openai.APIConnectionError as error:
             return Answer(None, fault=f"no whole answer: {self._clean(error.__cause__ or error)}", may_pass=True)
         except openai.APIStatusError as error:

@@ -1,11 +1,11 @@
-"""One protocol for whoever judges completions, and the way from a setting to one."""
+"""The protocols of judges and rankers, the oracle, and the way from a spec to a judge or ranker."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from bfpo.core.errors import ModelError, SettingError, first_line
 from bfpo.core.inputs import missing_folder
@@ -13,10 +13,24 @@ from bfpo.core.schema import Comparison, Completion, Message, Verdict
 from bfpo.judges.formats import FORMATS, PAIR_FORMATS, make_format
 from bfpo.judges.ngrams import JUDGE_FILE, NgramJudge, NgramRanker
 from bfpo.judges.refusals import RefusalJudge
+from bfpo.judges.settings import (
+    ClassifierSpec,
+    GuardSpec,
+    JudgeConfig,
+    LocalRankerSpec,
+    OracleRankerSpec,
+    OracleSpec,
+    RankerConfig,
+    RefusalSpec,
+    ServedGuardSpec,
+    ServedRankerSpec,
+    TrainedRankerSpec,
+    TrainedSpec,
+)
 from bfpo.world.oracle import assess
 
 if TYPE_CHECKING:
-    from bfpo.generation.server import RequestBudget
+    from bfpo.generation.server import RequestBudget, Server
     from bfpo.judges.classifier import ClassifierJudge
 
 __all__ = [
@@ -167,111 +181,70 @@ def _hint(format: str) -> str:
     return "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
 
 
-def make_judge(
-    format: str,
-    *,
-    name: str | None = None,
-    model: str | None = None,
-    revision: str | None = None,
-    dtype: str | None = None,
-    batch_size: int | None = None,
-    max_length: int | None = None,
-    threshold: float | None = None,
-    controversial: str | None = None,
-    policy: str | None = None,
-    criterion: str | None = None,
-    safe_label: str | int | None = None,
-    unsafe_label: str | int | None = None,
-    text: str | None = None,
-    url: str | None = None,
-    budget: RequestBudget | None = None,
-    **server: Any,
-) -> Judge:
-    """Return a judge of safety; the arguments are the keys of `bfpo.config.JudgeConfig`, `None` the format's default.
+def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
+    """Return the judge of a spec; its requests to a server, if it has one, count against `budget`.
 
-    With `url`, `server` holds the settings of `bfpo.generation.server.Server`, and its requests count against `budget`.
     Raises `SettingError` for an unknown format or setting, `ModelError` for a model that cannot be loaded,
     `MissingExtraError` where the server's client is not installed.
     """
-    check_judge(format)
-    if format == "oracle":
+    check_judge(spec.format)
+    if isinstance(spec, OracleSpec):
         return OracleJudge()
-    if format == "refusal-phrases":
-        return RefusalJudge(**_given(name=name))
-    if format == "trained":
-        from bfpo.judges.judges import trained_judge
-
-        return trained_judge(str(model), name=name)
-    local = _given(model=model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length)
-    common = _given(name=name, threshold=threshold)
-    if format == "classifier":
+    if isinstance(spec, RefusalSpec):
+        return RefusalJudge() if spec.name is None else RefusalJudge(name=spec.name)
+    if isinstance(spec, TrainedSpec):
+        return trained_judge(spec.model, name=spec.name)
+    if isinstance(spec, ClassifierSpec):
         from bfpo.judges.classifier import ClassifierJudge
 
-        return ClassifierJudge(**local, **common, **_given(safe_label=safe_label, unsafe_label=unsafe_label, text=text))
-    words = None if policy is None else _read_policy(policy)
-    guard = make_format(format, **_given(controversial=controversial, policy=words, criterion=criterion))
-    if url is None:
+        return ClassifierJudge(
+            safe_label=spec.safe_label,
+            unsafe_label=spec.unsafe_label,
+            text=spec.text,
+            threshold=spec.threshold,
+            **spec.loading(),
+        )
+    assert isinstance(spec, GuardSpec | ServedGuardSpec)  # there is no other
+    words = None if spec.policy is None else _read_policy(spec.policy)
+    own = {"controversial": spec.controversial, "policy": words, "criterion": spec.criterion}
+    guard = make_format(spec.format, **{key: value for key, value in own.items() if value is not None})
+    if isinstance(spec, GuardSpec):
         from bfpo.judges.guard import GuardJudge
 
-        return GuardJudge(guard, **local, **common)
-    from bfpo.generation.server import Server
+        return GuardJudge(guard, threshold=spec.threshold, **spec.loading())
     from bfpo.judges.server_judges import ServerJudge
 
     asks_text = isinstance(guard.ask(Completion("probe", (Message("user", "q"),), "a")), str)
-    server = {**server, "api": server.get("api") or ("completions" if asks_text else "chat")}
-    return ServerJudge(guard, Server(url=url, model=str(model), budget=budget, **server), **common)
+    server = _server(spec, "completions" if asks_text else "chat", budget)
+    return ServerJudge(guard, server, threshold=spec.threshold, name=spec.name)
 
 
-def make_ranker(
-    format: str,
-    *,
-    name: str | None = None,
-    model: str | None = None,
-    revision: str | None = None,
-    dtype: str | None = None,
-    batch_size: int | None = None,
-    max_length: int | None = None,
-    url: str | None = None,
-    budget: RequestBudget | None = None,
-    **server: Any,
-) -> Ranker:
-    """Return a ranker of helpfulness; the arguments are the keys of `bfpo.config.RankerConfig`.
+def make_ranker(spec: RankerConfig, budget: RequestBudget | None = None) -> Ranker:
+    """Return the ranker of a spec, as `make_judge` does."""
+    check_ranker(spec.format)
+    if isinstance(spec, TrainedRankerSpec):
+        return trained_ranker(spec.model, name=spec.name)
+    if isinstance(spec, ServedRankerSpec):
+        from bfpo.judges.server_judges import ServerRanker
 
-    All else is as for `make_judge`.
-    """
-    check_ranker(format)
-    if format == "oracle":
-        from bfpo.judges.rankers import OracleRanker
+        return ServerRanker(PAIR_FORMATS["helpfulness"], _server(spec, "chat", budget), name=spec.name)
+    from bfpo.judges.rankers import GenerativeRanker, OracleRanker, PairRanker, RewardRanker
 
+    if isinstance(spec, OracleRankerSpec):
         return OracleRanker()
-    if format == "trained":
-        from bfpo.judges.judges import trained_ranker
+    assert isinstance(spec, LocalRankerSpec)  # there is no other
+    made: dict[str, Callable[..., Ranker]] = {
+        "reward-model": RewardRanker,
+        "pairrm": PairRanker,
+        "pairwise": GenerativeRanker,
+    }
+    return made[spec.format](**spec.loading())
 
-        return trained_ranker(str(model), name=name)
-    local = _given(model=model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length, name=name)
-    if format == "reward-model":
-        from bfpo.judges.rankers import RewardRanker
 
-        return RewardRanker(**local)
-    if format == "pairrm":
-        from bfpo.judges.rankers import PairRanker
-
-        return PairRanker(**local)
-    if url is None:
-        from bfpo.judges.rankers import GenerativeRanker
-
-        return GenerativeRanker(**local)
+def _server(spec: ServedGuardSpec | ServedRankerSpec, api: str, budget: RequestBudget | None) -> Server:
     from bfpo.generation.server import Server
-    from bfpo.judges.server_judges import ServerRanker
 
-    server = {**server, "api": server.get("api") or "chat"}
-    return ServerRanker(
-        PAIR_FORMATS["helpfulness"], Server(url=url, model=str(model), budget=budget, **server), name=name
-    )
-
-
-def _given(**settings: Any) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
+    return Server(spec, spec.model, api=spec.api or api, temperature=spec.temperature, budget=budget)
 
 
 def _read_policy(file: str) -> str:

@@ -141,7 +141,7 @@ def _checked(name: str, config: StageConfig) -> Stage:
     if name not in STAGES:
         raise ConfigError(f"stage: got {name!r}; allowed: {', '.join(STAGES)}")
     stage = STAGES[name]
-    if type(config) is not stage.config_class():
+    if type(config).head() is not stage.config_class():
         raise ConfigError(f"config of `{name}`: got a {type(config).__name__}; needed: {stage.config}")
     return stage
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bfpo.config import EvaluateConfig, GenerateConfig, read_template
-from bfpo.config.judges import SERVER_KEYS
-from bfpo.config.suites import EvaluatedModel
+from bfpo.config import GenerateConfig, read_template
+from bfpo.config.evaluate import SuitesJob
+from bfpo.config.suites import EvaluatedModel, WeightsModel
 from bfpo.core.errors import RunError
 from bfpo.core.files import file_digest
 from bfpo.core.provenance import RunFile
@@ -17,6 +17,7 @@ from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
+from bfpo.generation.settings import ServerSpec
 from bfpo.policy.load import load_tokenizer
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
@@ -36,11 +37,10 @@ class SuiteAnswers:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def sampling_groups(config: EvaluateConfig, suites: Sequence[Suite]) -> dict[Group, list[Suite]]:
+def sampling_groups(config: SuitesJob, suites: Sequence[Suite]) -> dict[Group, list[Suite]]:
     """Return the suites by (max_new_tokens, temperature), so that a model is loaded once for each."""
     groups: dict[Group, list[Suite]] = {}
     for suite in suites:
-        assert config.suites is not None
         assert suite.sampling is not None
         longest = config.suites.max_new_tokens or suite.sampling.max_new_tokens
         groups.setdefault((longest, suite.sampling.temperature), []).append(suite)
@@ -48,7 +48,7 @@ def sampling_groups(config: EvaluateConfig, suites: Sequence[Suite]) -> dict[Gro
 
 
 def answer_suites(
-    config: EvaluateConfig,
+    config: SuitesJob,
     model: EvaluatedModel,
     suites: Sequence[Suite],
     prompts: Mapping[str, Sequence[Prompt]],
@@ -75,13 +75,12 @@ def answer_suites(
 
 
 def _rows(
-    config: EvaluateConfig,
+    config: SuitesJob,
     model: EvaluatedModel,
     group: Sequence[Suite],
     prompts: Mapping[str, Sequence[Prompt]],
     longest: int,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    assert config.suites is not None
     fits = _fits(config, model, longest)
     rows, left_out = [], {}
     for suite in group:
@@ -98,10 +97,9 @@ def _rows(
     return rows, left_out
 
 
-def _fits(config: EvaluateConfig, model: EvaluatedModel, longest: int) -> Callable[[Prompt], bool]:
+def _fits(config: SuitesJob, model: EvaluatedModel, longest: int) -> Callable[[Prompt], bool]:
     """Return what says whether a prompt leaves room for an answer; a server alone knows its tokens and its context."""
-    assert config.suites is not None
-    if model.engine == "server":
+    if not isinstance(model, WeightsModel):
         return lambda prompt: True
     chat = ChatEncoder(load_tokenizer(model.model, revision=model.revision), read_template(config.chat_template))
     limit = min(config.suites.max_prompt_length, context_of(model) - longest)
@@ -112,16 +110,15 @@ def context_of(model: EvaluatedModel) -> int:
     """Return how many tokens the model was made for; one that does not say has no limit here."""
     from transformers import AutoConfig
 
-    described = AutoConfig.from_pretrained(model.model, revision=model.revision).get_text_config()
+    described = AutoConfig.from_pretrained(model.model, revision=getattr(model, "revision", None)).get_text_config()
     return int(getattr(described, "max_position_embeddings", None) or 1 << 30)
 
 
 def _generate(
-    config: EvaluateConfig, model: EvaluatedModel, asked: Path, longest: int, temperature: float
+    config: SuitesJob, model: EvaluatedModel, asked: Path, longest: int, temperature: float
 ) -> GenerateConfig:
-    assert config.suites is not None
     settings = {
-        **model.read_keys(),
+        **model.model_dump(),
         "dtype": config.dtype,
         "prompts": str(asked),
         "max_prompt_length": config.suites.max_prompt_length,
@@ -133,14 +130,12 @@ def _generate(
         "threads": config.threads,
         "max_requests": config.suites.max_requests,
     }
-    unread = GenerateConfig.unread_by(model.engine)
-    known = GenerateConfig.model_fields.keys() - unread
+    known = GenerateConfig.modes[model.engine].model_fields
     return GenerateConfig.model_validate({name: value for name, value in settings.items() if name in known})
 
 
-def _answered(config: EvaluateConfig, generate: GenerateConfig, folder: RunFolder, name: str) -> Path:
+def _answered(config: SuitesJob, generate: GenerateConfig, folder: RunFolder, name: str) -> Path:
     """Return the folder with the answers: of the run to reuse, where it asked the same, else made here."""
-    assert config.suites is not None
     if config.suites.reuse is not None:
         earlier = Path(config.suites.reuse) / name
         if _same(earlier, generate):
@@ -159,7 +154,7 @@ def _same(earlier: Path, generate: GenerateConfig) -> bool:
     except (OSError, RunError):
         return False
     # Where the prompts lie; the others change no answer that counts.
-    own = {"prompts", "batch_size", "threads", "max_requests", *SERVER_KEYS - {"url"}}
+    own = {"prompts", "batch_size", "threads", "max_requests", *ServerSpec.model_fields.keys() - {"url"}}
     before, now = run.config, generate.resolved()
     same = all(before.get(key) == now.get(key) for key in now.keys() | before.keys() if key not in own)
     return run.status == "finished" and same and asked == file_digest(generate.prompts)

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bfpo.config import EvaluateConfig
+from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import read_template
-from bfpo.config.suites import EvaluatedModel
+from bfpo.config.suites import WeightsModel
 from bfpo.core.errors import MissingExtraError, ModelError, first_line
 from bfpo.core.records import load
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
@@ -192,13 +192,12 @@ def _by_sample(samples: list[Any], score: Any, largest: float) -> dict[str, floa
 
 
 def run_inspect(
-    config: EvaluateConfig, suites: Sequence[Suite], folder: RunFolder
+    config: SuitesJob, suites: Sequence[Suite], folder: RunFolder
 ) -> tuple[dict[tuple[str, str], InspectResult], dict[str, str]]:
     """Return the results by (suite, model) and the reasons of skipped suites; one that fails for a model is skipped."""
-    assert config.suites is not None
     results: dict[tuple[str, str], InspectResult] = {}
     skipped: dict[str, str] = {}
-    for model in config.evaluated():
+    for model in config.with_weights():
         grader, batch_size = config.suites.grader, config.suites.batch_size
         path, model_args = _settings(config, model)
         with InspectRunner(path, model_args=model_args, grader=grader, batch_size=batch_size) as runner:
@@ -213,7 +212,7 @@ def run_inspect(
     return {key: result for key, result in results.items() if key[0] not in skipped}, skipped
 
 
-def _settings(config: EvaluateConfig, model: EvaluatedModel) -> tuple[str, dict[str, Any]]:
+def _settings(config: SuitesJob, model: WeightsModel) -> tuple[str, dict[str, Any]]:
     """Return the model's folder or hub id, and what inspect-ai's provider is to load it with."""
     settings: dict[str, Any] = {"dtype": config.dtype}
     template = read_template(config.chat_template)
@@ -231,10 +230,7 @@ def _settings(config: EvaluateConfig, model: EvaluatedModel) -> tuple[str, dict[
         raise ModelError(f"{model.model}: revision {model.revision} cannot be had ({first_line(error)})") from error
 
 
-def _result(
-    config: EvaluateConfig, suite: Suite, model: str, runner: InspectRunner, folder: RunFolder
-) -> InspectResult:
-    assert config.suites is not None
+def _result(config: SuitesJob, suite: Suite, model: str, runner: InspectRunner, folder: RunFolder) -> InspectResult:
     name = f"models/{model}/inspect_{suite.name}.json"
     if folder.resumed and folder.file(name).is_file():
         return load(InspectResult, folder.file(name))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bfpo.config import EvaluateConfig, JudgeConfig
+from bfpo.config.evaluate import SuitesJob
 from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
@@ -16,12 +16,12 @@ from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, ask_ranker
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.judges import Judge, make_judge, make_ranker
+from bfpo.judges.settings import JudgeConfig, RefusalSpec
 from bfpo.suites.catalogue import Suite
 
 __all__ = ["JudgedSuites", "Preference", "judge_of", "judge_suites", "rank_suites", "with_refusal"]
 
 _log = logging.getLogger(__name__)
-_REFUSAL = "refusal-phrases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,8 @@ class Preference:
     longer_by: int
 
 
-def judge_of(config: EvaluateConfig, suite: Suite) -> JudgeConfig | None:
+def judge_of(config: SuitesJob, suite: Suite) -> JudgeConfig | None:
     """Return who judges a suite beside refusals: the user's by suite or role, else the suite's own; `None`: nobody."""
-    assert config.suites is not None
     if suite.judge is None or suite.judge.role == "ranker":
         return None
     given = config.suites.judges
@@ -53,15 +52,14 @@ def judge_of(config: EvaluateConfig, suite: Suite) -> JudgeConfig | None:
 
 
 def judge_suites(
-    config: EvaluateConfig, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
+    config: SuitesJob, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
 ) -> JudgedSuites:
     """Judge `answers` (model -> suite -> completions); each judge is loaded once, and what was judged is in the cache.
 
     Every suite's refusals are judged too where its judge does not say them. A suite whose own judge cannot be loaded is
     skipped with the reason; a judge that the user names must load, else its error is raised.
     """
-    assert config.suites is not None
-    refusal_config = config.suites.judges.get("refusal") or JudgeConfig(format=_REFUSAL)
+    refusal_config = config.suites.judges.get("refusal") or RefusalSpec()
     budget = RequestBudget(config.suites.max_requests)
     done = JudgedSuites({}, {}, {})
     groups: dict[str, tuple[JudgeConfig, list[Suite]]] = {}
@@ -71,7 +69,7 @@ def judge_suites(
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for judge_config, judged in groups.values():
             try:
-                judge = make_judge(**judge_config.settings(), budget=budget)
+                judge = make_judge(judge_config, budget)
             except (ModelError, MissingExtraError) as error:
                 if _is_given(config, judged):
                     raise
@@ -80,7 +78,7 @@ def judge_suites(
                 continue
             done.judges.update({suite.name: judge.name for suite in judged})
             done.verdicts.update(_ask(judge, judged, answers, cache))
-        refusals = make_judge(**refusal_config.settings(), budget=budget)
+        refusals = make_judge(refusal_config, budget)
         asked = [suite for suite in suites if suite.name not in done.skipped]
         for key, verdicts in _ask(refusals, asked, answers, cache).items():
             done.judges.setdefault(key[0], refusals.name)
@@ -91,8 +89,7 @@ def judge_suites(
     return done
 
 
-def _is_given(config: EvaluateConfig, suites: Sequence[Suite]) -> bool:
-    assert config.suites is not None
+def _is_given(config: SuitesJob, suites: Sequence[Suite]) -> bool:
     names = {name for suite in suites for name in (suite.name, suite.judge.role if suite.judge else "")}
     return bool(names & config.suites.judges.keys())
 
@@ -118,17 +115,16 @@ def with_refusal(verdict: Verdict, refusal: Verdict) -> Verdict:
 
 
 def rank_suites(
-    config: EvaluateConfig, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
+    config: SuitesJob, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
 ) -> tuple[str, dict[tuple[str, str], dict[str, Preference]]]:
     """Return the ranker's name and, by (suite, model), the preference for each answer over the baseline's.
 
     Needs a ranker, and raises what it raises.
     """
-    assert config.suites is not None
-    settings, baseline = config.suites.ranker, config.suites.baseline
-    assert settings is not None
+    spec, baseline = config.suites.ranker, config.suites.baseline
+    assert spec is not None
     assert baseline is not None
-    ranker = make_ranker(**settings.settings(), budget=RequestBudget(config.suites.max_requests))
+    ranker = make_ranker(spec, RequestBudget(config.suites.max_requests))
     found: dict[tuple[str, str], dict[str, Preference]] = {}
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for suite in suites:

@@ -13,7 +13,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from bfpo.config import EvaluateConfig, read_template
+from bfpo.config import read_template
+from bfpo.config.evaluate import SuitesJob
 from bfpo.core.errors import MissingExtraError, first_line
 from bfpo.core.records import load
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
@@ -219,13 +220,12 @@ def _read_result(
 
 
 def run_tasks(
-    config: EvaluateConfig, suites: Sequence[Suite], folder: RunFolder
+    config: SuitesJob, suites: Sequence[Suite], folder: RunFolder
 ) -> tuple[dict[tuple[str, str], TaskResult], dict[str, str], dict[str, tuple[str, str | None]]]:
     """Return the results by (suite, model), the reasons of skipped suites, and each suite's source and revision.
 
     A suite that one model cannot be asked is skipped for all, so that nothing is compared over different sets.
     """
-    assert config.suites is not None
     tasks: dict[str, str] = {}
     skipped: dict[str, str] = {}
     sources: dict[str, tuple[str, str | None]] = {}
@@ -235,7 +235,7 @@ def run_tasks(
         except (UnreachableError, MissingExtraError) as error:
             skipped[suite.name] = str(error)
     results: dict[tuple[str, str], TaskResult] = {}
-    for model in config.evaluated():
+    for model in config.with_weights():
         runner = TaskRunner(
             model.model,
             revision=model.revision,
@@ -256,9 +256,8 @@ def run_tasks(
     return {key: result for key, result in results.items() if key[0] not in skipped}, skipped, sources
 
 
-def _task(config: EvaluateConfig, suite: Suite, folder: RunFolder) -> tuple[str, tuple[str, str | None]]:
+def _task(config: SuitesJob, suite: Suite, folder: RunFolder) -> tuple[str, tuple[str, str | None]]:
     """Write the task, on local documents where they lie in the folders; return its name, its source and the commit."""
-    assert config.suites is not None
     files = local_files(suite, config.suites.folders)
     if not files and suite.source.hub is None:
         names = ", ".join(suite.source.files)
@@ -289,9 +288,8 @@ def _newest(hub_id: str) -> str | None:
 
 
 def _result(
-    config: EvaluateConfig, suite: Suite, model: str, task: str, runner: TaskRunner, folder: RunFolder
+    config: SuitesJob, suite: Suite, model: str, task: str, runner: TaskRunner, folder: RunFolder
 ) -> TaskResult:
-    assert config.suites is not None
     name = f"models/{model}/{task}.json"
     if folder.resumed and folder.file(name).is_file():
         return load(TaskResult, folder.file(name))

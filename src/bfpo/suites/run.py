@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bfpo.config import EvaluateConfig
-from bfpo.config.suites import EvaluatedModel
+from bfpo.config.evaluate import SuitesAndPairsJob, SuitesJob
+from bfpo.config.suites import EvaluatedModel, ServedModel
 from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
@@ -42,7 +42,7 @@ from bfpo.suites.scores import (
     score_values,
     values_of,
 )
-from bfpo.suites.wins import alpaca_eval, check_ranked, interval_settings, win_rates
+from bfpo.suites.wins import alpaca_eval, check_ranked, win_rates
 
 __all__ = [
     "ACCURACY",
@@ -68,14 +68,13 @@ class _Collected:
     warnings: list[str] = field(default_factory=list)
 
 
-def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
+def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     """Write `scores.json`, `scores.md` and `answers.jsonl` of all models on all suites.
 
     What cannot be reached is skipped with its reason and enters nothing. Raises what the steps raise, `ConfigError` for
     an unknown suite, `DataError` for a local file of a suite that cannot be read or, of a suite of the user's own,
     found, and for a run in which nothing could be scored, after all is written.
     """
-    assert config.suites is not None
     folder.kept = "answers, verdicts and results so far are kept"
     suites = load_suites(config.suites.use)
     check_given(config, suites)
@@ -91,9 +90,8 @@ def run_suites(config: EvaluateConfig, folder: RunFolder) -> None:
         raise nothing_scored(config, suites, found.facts, found.answers)
 
 
-def preview_suites(config: EvaluateConfig) -> list[str]:
+def preview_suites(config: SuitesJob) -> list[str]:
     """Return what would be asked; the hub is not."""
-    assert config.suites is not None
     lines = [f"models: {', '.join(model.name for model in config.evaluated())}"]
     suites = load_suites(config.suites.use)
     check_given(config, suites)
@@ -104,9 +102,8 @@ def preview_suites(config: EvaluateConfig) -> list[str]:
     return lines
 
 
-def _from(config: EvaluateConfig, suite: Suite) -> str:
+def _from(config: SuitesJob, suite: Suite) -> str:
     """Say where a suite's prompts or documents would come from."""
-    assert config.suites is not None
     if suite.source.world is not None:
         return "made here"
     if files := local_files(suite, config.suites.folders):
@@ -119,28 +116,23 @@ def _from(config: EvaluateConfig, suite: Suite) -> str:
 # ------------------------------------------------------------------------------------------------ the steps
 
 
-def _accuracy(config: EvaluateConfig, folder: RunFolder, found: _Collected) -> None:
-    if config.data is None:
+def _accuracy(config: SuitesJob, folder: RunFolder, found: _Collected) -> None:
+    if not isinstance(config, SuitesAndPairsJob):
         return
     source = ", ".join(config.data.files)
     found.facts[ACCURACY] = SuiteFacts(ACCURACY, "Implicit-reward accuracy", "accuracy", source=source)
-    own = {"suites", "models", "model", "revision", "reference", "reference_revision"}
-    shared = {name: getattr(config, name) for name in config.model_fields_set - own}
-    for model in config.evaluated():
-        asked = {name: getattr(model, name) for name in own if name not in ("suites", "models")}
-        single = EvaluateConfig.model_validate({**shared, **asked})
-        out = folder.path / "models" / model.name / "accuracy"
-        run = run_stage("evaluate", single, out, resume=out.exists())
+    for name, job in config.on_pairs().items():
+        out = folder.path / "models" / name / "accuracy"
+        run = run_stage("evaluate", job, out, resume=out.exists())
         rows = load_lines(AccuracyRow, run.file("accuracy.jsonl"))
         right = {row.pair_id: float(row.right) for row in rows if row.right is not None}
         prompts = {row.pair_id: row.prompt for row in rows if row.right is not None}
-        found.values.append(Values(ACCURACY, model.name, "accuracy", right, prompts, len(rows) - len(right)))
+        found.values.append(Values(ACCURACY, name, "accuracy", right, prompts, len(rows) - len(right)))
         scores = load(ScoresFile, run.file("scores.json")).scores
-        found.scores += [SuiteScore(suite=ACCURACY, model=model.name, **asdict(score)) for score in scores]
+        found.scores += [SuiteScore(suite=ACCURACY, model=name, **asdict(score)) for score in scores]
 
 
-def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
-    assert config.suites is not None
+def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
     prompts: dict[str, SuitePrompts] = {}
     seen: dict[str, str] = {}
     for suite in suites:
@@ -183,7 +175,7 @@ def _generative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], 
         found.warnings += won.warnings
 
 
-def _check_not_twice(config: EvaluateConfig, suite: Suite, seen: dict[str, str]) -> None:
+def _check_not_twice(config: SuitesJob, suite: Suite, seen: dict[str, str]) -> None:
     """Two suites that differ in their own judge alone are one where the user names the judge."""
     judge = judge_of(config, suite)
     same = [suite.source.model_dump(), sorted(suite.metrics), None if judge is None else judge.model_dump()]
@@ -215,9 +207,9 @@ def _collect_verdicts(
         ]
 
 
-def _skip_served(config: EvaluateConfig, suites: list[Suite], package: str, found: _Collected) -> bool:
+def _skip_served(config: SuitesJob, suites: list[Suite], package: str, found: _Collected) -> bool:
     """Skip the suites where a model is behind a server, for all models, so that all are asked the same."""
-    served = [model.name for model in config.evaluated() if model.engine == "server"]
+    served = [model.name for model in config.evaluated() if isinstance(model, ServedModel)]
     for suite in suites if served else []:
         source = suite.source.hub if suite.inspect is None else suite.inspect.task
         reason = (
@@ -228,7 +220,7 @@ def _skip_served(config: EvaluateConfig, suites: list[Suite], package: str, foun
     return bool(served)
 
 
-def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+def _discriminative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
     if not suites or _skip_served(config, suites, "lm-eval", found):
         return
     results, skipped, sources = run_tasks(config, suites, folder)
@@ -252,10 +244,9 @@ def _discriminative(config: EvaluateConfig, folder: RunFolder, suites: list[Suit
                 facts.unscored = {**(facts.unscored or {}), model.name: result.reasons}
 
 
-def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+def _inspect(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
     if not suites or _skip_served(config, suites, "inspect-ai", found):
         return
-    assert config.suites is not None
     results, skipped = run_inspect(config, suites, folder)
     for suite in suites:
         assert suite.inspect is not None
@@ -279,8 +270,8 @@ def _inspect(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], fou
                 found.scores.append(SuiteScore(suite=suite.name, model=model, **asdict(score)))
 
 
-def _aggregate(config: EvaluateConfig, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
-    settings = interval_settings(config)
+def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+    settings = config.interval_settings()
     own = [values for values in found.values if values.suite != ACCURACY]
     scores = [*found.scores, *(score_values(values, **settings) for values in own), *found.last_scores]
     order = [ACCURACY, *(suite.name for suite in suites)]
@@ -312,11 +303,13 @@ def _facts(suite: Suite, status: str, **known: Any) -> SuiteFacts:
 
 
 def _model_facts(model: EvaluatedModel) -> ModelFacts:
-    facts = ModelFacts(model.name, model.model, model.reference)
-    return facts if model.engine == "transformers" else replace(facts, engine=model.engine, url=model.url)
+    facts = ModelFacts(model.name, model.model, getattr(model, "reference", None))
+    if model.engine == "transformers":
+        return facts
+    return replace(facts, engine=model.engine, url=getattr(model, "url", None))
 
 
-def _same_judges(config: EvaluateConfig, suites: list[Suite], found: _Collected) -> list[str]:
+def _same_judges(config: SuitesJob, suites: list[Suite], found: _Collected) -> list[str]:
     """Say where a judge evaluates a model whose training data it has labelled."""
     warnings = []
     for model in config.evaluated():
@@ -325,7 +318,7 @@ def _same_judges(config: EvaluateConfig, suites: list[Suite], found: _Collected)
         for suite in suites:
             judge = judge_of(config, suite)
             scored = found.facts[suite.name].status == "scored"
-            if judge is not None and scored and (judge.format, judge.model) in labelled:
+            if judge is not None and scored and (judge.format, judge.source) in labelled:
                 judged.setdefault(judge.title, []).append(suite.title)
         warnings += [
             f"{model.name}: the judge {title} has labelled its training data and judges it on {', '.join(titles)}; "
@@ -335,12 +328,11 @@ def _same_judges(config: EvaluateConfig, suites: list[Suite], found: _Collected)
     return warnings
 
 
-def check_given(config: EvaluateConfig, suites: Sequence[Suite]) -> None:
+def check_given(config: SuitesJob, suites: Sequence[Suite]) -> None:
     """Raise `ConfigError` for a judge of no role or suite or a run to reuse that is none, before anything is asked.
 
     Raises `SettingError` for a judge or a ranker of no known format, `DataError` for files that are not there.
     """
-    assert config.suites is not None
     roles = {suite.judge.role for suite in suites if suite.judge is not None}
     allowed = sorted({"refusal", *roles - {"ranker"}}) + [suite.name for suite in suites]
     for name, judge in config.suites.judges.items():
@@ -350,14 +342,14 @@ def check_given(config: EvaluateConfig, suites: Sequence[Suite]) -> None:
     if config.suites.ranker is not None:
         check_ranker(config.suites.ranker.format)
     check_own_files(own_suites(config.suites.use), config.suites.folders)
-    if config.data is not None:
+    if isinstance(config, SuitesAndPairsJob):
         check_files(config.data.files)
     if config.suites.reuse is not None and not Path(config.suites.reuse).is_dir():
         raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
 
 
 def nothing_scored(
-    config: EvaluateConfig,
+    config: SuitesJob,
     suites: Sequence[Suite],
     facts: Mapping[str, SuiteFacts],
     answers: Sequence[SuiteAnswer],
@@ -378,7 +370,7 @@ def nothing_scored(
     )
 
 
-def _reason(config: EvaluateConfig, suite: Suite, fact: SuiteFacts, answers: Sequence[SuiteAnswer]) -> tuple[str, str]:
+def _reason(config: SuitesJob, suite: Suite, fact: SuiteFacts, answers: Sequence[SuiteAnswer]) -> tuple[str, str]:
     """Return a word for the kind of reason that a suite has no score, and the reason with what to do."""
     if fact.status == "skipped":
         reason = " ".join(str(fact.reason).split())
@@ -397,9 +389,8 @@ def _reason(config: EvaluateConfig, suite: Suite, fact: SuiteFacts, answers: Seq
     return "no value", f"{fact.judge} had nothing to say of any answer; see {len(verdicts)} of them in answers.jsonl"
 
 
-def _too_long(config: EvaluateConfig, suite: Suite, too_long: Mapping[str, int], num_prompts: int) -> str:
+def _too_long(config: SuitesJob, suite: Suite, too_long: Mapping[str, int], num_prompts: int) -> str:
     """Say how many tokens there are for a prompt, and which setting leaves more."""
-    assert config.suites is not None
     assert suite.sampling is not None  # only prompts that we ask ourselves can be too long
     name, count = max(too_long.items(), key=lambda item: item[1])
     said = f"{count} of {num_prompts} prompts are too long for {name}"

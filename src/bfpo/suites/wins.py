@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bfpo.config import EvaluateConfig
+from bfpo.config.evaluate import SuitesJob
 from bfpo.core.schema import Completion
 from bfpo.data.split import normalised_prompt
 from bfpo.runs.folder import RunFolder
@@ -29,7 +29,6 @@ __all__ = [
     "alpaca_eval_command",
     "annotate",
     "check_ranked",
-    "interval_settings",
     "win_rates",
 ]
 
@@ -43,9 +42,8 @@ class WinRates:
     warnings: list[str] = field(default_factory=list)
 
 
-def check_ranked(config: EvaluateConfig, suite: Suite) -> None:
+def check_ranked(config: SuitesJob, suite: Suite) -> None:
     """Raise `UnreachableError` for a suite of win rates where nobody compares."""
-    assert config.suites is not None
     by_package = suite.outputs == "alpaca_eval" and config.suites.alpaca_eval is not None
     if suite.judge is not None and suite.judge.role == "ranker" and config.suites.ranker is None and not by_package:
         other = ", or suites.alpaca_eval (annotators of its own package)" if suite.outputs == "alpaca_eval" else ""
@@ -55,14 +53,13 @@ def check_ranked(config: EvaluateConfig, suite: Suite) -> None:
 
 
 def win_rates(
-    config: EvaluateConfig,
+    config: SuitesJob,
     suites: Sequence[Suite],
     answers: Mapping[str, Mapping[str, Sequence[Completion]]],
     facts: dict[str, SuiteFacts],
 ) -> WinRates:
     """Compare `answers` (model -> suite -> completions) with the baseline's, and put the ranker into the facts."""
     found = WinRates()
-    assert config.suites is not None
     if not suites or config.suites.ranker is None:
         return found
     name, ranked = rank_suites(config, suites, answers)
@@ -74,7 +71,7 @@ def win_rates(
 
 
 def alpaca_eval(
-    config: EvaluateConfig,
+    config: SuitesJob,
     suites: Sequence[Suite],
     answers: Mapping[str, Mapping[str, Sequence[Completion]]],
     facts: dict[str, SuiteFacts],
@@ -86,7 +83,6 @@ def alpaca_eval(
     then taken as it has it. Where it cannot run, that is a warning, or the reason for skipping where no ranker is.
     """
     found = WinRates()
-    assert config.suites is not None
     settings, baseline = config.suites.alpaca_eval, config.suites.baseline
     for suite in suites:
         if suite.outputs != "alpaca_eval" or facts[suite.name].status != "scored":
@@ -132,7 +128,7 @@ def _write_outputs(model: str, completions: Sequence[Completion], folder: RunFol
 
 
 def _add(
-    config: EvaluateConfig,
+    config: SuitesJob,
     suite: Suite,
     model: str,
     name: str,
@@ -153,22 +149,13 @@ def _add(
     if "lc_winrate" not in suite.metrics:
         return
     longer_by = [longer for _, longer in scored.values()]
-    row = length_controlled_score(wins, longer_by, name=f"lc_winrate[{name}]", **interval_settings(config))
+    row = length_controlled_score(wins, longer_by, name=f"lc_winrate[{name}]", **config.interval_settings())
     if at_equal_length is not None:
         row = replace(row, value=at_equal_length, low=None, high=None, num=len(by_item), unscored=unscored)
     found.at_equal_length.append(row)
     if row.value is None:
         reason = f"the win rate at equal length needs {MIN_PROMPTS} compared prompts"
         facts[suite.name].unscored = {**(facts[suite.name].unscored or {}), model: {reason: row.unscored}}
-
-
-def interval_settings(config: EvaluateConfig) -> dict[str, Any]:
-    """Return the settings of every interval."""
-    return {
-        "confidence": config.confidence,
-        "num_resamples": config.bootstrap_samples,
-        "random_seed": config.seed,
-    }
 
 
 _ANNOTATIONS, _LEADERBOARD = "annotations.json", "leaderboard.csv"

@@ -16,7 +16,17 @@ from bfpo.judges.formats.shieldgemma import shieldgemma
 from bfpo.judges.formats.types import Format, Reading, disarm
 from bfpo.judges.formats.wildguard import wildguard
 
-__all__ = ["FORMATS", "PAIR_FORMATS", "Format", "PairFormat", "Reading", "both_orders", "disarm", "make_format"]
+__all__ = [
+    "FORMATS",
+    "FORMAT_SETTINGS",
+    "PAIR_FORMATS",
+    "Format",
+    "PairFormat",
+    "Reading",
+    "both_orders",
+    "disarm",
+    "make_format",
+]
 
 _MAKERS: dict[str, Callable[..., Format]] = {
     "harmbench": harmbench,
@@ -33,6 +43,9 @@ _MAKERS: dict[str, Callable[..., Format]] = {
 FORMATS: dict[str, Format] = {name: make() for name, make in _MAKERS.items()}
 """Formats by the name that a config gives them, with their default settings."""
 
+FORMAT_SETTINGS = {name: tuple(inspect.signature(make).parameters) for name, make in _MAKERS.items()}
+"""The settings that each format takes."""
+
 
 def make_format(name: str, **settings: str) -> Format:
     """Return the format of that name, with settings of its own in place of the defaults.
@@ -42,9 +55,8 @@ def make_format(name: str, **settings: str) -> Format:
     """
     if name not in _MAKERS:
         raise SettingError(f"format: got {name!r}; allowed: {', '.join(_MAKERS)}")
-    known = inspect.signature(_MAKERS[name]).parameters
     for key in settings:
-        if key not in known:
-            allowed = ", ".join(known) or "none"
+        if key not in FORMAT_SETTINGS[name]:
+            allowed = ", ".join(FORMAT_SETTINGS[name]) or "none"
             raise SettingError(f"{key}: no setting of the format {name!r}; its settings: {allowed}")
     return _MAKERS[name](**settings)

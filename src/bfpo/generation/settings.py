@@ -1,0 +1,76 @@
+"""Settings of what makes completions: the server that is asked, or the model that is loaded here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from bfpo.core.secrets import looks_secret
+from bfpo.core.settings import ConfigPart, PathText
+
+__all__ = ["Engine", "MaxRequests", "ServerSpec", "WeightsSpec"]
+
+Engine = Literal["transformers", "vllm", "server"]
+"""What runs a model; vllm needs the extra vllm and a GPU, server an OpenAI-compatible one at `url`."""
+
+MaxRequests = Annotated[
+    int | None,
+    Field(ge=1, description="most requests to servers, those sent again too, per start; null = no limit"),
+]
+"""A budget of requests; of a whole command, however many servers it asks."""
+
+
+class ServerSpec(ConfigPart):
+    """Where a server is, its key, and how it is asked; a key or a password in the wrong place is refused unseen."""
+
+    url: str = Field(description="base URL of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    api_key_env: str = Field(
+        default="OPENAI_API_KEY", description="NAME of the environment variable that holds the server's key"
+    )
+    timeout: float = Field(default=60.0, gt=0, description="seconds that one request to the server may take")
+    max_concurrency: int = Field(default=8, ge=1, description="most requests to the server at once")
+    max_retries: int = Field(
+        default=5, ge=0, description="times that a request is sent again after a fault of the server or the network"
+    )
+
+    @model_validator(mode="after")
+    def _no_secret_and_a_usable_url(self) -> ServerSpec:
+        if looks_secret(self.api_key_env):
+            raise ValueError(
+                "api_key_env: got something that is not the NAME of an environment variable (capitals, digits and _, "
+                "such as OPENAI_API_KEY); put the key itself into that variable, never into a setting"
+            )
+        _check_url(self.url)
+        return self
+
+
+def _check_url(url: str) -> None:
+    """Raise `ValueError`, without what may be a password, for a base URL that cannot be used."""
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, port_is_fine = urlsplit(""), False
+    if "@" in url or parts.username or parts.password:
+        raise ValueError("url: holds a name or a password; leave them out, a key goes into the variable of api_key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or parts.query or parts.fragment:
+        raise ValueError(f"url: got {url!r}; needed: http(s)://HOST[:PORT]/v1, without query")
+
+
+class WeightsSpec(ConfigPart):
+    """A model that is loaded here, and the prompts that it can take."""
+
+    revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        default="float32", description="number type that holds the weights; auto = as saved"
+    )
+    max_prompt_length: int = Field(default=1024, ge=1, description="longest prompt in tokens")
+    long_prompts: Literal["stop", "skip"] = Field(
+        default="stop", description="a prompt that is longer stops the run, or is left out and counted"
+    )
+    chat_template: PathText | None = Field(
+        default=None,
+        description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
+    )

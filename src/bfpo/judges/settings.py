@@ -1,0 +1,259 @@
+"""Settings of who judges completions and who ranks them: one class a kind, or its short form in one word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from bfpo.core.settings import ConfigPart, OneOf, PathText
+from bfpo.core.yaml_text import parse_yaml
+from bfpo.generation.settings import ServerSpec
+from bfpo.judges.formats import FORMAT_SETTINGS
+
+__all__ = [
+    "ClassifierSpec",
+    "GuardSpec",
+    "JudgeConfig",
+    "LocalRankerSpec",
+    "OracleRankerSpec",
+    "OracleSpec",
+    "RankerConfig",
+    "RefusalSpec",
+    "ServedGuardSpec",
+    "ServedRankerSpec",
+    "TrainedRankerSpec",
+    "TrainedSpec",
+]
+
+_WITH_URL = "a model with url"
+
+
+class _Named(ConfigPart):
+    name: str | None = Field(
+        default=None, min_length=1, description="name in verdicts and reports; null = from format and model"
+    )
+
+
+class _Trained(_Named):
+    model: PathText = Field(description="folder `model` of a run of `bfpo judge-train`")
+
+
+class _Local(_Named):
+    """A model that is loaded here."""
+
+    model: PathText | None = Field(default=None, description="model: folder or hub id; null = the format's own")
+    revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = Field(
+        default=None, description="number type that holds the weights; auto = as saved; null = the format's own"
+    )
+    batch_size: int = Field(default=16, ge=1, description="number of texts per forward pass")
+    max_length: int | None = Field(
+        default=None, ge=1, description="longest text in tokens; a longer one is unscored; null = the format's own"
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """Return what is given here, as keyword arguments of a judge or ranker that loads its model."""
+        values = {name: getattr(self, name) for name in _Local.model_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class _Served(_Named, ServerSpec):
+    """A model behind a server."""
+
+    model: PathText = Field(description="model: the name that the server gives it")
+    api: Literal["chat", "completions"] | None = Field(
+        default=None, description="endpoint of the server; null = as the format asks"
+    )
+    temperature: float = Field(
+        default=0.0, ge=0, description="sampling temperature of a server's answers; several votes need one above 0"
+    )
+
+
+class _ByFormat(OneOf):
+    """What judges and rankers share: the short forms."""
+
+    format: str = Field(min_length=1)
+
+    @property
+    def source(self) -> str | None:
+        """The model that is asked, where there is one."""
+        model: str | None = getattr(self, "model", None)
+        return model
+
+    @property
+    def title(self) -> str:
+        """The format and the model, in a word."""
+        shown = self.format if self.source is None else f"{self.format}:{self.source}"
+        at = f" at {self.url}" if isinstance(self, ServerSpec) else ""
+        return getattr(self, "name", None) or f"{shown}{at}"
+
+    @classmethod
+    def spelled_out(cls, value: Any) -> Any:
+        """Return the keys that a short form stands for; raises `ValueError` for a file that cannot be used."""
+        return _mapping_of(str(value)) if isinstance(value, (str, Path)) else value
+
+
+def _mapping_of(text: str) -> object:
+    if text.lower().endswith((".yaml", ".yml")):
+        try:
+            value, _ = parse_yaml(Path(text).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"got {text}; the file cannot be read ({error.strerror})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"got {text}; the file is not valid YAML") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"got {text}; it must hold a mapping of keys to values")
+        return value
+    if (Path(text) / "judge.json").is_file():
+        return {"format": "trained", "model": text}
+    name, colon, model = text.partition(":")
+    return {"format": name, "model": model} if colon else {"format": text}
+
+
+# ------------------------------------------------------------------------------------------------------------ judges
+
+
+class JudgeConfig(_ByFormat):
+    """A judge of safety; short: `oracle`, a folder of `bfpo judge-train`, `FORMAT`, `FORMAT:MODEL`, a .yaml file."""
+
+    format: str = Field(
+        min_length=1,
+        description="oracle, refusal-phrases, trained, classifier, or how a guard is asked, such as qwen3guard",
+    )
+
+    @classmethod
+    def mode_of(cls, values: Mapping[str, Any]) -> str:
+        """Return the format, or for that of a guard whether a server has it."""
+        format = values.get("format")
+        if format in ("oracle", "refusal-phrases", "trained", "classifier"):
+            return str(format)
+        return "a guard here" if values.get("url") is None else _WITH_URL
+
+
+class OracleSpec(JudgeConfig, mode="oracle"):
+    """The exact rules of the closed world of `bfpo demo`."""
+
+    format: str = "oracle"
+
+
+class RefusalSpec(JudgeConfig, _Named, mode="refusal-phrases"):
+    """A list of phrases that refuse."""
+
+    format: str = "refusal-phrases"
+
+
+class TrainedSpec(JudgeConfig, _Trained, mode="trained"):
+    """A judge of `bfpo judge-train`."""
+
+    format: str = "trained"
+
+
+class _Threshold(ConfigPart):
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is at least this")
+
+
+class ClassifierSpec(JudgeConfig, _Local, _Threshold, mode="classifier"):
+    """Any sequence classifier, with the class that means safe or the one that means unsafe."""
+
+    format: str = "classifier"
+    model: PathText = Field(description="model: folder or hub id")
+    safe_label: str | int | None = Field(
+        default=None, description="a classifier's class that means safe, or its number"
+    )
+    unsafe_label: str | int | None = Field(default=None, description="in its place, the class that means unsafe")
+    text: Literal["pair", "completion"] = Field(
+        default="pair", description="what a classifier reads: prompt and completion, or the completion alone"
+    )
+
+    @model_validator(mode="after")
+    def _one_class(self) -> ClassifierSpec:
+        if (self.safe_label is None) == (self.unsafe_label is None):
+            raise ValueError("safe_label, unsafe_label: exactly one of the two must be given for a classifier")
+        return self
+
+
+class _GuardKeys(_Threshold):
+    """What guards of some formats read; which of them, their makers say."""
+
+    format: str
+    controversial: Literal["safe", "unsafe", "unscored"] | None = Field(
+        default=None, description="what the middle label of qwen3guard counts as; null = unsafe"
+    )
+    policy: PathText | None = Field(
+        default=None, description="text file with the policy of shieldgemma or gpt-oss-safeguard; null = their own"
+    )
+    criterion: str | None = Field(default=None, description="criterion of granite-guardian; null = harm")
+
+    @model_validator(mode="after")
+    def _keys_of_the_format(self) -> _GuardKeys:
+        for key in ("controversial", "policy", "criterion"):
+            readers = [name for name, keys in FORMAT_SETTINGS.items() if key in keys]
+            if getattr(self, key) is not None and self.format in FORMAT_SETTINGS and self.format not in readers:
+                raise ValueError(f"{key}: not a key of {self.format!r}; it belongs to {', '.join(map(repr, readers))}")
+        return self
+
+
+class GuardSpec(JudgeConfig, _Local, _GuardKeys, mode="a guard here"):
+    """A guard model that is loaded here."""
+
+
+class ServedGuardSpec(JudgeConfig, _Served, _GuardKeys, mode=_WITH_URL):
+    """A guard model behind a server."""
+
+
+# ----------------------------------------------------------------------------------------------------------- rankers
+
+
+class RankerConfig(_ByFormat):
+    """A ranker of helpfulness; short: `oracle`, a folder of `bfpo judge-train`, `pairrm`, `reward-model:MODEL`.
+
+    Also `pairwise:MODEL`, or a .yaml file.
+    """
+
+    format: str = Field(
+        min_length=1, description="oracle, trained, reward-model, pairrm, or pairwise (a generative model, both orders)"
+    )
+
+    @classmethod
+    def mode_of(cls, values: Mapping[str, Any]) -> str:
+        """Return the format, or for that of a model whether a server has it."""
+        format = values.get("format")
+        if format in ("oracle", "trained"):
+            return str(format)
+        return "a model here" if values.get("url") is None else _WITH_URL
+
+
+class OracleRankerSpec(RankerConfig, mode="oracle"):
+    """The exact order of the closed world of `bfpo demo`."""
+
+    format: str = "oracle"
+
+
+class TrainedRankerSpec(RankerConfig, _Trained, mode="trained"):
+    """A ranker of `bfpo judge-train`."""
+
+    format: str = "trained"
+
+
+class LocalRankerSpec(RankerConfig, _Local, mode="a model here"):
+    """A reward model, PairRM or a generative model that is loaded here."""
+
+    @model_validator(mode="after")
+    def _generative_has_a_model(self) -> LocalRankerSpec:
+        if self.format == "pairwise" and self.model is None:
+            raise ValueError("model: missing; 'pairwise' needs one: a folder, or a hub id")
+        return self
+
+
+class ServedRankerSpec(RankerConfig, _Served, mode=_WITH_URL):
+    """A generative model behind a server."""
+
+    @model_validator(mode="after")
+    def _writes_text(self) -> ServedRankerSpec:
+        if self.format != "pairwise":
+            raise ValueError(f"url: a server writes text, and {self.format!r} reads none; allowed with url: 'pairwise'")
+        return self
