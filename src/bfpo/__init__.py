@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from bfpo.config import load_config
     from bfpo.core.errors import BfpoError
     from bfpo.core.schema import Comparison, Completion, Message, Pair, Prompt, Score, Verdict
-    from bfpo.data.read import read_completions, read_pairs, read_prompts
+    from bfpo.data.prompts import read_prompts
+    from bfpo.data.read import read_completions, read_pairs
     from bfpo.data.write import write_completions, write_pairs
     from bfpo.objective.losses import anchor, bfpo_target, loss_at_start, preference_loss
     from bfpo.objective.methods import BFPO, METHODS, Method, PairLoss
@@ -55,7 +56,8 @@ __all__ = [
 
 _HOMES = {
     "bfpo.config": ("load_config",),
-    "bfpo.data.read": ("read_completions", "read_pairs", "read_prompts"),
+    "bfpo.data.prompts": ("read_prompts",),
+    "bfpo.data.read": ("read_completions", "read_pairs"),
     "bfpo.data.write": ("write_completions", "write_pairs"),
     "bfpo.core.errors": ("BfpoError",),
     "bfpo.objective.losses": ("anchor", "bfpo_target", "loss_at_start", "preference_loss"),

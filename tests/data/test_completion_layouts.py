@@ -11,8 +11,9 @@ from bfpo.core.errors import DataError, LabelError, SettingError
 from bfpo.core.schema import Completion, Message
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.load import load_completions
-from bfpo.data.read import iter_completions, read_completions, read_pairs, write_completions
+from bfpo.data.read import iter_completions, read_completions, read_pairs
 from bfpo.data.rejects import Reject, RowError
+from bfpo.data.write import write_completions
 from helpers import write_rows
 
 Q = Message("user", "q")

@@ -12,16 +12,9 @@ import pytest
 
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Completion, Message, Pair, Prompt
-from bfpo.data.read import (
-    CompletionResult,
-    ReadResult,
-    check_rejects,
-    describe_rejects,
-    read_completions,
-    read_pairs,
-    read_prompts,
-    read_sft,
-)
+from bfpo.data.prompts import read_prompts
+from bfpo.data.read import read_completions, read_pairs, read_sft
+from bfpo.data.rejects import CompletionResult, ReadResult, check_rejects, describe_rejects
 from bfpo.data.write import write_completions, write_pairs
 from helpers import make_pair, write_rows
 

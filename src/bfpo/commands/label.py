@@ -13,7 +13,8 @@ from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Comparison, Completion, Pair, Verdict, VerdictRow
 from bfpo.data.labels import cell_counts
-from bfpo.data.read import ReadResult, Reject, check_rejects, read_completions, read_pairs
+from bfpo.data.read import read_completions, read_pairs
+from bfpo.data.rejects import ReadResult, Reject, check_rejects
 from bfpo.data.split import RowPicker, normalised_prompt
 from bfpo.data.write import pair_row
 from bfpo.generation.server import RequestBudget

@@ -23,19 +23,22 @@ __all__ = [
     "MAX_LINE_BYTES",
     "attempt",
     "first_that_fits",
-    "iter_csv_rows",
-    "iter_lines",
     "iter_rows",
     "made_or_error",
     "mapped_rows",
-    "open_bytes",
     "text_rows",
 ]
 
+Item = TypeVar("Item")
+
+MAX_LINE_BYTES = 1 << 26
+"""64 MiB: a longer line is a bad row, so that a file without line ends cannot fill the memory."""
 MAX_DOCUMENT_BYTES = 1 << 26
 """64 MiB: a JSON array or object over many lines is read whole, and a longer one must be written as JSON lines."""
 
 _ROWS_PER_BATCH = 1024
+_BLOCK_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
 _CONVERT = "write one object per line (JSON lines), for example with `jq -c '.[]'`"
 
 
@@ -53,14 +56,14 @@ def iter_rows(file: Path) -> Iterator[Row]:
     if kind[0] == ".parquet":
         yield from _parquet_rows(file)
     elif kind[0] in (".csv", ".tsv"):
-        yield from iter_csv_rows(file, "," if kind[0] == ".csv" else "\t")
+        yield from _csv_rows(file, "," if kind[0] == ".csv" else "\t")
     else:
         yield from _json_rows(file, one_document=kind[0] == ".json")
 
 
 def text_rows(file: Path) -> Iterator[Row]:
     """Yield the lines of a text file that hold more than white space, each as `{"text": line}`; of any line ends."""
-    for line, raw in iter_lines(file):
+    for line, raw in _lines(file):
         if raw is None:
             yield Row(line, {}, _too_long())
         elif raw.strip():
@@ -81,12 +84,80 @@ def _not_utf8(error: UnicodeDecodeError) -> RowError:
     return RowError("row", "invalid UTF-8", error.object[error.start : error.start + 20])
 
 
+# ----------------------------------------------------------------------------------------- rows under our names
+
+
+def mapped_rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
+    """Yield the rows of a file; `columns` gives columns our names. Raises `DataError` as `iter_rows`."""
+    return (_renamed(row, columns) for row in iter_rows(file))
+
+
+def _renamed(row: Row, columns: Mapping[str, str] | None) -> Row:
+    """Give the columns our names; a name mapped to a column the row lacks is then absent, not read from elsewhere."""
+    if not columns:
+        return row
+    kept = {name: value for name, value in row.columns.items() if name not in columns}
+    mapped = {ours: row.columns[theirs] for ours, theirs in columns.items() if theirs in row.columns}
+    return Row(row.line, {**kept, **mapped}, row.bad)
+
+
+def first_that_fits(file: Path, rows: Iterable[Row], layouts: Iterable[Layout[Item]]) -> Layout[Item] | None:
+    """Return the first layout that fits the first row which fits any; `None` where no row has columns at all.
+
+    Raises `DataError` where rows have columns and none fits, with what the layouts need.
+    """
+    known = list(layouts)
+    first: Row | None = None
+    for row in rows:
+        if row.bad is not None:
+            continue
+        first = first or row
+        layout = next((layout for layout in known if layout.fits(row.columns)), None)
+        if layout is not None:
+            return layout
+    if first is None:
+        return None
+    seen = ", ".join(map(_printable, first.columns)) or "none"
+    needs = "; ".join(f"{layout.name} needs {', '.join(layout.needs)}" for layout in known if layout.needs)
+    what = f"the columns fit no layout; columns seen: {seen}; layouts: {needs}"
+    raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
+
+
+def _printable(name: object) -> str:
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def attempt(make: Callable[[Row], Item], file: Path, row: Row) -> Item | Reject:
+    """Return what is made of a row, or the reject that says why nothing is."""
+    try:
+        if row.bad is not None:
+            raise row.bad
+        return make(row)
+    except RowError as bad:
+        return Reject.of(file, row.line, bad)
+
+
+def made_or_error(file: Path, rows: Iterable[Row], make: Callable[[Row], Item]) -> list[Item]:
+    """Return what is made of all rows; raises `DataError` where any is bad."""
+    items: list[Item] = []
+    rejects: list[Reject] = []
+    for row in rows:
+        made = attempt(make, file, row)
+        if isinstance(made, Reject):
+            rejects.append(made)
+        else:
+            items.append(made)
+    if rejects:
+        raise DataError(describe_rejects(rejects, rows=len(items) + len(rejects)))
+    return items
+
+
 # --------------------------------------------------------------------------------------------------------- JSON
 
 
 def _json_rows(file: Path, *, one_document: bool) -> Iterator[Row]:
     """Yield the rows of JSON lines, of an array, or (`one_document`) the one row of an object over several lines."""
-    lines = iter_lines(file)
+    lines = _lines(file)
     started = False
     for line, raw in lines:
         content = b"" if raw is None else raw.strip()
@@ -170,7 +241,7 @@ def _short(error: Exception) -> str:
 def _object_rows(file: Path, line: int, first: bytes, row: Row) -> Iterator[Row]:
     """Yield the one row of an object that fills the file; else the file is JSON lines whose first row is bad."""
     head = bytearray(first)
-    for number, raw in iter_lines(file):
+    for number, raw in _lines(file):
         if number > line:
             head += raw or b"x" * (MAX_DOCUMENT_BYTES + 1)
         if len(head) > MAX_DOCUMENT_BYTES:
@@ -181,112 +252,22 @@ def _object_rows(file: Path, line: int, first: bytes, row: Row) -> Iterator[Row]
         yield whole
         return
     yield row
-    for number, raw in iter_lines(file):
+    for number, raw in _lines(file):
         if number > line and (raw is None or raw.strip()):
             yield Row(number, {}, _too_long()) if raw is None else _json_row(number, raw.strip())
 
 
-# ------------------------------------------------------------------------------------------------------ Parquet
+# ---------------------------------------------------------------------------------------------------------- CSV
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            line = 0
-            for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH):
-                for columns in batch.to_pylist():
-                    line += 1
-                    yield Row(line, columns)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError.at(file, None, f"cannot be read as Parquet: {first_line(error)}") from error
-
-
-MAX_LINE_BYTES = 1 << 26
-"""64 MiB: a longer line is a bad row, so that a file without line ends cannot fill the memory."""
-
-_BOM = b"\xef\xbb\xbf"
-_BLOCK_BYTES = 1 << 20
-
-
-@contextmanager
-def open_bytes(file: Path) -> Iterator[BinaryIO]:
-    """Open a file to read what it holds, decompressed by its suffix (.gz, .zst, .xz).
-
-    Raises `DataError` where it cannot be read to its end, also from the block inside.
-    """
-    suffix = file.suffix.lower()
-    try:
-        with _opened(file, suffix) as stream:
-            yield stream
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError.at(file, None, f"cannot be read to its end: {first_line(error)}") from error
-
-
-def _opened(file: Path, suffix: str) -> BinaryIO:
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(file, "rb"))
-    if suffix == ".xz":
-        return cast(BinaryIO, lzma.open(file, "rb"))
-    if suffix == ".zst":
-        import pyarrow
-
-        return cast(BinaryIO, BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
-    return file.open("rb")
-
-
-def iter_lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Yield number (from 1) and content of each line, without a byte-order mark; `None` for one that is too long.
-
-    Lines end with a line feed, which is kept. Raises `DataError` as `open_bytes`.
-    """
-    with open_bytes(file) as stream:
-        number = 0
-        while line := stream.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAX_LINE_BYTES:
-                _skip_line(stream, line)
-                yield number, None
-            else:
-                yield number, line.removeprefix(_BOM) if number == 1 else line
-
-
-def _skip_line(stream: BinaryIO, line: bytes) -> None:
-    while line and not line.endswith(b"\n"):
-        line = stream.readline(_BLOCK_BYTES)
-
-
-class _LongLineError(Exception):
-    """A line beyond the limit."""
-
-
-class _Lines:
-    """The text lines of a file, for a reader that goes on after an error; `number` is that of the last one."""
-
-    def __init__(self, file: Path) -> None:
-        self._lines = iter_lines(file)
-        self.number = 0
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        self.number, raw = next(self._lines)
-        if raw is None:
-            raise _LongLineError
-        return raw.decode("utf-8", "surrogateescape")  # bytes that are no UTF-8 are found again in their cell
-
-
-def iter_csv_rows(file: Path, delimiter: str) -> Iterator[Row]:
+def _csv_rows(file: Path, delimiter: str) -> Iterator[Row]:
     """Yield the rows of a CSV file, whose first row names the columns; every cell is a `CellText`.
 
     Raises `DataError` for a file without such a row, or where a column's name comes twice.
     """
     # The module's own limit of 128 KiB is less than a long conversation; it is one for the process, and only rises.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
-    lines = _Lines(file)
+    lines = _TextLines(file)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     while True:
@@ -306,6 +287,27 @@ def iter_csv_rows(file: Path, delimiter: str) -> Iterator[Row]:
             names = _checked_names(file, line, cells)
         else:
             yield _row(line, names, cells)
+
+
+class _TextLines:
+    """The text lines of a file, for a reader that goes on after an error; `number` is that of the last one."""
+
+    def __init__(self, file: Path) -> None:
+        self._lines = _lines(file)
+        self.number = 0
+
+    def __iter__(self) -> _TextLines:
+        return self
+
+    def __next__(self) -> str:
+        self.number, raw = next(self._lines)
+        if raw is None:
+            raise _LongLineError
+        return raw.decode("utf-8", "surrogateescape")  # bytes that are no UTF-8 are found again in their cell
+
+
+class _LongLineError(Exception):
+    """A line beyond the limit."""
 
 
 def _bad(error: Exception, last_line: int) -> RowError:
@@ -342,69 +344,69 @@ def _holds_bad_bytes(cell: str) -> bool:
     return False
 
 
-Item = TypeVar("Item")
+# ------------------------------------------------------------------------------------------------------ Parquet
 
 
-def mapped_rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
-    """Yield the rows of a file; `columns` gives columns our names. Raises `DataError` as `iter_rows`."""
-    return (_renamed(row, columns) for row in iter_rows(file))
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
 
-
-def _renamed(row: Row, columns: Mapping[str, str] | None) -> Row:
-    """Give the columns our names; a name mapped to a column the row lacks is then absent, not read from elsewhere."""
-    if not columns:
-        return row
-    kept = {name: value for name, value in row.columns.items() if name not in columns}
-    mapped = {ours: row.columns[theirs] for ours, theirs in columns.items() if theirs in row.columns}
-    return Row(row.line, {**kept, **mapped}, row.bad)
-
-
-def first_that_fits(file: Path, rows: Iterable[Row], layouts: Iterable[Layout[Item]]) -> Layout[Item] | None:
-    """Return the first layout that fits the first row which fits any; `None` where no row has columns at all.
-
-    Raises `DataError` where rows have columns and none fits, with what the layouts need.
-    """
-    known = list(layouts)
-    first: Row | None = None
-    for row in rows:
-        if row.bad is not None:
-            continue
-        first = first or row
-        layout = next((layout for layout in known if layout.fits(row.columns)), None)
-        if layout is not None:
-            return layout
-    if first is None:
-        return None
-    seen = ", ".join(map(_printable, first.columns)) or "none"
-    needs = "; ".join(f"{layout.name} needs {', '.join(layout.needs)}" for layout in known if layout.needs)
-    what = f"the columns fit no layout; columns seen: {seen}; layouts: {needs}"
-    raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
-
-
-def _printable(name: object) -> str:
-    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def attempt(make: Callable[[Row], Item], file: Path, row: Row) -> Item | Reject:
-    """Return what is made of a row, or the reject that says why nothing is."""
     try:
-        if row.bad is not None:
-            raise row.bad
-        return make(row)
-    except RowError as bad:
-        return Reject.of(file, row.line, bad)
+        with pyarrow.parquet.ParquetFile(file) as table:
+            line = 0
+            for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH):
+                for columns in batch.to_pylist():
+                    line += 1
+                    yield Row(line, columns)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError.at(file, None, f"cannot be read as Parquet: {first_line(error)}") from error
 
 
-def made_or_error(file: Path, rows: Iterable[Row], make: Callable[[Row], Item]) -> list[Item]:
-    """Return what is made of all rows; raises `DataError` where any is bad."""
-    items: list[Item] = []
-    rejects: list[Reject] = []
-    for row in rows:
-        made = attempt(make, file, row)
-        if isinstance(made, Reject):
-            rejects.append(made)
-        else:
-            items.append(made)
-    if rejects:
-        raise DataError(describe_rejects(rejects, rows=len(items) + len(rejects)))
-    return items
+# -------------------------------------------------------------------------------------------------------- lines
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yield number (from 1) and content of each line, without a byte-order mark; `None` for one that is too long.
+
+    Lines end with a line feed, which is kept. Raises `DataError` as `_open_bytes`.
+    """
+    with _open_bytes(file) as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                _skip_line(stream, line)
+                yield number, None
+            else:
+                yield number, line.removeprefix(_BOM) if number == 1 else line
+
+
+def _skip_line(stream: BinaryIO, line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(_BLOCK_BYTES)
+
+
+@contextmanager
+def _open_bytes(file: Path) -> Iterator[BinaryIO]:
+    """Open a file to read what it holds, decompressed by its suffix (.gz, .zst, .xz).
+
+    Raises `DataError` where it cannot be read to its end, also from the block inside.
+    """
+    suffix = file.suffix.lower()
+    try:
+        with _opened(file, suffix) as stream:
+            yield stream
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError.at(file, None, f"cannot be read to its end: {first_line(error)}") from error
+
+
+def _opened(file: Path, suffix: str) -> BinaryIO:
+    if suffix == ".gz":
+        return cast(BinaryIO, gzip.open(file, "rb"))
+    if suffix == ".xz":
+        return cast(BinaryIO, lzma.open(file, "rb"))
+    if suffix == ".zst":
+        import pyarrow
+
+        return cast(BinaryIO, BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
+    return file.open("rb")

@@ -1,4 +1,4 @@
-"""Files to pairs; a bad row is a `Reject` with its place, never a traceback."""
+"""Files to pairs and completions; a bad row is a `Reject` with its place, never a traceback."""
 
 from __future__ import annotations
 
@@ -16,39 +16,188 @@ from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, plain_completion
 from bfpo.data.files import attempt, first_that_fits, iter_rows, made_or_error, mapped_rows
 from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout, columns_of
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
-from bfpo.data.prompts import read_prompts
-from bfpo.data.rejects import (
-    BadRows,
-    CompletionResult,
-    ReadResult,
-    Reject,
-    Row,
-    RowError,
-    check_rejects,
-    describe_rejects,
-)
-from bfpo.data.write import write_completions, write_pairs
+from bfpo.data.rejects import CompletionResult, ReadResult, Reject, Row, RowError
 
-__all__ = [
-    "BadRows",
-    "CompletionResult",
-    "PairIds",
-    "ReadResult",
-    "Reject",
-    "SeenNames",
-    "check_rejects",
-    "describe_rejects",
-    "iter_completions",
-    "iter_pairs",
-    "read_completions",
-    "read_pairs",
-    "read_prompts",
-    "read_sft",
-    "write_completions",
-    "write_pairs",
-]
+__all__ = ["PairIds", "SeenNames", "iter_completions", "iter_pairs", "read_completions", "read_pairs", "read_sft"]
 
+Made = TypeVar("Made")
+
+_LINES = 1 << 40  # more lines than any file has: a file's number and a line make one number
 _FIRST_SLOTS = 1 << 10
+
+
+# -------------------------------------------------------------------------------------------------------- pairs
+
+
+def read_pairs(
+    files: Sequence[str | Path],
+    *,
+    layout: str = AUTO,
+    columns: Mapping[str, str] | None = None,
+    source: str | None = None,
+) -> ReadResult:
+    """Read preference pairs from JSON lines or documents, CSV and Parquet; a folder stands for its files.
+
+    `layout` names one of `PAIR_LAYOUTS`; `"auto"` decides for each file from its first row whose columns fit one, and
+    `ReadResult.layouts` says which. `columns` maps a name that the layout knows to the file's name for it. `source`
+    replaces the rows' own. A row without an id gets one from its content, with `-2`, `-3` for repetitions.
+
+    Raises `SettingError` for an unknown layout or a name no layout knows, `DataError` for a file that cannot be read
+    or fits no layout. Bad rows are in `ReadResult.rejects`.
+    """
+    rejects: list[Reject] = []
+    pairs: list[Pair] = []
+    layouts: dict[str, str] = {}
+    for item in iter_pairs(files, layout=layout, columns=columns, source=source, layouts=layouts):
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            pairs.append(item)
+    return ReadResult(rejects, len(pairs) + len(rejects), pairs, layouts)
+
+
+def iter_pairs(
+    files: Sequence[str | Path],
+    *,
+    layout: str = AUTO,
+    columns: Mapping[str, str] | None = None,
+    source: str | None = None,
+    layouts: dict[str, str] | None = None,
+    ids: PairIds | None = None,
+) -> Iterator[Pair | Reject]:
+    """Yield what each row of the files is, in their order, without holding rows; as `read_pairs` in all else.
+
+    `layouts` is filled with the layout of each file. `ids` is for those who read the same files more than once.
+    """
+    ids = ids or PairIds()
+    for file, found in _files_with_layouts(files, PAIR_LAYOUTS, layout, columns, layouts):
+        ids.start(file)
+        make = partial(_pair_of, layout=found, source=source, ids=ids)
+        for row in mapped_rows(file, columns):
+            yield attempt(make, file, row)
+
+
+def _pair_of(row: Row, *, layout: Layout[Pair] | None, source: str | None, ids: PairIds) -> Pair:
+    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
+    columns = row.columns if source is None else {**row.columns, "source": source}
+    return ids.claim(layout.parse(columns), row)
+
+
+def _files_with_layouts(
+    files: Sequence[str | Path],
+    known: Layouts[Made],
+    layout: str,
+    columns: Mapping[str, str] | None,
+    layouts: dict[str, str] | None,
+) -> Iterator[tuple[Path, Layout[Made] | None]]:
+    """Yield each file with its layout, `None` where no row has columns; fills `layouts` with their names."""
+    check_layout(layout, known)
+    check_columns(columns, columns_of(known.values()))
+    for file in expand_files(files):
+        auto = layout == AUTO
+        found = first_that_fits(file, mapped_rows(file, columns), known.values()) if auto else known[layout]
+        if found is not None and layouts is not None:
+            layouts[str(file)] = found.name
+        yield file, found
+
+
+# -------------------------------------------------------------------------------------------------- completions
+
+
+def read_sft(
+    files: Sequence[str | Path], *, layout: str = "completions", columns: Mapping[str, str] | None = None
+) -> CompletionResult:
+    """Read what a model shall imitate, such as rows `{prompt, completion}`, `{prompt, text}` or `{messages}`.
+
+    Of `messages` the last must be the assistant's and is the completion. `columns` maps our name to the file's.
+    Raises as `iter_completions` does.
+    """
+    completions: list[Completion] = []
+    rejects: list[Reject] = []
+    for item in iter_completions(files, layout=layout, columns=columns):
+        if isinstance(item, Reject):
+            rejects.append(item)
+        else:
+            completions.append(item)
+    return CompletionResult(rejects, len(completions) + len(rejects), completions)
+
+
+def iter_completions(
+    files: Sequence[str | Path],
+    *,
+    layout: str = AUTO,
+    columns: Mapping[str, str] | None = None,
+    layouts: dict[str, str] | None = None,
+) -> Iterator[Completion | Reject]:
+    """Yield what each row of the files is, in their order, without holding rows; a folder stands for its files.
+
+    `layout` names one of `COMPLETION_LAYOUTS`, "auto" decides for each file by its first row that fits one;
+    `layouts` is filled with the layout of each file. Raises `SettingError` for an unknown layout or column,
+    `DataError` for a file that cannot be read or fits no layout.
+    """
+    for file, found in _files_with_layouts(files, COMPLETION_LAYOUTS, layout, columns, layouts):
+        make = partial(_completion_of, layout=found)
+        for row in mapped_rows(file, columns):
+            yield attempt(make, file, row)
+
+
+def _completion_of(row: Row, *, layout: Layout[Completion] | None) -> Completion:
+    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
+    return layout.parse(row.columns)
+
+
+def read_completions(file: str | Path) -> list[Completion]:
+    """Read what `write_completions` wrote. Raises `DataError` for a bad row; an empty completion is none."""
+    path = Path(file)
+    return made_or_error(path, iter_rows(path), lambda row: plain_completion(row.columns, allow_empty=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- ids
+
+
+class PairIds:
+    """Ids seen so far: a given id that comes again is an error, an id made from content gets a number.
+
+    Held are 24 to 48 bytes a pair, and of what `again` returns only the ids that got a number.
+    """
+
+    def __init__(self) -> None:
+        self._seen: SeenNames | None = SeenNames()
+        self._renamed: dict[int, str] = {}
+        self._files: list[str] = []
+
+    def start(self, file: Path) -> None:
+        """Go on to the next file."""
+        self._files.append(file.name)
+
+    def again(self) -> PairIds:
+        """Return what another reading of the same files needs: the same ids for the same pairs, no id an error."""
+        ids = PairIds()
+        ids._seen, ids._renamed = None, self._renamed
+        return ids
+
+    def claim(self, pair: Pair, row: Row) -> Pair:
+        """Return the pair under an id that no other has; raises `RowError` for a given id that is taken."""
+        place = (len(self._files) - 1) * _LINES + row.line
+        if self._seen is None:
+            name = self._renamed.get(place, pair.id)
+        else:
+            name = self._free_name(self._seen, pair.id, given=row.columns.get("id") not in (None, ""))
+            self._seen.add(name, place)
+        if name == pair.id:
+            return pair
+        self._renamed[place] = name
+        return replace(pair, id=name)
+
+    def _free_name(self, seen: SeenNames, name: str, *, given: bool) -> str:
+        free, repetition = name, 1
+        while (place := seen.place_of(free)) is not None:
+            if given:
+                number, line = divmod(place, _LINES)
+                raise RowError("id", "duplicate id", f"{name} (first at {self._files[number]}:{line})")
+            repetition += 1
+            free = f"{name}-{repetition}"
+        return free
 
 
 class SeenNames:
@@ -100,172 +249,3 @@ class SeenNames:
 
 def _key(name: str) -> int:
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") or 1
-
-
-_LINES = 1 << 40  # more lines than any file has: a file's number and a line make one number
-Made = TypeVar("Made")
-
-
-def read_pairs(
-    files: Sequence[str | Path],
-    *,
-    layout: str = AUTO,
-    columns: Mapping[str, str] | None = None,
-    source: str | None = None,
-) -> ReadResult:
-    """Read preference pairs from JSON lines or documents, CSV and Parquet; a folder stands for its files.
-
-    `layout` names one of `PAIR_LAYOUTS`; `"auto"` decides for each file from its first row whose columns fit one, and
-    `ReadResult.layouts` says which. `columns` maps a name that the layout knows to the file's name for it. `source`
-    replaces the rows' own. A row without an id gets one from its content, with `-2`, `-3` for repetitions.
-
-    Raises `SettingError` for an unknown layout or a name no layout knows, `DataError` for a file that cannot be read
-    or fits no layout. Bad rows are in `ReadResult.rejects`.
-    """
-    rejects: list[Reject] = []
-    pairs: list[Pair] = []
-    layouts: dict[str, str] = {}
-    for item in iter_pairs(files, layout=layout, columns=columns, source=source, layouts=layouts):
-        if isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            pairs.append(item)
-    return ReadResult(rejects, len(pairs) + len(rejects), pairs, layouts)
-
-
-def iter_pairs(
-    files: Sequence[str | Path],
-    *,
-    layout: str = AUTO,
-    columns: Mapping[str, str] | None = None,
-    source: str | None = None,
-    layouts: dict[str, str] | None = None,
-    ids: PairIds | None = None,
-) -> Iterator[Pair | Reject]:
-    """Yield what each row of the files is, in their order, without holding rows; as `read_pairs` in all else.
-
-    `layouts` is filled with the layout of each file. `ids` is for those who read the same files more than once.
-    """
-    ids = ids or PairIds()
-    for file, found in _files_with_layouts(files, PAIR_LAYOUTS, layout, columns, layouts):
-        ids.start(file)
-        make = partial(_pair_of, layout=found, source=source, ids=ids)
-        for row in mapped_rows(file, columns):
-            yield attempt(make, file, row)
-
-
-def _files_with_layouts(
-    files: Sequence[str | Path],
-    known: Layouts[Made],
-    layout: str,
-    columns: Mapping[str, str] | None,
-    layouts: dict[str, str] | None,
-) -> Iterator[tuple[Path, Layout[Made] | None]]:
-    """Yield each file with its layout, `None` where no row has columns; fills `layouts` with their names."""
-    check_layout(layout, known)
-    check_columns(columns, columns_of(known.values()))
-    for file in expand_files(files):
-        auto = layout == AUTO
-        found = first_that_fits(file, mapped_rows(file, columns), known.values()) if auto else known[layout]
-        if found is not None and layouts is not None:
-            layouts[str(file)] = found.name
-        yield file, found
-
-
-def _pair_of(row: Row, *, layout: Layout[Pair] | None, source: str | None, ids: PairIds) -> Pair:
-    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
-    columns = row.columns if source is None else {**row.columns, "source": source}
-    return ids.claim(layout.parse(columns), row)
-
-
-class PairIds:
-    """Ids seen so far: a given id that comes again is an error, an id made from content gets a number.
-
-    Held are 24 to 48 bytes a pair, and of what `again` returns only the ids that got a number.
-    """
-
-    def __init__(self) -> None:
-        self._seen: SeenNames | None = SeenNames()
-        self._renamed: dict[int, str] = {}
-        self._files: list[str] = []
-
-    def start(self, file: Path) -> None:
-        """Go on to the next file."""
-        self._files.append(file.name)
-
-    def again(self) -> PairIds:
-        """Return what another reading of the same files needs: the same ids for the same pairs, no id an error."""
-        ids = PairIds()
-        ids._seen, ids._renamed = None, self._renamed
-        return ids
-
-    def claim(self, pair: Pair, row: Row) -> Pair:
-        """Return the pair under an id that no other has; raises `RowError` for a given id that is taken."""
-        place = (len(self._files) - 1) * _LINES + row.line
-        if self._seen is None:
-            name = self._renamed.get(place, pair.id)
-        else:
-            name = self._free_name(self._seen, pair.id, given=row.columns.get("id") not in (None, ""))
-            self._seen.add(name, place)
-        if name == pair.id:
-            return pair
-        self._renamed[place] = name
-        return replace(pair, id=name)
-
-    def _free_name(self, seen: SeenNames, name: str, *, given: bool) -> str:
-        free, repetition = name, 1
-        while (place := seen.place_of(free)) is not None:
-            if given:
-                number, line = divmod(place, _LINES)
-                raise RowError("id", "duplicate id", f"{name} (first at {self._files[number]}:{line})")
-            repetition += 1
-            free = f"{name}-{repetition}"
-        return free
-
-
-def iter_completions(
-    files: Sequence[str | Path],
-    *,
-    layout: str = AUTO,
-    columns: Mapping[str, str] | None = None,
-    layouts: dict[str, str] | None = None,
-) -> Iterator[Completion | Reject]:
-    """Yield what each row of the files is, in their order, without holding rows; a folder stands for its files.
-
-    `layout` names one of `COMPLETION_LAYOUTS`, "auto" decides for each file by its first row that fits one;
-    `layouts` is filled with the layout of each file. Raises `SettingError` for an unknown layout or column,
-    `DataError` for a file that cannot be read or fits no layout.
-    """
-    for file, found in _files_with_layouts(files, COMPLETION_LAYOUTS, layout, columns, layouts):
-        make = partial(_completion_of, layout=found)
-        for row in mapped_rows(file, columns):
-            yield attempt(make, file, row)
-
-
-def _completion_of(row: Row, *, layout: Layout[Completion] | None) -> Completion:
-    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
-    return layout.parse(row.columns)
-
-
-def read_sft(
-    files: Sequence[str | Path], *, layout: str = "completions", columns: Mapping[str, str] | None = None
-) -> CompletionResult:
-    """Read what a model shall imitate, such as rows `{prompt, completion}`, `{prompt, text}` or `{messages}`.
-
-    Of `messages` the last must be the assistant's and is the completion. `columns` maps our name to the file's.
-    Raises as `iter_completions` does.
-    """
-    completions: list[Completion] = []
-    rejects: list[Reject] = []
-    for item in iter_completions(files, layout=layout, columns=columns):
-        if isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            completions.append(item)
-    return CompletionResult(rejects, len(completions) + len(rejects), completions)
-
-
-def read_completions(file: str | Path) -> list[Completion]:
-    """Read what `write_completions` wrote. Raises `DataError` for a bad row; an empty completion is none."""
-    path = Path(file)
-    return made_or_error(path, iter_rows(path), lambda row: plain_completion(row.columns, allow_empty=True))

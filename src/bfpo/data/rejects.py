@@ -1,4 +1,4 @@
-"""Rows that could not be used: what they are, how many by reason, and one clear message about them."""
+"""Rows of a file, and those that could not be used: how many by reason, and one clear message about them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,31 @@ __all__ = [
 
 BadRows = Literal["stop", "skip"]
 _VALUE_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a file: `line` is where it starts, from 1 (in Parquet, rows); `bad` is set where it has no columns."""
+
+    line: int
+    columns: Mapping[str, object]
+    bad: RowError | None = None
+
+
+class RowError(Exception):
+    """A row that cannot be used: the field, the reason (a fixed phrase, so that it can be counted) and the value."""
+
+    def __init__(self, field: str, reason: str, value: object = None) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+        self.value = value
+
+
+class CellText(str):
+    """The text of a CSV cell, where numbers and labels are text too."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +105,18 @@ class CompletionResult(_Result):
     completions: list[Completion] = field(default_factory=list)
 
 
+def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -> None:
+    """Raise `DataError` where nothing was read, or where a row is bad and `bad_rows` is `"stop"`."""
+    if bad_rows not in ("stop", "skip"):
+        raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")
+    if result.rejects and bad_rows == "stop":
+        advice = "mend these rows, or set bad_rows to 'skip' to go on without them"
+        raise DataError(f"{describe_rejects(result.rejects, rows=result.rows)}\n{advice}")
+    if result.rows == len(result.rejects):
+        detail = f": {describe_rejects(result.rejects, rows=result.rows)}" if result.rejects else ""
+        raise DataError(f"no usable row was read{detail}")
+
+
 def describe_rejects(rejects: Sequence[Reject], *, rows: int, show: int = 5) -> str:
     """Return one message: how many of the rows are bad, how many by reason, and the first few with their place."""
     counts = Counter(reject.reason for reject in rejects)
@@ -101,40 +138,3 @@ def _one_of_each_first(rejects: Iterable[Reject]) -> list[Reject]:
         else:
             first[reject.reason] = reject
     return [*first.values(), *rest]
-
-
-def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -> None:
-    """Raise `DataError` where nothing was read, or where a row is bad and `bad_rows` is `"stop"`."""
-    if bad_rows not in ("stop", "skip"):
-        raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")
-    if result.rejects and bad_rows == "stop":
-        advice = "mend these rows, or set bad_rows to 'skip' to go on without them"
-        raise DataError(f"{describe_rejects(result.rejects, rows=result.rows)}\n{advice}")
-    if result.rows == len(result.rejects):
-        detail = f": {describe_rejects(result.rejects, rows=result.rows)}" if result.rejects else ""
-        raise DataError(f"no usable row was read{detail}")
-
-
-class RowError(Exception):
-    """A row that cannot be used: the field, the reason (a fixed phrase, so that it can be counted) and the value."""
-
-    def __init__(self, field: str, reason: str, value: object = None) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field = field
-        self.reason = reason
-        self.value = value
-
-
-class CellText(str):
-    """The text of a CSV cell, where numbers and labels are text too."""
-
-    __slots__ = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a file: `line` is where it starts, from 1 (in Parquet, rows); `bad` is set where it has no columns."""
-
-    line: int
-    columns: Mapping[str, object]
-    bad: RowError | None = None

@@ -1,4 +1,7 @@
-"""Token ids on disk: one Arrow file of pairs, written as they come and read from its mapped bytes."""
+"""Token ids on disk: one Arrow file of pairs, written as they come and read from its mapped bytes.
+
+What training asks of its pairs (lengths, labels, reference log-probs) is answered for a list of them, too.
+"""
 
 from __future__ import annotations
 
@@ -30,57 +33,6 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
-
-
-def token_lengths(pairs: Sequence[TokenPair]) -> npt.NDArray[np.int32]:
-    """Return the tokens of prompt, chosen and rejected of each pair, (P, 3)."""
-    if isinstance(pairs, TokenStore):
-        return pairs.lengths
-    lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-    return np.array(lengths, np.int32).reshape(-1, 3)
-
-
-def text_lengths(pairs: Sequence[TokenPair]) -> npt.NDArray[np.int32]:
-    """Return the tokens of the prompt with the longer completion of each pair, (P,)."""
-    lengths = token_lengths(pairs)
-    longest: npt.NDArray[np.int32] = lengths[:, 0] + lengths[:, 1:].max(axis=1)
-    return longest
-
-
-def safety_labels(pairs: Sequence[TokenPair]) -> tuple[Floats, Floats]:
-    """Return the safety labels of the chosen and of the rejected completions, (P,) each."""
-    if isinstance(pairs, TokenStore):
-        return pairs.labels
-    chosen, rejected = ([pair.chosen_is_safe for pair in pairs], [pair.rejected_is_safe for pair in pairs])
-    return np.array(chosen, np.float64), np.array(rejected, np.float64)
-
-
-def reference_logps(pairs: Sequence[TokenPair]) -> tuple[Floats, Floats] | None:
-    """Return the reference's summed log-probs of chosen and rejected, (P,) each in nats; `None` if any is missing."""
-    if isinstance(pairs, TokenStore):
-        return pairs.reference
-    chosen, rejected = [pair.ref_chosen_logps for pair in pairs], [pair.ref_rejected_logps for pair in pairs]
-    if None in chosen or None in rejected:
-        return None
-    return np.array(chosen, np.float64), np.array(rejected, np.float64)
-
-
-def with_reference(pairs: Sequence[TokenPair], chosen: npt.ArrayLike, rejected: npt.ArrayLike) -> Sequence[TokenPair]:
-    """Return the pairs with these reference log-probs, (P,) each in nats: copies of a list, a view of a store.
-
-    Raises `DataError` for another number of them.
-    """
-    if isinstance(pairs, TokenStore):
-        return pairs.with_reference(chosen, rejected)
-    columns = np.asarray(chosen, np.float64), np.asarray(rejected, np.float64)
-    for column in columns:
-        if column.shape != (len(pairs),):
-            raise DataError(f"reference log-probs: got shape {column.shape} for {len(pairs)} pairs")
-    return [
-        replace(pair, ref_chosen_logps=first, ref_rejected_logps=second)
-        for pair, first, second in zip(pairs, *(column.tolist() for column in columns), strict=True)
-    ]
-
 
 _IDS, _LABELS = ("prompt_ids", "chosen_ids", "rejected_ids"), ("chosen_is_safe", "rejected_is_safe")
 _SCHEMA = pyarrow.schema(
@@ -128,33 +80,6 @@ def _block_of(pairs: Sequence[TokenPair]) -> Any:
         for name in _LABELS
     ]
     return pyarrow.record_batch(columns, schema=_SCHEMA)
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """The columns of some pairs as views of the mapped file; `bounds` and `id_bounds` have one item more than pairs."""
-
-    id_bytes: npt.NDArray[np.uint8]
-    id_bounds: npt.NDArray[np.int32]
-    ids: tuple[npt.NDArray[np.int32], ...]
-    bounds: tuple[npt.NDArray[np.int32], ...]
-    labels: tuple[Floats, ...]
-
-    @classmethod
-    def of(cls, batch: Any) -> _Block:
-        names, *columns = batch.columns
-        lists, labels = columns[: len(_IDS)], columns[len(_IDS) :]
-        _, id_bounds, id_bytes = names.buffers()
-        return cls(
-            id_bytes=np.frombuffer(id_bytes or b"", np.uint8),
-            id_bounds=np.frombuffer(id_bounds, np.int32)[: len(names) + 1],
-            ids=tuple(column.values.to_numpy() for column in lists),
-            bounds=tuple(column.offsets.to_numpy() for column in lists),
-            labels=tuple(column.to_numpy() for column in labels),
-        )
-
-    def __len__(self) -> int:
-        return len(self.labels[0])
 
 
 class TokenStore(Sequence[TokenPair]):
@@ -259,3 +184,83 @@ class TokenStore(Sequence[TokenPair]):
             raise DataError.at(
                 self.path, None, f"holds {len(self)} pairs, and held {state['num_pairs']} when it was opened first"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The columns of some pairs as views of the mapped file; `bounds` and `id_bounds` have one item more than pairs."""
+
+    id_bytes: npt.NDArray[np.uint8]
+    id_bounds: npt.NDArray[np.int32]
+    ids: tuple[npt.NDArray[np.int32], ...]
+    bounds: tuple[npt.NDArray[np.int32], ...]
+    labels: tuple[Floats, ...]
+
+    @classmethod
+    def of(cls, batch: Any) -> _Block:
+        names, *columns = batch.columns
+        lists, labels = columns[: len(_IDS)], columns[len(_IDS) :]
+        _, id_bounds, id_bytes = names.buffers()
+        return cls(
+            id_bytes=np.frombuffer(id_bytes or b"", np.uint8),
+            id_bounds=np.frombuffer(id_bounds, np.int32)[: len(names) + 1],
+            ids=tuple(column.values.to_numpy() for column in lists),
+            bounds=tuple(column.offsets.to_numpy() for column in lists),
+            labels=tuple(column.to_numpy() for column in labels),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels[0])
+
+
+# ----------------------------------------------------------------------------------- pairs in memory or on disk
+
+
+def token_lengths(pairs: Sequence[TokenPair]) -> npt.NDArray[np.int32]:
+    """Return the tokens of prompt, chosen and rejected of each pair, (P, 3)."""
+    if isinstance(pairs, TokenStore):
+        return pairs.lengths
+    lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    return np.array(lengths, np.int32).reshape(-1, 3)
+
+
+def text_lengths(pairs: Sequence[TokenPair]) -> npt.NDArray[np.int32]:
+    """Return the tokens of the prompt with the longer completion of each pair, (P,)."""
+    lengths = token_lengths(pairs)
+    longest: npt.NDArray[np.int32] = lengths[:, 0] + lengths[:, 1:].max(axis=1)
+    return longest
+
+
+def safety_labels(pairs: Sequence[TokenPair]) -> tuple[Floats, Floats]:
+    """Return the safety labels of the chosen and of the rejected completions, (P,) each."""
+    if isinstance(pairs, TokenStore):
+        return pairs.labels
+    chosen, rejected = ([pair.chosen_is_safe for pair in pairs], [pair.rejected_is_safe for pair in pairs])
+    return np.array(chosen, np.float64), np.array(rejected, np.float64)
+
+
+def reference_logps(pairs: Sequence[TokenPair]) -> tuple[Floats, Floats] | None:
+    """Return the reference's summed log-probs of chosen and rejected, (P,) each in nats; `None` if any is missing."""
+    if isinstance(pairs, TokenStore):
+        return pairs.reference
+    chosen, rejected = [pair.ref_chosen_logps for pair in pairs], [pair.ref_rejected_logps for pair in pairs]
+    if None in chosen or None in rejected:
+        return None
+    return np.array(chosen, np.float64), np.array(rejected, np.float64)
+
+
+def with_reference(pairs: Sequence[TokenPair], chosen: npt.ArrayLike, rejected: npt.ArrayLike) -> Sequence[TokenPair]:
+    """Return the pairs with these reference log-probs, (P,) each in nats: copies of a list, a view of a store.
+
+    Raises `DataError` for another number of them.
+    """
+    if isinstance(pairs, TokenStore):
+        return pairs.with_reference(chosen, rejected)
+    columns = np.asarray(chosen, np.float64), np.asarray(rejected, np.float64)
+    for column in columns:
+        if column.shape != (len(pairs),):
+            raise DataError(f"reference log-probs: got shape {column.shape} for {len(pairs)} pairs")
+    return [
+        replace(pair, ref_chosen_logps=first, ref_rejected_logps=second)
+        for pair, first, second in zip(pairs, *(column.tolist() for column in columns), strict=True)
+    ]
