@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bfpo.core.schema import Message, Pair
+from bfpo.data.split import RowPicker
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -66,3 +68,20 @@ def make_pair(
 def write_rows(path: Path, rows: Iterable[object]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def split_pairs(pairs: Sequence[Pair], *, held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Return `(train, test)` of a split by prompt, each in the given order."""
+    picker = RowPicker(split={"held_out": held_out, "seed": seed, "part": "test"})
+    for pair in pairs:
+        picker.add(pair)
+    test = picker.picked()
+    return list(compress(pairs, ~test)), list(compress(pairs, test))
+
+
+def limit_pairs(pairs: Sequence[Pair], limit: int, *, seed: int) -> list[Pair]:
+    """Return the pairs that a limit draws, in the given order."""
+    picker = RowPicker(limit=limit, seed=seed)
+    for pair in pairs:
+        picker.add(pair)
+    return list(compress(pairs, picker.picked()))

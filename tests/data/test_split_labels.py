@@ -11,8 +11,8 @@ from bfpo.core.errors import LabelError, SettingError
 from bfpo.core.schema import Message
 from bfpo.data.labels import CELLS, cell_counts, cell_of, completions_of_pairs, resolve_labels
 from bfpo.data.read import read_pairs
-from bfpo.data.split import limit_pairs, normalised_prompt, split_pairs
-from helpers import make_pair
+from bfpo.data.split import normalised_prompt
+from helpers import limit_pairs, make_pair, split_pairs
 
 
 def test_prompts_that_read_the_same_are_the_same() -> None:

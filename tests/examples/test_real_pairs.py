@@ -9,8 +9,9 @@ import pytest
 
 from bfpo.config import load_config
 from bfpo.data.read import read_pairs
-from bfpo.data.split import normalised_prompt, split_pairs
+from bfpo.data.split import normalised_prompt
 from bfpo.runs.stages import STAGES, run_stage
+from helpers import split_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["max_length=64", "max_completion_length=24"]

@@ -18,12 +18,12 @@ from bfpo.data.chat import TextEncoder, end_token_id
 from bfpo.data.labels import cell_counts, cell_of
 from bfpo.data.pack import PairCollator
 from bfpo.data.read import read_completions, read_pairs
-from bfpo.data.split import normalised_prompt, split_pairs
+from bfpo.data.split import normalised_prompt
 from bfpo.data.streams import PairItem, TwoStreamDataset, buffer_order
 from bfpo.data.tokenize import PairTokenizer, TokenPair, tokenize_pairs
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.training.checks import check_rows
-from helpers import CHATML, SPECIAL, byte_tokenizer, make_pair
+from helpers import CHATML, SPECIAL, byte_tokenizer, make_pair, split_pairs
 
 PROPERTY = settings(max_examples=30, deadline=None)
 

@@ -6,7 +6,6 @@ import hashlib
 import random
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Message, Pair
 
-__all__ = ["RowPicker", "Split", "draw", "limit_pairs", "normalised_prompt", "split_pairs"]
+__all__ = ["RowPicker", "Split", "draw", "normalised_prompt"]
 
 Item = TypeVar("Item")
 Split = Mapping[str, Any]
@@ -39,8 +38,10 @@ def draw(items: Sequence[Item], limit: int | None, seed: int | str) -> list[Item
 class RowPicker:
     """Picks the rows of one part of a split by prompt, and of those `limit`, without holding rows: 16 bytes for each.
 
-    `split`: `held_out` (a number of prompts), `seed` and `part` ("train" or "test"); `seed` is that of the drawing. The
-    split comes before the limit, and both are those of `split_pairs` and `limit_pairs`.
+    `split`: `held_out` (a number of prompts), `seed` and `part` ("train" or "test"). The prompts with the smallest
+    hashes of seed and normalised prompt are held out: the order of rows does not matter, and a further prompt displaces
+    at most one. The split comes before the limit, which draws rows by a hash of `seed` and id, never the first ones:
+    files are often sorted.
     """
 
     def __init__(self, *, split: Split | None = None, limit: int | None = None, seed: int = 0) -> None:
@@ -72,30 +73,6 @@ class RowPicker:
             order = np.argsort(_as_ranks(self._id_ranks)[rows], kind="stable")
             picked[rows[order[self._limit :]]] = False
         return picked
-
-
-def split_pairs(pairs: Sequence[Pair], *, held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return `(train, test)`, each in the given order; `held_out` counts prompts, and no prompt is in both.
-
-    The prompts with the smallest hashes of seed and normalised prompt are held out: the order of rows does not matter,
-    and a further prompt displaces at most one. Raises `SettingError` where no prompt would be left on a side.
-    """
-    picker = RowPicker(split={"held_out": held_out, "seed": seed, "part": "test"})
-    for pair in pairs:
-        picker.add(pair)
-    test = picker.picked()
-    return list(compress(pairs, ~test)), list(compress(pairs, test))
-
-
-def limit_pairs(pairs: Sequence[Pair], limit: int, *, seed: int) -> list[Pair]:
-    """Return `limit` pairs in the given order (all, where there are fewer), drawn by a hash of seed and id.
-
-    Never the first ones: files are often sorted. Raises `SettingError` for `limit < 1`.
-    """
-    picker = RowPicker(limit=limit, seed=seed)
-    for pair in pairs:
-        picker.add(pair)
-    return list(compress(pairs, picker.picked()))
 
 
 def _held_out(ranks: npt.NDArray[np.bytes_], num: int) -> Mask:
