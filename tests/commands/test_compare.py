@@ -23,7 +23,7 @@ def test_every_rival_tries_as_many_different_settings() -> None:
     for rival in RIVALS.values():
         assert len({tuple(sorted(trial.items())) for trial in rival.trials}) == len(rival.trials) == NUM_TRIALS
         assert rival.kind != "loss" or rival.name in METHODS
-    assert set(METHODS) - set(RIVALS) == {"bso_sba"}
+    assert "bso_sba" not in RIVALS  # docs/head-to-head.md says why
     assert "13 methods x 2 settings" in preview(CompareConfig(quick=True))[0]
 
 

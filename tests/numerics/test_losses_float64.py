@@ -104,10 +104,17 @@ def _modpo(h, c, r, beta, share=0.5, other=0.0):
     return _log1p_exp(-x), -beta / (1 - share) * _sigmoid(-x)
 
 
+def _robust_dpo(h, c, r, beta, noise=0.1):
+    value, slope = _dpo_h(h, c, r, beta)
+    flipped, flipped_slope = _log1p_exp(beta * h), beta * _sigmoid(beta * h)
+    scale = 1 / (1 - 2 * noise)
+    return scale * ((1 - noise) * value - noise * flipped), scale * ((1 - noise) * slope - noise * flipped_slope)
+
+
 ORACLES = {
     "bfpo": _bfpo, "ipo": _ipo, "dpo_h": _dpo_h, "dpo_s": _dpo_s, "dpo_mix": _dpo_mix,
     "dpo_safe_first": _dpo_safe_first, "safedpo": _safedpo, "bso": _bso, "bso_sba": _bso_sba,
-    "linear_sum": _linear_sum, "modpo": _modpo,
+    "linear_sum": _linear_sum, "modpo": _modpo, "robust_dpo": _robust_dpo,
 }  # fmt: skip
 
 
@@ -154,6 +161,28 @@ def test_the_share_of_safety_and_the_margin_of_another_model(method, share):
     ]
     assert loss.tolist() == pytest.approx([value for value, _ in expected], rel=1e-11, abs=1e-13)
     assert gradient.tolist() == pytest.approx([slope for _, slope in expected], rel=1e-11, abs=1e-13)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.3, 0.49])
+def test_robust_dpo_is_dpo_of_the_true_order_on_average_over_flips(noise):
+    """A flipped pair enters with its margin reversed; labels are not read."""
+    margins, chosen, rejected = _pairs(0.1, seed=9)
+    margin = torch.tensor(margins, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor(chosen, dtype=torch.float64), torch.tensor(rejected, dtype=torch.float64)
+    kept, flipped = (
+        preference_loss(sign * margin, *labels, method="robust_dpo", beta=0.1, label_noise=noise).loss
+        for sign in (1, -1)
+    )
+    mean = (1 - noise) * kept + noise * flipped
+    clean = preference_loss(margin, *labels, method="dpo_h", beta=0.1).loss
+    # Up to 1 / (1 - 2 noise) = 50 times the rounding of losses of about 100.
+    torch.testing.assert_close(mean, clean, rtol=1e-12, atol=1e-11)
+    (gradient,) = torch.autograd.grad(mean.sum(), margin, retain_graph=True)
+    torch.testing.assert_close(gradient, torch.autograd.grad(clean.sum(), margin)[0], rtol=1e-11, atol=1e-13)
+    expected = [_robust_dpo(h, c, r, 0.1, noise)[0] for h, c, r in zip(margins, chosen, rejected, strict=True)]
+    assert kept.tolist() == pytest.approx(expected, rel=1e-11, abs=1e-11)
+    if noise == 0:
+        assert torch.equal(kept, clean)
 
 
 @pytest.mark.parametrize("method", METHODS)

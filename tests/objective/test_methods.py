@@ -31,6 +31,7 @@ GOLDEN = {
     "bso_sba": ([1, 1, -1, 0], [0, 0, 0, 1], [0, SBA_EDGE, SBA_EDGE, 0]),
     "linear_sum": ([1, 1, 0, 1], [0, 0, 0, 0], [6.25, 25, 0, 6.25]),
     "modpo": ([1, 1, 1, 1], [0, 0, 0, 0], [LOG2] * 4),
+    "robust_dpo": ([1, 1, 1, 1], [0, 0, 0, 0], [LOG2] * 4),
 }
 TARGETS = {"bfpo": [0.5, 1.0, -1.0, -0.5], "ipo": [0.5] * 4, "linear_sum": [0.25, 0.5, 0, 0.25]}
 
@@ -67,10 +68,6 @@ def test_the_gradient_moves_the_favoured_completion_up(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_reads_every_setting_that_it_has(method):
     # Away from the edges of the clamp, at margins that reach both of its sides.
-    changed = {
-        "beta": 0.9, "alpha": 0.3, "safety_weight": 2.0, "safedpo_delta": 4.0, "bso_shift": 2.0, "sba_lambda": 0.4,
-        "sba_scale": 2.0, "sba_clamp": 4.0, "safety_share": 0.3,
-    }  # fmt: skip
     margins = torch.tensor([-9.0, -0.3, 0.4, 9.0], dtype=torch.float64).repeat_interleave(4)
     labels = CHOSEN.repeat(4), REJECTED.repeat(4)
     base = {"beta": 0.7, "bso_shift": 3.0, "sba_clamp": 5.0}
@@ -78,7 +75,7 @@ def test_a_method_reads_every_setting_that_it_has(method):
     one = make_method(method, **{name: value for name, value in base.items() if name in settings})
     before = preference_loss(margins, *labels, method=one).loss
     for name in settings:
-        other = replace(one, **{name: changed[name]})
+        other = replace(one, **{name: 0.8 * getattr(one, name)})
         assert not torch.equal(before, preference_loss(margins, *labels, method=other).loss), name
 
 
@@ -129,6 +126,7 @@ def test_a_probability_counts_as_safe_above_one_half_only():
         ({"method": "bso_sba", "sba_clamp": 80.0}, "sba_clamp: got 80.0.*overflows float32"),
         ({"method": "bso_sba", "bso_shift": 31.0}, "bso_shift: got 31.0; allowed: at most sba_clamp"),
         ({"method": "linear_sum", "safety_share": 1.1}, "safety_share: got 1.1; allowed: a number from 0 to 1"),
+        ({"method": "robust_dpo", "label_noise": 0.5}, "label_noise: got 0.5; allowed: a number from 0 to below 0.5"),
         ({"method": "dpo_h", "alpha": 0.5}, r"alpha: not a setting of the method 'dpo_h'.*has it \(bfpo\)"),
         ({"method": "dpo_h", "alpha": 0.5, "bso_shift": 1.0}, r"alpha, bso_shift: not .* \(none has them all\)"),
         ({"alfa": 0.5}, "alfa: not a setting of the method 'bfpo'.*its settings: beta, alpha, safety_weight"),

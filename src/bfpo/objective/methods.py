@@ -37,6 +37,7 @@ __all__ = [
     "LinearSum",
     "Method",
     "PairLoss",
+    "RobustDPO",
     "SafeDPO",
     "Setting",
     "check_number",
@@ -551,3 +552,31 @@ class MODPO(_TwoObjectives):
         """Return `-log sigmoid(beta (h - w m) / (1 - w))`, w = `safety_share`; `margin` is h - w m already."""
         scale = self.beta / (1 - self.safety_share)
         return _ranked(margin, _chosen_wins(margin), lambda h: _logistic(scale * h))
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class RobustDPO(Method):
+    """Robust DPO on the order of helpfulness, for labels of which a known share is flipped; it reads no safety labels.
+
+    Its mean over the flips is the DPO loss of the true labels, so it estimates that loss without bias; at `label_noise`
+    0 it is `DPOHelpful`. The price is that it is not bounded below: it falls like `-label_noise / (1 - 2 label_noise)
+    beta h` as the margin grows.
+    """
+
+    name = "robust_dpo"
+    title = "robust DPO"
+    summary = "DPO on the order of helpfulness, corrected for a known share of flipped labels"
+    paper = "arXiv 2403.00409"
+
+    label_noise: float = setting(0.1, "robust DPO's share of pairs whose order is flipped", ge=0, lt=0.5)
+
+    def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
+        """Return `[(1 - e) l(h) - e l(-h)] / (1 - 2 e)`, l(h) = -log sigmoid(beta h), e = `label_noise`."""
+        noise = self.label_noise
+
+        def winner_loss(h: Tensor) -> Tensor:
+            # Minus: the share e of flipped pairs has added e l(-h) too much, and e l(h) too little.
+            return ((1 - noise) * _logistic(self.beta * h) - noise * _logistic(-self.beta * h)) / (1 - 2 * noise)
+
+        return _ranked(margin, _chosen_wins(margin), winner_loss)
