@@ -50,9 +50,8 @@ class Plan:
     """What decides the memory of one training process.
 
     `config`: of transformers; `margin`: that of a second model, asked once before training. `tokens`: of one forward
-    pass, in `rows` rows. `swaps`: whether a copy of the first
-    trainable weights is kept as the reference. `imitates`: the forward pass is that of imitation, with the model's own
-    loss on all logits, in place of preference training's.
+    pass, in `rows` rows. `swaps`: whether a copy of the first trainable weights is kept as the reference. `imitates`:
+    the forward pass is that of imitation, with the model's own loss on all logits, in place of preference training's.
     """
 
     config: Any

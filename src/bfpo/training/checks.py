@@ -50,10 +50,11 @@ class StartCheck:
 
     def margin_tolerance(self, pairs: Sequence[TokenPair]) -> Tensor:
         """Return by how much each margin may miss 0 through rounding alone, (P,) float64, in nats."""
-        tokens = torch.tensor(token_lengths(pairs)[:, 1:].sum(axis=1), dtype=torch.float64)
+        # Both completions of a pair: the errors of their log-probs add up in the margin.
+        tokens_P = torch.tensor(token_lengths(pairs)[:, 1:].sum(axis=1), dtype=torch.float64)
         if self.reduction == "mean":
-            tokens = torch.full_like(tokens, 2.0)
-        return _RELATIVE_ERROR[self.dtype] * (1 + tokens * self.log_vocabulary)
+            tokens_P = torch.full_like(tokens_P, 2.0)  # two means over tokens, each of the size of one token's log-prob
+        return _RELATIVE_ERROR[self.dtype] * (1 + tokens_P * self.log_vocabulary)
 
     def __call__(
         self,
@@ -74,10 +75,12 @@ class StartCheck:
         def losses(margin: Tensor) -> Tensor:
             return preference_loss(margin, chosen, rejected, method=self.method, other_margin=other_margin).loss
 
-        error = self.margin_tolerance(pairs)
-        implied = losses(torch.zeros_like(error))
-        bounds = [(losses(sign * error) - implied).abs() for sign in (1, -1)]
-        expected = float((weights * implied).sum())
+        # The loss itself says how far it may be off: it is evaluated at both ends of what rounding does to each margin.
+        # Its slope at 0 is 2 target / beta if it is squared, 200 a nat as published, and about beta / 2 if logistic.
+        error_P = self.margin_tolerance(pairs)
+        implied_P = losses(torch.zeros_like(error_P))
+        bounds = [(losses(sign * error_P) - implied_P).abs() for sign in (1, -1)]
+        expected = float((weights * implied_P).sum())
         tolerance = float((weights * torch.maximum(*bounds)).sum()) + 1e-6 * abs(expected)
         if abs(observed - expected) <= tolerance:  # false for NaN
             return

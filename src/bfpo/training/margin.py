@@ -32,8 +32,8 @@ def margin_logps(
     """Return the model's summed log-probs of the pairs of each list, (P, 2) float64 of chosen and rejected, in nats.
 
     The reference pass computes them, so they are read from and added to the cache `args.reference_cache`, and processes
-    share the work. `vocabulary`: of the tokenizer that made
-    the pairs. Raises `ModelError` for a model that cannot be loaded or whose tokens are others.
+    share the work. `vocabulary`: of the tokenizer that made the pairs. Raises `ModelError` for a model that cannot be
+    loaded or whose tokens are others.
     """
     tokenizer = load_tokenizer(model)
     if tokenizer.get_vocab() != dict(vocabulary):
