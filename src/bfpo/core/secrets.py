@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["hide_in_setting", "hide_secrets", "is_secret_name", "looks_secret"]
+__all__ = ["hide_in_setting", "hide_in_values", "hide_secrets", "looks_secret"]
 
 _NAME = re.compile(r"(^|_)(token|api_?key|password|secret)$", re.IGNORECASE)
 _VALUE = re.compile(
@@ -14,7 +16,7 @@ _VALUE = re.compile(
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
-def is_secret_name(name: str) -> bool:
+def _is_secret_name(name: str) -> bool:
     """Return whether a setting of this name holds a secret, such as `api_key`."""
     return bool(_NAME.search(name))
 
@@ -28,8 +30,22 @@ def hide_in_setting(setting: str) -> str:
     """Return `key=value` for a message, with `***` for a secret value; `KEY_env` should hold a variable's name."""
     key, equals, value = setting.partition("=")
     last = key.strip().rpartition(".")[2]
-    is_secret = is_secret_name(last) or (last.endswith("_env") and looks_secret(value.strip()))
+    is_secret = _is_secret_name(last) or (last.endswith("_env") and looks_secret(value.strip()))
     return f"{key}{equals}{'***' if is_secret else hide_secrets(value)}"
+
+
+def hide_in_values(value: Any) -> Any:
+    """Return nested plain values with `***` for the text under secret names and for anything like a key in the rest."""
+    if isinstance(value, Mapping):
+        return {key: _hide_under(str(key), item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hide_in_values(item) for item in value]
+    return hide_secrets(value) if isinstance(value, str) else value
+
+
+def _hide_under(name: str, value: Any) -> Any:
+    is_secret = _is_secret_name(name) and not isinstance(value, (int, float))  # keeps numbers, such as counts of tokens
+    return "***" if is_secret and value else hide_in_values(value)
 
 
 def looks_secret(text: str) -> bool:

@@ -24,7 +24,7 @@ from bfpo.core.provenance import (
     prepared_from,
 )
 from bfpo.core.records import as_json
-from bfpo.core.secrets import hide_secrets, is_secret_name
+from bfpo.core.secrets import hide_in_values
 from bfpo.core.yaml_text import dump_yaml
 
 __all__ = ["RunFolder", "Status", "render_card"]
@@ -77,7 +77,7 @@ class RunFolder:
         """
         path = Path(path)
         mapping = config if isinstance(config, Mapping) else config.resolved()
-        values: dict[str, Any] = _hide_secrets(json.loads(json.dumps(mapping)))
+        values: dict[str, Any] = hide_in_values(json.loads(json.dumps(mapping)))
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file; set --out to a new or empty folder")
         occupied = path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir())
@@ -144,7 +144,7 @@ class RunFolder:
 
     def add_facts(self, **facts: Any) -> None:
         """Set keys of `run.json` to JSON values."""
-        self._record.update(_hide_secrets(facts))
+        self._record.update(hide_in_values(facts))
         self._record["updated"] = _now()
         self._record["seconds"] = round(self._seconds_before + time.monotonic() - self._started, 3)
         used = joules_since(self._joules_at_start)
@@ -379,19 +379,6 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _flat(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
-
-
-def _hide_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _hide_under(str(key), item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_hide_secrets(item) for item in value]
-    return hide_secrets(value) if isinstance(value, str) else value
-
-
-def _hide_under(key: str, value: Any) -> Any:
-    is_secret = is_secret_name(key) and not isinstance(value, (int, float))  # numbers, such as a count per token, stay
-    return "***" if is_secret and value else _hide_secrets(value)
 
 
 def _now() -> str:
