@@ -1,7 +1,7 @@
-"""The JSON files that we write ourselves: one dataclass each, shared by the writer and by every reader.
+"""Typed records of bfpo's own JSON files: one dataclass per file, shared by its writer and all readers.
 
-The fields of a record are the keys of its file, in their order. A reader checks the file once, here, and works with
-attributes afterwards. Keys that this version does not know are ignored and reported.
+The fields of a record are the keys of its file, in their order. A file is validated once, here; readers then use
+attributes. Keys that this version does not know are ignored and reported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["OPTIONAL", "as_json", "load", "load_lines", "narrowed"]
 Record = TypeVar("Record")
 _log = logging.getLogger(__name__)
 OPTIONAL = {"optional": True}
-"""The metadata of a field that is `None` where its key is not in the file; `None` is then not written either."""
+"""Metadata of a field that is `None` if its key is absent, and that is not written if it is `None`."""
 
 
 def as_json(value: Any) -> Any:
@@ -47,8 +47,8 @@ def narrowed(kind: type[Record], record: Any) -> Record:
 def load(kind: type[Record], path: str | Path, problems: list[str] | None = None) -> Record:
     """Return the record that a JSON file holds.
 
-    Raises `RunError` with file, key and value for a file that is missing or does not fit. With `problems` nothing is
-    raised: what does not fit is left out and named there, and a file that cannot be read gives `kind()`.
+    Raises `RunError` with file, key and value for a file that is missing or invalid. With `problems` nothing is raised:
+    invalid values are dropped and described there, and a file that cannot be read gives `kind()`.
     """
     record: Record
     try:
@@ -67,7 +67,7 @@ def load(kind: type[Record], path: str | Path, problems: list[str] | None = None
 
 
 def load_lines(kind: type[Record], path: str | Path, problems: list[str] | None = None) -> list[Record]:
-    """Return the records of a file of JSON lines, as `load` does; with `problems` a bad line is passed over."""
+    """Return the records of a JSON Lines file, as `load` does; with `problems` an invalid line is skipped."""
     try:
         errors = "strict" if problems is None else "replace"
         lines = Path(path).read_text(encoding="utf-8", errors=errors).split("\n")
@@ -105,19 +105,19 @@ def load_lines(kind: type[Record], path: str | Path, problems: list[str] | None 
 
 
 def _report(path: str | Path, left_out: list[str], unknown: Iterable[str], problems: list[str] | None) -> None:
-    """Report what a reader did not take from a file, into `problems` or the log."""
-    said = [f"{path}: left out: {one}" for one in left_out]
+    """Report the dropped values and the unknown keys of a file, in `problems` or in the log."""
+    notes = [f"{path}: left out: {one}" for one in left_out]
     if names := list(dict.fromkeys(unknown)):
-        said.append(f"{path}: written by another version; not read: {', '.join(names)}")
+        notes.append(f"{path}: written by another version; not read: {', '.join(names)}")
     if problems is not None:
-        problems += said
+        problems += notes
     else:
-        for line in said:
-            _log.info("%s", line)
+        for note in notes:
+            _log.info("%s", note)
 
 
 class _MisfitError(ValueError):
-    """JSON that is not a record of the wanted class."""
+    """JSON that is not a record of the expected class."""
 
 
 _NO_OBJECT = "is no JSON object"
@@ -129,7 +129,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _fit(kind: Any, text: str, *, strict: bool) -> tuple[Any, list[str], list[str]]:
-    """Return the record, what was left out to make the rest fit, and the keys that the class does not have."""
+    """Return the record, the dropped values, and the keys that the class does not have."""
     value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     if not isinstance(value, dict):
         raise _MisfitError(_NO_OBJECT)
@@ -143,7 +143,7 @@ def _fit(kind: Any, text: str, *, strict: bool) -> tuple[Any, list[str], list[st
                 raise _MisfitError("; ".join(found.values())) from error
             left_out += found.values()
             outermost = [place for place in found if not any(place[:n] in found for n in range(len(place)))]
-            for place in sorted(outermost, reverse=True):  # of a list the last first, so that places stay right
+            for place in sorted(outermost, reverse=True):  # the last item of a list first: the other indices stay valid
                 _remove(value, place)
             continue
         return record, left_out, list(_unknown(value, record))
@@ -155,7 +155,7 @@ def _finite(digits: str) -> float | None:
 
 
 def _place(value: Any, place: tuple[int | str, ...]) -> tuple[Any, ...]:
-    """Return the part of a place that is in the value: of a missing key, the object that lacks it."""
+    """Return the part of a location that exists in the value; for a missing key, that of the object without it."""
     found: list[int | str] = []
     for step in place:
         inside = step in value if isinstance(value, dict) else isinstance(value, list) and isinstance(step, int)

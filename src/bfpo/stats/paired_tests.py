@@ -213,7 +213,8 @@ def _solve(num_clusters: int, square: float, reach: float, alpha: float, power: 
     if num_clusters == 0 or square == 0:
         return None
     z_alpha, z_beta = float(norm.isf(alpha / 2)), float(norm.ppf(power))
-    # (sqrt(n) d - z_alpha sqrt(s))^2 = z_beta^2 (s - d^2) is a quadratic a d^2 - 2 b d + c = 0; its larger root is d.
+    # (sqrt(n) d - z_alpha sqrt(s))^2 = z_beta^2 (s - d^2) is a quadratic a d^2 - 2 b d + c = 0. d is the
+    # larger root, or the smaller one if the power is below 0.5 (z_beta < 0).
     a = num_clusters + z_beta**2
     b = sqrt(num_clusters * square) * z_alpha
     c = square * (z_alpha**2 - z_beta**2)

@@ -91,7 +91,7 @@ def paired_values(first: Sequence[bool | float], second: Sequence[bool | float])
     """Return both lists as float64, (N,) each; raises `SettingError` for lengths that differ or values off [0, 1]."""
     left, right = in_unit_interval("first", first), in_unit_interval("second", second)
     if left.size != right.size:
-        raise SettingError(f"first, second: got {left.size} and {right.size} values; they must be of the same items")
+        raise SettingError(f"first, second: got {left.size} and {right.size} values; their lengths must match")
     return left, right
 
 
