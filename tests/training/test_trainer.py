@@ -167,6 +167,14 @@ class DoubledLoss(BFPOTrainer):
         return 2 * super().compute_loss(*args, **kwargs)
 
 
+class OwnLoss(BFPOTrainer):
+    """A loss that is not ours, and hands nothing on."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        figures, _ = self.pair_losses(model, inputs)
+        return 0.0 * figures.margin.sum() + model.get_input_embeddings().weight.sum() * 0.0
+
+
 class ForeignReference:
     """Log-probs of some other model."""
 
@@ -196,6 +204,7 @@ class SwappedLabels(BFPOTrainer):
     ("settings", "words"),
     [
         ({"trainer": DoubledLoss}, "first step: the loss is .* imply"),
+        ({"trainer": OwnLoss}, "first step: the loss is .* imply"),
         ({"reference": ForeignReference()}, "largest .margin. is .* nats, 0 is right"),
         ({"trainer": SwappedRows}, "must hold its (chosen|rejected) completion"),
         ({"trainer": SwappedLabels, "main": tiny_pairs(12, cells="conflict")}, "_is_safe is . in the batch and"),

@@ -170,8 +170,9 @@ class BFPOTrainer(Trainer):
             carrying = {**microbatch, "hand_on": seen.append} if check else microbatch
             with nullcontext() if number == len(microbatches) else self._accumulating(model):
                 losses.append(super().training_step(model, carrying, num_items_in_batch))
-            if seen:
-                self._check_first_step(float(losses[-1]), *seen[0], microbatch, num_items_in_batch)
+            if check and "is_filler" not in microbatch:
+                # Empty where a subclass computes the loss without ours: its loss is checked all the same.
+                self._check_first_step(float(losses[-1]), seen, microbatch, num_items_in_batch)
         return torch.stack(losses).sum()
 
     @contextmanager
@@ -291,12 +292,14 @@ class BFPOTrainer(Trainer):
     def _check_first_step(
         self,
         loss: float,
-        figures: PairFigures,
-        total_P: Tensor,
+        seen: Sequence[tuple[PairFigures, Tensor]],
         inputs: Mapping[str, Any],
         num_pairs: Tensor | int | None,
     ) -> None:
-        """Compare a micro-batch of the first step with the data set's own rows and with the loss its labels imply."""
+        """Compare a micro-batch of the first step with the data set's own rows and with the loss its labels imply.
+
+        `seen`: what `compute_loss` handed on, the figures and the (P,) losses with the anchor; empty where it did not.
+        """
         pairs = self._pairs_of(inputs)
         check_rows(inputs, pairs)
         check = StartCheck(
@@ -306,15 +309,13 @@ class BFPOTrainer(Trainer):
             reduction=self.args.reduction,
         )
         weights_P = self._weights(inputs["is_buffer"], num_pairs).cpu()
-        # The labels imply nothing about the anchor, which is a log-prob of the model: its share is taken off.
-        anchor_P = (total_P - figures.pair_loss.loss.detach()).cpu()
-        check(
-            loss - float((weights_P * anchor_P).sum()),
-            pairs,
-            weights_P,
-            largest_margin=float(figures.margin.abs().max()),
-            other_margin=None if figures.other_margin is None else figures.other_margin.cpu(),
-        )
+        facts: dict[str, Any] = {}
+        for figures, total_P in seen:
+            # The labels imply nothing about the anchor, which is a log-prob of the model: its share is taken off.
+            loss -= float((weights_P * (total_P - figures.pair_loss.loss.detach()).cpu()).sum())
+            other_P = None if figures.other_margin is None else figures.other_margin.cpu()
+            facts = {"largest_margin": float(figures.margin.abs().max()), "other_margin": other_P}
+        check(loss, pairs, weights_P, **facts)
 
     def _pairs_of(self, inputs: Mapping[str, Any]) -> list[TokenPair]:
         places = zip(inputs["is_buffer"].tolist(), inputs["pair_index"].tolist(), strict=True)
