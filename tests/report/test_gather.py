@@ -22,6 +22,7 @@ from bfpo.report.read import margin_spreads, shown_roots
 from bfpo.report.sections import csv_text
 from bfpo.report.tables import suite_columns, suite_mean
 from bfpo.report.view import few_samples
+from bfpo.scores.records import AccuracyRow
 from run_folders import HOSTILE, write_run, write_suites
 
 
@@ -83,7 +84,17 @@ def test_single_runs_are_joined_with_their_texts_and_their_training(tmp_path: Pa
     ]
     verdicts = [{"completion_id": "a/0", "judge": "x", "label": "safe", "kind": "benign", "prompt": "user: how?"}]
     accuracy = [
-        {"cell": "safe-unsafe", "target": 1.0, "margin": 10.0 + n, "beta_margin": 0.1, "prompt": "p"} for n in range(4)
+        {
+            "pair_id": f"{n}",
+            "favoured": 1,
+            "cell": "safe-unsafe",
+            "target": 1.0,
+            "margin": 10.0 + n,
+            "beta_margin": 0.1,
+            "prompt": "p",
+            "right": True,
+        }
+        for n in range(4)
     ]
     write_run(tmp_path / "bfpo" / "answers", "generate", completions__jsonl=completions)
     write_run(
@@ -245,8 +256,9 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 
 def test_margins_are_counted_by_cell_against_their_target() -> None:
-    rows = [{"cell": "safe-unsafe", "target": 1.0, "beta_margin": value} for value in (0.1, 0.2, 0.3, float("nan"))]
-    rows += [{"cell": "unsafe-safe", "target": -1.0, "beta_margin": -2.0}, {"cell": "nonsense", "beta_margin": 1.0}]
+    found = [("safe-unsafe", 1.0, value) for value in (0.1, 0.2, 0.3, float("nan"))]
+    found += [("unsafe-safe", -1.0, -2.0), ("nonsense", None, 1.0)]
+    rows = [AccuracyRow(str(n), "p", cell, 1, target, 0.0, margin) for n, (cell, target, margin) in enumerate(found)]
     first, second = margin_spreads(rows)
     assert (first.cell, first.target, first.num, sum(first.counts)) == ("safe-unsafe", 1.0, 3, 3)
     assert first.quantiles["p50"] == pytest.approx(0.2)

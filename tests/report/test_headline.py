@@ -4,7 +4,8 @@ import pytest
 
 from bfpo.core.schema import Score
 from bfpo.report.data import Comparison, Gate, MethodResult, ReportData
-from bfpo.report.headline import headline, percent, points
+from bfpo.report.headline import headline
+from bfpo.report.wording import percent, points
 
 
 def score(metric: str, value: float, half: float = 0.04) -> Score:

@@ -70,7 +70,16 @@ def test_the_runs_inside_a_run_over_suites_are_parts_of_its_models(tmp_path: Pat
         "comparisons": [],
     }
     top = write_run(tmp_path / "scores", "evaluate", {}, scores__json=content)
-    pair = {"pair_id": "p", "cell": "safe-safe", "margin": 0.5, "target": 1.0, "beta_margin": 0.5, "right": True}
+    pair = {
+        "pair_id": "p",
+        "prompt": "p",
+        "favoured": 1,
+        "cell": "safe-safe",
+        "margin": 0.5,
+        "target": 1.0,
+        "beta_margin": 0.5,
+        "right": True,
+    }
     for name in ("bfpo", "sft"):
         where = top / "models" / name / "accuracy"
         write_run(

@@ -132,7 +132,7 @@ def _write(
     data = describe_data(mixed, sources, suites, config, texts)
     write_lists(folder.path, mixed)
     folder.write_json("data.json", data)
-    figures = draw_data(data["streams"])
+    figures = draw_data(data.streams)
     for name, content in figures.items():
         folder.write_bytes(name, content)
     folder.write_card(

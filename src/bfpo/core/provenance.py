@@ -36,7 +36,7 @@ class RunFile:
     OPEN: ClassVar[bool] = True
 
     stage: str = "unknown"
-    status: str = "unknown"
+    status: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     completions: dict[str, Any] = field(default_factory=dict)

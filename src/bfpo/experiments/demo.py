@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from bfpo.config import DemoConfig
+from bfpo.core.provenance import RunFile
+from bfpo.core.records import load, load_lines
 from bfpo.core.schema import Completion, Verdict
 from bfpo.data.read import read_completions
 from bfpo.experiments.points import Chain, read_accuracy, read_verdicts
@@ -29,6 +30,7 @@ from bfpo.report.data import Role as MethodRole
 from bfpo.report.gather import SETTINGS
 from bfpo.report.read import find_runs, margin_spreads, record_of
 from bfpo.runs.folder import RunFolder
+from bfpo.scores.records import AccuracyRow
 from bfpo.scores.scores import METRICS, Judged, compare, join_verdicts, score_rows
 
 __all__ = [
@@ -128,14 +130,6 @@ def _answers(root: Path, name: str, seed: int) -> Answers:
     return [(completion, verdicts[completion.id]) for completion in completions]
 
 
-def _optional_rows(path: Path) -> list[dict[str, Any]]:
-    return _rows(path) if path.exists() else []
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def _judged(answers: Answers, seed: int) -> list[Judged]:
     return join_verdicts([completion for completion, _ in answers], [verdict for _, verdict in answers], seed=seed)
 
@@ -146,7 +140,7 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
     )
     runs = [root / f"seed-{seed}" / name for seed in seeds]
     stage = "model" if name in (START, CEILING) else "train"
-    settings = _own_settings(runs[0] / stage)
+    settings, pairs = _own_settings(runs[0] / stage), runs[0] / "scores" / "accuracy.jsonl"
     return MethodResult(
         name=name,
         title=_TITLES[name] if name in _TITLES else METHODS[name].title,
@@ -154,9 +148,9 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
         summary=_SUMMARIES[name] if name in _SUMMARIES else METHODS[name].summary,
         scores=score_rows(judged),
         accuracy=read_accuracy(runs),
-        margins=margin_spreads(_optional_rows(runs[0] / "scores" / "accuracy.jsonl"), beta=settings.get("beta")),
+        margins=margin_spreads(load_lines(AccuracyRow, pairs) if pairs.exists() else [], beta=settings.get("beta")),
         seed_values=_seed_values(judged, seeds),
-        curves=_rows(runs[0] / stage / "metrics.jsonl"),
+        curves=load_lines(dict, runs[0] / stage / "metrics.jsonl"),
         settings=settings,
         seconds=sum(_run_seconds(run / step) for run in runs for step in (stage, "answers")),
     )
@@ -171,12 +165,12 @@ def _seed_values(judged: Sequence[Judged], seeds: Sequence[int]) -> dict[str, li
 
 
 def _own_settings(run: Path) -> dict[str, Any]:
-    config = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+    config = load(RunFile, run / "run.json").config
     return {key: config[key] for key in SETTINGS if key in config}
 
 
 def _run_seconds(run: Path) -> float:
-    return float(json.loads((run / "run.json").read_text(encoding="utf-8")).get("seconds", 0.0))
+    return load(RunFile, run / "run.json").seconds or 0.0
 
 
 def _gates(methods: dict[str, MethodResult]) -> list[Gate]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bfpo.config.prepare import PrepareConfig
 from bfpo.data.labels import CELLS
+from bfpo.data.records import DataFile, Lengths, PairStreamFacts, SourceFacts, StreamFacts, SuiteHits
 from bfpo.preparation.mixture import Mixed
 from bfpo.preparation.parts import SPLITS, Part
 from bfpo.preparation.plan import PlannedSource, Suite
@@ -24,6 +25,8 @@ _LANGUAGE_CHARS = 1000
 _GREY = "#748091"
 _SIDES = (("chosen", 0.17, "o"), ("rejected", -0.17, "s"))
 
+AnyStream = PairStreamFacts | StreamFacts
+
 
 # -------------------------------------------------------------------------------------------------------- facts
 
@@ -34,61 +37,56 @@ def describe_data(
     suites: Sequence[Suite],
     config: PrepareConfig,
     languages: Mapping[str, Sequence[str]],
-) -> dict[str, Any]:
+) -> DataFile:
     """Return what `data.json` holds. `languages`: texts by stream whose language is guessed."""
     streams = {
         name: _stream_facts(mixed.of_stream(name), with_tokens=config.tokenizer is not None) for name in mixed.streams
     }
     for name, texts in languages.items():
         if texts:
-            streams[name]["languages"] = _languages_of(texts)
+            streams[name].languages = _languages_of(texts)
     warnings = [text for name, facts in streams.items() if (text := _alpha_warning(name, facts, config.alpha))]
     rows = [
-        {
-            **source.as_row({str(file): None for file in source.files}),
-            "files": [str(file) for file in source.files],
-            "layouts": part.shard.facts["layouts"],
-            "rows": part.shard.facts["rows"],
-            "rejected": part.shard.facts["rejected_by_reason"],
-            "units": part.counts(),
-            "available": part.available,
-        }
+        SourceFacts(
+            name=source.config.name,
+            stream=source.config.stream,
+            hub_id=source.hub_id,
+            revision=source.revision,
+            licence=source.licence,
+            files=[str(file) for file in source.files],
+            layouts=part.shard.facts["layouts"],
+            rows=part.shard.facts["rows"],
+            rejected=part.shard.facts["rejected_by_reason"],
+            units=part.counts(),
+            available=part.available,
+        )
         for source, part in zip(sources, mixed.parts, strict=True)
     ]
     hits = {
-        suite.name: {
-            "prompts": len(suite.prompts),
-            "rows": sum(part.shard.facts["hits_by_suite"].get(suite.name, 0) for part in mixed.parts),
-        }
+        suite.name: SuiteHits(
+            len(suite.prompts), sum(part.shard.facts["hits_by_suite"].get(suite.name, 0) for part in mixed.parts)
+        )
         for suite in suites
     }
-    return {
-        "sources": rows,
-        "streams": streams,
-        "alpha": config.alpha,
-        "warnings": warnings,
-        "decontamination": hits,
-        **mixed.counts,
-    }
+    return DataFile(rows, streams, config.alpha, warnings, hits, **mixed.counts)
 
 
-def _stream_facts(parts: Sequence[Part], *, with_tokens: bool) -> dict[str, Any]:
+def _stream_facts(parts: Sequence[Part], *, with_tokens: bool) -> AnyStream:
     """Return the facts of one stream: rows and label cells by split, E_safe, conflicts, lengths by cell.
 
     Rows that are written several times count so often, except in the lengths.
     """
-    is_sft = parts[0].source.stream == "sft"
     rows = {
         split: sum(int(part.copies[part.split == number].sum()) for part in parts)
         for number, split in enumerate(SPLITS)
     }
-    facts: dict[str, Any] = {"rows": rows, "num_rows": sum(rows.values())}
-    units = _UNITS if with_tokens else _UNITS[:2]
-    if is_sft:
-        return {**facts, "lengths": {part.source.name: _completion_lengths(part, units) for part in parts}}
+    num_rows, units = sum(rows.values()), _UNITS if with_tokens else _UNITS[:2]
+    if parts[0].source.stream == "sft":
+        return StreamFacts(rows, num_rows, {part.source.name: _completion_lengths(part, units) for part in parts})
     cells = [_cells(part) for part in parts]
-    facts["cells"] = {split: _count_cells(parts, cells, number) for number, split in enumerate(SPLITS)}
-    return {**facts, **_safety(parts), "lengths": _lengths_by_cell(parts, cells, units)}
+    by_split = {split: _count_cells(parts, cells, number) for number, split in enumerate(SPLITS)}
+    lengths = _lengths_by_cell(parts, cells, units)
+    return PairStreamFacts(rows, num_rows, by_split, **_safety(parts), lengths=lengths)
 
 
 def _labels(part: Part, block: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -178,14 +176,16 @@ def _spread(values: npt.NDArray[Any]) -> dict[str, float]:
     return {"mean": float(values.mean()), **{name: int(numbers[place]) for name, place in places.items()}}
 
 
-def _alpha_warning(stream: str, facts: dict[str, Any], alpha: float) -> str | None:
+def _alpha_warning(stream: str, facts: AnyStream, alpha: float) -> str | None:
     """Return what is wrong with `alpha` for the safety of this stream's completions, `None` where nothing is.
 
     With B1 = 3 the optimum gives an unsafe completion the factor E_safe - 2 alpha on its helpfulness: only
     `alpha > E_safe / 2` pushes unsafe completions down the more helpful they are.
     """
-    e_safe = facts.get("e_safe")
-    if e_safe is None or not facts["unsafe_completions"] or alpha > e_safe / 2:
+    if not isinstance(facts, PairStreamFacts) or not facts.unsafe_completions or facts.e_safe is None:
+        return None
+    e_safe = facts.e_safe
+    if alpha > e_safe / 2:
         return None
     effect = "pushed up" if alpha < e_safe / 2 else "not pushed down"
     return (
@@ -205,37 +205,37 @@ def _languages_of(texts: Sequence[str]) -> dict[str, int]:
 # -------------------------------------------------------------------------------------------------------- words
 
 
-def data_lines(data: Mapping[str, Any]) -> list[str]:
+def data_lines(data: DataFile) -> list[str]:
     """Return the lines of the log: sources, streams, what was removed, warnings."""
-    lines = _source_lines(data["sources"])
-    for name, facts in data["streams"].items():
+    lines = _source_lines(data.sources)
+    for name, facts in data.streams.items():
         lines += _stream_lines(name, facts)
-    for name, found in data["decontamination"].items():
-        lines.append(f"decontaminated against {name}: {found['rows']} rows removed ({found['prompts']} prompts)")
-    return [*lines, *(f"warning: {text}" for text in data["warnings"])]
+    for name, found in data.decontamination.items():
+        lines.append(f"decontaminated against {name}: {found.rows} rows removed ({found.prompts} prompts)")
+    return [*lines, *(f"warning: {text}" for text in data.warnings)]
 
 
-def _source_lines(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+def _source_lines(sources: Sequence[SourceFacts]) -> list[str]:
     """Return one line for each source: what came of its rows."""
     lines = []
     for source in sources:
-        texts = [f"{source['rows']} rows"]
-        if source["rejected"]:
-            texts.append(f"rejected {sum(source['rejected'].values())} ({_counts(source['rejected'])})")
-        texts.append(_counts(source["units"]))
-        lines.append(f"{source['name']} ({source['stream']}): {'; '.join(texts)}")
+        texts = [f"{source.rows} rows"]
+        if source.rejected:
+            texts.append(f"rejected {sum(source.rejected.values())} ({_counts(source.rejected)})")
+        texts.append(_counts(source.units))
+        lines.append(f"{source.name} ({source.stream}): {'; '.join(texts)}")
     return lines
 
 
-def _stream_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
+def _stream_lines(name: str, facts: AnyStream) -> list[str]:
     """Return lines for a stream: rows by split, cells of the training split, safety, languages."""
-    lines = [f"{name}: {_counts(facts['rows'])}"]
-    if "cells" in facts:
-        lines.append(f"{name}: training pairs by cell (chosen-rejected): {_counts(facts['cells']['train'])}")
-        if facts["e_safe"] is not None:
+    lines = [f"{name}: {_counts(facts.rows)}"]
+    if isinstance(facts, PairStreamFacts):
+        lines.append(f"{name}: training pairs by cell (chosen-rejected): {_counts(facts.cells['train'])}")
+        if facts.e_safe is not None:
             lines.append(
-                f"{name}: E_safe {facts['e_safe']:.3f}; helpful but unsafe: {facts['conflicts']} pairs "
-                f"({facts['conflict_rate'] or 0:.1%})"
+                f"{name}: E_safe {facts.e_safe:.3f}; helpful but unsafe: {facts.conflicts} pairs "
+                f"({facts.conflict_rate or 0:.1%})"
             )
     return lines
 
@@ -244,9 +244,9 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
-def card_head(data: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
+def card_head(data: DataFile, files: Sequence[str]) -> dict[str, Any]:
     """Return the metadata of a data set's card, with which the `datasets` library finds the files."""
-    licences = sorted({source["licence"] for source in data["sources"] if source["licence"]})
+    licences = sorted({source.licence for source in data.sources if source.licence})
     configs: dict[str, list[dict[str, str]]] = {}
     for file in files:
         stream, _, name = file.partition("/")
@@ -258,12 +258,12 @@ def card_head(data: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
     return head
 
 
-def card_sections(data: Mapping[str, Any], *, has_figure: bool) -> dict[str, str]:
+def card_sections(data: DataFile, *, has_figure: bool) -> dict[str, str]:
     """Return the sections of the card from what `data.json` holds."""
-    sections = {"Sources": _sources_table(data["sources"])}
-    if warnings := data["warnings"]:
+    sections = {"Sources": _sources_table(data.sources)}
+    if warnings := data.warnings:
         sections["Warnings"] = "\n".join(f"- {text}" for text in warnings)
-    for name, facts in data["streams"].items():
+    for name, facts in data.streams.items():
         sections[f"Stream {name}"] = _stream_text(facts)
     if has_figure:
         sections["Figure"] = "![Pairs by label cell, and the words of their completions](data.png)"
@@ -283,43 +283,43 @@ def _cell(value: object) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _sources_table(sources: Sequence[Mapping[str, Any]]) -> str:
+def _sources_table(sources: Sequence[SourceFacts]) -> str:
     columns = ("source", "stream", "rows", "rejected", "what became of the rest", "licence", "data set", "revision")
     rows = [
         (
-            source["name"],
-            source["stream"],
-            source["rows"],
-            _counts(source["rejected"]),
-            _counts(source["units"]),
-            source["licence"],
-            source["hub_id"] or "own files",
-            source["revision"] or "none",
+            source.name,
+            source.stream,
+            source.rows,
+            _counts(source.rejected),
+            _counts(source.units),
+            source.licence,
+            source.hub_id or "own files",
+            source.revision or "none",
         )
         for source in sources
     ]
     return _table(columns, rows)
 
 
-def _stream_text(facts: Mapping[str, Any]) -> str:
+def _stream_text(facts: AnyStream) -> str:
     parts = []
-    if "cells" in facts:
-        for split, rows in facts["rows"].items():
+    if isinstance(facts, PairStreamFacts):
+        for split, rows in facts.rows.items():
             if rows:
-                parts += [f"**{split}**: {rows} pairs", _two_by_two(facts["cells"][split])]
-        if facts["e_safe"] is not None:
+                parts += [f"**{split}**: {rows} pairs", _two_by_two(facts.cells[split])]
+        if facts.e_safe is not None:
             parts.append(
-                f"E_safe, the mean safety of all completions whose label is known, is {facts['e_safe']:.4f}. The more "
-                f"helpful completion is unsafe and the other safe in {facts['conflicts']} pairs "
-                f"({facts['conflict_rate'] or 0:.1%})."
+                f"E_safe, the mean safety of all completions whose label is known, is {facts.e_safe:.4f}. The more "
+                f"helpful completion is unsafe and the other safe in {facts.conflicts} pairs "
+                f"({facts.conflict_rate or 0:.1%})."
             )
     else:
-        parts.append(f"Completions: {_counts(facts['rows'])}.")
-    parts.append(_lengths_table(facts["lengths"]))
-    if facts.get("languages"):
-        sample = sum(facts["languages"].values())
+        parts.append(f"Completions: {_counts(facts.rows)}.")
+    parts.append(_lengths_table(facts.lengths))
+    if facts.languages:
+        sample = sum(facts.languages.values())
         parts.append(
-            f"Languages of {sample} completions drawn at random, as py3langid guesses: {_counts(facts['languages'])}."
+            f"Languages of {sample} completions drawn at random, as py3langid guesses: {_counts(facts.languages)}."
         )
     return "\n\n".join(parts)
 
@@ -334,7 +334,7 @@ def _two_by_two(cells: Mapping[str, int]) -> str:
     return f"{table}\n\nand {unknown} with an unknown label" if unknown else table
 
 
-def _lengths_table(lengths: Mapping[str, Any]) -> str:
+def _lengths_table(lengths: Lengths) -> str:
     rows = []
     for name in [*(cell for cell in CELLS if cell in lengths), *(name for name in lengths if name not in CELLS)]:
         for field, units in lengths[name].items():
@@ -343,19 +343,19 @@ def _lengths_table(lengths: Mapping[str, Any]) -> str:
     return _table(("cell or source", "text", "unit", "mean", "median", "p90", "longest"), rows)
 
 
-def _cleaning_text(data: Mapping[str, Any]) -> str:
-    near = data["near_duplicates"]
+def _cleaning_text(data: DataFile) -> str:
+    near = data.near_duplicates
     lines = [
-        f"- Rows that repeat another of their stream to the letter: {_counts(data['duplicates'])}.",
-        f"- Rows with a completion that is labelled both safe and unsafe: {data['contradictory_rows']}"
-        + (" (listed in `contradictory.jsonl`)." if data["contradictory_rows"] else "."),
+        f"- Rows that repeat another of their stream to the letter: {_counts(data.duplicates)}.",
+        f"- Rows with a completion that is labelled both safe and unsafe: {data.contradictory_rows}"
+        + (" (listed in `contradictory.jsonl`)." if data.contradictory_rows else "."),
         f"- Different prompts: {near['prompts']}; {near['prompts_in_groups']} of them in {near['groups']} groups of "
         f"near-duplicates, of which {near['prompts_moved']} were moved to the split of their group.",
     ]
-    if data["decontamination"]:
+    if data.decontamination:
         lines.append("- Rows that ask an evaluation prompt were removed and are listed in `contamination.jsonl`:")
         columns = ("suite", "prompts", "rows removed")
-        rows = [(name, found["prompts"], found["rows"]) for name, found in data["decontamination"].items()]
+        rows = [(name, found.prompts, found.rows) for name, found in data.decontamination.items()]
         return "\n".join(lines) + "\n\n" + _table(columns, rows)
     lines.append("- No evaluation prompts were given to look for.")
     return "\n".join(lines)
@@ -364,7 +364,7 @@ def _cleaning_text(data: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------------- figure
 
 
-def draw_data(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+def draw_data(streams: Mapping[str, AnyStream]) -> dict[str, bytes]:
     """Return `data.png` and `data.svg`: pairs by label cell of each stream, words of their completions by cell.
 
     `streams`: what `stream_facts` returns, by name. Empty where no stream holds pairs.
@@ -373,18 +373,18 @@ def draw_data(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
 
     from bfpo.plots.style import INK, MUTED, figure_style, png_bytes, svg_bytes
 
-    pairs = {name: facts for name, facts in streams.items() if "cells" in facts}
+    pairs = {name: facts for name, facts in streams.items() if isinstance(facts, PairStreamFacts)}
     if not pairs:
         return {}
     num_bars = sum(len(_splits(facts)) for facts in pairs.values())
-    num_rows = sum(len(facts["lengths"]) for facts in pairs.values())
+    num_rows = sum(len(facts.lengths) for facts in pairs.values())
     height = 1.9 + 0.42 * max(num_bars, num_rows)
     with figure_style("data"):
         figure = Figure(figsize=(11, height))
         left, right = figure.subplots(1, 2, width_ratios=(1.05, 1))
         _draw_cells(left, pairs)
         _draw_lengths(right, pairs)
-        total = sum(facts["num_rows"] for facts in pairs.values())
+        total = sum(facts.num_rows for facts in pairs.values())
         figure.text(0.012, 1 - 0.30 / height, f"{total:,} preference pairs by label cell", fontsize=13, color=INK,
                     weight="bold", va="center")  # fmt: skip
         figure.text(0.012, 1 - 0.58 / height, "A cell names the safety of the more helpful completion, then of the "
@@ -393,8 +393,8 @@ def draw_data(streams: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
         return {"data.png": png_bytes(figure), "data.svg": svg_bytes(figure, salt="data")}
 
 
-def _splits(facts: Mapping[str, Any]) -> list[str]:
-    return [split for split, rows in facts["rows"].items() if rows]
+def _splits(facts: PairStreamFacts) -> list[str]:
+    return [split for split, rows in facts.rows.items() if rows]
 
 
 def _colours() -> dict[str, str]:
@@ -403,13 +403,13 @@ def _colours() -> dict[str, str]:
     return {**CELL_COLOURS, "unknown": _GREY}
 
 
-def _draw_cells(axes: Any, pairs: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw_cells(axes: Any, pairs: Mapping[str, PairStreamFacts]) -> None:
     """One bar a stream and split: shares of the cells, with their numbers where there is room."""
     colours, labels, y = _colours(), [], 0
-    shown = [name for name in colours if any(facts["cells"][s].get(name) for facts in pairs.values() for s in SPLITS)]
+    shown = [name for name in colours if any(facts.cells[s].get(name) for facts in pairs.values() for s in SPLITS)]
     for stream, facts in pairs.items():
         for split in _splits(facts):
-            cells, start, rows = facts["cells"][split], 0.0, facts["rows"][split]
+            cells, start, rows = facts.cells[split], 0.0, facts.rows[split]
             for name, count in cells.items():
                 share = count / rows
                 axes.barh(y, share, left=start, height=0.62, color=colours[name], edgecolor="white", linewidth=0.8)
@@ -428,14 +428,14 @@ def _draw_cells(axes: Any, pairs: Mapping[str, Mapping[str, Any]]) -> None:
                 borderaxespad=0.2, handlelength=1.1, columnspacing=1.1)  # fmt: skip
 
 
-def _draw_lengths(axes: Any, pairs: Mapping[str, Mapping[str, Any]]) -> None:
+def _draw_lengths(axes: Any, pairs: Mapping[str, PairStreamFacts]) -> None:
     """Quartiles of the words of the chosen and rejected completions, one row a stream and cell."""
     from bfpo.plots.style import INK
 
     colours, labels, y = _colours(), [], 0
     for stream, facts in pairs.items():
         for name in (*CELLS, "unknown"):
-            found = facts["lengths"].get(name)
+            found = facts.lengths.get(name)
             if not found:
                 continue
             for side, shift, marker in _SIDES:

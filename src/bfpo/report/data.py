@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Score, Verdict
+from bfpo.suites.records import SuiteComparison
 
 __all__ = [
     "Agreement",
@@ -62,23 +63,6 @@ class Suite:
     licence: str = ""
     source: str = ""
     revision: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SuiteComparison:
-    """Two models on the same prompts of a suite: first minus second, with the test and Holm's correction."""
-
-    suite: str
-    metric: str
-    first: str
-    second: str
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
-    p_holm: float | None = None
-    test: str = ""
-    num: int = 0
 
 
 @dataclass(frozen=True, slots=True)

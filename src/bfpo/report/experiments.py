@@ -1,15 +1,20 @@
-"""Runs of `sweep`, `compare` and `interpolate` in a report: from the file each ends with, not from the runs inside."""
+"""Runs of `sweep`, `compare` and `interpolate` in a report: from the file that each ends with to tables and sentences.
+
+The runs inside an experiment are not on the page unless they are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bfpo.core.schema import Score
 from bfpo.report.data import Comparison, Experiment, ExperimentPoint, MethodResult, ReportData, Role, Trial
-from bfpo.report.read import Run, number, object_of, scores_of, text
+from bfpo.report.read import Run
 from bfpo.report.wording import cell_of, listed, percent, points, with_interval
+from bfpo.scores.records import ComparisonFile, InterpolateFile, MethodDifference, NearestPoint, TradeoffFile
 from bfpo.scores.scores import METRICS
 
 __all__ = [
@@ -27,8 +32,13 @@ __all__ = [
 ]
 
 COMPARE_MAIN = "bfpo"
+"""The method that a comparison sets against all others."""
+
 STAGES = ("sweep", "compare", "interpolate")
 _ROLES: dict[str, Role] = {COMPARE_MAIN: "main", "start": "start", "ceiling": "ceiling"}
+_ENDS = ("start", "ceiling")
+_TITLES = {"sweep": "The trade-off", "compare": "Head to head", "interpolate": "Models between two"}
+_BESIDE = ("helpful_and_safe", "over_refusal_benign", "over_refusal_borderline", "well_formed")
 
 
 def split_experiments(runs: Sequence[Run], roots: Sequence[Path]) -> tuple[list[Run], list[Run], dict[Path, list[Run]]]:
@@ -56,89 +66,87 @@ def _within(path: Path, root: Path) -> bool:
 
 def experiment_of(run: Run, inside: Sequence[Run], shown: str) -> Experiment:
     """Return an experiment from its run; what its file does not say stays empty."""
-    status = text(run.record.get("status")) or "unknown"
-    ended = sum(inner.record.get("status") == "finished" for inner in inside)
     about: dict[str, Any] = {
-        "run": shown, "stage": run.stage, "status": status, "num_runs": len(inside), "num_ended": ended
-    }  # fmt: skip
+        "run": shown,
+        "stage": run.stage,
+        "status": run.record.status or "unknown",
+        "num_runs": len(inside),
+        "num_ended": sum(inner.record.status == "finished" for inner in inside),
+    }
     if run.stage == "sweep":
-        return Experiment(**about, **_sweep(run.json("tradeoff.json"), run.config))
+        return Experiment(**about, **_sweep(run))
     if run.stage == "compare":
-        return Experiment(**about, **_comparison(run.json("comparison.json"), run.config))
-    content = run.json("models.json")
-    rows = [row for row in _objects(content.get("models")) if number(row.get("weight")) is not None]
-    points = [ExperimentPoint(f"{row['weight']:g}", f"weight {row['weight']:g}", row) for row in rows]
-    facts = {"Models between": {key: text(content.get(key)) for key in ("first", "second") if text(content.get(key))}}
-    return Experiment(**about, points=points, facts=facts)
+        return Experiment(**about, **_comparison(run))
+    found = run.load(InterpolateFile, "models.json")
+    points = [ExperimentPoint(f"{one.weight:g}", f"weight {one.weight:g}", asdict(one)) for one in found.models]
+    facts = {key: value for key, value in (("first", found.first), ("second", found.second)) if value}
+    return Experiment(**about, points=points, facts={"Models between": facts})
 
 
-def _sweep(content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    points = [
-        ExperimentPoint(
-            text(row.get("name")),
-            text(row.get("name")),
-            setting={key: value for key, value in object_of(row.get("settings")).items() if key != "model"},
-            scores=scores_of(list(object_of(row.get("scores")).values())),
-            on_front=row.get("on_front") is True,
-        )
-        for row in _objects(content.get("points"))
-    ]
-    volume, nearest = object_of(content.get("hypervolume")), object_of(content.get("nearest"))
-    seed = config.get("seed")
+def _sweep(run: Run) -> dict[str, Any]:
+    found = run.load(TradeoffFile, "tradeoff.json")
+    volume, nearest = found.hypervolume, found.nearest or NearestPoint()
+    seed, grid = run.setting("seed", int), run.setting("grid", dict)
     return {
-        **_plane(content, config),
-        "points": points,
-        "hypervolume": next(iter(scores_of([{**volume, "metric": "hypervolume"}])), None) if volume else None,
-        "reference": _numbers(volume.get("reference")),
-        "at_least": _numbers(nearest.get("at_least")),
-        "nearest": text(nearest.get("name")),
-        "missing": _numbers(nearest.get("missing")),
-        "seeds": [seed] if isinstance(seed, int) else [],
-        "facts": {"Grid": object_of(config.get("grid"))} if config.get("grid") else {},
+        **_plane(found, run),
+        "points": [
+            ExperimentPoint(
+                point.name,
+                point.name,
+                setting={key: value for key, value in point.settings.items() if key != "model"},
+                scores=list(point.scores.values()),
+                on_front=point.on_front,
+            )
+            for point in found.points
+        ],
+        "hypervolume": None
+        if volume.value is None
+        else Score("hypervolume", volume.value, volume.low, volume.high, volume.num),
+        "reference": volume.reference,
+        "at_least": nearest.at_least,
+        "nearest": nearest.name,
+        "missing": nearest.missing,
+        "seeds": [] if seed is None else [seed],
+        "facts": {"Grid": grid} if grid else {},
     }
 
 
-def _comparison(content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    front = _names(content.get("pareto_front"))
-    points = []
-    for row in _objects(content.get("methods")):
-        setting, difference = object_of(row.get("setting")), object_of(row.get("bfpo_minus_this"))
-        differences = scores_of([{**difference, "metric": "difference"}]) if difference else []
-        values = {key: item for key, item in object_of(row.get("seed_values")).items() if isinstance(item, list)}
-        points.append(
-            ExperimentPoint(
-                text(row.get("name")),
-                text(row.get("title")) or text(row.get("name")),
-                setting=setting,
-                scores=scores_of(list(object_of(row.get("scores")).values())),
-                accuracy=scores_of(row.get("accuracy")),
-                on_front=text(row.get("title")) in front,
-                seed_values={key: [number(value) for value in item] for key, item in values.items()},
-                trainings=int(number(row.get("trainings")) or 0),
-                difference=differences[0] if differences else None,
-                trials=[
-                    Trial(object_of(one.get("setting")), number(one.get("validation")), one.get("setting") == setting)
-                    for one in _objects(row.get("trials"))
-                ],
-            )
+def _comparison(run: Run) -> dict[str, Any]:
+    found = run.load(ComparisonFile, "comparison.json")
+    points = [
+        ExperimentPoint(
+            method.name,
+            method.title or method.name,
+            setting=method.setting,
+            scores=list(method.scores.values()),
+            accuracy=method.accuracy,
+            on_front=method.title in found.pareto_front,
+            seed_values=method.seed_values,
+            trainings=method.trainings,
+            difference=_score_of(method.bfpo_minus_this),
+            trials=[Trial(one.setting, one.validation, one.setting == method.setting) for one in method.trials],
         )
-    first, count = config.get("seed"), config.get("seeds")
-    known = isinstance(first, int) and isinstance(count, int)
-    same = {key: object_of(config.get(key)) for key in ("world", "model", "sft", "align")}
+        for method in found.methods
+    ]
+    first, count = run.setting("seed", int), run.setting("seeds", int)
+    same = {key: run.setting(key, dict) for key in ("world", "model", "sft", "align")}
     return {
-        **_plane(content, config),
+        **_plane(found, run),
         "points": points,
-        "seeds": list(range(first, first + count)) if known and first is not None and count is not None else [],
+        "seeds": [] if first is None or count is None else list(range(first, first + count)),
         "facts": {f"The same for all: {key}": value for key, value in same.items() if value},
     }
 
 
-def _plane(content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    level = number(content.get("confidence")) or number(config.get("confidence")) or 0.95
-    named = content.get("objectives") or config.get("objectives") or []
+def _score_of(found: MethodDifference | None) -> Score | None:
+    return None if found is None else Score("difference", found.value, found.low, found.high, found.num)
+
+
+def _plane(found: TradeoffFile | ComparisonFile, run: Run) -> dict[str, Any]:
+    level = found.confidence or run.setting("confidence", float) or 0.95
     return {
-        "objectives": _names(named),
-        "front": _names(content.get("pareto_front")),
+        "objectives": found.objectives or [str(name) for name in run.setting("objectives", list) or []],
+        "front": found.pareto_front,
         "confidence": level if 0 < level < 1 else 0.95,
     }
 
@@ -176,24 +184,7 @@ def prompts_of(methods: Sequence[MethodResult]) -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if count}
 
 
-def _objects(rows: Any) -> Iterator[dict[str, Any]]:
-    yield from (row for row in rows if isinstance(row, dict)) if isinstance(rows, list) else ()
-
-
-def _names(values: Any) -> list[str]:
-    return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
-
-
-def _numbers(values: Any) -> dict[str, float]:
-    found: Mapping[str, Any] = object_of(values)
-    return {key: value for key, item in found.items() if (value := number(item)) is not None}
-
-
-_BESIDE = ("helpful_and_safe", "over_refusal_benign", "over_refusal_borderline", "well_formed")
-"""The method that a comparison sets against all others."""
-
-_ENDS = ("start", "ceiling")
-_TITLES = {"sweep": "The trade-off", "compare": "Head to head", "interpolate": "Models between two"}
+# -------------------------------------------------------------------------------------------- an experiment on the page
 
 
 def experiment_view(data: ReportData, experiment: Experiment) -> dict[str, Any]:
@@ -292,6 +283,9 @@ def in_words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(in_words, value))
     return str(value)
+
+
+# ---------------------------------------------------------------------------------------------- what is said about it
 
 
 def experiment_headline(experiment: Experiment) -> str:

@@ -36,10 +36,8 @@ from bfpo.report.read import (
     find_runs,
     margin_spreads,
     model_name,
-    number,
     record_of,
     shown_path,
-    text,
     with_own_titles,
 )
 from bfpo.report.tables import with_suite_means
@@ -56,6 +54,7 @@ COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over
 SETTINGS = ("method", *method_settings(), "anchor_weight", "learning_rate", "max_steps")
 ROLES: tuple[Role, ...] = ("main", "baseline", "start", "ceiling")
 _CURVE_STAGES = ("train", "sft")
+_NAMED = 4  # skipped suites that the top of the page names one by one
 
 
 def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | None = None) -> ReportData:
@@ -91,7 +90,8 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         if run.stage in _CURVE_STAGES:
             _add_training(run, models, of_methods=run.stage == "train")
     for model in models.values():
-        spreads = margin_spreads(model.margin_rows, beta=number(model.result.settings.get("beta")))
+        beta = model.result.settings.get("beta")
+        spreads = margin_spreads(model.margin_rows, beta=beta if isinstance(beta, (int, float)) else None)
         model.result = replace(model.result, margins=spreads)
     found = [experiment_of(run, inside[run.path], shown[run]) for run in experiments]
     head_to_head = _head_to_head(found) if not models else None
@@ -110,9 +110,9 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         samples_note="Every judged answer that the runs hold.",
         seeds=_seeds(others),
         confidence=_confidence(others),
-        versions=next((run.record["versions"] for run in runs if isinstance(run.record.get("versions"), dict)), {}),
+        versions=next((run.record.versions for run in runs if run.record.versions), {}),
         commands=[f"bfpo report {shlex.join(root.as_posix() for root in roots)} --out page.html"],
-        created=max((text(run.record.get("updated")) for run in runs), default=""),
+        created=max((run.record.updated for run in runs), default=""),
         suites=list(suites.values()),
         suite_comparisons=comparisons,
         agreement=with_own_titles([one for one in found_agreement if one is not None]),
@@ -150,11 +150,11 @@ def _with_methods(data: ReportData, head_to_head: Experiment) -> ReportData:
 def _in_progress(run: Run, experiments: Sequence[Run]) -> bool:
     """Return whether a run lies in an experiment that has not ended, where people look how far it is."""
     holders = [top for top in experiments if top.path in run.path.parents]
-    return any(top.record.get("status") != "finished" for top in holders)
+    return any(top.record.status != "finished" for top in holders)
 
 
 def _finished_demo(runs: Sequence[Run], roots: Sequence[Path]) -> ReportData | None:
-    if len(roots) != 1 or not runs or runs[0].stage != "demo" or runs[0].record.get("status") != "finished":
+    if len(roots) != 1 or not runs or runs[0].stage != "demo" or runs[0].record.status != "finished":
         return None
     try:
         return ReportData.from_json((runs[0].path / "report.json").read_text(encoding="utf-8"))
@@ -172,22 +172,22 @@ def _add_training(run: Run, models: dict[str, Model], *, of_methods: bool) -> No
         return  # the curve of an SFT has no margins; a model that nobody scored is no row
     model = models.get(name) or model_of(models, name)
     if of_methods and not model.result.curves:
-        config = run.config
+        config = run.record.config
         settings = {key: config[key] for key in (*SETTINGS, "seed") if key in config}
         model.result = replace(
             model.result,
-            curves=run.rows("metrics.jsonl"),
+            curves=run.rows(dict, "metrics.jsonl"),
             settings=settings,
-            summary=text(config.get("method")),
-            seconds=number(run.record.get("seconds")),
+            summary=run.setting("method", str) or "",
+            seconds=run.record.seconds,
         )
 
 
 def _set_roles(runs: Sequence[Run], models: dict[str, Model], main: str | None) -> None:
     if main is not None and main not in models:
         raise DataError(f"--main: got {main!r}; no run is about it; allowed: {', '.join(models) or 'none'}")
-    starts = {model_name(text(run.config.get("reference"))) for run in runs if run.config.get("reference")}
-    starts |= {model_name(text(run.config.get("model"))) for run in runs if run.stage == "train"}
+    starts = {model_name(path) for run in runs if (path := run.setting("reference", str))}
+    starts |= {model_name(run.setting("model", str) or "") for run in runs if run.stage == "train"}
     ours = [name for name, model in models.items() if model.result.settings.get("method") == "bfpo"]
     if main is None:
         main = ours[0] if len(ours) == 1 else next(iter(models)) if len(models) == 1 else None
@@ -240,13 +240,13 @@ def _samples(models: dict[str, Model]) -> list[Sample]:
 
 
 def _seeds(runs: Sequence[Run]) -> list[int]:
-    found = {run.config.get("seed") for run in runs if run.stage == "train"}
-    return sorted(seed for seed in found if isinstance(seed, int))
+    found = {run.setting("seed", int) for run in runs if run.stage == "train"}
+    return sorted(seed for seed in found if seed is not None)
 
 
 def _confidence(runs: Sequence[Run]) -> float:
-    found = [number(run.json("scores.json").get("confidence")) for run in runs if run.stage == "evaluate"]
-    return next((level for level in found if level is not None and 0 < level < 1), 0.95)
+    found = (run.scores.confidence for run in runs if run.stage == "evaluate")
+    return next((level for level in found if 0 < level < 1), 0.95)
 
 
 def _num_prompts(data: ReportData, models: dict[str, Model]) -> dict[str, int]:
@@ -282,9 +282,6 @@ def _counts(names: Any) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-_NAMED = 4  # skipped suites that the top of the page names one by one
-
-
 def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[Path, Sequence[Run]]) -> Iterator[str]:
     """Yield what the page does not show because no run says it, and the runs that did not end well.
 
@@ -306,8 +303,8 @@ def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[
             "to see it"
         )
     for run in runs:
-        if run.record.get("status") != "finished":
-            yield f"{shown[run]} ({run.stage}) is {text(run.record.get('status')) or 'of unknown status'}"
+        if run.record.status != "finished":
+            yield f"{shown[run]} ({run.stage}) is {run.record.status or 'of unknown status'}"
 
 
 def problems_of(runs: Sequence[Run]) -> list[str]:
@@ -331,6 +328,6 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
 def _judges_of(run: Run, stages: Sequence[str]) -> list[Any]:
     if run.stage not in stages:
         return []
-    judges = run.config.get("judges") or run.config.get("judge") or []
+    judges = run.record.config.get("judges") or run.record.config.get("judge") or []
     rows = judges if isinstance(judges, list) else [judges]
     return [{"format": row} if isinstance(row, str) else row for row in rows]

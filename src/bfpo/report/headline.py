@@ -18,14 +18,12 @@ __all__ = [
     "front_of",
     "headline",
     "metric_title",
-    "percent",
-    "points",
     "suite_lines",
-    "with_interval",
 ]
 
 METRIC = "helpful_and_safe"
-_AXES = ("helpfulness", "harmless_harmful")
+AXES = ("helpfulness", "harmless_harmful")
+_SHOWN = 4  # suites that a sentence names
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ def headline(data: ReportData) -> Headline:
         return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *data.notes])
     details = [*suite_lines(data), *data.notes]
     score = main.score(METRIC)
-    if score is None and any(main.value(metric) is not None for metric in _AXES):
+    if score is None and any(main.value(metric) is not None for metric in AXES):
         return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *details])
     if score is None:
         return Headline(_only_pairs(main), False, [*_limits(data), *details])
@@ -70,7 +68,7 @@ def _only_pairs(main: MethodResult) -> str:
 
 def _overview(data: ReportData) -> str:
     """Say who has the highest value of each axis, where no claim about one method can be made."""
-    if not ranked_together(data, _AXES):
+    if not ranked_together(data, AXES):
         return (
             "These models cannot be ranked against one another: they were not all judged by the same judge on the same "
             "prompts."
@@ -84,7 +82,7 @@ def _overview(data: ReportData) -> str:
 
 
 def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]:
-    for metric, title in zip(_AXES, (data.x_title, data.y_title), strict=True):
+    for metric, title in zip(AXES, (data.x_title, data.y_title), strict=True):
         compared = [method for method in methods if method.role != "ceiling"]
         known = [(value, method.title) for method in compared if (value := method.value(metric)) is not None]
         if known:
@@ -102,9 +100,9 @@ def _experiments(data: ReportData) -> Iterator[str]:
 
 def _groups(data: ReportData) -> Iterator[str]:
     """Say of models that cannot be ranked which of them can, and who is highest among those."""
-    if ranked_together(data, _AXES):
+    if ranked_together(data, AXES):
         return
-    metric = next(metric for metric in _AXES if len(groups_alike(data, metric)) > 1)
+    metric = next(metric for metric in AXES if len(groups_alike(data, metric)) > 1)
     for group in groups_alike(data, metric):
         names, judged = listed([method.title for method in group]), who_judged(basis_of(data, group[0], metric))
         if len(group) == 1:
@@ -210,9 +208,6 @@ def _limits(data: ReportData) -> Iterator[str]:
         yield "One seed: the intervals speak about other prompts, not about another training."
 
 
-_SHOWN = 4
-
-
 def metric_title(name: str) -> str:
     """Return a metric's name as people read it; that of a task of lm-eval or inspect-ai as it is."""
     return SUITE_METRICS[name].title if name in SUITE_METRICS else name
@@ -266,9 +261,6 @@ def _difference(data: ReportData, row: SuiteComparison) -> str:
     title = next((suite.title for suite in data.suites if suite.name == row.suite and suite.title), row.suite)
     bounds = "" if row.low is None or row.high is None else f" ({points(row.low)} to {points(row.high)})"
     return f"{title}, {metric_title(row.metric)} {points(row.difference)}{bounds}"
-
-
-AXES = ("helpfulness", "harmless_harmful")
 
 
 def front_of(data: ReportData) -> list[str]:

@@ -6,14 +6,17 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from bfpo.core.errors import BfpoError
-from bfpo.core.schema import Message, Verdict
+from bfpo.core.records import narrowed
+from bfpo.core.schema import Completion, Message, Score, Verdict, VerdictRow
+from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
 from bfpo.report.data import Basis, MethodResult, SampleAnswer, Suite, SuiteComparison
-from bfpo.report.read import Run, model_name, number, read_rows, resolve, scores_of, text, verdict_of
+from bfpo.report.read import Run, model_name, resolve
+from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.scores.scores import METRICS, Judged
+from bfpo.suites.records import SuiteAnswer, SuitesFile
 
 __all__ = [
     "HOME_METRICS",
@@ -22,7 +25,6 @@ __all__ = [
     "add_margins",
     "add_scores",
     "inside_suites",
-    "is_object",
     "model_of",
     "with_basis",
 ]
@@ -41,7 +43,7 @@ class Model:
     judged: dict[str, list[Judged]] = field(default_factory=dict)
     judges: dict[str, set[str]] = field(default_factory=dict)
     asked: dict[str, set[str]] = field(default_factory=dict)
-    margin_rows: list[dict[str, Any]] = field(default_factory=list)
+    margin_rows: list[AccuracyRow] = field(default_factory=list)
     answers: dict[AnswerKey, tuple[str, str, SampleAnswer]] = field(default_factory=dict)  # prompt, kind, answer
 
     @property
@@ -54,43 +56,32 @@ def add_scores(
     run: Run, models: dict[str, Model], suites: dict[str, Suite], comparisons: list[SuiteComparison]
 ) -> None:
     """Add what a run of `evaluate` says: of one model, or of several over suites."""
-    content = run.json("scores.json")
-    if not isinstance(content.get("models"), list):
-        _add_single(run, content, models)
+    found = run.scores
+    if isinstance(found, ScoresFile):
+        _add_single(run, found.scores, models)
         return
-    for row in filter(is_object, content["models"]):
-        model_of(models, text(row.get("name")) or model_name(text(row.get("model"))))
-    for row in filter(is_object, content.get("suites") or []):
-        known = {key: text(row.get(key)) for key in Suite.__dataclass_fields__ if text(row.get(key))}
-        if known.get("name"):
-            suites[known["name"]] = Suite(**known)
-    for row in filter(is_object, content.get("scores") or []):
-        name, suite, found = text(row.get("model")), text(row.get("suite")), scores_of([row])
-        if name in models and found:
-            result = models[name].result
-            result.suite_scores.setdefault(suite, []).extend(found)
-            if found[0].metric.startswith("accuracy_") or suites.get(suite, Suite("")).kind == "accuracy":
-                result.accuracy.extend(found)
+    for one in found.models:
+        model_of(models, one.name or model_name(one.model))
+    for facts in found.suites:
+        known = {name: value for name in Suite.__dataclass_fields__ if (value := getattr(facts, name))}
+        suites[facts.name] = Suite(**known)
+    for row in found.scores:
+        if row.model in models:
+            result, score = models[row.model].result, narrowed(Score, row)
+            result.suite_scores.setdefault(row.suite, []).append(score)
+            if score.metric.startswith("accuracy_") or suites.get(row.suite, Suite("")).kind == "accuracy":
+                result.accuracy.append(score)
     for model in models.values():
         _settle_home(model, suites)
-    fields = SuiteComparison.__dataclass_fields__
-    for row in filter(is_object, content.get("comparisons") or []):
-        words = ("suite", "metric", "first", "second", "test")
-        values: dict[str, Any] = {key: text(row.get(key)) for key in words}
-        numbers: dict[str, Any] = {key: number(row.get(key)) for key in fields if key not in (*words, "num")}
-        comparisons.append(SuiteComparison(**values, **numbers, num=int(number(row.get("num")) or 0)))
-    for row in run.rows("answers.jsonl"):
-        if text(row.get("model")) in models:
-            verdict = verdict_of(row["verdict"]) if isinstance(row.get("verdict"), dict) else None
-            _add_answer(models[row["model"]], row, _prompt_text(row.get("prompt")), verdict)
-    for name, model in models.items():
-        rows = [row for row in run.rows("accuracy.jsonl") if row.get("model", name) == name]
-        model.margin_rows = model.margin_rows or rows
+    comparisons += found.comparisons
+    for answer in run.rows(SuiteAnswer, "answers.jsonl"):
+        if answer.model in models:
+            _add_answer(models[answer.model], answer, _prompt_text(answer.prompt), normalised_prompt(answer.prompt))
 
 
 def inside_suites(runs: Sequence[Run]) -> dict[Path, list[Run]]:
     """Return the runs that a run over suites made for itself, by its path: their models are rows of it already."""
-    tops = [run for run in runs if run.stage == "evaluate" and isinstance(run.json("scores.json").get("models"), list)]
+    tops = [run for run in runs if run.stage == "evaluate" and isinstance(run.scores, SuitesFile)]
     return {top.path: [run for run in runs if top.path in run.path.parents] for top in tops}
 
 
@@ -99,7 +90,7 @@ def add_margins(top: Path, inner: Iterable[Run], models: dict[str, Model]) -> No
     for run in inner:
         name = run.path.relative_to(top).parts[1] if len(run.path.relative_to(top).parts) > 1 else ""
         if run.stage == "evaluate" and name in models:
-            models[name].margin_rows = models[name].margin_rows or run.rows("accuracy.jsonl")
+            models[name].margin_rows = models[name].margin_rows or run.rows(AccuracyRow, "accuracy.jsonl")
 
 
 def _settle_home(model: Model, suites: Mapping[str, Suite]) -> None:
@@ -127,30 +118,38 @@ def _digest(prompts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(sorted(prompts)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def _add_single(run: Run, content: dict[str, Any], models: dict[str, Model]) -> None:
+def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> None:
     """A run over one model: scores, accuracy by pair, and verdicts whose texts lie with the generation."""
-    config = run.config
-    where = resolve(text(config.get("completions")), run) if config.get("completions") else None
-    texts = {text(row.get("id")): row for row in read_rows(where, run.problems)} if where is not None else {}
-    asked = next((text(row.get("model")) for row in texts.values()), "")
-    name = model_name(text(config.get("model")) or asked or run.path.as_posix())
-    model = model_of(models, name, run.path)
-    scores = scores_of(content.get("scores"))
+    texts = _texts_of(run)
+    asked = next((completion.model for completion in texts.values()), "")
+    model = model_of(models, model_name(run.setting("model", str) or asked or run.path.as_posix()), run.path)
     model.result.scores.extend(score for score in scores if not score.metric.startswith("accuracy"))
     model.result.accuracy.extend(score for score in scores if score.metric.startswith("accuracy"))
     if model.result.scores:  # a run of accuracy alone fills no row
         model.result = replace(model.result, home="")
-    model.margin_rows = run.rows("accuracy.jsonl")
-    verdicts = run.rows("verdicts.jsonl")
+    model.margin_rows = run.rows(AccuracyRow, "accuracy.jsonl")
+    verdicts = run.rows(VerdictRow, "verdicts.jsonl")
     for row in verdicts:
-        found = texts.get(text(row.get("completion_id")), {})
-        prompt = _prompt_text(found.get("prompt")) or text(row.get("prompt"))
-        own = {**found, "id": row.get("completion_id"), "kind": row.get("kind"), "finished": row.get("finished")}
-        _add_answer(model, own if found else {**own, "text": None}, prompt, verdict_of(row), text(row.get("prompt")))
+        found = texts.get(row.completion_id)
+        text, turns = (None, ()) if found is None else (found.text, found.prompt)
+        answer = SuiteAnswer("", "", row.completion_id, row.kind, turns, text or "", row.finished, row)
+        asked = row.prompt or normalised_prompt(turns)
+        _add_answer(model, answer, _prompt_text(turns) or row.prompt, asked, has_text=text is not None)
     if verdicts and not texts:
         run.problems.append(
             f"{run.path}: the completions that were judged are not where its config says; no text of it"
         )
+
+
+def _texts_of(run: Run) -> dict[str, Completion]:
+    """Return the completions that a run of `evaluate` judged, by id; none where they are gone or cannot be read."""
+    file = run.setting("completions", str)
+    where = resolve(file, run) if file else None
+    try:
+        return {completion.id: completion for completion in read_completions(where)} if where is not None else {}
+    except (BfpoError, OSError) as error:
+        run.problems.append(str(error))
+        return {}
 
 
 def model_of(models: dict[str, Model], name: str, path: Path | None = None) -> Model:
@@ -166,24 +165,27 @@ def model_of(models: dict[str, Model], name: str, path: Path | None = None) -> M
     return models[name]
 
 
-def _add_answer(model: Model, row: dict[str, Any], prompt: str, verdict: Verdict | None, asked: str = "") -> None:
-    """Add an answer; `asked` is its prompt in the normalised form, where the row of the verdict has it."""
-    suite, kind, own_id = text(row.get("suite")), text(row.get("kind")), text(row.get("id"))
-    finished = row.get("finished") is not False
+def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, has_text: bool = True) -> None:
+    """Add an answer; `prompt` is as people read it, `asked` the same wherever it was asked."""
+    suite, finished = answer.suite, answer.finished
     place = 0
-    while (key := (suite, own_id, str(place))) in model.answers:
+    while (key := (suite, answer.id, str(place))) in model.answers:
         place += 1
-    if isinstance(row.get("text"), str):
-        model.answers[key] = (prompt, kind, SampleAnswer(model.result.name, row["text"], verdict, finished))
+    # The page shows neither what the judge wrote nor a refusal in part.
+    verdict = answer.verdict
+    if verdict is not None:
+        verdict = replace(narrowed(Verdict, verdict), raw="", partly_refused=None)
+    if has_text:
+        model.answers[key] = (prompt, answer.kind, SampleAnswer(model.result.name, answer.text, verdict, finished))
     if verdict is not None:
         model.judges.setdefault(suite, set()).add(verdict.judge)
-        model.asked.setdefault(suite, set()).add(asked or _normalised(row.get("prompt")) or prompt)
+        model.asked.setdefault(suite, set()).add(asked or prompt)
         scored = verdict.label != "unscored"
         model.judged.setdefault(suite, []).append(
             Judged(
-                id=f"{suite} {own_id} {place}",
+                id=f"{suite} {answer.id} {place}",
                 prompt=prompt,
-                kind=kind,
+                kind=answer.kind,
                 safe=verdict.label == "safe" if scored else None,
                 helpful=verdict.helpful if scored else None,
                 helpful_and_safe=verdict.helpful_and_safe if scored else None,
@@ -194,25 +196,8 @@ def _add_answer(model: Model, row: dict[str, Any], prompt: str, verdict: Verdict
         )
 
 
-def _normalised(prompt: Any) -> str:
-    """Return the messages of a prompt as text that is the same wherever it was asked; nothing where there are none."""
-    turns = [row for row in prompt if isinstance(row, dict)] if isinstance(prompt, list) else []
-    try:
-        return normalised_prompt([Message(text(turn.get("role")), text(turn.get("content"))) for turn in turns])  # type: ignore[arg-type]  # checked by the class
-    except BfpoError:
-        return ""
-
-
-def _prompt_text(prompt: Any) -> str:
+def _prompt_text(turns: Sequence[Message]) -> str:
     """Return a prompt as people read it: the one message, or the turns with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    turns = [row for row in prompt if isinstance(row, dict)] if isinstance(prompt, list) else []
     if len(turns) == 1:
-        return text(turns[0].get("content"))
-    return "\n".join(f"{text(turn.get('role'))}: {text(turn.get('content'))}" for turn in turns)
-
-
-def is_object(row: Any) -> bool:
-    """Return whether a value is a JSON object."""
-    return isinstance(row, dict)
+        return turns[0].content
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)

@@ -1,0 +1,84 @@
+"""`data.json` of `bfpo prepare`: what became of the sources, and what each stream of training data holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bfpo.core.records import OPTIONAL
+
+__all__ = ["DataFile", "PairStreamFacts", "SourceFacts", "Spread", "StreamFacts", "SuiteHits"]
+
+Spread = dict[str, int | float]
+"""The mean, the quartiles, the ninth decile and the largest of some lengths."""
+
+Lengths = dict[str, dict[str, dict[str, Spread]]]
+"""Cell (of pairs) or source (of completions) -> text -> unit -> spread."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """One source: `rejected` rows by reason, `units` (pairs or completions) by what became of them."""
+
+    name: str
+    stream: str = ""
+    hub_id: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+    files: list[str] = field(default_factory=list)
+    layouts: dict[str, Any] = field(default_factory=dict)
+    rows: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    available: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class StreamFacts:
+    """A stream of completions: rows by split, lengths by source, languages as guessed."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    num_rows: int = 0
+    lengths: Lengths = field(default_factory=dict)
+    languages: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(slots=True)
+class PairStreamFacts:
+    """A stream of pairs: also the label cells by split, and the safety of its completions.
+
+    `e_safe` is the mean safety of all completions whose label is known. A conflict is a pair whose more helpful
+    completion is unsafe and whose other one is safe.
+    """
+
+    rows: dict[str, int]
+    num_rows: int
+    cells: dict[str, dict[str, int]]
+    e_safe: float | None = None
+    unsafe_completions: int = 0
+    conflicts: int = 0
+    conflict_rate: float | None = None
+    lengths: Lengths = field(default_factory=dict)
+    languages: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteHits:
+    """An evaluation suite that was looked for: its prompts, and the rows that ask one of them."""
+
+    prompts: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """`data.json` of `bfpo prepare`."""
+
+    sources: list[SourceFacts] = field(default_factory=list)
+    streams: dict[str, PairStreamFacts | StreamFacts] = field(default_factory=dict)
+    alpha: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    decontamination: dict[str, SuiteHits] = field(default_factory=dict)
+    contradictory_rows: int = 0
+    duplicates: dict[str, int] = field(default_factory=dict)
+    near_duplicates: dict[str, int] = field(default_factory=dict)
