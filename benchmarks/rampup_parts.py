@@ -44,18 +44,20 @@ def write_synthetic_pairs(path: Path, rows: int, *, seed: int = 0) -> None:
 def read(path: Path) -> int:
     """Read pairs as `bfpo train` does, and count them."""
     from bfpo.data.load import PairStream
+    from bfpo.data.settings import DataConfig
 
-    return sum(1 for _ in PairStream([path]))
+    return sum(1 for _ in PairStream(DataConfig(files=[str(path)])))
 
 
 def read_and_tokenize(path: Path) -> Any:
     """Read pairs and write their tokens to a mapped file, as `bfpo train` does."""
     from bfpo.data.load import PairStream
+    from bfpo.data.settings import DataConfig
     from bfpo.data.store import write_tokens
     from bfpo.data.tokenize import PairTokenizer
 
     tokenize = PairTokenizer(make_tokenizer(SHAPE.vocabulary))
-    return write_tokens(path.with_suffix(".arrow"), tokenize(PairStream([path])))
+    return write_tokens(path.with_suffix(".arrow"), tokenize(PairStream(DataConfig(files=[str(path)]))))
 
 
 def prepare(path: Path) -> Any:

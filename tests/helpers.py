@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bfpo.core.schema import Message, Pair
+from bfpo.data.settings import SplitConfig
 from bfpo.data.split import RowPicker
 
 CHATML = (
@@ -72,7 +73,7 @@ def write_rows(path: Path, rows: Iterable[object]) -> Path:
 
 def split_pairs(pairs: Sequence[Pair], *, held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Return `(train, test)` of a split by prompt, each in the given order."""
-    picker = RowPicker(split={"held_out": held_out, "seed": seed, "part": "test"})
+    picker = RowPicker(split=SplitConfig.model_construct(held_out=held_out, seed=seed, part="test"))
     for pair in pairs:
         picker.add(pair)
     test = picker.picked()

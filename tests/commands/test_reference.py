@@ -12,6 +12,7 @@ import torch
 from bfpo.config import AlignConfig, ReferenceConfig, load_config
 from bfpo.core.errors import ConfigError, RunError
 from bfpo.data.load import load_pairs
+from bfpo.data.settings import DataConfig
 from bfpo.data.tokenize import tokenize_pairs
 from bfpo.policy.reference import forward_pass as reference_pass
 from bfpo.policy.save import save_policy
@@ -119,7 +120,7 @@ def counts_of(report: dict[str, Any]) -> tuple[int, int]:
 def test_cached_values_are_those_of_a_fresh_pass_after_each_cut(files: Path) -> None:
     for number, max_length in enumerate((1024, 9, 6)):
         reference(files, f"run-{number}", max_length=max_length, reference_cache=str(files / "shared"))
-        loaded = load_pairs([str(files / "main.jsonl")])
+        loaded = load_pairs(DataConfig(files=[files / "main.jsonl"]))
         pairs, _ = tokenize_pairs(loaded.pairs, tiny_tokenizer(), max_length=max_length, chat_template=TEMPLATE)
         made = [
             tiny_trainer(

@@ -9,12 +9,19 @@ import pytest
 
 from bfpo.core.errors import DataError, LabelError, SettingError
 from bfpo.core.schema import Completion, Message
+from bfpo.data import load
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.load import load_completions
+from bfpo.data.load import LoadedCompletions
 from bfpo.data.read import iter_completions, read_completions, read_pairs
 from bfpo.data.rejects import Reject, RowError
+from bfpo.data.settings import SftDataConfig
 from bfpo.data.write import write_completions
 from helpers import write_rows
+
+
+def load_completions(files: list[Path], *, seed: int = 0, **keys: Any) -> LoadedCompletions:
+    return load.load_completions(SftDataConfig(files=files, **keys), seed=seed)
+
 
 Q = Message("user", "q")
 BEAVERTAILS: dict[str, Any] = {"prompt": "q", "response": "a", "category": {"violence": False}, "is_safe": False}

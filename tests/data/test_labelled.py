@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from bfpo.core.errors import DataError, SettingError
-from bfpo.data.labelled import load_labelled
+from bfpo.data import labelled
+from bfpo.data.labelled import LabelledResult
+from bfpo.data.settings import LabelledConfig
+
+
+def load_labelled(files: list[Path], **keys: Any) -> LabelledResult:
+    return labelled.load_labelled(LabelledConfig(files=files, **keys))
 
 
 def written(path: Path, *rows: Any) -> Path:

@@ -8,8 +8,22 @@ from typing import Any
 import pytest
 
 from bfpo.core.errors import BfpoError, DataError, LabelError, SettingError
-from bfpo.data.load import PairStream, load_completions, load_pairs
+from bfpo.data import load
+from bfpo.data.load import LoadedCompletions, LoadedPairs, PairStream
+from bfpo.data.settings import DataConfig, SftDataConfig
 from bfpo.data.split import normalised_prompt
+
+
+def load_pairs(files: list[Path], *, seed: int = 0, **keys: Any) -> LoadedPairs:
+    return load.load_pairs(DataConfig(files=files, **keys), seed=seed)
+
+
+def load_completions(files: list[Path], *, seed: int = 0, **keys: Any) -> LoadedCompletions:
+    return load.load_completions(SftDataConfig(files=files, **keys), seed=seed)
+
+
+def pair_stream(files: list[Path], *, seed: int = 0, **keys: Any) -> PairStream:
+    return PairStream(DataConfig(files=files, **keys), seed=seed)
 
 
 @pytest.fixture
@@ -113,7 +127,7 @@ def test_a_stream_is_the_list(pairs: Path, unknown: Any, choice: dict[str, Any])
     nameless = '{"prompt": "q0", "chosen": "a", "rejected": "b", "chosen_is_safe": true, "rejected_is_safe": true}'
     again.write_text("\n".join(["", nameless, *rows, nameless, nameless]))
     loaded = load_pairs([pairs, again], **settings)
-    stream = PairStream([pairs, again], **settings)
+    stream = pair_stream([pairs, again], **settings)
     for pairs_at_once in zip(stream, stream, loaded.pairs, strict=True):
         assert pairs_at_once[0] == pairs_at_once[1] == pairs_at_once[2]
     assert (stream.counts, stream.rejects, len(stream)) == (loaded.counts, loaded.rejects, len(loaded.pairs))
@@ -127,19 +141,18 @@ def test_a_stream_is_the_list(pairs: Path, unknown: Any, choice: dict[str, Any])
         {},
         {"bad_rows": "skip"},
         {"bad_rows": "skip", "unknown_label": "drop", "split": {"held_out": 9, "seed": 0, "part": "test"}},
-        {"bad_rows": "skip", "unknown_label": "drop", "limit": 0},
     ],
 )
 def test_a_stream_fails_as_the_list_before_its_first_pair(pairs: Path, choice: dict[str, Any]) -> None:
     with pytest.raises(BfpoError) as expected:
         load_pairs([pairs], **choice)
     with pytest.raises(type(expected.value)) as found:
-        PairStream([pairs], **choice).scan()
+        pair_stream([pairs], **choice).scan()
     assert str(found.value) == str(expected.value)
 
 
 def test_a_stream_whose_file_changes_is_an_error(pairs: Path) -> None:
-    stream = PairStream([pairs], bad_rows="skip", unknown_label="safe")
+    stream = pair_stream([pairs], bad_rows="skip", unknown_label="safe")
     stream.scan()
     lines = pairs.read_text().splitlines(keepends=True)
     for changed, words in (
@@ -156,7 +169,7 @@ def test_a_stream_holds_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "many.jsonl"
     row = {"chosen": "a" * 2500, "rejected": "b" * 2500, "chosen_is_safe": True, "rejected_is_safe": False}
     path.write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"q{i}", **row}) + "\n" for i in range(600)))
-    streams = [PairStream([path], split={"held_out": 5, "seed": 0, "part": "train"}, limit=500) for _ in range(2)]
+    streams = [pair_stream([path], split={"held_out": 5, "seed": 0, "part": "train"}, limit=500) for _ in range(2)]
     for _ in streams[0]:
         pass  # what is imported and cached at first use is not what is measured
     tracemalloc.start()

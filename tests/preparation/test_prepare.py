@@ -19,6 +19,7 @@ from bfpo.cli import app
 from bfpo.config import AlignConfig, PrepareConfig
 from bfpo.core.errors import BfpoError, ConfigError, DataError
 from bfpo.data.load import load_completions, load_pairs
+from bfpo.data.settings import DataConfig, SftDataConfig
 from bfpo.data.sources import SOURCES, ResolvedSource
 from bfpo.preparation import shards, write
 from bfpo.runs.folder import RunFolder, render_card
@@ -108,10 +109,10 @@ def test_lengths_are_those_of_the_rows(made: RunFolder) -> None:
 
 def test_training_reads_what_is_written(made: RunFolder) -> None:
     for stream in ("main", "buffer"):
-        loaded = load_pairs([made.path / stream / "train.parquet"])
+        loaded = load_pairs(DataConfig(files=[made.path / stream / "train.parquet"]))
         assert [pair.id for pair in loaded.pairs] == [each["id"] for each in rows_of(made, stream)["train"]]
         assert loaded.rejects == []
-    completions = load_completions([made.path / "sft" / "train.parquet"]).completions
+    completions = load_completions(SftDataConfig(files=[made.path / "sft" / "train.parquet"])).completions
     assert [each.text for each in completions] == [each["completion"] for each in rows_of(made, "sft")["train"]]
     assert AlignConfig(model="m", data={"files": str(made.path / "main" / "train.parquet")})
 

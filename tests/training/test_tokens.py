@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bfpo.data.load import PairStream, load_pairs
+from bfpo.data.settings import DataConfig
 from bfpo.data.store import TokenStore
 from bfpo.data.tokenize import tokenize_pairs
 from bfpo.runs.folder import RunFolder
@@ -44,7 +45,7 @@ def stores(
     for section in sections:
         folder.add_data(section, file)
     before = {path: path.stat().st_ino for path in (cache or folder.path / "tokens").glob("*")}
-    streams = {section: PairStream(**settings, seed=seed) for section, settings in sections.items()}
+    streams = {section: PairStream(DataConfig(**settings), seed=seed) for section, settings in sections.items()}
     shared = None if cache is None else str(cache)
     found = token_stores(folder, streams, byte_tokenizer(template), cache=shared, max_length=max_length)
     written = [section for section, store in found.items() if store.path.stat().st_ino != before.get(store.path)]
@@ -55,7 +56,7 @@ def test_the_first_time_everything_is_written(file: Path) -> None:
     found, written = stores(file)
     assert written == ["data", "buffer"]
     for name, settings in (("data", SKIP), ("buffer", {**SKIP, "limit": 3})):
-        loaded = load_pairs([file], **settings)
+        loaded = load_pairs(DataConfig(files=[file], **settings))
         pairs, report = tokenize_pairs(loaded.pairs, byte_tokenizer(), max_length=25)
         assert [pair.prompt_ids.tolist() for pair in found[name]] == [pair.prompt_ids.tolist() for pair in pairs]
         assert [pair.pair_id for pair in found[name]] == [pair.pair_id for pair in pairs]

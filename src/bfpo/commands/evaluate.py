@@ -115,7 +115,7 @@ def _accuracy(config: PairsJob, folder: RunFolder) -> list[AccuracyRow]:
 
 def _read(config: PairsJob) -> tuple[list[Pair], dict[str, int]]:
     """Return the pairs to test on and what was left out or assumed on the way, by name."""
-    loaded = load_pairs(**config.data.model_dump(), seed=config.seed)
+    loaded = load_pairs(config.data, seed=config.seed)
     names = {"rows_rejected": "rows_rejected", "labels_set_safe": "labels_set_safe"}
     names["pairs_without_label_dropped"] = "pairs_dropped"
     return loaded.pairs, {name: loaded.counts[key] for key, name in names.items()}

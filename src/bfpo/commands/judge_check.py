@@ -80,7 +80,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
         return
     use_threads(config.threads)
     folder.add_data("data", config.data.files)
-    loaded = load_labelled(**config.data.model_dump())
+    loaded = load_labelled(config.data)
     rows = draw(loaded.completions, config.limit, config.seed)
     warnings = _warnings(config, rows)
     budget = RequestBudget(config.max_requests)
@@ -120,7 +120,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
 def preview(config: JudgeCheckConfig) -> list[str]:
     """Return what would be checked."""
     check_judge(config.judge.format)
-    loaded = load_labelled(**config.data.model_dump())
+    loaded = load_labelled(config.data)
     rows = draw(loaded.completions, config.limit, config.seed)
     safe = sum(row.is_safe == 1 for row in rows)
     return [

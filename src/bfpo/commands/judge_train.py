@@ -42,7 +42,7 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
     if isinstance(config, RankerTrainConfig):
         _train_ranker(config, folder)
         return
-    loaded = load_labelled(**config.data.model_dump())
+    loaded = load_labelled(config.data)
     show("\n".join(_described(loaded)))
     facts: dict[str, Any] = {"trained_on": _counts(loaded), "data": folder.record["data"]["data"]}
     title, measured = "Training", ""
@@ -167,7 +167,7 @@ def preview(config: JudgeTrainConfig) -> list[str]:
     """Return what the judge would be trained on."""
     if isinstance(config, RankerTrainConfig):
         return [*_pairs(config)[1], f"kind: {config.kind}"]
-    return [*_described(load_labelled(**config.data.model_dump())), f"kind: {config.kind}"]
+    return [*_described(load_labelled(config.data)), f"kind: {config.kind}"]
 
 
 def _settings(config: NgramTrainConfig | RankerTrainConfig) -> NgramSettings:

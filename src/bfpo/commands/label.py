@@ -161,8 +161,7 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
         [Path(file) for file in data.files], layout=data.layout, columns=data.columns, source=data.source
     )
     check_rejects(result, bad_rows=data.bad_rows)
-    split = None if data.split is None else data.split.model_dump()
-    picker = RowPicker(split=split, limit=data.limit, seed=config.seed)
+    picker = RowPicker(split=data.split, limit=data.limit, seed=config.seed)
     for pair in result.pairs:
         picker.add(pair)
     pairs = [pair for pair, picked in zip(result.pairs, picker.picked(), strict=True) if picked]

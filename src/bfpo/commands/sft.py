@@ -21,7 +21,6 @@ from bfpo.training.callbacks import EpochCallback
 from bfpo.training.metrics import RunningLoss
 from bfpo.training.session import (
     common_arguments,
-    data_settings,
     describe_data,
     prepare_process,
     report_data,
@@ -105,7 +104,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     sections = _sections(config)
     for name, section in sections.items():
         folder.add_data(name, section.files)
-    loaded = {name: load_completions(**data_settings(section, seed=config.seed)) for name, section in sections.items()}
+    loaded = {name: load_completions(section, seed=config.seed) for name, section in sections.items()}
     policy = _policy(config)
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
@@ -144,10 +143,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
 
 def preview(config: SftConfig) -> list[str]:
     """Return what would be trained on: completions of each input, and the parameters that train."""
-    loaded = {
-        name: load_completions(**data_settings(section, seed=config.seed))
-        for name, section in _sections(config).items()
-    }
+    loaded = {name: load_completions(section, seed=config.seed) for name, section in _sections(config).items()}
     policy = _policy(config)
     lines = []
     for name, rows in loaded.items():

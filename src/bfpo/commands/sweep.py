@@ -178,9 +178,9 @@ def _read_pairs(points: list[Point]) -> list[str]:
             section = getattr(point.train, name)
             if section is None:
                 continue
-            settings = {**section.model_dump(), "seed": point.train.seed}
-            if repr(settings) not in lines:
-                lines[repr(settings)] = f"{name}: {len(PairStream(**settings))} pairs"
+            key = f"{section!r} {point.train.seed}"
+            if key not in lines:
+                lines[key] = f"{name}: {len(PairStream(section, seed=point.train.seed))} pairs"
     return list(lines.values())
 
 

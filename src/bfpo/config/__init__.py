@@ -14,10 +14,11 @@ from bfpo.config.judges import JudgeCheckConfig, JudgeTrainConfig
 from bfpo.config.label import LabelConfig, RedteamConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.prepare import PrepareConfig
-from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig, SplitConfig
-from bfpo.config.train import AlignConfig, InitConfig, MethodSettings, ReferenceConfig, SftConfig
+from bfpo.config.train import AlignConfig, MethodSettings, ReferenceConfig, SftConfig
 from bfpo.core.settings import ConfigPart, StageConfig
+from bfpo.data.settings import DataConfig, SftDataConfig, SplitConfig
 from bfpo.judges.settings import JudgeConfig, RankerConfig
+from bfpo.policy.settings import InitConfig, LoraConfig
 
 __all__ = [
     "AlignConfig",

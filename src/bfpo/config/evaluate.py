@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.config.sections import DataConfig
 from bfpo.config.suites import EvaluatedModel, ServedModel, SuitesConfig, WeightsModel
 from bfpo.config.train import MethodSettings
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, beside, unless
+from bfpo.data.settings import DataConfig
 from bfpo.generation.settings import Engine, MaxRequests, ServerSpec, WeightsSpec
 from bfpo.judges.settings import JudgeConfig, OracleSpec
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.core.settings import ConfigPart, FileList, Need, OneOf, PathText, StageConfig
+from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig
+from bfpo.data.settings import LabelledConfig
 from bfpo.generation.settings import MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig
 
@@ -15,37 +16,9 @@ __all__ = [
     "ClassifierTrainConfig",
     "JudgeCheckConfig",
     "JudgeTrainConfig",
-    "LabelledConfig",
     "NgramTrainConfig",
     "RankerTrainConfig",
 ]
-
-
-class LabelledConfig(ConfigPart):
-    """Completions that people have labelled safe or unsafe; a pair file gives two a row."""
-
-    files: FileList = Field(description="JSON lines, CSV or Parquet, one path or a list")
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="our column name (id, prompt, completion, is_safe, kind): its name in the files, where they differ",
-    )
-    safe_values: list[str] = Field(
-        default=[], description="values of is_safe that mean safe, where it is not true or false; others are left out"
-    )
-    unsafe_values: list[str] = Field(default=[], description="values of is_safe that mean unsafe")
-    where: dict[str, str] = Field(
-        default_factory=dict,
-        description="only rows whose column (the file's name) fits a pattern such as contrast_*",
-    )
-    bad_rows: Literal["stop", "skip"] = Field(
-        default="stop", description="a row that cannot be read stops the run or is skipped"
-    )
-
-    @model_validator(mode="after")
-    def _both_or_none(self) -> LabelledConfig:
-        if bool(self.safe_values) != bool(self.unsafe_values):
-            raise ValueError("safe_values, unsafe_values: give both or none")
-        return self
 
 
 class JudgeTrainConfig(OneOf, StageConfig):

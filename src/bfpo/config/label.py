@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from bfpo.config.evaluate import GenerateConfig, ServerGenerate, TransformersGenerate, VllmGenerate
-from bfpo.config.sections import PairRowsConfig
 from bfpo.core.settings import Need, PathText, StageConfig, beside
+from bfpo.data.settings import PairRowsConfig
 from bfpo.generation.settings import MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig, ServedGuardSpec
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from bfpo.config.sections import DataConfig, LoraConfig, SftDataConfig
-from bfpo.core.settings import ConfigPart, Need, PathText, StageConfig, beside, unless
+from bfpo.core.settings import Need, PathText, StageConfig, beside, unless
+from bfpo.data.settings import DataConfig, SftDataConfig
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
+from bfpo.policy.settings import InitConfig, LoraConfig
 
 __all__ = [
     "AlignConfig",
-    "InitConfig",
     "MethodSettings",
     "ReferenceConfig",
     "SftConfig",
@@ -82,15 +82,6 @@ class TrainingKeys(StageConfig):
         if self.eval_steps is not None and getattr(self, "eval_data", None) is None:
             raise ValueError("eval_steps: not read without eval_data; give eval_data or leave eval_steps out")
         return self
-
-
-class InitConfig(ConfigPart):
-    """A Llama model with random weights."""
-
-    config: dict[str, Any] = Field(
-        description="keyword arguments of transformers.LlamaConfig; vocabulary and special tokens are the tokenizer's"
-    )
-    tokenizer: PathText = Field(description="folder of the tokenizer")
 
 
 class SftConfig(TrainingKeys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,7 +16,8 @@ from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.files import first_that_fits, mapped_rows
 from bfpo.data.layouts import Layout, check_columns
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
-from bfpo.data.rejects import BadRows, ReadResult, Reject, Row, RowError, check_rejects
+from bfpo.data.rejects import ReadResult, Reject, Row, RowError, check_rejects
+from bfpo.data.settings import LabelledConfig
 
 __all__ = ["LabelledResult", "load_labelled"]
 
@@ -34,15 +35,7 @@ class LabelledResult:
     left_out: dict[str, int]
 
 
-def load_labelled(
-    files: Sequence[str | Path],
-    *,
-    columns: Mapping[str, str] | None = None,
-    safe_values: Collection[str] = (),
-    unsafe_values: Collection[str] = (),
-    where: Mapping[str, str] | None = None,
-    bad_rows: BadRows = "stop",
-) -> LabelledResult:
+def load_labelled(data: LabelledConfig) -> LabelledResult:
     """Read labelled completions: one a row, or two of each preference pair.
 
     A row has a completion (`completion` or `text`) with `is_safe`, and may have `prompt`, `id` and `kind`; or it has
@@ -55,30 +48,30 @@ def load_labelled(
     Raises `DataError` for files that cannot be read or fit no layout, bad rows under `bad_rows="stop"`, and where
     nothing is left; `SettingError` for an unknown name in `columns`, or a value that is both safe and unsafe.
     """
-    check_columns(columns, _OURS)
-    both = sorted(set(safe_values) & set(unsafe_values))
+    check_columns(data.columns, _OURS)
+    both = sorted(set(data.safe_values) & set(data.unsafe_values))
     if both:
         raise SettingError(f"safe_values, unsafe_values: {', '.join(both)} is in both")
     completions: list[Completion] = []
     rejects: list[Reject] = []
     left_out: Counter[str] = Counter()
     num_rows = 0
-    values = _Values(frozenset(safe_values), frozenset(unsafe_values))
-    for file in expand_files(files):
-        layout = _layout_of(file, columns)
-        for row in mapped_rows(file, columns):
+    values = _Values(frozenset(data.safe_values), frozenset(data.unsafe_values))
+    for file in expand_files(data.files):
+        layout = _layout_of(file, data.columns)
+        for row in mapped_rows(file, data.columns):
             num_rows += 1
             try:
-                found = list(_read(row, layout, values, where or {}))
+                found = list(_read(row, layout, values, data.where))
             except RowError as bad:
                 rejects.append(Reject.of(file, row.line, bad))
                 continue
             completions += [one for one in found if isinstance(one, Completion)]
             left_out.update(one for one in found if isinstance(one, str))
-    check_rejects(ReadResult(rejects, num_rows), bad_rows=bad_rows)
+    check_rejects(ReadResult(rejects, num_rows), bad_rows=data.bad_rows)
     if not completions:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise DataError.at(files[0], None, f"no labelled completion is left to use ({reasons})")
+        raise DataError.at(data.files[0], None, f"no labelled completion is left to use ({reasons})")
     return LabelledResult(_with_own_ids(completions), rejects, dict(left_out))
 
 

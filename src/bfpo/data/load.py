@@ -19,8 +19,9 @@ from bfpo.data.files import mapped_rows
 from bfpo.data.labels import CELLS, LabelResolver, Unknown, Use, cell_of, completions_of_pairs, resolve_labels
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
-from bfpo.data.rejects import BadRows, ReadResult, Reject, check_rejects
-from bfpo.data.split import RowPicker, Split
+from bfpo.data.rejects import ReadResult, Reject, check_rejects
+from bfpo.data.settings import DataConfig, SftDataConfig
+from bfpo.data.split import RowPicker
 
 __all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions", "load_pairs"]
 
@@ -56,23 +57,8 @@ class PairStream:
     changed since the scan.
     """
 
-    def __init__(
-        self,
-        files: Sequence[str | Path],
-        *,
-        layout: str = "auto",
-        columns: Mapping[str, str] | None = None,
-        source: str | None = None,
-        bad_rows: BadRows = "stop",
-        unknown_label: Unknown = "error",
-        split: Split | None = None,
-        limit: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        self._files = [Path(file) for file in files]
-        self._reading = {"layout": layout, "columns": columns, "source": source}
-        self._choice = {"bad_rows": bad_rows, "unknown_label": unknown_label, "split": split, "limit": limit}
-        self._seed = seed
+    def __init__(self, data: DataConfig, *, seed: int = 0) -> None:
+        self._data, self._seed = data, seed
         self._ids = PairIds()  # after the scan: of later readings
         self._found: _Chosen | None = None
 
@@ -98,40 +84,31 @@ class PairStream:
         return chosen.of(self._read(self._ids.again()))
 
     def _read(self, ids: PairIds) -> Iterator[Pair | Reject]:
-        return iter_pairs(self._files, ids=ids, **self._reading)  # type: ignore[arg-type]
+        return _rows_of(self._data, ids)
 
     def _chosen(self) -> _Chosen:
         if self._found is None:
             ids = PairIds()
-            self._found = _choose(self._read(ids), self._files[0], seed=self._seed, **self._choice)  # type: ignore[arg-type]
+            self._found = _choose(self._read(ids), self._data, self._seed)
             self._ids = ids.again()
         return self._found
 
 
-def load_pairs(
-    files: Sequence[str | Path],
-    *,
-    layout: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    source: str | None = None,
-    bad_rows: BadRows = "stop",
-    unknown_label: Unknown = "error",
-    split: Split | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-) -> LoadedPairs:
+def load_pairs(data: DataConfig, *, seed: int = 0) -> LoadedPairs:
     """Read pairs, resolve unknown labels, take one part of a split by prompt, and draw `limit` of it, in this order.
 
-    `split`: `held_out` (a number of prompts), `seed` and `part` ("train" or "test"), as in the config. Raises
-    `DataError` for files that cannot be used, bad rows under `bad_rows="stop"` and where nothing is left, `LabelError`
-    for unknown labels under `unknown_label="error"`, `SettingError` for a split or limit that cannot be taken.
+    Raises `DataError` for files that cannot be used, bad rows under `bad_rows="stop"` and where nothing is left,
+    `LabelError` for unknown labels under `unknown_label="error"`, `SettingError` for a split or limit that cannot be
+    taken.
     """
-    paths = [Path(file) for file in files]
-    rows = list(iter_pairs(paths, layout=layout, columns=columns, source=source))
-    chosen = _choose(
-        rows, paths[0], bad_rows=bad_rows, unknown_label=unknown_label, split=split, limit=limit, seed=seed
-    )
+    rows = list(_rows_of(data))
+    chosen = _choose(rows, data, seed)
     return LoadedPairs(list(chosen.of(rows)), chosen.rejects, chosen.counts)
+
+
+def _rows_of(data: DataConfig, ids: PairIds | None = None) -> Iterator[Pair | Reject]:
+    files = [Path(file) for file in data.files]
+    return iter_pairs(files, layout=data.layout, columns=data.columns, source=data.source, ids=ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +135,10 @@ class _Chosen:
             raise DataError(f"the files hold {num_rows} rows, and held {len(self.used)}; {_CHANGED}")
 
 
-def _choose(
-    rows: Iterable[Pair | Reject],
-    first_file: Path,
-    *,
-    bad_rows: BadRows,
-    unknown_label: Unknown,
-    split: Split | None,
-    limit: int | None,
-    seed: int,
-) -> _Chosen:
+def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int) -> _Chosen:
     """Check all rows and choose, holding a few bytes of each; raises as `load_pairs`."""
-    resolve = LabelResolver(unknown_label)
-    picker = RowPicker(split=split, limit=limit, seed=seed)
+    resolve = LabelResolver(data.unknown_label)
+    picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
     cells = bytearray()  # of each row: the number of its pair's label cell
     rejects: list[Reject] = []
     for row in rows:
@@ -183,14 +151,14 @@ def _choose(
             cells[-1] = CELLS.index(cell_of(pair.chosen_is_safe, pair.rejected_is_safe))
     num_rows = len(cells)
     result = ReadResult(rejects, num_rows)
-    check_rejects(result, bad_rows=bad_rows)
+    check_rejects(result, bad_rows=data.bad_rows)
     resolve.check()
     by_row = np.frombuffer(cells, np.uint8)
     used = by_row != _NO_CELL
     used[used] = picker.picked()
     num_used = int(used.sum())
     if num_used == 0:
-        raise DataError.at(first_file, None, "no pair is left to use; check split, unknown_label and limit")
+        raise DataError.at(data.files[0], None, "no pair is left to use; check split, unknown_label and limit")
     num_by_cell = np.bincount(by_row[used], minlength=len(CELLS)).tolist()
     counts = {
         "rows": num_rows,
@@ -201,48 +169,34 @@ def _choose(
         "pairs": num_used,
         "cells": dict(zip(CELLS, num_by_cell, strict=True)),
     }
-    return _Chosen(used, unknown_label, rejects, counts)
+    return _Chosen(used, data.unknown_label, rejects, counts)
 
 
-def load_completions(
-    files: Sequence[str | Path],
-    *,
-    layout: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    source: str | None = None,
-    use: Use = "all",
-    bad_rows: BadRows = "stop",
-    unknown_label: Unknown = "error",
-    split: Split | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-) -> LoadedCompletions:
+def load_completions(data: SftDataConfig, *, seed: int = 0) -> LoadedCompletions:
     """Read completions to imitate from a file of completions, or from pairs of which `use` picks some.
 
     A layout of completions says the first, one of pairs the second, "auto" looks at the columns of the first file.
     `limit` counts rows, pairs where the file holds pairs; `source` replaces a completion's kind. Labels matter for
     `use="safe"` only: where that is not asked, an unknown one is no error. Raises as `load_pairs` does.
     """
-    alone = layout in COMPLETION_LAYOUTS or (layout == "auto" and _holds_completions(expand_files(files)[0], columns))
-    if alone:
-        result = read_sft(files, layout=layout, columns=columns)
-        check_rejects(result, bad_rows=bad_rows)
+    files = [Path(file) for file in data.files]
+    if data.layout in COMPLETION_LAYOUTS or (
+        data.layout == "auto" and _holds_completions(expand_files(files)[0], data.columns)
+    ):
+        result = read_sft(files, layout=data.layout, columns=data.columns)
+        check_rejects(result, bad_rows=data.bad_rows)
         rows, rejects, counts = result.completions, result.rejects, {"rows": result.rows}
-        rows = _picked(rows, use, unknown_label)
-        rows = _chosen_part(rows, split=split, limit=limit, seed=seed)
-        rows = rows if source is None else [replace(row, kind=source) for row in rows]
+        rows = _chosen_part(_picked(rows, data.use, data.unknown_label), data, seed)
+        rows = rows if data.source is None else [replace(row, kind=data.source) for row in rows]
     else:
-        needs_labels = use == "safe"
-        pair_result = read_pairs([Path(file) for file in files], layout=layout, columns=columns, source=source)
-        check_rejects(pair_result, bad_rows=bad_rows)
-        pairs = pair_result.pairs
-        if needs_labels:
-            pairs, _ = resolve_labels(pairs, unknown=unknown_label)
-        pairs = _chosen_part(pairs, split=split, limit=limit, seed=seed)
-        rows = completions_of_pairs(pairs, use)
-        rejects, counts = pair_result.rejects, {"rows": pair_result.rows, "pairs": len(pairs)}
+        found = read_pairs(files, layout=data.layout, columns=data.columns, source=data.source)
+        check_rejects(found, bad_rows=data.bad_rows)
+        pairs = found.pairs if data.use != "safe" else resolve_labels(found.pairs, unknown=data.unknown_label)[0]
+        pairs = _chosen_part(pairs, data, seed)
+        rows = completions_of_pairs(pairs, data.use)
+        rejects, counts = found.rejects, {"rows": found.rows, "pairs": len(pairs)}
     if not rows:
-        raise DataError.at(files[0], None, "nothing is left to use; check split, unknown_label, use and limit")
+        raise DataError.at(data.files[0], None, "nothing is left to use; check split, unknown_label, use and limit")
     counts |= {"rows_rejected": len(rejects), "completions": len(rows)}
     return LoadedCompletions(rows, rejects, counts)
 
@@ -276,9 +230,9 @@ def _picked(rows: list[Completion], use: Use, unknown_label: Unknown) -> list[Co
     return [row for row in rows if (taken if row.is_safe is None else row.is_safe) > 0.5]
 
 
-def _chosen_part(rows: Sequence[Row], *, split: Split | None, limit: int | None, seed: int) -> list[Row]:
+def _chosen_part(rows: Sequence[Row], data: SftDataConfig, seed: int) -> list[Row]:
     """Split by prompt, then draw; both read a row's prompt and id alone, which pairs and completions share."""
-    picker = RowPicker(split=split, limit=limit, seed=seed)
+    picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
     for row in rows:
         picker.add(row)
     return list(compress(rows, picker.picked()))

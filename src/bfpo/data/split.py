@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import random
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Message, Pair
+from bfpo.data.settings import SplitConfig
 
-__all__ = ["RowPicker", "Split", "draw", "normalised_prompt"]
+__all__ = ["RowPicker", "draw", "normalised_prompt"]
 
 Item = TypeVar("Item")
-Split = Mapping[str, Any]
 Mask = npt.NDArray[np.bool_]
 _RANK_BYTES = 16  # of the hash's 32: two rows in 2^64 would share them
 
@@ -38,13 +38,12 @@ def draw(items: Sequence[Item], limit: int | None, seed: int | str) -> list[Item
 class RowPicker:
     """Picks the rows of one part of a split by prompt, and of those `limit`, without holding rows: 16 bytes for each.
 
-    `split`: `held_out` (a number of prompts), `seed` and `part` ("train" or "test"). The prompts with the smallest
-    hashes of seed and normalised prompt are held out: the order of rows does not matter, and a further prompt displaces
-    at most one. The split comes before the limit, which draws rows by a hash of `seed` and id, never the first ones:
-    files are often sorted.
+    The prompts with the smallest hashes of the split's seed and the normalised prompt are held out: the order of rows
+    does not matter, and a further prompt displaces at most one. The split comes before the limit, which draws rows by a
+    hash of `seed` and id, never the first ones: files are often sorted.
     """
 
-    def __init__(self, *, split: Split | None = None, limit: int | None = None, seed: int = 0) -> None:
+    def __init__(self, *, split: SplitConfig | None = None, limit: int | None = None, seed: int = 0) -> None:
         self._split, self._limit, self._seed = split, limit, seed
         self._prompt_ranks, self._id_ranks = bytearray(), bytearray()
         self._num_rows = 0
@@ -53,7 +52,7 @@ class RowPicker:
         """Take note of a row."""
         self._num_rows += 1
         if self._split is not None:
-            self._prompt_ranks += _rank(self._split["seed"], normalised_prompt(row.prompt))
+            self._prompt_ranks += _rank(self._split.seed, normalised_prompt(row.prompt))
         if self._limit is not None:
             self._id_ranks += _rank(self._seed, row.id)
 
@@ -64,8 +63,8 @@ class RowPicker:
         """
         picked = np.ones(self._num_rows, np.bool_)
         if self._split is not None:
-            held_out = _held_out(_as_ranks(self._prompt_ranks), self._split["held_out"])
-            picked = held_out if self._split["part"] == "test" else ~held_out
+            held_out = _held_out(_as_ranks(self._prompt_ranks), self._split.held_out)
+            picked = held_out if self._split.part == "test" else ~held_out
         if self._limit is not None:
             if self._limit < 1:
                 raise SettingError(f"limit: got {self._limit}; at least 1 pair is needed")

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from bfpo.core.errors import ModelError, first_line
 from bfpo.core.inputs import missing_folder
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
+from bfpo.policy.settings import LoraConfig
 
 __all__ = [
     "DTYPES",
@@ -34,6 +35,9 @@ __all__ = [
     "set_trainable",
     "trainable_report",
 ]
+
+LoraSettings = LoraConfig | Mapping[str, Any]
+"""Our section of a config, or the keyword arguments of `peft.LoraConfig`."""
 
 DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,
@@ -83,7 +87,7 @@ def load_policy(
     model: str | Path,
     *,
     trainable: Sequence[str] | Literal["all"] = "all",
-    lora: Mapping[str, Any] | None = None,
+    lora: LoraSettings | None = None,
     quantize: Literal["nf4"] | None = None,
     dtype: str = "float32",
     masters: bool = False,
@@ -227,7 +231,11 @@ def _no_llama(config: Mapping[str, Any], error: Exception) -> ModelError:
 
 
 def set_trainable(
-    model: Any, trainable: Sequence[str] | Literal["all"], lora: Mapping[str, Any] | None = None, *, seed: int = 0
+    model: Any,
+    trainable: Sequence[str] | Literal["all"],
+    lora: LoraSettings | None = None,
+    *,
+    seed: int = 0,
 ) -> Any:
     """Choose what trains, as `load_policy` says it, and return the model, wrapped by peft where `lora` is given."""
     if lora is None:
@@ -277,18 +285,18 @@ def _no_match(pattern: str, names: Sequence[str]) -> str:
     )
 
 
-def _add_lora(model: Any, lora: Mapping[str, Any], *, seed: int = 0) -> Any:
+def _add_lora(model: Any, lora: LoraSettings, *, seed: int = 0) -> Any:
     """Return the model wrapped by peft with LoRA adapters that `seed` alone decides; `lora`: keywords of `LoraConfig`.
 
     Raises `ModelError` for settings that peft does not know, and for an adapter on one of two modules that share a
     weight.
     """
-    from peft import LoraConfig, get_peft_model
+    import peft
 
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+            adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **dict(lora)))
     except (TypeError, ValueError) as error:
         raise ModelError(f"lora: {dict(lora)!r} cannot be used: {error}") from error
     _check_shared_weight(adapted.get_base_model())

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bfpo.config import AlignConfig, DataConfig, SftDataConfig, read_template
+from bfpo.config import AlignConfig, DataConfig, read_template
 from bfpo.config.train import TrainingKeys
 from bfpo.core.errors import ConfigError, DiskFullError, RunError
 from bfpo.core.files import is_disk_full, user_cache_folder
@@ -50,7 +50,6 @@ from bfpo.training.trainer import whole_state
 __all__ = [
     "REJECTS",
     "common_arguments",
-    "data_settings",
     "describe_data",
     "describe_tokens",
     "load_start",
@@ -87,7 +86,7 @@ def load_start(config: AlignConfig) -> Policy:
     return load_policy(
         config.model,
         trainable="all" if config.lora is not None else config.trainable,
-        lora=None if config.lora is None else config.lora.model_dump(),
+        lora=config.lora,
         quantize=config.quantize,
         dtype=config.dtype,
         masters=True,
@@ -104,14 +103,7 @@ def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
 
 def pair_streams(config: AlignConfig) -> dict[str, PairStream]:
     """Return the pairs of each section, to be read when they are asked for."""
-    return {
-        name: PairStream(**data_settings(section, seed=config.seed)) for name, section in pair_sections(config).items()
-    }
-
-
-def data_settings(data: DataConfig | SftDataConfig, *, seed: int) -> dict[str, Any]:
-    """Return a data section as keyword arguments of `load_pairs` or `load_completions`."""
-    return {**data.model_dump(), "seed": seed}
+    return {name: PairStream(section, seed=config.seed) for name, section in pair_sections(config).items()}
 
 
 def token_settings(config: AlignConfig) -> dict[str, Any]:

@@ -1,17 +1,25 @@
-"""Sections that several stages share: the data, its split, LoRA."""
+"""Which rows are read, and how: pairs, completions to imitate, labelled completions."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, NameOf
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.layouts import AUTO
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 
-__all__ = ["DataConfig", "FilesConfig", "LoraConfig", "PairRowsConfig", "RowsConfig", "SftDataConfig", "SplitConfig"]
+__all__ = [
+    "DataConfig",
+    "FilesConfig",
+    "LabelledConfig",
+    "PairRowsConfig",
+    "RowsConfig",
+    "SftDataConfig",
+    "SplitConfig",
+]
 
 
 class SplitConfig(ConfigPart):
@@ -76,12 +84,28 @@ class SftDataConfig(FilesConfig):
     )
 
 
-class LoraConfig(ConfigPart):
-    """Low-rank adapters in place of training the weights themselves; the names are peft's."""
+class LabelledConfig(ConfigPart):
+    """Completions that people have labelled safe or unsafe; a pair file gives two a row."""
 
-    r: int = Field(default=16, ge=1, description="rank")
-    lora_alpha: float = Field(default=32, gt=0, description="scale; the update is multiplied by lora_alpha / r")
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
-    target_modules: Literal["all-linear"] | list[str] = Field(
-        default="all-linear", description="names of the modules that get an adapter, or all-linear"
+    files: FileList = Field(description="JSON lines, CSV or Parquet, one path or a list")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our column name (id, prompt, completion, is_safe, kind): its name in the files, where they differ",
     )
+    safe_values: list[str] = Field(
+        default=[], description="values of is_safe that mean safe, where it is not true or false; others are left out"
+    )
+    unsafe_values: list[str] = Field(default=[], description="values of is_safe that mean unsafe")
+    where: dict[str, str] = Field(
+        default_factory=dict,
+        description="only rows whose column (the file's name) fits a pattern such as contrast_*",
+    )
+    bad_rows: Literal["stop", "skip"] = Field(
+        default="stop", description="a row that cannot be read stops the run or is skipped"
+    )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> LabelledConfig:
+        if bool(self.safe_values) != bool(self.unsafe_values):
+            raise ValueError("safe_values, unsafe_values: give both or none")
+        return self
