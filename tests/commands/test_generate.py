@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +161,8 @@ def test_preview(model: Path, prompts: Path) -> None:
     text = preview_stage("generate", config(model, prompts, num_completions=3))
     assert "10 prompts: 10 benign" in text
     assert "30 completions of at most 8 tokens" in text
+
+
+def test_no_extra_is_needed_to_generate_here() -> None:
+    blocked = "import sys; sys.modules.update(openai=None, vllm=None); import bfpo.commands.generate"
+    subprocess.run([sys.executable, "-c", blocked], check=True)

@@ -1,4 +1,4 @@
-"""What makes completions: the protocol that engines share, and the engine of transformers."""
+"""What makes completions: the protocol of engines, transformers, a server and vLLM, and the file of what is made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ __all__ = [
     "VllmEngine",
     "append_made",
     "completion_seed",
-    "decode",
     "read_made",
 ]
 
@@ -81,53 +80,6 @@ class TransformersEngine:
                     for answer in batch
                 ]
             )
-
-
-def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """Return the text of an answer, special tokens in its middle included: nothing that was written is hidden."""
-    text: str = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text
-
-
-def completion_seed(seed: int, completion_id: str) -> int:
-    """Return a completion's own seed, from the run's seed and its id alone; 31 bits, which every engine takes."""
-    digest = hashlib.sha256(f"{seed}\0{completion_id}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
-
-
-_KEYS = {field.name for field in fields(Made)}
-
-
-def append_made(path: Path, made: Sequence[Made]) -> None:
-    """Append the rows and see them on the disk, behind whatever a killed run left."""
-    with path.open("ab+") as file:
-        if file.tell() and _last_byte(file) != b"\n":  # a killed run left half a row
-            file.write(b"\n")
-        lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in made)
-        file.write(lines.encode("utf-8", "replace"))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_made(path: Path) -> dict[str, Made]:
-    """Return the whole rows by id; half a row, left by a killed run, is made again."""
-    if not path.exists():
-        return {}
-    made: dict[str, Made] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.keys() == _KEYS:
-            made[row["id"]] = Made(**row)
-    return made
-
-
-def _last_byte(file: Any) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    last: bytes = file.read(1)
-    return last
 
 
 class ServerEngine:
@@ -233,3 +185,53 @@ def _import_vllm() -> Any:
             "engine 'vllm' needs the package vllm; install it with: pip install 'bfpo[vllm]' (it needs a GPU)"
         ) from error
     return vllm
+
+
+def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Return the text of an answer, special tokens in its middle included: nothing that was written is hidden."""
+    text: str = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def completion_seed(seed: int, completion_id: str) -> int:
+    """Return a completion's own seed, from the run's seed and its id alone; 31 bits, which every engine takes."""
+    digest = hashlib.sha256(f"{seed}\0{completion_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+# ------------------------------------------------------------------- completions kept while they are made
+
+
+_KEYS = {field.name for field in fields(Made)}
+
+
+def append_made(path: Path, made: Sequence[Made]) -> None:
+    """Append the rows and see them on the disk, behind whatever a killed run left."""
+    with path.open("ab+") as file:
+        if file.tell() and _last_byte(file) != b"\n":  # a killed run left half a row
+            file.write(b"\n")
+        lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in made)
+        file.write(lines.encode("utf-8", "replace"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_made(path: Path) -> dict[str, Made]:
+    """Return the whole rows by id; half a row, left by a killed run, is made again."""
+    if not path.exists():
+        return {}
+    made: dict[str, Made] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.keys() == _KEYS:
+            made[row["id"]] = Made(**row)
+    return made
+
+
+def _last_byte(file: Any) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    last: bytes = file.read(1)
+    return last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import threading
@@ -12,9 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
-from openai import DefaultAsyncHttpxClient
-
 from bfpo.core.errors import MissingExtraError, ServerError, SettingError, first_line
 from bfpo.core.schema import Message
 from bfpo.core.secrets import hide_secrets
@@ -22,148 +18,11 @@ from bfpo.generation.settings import ServerSpec
 
 __all__ = [
     "Answer",
-    "BoundedClient",
     "Question",
     "RequestBudget",
     "Server",
     "Token",
-    "read_chat",
-    "read_completion",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token of an answer, with the log-probabilities of the likeliest ones in its place."""
-
-    text: str
-    top_logprobs: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server wrote; `text` is `None`, with the fault, where no answer came.
-
-    `tokens` is empty where the server gives no log-probabilities, `finish_reason` and `num_tokens` `None` where it does
-    not say. `may_pass` says that the fault lies in the server's state or the network, not in the question.
-    """
-
-    text: str | None
-    tokens: tuple[Token, ...] = ()
-    fault: str = ""
-    may_pass: bool = False
-    finish_reason: str | None = None
-    num_tokens: int | None = None
-
-
-def read_chat(response: Any, *, may_be_empty: bool = False) -> Answer:
-    """Read an answer of the chat endpoint; whatever is not where it should be counts as not given.
-
-    An empty text is no answer. With `may_be_empty` it is one where the model ended it by itself, and blanks are text.
-    """
-    choice = _first(getattr(response, "choices", None))
-    reason = _reason(choice)
-    text = _text(getattr(getattr(choice, "message", None), "content", None), reason, may_be_empty)
-    if text is None:
-        return _no_text(reason)
-    items = getattr(getattr(choice, "logprobs", None), "content", None)
-    tokens = []
-    for item in items if isinstance(items, list) else ():
-        tops = getattr(item, "top_logprobs", None)
-        pairs = [(getattr(top, "token", None), getattr(top, "logprob", None)) for top in tops or ()]
-        tokens.append(Token(str(getattr(item, "token", "")), _numbers(pairs)))
-    return Answer(text, tuple(tokens), finish_reason=reason, num_tokens=_num_tokens(response))
-
-
-def read_completion(response: Any, *, may_be_empty: bool = False) -> Answer:
-    """Read an answer of the completions endpoint, as `read_chat` does."""
-    choice = _first(getattr(response, "choices", None))
-    reason = _reason(choice)
-    text = _text(getattr(choice, "text", None), reason, may_be_empty)
-    if text is None:
-        return _no_text(reason)
-    tokens: tuple[Token, ...] = ()
-    logprobs = getattr(choice, "logprobs", None)
-    words, tops = getattr(logprobs, "tokens", None), getattr(logprobs, "top_logprobs", None)
-    if isinstance(words, list) and isinstance(tops, list) and len(words) == len(tops):
-        pairs = [(str(w), top.items() if isinstance(top, dict) else ()) for w, top in zip(words, tops, strict=True)]
-        tokens = tuple(Token(word, _numbers(top)) for word, top in pairs)
-    return Answer(text, tokens, finish_reason=reason, num_tokens=_num_tokens(response))
-
-
-def _text(text: Any, reason: str | None, may_be_empty: bool) -> str | None:
-    """Return the text of an answer, `None` where there is none."""
-    if may_be_empty and reason == "stop" and text is None:
-        return ""
-    if not isinstance(text, str):
-        return None
-    is_text = bool(text.strip()) or (may_be_empty and (text != "" or reason == "stop"))
-    return text if is_text else None
-
-
-def _no_text(reason: str | None) -> Answer:
-    said = "" if reason in (None, "stop") else f" (finish_reason {reason})"
-    return Answer(None, fault=f"the answer holds no text{said}")
-
-
-def _reason(choice: Any) -> str | None:
-    reason = getattr(choice, "finish_reason", None)
-    return reason if isinstance(reason, str) else None
-
-
-def _num_tokens(response: Any) -> int | None:
-    number = getattr(getattr(response, "usage", None), "completion_tokens", None)
-    return number if isinstance(number, int) else None
-
-
-def _first(items: Any) -> Any:
-    return items[0] if isinstance(items, list) and items else None
-
-
-def _numbers(pairs: Any) -> dict[str, float]:
-    """Return the log-probabilities by token; the first of a token that is listed twice is the likelier one."""
-    found: dict[str, float] = {}
-    for token, logprob in pairs:
-        if isinstance(token, str) and isinstance(logprob, (int, float)) and not isinstance(logprob, bool):
-            found.setdefault(token, float(logprob))
-    return found
-
-
-class BoundedClient(DefaultAsyncHttpxClient):
-    """Sends requests that end within `timeout` seconds, body included, and asks `count` before each one.
-
-    A body that drips in never times out by itself: its reads are short. A good status whose body is no JSON object is a
-    fault of the way, such as a connection cut or a proxy's page; it is raised as one, so that it is sent again.
-    """
-
-    def __init__(self, *, timeout: float, max_connections: int, count: Callable[[], None]) -> None:
-        async def before(request: httpx2.Request) -> None:
-            count()
-
-        super().__init__(
-            timeout=timeout,
-            limits=httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
-            event_hooks={"request": [before]},
-        )
-        self._seconds = timeout
-
-    async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
-        """Send a request; raises `httpx2.RequestError` for what never became a whole answer."""
-        try:
-            response = await asyncio.wait_for(super().send(request, **kwargs), self._seconds)
-        except asyncio.TimeoutError as error:
-            raise httpx2.ReadTimeout(f"no whole answer in {self._seconds:g} s", request=request) from error
-        if response.is_success and not _is_object(response.content):
-            raise httpx2.RemoteProtocolError("the answer's body is no JSON object", request=request)
-        return response
-
-
-def _is_object(body: bytes) -> bool:
-    try:
-        return isinstance(json.loads(body), dict)
-    except (ValueError, RecursionError):
-        return False
-
 
 _log = logging.getLogger(__name__)
 
@@ -188,6 +47,30 @@ class Question:
     needs_arguments: bool = True
     as_parts: bool = False
     seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer, with the log-probabilities of the likeliest ones in its place."""
+
+    text: str
+    top_logprobs: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server wrote; `text` is `None`, with the fault, where no answer came.
+
+    `tokens` is empty where the server gives no log-probabilities, `finish_reason` and `num_tokens` `None` where it does
+    not say. `may_pass` says that the fault lies in the server's state or the network, not in the question.
+    """
+
+    text: str | None
+    tokens: tuple[Token, ...] = ()
+    fault: str = ""
+    may_pass: bool = False
+    finish_reason: str | None = None
+    num_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -281,14 +164,15 @@ class Server:
     async def _ask_all(self, questions: Sequence[Question], report: Callable[[int, Answer], None], seed: int) -> None:
         import openai
 
-        http = BoundedClient(
-            timeout=self._spec.timeout, max_connections=self._spec.max_concurrency, count=self._budget.take
-        )
+        from bfpo.generation.transport import BoundedClient
+
+        spec = self._spec
+        http = BoundedClient(timeout=spec.timeout, max_connections=spec.max_concurrency, count=self._budget.take)
         client = openai.AsyncOpenAI(
             api_key=self._key or "none",
             base_url=self.url,
-            max_retries=self._spec.max_retries,
-            timeout=self._spec.timeout,
+            max_retries=spec.max_retries,
+            timeout=spec.timeout,
             http_client=http,
         )
         todo = iter(enumerate(questions))
@@ -390,7 +274,7 @@ class Server:
                 raise SettingError("api: 'completions' takes a finished text, and this format asks a chat; use 'chat'")
             logprobs: dict[str, Any] = {"logprobs": _COMPLETIONS_LOGPROBS} if extras.logprobs else {}
             response = await client.completions.create(prompt=content, **common, **logprobs)
-            return read_completion(response, may_be_empty=self._is_writer)
+            return _read_completion(response, may_be_empty=self._is_writer)
         logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if extras.logprobs else {}
         turns = [Message("user", content)] if isinstance(content, str) else content
         messages = [
@@ -400,7 +284,7 @@ class Server:
         if question.template_arguments and extras.arguments:
             common["extra_body"] = {"chat_template_kwargs": dict(question.template_arguments)}
         response = await client.chat.completions.create(messages=messages, **common, **logprobs)
-        return read_chat(response, may_be_empty=self._is_writer)
+        return _read_chat(response, may_be_empty=self._is_writer)
 
     def _clean(self, error: BaseException) -> str:
         """Return an error's first line, short and without the key, which some servers repeat."""
@@ -488,3 +372,79 @@ def _read_key(name: str) -> str:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise SettingError(f"api_key_env: the variable {name} holds characters that no key has; set it anew")
     return key
+
+
+# --------------------------------------------------------------------------------- reading what came back
+
+
+def _read_chat(response: Any, *, may_be_empty: bool = False) -> Answer:
+    """Read an answer of the chat endpoint; whatever is not where it should be counts as not given.
+
+    An empty text is no answer. With `may_be_empty` it is one where the model ended it by itself, and blanks are text.
+    """
+    choice = _first(getattr(response, "choices", None))
+    reason = _reason(choice)
+    text = _text(getattr(getattr(choice, "message", None), "content", None), reason, may_be_empty)
+    if text is None:
+        return _no_text(reason)
+    items = getattr(getattr(choice, "logprobs", None), "content", None)
+    tokens = []
+    for item in items if isinstance(items, list) else ():
+        tops = getattr(item, "top_logprobs", None)
+        pairs = [(getattr(top, "token", None), getattr(top, "logprob", None)) for top in tops or ()]
+        tokens.append(Token(str(getattr(item, "token", "")), _numbers(pairs)))
+    return Answer(text, tuple(tokens), finish_reason=reason, num_tokens=_num_tokens(response))
+
+
+def _read_completion(response: Any, *, may_be_empty: bool = False) -> Answer:
+    """Read an answer of the completions endpoint, as `_read_chat` does."""
+    choice = _first(getattr(response, "choices", None))
+    reason = _reason(choice)
+    text = _text(getattr(choice, "text", None), reason, may_be_empty)
+    if text is None:
+        return _no_text(reason)
+    tokens: tuple[Token, ...] = ()
+    logprobs = getattr(choice, "logprobs", None)
+    words, tops = getattr(logprobs, "tokens", None), getattr(logprobs, "top_logprobs", None)
+    if isinstance(words, list) and isinstance(tops, list) and len(words) == len(tops):
+        pairs = [(str(w), top.items() if isinstance(top, dict) else ()) for w, top in zip(words, tops, strict=True)]
+        tokens = tuple(Token(word, _numbers(top)) for word, top in pairs)
+    return Answer(text, tokens, finish_reason=reason, num_tokens=_num_tokens(response))
+
+
+def _text(text: Any, reason: str | None, may_be_empty: bool) -> str | None:
+    """Return the text of an answer, `None` where there is none."""
+    if may_be_empty and reason == "stop" and text is None:
+        return ""
+    if not isinstance(text, str):
+        return None
+    is_text = bool(text.strip()) or (may_be_empty and (text != "" or reason == "stop"))
+    return text if is_text else None
+
+
+def _no_text(reason: str | None) -> Answer:
+    said = "" if reason in (None, "stop") else f" (finish_reason {reason})"
+    return Answer(None, fault=f"the answer holds no text{said}")
+
+
+def _reason(choice: Any) -> str | None:
+    reason = getattr(choice, "finish_reason", None)
+    return reason if isinstance(reason, str) else None
+
+
+def _num_tokens(response: Any) -> int | None:
+    number = getattr(getattr(response, "usage", None), "completion_tokens", None)
+    return number if isinstance(number, int) else None
+
+
+def _first(items: Any) -> Any:
+    return items[0] if isinstance(items, list) and items else None
+
+
+def _numbers(pairs: Any) -> dict[str, float]:
+    """Return the log-probabilities by token; the first of a token that is listed twice is the likelier one."""
+    found: dict[str, float] = {}
+    for token, logprob in pairs:
+        if isinstance(token, str) and isinstance(logprob, (int, float)) and not isinstance(logprob, bool):
+            found.setdefault(token, float(logprob))
+    return found
