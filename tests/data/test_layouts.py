@@ -50,7 +50,7 @@ def test_a_new_layout_is_known_wherever_layouts_are_named(tmp_path: Path) -> Non
         AlignConfig, overrides=["model=m", f"data.files={file}", "data.layout=arena", "data.unknown_label=drop"]
     )
     assert config.data.layout == "arena"
-    assert len(load_pairs([file], layout=config.data.layout, unknown_label="safe").pairs) == 1
+    assert len(load_pairs(config.data.model_copy(update={"unknown_label": "safe"})).pairs) == 1
     assert SftDataConfig(files=[str(file)], layout="arena").layout == "arena"
     assert allowed(DataConfig.model_fields["layout"]).endswith("sharegpt, arena")
     reader = reader_of(file, layout="auto", columns={})
