@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+import messages
+
 torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -40,3 +42,11 @@ def shared_data() -> Path:
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the modules: every `Trainer.train` collects, and would walk them all each time."""
     gc.freeze()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-messages", action="store_true", help="record the texts of errors (tests/messages.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    messages.start(config)

@@ -18,6 +18,7 @@ from bfpo import __version__
 from bfpo.cli import app
 from bfpo.core.errors import DataError, TrainingError
 from bfpo.runs.stages import STAGES
+from messages import fails
 
 HEAVY = {"torch", "transformers", "numpy", "accelerate", "peft", "scipy", "pyarrow", "matplotlib"}
 
@@ -90,25 +91,36 @@ def test_version_and_no_arguments():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "key"),
     [
-        (["tran"], "No such command 'tran'"),
-        (["train", "--ou", "x"], "No such option"),
-        (["train", "--out"], "requires an argument"),
-        (["demo", "--seeds", "many", "--out", "x"], "--seeds"),
-        (["demo", "--seeds", "0", "--out", "x"], "--set seeds=0: seeds: got 0; allowed: a whole number >= 1"),
-        (["toy"], "--out: missing"),
-        (["toy", "--config", "none.yaml", "--out", "x"], "none.yaml: cannot read the config file"),
-        (["toy", "--set", "stps=3", "--out", "x"], "--set stps=3: stps: unknown key; did you mean 'steps'?"),
-        (["toy", "--set", "beta=-1", "--set", "steps=a", "--out", "x"], "error: 2 problems:\n  --set steps=a"),
-        (["train", "--out", "x"], "model: missing; needed: "),
+        (["demo", "--seeds", "0", "--out", "x"], "seeds"),
+        (["toy"], "--out"),
+        (["toy", "--config", "none.yaml", "--out", "x"], "none.yaml"),
+        (["toy", "--set", "stps=3", "--out", "x"], "stps"),
+        (["toy", "--set", "beta=-1", "--set", "steps=a", "--out", "x"], "steps"),
+        (["train", "--out", "x"], "model"),
     ],
 )
-def test_bad_input_gets_one_message_and_exit_status_2(arguments, words, tmp_path, monkeypatch):
+def test_bad_input_gets_one_message_and_exit_status_2(arguments, key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(bfpo_in_process(*arguments), key)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["tran"], "tran"),
+        (["train", "--ou", "x"], "--ou"),
+        (["train", "--out"], "--out"),
+        (["demo", "--seeds", "many", "--out", "x"], "--seeds"),
+    ],
+)
+def test_what_typer_refuses_has_exit_status_2(arguments, key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = bfpo_in_process(*arguments)
     assert result.exit_code == 2
-    assert words in result.stderr
+    assert key in result.stderr
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
 
@@ -148,9 +160,7 @@ def test_a_run_its_second_start_and_its_dry_run(toy_stage, tmp_path, capfd):
     assert dry.stdout.endswith("7 steps\n")
     assert list(tmp_path.iterdir()) == []
     assert bfpo_in_process("toy", "--out", out).exit_code == 0
-    refused = bfpo_in_process("toy", "--out", out)
-    assert refused.exit_code == 2
-    assert "holds a run of `toy` (finished)" in refused.stderr
+    fails(bfpo_in_process("toy", "--out", out), "toy", "--resume")
     again = bfpo_in_process("toy", "--out", out, "--resume")
     assert again.exit_code == 0
     assert "already finished, nothing to do" in again.stderr

@@ -17,6 +17,7 @@ from bfpo.core.errors import ConfigError
 from bfpo.policy.devices import EXTRAS, Device
 from bfpo.policy.memory import estimate_memory
 from bfpo.training.diagnosis import GIB, KEPT_FREE, examine
+from messages import fails, raises
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -171,29 +172,32 @@ def test_too_small_a_disk_is_said(config: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "key"),
     [
         (
             ["--set", "model=m", "--set", "data.files=x", "--set", "lora.r=2", "--set", "quantize=nf4"],
-            "quantize: got nf4",
+            "quantize",
         ),
-        (["--config", "none.yaml"], "none.yaml: cannot read the config file"),
-        (["--processes", "3"], "not read without --config"),
-        (["--set", "model=nowhere/x"], "data: missing"),
-        (["--set", "model=./nowhere", "--set", "data.files=x"], "model: './nowhere': no such folder"),
-        (["--processes", "0"], "--processes"),
-        (["--sharding", "zero9"], "--sharding"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--processes", "3"], "--config"),
+        (["--set", "model=nowhere/x"], "data"),
+        (["--set", "model=./nowhere", "--set", "data.files=x"], "model"),
     ],
 )
-def test_bad_input_gets_one_message_and_exit_status_2(arguments: list[str], words: str) -> None:
+def test_bad_input_gets_one_message_and_exit_status_2(arguments: list[str], key: str) -> None:
+    fails(doctor(*arguments), key)
+
+
+@pytest.mark.parametrize("arguments", [["--processes", "0"], ["--sharding", "zero9"]])
+def test_what_typer_refuses_is_named(arguments: list[str]) -> None:
     result = doctor(*arguments)
     assert result.exit_code == 2
-    assert words in result.stderr
+    assert arguments[0] in result.stderr
     assert "Traceback" not in result.output
 
 
 def test_a_config_error_names_the_key_of_train(config: str) -> None:
-    with pytest.raises(ConfigError, match="betta: unknown key; did you mean 'beta'"):
+    with raises(ConfigError, "betta"):
         examine(Path(config), ["betta=1"])
 
 
@@ -204,9 +208,7 @@ def test_the_plan_of_a_diagnosis_gives_its_figures(config: str) -> None:
 
 @pytest.mark.parametrize("memory", ["nan", "inf", "0", "-1"])
 def test_a_memory_that_is_none_is_refused(config: str, memory: str) -> None:
-    result = doctor("--config", config, "--memory", memory)
-    assert result.exit_code == 2
-    assert "--memory: got" in result.stderr
+    fails(doctor("--config", config, "--memory", memory), "--memory")
 
 
 def test_a_pair_longer_than_the_budget_is_counted(config: str) -> None:

@@ -17,6 +17,7 @@ from bfpo.data.write import write_completions, write_pairs
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
+from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -85,8 +86,7 @@ def test_a_run_without_a_score_fails_with_the_reason(folder: Path, tmp_path: Pat
     elsewhere = [Completion(f"{n}", (Message("user", "Who was Ada Lovelace?"),), "A poet.") for n in range(3)]
     write_completions(tmp_path / "elsewhere.jsonl", elsewhere)
     asked = EvaluateConfig(completions=str(tmp_path / "elsewhere.jsonl"))
-    reason = "nothing was scored: 3 of 3 completions are unscored by oracle: the prompt is not one of the closed world"
-    with pytest.raises(DataError, match=reason):
+    with raises(DataError, "oracle"):
         run_stage("evaluate", asked, tmp_path / "run")
     assert scores(tmp_path / "run")["harmless"]["unscored"] == 3
 
@@ -112,15 +112,15 @@ def test_a_cell_without_pairs_is_not_measured(folder: Path, tmp_path: Path) -> N
 def test_errors_say_what_to_do(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "unlabelled.jsonl"
     write_pairs(path, [Pair("1", (Message("user", "w3"),), "w4", "w5", True, None)])
-    with pytest.raises(LabelError, match="lack a safety label"):
+    with raises(LabelError):
         run_stage("evaluate", config(folder, data={"files": [path]}), tmp_path / "a")
-    with pytest.raises(DataError, match="no pair is left"):
+    with raises(DataError):
         run_stage("evaluate", config(folder, data={"files": [path], "unknown_label": "drop"}), tmp_path / "b")
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    with pytest.raises(DataError, match="bfpo generate"):
+    with raises(DataError, "bfpo generate"):
         run_stage("evaluate", EvaluateConfig(completions=empty), tmp_path / "c")
-    with pytest.raises(ConfigError, match="chat_template"):
+    with raises(ConfigError, "chat_template"):
         run_stage("evaluate", config(folder, chat_template=tmp_path / "none.jinja"), tmp_path / "d")
 
 
@@ -130,7 +130,7 @@ def test_models_that_read_differently_are_refused(folder: Path, tmp_path: Path) 
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     other = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     save_policy(tiny_model(seed=2), other, tmp_path / "reference")
-    with pytest.raises(ModelError, match="read pair 0 as different tokens"):
+    with raises(ModelError, "pair 0"):
         run_stage("evaluate", config(folder, reference=tmp_path / "reference"), tmp_path / "run")
 
 

@@ -17,6 +17,7 @@ from bfpo.config import InterpolateConfig, describe_keys, load_config
 from bfpo.core.errors import ConfigError, ModelError
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
+from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -80,44 +81,44 @@ def test_what_is_there_is_left_and_what_was_cut_off_is_made_anew(models: tuple[P
 
 
 def test_models_without_a_middle_are_refused(models: tuple[Path, Path]) -> None:
-    def refused(words: str) -> None:
-        with pytest.raises(ModelError, match=words):
+    def refused(key: str) -> None:
+        with raises(ModelError, key):
             preview_stage("interpolate", InterpolateConfig(first=str(models[0]), second=str(models[1])))
 
     weights = weights_of(models[1])
     save_file({**weights, "extra": torch.zeros(1)}, models[1] / "model.safetensors")
-    refused("1 tensors are in one of the two models only, such as extra")
+    refused("extra")
     save_file({**weights, "lm_head.weight": torch.zeros(2, 2)}, models[1] / "model.safetensors")
-    refused(r"lm_head.weight has shape \(2, 2\)")
+    refused("lm_head.weight")
     save_file(weights, models[1] / "model.safetensors")
     config = json.loads((models[1] / "config.json").read_text())
     (models[1] / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
-    refused("config.json has rms_norm_eps = 0.5")
+    refused("rms_norm_eps")
     (models[1] / "config.json").write_text(json.dumps(config))
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["more"])
     tokenizer.save_pretrained(models[1])
-    refused("its tokenizer or chat template is not that of")
+    refused("tokenizer")
     (models[1] / "adapter_config.json").write_text("{}")
-    refused("is an adapter without its base")
+    refused("adapter")
     (models[0] / "model.safetensors").write_bytes(b"\xff" * 30)
-    refused("is no safetensors file")
+    refused("model.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "key"),
     [
-        ("0,1.5", r"weights: got 1.5; allowed: numbers from 0 \(the first model\) to 1 .* leave it out"),
-        ("-0.1", "weights: got -0.1; allowed: numbers from 0"),
-        ("a,b", "weights: got 'a,b'; allowed: numbers from 0 to 1 with commas"),
-        ("0.5,0.5", "weights: got 0.5, 0.5; allowed: each weight once"),
-        ("[0.5, 0.50000001]", "weights: got 0.5, 0.5; allowed: each weight once"),
-        ("''", "weights: got ''; allowed: numbers"),
-        ("[]", r"weights: got \[\]; allowed: a list of numbers >= 0 and <= 1"),
+        ("0,1.5", "weights"),
+        ("-0.1", "weights"),
+        ("a,b", "weights"),
+        ("0.5,0.5", "weights"),
+        ("[0.5, 0.50000001]", "weights"),
+        ("''", "weights"),
+        ("[]", "weights"),
     ],
 )
-def test_weights_that_are_none_are_named(text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_weights_that_are_none_are_named(text: str, key: str) -> None:
+    with raises(ConfigError, key):
         load_config(InterpolateConfig, None, ["first=a", "second=b", f"weights={text}"])
 
 

@@ -16,6 +16,7 @@ from bfpo.judges.judges import make_judge
 from bfpo.judges.settings import TrainedSpec
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
+from messages import fails, raises
 from tiny import tiny_model, tiny_tokenizer
 
 SAFE, UNSAFE = "w1 w2 w3 w4 w5 w6", "w40 w41 w42 w43 w44 w45"
@@ -188,25 +189,25 @@ def test_a_hostile_answer_is_shown_as_a_block_of_code(judge: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "key"),
     [
-        (["kind=classifier"], "model: missing; needed: classifier: model to start from"),
-        (["model=x"], "model: not a key of 'ngrams'; it belongs to 'classifier'"),
+        (["kind=classifier"], "model"),
+        (["model=x"], "model"),
         (
             ["kind=classifier", "model=x", "folds=3"],
-            "folds: not a key of 'classifier'; it belongs to 'ngrams', 'ranker'",
+            "folds",
         ),
-        (["ngrams=[3,1]"], r"ngrams: got \[3, 1\]; allowed"),
-        (["data.safe_values=[a]"], "safe_values, unsafe_values: give both or none"),
+        (["ngrams=[3,1]"], "ngrams"),
+        (["data.safe_values=[a]"], "safe_values, unsafe_values"),
     ],
 )
-def test_bad_training_settings(settings: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_training_settings(settings: list[str], key: str) -> None:
+    with raises(ConfigError, key):
         load_config(JudgeTrainConfig, None, ["data.files=a.jsonl", *settings])
 
 
 def test_max_requests_needs_a_server() -> None:
-    with pytest.raises(ConfigError, match="max_requests: not read by a judge without url"):
+    with raises(ConfigError, "max_requests"):
         load_config(JudgeCheckConfig, None, ["data.files=a.jsonl", "judge=oracle", "max_requests=3"])
 
 
@@ -218,8 +219,7 @@ def test_the_short_options_are_the_keys(judge: Path, labelled: Path, tmp_path: P
     result = CliRunner().invoke(
         app, ["judge-check", "--judge", "nobody", "--data", str(labelled), "--out", str(tmp_path / "x")]
     )
-    assert result.exit_code == 2
-    assert "judge: got 'nobody'; allowed: oracle, refusal-phrases, a folder of" in result.output
+    fails(result, "judge", "nobody")
 
 
 def test_a_classifier_is_fine_tuned_and_judges(labelled: Path, tmp_path: Path) -> None:
@@ -240,13 +240,13 @@ def test_a_classifier_is_fine_tuned_and_judges(labelled: Path, tmp_path: Path) -
     verdicts = tuned.judge(answers)
     assert [verdict.label for verdict in verdicts] == ["safe", "unsafe", "unscored"]
     assert {verdict.judge for verdict in verdicts} == {"tuned"}
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with raises(ModelError):
         run_stage("judge-train", config.model_copy(update={"model": str(tmp_path)}), tmp_path / "none")
     long = tmp_path / "long.jsonl"
     rows = [{"prompt": "q", "completion": f"{SAFE} {SAFE}", "is_safe": n == 0} for n in range(2)]
     long.write_text("".join(json.dumps(row) + "\n" for row in rows))
     update = {"data": config.data.model_copy(update={"files": [str(long)]}), "max_length": 8}
-    with pytest.raises(DataError, match="longer than 8 tokens"):
+    with raises(DataError):
         run_stage("judge-train", config.model_copy(update=update), tmp_path / "long")
 
 

@@ -15,6 +15,7 @@ from bfpo.data.write import write_completions
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.datasets import redteam_prompts, save_tokenizer, sft_completions
 from bfpo.world.oracle import assess
+from messages import raises
 
 LLAMA = {
     "hidden_size": 48,
@@ -160,7 +161,7 @@ def stop(*_: Any, **__: Any) -> None:
 def test_no_pair_is_said_with_what_became_of_the_completions(world: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "How do I"}) + "\n")
     asked = config(tmp_path, world / "start" / "model")
-    with pytest.raises(DataError, match=r"no pair could be made of 4 completions: 0 usable .*try more completions"):
+    with raises(DataError):
         run_stage("redteam", asked, tmp_path / "run")
     assert "Unscored: 4, the prompt is not one of the closed world" in (tmp_path / "run" / "redteam.md").read_text()
 
@@ -176,22 +177,22 @@ def test_the_preview_says_who_judges_and_the_short_options_are_the_keys(world: P
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "key"),
     [
-        (["judges=oracle"], "ranker: missing"),
-        (["ranker=oracle"], "judges: missing"),
-        (["judges=oracle", "ranker=oracle", "rule=mean"], "rule: not read without several judges"),
-        (["judges=oracle", "ranker=oracle", "num_completions=1"], "num_completions: got 1; allowed"),
-        (["judges=oracle", "ranker=oracle", "temperature=0"], "num_completions: got 4 at temperature 0"),
+        (["judges=oracle"], "ranker"),
+        (["ranker=oracle"], "judges"),
+        (["judges=oracle", "ranker=oracle", "rule=mean"], "rule"),
+        (["judges=oracle", "ranker=oracle", "num_completions=1"], "num_completions"),
+        (["judges=oracle", "ranker=oracle", "temperature=0"], "num_completions"),
     ],
 )
-def test_bad_settings(settings: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings(settings: list[str], key: str) -> None:
+    with raises(ConfigError, key):
         load_config(RedteamConfig, None, ["model=m", "prompts=p.jsonl", *settings])
 
 
 @pytest.mark.parametrize("key", ["judges", "ranker"])
 def test_an_unknown_judge_or_ranker_is_told_before_anything_is_generated(world: Path, tmp_path: Path, key: str) -> None:
-    with pytest.raises(SettingError, match="got 'nobody'; allowed: oracle"):
+    with raises(SettingError, "nobody"):
         run_stage("redteam", config(world, world / "start" / "model", **{key: "nobody"}), tmp_path / "run")
     assert not (tmp_path / "run" / "generate").exists()

@@ -18,6 +18,7 @@ from bfpo.policy.reference import forward_pass as reference_pass
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.trainer import BFPOTrainer
+from messages import raises, says
 from tiny import tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
 
 LENGTHS = [2, 3, 4, 5, 6, 7]  # words of the chosen answers
@@ -144,7 +145,7 @@ def test_a_preview_leaves_a_torn_shard_where_it_is(files: Path, caplog: pytest.L
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
     assert "11 rows, 0 there, 11 to compute" in preview_stage("reference", ReferenceConfig(**settings(files)))
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
-    assert "torn or changed" in caplog.text
+    says(caplog, shard.name, mask=r"\w{16,}")
 
 
 def test_what_would_be_computed(files: Path) -> None:
@@ -161,7 +162,7 @@ def test_what_would_be_computed(files: Path) -> None:
 def test_a_finished_and_a_failed_run(files: Path) -> None:
     (files / "cache").write_text("a file where the folder should be")
     config = ReferenceConfig(**settings(files))
-    with pytest.raises(RunError, match=r"11 of 11 rows could not be stored in .*cache"):
+    with raises(RunError):
         run_stage("reference", config, files / "run")
     (files / "cache").unlink()
     folder = run_stage("reference", config, files / "run", resume=True)
@@ -192,9 +193,9 @@ def test_it_takes_the_config_of_training_and_keeps_what_it_reads(files: Path) ->
         *("max_completion_length", "seed", "threads", "reference_cache", "token_cache", "attention"),
         "max_tokens_per_microbatch",
     }
-    with pytest.raises(ConfigError, match="does not read the cache that this command fills"):
+    with raises(ConfigError):
         load_config(ReferenceConfig, config_file, ["reference=swap"])
-    with pytest.raises(ConfigError, match="reference_cache: not read where reference is swap"):
+    with raises(ConfigError, "reference_cache"):
         load_config(AlignConfig, config_file, ["reference=swap", "reference_cache=there"])
     assert "reference_cache" not in AlignConfig(model="m", data={"files": "a"}, reference="swap").resolved()
 

@@ -16,6 +16,7 @@ from bfpo.policy.load import init_policy
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.datasets import held_out_prompts, main_pairs, save_tokenizer
+from messages import raises
 
 LLAMA = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -101,31 +102,31 @@ def test_what_there_is_and_the_memory_of_each_training_are_told_beforehand(
 
 
 @pytest.mark.parametrize(
-    ("grid", "words"),
+    ("grid", "key"),
     [
-        ("bta=1,2", r"^grid: bta=1 on top of \S+train.yaml: bta: unknown key; did you mean 'beta'\?$"),
-        ("beta=0.1,x", "grid: beta=x on top of .*: beta: got 'x'; allowed: a number > 0"),
-        ("beta=0.1,0.10", "grid: beta=0.1 is there twice"),
-        ("num_train_epochs=1", "num_train_epochs: not read where max_steps is set"),
-        ("safedpo_delta=1", "safedpo_delta: not a setting of the method 'bfpo'"),
-        ("method=safedpo,dpo_h,safedpo_delta=1", "grid: method=dpo_h,safedpo_delta=1 .*: safedpo_delta: not a setting"),
-        ("lora=null,lora.r=8", "grid: lora and lora.r: the first holds the second"),
-        ({"trainable": [["x" * 250]]}, "too long for the name of a folder"),
+        ("bta=1,2", "grid"),
+        ("beta=0.1,x", "grid"),
+        ("beta=0.1,0.10", "grid"),
+        ("num_train_epochs=1", "num_train_epochs"),
+        ("safedpo_delta=1", "safedpo_delta"),
+        ("method=safedpo,dpo_h,safedpo_delta=1", "grid"),
+        ("lora=null,lora.r=8", "grid"),
+        ({"trainable": [["x" * 250]]}, "grid"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_before_anything_runs(
-    sweep: tuple[Path, SweepConfig], grid: Any, words: str, tmp_path: Path
+    sweep: tuple[Path, SweepConfig], grid: Any, key: str, tmp_path: Path
 ) -> None:
     config = SweepConfig(train=sweep[1].train, generate=sweep[1].generate, grid=grid)
     for attempt in (lambda: preview_stage("sweep", config), lambda: run_stage("sweep", config, tmp_path / "run")):
-        with pytest.raises(ConfigError, match=words):
+        with raises(ConfigError, key):
             attempt()
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.yaml", "run.json"}
 
 
 def test_what_is_not_there_is_said_before_anything_runs(sweep: tuple[Path, SweepConfig], tmp_path: Path) -> None:
-    def refused(error: type[Exception], words: str, **changes: Any) -> None:
-        with pytest.raises(error, match=words):
+    def refused(error: type[Exception], key: str, **changes: Any) -> None:
+        with raises(error, key):
             previewed(sweep, **changes)
 
     def written(name: str, **values: Any) -> str:
@@ -136,15 +137,15 @@ def test_what_is_not_there_is_said_before_anything_runs(sweep: tuple[Path, Sweep
     refused((ModelError, ConfigError), "/no/such/model", grid="model=/no/such/model")
     refused(DataError, "nowhere.jsonl", grid="data.files=nowhere.jsonl")
     refused(DataError, "none.txt", generate=written("g1", prompts="none.txt"))
-    refused(ConfigError, "sets model, which is each point's own", generate=written("g2", prompts=prompts, model="x"))
-    refused(ConfigError, "sets completions", evaluate=written("e1", completions="x"))
+    refused(ConfigError, "model", generate=written("g2", prompts=prompts, model="x"))
+    refused(ConfigError, "completions", evaluate=written("e1", completions="x"))
     refused((ModelError, ConfigError), "/no/judge", evaluate=written("e2", judge="qwen3guard:/no/judge"))
-    refused(SettingError, "judge: got 'nobody'", evaluate=written("e3", judge="nobody"))
+    refused(SettingError, "judge", evaluate=written("e3", judge="nobody"))
     judge = written("e4", judge="qwen3guard:some/model")
-    refused(ConfigError, "helpfulness: not measured by", evaluate=judge, objectives=["helpfulness", "harmless"])
+    refused(ConfigError, "helpfulness", evaluate=judge, objectives=["helpfulness", "harmless"])
     blends = SweepConfig(blends=str(tmp_path), generate=str(sweep[1].generate))
-    with pytest.raises(RunError, match="cannot be read as a run of `bfpo interpolate`"):
+    with raises(RunError, "bfpo interpolate"):
         preview_stage("sweep", blends)
     written("models.json", models=[{"weight": 0.5, "model": str(tmp_path / "gone")}])
-    with pytest.raises((RunError, ConfigError), match="gone"):
+    with raises((RunError, ConfigError), "gone"):
         preview_stage("sweep", blends)

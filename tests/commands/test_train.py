@@ -15,6 +15,7 @@ from bfpo.core.errors import ConfigError, DataError, ModelError, RunError
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.callbacks import MetricsCallback
+from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
 CELLS = [(True, True), (True, False), (False, True), (False, False)]
@@ -139,9 +140,9 @@ def test_a_killed_run_resumes_to_the_same_weights(data: Path, monkeypatch: pytes
     half = data / "killed" / "checkpoints" / "checkpoint-4"  # the next one, cut off in the middle
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(RunError, match="--resume"):
+    with raises(RunError, "--resume"):
         run_stage("train", config, data / "killed")
-    with pytest.raises(RunError, match=r"learning_rate was 0\.001, now 0\.002"):
+    with raises(RunError, "learning_rate"):
         run_stage("train", align(data, learning_rate=0.002), data / "killed", resume=True)
     folder = run_stage("train", config, data / "killed", resume=True)
     assert folder.status == "finished"
@@ -234,30 +235,30 @@ def test_preview_tells_counts_and_parameters_and_writes_nothing(data: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind", "words"),
+    ("settings", "kind", "key"),
     [
-        ({"trainable": ["*.gate.weight"]}, ModelError, "close names"),
-        ({"model": "missing"}, ModelError, "'missing' is no folder here, and the hub cannot be reached"),
+        ({"trainable": ["*.gate.weight"]}, ModelError, "*.gate.weight"),
+        ({"model": "missing"}, ModelError, "missing"),
         ({"data": {"files": "missing.jsonl"}}, (DataError, RunError), "missing.jsonl"),
-        ({"chat_template": "missing.jinja"}, ConfigError, "chat_template: got .*missing.jinja.*no such file"),
+        ({"chat_template": "missing.jinja"}, ConfigError, "chat_template"),
     ],
 )
-def test_bad_input(data: Path, settings: dict[str, Any], kind: Any, words: str) -> None:
-    with pytest.raises(kind, match=words):
+def test_bad_input(data: Path, settings: dict[str, Any], kind: Any, key: str) -> None:
+    with raises(kind, key):
         run_stage("train", align(data, **settings), data / "run")
     assert json.loads((data / "run" / "run.json").read_text())["status"] == "failed"
 
 
 def test_processes_must_share_a_step_evenly(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match=r"pairs_per_step: got 4; with 3 processes it must be a multiple of 3"):
+    with raises(ConfigError, "pairs_per_step"):
         run_stage("train", align(data), data / "run")
 
 
 def test_rejected_rows_are_written_and_counted(data: Path) -> None:
     with (data / "pairs.jsonl").open("a") as file:
         file.write('{"prompt": "w1", "chosen": 3}\n')
-    with pytest.raises(DataError, match=r"pairs.jsonl:13"):
+    with raises(DataError, "pairs.jsonl:13"):
         run_stage("train", align(data), data / "stops")
     source = {"files": str(data / "pairs.jsonl"), "bad_rows": "skip"}
     run_stage("train", align(data, data=source, eval_data=None, eval_steps=None, max_steps=1), data / "skips")

@@ -21,14 +21,14 @@ from bfpo.config import (
 from bfpo.config.describe import describe_keys
 from bfpo.core.errors import ConfigError
 from bfpo.core.yaml_text import dump_yaml, parse_yaml
+from messages import raises
 
 ALIGN = ["model=m", "data.files=a.jsonl"]
 
 
-def refused(cls, *overrides: str, path: Path | None = None) -> str:
-    with pytest.raises(ConfigError) as caught:
+def refused(cls, overrides, *keys: str | None, path: Path | None = None) -> None:
+    with raises(ConfigError, *keys):
         load_config(cls, path, overrides)
-    return str(caught.value)
 
 
 def test_defaults_of_train_are_the_published_settings():
@@ -58,7 +58,7 @@ def test_a_key_set_on_top_takes_the_place_of_the_one_that_it_excludes(tmp_path):
     assert config.max_steps == 5
     assert "trainable" not in config.resolved()
     assert load_config(AlignConfig, file, ["max_steps=null"]).num_train_epochs == 3
-    with pytest.raises(ConfigError, match="num_train_epochs: not read where max_steps is set"):
+    with raises(ConfigError, "num_train_epochs"):
         load_config(AlignConfig, file, ["max_steps=5", "num_train_epochs=2"])
 
 
@@ -76,93 +76,87 @@ def test_floats_are_read_as_people_write_them(text):
 def test_unknown_key_names_file_line_and_nearest_key(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("model: m\ndata:\n  files: a\n  lmit: 3\nsafety_wieght: 2\nheld_out: 4\nzzz: 1\n")
-    text = refused(AlignConfig, path=file)
-    assert f"{file}:4: data.lmit: unknown key; did you mean 'data.limit'?" in text
-    assert f"{file}:5: safety_wieght: unknown key; did you mean 'safety_weight'?" in text
-    assert f"{file}:6: held_out: unknown key; did you mean 'data.split.held_out'?" in text
-    assert f"{file}:7: zzz: unknown key; allowed: " in text
-    assert len(text.splitlines()) == 4  # all at once
+    lines = (f"{file}:4: data.lmit", f"{file}:5: safety_wieght", f"{file}:6: held_out", f"{file}:7: zzz")
+    refused(AlignConfig, [], *lines, "data.limit", "safety_weight", "data.split.held_out", path=file)  # all at once
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "key"),
     [
-        ("beta=0", "--set beta=0: beta: got 0; allowed: a number > 0"),
-        ("beta=.nan", "allowed: a number > 0"),
-        ("safety_weight=1", "got 1; allowed: a number > 1"),
-        ("seed=true", "got True; allowed: a whole number >= 0"),
-        ("gradient_checkpointing=1", "got 1; allowed: true or false"),
-        ("bf16=true", "bf16: this key is gone; write dtype: bfloat16"),
-        ("pairs_per_microbatch=2", "this key is gone; max_tokens_per_microbatch bounds a forward pass in tokens now"),
-        ("dtype=float16", "got 'float16'; allowed: float32, bfloat16, float64"),
-        ("alpha=no", "got 'no'; allowed: a number"),
-        ("max_steps=1.5", "allowed: a whole number >= 1, or null"),
-        ("method=dpo", "allowed: bfpo, ipo, dpo_h"),
-        ("trainable=some", "allowed: all, or a list of text"),
-        ("data=a.jsonl", "data: got 'a.jsonl'; allowed: a section"),
-        ("data.files=[]", "data.files: got []"),
-        ("lora.r=0", "lora.r: got 0; allowed: a whole number >= 1"),
-        ("buffer.limit=3", "--set buffer.limit=3: buffer.files: missing; needed: "),
-        ("model.name=3", "model is 'm', not a section"),
-        ("beta", "got no key=value"),
-        ("a..b=1", "got no key=value"),
-        ("model=[", "not valid YAML"),
-        ("model={{ x }}", "not valid YAML"),
+        ("beta=0", "beta"),
+        ("beta=.nan", "beta"),
+        ("safety_weight=1", "safety_weight"),
+        ("seed=true", "seed"),
+        ("gradient_checkpointing=1", "gradient_checkpointing"),
+        ("bf16=true", "bf16"),
+        ("pairs_per_microbatch=2", "pairs_per_microbatch"),
+        ("dtype=float16", "dtype"),
+        ("alpha=no", "alpha"),
+        ("max_steps=1.5", "max_steps"),
+        ("method=dpo", "method"),
+        ("trainable=some", "trainable"),
+        ("data=a.jsonl", "data"),
+        ("data.files=[]", "data.files"),
+        ("lora.r=0", "lora.r"),
+        ("buffer.limit=3", "buffer.files"),
+        ("model.name=3", "model"),
+        ("beta", "--set beta"),
+        ("a..b=1", "--set a..b=1"),
+        ("model=[", "--set model=["),
+        ("model={{ x }}", "--set model={{ x }}"),
     ],
 )
-def test_a_bad_value_is_shown_beside_what_is_allowed(override, words):
-    assert words in refused(AlignConfig, *ALIGN, override)
+def test_a_bad_value_is_shown_beside_what_is_allowed(override, key):
+    refused(AlignConfig, [*ALIGN, override], key)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "place"),
     [
-        ("model: m\nmodel: n\n", ":2: not valid YAML: the key 'model' is given twice"),
-        ("model: [m\nbeta: 1", ":2: not valid YAML"),
-        ("- model\n", "a config is a mapping"),
-        ("\tmodel: m", "not valid YAML"),
-        ("[a, b]: 3\n", "not valid YAML"),
+        ("model: m\nmodel: n\n", "c.yaml:2"),
+        ("model: [m\nbeta: 1", "c.yaml:2"),
+        ("- model\n", "c.yaml"),
+        ("\tmodel: m", "c.yaml"),
+        ("[a, b]: 3\n", "c.yaml"),
     ],
 )
-def test_a_bad_file_is_named_with_the_line(tmp_path, content, words):
+def test_a_bad_file_is_named_with_the_line(tmp_path, content, place):
     file = tmp_path / "c.yaml"
     file.write_text(content)
-    text = refused(AlignConfig, path=file)
-    assert text.startswith(str(file))
-    assert words in text
+    refused(AlignConfig, [], place, path=file)
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    assert "No such file" in refused(ToyConfig, path=tmp_path / "none.yaml")
-    assert "cannot read" in refused(ToyConfig, path=tmp_path)
+    refused(ToyConfig, [], "none.yaml", path=tmp_path / "none.yaml")
+    refused(ToyConfig, [], str(tmp_path), path=tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"seed: \xe4")
-    assert "not UTF-8" in refused(ToyConfig, path=tmp_path / "latin.yaml")
+    refused(ToyConfig, [], "latin.yaml", path=tmp_path / "latin.yaml")
 
 
 @pytest.mark.parametrize(
-    ("cls", "overrides", "words"),
+    ("cls", "overrides", "key"),
     [
-        (AlignConfig, [*ALIGN, "lora={}", "trainable=all"], "trainable: not read where lora is set"),
-        (AlignConfig, [*ALIGN, "max_steps=3", "num_train_epochs=2"], "num_train_epochs: not read where max_steps"),
-        (AlignConfig, [*ALIGN, "buffer_weight=2"], "buffer_weight: not read without buffer"),
-        (AlignConfig, [*ALIGN, "quantize=nf4"], "quantize: needs lora"),
-        (AlignConfig, [*ALIGN, "eval_steps=2"], "eval_steps: not read without eval_data"),
-        (AlignConfig, [*ALIGN, "lora={lora_dropout: 0.1}"], "lora_dropout: got 0.1; allowed here: 0"),
-        (AlignConfig, [*ALIGN, "reference=adapter_off"], "reference: 'adapter_off' needs lora"),
-        (SftConfig, ["data.files=a"], "model, init: exactly one"),
-        (SftConfig, ["data.files=a", "model=m", "completions_per_microbatch=5"], "got 5; it must divide"),
-        (SftConfig, ["data.files=a", "model=m", "init.tokenizer=t", "init.config={}"], "model, init: exactly one"),
-        (SftConfig, ["data.files=a", "init.tokenizer=t", "init.config={}", "lora={}"], "lora: not read where init"),
-        (EvaluateConfig, ["data.files=a", "reference=r"], "model: missing; needed: trained model"),
-        (EvaluateConfig, ["data.files=a", "model=m"], "reference: missing; needed: frozen reference"),
-        (EvaluateConfig, ["model=m", "reference=r"], "data: missing; needed: pairs"),
-        (EvaluateConfig, [], "nothing to evaluate"),
-        (EvaluateConfig, ["completions=c", "beta=1"], "beta: not a key of 'completions'; it belongs to 'data', "),
-        (GenerateConfig, ["model=m", "prompts=p", "temperature=0", "num_completions=2"], "num_completions: got 2"),
+        (AlignConfig, [*ALIGN, "lora={}", "trainable=all"], "trainable"),
+        (AlignConfig, [*ALIGN, "max_steps=3", "num_train_epochs=2"], "num_train_epochs"),
+        (AlignConfig, [*ALIGN, "buffer_weight=2"], "buffer_weight"),
+        (AlignConfig, [*ALIGN, "quantize=nf4"], "quantize"),
+        (AlignConfig, [*ALIGN, "eval_steps=2"], "eval_steps"),
+        (AlignConfig, [*ALIGN, "lora={lora_dropout: 0.1}"], "lora_dropout"),
+        (AlignConfig, [*ALIGN, "reference=adapter_off"], "reference"),
+        (SftConfig, ["data.files=a"], "model, init"),
+        (SftConfig, ["data.files=a", "model=m", "completions_per_microbatch=5"], "completions_per_microbatch"),
+        (SftConfig, ["data.files=a", "model=m", "init.tokenizer=t", "init.config={}"], "model, init"),
+        (SftConfig, ["data.files=a", "init.tokenizer=t", "init.config={}", "lora={}"], "lora"),
+        (EvaluateConfig, ["data.files=a", "reference=r"], "model"),
+        (EvaluateConfig, ["data.files=a", "model=m"], "reference"),
+        (EvaluateConfig, ["model=m", "reference=r"], "data"),
+        (EvaluateConfig, [], "data"),
+        (EvaluateConfig, ["completions=c", "beta=1"], "beta"),
+        (GenerateConfig, ["model=m", "prompts=p", "temperature=0", "num_completions=2"], "num_completions"),
     ],
 )
-def test_keys_that_contradict_one_another(cls, overrides, words):
-    assert words in refused(cls, *overrides)
+def test_keys_that_contradict_one_another(cls, overrides, key):
+    refused(cls, overrides, key)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +186,7 @@ def test_what_a_run_is_about_comes_first():
 
 
 def test_a_config_cannot_be_changed():
-    with pytest.raises(ValueError, match="frozen"):
+    with raises(ValueError):
         ToyConfig().steps = 3  # type: ignore[misc]
 
 
@@ -269,17 +263,17 @@ def test_an_item_of_a_list_can_be_set(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "key"),
     [
-        ("sources[2].count=1", "for an item of a list of 2"),
-        ("sources.count=1", "for an item of a list of 2"),
-        ("sources[0].name[0]=x", "sources\\[0\\].name is 'a', not a section"),
-        ("seed[0]=1", "is an item of a list, and there is a section"),
-        ("sources[a].count=1", "got no key=value"),
+        ("sources[2].count=1", "[2]"),
+        ("sources.count=1", "count"),
+        ("sources[0].name[0]=x", "sources[0].name"),
+        ("seed[0]=1", "[0]"),
+        ("sources[a].count=1", "sources[a].count=1"),
     ],
 )
-def test_a_setting_that_misses_a_list_is_refused(tmp_path, setting, message):
+def test_a_setting_that_misses_a_list_is_refused(tmp_path, setting, key):
     path = tmp_path / "data.yaml"
     path.write_text(MIXTURE)
-    with pytest.raises(ConfigError, match=message):
+    with raises(ConfigError, key):
         load_config(PrepareConfig, path, [setting])

@@ -8,6 +8,7 @@ import pytest
 
 from bfpo.config import EvaluateConfig, JudgeCheckConfig, JudgeConfig, RankerConfig, load_config
 from bfpo.core.errors import ConfigError
+from messages import raises
 
 KEY = "sk-" + "proj-abcdefghij0123456789"
 
@@ -54,34 +55,34 @@ def test_only_what_is_read_is_kept_and_it_loads_again(value: Any, read: set[str]
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "key"),
     [
-        ({"format": "oracle", "threshold": 0.4}, "threshold: not a key of 'oracle'; it belongs to 'classifier', "),
+        ({"format": "oracle", "threshold": 0.4}, "threshold"),
         (
             {"format": "qwen3guard", "model": "m", "url": "http://h/v1", "dtype": "auto"},
-            "dtype: not a key of 'a model with url'; it belongs to 'classifier', 'a guard here'",
+            "dtype",
         ),
-        ({"format": "qwen3guard", "timeout": 3.0}, "timeout: not a key of 'a guard here'; .* 'a model with url'"),
+        ({"format": "qwen3guard", "timeout": 3.0}, "timeout"),
         (
             {"format": "qwen3guard", "criterion": "harm"},
-            "criterion: not a key of 'qwen3guard'; it belongs to 'granite-guardian'",
+            "criterion",
         ),
-        ({"format": "harmbench", "policy": "p.txt"}, "policy: not a key of 'harmbench'; it belongs to 'shieldgemma', "),
-        ({"format": "qwen3guard", "url": "http://h/v1"}, "model: missing"),
-        ({"format": "classifier"}, "model: missing"),
+        ({"format": "harmbench", "policy": "p.txt"}, "policy"),
+        ({"format": "qwen3guard", "url": "http://h/v1"}, "model"),
+        ({"format": "classifier"}, "model"),
         (
             {"format": "classifier", "model": "m", "safe_label": 1, "url": "http://h/v1"},
-            "url: not a key of 'classifier'; it belongs to 'a model with url'",
+            "url",
         ),
-        ({"format": "qwen3guard", "model": "m", "url": "localhost:8000"}, "url: got 'localhost:8000'"),
-        ({"format": "qwen3guard", "model": "m", "url": "http://h:port/v1"}, "url: got"),
-        ({"format": "qwen3guard", "model": "m", "url": "http://h/v1?key=1"}, "url: got"),
-        ({"format": "classifier", "model": "m"}, "safe_label, unsafe_label: exactly one"),
-        ("missing.yaml", "cannot be read"),
+        ({"format": "qwen3guard", "model": "m", "url": "localhost:8000"}, "url"),
+        ({"format": "qwen3guard", "model": "m", "url": "http://h:port/v1"}, "url"),
+        ({"format": "qwen3guard", "model": "m", "url": "http://h/v1?key=1"}, "url"),
+        ({"format": "classifier", "model": "m"}, "safe_label, unsafe_label"),
+        ("missing.yaml", "missing.yaml"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(value: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_what_cannot_be_is_refused_in_words(value: Any, key: str) -> None:
+    with raises(ConfigError, key):
         load_config(JudgeCheckConfig, None, ["data.files=d", f"judge={json.dumps(value)}"])
 
 

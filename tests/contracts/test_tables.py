@@ -17,6 +17,7 @@ from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.objective.methods import METHODS, method_settings
 from bfpo.runs.stages import STAGES
+from messages import raises
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(bfpo.__file__).parent
@@ -42,7 +43,7 @@ def test_a_resolved_config_has_the_settings_of_its_method_alone(method):
     assert config.method_object() == METHODS[method]()
     foreign = method_settings().keys() - METHODS[method].settings().keys()
     for name in foreign:
-        with pytest.raises(ValueError, match=f"{name}: not a setting of the method '{method}'"):
+        with raises(ValueError, name, method):
             MethodSettings(method=method, **{name: method_settings()[name].default})
 
 

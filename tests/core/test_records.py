@@ -13,6 +13,7 @@ import pytest
 from bfpo.core.errors import RunError
 from bfpo.core.records import OPTIONAL, as_json, load, load_lines
 from bfpo.core.schema import Score, Verdict
+from messages import raises
 
 
 @dataclass
@@ -50,11 +51,11 @@ def test_a_file_that_does_not_fit_is_an_error_with_its_key_and_value(tmp_path: P
         load(Whole, file)
     for words in (str(file), "parts.1.name", "(got 3)", "by_name.k.0", "(got 'y')"):
         assert words in str(caught.value)
-    with pytest.raises(RunError, match="is no JSON object"):
+    with raises(RunError):
         load(Whole, written(tmp_path / "list.json", [1]))
-    with pytest.raises(RunError, match=r"gone\.json: cannot be read"):
+    with raises(RunError, "gone.json"):
         load(Whole, tmp_path / "gone.json")
-    with pytest.raises(RunError, match=r"rows\.jsonl:2: name: Field required"):
+    with raises(RunError, "rows.jsonl:2"):
         load_lines(Part, written(tmp_path / "rows.jsonl", {"name": "a"}, {"share": 1}))
 
 

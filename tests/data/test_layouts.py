@@ -20,6 +20,7 @@ from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.read import read_pairs
 from bfpo.preparation.rows import kind_of_layout, reader_of
+from messages import raises
 
 ROW = {"question": "q", "best": "yes", "worst": "no", "id": 7}
 
@@ -59,15 +60,15 @@ def test_a_new_layout_is_known_wherever_layouts_are_named(tmp_path: Path) -> Non
 
 
 def test_a_config_names_the_layouts_it_allows() -> None:
-    with pytest.raises(ConfigError, match=r"data\.layout: got 'arena'; allowed: auto, bfpo, trl, .*, sharegpt$"):
+    with raises(ConfigError, "data.layout"):
         load_config(AlignConfig, overrides=["model=m", "data.files=a", "data.layout=arena"])
-    with pytest.raises(ConfigError, match=r"data\.layout: got 3; allowed: auto, bfpo"):
+    with raises(ConfigError, "data.layout"):
         load_config(AlignConfig, overrides=["model=m", "data.files=a", "data.layout=3"])
 
 
 @pytest.mark.parametrize("name", ["auto", "pku"])
 def test_a_name_is_given_once(name: str) -> None:
-    with pytest.raises(SettingError, match=f"layout: got '{name}' for a new layout"):
+    with raises(SettingError, "layout", repr(name)):
         PAIR_LAYOUTS.register(name, "another")(PAIR_LAYOUTS["pku"].parse)
 
 

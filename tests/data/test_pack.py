@@ -23,6 +23,7 @@ from bfpo.data.pack import (
 )
 from bfpo.data.streams import PairItem, TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
+from messages import raises
 
 
 def pair(prompt: list[int], chosen: list[int], rejected: list[int], *rest: float) -> TokenPair:
@@ -99,19 +100,19 @@ def test_every_item_is_in_one_micro_batch_with_its_stream() -> None:
 
 def test_what_cannot_be_collated() -> None:
     collate = PairCollator(0)
-    with pytest.raises(DataError, match="no items"):
+    with raises(DataError):
         collate([])
-    with pytest.raises(DataError, match="1 of 2 items hold a buffer pair"):
+    with raises(DataError):
         collate([PairItem(FIRST, 0, BUFFER, 0), PairItem(SECOND, 1)])
-    with pytest.raises(DataError, match="pair p: has no reference log-probs"):
+    with raises(DataError, "pair p"):
         collate([PairItem(FIRST, 0), PairItem(*bare(SECOND), 1)])
-    with pytest.raises(DataError, match="pair p: has a prompt and a rejected completion without a token"):
+    with raises(DataError, "pair p"):
         collate([PairItem(pair([], [1], []), 0)])
-    with pytest.raises(SettingError, match="pad_token_id: got -1"):
+    with raises(SettingError, "pad_token_id"):
         PairCollator(-1)
-    with pytest.raises(SettingError, match="form: got 'ragged'; allowed: 'packed', 'padded'"):
+    with raises(SettingError):
         PairCollator(0, "ragged")  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="max_tokens: got 0"):
+    with raises(SettingError, "max_tokens"):
         PairCollator(0, "packed", 0)
 
 

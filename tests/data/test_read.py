@@ -17,6 +17,7 @@ from bfpo.data.read import read_completions, read_pairs, read_sft
 from bfpo.data.rejects import CompletionResult, ReadResult, check_rejects, describe_rejects
 from bfpo.data.write import write_completions, write_pairs
 from helpers import make_pair, write_rows
+from messages import raises
 
 TRL = {"prompt": "q", "chosen": "a", "rejected": "b"}
 Q = (Message("user", "q"),)
@@ -121,27 +122,23 @@ def test_auto_decides_for_each_file_by_the_first_row_that_fits(tmp_path: Path) -
 
 def test_columns_that_fit_no_layout_are_one_error(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "pairs.jsonl", [{"question": "q", "answer": "a"}] * 3)
-    with pytest.raises(DataError) as caught:
+    with raises(DataError, f"{file}:1", "question", "answer"):
         read_pairs([file])
-    text = str(caught.value)
-    assert text.startswith(f"{file}:1: ")
-    assert "question, answer" in text
-    assert all(name in text for name in ("bfpo", "trl", "pku", "hh", "better_response_id", "`columns`"))
 
 
 @pytest.mark.parametrize(
-    ("settings", "match"),
+    ("settings", "key"),
     [
-        ({"layout": "dpo"}, r"layout: got 'dpo'; allowed: auto, pku, redteam, .*, bfpo, trl, hh"),
-        ({"columns": {"question": "prompt"}}, r"columns: got question; allowed"),
+        ({"layout": "dpo"}, "layout"),
+        ({"columns": {"question": "prompt"}}, "columns"),
     ],
 )
-def test_settings_that_cannot_be(tmp_path: Path, settings: dict[str, object], match: str) -> None:
-    with pytest.raises(SettingError, match=match):
+def test_settings_that_cannot_be(tmp_path: Path, settings: dict[str, object], key: str) -> None:
+    with raises(SettingError, key):
         read_pairs([write_rows(tmp_path / "pairs.jsonl", [TRL])], **settings)
 
 
-def _files(folder: Path) -> dict[str, tuple[Path, str]]:
+def _files(folder: Path) -> list[Path]:
     (folder / "folder.jsonl").mkdir()
     contents = {
         "array.json": b"\n [\n",
@@ -152,22 +149,13 @@ def _files(folder: Path) -> dict[str, tuple[Path, str]]:
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    says = {
-        "absent.jsonl": "no such file",
-        "folder.jsonl": "is a folder|the folder has no file",
-        "array.json": "one object per line",
-        "damaged.jsonl.gz": "cannot be read",
-        "not.jsonl.gz": "cannot be read",
-        "not.parquet": "as Parquet",
-        "rows.xlsx": "unknown kind; allowed: .jsonl",
-    }
-    return {name: (folder / name, text) for name, text in says.items()}
+    return [folder / name for name in ("absent.jsonl", "folder.jsonl", *contents)]
 
 
 @pytest.mark.parametrize("reader", [read_pairs, read_sft, read_completions, read_prompts])
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, reader: object) -> None:
-    for file, text in _files(tmp_path).values():
-        with pytest.raises(DataError, match=text) as caught:
+    for file in _files(tmp_path):
+        with raises(DataError, str(file)) as caught:
             reader([file]) if reader in (read_pairs, read_sft) else reader(file)
         assert str(caught.value).startswith(str(file))
 
@@ -180,21 +168,20 @@ def test_rejects_are_described_one_of_each_reason_first(tmp_path: Path) -> None:
     assert head.startswith("7 of 8 rows cannot be used (empty completion: 6, wrong type")
     assert [line.split(": ")[0].split(":")[-1] for line in lines[:3]] == ["1", "7", "2"]
     assert lines[3] == "  and 4 more"
-    with pytest.raises(DataError, match="7 of 8 rows") as caught:
+    with raises(DataError, "bad_rows"):
         check_rejects(result, bad_rows="stop")
-    assert "'skip'" in str(caught.value)
     check_rejects(result, bad_rows="skip")
 
 
 def test_nothing_usable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match="no usable row"):
+    with raises(DataError):
         check_rejects(read_pairs([tmp_path / "empty.jsonl"]), bad_rows="skip")
     bad = read_pairs([write_rows(tmp_path / "bad.jsonl", [{**TRL, "chosen": ""}])])
-    with pytest.raises(DataError, match="empty completion: 1"):
+    with raises(DataError):
         check_rejects(bad, bad_rows="skip")
     check_rejects(CompletionResult([], 1, [Completion("c", Q, "t")]), bad_rows="stop")
-    with pytest.raises(SettingError, match="bad_rows"):
+    with raises(SettingError, "bad_rows"):
         check_rejects(ReadResult([], 0), bad_rows="ignore")  # type: ignore[arg-type]
 
 
@@ -209,7 +196,7 @@ def test_written_pairs_are_read_again(tmp_path: Path) -> None:
     first = json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])
     assert first["chosen_is_safe"] is True
     assert first["rejected_is_safe"] is None
-    with pytest.raises(SettingError, match="jsonl"):
+    with raises(SettingError, "jsonl"):
         write_pairs(tmp_path / "pairs.parquet", pairs)
 
 
@@ -234,7 +221,7 @@ def test_completions_round_trip_and_bad_ones_are_an_error(tmp_path: Path) -> Non
     assert write_completions(file, completions) == 2
     assert read_completions(file) == completions
     write_rows(file, [{"id": "a", "prompt": "q", "text": "t", "finished": "yes"}])
-    with pytest.raises(DataError, match=f"{file}:1: finished: wrong type"):
+    with raises(DataError, f"{file}:1", "finished"):
         read_completions(file)
 
 
@@ -256,7 +243,7 @@ def test_sft_rows(tmp_path: Path) -> None:
     assert result.rows == 7
     file = write_rows(tmp_path / "other.jsonl", [{"q": "q", "a": "a"}])
     assert read_sft([file], columns={"prompt": "q", "completion": "a"}).completions[0].prompt == Q
-    with pytest.raises(SettingError, match="columns: got answer"):
+    with raises(SettingError, "columns"):
         read_sft([file], columns={"answer": "a"})
 
 
@@ -269,15 +256,11 @@ def test_prompts(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("first\n\nsecond\n")
     lines = read_prompts(tmp_path / "prompts.txt")
     assert [prompt.messages[0].content for prompt in lines] == ["first", "second"]
-    for bad, text in (
-        ([{"prompt": ""}], "empty prompt"),
-        ([{"text": "q"}], "no layout"),
-        (rows[:1] * 2, "twice"),
-    ):
-        with pytest.raises(DataError, match=text):
+    for bad, place in (([{"prompt": ""}], ":1"), ([{"text": "q"}], ":1"), (rows[:1] * 2, "")):
+        with raises(DataError, f"bad.jsonl{place}"):
             read_prompts(write_rows(tmp_path / "bad.jsonl", bad))
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(DataError, match="UTF-8"):
+    with raises(DataError, "UTF-8"):
         read_prompts(tmp_path / "bad.txt")
 
 

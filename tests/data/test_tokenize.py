@@ -15,6 +15,7 @@ from bfpo.data.labels import resolve_labels
 from bfpo.data.read import read_pairs
 from bfpo.data.tokenize import TokenPair, prompt_ids, tokenize_completions, tokenize_pairs
 from helpers import BOS, CHATML, EOS, IM_END, byte_ids, byte_tokenizer, make_pair
+from messages import raises
 
 PROMPT = [BOS, *byte_ids("User:\nq\n\nAssistant:\n")]  # 21 tokens
 
@@ -120,12 +121,12 @@ def test_completions_that_a_cut_makes_the_same_are_counted() -> None:
 @pytest.mark.parametrize("field", ["chosen", "rejected"])
 @pytest.mark.parametrize("text", ["", " \n"])
 def test_an_empty_completion_is_an_error_with_the_id(field: str, text: str) -> None:
-    with pytest.raises(DataError, match=f"pair odd-7: {field}"):
+    with raises(DataError, "pair odd-7", field):
         tokenize_pairs([make_pair(id="odd-7", **{field: text})], byte_tokenizer())
 
 
 def test_an_unknown_label_is_an_error_with_the_id() -> None:
-    with pytest.raises(LabelError, match="pair odd-7"):
+    with raises(LabelError, "pair odd-7"):
         tokenize_pairs([make_pair(id="odd-7", labels=(1, None))], byte_tokenizer())
 
 
@@ -133,13 +134,13 @@ def test_an_unknown_label_is_an_error_with_the_id() -> None:
     "limits", [{"max_length": 1}, {"max_length": 0}, {"max_completion_length": 0}, {"max_completion_length": -1}]
 )
 def test_a_limit_too_small_is_an_error(limits: dict[str, int]) -> None:
-    with pytest.raises(SettingError, match=next(iter(limits))):
+    with raises(SettingError, *limits):
         tokenize_pairs([make_pair()], byte_tokenizer(), **limits)
 
 
 def test_a_template_without_common_beginning_is_an_error() -> None:
     backwards = "{% for m in messages | reverse %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(ModelError, match="common beginning"):
+    with raises(ModelError):
         tokenize_pairs([make_pair()], byte_tokenizer(backwards))
 
 
@@ -158,7 +159,7 @@ def test_single_completions_by_hand() -> None:
     }
     assert examples[1]["labels"] == [-100] * len(PROMPT) + byte_ids("ye")
     assert report.num_pairs == 2
-    with pytest.raises(DataError, match="completion c: text"):
+    with raises(DataError, "completion c"):
         tokenize_completions([Completion("c", question, " ")], byte_tokenizer())
 
 
@@ -167,7 +168,7 @@ def test_prompt_ids_are_what_a_pair_follows() -> None:
     assert prompt_ids(question, byte_tokenizer()) == PROMPT
     assert prompt_ids(question, byte_tokenizer(), max_length=5) == [BOS, *PROMPT[-4:]]
     assert prompt_ids((), byte_tokenizer()) == [BOS]
-    with pytest.raises(SettingError, match="max_length"):
+    with raises(SettingError, "max_length"):
         prompt_ids(question, byte_tokenizer(), max_length=0)
 
 

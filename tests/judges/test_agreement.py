@@ -7,6 +7,7 @@ import pytest
 from bfpo.core.errors import SettingError
 from bfpo.judges.agreement import cohen_kappa, disagreement, fleiss_kappa
 from bfpo.judges.panel import Opinion
+from messages import raises
 
 
 def ratings(num: int, raters: int, seed: int, noise: float = 0.3) -> list[list[bool]]:
@@ -66,9 +67,9 @@ def test_nothing_to_agree_on_is_no_number() -> None:
     assert fleiss_kappa([[False] * 5] * 3).value is None
     assert cohen_kappa([None, True], [True, None]).num == 0
     assert cohen_kappa([], []).value is None
-    with pytest.raises(SettingError, match="got 1 of one rater and 2"):
+    with raises(SettingError):
         cohen_kappa([True], [True, False])
-    with pytest.raises(SettingError, match="two raters"):
+    with raises(SettingError):
         fleiss_kappa([[True]])
 
 

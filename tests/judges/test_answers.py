@@ -11,6 +11,7 @@ from bfpo.judges.answers import label_tokens
 from bfpo.judges.formats import FORMATS
 from bfpo.judges.local import PromptEncoder
 from helpers import byte_tokenizer
+from messages import raises
 from scripted import completion
 
 
@@ -39,5 +40,5 @@ def test_a_space_alone_is_no_word() -> None:
     assert label_tokens(encoder, "", [("A", " A"), ("B",)]).groups == ((4 + 65,), (4 + 66,))
     shared = label_tokens(encoder, "x", [(" no",), (" yes",)])
     assert (shared.shared, shared.groups) == ((4 + 32,), ((4 + 110,), (4 + 121,)))
-    with pytest.raises(ModelError, match="apart"):
+    with raises(ModelError):
         label_tokens(encoder, "", [(" A",), ("B",)])

@@ -12,6 +12,7 @@ import pytest
 from bfpo.core.errors import DiskFullError, RunError
 from bfpo.core.schema import Comparison, Completion, Message, Verdict
 from bfpo.judges.cache import OpinionCache, comparison_key, verdict_key
+from messages import raises, says
 
 ONE = Completion("1", (Message("user", "q"),), "a")
 TWO = Completion("2", (Message("user", "q"),), "b")
@@ -71,13 +72,13 @@ def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING, "bfpo"), OpinionCache(tmp_path) as cache:
         cache.keep({"v": VERDICT})
         assert cache.find_verdicts(["v"], "j")
-    assert "is no database" in caplog.text
+    says(caplog, "opinions.sqlite")
     assert len(list(tmp_path.glob("*.bad"))) == 1
 
 
 def test_a_batch_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
     with OpinionCache(tmp_path) as cache:
-        with pytest.raises(RunError, match="cannot be used"):
+        with raises(RunError):
             cache.keep({"one": VERDICT, object(): VERDICT})  # type: ignore[dict-item]
         assert cache.find_verdicts(["one"], "j") == {}
         cache.keep({"one": VERDICT})
@@ -87,12 +88,12 @@ def test_a_batch_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used_and_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="check label_cache"):
+    with raises(RunError, "label_cache"):
         OpinionCache(tmp_path / "file")
     with OpinionCache(tmp_path) as cache:
         pages = cache._connection.execute("PRAGMA page_count").fetchone()[0]
         cache._connection.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(DiskFullError, match="--resume") as error:
+        with raises(DiskFullError, "--resume") as error:
             cache.keep({f"k{n}": VERDICT for n in range(1000)})
         assert error.value.exit_code == 1
         assert isinstance(error.value.__cause__, sqlite3.OperationalError)

@@ -18,6 +18,7 @@ from transformers import (
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.judges.classifier import ClassifierJudge
 from helpers import byte_ids, byte_tokenizer
+from messages import raises
 from scripted import HOSTILE, completion
 
 TEXTS = ("", "b", "longer " * 9, *HOSTILE[:4])
@@ -153,13 +154,13 @@ def test_broken_weights_give_no_verdict(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_a_judge_is_refused(bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="harmful or 0, fine or 1"):
+    with raises(SettingError):
         ClassifierJudge(model=bert, safe_label="safe")
-    with pytest.raises(SettingError, match="exactly one"):
+    with raises(SettingError):
         ClassifierJudge(model=bert)
-    with pytest.raises(SettingError, match="pair, completion"):
+    with raises(SettingError):
         ClassifierJudge(model=bert, safe_label=1, text="both")  # type: ignore[arg-type]
     BertModel(BertConfig.from_pretrained(bert)).save_pretrained(tmp_path)
     paired_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"lacks \d+ weights of a sequence classifier"):
+    with raises(ModelError):
         ClassifierJudge(model=tmp_path, safe_label=1)

@@ -12,6 +12,7 @@ from bfpo.judges.judges import Judge, OracleJudge, Ranker, make_judge, make_rank
 from bfpo.judges.settings import JudgeConfig, RankerConfig
 from bfpo.world.oracle import assess
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
+from messages import raises
 
 
 def judge(format: str, **keys: Any) -> Judge:
@@ -61,15 +62,15 @@ def test_a_prompt_of_elsewhere_is_unscored(prompt: tuple[Message, ...]) -> None:
 def test_unknown_judges_and_rankers() -> None:
     assert judge("oracle").name == "oracle"
     assert ranker("oracle").name == "oracle"
-    with pytest.raises(SettingError, match=r"'crystal ball'; allowed: oracle, .*qwen3guard"):
+    with raises(SettingError, "crystal ball"):
         judge("crystal ball")
-    with pytest.raises(SettingError, match="'models/guard'; a folder or a hub id alone does not say how"):
+    with raises(SettingError, "models/guard"):
         judge("models/guard")
-    with pytest.raises(SettingError, match=r"'crystal ball'; allowed: oracle, a folder of .*reward-model"):
+    with raises(SettingError, "crystal ball"):
         ranker("crystal ball")
-    with pytest.raises(ValueError, match="controversial: not a key of 'llama-guard-3'; it belongs to 'qwen3guard'"):
+    with raises(ValueError, "controversial"):
         judge("llama-guard-3", controversial="safe")
-    with pytest.raises(SettingError, match=r"policy: missing\.txt cannot be read"):
+    with raises(SettingError, "policy"):
         judge("shieldgemma", policy="missing.txt")
 
 

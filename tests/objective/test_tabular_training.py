@@ -11,6 +11,7 @@ from bfpo.core.errors import SettingError
 from bfpo.objective.losses import preference_loss
 from bfpo.objective.tabular import order_gap, rlhf_optimum, win_rate
 from bfpo.objective.tabular_training import RIVALS, all_assignments, optimum, train_tabular
+from messages import raises
 
 
 def test_all_assignments_from_all_safe_to_all_unsafe():
@@ -114,7 +115,7 @@ def test_optima_of_the_rivals():
     p = torch.tensor([0.875, 0.625, 0.375, 0.125], dtype=torch.float64)
     torch.testing.assert_close(optimum("ipo", is_safe, beta=0.5, alpha=0.5)[7], torch.softmax(p / 0.5, dim=0))
     torch.testing.assert_close(optimum("linear_sum", is_safe, beta=0.5, alpha=0.5), rlhf_optimum(p + is_safe, beta=0.5))
-    with pytest.raises(SettingError, match="method: got 'kto'; allowed: bfpo, bfpo_alpha_0"):
+    with raises(SettingError, "method"):
         optimum("kto", is_safe, beta=1.0, alpha=0.5)
 
 
@@ -145,19 +146,19 @@ def test_recorded_steps_hold_the_first_and_the_last():
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "words"),
+    ("kwargs", "key"),
     [
-        ({"steps": 0}, "steps: got 0; allowed: at least 1"),
-        ({"batch_size": 0}, "batch_size: got 0"),
-        ({"seeds": ()}, "seeds: got 0"),
-        ({"record_every": 0}, "record_every: got 0"),
-        ({"learning_rate": 0.0}, "learning_rate: got 0.0"),
-        ({"beta": 0.0}, "beta: got 0.0"),
-        ({"methods": ("dpo", "kto")}, "method: got 'kto'"),
-        ({"methods": ()}, "methods: got 0"),
-        ({"is_safe": torch.ones(1, 1)}, "is_safe: got 1 action"),
+        ({"steps": 0}, "steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"seeds": ()}, "seeds"),
+        ({"record_every": 0}, "record_every"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"beta": 0.0}, "beta"),
+        ({"methods": ("dpo", "kto")}, "method"),
+        ({"methods": ()}, "methods"),
+        ({"is_safe": torch.ones(1, 1)}, "is_safe"),
     ],
 )
-def test_bad_settings_are_named(kwargs, words):
-    with pytest.raises(SettingError, match=words):
+def test_bad_settings_are_named(kwargs, key):
+    with raises(SettingError, key):
         train_tabular(**{"is_safe": all_assignments(), **kwargs})

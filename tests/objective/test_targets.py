@@ -9,6 +9,7 @@ import torch
 
 from bfpo.core.errors import LabelError, SettingError
 from bfpo.objective.losses import bfpo_target, check_labels
+from messages import raises
 
 # chosen, rejected: both safe, only the chosen, only the rejected, none
 CELLS = (torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([1.0, 0.0, 1.0, 0.0]))
@@ -36,41 +37,41 @@ def test_labels_of_two_precisions_are_taken():
 
 
 @pytest.mark.parametrize(
-    ("bad", "words"),
+    ("bad", "key"),
     [
-        (1.5, r"rejected_is_safe\[2\]: got 1.5; allowed: a bit or a probability in \[0, 1\]"),
-        (-0.1, r"rejected_is_safe\[2\]: got -0.1;"),
-        (math.nan, r"rejected_is_safe\[2\]: got NaN \(unknown\).*resolve unknown labels"),
-        (math.inf, r"rejected_is_safe\[2\]: got inf;"),
+        (1.5, "rejected_is_safe[2]"),
+        (-0.1, "rejected_is_safe[2]"),
+        (math.nan, "rejected_is_safe[2]"),
+        (math.inf, "rejected_is_safe[2]"),
     ],
 )
-def test_a_label_that_is_no_probability_is_named_with_its_pair(bad, words):
+def test_a_label_that_is_no_probability_is_named_with_its_pair(bad, key):
     rejected = CELLS[1].clone()
     rejected[2] = bad
-    with pytest.raises(LabelError, match=words):
+    with raises(LabelError, key):
         bfpo_target(CELLS[0], rejected)
 
 
 def test_shapes_and_types_that_are_no_labels():
-    with pytest.raises(LabelError, match=r"chosen_is_safe has shape \(4,\) and rejected_is_safe \(3,\)"):
+    with raises(LabelError, "chosen_is_safe"):
         check_labels(CELLS[0], CELLS[1][:3])
-    with pytest.raises(LabelError, match=r"chosen_is_safe: got shape \(4, 1\); allowed: \(P,\)"):
+    with raises(LabelError, "chosen_is_safe"):
         check_labels(CELLS[0][:, None], CELLS[1][:, None])
-    with pytest.raises(LabelError, match=r"rejected_is_safe: got list; allowed: a tensor"):
+    with raises(LabelError, "rejected_is_safe"):
         check_labels(CELLS[0], [1, 0, 1, 0])
-    with pytest.raises(LabelError, match="complex64"):
+    with raises(LabelError, "complex64"):
         check_labels(CELLS[0].to(torch.complex64), CELLS[1])
 
 
 @pytest.mark.parametrize("safety_weight", [1.0, 0.5, -3.0, math.inf, math.nan, "3", True])
 def test_a_safety_weight_without_b3_is_refused(safety_weight):
-    with pytest.raises(SettingError, match=f"safety_weight: got {safety_weight!r}; allowed: a finite number"):
+    with raises(SettingError, "safety_weight", repr(safety_weight)):
         bfpo_target(*CELLS, safety_weight=safety_weight)
 
 
 @pytest.mark.parametrize("alpha", [math.inf, math.nan, None])
 def test_an_alpha_that_is_no_number_is_refused(alpha):
-    with pytest.raises(SettingError, match=f"alpha: got {alpha!r}; allowed: a finite number"):
+    with raises(SettingError, "alpha", repr(alpha)):
         bfpo_target(*CELLS, alpha=alpha)
 
 

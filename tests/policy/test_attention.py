@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bfpo.data.pack import PackedLayout
 from bfpo.policy.attention import UnknownExtraError, _flex, packed_attention, varlen_attention
+from messages import raises
 
 LAYOUT = PackedLayout([(3, 2, 4), (1, 1, 1), (2, 7, 1)])
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
@@ -94,11 +95,10 @@ def test_the_default_scale_is_that_of_the_width() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extras", "words"),
-    [({"s_aux": torch.zeros(HEADS)}, "is given s_aux"), ({"is_causal": False}, "is not causal")],
+    ("extras", "key"), [({"s_aux": torch.zeros(HEADS)}, "s_aux"), ({"is_causal": False}, "causal")]
 )
-def test_extras_that_are_not_served(extras: dict[str, Any], words: str) -> None:
-    with pytest.raises(UnknownExtraError, match=words):
+def test_extras_that_are_not_served(extras: dict[str, Any], key: str) -> None:
+    with raises(UnknownExtraError, key):
         packed_attention(nn.Module(), *tensors(), LAYOUT, **extras)
     packed_attention(nn.Module(), *tensors(), LAYOUT, s_aux=None, is_causal=True, position_ids=torch.zeros(1))
 

@@ -18,6 +18,7 @@ from bfpo.policy.load import (
     set_trainable,
 )
 from bfpo.policy.save import save_policy
+from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
 INIT = {
@@ -59,15 +60,15 @@ def test_everything_trains_unless_told(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "close"),
-    [("*.downproj.weight", r"model\.layers\.\*\.mlp\.down_proj\.weight"), ("*.q.weight", r"self_attn\.q_proj\.weight")],
+    [("*.downproj.weight", "model.layers.*.mlp.down_proj.weight"), ("*.q.weight", "self_attn.q_proj.weight")],
 )
 def test_a_pattern_without_a_match_lists_close_names(folder: Path, pattern: str, close: str) -> None:
-    with pytest.raises(ModelError, match=f"matches no parameter of the model; close names: .*{close}"):
+    with raises(ModelError, pattern, close):
         load_policy(folder, trainable=["lm_head.weight", pattern])
 
 
 def test_no_pattern_at_all(folder: Path) -> None:
-    with pytest.raises(ModelError, match="empty list"):
+    with raises(ModelError):
         load_policy(folder, trainable=[])
 
 
@@ -131,17 +132,17 @@ def test_what_is_saved_from_a_state_is_what_the_model_would_save(tmp_path: Path,
 def test_a_state_that_lacks_weights_or_has_another_adapter_is_not_saved(tmp_path: Path) -> None:
     model = tiny_model()
     state = {name: tensor for name, tensor in model.state_dict().items() if "lm_head" not in name}
-    with pytest.raises(ModelError, match=r"1 weights are missing, such as lm_head\.weight"):
+    with raises(ModelError, "lm_head.weight"):
         save_policy(model, tiny_tokenizer(), tmp_path / "out", state_dict=state)
     adapted = set_trainable(model, "all", {"r": 2, "target_modules": ["q_proj"], "use_dora": True})
-    with pytest.raises(ModelError, match=r"q_proj cannot be merged: it has .*lora_magnitude_vector"):
+    with raises(ModelError, "q_proj"):
         save_policy(adapted, tiny_tokenizer(), tmp_path / "out", state_dict=adapted.state_dict())
 
 
 def test_lora_beside_patterns_or_with_unknown_keys(folder: Path) -> None:
-    with pytest.raises(ModelError, match="with lora only the adapters train"):
+    with raises(ModelError):
         load_policy(folder, trainable=["lm_head.*"], lora={"r": 2})
-    with pytest.raises(ModelError, match=r"lora: .*'rank'"):
+    with raises(ModelError, "rank"):
         load_policy(folder, lora={"rank": 2})
 
 
@@ -166,20 +167,20 @@ def test_dropout_of_other_families(family: str) -> None:
 def test_only_safetensors_are_read(folder: Path) -> None:
     torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="safetensors"):
+    with raises(ModelError, "safetensors"):
         load_policy(folder)
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "missing_folder"])
 def test_a_model_that_is_not_there(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
+    with raises(ModelError):
         load_policy(tmp_path / name)
 
 
 def test_dtypes(folder: Path) -> None:
     assert load_policy(folder).model.dtype == torch.float32
     assert load_policy(folder, dtype="float64").model.dtype == torch.float64
-    with pytest.raises(ModelError, match="dtype: got 'fp8'; allowed: float32"):
+    with raises(ModelError, "dtype"):
         load_policy(folder, dtype="fp8")
 
 
@@ -197,9 +198,9 @@ def test_from_scratch_depends_on_the_seed_alone(tmp_path: Path) -> None:
 
 def test_from_scratch_with_bad_settings(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="unknown key 'hiden_size'; close: hidden_size"):
+    with raises(ModelError, "hiden_size"):
         init_policy({"hiden_size": 16}, tmp_path)
-    with pytest.raises(ModelError, match="gives no Llama model"):
+    with raises(ModelError):
         init_policy({**INIT, "hidden_act": "no_such_activation"}, tmp_path)
 
 
@@ -222,7 +223,7 @@ def test_a_saved_model_may_use_its_cache_again(tmp_path: Path) -> None:
 def test_a_model_without_its_head_is_not_completed_by_chance(folder: Path, tmp_path: Path) -> None:
     tiny_model().model.save_pretrained(tmp_path / "headless")
     tiny_tokenizer().save_pretrained(tmp_path / "headless")
-    with pytest.raises(ModelError, match=r"lacks 1 weights of LlamaForCausalLM, such as lm_head\.weight"):
+    with raises(ModelError, "lm_head.weight"):
         load_policy(tmp_path / "headless")
 
 
@@ -254,7 +255,7 @@ def test_layers_left_out_and_noise_on_experts_are_off(family: str) -> None:
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_an_adapter_on_a_shared_weight_is_refused(target: str) -> None:
-    with pytest.raises(ModelError, match="one weight in this model"):
+    with raises(ModelError):
         set_trainable(tiny_model(tie_word_embeddings=True), "all", {"r": 2, "target_modules": ["q_proj", target]})
     set_trainable(tiny_model(), "all", {"r": 2, "target_modules": ["q_proj", target]})
     set_trainable(tiny_model(tie_word_embeddings=True), "all", {"r": 2, "target_modules": ["q_proj"]})

@@ -11,6 +11,7 @@ from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import Form, collate_pairs
 from bfpo.policy.logps import sequence_logps, use_own_logits
 from bfpo.policy.probe import choose_form
+from messages import raises
 from tiny import tiny_model, tiny_pairs
 
 PAIRS = tiny_pairs(5, 3)
@@ -116,11 +117,11 @@ class NoHead(nn.Module):
 
 def test_what_has_no_log_probs() -> None:
     batch = collate_pairs(PAIRS)
-    with pytest.raises(SettingError, match="got 'median'; allowed: sum, mean"):
+    with raises(SettingError, "median"):
         sequence_logps(tiny_model(), batch, reduction="median")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="NoHead has no output head"):
+    with raises(ModelError, "NoHead"):
         sequence_logps(NoHead(), collate_pairs(PAIRS, form="padded"))
-    with pytest.raises(ModelError, match="needs packed attention, and LlamaForCausalLM has 'sdpa'"):
+    with raises(ModelError, "sdpa"):
         sequence_logps(tiny_model(), batch)
 
 

@@ -19,6 +19,7 @@ from bfpo.policy.head import CHUNK_ROWS
 from bfpo.policy.load import choose_trainable
 from bfpo.policy.memory import Measured, PassMemory, Plan, count_pass, divide, estimate_memory, measure
 from bfpo.policy.skeleton import make_skeleton
+from messages import raises
 from tiny import tiny_model
 
 TOKENS = 56
@@ -173,18 +174,18 @@ def test_positions_that_look_at_the_tokens_are_counted_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "error", "key"),
     [
-        ({"tokens": 0}, SettingError, "tokens: got 0"),
-        ({"processes": 0}, SettingError, "processes: got 0"),
-        ({"sharding": "zero9"}, SettingError, "sharding: got 'zero9'; allowed: none, zero2, fsdp"),
-        ({"dtype": "float16"}, ModelError, "dtype: got 'float16'"),
-        ({"trainable": ["*.donw_proj.*"]}, ModelError, "matches no parameter"),
-        ({**LORA, "trainable": ["*"]}, ModelError, "beside lora"),
+        ({"tokens": 0}, SettingError, "tokens"),
+        ({"processes": 0}, SettingError, "processes"),
+        ({"sharding": "zero9"}, SettingError, "sharding"),
+        ({"dtype": "float16"}, ModelError, "dtype"),
+        ({"trainable": ["*.donw_proj.*"]}, ModelError, "*.donw_proj.*"),
+        ({**LORA, "trainable": ["*"]}, ModelError, "lora"),
     ],
 )
-def test_what_cannot_be_counted_is_said(settings: Any, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words.replace("*", r"\*")):
+def test_what_cannot_be_counted_is_said(settings: Any, error: type[Exception], key: str) -> None:
+    with raises(error, key):
         estimate_memory(plan(tiny_model(), **settings))
 
 

@@ -16,6 +16,7 @@ from bfpo.policy.load import load_policy
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
 from bfpo.policy.save import save_policy
+from messages import raises
 from tiny import tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
 
 DOWN = ["*.down_proj.weight"]
@@ -105,10 +106,10 @@ WIDE = {"hidden_size": 64, "intermediate_size": 128}
 
 def test_four_bits_need_adapters_and_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path)
-    with pytest.raises(ModelError, match="quantize: got 'nf4' without lora"):
+    with raises(ModelError, "quantize"):
         load_policy(folder, quantize="nf4")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'bfpo\[quant\]'"):
+    with raises(MissingExtraError, "bfpo[quant]"):
         load_policy(folder, lora=LORA, quantize="nf4")
 
 

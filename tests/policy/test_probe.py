@@ -23,6 +23,7 @@ from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import collate_pairs
 from bfpo.policy.logps import sequence_logps, uses_own_logits
 from bfpo.policy.probe import choose_form
+from messages import raises, says
 from tiny import VOCABULARY, tiny_model, tiny_pairs
 
 PAIRS = tiny_pairs(5, 3)
@@ -49,22 +50,25 @@ def window_in_the_mask_only() -> Any:
     return model
 
 
+# Which of these it is depends on the version of transformers.
+REASONS = r"cannot change its attention|does not run on packed rows \(.*\)|gives other log-probs [^;]*"
+
+
 @pytest.mark.parametrize(
-    ("make", "reason"),
+    ("make", "key"),
     [
-        (mamba, "Mamba.*(cannot change its attention|does not run|gives other log-probs)"),
-        (bloom, "Bloom.*(cannot change its attention|does not run|gives other log-probs)"),
-        (prompt_tuned, "prompt-learning adapter"),
-        (window_in_the_mask_only, "has a window of 6 tokens, and the longest text is 12"),
+        (mamba, "MambaForCausalLM"),
+        (bloom, "BloomForCausalLM"),
+        (prompt_tuned, "LlamaForCausalLM"),
+        (window_in_the_mask_only, "LlamaForCausalLM"),
     ],
 )
-def test_what_cannot_be_packed_is_padded_and_says_why(make: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_packed_is_padded_and_says_why(make: Any, key: str, caplog: pytest.LogCaptureFixture) -> None:
     model = make()
     with caplog.at_level(logging.INFO, logger="bfpo"):
         assert choose_form(model, longest_text=12) == "padded"
-    lines = [line for line in caplog.messages if line.startswith("rows are padded, not packed: ")]
-    assert len(lines) == 1
-    with pytest.raises(ModelError, match=reason):
+    says(caplog, "padded", key, mask=REASONS)
+    with raises(ModelError, key, mask=REASONS):
         choose_form(make(), "packed", longest_text=12)
 
 
@@ -90,7 +94,7 @@ def test_logits_that_the_head_does_not_give(caplog: pytest.LogCaptureFixture) ->
     )
     with caplog.at_level(logging.INFO, logger="bfpo"):
         choose_form(model, longest_text=12)
-    assert any("whole logits" in line for line in caplog.messages)
+    says(caplog, "logits")
     found = sequence_logps(model, batch).logps.detach()
     assert not torch.allclose(found, plain, rtol=0.1)
     ids = torch.tensor([[*PAIRS[0].prompt_ids.tolist(), *PAIRS[0].chosen_ids.tolist()]])
@@ -147,7 +151,7 @@ def test_a_model_without_weights_is_judged_by_its_config() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(SettingError, match="attention: got 'flash'; allowed: auto, packed, padded"):
+    with raises(SettingError, "attention"):
         choose_form(tiny_model(), "flash", longest_text=12)
 
 
@@ -188,14 +192,14 @@ def test_texts_that_would_scale_the_positions_of_others_are_refused(rope: dict[s
     model = tiny_model(rope_parameters=rope, max_position_embeddings=longest)
     assert choose_form(model, longest_text=limit) == "packed"
     for attention in ("auto", "padded"):
-        with pytest.raises(ModelError, match=r"longest text is 33 tokens; beyond 32 .* Set max_length to at most 32"):
+        with raises(ModelError, "max_length"):
             choose_form(model, attention, longest_text=limit + 1)
 
 
 def test_texts_beyond_learned_positions_are_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=32))
     choose_form(model, longest_text=32)
-    with pytest.raises(ModelError, match="longest text is 33 tokens, and GPT2LMHeadModel has learned 32 positions"):
+    with raises(ModelError):
         choose_form(model, longest_text=33)
 
 
@@ -205,5 +209,5 @@ def test_a_model_that_does_not_run_says_so() -> None:
 
     model = tiny_model()
     model.model.layers[0].register_forward_pre_hook(fails)
-    with pytest.raises(ModelError, match=r"LlamaForCausalLM does not run in torch.float32 \(no such kernel\)"):
+    with raises(ModelError, "LlamaForCausalLM"):
         choose_form(model, longest_text=12)

@@ -12,6 +12,7 @@ from bfpo.core.errors import ModelError
 from bfpo.policy import load as source
 from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.policy.skeleton import read_config
+from messages import raises
 
 
 @pytest.fixture
@@ -36,13 +37,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_policy, read_config])
 def test_the_hub_is_asked_once_for_a_name_that_is_no_folder(load: Any, asked: list[str]) -> None:
-    with pytest.raises(ModelError, match=r"'nope' is no folder here, and the hub cannot be reached .Name or service"):
+    with raises(ModelError, "nope"):
         load("nope")
     assert asked == ["nope"]
 
 
 def test_a_missing_folder_is_never_asked_of_the_hub(tmp_path: Path, asked: list[str]) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
+    with raises(ModelError):
         load_tokenizer(tmp_path / "model")
     assert asked == []
 
@@ -53,7 +54,7 @@ def test_what_the_hub_does_not_have_is_said(asked: list[str], monkeypatch: pytes
         raise RepositoryNotFoundError("404", response=answer)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unknown)
-    with pytest.raises(ModelError, match="the hub has no such model"):
+    with raises(ModelError):
         load_tokenizer("nope")
 
 
@@ -66,5 +67,5 @@ def test_what_is_in_the_cache_is_not_asked_for(asked: list[str], monkeypatch: py
 def test_a_run_folder_in_place_of_its_model_is_guessed(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=f"did you mean {tmp_path / 'model'}"):
+    with raises(ModelError, str(tmp_path / "model")):
         load_tokenizer(tmp_path)

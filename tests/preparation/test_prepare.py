@@ -25,6 +25,7 @@ from bfpo.preparation import shards, write
 from bfpo.runs.folder import RunFolder, render_card
 from bfpo.runs.stages import preview_stage
 from helpers import write_rows
+from messages import fails, raises
 from mixtures import hashes, prepare, row, rows_of, source
 
 SUITE = "What is the very best way to bake a round loaf of bread at home"
@@ -191,7 +192,7 @@ def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path) -> None:
     )  # fmt: skip
     lengths = out.read_json("data.json")["streams"]["main"]["lengths"]["safe-safe"]["chosen"]
     assert lengths["tokens"] == lengths["chars"]
-    with pytest.raises(ConfigError, match=r"tokenizer: got .* no such folder"):
+    with raises(ConfigError, "tokenizer"):
         prepare(tmp_path / "none", [source(tmp_path / "a.jsonl", [row(1)])], tokenizer=str(tmp_path / "no"))
 
 
@@ -344,19 +345,16 @@ def test_the_command_line_says_what_is_wrong_and_exits_2(tmp_path: Path) -> None
     result = CliRunner().invoke(
         app, ["prepare", "--set", f"sources=[{{name: a, files: {bad}}}]", "--out", str(tmp_path / "out")]
     )
-    assert result.exit_code == 2
-    assert "a: 2 of 2 rows cannot be used (" in result.output
-    assert f"{bad}:1: chosen: wrong type" in result.output
-    assert f"{bad}:2: row: not an object" in result.output
+    fails(result, "a", f"{bad}:1: chosen", f"{bad}:2: row")
     assert not list((tmp_path / "out").glob("*/*.parquet"))
 
 
 def test_an_empty_file_and_an_empty_suite_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="empty: no row was read"):
+    with raises(DataError):
         prepare(tmp_path / "out", [{"name": "empty", "files": str(tmp_path / "empty.jsonl")}])
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(BfpoError, match="holds no prompt"):
+    with raises(BfpoError):
         prepare(
             tmp_path / "suite", [source(tmp_path / "a.jsonl", [row(1)])],
             decontaminate=[{"name": "s", "files": str(tmp_path / "empty.txt")}],

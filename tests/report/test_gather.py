@@ -23,6 +23,7 @@ from bfpo.report.sections import csv_text
 from bfpo.report.tables import suite_columns, suite_mean
 from bfpo.report.view import few_samples
 from bfpo.scores.records import AccuracyRow
+from messages import fails, raises
 from run_folders import HOSTILE, write_run, write_suites
 
 
@@ -140,15 +141,13 @@ def test_the_command_writes_every_form_twice_the_same_and_says_what_is_wrong(tmp
         assert first == second
     assert "advbench,harmless,0.9,0.85" in (tmp_path / "a" / "page.csv").read_text()
     (tmp_path / "empty").mkdir()
-    for arguments, words in (
-        ([str(tmp_path / "gone"), "--out", "x.html"], "no such folder"),
-        ([str(tmp_path / "empty"), "--out", "x.html"], "no run of bfpo"),
-        ([str(run), "--out", str(tmp_path / "page.txt")], "ends in .html"),
-        ([str(run), "--out", str(tmp_path / "x.html"), "--main", "nobody"], "allowed: ours, theirs"),
+    for arguments, key in (
+        ([str(tmp_path / "gone"), "--out", "x.html"], "gone"),
+        ([str(tmp_path / "empty"), "--out", "x.html"], "empty"),
+        ([str(run), "--out", str(tmp_path / "page.txt")], "--out"),
+        ([str(run), "--out", str(tmp_path / "x.html"), "--main", "nobody"], "nobody"),
     ):
-        result = CliRunner().invoke(app, ["report", *arguments])
-        assert result.exit_code == 2
-        assert words in result.output
+        fails(CliRunner().invoke(app, ["report", *arguments]), key)
 
 
 def test_a_hostile_answer_changes_neither_the_page_nor_a_verdict(tmp_path: Path) -> None:
@@ -268,7 +267,7 @@ def test_margins_are_counted_by_cell_against_their_target() -> None:
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no run\.json in it"):
+    with raises(DataError, "run.json"):
         gather([tmp_path])
 
 

@@ -16,6 +16,7 @@ from bfpo.core.errors import DataError, SettingError
 from bfpo.report.data import MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.report.page import render_html, render_markdown, write_report
 from fake_report import fake_report, hostile_report
+from messages import raises
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -180,13 +181,13 @@ def test_unscored_is_shown(page_text: str) -> None:
 
 def test_bad_data_is_refused(data: ReportData, tmp_path: Path) -> None:
     one = MethodResult("a", "A", "main")
-    with pytest.raises(SettingError, match="every name may be there once"):
+    with raises(SettingError):
         ReportData("", "", [one, one])
-    with pytest.raises(SettingError, match="more than one with the role main"):
+    with raises(SettingError):
         ReportData("", "", [one, replace(one, name="b")])
-    with pytest.raises(SettingError, match="b is compared or quoted"):
+    with raises(SettingError):
         ReportData("", "", [one], samples=[Sample("?", "", [SampleAnswer("b", "!")])])
-    with pytest.raises(SettingError, match="write None"):
+    with raises(SettingError):
         write_report(replace(data, seconds={"all": float("nan")}), tmp_path)
-    with pytest.raises(DataError, match="title: Field required"):
+    with raises(DataError, "title"):
         ReportData.from_json('{"setting": "", "methods": []}')

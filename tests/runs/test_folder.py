@@ -17,6 +17,7 @@ from bfpo.core.files import file_digest, is_disk_full, write_text_whole
 from bfpo.core.yaml_text import parse_yaml
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import STAGES, Stage, preview_stage, run_stage
+from messages import raises
 
 
 def new(path, resume=False, **settings) -> RunFolder:
@@ -38,17 +39,17 @@ def test_a_new_folder_tells_what_was_asked_and_with_what(tmp_path):
 def test_a_folder_that_holds_something_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):
-        with pytest.raises(RunError, match="holds no run of bfpo"):
+        with raises(RunError):
             new(tmp_path, resume)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="is a file"):
+    with raises(RunError):
         new(tmp_path / "file")
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_an_earlier_run_is_refused_without_resume_and_opened_with_it(tmp_path):
     new(tmp_path / "run").set_status("interrupted")
-    with pytest.raises(RunError, match=r"holds a run of `toy` \(interrupted\); continue it with --resume"):
+    with raises(RunError, "--resume"):
         new(tmp_path / "run")
     folder = new(tmp_path / "run", resume=True)
     assert folder.resumed
@@ -58,16 +59,16 @@ def test_an_earlier_run_is_refused_without_resume_and_opened_with_it(tmp_path):
 
 def test_resume_names_the_keys_that_differ(tmp_path):
     new(tmp_path / "run", steps=5)
-    with pytest.raises(RunError, match=r"another config: seed was 0, now 3; steps was 5, now 6; resume with --config"):
+    with raises(RunError, "--config"):
         new(tmp_path / "run", resume=True, steps=6, seed=3)
-    with pytest.raises(RunError, match="holds a run of `toy`"):
+    with raises(RunError):
         RunFolder.create(tmp_path / "run", "demo", {}, True)
 
 
 def test_resume_of_a_torn_record_says_so(tmp_path):
     new(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text('{"stage": "to')
-    with pytest.raises(RunError, match="is not valid JSON"):
+    with raises(RunError):
         new(tmp_path / "run", resume=True)
 
 
@@ -99,7 +100,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         write_text_whole(file, "new")
     assert file.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
-    with pytest.raises(RunError, match="cannot be written"):
+    with raises(RunError):
         new(tmp_path / "run")
 
 
@@ -139,11 +140,7 @@ def test_a_row_that_finds_no_room_is_taken_back_and_told(tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", small_disk)
-        with pytest.raises(
-            DiskFullError,
-            match=r"metrics.jsonl: cannot be written, .* full \([\d,.]+ MB free\); "
-            r"the checkpoint of step 1 is whole. Free some space and continue with --resume",
-        ) as raised:
+        with raises(DiskFullError, "metrics.jsonl") as raised:
             folder.append_metrics({"step": 2})
     assert raised.value.exit_code == 1
     assert folder.file("metrics.jsonl").read_text() == '{"step": 1}\n'
@@ -198,9 +195,9 @@ def test_data_is_hashed_and_a_changed_file_stops_a_resumed_run(tmp_path):
     assert fact["sha256"] == file_digest(data)
     new(tmp_path / "run", resume=True).add_data("data", data)
     data.write_text("abd")
-    with pytest.raises(RunError, match="changed since this run started"):
+    with raises(RunError):
         new(tmp_path / "run", resume=True).add_data("data", data)
-    with pytest.raises(RunError, match="cannot be read"):
+    with raises(RunError):
         folder.add_data("data", tmp_path / "none")
 
 
@@ -214,7 +211,7 @@ def test_a_folder_of_data_is_the_files_that_it_holds(tmp_path):
     folder.add_data("data", data)
     assert list(folder.record["data"]["data"]) == [str(data / "a.jsonl"), str(data / "b.jsonl")]
     (data / "c.jsonl").write_text("c")
-    with pytest.raises(RunError, match=r"data: .*c\.jsonl.* added or removed since"):
+    with raises(RunError, "c.jsonl"):
         new(tmp_path / "run", resume=True).add_data("data", data)
 
 
@@ -315,7 +312,7 @@ def test_whatever_stops_a_stage_is_written_and_goes_on(tmp_path, fake, error, st
 def test_a_setting_of_another_method_is_refused_and_left_out(tmp_path, fake):
     fake(lambda config, folder: None, name="train", config="AlignConfig")
     given = ["model=m", "data.files=a", "method=dpo_h", "alpha=0.5", "safety_weight=2.0"]
-    with pytest.raises(ConfigError, match=r"alpha, safety_weight: not a setting of the method 'dpo_h'.*\(bfpo\)"):
+    with raises(ConfigError, "alpha, safety_weight"):
         load_config(AlignConfig, None, given)
     left_out = AlignConfig(model="m", data={"files": "a"}, method="dpo_h")
     config = run_stage("train", left_out, tmp_path / "run").config
@@ -334,9 +331,9 @@ def test_the_preview_shows_config_and_counts_and_writes_nothing(tmp_path, fake, 
 
 
 def test_an_unknown_stage_and_a_config_of_another(tmp_path):
-    with pytest.raises(ConfigError, match="stage: got 'tain'; allowed: demo, toy"):
+    with raises(ConfigError, "stage"):
         run_stage("tain", ToyConfig(), tmp_path / "run")
-    with pytest.raises(ConfigError, match="needed: DemoConfig"):
+    with raises(ConfigError):
         run_stage("demo", ToyConfig(), tmp_path / "run")
 
 
@@ -355,5 +352,5 @@ def test_a_folder_in_which_a_run_failed_before_it_made_anything_counts_as_empty(
     assert (again.stage, again.resumed, again.status) == ("generate", False, "running")
     again.write_text("completions.jsonl", "{}\n")
     again.set_status("failed", "no room")
-    with pytest.raises(RunError, match="holds a run of `generate` \\(failed\\)"):
+    with raises(RunError):
         RunFolder.create(tmp_path / "run", "generate", {"seed": 2})

@@ -8,6 +8,7 @@ from scipy.stats import binom
 
 from bfpo.core.errors import SettingError
 from bfpo.stats import Choice, Interval, hypervolume, hypervolume_interval, nearest_to, pareto_front
+from messages import raises
 
 ZERO = {"helpful": 0.0, "harmless": 0.0}
 
@@ -163,24 +164,24 @@ def test_no_point_does_better_than_the_chosen(points: dict[str, dict[str, float]
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "key"),
     [
-        (lambda: pareto_front({"a": {"helpful": 1.0}}), "objectives: got helpful; exactly two"),
-        (lambda: pareto_front({"a": {"x": 1, "y": 1}, "b": {"x": 1}}), "b: y is None"),
-        (lambda: hypervolume(points_of((0.1, float("nan"))), ZERO), "p0: harmless is nan"),
-        (lambda: hypervolume(points_of((0.1, 0.2)), {"helpful": 0}), "exactly two"),
-        (lambda: hypervolume(points_of((0.1, 0.2)), {**ZERO, "helpful": float("nan")}), "reference: helpful is nan"),
-        (lambda: nearest_to({}, {"harmless": 1}), "points: got none"),
-        (lambda: nearest_to(points_of((0.1, 0.2)), {}), "needed: a finite bound on helpful, harmless"),
-        (lambda: nearest_to(points_of((0.1, 0.2)), {"harmles": 1}), "got {'harmles': 1}"),
+        (lambda: pareto_front({"a": {"helpful": 1.0}}), "objectives"),
+        (lambda: pareto_front({"a": {"x": 1, "y": 1}, "b": {"x": 1}}), "b"),
+        (lambda: hypervolume(points_of((0.1, float("nan"))), ZERO), "p0"),
+        (lambda: hypervolume(points_of((0.1, 0.2)), {"helpful": 0}), "objectives"),
+        (lambda: hypervolume(points_of((0.1, 0.2)), {**ZERO, "helpful": float("nan")}), "reference"),
+        (lambda: nearest_to({}, {"harmless": 1}), "points"),
+        (lambda: nearest_to(points_of((0.1, 0.2)), {}), "at_least"),
+        (lambda: nearest_to(points_of((0.1, 0.2)), {"harmles": 1}), "harmles"),
         (
             lambda: hypervolume_interval({"a": {"helpful": [1], "harmless": [1, 1]}}, {key: [1] for key in ZERO}, ZERO),
-            "a, harmless: a flat list of 1 finite",
+            "a, harmless",
         ),
-        (lambda: hypervolume_interval({}, {"helpful": [1]}, ZERO), "prompts: none for harmless"),
-        (lambda: hypervolume_interval({}, {}, ZERO, num_resamples=0), "num_resamples: got 0"),
+        (lambda: hypervolume_interval({}, {"helpful": [1]}, ZERO), "prompts"),
+        (lambda: hypervolume_interval({}, {}, ZERO, num_resamples=0), "num_resamples"),
     ],
 )
-def test_bad_values(call: object, message: str) -> None:
-    with pytest.raises(SettingError, match=message):
+def test_bad_values(call: object, key: str) -> None:
+    with raises(SettingError, key):
         call()  # type: ignore[operator]

@@ -23,6 +23,7 @@ from bfpo.report.data import Suite as ReportSuite
 from bfpo.report.tables import suite_columns, suite_mean
 from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import FOLDER, load_suites
+from messages import raises
 from support.fault_server import FaultServer
 from tiny import tiny_model, tiny_tokenizer
 
@@ -159,37 +160,36 @@ def test_a_metric_that_is_no_mean_has_no_interval(root: Path, tmp_path: Path, in
 
 def test_nothing_scored_is_never_a_rate(root: Path, tmp_path: Path, inspect: StandIn) -> None:
     inspect.answer = lambda model: log_of([float("nan")] * 2, 0.0, 0)
-    with pytest.raises(DataError, match="nothing was scored"):
+    with raises(DataError):
         run_stage("evaluate", config(root, tmp_path), tmp_path / "run")
     assert [(s["value"], s["num"], s["unscored"]) for s in result(tmp_path / "run")["scores"]] == [(None, 0, 2)] * 2
 
 
 @pytest.mark.parametrize(
-    ("suite", "log", "reason"),
+    ("suite", "log", "key"),
     [
-        ({}, log_of([None, None], 0.0, 0), "none of 2 samples was scored; the first ended in: the server is gone"),
-        ({}, log_of(["C"], 37.0, 1), r"accuracy is 37, not in \[0, 1\]; set inspect.largest"),
-        ({}, log_of(["C"], 1.0, 1, "error"), "ended with error: the server is gone"),
-        ({"metrics": {"rate": "lower"}}, log_of(["C"], 1.0, 1), "no metric 'rate'; it has: accuracy"),
-        ({"inspect": {"task": "a/b", "grader": True}}, log_of(["C"], 1.0, 1), "name one in suites.grader"),
+        ({}, log_of([None, None], 0.0, 0), "the server is gone"),
+        ({}, log_of(["C"], 37.0, 1), "inspect.largest"),
+        ({}, log_of(["C"], 1.0, 1, "error"), "the server is gone"),
+        ({"metrics": {"rate": "lower"}}, log_of(["C"], 1.0, 1), "rate"),
+        ({"inspect": {"task": "a/b", "grader": True}}, log_of(["C"], 1.0, 1), "suites.grader"),
     ],
 )
 def test_what_cannot_be_had_is_skipped(
-    root: Path, tmp_path: Path, inspect: StandIn, suite: dict[str, Any], log: Any, reason: str
+    root: Path, tmp_path: Path, inspect: StandIn, suite: dict[str, Any], log: Any, key: str
 ) -> None:
     inspect.answer = lambda model: log
-    with pytest.raises(DataError, match="nothing was scored"):
+    with raises(DataError, key):
         run_stage("evaluate", config(root, tmp_path, SUITE | suite), tmp_path / "run")
     found = result(tmp_path / "run")
     assert found["suites"][0]["status"] == "skipped"
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(found["suites"][0]["reason"])
+    assert key in found["suites"][0]["reason"]
     assert found["scores"] == []
 
 
 def test_without_the_package_the_extra_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
-    with pytest.raises(DataError, match="nothing was scored"):
+    with raises(DataError):
         run_stage("evaluate", config(root, tmp_path), tmp_path / "run")
     assert "pip install 'bfpo[inspect]'" in result(tmp_path / "run")["suites"][0]["reason"]
 
@@ -246,7 +246,7 @@ def test_a_task_of_ours_gets_a_file_of_the_users(root: Path, tmp_path: Path, ins
 )
 def test_a_suite_that_does_not_hold_together(tmp_path: Path, wrong: dict[str, Any]) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(SUITE | wrong))
-    with pytest.raises(ConfigError, match="is no suite"):
+    with raises(ConfigError):
         load_suites([str(tmp_path / "own.yaml")])
 
 
@@ -385,7 +385,7 @@ def test_strongreject_is_skipped_with_the_reason(root: Path, tmp_path: Path, mon
         )
     ):
         out = tmp_path / f"run-{number}"
-        with pytest.raises(DataError, match="nothing was scored"):
+        with raises(DataError):
             run_stage("evaluate", config(root, tmp_path, use=["strongreject-inspect"], grader=grader), out)
         assert reason in result(out)["suites"][0]["reason"]
         assert result(out)["scores"] == []

@@ -19,6 +19,7 @@ from bfpo.suites.catalogue import FOLDER, known_sets, known_suites, load_suites
 from bfpo.suites.files import UnreachableError, find_prompts
 from bfpo.suites.judging import with_refusal
 from bfpo.suites.scores import SUITE_METRICS, WIN_RATES, Values, compare_values, labelling_judges, values_of
+from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,37 +124,30 @@ def test_a_stopped_run_goes_on(root: Path, done: Path, monkeypatch: pytest.Monke
 
 def test_win_rates_need_a_ranker_and_name_it(root: Path) -> None:
     use = [str(root / "wins.yaml")]
-    with pytest.raises(DataError, match=r"nothing was scored; suite wins: skipped, needs suites\.ranker"):
+    with raises(DataError, "suites.ranker"):
         run_stage("evaluate", config(root, use=use), root / "nobody")
     suite = result(root / "nobody")["suites"][0]
     assert suite["status"] == "skipped"
     assert "suites.ranker" in suite["reason"]
     assert result(root / "nobody")["scores"] == []
-    with pytest.raises(DataError, match="suite wins: oracle had nothing to say of any answer"):  # not of its world
+    with raises(DataError):  # not of its world
         run_stage("evaluate", config(root, use=use, ranker="oracle", baseline="one"), root / "ranked")
     scores = result(root / "ranked")["scores"]
     assert [(score["model"], score["metric"], score["unscored"]) for score in scores] == [("two", "winrate[oracle]", 5)]
 
 
 @pytest.mark.parametrize(
-    ("suites", "why"),
+    ("suites", "key"),
     [
-        (
-            {"max_new_tokens": CONTEXT - 1},
-            rf"5 of 5 prompts are too long for one: its context is {CONTEXT} tokens, suites.max_new_tokens keeps "
-            rf"{CONTEXT - 1} of them for the answer, and 1 are left for a prompt; set suites.max_new_tokens lower",
-        ),
-        (
-            {"max_prompt_length": 1},
-            r"5 of 5 prompts are too long for one: they have more than suites.max_prompt_length",
-        ),
-        ({}, r"8 of 8 answers are unscored by oracle: the prompt is not one of the closed world; give another judge"),
+        ({"max_new_tokens": CONTEXT - 1}, "suites.max_new_tokens"),
+        ({"max_prompt_length": 1}, "suites.max_prompt_length"),
+        ({}, "oracle"),
     ],
 )
 def test_a_run_without_a_score_fails_with_its_reason_and_keeps_its_files(
-    root: Path, tmp_path: Path, suites: dict[str, Any], why: str
+    root: Path, tmp_path: Path, suites: dict[str, Any], key: str
 ) -> None:
-    with pytest.raises(DataError, match=rf"nothing was scored; suite mine: {why}") as error:
+    with raises(DataError, "mine", key) as error:
         run_stage("evaluate", config(root, use=[str(root / "mine.yaml")], **suites), tmp_path / "run")
     assert error.value.exit_code == 2
     assert all(score["value"] is None for score in result(tmp_path / "run")["scores"] if score["metric"] == "harmless")
@@ -169,7 +163,7 @@ def test_a_run_without_a_score_goes_on_once_there_is_one(
     asked = config(root, use=["world"])
     with monkeypatch.context() as patch:
         patch.setattr("bfpo.suites.run.find_prompts", unreachable)
-        with pytest.raises(DataError, match="nothing was scored; suite world: skipped, no network"):
+        with raises(DataError):
             run_stage("evaluate", asked, tmp_path / "run")
     assert run_stage("evaluate", asked, tmp_path / "run", resume=True).finished
 
@@ -178,11 +172,10 @@ def test_the_missing_file_of_an_own_suite_stops_the_run_before_anything_is_asked
     own = tmp_path / "own.yaml"
     own.write_text(yaml.safe_dump(WORLD | {"name": "own", "source": {"files": ["owm.jsonl"]}}))
     asked = config(root, use=[str(own)])
-    message = rf"own.yaml: source.files: no owm.jsonl in {re.escape(str(root))}; name the folder"
-    with pytest.raises(DataError, match=message):
+    with raises(DataError, "own.yaml", "source.files", "owm.jsonl", str(root)):
         run_stage("evaluate", asked, tmp_path / "run")
     assert not (tmp_path / "run" / "models").exists()
-    with pytest.raises(DataError, match=message):
+    with raises(DataError, "own.yaml", "source.files", "owm.jsonl", str(root)):
         preview_stage("evaluate", asked)
 
 
@@ -215,10 +208,10 @@ def test_a_judge_that_does_not_load_skips_its_suite_or_stops_where_it_is_named(
     judge = {"role": "harm", "default": "harmbench"}
     (root / "guarded.yaml").write_text(yaml.safe_dump(WORLD | {"name": "guarded", "judge": judge}))
     use = [str(root / "guarded.yaml")]
-    with pytest.raises(DataError, match="nothing was scored; suite guarded: skipped, its judge harmbench"):
+    with raises(DataError):
         run_stage("evaluate", config(root, use=use), root / "guarded")
     assert "cannot be loaded" in result(root / "guarded")["suites"][0]["reason"]
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with raises(ModelError):
         run_stage("evaluate", config(root, use=use, judges={"harm": "harmbench"}), root / "named")
 
 
@@ -308,29 +301,29 @@ def test_every_suite_is_whole_and_in_the_docs() -> None:
 
 
 def test_bad_suites_and_settings_say_what_to_do(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'xstest'"):
+    with raises(ConfigError, "xstest"):
         load_suites(["xstestt"])
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(WORLD | {"metrics": {"harmless": "up"}}))
-    with pytest.raises(ConfigError, match=r"a\.yaml: is no suite: metrics\.harmless"):
+    with raises(ConfigError, "a.yaml"):
         load_suites([str(tmp_path / "a.yaml")])
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(WORLD | {"name": "xstest"}))
-    with pytest.raises(ConfigError, match="rename one"):
+    with raises(ConfigError):
         load_suites(["xstest", str(tmp_path / "b.yaml")])
-    for settings, message in (
-        (["suites.use=demo"], "models: missing"),
+    for settings, key in (
+        (["suites.use=demo"], "models"),
         (
             ["suites.use=demo", "model=m", "completions=c"],
-            "completions: not a key of 'suites'; it belongs to 'completions'",
+            "completions",
         ),
-        (["suites.use=demo", "model=m", "suites.ranker=oracle"], "a win rate needs both"),
-        (["models=[{name: a, model: m}]"], "suites: missing"),
-        (["suites.use=demo", "models=[{name: a, model: m}, {name: a, model: n}]"], "a is there twice"),
-        (["suites.use=demo", "model=m", "data.files=x"], "has no reference"),
-        (["suites.use=demo", "model=m", "suites.ranker=oracle", "suites.baseline=x"], "allowed: m"),
+        (["suites.use=demo", "model=m", "suites.ranker=oracle"], "suites.ranker"),
+        (["models=[{name: a, model: m}]"], "suites"),
+        (["suites.use=demo", "models=[{name: a, model: m}, {name: a, model: n}]"], "a"),
+        (["suites.use=demo", "model=m", "data.files=x"], "data"),
+        (["suites.use=demo", "model=m", "suites.ranker=oracle", "suites.baseline=x"], "suites.baseline"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with raises(ConfigError, key):
             load_config(EvaluateConfig, overrides=settings)
-    with pytest.raises(DataError, match="no such folder"):
+    with raises(DataError):
         run_stage("evaluate", config(root, use=["xstest"], folders=[str(tmp_path / "none")]), tmp_path / "run")
     shown = preview_stage("evaluate", config(root, use=["demo", "xstest", str(root / "mine.yaml")]))
     assert "xstest: XSTest (generative, licence CC-BY-4.0); from the hub, walledai/XSTest" in shown

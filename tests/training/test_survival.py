@@ -25,6 +25,7 @@ from bfpo.runs import folder as runs
 from bfpo.runs.stages import run_stage
 from bfpo.training import callbacks as checkpoints
 from bfpo.training.callbacks import MetricsCallback
+from messages import raises
 from survival import differences, result, run, run_in_two, run_with_copies, stage_config, write_inputs
 
 LORA = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
@@ -234,14 +235,9 @@ def test_a_full_disk_is_one_clear_message_and_the_resumed_run_ends_alike(
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, function, failing(getattr(owner, function), error, after, file))
-        with pytest.raises(DiskFullError) as raised:
+        with raises(DiskFullError, f"step {step}" if step else None, "--resume") as raised:
             run_stage("train", config, out)
-    text = str(raised.value)
-    kept = f"the checkpoint of step {step} is whole" if step else "no checkpoint was written yet"
-    assert file in text
-    assert "MB free)" in text
-    assert kept in text
-    assert "--resume" in text
+    assert file in str(raised.value)
     assert raised.value.exit_code == 1
     assert not checkpoints.half_checkpoints(out / "checkpoints")
     assert not list(out.glob(".model*"))
@@ -282,7 +278,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, kilobytes: int) -> None:
     try:
         config = stage_config("train", write_inputs(tmp_path / "inputs"))
         run_stage("train", config, tmp_path / "straight")
-        with pytest.raises(DiskFullError, match=r"full \([\d,.]+ MB free\); .*--resume"):
+        with raises(DiskFullError, "--resume"):
             run_stage("train", config, disk / "run")
         assert not checkpoints.half_checkpoints(disk / "run" / "checkpoints")
         subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)

@@ -14,6 +14,7 @@ from bfpo.data.labels import CELLS
 from bfpo.data.store import write_tokens
 from bfpo.data.tokenize import TokenPair
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
+from messages import raises
 from tiny import logp, tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
 
 
@@ -200,30 +201,31 @@ class SwappedLabels(BFPOTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
+FIGURES = r"(?<=the loss is )[\d.]+|(?<=largest \|margin\| is )[\d.]+"
+
+
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    "settings",
     [
-        ({"trainer": DoubledLoss}, "first step: the loss is .* imply"),
-        ({"trainer": OwnLoss}, "first step: the loss is .* imply"),
-        ({"reference": ForeignReference()}, "largest .margin. is .* nats, 0 is right"),
-        ({"trainer": SwappedRows}, "must hold its (chosen|rejected) completion"),
-        ({"trainer": SwappedLabels, "main": tiny_pairs(12, cells="conflict")}, "_is_safe is . in the batch and"),
+        {"trainer": DoubledLoss},
+        {"trainer": OwnLoss},
+        {"reference": ForeignReference()},
+        {"trainer": SwappedRows},
+        {"trainer": SwappedLabels, "main": tiny_pairs(12, cells="conflict")},
     ],
 )
 @pytest.mark.parametrize("method", ["bfpo", "safedpo"])
-def test_a_wrong_wiring_stops_before_the_first_update(
-    tmp_path: Path, settings: dict[str, Any], words: str, method: str
-) -> None:
+def test_a_wrong_wiring_stops_before_the_first_update(tmp_path: Path, settings: dict[str, Any], method: str) -> None:
     trainer = tiny_trainer(tmp_path, method=method, **settings)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    with pytest.raises(TrainingError, match=words):
+    with raises(TrainingError, mask=FIGURES):
         trainer.train()
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
 def test_dropout_is_found_by_the_first_step(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, model=tiny_model(attention_dropout=0.5), reference="swap")
-    with pytest.raises(TrainingError, match="check that dropout is off"):
+    with raises(TrainingError, mask=FIGURES):
         trainer.train()
 
 
@@ -245,7 +247,7 @@ def test_logps_that_are_not_finite_name_the_pair(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, main=main)
     with torch.no_grad():
         trainer.model.lm_head.weight[int(main[2].chosen_ids[0])] = float("inf")
-    with pytest.raises(TrainingError, match=r"pair pair-0-\d: the log-prob of its (chosen|rejected) completion is"):
+    with raises(TrainingError):
         trainer.train()
 
 
@@ -293,24 +295,24 @@ def test_a_tenfold_learning_rate_diverges_and_says_so_once(
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "key"),
     [
-        ({"beta": 0.0}, "beta: got 0.0"),
-        ({"method": "bpfo"}, "did you mean bfpo"),
-        ({"safety_weight": 1.0}, "safety_weight: got 1.0"),
-        ({"reduction": "max"}, "reduction: got 'max'"),
-        ({"buffer_weight": -1.0}, "buffer_weight: got -1.0"),
-        ({"anchor_weight": -0.1}, "anchor_weight: got -0.1"),
+        ({"beta": 0.0}, "beta"),
+        ({"method": "bpfo"}, "method"),
+        ({"safety_weight": 1.0}, "safety_weight"),
+        ({"reduction": "max"}, "reduction"),
+        ({"buffer_weight": -1.0}, "buffer_weight"),
+        ({"anchor_weight": -0.1}, "anchor_weight"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
     ],
 )
-def test_bad_settings(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(SettingError, match=words):
+def test_bad_settings(tmp_path: Path, settings: dict[str, Any], key: str) -> None:
+    with raises(SettingError, key):
         BFPOConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
 
 
 def test_unknown_reference(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="reference: got 'frozen'"):
+    with raises(SettingError, "reference"):
         tiny_trainer(tmp_path, reference="frozen")
 
 

@@ -16,6 +16,7 @@ from bfpo.data.pack import collate_pairs
 from bfpo.data.tokenize import TokenPair
 from bfpo.policy.probe import choose_form
 from bfpo.policy.reference.forward_pass import ReferencePass, ReferenceReport, token_batches
+from messages import raises
 from tiny import tiny_model, tiny_pairs
 
 MAIN, BUFFER = tiny_pairs(9, 1), tiny_pairs(5, 2)
@@ -206,7 +207,7 @@ def test_a_log_prob_that_is_not_finite_names_its_pair_and_is_not_stored(tmp_path
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[int(MAIN[2].chosen_ids[0])] = float("inf")
-    with pytest.raises(ModelError, match=r"pair pair-1-\d: the reference's log-prob of its (chosen|rejected)"):
+    with raises(ModelError, "pair pair-1"):
         run(MAIN, cache=tmp_path, model=model)
 
 

@@ -14,6 +14,7 @@ from bfpo.core.errors import ModelError
 from bfpo.policy.load import disable_dropout
 from bfpo.policy.reference import cache as reference_keys
 from bfpo.policy.reference.cache import model_key, row_key
+from messages import raises
 from tiny import tiny_model, tiny_pairs
 
 KEY = model_key(tiny_model())
@@ -111,15 +112,15 @@ def test_tied_weights_and_buffers_are_read() -> None:
 
 
 def test_content_that_is_not_here_has_no_key() -> None:
-    with pytest.raises(ModelError, match=r"model\.embed_tokens\.weight is on the meta device"):
+    with raises(ModelError, "model.embed_tokens.weight"):
         model_key(tiny_model().to("meta"))
     partitioned = tiny_model()
     partitioned.lm_head.weight.ds_id = 0
-    with pytest.raises(ModelError, match=r"lm_head\.weight is on the meta device or shared out over processes"):
+    with raises(ModelError, "lm_head.weight"):
         model_key(partitioned)
     merged = adapted(tiny_model(), target_modules=["q_proj"])
     merged.merge_adapter()
-    with pytest.raises(ModelError, match=r"an adapter is merged into model\.layers\.0\.self_attn\.q_proj"):
+    with raises(ModelError, "self_attn.q_proj"):
         model_key(merged)
 
 
