@@ -40,7 +40,8 @@ def _flat_members(annotation: Any) -> list[Any]:
 def section_of(annotation: Any) -> type[ConfigPart] | None:
     """Return the section that a key holds, or `None` for a plain value."""
     for member in _flat_members(annotation):
-        if isinstance(member, type) and issubclass(member, ConfigPart):
+        # Python 3.10 takes `list[str]` for a type.
+        if get_origin(member) is None and isinstance(member, type) and issubclass(member, ConfigPart):
             return member
     return None
 
@@ -64,8 +65,8 @@ def _member_words(member: Any, bounds: str) -> str:
         return f"a list of sections with the keys {keys}" if keys else f"a list of {_item_words(get_args(member)[0])}"
     if get_origin(member) is dict or member is dict:
         return "a section of free keys"
-    if isinstance(member, type) and issubclass(member, ConfigPart):
-        return "a section with the keys " + ", ".join(member.key_order())
+    if (part := section_of(member)) is not None:
+        return "a section with the keys " + ", ".join(part.key_order())
     return f"{_NAMES.get(member, str(member))}{bounds if member in (int, float) else ''}"
 
 
