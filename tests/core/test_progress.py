@@ -11,11 +11,13 @@ from bfpo.core.progress import CountProgress
 logger = logging.getLogger("bfpo.test")
 
 
-def count(caplog: pytest.LogCaptureFixture, *, terminal: bool, **settings: object) -> tuple[str, list[str]]:
-    """What a terminal shows and what the log says of five steps to 10."""
+def count(
+    caplog: pytest.LogCaptureFixture, *, terminal: bool, total: int | None = 10, **settings: object
+) -> tuple[str, list[str]]:
+    """What a terminal shows and what the log says of five steps of 3."""
     caplog.set_level(logging.INFO, "bfpo")
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
-    with CountProgress("reference", 10, logger, console=console, **settings) as progress:  # type: ignore[arg-type]
+    with CountProgress("reference", total, logger, console=console, **settings) as progress:  # type: ignore[arg-type]
         for _ in range(5):
             progress.advance(3)
     return console.file.getvalue(), [record.getMessage() for record in caplog.records]  # type: ignore[attr-defined]
@@ -38,3 +40,11 @@ def test_a_bar_on_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     assert "reference" in shown
     assert "10/10" in shown
     assert lines == []
+
+
+def test_an_unknown_total_shows_the_count_alone(caplog: pytest.LogCaptureFixture) -> None:
+    _, lines = count(caplog, terminal=False, total=None, seconds_between_lines=0.0)
+    assert [line.partition("  (")[0] for line in lines] == [f"reference: {n}" for n in (3, 6, 9, 12, 15)]
+    shown, _ = count(caplog, terminal=True, total=None)
+    assert "reference 15" in shown
+    assert "/" not in shown

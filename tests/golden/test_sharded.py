@@ -223,7 +223,7 @@ assert choose(model) == "padded"
 PRECISION = """
 from types import SimpleNamespace
 from accelerate import FullyShardedDataParallelPlugin
-from bfpo.training.trainer import prepare_sharding
+from bfpo.training.sharding import prepare_sharding
 
 def dtype_of_log_probs(prepared):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)

@@ -12,7 +12,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from bfpo.core.errors import SettingError
 from bfpo.policy.load import set_trainable
-from bfpo.training.trainer import BFPOTrainer, is_sharded, prepare_sharding, whole_state
+from bfpo.training.sharding import is_sharded, prepare_sharding, whole_state
+from bfpo.training.trainer import BFPOTrainer
 from messages import raises
 from tiny import tiny_model, tiny_pairs, tiny_trainer
 

@@ -97,8 +97,7 @@ def _read(config: PrepareConfig, sources: Sequence[PlannedSource], suites: Seque
     shards = []
     with Readers(make, config.processes or os.cpu_count() or 1) as readers:
         for source in sources:
-            # How many rows there are is not known before: the count has no end.
-            with CountProgress(f"reading {source.config.name}", 1 << 62, logger) as progress:
+            with CountProgress(f"reading {source.config.name}", None, logger) as progress:
                 shards.append(find_or_make(work, source, readers, shared, progress.advance))
     read = list(zip(sources, shards, strict=True))
     problems = [text for source, shard in read if (text := problem_of(source, shard))]

@@ -27,7 +27,7 @@ from bfpo.training.session import (
     train_in_folder,
     write_rejects,
 )
-from bfpo.training.trainer import prepare_sharding
+from bfpo.training.sharding import prepare_sharding
 
 __all__ = ["CompletionCollator", "SftTrainer", "preview", "run"]
 

@@ -13,7 +13,7 @@ __all__ = ["CountProgress"]
 
 
 class CountProgress:
-    """Context manager that shows a count up to `total`.
+    """Context manager that shows a count up to `total`, or alone if `total` is `None`.
 
     On a terminal it is a bar, elsewhere a line to `logger` at most every `seconds_between_lines`. `shown=False`, as in
     all processes but the first, shows nothing.
@@ -22,7 +22,7 @@ class CountProgress:
     def __init__(
         self,
         title: str,
-        total: int,
+        total: int | None,
         logger: logging.Logger,
         *,
         shown: bool = True,
@@ -38,8 +38,9 @@ class CountProgress:
     def __enter__(self) -> CountProgress:
         self._started = self._last_line = time.monotonic()
         if self._shown and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console, transient=True)
+            known = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            count = (TextColumn("{task.completed}"),) if self._total is None else known
+            self._bar = Progress(TextColumn("{task.description}"), *count, console=self._console, transient=True)
             self._bar.add_task(self._title, total=self._total)
             self._bar.start()
         return self
@@ -52,12 +53,14 @@ class CountProgress:
 
     def advance(self, count: int) -> None:
         """Add `count` to the progress."""
-        self._count = min(self._total, self._count + count)
+        self._count += count
+        if self._total is not None:
+            self._count = min(self._count, self._total)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._count)
             return
         now = time.monotonic()
         if self._shown and now - self._last_line >= self._between:
             self._last_line = now
-            seconds = now - self._started
-            self._logger.info("%s: %d of %d  (%.0f s)", self._title, self._count, self._total, seconds)
+            of_total = "" if self._total is None else f" of {self._total}"
+            self._logger.info("%s: %d%s  (%.0f s)", self._title, self._count, of_total, now - self._started)

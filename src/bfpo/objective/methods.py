@@ -289,8 +289,8 @@ class BFPO(Method):
 
     def target(self, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> Tensor:
         """Return what `beta * margin` is pulled to, (P,); see `bfpo_target`."""
-        # The labels have weights of their own, so this is no function of s_c - s_r: the target of two safe answers is
-        # above that of two unsafe ones, by B3 (B1 - 1) = 1.
+        # The labels have different weights, so the target is not a function of s_c - s_r: it is higher for two safe
+        # answers than for two unsafe ones, by B3 (B1 - 1) = 1.
         b1 = self.safety_weight
         return (b1 * chosen_is_safe - rejected_is_safe) / (b1 - 1) - self.alpha
 

@@ -45,7 +45,7 @@ from bfpo.training.callbacks import (
     half_checkpoints,
     last_whole_checkpoint,
 )
-from bfpo.training.trainer import whole_state
+from bfpo.training.sharding import whole_state
 
 __all__ = [
     "REJECTS",

@@ -9,7 +9,6 @@ Axes: P pairs, N = 2P completions (the P chosen ones first), K columns of metric
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
@@ -37,8 +35,9 @@ from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses
 from bfpo.training.margin import check_margin_logps
 from bfpo.training.metrics import PairFigures, TrainingRecord, group_index
+from bfpo.training.sharding import is_sharded, prepare_sharding
 
-__all__ = ["BFPOConfig", "BFPOTrainer", "is_sharded", "prepare_sharding", "whole_state"]
+__all__ = ["BFPOConfig", "BFPOTrainer"]
 
 
 class BFPOTrainer(Trainer):
@@ -448,40 +447,3 @@ def _computed_in(args: TrainingArguments, model: nn.Module) -> torch.dtype:
     if args.fp16:
         return torch.float16
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-
-
-# Sharding, in both stages of training
-
-
-def is_sharded(trainer: Trainer) -> bool:
-    """Return whether FSDP or DeepSpeed divides what this trainer trains; its model is on the CPU until it does."""
-    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-
-
-def prepare_sharding(accelerator: Accelerator) -> None:
-    """Let float32 log-probs leave a model under FSDP2 as they are, and sum gradients in float32; nothing without FSDP.
-
-    For bfloat16 accelerate has FSDP2 cast the outputs of each sharded module, and log-probs leave the model as such;
-    and it sums the gradients of float32 masters in bfloat16.
-    Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap.
-    """
-    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is None:
-        return
-    if plugin.fsdp_version != 2:
-        raise SettingError(f"fsdp_version: got {plugin.fsdp_version}; allowed: 2 (see docs/scaling.md)")
-    if plugin.mixed_precision_policy is not None:
-        plugin.mixed_precision_policy = dataclasses.replace(
-            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
-        )
-
-
-def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:
-    """Return the whole weights of a sharded model, on the CPU, by the names of the model inside; else `None`.
-
-    Every process must call this. What all but the first get may be empty.
-    """
-    if not is_sharded(trainer):
-        return None
-    state: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return state

@@ -1,0 +1,49 @@
+"""Sharding by FSDP or DeepSpeed, in both stages of training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import Trainer
+
+from bfpo.core.errors import SettingError
+
+__all__ = ["is_sharded", "prepare_sharding", "whole_state"]
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Return whether FSDP or DeepSpeed shards the trainer's model, which is on the CPU until then."""
+    return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def prepare_sharding(accelerator: Accelerator) -> None:
+    """Keep float32 log-probs float32 at the output of an FSDP2 model, and sum gradients in float32; else do nothing.
+
+    For bfloat16, accelerate lets FSDP2 cast the outputs of each sharded module, log-probs included, and sum the
+    gradients of float32 masters in bfloat16.
+    Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap.
+    """
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    if plugin.fsdp_version != 2:
+        raise SettingError(f"fsdp_version: got {plugin.fsdp_version}; allowed: 2 (see docs/scaling.md)")
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+        )
+
+
+def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:
+    """Return the whole weights of a sharded model on the CPU, under the names of the unwrapped model; else `None`.
+
+    Every process must call this. All but the first may get an empty dict.
+    """
+    if not is_sharded(trainer):
+        return None
+    state: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return state
