@@ -385,7 +385,7 @@ def test_strongreject_is_skipped_with_the_reason(root: Path, tmp_path: Path, mon
         )
     ):
         out = tmp_path / f"run-{number}"
-        with raises(DataError):
+        with pytest.raises(DataError, match="nothing was scored"):
             run_stage("evaluate", config(root, tmp_path, use=["strongreject-inspect"], grader=grader), out)
         assert reason in result(out)["suites"][0]["reason"]
         assert result(out)["scores"] == []
