@@ -8,8 +8,9 @@ After a text has changed, record it and look at the diff of the golden file, the
 
     pytest --update-messages tests/data/test_read.py      # or one test, or all: pytest --update-messages -m "not gpu"
 
-The entries of the tests that ran and passed are written and the others stay. An entry whose test is gone is dropped
-when its file runs as a whole. In a conflict take either side of the golden file and record again.
+The entries of the tests that ran and passed are written and the others stay; `-n` works. An entry whose test is gone is
+dropped when its file runs as a whole, or by `pytest --co --update-messages`, which runs nothing. In a conflict take
+either side of the golden file and record again.
 
 What varies is not recorded: folders, ports, free space (`normalised`), and what another library or the system says. The
 text of an exception that no `raise` of bfpo or of a test raised appears as `<quoted error>`, a check of pydantic as its
