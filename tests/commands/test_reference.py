@@ -143,7 +143,7 @@ def test_a_preview_leaves_a_torn_shard_where_it_is(files: Path, caplog: pytest.L
     (shard,) = cache.glob("*.parquet")
     shard.write_bytes(shard.read_bytes()[:-30])
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
-    assert "11 rows, 0 there, 11 to compute" in preview_stage("reference", ReferenceConfig(**settings(files)))
+    assert "11 rows, 0 cached, 11 to compute" in preview_stage("reference", ReferenceConfig(**settings(files)))
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
     says(caplog, shard.name, mask=r"\w{16,}")
 
@@ -151,12 +151,12 @@ def test_a_preview_leaves_a_torn_shard_where_it_is(files: Path, caplog: pytest.L
 def test_what_would_be_computed(files: Path) -> None:
     config = ReferenceConfig(**settings(files))
     text = preview_stage("reference", config)
-    assert text.endswith(": 11 rows, 0 there, 11 to compute")
+    assert text.endswith(": 11 rows, 0 cached, 11 to compute")
     assert "data: 6 pairs" in text
     assert not (files / "cache").exists()
     counts = reference(files, "run")
     text = preview_stage("reference", config)
-    assert text.endswith(f"cache: {counts['cache']}: 11 rows, 11 there, 0 to compute")
+    assert text.endswith(f"cache: {counts['cache']}: 11 rows, 11 cached, 0 to compute")
 
 
 def test_a_finished_and_a_failed_run(files: Path) -> None:

@@ -129,7 +129,7 @@ def test_metrics_survive_a_torn_row_and_a_number_that_is_not_finite(tmp_path):
 def test_a_row_that_finds_no_room_is_taken_back_and_told(tmp_path, monkeypatch, number):
     folder = new(tmp_path / "run")
     folder.append_metrics({"step": 1})
-    folder.kept = "the checkpoint of step 1 is whole"
+    folder.kept = "the checkpoint of step 1 is complete"
     opened = Path.open
 
     def small_disk(path, *args, **kwargs):

@@ -96,7 +96,7 @@ def test_a_run_resumed_from_what_a_kill_leaves_ends_bit_for_bit_alike(
     same(result(copies[moment]), wanted)
     assert ("starting again from the beginning" in caplog.text) == (moment == "after backward")
     goes_on = other_number and moment != "after backward"
-    assert ("this run had 2 processes and goes on with 1" in caplog.text) == goes_on
+    assert ("this run had 2 processes and continues with 1" in caplog.text) == goes_on
 
 
 @pytest.mark.slow

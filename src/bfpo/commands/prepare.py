@@ -37,8 +37,9 @@ _NOT_OF_THE_DATA = {"processes", "cache", "alpha", "language_sample", "tokenizer
 def run(config: PrepareConfig, folder: RunFolder) -> None:
     """Write `<stream>/<split>.parquet`, `manifest.json`, `data.json`, figure, card and lists of what was left out.
 
-    Every file appears whole, the manifest last of the data: a folder without one is not finished. A resumed run finds
-    what was read of the sources. Raises `DataError` and `LabelError` for data that cannot be used, `DiskFullError`.
+    Every file appears only when complete, the manifest after all data: a folder without one is not finished. A resumed
+    run reuses the sources that were read. Raises `DataError` and `LabelError` for data that cannot be used,
+    `DiskFullError`.
     """
     if not folder.is_writer:
         return
@@ -71,14 +72,14 @@ def preview(config: PrepareConfig) -> list[str]:
     with tempfile.TemporaryDirectory() as name:
         mixed = mix(_read(config, sources, suites, Path(name)), config)
         data = describe_data(mixed, sources, suites, config, {})
-    lines = [f"a sample: at most the first {_PREVIEW_ROWS} rows of each file, all that can be used of them"]
+    lines = [f"a sample: at most the first {_PREVIEW_ROWS} rows of each file, all usable rows of them"]
     return [*lines, *data_lines(data)]
 
 
 def _read(config: PrepareConfig, sources: Sequence[PlannedSource], suites: Sequence[Suite], work: Path) -> list[Part]:
     """Return the units of each source.
 
-    Raises `DataError` for every source that holds nothing usable, or bad rows where those are an error.
+    Raises `DataError` for every source with no usable row, or with bad rows if those are an error.
     """
     tokenizer = _tokenizer_file(config.tokenizer)
     make = partial(
@@ -156,9 +157,10 @@ def _data_name(source: PlannedSource) -> str:
 
 
 def _disk_error(folder: RunFolder, work: Path, error: OSError) -> RunError | DiskFullError:
-    folder.kept = "what was read of whole sources is kept"
+    folder.kept = "sources that were read completely are kept"
     if is_disk_full(error):
         return folder.disk_full(work)
     return RunError(
-        f"{error.filename or work}: cannot be read or written ({error.strerror or error}); check rights and space"
+        f"{error.filename or work}: cannot be read or written ({error.strerror or error}); check permissions and free "
+        "space"
     )

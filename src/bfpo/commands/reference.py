@@ -29,8 +29,8 @@ __all__ = ["preview", "run"]
 def run(config: ReferenceConfig, folder: RunFolder) -> None:
     """Fill the cache for all pairs of `data`, `buffer` and `eval_data`; write `data.json` and the counts (`run.json`).
 
-    The trainer of `bfpo train` does the pass, under the same settings, and does not train: so the numbers and their key
-    are those that training looks for. Raises as `bfpo train` does, and `RunError` where rows could not be stored.
+    The trainer of `bfpo train` makes the pass with the same settings but does not train, so the numbers and their keys
+    are those that training looks up. Raises as `bfpo train` does, and `RunError` if rows could not be stored.
     """
     prepare_process(config.threads)
     for name, section in pair_sections(config).items():
@@ -54,7 +54,7 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     if folder.is_writer and report.num_stored < report.num_computed:
         raise RunError(
             f"reference_cache: {report.num_computed - report.num_stored} of {report.num_computed} rows could not be "
-            f"stored in {report.cache or reference_cache(config)} (see the log); check rights and space"
+            f"stored in {report.cache or reference_cache(config)} (see the log); check permissions and free space"
         )
 
 
@@ -74,7 +74,7 @@ def preview(config: ReferenceConfig) -> list[str]:
         read_only=True,
     ).preview()
     place = f"cache: {found.cache}" if found.cache else "no cache for this model (see the log)"
-    return [*lines, f"{place}: {found.num_rows} rows, {found.num_reused} there, {found.num_computed} to compute"]
+    return [*lines, f"{place}: {found.num_rows} rows, {found.num_reused} cached, {found.num_computed} to compute"]
 
 
 def _arguments(config: ReferenceConfig, folder: RunFolder) -> BFPOConfig:

@@ -39,24 +39,23 @@ SHOWN = {
 
 
 def run(config: AlignConfig, folder: RunFolder) -> None:
-    """Train on the main stream, with the buffer beside it, and write `model/`, `metrics.jsonl`, `data.json`, the card.
+    """Train on the main stream, with the buffer if given, and write `model/`, `metrics.jsonl`, `data.json`, the card.
 
     Pairs go from their files to `tokens/` and from there to the model, and are not held in memory. Raises `DataError`
-    and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a run that must not
-    go on.
+    and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a run that must stop.
     """
     prepare_process(config.threads)
     for name, section in pair_sections(config).items():
         folder.add_data(name, section.files)
     args, streams = _arguments(config, folder), pair_streams(config)
     if not folder.resumed and folder.is_writer:
-        for stream in streams.values():  # what is wrong with the data is said before a model is loaded
+        for stream in streams.values():  # errors in the data come before a model is loaded
             stream.scan()
     policy = load_start(config)
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
-    with args.main_process_first(desc="tokenizing"):  # the others find what the first one of their machine has written
+    with args.main_process_first(desc="tokenizing"):  # the others read what the first one has written
         tokens = token_stores(folder, streams, policy.tokenizer, cache=config.token_cache, **token_settings(config))
     report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
     others = None
@@ -71,7 +70,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         buffer_dataset=tokens.get("buffer"),
         eval_dataset=tokens.get("eval_data"),
         processing_class=policy.tokenizer,
-        # A resumed run keeps what `auto` chose, whatever the cache has learnt since: its numbers stay the same bits.
+        # A resumed run keeps what `auto` chose, even if the cache has grown since: its numbers stay bit-equal.
         reference=folder.record.get("reference"),
         margin_logps=others,
     )

@@ -1,4 +1,4 @@
-"""Conversations to token ids: the chat template, its end token, and text that pretends to be a special token."""
+"""Conversations to token ids: the chat template, its end token, and text that looks like a special token."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif -%}
 """
-"""For tokenizers without a chat template: `User:` and `Assistant:` turns, BOS first where there is one, the end token
-after every assistant turn. The line break before an answer keeps the answer's first token apart from the prompt."""
+"""For tokenizers without a chat template: `User:` and `Assistant:` turns, BOS first if the tokenizer has one, the end
+token after every assistant turn. The line break before an answer separates its first token from the prompt."""
 
 _PROBE = "bfpoprobeanswer"
 _TEXTS_COMPARED = 8
 
 
 class TextEncoder:
-    """Text to ids without special tokens of its own, where marked text is never read as a special token.
+    """Encode text without adding special tokens; marked text is never read as a special token.
 
-    A completion may hold `</s>` or `<|im_start|>` as text. `escape` marks such places before a template renders the
-    text, `encode` reads them as plain text and everything else as the tokenizer does.
+    A completion may hold `</s>` or `<|im_start|>` as text. `escape` marks such parts before a template renders the
+    text; `encode_marked` then encodes them as plain text.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TextEncoder:
     ) -> None:
         """`control_tokens` are tokens of the vocabulary that are not special; `markers` are strings of a template.
 
-        A marker in marked text is cut in two, so that it never has the ids that the template's own has.
+        A marker in marked text is split in two, so that it never gets the ids of the template's own marker.
         """
         self._tokenizer = tokenizer
         added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
@@ -69,19 +69,19 @@ class TextEncoder:
         self._control = _any_of(special | set(control_tokens) | set(markers))
 
     def holds_control_token(self, text: str) -> bool:
-        """Say whether the text would be read as a special token somewhere."""
+        """Return whether some part of the text would be read as a special token."""
         return self._control.search(text) is not None
 
     def escape(self, text: str, mark: str) -> str:
-        """Put `mark`, a character that occurs nowhere, around every such place."""
+        """Put `mark`, a character that no text contains, around every such part."""
         return self._control.sub(lambda match: f"{mark}{match.group()}{mark}", text)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of each unmarked text; of many at once, by the fast tokenizers' threads.
+        """Return the ids of each unmarked text; many texts are encoded by the threads of a fast tokenizer.
 
-        Those tokenizers can leave out the place of each token in the text, half of the work. A call of the tokenizer
-        itself never does, so it gets the first few texts only: that puts its switches (truncation, padding, special
-        tokens as text) where this needs them, and shows whether the short way gives the same ids; if not, it gets all.
+        The fast path skips the offsets of tokens, half of the work. The first few texts also go through a normal call:
+        it sets the tokenizer's options (truncation, padding, special tokens as text), and its ids show whether the fast
+        path gives the same ones. If not, all texts go through the normal call.
         """
         if len(texts) <= _TEXTS_COMPARED or not self._tokenizer.is_fast:
             return self._call(texts)
@@ -96,16 +96,16 @@ class TextEncoder:
         return cast("list[list[int]]", self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_marked(self, text: str, mark: str) -> list[int]:
-        """Return the ids of text with marked places: those as plain text, unmarked special tokens as themselves.
+        """Return the ids of marked text: marked parts as plain text, unmarked special tokens as themselves.
 
-        Between two special tokens a tokenizer reads the text by itself, so encoding these stretches one by one gives
-        what encoding the whole gives, except where a place is marked.
+        A tokenizer encodes the text between two special tokens on its own, so encoding these parts one by one gives the
+        ids of the whole text, except for marked parts.
         """
         ids: list[int] = []
         plain = ""
         for number, part in enumerate(text.split(mark)):
             if number % 2:
-                if part in self._not_special:  # only special tokens can be split by request: cut the others in two
+                if part in self._not_special:  # `split_special_tokens` does not split these: cut them in two
                     ids += self._encode_plain(plain + part[:1])
                     plain = part[1:]
                 else:
@@ -132,9 +132,9 @@ class TextEncoder:
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """Texts to encode: of the prompt and of whole conversations, or of answers alone, which then follow `start`.
+    """Texts to encode: the prompt and whole conversations, or answers alone, which then follow `start`.
 
-    `mark` is the character around places that look like special tokens and are text, `None` where there are none.
+    `mark` is the character around parts that look like special tokens but are text; `None` if there are no such parts.
     """
 
     texts: list[str]
@@ -151,10 +151,10 @@ class EncodedChat:
 
 
 class ChatEncoder:
-    """A tokenizer with its chat template, `chat_template` in its place, or `DEFAULT_CHAT_TEMPLATE` where it has none.
+    """A tokenizer with a chat template: `chat_template`, else the tokenizer's, else `DEFAULT_CHAT_TEMPLATE`.
 
     `end_id` is the token that ends an assistant turn: the first special token that the template writes after the
-    answer, else the tokenizer's EOS. Raises `ModelError` where the tokenizer has no EOS or the template cannot be used.
+    answer, else the tokenizer's EOS. Raises `ModelError` if the tokenizer has no EOS or the template cannot be used.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
@@ -163,20 +163,20 @@ class ChatEncoder:
         eos = tokenizer.eos_token_id
         if eos is None or (eos == tokenizer.unk_token_id and tokenizer.eos_token != tokenizer.unk_token):
             raise ModelError(
-                f"eos_token: got {tokenizer.eos_token!r}, which is no token of this tokenizer; completions need "
-                "an end. Set tokenizer.eos_token to the token that ends a text and save the tokenizer again"
+                f"eos_token: got {tokenizer.eos_token!r}, which is not a token of this tokenizer; completions "
+                "need an end token. Set tokenizer.eos_token to the token that ends a text and save the tokenizer again"
             )
         self.eos_id = cast(int, eos)
         self.bos_id = cast("int | None", tokenizer.bos_token_id)
         self._suffix, end = self._probe()
         self.end_id = self.eos_id if end is None else cast(int, tokenizer.convert_tokens_to_ids(end))
-        # What the template writes up to its end token belongs to the turn; without one, EOS follows the answer itself.
+        # The template's text up to its end token is part of the turn; without one, EOS follows the answer itself.
         self._ending = "" if end is None else self._suffix[: self._suffix.index(end) + len(end)]
         self._text = TextEncoder(tokenizer, () if end is None else (end,))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that it renders for."""
+        """The tokenizer of the texts."""
         return self._tokenizer
 
     def _probe(self) -> tuple[str, str | None]:
@@ -186,16 +186,16 @@ class ChatEncoder:
         except (TemplateError, TypeError, ValueError) as error:
             raise ModelError(f"the chat template cannot render a user and an assistant turn: {error}") from error
         if rendered.count(_PROBE) != 1:
-            raise ModelError("the chat template does not write the assistant's answer, as it is, once; pass another")
+            raise ModelError("the chat template does not write the assistant's answer once and unchanged; pass another")
         suffix = rendered.partition(_PROBE)[2]
         added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
         tokens = [token for token in {*added, *self._tokenizer.all_special_tokens} if token.strip() and token in suffix]
         return suffix, min(tokens, key=lambda token: (suffix.index(token), -len(token)), default=None)
 
     def encode(self, prompt: Sequence[Message], answers: Sequence[str], *, name: str) -> EncodedChat:
-        """Return the ids of the prompt and of the prompt with each answer; `name` says in errors which row it was.
+        """Return the ids of the prompt and of the prompt with each answer; `name`: of the row, for errors.
 
-        An empty prompt is unconditional text: no template, BOS (or EOS, where there is none) to start from.
+        An empty prompt means unconditional text: no template, and BOS (EOS if there is no BOS) as the first token.
         """
         return self.encode_rendered([self.render(prompt, answers, name=name)])[0]
 
@@ -241,7 +241,7 @@ class ChatEncoder:
         return cast(str, rendered)
 
     def _without_suffix(self, rendered: str) -> str:
-        # A template may write another ending for this conversation than for the probe: then cut at its last end token.
+        # The template may end this conversation differently from the probe: then cut at its last end token.
         if rendered.endswith(self._suffix):
             return rendered[: len(rendered) - len(self._suffix)]
         return rendered[: rendered.rindex(self._ending)] if self._ending in rendered else rendered
@@ -261,9 +261,9 @@ def _any_of(tokens: set[str]) -> re.Pattern[str]:
 
 
 def unused_character(texts: Sequence[str]) -> str:
-    """Return one of Unicode's noncharacters, meant for such use, that no text holds; raises `DataError` for none."""
+    """Return a Unicode noncharacter that no text contains; raises `DataError` if the texts contain all 32."""
     used = set().union(*texts)
     free = next((chr(code) for code in range(0xFDD0, 0xFDF0) if chr(code) not in used), None)
     if free is None:
-        raise DataError("a text holds special tokens and all 32 noncharacters U+FDD0 to U+FDEF; remove one of either")
+        raise DataError("a text contains special tokens and all 32 noncharacters U+FDD0 to U+FDEF; remove either")
     return free

@@ -76,7 +76,7 @@ def sharegpt_completion(row: Columns) -> Completion:
     labelled=True,
 )
 def beavertails_completion(row: Columns) -> Completion:
-    """BeaverTails' questions and answers, each with `is_safe`; rows of one prompt are no pair, as none is better."""
+    """BeaverTails' questions and answers, each with `is_safe`; rows of one prompt are not pairs: none is preferred."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
     text = text_of(value_of(row, "response"), "response")
     return completion_of(row, prompt, text, "response", is_safe=label_of(row, "is_safe"))
@@ -90,7 +90,7 @@ def beavertails_completion(row: Columns) -> Completion:
     labelled=True,
 )
 def wildguardmix_completion(row: Columns) -> Completion:
-    """WildGuardMix: `response_harm_label` is the label, the prompt's own its kind; some rows hold no response."""
+    """WildGuardMix: `response_harm_label` gives the label, `prompt_harm_label` the kind; some rows have no response."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
     response = value_of(row, "response")
     if response is None:

@@ -1,4 +1,4 @@
-"""One field of a row: text, messages, labels and ids as they are on disk, or the reason why it is none."""
+"""Fields of a row: text, messages, labels and ids as stored on disk, or the reason why they cannot be used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def text_of(value: object, field: str) -> str:
 
 
 def messages_of(value: object, field: str) -> tuple[Message, ...]:
-    """Return a prompt as messages: text is one user message, empty text or an empty list is no message."""
+    """Return a prompt as messages: text is one user message, empty text or an empty list no messages."""
     if isinstance(value, str):
         return (Message("user", text_of(value, field)),) if value else ()
     if not isinstance(value, list):
@@ -86,20 +86,20 @@ def sharegpt_messages_of(value: object, field: str) -> tuple[Message, ...]:
 def label_of(row: Columns, field: str) -> float | None:
     """Return a safety label in [0, 1], `None` where it is absent or null; raises `RowError` for anything else.
 
-    In CSV, where all is text, `true`, `false` and numbers are labels and an empty cell is none.
+    In CSV, where everything is text, `true`, `false` and numbers are labels; an empty cell counts as absent.
     """
     value = cell_value(row.get(field))
     if value is None:
         return None
     if not isinstance(value, (bool, int, float)):
         raise RowError(field, "wrong type (true, false, a number or null is needed)", value)
-    if not 0 <= value <= 1:  # NaN is not either
+    if not 0 <= value <= 1:  # also refuses NaN
         raise RowError(field, "label outside [0, 1]", value)
     return float(value)
 
 
 def cell_value(value: object) -> object:
-    """Return what a CSV cell says besides text: true, false, a number, or `None` for an empty one; else the value."""
+    """Return a CSV cell as true, false, a number, or `None` if it is empty; any other value unchanged."""
     if not isinstance(value, CellText):
         return value
     word = value.strip().lower()
@@ -146,7 +146,7 @@ def pair_of(
     labels: tuple[float | None, float | None],
     fields: tuple[str, str] = ("chosen", "rejected"),
 ) -> Pair:
-    """Return the pair, checked for what every layout has in common; without an id it gets one from its content."""
+    """Return the pair after the checks common to all layouts; without an id it gets one from its content."""
     for field, text in zip(fields, (chosen, rejected), strict=True):
         if not text.strip():
             raise RowError(field, "empty completion", text)
@@ -176,7 +176,7 @@ def completion_of(
     is_safe: float | None = None,
     allow_empty: bool = False,
 ) -> Completion:
-    """Return the completion, checked for what every layout has in common; `id`, `model`, `finished` are the row's."""
+    """Return the completion after the checks common to all layouts; `id`, `model`, `finished` are the row's."""
     if not allow_empty and not text.strip():
         raise RowError(field, "empty completion", text)
     finished = cell_value(row.get("finished", True))

@@ -1,4 +1,4 @@
-"""Files to rows: JSON lines, JSON documents, CSV and Parquet, with the place of every row and no tracebacks."""
+"""Files to rows: JSON lines, JSON documents, CSV and Parquet, each row with its line number."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ _CONVERT = "write one object per line (JSON lines), for example with `jq -c '.[]
 
 
 def iter_rows(file: Path) -> Iterator[Row]:
-    """Yield the rows of a file of any kind; blank lines are no rows.
+    """Yield the rows of a file of any kind; blank lines are skipped.
 
-    Raises `DataError` where the file as a whole cannot be read: absent, a folder, an unknown kind, damaged.
+    Raises `DataError` if the file as a whole cannot be read: missing, a folder, an unknown kind, damaged.
     """
     kind = kind_of(file)
     if not file.is_file():
@@ -62,7 +62,7 @@ def iter_rows(file: Path) -> Iterator[Row]:
 
 
 def text_rows(file: Path) -> Iterator[Row]:
-    """Yield the lines of a text file that hold more than white space, each as `{"text": line}`; of any line ends."""
+    """Yield the lines of a text file that are not blank, each as `{"text": line}`; with any kind of line ending."""
     for line, raw in _lines(file):
         if raw is None:
             yield Row(line, {}, _too_long())
@@ -76,7 +76,7 @@ def text_rows(file: Path) -> Iterator[Row]:
 
 
 def _too_long() -> RowError:
-    """Return what is wrong with a line beyond the limit."""
+    """Return the error for a line beyond the limit."""
     return RowError("row", f"line longer than {MAX_LINE_BYTES} bytes")
 
 
@@ -88,12 +88,12 @@ def _not_utf8(error: UnicodeDecodeError) -> RowError:
 
 
 def mapped_rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
-    """Yield the rows of a file; `columns` gives columns our names. Raises `DataError` as `iter_rows`."""
+    """Yield the rows of a file, with columns renamed to ours by `columns`. Raises `DataError` as `iter_rows`."""
     return (_renamed(row, columns) for row in iter_rows(file))
 
 
 def _renamed(row: Row, columns: Mapping[str, str] | None) -> Row:
-    """Give the columns our names; a name mapped to a column the row lacks is then absent, not read from elsewhere."""
+    """Rename the columns to ours; a name mapped to a column that the row lacks counts as absent."""
     if not columns:
         return row
     kept = {name: value for name, value in row.columns.items() if name not in columns}
@@ -102,9 +102,9 @@ def _renamed(row: Row, columns: Mapping[str, str] | None) -> Row:
 
 
 def first_that_fits(file: Path, rows: Iterable[Row], layouts: Iterable[Layout[Item]]) -> Layout[Item] | None:
-    """Return the first layout that fits the first row which fits any; `None` where no row has columns at all.
+    """Return the first layout that fits the first row which fits any; `None` if no row has columns.
 
-    Raises `DataError` where rows have columns and none fits, with what the layouts need.
+    Raises `DataError`, with what the layouts need, if rows have columns but fit no layout.
     """
     known = list(layouts)
     first: Row | None = None
@@ -128,7 +128,7 @@ def _printable(name: object) -> str:
 
 
 def attempt(make: Callable[[Row], Item], file: Path, row: Row) -> Item | Reject:
-    """Return what is made of a row, or the reject that says why nothing is."""
+    """Return what `make` returns for a row, or the reject with its error."""
     try:
         if row.bad is not None:
             raise row.bad
@@ -138,7 +138,7 @@ def attempt(make: Callable[[Row], Item], file: Path, row: Row) -> Item | Reject:
 
 
 def made_or_error(file: Path, rows: Iterable[Row], make: Callable[[Row], Item]) -> list[Item]:
-    """Return what is made of all rows; raises `DataError` where any is bad."""
+    """Return what `make` returns for each row; raises `DataError` if any row is bad."""
     items: list[Item] = []
     rejects: list[Reject] = []
     for row in rows:
@@ -190,7 +190,7 @@ def _value_row(line: int, value: object) -> Row:
 
 
 def _rest(file: Path, lines: Iterator[tuple[int, bytes | None]]) -> bytes:
-    """Return what follows in the file, as long as it may be."""
+    """Return the rest of the file; raises `DataError` if it is too long."""
     parts: list[bytes] = []
     num_bytes = 0
     for line, raw in lines:
@@ -220,12 +220,12 @@ def _array_rows(file: Path, line: int, content: bytes) -> Iterator[Row]:
             if text[place : place + 1] == ",":
                 place = _after_space(text, place + 1)
             elif text[place : place + 1] != "]":
-                raise ValueError("neither a comma nor the end follows an element")
+                raise ValueError("an element is followed by neither a comma nor the end of the array")
         if text[place + 1 :].strip():
-            raise ValueError("more follows after its end")
+            raise ValueError("more text follows its end")
     except (ValueError, RecursionError) as error:
         at = line + text.count("\n", counted, place)
-        raise DataError.at(file, at, f"the JSON array is damaged: {_short(error)}; mend it, or {_CONVERT}") from None
+        raise DataError.at(file, at, f"the JSON array is damaged: {_short(error)}; fix it, or {_CONVERT}") from None
 
 
 def _after_space(text: str, place: int) -> int:
@@ -263,9 +263,9 @@ def _object_rows(file: Path, line: int, first: bytes, row: Row) -> Iterator[Row]
 def _csv_rows(file: Path, delimiter: str) -> Iterator[Row]:
     """Yield the rows of a CSV file, whose first row names the columns; every cell is a `CellText`.
 
-    Raises `DataError` for a file without such a row, or where a column's name comes twice.
+    Raises `DataError` for a file without such a row or with two columns of one name.
     """
-    # The module's own limit of 128 KiB is less than a long conversation; it is one for the process, and only rises.
+    # The default limit of 128 KiB is too small for a long conversation. It is global to the process and only raised.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
     lines = _TextLines(file)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -290,7 +290,7 @@ def _csv_rows(file: Path, delimiter: str) -> Iterator[Row]:
 
 
 class _TextLines:
-    """The text lines of a file, for a reader that goes on after an error; `number` is that of the last one."""
+    """The text lines of a file, for a reader that continues after an error; `number` is the last line read."""
 
     def __init__(self, file: Path) -> None:
         self._lines = _lines(file)
@@ -303,7 +303,7 @@ class _TextLines:
         self.number, raw = next(self._lines)
         if raw is None:
             raise _LongLineError
-        return raw.decode("utf-8", "surrogateescape")  # bytes that are no UTF-8 are found again in their cell
+        return raw.decode("utf-8", "surrogateescape")  # invalid UTF-8 is reported with its cell
 
 
 class _LongLineError(Exception):
@@ -318,9 +318,9 @@ def _bad(error: Exception, last_line: int) -> RowError:
 
 def _checked_names(file: Path, line: int, cells: list[str]) -> list[str]:
     if any(_holds_bad_bytes(cell) for cell in cells):
-        raise DataError.at(file, line, "the row that names the columns is no UTF-8; save the file as UTF-8")
+        raise DataError.at(file, line, "the row that names the columns is not UTF-8; save the file as UTF-8")
     names = [cell.strip() for cell in cells]
-    named = [name for name in names if name]  # an index column has none
+    named = [name for name in names if name]  # an index column has no name
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
         raise DataError.at(file, line, f"two columns have the name {', '.join(map(repr, twice))}; rename one")
@@ -388,9 +388,9 @@ def _skip_line(stream: BinaryIO, line: bytes) -> None:
 
 @contextmanager
 def _open_bytes(file: Path) -> Iterator[BinaryIO]:
-    """Open a file to read what it holds, decompressed by its suffix (.gz, .zst, .xz).
+    """Open a file for reading, decompressed according to its suffix (.gz, .zst, .xz).
 
-    Raises `DataError` where it cannot be read to its end, also from the block inside.
+    Raises `DataError` if it cannot be read to its end, also inside the `with` block.
     """
     suffix = file.suffix.lower()
     try:

@@ -41,12 +41,12 @@ def load_labelled(data: LabelledConfig) -> LabelledResult:
     A row has a completion (`completion` or `text`) with `is_safe`, and may have `prompt`, `id` and `kind`; or it has
     the columns of a labelled data set (BeaverTails, WildGuardMix) or of a pair layout. `columns` maps our name to the
     file's. `is_safe` is true or false, 1 or 0, "safe" or "unsafe", or one of `safe_values` and `unsafe_values`; with
-    those given, rows with any other value are left out and counted. `where` keeps the rows whose column fits a
-    pattern, as in `{"type": "contrast_*"}`; a column that `columns` maps has our name there. A label that is unknown or
-    between 0 and 1 is left out and counted. An id that is missing or taken gets a number.
+    those given, rows with any other value are left out and counted. `where` keeps the rows whose column fits a pattern,
+    as in `{"type": "contrast_*"}`; mapped columns go by our names. A label that is unknown or between 0 and 1 is left
+    out and counted. A missing or repeated id gets a number.
 
-    Raises `DataError` for files that cannot be read or fit no layout, bad rows under `bad_rows="stop"`, and where
-    nothing is left; `SettingError` for an unknown name in `columns`, or a value that is both safe and unsafe.
+    Raises `DataError` for files that cannot be read or fit no layout, bad rows under `bad_rows="stop"`, and if nothing
+    is left; `SettingError` for an unknown name in `columns`, or a value that is both safe and unsafe.
     """
     check_columns(data.columns, _OURS)
     both = sorted(set(data.safe_values) & set(data.unsafe_values))
@@ -83,7 +83,7 @@ class _Values:
     unsafe: frozenset[str]
 
     def read(self, value: object) -> bool | None:
-        """Return whether it says safe, `None` for a value that the named ones leave out; raises `RowError`."""
+        """Return whether the value means safe, `None` if it is not one of the given values; raises `RowError`."""
         text = str(value).strip()
         if self.safe:
             return True if text in self.safe else False if text in self.unsafe else None
@@ -106,7 +106,7 @@ def _fits_without_prompt(layout: Layout[Completion], row: Mapping[str, object]) 
 def _read(
     row: Row, layout: Layout[Pair | Completion], values: _Values, where: Mapping[str, str]
 ) -> Iterator[Completion | str]:
-    """Yield the labelled completions of a row, or why there are none; raises `RowError`."""
+    """Yield the labelled completions of a row, or the reason to leave it out; raises `RowError`."""
     if row.bad is not None:
         raise row.bad
     for name, pattern in where.items():
@@ -139,7 +139,7 @@ def _of_pair(pair: Pair) -> Iterator[Completion | str]:
 
 
 def _with_own_ids(completions: Sequence[Completion]) -> list[Completion]:
-    """Give an id that is taken its number: verdicts and mistakes are found by it."""
+    """Append a number to repeated ids: verdicts and mistakes are looked up by id."""
     seen: set[str] = set()
     named = []
     for number, completion in enumerate(completions):

@@ -1,4 +1,4 @@
-"""Safety labels of data: unknown ones resolved only as told, pairs counted by label cell, completions to imitate."""
+"""Safety labels of data: unknown ones resolved as configured, pairs counted by label cell, completions to imitate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _unknown(pair: Pair) -> bool:
 
 
 class LabelResolver:
-    """Resolves unknown labels pair by pair and counts them; `check` says what `"error"` has to say at the end.
+    """Resolves unknown labels pair by pair and counts them; under `"error"`, `check` raises at the end.
 
     Raises `SettingError` for another `unknown`.
     """
@@ -45,7 +45,7 @@ class LabelResolver:
         self._first_lacking: list[str] = []
 
     def __call__(self, pair: Pair) -> Pair | None:
-        """Return the pair with both labels known, or `None` where it is left out."""
+        """Return the pair with both labels known, or `None` if it is left out."""
         self._num_pairs += 1
         if not _unknown(pair):
             return pair
@@ -55,13 +55,13 @@ class LabelResolver:
         return _taken_as_safe(pair) if self._unknown == "safe" else None
 
     def check(self) -> None:
-        """Raise `LabelError` where labels were unknown and that is an error."""
+        """Raise `LabelError` if labels were unknown and that is an error."""
         if self._unknown != "error" or not self._num_lacking:
             return
         names = ", ".join(self._first_lacking) + (", ..." if self._num_lacking > 3 else "")
         raise LabelError(
-            f"{self._num_lacking} of {self._num_pairs} pairs lack a safety label ({names}); label them, or say what an "
-            "unknown label means: unknown_label 'safe' takes it as safe, 'drop' leaves the pair out"
+            f"{self._num_lacking} of {self._num_pairs} pairs lack a safety label ({names}); label them, or set "
+            "unknown_label: 'safe' counts an unknown label as safe, 'drop' leaves the pair out"
         )
 
     @property
@@ -78,7 +78,7 @@ class LabelResolver:
 def resolve_labels(pairs: Iterable[Pair], *, unknown: Unknown) -> tuple[list[Pair], dict[str, int]]:
     """Return pairs whose labels are all known, and the counts `known`, `set_safe` and `dropped` (in pairs).
 
-    Where a label is unknown, `"error"` raises, `"safe"` takes that completion as safe, `"drop"` leaves the pair out.
+    If a label is unknown, `"error"` raises, `"safe"` counts that completion as safe, `"drop"` leaves the pair out.
     Raises `LabelError` with the number of such pairs, `SettingError` for another `unknown`.
     """
     resolve = LabelResolver(unknown)
@@ -101,7 +101,7 @@ def cell_of(chosen_is_safe: float, rejected_is_safe: float) -> str:
 
 
 def cell_counts(pairs: Iterable[Pair]) -> dict[str, int]:
-    """Return the number of pairs in each of `CELLS`, and under `"unknown"` where there are any."""
+    """Return the number of pairs in each of `CELLS`, and under `"unknown"` if there are any."""
     counts = dict.fromkeys(CELLS, 0)
     for pair in pairs:
         if pair.chosen_is_safe is None or pair.rejected_is_safe is None:

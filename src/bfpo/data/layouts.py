@@ -1,4 +1,4 @@
-"""Layouts of rows: one function row -> pair, completion or prompts each, registered by name where it stands."""
+"""Layouts of rows: one function row -> pair, completion or prompts each, registered by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bfpo.data.fields import Columns
 __all__ = ["AUTO", "Layout", "Layouts", "check_columns", "check_layout", "columns_of"]
 
 AUTO = "auto"
-"""In place of a layout's name: the columns of each file decide."""
+"""Instead of a layout's name: detect the layout of each file from its columns."""
 
 Made = TypeVar("Made")
 MadeOf = TypeVar("MadeOf", covariant=True)
@@ -20,11 +20,11 @@ MadeOf = TypeVar("MadeOf", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Layout(Generic[MadeOf]):
-    """A way to write something in columns: what it needs, what else it reads, and its function.
+    """A layout of rows: the columns it needs, those it also reads, and its function.
 
-    `fits` decides from the columns alone (and whether a completion is text or a conversation), never from what the
-    values say. `parse` makes something of a row and raises `RowError` where it cannot. `labelled`: of completions,
-    whether a column of its own says if each is safe.
+    `fits` looks at the columns alone (and whether a completion is text or a conversation), never at other values.
+    `parse` converts a row and raises `RowError` if it cannot. `labelled`: of completions, whether the layout has its
+    own column for the safety label.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Layout(Generic[MadeOf]):
 class Layouts(Mapping[str, Layout[Made]]):
     """The layouts of one kind of row by name, in the order in which `detect` tries them.
 
-    `reads`: the columns that every one of them reads where they are there.
+    `reads`: optional columns that all of them read.
     """
 
     def __init__(self, reads: tuple[str, ...] = ()) -> None:
@@ -58,10 +58,10 @@ class Layouts(Mapping[str, Layout[Made]]):
         order: int = 0,
         labelled: bool = False,
     ) -> Callable[[Callable[[Columns], Made]], Callable[[Columns], Made]]:
-        """Return a decorator that makes the function of a row the layout `name`.
+        """Return a decorator that registers the function of a row as the layout `name`.
 
-        A row fits that has all columns of `needs`; `fits` says it in place of that rule. Layouts of a lower `order` are
-        tried before others, of the same one as they stand: a layout whose columns other files may have too comes late.
+        A row fits if it has all columns of `needs`; `fits` replaces this rule. Layouts are tried by `order`, then in
+        order of registration: a layout whose columns other files may have too comes late.
         """
 
         def add(function: Callable[[Columns], Made]) -> Callable[[Columns], Made]:
@@ -75,12 +75,12 @@ class Layouts(Mapping[str, Layout[Made]]):
         return add
 
     def detect(self, row: Columns) -> Layout[Made] | None:
-        """Return the first layout that fits these columns, `None` where none does."""
+        """Return the first layout that fits these columns, `None` if none does."""
         return next((layout for layout in self.values() if layout.fits(row)), None)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names as the functions stand, for people; iteration is in the order of `detect`."""
+        """The names in order of registration, for messages; iteration is in the order of `detect`."""
         return tuple(self._layouts)
 
     def __getitem__(self, name: str) -> Layout[Made]:
@@ -105,7 +105,7 @@ def columns_of(layouts: Iterable[Layout[object]]) -> set[str]:
 
 
 def check_columns(columns: Mapping[str, str] | None, known: Collection[str]) -> None:
-    """Raise `SettingError` where `columns` maps a name that no layout knows."""
+    """Raise `SettingError` if `columns` maps a name that no layout reads."""
     unknown = sorted(set(columns or {}) - set(known))
     if unknown:
         raise SettingError(

@@ -27,12 +27,12 @@ __all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions",
 
 Row = TypeVar("Row", Pair, Completion)
 _NO_CELL = len(CELLS)
-_CHANGED = "the files have changed since they were checked: let nothing write them while they are read, and start again"
+_CHANGED = "the files have changed since they were checked; do not write to them during a run, and start again"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedPairs:
-    """Pairs whose labels are all known, the rows that could not be used, and what was counted on the way."""
+    """Pairs whose labels are all known, the rows that could not be used, and the counts."""
 
     pairs: list[Pair]
     rejects: list[Reject] = field(default_factory=list)
@@ -41,7 +41,7 @@ class LoadedPairs:
 
 @dataclass(frozen=True, slots=True)
 class LoadedCompletions:
-    """Completions to imitate, the rows that could not be used, and what was counted on the way."""
+    """Completions to imitate, the rows that could not be used, and the counts."""
 
     completions: list[Completion]
     rejects: list[Reject] = field(default_factory=list)
@@ -49,21 +49,21 @@ class LoadedCompletions:
 
 
 class PairStream:
-    """The pairs that `load_pairs` returns, read anew from their files at each iteration: none is held.
+    """The pairs of `load_pairs`, read from their files again at each iteration and not kept in memory.
 
-    A first pass over the files, made by `scan` or by whatever needs it first, checks all rows and chooses those to use;
-    it keeps a byte a row, and until its end 24 to 48 more for ids that come again and 16 each for a split and a limit.
-    Arguments as `load_pairs`, which also says what `scan` raises. Iteration raises `DataError` where the files have
-    changed since the scan.
+    A first pass over the files, made by `scan` or on first use, checks all rows and selects those to use. It keeps one
+    byte a row, and while it runs 24 to 48 more to find repeated ids and 16 each for a split and a limit. Arguments are
+    those of `load_pairs`, and `scan` raises the same errors. Iteration raises `DataError` if the files have changed
+    since the scan.
     """
 
     def __init__(self, data: DataConfig, *, seed: int = 0) -> None:
         self._data, self._seed = data, seed
-        self._ids = PairIds()  # after the scan: of later readings
+        self._ids = PairIds()  # after the scan: of later passes
         self._found: _Chosen | None = None
 
     def scan(self) -> None:
-        """Make the first pass, where it was not made yet. Raises as `load_pairs` does."""
+        """Make the first pass unless it was made already. Raises as `load_pairs` does."""
         self._chosen()
 
     @property
@@ -73,7 +73,7 @@ class PairStream:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """What was counted on the way, as in `LoadedPairs`."""
+        """The counts, as in `LoadedPairs`."""
         return self._chosen().counts
 
     def __len__(self) -> int:
@@ -95,9 +95,9 @@ class PairStream:
 
 
 def load_pairs(data: DataConfig, *, seed: int = 0) -> LoadedPairs:
-    """Read pairs, resolve unknown labels, take one part of a split by prompt, and draw `limit` of it, in this order.
+    """Read pairs, resolve unknown labels, take one part of a split by prompt, and draw `limit` of them, in this order.
 
-    Raises `DataError` for files that cannot be used, bad rows under `bad_rows="stop"` and where nothing is left,
+    Raises `DataError` for files that cannot be used, bad rows under `bad_rows="stop"` and if nothing is left,
     `LabelError` for unknown labels under `unknown_label="error"`, `SettingError` for a split or limit that cannot be
     taken.
     """
@@ -113,7 +113,7 @@ def _rows_of(data: DataConfig, ids: PairIds | None = None) -> Iterator[Pair | Re
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """Which rows are used, one byte for each, and what was seen on the way."""
+    """Which rows are used, one byte each, with the rejects and the counts."""
 
     used: npt.NDArray[np.bool_]
     unknown_label: Unknown
@@ -121,25 +121,25 @@ class _Chosen:
     counts: dict[str, Any]
 
     def of(self, rows: Iterable[Pair | Reject]) -> Iterator[Pair]:
-        """Yield the pairs of the used ones of the same rows."""
+        """Yield the pairs of the used rows, given the same rows again."""
         resolve = LabelResolver(self.unknown_label)
         num_rows = 0
         for row in rows:
             if num_rows < len(self.used) and self.used[num_rows]:
                 pair = None if isinstance(row, Reject) else resolve(row)
                 if pair is None:
-                    raise DataError(f"row {num_rows + 1} is no usable pair any more; {_CHANGED}")
+                    raise DataError(f"row {num_rows + 1} is no longer a usable pair; {_CHANGED}")
                 yield pair
             num_rows += 1
         if num_rows != len(self.used):
-            raise DataError(f"the files hold {num_rows} rows, and held {len(self.used)}; {_CHANGED}")
+            raise DataError(f"the files have {num_rows} rows, but had {len(self.used)}; {_CHANGED}")
 
 
 def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int) -> _Chosen:
-    """Check all rows and choose, holding a few bytes of each; raises as `load_pairs`."""
+    """Check all rows and select those to use, keeping a few bytes of each; raises as `load_pairs`."""
     resolve = LabelResolver(data.unknown_label)
     picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
-    cells = bytearray()  # of each row: the number of its pair's label cell
+    cells = bytearray()  # of each row: the index of its label cell
     rejects: list[Reject] = []
     for row in rows:
         pair = None if isinstance(row, Reject) else resolve(row)
@@ -173,11 +173,11 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int) -> _Chos
 
 
 def load_completions(data: SftDataConfig, *, seed: int = 0) -> LoadedCompletions:
-    """Read completions to imitate from a file of completions, or from pairs of which `use` picks some.
+    """Read completions to imitate from a file of completions, or from pairs of which `use` selects some.
 
-    A layout of completions says the first, one of pairs the second, "auto" looks at the columns of the first file.
-    `limit` counts rows, pairs where the file holds pairs; `source` replaces a completion's kind. Labels matter for
-    `use="safe"` only: where that is not asked, an unknown one is no error. Raises as `load_pairs` does.
+    The layout decides which; "auto" looks at the columns of the first file. `limit` counts rows, or pairs if the file
+    has pairs; `source` replaces a completion's kind. Labels matter for `use="safe"` only; otherwise an unknown label is
+    not an error. Raises as `load_pairs` does.
     """
     files = [Path(file) for file in data.files]
     if data.layout in COMPLETION_LAYOUTS or (
@@ -212,26 +212,26 @@ def _holds_completions(file: Path, columns: Mapping[str, str] | None) -> bool:
 
 
 def _picked(rows: list[Completion], use: Use, unknown_label: Unknown) -> list[Completion]:
-    """Return the completions that `use` means; only those of a labelled data set can be picked, and only as safe."""
+    """Return the completions that `use` selects: all, or the safe ones of a labelled data set."""
     if use == "all":
         return rows
     lacking = [row.id for row in rows if row.is_safe is None]
     if use != "safe" or len(lacking) == len(rows):
         raise SettingError(
             f"use: got {use!r} for a file of completions{'' if use != 'safe' else ' without safety labels'}; "
-            "allowed: 'all' (only pairs are picked), and 'safe' where each has a label"
+            "allowed: 'all', and 'safe' if they have safety labels"
         )
     if lacking and unknown_label == "error":
         raise LabelError(
-            f"{len(lacking)} of {len(rows)} completions lack a safety label ({lacking[0]}, ...); label them, or say "
-            "what an unknown label means: unknown_label 'safe' takes it as safe, 'drop' leaves it out"
+            f"{len(lacking)} of {len(rows)} completions lack a safety label ({lacking[0]}, ...); label them, or "
+            "set unknown_label: 'safe' counts an unknown label as safe, 'drop' leaves the completion out"
         )
     taken = 1.0 if unknown_label == "safe" else 0.0
     return [row for row in rows if (taken if row.is_safe is None else row.is_safe) > 0.5]
 
 
 def _chosen_part(rows: Sequence[Row], data: SftDataConfig, seed: int) -> list[Row]:
-    """Split by prompt, then draw; both read a row's prompt and id alone, which pairs and completions share."""
+    """Split by prompt, then draw; both use only a row's prompt and id, which pairs and completions share."""
     picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
     for row in rows:
         picker.add(row)

@@ -1,7 +1,7 @@
-"""Pairs to micro-batches: packed rows with a shared prompt, or padded rows, of at most so many tokens each.
+"""Pairs to micro-batches: packed rows with a shared prompt, or padded rows, of a limited number of tokens each.
 
-`PackedLayout` says where each token of a packed row belongs, `MicroBatch` what a forward pass is given, `PairCollator`
-cuts a batch into them, and `collate_pairs` makes one of pairs.
+`PackedLayout` describes where each token of a packed row belongs, `MicroBatch` is the input of a forward pass,
+`PairCollator` splits a batch into micro-batches, and `collate_pairs` makes one of them from pairs.
 
 Axes: P pairs; N = 2P completions, the P chosen ones first; T tokens of a row; M completion tokens; K keys of attention.
 """
@@ -44,7 +44,7 @@ PROMPT, CHOSEN, REJECTED = range(3)
 
 
 class Segment(NamedTuple):
-    """One pair of a packed row: its first place and the tokens of prompt, chosen and rejected completion."""
+    """One pair of a packed row: its start and the tokens of prompt, chosen and rejected completion."""
 
     start: int
     num_prompt: int
@@ -65,9 +65,9 @@ class Segment(NamedTuple):
 class VarlenIndex(NamedTuple):
     """The row as 2P attention problems of different length, in the form of variable-length kernels.
 
-    Queries lie in the row's own order: `[prompt|chosen]` of a pair, then its rejected tokens. `keys` (K,) int64 gathers
-    the keys: `[prompt|chosen]`, then `[prompt|rejected]`. The causal mask of each problem is aligned at its last query
-    and last key. `query_starts`, `key_starts` (2P + 1,) int32; `longest_query`, `longest_key` in tokens.
+    Queries are in the order of the row: `[prompt|chosen]` of a pair, then its rejected tokens. `keys` (K,) int64
+    gathers the keys: `[prompt|chosen]`, then `[prompt|rejected]`. The causal mask of each problem is aligned at its
+    last query and last key. `query_starts`, `key_starts` (2P + 1,) int32; `longest_query`, `longest_key` in tokens.
     """
 
     keys: Tensor
@@ -78,7 +78,7 @@ class VarlenIndex(NamedTuple):
 
 
 class TokenRoles(NamedTuple):
-    """Of each token of the row, (T,) int64 each: its pair, its part (`PROMPT`, `CHOSEN`, `REJECTED`), its position."""
+    """For each token of the row, (T,) int64 each: its pair, its part (`PROMPT`, `CHOSEN`, `REJECTED`), its position."""
 
     pair: Tensor
     part: Tensor
@@ -89,9 +89,9 @@ class TokenRoles(NamedTuple):
 class PackedLayout:
     """Pairs in one row, `[prompt|chosen|rejected]` one after the other; `lengths` are their tokens.
 
-    The positions of rejected tokens go on from the prompt, and they do not see chosen tokens. Index tensors are made
-    once for each device and kept; a pickled layout leaves them behind. `windows`: the sliding windows that attention
-    layers have asked for, `None` for one that sees everything.
+    The positions of rejected tokens continue from the prompt, and they do not see chosen tokens. Index tensors are made
+    once for each device and kept, but not pickled. `windows`: the sliding windows that attention layers have used,
+    `None` for a layer that sees everything.
     """
 
     lengths: Sequence[tuple[int, int, int]]
@@ -170,7 +170,7 @@ class PackedLayout:
 
 Form = Literal["packed", "padded"]
 MicroBatch = dict[str, Any]
-"""One forward pass over P pairs; N = 2P completions, chosen p in place p, rejected p in place P + p.
+"""One forward pass over P pairs; N = 2P completions, chosen p at index p, rejected p at index P + p.
 
 `input_ids`: (1, T) packed or (N, T) padded, int64. `position_ids` (1, T) and `layout` (a `PackedLayout`): packed only.
 `source`, `targets`, `sequence`: (M,) int64, one entry for each completion token, the end token included: the place in
@@ -187,12 +187,12 @@ class PairCollator:
     """Collate items into one batch of a `Trainer`: all main pairs, then all buffer pairs, cut into micro-batches.
 
     Returned: `pair_index` (P,) int64 of the whole batch, and `microbatches`, a list of `MicroBatch`. `form`: "packed"
-    rows hold `[prompt|chosen|rejected]` of each pair, so a prompt goes through the model once; "padded" ones hold a
-    row for each completion. `max_tokens` bounds the tokens of a micro-batch, padding counted; a pair that is longer by
-    itself makes one of its own. `None`: one micro-batch.
+    rows hold `[prompt|chosen|rejected]` of each pair, so a prompt goes through the model once; "padded" ones hold a row
+    for each completion. `max_tokens` bounds the tokens of a micro-batch, padding counted; a longer pair gets a
+    micro-batch of its own. `None`: one micro-batch.
 
-    Raises `DataError` where only some items hold a buffer pair or reference log-probs, and for a pair with an empty
-    prompt or completion.
+    Raises `DataError` if only some items hold a buffer pair or reference log-probs, and for a pair with an empty prompt
+    or completion.
     """
 
     pad_token_id: int
@@ -210,7 +210,7 @@ class PairCollator:
     def __call__(self, items: Sequence[PairItem]) -> dict[str, Any]:
         """Return the batch on the CPU."""
         if not items:
-            raise DataError("a batch of no items cannot be collated")
+            raise DataError("an empty batch cannot be collated")
         buffer = [item.buffer for item in items if item.buffer is not None]
         if len(buffer) not in (0, len(items)):
             raise DataError(f"{len(buffer)} of {len(items)} items hold a buffer pair; all or none must")
@@ -235,7 +235,7 @@ class PairCollator:
 
 
 def split_by_tokens(lengths: Sequence[tuple[int, int, int]], *, form: Form, max_tokens: int | None) -> list[list[int]]:
-    """Return the places of the pairs of each micro-batch; `lengths` are tokens of prompt, chosen and rejected.
+    """Return the indices of the pairs of each micro-batch; `lengths` are tokens of prompt, chosen and rejected.
 
     The longest pairs come first. Packed rows are filled by first fit; padded ones hold neighbours in length, so that
     they carry little padding.
@@ -261,7 +261,7 @@ def split_by_tokens(lengths: Sequence[tuple[int, int, int]], *, form: Form, max_
 
 
 def collate_pairs(pairs: Sequence[TokenPair], *, pad_token_id: int = 0, form: Form = "packed") -> MicroBatch:
-    """Return P pairs as one `MicroBatch` without the fields that tell of streams.
+    """Return P pairs as one `MicroBatch` without the fields about streams.
 
     Two pairs `(prompt a b, chosen x, rejected y z)` and `(prompt c, chosen u, rejected v)` are, packed and padded,
     ```
@@ -277,8 +277,8 @@ def collate_pairs(pairs: Sequence[TokenPair], *, pad_token_id: int = 0, form: Fo
     for pair in pairs:
         if not (len(pair.prompt_ids) and len(pair.chosen_ids) and len(pair.rejected_ids)):
             raise DataError(
-                f"pair {pair.pair_id}: has {' and '.join(_empty_parts(pair))} without a token; every prompt needs one "
-                "to predict from (a beginning-of-sequence token will do), every completion one to be predicted"
+                f"pair {pair.pair_id}: has {' and '.join(_empty_parts(pair))} without a token; a prompt needs at least "
+                "one to predict from (such as a beginning-of-sequence token), a completion at least one to predict"
             )
     batch = _packed(pairs) if form == "packed" else _padded(pairs, pad_token_id)
     batch["chosen_is_safe"] = torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64)
@@ -290,7 +290,7 @@ def collate_pairs(pairs: Sequence[TokenPair], *, pad_token_id: int = 0, form: Fo
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device) -> MicroBatch:
-    """Return the micro-batch with its tensors on the device; the layout makes its own there."""
+    """Return the micro-batch with its tensors on the device; the layout makes its own tensors there."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
@@ -315,7 +315,7 @@ def _packed(pairs: Sequence[TokenPair]) -> MicroBatch:
     for p, (pair, segment) in enumerate(zip(pairs, layout, strict=True)):
         ids += [pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]
         # A token is predicted by the one before it in its text. Before the first rejected token that is the last one of
-        # the prompt, not the last chosen one which lies before it in the row.
+        # the prompt, not the last chosen one, which precedes it in the row.
         last = segment.start + segment.num_prompt - 1
         sources.append(np.arange(last, segment.rejected_start - 1))
         sources.append(np.concatenate([[last], np.arange(segment.rejected_start, segment.stop - 1)]))
@@ -357,4 +357,6 @@ def _check_reference(pairs: Sequence[TokenPair]) -> None:
     lacking = [pair.ref_chosen_logps is None or pair.ref_rejected_logps is None for pair in pairs]
     if any(lacking) and not all(lacking):
         name = pairs[lacking.index(True)].pair_id
-        raise DataError(f"pair {name}: has no reference log-probs, others of the batch have; precompute all streams")
+        raise DataError(
+            f"pair {name}: has no reference log-probs, but others of the batch have; precompute all streams"
+        )

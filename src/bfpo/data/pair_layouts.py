@@ -58,7 +58,7 @@ def bfpo_pair(row: Columns) -> Pair:
     order=1,
 )
 def trl_pair(row: Columns) -> Pair:
-    """TRL's columns: plain text, or conversations whose prompt is given apart or is their common beginning."""
+    """TRL's columns: plain text, or conversations whose prompt is given separately or is their common beginning."""
     chosen, rejected = value_of(row, "chosen"), value_of(row, "rejected")
     labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
     if not isinstance(chosen, list) and not isinstance(rejected, list):
@@ -74,7 +74,7 @@ def trl_pair(row: Columns) -> Pair:
     if isinstance(given, list) and not all(turns[: len(explicit)] == explicit for turns in conversations):
         endings = conversations
     else:
-        # Some files give the prompt as text beside conversations that already hold it: then the conversations count.
+        # Some files give the prompt as text and also in the conversations: then the conversations are used.
         shared = _common_beginning(*conversations)
         explicit = conversations[0][:shared] or explicit
         endings = [turns[shared:] for turns in conversations]
@@ -126,7 +126,7 @@ def pku_pair(row: Columns) -> Pair:
     order=1,
 )
 def hh_pair(row: Columns) -> Pair:
-    """HH-RLHF's transcripts: the last assistant turn of each is the completion, what precedes must be the same."""
+    """HH-RLHF's transcripts: the last assistant turn of each is the completion, the turns before must be the same."""
     turns = {field: _transcript(text_of(value_of(row, field), field), field) for field in ("chosen", "rejected")}
     for field, messages in turns.items():
         if messages[-1].role != "assistant":

@@ -1,8 +1,8 @@
 """Layouts of prompt files, of evaluation suites and attack tools: one pure function row -> prompts each, by name.
 
-Attacks get the kind "harmful", questions that any model should answer "benign". A row gives one prompt, except where it
-is a whole table of them, or no prompt at all (a tool's own notes). A prompt without an id of its own has an empty one
-here; the reader makes one from its content. Ids that are plain numbers get the suite's name in front.
+Attacks get the kind "harmful", questions that any model should answer "benign". A row gives one prompt; some rows hold
+a table of prompts, others none (a tool's own records). A prompt without an id has an empty one here; the reader makes
+one from its content. Ids that are plain numbers get the suite's name as a prefix.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ PROMPT_LAYOUTS: Layouts[Sequence[Prompt]] = Layouts()
 HARMFUL, BENIGN = "harmful", "benign"
 _XSTEST_KINDS = {"safe": BENIGN, "unsafe": HARMFUL}
 _ALERT_CATEGORIES = ("crime_", "hate_", "self_harm_", "sex_", "substance_", "weapon_")
-_ALERT_FRAME = re.compile(r"\s*###\s*Instruction:\s*(.*?)\s*###\s*Response:\s*", re.DOTALL)
-_CONTEXT_ENDS = "\n\n---\n\n"  # as HarmBench's own attacks put a context in front of a behaviour
+_ALERT_TEMPLATE = re.compile(r"\s*###\s*Instruction:\s*(.*?)\s*###\s*Response:\s*", re.DOTALL)
+_CONTEXT_ENDS = "\n\n---\n\n"  # how HarmBench's own attacks join a context and a behaviour
 
 
 # --------------------------------------------------------------------------------------------- exports of tools
@@ -31,7 +31,7 @@ _CONTEXT_ENDS = "\n\n---\n\n"  # as HarmBench's own attacks put a context in fro
 
 @PROMPT_LAYOUTS.register("garak", "garak report: its attempts", needs=("entry_type",), reads=("prompt",))
 def garak_prompts(row: Columns) -> Sequence[Prompt]:
-    """garak's report: its attempts are prompts, its other entries (setup, evaluations) none."""
+    """garak's report: its attempts are prompts, its other entries (setup, evaluations) are not."""
     return garak_hit_prompts(row) if value_of(row, "entry_type") == "attempt" else []
 
 
@@ -64,13 +64,13 @@ def _garak_turn(turn: object) -> object:
     reads=("converted_value_data_type",),
 )
 def pyrit_prompts(row: Columns) -> list[Prompt]:
-    """PyRIT's memory: what the user's side sent, after its converters, each turn by itself; other roles are none."""
+    """PyRIT's memory: the user's messages after conversion, one prompt per turn; other roles give none."""
     if value_of(row, "role") != "user":
         return []
     type_ = optional_text(row, "converted_value_data_type") or "text"
     if type_ != "text":
         raise RowError("converted_value", "not text", type_)
-    return [_asked(value_of(row, "converted_value"), "converted_value", kind=HARMFUL)]
+    return [_user_prompt(value_of(row, "converted_value"), "converted_value", kind=HARMFUL)]
 
 
 # ------------------------------------------------------------------------------------- suites, one prompt a row
@@ -84,7 +84,7 @@ def _one_column(
     @PROMPT_LAYOUTS.register(name, summary, needs=needs, reads=(id_field,) if id_field else ())
     def prompts(row: Columns) -> list[Prompt]:
         id_ = optional_text(row, id_field) if id_field else ""
-        return [_asked(value_of(row, text_field), text_field, id_ and prefix + id_, kind)]
+        return [_user_prompt(value_of(row, text_field), text_field, id_ and prefix + id_, kind)]
 
 
 @PROMPT_LAYOUTS.register("harmbench", "HarmBench", needs=("Behavior", "BehaviorID"), reads=("ContextString",))
@@ -93,8 +93,8 @@ def harmbench_prompts(row: Columns) -> list[Prompt]:
     behaviour, context = text_of(value_of(row, "Behavior"), "Behavior"), optional_text(row, "ContextString")
     if not behaviour.strip():
         raise RowError("Behavior", "empty prompt", behaviour)
-    asked = f"{context}{_CONTEXT_ENDS}{behaviour}" if context.strip() else behaviour
-    return [_asked(asked, "Behavior", optional_text(row, "BehaviorID"), HARMFUL)]
+    text = f"{context}{_CONTEXT_ENDS}{behaviour}" if context.strip() else behaviour
+    return [_user_prompt(text, "Behavior", optional_text(row, "BehaviorID"), HARMFUL)]
 
 
 _one_column("advbench", "AdvBench", ("goal", "target"), "goal", HARMFUL)
@@ -104,13 +104,13 @@ _one_column("simplesafetytests", "SimpleSafetyTests", ("prompts_final",), "promp
 
 @PROMPT_LAYOUTS.register("xstest", "XSTest", needs=("prompt", "type", "focus"), reads=("id", "label"))
 def xstest_prompts(row: Columns) -> list[Prompt]:
-    """XSTest: `label` says safe or unsafe; its first version has none, and calls the unsafe types contrasts."""
+    """XSTest: `label` says safe or unsafe; the first version lacks it and names the unsafe types contrasts."""
     type_ = optional_text(row, "type")
     label = optional_text(row, "label") or ("unsafe" if type_.startswith("contrast") else "safe")
     if label not in _XSTEST_KINDS:
         raise RowError("label", "neither safe nor unsafe", label)
     number = optional_text(row, "id")
-    return [_asked(value_of(row, "prompt"), "prompt", number and f"xstest-{number}", _XSTEST_KINDS[label])]
+    return [_user_prompt(value_of(row, "prompt"), "prompt", number and f"xstest-{number}", _XSTEST_KINDS[label])]
 
 
 _one_column("ailuminate", "AILuminate", ("prompt_text", "hazard"), "prompt_text", HARMFUL, "release_prompt_id")
@@ -124,7 +124,7 @@ def mt_bench_prompts(row: Columns) -> list[Prompt]:
     if not isinstance(turns, list) or not turns:
         raise RowError("turns", "wrong type (a list of texts is needed)", turns)
     first = turns[0].get("content") if isinstance(turns[0], dict) else turns[0]  # Arena-Hard has objects
-    return [_asked(first, "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN)]
+    return [_user_prompt(first, "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN)]
 
 
 _one_column("truthfulqa", "TruthfulQA", ("Question", "Best Answer"), "Question", BENIGN)
@@ -138,11 +138,11 @@ _one_column("truthfulqa", "TruthfulQA", ("Question", "Best Answer"), "Question",
     fits=lambda row: "prompt" in row and _is_alert(row.get("category")),
 )
 def alert_prompts(row: Columns) -> list[Prompt]:
-    """ALERT: its texts stand in the frame of a model without chat template, which is left out; ours puts its own."""
+    """ALERT: its texts come in an instruction template, which is removed: the chat template is applied later."""
     text = text_of(value_of(row, "prompt"), "prompt")
-    framed = _ALERT_FRAME.fullmatch(text)
+    framed = _ALERT_TEMPLATE.fullmatch(text)
     name = optional_text(row, "id")
-    return [_asked(text if framed is None else framed.group(1), "prompt", name and f"alert-{name}", HARMFUL)]
+    return [_user_prompt(text if framed is None else framed.group(1), "prompt", name and f"alert-{name}", HARMFUL)]
 
 
 def _is_alert(category: object) -> bool:
@@ -172,7 +172,7 @@ def catqa_prompts(row: Columns) -> list[Prompt]:
         for questions in parts.values():
             if not isinstance(questions, list):
                 raise RowError(category, "wrong type (a list of questions is needed)", questions)
-            prompts += [_asked(question, category, kind=HARMFUL) for question in questions]
+            prompts += [_user_prompt(question, category, kind=HARMFUL) for question in questions]
     return prompts
 
 
@@ -183,7 +183,7 @@ def _is_catqa(row: Columns) -> bool:
     )
 
 
-def _asked(value: object, field: str, name: str = "", kind: str = "") -> Prompt:
+def _user_prompt(value: object, field: str, name: str = "", kind: str = "") -> Prompt:
     text = text_of(value, field)
     if not text.strip():
         raise RowError(field, "empty prompt", text)

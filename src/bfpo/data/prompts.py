@@ -28,8 +28,8 @@ _REPEATED, _NO_PROMPT = "repeated prompt", "holds no prompt"
 class PromptResult:
     """Prompts in the order of the files, how many were left out by reason, and the layout of each file.
 
-    Left out are prompts without an id of their own whose text was there before, and entries that a tool writes beside
-    its prompts: `num_seen == len(prompts) + sum(left_out.values())`.
+    Left out are repeated texts without an id of their own, and entries of a tool that are not prompts:
+    `num_seen == len(prompts) + sum(left_out.values())`.
     """
 
     prompts: list[Prompt]
@@ -50,7 +50,7 @@ def read_prompts(file: str | Path, *, layout: str = AUTO, columns: Mapping[str, 
 def read_prompt_files(
     files: Sequence[str | Path], *, layout: str = AUTO, columns: Mapping[str, str] | None = None
 ) -> PromptResult:
-    """Read prompts of every row of files; a `.txt` holds one a line, a folder stands for its other files.
+    """Read prompts of every row of files; a `.txt` file has one a line, a folder stands for its other files.
 
     `layout` names one of `PROMPT_LAYOUTS`, "auto" decides for each file by its first row that fits one; `columns`
     maps our name to the file's. Raises `SettingError` for an unknown layout or column, `DataError` for a file that
@@ -71,8 +71,8 @@ def read_prompt_files(
                 if named.id not in found:
                     found[named.id] = named
                 elif prompt.id:
-                    at = f"the prompt with id {prompt.id!r} is there twice"
-                    raise DataError.at(file, None, f"{at}; ids must differ, or be left to us")
+                    what = f"the prompt id {prompt.id!r} occurs twice; use unique ids, or leave ids out"
+                    raise DataError.at(file, None, what)
                 else:
                     left_out[_REPEATED] += 1
     return PromptResult(list(found.values()), {reason: num for reason, num in left_out.items() if num}, layouts)
@@ -91,7 +91,7 @@ def _parsed(file: Path, layout: str, columns: Mapping[str, str] | None) -> tuple
 
 
 def _prompts_of(row: Row, *, layout: Layout[Sequence[Prompt]] | None) -> Sequence[Prompt]:
-    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
+    assert layout is not None  # a file whose rows have columns has a layout
     return layout.parse(row.columns)
 
 

@@ -1,4 +1,4 @@
-"""Files to pairs and completions; a bad row is a `Reject` with its place, never a traceback."""
+"""Files to pairs and completions; a bad row is a `Reject` with its position, never an exception."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["PairIds", "SeenNames", "iter_completions", "iter_pairs", "read_compl
 
 Made = TypeVar("Made")
 
-_LINES = 1 << 40  # more lines than any file has: a file's number and a line make one number
+_LINES = 1 << 40  # above any line number: a file's number and a line are packed into one integer
 _FIRST_SLOTS = 1 << 10
 
 
@@ -65,9 +65,9 @@ def iter_pairs(
     layouts: dict[str, str] | None = None,
     ids: PairIds | None = None,
 ) -> Iterator[Pair | Reject]:
-    """Yield what each row of the files is, in their order, without holding rows; as `read_pairs` in all else.
+    """Yield the pair or reject of each row, in order, without keeping rows; otherwise as `read_pairs`.
 
-    `layouts` is filled with the layout of each file. `ids` is for those who read the same files more than once.
+    `layouts` is filled with the layout of each file. `ids`: for callers that read the same files more than once.
     """
     ids = ids or PairIds()
     for file, found in _files_with_layouts(files, PAIR_LAYOUTS, layout, columns, layouts):
@@ -78,7 +78,7 @@ def iter_pairs(
 
 
 def _pair_of(row: Row, *, layout: Layout[Pair] | None, source: str | None, ids: PairIds) -> Pair:
-    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
+    assert layout is not None  # a file whose rows have columns has a layout
     columns = row.columns if source is None else {**row.columns, "source": source}
     return ids.claim(layout.parse(columns), row)
 
@@ -90,7 +90,7 @@ def _files_with_layouts(
     columns: Mapping[str, str] | None,
     layouts: dict[str, str] | None,
 ) -> Iterator[tuple[Path, Layout[Made] | None]]:
-    """Yield each file with its layout, `None` where no row has columns; fills `layouts` with their names."""
+    """Yield each file with its layout, `None` if no row has columns; fills `layouts` with their names."""
     check_layout(layout, known)
     check_columns(columns, columns_of(known.values()))
     for file in expand_files(files):
@@ -107,7 +107,7 @@ def _files_with_layouts(
 def read_sft(
     files: Sequence[str | Path], *, layout: str = "completions", columns: Mapping[str, str] | None = None
 ) -> CompletionResult:
-    """Read what a model shall imitate, such as rows `{prompt, completion}`, `{prompt, text}` or `{messages}`.
+    """Read completions to imitate, such as rows `{prompt, completion}`, `{prompt, text}` or `{messages}`.
 
     Of `messages` the last must be the assistant's and is the completion. `columns` maps our name to the file's.
     Raises as `iter_completions` does.
@@ -129,7 +129,7 @@ def iter_completions(
     columns: Mapping[str, str] | None = None,
     layouts: dict[str, str] | None = None,
 ) -> Iterator[Completion | Reject]:
-    """Yield what each row of the files is, in their order, without holding rows; a folder stands for its files.
+    """Yield the completion or reject of each row, in order, without keeping rows; a folder stands for its files.
 
     `layout` names one of `COMPLETION_LAYOUTS`, "auto" decides for each file by its first row that fits one;
     `layouts` is filled with the layout of each file. Raises `SettingError` for an unknown layout or column,
@@ -142,12 +142,12 @@ def iter_completions(
 
 
 def _completion_of(row: Row, *, layout: Layout[Completion] | None) -> Completion:
-    assert layout is not None  # a row with columns gives its file a layout, or the file is refused
+    assert layout is not None  # a file whose rows have columns has a layout
     return layout.parse(row.columns)
 
 
 def read_completions(file: str | Path) -> list[Completion]:
-    """Read what `write_completions` wrote. Raises `DataError` for a bad row; an empty completion is none."""
+    """Read what `write_completions` wrote. Raises `DataError` for a bad row; an empty completion is allowed."""
     path = Path(file)
     return made_or_error(path, iter_rows(path), lambda row: plain_completion(row.columns, allow_empty=True))
 
@@ -156,9 +156,9 @@ def read_completions(file: str | Path) -> list[Completion]:
 
 
 class PairIds:
-    """Ids seen so far: a given id that comes again is an error, an id made from content gets a number.
+    """Ids seen so far: a repeated given id is an error, a repeated id made from content gets a number.
 
-    Held are 24 to 48 bytes a pair, and of what `again` returns only the ids that got a number.
+    It takes 24 to 48 bytes a pair; the result of `again` holds only the ids that got a number.
     """
 
     def __init__(self) -> None:
@@ -167,17 +167,17 @@ class PairIds:
         self._files: list[str] = []
 
     def start(self, file: Path) -> None:
-        """Go on to the next file."""
+        """Start the next file."""
         self._files.append(file.name)
 
     def again(self) -> PairIds:
-        """Return what another reading of the same files needs: the same ids for the same pairs, no id an error."""
+        """Return the ids for another pass over the same files: the same ones for the same pairs, and no errors."""
         ids = PairIds()
         ids._seen, ids._renamed = None, self._renamed
         return ids
 
     def claim(self, pair: Pair, row: Row) -> Pair:
-        """Return the pair under an id that no other has; raises `RowError` for a given id that is taken."""
+        """Return the pair with a unique id; raises `RowError` for a repeated given id."""
         place = (len(self._files) - 1) * _LINES + row.line
         if self._seen is None:
             name = self._renamed.get(place, pair.id)
@@ -216,13 +216,13 @@ class SeenNames:
         self._mask = num - 1
 
     def place_of(self, name: str) -> int | None:
-        """Return the number that `add` was given with the name, `None` where it was never added."""
+        """Return the number that `add` was given with the name, `None` if it was never added."""
         key = _key(name)
         slot = self._slot(key)
         return self._places[slot] if self._keys[slot] == key else None
 
     def add(self, name: str, place: int) -> None:
-        """Add a name that was not seen; `place` lies in [0, 2^64)."""
+        """Add a name that was not seen; `place` in [0, 2^64)."""
         if 3 * self._num >= 2 * len(self._keys):
             self._grow()
         key = _key(name)

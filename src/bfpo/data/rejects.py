@@ -83,13 +83,13 @@ class _Result:
     rows: int
 
     def counts(self) -> dict[str, int]:
-        """Return how many rows each reason rejected, the commonest first."""
+        """Return how many rows each reason rejected, the most frequent first."""
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
 
 @dataclass(frozen=True, slots=True)
 class ReadResult(_Result):
-    """Pairs in the order of the files, the rows that are none, and the layout that each file was read in.
+    """Pairs in the order of the files, the rejected rows, and the layout of each file.
 
     `rows` counts every row seen: `rows == len(pairs) + len(rejects)`.
     """
@@ -100,17 +100,17 @@ class ReadResult(_Result):
 
 @dataclass(frozen=True, slots=True)
 class CompletionResult(_Result):
-    """Completions in the order of the files and the rows that are none; `rows` counts both."""
+    """Completions in the order of the files and the rejected rows; `rows` counts both."""
 
     completions: list[Completion] = field(default_factory=list)
 
 
 def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -> None:
-    """Raise `DataError` where nothing was read, or where a row is bad and `bad_rows` is `"stop"`."""
+    """Raise `DataError` if nothing was read, or if a row is bad and `bad_rows` is `"stop"`."""
     if bad_rows not in ("stop", "skip"):
         raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")
     if result.rejects and bad_rows == "stop":
-        advice = "mend these rows, or set bad_rows to 'skip' to go on without them"
+        advice = "fix these rows, or set bad_rows to 'skip' to leave them out"
         raise DataError(f"{describe_rejects(result.rejects, rows=result.rows)}\n{advice}")
     if result.rows == len(result.rejects):
         detail = f": {describe_rejects(result.rejects, rows=result.rows)}" if result.rejects else ""
@@ -118,7 +118,7 @@ def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -
 
 
 def describe_rejects(rejects: Sequence[Reject], *, rows: int, show: int = 5) -> str:
-    """Return one message: how many of the rows are bad, how many by reason, and the first few with their place."""
+    """Return one message: how many of the rows are bad, how many by reason, and the first few with their positions."""
     counts = Counter(reject.reason for reject in rejects)
     by_reason = ", ".join(f"{reason}: {count}" for reason, count in counts.most_common())
     head = f"{len(rejects)} of {rows} rows cannot be used ({by_reason})"
@@ -129,7 +129,7 @@ def describe_rejects(rejects: Sequence[Reject], *, rows: int, show: int = 5) -> 
 
 
 def _one_of_each_first(rejects: Iterable[Reject]) -> list[Reject]:
-    """Put the first row of every reason before the second of any: what is rare would else not be seen."""
+    """Put the first row of every reason before all others, so that rare reasons are shown."""
     first: dict[str, Reject] = {}
     rest = []
     for reject in rejects:

@@ -1,4 +1,4 @@
-"""Data sets by name: where each one's files are, in which layout, under which licence; and the way to its files."""
+"""Data sets by name: where their files are, their layout and licence; and how the files are found."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class Source:
     """A data set: `layout` is a name of `PAIR_LAYOUTS` or `COMPLETION_LAYOUTS`, or "auto".
 
-    `hub_id` is its repository on the hub, `None` for one that has none; `patterns` the files of its training split
-    there (as `fnmatch`, a star also matches `/`). `revision` is the commit to take, `None` where none is pinned: the
-    newest is then taken and reported. `licence` is an SPDX name in lower case, `None` where it is not known.
+    `hub_id` is its repository on the hub, `None` if it has none; `patterns` the files of its training split there (as
+    `fnmatch`, a star also matches `/`). `revision` is the pinned commit; `None` takes the newest, which is reported.
+    `licence` is an SPDX name in lower case, `None` if unknown.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Source:
 class ResolvedSource:
     """A data set with its files on this machine, in a fixed order.
 
-    `revision` is the commit of the hub that they are of, `None` for files that were brought (`origin` is then "local").
+    `revision` is their commit on the hub, `None` for local files (`origin` is then "local").
     """
 
     source: Source
@@ -64,12 +64,12 @@ class ResolvedSource:
 
     @property
     def licence(self) -> str | None:
-        """The licence of the data set, `None` where it is not known."""
+        """The licence of the data set, `None` if unknown."""
         return self.source.licence
 
 
 def find_source(name: str) -> Source:
-    """Return the data set of this name or hub id; raises `SettingError` for another."""
+    """Return the data set of this name or hub id; raises `SettingError` for any other."""
     for source in SOURCES.values():
         if name in (source.name, source.hub_id):
             return source
@@ -85,23 +85,23 @@ def resolve_files(
     revision: str | None = None,
     patterns: Sequence[str] | None = None,
 ) -> ResolvedSource:
-    """Return the files of a data set: those at `path`, else in a folder here that has its name, else from the hub.
+    """Return the files of a data set: those at `path`, else of a local folder with its name, else from the hub.
 
-    Such a folder is `./<hub id>` or `./<name>`; the hub is then not asked. `revision` and `patterns` replace the
-    table's. In a folder the files that match the patterns count; where none does, all readable ones, except in one that
-    has the hub id as its name or where `patterns` are given. Raises `SettingError` for an unknown name or a revision of
-    a path, `DataError` for files that cannot be had.
+    The local folder is `./<hub id>` or `./<name>`; the hub is then not used. `revision` and `patterns` replace the
+    table's. In a folder, the files that match the patterns are taken; if none does, all readable ones, unless the
+    folder has the hub id as its name or `patterns` are given. Raises `SettingError` for an unknown name or a revision
+    of a path, `DataError` for files that cannot be found or downloaded.
     """
     found = find_source(source) if isinstance(source, str) else source
     wanted = found.patterns if patterns is None else tuple(patterns)
     local = _local_path(found) if path is None else Path(path)
     if path is not None and revision is not None:
-        raise SettingError(f"revision: got {revision!r} beside path {str(path)!r}; only the hub has revisions")
+        raise SettingError(f"revision: got {revision!r} together with path {str(path)!r}; only the hub has revisions")
     if local is not None:
         mirrors = path is None and local.as_posix() == found.hub_id
         return ResolvedSource(found, _files_at(local, wanted, exact=mirrors or patterns is not None), "local", None)
     if found.hub_id is None:
-        raise SettingError(f"path: source {found.name!r} is on no hub; say which file or folder to read")
+        raise SettingError(f"path: source {found.name!r} is not on the hub; set the file or folder to read")
     folder, commit = download_dataset(found.hub_id, revision=revision or found.revision, patterns=wanted or ("*",))
     return ResolvedSource(found, _files_at(folder, wanted, exact=True), "hub", commit)
 
@@ -125,24 +125,24 @@ def _files_at(path: Path, patterns: Sequence[str], *, exact: bool) -> tuple[Path
 def download_dataset(
     hub_id: str, *, revision: str | None, patterns: Sequence[str], advice: str | None = None
 ) -> tuple[Path, str]:
-    """Return the local folder with the files of a data set that match `patterns`, and the commit they are of.
+    """Return the local folder with the files of a data set that match `patterns`, and their commit.
 
-    Files alone are read: no code of the data set is run. `HF_HUB_OFFLINE=1` takes what was downloaded before.
-    Raises `DataError` where the files cannot be had, with `advice`, or what to bring and where to put it.
+    Only files are read; no code of the data set is run. `HF_HUB_OFFLINE=1` uses earlier downloads. Raises `DataError`
+    if the files cannot be downloaded, with `advice`, else with how to provide them by hand.
     """
     from huggingface_hub import snapshot_download
 
     try:
         snapshot = snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
-    except Exception as error:  # of its HTTP client too, which is another one from version to version
+    except Exception as error:  # also of its HTTP client, which differs between versions
         failed = f"{hub_id}: cannot be downloaded at revision {revision or 'main'}: {_reason(error, hub_id)}"
-        raise DataError(f"{failed}. {advice or _bring(hub_id, revision, patterns)}") from error
+        raise DataError(f"{failed}. {advice or _manual_download(hub_id, revision, patterns)}") from error
     folder = Path(snapshot)
     return folder, folder.name if _COMMIT.fullmatch(folder.name) else (revision or "")
 
 
 def _reason(error: BaseException, hub_id: str) -> str:
-    """Say in a clause what stands between us and the files; an error of the hub may be the cause of a vaguer one."""
+    """Return the reason in one clause; an error of the hub may be the cause of a vaguer one."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     cause: BaseException | None = error
@@ -150,7 +150,7 @@ def _reason(error: BaseException, hub_id: str) -> str:
         if isinstance(cause, GatedRepoError):
             return f"accept its conditions at {_page(hub_id)}, then log in with `hf auth login` or set HF_TOKEN"
         if isinstance(cause, RepositoryNotFoundError):
-            return "the hub has no such data set, or hides it from those who are not logged in"
+            return "the hub has no such data set, or it is private and needs a login"
         if isinstance(cause, RevisionNotFoundError):
             return "the data set has no such revision"
         cause = cause.__cause__
@@ -161,10 +161,10 @@ def _page(hub_id: str) -> str:
     return f"https://huggingface.co/datasets/{hub_id}"
 
 
-def _bring(hub_id: str, revision: str | None, patterns: Sequence[str]) -> str:
+def _manual_download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> str:
     return (
-        f"Without the hub: bring the files {', '.join(patterns)} from {_page(hub_id)}/tree/{revision or 'main'} "
-        f"and put them into ./{hub_id}/, or say with `path` where they are"
+        f"Without the hub: download the files {', '.join(patterns)} from {_page(hub_id)}/tree/{revision or 'main'} "
+        f"and put them into ./{hub_id}/, or set `path` to their folder"
     )
 
 

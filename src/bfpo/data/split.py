@@ -1,4 +1,4 @@
-"""Splits by prompt and samples of pairs, by a hash that no order of rows changes."""
+"""Splits by prompt and samples of pairs, by hashes: the order of rows does not matter."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ __all__ = ["RowPicker", "draw", "normalised_prompt"]
 
 Item = TypeVar("Item")
 Mask = npt.NDArray[np.bool_]
-_RANK_BYTES = 16  # of the hash's 32: two rows in 2^64 would share them
+_RANK_BYTES = 16  # of the hash's 32: enough for about 2^64 rows without a collision
 
 
 def normalised_prompt(messages: Iterable[Message]) -> str:
-    """Return a prompt as text in which case, white space and ways to write a character (NFKC) make no difference."""
+    """Return a prompt as text, normalised for case, white space and Unicode form (NFKC)."""
     turns = (f"{message.role}: {unicodedata.normalize('NFKC', message.content)}" for message in messages)
     return "\n".join(" ".join(unicodedata.normalize("NFKC", turn.casefold()).split()) for turn in turns)
 
 
 def draw(items: Sequence[Item], limit: int | None, seed: int | str) -> list[Item]:
-    """Return a seeded choice of `limit` items in their order, all where there are no more or `limit` is `None`."""
+    """Return a seeded sample of `limit` items in their order; all if there are no more or `limit` is `None`."""
     if limit is None or limit >= len(items):
         return list(items)
     return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), limit))]
 
 
 class RowPicker:
-    """Picks the rows of one part of a split by prompt, and of those `limit`, without holding rows: 16 bytes for each.
+    """Picks the rows of one part of a split by prompt, and `limit` of those, keeping 16 bytes a row.
 
     The prompts with the smallest hashes of the split's seed and the normalised prompt are held out: the order of rows
-    does not matter, and a further prompt displaces at most one. The split comes before the limit, which draws rows by a
+    does not matter, and an added prompt displaces at most one. The split comes before the limit, which draws rows by a
     hash of `seed` and id, never the first ones: files are often sorted.
     """
 
@@ -49,7 +49,7 @@ class RowPicker:
         self._num_rows = 0
 
     def add(self, row: Pair | Completion) -> None:
-        """Take note of a row."""
+        """Add a row."""
         self._num_rows += 1
         if self._split is not None:
             self._prompt_ranks += _rank(self._split.seed, normalised_prompt(row.prompt))
@@ -59,7 +59,7 @@ class RowPicker:
     def picked(self) -> Mask:
         """Return which of the rows are picked, `(num_rows,)`, in the order they came in.
 
-        Raises `SettingError` where no prompt would be left on a side of the split, and for `limit < 1`.
+        Raises `SettingError` if no prompt would be left on a side of the split, and for `limit < 1`.
         """
         picked = np.ones(self._num_rows, np.bool_)
         if self._split is not None:
@@ -78,7 +78,7 @@ def _held_out(ranks: npt.NDArray[np.bytes_], num: int) -> Mask:
     prompts = np.unique(ranks)
     if not 0 < num < len(prompts):
         raise SettingError(
-            f"held_out: got {num}; allowed: 1 to {len(prompts) - 1}, for the {len(ranks)} pairs have "
+            f"held_out: got {num}; allowed: 1 to {len(prompts) - 1}, as the {len(ranks)} pairs have "
             f"{len(prompts)} different prompts"
         )
     held_out: Mask = ranks <= prompts[num - 1]

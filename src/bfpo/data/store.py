@@ -1,6 +1,6 @@
-"""Token ids on disk: one Arrow file of pairs, written as they come and read from its mapped bytes.
+"""Token ids on disk: one Arrow file of pairs, written incrementally and read memory-mapped.
 
-What training asks of its pairs (lengths, labels, reference log-probs) is answered for a list of them, too.
+Functions below give lengths, labels and reference log-probs for pairs on disk or in a list.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _PAIRS_PER_BLOCK = 4096
 
 
 def write_tokens(path: str | Path, pairs: Iterable[TokenPair], facts: Mapping[str, Any] | None = None) -> TokenStore:
-    """Write pairs as they come, whole or not at all, and return the store; 4,096 pairs are held at a time.
+    """Write pairs incrementally, whole or not at all, and return the store; 4,096 pairs are in memory at a time.
 
-    `facts` (JSON values) is read when the last pair was taken, so it may be filled on the way; `TokenStore.facts` holds
-    it. Reference log-probs are not written. Raises `RunError` where the file cannot be written, and whatever `pairs`
+    `facts` (JSON values) is read after the last pair, so it may be filled during the iteration; `TokenStore.facts`
+    holds it. Reference log-probs are not written. Raises `RunError` if the file cannot be written, and whatever `pairs`
     raises.
     """
     path = Path(path)
@@ -59,10 +59,10 @@ def write_tokens(path: str | Path, pairs: Iterable[TokenPair], facts: Mapping[st
         with open_whole(path) as file, pyarrow.ipc.new_file(file, _SCHEMA) as writer:
             while block := list(islice(stream, _PAIRS_PER_BLOCK)):
                 writer.write_batch(_block_of(block))
-            # What is known at the end only goes with a last block of no pairs: the schema was written at the start.
+            # Facts known only at the end go with an empty last block: the schema was written at the start.
             writer.write_batch(_block_of([]), custom_metadata={_FACTS: json.dumps(dict(facts or {})).encode()})
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error}); check rights and space") from error
+        raise RunError(f"{path}: cannot be written ({error}); check permissions and free space") from error
     return TokenStore(path)
 
 
@@ -83,10 +83,10 @@ def _block_of(pairs: Sequence[TokenPair]) -> Any:
 
 
 class TokenStore(Sequence[TokenPair]):
-    """The pairs of a file of `write_tokens`, each made when it is asked for: its ids are views of the mapped file.
+    """The pairs of a file of `write_tokens`, each made on access; its ids are views of the mapped file.
 
-    Memory is the vectors below, once they are asked for, 28 bytes a pair; the file's own pages are the system's to keep
-    or drop. It can be pickled: the copy opens the same file. Raises `DataError` for a file that is none of these.
+    The vectors below take 28 bytes a pair, from first access; the pages of the file are managed by the system. A
+    pickled copy opens the same file. Raises `DataError` for any other file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -104,7 +104,7 @@ class TokenStore(Sequence[TokenPair]):
             raise DataError.at(self.path, None, f"cannot be read as a file of tokens: {error}") from error
         metadata = blocks[-1].custom_metadata if blocks else None
         if not schema.equals(_SCHEMA) or metadata is None or _FACTS not in metadata:
-            raise DataError.at(self.path, None, f"is no file of tokens; its columns: {', '.join(schema.names)}")
+            raise DataError.at(self.path, None, f"is not a file of tokens; its columns: {', '.join(schema.names)}")
         self.facts: dict[str, Any] = json.loads(metadata[_FACTS])
         self._blocks = [_Block.of(block.batch) for block in blocks[:-1]]
         self._ends = np.cumsum([len(block) for block in self._blocks], dtype=np.int64)
@@ -182,7 +182,7 @@ class TokenStore(Sequence[TokenPair]):
         self._open()
         if len(self) != state["num_pairs"]:
             raise DataError.at(
-                self.path, None, f"holds {len(self)} pairs, and held {state['num_pairs']} when it was opened first"
+                self.path, None, f"holds {len(self)} pairs, but held {state['num_pairs']} when it was first opened"
             )
 
 

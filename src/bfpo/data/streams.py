@@ -1,4 +1,4 @@
-"""Two streams as one data set: item i is main pair i with the buffer pair that its place in the run gives it."""
+"""Two streams as one data set: item i is main pair i with the buffer pair of its position in the run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class PairItem:
 def buffer_order(*, num_main: int, num_buffer: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Return which buffer pair goes with each main pair of an epoch, `(num_main,)`.
 
-    Place `epoch * num_main + i` of the run counts through shuffled cycles of the buffer, so every buffer pair is used
-    once per cycle, also across epochs, and the buffer restarts, shuffled anew, when exhausted.
+    Position `epoch * num_main + i` of the run counts through shuffled cycles of the buffer, so every buffer pair is
+    used once per cycle, also across epochs, and an exhausted buffer restarts, shuffled again.
     """
     start, stop = epoch * num_main, (epoch + 1) * num_main
     cycles = range(start // num_buffer, (stop - 1) // num_buffer + 1)
@@ -41,13 +41,13 @@ def buffer_order(*, num_main: int, num_buffer: int, seed: int, epoch: int) -> np
 
 
 class TwoStreamDataset(Dataset[PairItem]):
-    """Main pairs with an optional buffer, without state but the epoch.
+    """Main pairs with an optional buffer; the epoch is the only state.
 
-    Which buffer pair an item holds follows from `(seed, epoch, index)` alone, so the sampler of the trainer brings
-    shuffling, sharding and exact resume. `set_epoch` must be called before an epoch's first item, by a trainer callback
-    at the beginning of the epoch: accelerate forwards the epoch to a data set only while the sampler is not wrapped for
-    several processes or for skipping batches on resume. The epoch lives in shared memory, so that loader processes
-    that outlive an epoch see it too.
+    The buffer pair of an item depends on `(seed, epoch, index)` alone, so the trainer's sampler provides shuffling,
+    sharding and exact resume. `set_epoch` must be called before an epoch's first item, by a trainer callback at the
+    beginning of the epoch: accelerate forwards the epoch to a data set only while the sampler is not wrapped for
+    several processes or for skipping batches on resume. The epoch is in shared memory, so that loader processes that
+    outlive an epoch see it too.
 
     Raises `DataError` for a stream without pairs, `SettingError` for a negative seed or epoch.
     """

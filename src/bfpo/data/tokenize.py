@@ -1,4 +1,4 @@
-"""Pairs and completions to token ids: one template, one shared prompt, one end token, cuts that are counted."""
+"""Pairs and completions to token ids: one template, one shared prompt, one end token, and counts of what was cut."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Ids = npt.NDArray[np.int32]
 Row = TypeVar("Row", Pair, Completion)
 IGNORED = -100
 
-# A batch for the tokenizer: rows enough to keep its threads busy, characters few enough to be small beside a model.
+# A batch for the tokenizer: enough rows to keep its threads busy, few enough characters to take little memory.
 _ROWS_PER_BATCH, _CHARACTERS_PER_BATCH = 512, 1 << 20
 
 
@@ -65,8 +65,8 @@ class TokenizeReport:
 
     `num_pairs` counts rows (pairs, or completions that stand alone), `prompt_truncated` prompts and
     `completion_truncated` completions that were cut, `cut_` and `num_tokens` tokens. `num_identical` counts pairs whose
-    completions are the same ids (their margin stays 0: they teach nothing), `num_boundary_moved` rows whose prompt
-    lost tokens that merge with the answer or that the template does not write before a given one.
+    completions are the same ids (their margin stays 0, so they have no gradient), `num_boundary_moved` rows whose
+    prompt lost tokens that merge with the answer or that the template does not write before a given one.
     """
 
     num_pairs: int = 0
@@ -90,7 +90,7 @@ class TokenizeReport:
 
 
 class _Counter:
-    """A report being made."""
+    """Counts for a report."""
 
     def __init__(self) -> None:
         self._counts = TokenizeReport().as_row()
@@ -119,10 +119,10 @@ class _Limits:
 
 
 class PairTokenizer:
-    """Pairs to token ids as they come, a batch at a time; `report` counts those that were returned so far.
+    """Pairs to token ids, a batch at a time; `report` counts those returned so far.
 
     Lengths in tokens. The template is applied once to each whole conversation; a completion starts where the prompt
-    (rendered with the generation prompt) stops being a common beginning of both, so both follow the same ids. To fit,
+    (rendered with the generation prompt) is no longer a common beginning of both, so both follow the same ids. To fit,
     completions are first cut on the right to `max_completion_length` (losing their end token), then the prompt on the
     left (keeping BOS) to `max_length`, and only then completions again.
 
@@ -160,7 +160,7 @@ class PairTokenizer:
         return _render(f"pair {pair.id}", pair.prompt, {"chosen": pair.chosen, "rejected": pair.rejected}, self._chat)
 
     def _token_pair(self, pair: Pair, encoded: EncodedChat) -> TokenPair:
-        assert pair.chosen_is_safe is not None  # as _rendered has seen
+        assert pair.chosen_is_safe is not None  # checked by _rendered
         assert pair.rejected_is_safe is not None
         prompt, answers = _shared_prompt(f"pair {pair.id}", encoded, self._chat, self._counter)
         prompt, (chosen, rejected) = _cut(prompt, answers, self._chat, self._limits, self._counter)
@@ -231,7 +231,8 @@ def prompt_ids(
 ) -> list[int]:
     """Return the ids to generate from: the same template with its generation prompt, cut on the left (keeping BOS).
 
-    No message gives the one token that unconditional text starts from. Raises `SettingError` for `max_length < 1`.
+    Without messages it is the one token that unconditional text starts from. Raises `SettingError` if `max_length` is 0
+    or less.
     """
     if max_length is not None and max_length < 1:
         raise SettingError(f"max_length: got {max_length}; at least 1 token is needed")
@@ -260,7 +261,7 @@ def _encoded(
 def _batches(
     rows: Iterable[Row], render: Callable[[Row], RenderedChat]
 ) -> Iterator[tuple[list[tuple[Row, RenderedChat]], BfpoError | None]]:
-    """Yield rows with what is rendered of them; with the rows before one that fails, the error that is due after."""
+    """Yield batches of rows with their rendered texts; the rows before one that fails come with its error."""
     batch: list[tuple[Row, RenderedChat]] = []
     num_characters = 0
     try:
@@ -280,7 +281,7 @@ def _batches(
 def _shared_prompt(
     name: str, encoded: EncodedChat, chat: ChatEncoder, counter: _Counter
 ) -> tuple[list[int], list[list[int]]]:
-    """Return the shared prompt and what follows it in each conversation, ended."""
+    """Return the shared prompt and the rest of each conversation, with its end token."""
     start = min(_common_length(encoded.prompt, ids) for ids in encoded.conversations)
     if start == 0:
         raise ModelError(f"{name}: the chat template writes no common beginning for the prompt and the conversation")

@@ -17,7 +17,7 @@ __all__ = ["completion_row", "pair_row", "write_completions", "write_pairs"]
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
     """Write pairs as JSON lines in our columns and return their number; `.gz` compresses.
 
-    The file appears whole, under its name, only when all is written. Raises `SettingError` for another kind of file.
+    The file appears under its name only when it is complete. Raises `SettingError` for another suffix.
     """
     return _write_rows(Path(path), map(pair_row, pairs))
 
@@ -41,7 +41,7 @@ def pair_row(pair: Pair) -> dict[str, object]:
 
 
 def completion_row(completion: Completion) -> dict[str, object]:
-    """Return the row that `write_completions` writes; a label is written where there is one."""
+    """Return the row that `write_completions` writes; a label is written if there is one."""
     row: dict[str, object] = {
         "id": completion.id,
         "prompt": _turns(completion.prompt),

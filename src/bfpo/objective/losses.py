@@ -33,7 +33,7 @@ def preference_loss(
     Take the mean over all P pairs, dropped ones included, for the loss of a step.
 
     Raises `SettingError` as `make_method` does and for a margin that is not a (P,) tensor of floating point;
-    `LabelError` for labels that `check_labels` does not take.
+    `LabelError` for labels that `check_labels` refuses.
     """
     method = make_method(method, **settings)
     chosen_is_safe, rejected_is_safe = check_labels(chosen_is_safe, rejected_is_safe)
@@ -75,8 +75,8 @@ def loss_at_start(
 ) -> Tensor:
     """Return the (P,) float64 loss before the first step, where policy = reference and every margin is 0.
 
-    For BFPO that is `target^2 / beta^2`. A trainer whose first loss is anything else is wired wrongly. Arguments and
-    errors as in `preference_loss`.
+    For BFPO that is `target^2 / beta^2`. A trainer with any other first loss is set up wrongly. Arguments and errors as
+    in `preference_loss`.
     """
     chosen_is_safe, rejected_is_safe = check_labels(chosen_is_safe, rejected_is_safe)
     margin = torch.zeros(chosen_is_safe.shape, dtype=torch.float64, device=chosen_is_safe.device)
@@ -95,9 +95,9 @@ def anchor(
 
     `favoured`: (P,) of -1, 0, +1 as in `PairLoss`. `mean_nll_*`: (P,) nats per token, carrying the gradient.
     `*_is_safe`: (P,) bits or probabilities. Returns (P,), 0 where no completion is favoured or the favoured one is not
-    safe: of two harmful answers the target favours the duller, and imitating that would teach compliance.
+    safe: of two harmful answers the target favours the less helpful one, and imitating that would teach compliance.
 
-    Raises `LabelError` for labels that `check_labels` does not take and `SettingError` for shapes that differ.
+    Raises `LabelError` for labels that `check_labels` refuses and `SettingError` for shapes that differ.
     """
     chosen_is_safe, rejected_is_safe = check_labels(chosen_is_safe, rejected_is_safe)
     for name, value in (

@@ -98,12 +98,12 @@ def setting(default: float, description: str, **bounds: float) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PairLoss:
-    """What a method says about P pairs; every field is (P,).
+    """The loss of P pairs by a method, and what it did to them; every field is (P,).
 
-    `loss`: 0 where dropped; carries the gradient. `target`: what `beta * margin` is pulled to, NaN where the method
-    has no target. `favoured`: int8, +1 the chosen (more helpful) completion is pushed up against the other, -1 the
-    rejected one, 0 neither. `dropped`: bool, the method does not use the pair. The mean over pairs counts a dropped
-    pair as 0, so that accumulation and sharding change nothing.
+    `loss`: 0 where dropped; carries the gradient. `target`: what `beta * margin` is pulled to, NaN if the method has no
+    target. `favoured`: int8, +1 the chosen (more helpful) completion is pushed up against the other, -1 the rejected
+    one, 0 neither. `dropped`: bool, the method does not use the pair. The mean over pairs counts a dropped pair as 0,
+    so that accumulation and sharding change nothing.
     """
 
     loss: Tensor
@@ -194,7 +194,7 @@ def make_method(method: str | Method, **settings: float) -> Method:
     """Return the method of this name with these settings, the others at their defaults; an object as it is.
 
     Raises `SettingError` for an unknown name, a setting that the method does not have or that is outside its bounds,
-    and for settings beside an object, which has its own.
+    and for settings given with an object, which has its own.
     """
     if isinstance(method, Method):
         if settings:
@@ -273,7 +273,7 @@ def _where_mixed(shift: float, chosen_is_safe: Tensor, rejected_is_safe: Tensor,
 @register
 @dataclass(frozen=True, kw_only=True)
 class BFPO(Method):
-    """BFPO: pulls the margin to a target made of both safety labels.
+    """BFPO: pulls the margin to a target computed from both safety labels.
 
     Drops nothing. At alpha = 1/2 a pair with an unsafe chosen completion has a negative target: it is reversed.
     """
@@ -355,7 +355,7 @@ class DPOMix(Method):
     """DPO on the union of both orders, the naive mix of arXiv 2408.15313.
 
     Each pair gives its item by helpfulness and, if labels differ, its item by safety. Where the orders conflict (chosen
-    unsafe, rejected safe) the items oppose each other: the pair is pulled to margin 0 and favours none.
+    unsafe, rejected safe) the items oppose each other: the pair is pulled to margin 0 and favours neither.
     """
 
     name = "dpo_mix"
@@ -452,10 +452,10 @@ class BSOWithSBA(BSO):
     """BSO with the SBA generator.
 
     Its derivative by log R is `(R^(1+l) + R^(-l)) / s`: positive everywhere, 2/s at R = 1 (at s = 4 that is DPO's). The
-    loss is 0 at R = 1 and has no lower bound: as the winner's margin grows it falls like `-R^(-l) / (s l)`, and it is
-    the clamp, |log R| <= 30, that ends it at -503 (l = .2, s = 4). Beyond the clamp the gradient is 0, on both sides.
-    So at C = 30 a mixed pair starts on the clamp's upper edge, with loss 9.0e14 and gradient 1.1e15 beta, and one whose
-    margin falls below 0 gets no gradient: clip gradients, and do not read this loss as a measure of progress.
+    loss is 0 at R = 1 and has no lower bound: as the winner's margin grows it falls like `-R^(-l) / (s l)`, and the
+    clamp, |log R| <= 30, ends it at -503 (l = .2, s = 4). Beyond the clamp the gradient is 0, on both sides. So a mixed
+    pair at C = 30 starts on the clamp's upper edge, with loss 9.0e14 and gradient 1.1e15 beta, and one whose margin
+    falls below 0 gets no gradient: clip gradients, and do not read this loss as a measure of progress.
 
     Raises `SettingError` if C is above the clamp, where no mixed pair would ever train, and for a clamp at which the
     loss overflows float32.
@@ -502,11 +502,11 @@ class _TwoObjectives(Method):
 @register
 @dataclass(frozen=True, kw_only=True)
 class LinearSum(_TwoObjectives):
-    """Squared loss to a linear sum of two targets, one for each objective; it compares as in arXiv 2408.15313.
+    """Squared loss to a linear sum of two targets, one for each objective; a baseline of arXiv 2408.15313.
 
-    Each half is IPO's target for its objective, so the optimum is that of RLHF on the linear sum of the two rewards,
-    w x safety + (1 - w) x helpfulness: what MORL scalarises, without a reward model. A pair whose target is 0 favours
-    none.
+    Each half is IPO's target for its objective, so the optimum is that of RLHF on the linear sum of the rewards,
+    `w * safety + (1 - w) * helpfulness`, as scalarised in MORL, without a reward model. A pair whose target is 0
+    favours neither.
     """
 
     name = "linear_sum"
@@ -526,7 +526,7 @@ class LinearSum(_TwoObjectives):
 class MODPO(_TwoObjectives):
     """MODPO on the order of helpfulness; labels are not read, safety is in the other model's margin m.
 
-    m is the log-ratio margin of a DPO model of safety, trained with the same `beta`, so that `beta m` is its implicit
+    m is the log-ratio margin of a DPO model trained on safety with the same `beta`, so that `beta m` is its implicit
     reward. Raises `SettingError` for a `safety_share` of 1, where no weight is left for helpfulness.
     """
 
@@ -545,7 +545,7 @@ class MODPO(_TwoObjectives):
 
     @property
     def other_share(self) -> float:
-        """The weight of the model of safety."""
+        """The weight of the safety model."""
         return self.safety_share
 
     def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
@@ -560,8 +560,8 @@ class RobustDPO(Method):
     """Robust DPO on the order of helpfulness, for labels of which a known share is flipped; it reads no safety labels.
 
     Its mean over the flips is the DPO loss of the true labels, so it estimates that loss without bias; at `label_noise`
-    0 it is `DPOHelpful`. The price is that it is not bounded below: it falls like `-label_noise / (1 - 2 label_noise)
-    beta h` as the margin grows.
+    0 it is `DPOHelpful`. But it is not bounded below: it falls like `-label_noise / (1 - 2 label_noise) beta h` as the
+    margin grows.
     """
 
     name = "robust_dpo"

@@ -1,4 +1,4 @@
-"""The theory on tabular policies: the optimum of the pairwise loss, the RLHF optimum, and when the two are one.
+"""The theory on tabular policies: the optimum of the pairwise loss, the RLHF optimum, and when the two are equal.
 
 A world of n actions and no prompt. `beats` (n, n): probability that the row's action is more helpful than the column's,
 with `beats + beats.T = 1` (1/2 on the diagonal: an action ties with itself). `is_safe` (..., n): bits or probabilities;
@@ -74,7 +74,7 @@ def _distribution(name: str, value: Tensor | None, num_actions: int) -> Tensor:
 
 
 def e_safe(is_safe: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Return E_safe (...,), the share of safe completions under the data's `weights`; errors as in the module."""
+    """Return E_safe (...,), the share of safe completions under the data's `weights`."""
     is_safe = _check_safe(is_safe, is_safe.shape[-1] if is_safe.ndim else 0)
     return is_safe @ _distribution("weights", weights, is_safe.shape[-1])
 
@@ -95,8 +95,8 @@ def win_rate_over_safe(beats: Tensor, is_safe: Tensor, *, weights: Tensor | None
 def pair_targets(beats: Tensor, is_safe: Tensor, *, alpha: float = 0.5, safety_weight: float = 3.0) -> Tensor:
     """Return G (..., n, n), the antisymmetric extension of BFPO's target: what `beta (u_i - u_j)` is pulled to.
 
-    `G_ij = beats_ij target(i, j) - beats_ji target(j, i)`, the mean over which of the two is the more helpful.
-    Raises `LabelError` and `SettingError` as `bfpo_target`, and `SettingError` for `beats` that are none.
+    `G_ij = beats_ij target(i, j) - beats_ji target(j, i)`, the mean over which of the two is the more helpful. Raises
+    `LabelError` and `SettingError` as `bfpo_target`, and `SettingError` for invalid `beats`.
     """
     beats = _check_beats(beats)
     is_safe = _check_safe(is_safe, beats.shape[0])
@@ -108,7 +108,7 @@ def pair_targets(beats: Tensor, is_safe: Tensor, *, alpha: float = 0.5, safety_w
 
 
 def implied_reward(targets: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """Return a (..., n), the reward that pairwise targets G amount to: `a(y) = E_{y'} G(y, y')`.
+    """Return a (..., n), the reward that is equivalent to pairwise targets G: `a(y) = E_{y'} G(y, y')`.
 
     `targets`: (..., n, n), antisymmetric; raises `SettingError` otherwise.
     """
@@ -120,7 +120,7 @@ def implied_reward(targets: Tensor, *, weights: Tensor | None = None) -> Tensor:
 def rlhf_optimum(reward: Tensor, *, beta: float, reference: Tensor | None = None) -> Tensor:
     """Return the policy (..., n) that maximises `E[reward] - beta KL(pi || reference)`: `reference exp(reward / beta)`.
 
-    `reward`: (..., n). Raises `SettingError` for `beta <= 0` or a reference that is no distribution.
+    `reward`: (..., n). Raises `SettingError` for `beta <= 0` or a reference that is not a distribution.
     """
     logs = _distribution("reference", reference, reward.shape[-1]).log()
     return torch.softmax(logs + reward.to(torch.float64) / check_number("beta", beta, gt=0), dim=-1)
@@ -161,18 +161,18 @@ def bilinear_reward(
 def reward_gap(beats: Tensor, is_safe: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Return `q - p E_safe` (..., n): implied minus bilinear reward, up to a constant, whatever alpha and B1.
 
-    Zero where helpfulness says nothing of the other completion's safety.
+    Zero if helpfulness does not depend on the other completion's safety.
     """
     share = e_safe(_check_safe(is_safe, beats.shape[0]), weights=weights)[..., None]
     return win_rate_over_safe(beats, is_safe, weights=weights) - win_rate(beats, weights=weights) * share
 
 
 def alpha_window(share_safe: float) -> tuple[float, float]:
-    """Return the open interval of alpha that orders everything rightly at this E_safe, given independence.
+    """Return the open interval of alpha that gives the wanted order at this E_safe, given independence.
 
-    Above `E_safe / 2` unsafe completions are pushed down the more, the more helpful they are; below
-    `(1 + E_safe) / 2` safe ones are still pushed up in order of helpfulness. Only alpha = 1/2 lies inside for every
-    E_safe strictly between 0 and 1. Raises `SettingError` for a share outside [0, 1].
+    Above `E_safe / 2` unsafe completions are pushed down the more, the more helpful they are; below `(1 + E_safe) / 2`
+    safe ones are still pushed up in order of helpfulness. Only alpha = 1/2 is inside for every E_safe strictly between
+    0 and 1. Raises `SettingError` for a share outside [0, 1].
     """
     check_number("share_safe", share_safe, ge=0, le=1)
     return share_safe / 2, (1 + share_safe) / 2

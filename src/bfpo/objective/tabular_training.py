@@ -64,7 +64,7 @@ RIVALS: dict[str, Rival] = {
 
 @dataclass(frozen=True, slots=True)
 class TabularRun:
-    """What `train_tabular` saw.
+    """The record of `train_tabular`.
 
     `methods`: M names. `is_safe`: (A, n). `final`: (S, M, A, n), probabilities after the last step, for S seeds.
     `steps`: (R,) steps at which the policy was recorded, 0 and the last among them; `curve`: (R, S, M, A, n).
@@ -84,7 +84,7 @@ def all_assignments(num_actions: int = 4) -> Tensor:
 
 
 def optimum(method: str, is_safe: Tensor, *, beta: float, alpha: float) -> Tensor | None:
-    """Return the exact optimum (A, n) of a method, or None for DPO, whose margins grow for ever on consistent pairs.
+    """Return the exact optimum (A, n) of a method, or None for DPO, whose margins can grow without bound.
 
     `is_safe`: (A, n) bits, action 0 the most helpful. Raises `SettingError` for a method that is not in `RIVALS`.
     """
@@ -146,7 +146,7 @@ def train_tabular(
     different actions, uniformly with replacement, the same ones for every method and assignment of a seed; Adam at a
     constant rate; policy and reference start uniform. The defaults are the paper's settings.
 
-    All runs are one tensor and Adam works entry by entry, so each run goes as if it were alone.
+    All runs are one tensor and Adam works entry by entry, so the runs do not affect each other.
 
     Raises `SettingError` for a count below 1, `beta <= 0`, a learning rate of 0 or below, or a method not in `RIVALS`.
     """
@@ -185,7 +185,7 @@ def train_tabular(
 class _Adam:
     """Adam (arXiv 1412.6980) with its usual decay rates and epsilon, in place on one tensor without autograd.
 
-    Importing torch's own takes longer than the whole experiment; a test holds the two to the same numbers.
+    Importing torch's own takes longer than the whole experiment; a test compares the two.
     """
 
     def __init__(self, values: Tensor, learning_rate: float) -> None:

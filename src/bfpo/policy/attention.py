@@ -1,4 +1,4 @@
-"""Attention over packed rows: a rejected token sees its prompt and the rejected tokens before it, no chosen one.
+"""Attention over packed rows: a rejected token sees its prompt and the rejected tokens before it, not the chosen ones.
 
 A row `[prompt|chosen|rejected]*` is 2P problems of plain causal attention: the tokens of `[prompt|chosen]` over
 themselves, and the rejected ones over `[prompt|rejected]`, aligned at the last query and the last key. Three kernels
@@ -32,7 +32,7 @@ LAYOUT = "pair_layout"
 """The keyword argument by which a packed row's layout travels through the model to its attention."""
 
 PREFIX = "bfpo_packed_"
-# Arguments that attention functions of transformers are given and that change nothing here.
+# Arguments of transformers' attention functions that have no effect here.
 _HARMLESS = {
     *("position_ids", "position_embeddings", "cache_position", "use_cache", "past_key_values"),
     *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
@@ -42,14 +42,14 @@ Attention = Callable[..., tuple[Tensor, Any]]
 
 
 class UnknownExtraError(ModelError):
-    """An attention with an extra that packed rows do not serve, such as a bias or sinks."""
+    """An attention with an argument that packed rows do not support, such as a bias or sinks."""
 
 
 def register_packed(original: str) -> str:
     """Register packed attention on top of the attention named `original`, and return its name.
 
-    With a layout among its keyword arguments it is `packed_attention`; without, the original one, so that a model which
-    keeps this name generates and evaluates as before.
+    With a layout among its keyword arguments it is `packed_attention`; without, the original one, so that a model with
+    this name generates and evaluates as before.
     """
     if original.startswith(PREFIX):
         return original
@@ -69,7 +69,7 @@ def _packed_or(
         return packed_attention(module, query, key, value, layout, **kwargs)
     if original in ALL_ATTENTION_FUNCTIONS:
         attend: Attention = ALL_ATTENTION_FUNCTIONS[original]
-    else:  # "eager": each model's file has its own, no table has it
+    else:  # "eager": defined in each model's file, in no table
         attend = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
     return attend(module, query, key, value, attention_mask, **kwargs)
 
@@ -87,20 +87,20 @@ def packed_attention(
     softcap: float | None = None,
     **extras: Any,
 ) -> tuple[Tensor, None]:
-    """Return what the tokens of a packed row attend to, (1, T, heads, d).
+    """Return the attention output of a packed row, (1, T, heads, d).
 
     `query` (1, heads, T, d); `key`, `value` (1, key heads, T, d), with fewer heads where groups share them.
-    `sliding_window`: a token sees this many, itself counted. `softcap`: bound of the scores (Gemma 2). On a GPU it runs
-    through a variable-length flash attention where one is installed and serves the dtype, else flex attention.
+    `sliding_window`: a token sees this many, itself included. `softcap`: bound of the scores (Gemma 2). On a GPU it
+    runs through a variable-length flash attention if one is installed and supports the dtype, else flex attention.
 
-    Raises `UnknownExtraError` for any other extra.
+    Raises `UnknownExtraError` for any other argument.
     """
     if extras.pop("is_causal", True) is False:
         raise UnknownExtraError(f"attention of {type(module).__name__} is not causal")
     unknown = sorted(name for name, extra in extras.items() if extra is not None and name not in _HARMLESS)
     if unknown:
         raise UnknownExtraError(f"attention of {type(module).__name__} is given {', '.join(unknown)}")
-    layout.windows.add(sliding_window)  # `bfpo.policy.probe` reads there which windows have reached the attention
+    layout.windows.add(sliding_window)  # read by `bfpo.policy.probe`
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest_text else None
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
@@ -168,7 +168,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, sca
 def _explicit(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float, dropout: float, softcap: float
 ) -> Tensor:
-    """Attention with soft-capped scores, `softcap * tanh(scores / softcap)`, which torch's own has no argument for."""
+    """Attention with soft-capped scores, `softcap * tanh(scores / softcap)`, which torch does not offer."""
     scores_1AQK = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
     scores_1AQK = scores_1AQK.masked_fill(~mask, float("-inf"))
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -195,7 +195,7 @@ def varlen_attention(
     """
     index = layout.varlen(query.device)
     query_TAD = query[0].transpose(0, 1)  # already in the order of the 2P problems
-    # Each prompt's keys are there twice: before the chosen tokens, where they lie, and before the rejected ones.
+    # Each prompt's keys are used twice: in place before the chosen tokens, and before the rejected ones.
     key_KBD, value_KBD = (tensor[0].transpose(0, 1).index_select(0, index.keys) for tensor in (key, value))
     output_TAD: Tensor = flash(
         query_TAD,
@@ -264,12 +264,12 @@ def _flex(
 
 
 def _seen(layout: PackedLayout, window: int | None, device: torch.device) -> Callable[..., Tensor]:
-    """Return the mask as flex attention asks for it: whether the query at place q of the row sees the key at k."""
+    """Return the mask in the form of flex attention: whether the query at place q of the row sees the key at k."""
     pair_T, part_T, position_T = layout.roles(device)
 
     def seen(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         visible = (pair_T[q] == pair_T[k]) & (k <= q) & ~((part_T[q] == REJECTED) & (part_T[k] == CHOSEN))
-        # By position, not by place: the rejected completion goes on from the prompt, past the chosen one.
+        # By position, not by index: the rejected completion continues from the prompt, past the chosen one.
         return visible if window is None else visible & (position_T[q] - position_T[k] < window)
 
     return seen

@@ -19,7 +19,7 @@ from bfpo.policy.load import cannot_load, load_tokenizer
 __all__ = ["BlendSource", "blend_weights", "open_source", "require_same_kind"]
 
 _INDEX, _ADAPTER, _SUFFIX = "model.safetensors.index.json", "adapter_config.json", ".safetensors"
-# Keys of a config.json that say nothing of what the weights mean.
+# Keys of a config.json that do not change what the weights mean.
 _OF_NO_EFFECT = frozenset(
     {"_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 )
@@ -28,7 +28,7 @@ _COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 
 @dataclass(frozen=True, slots=True)
 class BlendSource:
-    """A model's folder, its safetensors files, and where each tensor lies: name -> (file, shape)."""
+    """A model's folder, its safetensors files, and where each tensor is: name -> (file, shape)."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -36,9 +36,9 @@ class BlendSource:
 
 
 def open_source(model: str, *, name: str) -> BlendSource:
-    """Return what there is of a model: a folder, or a hub id, whose safetensors are then downloaded.
+    """Return the files of a model: a folder, or a hub id, whose safetensors are then downloaded.
 
-    Reads headers only. `name` is the setting that an error names. Raises `ModelError` for a model that is not there,
+    Reads headers only. `name` is the setting that an error names. Raises `ModelError` for a model that does not exist,
     has no safetensors, or is an adapter.
     """
     folder = Path(model) if Path(model).is_dir() else _from_hub(model, name)
@@ -57,13 +57,13 @@ def open_source(model: str, *, name: str) -> BlendSource:
 
 
 def require_same_kind(first: BlendSource, second: BlendSource) -> None:
-    """Raise `ModelError` where the two have other tensors, shapes, settings or tokens: their middle means nothing."""
+    """Raise `ModelError` if the two differ in tensors, shapes, settings or tokens: a mean of them has no meaning."""
     lacking = sorted(first.tensors.keys() ^ second.tensors.keys())
     if lacking:
         where = first if lacking[0] in first.tensors else second
         raise ModelError(
             f"{second.folder}: {len(lacking)} tensors are in one of the two models only, such as {lacking[0]} (in "
-            f"{where.folder}); allowed: two models of one architecture, trained from one start"
+            f"{where.folder}); allowed: two models of one architecture, trained from the same start"
         )
     for key, (_, shape) in first.tensors.items():
         other = second.tensors[key][1]
@@ -79,7 +79,8 @@ def require_same_kind(first: BlendSource, second: BlendSource) -> None:
     mine, others = load_tokenizer(first.folder), load_tokenizer(second.folder)
     if mine.get_vocab() != others.get_vocab() or mine.chat_template != others.chat_template:
         raise ModelError(
-            f"{second.folder}: its tokenizer or chat template is not that of {first.folder}; allowed: the same for both"
+            f"{second.folder}: its tokenizer or chat template differs from that of {first.folder}; allowed: the "
+            "same for both"
         )
 
 
@@ -91,11 +92,11 @@ def blend_weights(
     *,
     advance: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Write `(1 - weight) first + weight second` to a new folder, with the first model's files beside the weights.
+    """Write `(1 - weight) first + weight second` to a new folder, with the first model's other files.
 
-    Memory is that of the largest tensor, a few times: the output has the files, the order and the dtypes of `first`,
+    Memory is a few times that of the largest tensor: the output has the files, the order and the dtypes of `first`,
     whose headers are copied as they are. Sums are taken in float32 (float64 for float64) and rounded once. Tensors of
-    whole numbers must be equal. `advance` is told of each tensor.
+    whole numbers must be equal. `advance` is called after each tensor.
 
     Raises `ModelError` for tensors that cannot be read or blended, and `OSError` for a folder that cannot be written.
     """
@@ -121,7 +122,7 @@ def _blend(key: str, first: Tensor, second: Tensor, weight: float) -> Tensor:
         if not torch.equal(first, second):
             raise ModelError(f"{key}: holds {first.dtype}, which cannot be blended, and differs between the two models")
         return first
-    if weight in (0.0, 1.0):  # the very bits
+    if weight in (0.0, 1.0):  # bit for bit
         return (first if weight == 0.0 else second.to(first.dtype)).contiguous()
     wide = torch.promote_types(first.dtype, torch.float32)
     return torch.lerp(first.to(wide), second.to(wide), weight).to(first.dtype).contiguous()
@@ -138,12 +139,12 @@ def _read(file: Path, key: str) -> Tensor:
 
 def _header(file: Path) -> dict[str, Any]:
     try:
-        with safe_open(file, framework="pt"):  # checks what it says of itself
+        with safe_open(file, framework="pt"):  # validates the header
             pass
         with file.open("rb") as stream:
             header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{file}: is no safetensors file ({error}); copy or save the model again") from error
+        raise ModelError(f"{file}: is not a safetensors file ({error}); copy or save the model again") from error
     return header
 
 
@@ -171,5 +172,5 @@ def _from_hub(model: str, name: str) -> Path:
 
     try:
         return Path(snapshot_download(model, allow_patterns=[f"*{_SUFFIX}", *_COPIED]))
-    except Exception as error:  # the hub has kinds of its own
+    except Exception as error:  # the hub has its own error classes
         raise cannot_load(name, model, error) from error

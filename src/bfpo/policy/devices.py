@@ -32,12 +32,12 @@ EXTRAS = {
     "wandb": "a tracker",
     "tensorboard": "a tracker",
 }
-"""Packages that are used where they are installed, and what for."""
+"""Packages that are used if they are installed, and what for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that can train: memory in bytes, `None` where the backend does not tell."""
+    """A device that can train: memory in bytes, `None` if the backend does not report it."""
 
     name: str
     description: str
@@ -73,7 +73,7 @@ def _accelerator(backend: Any, kind: str, index: int) -> Device:
 
 
 def _memory_of_host() -> tuple[int | None, int | None]:
-    """Return free and total memory for processes, within a container's limit; `None` where the system does not tell."""
+    """Return free and total memory for processes, within a container's limit; `None` if unknown."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free, total = (int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
@@ -98,7 +98,7 @@ def free_disk(folder: str | Path = ".") -> int:
 
 
 def installed_extras() -> dict[str, str | None]:
-    """Return the version of each optional package, `None` where it is not installed. Nothing is imported."""
+    """Return the version of each optional package, `None` if it is not installed. Nothing is imported."""
     found: dict[str, str | None] = {}
     for package in EXTRAS:
         try:
@@ -109,11 +109,11 @@ def installed_extras() -> dict[str, str | None]:
 
 
 def describe_hub() -> str:
-    """Return whether models may come from the hub, as the environment says; no connection is tried."""
+    """Return whether models may come from the hub, according to the environment; no connection is tried."""
     offline = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(os.environ.get(n))), None)
     if offline is not None:
-        return f"not asked: {offline} is set"
-    return f"asked for what is not in the cache, at {os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}"
+        return f"not used: {offline} is set"
+    return f"used for what is not in the cache, at {os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}"
 
 
 def _is_set(value: str | None) -> bool:
@@ -121,6 +121,6 @@ def _is_set(value: str | None) -> bool:
 
 
 def use_threads(threads: int | None) -> None:
-    """Set the CPU threads of torch, where a number is given."""
+    """Set the CPU threads of torch, if a number is given."""
     if threads is not None:
         torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 __all__ = ["CHUNK_ROWS", "LogitTransform", "at_least_float32", "head_logps"]
 
 CHUNK_ROWS = 256
-"""Rows of logits that are there at a time: 256 x V numbers, enough to keep a matrix product busy."""
+"""Rows of logits in memory at a time: 256 x V numbers, enough to keep a matrix product busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,15 @@ def head_logps(
     transform: LogitTransform = LogitTransform(),
     chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
-    """Return log p(target), (M,) in nats: float64 where the logits are, else float32.
+    """Return log p(target), (M,) in nats: float64 if the logits are, else float32.
 
-    `hidden` (M, H), `targets` (M,) int64. Where a linear head is frozen, the gradient by the hidden states is made in
-    the forward pass: it does not depend on the loss, so 4 M H V operations do where recomputing needs 6 M H V. A head
-    that trains, or has an adapter or quantised weights, is run again chunk by chunk in the backward pass.
+    `hidden` (M, H), `targets` (M,) int64. For a frozen linear head, the gradient with respect to the hidden states is
+    computed in the forward pass: it does not depend on the loss, so 4 M H V operations do where recomputing needs 6 M H
+    V. A head that trains, or has an adapter or quantised weights, is run again chunk by chunk in the backward pass.
     """
     if _is_frozen_linear(head):
-        # Autocast does not reach products that write to `out=`, so its dtype is taken by hand and it is off inside.
+        # Autocast does not reach products that write to `out=`, so its dtype is applied by hand and autocast is off
+        # inside.
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         bias_V = None if head.bias is None else head.bias.to(dtype)
@@ -103,12 +104,12 @@ def _is_frozen_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Return the logits in float64 where they are, else in float32."""
+    """Return the logits in float64 if they are float64, else in float32."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probs whose gradient by the hidden states is made in the forward pass; once differentiable.
+    """Log-probs whose gradient by the hidden states is computed in the forward pass; once differentiable.
 
     The head does not train, so the whole backward pass is one product per row: (d loss / d log p) x (d log p / d h),
     and the second factor, (M, H), is all that is kept for it.

@@ -1,4 +1,4 @@
-"""Load a causal LM and its tokenizer, choose which of its parameters train, and find out where a model comes from."""
+"""Load a causal LM and its tokenizer, choose which parameters train, and check where a model comes from."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DTYPES: dict[str, torch.dtype | str] = {
     "float16": torch.float16,
     "auto": "auto",
 }
-# Not PhiMoE's `router_jitter_noise`, which decides in evaluation too.
+# Not PhiMoE's `router_jitter_noise`, which also acts in evaluation.
 _OTHER_NOISE = frozenset({"layerdrop", "jitter_noise", "input_jitter_noise"})
 _HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_SECONDS = 10
@@ -76,7 +76,7 @@ class TrainableReport:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A model, its tokenizer, and what of it trains."""
+    """A model, its tokenizer, and which parameters train."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
@@ -101,10 +101,9 @@ def load_policy(
     `trainable`: "all", or shell patterns over parameter names, such as "*.down_proj.weight". `lora`: keyword arguments
     of `peft.LoraConfig`; then only the adapters train, and patterns select nothing, so `trainable` must stay "all".
     `quantize`: "nf4" holds the base in four bits under the adapters (QLoRA). `masters`: what trains is held in float32
-    whatever the dtype (see `hold_masters`).
-    Weights are read from safetensors only. Without `dropout` every dropout of the model is off: the reference has none,
-    and the margin of the first step must be zero. `seed` alone decides the random half of an adapter's start. Call
-    this before an optimizer is built.
+    whatever the dtype (see `hold_masters`). Weights are read from safetensors only. Without `dropout` every dropout of
+    the model is off: the reference has none, and the margin of the first step must be zero. The random half of an
+    adapter's initial weights depends on `seed` alone. Call this before an optimizer is built.
 
     Raises `ModelError` for a model that cannot be loaded or whose files lack weights of a causal LM, a pattern that
     matches no parameter (with the closest names), and LoRA settings that peft does not know.
@@ -112,7 +111,9 @@ def load_policy(
     if dtype not in DTYPES:
         raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
     if quantize is not None and lora is None:
-        raise ModelError(f"quantize: got {quantize!r} without lora; four bits cannot train, adapters above them can")
+        raise ModelError(
+            f"quantize: got {quantize!r} without lora; four-bit weights cannot train, set lora to train adapters"
+        )
     held_in = DTYPES[dtype]
     extras = {} if quantize is None else {"quantization_config": quantisation(_compute_dtype(dtype))}
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -129,7 +130,7 @@ def load_policy(
                 **extras,
             ),
         )
-    except Exception as error:  # files, hub, config, weights and remote code each have kinds of their own
+    except Exception as error:  # files, hub, config, weights and remote code have their own classes
         raise cannot_load("model", model, error) from error
     if report["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(report["missing_keys"])
@@ -155,7 +156,7 @@ def _compute_dtype(dtype: str) -> torch.dtype:
 def load_tokenizer(
     model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id; raises `ModelError` where there is none."""
+    """Load the tokenizer of a folder or hub id; raises `ModelError` if there is none."""
     check_source("model", model, revision=revision)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -169,7 +170,7 @@ def load_tokenizer(
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id to pad with: the pad token, else the end token, else 0.
 
-    Masks alone decide what counts, so any id of the vocabulary will do, and no embedding is added for it.
+    Only masks decide what counts, so any id of the vocabulary works, and no embedding is added for it.
     """
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token_id, int):
@@ -196,7 +197,7 @@ def init_policy(
     except ModelError:
         raise
     except Exception as error:  # sizes that do not fit together
-        raise _no_llama(config, error) from error
+        raise _invalid_llama(config, error) from error
     model.to(torch.float64 if dtype == "float64" else torch.float32)
     if not dropout:
         disable_dropout(model)
@@ -219,12 +220,12 @@ def initial_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
     }
     try:
         return LlamaConfig(**settings)
-    except Exception as error:  # validation has kinds of its own, by version
-        raise _no_llama(config, error) from error
+    except Exception as error:  # validation has its own classes, by version
+        raise _invalid_llama(config, error) from error
 
 
-def _no_llama(config: Mapping[str, Any], error: Exception) -> ModelError:
-    return ModelError(f"init.config: {dict(config)!r} gives no Llama model: {error.__cause__ or error}")
+def _invalid_llama(config: Mapping[str, Any], error: Exception) -> ModelError:
+    return ModelError(f"init.config: {dict(config)!r} is not a valid Llama config: {error.__cause__ or error}")
 
 
 # What trains
@@ -237,20 +238,20 @@ def set_trainable(
     *,
     seed: int = 0,
 ) -> Any:
-    """Choose what trains, as `load_policy` says it, and return the model, wrapped by peft where `lora` is given."""
+    """Choose what trains, as in `load_policy`, and return the model, wrapped by peft if `lora` is given."""
     if lora is None:
         choose_trainable(model, trainable)
         return model
     if trainable != "all":
-        raise ModelError(f"trainable: got {list(trainable)!r} beside lora; with lora only the adapters train")
+        raise ModelError(f"trainable: got {list(trainable)!r} together with lora; with lora only the adapters train")
     return _add_lora(model, lora, seed=seed)
 
 
 def choose_trainable(model: nn.Module, patterns: Sequence[str] | Literal["all"]) -> None:
     """Make exactly the parameters whose name matches one of the patterns train, or all of them.
 
-    A parameter shared by two modules is matched by either name. Raises `ModelError` for no pattern at all and for a
-    pattern that matches nothing, with the closest names.
+    A parameter shared by two modules is matched by either name. Raises `ModelError` for an empty list and for a pattern
+    that matches nothing, with the closest names.
     """
     named = list(model.named_parameters(remove_duplicate=False))
     if patterns == "all":
@@ -269,7 +270,7 @@ def choose_trainable(model: nn.Module, patterns: Sequence[str] | Literal["all"])
 
 
 def _no_match(pattern: str, names: Sequence[str]) -> str:
-    """Say what the pattern could have been: one name for each kind of parameter, the block numbers as stars."""
+    """Return the error text with close names: one for each kind of parameter, with stars as block numbers."""
     kinds: dict[str, None] = {}
     for name in names:
         kinds[".".join("*" if part.isdigit() else part for part in name.split("."))] = None
@@ -304,7 +305,7 @@ def _add_lora(model: Any, lora: LoraSettings, *, seed: int = 0) -> Any:
 
 
 def _check_shared_weight(base: Any) -> None:
-    """Refuse an adapter on a weight that embedding and head share: merged into it, it would change the other too."""
+    """Refuse an adapter on a weight that embedding and head share: merging it would change the other too."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
@@ -347,10 +348,10 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def check_source(what: str, model: str | Path, *, revision: str | None = None) -> None:
-    """Raise `ModelError` for a model that is neither a folder nor at hand nor on the hub; `what` names it.
+    """Raise `ModelError` for a model that is neither a folder nor in the cache nor on the hub; `what` names it.
 
-    transformers asks the hub for several files and repeats each question; of a name that is wrong, or without a
-    network, that takes a minute and says the same ten times.
+    transformers requests several files and retries each; for a wrong name, or without a network, that takes a minute
+    and gives the same message ten times.
     """
     if Path(model).exists():
         return
@@ -360,13 +361,13 @@ def check_source(what: str, model: str | Path, *, revision: str | None = None) -
         _ask_hub(str(model), revision)
     except _NotThereError as error:
         raise ModelError(
-            f"{what}: {str(model)!r} is no folder here, and {error}; allowed: a folder or hub id of a model with "
+            f"{what}: {str(model)!r} is not a local folder, and {error}; allowed: a folder or hub id of a model with "
             "safetensors weights and its tokenizer"
         ) from error.__cause__
 
 
 class _NotThereError(Exception):
-    """Says in a clause why the hub does not give a model."""
+    """The reason, as a clause, why the hub does not provide a model."""
 
 
 @lru_cache(maxsize=64)  # a failure is not kept
@@ -379,19 +380,19 @@ def _ask_hub(model: str, revision: str | None) -> None:
             return
         HfApi().model_info(model, revision=revision, timeout=_HUB_SECONDS)
     except RepositoryNotFoundError as error:
-        raise _NotThereError("the hub has no such model, or hides it from those who are not logged in") from error
+        raise _NotThereError("the hub has no such model, or it is private and needs a login") from error
     except RevisionNotFoundError as error:
         raise _NotThereError(f"the hub has no revision {revision} of it") from error
     except HFValidationError as error:
-        raise _NotThereError(f"is no name for one of the hub ({first_line(error)})") from error
-    except HfHubHTTPError:  # it has answered, and the question for the files may be allowed
+        raise _NotThereError(f"it is not a valid hub id ({first_line(error)})") from error
+    except HfHubHTTPError:  # the hub has answered, and downloading may still be allowed
         return
-    except Exception as error:  # of its HTTP client, which is another one from version to version
+    except Exception as error:  # of its HTTP client, which differs between versions
         raise _NotThereError(f"the hub cannot be reached ({first_line(error)})") from error
 
 
 def cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
-    """Return the error for a model, or what belongs to it, that transformers could not read."""
+    """Return the error for a model, or a part of it, that transformers could not read."""
     inner = Path(model) / "model"
     hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
     return ModelError(

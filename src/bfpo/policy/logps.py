@@ -1,7 +1,7 @@
 """Log-probs of completions from a micro-batch: one forward pass, the head at completion tokens only.
 
-`sequence_logps` runs the model as it is wrapped; hooks around its output head (`_HeadHooks`) make of the hidden states
-the log-probs of the completion tokens, by `bfpo.policy.head`; their sum over each completion is the result.
+`sequence_logps` runs the model as it is wrapped; hooks around its output head (`_HeadHooks`) turn the hidden states
+into log-probs of the completion tokens, by `bfpo.policy.head`; the result is their sum over each completion.
 
 Axes: P pairs; N = 2P completions, the chosen ones first; M completion tokens of all of them; V vocabulary.
 """
@@ -75,7 +75,7 @@ def _token_logps(model: nn.Module, batch: Mapping[str, Any], chunk_rows: int) ->
         if not str(causal_lm.config._attn_implementation).startswith(PREFIX):
             raise ModelError(
                 f"a packed micro-batch needs packed attention, and {type(causal_lm).__name__} has "
-                f"{causal_lm.config._attn_implementation!r}; ask bfpo.policy.probe.choose_form first, or pad the rows"
+                f"{causal_lm.config._attn_implementation!r}; call bfpo.policy.probe.choose_form first, or pad the rows"
             )
         arguments |= {"position_ids": batch["position_ids"], LAYOUT: batch["layout"]}
         # A mask of four dimensions is passed on as it is; packed attention does not read it.
@@ -95,9 +95,9 @@ class _HeadHooks:
 
     The head is reached inside the forward pass of whatever wraps the model, where sharded weights are whole. Its input
     is gathered at `source` and taken from it; the head itself then runs on one row. The log-probs pass out as the
-    output of the head and of the model, so that wrappers that hang their backward hooks on outputs see them.
+    output of the head and of the model, so that wrappers that attach backward hooks to outputs see them.
 
-    No hook can return a value to another one, so `_logps` (M,) carries it through the pass; an object serves one pass.
+    Hooks cannot pass values to each other, so `_logps` (M,) holds them during the pass; an object is for one pass.
     """
 
     source: Tensor
@@ -122,22 +122,22 @@ class _HeadHooks:
             yield
 
     def _enter_head(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        """Compute the log-probs from the hidden states, (1, T, H) or (N, T, H), and leave the head one row of them."""
+        """Compute the log-probs from the hidden states, (1, T, H) or (N, T, H), and give the head one row of them."""
         hidden = inputs[0]
         hidden_MH = hidden.flatten(0, -2)[self.source]
         self._logps = head_logps(head, hidden_MH, self.targets, transform=self.transform, chunk_rows=self.chunk_rows)
         return (hidden[:1, :1].detach(),)
 
     def _leave_head(self, head: nn.Module, inputs: Any, output: Any) -> Any:
-        """Put the log-probs in place of the one row of logits."""
+        """Replace the one row of logits by the log-probs."""
         return self._logps
 
     def _see_output(self, head: nn.Module, inputs: Any, output: Any) -> None:
-        """Take them back as wrappers have changed them: the model's own code after the head is not to touch them."""
+        """Keep the log-probs as wrappers have changed them, before the model's own code after the head."""
         self._logps = output
 
     def _leave_model(self, model: nn.Module, inputs: Any, output: Any) -> dict[str, Any]:
-        """Return them in place of what the model made of them (scaled, capped, cast)."""
+        """Return the log-probs in place of the model's output (scaled, capped, cast)."""
         if self._logps is None:
             raise ModelError(
                 f"{type(model).__name__} does not call its output head; its log-probs cannot be taken there"
@@ -153,15 +153,15 @@ def unwrap_causal_lm(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-# Models whose logits are not what the head and the known transforms give; `bfpo.policy.probe` finds them. Kept here
+# Models whose logits differ from what the head and the known transforms give; `bfpo.policy.probe` finds them. Kept here
 # because trainer, reference and evaluation all reach the model through `sequence_logps`.
 _WITH_OWN_LOGITS: WeakSet[nn.Module] = WeakSet()
 
 
 def use_own_logits(model: nn.Module, use: bool = True) -> None:
-    """Take this model's log-probs from its own logits from now on: all of them at once, at completion tokens.
+    """From now on, take this model's log-probs from its own logits, of all completion tokens at once.
 
-    It holds for the model when it is wrapped or compiled later, too.
+    This also holds if the model is wrapped or compiled later.
     """
     if use:
         _WITH_OWN_LOGITS.add(_uncompiled(model))

@@ -35,10 +35,10 @@ Sharding = Literal["none", "zero2", "fsdp"]
 
 @dataclass(frozen=True, slots=True)
 class PassMemory:
-    """Bytes of one forward and backward pass beside weights and gradients.
+    """Bytes of one forward and backward pass besides weights and gradients.
 
-    `saved`: what the forward pass keeps for the backward pass. `peak`: the most that was alive at a time, `saved` and
-    what comes and goes beside it.
+    `saved`: what the forward pass keeps for the backward pass. `peak`: the most that was alive at a time, temporary
+    tensors included.
     """
 
     saved: int
@@ -47,11 +47,11 @@ class PassMemory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What decides the memory of one training process.
+    """What determines the memory of one training process.
 
-    `config`: of transformers; `margin`: that of a second model, asked once before training. `tokens`: of one forward
+    `config`: of transformers; `margin`: that of a second model, run once before training. `tokens`: of one forward
     pass, in `rows` rows. `swaps`: whether a copy of the first trainable weights is kept as the reference. `imitates`:
-    the forward pass is that of imitation, with the model's own loss on all logits, in place of preference training's.
+    the forward pass is that of `bfpo sft`, with the model's own loss on all logits, not of preference training.
     """
 
     config: Any
@@ -72,11 +72,11 @@ class Plan:
 class MemoryEstimate:
     """Bytes of one process at its peak.
 
-    `working`: what comes and goes within a pass. `head`: a chunk of logits with its softmax, and the gradient of the
-    hidden states (a frozen head stores it in the forward pass), as if every token were one of a completion. `exchange`:
-    buckets of gradients (several processes, not sharded) or weights gathered for the block at work and the next one
+    `working`: temporary tensors of a pass. `head`: a chunk of logits with its softmax, and the gradient of the hidden
+    states (a frozen head stores it in the forward pass), as if every token were one of a completion. `exchange`:
+    buckets of gradients (several processes, not sharded) or weights gathered for the current block and the next one
     (sharded). `margin`: what the pass of the margin model, before training, needs beyond all of these; its working
-    space is taken to be that of the model which trains, from whose start it was trained.
+    space is taken to be that of the model that trains, as both have the same start.
     """
 
     weights: int
@@ -97,7 +97,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A model without weights and the memory of a pass over it; it serves every number of processes.
+    """A model without weights and the memory of a pass over it; it holds for any number of processes.
 
     `margin_bytes`: the weights of the margin model, 0 without one.
     """
@@ -136,7 +136,7 @@ def measure(plan: Plan) -> Measured:
                 bfloat16=plan.dtype == "bfloat16",
                 checkpointing=plan.checkpointing,
             )
-        except Exception as error:  # a forward that asks for values has errors of its own
+        except Exception as error:  # a forward pass that reads values has its own errors
             name = type(skeleton.causal_lm).__name__
             raise ModelError(
                 f"model: the activations of {name} cannot be counted without its weights "
@@ -154,7 +154,7 @@ def _margin_bytes(plan: Plan) -> int:
 
 
 def divide(measured: Measured, plan: Plan) -> MemoryEstimate:
-    """Return the memory of one of `plan.processes`, on what was measured for the same plan with any number of them.
+    """Return the memory of one of `plan.processes`, from a measurement of the same plan with any number of them.
 
     `zero2` divides gradients and optimizer state (with it the float32 masters that bfloat16 needs; weights and
     gradients are then bfloat16), `fsdp` (and ZeRO-3) also the weights; see section 5 of ZeRO (arXiv 1910.02054). AdamW
@@ -205,7 +205,7 @@ def _head_bytes(skeleton: Skeleton, tokens: int, sizes: Sizes) -> int:
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages made inside it that are still alive, and the most there were."""
+    """Counts the bytes of storages made inside it that are still alive, and their maximum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -213,7 +213,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def forget(self, tensors: list[Tensor]) -> list[Any]:
-        """Leave out the storages of these tensors; returns what must be kept for as long as that holds."""
+        """Do not count the storages of these tensors; returns what must be kept alive for as long."""
         storages = [tensor.untyped_storage() for tensor in tensors]
         self._known.update({id(storage): weakref.ref(storage) for storage in storages})
         return storages
@@ -251,8 +251,8 @@ def count_pass(
     """Run a forward and a backward pass of a causal LM over `rows` rows, `tokens` in all, and count its memory.
 
     The backbone alone (the head of preference training never holds all logits), or with `imitates` the whole model with
-    its own loss. Gradients are there beforehand, as from the micro-batch before. Counts real tensors as well as fake
-    ones; run it in the model's fake mode.
+    its own loss. Gradients exist beforehand, as after an earlier micro-batch. Counts real tensors as well as fake ones;
+    run it in the model's fake mode.
     """
     device = model.get_input_embeddings().weight.device
     ids = torch.zeros(rows, -(-tokens // rows), dtype=torch.long, device=device)
@@ -273,7 +273,7 @@ def count_pass(
             saved = saved_bytes()
             if output.requires_grad:
                 gradient = torch.empty_like(output)
-                before = gradient.nbytes  # counted with the head, which hands it over
+                before = gradient.nbytes  # counted with the head, which passes it on
                 output.backward(gradient)
                 del gradient
             else:
@@ -287,7 +287,7 @@ def count_pass(
 
 @contextlib.contextmanager
 def _saved_storages(left_out: set[int]) -> Iterator[Callable[[], int]]:
-    """Note the storages saved for the backward pass; the function yielded sums the bytes of those still alive."""
+    """Record the storages saved for the backward pass; the function yielded sums the bytes of those still alive."""
     found: dict[int, weakref.ref[Any]] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def prepare_quantised(model: nn.Module) -> None:
     """Keep the quantised weights in the form that has a gradient.
 
     On CPUs with bfloat16 instructions bitsandbytes repacks a weight at its first evaluation into a form whose product
-    passes no gradient on, and says nothing; the reference pass evaluates before training does.
+    silently passes no gradient on; the reference pass evaluates before training.
     """
     quantised = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     for module in quantised:

@@ -1,4 +1,4 @@
-"""Which way a model's log-probs go: asked of the model itself, on two small pairs, before anything is trained."""
+"""How to compute a model's log-probs: tested on the model itself, with two small pairs, before training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LENGTHS = ((5, 4, 6), (1, 1, 3))
 
 
 class _CannotPackError(Exception):
-    """The reason why a model does not take packed rows, in words that go on from "packing: "."""
+    """The reason why a model does not take packed rows, to follow the model's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ def choose_form(
     """Return the form of rows that this model takes, and make the model ready for it.
 
     Arguments, what is tried, and errors: see `_decide_form`. With several processes the first one decides for all, so
-    all call this together: the weights of the others may be empty until they are sharded, and answers near the bound
-    could differ. What it raises, all raise.
+    all must call this together: the weights of the others may be empty until they are sharded, and results near the
+    bound could differ. All raise what it raises.
     """
     decision, failure = None, None
     if process_index == 0:
@@ -76,17 +76,17 @@ def _decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int
 
     "packed" and "auto" try packed rows: the model's attention is set to packed attention over its own one, and the
     log-probs of two small pairs must agree with those of single texts under the model's own logits, must not change
-    with the order of the pairs and, on the rejected side, with the chosen completion. Where a model does not pass,
-    "auto" logs one line with the reason and takes padded rows. In both forms the head is asked whether the model's own
-    logits are what it gives; where not, they are taken as they are.
+    with the order of the pairs and, on the rejected side, with the chosen completion. If a model does not pass, "auto"
+    logs one line with the reason and takes padded rows. In both forms the head is also tested: if it does not give the
+    model's own logits, those are used.
 
-    `longest_text`: tokens of the longest prompt with a completion that will come; a sliding window below it is served
-    where the model hands it to its attention. A model whose weights are not there (sharded or on the meta device)
-    cannot be asked: then what its config and class say decides.
+    `longest_text`: tokens of the longest prompt with a completion that will come; a sliding window below it is
+    supported if the model passes it to its attention. A model without its weights (sharded or on the meta device)
+    cannot be tested: then its config and class decide.
 
-    Raises `SettingError` for an unknown name and `ModelError` with the reason where "packed" was asked and is not to be
-    had, for texts beyond the length at which the model's rotary positions turn to those of the longest text beside, for
-    texts beyond its learned positions, and for a model that does not run.
+    Raises `SettingError` for an unknown name and `ModelError` with the reason if "packed" was requested and does not
+    work, for texts so long that the model's rotary positions depend on the longest text of the batch, for texts beyond
+    its learned positions, and for a model that does not run.
     """
     if attention not in get_args(Attention):
         raise SettingError(f"attention: got {attention!r}; allowed: {', '.join(get_args(Attention))}")
@@ -94,14 +94,14 @@ def _decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int
     _check_rope(causal_lm.config, longest_text)
     _check_positions(causal_lm, longest_text)
     can_be_asked = all(p.device.type != "meta" and not hasattr(p, "ds_id") for p in model.parameters())
-    with _quietly(model), _putting_back(causal_lm) as before:
+    with _quietly(model), _restoring(causal_lm) as before:
         expected = _single_text_logps(model, causal_lm) if can_be_asked else None
         own_logits = uses_own_logits(model)
         if attention == "padded":
             return _FormDecision("padded", own_logits)
         try:
             _set_packed(model, causal_lm, before)
-            served = set() if expected is None else _ask(model, causal_lm, expected)
+            served = set() if expected is None else _check_packed(model, causal_lm, expected)
             window = _window(causal_lm.config)
             if window is not None and window < longest_text and window not in served:
                 raise _CannotPackError(f"has a window of {window} tokens, and the longest text is {longest_text}")
@@ -122,8 +122,8 @@ def _adopt_form(model: nn.Module, decision: _FormDecision) -> None:
 
 
 @contextmanager
-def _putting_back(causal_lm: Any) -> Iterator[str]:
-    """Give the name of the model's attention, and put back afterwards that one and where its log-probs come from."""
+def _restoring(causal_lm: Any) -> Iterator[str]:
+    """Yield the name of the model's attention; afterwards restore it and the source of the log-probs."""
     before, own_logits = causal_lm.config._attn_implementation, uses_own_logits(causal_lm)
     try:
         yield before
@@ -166,8 +166,8 @@ def _bound(model: nn.Module, bounds: Mapping[torch.dtype, float]) -> float:
 
 
 def _single_text_logps(model: nn.Module, causal_lm: Any) -> Tensor:
-    """Return the log-probs under the model's own logits, one completion at a time; take them so from now on if the
-    head gives others.
+    """Return the log-probs under the model's own logits, one completion at a time; use these logits from now on if the
+    head gives other ones.
     """
     pairs = _pairs(causal_lm)
     device = next(model.parameters()).device
@@ -189,7 +189,7 @@ def _single_text_logps(model: nn.Module, causal_lm: Any) -> Tensor:
         error = float("nan")
     if not error <= _bound(model, _TOLERANCE):
         use_own_logits(model)
-        logger.info("log-probs are taken from the model's whole logits: its head alone gives others (%.3g nats)", error)
+        logger.info("log-probs are taken from the model's logits: those of its head alone differ (by %.3g nats)", error)
     return exact
 
 
@@ -230,7 +230,7 @@ def _check_rope(config: Any, longest_text: int) -> None:
         if limit is not None and longest_text > limit:
             raise ModelError(
                 f"rope type {rope['rope_type']}: the longest text is {longest_text} tokens; beyond {limit} a log-prob "
-                f"depends on the texts beside it. Set max_length to at most {limit}"
+                f"depends on the other texts of its batch. Set max_length to at most {limit}"
             )
 
 
@@ -247,8 +247,8 @@ def _check_positions(causal_lm: Any, longest_text: int) -> None:
             )
 
 
-def _ask(model: nn.Module, causal_lm: Any, expected: Tensor) -> set[int | None]:
-    """Return the windows that layers hand to their attention; raises `_CannotPackError` where log-probs are wrong."""
+def _check_packed(model: nn.Module, causal_lm: Any, expected: Tensor) -> set[int | None]:
+    """Return the windows that layers pass to their attention; raises `_CannotPackError` if log-probs are wrong."""
     first, second = _pairs(causal_lm)
     batch = _batch(model, [first, second], "packed")
     other_chosen = _batch(model, [replace(first, chosen_ids=first.chosen_ids[::-1].copy()), second], "packed")
@@ -257,7 +257,7 @@ def _ask(model: nn.Module, causal_lm: Any, expected: Tensor) -> set[int | None]:
         rejected = sequence_logps(model, other_chosen).logps.cpu()[2:]
         turned = sequence_logps(model, _batch(model, [second, first], "packed")).logps.cpu()[[1, 0, 3, 2]]
     except UnknownExtraError as error:
-        raise _CannotPackError(f"has an attention that packed rows do not serve ({error})") from error
+        raise _CannotPackError(f"has an attention that packed rows do not support ({error})") from error
     except Exception as error:  # models of any origin
         raise _CannotPackError(f"does not run on packed rows ({first_line(error)})") from error
     difference = float((found - expected).abs().max())

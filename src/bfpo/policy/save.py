@@ -1,4 +1,4 @@
-"""Save a model as a plain one: adapters merged, four-bit weights read out, sharded ones taken from a gathered state."""
+"""Save a model as a plain one: adapters merged, four-bit weights dequantised, sharded ones from a gathered state."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def save_policy(
 ) -> None:
     """Write the model (safetensors) and its tokenizer to a folder; an adapter is merged into the weights first.
 
-    A quantised base is written whole, as its four bits are read. The model in memory keeps its adapter. Its config says
-    again that generation may use the key-value cache, which training had switched off. `state_dict`: the whole weights
-    of a model that is sharded, by its own names; what it holds itself is then not read.
+    A quantised base is written dequantised. The model in memory keeps its adapter. Its config allows the key-value
+    cache in generation again, which training had switched off. `state_dict`: the whole weights of a sharded model, by
+    its own names; its parameters are then not read.
     """
     folder = Path(folder)
     adapted = hasattr(model, "merge_adapter")
@@ -45,8 +45,8 @@ def save_policy(
 def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Return the weights of a model with its LoRA adapter merged in, by the names of the bare model.
 
-    `state_dict`: the model's state where its own parameters are but shards; by default the model is asked. Of a base in
-    four bits this is the model that was trained: four bits as they are read, plus the update. Merging as peft does
+    `state_dict`: the model's state if its own parameters are only shards; by default it is read from the model. For a
+    base in four bits this is the model that was trained: the dequantised weights plus the update. Merging as peft does
     would round the sum to four bits again.
 
     A weight that several modules share is given once. Raises `ModelError` for adapters that are not a low-rank product
@@ -73,7 +73,7 @@ def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -
 
 
 def _save_plain(base: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Write `weights` as a model of the kind of `base`, which may be quantised, sharded or full of adapters."""
+    """Write `weights` as a model of the kind of `base`, which may be quantised, sharded or have adapters."""
     config = deepcopy(base.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -102,7 +102,7 @@ def _second_names(base: Any) -> set[str]:
 
 def _dequantised(base: Any, name: str, tensor: Tensor) -> Tensor:
     path, _, leaf = name.rpartition(".")
-    # a name may also belong to a buffer, or to state of a module's own making
+    # a name may also belong to a buffer, or to other state of a module
     constants = getattr(getattr(base.get_submodule(path), leaf, None), "quant_state", None)
     if constants is None:
         return tensor
@@ -131,7 +131,7 @@ def _delta(base: Any, path: str, adapter: str, state: Mapping[str, Tensor]) -> T
 
 
 def _plain_class(kind: type[Any]) -> type[Any]:
-    """Return the class of a model, without what `fully_shard` has put in front of it."""
+    """Return the class of a model, without the class that `fully_shard` has put in front."""
     if not torch.distributed.is_available():
         return kind
     from torch.distributed.fsdp import FSDPModule

@@ -39,8 +39,8 @@ COUNTED_ATTENTION = "bfpo_counted"
 class Sizes:
     """Numbers of parameters, and bytes of one number.
 
-    `num_in_layer` is the largest block's, `num_outside` is of what lies outside the blocks (embeddings, head, last
-    norm). `computed_bytes` is the size of a number in the computation, also of a frozen weight; `held_bytes` that of a
+    `num_in_layer` is the largest block's, `num_outside` that outside the blocks (embeddings, head, last norm).
+    `computed_bytes` is the size of a number in the computation, also of a frozen weight; `held_bytes` that of a
     trainable weight, its gradient and its optimizer state.
     """
 
@@ -102,7 +102,7 @@ def _held_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def read_config(model: str | Path, *, revision: str | None = None) -> Any:
-    """Read a model's config from a folder or the hub, and no weights; raises `ModelError` where there is none."""
+    """Read a model's config from a folder or the hub, and no weights; raises `ModelError` if there is none."""
     check_source("model", model, revision=revision)
     try:
         return AutoConfig.from_pretrained(str(model), revision=revision or "main")
@@ -121,7 +121,7 @@ def make_skeleton(
     """Make the causal LM of a transformers config without memory, with what trains chosen as `load_policy` does it.
 
     `dtype`: "float32" or "float64" for everything, or "bfloat16": frozen weights in bfloat16 and, with `masters`,
-    trainable ones in float32 (without, in bfloat16 too, as sharding hands them to the computation).
+    trainable ones in float32 (without, in bfloat16 too, as sharding passes them to the computation).
 
     Raises `ModelError` for another dtype, a config of no causal LM, and as `load_policy` does for what trains.
     """
@@ -136,7 +136,7 @@ def make_skeleton(
                 _without_data_dependence(config), dtype=_held_dtype(computed), attn_implementation=COUNTED_ATTENTION
             )
             model.tie_weights()  # older versions of transformers leave that to loading
-        except Exception as error:  # unknown architectures and odd configs have kinds of their own
+        except Exception as error:  # unknown architectures and odd configs have their own classes
             raise ModelError(f"model: {type(config).__name__} gives no causal LM ({first_line(error)})") from error
         with warnings.catch_warnings():  # peft reads a name that newer transformers has replaced
             warnings.simplefilter("ignore", FutureWarning)

@@ -1,4 +1,4 @@
-"""What is told of prepared data: the facts of `data.json`, lines for the log, the card for people, and its figure."""
+"""Descriptions of prepared data: the facts of `data.json`, log lines, the data card and its figure."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def describe_data(
 def _stream_facts(parts: Sequence[Part], *, with_tokens: bool) -> AnyStream:
     """Return the facts of one stream: rows and label cells by split, E_safe, conflicts, lengths by cell.
 
-    Rows that are written several times count so often, except in the lengths.
+    A row that is written several times counts each time, except in the lengths.
     """
     rows = {
         split: sum(int(part.copies[part.split == number].sum()) for part in parts)
@@ -96,7 +96,7 @@ def _labels(part: Part, block: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def _cells(part: Part) -> npt.NDArray[np.uint8]:
-    """Return the place in `CELLS` of each row, `len(CELLS)` where a label is unknown."""
+    """Return the index in `CELLS` of each row, `len(CELLS)` if a label is unknown."""
     numbers = np.zeros(len(part.shard), np.uint8)
     for places, block in part.shard.numbers():
         labels = _labels(part, block)
@@ -170,14 +170,14 @@ def _completion_lengths(part: Part, units: Sequence[str]) -> dict[str, Any]:
 
 
 def _spread(values: npt.NDArray[Any]) -> dict[str, float]:
-    """Return the mean and values of whole rows: the ones nearest to quartiles and the ninth decile, and the largest."""
+    """Return the mean, the values nearest to the quartiles and the ninth decile, and the largest."""
     numbers = np.sort(values)
     places = {name: round(share * (len(numbers) - 1)) for name, share in _SHARES.items()}
     return {"mean": float(values.mean()), **{name: int(numbers[place]) for name, place in places.items()}}
 
 
 def _alpha_warning(stream: str, facts: AnyStream, alpha: float) -> str | None:
-    """Return what is wrong with `alpha` for the safety of this stream's completions, `None` where nothing is.
+    """Return a warning if `alpha` does not fit the safety of this stream's completions, else `None`.
 
     With B1 = 3 the optimum gives an unsafe completion the factor E_safe - 2 alpha on its helpfulness: only
     `alpha > E_safe / 2` pushes unsafe completions down the more helpful they are.
@@ -195,7 +195,7 @@ def _alpha_warning(stream: str, facts: AnyStream, alpha: float) -> str | None:
 
 
 def _languages_of(texts: Sequence[str]) -> dict[str, int]:
-    """Return how many texts are in each language by py3langid's guess (ISO 639-1), the commonest first."""
+    """Return how many texts are in each language by py3langid's guess (ISO 639-1), the most frequent first."""
     import py3langid
 
     counts = Counter(str(py3langid.classify(text[:_LANGUAGE_CHARS])[0]) for text in texts)
@@ -216,7 +216,7 @@ def data_lines(data: DataFile) -> list[str]:
 
 
 def _source_lines(sources: Sequence[SourceFacts]) -> list[str]:
-    """Return one line for each source: what came of its rows."""
+    """Return one line for each source with the counts of its rows."""
     lines = []
     for source in sources:
         texts = [f"{source.rows} rows"]
@@ -346,18 +346,18 @@ def _lengths_table(lengths: Lengths) -> str:
 def _cleaning_text(data: DataFile) -> str:
     near = data.near_duplicates
     lines = [
-        f"- Rows that repeat another of their stream to the letter: {_counts(data.duplicates)}.",
+        f"- Exact duplicates of another row of the stream: {_counts(data.duplicates)}.",
         f"- Rows with a completion that is labelled both safe and unsafe: {data.contradictory_rows}"
         + (" (listed in `contradictory.jsonl`)." if data.contradictory_rows else "."),
         f"- Different prompts: {near['prompts']}; {near['prompts_in_groups']} of them in {near['groups']} groups of "
         f"near-duplicates, of which {near['prompts_moved']} were moved to the split of their group.",
     ]
     if data.decontamination:
-        lines.append("- Rows that ask an evaluation prompt were removed and are listed in `contamination.jsonl`:")
+        lines.append("- Rows that match an evaluation prompt were removed and are listed in `contamination.jsonl`:")
         columns = ("suite", "prompts", "rows removed")
         rows = [(name, found.prompts, found.rows) for name, found in data.decontamination.items()]
         return "\n".join(lines) + "\n\n" + _table(columns, rows)
-    lines.append("- No evaluation prompts were given to look for.")
+    lines.append("- No evaluation prompts were given.")
     return "\n".join(lines)
 
 
@@ -367,7 +367,7 @@ def _cleaning_text(data: DataFile) -> str:
 def draw_data(streams: Mapping[str, AnyStream]) -> dict[str, bytes]:
     """Return `data.png` and `data.svg`: pairs by label cell of each stream, words of their completions by cell.
 
-    `streams`: what `stream_facts` returns, by name. Empty where no stream holds pairs.
+    `streams`: what `stream_facts` returns, by name. Empty if no stream holds pairs.
     """
     from matplotlib.figure import Figure
 
@@ -404,7 +404,7 @@ def _colours() -> dict[str, str]:
 
 
 def _draw_cells(axes: Any, pairs: Mapping[str, PairStreamFacts]) -> None:
-    """One bar a stream and split: shares of the cells, with their numbers where there is room."""
+    """Draw one bar per stream and split: shares of the cells, with their numbers where they fit."""
     colours, labels, y = _colours(), [], 0
     shown = [name for name in colours if any(facts.cells[s].get(name) for facts in pairs.values() for s in SPLITS)]
     for stream, facts in pairs.items():
@@ -429,7 +429,7 @@ def _draw_cells(axes: Any, pairs: Mapping[str, PairStreamFacts]) -> None:
 
 
 def _draw_lengths(axes: Any, pairs: Mapping[str, PairStreamFacts]) -> None:
-    """Quartiles of the words of the chosen and rejected completions, one row a stream and cell."""
+    """Draw the quartiles of the words of chosen and rejected completions, one row per stream and cell."""
     from bfpo.plots.style import INK
 
     colours, labels, y = _colours(), [], 0

@@ -1,4 +1,4 @@
-"""Evaluation prompts, and whether a prompt of the data asks one of them."""
+"""Evaluation prompts, and whether a prompt of the data matches one of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A prompt of the data that asks an evaluation prompt."""
+    """A prompt of the data that matches an evaluation prompt."""
 
     suite: str
     prompt_id: str
@@ -34,11 +34,11 @@ class Hit:
 class EvaluationPrompts:
     """Evaluation prompts of several suites, ready to be compared with many prompts.
 
-    A prompt of the data is a hit where the whole of it or a turn of the user *equals* an evaluation prompt (case,
-    white space and Unicode form aside), where it *nearly* repeats it (the exact Jaccard similarity of their n-grams
-    reaches the threshold), or where it *contains* all its words in a row, if these are `contained_words` or more. Words
-    are runs of letters and digits: in scripts without spaces between words only the first two find anything. With
-    `near` `None` near ones are not looked for.
+    A prompt of the data is a hit where the whole of it or a turn of the user *equals* an evaluation prompt (case, white
+    space and Unicode form aside), where it *nearly* repeats it (the exact Jaccard similarity of their n-grams reaches
+    the threshold), or where it *contains* all its words in a row, if these are `contained_words` or more. Words are
+    runs of letters and digits: in scripts without spaces between words only the first two apply. `near=None` skips near
+    matches.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class EvaluationPrompts:
         grams: npt.NDArray[np.uint64] | None,
         bands: npt.NDArray[np.uint32],
     ) -> list[Hit]:
-        """Return the hits of a prompt, one for each suite at most, the plainest first.
+        """Return the hits of a prompt, at most one for each suite: equal before near before contained.
 
         `text` is the normalised prompt, `grams` its n-grams and `bands` (num_bands,) the hashes of its sketch.
         """

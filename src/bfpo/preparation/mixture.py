@@ -1,6 +1,6 @@
 """From the units of the sources to what is written of each: clean, split by prompt and draw, in this fixed order.
 
-Splits and drawing go by hashes: no order of rows and no other row decides.
+Splits and draws use hashes: the order of rows and other rows do not matter.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """The parts of a mixture with the fate, split and copies of every unit, and what was counted on the way.
+    """The parts of a mixture with the fate, split and copies of every unit, and the counts.
 
-    `contradictory`: for each pair part, which rows hold a completion that is labelled both ways.
+    `contradictory`: for each pair part, which rows hold a completion that is labelled both safe and unsafe.
     """
 
     parts: list[Part]
@@ -42,7 +42,7 @@ class Mixed:
 
     @property
     def streams(self) -> list[str]:
-        """The streams that there are, main before buffer before sft."""
+        """The streams present, in the order main, buffer, sft."""
         present = {part.source.stream for part in self.parts}
         return [stream for stream in ("main", "buffer", "sft") if stream in present]
 
@@ -50,7 +50,7 @@ class Mixed:
 def mix(parts: Sequence[Part], config: PrepareConfig) -> Mixed:
     """Clean, split and draw the units of all sources, which are in the order of the mixture.
 
-    Raises `DataError` where a source holds fewer rows than were asked for, or a stream has no training row left.
+    Raises `DataError` if a source holds fewer rows than requested, or a stream has no training row left.
     """
     counts, contradictory = _clean(parts, config)
     prompts, owners, rows = _different_prompts(parts)
@@ -71,11 +71,11 @@ def mix(parts: Sequence[Part], config: PrepareConfig) -> Mixed:
 
 
 def _clean(parts: Sequence[Part], config: PrepareConfig) -> tuple[dict[str, Any], list[Mask]]:
-    """Drop what repeats and what contradicts itself, as told; return the counts of both, and what contradicts itself.
+    """Drop duplicates and contradictory rows, as configured; return the counts of both, and the contradictory rows.
 
-    A duplicate repeats a row of its stream to the letter, labels too; the first in the order of the mixture stays. A
-    completion is contradictory where the same text under the same prompt is labelled safe in one row of the pair
-    streams and unsafe in another.
+    A duplicate is an exact copy of a row of its stream, labels included; the first in the order of the mixture is kept.
+    A completion is contradictory if the same text under the same prompt is labelled safe in one row of the pair streams
+    and unsafe in another.
     """
     pair_parts = [part for part in parts if part.source.stream != "sft"]
     contradictory = _contradictory(pair_parts)
@@ -96,7 +96,7 @@ def _clean(parts: Sequence[Part], config: PrepareConfig) -> tuple[dict[str, Any]
 
 
 def _repeats(columns: Sequence[Keys]) -> list[npt.NDArray[np.int64]]:
-    """Return, for each column, the places of keys that came before, in it or in one before it."""
+    """Return, for each column, the indices of keys that occur earlier in it or in a previous column."""
     again, _ = repetitions(np.concatenate([*columns, np.zeros(0, np.uint64)]))
     again.sort()
     ends = np.cumsum([len(column) for column in columns])
@@ -105,7 +105,7 @@ def _repeats(columns: Sequence[Keys]) -> list[npt.NDArray[np.int64]]:
 
 
 def _contradictory(parts: Sequence[Part]) -> list[Mask]:
-    """Return which rows hold a completion that is labelled both ways; 16 bytes a row are held."""
+    """Return which rows hold a completion that is labelled both safe and unsafe; it takes 16 bytes a row."""
     marked = np.zeros(2 * sum(len(part.shard) for part in parts), np.uint64)
     num = 0
     for part in parts:
@@ -128,7 +128,7 @@ def _contradictory(parts: Sequence[Part]) -> list[Mask]:
 
 
 def _among(keys: Keys, wanted: Keys) -> Mask:
-    """Return which keys are among the wanted ones, which ascend and are not none."""
+    """Return which keys are among the wanted ones, which are sorted and not empty."""
     places = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
     found: Mask = wanted[places] == keys
     return found
@@ -185,13 +185,13 @@ def _assign_splits(
     """Set the split of every unit by a hash of its prompt, and return how many prompts their group moved.
 
     `prompts` (N,) are the different prompts in ascending order and `groups` (N,) the group of near-duplicates that each
-    is in: it goes where the smallest hash of the group would. No prompt moves because rows are added, unless one that
-    nearly repeats it is among them.
+    is in: the smallest hash of the group decides. Added rows do not move a prompt, unless a near-duplicate of it is
+    among them.
     """
     own = _in_blocks(lambda some: _split_at(split_hash(some, config.seed), config.splits), prompts)
     counts = {"prompts": len(prompts), "prompts_in_groups": 0, "groups": 0, "prompts_moved": 0}
     if groups is not None and len(prompts):
-        # The smallest hashes are those of the test split, then come those of validation: the largest number.
+        # The smallest hashes belong to the test split, whose number is the largest; next is validation.
         largest = np.zeros(int(groups.max()) + 1, np.uint8)
         np.maximum.at(largest, groups, own)
         splits = largest[groups]
@@ -208,12 +208,12 @@ def _assign_splits(
 
 
 def _nearest(prompts: Keys, some: Keys) -> npt.NDArray[np.int64]:
-    """Return the place of each prompt; of one that is not there, which no used unit has, any."""
+    """Return the index of each prompt; any index for a missing prompt, which no used unit has."""
     return np.minimum(np.searchsorted(prompts, some), len(prompts) - 1)
 
 
 def _in_blocks(function: Callable[[Keys], npt.NDArray[np.uint8]], keys: Keys) -> npt.NDArray[np.uint8]:
-    """Return a number for each key, computed of some at a time."""
+    """Return a number for each key, computed in blocks."""
     values = np.zeros(len(keys), np.uint8)
     for start in range(0, len(keys), _AT_ONCE):
         values[start : start + _AT_ONCE] = function(keys[start : start + _AT_ONCE])
@@ -227,7 +227,7 @@ def _split_at(places: Keys, fractions: HeldOutConfig) -> npt.NDArray[np.uint8]:
 
 
 def split_hash(prompts: Keys, seed: int) -> Keys:
-    """Return the place of each prompt in [0, 2^64), which decides its split."""
+    """Return the position of each prompt in [0, 2^64), which decides its split."""
     return _mixed(prompts, seed, _SPLIT_SALT)
 
 
@@ -235,7 +235,7 @@ def split_hash(prompts: Keys, seed: int) -> Keys:
 
 
 def apply_shares(sources: Sequence[MixtureSourceConfig], total: int | None) -> list[int | None]:
-    """Return the training rows asked of each source: its count, its share of `total`, or `None` for all.
+    """Return the training rows requested from each source: its count, its share of `total`, or `None` for all.
 
     Shares are whole numbers that sum to `total` (largest remainders, ties to the first).
     """
@@ -251,9 +251,9 @@ def apply_shares(sources: Sequence[MixtureSourceConfig], total: int | None) -> l
 
 
 def _draw(part: Part, count: int | None, *, seed: int) -> None:
-    """Draw `count` units of the training split by a hash of seed and content, and of the others as large a share.
+    """Draw `count` units of the training split by a hash of seed and content, and the same share of the others.
 
-    Raises `DataError` where there are fewer and the source is not to be oversampled.
+    Raises `DataError` if there are fewer and `oversample` is off.
     """
     used = part.used
     part.copies = used.astype(np.uint16)
@@ -265,8 +265,9 @@ def _draw(part: Part, count: int | None, *, seed: int) -> None:
     there = part.available["train"]
     if count > there and not part.source.oversample:
         raise DataError(
-            f"{part.source.name}: {count} rows were asked for its training split in the {part.source.stream} stream, "
-            f"and there are {there} ({_words(part)}); ask for at most {there}, or set oversample: true to repeat rows"
+            f"{part.source.name}: {count} rows were requested for its training split in the {part.source.stream} "
+            f"stream, but only {there} are left ({_words(part)}); ask for at most {there}, or set oversample: true "
+            "to repeat rows"
         )
     if not there:
         raise DataError(f"{part.source.name}: no row is left for its training split ({_words(part)})")

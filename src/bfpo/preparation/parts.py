@@ -1,4 +1,4 @@
-"""The rows of one source as units that are used or not, each decided by the source alone; numbers, no text."""
+"""The rows of one source as units, and which are used as far as the source alone decides; numbers, no text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REASONS = (
     "duplicate",
     "not drawn",
 )
-"""What became of a unit, by its number in `Part.fate`."""
+"""The outcome of a unit, by its number in `Part.fate`."""
 USED, REPEATED_ID, UNKNOWN, NOT_SAFE, CONTAMINATED, CONTRADICTORY, DUPLICATE, NOT_DRAWN = range(len(REASONS))
 
 Keys = npt.NDArray[np.uint64]
@@ -37,7 +37,7 @@ class Part:
 
     `row` and `side` (0 chosen, 1 rejected) say what a unit is; `prompt` and `content` are hashes; `fate` counts in
     `REASONS`, `split` in `SPLITS`, `copies` says how often a used unit is written. `repeated` (N, 2): rows whose id
-    came before, ascending, and the how many-th each is.
+    occurred before, ascending, and the number of the occurrence.
     """
 
     source: MixtureSourceConfig
@@ -54,7 +54,7 @@ class Part:
 
     @classmethod
     def of(cls, source: MixtureSourceConfig, shard: Shard, *, is_pairs: bool) -> Part:
-        """Return all units of a source; nothing is decided but what the source alone decides.
+        """Return all units of a source, with the decisions that depend on the source alone.
 
         Raises `LabelError` for unknown labels that are an error.
         """
@@ -86,7 +86,7 @@ class Part:
         self.fate[which & self.used] = fate
 
     def _decide_ids(self) -> None:
-        """Refuse a given id that came before; number the others, which are made from content."""
+        """Reject repeated given ids; number repeated ids made from content."""
         ids, given = self.shard.key("id"), self.shard.key("id_is_given")
         again, nth = repetitions(ids)
         refused = np.zeros(len(ids), bool)
@@ -116,23 +116,23 @@ class Part:
         num = int((unknown & self.used).sum())
         if num and self.source.unknown_label == "error":
             raise LabelError(
-                f"{self.source.name}: {num} of {len(self.row)} rows lack a safety label; label them, or say what an "
-                "unknown label means: unknown_label 'safe' takes it as safe, 'drop' leaves the row out, 'keep' leaves "
-                "it unknown"
+                f"{self.source.name}: {num} of {len(self.row)} rows lack a safety label; label them, or set "
+                "unknown_label: 'safe' counts an unknown label as safe, 'drop' leaves the row out, 'keep' leaves it "
+                "unknown"
             )
         if self.source.unknown_label == "drop":
             self.mark(unknown, UNKNOWN)
 
 
 def repetitions(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the places of keys that came before, and the how many-th each is (2 for the second).
+    """Return the indices of repeated keys, and the number of the occurrence (2 for the second).
 
-    Held are 24 bytes a key.
+    It takes 24 bytes a key.
     """
     order = np.argsort(keys, kind="stable")
     in_order = keys[order]
     repeats = np.flatnonzero(in_order[1:] == in_order[:-1]) + 1
-    # The first of equal keys is no repeat: repeats side by side are of one key.
+    # The first of equal keys is not a repeat; adjacent repeats have the same key.
     begins = np.flatnonzero(np.diff(repeats, prepend=-1) != 1)
     runs = np.diff(np.append(begins, len(repeats)))
     nth = np.arange(len(repeats)) - np.repeat(begins, runs) + 2

@@ -36,7 +36,7 @@ class PlannedSource:
     limit: int | None = None
 
     def as_row(self, files: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the manifest tells of it; `files` with hash and size by path."""
+        """Return its entry in the manifest; `files`: hash and size by path."""
         return {
             "name": self.config.name,
             "stream": self.config.stream,
@@ -47,23 +47,25 @@ class PlannedSource:
         }
 
     def _place_of(self, file: str) -> str:
-        """Return the path of a file, inside its data set where it is the hub's: the same on every machine."""
+        """Return the path of a file, relative to its data set if it is from the hub: the same on every machine."""
         parts = Path(file).parts
         return "/".join(parts[parts.index(self.revision) + 1 :]) if self.revision in parts else file
 
 
 def plan_source(config: MixtureSourceConfig, *, limit: int | None = None) -> PlannedSource:
-    """Find the files of a source: its own, else those that the table of data sets says.
+    """Find the files of a source: its own, else those of the table of data sets.
 
-    Raises `SettingError` for a name, layout or stream that cannot be, `DataError` for files that cannot be had.
+    Raises `SettingError` for an invalid name, layout or stream, `DataError` for files that cannot be found.
     """
     name, row, commit = config.name, SOURCES.get(config.name), None
     if config.files is None:
-        resolved = resolve_files(name, revision=config.revision)  # or says which names there are
+        resolved = resolve_files(name, revision=config.revision)  # raises with the known names
         files, commit = list(resolved.files), resolved.revision
     else:
         if config.revision is not None:
-            raise SettingError(f"{name}: revision {config.revision!r} is not read beside files; leave one of them out")
+            raise SettingError(
+                f"{name}: revision {config.revision!r} cannot be combined with files; leave one of them out"
+            )
         files = expand_files(config.files)
     for file in files:
         if not file.is_file():
@@ -73,7 +75,7 @@ def plan_source(config: MixtureSourceConfig, *, limit: int | None = None) -> Pla
     if kind == "completions" and config.stream != "sft":
         raise SettingError(f"{name}: holds completions, the {config.stream} stream takes pairs; set stream: sft")
     if kind == "completions" and config.use == "chosen":
-        raise SettingError(f"{name}: use: chosen picks from pairs, and it holds completions; set all or safe")
+        raise SettingError(f"{name}: use: chosen selects from pairs, but it holds completions; set all or safe")
     digests = tuple(_digest_of(file, name) for file in files)
     hub_id, licence = (None, None) if row is None else (row.hub_id, row.licence)
     return PlannedSource(config, tuple(files), digests, kind, layout, hub_id, commit, config.licence or licence, limit)
@@ -93,7 +95,7 @@ def _digest_of(file: Path, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Evaluation prompts of one name."""
+    """The evaluation prompts of one suite."""
 
     name: str
     files: list[Path]
@@ -102,7 +104,7 @@ class Suite:
 
 
 def read_suite(config: SuiteConfig) -> Suite:
-    """Read the prompts of a suite; raises `DataError` where a file cannot be read or there is none."""
+    """Read the prompts of a suite; raises `DataError` if a file cannot be read or holds no prompt."""
     files = [Path(file) for file in config.files]
     prompts = [prompt for file in files for prompt in read_prompts(file, columns=config.columns)]
     if not prompts:

@@ -1,6 +1,6 @@
-"""From the rows of a file to pairs as Arrow columns, and what choosing needs to know of each, as numbers.
+"""From the rows of a file to pairs as Arrow columns, with the numbers that selection needs.
 
-`raw_rows` runs in the first process, a `BlockReader` in several: nothing it does depends on which rows came before.
+`raw_rows` runs in the first process, a `BlockReader` in several: its results do not depend on earlier rows.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ KEYS = np.dtype(
         ("tokens", "<u4", 3),
     ]
 )
-"""What is kept of each row beside its text: 64-bit hashes, labels and lengths."""
+"""What is kept of each row besides its text: 64-bit hashes, labels and lengths."""
 
 
 # ----------------------------------------------------------------------------------------------- rows of a file
 
 
 def _all_layouts() -> dict[str, Layout[Pair | Completion]]:
-    """Return all layouts in the order of `load_completions`: what holds a completion is one, whatever else it holds."""
+    """Return all layouts in the order of `load_completions`: those of completions come first."""
     return {**COMPLETION_LAYOUTS, **PAIR_LAYOUTS}
 
 
@@ -96,7 +96,7 @@ class RowReader:
         return "completions" if self.layout in COMPLETION_LAYOUTS else "pairs"
 
     def read(self, line: int, columns: Mapping[str, object]) -> Pair | Completion | Reject:
-        """Return what a row is; its id may be that of another row."""
+        """Return the item or reject of a row; its id may repeat that of another row."""
         return attempt(self._make, Path(self.file), Row(line, columns))
 
     def _make(self, row: Row) -> Pair | Completion:
@@ -109,7 +109,7 @@ def reader_of(
 ) -> RowReader | None:
     """Return the reader of a file; with `"auto"` the first row that fits a layout (of this kind) decides.
 
-    `None` where no row has columns. Raises `DataError` for a file that cannot be read or fits no layout, `SettingError`
+    `None` if no row has columns. Raises `DataError` for a file that cannot be read or fits no layout, `SettingError`
     for a layout or a column of ours that is unknown.
     """
     kind = kind_of_layout(layout) or kind
@@ -124,7 +124,7 @@ def reader_of(
 
 
 def raw_rows(file: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]] | Reject]:
-    """Yield the rows of a file under our names: line and columns, or a reject where it has none.
+    """Yield the rows of a file under our names: line and columns, or a reject if it has none.
 
     Raises `DataError` as `iter_rows` does.
     """
@@ -145,7 +145,7 @@ class RawBlock:
 
 @dataclass(frozen=True, slots=True)
 class RowHit:
-    """A row that asks an evaluation prompt."""
+    """A row that matches an evaluation prompt."""
 
     row: int
     line: int
@@ -187,7 +187,7 @@ class BlockReader:
             self._tokenizer = Tokenizer.from_file(tokenizer_file)
 
     def __call__(self, raw: RawBlock) -> Block:
-        """Return what the rows are."""
+        """Return the usable rows, the rejects and the hits."""
         items: list[Pair | Completion] = []
         lines, given = [], []
         rejects = []
@@ -199,7 +199,7 @@ class BlockReader:
                 items.append(item)
                 lines.append(line)
                 given.append(columns.get("id") not in (None, ""))
-        # Unconditional text has no prompt to be split by: it stands for itself.
+        # Unconditional text has no prompt, so it is split by the text itself.
         texts = [normalised_prompt(item.prompt) or "\n".join(_texts(item)) for item in items]
         batch = _batch_of(items)
         keys = _keys_of(items, texts, given)
@@ -292,7 +292,7 @@ def _keys_of(items: Sequence[Pair | Completion], texts: Sequence[str], given: Se
 
 
 def _digest(*texts: str) -> Any:
-    # With their lengths, so that no two lists of texts are the same bytes.
+    # Lengths are included, so that different lists of texts never give the same bytes.
     return blake2b("".join(f"{len(text)}:{text}" for text in texts).encode("utf-8", "surrogatepass"), digest_size=8)
 
 

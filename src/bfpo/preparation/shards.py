@@ -1,4 +1,4 @@
-"""What was read of a source, on disk: made once, by several processes, and found again by what it was made from."""
+"""The rows read from a source, on disk: made once, by several processes, and found again by a hash of the inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bfpo.preparation.workers import Readers
 __all__ = ["SHARD_VERSION", "Shard", "find_or_make", "problem_of", "remove_leftovers"]
 
 SHARD_VERSION = 1
-"""Goes into the key of a shard: to be raised where the same rows would give other bytes."""
+"""Part of the key of a shard; increase it when the same rows would give other bytes."""
 
 _ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS, _FACTS = (
     "rows.arrow",
@@ -44,7 +44,7 @@ _READ_ROWS = 1 << 15
 
 @dataclass(frozen=True)
 class Shard:
-    """The usable rows of a source: text in Arrow blocks, and numbers for choosing in files of their own."""
+    """The usable rows of a source: text in Arrow blocks, and numbers for selection in files of their own."""
 
     path: Path
 
@@ -64,7 +64,7 @@ class Shard:
 
     @property
     def hits(self) -> Iterator[dict[str, Any]]:
-        """The rows that ask an evaluation prompt, one for each suite."""
+        """The rows that match an evaluation prompt, one for each suite."""
         return _json_lines(self.path / _HITS)
 
     def batches(self) -> Iterator[Any]:
@@ -78,7 +78,7 @@ class Shard:
             yield slice(start, start + len(block)), block
 
     def key(self, name: str, column: int | None = None) -> npt.NDArray[Any]:
-        """Return one field of `KEYS` for all rows, or one column of it; only this is held."""
+        """Return one field of `KEYS` for all rows, or one column of it; only this is loaded."""
         field = KEYS[name]
         values = np.empty((len(self), *field.shape) if column is None else len(self), field.base)
         for places, block in self.numbers():
@@ -96,7 +96,7 @@ class Shard:
         """Return the low bytes of the sketches of these rows, (N, permutations)."""
         width = self.facts["num_permutations"]
         found = np.empty((len(rows), width), np.uint8)
-        # Read, not mapped: the few rows that are asked for lie far apart, and a map would bring in what is around them.
+        # Read, not mapped: the few requested rows are far apart, and a map would also load what is around them.
         with (self.path / _SKETCHES).open("rb", buffering=0) as file:
             for place, row in enumerate(rows.tolist()):
                 file.seek(row * width)
@@ -110,7 +110,7 @@ class Shard:
 
 
 def problem_of(source: PlannedSource, shard: Shard) -> str | None:
-    """Return what is wrong with a source's rows, where none can be used or bad ones are an error."""
+    """Return an error message if no row of a source can be used or bad rows are an error, else `None`."""
     name, facts = source.config.name, shard.facts
     reasons: dict[str, int] = facts["rejected_by_reason"]
     if len(shard) and (not reasons or source.config.bad_rows == "skip"):
@@ -118,7 +118,7 @@ def problem_of(source: PlannedSource, shard: Shard) -> str | None:
     if not facts["rows"]:
         return f"{name}: no row was read from {', '.join(map(str, source.files))}"
     shown = "".join(f"; {Reject(**row)}" for row in facts["rejects"])
-    advice = "mend these rows, or set bad_rows to 'skip' to go on without them" if len(shard) else "none is usable"
+    advice = "fix these rows, or set bad_rows to 'skip' to leave them out" if len(shard) else "none is usable"
     by_reason = ", ".join(f"{reason}: {count}" for reason, count in reasons.items())
     return f"{name}: {sum(reasons.values())} of {facts['rows']} rows cannot be used ({by_reason}){shown}; {advice}"
 
@@ -126,7 +126,7 @@ def problem_of(source: PlannedSource, shard: Shard) -> str | None:
 def find_or_make(
     root: Path, source: PlannedSource, readers: Readers, shared: Mapping[str, Any], progress: Callable[[int], None]
 ) -> Shard:
-    """Return the shard of a source in the folder `root`, made where it is not there; it appears there whole.
+    """Return the shard of a source in the folder `root`, made if it is missing; it appears only when complete.
 
     `progress` is called with the number of rows of each block. Raises `DataError` for files that cannot be read.
     """
@@ -141,7 +141,7 @@ def find_or_make(
             for block in readers.map(_raw_blocks(source, writer)):
                 writer.add(block)
                 progress(len(block.keys) + len(block.rejects))
-        shutil.rmtree(final, ignore_errors=True)  # one without facts is none
+        shutil.rmtree(final, ignore_errors=True)  # without facts it is incomplete
         part.replace(final)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -157,7 +157,7 @@ def _key(source: PlannedSource, shared: Mapping[str, Any]) -> str:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what killed runs were writing."""
+    """Remove the incomplete shards of killed runs."""
     for part in root.glob(".*.part"):
         pid = part.name.rsplit(".", 2)[-2]
         if pid.isdecimal() and not _is_alive(int(pid)):
@@ -206,7 +206,7 @@ def _size(value: object) -> int:
 
 
 class ShardWriter:
-    """Writes a shard as its blocks come; nothing of a block is held. Its facts, written last, make it whole."""
+    """Writes a shard block by block, keeping none in memory. Its facts are written last and mark it as complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -244,12 +244,12 @@ class ShardWriter:
             (self._path / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 
     def start_file(self, file: Path, reader: RowReader | None) -> None:
-        """Take note of the layout of a file."""
+        """Record the layout of a file."""
         if reader is not None:
             self._layouts[str(file)] = reader.layout
 
     def reject(self, reject: Reject) -> None:
-        """Take note of a row that cannot be used; the first of each reason is shown, and the first few."""
+        """Record a row that cannot be used; the first of each reason is shown, and the first few."""
         is_new = not self._reasons[reject.reason]
         self._reasons[reject.reason] += 1
         self._num_rejected += 1

@@ -28,9 +28,9 @@ Indices = npt.NDArray[np.int64]
 
 
 def bands_and_rows(near: NearDuplicatesConfig) -> tuple[int, int]:
-    """Return how many bands a sketch has, and the rows of each.
+    """Return the number of bands of a sketch, and the rows of each.
 
-    As many rows as leave two prompts at the threshold a chance of 99% to share a band.
+    The most rows with which two prompts at the threshold still share a band with a probability of 99%.
     """
     fits = [
         rows
@@ -41,13 +41,13 @@ def bands_and_rows(near: NearDuplicatesConfig) -> tuple[int, int]:
 
 
 def ngrams(texts: Sequence[str], characters: int) -> list[npt.NDArray[np.uint64]]:
-    """Return hashes of the n-grams of each normalised text, in their order; one that is shorter has one, itself."""
+    """Return hashes of the n-grams of each normalised text, in order; a shorter text has one, itself."""
     if not texts:
         return []
     padded = [text.ljust(characters, "\0") for text in texts]
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), "<u4")
     hashes = np.zeros(len(codes) - characters + 1, np.uint64)
-    for place in range(characters):  # wraps around, as it should
+    for place in range(characters):  # the overflow is intended
         hashes = (hashes + codes[place : place + len(hashes)]) * _MULTIPLIER
         hashes ^= hashes >> np.uint64(32)
     ends = np.cumsum([len(text) for text in padded])
@@ -75,7 +75,7 @@ def bands_of(sketches: npt.NDArray[np.uint32], near: NearDuplicatesConfig) -> np
     num_bands, rows = bands_and_rows(near)
     parts = sketches[:, : rows * num_bands].reshape(-1, num_bands, rows).astype(np.uint64)
     mixed = np.zeros(parts.shape[:2], np.uint64)
-    for row in range(rows):  # wraps around, as it should
+    for row in range(rows):  # the overflow is intended
         mixed = (mixed ^ parts[:, :, row]) * _MULTIPLIER
         mixed ^= mixed >> np.uint64(29)
     bands: npt.NDArray[np.uint32] = (mixed >> np.uint64(32)).astype(np.uint32)
@@ -83,9 +83,9 @@ def bands_of(sketches: npt.NDArray[np.uint32], near: NearDuplicatesConfig) -> np
 
 
 def estimated_similarity(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return the similarity of the sets behind sketches of which the low bytes were kept, (N, permutations) each.
+    """Return the estimated similarity of sets from the low bytes of their sketches, (N, permutations) each.
 
-    Two different minima share their low byte once in 256 times, which is taken out (b-bit MinHash, Li and König 2010).
+    Different minima share their low byte once in 256 times, which is corrected (b-bit MinHash, Li and König 2010).
     """
     same = (first == second).mean(axis=1)
     chance = 1 / 256
@@ -105,7 +105,7 @@ def group_similar(
 
     `band(number)` gives a hash for each prompt, `sketches(indices)` the low bytes of sketches. Prompts that share a
     hash are compared with the first of those that share it and with the one before, by the estimated similarity. One
-    band at a time is held, with its order: some tens of bytes a prompt.
+    band at a time is in memory, with its order: some tens of bytes a prompt.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -115,7 +115,7 @@ def group_similar(
         pairs = _similar_pairs(band(number), groups, sketches, threshold)
         if len(pairs):
             names, ends = np.unique(groups[pairs], return_inverse=True)
-            # Its shape differs between versions of numpy, and older ones of scipy take no other integers.
+            # The shape differs between versions of numpy, and older versions of scipy accept only int32.
             ends = ends.reshape(-1, 2).astype(np.int32)
             graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(len(names),) * 2)
             _, joined = connected_components(graph, directed=False)

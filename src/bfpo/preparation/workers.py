@@ -23,7 +23,7 @@ _reader: BlockReader | None = None
 
 
 class Readers:
-    """Reads blocks in `processes` processes beside this one, or here where that is 1; to be used as a context.
+    """Reads blocks in `processes` further processes, or in this one if that is 1; to be used as a context.
 
     `make` makes the reader, once in each process: a function that can be sent to another process.
     """
@@ -44,9 +44,9 @@ class Readers:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def map(self, blocks: Iterable[RawBlock]) -> Iterator[Block]:
-        """Yield what each block holds, in order; few blocks are held at a time.
+        """Yield what each block holds, in order; few blocks are in memory at a time.
 
-        Raises `RunError` where a process has died.
+        Raises `RunError` if a process has died.
         """
         stream = iter(blocks)
         first = list(islice(stream, _ALONE + 1 if self._pool is None else 0))
@@ -58,9 +58,8 @@ class Readers:
             yield from self._shared_out(chain(first, stream))
         except BrokenProcessPool as error:
             raise RunError(
-                "a process that read data has died, most likely for want of memory: set processes to fewer and go on "
-                "with --resume (a program of your own that calls this must do so under `if __name__ == '__main__':`, "
-                "or set processes to 1)"
+                "a process that reads data has died, probably out of memory: set processes to fewer and continue with "
+                "--resume (your own program must call this under `if __name__ == '__main__':`, or set processes to 1)"
             ) from error
 
     def _shared_out(self, blocks: Iterable[RawBlock]) -> Iterator[Block]:
@@ -85,7 +84,7 @@ def _begin(make: Callable[[], BlockReader]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Leave when the first process was killed: nothing else would tell this one."""
+    """Exit when the first process was killed: nothing else would stop this one."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

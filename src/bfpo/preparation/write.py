@@ -41,7 +41,7 @@ _COMPLETIONS = pyarrow.schema(
 _ROWS_PER_GROUP = 8192
 _SETTINGS = {"compression": "zstd", "compression_level": 3, "use_dictionary": False, "version": "2.6"}
 _FORMAT = 1
-_PACKAGES = ("numpy", "pyarrow", "rensa", "scipy")  # their versions decide the bytes, too
+_PACKAGES = ("numpy", "pyarrow", "rensa", "scipy")  # their versions affect the bytes too
 
 
 # --------------------------------------------------------------------------------------------------------- rows
@@ -96,7 +96,7 @@ def _batches(part: Part) -> Iterator[tuple[Any, npt.NDArray[np.int64]]]:
 
 
 def _names(part: Part, ids: Any, rows: npt.NDArray[np.uint32], ends: Any = None) -> Any:
-    """Return ids that begin with the source's name; an id made from content that came before ends with a number."""
+    """Return ids that begin with the source's name; a repeated id made from content ends with a number."""
     pieces = [pyarrow.scalar(f"{part.source.name}:"), ids]
     if len(rows) and len(part.repeated):
         begin, end = np.searchsorted(part.repeated[:, 0], [rows[0], int(rows[-1]) + 1])
@@ -139,7 +139,7 @@ def _sources(part: Part, sources: Any) -> Any:
 
 
 def _copied(rows: Any, places: npt.NDArray[np.int64], copies: npt.NDArray[np.uint16]) -> Any:
-    """Return the rows at `places`, each as often as told; a copy's id ends with its number."""
+    """Return the rows at `places`, each as often as `copies` says; a copy's id ends with its number."""
     taken = rows.take(pyarrow.array(np.repeat(places, copies)))
     if copies.max() == 1:
         return taken
@@ -149,7 +149,7 @@ def _copied(rows: Any, places: npt.NDArray[np.int64], copies: npt.NDArray[np.uin
 
 
 class _SplitFile:
-    """A Parquet file whose row groups hold the same rows however they come in."""
+    """A Parquet file whose row groups do not depend on the batches that rows come in."""
 
     def __init__(self, stream: BinaryIO, schema: Any) -> None:
         self._writer = pyarrow.parquet.ParquetWriter(stream, schema, **_SETTINGS)
@@ -169,14 +169,14 @@ class _SplitFile:
         self._writer.close()
 
     def drop(self) -> None:
-        """Let go of a file that is not to be."""
+        """Close an unfinished file without writing the rest."""
         with suppress(Exception):
             self._writer.close()
 
     def _write_group(self, num: int) -> None:
         table = pyarrow.Table.from_batches(self._waiting, self._schema)
         rest = table.slice(num)
-        # One chunk a column: where the rows were cut before must not show in the bytes.
+        # One chunk a column: the earlier cuts between rows must not affect the bytes.
         self._writer.write_table(table.slice(0, num).combine_chunks(), row_group_size=num)
         self._waiting, self._num_waiting = rest.to_batches(), len(rest)
 
@@ -197,7 +197,7 @@ def _split_file(path: Path, schema: Any) -> Iterator[_SplitFile]:
 
 
 def write_lists(folder: Path, mixed: Mixed) -> None:
-    """Write the rows that cannot be read, those that ask an evaluation prompt, and those that contradict themselves."""
+    """Write the rows that cannot be read, those that match an evaluation prompt, and the contradictory ones."""
     lists = {
         "rejects.jsonl": ((part, row) for part in mixed.parts for row in part.shard.rejects),
         "contamination.jsonl": ((part, row) for part in mixed.parts for row in part.shard.hits),
@@ -232,7 +232,7 @@ def make_manifest(
     suites: Mapping[str, Any],
     outputs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the manifest; nothing in it depends on time, place of the output, or the number of processes."""
+    """Return the manifest; nothing in it depends on the time, the output folder or the number of processes."""
     return {
         "format": _FORMAT,
         "made_by": "bfpo prepare",

@@ -35,14 +35,14 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
 
     `per_device_train_batch_size` counts pairs of each stream per batch of the loader, which is cut into micro-batches
     of at most `max_tokens_per_microbatch` tokens (`None`: not at all); the loss does not depend on it. `attention`:
-    rows of "packed" pairs with a shared prompt, "padded" ones, or "auto": packed where the model takes them.
-    `method`: a name of `METHODS`, with its settings as further arguments (`beta`, `alpha`, ...; the method's default
-    where not given), or an object, as `BFPO(beta=0.1)`.
-    `reduction`: "sum" (the paper) or "mean" of a completion's log-probs. `anchor_weight`: see `add_anchor`.
-    `buffer_weight`: of the buffer's mean loss beside the main stream's. `reference`: "auto", "precompute", "swap" or
-    "adapter_off". `reference_cache`: root folder of the reference log-probs that "auto" and "precompute" read and add
-    to; `None` keeps none (`bfpo.core.files.user_cache_folder("reference")` is that of the command line).
-    `check_start`: stop a run whose first loss is not what the labels imply.
+    rows of "packed" pairs with a shared prompt, "padded" ones, or "auto": packed where the model takes them. `method`:
+    a name of `METHODS`, with its settings as further arguments (`beta`, `alpha`, ...; the method's default where not
+    given), or an object, as `BFPO(beta=0.1)`. `reduction`: "sum" (the paper) or "mean" of a completion's log-probs.
+    `anchor_weight`: see `add_anchor`. `buffer_weight`: of the buffer's mean loss, relative to the main stream's.
+    `reference`: "auto", "precompute", "swap" or "adapter_off". `reference_cache`: root folder of the reference
+    log-probs that "auto" and "precompute" read and add to; `None` keeps none
+    (`bfpo.core.files.user_cache_folder("reference")` is that of the command line). `check_start`: stop a run whose
+    first loss is not what the labels imply.
 
     Raises `SettingError` for a value outside its range.
     """
@@ -53,7 +53,7 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
 
     method: MethodOrName = field(default="bfpo", metadata={"help": "the loss"})
     reduction: str = field(default="sum", metadata={"help": "log-probs of a completion: sum or mean over tokens"})
-    anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor beside the normalised loss"})
+    anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor relative to the normalised loss"})
     buffer_weight: float = field(default=1.0, metadata={"help": "weight of the buffer's mean loss"})
     reference: str = field(default="auto", metadata={"help": "auto, precompute, swap or adapter_off"})
     reference_cache: str | None = field(default=None, metadata={"help": "folder of reference log-probs; None = none"})
@@ -64,7 +64,7 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
     check_start: bool = field(default=True, metadata={"help": "stop if the first loss is not what the labels imply"})
 
     learning_rate: float = field(default=5e-7, metadata={"help": "peak learning rate"})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "course of the learning rate"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
     warmup_steps: float = field(default=0.1, metadata={"help": "warm-up: optimizer steps, or below 1 a share of them"})
     logging_steps: float = field(default=10, metadata={"help": "optimizer steps between logs"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: the batch is not a model's"})
@@ -76,7 +76,7 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
         given = {name: value for name in method_settings() if (value := getattr(self, name)) is not None}
         self._method = make_method(self.method, **given)
         self.method = self._method.name
-        for name in self._method.settings():  # to be read, and logged, beside the other arguments
+        for name in self._method.settings():  # to be read, and logged, with the other arguments
             setattr(self, name, getattr(self._method, name))
         check_number("anchor_weight", self.anchor_weight, ge=0)
         check_number("buffer_weight", self.buffer_weight, gt=0)
@@ -94,7 +94,7 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
         if self.restore_callback_states_from_checkpoint:
             raise SettingError(
                 "restore_callback_states_from_checkpoint: got True; allowed: False, it would replace the callback that "
-                "the metrics since the last log go on from"
+                "holds the metrics since the last log"
             )
         if self.data_seed is None:  # else the order of the pairs would depend on what was drawn before
             self.data_seed = self.seed

@@ -55,7 +55,7 @@ def set_epoch_everywhere(loader: Any, epoch: int) -> None:
 
 
 class EpochCallback(TrainerCallback):
-    """Tells data set and samplers the epoch before it starts.
+    """Sets the epoch of data set and samplers before it starts.
 
     Data loaders of accelerate pass the epoch on to a data set or to a sampler, not to both, and with several processes
     a resumed run reaches neither; then the order of the pairs, or the buffer, would be that of the first epoch again.
@@ -64,15 +64,15 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set the epoch, a resumed one too; it is whole but for a run that goes on inside an epoch."""
+        """Set the epoch, also after a resume; it is a whole number unless the run resumes inside an epoch."""
         set_epoch_everywhere(kwargs["train_dataloader"], int(state.epoch or 0))
 
 
 class MetricsCallback(TrainerCallback):
     """Hands every log to `append` as one flat row that starts with its step.
 
-    `restore` is called at the start with the rows up to the checkpoint that the run goes on from, so that none is
-    missing and none is there twice.
+    `restore` is called at the start with the rows up to the checkpoint that the run resumes from, so that none is
+    missing or repeated.
     """
 
     def __init__(
@@ -166,14 +166,14 @@ class ProgressCallback(TrainerCallback):
 
 
 class InterruptCallback(TrainerCallback):
-    """Turns the first Ctrl-C or SIGTERM into: finish this step, save a checkpoint, stop. A second one acts at once.
+    """On the first Ctrl-C or SIGTERM: finish this step, save a checkpoint, stop. A second one acts at once.
 
-    Use it as a context around `train()`, then call `raise_if_requested`. It listens in the main thread only, and never
-    to a signal that the process was started to ignore.
+    Use it as a context around `train()`, then call `raise_if_requested`. It works in the main thread only, and not for
+    signals that the process was started to ignore.
 
     Several processes stop at the end of the same step, even if the signal reached one of them. There a further signal
-    within `same_within` seconds counts as the first one: launchers pass on what the terminal or the scheduler has sent
-    to all processes already.
+    within `same_within` seconds counts as the first one: launchers forward signals that the terminal or the scheduler
+    has already sent to all processes.
     """
 
     def __init__(self, same_within: float = 5.0) -> None:
@@ -207,11 +207,11 @@ class InterruptCallback(TrainerCallback):
             signal.signal(*self._earlier.popitem())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask the trainer for a checkpoint and to stop, in all processes where one was asked."""
+        """Ask the trainer for a checkpoint and to stop, in all processes if one of them got a signal."""
         if args.world_size > 1:
-            asked = torch.tensor([self.requested], device=args.device)
-            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-            self.requested = int(asked)
+            any_request = torch.tensor([self.requested], device=args.device)
+            torch.distributed.all_reduce(any_request, op=torch.distributed.ReduceOp.MAX)
+            self.requested = int(any_request)
         if self.requested:
             if state.is_world_process_zero:
                 name = signal.Signals(self.requested).name
@@ -234,7 +234,7 @@ class WholeCheckpoints(TrainerCallback):
     The trainer's own `save_total_limit` must be off. It removes older checkpoints before the other processes are known
     to have written theirs, and orders them by the time of the file system.
 
-    `marked` is called with the step of each checkpoint that has become whole, in the first process.
+    `marked` is called with the step of each checkpoint when it is complete, in the first process.
     """
 
     def __init__(self, keep: int | None, marked: Callable[[int], None]) -> None:
@@ -256,7 +256,7 @@ class WholeCheckpoints(TrainerCallback):
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the latest whole checkpoint in a folder, with its trainer state; `None` where there is none."""
+    """Return the latest complete checkpoint in a folder, with its trainer state; `None` if there is none."""
     whole = [path for path in _checkpoints(folder) if _is_whole(path)]
     if not whole:
         return None
@@ -265,7 +265,7 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def half_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder that were not written to their end, or not removed to theirs."""
+    """Return the incomplete checkpoints in a folder: not fully written, or not fully removed."""
     return [path for path in _checkpoints(folder) if not _is_whole(path)]
 
 
@@ -285,7 +285,7 @@ def _files(checkpoint: Path) -> dict[str, Path]:
 
 def _mark(checkpoint: Path) -> None:
     files = _files(checkpoint)
-    for path in files.values():  # a power cut after this leaves every byte
+    for path in files.values():  # so that a power cut loses nothing
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     sizes = {name: path.stat().st_size for name, path in files.items()}

@@ -1,4 +1,4 @@
-"""Two guards: the first step must show what the labels imply, and a run that diverges must say so."""
+"""Two checks: the loss of the first step against what the labels imply, and a warning when a run diverges."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class StartCheck:
     reduction: str = "sum"
 
     def margin_tolerance(self, pairs: Sequence[TokenPair]) -> Tensor:
-        """Return by how much each margin may miss 0 through rounding alone, (P,) float64, in nats."""
+        """Return by how much each margin may differ from 0 through rounding alone, (P,) float64, in nats."""
         # Both completions of a pair: the errors of their log-probs add up in the margin.
         tokens_P = torch.tensor(token_lengths(pairs)[:, 1:].sum(axis=1), dtype=torch.float64)
         if self.reduction == "mean":
@@ -75,8 +75,8 @@ class StartCheck:
         def losses(margin: Tensor) -> Tensor:
             return preference_loss(margin, chosen, rejected, method=self.method, other_margin=other_margin).loss
 
-        # The loss itself says how far it may be off: it is evaluated at both ends of what rounding does to each margin.
-        # Its slope at 0 is 2 target / beta if it is squared, 200 a nat as published, and about beta / 2 if logistic.
+        # The tolerance comes from the loss itself, evaluated at both ends of the rounding of each margin. Its slope at
+        # 0 is 2 target / beta if it is squared, 200 a nat as published, and about beta / 2 if logistic.
         error_P = self.margin_tolerance(pairs)
         implied_P = losses(torch.zeros_like(error_P))
         bounds = [(losses(sign * error_P) - implied_P).abs() for sign in (1, -1)]
@@ -88,8 +88,8 @@ class StartCheck:
         raise TrainingError(
             f"first step: the loss is {observed:.6g}, the labels of its {len(pairs)} pairs imply {expected:.6g} "
             f"(within {tolerance:.2g}){seen}. Before the first update the policy is the reference and every margin is "
-            "0, so the trainer is wired wrongly: check that dropout is off, that the reference has the weights the "
-            "policy starts from, and that loss, labels and rows belong together (check_start=False where a policy "
+            "0, so the trainer is set up wrongly: check that dropout is off, that the reference has the weights the "
+            "policy starts from, and that loss, labels and rows belong together (check_start=False if the policy "
             "starts elsewhere on purpose)"
         )
 
@@ -141,9 +141,9 @@ def check_finite(logps: Tensor, pair_name: Callable[[int], str]) -> None:
 class DivergenceWatch:
     """Watches the smoothed normalised loss against what the labels of the same pairs imply at margin 0.
 
-    Both are smoothed over about `window` optimizer steps. From the end of warm-up on, a smoothed loss above its value
-    of the start for `patience` steps on end, or at the end of the run, is divergence: the targets are further away
-    than before training. `slack` is the share above it that noise may have.
+    Both are smoothed over about `window` optimizer steps. From the end of warm-up on, a smoothed loss above its initial
+    value for `patience` steps in a row, or at the end of the run, is divergence: the targets are further away than
+    before training. `slack` is the relative tolerance for noise.
     """
 
     learning_rate: float
@@ -163,7 +163,7 @@ class DivergenceWatch:
         return self._observed / self._implied if self._implied > 0 else math.nan
 
     def update(self, step: int, observed: float, implied: float, *, last: bool = False) -> str | None:
-        """Take in the mean losses since the last update, up to `step`; return the warning if it is due now.
+        """Add the mean losses since the last update, up to `step`; return the warning if it is due now.
 
         The warning is due once in a run. `last`: no update follows.
         """
@@ -186,10 +186,10 @@ class DivergenceWatch:
         return self.message
 
     def state(self) -> dict[str, Any]:
-        """Return what it has seen, as JSON values."""
+        """Return the state as JSON values."""
         return {name: getattr(self, name) for name in _SEEN}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         for name in _SEEN:
             setattr(self, name, state[name])

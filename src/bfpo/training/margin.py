@@ -33,12 +33,12 @@ def margin_logps(
 
     The reference pass computes them, so they are read from and added to the cache `args.reference_cache`, and processes
     share the work. `vocabulary`: of the tokenizer that made the pairs. Raises `ModelError` for a model that cannot be
-    loaded or whose tokens are others.
+    loaded or whose tokens differ.
     """
     tokenizer = load_tokenizer(model)
     if tokenizer.get_vocab() != dict(vocabulary):
         raise ModelError(
-            f"margin_model: {model} has another vocabulary than the model that trains; give one that was trained from "
+            f"margin_model: {model} has another vocabulary than the model in training; use one that was trained from "
             "the same start"
         )
     other = load_policy(model, dtype=dtype).model.to(args.device)

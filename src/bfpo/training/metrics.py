@@ -69,11 +69,11 @@ def group_index(chosen_is_safe: Tensor, rejected_is_safe: Tensor, is_buffer: Ten
 
 @dataclass(frozen=True, slots=True)
 class PairFigures:
-    """What a step knows about its P pairs; every tensor is (P,), without gradient.
+    """The figures of P pairs in a step; every tensor is (P,), without gradient.
 
     `margin` in nats, in the reduction of the loss. `chosen_drift`, `rejected_drift`: log-prob of the policy minus that
     of the reference, summed over the completion. `loss_at_start`: what the labels imply at margin 0. `anchor`: before
-    its weight. `other_margin`: of modpo's model of safety, `None` for other methods.
+    its weight. `other_margin`: of modpo's safety model, `None` for other methods.
     """
 
     pair_loss: PairLoss
@@ -114,7 +114,7 @@ class PairFigures:
 
 
 class CellMetrics:
-    """Sums over pairs, (G, K) float64 on the device: of the step under way, and since the last reading.
+    """Sums over pairs, (G, K) float64 on the device: of the current step, and since the last reading.
 
     With several processes the sums of a step are reduced when it ends: between steps all of them hold the same.
     """
@@ -130,7 +130,7 @@ class CellMetrics:
         self._step_GK.index_add_(0, group, table)
 
     def end_step(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> Tensor:
-        """Return the sums of the step, `reduce`d over processes, and take them into those since the last reading."""
+        """Return the sums of the step, `reduce`d over processes, and add them to those since the last reading."""
         step_GK = reduce(self._step_GK.clone())
         self._step_GK.zero_()
         self._sums_GK += step_GK
@@ -147,12 +147,12 @@ class CellMetrics:
         return sums
 
     def load(self, sums: Sequence[Sequence[float]] | None) -> None:
-        """Go on from what `state` returned; `None` starts anew."""
+        """Restore what `state` returned; `None` starts at zero."""
         self._step_GK.zero_()
         self._sums_GK = torch.zeros_like(self._step_GK) if sums is None else self._sums_GK.new_tensor(sums)
 
     def read(self) -> list[list[float]]:
-        """Return the sums, those of a step that has not ended included, and start anew."""
+        """Return the sums, those of a step that has not ended included, and reset them."""
         self.end_step()
         sums = self.state()
         self.load(None)
@@ -214,7 +214,7 @@ def _figures(row: Sequence[float], *, normaliser: float, has_target: bool, ancho
 
 
 class TrainingRecord:
-    """Sums what a log row is made of, in checkpoints too: a resumed run logs what an uninterrupted one does.
+    """Sums for the rows of the log, saved in checkpoints: a resumed run logs the same as an uninterrupted one.
 
     `callback` must be among the trainer's callbacks. `reduce` sums a tensor over all processes. `watch` is `None` until
     the first row.
@@ -233,7 +233,7 @@ class TrainingRecord:
         self._metrics.add(table, group)
 
     def fill(self, logs: dict[str, float], state: TrainerState) -> None:
-        """Complete a row of the log, and start the sums of the next."""
+        """Complete a row of the log, and reset the sums."""
         ends = "train_runtime" in logs
         if not ends and "learning_rate" not in logs:
             return
@@ -241,7 +241,7 @@ class TrainingRecord:
         if not self._metrics.empty:
             sums = self._metrics.read()
             logs.update(self._named(sums))
-            self._look(sums, logs, state, last=ends or state.global_step >= state.max_steps)
+            self._update_watch(sums, logs, state, last=ends or state.global_step >= state.max_steps)
 
     def of_evaluation(self, table: Any, group: Any) -> dict[str, float]:
         """Return the metrics of held-out pairs by cell, from their tables and groups."""
@@ -275,7 +275,7 @@ class TrainingRecord:
             anchored=self._args.anchor_weight > 0,
         )
 
-    def _look(
+    def _update_watch(
         self, sums: Sequence[Sequence[float]], logs: dict[str, float], state: TrainerState, *, last: bool
     ) -> None:
         if self.watch is None:
@@ -297,10 +297,11 @@ class RunningLoss(TrainerCallback, ExportableState):
     """Sums the losses of the optimizer steps, exactly, in float64, since the last row of the log and over the run.
 
     `end_step` is called after every optimizer step in every process and returns the step's loss, a float64 scalar that
-    is the same in all of them. `save` returns whatever else the next row is made of as JSON values; `load` is given it
-    when a run goes on from a checkpoint, and `None` when one starts.
+    is the same in all of them. `save` returns further sums of the next row as JSON values; `load` gets them when a run
+    resumes from a checkpoint, and `None` when one starts.
 
-    The trainer's own `loss` and `train_loss` count only the steps since the process started, and older versions round.
+    The trainer's own `loss` and `train_loss` count only the steps since the process started, and older versions round
+    them.
     """
 
     def __init__(
@@ -322,14 +323,14 @@ class RunningLoss(TrainerCallback, ExportableState):
         self._num_steps: int = held["num_steps"] if held else 0
 
     def state(self) -> dict[str, Any]:
-        """Return what goes into a checkpoint; a JSON number gives every float64 back bit for bit."""
+        """Return what goes into a checkpoint; JSON numbers keep every float64 bit for bit."""
         held = {"since_row": float(self._since_row), "whole": float(self._whole), "num_steps": self._num_steps}
         return {"args": {}, "attributes": {**held, "more": self._save()}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on from the checkpoint that the trainer goes on from, or start anew."""
+        """Restore the sums from the trainer's checkpoint, or start at zero."""
         stored: Any = state.stateful_callbacks
         if state.global_step == 0 or type(self).__name__ not in stored:
             self._start(None)

@@ -70,7 +70,7 @@ CHECKPOINTS, MODEL, REJECTS = "checkpoints", "model", "rejects.jsonl"
 
 
 def prepare_process(threads: int | None) -> None:
-    """Set the CPU threads of torch and of tokenizers, where a number is given; keep bars of loading out of logs."""
+    """Set the CPU threads of torch and tokenizers, if a number is given; keep progress bars of loading out of logs."""
     use_threads(threads)
     if threads is not None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # read by tokenizers at its first use of threads
@@ -102,7 +102,7 @@ def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
 
 
 def pair_streams(config: AlignConfig) -> dict[str, PairStream]:
-    """Return the pairs of each section, to be read when they are asked for."""
+    """Return the pairs of each section, read on first use."""
     return {name: PairStream(section, seed=config.seed) for name, section in pair_sections(config).items()}
 
 
@@ -137,9 +137,9 @@ def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, int
     lines = [f"{name}: {counts[unit]} {unit}"]
     if "cells" in counts:
         lines.append("by cell (chosen-rejected) " + ", ".join(f"{cell} {n}" for cell, n in counts["cells"].items()))
-    told = {"rows_rejected": "rows rejected", "labels_set_safe": "with a label set to safe"}
-    told["pairs_without_label_dropped"] = "dropped for want of a label"
-    lines += [f"{counts[key]} {text}" for key, text in told.items() if counts.get(key)]
+    shown = {"rows_rejected": "rows rejected", "labels_set_safe": "with a label set to safe"}
+    shown["pairs_without_label_dropped"] = "dropped for a missing label"
+    lines += [f"{counts[key]} {text}" for key, text in shown.items() if counts.get(key)]
     cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
     lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
     return lines
@@ -171,13 +171,13 @@ def common_arguments(
     """Return the keyword arguments of `TrainingArguments` that both stages share.
 
     `per_step` and `micro` count rows per optimizer step over all processes and per batch of one; `None`: a batch is the
-    process' share of the step. Raises `ConfigError` where the processes cannot share a step evenly.
+    process' share of the step. Raises `ConfigError` if the processes cannot share a step evenly.
     """
     processes = _num_processes()
     if per_step % ((micro or 1) * processes):
-        of_how_many = "" if micro is None else f" of {micro} {unit} per forward pass"
+        per_pass = "" if micro is None else f" of {micro} {unit} per forward pass"
         raise ConfigError(
-            f"{unit}_per_step: got {per_step}; with {processes} processes{of_how_many} it must be a multiple of "
+            f"{unit}_per_step: got {per_step}; with {processes} processes{per_pass} it must be a multiple of "
             f"{(micro or 1) * processes}"
         )
     micro = micro or per_step // processes
@@ -214,7 +214,7 @@ def _num_processes() -> int:
 
 
 def _recompute_activations(wanted: bool) -> dict[str, Any]:
-    """Return the arguments for it, under the name that this version of transformers has for them."""
+    """Return the arguments to recompute activations, under the name in this version of transformers."""
     if not wanted:
         return {}
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -231,19 +231,19 @@ def train_in_folder(
     evaluates: bool,
     save_total_limit: int | None = None,
 ) -> dict[str, float]:
-    """Train from the start or the last whole checkpoint, save `model/`, and return the metrics of the end.
+    """Train from the start or the last complete checkpoint, save `model/`, and return the metrics of the end.
 
     Metrics go to `metrics.jsonl`, progress to the log or a bar; the `save_total_limit` newest checkpoints are kept.
     Raises `KeyboardInterrupt` after a Ctrl-C and `StopRequest` after a SIGTERM, with a checkpoint of the step it came
-    in, and `DiskFullError` where a file finds no room.
+    in, and `DiskFullError` if the disk is full.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(MetricsCallback(folder.append_metrics, folder.restore_metrics))
     progress = ProgressCallback(title, shown)
     trainer.add_callback(progress)
-    trainer.add_callback(WholeCheckpoints(save_total_limit, lambda step: _tell_kept(folder, step)))
+    trainer.add_callback(WholeCheckpoints(save_total_limit, lambda step: _note_kept(folder, step)))
     try:
-        _train(trainer, folder, _where_to_go_on(folder))
+        _train(trainer, folder, _resume_point(folder))
         metrics = _last_metrics(trainer)
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
@@ -259,36 +259,36 @@ def train_in_folder(
     return metrics
 
 
-def _where_to_go_on(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
-    """Return the last whole checkpoint of a resumed run, and say where it goes on; half ones are removed."""
+def _resume_point(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """Return the last complete checkpoint of a resumed run, and log where it continues; remove incomplete ones."""
     folder.kept = "no checkpoint was written yet, so the run would start again"
     if not folder.resumed:
         folder.add_facts(processes=_num_processes())
         return None
     checkpoint = last_whole_checkpoint(folder.path / CHECKPOINTS)
     if checkpoint is not None:
-        _tell_kept(folder, checkpoint[1]["global_step"])
+        _note_kept(folder, checkpoint[1]["global_step"])
     if folder.is_writer:
-        _tell_processes(folder, checkpoint is not None)
+        _check_processes(folder, checkpoint is not None)
         for half in half_checkpoints(folder.path / CHECKPOINTS):
-            logger.info("%s: was not written to its end; removed", half)
+            logger.info("%s: is incomplete; removed", half)
             shutil.rmtree(half, ignore_errors=True)
         if checkpoint is None:
-            logger.info("no whole checkpoint in %s: starting again from the beginning", folder.path / CHECKPOINTS)
+            logger.info("no complete checkpoint in %s: starting again from the beginning", folder.path / CHECKPOINTS)
         else:
-            logger.info("going on from step %d", checkpoint[1]["global_step"])
+            logger.info("continuing from step %d", checkpoint[1]["global_step"])
     return checkpoint
 
 
-def _tell_processes(folder: RunFolder, goes_on: bool) -> None:
-    """Warn where a run goes on with another number of processes, and write how many there are now."""
+def _check_processes(folder: RunFolder, resumes: bool) -> None:
+    """Warn if a run continues with another number of processes, and record the new number."""
     now = _num_processes()
     before = folder.record.get("processes", now)
-    if goes_on and before != now:
+    if resumes and before != now:
         logger.warning(
-            "this run had %d process%s and goes on with %d: every step still has as many rows, but a process has "
-            "another share of them and other random numbers, and sums are rounded in another order, so the run will "
-            "not end as if it had never stopped; for that resume with %d",
+            "this run had %d process%s and continues with %d: every step still has the same number of rows, but a "
+            "process gets another share of them and other random numbers, and sums are rounded in another order, so "
+            "the result will differ from that of an uninterrupted run; to avoid that, resume with %d",
             before,
             "es" * (before > 1),
             now,
@@ -297,13 +297,13 @@ def _tell_processes(folder: RunFolder, goes_on: bool) -> None:
     folder.add_facts(processes=now)
 
 
-def _tell_kept(folder: RunFolder, step: int) -> None:
-    folder.kept = f"the checkpoint of step {step} is whole"
+def _note_kept(folder: RunFolder, step: int) -> None:
+    folder.kept = f"the checkpoint of step {step} is complete"
 
 
 def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
     if checkpoint is not None and checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"]:
-        _end_again(trainer, checkpoint[0])
+        _repeat_end(trainer, checkpoint[0])
         return
     interrupt = InterruptCallback()
     trainer.add_callback(interrupt)
@@ -312,11 +312,10 @@ def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str
     interrupt.raise_if_requested()
 
 
-def _end_again(trainer: Trainer, checkpoint: Path) -> None:
-    """Bring a trainer to where training had ended, from the checkpoint of the last step, and log the end again.
+def _repeat_end(trainer: Trainer, checkpoint: Path) -> None:
+    """Restore a trainer to the end of training from the checkpoint of the last step, and log the end again.
 
-    `Trainer.train` knows how to load a checkpoint into a model however it is wrapped, and would then run one step too
-    many.
+    `Trainer.train` can load a checkpoint into a model however it is wrapped, but would then run one step too many.
     """
     stop = _StopAtBegin()
     trainer.add_callback(stop)  # the last one: the others have begun
@@ -351,7 +350,7 @@ def _last_metrics(trainer: Trainer) -> dict[str, float]:
 
 
 def _disk_full(folder: RunFolder) -> DiskFullError:
-    """Return the error for what found no room in the checkpoints, and remove the half one."""
+    """Return the error for a checkpoint that did not fit on the disk, and remove what was written of it."""
     half = half_checkpoints(folder.path / CHECKPOINTS)
     files = [path for checkpoint in half for path in checkpoint.rglob("*") if path.is_file()]
     last = max(files, key=lambda path: path.stat().st_mtime_ns, default=folder.path / CHECKPOINTS)
@@ -383,6 +382,6 @@ def save_model_folder(
         if full is not None:
             raise full from error
         if isinstance(error, OSError):
-            raise RunError(f"{target}: cannot be written ({error}); check rights and space") from error
+            raise RunError(f"{target}: cannot be written ({error}); check permissions and free space") from error
         raise
     return target

@@ -1,4 +1,4 @@
-"""The token ids of a run, on disk: written once, used again while what they come from is the same."""
+"""The token ids of a run, on disk: written once, and used again while their inputs are the same."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def token_stores(
     cache: str | None = None,
     **settings: Any,
 ) -> dict[str, TokenStore]:
-    """Return the tokens of each stream from `tokens/<name>.arrow`, and write what is not there or not of these inputs.
+    """Return the tokens of each stream from `tokens/<name>.arrow`, and write those that are missing or outdated.
 
-    `settings`: keyword arguments of `PairTokenizer`. A store is used again where the contents of its data files (of
-    which `RunFolder.add_data` must know), their section of the config, the seed, the tokenizer, these settings and the
-    version of bfpo are the same. `cache`: a folder in place of `tokens/`, in which a store bears the digest of all
-    these as its name, so that other runs find it; a store that is there is never changed. Its `facts` hold `counts` of
-    the stream and `tokens`, the report's row. `rejects.jsonl` is written to the run folder. How many rows were
-    tokenized here goes to `run.json`. With several processes, let one of each machine call this first. Raises as the
-    streams and the tokenizer do.
+    `settings`: keyword arguments of `PairTokenizer`. A store is used again if the contents of its data files
+    (registered by `RunFolder.add_data`), their section of the config, the seed, the tokenizer, these settings and the
+    version of bfpo are the same. `cache`: a folder in place of `tokens/`, in which a store is named by the digest of
+    all these, so that other runs find it; an existing store is never changed. Its `facts` hold `counts` of the stream
+    and `tokens`, the report's row. `rejects.jsonl` is written to the run folder. How many rows were tokenized here goes
+    to `run.json`. With several processes, let one of each machine call this first. Raises as the streams and the
+    tokenizer do.
     """
     keys = {name: _key(folder, name, tokenizer, settings) for name in streams}
     paths = {
@@ -77,7 +77,7 @@ def _known(path: Path, key: str) -> TokenStore | None:
     try:
         store = TokenStore(path)
     except DataError as error:
-        logger.warning("%s; it is written anew", error)
+        logger.warning("%s; it is written again", error)
         return None
     return store if store.facts.get("key") == key else None
 

@@ -46,15 +46,15 @@ class BFPOTrainer(Trainer):
     `train_dataset` is the main stream and sets the epoch; each of its pairs comes with one of `buffer_dataset`, which
     is drawn in shuffled cycles. The loss of an optimizer step is the mean over its main pairs + `buffer_weight` x the
     mean over its buffer pairs, dropped pairs counted as 0, however the step is cut into micro-batches and processes:
-    every micro-batch is weighed by its pairs, so that a last, shorter one changes nothing. Batches of the loader are
+    every micro-batch is weighted by its pairs, so that a shorter last one changes nothing. Batches of the loader are
     cut into micro-batches of at most `max_tokens_per_microbatch` tokens. (With several processes and a ragged last
     step, accelerate repeats a few pairs to fill it up; `dataloader_drop_last` avoids that.)
 
     `model` must have dropout off and trainable parameters chosen (`bfpo.policy.load.load_policy` does both); as it is
-    now, with its adapter off, it is the reference, unless `reference` is an object of that protocol.
-    `margin_logps`, which modpo needs: the log-probs of the model of safety as `bfpo.training.margin` gives them, (P, 2)
-    for the main stream, the buffer where there is one, and one held-out list. `processing_class` is the tokenizer,
-    needed for the padding id and saved with the model.
+    now, with its adapter off, it is the reference, unless `reference` is an object of that protocol. `margin_logps`,
+    which modpo needs: the log-probs of the safety model as `bfpo.training.margin` gives them, (P, 2) for the main
+    stream, the buffer if there is one, and one held-out list. `processing_class` is the tokenizer, needed for the
+    padding id and saved with the model.
 
     Raises `SettingError` for settings that do not fit, `TrainingError` for a first step that is not what the labels
     imply and for log-probs that are not finite.
@@ -81,7 +81,7 @@ class BFPOTrainer(Trainer):
         if args.n_gpu > 1:
             raise SettingError(
                 f"{args.n_gpu} GPUs in one process are not supported; start one process per GPU (torchrun or "
-                "accelerate launch), or show it one GPU"
+                "accelerate launch), or make only one GPU visible"
             )
         evals = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset} if eval_dataset else {}
         super().__init__(
@@ -125,7 +125,7 @@ class BFPOTrainer(Trainer):
 
     @property
     def watch(self) -> DivergenceWatch | None:
-        """The watch for divergence, once a row was logged."""
+        """The watch for divergence, `None` until a row was logged."""
         return self._record.watch
 
     # The batches of an optimizer step, and the step
@@ -146,7 +146,7 @@ class BFPOTrainer(Trainer):
         return batches, num_pairs
 
     def _in_step(self, microbatches: list[MicroBatch]) -> list[MicroBatch]:
-        """Return as many micro-batches in every process, filled up with copies that count for nothing.
+        """Return the same number of micro-batches in every process, filled up with copies of weight 0.
 
         Sharded weights are gathered once for each micro-batch, by all processes together.
         """
@@ -164,7 +164,7 @@ class BFPOTrainer(Trainer):
         microbatches = inputs["microbatches"]
         check = self.args.check_start and self.state.global_step == 0
         for number, microbatch in enumerate(microbatches, start=1):
-            # The step of `Trainer` returns the loss alone; what the check needs beside it comes through this list.
+            # `Trainer.training_step` returns only the loss; this list holds what the check needs besides.
             seen: list[tuple[PairFigures, Tensor]] = []
             carrying = {**microbatch, "hand_on": seen.append} if check else microbatch
             with nullcontext() if number == len(microbatches) else self._accumulating(model):
@@ -176,7 +176,7 @@ class BFPOTrainer(Trainer):
 
     @contextmanager
     def _accumulating(self, model: nn.Module) -> Iterator[None]:
-        """Leave gradients where they are: another micro-batch of the same step follows."""
+        """Do not synchronise gradients: another micro-batch of the same step follows."""
         ends_step = self.accelerator.sync_gradients
         self.accelerator.sync_gradients = False
         try:
@@ -213,7 +213,7 @@ class BFPOTrainer(Trainer):
         return (loss, {"table": table_PK}) if return_outputs else loss
 
     def pair_losses(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[PairFigures, Tensor]:
-        """Return what is known of the P pairs of a micro-batch and their (P,) losses with the anchor and the gradient.
+        """Return the figures of the P pairs of a micro-batch and their (P,) losses with the anchor and the gradient.
 
         One forward pass holds chosen and rejected rows of both streams.
         """
@@ -229,7 +229,7 @@ class BFPOTrainer(Trainer):
         tokens_N = found.num_tokens.double()
         per_N = tokens_N if args.reduction == "mean" else torch.ones_like(tokens_N)
         margin_P = _chosen_minus_rejected(drift_N / per_N)
-        # MODPO: the margin of the model of safety against the same reference; it has no gradient.
+        # MODPO: the margin of the safety model against the same reference; it has no gradient.
         other_P = None
         if self._margin_logps is not None:
             other_P = _chosen_minus_rejected((self._other_logps(inputs) - ref_logps_N) / per_N)
@@ -264,7 +264,7 @@ class BFPOTrainer(Trainer):
         return torch.where(is_buffer, self.args.buffer_weight * buffer_P, main_P)
 
     def _other_logps(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the log-probs that the model of safety gives the completions of a micro-batch, (N,) float64."""
+        """Return the safety model's log-probs of the completions of a micro-batch, (N,) float64."""
         assert self._margin_logps is not None
         index = inputs["pair_index"].cpu()
         if not self.model.training:
@@ -297,7 +297,7 @@ class BFPOTrainer(Trainer):
     ) -> None:
         """Compare a micro-batch of the first step with the data set's own rows and with the loss its labels imply.
 
-        `seen`: what `compute_loss` handed on, the figures and the (P,) losses with the anchor; empty where it did not.
+        `seen`: the figures and the (P,) losses with the anchor from `compute_loss`; empty if it gave none.
         """
         pairs = self._pairs_of(inputs)
         check_rows(inputs, pairs)
@@ -310,7 +310,7 @@ class BFPOTrainer(Trainer):
         weights_P = self._weights(inputs["is_buffer"], num_pairs).cpu()
         facts: dict[str, Any] = {}
         for figures, total_P in seen:
-            # The labels imply nothing about the anchor, which is a log-prob of the model: its share is taken off.
+            # The labels imply nothing about the anchor, which is a log-prob of the model: its share is subtracted.
             loss -= float((weights_P * (total_P - figures.pair_loss.loss.detach()).cpu()).sum())
             other_P = None if figures.other_margin is None else figures.other_margin.cpu()
             facts = {"largest_margin": float(figures.margin.abs().max()), "other_margin": other_P}
@@ -330,7 +330,7 @@ class BFPOTrainer(Trainer):
     def _start_reference(
         self, requested: Reference | str, lists: list[Sequence[TokenPair]], num_streams: int
     ) -> tuple[Reference, str, list[Sequence[TokenPair]], ReferenceReport | None]:
-        """Return the reference, its name, `lists` with its log-probs where they are precomputed, and the pass' report.
+        """Return the reference, its name, `lists` with its log-probs if they are precomputed, and the pass' report.
 
         Called while the model is still what training starts from. `requested`: a name, of which "auto" is resolved
         here, or an object of the protocol. `lists`: the `num_streams` streams, then the held-out lists. Raises as
@@ -353,13 +353,13 @@ class BFPOTrainer(Trainer):
                 process_index=args.process_index,
                 num_processes=args.world_size,
             )
-            # The streams alone decide, unless the model will be sharded: then no row at all can be computed here.
+            # Only the streams decide, unless the model will be sharded: then no row can be computed here.
             num_missing = looked_up.num_missing(None if sharded else range(num_streams))
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         num_in_epochs = math.ceil(args.num_train_epochs * len(lists[0]))
         num_main_seen = int(args.max_steps * per_step) if args.max_steps > 0 else num_in_epochs
         name = choose_reference(
-            requested,  # type: ignore[arg-type]  # it refuses other names
+            requested,  # type: ignore[arg-type]  # other names are refused there
             num_to_compute=num_missing,
             num_pairs_seen=num_streams * num_main_seen,
             has_adapter=hasattr(model, "disable_adapter"),
@@ -414,7 +414,7 @@ class BFPOTrainer(Trainer):
             tables.append(figures.table())
             groups.append(_groups(on_it))
             places.append(on_it["place"])
-        order = torch.cat(places).argsort()  # as the loader gave them: the end of a ragged batch is cut off later
+        order = torch.cat(places).argsort()  # in the loader's order: the end of a ragged batch is cut off later
         return None, torch.cat(tables)[order], torch.cat(groups)[order]
 
     def _eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:

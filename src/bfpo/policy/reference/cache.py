@@ -1,4 +1,4 @@
-"""Reference log-probs on disk: one folder per model key, in it shards that carry their own proof."""
+"""Reference log-probs on disk: one folder per model key, with shards that carry their own checksums."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 Logps = npt.NDArray[np.float64]
 
 LOGPS_VERSION = 1
-"""To be raised whenever `bfpo.policy.logps` gives other numbers for the same tokens and weights."""
+"""Increase it whenever `bfpo.policy.logps` gives other numbers for the same tokens and weights."""
 
 _ROW_KEY_BYTES = 16
 
-# Keys of a config that move no log-prob; whatever is not known to be harmless counts.
+# Keys of a config that do not change log-probs; a key that is not known to be harmless counts.
 _CONFIG_WITHOUT_EFFECT = frozenset(
     {
         "_name_or_path",
@@ -49,7 +49,7 @@ _CONFIG_WITHOUT_EFFECT = frozenset(
         "_attn_implementation_internal",
         "architectures",
         "attn_implementation",
-        "dtype",  # the tensors themselves say it
+        "dtype",  # read from the tensors themselves
         "id2label",
         "label2id",
         "output_attentions",
@@ -83,15 +83,15 @@ def row_key(pair: TokenPair) -> bytes:
 
 
 def model_key(model: nn.Module, *, mixed_precision: str = "no") -> str:
-    """Return the digest of all that decides a model's log-probs beside the tokens, its adapter off; 32 hex digits.
+    """Return the digest of all that determines a model's log-probs besides the tokens, adapter off; 32 hex digits.
 
     Counted: name, shape, dtype and bytes of every parameter and persistent buffer, the config without names, versions
-    and settings of speed, the model's class, `mixed_precision` (as accelerate names it: "no", "bf16" or "fp16"), the
+    and performance settings, the model's class, `mixed_precision` (as accelerate names it: "no", "bf16" or "fp16"), the
     precision of float32 products, the reduction (sums) and `LOGPS_VERSION`. An adapter is left out and a PEFT model has
     the key of its bare base. Learning rate, seed and length limits never count.
 
-    Raises `ModelError` where the content is not here to be read: parameters on the meta device, sharded or partitioned
-    over processes, of a kind without plain bytes, or changed by a merged adapter.
+    Raises `ModelError` if the content cannot be read: parameters on the meta device, sharded or partitioned over
+    processes, of a kind without plain bytes, or changed by a merged adapter.
     """
     base: Any = unwrap_causal_lm(model)
     tensors = dict(_own_tensors(base, adapted=hasattr(model, "disable_adapter")))
@@ -110,11 +110,11 @@ def model_key(model: nn.Module, *, mixed_precision: str = "no") -> str:
 
 
 def _own_tensors(base: nn.Module, *, adapted: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and content of what the base model is made of, by the names that it has without an adapter."""
+    """Yield name and content of the base model's tensors, by the names that they have without an adapter."""
     for name, parameter in base.named_parameters():
         # ds_id: DeepSpeed's ZeRO-3 leaves an empty tensor in each process
         if parameter.is_meta or hasattr(parameter, "ds_id") or hasattr(parameter, "placements"):
-            raise ModelError(f"the parameter {name} is on the meta device or shared out over processes")
+            raise ModelError(f"the parameter {name} is on the meta device or partitioned over processes")
     adapter = tuple(_adapter_prefixes(base)) if adapted else ()
     for name, value in base.state_dict().items():
         if not isinstance(value, Tensor) or (adapter and name.startswith(adapter)):
@@ -166,7 +166,7 @@ def _no_plain_bytes(tensor: Tensor) -> ModelError:
 
 
 def _with_effect(config: Any) -> Any:
-    """Return a config without the keys that move no log-prob, in its sections too."""
+    """Return a config without the keys that do not change log-probs, in its sections too."""
     if isinstance(config, Mapping):
         return {str(key): _with_effect(value) for key, value in config.items() if key not in _CONFIG_WITHOUT_EFFECT}
     if isinstance(config, Sequence) and not isinstance(config, str):
@@ -175,7 +175,7 @@ def _with_effect(config: Any) -> Any:
 
 
 def _matmul_precision() -> str:
-    """Return how float32 products are computed: TF32 moves a log-prob by far more than rounding does."""
+    """Return how float32 products are computed: TF32 changes a log-prob by far more than rounding does."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # set through the newer interface, which the older one then refuses to read
@@ -189,7 +189,7 @@ class ReferenceCache:
     """The cached rows of one model: summed log-probs in nats (float64) by row key.
 
     `root/<model key>/` holds shards `rows-<SHA-256>.parquet` (row key, chosen, rejected), each with a manifest
-    `rows-<SHA-256>.json` beside it: checksum, number of rows, model key and, for people, `facts`. A shard is written
+    `rows-<SHA-256>.json` next to it: checksum, number of rows, model key and, for people, `facts`. A shard is written
     once and never changed, so runs that write at the same time lose nothing, and the manifest comes first, so a run
     that is killed between the two leaves nothing that looks broken.
     """
@@ -203,10 +203,10 @@ class ReferenceCache:
         self._read_only = read_only
 
     def find(self, keys: Sequence[bytes]) -> Logps:
-        """Return the log-probs of these rows, (K, 2): chosen and rejected; NaN for a row that is not here.
+        """Return the log-probs of these rows, (K, 2): chosen and rejected; NaN for a missing row.
 
-        A shard that is torn, changed, without a manifest or of another model is set aside under `.bad` (but in a
-        read-only cache) and named in one warning; its rows count as not here.
+        A shard that is damaged, without a manifest or of another model is renamed to `.bad` (not in a read-only cache)
+        and named in one warning; its rows count as missing.
         """
         found = np.full((len(keys), 2), np.nan)
         places = {key: place for place, key in enumerate(keys)}
@@ -214,7 +214,7 @@ class ReferenceCache:
         for path in sorted(self.folder.glob("rows-*.parquet")):
             try:
                 table = self._read(path)
-            except FileNotFoundError:  # another run has just set it aside
+            except FileNotFoundError:  # another run has just renamed it
                 continue
             except (OSError, ValueError) as error:
                 bad.append(f"{path.name} ({error})")
@@ -238,13 +238,13 @@ class ReferenceCache:
         return found
 
     def _read(self, path: Path) -> pa.Table:
-        """Return the rows of a shard; raises `ValueError` where its manifest or its content is not what it must be."""
+        """Return the rows of a shard; raises `ValueError` if its manifest or its content is not valid."""
         content = path.read_bytes()
         manifest = _read_manifest(path.with_suffix(".json"))
         if manifest.get("model_key") != self._model_key:
             raise ValueError(f"belongs to the model {manifest.get('model_key')}")
         if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
-            raise ValueError("torn or changed: its checksum is not that of the manifest")
+            raise ValueError("damaged: its checksum differs from that of the manifest")
         if manifest.get("format") != _FORMAT or manifest.get("logps_version") != LOGPS_VERSION:
             raise ValueError("written by another version")
         try:
@@ -256,7 +256,7 @@ class ReferenceCache:
         return table
 
     def write(self, keys: Sequence[bytes], logps: Logps) -> None:
-        """Add rows as one shard: `logps` (K, 2), chosen and rejected. Raises `OSError` where it cannot be written."""
+        """Add rows as one shard: `logps` (K, 2), chosen and rejected. Raises `OSError` if it cannot be written."""
         assert not self._read_only
         if not len(keys):
             return

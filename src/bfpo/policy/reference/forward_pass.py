@@ -1,4 +1,4 @@
-"""The reference pass before training: rows that the cache knows are read, the rest is computed once and stored."""
+"""The reference pass before training: rows in the cache are read, the others are computed once and stored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MAX_TOKENS = 8192  # of a batch, by default
 class ReferenceReport:
     """What a reference pass found and did.
 
-    `num_pairs` were asked for, `num_rows` of them differ in their tokens; `num_reused` rows came from the cache,
+    `num_pairs` were requested, `num_rows` of them differ in their tokens; `num_reused` rows came from the cache,
     `num_computed` from the model in `seconds`, and `num_stored` of these are in the cache now. `cache` is the folder of
     this model's rows and `model_key` its name; both are `None` without a cache.
     """
@@ -65,9 +65,9 @@ class ReferencePass:
 
     `model` as it is now, with its adapter off, is the reference. `cache` is the root folder of the cache, or `None`.
     Pairs of the same tokens, in one list or several, are one row. `mixed_precision` names the computation, as
-    accelerate does; the caller puts `run` under the autocast it stands for. `read_only`: for `preview` alone, which
-    leaves a broken cache as it is. With several processes the first one reads
-    and writes the cache, so only its folder counts, and every process must call what the others call.
+    accelerate does; the caller runs `run` under that autocast. `read_only`: for `preview` alone, which leaves a damaged
+    cache as it is. With several processes the first one reads and writes the cache, so only its folder counts, and
+    every process must call what the others call.
     """
 
     def __init__(
@@ -120,8 +120,9 @@ class ReferencePass:
     ) -> tuple[list[Sequence[TokenPair]], ReferenceReport]:
         """Return the lists with `ref_chosen_logps` and `ref_rejected_logps` set, and what was done.
 
-        A shard is written every `rows_per_shard` rows, and when the pass is stopped or fails, so that the next one goes
-        on from there. A cache that cannot be written costs a warning, not the pass. Raises as `precompute` does.
+        A shard is written every `rows_per_shard` rows, and when the pass is stopped or fails, so that the next one
+        continues from there. A cache that cannot be written gives a warning, and the pass continues. Raises as
+        `precompute` does.
         """
         num_missing = self.num_missing()
         if self._is_first:
@@ -140,7 +141,7 @@ class ReferencePass:
         return done, self._report(num_missing, seconds)
 
     def preview(self) -> ReferenceReport:
-        """Return what `run` would do, as if done; nothing is computed."""
+        """Return the report that `run` would give; nothing is computed."""
         return self._report(self.num_missing(), 0.0)
 
     def _report(self, num_computed: int, seconds: float) -> ReferenceReport:
@@ -186,7 +187,7 @@ class ReferencePass:
 
 
 def _describe_model(model: nn.Module) -> dict[str, Any]:
-    """Return what tells people which model a shard is of."""
+    """Return a description of a shard's model for people."""
     base: Any = unwrap_causal_lm(model)
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in base.parameters()})
     return {
@@ -248,9 +249,9 @@ def token_batches(
 ) -> list[list[int]]:
     """Return the indices in batches of at most `max_tokens` tokens (prompt + chosen + rejected), but at least one pair.
 
-    From long to short: a batch carries little padding, and one that does not fit into memory comes first. Without the
-    batches that come first the others stay as they are, so a pass that goes on gives the very same numbers. There are
-    as many batches as processes where the pairs allow it.
+    Longest first: a batch has little padding, and one that does not fit into memory fails at the start. Without the
+    first batches the others stay as they are, so a pass that continues gives the same numbers. There are at least as
+    many batches as processes if there are enough pairs.
     """
     num_tokens_of = token_lengths(pairs).sum(axis=1)
     order = sorted(indices, key=lambda i: int(num_tokens_of[i]), reverse=True)
@@ -284,8 +285,8 @@ def precompute(
 ) -> Iterator[dict[int, PairLogps]]:
     """Yield the model's own summed log-probs, any adapter off, batch by batch: index -> (chosen, rejected), in nats.
 
-    `batches` holds indices into `pairs`, as `token_batches` makes them. `collate` makes of P pairs what
-    `sequence_logps` takes, on the model's device; its rows are the P chosen completions, then the rejected ones.
+    `batches` holds indices into `pairs`, as `token_batches` makes them. `collate` turns P pairs into the input of
+    `sequence_logps`, on the model's device; its rows are the P chosen completions, then the rejected ones.
 
     Raises `ModelError` for a log-prob that is not finite, with the pair's id.
     """

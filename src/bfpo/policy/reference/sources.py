@@ -40,10 +40,11 @@ class Reference(Protocol):
 class SwappedWeights:
     """The reference is the policy with its trainable weights as they were when this object was made.
 
-    Only trainable parameters are copied, so the memory is theirs and never a second model's. Make it before training
-    and before a checkpoint is loaded. Swapping exchanges values in place and puts back the very same bits, on an
-    exception too. Once the model is sharded by FSDP2, each process keeps the shards of the start alone; they are cut
-    from the first process' values, so those of the others may be empty. All processes must then call `logps` together.
+    Only trainable parameters are copied, so it never takes the memory of a second model. Make it before training and
+    before a checkpoint is loaded. Swapping exchanges values in place and restores the same bits, also after an
+    exception. Once the model is sharded by FSDP2, each process keeps only its shards of the initial values; they are
+    cut from the first process' values, so those of the others may be empty. All processes must then call `logps`
+    together.
 
     Raises `ModelError` if nothing trains, if the model given later has other trainable parameters, and for weights that
     are partitioned in a way that cannot be swapped (DeepSpeed ZeRO-3, FSDP version 1).
@@ -59,7 +60,7 @@ class SwappedWeights:
         self._whole = not any(_is_sharded(parameter) for parameter in trainable)
 
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """Return the summed log-probs, (N,) float64, of the weights of the start."""
+        """Return the summed log-probs, (N,) float64, of the initial weights."""
         _reshard(model)
         trainable = _trainable(model)
         if [parameter.shape for parameter in trainable] != self._shapes:
@@ -79,7 +80,7 @@ class SwappedWeights:
                 _reshard(model)
 
     def _shard(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Put the process' own shard in the place of each whole value, one after the other."""
+        """Replace each whole value by the process' own shard, one after the other."""
         from torch.distributed.tensor import distribute_tensor
 
         for i, parameter in enumerate(parameters):
@@ -102,7 +103,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if any(hasattr(parameter, "ds_id") for parameter in trainable):
         raise ModelError(
-            "reference swap: DeepSpeed ZeRO-3 has partitioned the weights, which cannot be swapped then; train an "
+            "reference swap: DeepSpeed ZeRO-3 has partitioned the weights, so they cannot be swapped; train an "
             "adapter (reference adapter_off), fill the cache with bfpo reference first (reference precompute), or "
             "shard with FSDP2"
         )
@@ -116,7 +117,7 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
 def _local(parameter: nn.Parameter) -> Tensor:
     """Return the process' own part of a parameter, the same memory.
 
-    It is asked for at each use: the first forward pass of FSDP2 may move it.
+    It is looked up at each use: the first forward pass of FSDP2 may move it.
     """
     value: Any = parameter.data  # not detach(): what autograd saved before a swap is right again after it
     local: Tensor = value.to_local() if _is_sharded(parameter) else value
@@ -124,9 +125,9 @@ def _local(parameter: nn.Parameter) -> Tensor:
 
 
 def _reshard(model: nn.Module) -> None:
-    """Let go of the weights that FSDP2 has gathered: some stay whole after a forward pass, beside their shards.
+    """Free the weights that FSDP2 has gathered: some stay whole after a forward pass, beside their shards.
 
-    Reading the model's parameters would give them, writing the shards would not reach them.
+    Reads of the model's parameters would return them, and writes to the shards would not change them.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
@@ -195,17 +196,17 @@ def own_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 def choose_reference(
     requested: ReferenceName, *, num_to_compute: int, num_pairs_seen: int, has_adapter: bool, sharded: bool = False
 ) -> ReferenceName:
-    """Resolve `auto`: the pass beforehand where it costs no more forwards than the reference inside the steps.
+    """Resolve `auto`: precompute if that costs no more forward passes than the reference inside the steps.
 
-    The pass visits each of `num_to_compute` once, the different pairs that no cache knows; inside the steps the
-    reference runs for each of the `num_pairs_seen` that the whole training visits, repeats counted. So one full epoch
-    or more is precomputed, part of one only where the cache knows the rest.
+    The pass beforehand visits each of `num_to_compute` once, the distinct pairs that are not in the cache; inside the
+    steps the reference runs for each of the `num_pairs_seen` that the whole training visits, repeats counted. So one
+    full epoch or more is precomputed, part of one only if the cache has the rest.
 
-    `sharded`: FSDP or DeepSpeed will shard the model when training begins. Until then it lies on the CPU, where a pass
-    would take days: so only what the cache knows wholly is precomputed.
+    `sharded`: FSDP or DeepSpeed will shard the model when training begins. Until then it is on the CPU, where a pass
+    would take days, so it precomputes only if the cache has all rows.
 
     Raises `SettingError` for an unknown name, for `adapter_off` without an adapter, and for `precompute` of rows that
-    the cache lacks where the model is to be sharded.
+    the cache lacks if the model will be sharded.
     """
     if requested not in get_args(ReferenceName):
         raise SettingError(f"reference: got {requested!r}; allowed: {', '.join(get_args(ReferenceName))}")
@@ -214,7 +215,7 @@ def choose_reference(
     inside_steps: ReferenceName = "adapter_off" if has_adapter else "swap"
     if requested == "precompute" and sharded and num_to_compute:
         raise SettingError(
-            f"reference: precompute lacks {num_to_compute} rows, and until FSDP or DeepSpeed shards the model it lies "
+            f"reference: precompute lacks {num_to_compute} rows, and until FSDP or DeepSpeed shards the model it is "
             "on the CPU, where they would take too long; fill the cache beforehand with bfpo reference --config FILE, "
             f"launched without sharding, or use auto or {inside_steps}"
         )
