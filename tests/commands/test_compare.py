@@ -13,7 +13,7 @@ from bfpo.experiments.compare import RIVALS, chains_of, make_result, result_mark
 from bfpo.experiments.steps import CEILING, START
 from bfpo.objective.methods import METHODS
 from bfpo.runs.stages import run_stage
-from bfpo.scores.comparisons import is_told_apart
+from bfpo.scores.comparisons import is_distinguishable
 from bfpo.scores.records import ModelComparison
 from bfpo.scores.scores import Judged
 from small_world import SMALL
@@ -80,16 +80,16 @@ def test_all_pairs_are_one_family_and_the_table_names_what_is_not_told_apart() -
     assert methods["bfpo"].best_minus_this.low == -methods["safedpo"].bfpo_minus_this.high
     assert methods["bfpo"].bfpo_minus_this is methods[START].best_minus_this is None
     text = result_markdown(result)
-    assert "**Cannot be told from SafeDPO:** BSO." in text
+    assert "**Not distinguishable from SafeDPO:** BSO." in text
     assert "Per cent on 60 test prompts (20 harmful, 20 benign, 20 borderline), number of seeds 2, 120 answers" in text
     assert "| BFPO | 60.0, 60.0 | 0.0 |" in text
 
 
 def test_a_difference_needs_its_interval_beside_the_corrected_p() -> None:
     row = ModelComparison("helpful_and_safe", "a", "b", p_holm=0.01, low=0.1, high=0.2)
-    assert is_told_apart(row, 0.95)
+    assert is_distinguishable(row, 0.95)
     for change in ({"p_holm": 0.06}, {"p_holm": None}, {"low": 0.0}, {"low": None}):
-        assert not is_told_apart(replace(row, **change), 0.95)
+        assert not is_distinguishable(replace(row, **change), 0.95)
 
 
 @pytest.mark.slow

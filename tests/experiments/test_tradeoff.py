@@ -49,7 +49,7 @@ def test_front_area_and_choice_are_those_of_a_count_by_hand() -> None:
     assert result.nearest.name == "shy"
     assert result.nearest.meets
     assert not result.nearest.held_out
-    assert "Chosen and told on the same 4 prompts (validation_share is 0)" in tradeoff_markdown(result)
+    assert "Chosen and scored on the same 4 prompts (validation_share is 0)" in tradeoff_markdown(result)
     none = tradeoff(judged, {name: {} for name in judged}, OBJECTIVES, ZERO, at_least={"helpfulness": 2.0})
     assert (none.nearest.name, none.nearest.meets) == ("bold", False)
     assert "the nearest (helpfulness 1.000 below)" in tradeoff_markdown(none)
@@ -102,8 +102,9 @@ def test_every_two_models_are_compared_and_corrected_together() -> None:
     assert row.p_holm == pytest.approx(6 * row.p_value)
     assert result.nearest.not_told_from == ["same"]
     text = tradeoff_markdown(result)
-    assert "6 comparisons, Holm's correction over all of them. Told apart: helpfulness 0, harmless 2 of 3 each." in text
-    assert "Not told apart from it in either objective: same." in text
+    counts = "Distinguishable: helpfulness 0, harmless 2 of 3 each."
+    assert f"6 comparisons, Holm's correction over all of them. {counts}" in text
+    assert "Not distinguishable from it in either objective: same." in text
 
 
 def test_what_could_not_be_measured_enters_no_front() -> None:

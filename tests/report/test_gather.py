@@ -115,7 +115,7 @@ def test_single_runs_are_joined_with_their_texts_and_their_training(tmp_path: Pa
     assert data.samples[0].prompt == "How?"
     assert data.samples[0].answers[0].text == "So."
     assert method.margins[0].quantiles["p50"] == pytest.approx(0.05 * 11.5)  # the training's own beta
-    assert any("1 lines are no JSON object" in line for line in data.absent)
+    assert any("1 lines are not JSON objects" in line for line in data.absent)
     assert any("no run of bfpo prepare" in line for line in data.absent)
 
 

@@ -133,7 +133,7 @@ def test_a_closed_or_a_changed_data_set_is_said(repositories: dict[str, Path], t
         "put advbench_harmful_behaviors.csv, harmful_behaviors.csv into a folder of suites.folders" in says["advbench"]
     )
     assert "`path`" not in says["advbench"]
-    assert f"what the hub has at {COMMIT} cannot be read" in says["or-bench"]
+    assert f"the files of the hub at {COMMIT} cannot be read" in says["or-bench"]
     assert says["catqa"] == ["w1"]
 
 

@@ -1,4 +1,4 @@
-"""The comparison itself: try settings on validation prompts, take each rival's best, train every seed, ask on test."""
+"""STAGE: compare all methods: choose settings on validation prompts, train every seed, evaluate on test prompts."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ NUM_TRIALS, QUICK_TRIALS = 4, 2
 
 
 def run(config: CompareConfig, folder: RunFolder) -> None:
-    """Write `comparison.json` and `comparison.md`; every training is a run of its own, and a resumed one goes on.
+    """Write `comparison.json` and `comparison.md`; every training is a run folder, and a resumed comparison continues.
 
-    Settings are chosen at the first seed by the share of helpful and safe answers to validation prompts; the first of
-    equals is taken. Test prompts are asked only of what was chosen. Raises `RunError` where a chain fails.
+    Settings are chosen at the first seed by the share of helpful and safe answers to validation prompts (the first if
+    several are equal). Only models with the chosen setting answer test prompts. Raises `RunError` if a chain fails.
     """
     started = time.monotonic() - folder.record["seconds"]  # of earlier starts
     write_world(config, folder)

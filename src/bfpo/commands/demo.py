@@ -1,4 +1,4 @@
-"""The demo stage itself: make the data, run the chains, write the page."""
+"""STAGE: the demo: make the data, run the chains, write the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 from bfpo.config import DemoConfig
 from bfpo.core.console import show
-from bfpo.experiments.demo import make_data, methods_of, plan_seed
+from bfpo.experiments.demo import collect, make_data, methods_of, plan_seed
 from bfpo.experiments.points import Chain
 from bfpo.experiments.steps import seeds_of
 from bfpo.experiments.workers import run_chains, usable_cores
@@ -18,11 +18,10 @@ __all__ = ["preview", "run"]
 def run(config: DemoConfig, folder: RunFolder) -> None:
     """Run the demo and write `report.html`, `report.md`, `report.json`, `report.csv` and the figures beside them.
 
-    Raises `RunError` where a chain of stages fails; what has ended is kept and a resumed demo goes on from there.
+    Raises `RunError` if a chain of stages fails; a resumed demo skips finished runs.
     """
     make_data(config, folder)
     run_chains(_chains(config, folder), _processes(config), folder.path / "logs")
-    from bfpo.experiments.demo import collect
     from bfpo.report.page import write_report
 
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -38,7 +37,7 @@ def preview(config: DemoConfig) -> list[str]:
     return [
         f"{config.seeds} x (start, ceiling, {', '.join(methods)}), {_processes(config)} at a time",
         f"pairs of each seed: {config.world.main_pairs} main, {config.world.buffer_pairs} buffer; "
-        f"a Llama of {config.model.num_hidden_layers} blocks and width {config.model.hidden_size}, all of it trains",
+        f"a Llama of {config.model.num_hidden_layers} blocks and width {config.model.hidden_size}, all weights trained",
     ]
 
 

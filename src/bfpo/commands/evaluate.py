@@ -24,7 +24,7 @@ from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
 from bfpo.scores.records import AccuracyRow, ScoresFile
-from bfpo.scores.scores import METRICS, Judged, join_verdicts, score_rows
+from bfpo.scores.scores import Judged, join_verdicts, metric_title, score_cells, score_rows
 from bfpo.suites.run import preview_suites, run_suites
 
 __all__ = ["preview", "run"]
@@ -35,14 +35,14 @@ PAIR_ROWS, VERDICT_ROWS = "accuracy.jsonl", "verdicts.jsonl"
 
 
 def run(config: EvaluateConfig, folder: RunFolder) -> None:
-    """Write `scores.json` and `scores.md`, and beside them one row per pair or completion that they were made from.
+    """Write `scores.json` and `scores.md`, and a file with one row per pair or completion behind them.
 
     `accuracy.jsonl`: cell, favoured side, margin, right or not. `verdicts.jsonl`: the verdict, the prompt's kind, the
-    text's id. With suites, `answers.jsonl`: every completion with its verdict. What could not be scored is counted in
-    its score and enters no mean.
+    completion's id. With suites, `answers.jsonl`: every completion with its verdict. Unscored items are counted and are
+    in no mean.
 
-    Raises `DataError` for data that cannot be used or, after all is written, of which nothing could be scored,
-    `ModelError` where policy and reference read text differently.
+    Raises `DataError` for data that cannot be used or, after all files are written, if nothing could be scored,
+    `ModelError` if policy and reference tokenize text differently.
     """
     if not folder.is_writer:
         return
@@ -51,7 +51,7 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         run_suites(config, folder)
         return
     scores: list[Score] = []
-    why: list[str] = []
+    reasons: list[str] = []
     if isinstance(config, CompletionsJob):
         check_judge(config.judge.format)
     if isinstance(config, PairsJob):
@@ -59,19 +59,19 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         rows = _accuracy(config, folder)
         folder.write_jsonl(PAIR_ROWS, rows)
         scores += accuracy_scores(rows, **config.interval_settings())
-        why.append(f"{config.method} favours a side of none of {len(rows)} pairs; another method, or pairs with labels")
+        reasons.append(f"{config.method} favours no side in {len(rows)} pairs; use another method, or labelled pairs")
     if isinstance(config, CompletionsJob):
         folder.add_data("completions", config.completions)
         judged, unscored = _judge(config, _completions(config.completions), folder)
         scores += score_rows(judged, **config.interval_settings())
-        why += [
-            f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; another judge"
+        reasons += [
+            f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; use another judge"
             for reason, count in unscored.most_common(1)
         ]
     _write_scores(folder, config, scores)
-    _tell(scores)
+    _log_scores(scores)
     if all(score.value is None for score in scores if score.metric != "finished"):
-        raise DataError(f"nothing was scored: {' and '.join(why)} may do better. What was written stays in the folder")
+        raise DataError(f"nothing was scored: {'; '.join(reasons)}. The files are kept")
 
 
 def preview(config: EvaluateConfig) -> list[str]:
@@ -114,7 +114,7 @@ def _accuracy(config: PairsJob, folder: RunFolder) -> list[AccuracyRow]:
 
 
 def _read(config: PairsJob) -> tuple[list[Pair], dict[str, int]]:
-    """Return the pairs to test on and what was left out or assumed on the way, by name."""
+    """Return the pairs to test on, and the counts of dropped rows and assumed labels, by name."""
     loaded = load_pairs(config.data, seed=config.seed)
     names = {"rows_rejected": "rows_rejected", "labels_set_safe": "labels_set_safe"}
     names["pairs_without_label_dropped"] = "pairs_dropped"
@@ -132,7 +132,7 @@ def _tokenize(config: PairsJob, pairs: Sequence[Pair], tokenizer: Any) -> tuple[
 
 
 def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int) -> PairLogps:
-    """Load a model, ask it, and let it go before the next one is loaded."""
+    """Return a model's log-probs; the model is freed before the next one is loaded."""
     import torch
 
     policy = load_policy(model, dtype=config.dtype, revision=revision)
@@ -144,12 +144,12 @@ def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[
 
 
 def _check_same_tokens(config: PairsJob, ours: Sequence[TokenPair], theirs: Sequence[TokenPair]) -> None:
-    """A log-ratio needs both models to be asked about the same token ids."""
+    """Raise `ModelError` unless both models get the same token ids, as a log-ratio needs."""
     for one, other in zip(ours, theirs, strict=True):
         sides = ("prompt_ids", "chosen_ids", "rejected_ids")
         if any(getattr(one, side).tolist() != getattr(other, side).tolist() for side in sides):
             raise ModelError(
-                f"reference: {config.reference} and model {config.model} read pair {one.pair_id} as different tokens; "
+                f"reference: {config.reference} and model {config.model} tokenize pair {one.pair_id} differently; "
                 "a margin needs the same tokenizer and chat template for both (chat_template sets one)"
             )
 
@@ -183,8 +183,8 @@ def _judge(
 # ------------------------------------------------------------------------------------------------------- the scores
 
 
-def _tell(scores: Sequence[Score]) -> None:
-    """Log every score that was made in one line: name, value, interval."""
+def _log_scores(scores: Sequence[Score]) -> None:
+    """Log all scores in one line: name, value, interval."""
     measured = [score for score in scores if score.value is not None]
     missing = len(scores) - len(measured)
     lines = [*map(_words, measured), *([f"{missing} others not measured"] if missing else [])]
@@ -193,11 +193,7 @@ def _tell(scores: Sequence[Score]) -> None:
 
 def _words(score: Score) -> str:
     interval = "" if score.low is None or score.high is None else f" ({score.low:.3f} to {score.high:.3f})"
-    return f"{_title(score.metric)} {score.value:.3f}{interval}"
-
-
-def _title(metric: str) -> str:
-    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+    return f"{metric_title(score.metric)} {score.value:.3f}{interval}"
 
 
 def _write_scores(folder: RunFolder, config: EvaluateConfig, scores: Sequence[Score]) -> None:
@@ -207,15 +203,7 @@ def _write_scores(folder: RunFolder, config: EvaluateConfig, scores: Sequence[Sc
         "",
         "| metric | value | interval | scored | unscored |",
         "|---|---|---|---|---|",
-        *(_markdown_row(score) for score in scores),
+        *(f"| {metric_title(score.metric)} | {score_cells(score)} |" for score in scores),
     ]
     folder.write_text("scores.md", "\n".join(lines) + "\n")
     folder.write_card("Scores", {"Scores": "\n".join(lines)})
-
-
-def _markdown_row(score: Score) -> str:
-    title = _title(score.metric)
-    if score.value is None:
-        return f"| {title} | not measured | | 0 | {score.unscored} |"
-    interval = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
-    return f"| {title} | {score.value:.3f} | {interval} | {score.num} | {score.unscored} |"

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from bfpo.config import EvaluateConfig, GenerateConfig, SweepConfig, load_config
 from bfpo.config.evaluate import CompletionsJob
+from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.data.load import PairStream
 from bfpo.data.prompts import read_prompt_files
-from bfpo.experiments.points import Point, chains_of, plan_points, scores_of
+from bfpo.experiments.points import Point, chains_of, plan_points, read_judged, scores_of
+from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
+from bfpo.experiments.workers import run_chains
 from bfpo.generation.settings import ServerSpec
 from bfpo.judges.judges import check_judge
 from bfpo.objective.methods import method_settings
@@ -19,20 +22,12 @@ from bfpo.policy.skeleton import read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.scores import METRICS, Judged
 
-__all__ = [
-    "check_inputs",
-    "preview",
-    "run",
-]
+__all__ = ["preview", "run"]
 
-# What is imported where it is used takes seconds (torch, transformers, scipy): a mistake in a grid is told without.
-
-
-logger = logging.getLogger(__name__)
-
+_log = logging.getLogger(__name__)
 _GIB = 2**30
-# Keys of `bfpo train` whose value no estimate of memory depends on.
-_OF_NO_MEMORY = frozenset(
+# Keys of `bfpo train` that do not change the estimate of memory.
+_NOT_IN_MEMORY = frozenset(
     {"method", *method_settings(), "anchor_weight", "buffer_weight", "learning_rate", "lr_scheduler_type"}
     | {"warmup_steps", "weight_decay", "max_grad_norm", "seed"}
 )
@@ -41,18 +36,13 @@ _OF_NO_MEMORY = frozenset(
 def run(config: SweepConfig, folder: RunFolder) -> None:
     """Write `tradeoff.json`, `.csv`, `.md` and the figure as `.svg`, `.png`; the runs are below `points/`.
 
-    Tokens and reference log-probs are those of all points: each is computed once. Raises `ConfigError` for a config
-    that a stage refuses, before anything runs, `RunError` where a point fails; a resumed sweep goes on from what has
-    ended.
+    Tokens and reference log-probs are computed once for all points. Raises `ConfigError` for a config that a stage
+    refuses, before anything runs, `RunError` if a point fails; a resumed sweep skips finished runs.
     """
     points = plan_points(config)
     files = [file for file in (config.train, config.generate, config.evaluate) if file is not None]
     folder.add_data("configs", files)
-
-    from bfpo.commands.sweep import check_inputs
-    from bfpo.experiments.workers import run_chains
-
-    check_inputs(config, points)
+    _check_inputs(config, points)
     memory = {} if config.memory_gib is None else _memory(config, points)
     chains = chains_of(config, points, folder.path, memory)
     budget = None if config.memory_gib is None else int(config.memory_gib * _GIB)
@@ -61,12 +51,9 @@ def run(config: SweepConfig, folder: RunFolder) -> None:
 
 
 def preview(config: SweepConfig) -> list[str]:
-    """Return the points with the memory that each training needs by estimate; models, data and judge are checked."""
+    """Return the points with the estimated memory of each training; models, data and judge are checked."""
     points = plan_points(config)
-
-    from bfpo.commands.sweep import check_inputs
-
-    found = check_inputs(config, points)
+    found = _check_inputs(config, points)
     memory = _memory(config, points)
     chains = chains_of(config, points, Path("OUT"), memory)
     return [
@@ -86,12 +73,8 @@ def _memory_words(memory: int) -> str:
 
 
 def _write_result(config: SweepConfig, folder: RunFolder, points: list[Point]) -> None:
-    from bfpo.core.console import show
-    from bfpo.experiments.points import read_judged
-    from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
     from bfpo.plots.style import png_bytes, svg_bytes
     from bfpo.report.figures.tradeoff import front_figure
-    from bfpo.scores.scores import METRICS
 
     result = tradeoff(
         {point.name: read_judged(*scores_of(point, folder.path)) for point in points},
@@ -116,7 +99,7 @@ def _write_result(config: SweepConfig, folder: RunFolder, points: list[Point]) -
 
 
 def _memory(config: SweepConfig, points: list[Point]) -> dict[str, int]:
-    """Return the estimates of `bfpo doctor` for the trainings, bytes by point; those of the same shape are one."""
+    """Return the estimates of `bfpo doctor` for the trainings, bytes by point; each shape is estimated once."""
     from bfpo.training.diagnosis import examine
 
     known: dict[str, int] = {}
@@ -124,25 +107,23 @@ def _memory(config: SweepConfig, points: list[Point]) -> dict[str, int]:
     for point in points:
         if point.train is None or config.train is None:
             continue
-        if point.train.quantize is not None and config.memory_gib is None:  # which no estimate counts
+        if point.train.quantize is not None and config.memory_gib is None:  # not estimated
             continue
-        shape = repr({key: value for key, value in point.train if key not in _OF_NO_MEMORY})
+        shape = repr({key: value for key, value in point.train if key not in _NOT_IN_MEMORY})
         if shape not in known:
             known[shape] = examine(Path(config.train), point.overrides).memory.total
         memory[point.name] = known[shape]
     most = max(memory.values(), default=0) / _GIB
     if config.memory_gib is not None and most > config.memory_gib:
-        logger.warning(
-            "a training needs %.2f GiB by estimate, memory_gib is %g: it runs alone", most, config.memory_gib
-        )
+        _log.warning("a training needs %.2f GiB by estimate, memory_gib is %g: it runs alone", most, config.memory_gib)
     return memory
 
 
-def check_inputs(config: SweepConfig, points: list[Point]) -> list[str]:
-    """Return what there is, in lines: prompts and pairs. Weights are not loaded.
+def _check_inputs(config: SweepConfig, points: list[Point]) -> list[str]:
+    """Return lines on the prompts and pairs; weights are not loaded.
 
-    Raises `ModelError` for a model or a local judge that is not there, `DataError` and `LabelError` for data that
-    cannot be used, `ConfigError` for objectives that the judge does not measure, `SettingError` for the judge.
+    Raises `ModelError` for a missing model or local judge, `DataError` and `LabelError` for data that cannot be used,
+    `ConfigError` for objectives that the judge does not measure, `SettingError` for an unknown judge.
     """
     evaluate = load_config(EvaluateConfig, config.evaluate, ["completions=x"])
     assert isinstance(evaluate, CompletionsJob)  # the override asks for it
@@ -159,7 +140,7 @@ def check_inputs(config: SweepConfig, points: list[Point]) -> list[str]:
 
 
 def _models(points: list[Point]) -> list[tuple[str, str | None]]:
-    """Return every model that a point starts from or reads, once, with its revision."""
+    """Return every model that a point reads, once, with its revision."""
     models: dict[tuple[str, str | None], None] = {}
     for point in points:
         models[point.start, None if point.train is None else point.train.revision] = None
@@ -169,7 +150,7 @@ def _models(points: list[Point]) -> list[tuple[str, str | None]]:
 
 
 def _read_pairs(points: list[Point]) -> list[str]:
-    """Read the data of every training, the same of several once, and return a line on each."""
+    """Read the data of every training, each data set once, and return a line on each."""
     lines: dict[str, str] = {}
     for point in points:
         if point.train is None:
@@ -200,11 +181,11 @@ def _check_judge(config: SweepConfig, evaluate: CompletionsJob) -> None:
 
 
 def _needs_verdict_alone(name: str) -> bool:
-    """Whether a metric can be told of an answer of which only safe or unsafe is known."""
+    """Return whether a metric needs only the verdict safe or unsafe."""
     kind = next(iter(METRICS[name].kinds), "")
     return METRICS[name].value(Judged(id="", prompt="", kind=kind, safe=True)) is not None
 
 
 def _is_local(model: str) -> bool:
-    """Whether a name can only be that of a folder: ids of the hub have one slash at most."""
+    """Return whether a name can only be a folder: ids of the hub have at most one slash."""
     return model.startswith(("/", ".", "~")) or model.count("/") > 1

@@ -97,7 +97,7 @@ def load_lines(kind: type[Record], path: str | Path, problems: list[str] | None 
         left_out += (f"line {number}: {one}" for one in left_out_here)
         unknown += unknown_here
     if broken and problems is not None:
-        problems.append(f"{path}: {broken} lines are no JSON object and were passed over")
+        problems.append(f"{path}: {broken} lines are not JSON objects and were skipped")
     if len(left_out) > 1:
         left_out = [f"{left_out[0]}; and {len(left_out) - 1} more"]
     _report(path, left_out, unknown, problems)
@@ -120,7 +120,7 @@ class _MisfitError(ValueError):
     """JSON that is not a record of the expected class."""
 
 
-_NO_OBJECT = "is no JSON object"
+_NO_OBJECT = "not a JSON object"
 
 
 @cache

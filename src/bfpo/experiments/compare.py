@@ -1,4 +1,4 @@
-"""What the comparison runs: rivals as recipes of stages, settings to try for each, and the chains that they make."""
+"""`bfpo compare`: the methods as chains of stages, the settings to try for each, and the result as tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bfpo.core.schema import Score
 from bfpo.experiments.points import Chain, Step, blend_name
 from bfpo.experiments.steps import CEILING, START, asking, sft_step, train_step
 from bfpo.objective.methods import METHODS
-from bfpo.scores.comparisons import compare_pairs, not_told_from
+from bfpo.scores.comparisons import compare_pairs, indistinguishable_from
 from bfpo.scores.records import (
     ComparedMethod,
     ComparisonFamily,
@@ -54,9 +54,9 @@ def _with(name: str, *values: float) -> tuple[Trial, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A method as the comparison runs it: `kind` names its recipe, `trials` the settings to try, the quick ones first.
+    """A compared method: `kind` is how it is trained, `trials` the settings to try, those of `--quick` first.
 
-    `trainings`: how many trainings stand behind one model; each has the same number of steps.
+    `trainings`: the number of trainings of one model, each with the same number of steps.
     """
 
     name: str
@@ -87,7 +87,7 @@ RIVALS: dict[str, Rival] = {
 
 @dataclass(slots=True)
 class _Seed:
-    """The chains of one seed as they are asked for: what two rivals need is run once."""
+    """The chains of one seed; a training that several methods need is run once."""
 
     config: CompareConfig
     root: Path
@@ -119,7 +119,7 @@ class _Seed:
         return name, step.out / "models" / blend_name(weight)
 
     def model(self, rival: Rival, trial: Trial) -> tuple[str, Path]:
-        """Return the chain and the folder of a rival's model, with all that it needs before it."""
+        """Return the chain and the folder of a rival's model, and add the chains that it needs."""
         start = self.sft(START)
         if rival.kind == "loss":
             return self.train(rival.name, trial, start)
@@ -149,21 +149,21 @@ def prompts_file(root: Path, part: Part) -> Path:
 
 
 def scores_folder(root: Path, name: str, seed: int, part: Part) -> Path:
-    """Return where the answers and verdicts of a model on a part are: `answers/` and `scores/`."""
+    """Return the folder with the answers and verdicts of a model on a part, in `answers/` and `scores/`."""
     return root / f"seed-{seed}" / "asked" / part / name
 
 
 def models_of(rival: Rival, trials: Iterable[int]) -> list[str]:
-    """Return the names under which a rival is asked at these of its trials."""
+    """Return the names of a rival's models at these trials."""
     return [f"{rival.name}-trial{number}" for number in trials]
 
 
 def chains_of(
     config: CompareConfig, root: Path, seed: int, wanted: Mapping[str, Iterable[int]], part: Part
 ) -> list[Chain]:
-    """Return the chains of one seed that train each rival at the numbers of its trials in `wanted`, and ask it.
+    """Return the chains of one seed that train and evaluate each rival at the numbers of its trials in `wanted`.
 
-    Start and ceiling are asked beside them.
+    Start and ceiling are evaluated too.
     """
     plan = _Seed(config, root, seed)
     for name in (START, CEILING):
@@ -197,7 +197,7 @@ def make_result(
 
     `accuracy`: on held-out pairs, by BFPO's target for every method. Intervals are clustered by prompt and, with
     several seeds, by seed. Every two methods are compared in `SHOWN[0]` on the same prompts and seeds, one family under
-    Holm's correction: so it holds for the best method too, which is known only after looking.
+    Holm's correction, so that the best method may be chosen after seeing the results.
     """
     resamples = int(config["bootstrap_samples"])
     names = [name for name in judged if name in RIVALS]
@@ -233,8 +233,8 @@ def make_result(
             family=f"every two of {len(names)} methods in {SHOWN[0]}",
             num=len(rows),
             rows=rows,
-            not_told_from_best=_best_first(not_told_from(first, rows, confidence), methods),
-            not_told_from_bfpo=_best_first(not_told_from(MAIN, rows, confidence), methods),
+            not_told_from_best=_best_first(indistinguishable_from(first, rows, confidence), methods),
+            not_told_from_bfpo=_best_first(indistinguishable_from(MAIN, rows, confidence), methods),
         ),
     )
 
@@ -253,7 +253,7 @@ def _measured(name: str, rows: Sequence[Judged], confidence: float, resamples: i
 
 
 def _difference(one: str, other: str, rows: Sequence[ModelComparison]) -> MethodDifference | None:
-    """Return one - other as a value with its interval and p-values; `None` where the two are not compared."""
+    """Return one - other with its interval and p-values; `None` if the two are not compared."""
     for row in rows:
         if {row.first, row.second} == {one, other}:
             low, value, high = row.low, row.difference, row.high
@@ -274,13 +274,13 @@ def _best_first(names: Sequence[str], methods: Sequence[ComparedMethod]) -> list
 
 
 def result_markdown(result: ComparisonFile) -> str:
-    """Return the comparison as Markdown: tables with what they say, settings tried and taken, what all share."""
+    """Return the comparison as Markdown: scores and differences, every seed, settings tried, and what is equal."""
     methods = result.methods
     order = _ranked(methods) + [method for method in methods if method.name not in RIVALS]
     best = RIVALS[result.best].title
     heads = ["method", *(METRICS[metric].title for metric in SHOWN), "BFPO minus it", f"best ({best}) minus it"]
     lines = [
-        _what_is_asked(result),
+        _introduction(result),
         "",
         _row(heads),
         _row(["---"] * len(heads)),
@@ -295,51 +295,51 @@ def result_markdown(result: ComparisonFile) -> str:
             for method in order
         ),
         "",
-        *_what_is_told_apart(result, best),
+        *_distinguishable(result, best),
         "",
-        f"Not beaten in {' and '.join(METRICS[key].title for key in result.objectives)} together: "
+        f"Pareto-optimal in {' and '.join(METRICS[key].title for key in result.objectives)}: "
         f"{', '.join(result.pareto_front)} (as measured, not tested).",
         "",
         "## Every seed, and ranking",
         "",
         *_by_seed(order),
         "",
-        "## Settings tried and taken",
+        "## Settings tried and chosen",
         "",
-        "Helpful and safe on validation prompts at the first seed, per cent; what was taken in bold.",
+        "Helpful and safe on validation prompts at the first seed, per cent; the chosen setting is bold.",
         "",
         _row(["method", "trainings", "setting: score"]),
         _row(["---"] * 3),
         *(_row([m.title, str(m.trainings), _trials(m)]) for m in methods if m.trials),
         "",
-        *_the_same(result.config),
+        *_equal_for_all(result.config),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _what_is_asked(result: ComparisonFile) -> str:
+def _introduction(result: ComparisonFile) -> str:
     scores = result.methods[0].scores
     kinds = {"harmful": "harmless_harmful", "benign": "over_refusal_benign", "borderline": "over_refusal_borderline"}
     counts = {kind: scores[metric].extra["num_prompts"] for kind, metric in kinds.items()}
     num, seeds = scores[SHOWN[0]].extra["num_prompts"], result.config["seeds"]
     by_kind = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return (
-        f"Per cent on {num} test prompts ({by_kind}), number of seeds {seeds}, {scores[SHOWN[0]].num} answers a "
+        f"Per cent on {num} test prompts ({by_kind}), number of seeds {seeds}, {scores[SHOWN[0]].num} answers per "
         f"method, {result.confidence:.0%} intervals by a bootstrap over prompts and seeds. Sorted by helpful and "
         "safe; the last columns are paired differences in it, in points, with the p-value after Holm's correction."
     )
 
 
-def _what_is_told_apart(result: ComparisonFile, best: str) -> list[str]:
+def _distinguishable(result: ComparisonFile, best: str) -> list[str]:
     found, level = result.comparisons, 1 - result.confidence
     lines = [
-        f"Differences count as told apart where the sign-flip test, paired by prompt, gives p <= {level:.2g} after "
-        f"Holm's correction over all {found.num} comparisons ({found.family}), and the interval, which counts "
-        "seeds as well, leaves out 0. The test speaks about other prompts and these trainings."
+        f"Two methods are distinguishable if the sign-flip test, paired by prompt, gives p <= {level:.2g} after "
+        f"Holm's correction over all {found.num} comparisons ({found.family}), and the interval, which includes the "
+        "variation between seeds, excludes 0. The test generalizes to other prompts, but not to other trainings."
     ]
     for name, others in ((best, found.not_told_from_best), (RIVALS[MAIN].title, found.not_told_from_bfpo)):
         titles = ", ".join(RIVALS[other].title for other in others or ()) or "none"
-        lines += ["", f"**Cannot be told from {name}:** {titles}."]
+        lines += ["", f"**Not distinguishable from {name}:** {titles}."]
     return lines[:3] if best == RIVALS[MAIN].title else lines
 
 
@@ -347,7 +347,7 @@ def _by_seed(order: Sequence[ComparedMethod]) -> list[str]:
     metric = SHOWN[0]
     return [
         "Helpful and safe by seed, per cent; and the share of held-out pairs that the implicit reward ranks by the "
-        "sign of BFPO's target (for every method), which is BFPO's own aim and not that of the others.",
+        "sign of BFPO's target (for every method), which is the objective of BFPO but not of the others.",
         "",
         _row(["method", "by seed", "largest minus smallest", "pairs ranked"]),
         _row(["---"] * 4),
@@ -365,9 +365,9 @@ def _seed_cells(method: ComparedMethod, metric: str) -> list[str]:
     ]
 
 
-def _the_same(config: Mapping[str, Any]) -> list[str]:
+def _equal_for_all(config: Mapping[str, Any]) -> list[str]:
     return [
-        "## The same for all",
+        "## Equal for all methods",
         "",
         *(f"- {section}: {_facts(config[section])}" for section in ("world", "model", "sft", "align")),
         f"- sampling temperature: {config['temperature']:g}; first seed: {config['seed']}",

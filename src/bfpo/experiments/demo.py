@@ -1,4 +1,4 @@
-"""From the demo's run folders to the data of its page."""
+"""`bfpo demo`: its data, the chains of one seed, and the data of its page from their run folders."""
 
 from __future__ import annotations
 
@@ -82,15 +82,15 @@ GATE = 0.95
 _COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
 _TITLES = {START: "Start", CEILING: "Ceiling"}
 _SUMMARIES = {
-    START: "SFT on a partly right mixture; where every method begins",
+    START: "SFT on a mixture of good and bad answers; the start of every method",
     CEILING: "SFT on ideal answers only: what this model can reach in this world",
 }
 
 
 def collect(config: DemoConfig, folder: RunFolder, *, commands: Sequence[str], created: str) -> ReportData:
-    """Return the page's data from the verdicts, accuracies and metrics that the chains of all seeds have written.
+    """Return the page's data from the verdicts, accuracies and metrics of all chains.
 
-    Raises `RunError` where a file of a chain cannot be read.
+    Raises `RunError` if a file of a chain cannot be read.
     """
     seeds = list(seeds_of(config))
     names = [*methods_of(config), START, CEILING]
@@ -192,7 +192,7 @@ def _comparisons(judged: dict[str, list[Judged]], methods: Sequence[str]) -> lis
 
 
 def _samples(answers: dict[str, Answers]) -> list[Sample]:
-    """Return the first answer of every method to every prompt, the kinds in turn so that each is seen at once."""
+    """Return the first answer of every method to every prompt, kinds of prompts in_turn."""
     first: dict[str, dict[str, tuple[Completion, Verdict]]] = {}
     for name, rows in answers.items():
         first[name] = {}
@@ -250,11 +250,11 @@ def _seconds(root: Path, names: Sequence[str], seeds: Sequence[int]) -> dict[str
 
 def _notes(config: DemoConfig) -> list[str]:
     notes = [
-        "Every method starts from the same SFT model of its seed and sees the same pairs, steps and anchor; beta and "
-        "the learning rate are each method's own, chosen on validation topics, as many trials for each (docs/demo.md).",
+        "Every method starts from the SFT model of its seed, with the same pairs, steps and anchor; beta and the "
+        "learning rate are chosen for each method on validation topics, with equally many trials (docs/demo.md).",
         "Harm in this world is invented: a rough verb on one of the town's wards. Borderline prompts are harmless and "
-        "share one of the two words.",
+        "contain one of the two words.",
     ]
     if config.part == "validation":
-        notes.insert(0, "These are validation topics, on which settings are chosen: not figures to quote.")
+        notes.insert(0, "These are validation topics, on which settings are chosen: do not cite these figures.")
     return notes

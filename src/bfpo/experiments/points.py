@@ -1,4 +1,4 @@
-"""The points of a sweep and the chains that make them, every config checked before anything runs."""
+"""Chains of stages, the points of a sweep with all configs checked before anything runs, and their results."""
 
 from __future__ import annotations
 
@@ -49,10 +49,38 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, and logs add to the name
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One model of a sweep: its settings on top of the file, and the config of its training, `None` for a blend.
+class Step:
+    """One stage of a chain; `out` is its run folder."""
 
-    `overrides` are the settings as `key=value`.
+    stage: str
+    config: StageConfig
+    out: Path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chain:
+    """Stages that run one after another in one process; `needs` names chains of the same seed that must end before.
+
+    `memory` is an estimate in bytes, 0 if unknown.
+    """
+
+    name: str
+    seed: int
+    steps: tuple[Step, ...]
+    needs: tuple[str, ...] = ()
+    memory: int = 0
+
+    @property
+    def title(self) -> str:
+        """Return the chain's name in progress lines."""
+        return f"seed {self.seed} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One model of a sweep: its settings, as values and as overrides `key=value` of the config file.
+
+    `train` is the config of its training, `None` for a blend.
     """
 
     name: str
@@ -62,7 +90,7 @@ class Point:
 
     @property
     def start(self) -> str:
-        """Return a model that is there before anything runs: the blend, or what the training starts from."""
+        """Return the model that exists before anything runs: the blend, or the start of the training."""
         return str(self.settings["model"]) if self.train is None else self.train.model
 
     def place(self, root: Path) -> Path:
@@ -70,28 +98,28 @@ class Point:
         return root / "points" / _folder_name(self.name)
 
     def training(self, root: Path) -> list[str]:
-        """Return the settings of its training below `root`: its own, and the tokens that all points share."""
+        """Return the overrides of its training: its own, and the token cache that all points share."""
         assert self.train is not None
         tokens = [] if self.train.token_cache else [f"token_cache={json.dumps(str(root / TOKENS))}"]
         return [*self.overrides, *tokens]
 
     def model(self, root: Path) -> Path:
-        """Return the folder of the model that is asked."""
+        """Return the folder of the model to evaluate."""
         return Path(self.start) if self.train is None else self.place(root) / "train" / "model"
 
 
 def plan_points(config: SweepConfig) -> list[Point]:
-    """Return the points, whose configs are those of stages that could start.
+    """Return the points, with all their configs checked; nothing is loaded.
 
-    Raises `ConfigError` for what a stage refuses, whichever point it is of, and for points that are not told apart,
-    `RunError` for blends that are none. Nothing is loaded.
+    Raises `ConfigError` for a config that a stage refuses and for points of the same name, `RunError` for invalid
+    blends.
     """
     points = _blends(Path(config.blends)) if config.blends is not None else list(_grid(config))
     folders: dict[str, Point] = {}
     for point in points:
         folder = _folder_name(point.name)
         if folder in folders:
-            raise ConfigError(f"grid: {point.name} is there twice; allowed: each value of a key once")
+            raise ConfigError(f"grid: {point.name} occurs twice; allowed: each value of a key once")
         if len(folder.encode()) > _LONGEST_NAME:
             raise ConfigError(
                 f"grid: {point.name[:60]}...: too long for the name of a folder; sweep fewer keys at once"
@@ -100,14 +128,73 @@ def plan_points(config: SweepConfig) -> list[Point]:
     _refuse_own_key(config.generate, "generate", "model")
     if config.evaluate is not None:
         _refuse_own_key(config.evaluate, "evaluate", "completions")
-    for point in points:  # with a model that is there, what a stage says of its model is said of the right one
+    for point in points:  # checked with the start model, as a stage checks that its model exists
         for step in _asking(config, point, Path("OUT"), Path(point.start)):
             check_stage(step.stage, step.config)
     return points
 
 
+def _blends(run: Path) -> list[Point]:
+    file = run / "models.json"
+    try:
+        blends = load(InterpolateFile, file).models
+    except RunError as error:
+        raise RunError(f"blends: cannot be read as a run of `bfpo interpolate` ({error})") from error
+    points = [Point(f"weight={blend.weight:g}", asdict(blend)) for blend in blends]
+    models = [Path(point.start) for point in points]
+    if missing := [str(model) for model in models if not model.is_dir()]:
+        raise RunError(f"{file}: {missing[0]} does not exist; continue that run with --resume, or check blends")
+    if not points:
+        raise RunError(f"{file}: holds no model; check blends")
+    return points
+
+
+def _grid(config: SweepConfig) -> Iterator[Point]:
+    keys = list(config.grid)
+    for one, other in itertools.permutations(keys, 2):
+        if other.startswith((f"{one}.", f"{one}[")):
+            raise ConfigError(f"grid: {one} and {other}: the first contains the second; sweep one of the two")
+    problems: dict[str, str] = {}
+    for values in itertools.product(*config.grid.values()):
+        settings = dict(zip(keys, values, strict=True))
+        name = ",".join(f"{key}={_text(value)}" for key, value in settings.items())
+        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        try:
+            train = load_config(AlignConfig, config.train, overrides)
+            check_stage("train", train)
+            if train.reference in ("auto", "precompute"):
+                load_config(ReferenceConfig, config.train, overrides)
+        except BfpoError as error:
+            text = str(error)
+            for override in overrides:  # the user did not write these as --set
+                text = text.replace(f"--set {override}: ", "")
+            problems.setdefault(text, name)  # one error is reported once, not for every point
+            continue
+        yield Point(name, settings, overrides, train)
+    if problems:
+        where = f"on top of {config.train}"
+        raise ConfigError("\n".join(f"grid: {name} {where}: {problem}" for problem, name in problems.items()))
+
+
+def _text(value: Any) -> str:
+    """Return a value as in a name: short, and different for different values."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _refuse_own_key(file: str, name: str, key: str) -> None:
+    """Raise `ConfigError` if a file sets a key that the sweep sets; other errors are left to its loader."""
+    try:
+        values, _ = parse_yaml(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    if isinstance(values, Mapping) and key in values:
+        raise ConfigError(f"{name}: {file} sets {key}, which differs between points; remove it from the file")
+
+
 def chains_of(config: SweepConfig, points: list[Point], root: Path, memory: Mapping[str, int]) -> list[Chain]:
-    """Return a chain for each point, and before them the pass that all their trainings need; `memory` by point."""
+    """Return a chain for each point, after one for the reference log-probs they share; `memory`: bytes by point."""
     chains: list[Chain] = []
     needs: tuple[str, ...] = ()
     first = points[0]
@@ -126,11 +213,6 @@ def chains_of(config: SweepConfig, points: list[Point], root: Path, memory: Mapp
     return chains
 
 
-def scores_of(point: Point, root: Path) -> tuple[Path, Path]:
-    """Return the run folders of a point's answers and of their verdicts."""
-    return point.place(root) / "answers", point.place(root) / "scores"
-
-
 def _asking(config: SweepConfig, point: Point, root: Path, model: Path) -> tuple[Step, Step]:
     answers, scores = scores_of(point, root)
     generate = load_config(GenerateConfig, config.generate, [f"model={json.dumps(str(model))}"])
@@ -139,103 +221,18 @@ def _asking(config: SweepConfig, point: Point, root: Path, model: Path) -> tuple
     return Step("generate", generate, answers), Step("evaluate", evaluate, scores)
 
 
-# ---------------------------------------------------------------------------------------------------- the two kinds
-
-
-def _blends(run: Path) -> list[Point]:
-    file = run / "models.json"
-    try:
-        blends = load(InterpolateFile, file).models
-    except RunError as error:
-        raise RunError(f"blends: cannot be read as a run of `bfpo interpolate` ({error})") from error
-    points = [Point(f"weight={blend.weight:g}", asdict(blend)) for blend in blends]
-    models = [Path(point.start) for point in points]
-    if missing := [str(model) for model in models if not model.is_dir()]:
-        raise RunError(f"{file}: {missing[0]} is not there; go on with that run with --resume, or check blends")
-    if not points:
-        raise RunError(f"{file}: holds no model; check blends")
-    return points
-
-
-def _grid(config: SweepConfig) -> Iterator[Point]:
-    keys = list(config.grid)
-    for one, other in itertools.permutations(keys, 2):
-        if other.startswith((f"{one}.", f"{one}[")):
-            raise ConfigError(f"grid: {one} and {other}: the first holds the second; sweep one of the two")
-    problems: dict[str, str] = {}
-    for values in itertools.product(*config.grid.values()):
-        settings = dict(zip(keys, values, strict=True))
-        name = ",".join(f"{key}={_text(value)}" for key, value in settings.items())
-        overrides = tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
-        try:
-            train = load_config(AlignConfig, config.train, overrides)
-            check_stage("train", train)
-            if train.reference in ("auto", "precompute"):
-                load_config(ReferenceConfig, config.train, overrides)
-        except BfpoError as error:
-            text = str(error)
-            for override in overrides:  # nobody wrote these as --set
-                text = text.replace(f"--set {override}: ", "")
-            problems.setdefault(text, name)  # one mistake is said once, not of every point that it spoils
-            continue
-        yield Point(name, settings, overrides, train)
-    if problems:
-        where = f"on top of {config.train}"
-        raise ConfigError("\n".join(f"grid: {name} {where}: {problem}" for problem, name in problems.items()))
-
-
-def _refuse_own_key(file: str, name: str, key: str) -> None:
-    """Raise `ConfigError` where a file sets what the sweep sets; what else is wrong with it, its loader says."""
-    try:
-        values, _ = parse_yaml(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-    if isinstance(values, Mapping) and key in values:
-        raise ConfigError(f"{name}: {file} sets {key}, which is each point's own; leave it out of the file")
+def scores_of(point: Point, root: Path) -> tuple[Path, Path]:
+    """Return the run folders of a point's answers and of their verdicts."""
+    return point.place(root) / "answers", point.place(root) / "scores"
 
 
 def _folder_name(name: str) -> str:
     return name.replace("/", "_")
 
 
-def _text(value: Any) -> str:
-    """Return a value as a name has it: short, and the same for the same value alone."""
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One stage of a chain; `out` is its run folder."""
-
-    stage: str
-    config: StageConfig
-    out: Path
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chain:
-    """Stages that run one after another in one process; `needs` names what must have ended before, of the same seed.
-
-    `memory` is an estimate in bytes, 0 where nobody keeps account.
-    """
-
-    name: str
-    seed: int
-    steps: tuple[Step, ...]
-    needs: tuple[str, ...] = ()
-    memory: int = 0
-
-    @property
-    def title(self) -> str:
-        """Return how the chain is called in progress lines."""
-        return f"seed {self.seed} {self.name}"
-
-
-def read_verdicts(path: Path) -> dict[str, Verdict]:
-    """Return the verdicts of a `verdicts.jsonl` by the id of the completion."""
-    return {row.completion_id: narrowed(Verdict, row) for row in load_lines(VerdictRow, path)}
+def blend_name(weight: float) -> str:
+    """Return the folder name of an interpolated model; `weight` is that of the second model."""
+    return f"weight-{weight:g}"
 
 
 def read_judged(answers: Path, scores: Path, *, seed: int = 0) -> list[Judged]:
@@ -245,13 +242,13 @@ def read_judged(answers: Path, scores: Path, *, seed: int = 0) -> list[Judged]:
     return join_verdicts(completions, [verdicts[completion.id] for completion in completions], seed=seed)
 
 
+def read_verdicts(path: Path) -> dict[str, Verdict]:
+    """Return the verdicts of a `verdicts.jsonl` by the id of the completion."""
+    return {row.completion_id: narrowed(Verdict, row) for row in load_lines(VerdictRow, path)}
+
+
 def read_accuracy(runs: Sequence[Path]) -> list[Score]:
-    """Return the accuracy on held-out pairs from `scores/accuracy.jsonl` of the runs, one of each seed."""
+    """Return the accuracy on held-out pairs from `scores/accuracy.jsonl` of the runs, one per seed."""
     files = [run / "scores" / "accuracy.jsonl" for run in runs]
     found = [(row, seed) for seed, file in enumerate(files) if file.exists() for row in load_lines(AccuracyRow, file)]
     return accuracy_scores([row for row, _ in found], seeds=[seed for _, seed in found]) if found else []
-
-
-def blend_name(weight: float) -> str:
-    """Return the folder of the model that is this share of the second one."""
-    return f"weight-{weight:g}"

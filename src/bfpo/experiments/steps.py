@@ -1,4 +1,4 @@
-"""What every experiment on the closed world is made of: its data on disk, and the stages that use it."""
+"""The parts of an experiment on the closed world: its data files, and the stages that use them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def seeds_of(config: WorldKeys) -> range:
 
 
 def write_world(config: WorldKeys, folder: RunFolder) -> None:
-    """Write what every experiment on the world trains on: the tokenizer, prompts to attack, each seed's data sets."""
+    """Write the training data of an experiment: the tokenizer, the red-teaming prompts, each seed's data sets."""
     save_tokenizer(folder.folder("tokenizer"))
     folder.write_jsonl("data/redteam.jsonl", (_prompt_row(prompt) for prompt in redteam_prompts()))
     for seed in seeds_of(config):
@@ -145,7 +145,7 @@ def asking(
     reference: Path | None = None,
     pairs: Path | None = None,
 ) -> tuple[Step, Step]:
-    """Return the two stages that ask a model and judge what it says; with a reference also its accuracy on pairs."""
+    """Return the stages that generate and evaluate a model's answers; with `pairs` also its accuracy on them."""
     generate = GenerateConfig.model_validate(
         {
             "model": str(model),
@@ -160,7 +160,7 @@ def asking(
     )
     answers = runs / "answers"
     judged: dict[str, Any] = {"completions": str(answers / "completions.jsonl"), "seed": seed, "threads": 1}
-    if pairs is not None:  # by BFPO's target for every method, so that the figures stand side by side
+    if pairs is not None:  # by BFPO's target for every method, so that the numbers are comparable
         judged |= {"model": str(model), "reference": str(reference), "data": {"files": [str(pairs)], "layout": "bfpo"}}
         judged |= {"method": "bfpo", "max_length": _MAX_LENGTH, "pairs_per_batch": 64}
     evaluate = EvaluateConfig.model_validate(judged)

@@ -1,4 +1,4 @@
-"""Several models, two objectives: the front, its hypervolume, and the model nearest to what a user asks for."""
+"""The trade-off of several models in two objectives: Pareto front, hypervolume, and the model nearest to a target."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import csv
 import hashlib
 import io
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Score
-from bfpo.scores.comparisons import compare_pairs, is_told_apart, not_told_from
+from bfpo.scores.comparisons import compare_pairs, indistinguishable_from, is_distinguishable
 from bfpo.scores.records import (
     ChosenOn,
     ComparisonFamily,
     Hypervolume,
     NearestPoint,
-    ToldOn,
+    ScoredOn,
     TradeoffFile,
     TradeoffPoint,
 )
@@ -48,11 +48,11 @@ def tradeoff(
 ) -> TradeoffFile:
     """Return points, front, hypervolume, comparisons and the chosen point; `judged`, `settings` are by model.
 
-    `objectives` are two metrics of which more is better, `reference` the lowest value of each that counts. The
-    hypervolume is over the answers that every model gave a scored one to. Every two models are compared in both
-    objectives, one family under Holm's correction. What `at_least` asks for is chosen on that share of the prompts and
-    told on the others. A model that an objective could not be measured for is listed and takes no part. Raises
-    `DataError` where none is left, `SettingError` for a constraint on something else.
+    `objectives` are two metrics that are better when higher, `reference` the corner of the hypervolume, which is over
+    the items scored for every model. Every two models are compared in both objectives, one family under Holm's
+    correction. The model for `at_least` is chosen on `validation_share` of the prompts and scored on the others. A
+    model without a value for an objective is listed and left out. Raises `DataError` if none remains, `SettingError`
+    for a constraint on another metric.
     """
     intervals: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "random_seed": random_seed}
     scores = {name: {score.metric: score for score in score_rows(rows, **intervals)} for name, rows in judged.items()}
@@ -60,7 +60,7 @@ def tradeoff(
     if not measured:
         raise DataError(
             f"{', '.join(objectives)}: measured for none of {len(judged)} models; choose other objectives, or a judge "
-            "that gives them"
+            "that measures them"
         )
     points = {name: {key: float(scores[name][key].value or 0.0) for key in objectives} for name in measured}
     rows_of = {name: judged[name] for name in measured}
@@ -70,7 +70,7 @@ def tradeoff(
     nearest = None
     if at_least:
         nearest = choose_nearest(rows_of, at_least, objectives, validation_share, **intervals)
-        nearest.not_told_from = not_told_from(nearest.name, compared, confidence)
+        nearest.not_told_from = indistinguishable_from(nearest.name, compared, confidence)
     volume = hypervolume_interval(values, prompts, reference, **intervals)
     return TradeoffFile(
         objectives=list(objectives),
@@ -87,7 +87,7 @@ def tradeoff(
 def _by_answer(
     judged: Mapping[str, Sequence[Judged]], objectives: Sequence[str]
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[str]]]:
-    """Return the values of each model by objective and the prompts of each objective, of answers that all have."""
+    """Return values by model and objective, and prompts by objective, of the answers with a value for all models."""
     values: dict[str, dict[str, list[float]]] = {name: {} for name in judged}
     prompts: dict[str, list[str]] = {}
     for key in objectives:
@@ -109,7 +109,7 @@ def _by_answer(
 
 
 def tradeoff_csv(result: TradeoffFile) -> str:
-    """Return one line per model: its settings, then value, low and high of every metric; empty where not measured."""
+    """Return one line per model: its settings, then value, low and high of every metric; empty if not measured."""
     out = io.StringIO()
     keys = list(dict.fromkeys(key for point in result.points for key in point.settings))
     metrics = list(METRICS)
@@ -125,7 +125,7 @@ def tradeoff_csv(result: TradeoffFile) -> str:
 
 
 def tradeoff_markdown(result: TradeoffFile) -> str:
-    """Return the table of the models with intervals, and what follows from it, as Markdown."""
+    """Return the table of the models with intervals, and the sentences about it, as Markdown."""
     shown = list(dict.fromkeys([*result.objectives, "helpful_and_safe", "well_formed"]))
     volume = result.hypervolume
     corner = ", ".join(f"{key} {value:g}" for key, value in volume.reference.items())
@@ -134,17 +134,17 @@ def tradeoff_markdown(result: TradeoffFile) -> str:
         _row(["---"] * (len(shown) + 2)),
         *(_row([p.name, *(_cell(p.scores[key]) for key in shown), "yes" if p.on_front else ""]) for p in result.points),
         "",
-        f"Intervals: {result.confidence:.0%}, by prompt. Not beaten in both: {'; '.join(result.pareto_front)}.",
+        f"Intervals: {result.confidence:.0%}, by prompt. Pareto front: {'; '.join(result.pareto_front)}.",
         "",
         f"Hypervolume above ({corner}): {_cell(volume)}, over {volume.num} prompts.",
     ]
     if result.not_measured:
-        lines += ["", f"Not measured, and in no front: {'; '.join(result.not_measured)}."]
+        lines += ["", f"Not measured, and left out: {'; '.join(result.not_measured)}."]
     lines += ["", *_comparison_words(result)]
     if result.nearest is not None:
         lines += ["", *nearest_words(result.nearest)]
         if others := result.nearest.not_told_from:
-            lines += ["", f"Not told apart from it in either objective: {'; '.join(others)}."]
+            lines += ["", f"Not distinguishable from it in either objective: {'; '.join(others)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -152,20 +152,20 @@ def _comparison_words(result: TradeoffFile) -> list[str]:
     rows, objectives = result.comparisons.rows, result.objectives
     if not rows:
         return []
-    apart = [row for row in rows if is_told_apart(row, result.confidence)]
-    counts = ", ".join(f"{key} {sum(row.metric == key for row in apart)}" for key in objectives)
+    differ = [row for row in rows if is_distinguishable(row, result.confidence)]
+    counts = ", ".join(f"{key} {sum(row.metric == key for row in differ)}" for key in objectives)
     front = result.pareto_front
     close = [
         f"{one} and {other}"
         for one, other in itertools.pairwise(front)
-        if not any({row.first, row.second} == {one, other} for row in apart)
+        if not any({row.first, row.second} == {one, other} for row in differ)
     ]
     lines = [
         f"Compared on the same prompts: {result.comparisons.family}, {len(rows)} comparisons, Holm's correction "
-        f"over all of them. Told apart: {counts} of {len(rows) // len(objectives)} each."
+        f"over all of them. Distinguishable: {counts} of {len(rows) // len(objectives)} each."
     ]
     if close:
-        lines += ["", f"Neighbours on the front that are told apart in neither: {'; '.join(close)}."]
+        lines += ["", f"Neighbours on the front that are not distinguishable in either: {'; '.join(close)}."]
     return lines
 
 
@@ -189,22 +189,18 @@ def choose_nearest(
 ) -> NearestPoint:
     """Return the point that `nearest_to` chooses on the validation prompts; `judged` is by model.
 
-    The best of several noisy scores is too high where it was chosen, so `meets`, `missing` and `told_on` are of the
-    other prompts. A prompt is of the validation part by its hash, so that it is in every sweep. Where either part
-    lacks an objective of some model, choice and scores are of all prompts, and `held_out` is false. `intervals` are
-    keyword arguments of `score_rows`.
+    The best of several noisy scores is biased on the prompts of the choice, so `meets`, `missing` and `told_on` are
+    measured on the other prompts. The parts are split by a hash of the prompt, so they agree between sweeps. If either
+    part lacks an objective for a model, both steps use all prompts, and `held_out` is false. `intervals` are keyword
+    arguments of `score_rows`.
     """
-
-    def chosen(prompt: str) -> bool:
-        return _share_of(prompt) < validation_share
-
-    parts = _part(judged, chosen), _part(judged, lambda prompt: not chosen(prompt))
+    parts = _part(judged, validation_share, chosen=True), _part(judged, validation_share, chosen=False)
     held_out = validation_share > 0 and all(_is_measured(part, objectives) for part in parts)
     validation, others = parts if held_out else (judged, judged)
     points = {name: _values(rows, objectives) for name, rows in validation.items()}
     choice = nearest_to(points, at_least, objectives)
-    told = {score.metric: score for score in score_rows(others[choice.name], **intervals)}
-    missing = {key: bound - _value(told[key]) for key, bound in at_least.items() if _value(told[key]) < bound}
+    scores = {score.metric: score for score in score_rows(others[choice.name], **intervals)}
+    missing = {key: bound - _value(scores[key]) for key, bound in at_least.items() if _value(scores[key]) < bound}
     return NearestPoint(
         at_least=dict(at_least),
         name=choice.name,
@@ -213,17 +209,20 @@ def choose_nearest(
         held_out=held_out,
         validation_share=validation_share,
         chosen_on=ChosenOn(_num_prompts(validation), points[choice.name], choice.meets, dict(choice.missing)),
-        told_on=ToldOn(_num_prompts(others), {key: told[key] for key in objectives}),
+        told_on=ScoredOn(_num_prompts(others), {key: scores[key] for key in objectives}),
     )
 
 
 def _share_of(prompt: str) -> float:
-    """Return a number in [0, 1) that depends on the prompt alone."""
+    """Return a number in [0, 1) that depends only on the prompt."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big") / 2**64
 
 
-def _part(judged: Rows, keep: Callable[[str], bool]) -> dict[str, list[Judged]]:
-    return {name: [row for row in rows if keep(row.prompt)] for name, rows in judged.items()}
+def _part(judged: Rows, validation_share: float, *, chosen: bool) -> dict[str, list[Judged]]:
+    return {
+        name: [row for row in rows if (_share_of(row.prompt) < validation_share) is chosen]
+        for name, rows in judged.items()
+    }
 
 
 def _is_measured(part: Rows, objectives: Sequence[str]) -> bool:
@@ -237,7 +236,7 @@ def _values(rows: Sequence[Judged], objectives: Sequence[str]) -> dict[str, floa
 
 
 def _value(score: Score) -> float:
-    assert score.value is not None  # both parts were checked
+    assert score.value is not None  # `_is_measured` has checked it
     return float(score.value)
 
 
@@ -247,24 +246,19 @@ def _num_prompts(judged: Rows) -> int:
 
 def nearest_words(nearest: NearestPoint) -> list[str]:
     """Return what `choose_nearest` found as lines of Markdown."""
-    asked = " and ".join(f"{key} of at least {value:g}" for key, value in nearest.at_least.items())
+    target = " and ".join(f"{key} of at least {value:g}" for key, value in nearest.at_least.items())
     short = ", ".join(f"{key} {value:.3f} below" for key, value in nearest.missing.items())
-    told, chosen = nearest.told_on, nearest.chosen_on
-    scores = ", ".join(f"{key} {_interval_words(score)}" for key, score in told.scores.items())
-    what = "the nearest" if not chosen.meets else "which reaches it where it was chosen and not on the others"
-    head = f"For {asked}: {nearest.name}{'' if nearest.meets else f', {what} ({short})'}."
+    scored, chosen = nearest.told_on, nearest.chosen_on
+    scores = ", ".join(f"{key} {_cell(score)}" for key, score in scored.scores.items())
+    what = "the nearest" if not chosen.meets else "which reaches it on the prompts of the choice, but not on the others"
+    head = f"For {target}: {nearest.name}{'' if nearest.meets else f', {what} ({short})'}."
     if nearest.held_out:
-        where = f"Chosen on {chosen.num_prompts} prompts; on the {told.num_prompts} others: {scores}."
+        where = f"Chosen on {chosen.num_prompts} prompts; on the {scored.num_prompts} others: {scores}."
         return [head, "", where]
-    why = "validation_share is 0" if nearest.validation_share == 0 else "too few prompts to hold some back"
+    why = "validation_share is 0" if nearest.validation_share == 0 else "too few prompts to split"
     return [
         head,
         "",
-        f"Chosen and told on the same {told.num_prompts} prompts ({why}): {scores}. The best of several models "
-        "looks better than it is on the prompts that it was chosen on.",
+        f"Chosen and scored on the same {scored.num_prompts} prompts ({why}): {scores}. The best of several models "
+        "looks better than it is on the prompts on which it was chosen.",
     ]
-
-
-def _interval_words(score: Score | Hypervolume) -> str:
-    interval = "" if score.low is None or score.high is None else f" ({score.low:.3f} to {score.high:.3f})"
-    return f"{score.value:.3f}{interval}"

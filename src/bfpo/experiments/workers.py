@@ -1,4 +1,4 @@
-"""Runs chains in a few processes, each of which imports torch once, and shows how far they are."""
+"""Runs chains in worker processes, each of which imports torch once, and shows their progress."""
 
 from __future__ import annotations
 
@@ -33,13 +33,12 @@ _POLL_SECONDS = 0.5
 
 
 def run_chains(chains: Sequence[Chain], processes: int, logs: Path, *, memory: int | None = None) -> None:
-    """Run every chain, at most `processes` at a time, those whose `needs` have ended; what is finished is passed over.
+    """Run every chain once its `needs` have ended, at most `processes` at a time; finished stages are skipped.
 
-    `memory`: bytes that the chains running at the same time may need together by their estimates; a chain that needs
-    more by itself runs alone.
+    `memory`: the estimated bytes that simultaneous chains may need together; a chain that needs more runs alone.
 
-    What a chain prints goes to `logs/<seed>-<name>.log`. The first failure stops the others and is raised with the
-    chain's name and the place of its log: a `RunError` for bad input, else a `RuntimeError`.
+    The output of a chain goes to `logs/<seed>-<name>.log`. The first failure stops the others and is raised with the
+    chain's name and log file: a `RunError` for bad input, else a `RuntimeError`.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting = list(chains)
@@ -79,8 +78,8 @@ def _next(
 
 @contextmanager
 def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of fresh processes with one torch thread each, ended at once when the experiment is stopped."""
-    # Read by the new processes: more threads than cores would only wait for one another.
+    """Yield a pool of new processes with one torch thread each, terminated when the experiment is stopped."""
+    # Read by the new processes; more threads than cores would be slower.
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     pool = ProcessPoolExecutor(
         max(1, min(processes, most)), mp_context=get_context("spawn"), initializer=_end_with_parent
@@ -96,7 +95,7 @@ def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, killed without a word: an orphan would wait for work for ever."""
+    """End this process when its parent is killed: an orphan would wait for work forever."""
     parent = parent_process()
     assert parent is not None
 
@@ -108,7 +107,7 @@ def _end_with_parent() -> None:
 
 
 def _run_chain(chain: Chain, log_file: str) -> float:
-    """Run the stages of a chain in this process and return the seconds that took."""
+    """Run the stages of a chain in this process and return the time in seconds."""
     start = time.monotonic()
     with Path(log_file).open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         handler = logging.StreamHandler(log)
@@ -133,7 +132,7 @@ def _result(future: Future[float], chain: Chain, logs: Path) -> float:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: the chains that run at the same time where nobody says."""
+    """Return the number of cores this process may use, the default number of simultaneous chains."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -146,7 +145,7 @@ _TAIL_BYTES = 16384
 
 
 class ChainProgress:
-    """Shows the running chains by the steps that their `metrics.jsonl` tells; to be used as a context."""
+    """A context that shows the running chains by the steps in their `metrics.jsonl`."""
 
     def __init__(self, num_chains: int) -> None:
         self._num_chains = num_chains
@@ -168,7 +167,7 @@ class ChainProgress:
             self._bars.stop()
 
     def show(self, running: Iterable[Chain]) -> None:
-        """Bring the bars of the running chains up to date; a chain seen for the first time gets one, or a line."""
+        """Update the bars of the running chains; a new chain gets a bar or, without a terminal, a line."""
         for chain in running:
             if chain not in self._tasks:
                 if not self._is_terminal:
@@ -180,7 +179,7 @@ class ChainProgress:
                 self._bars.update(self._tasks[chain], completed=step, state=state)
 
     def end(self, chain: Chain, seconds: float) -> None:
-        """Take the bar of a chain away and say in a line that it has ended."""
+        """Remove the bar of a chain and print a line that it has ended."""
         self._num_ended += 1
         self._bars.remove_task(self._tasks[chain])
         text = f"{chain.title}: done in {seconds:.0f} s ({self._num_ended} of {self._num_chains})"
@@ -210,6 +209,6 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # a line that is cut, or just being written
+        except ValueError:  # a truncated line, or one being written
             continue
     return [row for row in rows if isinstance(row, dict)]

@@ -1,1 +1,1 @@
-"""From verdicts and margins to scores with intervals, and comparisons of models."""
+"""Scores with intervals from verdicts and margins, and comparisons of models."""

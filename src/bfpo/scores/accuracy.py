@@ -1,9 +1,9 @@
-"""Accuracy of the implicit reward on pairs: does the margin have the sign of the target?"""
+"""Accuracy of the implicit reward on pairs: the share of margins with the sign of the target."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -75,8 +75,8 @@ def accuracy_rows(
     """Return one row per pair: margin = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected).
 
     `prompts` groups pairs of one prompt. `method`, an object or a name with its `settings` (see `preference_loss`),
-    decides which side is favoured: for BFPO the target's sign, so that "the less harmful one wins" counts as right.
-    Raises `SettingError` where lengths differ.
+    decides which side is favoured: for BFPO the sign of the target, so that the safe side of a conflict is right.
+    Raises `SettingError` if lengths differ.
     """
     method = make_method(method, **settings)
     sizes = {
@@ -86,7 +86,7 @@ def accuracy_rows(
     }
     if len(sizes) > 1:
         raise SettingError(
-            f"pairs, prompts, policy, reference: got lengths {sorted(sizes)}; they must be of the same pairs"
+            f"pairs, prompts, policy, reference: got lengths {sorted(sizes)}; one entry per pair is needed"
         )
     if not pairs:
         return []
@@ -123,11 +123,10 @@ def accuracy_scores(
 ) -> list[Score]:
     """Return the accuracy over all pairs (`accuracy`) and by cell (`accuracy_safe_unsafe`, chosen first).
 
-    `seeds` names the training that each row is from, where there are several; the intervals then speak about other
-    trainings too. A pair of which no side is favoured enters no mean and counts as unscored. `extra`: number of prompts
-    and of ties (margin exactly 0, counted as not right), mean of `beta * margin`. A cell without pairs has `None`.
-
-    Raises `SettingError` where `seeds` and `rows` differ in length.
+    `seeds`: the training of each row, if there are several; the intervals then include the variation between trainings.
+    A pair without a favoured side counts as unscored and is in no mean. `extra`: number of prompts and of ties (margin
+    exactly 0, counted as wrong), mean of `beta * margin`. A cell without pairs has `None`. Raises `SettingError` if
+    `seeds` and `rows` differ in length.
     """
     of_seed = [0] * len(rows) if seeds is None else list(seeds)
     if len(of_seed) != len(rows):
@@ -153,10 +152,7 @@ def accuracy_scores(
         scores.append(
             Score(
                 metric="accuracy" if cell is None else f"accuracy_{cell.replace('-', '_')}",
-                value=interval.value,
-                low=interval.low,
-                high=interval.high,
-                num=interval.num,
+                **asdict(interval),
                 unscored=len(chosen) - len(asked),
                 extra=extra,
             )

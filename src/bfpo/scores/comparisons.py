@@ -1,15 +1,28 @@
-"""Models compared two by two on the same prompts, the p-values corrected for the number of comparisons."""
+"""Pairwise comparisons of models on the same prompts, with p-values corrected for the number of comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from bfpo.scores.records import ModelComparison
-from bfpo.scores.scores import Judged, pair_values
+from bfpo.scores.scores import Judged, PairedValues, pair_values
 from bfpo.stats import holm, paired_difference, paired_test
 
-__all__ = ["compare_pairs", "is_told_apart", "not_told_from"]
+__all__ = ["compare_pairs", "indistinguishable_from", "is_distinguishable", "paired_row", "with_holm"]
+
+
+class _Tested(Protocol):
+    """A dataclass with the fields of a comparison."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def p_value(self) -> float | None: ...
+
+
+Row = TypeVar("Row", bound=_Tested)
 
 
 def compare_pairs(
@@ -21,61 +34,69 @@ def compare_pairs(
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> list[ModelComparison]:
-    """Return first - second of each metric for each pair of names, all of them one family.
+    """Return first - second of each metric for each pair of names; all rows form one family.
 
-    `low` and `high` are of the single difference, by a bootstrap over prompts and, where there are several, seeds.
-    `p_value` is of McNemar's exact test or of sign flips, the answers to a prompt flipping together, so it speaks about
-    other prompts and these trainings; `p_holm` is corrected over all rows that are returned. Where every pair of the
-    models is in `pairs`, `p_holm` also holds for a pair that was picked after looking. Raises `SettingError` for an
-    unknown metric.
+    `low` and `high` are for the single difference, by a bootstrap over prompts and, if there are several, seeds.
+    `p_value` is from McNemar's exact test or sign flips; the answers to a prompt flip together, so it generalizes to
+    other prompts but not to other trainings. `p_holm` is corrected over all returned rows. If `pairs` contains every
+    pair of models, `p_holm` also holds for a pair chosen after seeing the results. Raises `SettingError` for an unknown
+    metric.
     """
     rows: list[ModelComparison] = []
     for first, second in pairs:
         for metric in metrics:
             paired = pair_values(judged[first], judged[second], metric)
-            difference = paired_difference(
-                paired.first,
-                paired.second,
-                paired.prompts,
-                seeds=paired.seeds,
-                confidence=confidence,
-                num_resamples=num_resamples,
-                random_seed=random_seed,
-            )
-            test = paired_test(paired.first, paired.second, paired.prompts, random_seed=random_seed)
+            row = ModelComparison(metric, first, second, num_prompts=len(set(paired.prompts)))
             rows.append(
-                ModelComparison(
-                    metric=metric,
-                    first=first,
-                    second=second,
-                    difference=difference.value,
-                    low=difference.low,
-                    high=difference.high,
-                    num=difference.num,
-                    num_prompts=test.num_clusters,
-                    test=test.test,
-                    p_value=test.p_value,
-                )
+                paired_row(row, paired, confidence=confidence, num_resamples=num_resamples, random_seed=random_seed)
             )
+    return with_holm(rows)
+
+
+def paired_row(row: Row, paired: PairedValues, *, confidence: float, num_resamples: int, random_seed: int) -> Row:
+    """Return a row of a comparison with the paired difference, its interval and the test filled in."""
+    difference = paired_difference(
+        paired.first,
+        paired.second,
+        paired.prompts,
+        seeds=paired.seeds,
+        confidence=confidence,
+        num_resamples=num_resamples,
+        random_seed=random_seed,
+    )
+    test = paired_test(paired.first, paired.second, paired.prompts, random_seed=random_seed)
+    return replace(
+        row,
+        difference=difference.value,
+        low=difference.low,
+        high=difference.high,
+        num=difference.num,
+        test=test.test,
+        p_value=test.p_value,
+    )
+
+
+def with_holm(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with `p_holm`, corrected over all of them."""
     corrected = holm([row.p_value for row in rows])
     return [replace(row, p_holm=p_holm) for row, p_holm in zip(rows, corrected, strict=True)]
 
 
-def is_told_apart(row: ModelComparison, confidence: float) -> bool:
-    """Whether a row of `compare_pairs` is a difference: by `p_holm` at the level 1 - confidence, and by its interval.
+def is_distinguishable(row: ModelComparison, confidence: float) -> bool:
+    """Return whether two models differ: `p_holm` is at most 1 - confidence, and the interval excludes 0.
 
-    The interval must leave out 0 too, since of the two it alone knows that other seeds give other models.
+    Both are needed, since only the interval includes the variation between seeds.
     """
     if row.p_holm is None or row.low is None or row.high is None:
         return False
     return row.p_holm <= 1 - confidence and not row.low <= 0 <= row.high
 
 
-def not_told_from(name: str, rows: Sequence[ModelComparison], confidence: float) -> list[str]:
-    """Return the models that no row of `compare_pairs` tells apart from this one, in the order of the rows."""
+def indistinguishable_from(name: str, rows: Sequence[ModelComparison], confidence: float) -> list[str]:
+    """Return the models that no row of `compare_pairs` distinguishes from this one, in the order of the rows."""
     others: dict[str, bool] = {}
     for row in rows:
         if name in (row.first, row.second):
             other = row.second if row.first == name else row.first
-            others[other] = others.get(other, False) or is_told_apart(row, confidence)
-    return [other for other, apart in others.items() if not apart]
+            others[other] = others.get(other, False) or is_distinguishable(row, confidence)
+    return [other for other, differs in others.items() if not differs]

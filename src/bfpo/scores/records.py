@@ -1,7 +1,4 @@
-"""The files that hold verdicts, scores and comparisons: a class each, for the commands that write and for all readers.
-
-Those of `sweep`, `compare` and `interpolate` are here too, below the page that reads them.
-"""
+"""The files with verdicts, scores and comparisons, also those of `sweep`, `compare` and `interpolate`."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ __all__ = [
     "MethodDifference",
     "ModelComparison",
     "NearestPoint",
+    "ScoredOn",
     "ScoresFile",
-    "ToldOn",
     "TradeoffFile",
     "TradeoffPoint",
     "TriedSetting",
@@ -42,7 +39,7 @@ class ScoresFile:
 @dataclass(frozen=True, slots=True)
 class AccuracyRow:
     """A row of `accuracy.jsonl`, one pair: its cell (chosen-rejected), the side that the method favours (+1 chosen, -1
-    rejected, 0 neither), what `beta * margin` is pulled to (`None` without a target), and the margin in nats.
+    rejected, 0 neither), the target of `beta * margin` (`None` without one), and the margin in nats.
 
     `right`: whether the margin has the sign of the favoured side (0 has none); `None` if no side is favoured.
     """
@@ -83,7 +80,7 @@ class ModelComparison:
 
 @dataclass(slots=True)
 class ComparisonFamily:
-    """Comparisons that are corrected together, and the models that none of them tells apart from the best or BFPO."""
+    """Comparisons corrected together, and the models that cannot be distinguished from the best one or from BFPO."""
 
     family: str = ""
     num: int = 0
@@ -127,7 +124,7 @@ class ChosenOn:
 
 
 @dataclass(frozen=True, slots=True)
-class ToldOn:
+class ScoredOn:
     """The other prompts, and the chosen model's scores on them."""
 
     num_prompts: int = 0
@@ -136,7 +133,7 @@ class ToldOn:
 
 @dataclass(slots=True)
 class NearestPoint:
-    """The model that `at_least` asks for; `meets`, `missing` are of the prompts that had no part in the choice."""
+    """The model nearest to `at_least`; `meets` and `missing` are measured on the prompts not used for the choice."""
 
     at_least: dict[str, float] = field(default_factory=dict)
     name: str = ""
@@ -145,7 +142,7 @@ class NearestPoint:
     held_out: bool = False
     validation_share: float = 0.0
     chosen_on: ChosenOn = field(default_factory=ChosenOn)
-    told_on: ToldOn = field(default_factory=ToldOn)
+    told_on: ScoredOn = field(default_factory=ScoredOn)
     not_told_from: list[str] = field(default_factory=list)
 
 
@@ -221,7 +218,7 @@ class ComparisonFile:
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """A model between two: the weight of the second one, and its folder."""
+    """An interpolated model: the weight of the second model, and its folder."""
 
     weight: float
     model: str = ""

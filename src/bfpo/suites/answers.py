@@ -1,4 +1,4 @@
-"""The answers of one model to all suites: one `generate` run per way of sampling, in a folder of its own."""
+"""The answers of one model to all suites: one `generate` run for each sampling setting, in its own folder."""
 
 from __future__ import annotations
 
@@ -23,28 +23,15 @@ from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import Suite
 
-__all__ = ["SuiteAnswers", "answer_suites", "context_of", "sampling_groups"]
-
-COMPLETIONS = "completions.jsonl"
-Group = tuple[int, float]
+__all__ = ["SuiteAnswers", "answer_suites", "context_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteAnswers:
-    """One model's completions by suite, with the suite's own ids, and how many prompts were too long to ask."""
+    """One model's completions by suite, with the suite's own ids, and the number of prompts that were too long."""
 
     completions: dict[str, list[Completion]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
-
-
-def sampling_groups(config: SuitesJob, suites: Sequence[Suite]) -> dict[Group, list[Suite]]:
-    """Return the suites by (max_new_tokens, temperature), so that a model is loaded once for each."""
-    groups: dict[Group, list[Suite]] = {}
-    for suite in suites:
-        assert suite.sampling is not None
-        longest = config.suites.max_new_tokens or suite.sampling.max_new_tokens
-        groups.setdefault((longest, suite.sampling.temperature), []).append(suite)
-    return groups
 
 
 def answer_suites(
@@ -54,12 +41,12 @@ def answer_suites(
     prompts: Mapping[str, Sequence[Prompt]],
     folder: RunFolder,
 ) -> SuiteAnswers:
-    """Ask a model the prompts of each suite; what an earlier start or the run of `suites.reuse` has answered stays.
+    """Return a model's answers to the prompts of each suite; existing ones, also of `suites.reuse`, are kept.
 
-    A prompt longer than `max_prompt_length`, or than the model's context leaves room for, is left out and counted.
+    A prompt longer than `max_prompt_length`, or than the model's context allows, is left out and counted.
     """
     answers = SuiteAnswers()
-    for (longest, temperature), group in sampling_groups(config, suites).items():
+    for (longest, temperature), group in _sampling_groups(config, suites).items():
         name = f"models/{model.name}/answers-{longest}-{temperature:g}"
         rows, left_out = _rows(config, model, group, prompts, longest)
         answers.left_out.update(left_out)
@@ -68,10 +55,20 @@ def answer_suites(
             continue
         asked = folder.write_jsonl(f"{name}.prompts.jsonl", rows)
         out = _answered(config, _generate(config, model, asked, longest, temperature), folder, name)
-        for completion in read_completions(out / COMPLETIONS):
+        for completion in read_completions(out / "completions.jsonl"):
             suite_name, _, own_id = completion.id.partition("/")
             answers.completions[suite_name].append(replace(completion, id=own_id))
     return answers
+
+
+def _sampling_groups(config: SuitesJob, suites: Sequence[Suite]) -> dict[tuple[int, float], list[Suite]]:
+    """Return the suites by (max_new_tokens, temperature), so that a model is loaded once per group."""
+    groups: dict[tuple[int, float], list[Suite]] = {}
+    for suite in suites:
+        assert suite.sampling is not None
+        longest = config.suites.max_new_tokens or suite.sampling.max_new_tokens
+        groups.setdefault((longest, suite.sampling.temperature), []).append(suite)
+    return groups
 
 
 def _rows(
@@ -98,7 +95,7 @@ def _rows(
 
 
 def _fits(config: SuitesJob, model: EvaluatedModel, longest: int) -> Callable[[Prompt], bool]:
-    """Return what says whether a prompt leaves room for an answer; a server alone knows its tokens and its context."""
+    """Return a test of whether a prompt leaves room for an answer; always true for a server."""
     if not isinstance(model, WeightsModel):
         return lambda prompt: True
     chat = ChatEncoder(load_tokenizer(model.model, revision=model.revision), read_template(config.chat_template))
@@ -107,7 +104,7 @@ def _fits(config: SuitesJob, model: EvaluatedModel, longest: int) -> Callable[[P
 
 
 def context_of(model: EvaluatedModel) -> int:
-    """Return how many tokens the model was made for; one that does not say has no limit here."""
+    """Return the model's maximum context, tokens; 2^30 if its config has none."""
     from transformers import AutoConfig
 
     described = AutoConfig.from_pretrained(model.model, revision=getattr(model, "revision", None)).get_text_config()
@@ -135,7 +132,7 @@ def _generate(
 
 
 def _answered(config: SuitesJob, generate: GenerateConfig, folder: RunFolder, name: str) -> Path:
-    """Return the folder with the answers: of the run to reuse, where it asked the same, else made here."""
+    """Return the folder with the answers: that of `suites.reuse` if it asked the same, else a new run."""
     if config.suites.reuse is not None:
         earlier = Path(config.suites.reuse) / name
         if _same(earlier, generate):
@@ -147,14 +144,14 @@ def _answered(config: SuitesJob, generate: GenerateConfig, folder: RunFolder, na
 
 
 def _same(earlier: Path, generate: GenerateConfig) -> bool:
-    """Whether a finished run asked the same prompts with the same settings."""
+    """Return whether a finished run asked the same prompts with the same settings."""
     try:
         run = load(RunFile, earlier / "run.json")
         asked = file_digest(earlier.with_name(f"{earlier.name}.prompts.jsonl"))
     except (OSError, RunError):
         return False
-    # Where the prompts lie; the others change no answer that counts.
-    own = {"prompts", "batch_size", "threads", "max_requests", *ServerSpec.model_fields.keys() - {"url"}}
+    # The path of the prompts and settings that do not change the answers may differ.
+    ignored = {"prompts", "batch_size", "threads", "max_requests", *ServerSpec.model_fields.keys() - {"url"}}
     before, now = run.config, generate.resolved()
-    same = all(before.get(key) == now.get(key) for key in now.keys() | before.keys() if key not in own)
+    same = all(before.get(key) == now.get(key) for key in now.keys() | before.keys() if key not in ignored)
     return run.status == "finished" and same and asked == file_digest(generate.prompts)

@@ -1,4 +1,4 @@
-"""A suite's files: found in folders of the user's, else on the hub, else not at all, with the reason."""
+"""A suite's files: in the user's folders, else on the hub, else an error with the reason."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _WORLD_SEED = 0
 
 
 class UnreachableError(DataError):
-    """What a suite needs cannot be reached; the text is the reason for skipping it."""
+    """Something that a suite needs is not available; the text is the reason for skipping it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SuitePrompts:
-    """The prompts of a suite, in the order of its files, and where they are from."""
+    """The prompts of a suite, in the order of its files, and their source."""
 
     prompts: list[Prompt]
     source: str
@@ -50,8 +50,8 @@ class SuitePrompts:
 def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, seed: int) -> SuitePrompts:
     """Return the prompts of a generative suite, or a seeded choice of `limit` of them, in their order.
 
-    Raises `UnreachableError` where no file of its names lies in the folders and the hub cannot be had, `DataError` for
-    a file that is there and cannot be read.
+    Raises `UnreachableError` if the folders hold none of its files and the hub is not available, `DataError` for a
+    file that cannot be read.
     """
     if suite.source.world is not None:
         found = SuitePrompts(held_out_prompts(suite.source.world, _WORLD_SEED), "the closed world", None, ())
@@ -64,11 +64,9 @@ def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, see
 
 
 def local_files(suite: Suite, folders: Sequence[str]) -> tuple[Path, ...]:
-    """Return the files of the suite's names in the folders and below them, of the first name that is there.
+    """Return the files in and below the folders that match the first of the suite's names with a match.
 
-    Of a task of inspect-ai it is a single file.
-
-    Raises `DataError` for a folder that is none.
+    For a task of inspect-ai it is a single file. Raises `DataError` for a folder that does not exist.
     """
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -81,9 +79,9 @@ def local_files(suite: Suite, folders: Sequence[str]) -> tuple[Path, ...]:
 
 
 def check_own_files(suites: Mapping[str, Suite], folders: Sequence[str]) -> None:
-    """Raise `DataError` for a suite of the user's (by its file) of which no data file is found and no hub is named.
+    """Raise `DataError` for a user's suite (by its file) without data files and without a data set on the hub.
 
-    A suite of the package is skipped where its files are missing; one that somebody wrote himself is a mistake.
+    A suite of the package is skipped if its files are missing; for a user's own suite that is a mistake.
     """
     for file, suite in suites.items():
         if suite.source.files and suite.source.hub is None and not local_files(suite, folders):
@@ -91,7 +89,7 @@ def check_own_files(suites: Mapping[str, Suite], folders: Sequence[str]) -> None
             raise DataError.at(
                 file,
                 None,
-                f"source.files: no {' or '.join(suite.source.files)} {where}; name the folder that holds it by "
+                f"source.files: no {' or '.join(suite.source.files)} {where}; add the folder that holds it to "
                 "suites.folders (--folder DIR), or correct its name",
             )
 
@@ -112,19 +110,19 @@ def read_documents(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _files(suite: Suite, folders: Sequence[str]) -> tuple[tuple[Path, ...], str, str | None]:
-    """Return the files, a word on where they are from, and the hub's commit."""
+    """Return the files, their source in words, and the hub's commit."""
     if found := local_files(suite, folders):
         return found, ", ".join(path.name for path in found), None
     names = ", ".join(suite.source.files)
     bring = f"put {names} into a folder of suites.folders" if names else "give it a local file"
     if suite.source.hub is None:
-        raise UnreachableError(f"no file of its names in suites.folders, and it is on no hub; {bring}")
+        raise UnreachableError(f"none of its files is in suites.folders, and it is not on the hub; {bring}")
     try:
         patterns = suite.source.patterns or ("*",)
         folder, commit = download_dataset(
             suite.source.hub, revision=suite.source.revision, patterns=patterns, advice=f"Without the hub: {bring}"
         )
-        # The folder also holds what other suites took from the same data set.
+        # The folder also holds files of the same data set that other suites downloaded.
         return tuple(matching_files(folder, patterns)), suite.source.hub, commit
     except DataError as error:
         raise UnreachableError(str(error)) from error
@@ -139,14 +137,13 @@ def _read(suite: Suite, files: Sequence[Path], revision: str | None) -> list[Pro
     except DataError as error:
         if revision is None:
             raise
-        # Nobody here can mend what the hub has at its newest commit; the other suites still count.
-        raise UnreachableError(f"what the hub has at {revision} cannot be read: {error}") from error
+        raise UnreachableError(f"the files of the hub at {revision} cannot be read: {error}") from error
     kind = suite.prompt_kind
     return prompts if kind is None else [replace(prompt, kind=kind) for prompt in prompts]
 
 
 def _prompts_of_rows(suite: Suite, files: Sequence[Path]) -> list[Prompt]:
-    """Read the text at a dotted name of the rows that have the values of `where`; a repeated text counts once."""
+    """Return the texts at a dotted name in the rows that match `where`; a repeated text counts once."""
     assert suite.source.text is not None
     prompts: dict[str, Prompt] = {}
     for file in files:

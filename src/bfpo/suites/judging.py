@@ -1,4 +1,4 @@
-"""The judges of suites: who judges which, their verdicts through the cache, refusals beside each."""
+"""The judges and rankers of suites: which one judges which suite, their verdicts through the cache, and refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JudgedSuites:
-    """The verdicts by (suite, model), in the completions' order; who gave them by suite; why a suite has none."""
+    """Verdicts by (suite, model) in the completions' order, judges by suite, and why a suite was skipped."""
 
     verdicts: dict[tuple[str, str], list[Verdict]]
     judges: dict[str, str]
@@ -35,14 +35,14 @@ class JudgedSuites:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """The probability that an answer beats the baseline's, `None` where it is unscored, and its more characters."""
+    """The probability that an answer beats the baseline's (`None`: unscored), and its length minus the baseline's."""
 
     better: float | None
     longer_by: int
 
 
 def judge_of(config: SuitesJob, suite: Suite) -> JudgeConfig | None:
-    """Return who judges a suite beside refusals: the user's by suite or role, else the suite's own; `None`: nobody."""
+    """Return the judge of a suite: the user's by suite or role, else the suite's own; `None`: only refusals count."""
     if suite.judge is None or suite.judge.role == "ranker":
         return None
     given = config.suites.judges
@@ -54,10 +54,10 @@ def judge_of(config: SuitesJob, suite: Suite) -> JudgeConfig | None:
 def judge_suites(
     config: SuitesJob, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
 ) -> JudgedSuites:
-    """Judge `answers` (model -> suite -> completions); each judge is loaded once, and what was judged is in the cache.
+    """Judge `answers` (model -> suite -> completions) through the cache; each judge is loaded once.
 
-    Every suite's refusals are judged too where its judge does not say them. A suite whose own judge cannot be loaded is
-    skipped with the reason; a judge that the user names must load, else its error is raised.
+    Refusals are judged too if a suite's judge does not report them. A suite whose default judge cannot be loaded is
+    skipped with the reason; for a judge that the user names the error is raised.
     """
     refusal_config = config.suites.judges.get("refusal") or RefusalSpec()
     budget = RequestBudget(config.suites.max_requests)
@@ -108,7 +108,7 @@ def _ask(
 
 
 def with_refusal(verdict: Verdict, refusal: Verdict) -> Verdict:
-    """Return the verdict with what a judge of refusals says, where its own judge says nothing of them."""
+    """Return the verdict, with the refusal judge's opinion on refusals if it has none of its own."""
     refused = refusal.refused if verdict.refused is None else verdict.refused
     partly = refusal.partly_refused if verdict.refused is None else verdict.partly_refused
     return replace(verdict, refused=refused, partly_refused=partly)
@@ -119,7 +119,7 @@ def rank_suites(
 ) -> tuple[str, dict[tuple[str, str], dict[str, Preference]]]:
     """Return the ranker's name and, by (suite, model), the preference for each answer over the baseline's.
 
-    Needs a ranker, and raises what it raises.
+    Needs a ranker in the config; raises what the ranker raises.
     """
     spec, baseline = config.suites.ranker, config.suites.baseline
     assert spec is not None
@@ -128,11 +128,11 @@ def rank_suites(
     found: dict[tuple[str, str], dict[str, Preference]] = {}
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for suite in suites:
-            theirs = {completion.id: completion for completion in answers[baseline][suite.name]}
+            others = {completion.id: completion for completion in answers[baseline][suite.name]}
             for model in answers:
                 if model == baseline:
                     continue
-                pairs: list[Any] = [(c, theirs[c.id]) for c in answers[model][suite.name] if c.id in theirs]
+                pairs: list[Any] = [(c, others[c.id]) for c in answers[model][suite.name] if c.id in others]
                 with CountProgress(f"compared by {ranker.name}", len(pairs), _log) as progress:
                     opinions = ask_ranker(ranker, pairs, cache, advance=progress.advance)
                 found[suite.name, model] = {

@@ -1,4 +1,4 @@
-"""Discriminative suites through lm-eval (an extra): our tasks, prefixed `bfpo_`, on local documents or the hub's."""
+"""Discriminative suites run with lm-eval (an extra), on local documents or the data sets of the hub."""
 
 from __future__ import annotations
 
@@ -23,24 +23,16 @@ from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
 from bfpo.suites.files import UnreachableError, local_files, read_documents
 
-__all__ = [
-    "TaskResult",
-    "TaskRunner",
-    "run_tasks",
-    "write_task",
-]
+__all__ = ["TaskRunner", "run_tasks"]
 
 _log = logging.getLogger(__name__)
 _TOO_LONG = "longer than the model's context leaves room for"
-_NO_CHECK = "a check could not be run (IFEval's need NLTK's punkt_tab: python -m nltk.downloader punkt_tab)"
+_NO_CHECK = "a check could not be run (IFEval needs NLTK's punkt_tab: python -m nltk.downloader punkt_tab)"
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """The value of one metric per document, in [0, 1], and what the task ran on.
-
-    `unscored` documents have none, and `reasons` counts them by the reason.
-    """
+    """The value of one metric per document, in [0, 1]; `reasons` counts the documents without a value, by reason."""
 
     by_document: dict[str, float]
     version: str
@@ -48,175 +40,8 @@ class TaskResult:
 
     @property
     def unscored(self) -> int:
-        """How many documents have no value."""
+        """Return the number of documents without a value."""
         return sum(self.reasons.values())
-
-
-def write_task(suite: Suite, folder: Path, documents: Path | None, revision: str | None = None) -> str:
-    """Write the task of a suite as `bfpo_NAME.yaml` into a folder and return its name; our YAML includes the base's.
-
-    With `documents` (JSON lines) the task reads them as every split it has, in place of the hub's data set at
-    `revision`. Raises `UnreachableError` where the installed lm-eval has no such task, `MissingExtraError` where there
-    is no lm-eval.
-    """
-    assert suite.task is not None
-    own = FOLDER / "tasks" / suite.task
-    base = own if own.is_file() else _built_in() / suite.task
-    if not base.is_file():
-        raise UnreachableError(f"the installed lm-eval has no task {suite.task}")
-    name = f"bfpo_{suite.name.replace('-', '_')}"
-    lines = [f"include: {json.dumps(str(base))}", f"task: {name}", "tag: null"]
-    if documents is not None:
-        files = json.dumps(
-            {"data_files": {split: str(documents.absolute()) for split in ("train", "validation", "test", "default")}}
-        )
-        lines += ["dataset_path: json", "dataset_name: null", f"dataset_kwargs: {files}"]
-    elif revision is not None:
-        lines.append(f"dataset_kwargs: {json.dumps({'revision': revision})}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return name
-
-
-def _built_in() -> Path:
-    return Path(_lm_eval().__file__).parent / "tasks"
-
-
-def _lm_eval() -> Any:
-    try:
-        import lm_eval
-    except ImportError as error:
-        raise MissingExtraError(
-            "discriminative suites need lm-eval, which is not installed; pip install 'bfpo[lm-eval]'"
-        ) from error
-    return lm_eval
-
-
-class TaskRunner:
-    """One model for all tasks of a folder; it is loaded when the first task is asked for.
-
-    A task that has the model write gets its prompts by the chat template (the tokenizer's, `chat_template` in its
-    place, or the default one), and at most `max_new_tokens` tokens where that is less than the task's own number.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None,
-        dtype: str,
-        batch_size: int,
-        tasks: Path,
-        chat_template: str | None = None,
-        max_new_tokens: int | None = None,
-    ) -> None:
-        self._settings: dict[str, Any] = {
-            "pretrained": model,
-            "revision": revision or "main",
-            "dtype": dtype,
-            "batch_size": batch_size,
-        }
-        self._tasks = tasks
-        self._chat_template, self._max_new_tokens = chat_template, max_new_tokens
-        self._model: Any = None
-        self._manager: Any = None
-
-    def run(self, task: str, metric: str, *, limit: int | None, seed: int) -> TaskResult:
-        """Return the metric of every document (of the first `limit`).
-
-        Raises `UnreachableError` with the reason where the task's data set cannot be had or lm-eval cannot run it.
-        """
-        lm_eval = _lm_eval()
-        if self._model is None:
-            self._load()
-        try:
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # NLTK's downloads of IFEval's data
-                loaded = self._manager.load([task])["tasks"]
-        except Exception as error:  # of data sets, the hub's client, or an extra of lm-eval's own
-            raise UnreachableError(f"lm-eval cannot load {task}: {_advice(error)}") from error
-        writes = any(each.config.output_type == "generate_until" for each in loaded.values())
-        for each in loaded.values():
-            each.set_fewshot_seed(seed=seed)
-            if writes:
-                self._bound(each)
-        quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # its bars know no log
-        with quiet:
-            result = lm_eval.evaluate(
-                lm=self._model,
-                task_dict=loaded,
-                limit=limit,
-                bootstrap_iters=0,
-                log_samples=True,
-                apply_chat_template=writes,
-            )
-        room = self._model.max_length - self._longest(loaded[task]) if writes else None
-        return _read_result(result["samples"][task], result["versions"].get(task), metric, self._num_tokens, room)
-
-    def _load(self) -> None:
-        import torch
-
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-
-        tokenizer = load_tokenizer(self._settings["pretrained"], revision=self._settings["revision"])
-        tokenizer.chat_template = self._chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = HFLM(**self._settings, tokenizer=tokenizer, device=device)
-        self._manager = TaskManager(include_path=str(self._tasks), include_defaults=False)
-
-    def _bound(self, task: Any) -> None:
-        """Set the longest answer of a task; raises `UnreachableError` where it leaves no room for a prompt."""
-        longest = self._longest(task)
-        if self._max_new_tokens is not None:
-            longest = min(longest, self._max_new_tokens)
-        if longest >= self._model.max_length:
-            raise UnreachableError(
-                f"its answers may take {longest} tokens, and the model's context is {self._model.max_length}; lower "
-                "suites.max_new_tokens"
-            )
-        task.set_config("generation_kwargs", {"max_gen_toks": longest}, update=True)
-
-    def _longest(self, task: Any) -> int:
-        return int((task.config.generation_kwargs or {}).get("max_gen_toks", self._model.max_gen_toks))
-
-    def _num_tokens(self, text: str) -> int:
-        return len(self._model.tok_encode(text))
-
-
-def _advice(error: Exception) -> str:
-    """Return the first line of an error, with the extra where one of its packages is missing."""
-    missing = isinstance(error.__cause__ or error, ModuleNotFoundError)
-    return first_line(error) + ("; pip install 'bfpo[lm-eval]' brings what its tasks need" if missing else "")
-
-
-def _read_result(
-    samples: Sequence[Mapping[str, Any]],
-    version: object,
-    metric: str,
-    num_tokens: Callable[[str], int],
-    room: int | None,
-) -> TaskResult:
-    """Return the documents' values; what is longer than `room` tokens was cut by lm-eval, and is unscored."""
-    by_document: dict[str, float] = {}
-    reasons: dict[str, int] = {}
-    for sample in samples:
-        value = sample.get(metric)
-        if not isinstance(value, (bool, int, float)):
-            raise UnreachableError(f"lm-eval gives no {metric} per document")
-        reason = None
-        if room is not None and num_tokens(sample["arguments"][0][0]) > room:
-            reason = _TOO_LONG
-        elif math.isnan(value):
-            reason = _NO_CHECK
-        if reason is None:
-            by_document[str(sample["doc_id"])] = float(value)
-        else:
-            reasons[reason] = reasons.get(reason, 0) + 1
-    if not by_document:
-        said = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
-        raise UnreachableError(f"none of {len(samples)} documents is scored ({said})")
-    return TaskResult(by_document, str(version), reasons)
 
 
 def run_tasks(
@@ -224,7 +49,7 @@ def run_tasks(
 ) -> tuple[dict[tuple[str, str], TaskResult], dict[str, str], dict[str, tuple[str, str | None]]]:
     """Return the results by (suite, model), the reasons of skipped suites, and each suite's source and revision.
 
-    A suite that one model cannot be asked is skipped for all, so that nothing is compared over different sets.
+    A suite that fails for one model is skipped for all, so that all models are compared on the same suites.
     """
     tasks: dict[str, str] = {}
     skipped: dict[str, str] = {}
@@ -257,34 +82,65 @@ def run_tasks(
 
 
 def _task(config: SuitesJob, suite: Suite, folder: RunFolder) -> tuple[str, tuple[str, str | None]]:
-    """Write the task, on local documents where they lie in the folders; return its name, its source and the commit."""
+    """Write the task, on local documents if the folders hold them; return its name, its source and the commit."""
     files = local_files(suite, config.suites.folders)
     if not files and suite.source.hub is None:
         names = ", ".join(suite.source.files)
-        raise UnreachableError(
-            f"no file of its names in suites.folders, and it is on no hub; put {names} into such a folder"
-        )
-    documents: Path | None = None
+        raise UnreachableError(f"none of its files is in suites.folders, and it is not on the hub; put {names} there")
     if files:
         folder.add_data(suite.name, [str(file) for file in files])
         documents = folder.write_jsonl(f"tasks/{suite.name}.documents.jsonl", read_documents(files))
-    source, revision = ", ".join(file.name for file in files), None
-    if not files:
-        source = str(suite.source.hub)
-        revision = suite.source.revision or _newest(source)
-    name = write_task(suite, folder.path / "tasks", documents, revision)
-    return name, (source, revision)
+        name = _write_task(suite, folder.path / "tasks", documents, None)
+        return name, (", ".join(file.name for file in files), None)
+    source = str(suite.source.hub)
+    revision = suite.source.revision or _newest(source)
+    return _write_task(suite, folder.path / "tasks", None, revision), (source, revision)
 
 
 def _newest(hub_id: str) -> str | None:
-    """Return the commit that the hub has now; `None` where it does not answer, and copies may still be at hand."""
+    """Return the newest commit on the hub; `None` if it does not answer (cached copies may still exist)."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(hub_id, timeout=10).sha
-    except Exception as error:  # of its HTTP client too
+    except Exception as error:  # also errors of the HTTP client
         _log.debug("%s: %s", hub_id, error)
         return None
+
+
+def _write_task(suite: Suite, folder: Path, documents: Path | None, revision: str | None) -> str:
+    """Write the task of a suite as `bfpo_NAME.yaml`, which includes the original YAML, and return the task's name.
+
+    With `documents` (JSON lines) every split of the task reads them, else the data set of the hub at `revision`.
+    Raises `UnreachableError` if the installed lm-eval has no such task, `MissingExtraError` without lm-eval.
+    """
+    assert suite.task is not None
+    own = FOLDER / "tasks" / suite.task
+    base = own if own.is_file() else Path(_lm_eval().__file__).parent / "tasks" / suite.task
+    if not base.is_file():
+        raise UnreachableError(f"the installed lm-eval has no task {suite.task}")
+    name = f"bfpo_{suite.name.replace('-', '_')}"
+    lines = [f"include: {json.dumps(str(base))}", f"task: {name}", "tag: null"]
+    if documents is not None:
+        files = json.dumps(
+            {"data_files": {split: str(documents.absolute()) for split in ("train", "validation", "test", "default")}}
+        )
+        lines += ["dataset_path: json", "dataset_name: null", f"dataset_kwargs: {files}"]
+    elif revision is not None:
+        lines.append(f"dataset_kwargs: {json.dumps({'revision': revision})}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return name
+
+
+def _lm_eval() -> Any:
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise MissingExtraError(
+            "discriminative suites need lm-eval, which is not installed; pip install 'bfpo[lm-eval]'"
+        ) from error
+    return lm_eval
 
 
 def _result(
@@ -296,3 +152,130 @@ def _result(
     result = runner.run(task, next(iter(suite.metrics)), limit=config.suites.limit, seed=config.seed)
     folder.write_json(name, result)
     return result
+
+
+class TaskRunner:
+    """Runs the tasks of a folder on one model, which is loaded for the first task.
+
+    Prompts of generative tasks are formatted with the chat template (`chat_template`, else the tokenizer's, else the
+    default one). `max_new_tokens` lowers the length of a task's answers.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None,
+        dtype: str,
+        batch_size: int,
+        tasks: Path,
+        chat_template: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        self._settings: dict[str, Any] = {
+            "pretrained": model,
+            "revision": revision or "main",
+            "dtype": dtype,
+            "batch_size": batch_size,
+        }
+        self._tasks = tasks
+        self._chat_template, self._max_new_tokens = chat_template, max_new_tokens
+        self._model: Any = None
+        self._manager: Any = None
+
+    def run(self, task: str, metric: str, *, limit: int | None, seed: int) -> TaskResult:
+        """Return the metric of every document (of the first `limit`).
+
+        Raises `UnreachableError` with the reason if the task's data set cannot be loaded or lm-eval cannot run it.
+        """
+        lm_eval = _lm_eval()
+        if self._model is None:
+            self._load()
+        try:
+            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # output of NLTK's downloads for IFEval
+                loaded = self._manager.load([task])["tasks"]
+        except Exception as error:  # errors of data sets, the hub's client, missing extras of lm-eval
+            raise UnreachableError(f"lm-eval cannot load {task}: {_advice(error)}") from error
+        generates = any(each.config.output_type == "generate_until" for each in loaded.values())
+        for each in loaded.values():
+            each.set_fewshot_seed(seed=seed)
+            if generates:
+                self._bound(each)
+        quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # no progress bars in a log
+        with quiet:
+            result = lm_eval.evaluate(
+                lm=self._model,
+                task_dict=loaded,
+                limit=limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=generates,
+            )
+        room = self._model.max_length - self._longest(loaded[task]) if generates else None
+        return _read_result(result["samples"][task], result["versions"].get(task), metric, self._num_tokens, room)
+
+    def _load(self) -> None:
+        import torch
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        tokenizer = load_tokenizer(self._settings["pretrained"], revision=self._settings["revision"])
+        tokenizer.chat_template = self._chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = HFLM(**self._settings, tokenizer=tokenizer, device=device)
+        self._manager = TaskManager(include_path=str(self._tasks), include_defaults=False)
+
+    def _bound(self, task: Any) -> None:
+        """Limit the length of a task's answers; raises `UnreachableError` if it leaves no room for a prompt."""
+        longest = self._longest(task)
+        if self._max_new_tokens is not None:
+            longest = min(longest, self._max_new_tokens)
+        if longest >= self._model.max_length:
+            raise UnreachableError(
+                f"its answers may take {longest} tokens, and the model's context is {self._model.max_length}; lower "
+                "suites.max_new_tokens"
+            )
+        task.set_config("generation_kwargs", {"max_gen_toks": longest}, update=True)
+
+    def _longest(self, task: Any) -> int:
+        return int((task.config.generation_kwargs or {}).get("max_gen_toks", self._model.max_gen_toks))
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._model.tok_encode(text))
+
+
+def _advice(error: Exception) -> str:
+    """Return the first line of an error, and how to install a missing package of the extra."""
+    missing = isinstance(error.__cause__ or error, ModuleNotFoundError)
+    return first_line(error) + ("; pip install 'bfpo[lm-eval]' installs what its tasks need" if missing else "")
+
+
+def _read_result(
+    samples: Sequence[Mapping[str, Any]],
+    version: object,
+    metric: str,
+    num_tokens: Callable[[str], int],
+    room: int | None,
+) -> TaskResult:
+    """Return the documents' values; a prompt longer than `room` tokens was cut by lm-eval and is unscored."""
+    by_document: dict[str, float] = {}
+    reasons: dict[str, int] = {}
+    for sample in samples:
+        value = sample.get(metric)
+        if not isinstance(value, (bool, int, float)):
+            raise UnreachableError(f"lm-eval does not report {metric} per document")
+        reason = None
+        if room is not None and num_tokens(sample["arguments"][0][0]) > room:
+            reason = _TOO_LONG
+        elif math.isnan(value):
+            reason = _NO_CHECK
+        if reason is None:
+            by_document[str(sample["doc_id"])] = float(value)
+        else:
+            reasons[reason] = reasons.get(reason, 0) + 1
+    if not by_document:
+        counts = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
+        raise UnreachableError(f"none of {len(samples)} documents is scored ({counts})")
+    return TaskResult(by_document, str(version), reasons)

@@ -12,7 +12,7 @@ __all__ = ["ModelFacts", "SuiteAnswer", "SuiteComparison", "SuiteFacts", "SuiteS
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """One model that was evaluated; `engine` and `url` where it is not loaded here."""
+    """One evaluated model; `engine` and `url` only if bfpo does not load it itself."""
 
     name: str
     model: str = ""
@@ -23,9 +23,9 @@ class ModelFacts:
 
 @dataclass(slots=True)
 class SuiteFacts:
-    """What one suite asks and what became of it; `reason`: why it was skipped.
+    """One suite: its source, its judge, and whether it was scored; `reason`: why it was skipped.
 
-    `too_long`: model -> prompts that were not asked. `ideal`: whether the higher or the lower value is better.
+    `too_long`: model -> number of prompts that were too long. `ideal`: whether the higher or lower value is better.
     `unscored`: model -> reason -> number of items without a value.
     """
 
@@ -47,7 +47,7 @@ class SuiteFacts:
 
 @dataclass(frozen=True)
 class _Place:
-    """Whose score it is; a base of its own, so that these keys come first in the file."""
+    """The model and suite of a score; a base class, so that these keys come first in the file."""
 
     suite: str
     model: str

@@ -1,8 +1,8 @@
-"""Suites of several models: accuracy -> answers -> verdicts -> tasks -> scores, with files between them.
+"""`bfpo evaluate` over suites: accuracy on pairs, answers, verdicts, tasks of lm-eval and inspect-ai, scores.
 
-Every step leaves its files in the run folder: `models/NAME/accuracy/` and `models/NAME/answers-*/` are runs of their
-own, verdicts are in the cache, results of tasks in `models/NAME/bfpo_*.json` and `models/NAME/inspect_*.json`. A run
-that goes on does what is missing.
+Every step leaves its files in the run folder: `models/NAME/accuracy/` and `models/NAME/answers-*/` are run folders,
+verdicts are in the cache, results of tasks in `models/NAME/bfpo_*.json` and `models/NAME/inspect_*.json`. A resumed
+run does only what is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bfpo.judges.judges import check_judge, check_ranker
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.records import AccuracyRow, ScoresFile
-from bfpo.scores.scores import join_verdicts
+from bfpo.scores.scores import join_verdicts, metric_title, score_cells
 from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
 from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, find_prompts, local_files, prompts_digest
@@ -44,21 +44,14 @@ from bfpo.suites.scores import (
 )
 from bfpo.suites.wins import alpaca_eval, check_ranked, win_rates
 
-__all__ = [
-    "ACCURACY",
-    "check_given",
-    "nothing_scored",
-    "preview_suites",
-    "run_suites",
-    "suites_page",
-]
+__all__ = ["preview_suites", "run_suites"]
 
-ACCURACY = "accuracy"
+_ACCURACY = "accuracy"
 
 
 @dataclass(slots=True)
 class _Collected:
-    """What the steps have found so far."""
+    """The results of the steps so far."""
 
     facts: dict[str, SuiteFacts] = field(default_factory=dict)
     scores: list[SuiteScore] = field(default_factory=list)
@@ -71,13 +64,13 @@ class _Collected:
 def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     """Write `scores.json`, `scores.md` and `answers.jsonl` of all models on all suites.
 
-    What cannot be reached is skipped with its reason and enters nothing. Raises what the steps raise, `ConfigError` for
-    an unknown suite, `DataError` for a local file of a suite that cannot be read or, of a suite of the user's own,
-    found, and for a run in which nothing could be scored, after all is written.
+    A suite that is not available is skipped with the reason. Raises `ConfigError` for an unknown suite, `DataError`
+    for a local file that cannot be read, for a missing file of the user's own suite and, after all files are written,
+    if nothing could be scored, and what the steps raise.
     """
     folder.kept = "answers, verdicts and results so far are kept"
     suites = load_suites(config.suites.use)
-    check_given(config, suites)
+    _check_config(config, suites)
     found = _Collected()
     _accuracy(config, folder, found)
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
@@ -87,30 +80,51 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     _aggregate(config, folder, suites, found)
     primary = any(values.by_item for values in found.values if values.compared)
     if suites and not primary and all(score.value is None for score in found.scores):
-        raise nothing_scored(config, suites, found.facts, found.answers)
+        raise _nothing_scored(config, suites, found.facts, found.answers)
 
 
 def preview_suites(config: SuitesJob) -> list[str]:
-    """Return what would be asked; the hub is not."""
+    """Return what would be evaluated, without asking the hub."""
     lines = [f"models: {', '.join(model.name for model in config.evaluated())}"]
     suites = load_suites(config.suites.use)
-    check_given(config, suites)
+    _check_config(config, suites)
     for suite in suites:
         judge = judge_of(config, suite)
-        by = "" if judge is None else f", judged by {judge.title}"
-        lines.append(f"{suite.name}: {suite.title} ({suite.kind}, licence {suite.licence}){by}; {_from(config, suite)}")
+        judged = "" if judge is None else f", judged by {judge.title}"
+        origin = _origin(config, suite)
+        lines.append(f"{suite.name}: {suite.title} ({suite.kind}, licence {suite.licence}){judged}; {origin}")
     return lines
 
 
-def _from(config: SuitesJob, suite: Suite) -> str:
-    """Say where a suite's prompts or documents would come from."""
+def _origin(config: SuitesJob, suite: Suite) -> str:
+    """Return where a suite's prompts or documents would come from, in words."""
     if suite.source.world is not None:
-        return "made here"
+        return "generated"
     if files := local_files(suite, config.suites.folders):
         return f"from {', '.join(file.name for file in files)}"
     if suite.kind == "inspect":
-        return "from where its task has them"
-    return "skipped: no file here" if suite.source.hub is None else f"from the hub, {suite.source.hub}"
+        return "from the source of its task"
+    return "skipped: no local file" if suite.source.hub is None else f"from the hub, {suite.source.hub}"
+
+
+def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
+    """Raise `ConfigError` for a judge of an unknown role or suite or a run to reuse that does not exist.
+
+    Raises `SettingError` for an unknown format of a judge or ranker, `DataError` for missing files.
+    """
+    roles = {suite.judge.role for suite in suites if suite.judge is not None}
+    allowed = sorted({"refusal", *roles - {"ranker"}}) + [suite.name for suite in suites]
+    for name, judge in config.suites.judges.items():
+        if name not in allowed:
+            raise ConfigError(f"suites.judges.{name}: not a role or suite of this run; allowed: {', '.join(allowed)}")
+        check_judge(judge.format)
+    if config.suites.ranker is not None:
+        check_ranker(config.suites.ranker.format)
+    check_own_files(own_suites(config.suites.use), config.suites.folders)
+    if isinstance(config, SuitesAndPairsJob):
+        check_files(config.data.files)
+    if config.suites.reuse is not None and not Path(config.suites.reuse).is_dir():
+        raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
 
 
 # ------------------------------------------------------------------------------------------------ the steps
@@ -120,16 +134,16 @@ def _accuracy(config: SuitesJob, folder: RunFolder, found: _Collected) -> None:
     if not isinstance(config, SuitesAndPairsJob):
         return
     source = ", ".join(config.data.files)
-    found.facts[ACCURACY] = SuiteFacts(ACCURACY, "Implicit-reward accuracy", "accuracy", source=source)
+    found.facts[_ACCURACY] = SuiteFacts(_ACCURACY, "Implicit-reward accuracy", "accuracy", source=source)
     for name, job in config.on_pairs().items():
         out = folder.path / "models" / name / "accuracy"
         run = run_stage("evaluate", job, out, resume=out.exists())
         rows = load_lines(AccuracyRow, run.file("accuracy.jsonl"))
         right = {row.pair_id: float(row.right) for row in rows if row.right is not None}
         prompts = {row.pair_id: row.prompt for row in rows if row.right is not None}
-        found.values.append(Values(ACCURACY, name, "accuracy", right, prompts, len(rows) - len(right)))
+        found.values.append(Values(_ACCURACY, name, "accuracy", right, prompts, len(rows) - len(right)))
         scores = load(ScoresFile, run.file("scores.json")).scores
-        found.scores += [SuiteScore(suite=ACCURACY, model=name, **asdict(score)) for score in scores]
+        found.scores += [SuiteScore(suite=_ACCURACY, model=name, **asdict(score)) for score in scores]
 
 
 def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
@@ -176,12 +190,12 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
 
 
 def _check_not_twice(config: SuitesJob, suite: Suite, seen: dict[str, str]) -> None:
-    """Two suites that differ in their own judge alone are one where the user names the judge."""
+    """Raise `UnreachableError` for a second suite that differs only in its default judge, which the user replaced."""
     judge = judge_of(config, suite)
     same = [suite.source.model_dump(), sorted(suite.metrics), None if judge is None else judge.model_dump()]
     first = seen.setdefault(json.dumps(same), suite.name)
     if first != suite.name:
-        raise UnreachableError(f"has the prompts and, as suites.judges says, the judge of {first}; see there")
+        raise UnreachableError(f"has the same prompts and, by suites.judges, the same judge as {first}")
 
 
 def _collect_verdicts(
@@ -205,19 +219,6 @@ def _collect_verdicts(
             )
             for completion, verdict in zip(completions, verdicts, strict=True)
         ]
-
-
-def _skip_served(config: SuitesJob, suites: list[Suite], package: str, found: _Collected) -> bool:
-    """Skip the suites where a model is behind a server, for all models, so that all are asked the same."""
-    served = [model.name for model in config.evaluated() if isinstance(model, ServedModel)]
-    for suite in suites if served else []:
-        source = suite.source.hub if suite.inspect is None else suite.inspect.task
-        reason = (
-            f"{', '.join(served)} is behind a server, and {package} needs the weights here; evaluate such models by "
-            "themselves to score the others"
-        )
-        found.facts[suite.name] = _facts(suite, "skipped", reason=reason, source=source)
-    return bool(served)
 
 
 def _discriminative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
@@ -265,52 +266,34 @@ def _inspect(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _
             if result.by_sample or result.value is None:
                 items = {item: item for item in result.by_sample}
                 found.values.append(Values(suite.name, model, metric, result.by_sample, items, result.unscored, higher))
-            else:  # no mean over samples: the value as the log has it, without an interval
+            else:  # not a mean over samples: the value of the log, without an interval
                 score = Score(metric, result.value, None, None, result.num, result.unscored, higher)
                 found.scores.append(SuiteScore(suite=suite.name, model=model, **asdict(score)))
 
 
-def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
-    settings = config.interval_settings()
-    own = [values for values in found.values if values.suite != ACCURACY]
-    scores = [*found.scores, *(score_values(values, **settings) for values in own), *found.last_scores]
-    order = [ACCURACY, *(suite.name for suite in suites)]
-    result = SuitesFile(
-        confidence=config.confidence,
-        models=[_model_facts(model) for model in config.evaluated()],
-        suites=[found.facts[name] for name in order if name in found.facts],
-        scores=scores,
-        comparisons=compare_values(found.values, **settings),
-        warnings=found.warnings,
-    )
-    folder.write_jsonl("answers.jsonl", found.answers)
-    folder.write_json("scores.json", result)
-    text = suites_page(result)
-    folder.write_text("scores.md", text + "\n")
-    folder.write_card("Scores", {"Scores": text})
-    show(text)
-
-
-# ------------------------------------------------------------------------------------------------ facts
+def _skip_served(config: SuitesJob, suites: list[Suite], package: str, found: _Collected) -> bool:
+    """Skip the suites for all models if one is behind a server, so that all models answer the same suites."""
+    served = [model.name for model in config.evaluated() if isinstance(model, ServedModel)]
+    for suite in suites if served else []:
+        source = suite.source.hub if suite.inspect is None else suite.inspect.task
+        reason = (
+            f"{', '.join(served)} is behind a server, and {package} needs the weights; evaluate such models "
+            "separately to score the others"
+        )
+        found.facts[suite.name] = _facts(suite, "skipped", reason=reason, source=source)
+    return bool(served)
 
 
 def _facts(suite: Suite, status: str, **known: Any) -> SuiteFacts:
-    """Return the facts of a suite; its source is what the catalogue names, unless it is `known` better."""
+    """Return the facts of a suite; the source is that of the catalogue unless `known` has another."""
     named = {"source": suite.source.hub, "revision": suite.source.revision}
     return SuiteFacts(
         name=suite.name, title=suite.title, kind=suite.kind, status=status, licence=suite.licence, **{**named, **known}
     )
 
 
-def _model_facts(model: EvaluatedModel) -> ModelFacts:
-    facts = ModelFacts(model.name, model.model, getattr(model, "reference", None))
-    if model.engine == "transformers":
-        return facts
-    return replace(facts, engine=model.engine, url=getattr(model, "url", None))
-
-
 def _same_judges(config: SuitesJob, suites: list[Suite], found: _Collected) -> list[str]:
-    """Say where a judge evaluates a model whose training data it has labelled."""
+    """Return a warning for each judge that evaluates a model whose training data it labelled."""
     warnings = []
     for model in config.evaluated():
         labelled = [(judge.get("format"), judge.get("model")) for judge in labelling_judges(model.model)]
@@ -321,93 +304,46 @@ def _same_judges(config: SuitesJob, suites: list[Suite], found: _Collected) -> l
             if judge is not None and scored and (judge.format, judge.source) in labelled:
                 judged.setdefault(judge.title, []).append(suite.title)
         warnings += [
-            f"{model.name}: the judge {title} has labelled its training data and judges it on {', '.join(titles)}; "
+            f"{model.name}: the judge {title} labelled its training data and judges it on {', '.join(titles)}; "
             "evaluate with a judge of another family too"
             for title, titles in judged.items()
         ]
     return warnings
 
 
-def check_given(config: SuitesJob, suites: Sequence[Suite]) -> None:
-    """Raise `ConfigError` for a judge of no role or suite or a run to reuse that is none, before anything is asked.
-
-    Raises `SettingError` for a judge or a ranker of no known format, `DataError` for files that are not there.
-    """
-    roles = {suite.judge.role for suite in suites if suite.judge is not None}
-    allowed = sorted({"refusal", *roles - {"ranker"}}) + [suite.name for suite in suites]
-    for name, judge in config.suites.judges.items():
-        if name not in allowed:
-            raise ConfigError(f"suites.judges.{name}: no role or suite of this run; allowed: {', '.join(allowed)}")
-        check_judge(judge.format)
-    if config.suites.ranker is not None:
-        check_ranker(config.suites.ranker.format)
-    check_own_files(own_suites(config.suites.use), config.suites.folders)
-    if isinstance(config, SuitesAndPairsJob):
-        check_files(config.data.files)
-    if config.suites.reuse is not None and not Path(config.suites.reuse).is_dir():
-        raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
-
-
-def nothing_scored(
-    config: SuitesJob,
-    suites: Sequence[Suite],
-    facts: Mapping[str, SuiteFacts],
-    answers: Sequence[SuiteAnswer],
-) -> DataError:
-    """Return the error for suites that have no score: what hinders most of them, told of the first of these.
-
-    `facts` and `answers` are those of `scores.json` and `answers.jsonl`, by suite and in their order.
-    """
-    reasons = {suite.name: _reason(config, suite, facts[suite.name], answers) for suite in suites}
-    kinds = Counter(kind for kind, _ in reasons.values())
-    commonest = kinds.most_common(1)[0][0]
-    name, text = next((name, text) for name, (kind, text) in reasons.items() if kind == commonest)
-    others = kinds[commonest] - 1
-    alike = f" ({others} more: {commonest})" if others else ""
-    return DataError(
-        f"nothing was scored; suite {name}: {text}{alike}. What was written stays: go on by --resume once the cause is "
-        "gone, or start in a new --out with other settings"
+def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+    settings = config.interval_settings()
+    own = [values for values in found.values if values.suite != _ACCURACY]
+    scores = [*found.scores, *(score_values(values, **settings) for values in own), *found.last_scores]
+    order = [_ACCURACY, *(suite.name for suite in suites)]
+    result = SuitesFile(
+        confidence=config.confidence,
+        models=[_model_facts(model) for model in config.evaluated()],
+        suites=[found.facts[name] for name in order if name in found.facts],
+        scores=scores,
+        comparisons=compare_values(found.values, **settings),
+        warnings=found.warnings,
     )
+    folder.write_jsonl("answers.jsonl", found.answers)
+    folder.write_json("scores.json", result)
+    text = _page(result)
+    folder.write_text("scores.md", text + "\n")
+    folder.write_card("Scores", {"Scores": text})
+    show(text)
 
 
-def _reason(config: SuitesJob, suite: Suite, fact: SuiteFacts, answers: Sequence[SuiteAnswer]) -> tuple[str, str]:
-    """Return a word for the kind of reason that a suite has no score, and the reason with what to do."""
-    if fact.status == "skipped":
-        reason = " ".join(str(fact.reason).split())
-        return "skipped", f"skipped, {reason}"
-    too_long = fact.too_long or {}
-    verdicts = [row.verdict for row in answers if row.suite == suite.name and row.verdict is not None]
-    unscored = Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
-    if too_long and sum(too_long.values()) >= unscored.total():
-        return "prompts too long", _too_long(config, suite, too_long, fact.num_prompts or 0)
-    if unscored and suite.judge is not None and suite.judge.role == "harm":  # else the reasons are of refusals
-        reason, count = unscored.most_common(1)[0]
-        return "answers unscored", (
-            f"{count} of {len(verdicts)} answers are unscored by {fact.judge}: {reason}; give another judge by "
-            "suites.judges, or see with `bfpo judge-check` what it can judge"
-        )
-    return "no value", f"{fact.judge} had nothing to say of any answer; see {len(verdicts)} of them in answers.jsonl"
+def _model_facts(model: EvaluatedModel) -> ModelFacts:
+    facts = ModelFacts(model.name, model.model, getattr(model, "reference", None))
+    if model.engine == "transformers":
+        return facts
+    return replace(facts, engine=model.engine, url=getattr(model, "url", None))
 
 
-def _too_long(config: SuitesJob, suite: Suite, too_long: Mapping[str, int], num_prompts: int) -> str:
-    """Say how many tokens there are for a prompt, and which setting leaves more."""
-    assert suite.sampling is not None  # only prompts that we ask ourselves can be too long
-    name, count = max(too_long.items(), key=lambda item: item[1])
-    said = f"{count} of {num_prompts} prompts are too long for {name}"
-    context = next(context_of(model) for model in config.evaluated() if model.name == name)
-    longest = config.suites.max_new_tokens or suite.sampling.max_new_tokens
-    if context - longest >= config.suites.max_prompt_length:
-        return f"{said}: they have more than suites.max_prompt_length = {config.suites.max_prompt_length} tokens"
-    whose = "suites.max_new_tokens" if config.suites.max_new_tokens else "the suite's max_new_tokens"
-    return (
-        f"{said}: its context is {context} tokens, {whose} keeps {longest} of them for the answer, and "
-        f"{max(context - longest, 0)} are left for a prompt; set suites.max_new_tokens lower, or take a model with a "
-        "longer context"
-    )
+# ------------------------------------------------------------------------------------------------ Markdown and errors
 
 
-def suites_page(result: SuitesFile) -> str:
-    """Return what `scores.json` holds as Markdown; no mean is taken over suites."""
+def _page(result: SuitesFile) -> str:
+    """Return the content of `scores.json` as Markdown."""
     lines = [f"Intervals: {result.confidence:.0%}, over prompts."]
     lines += [f"\nWarning: {warning}." for warning in result.warnings]
     for suite in result.suites:
@@ -415,7 +351,7 @@ def suites_page(result: SuitesFile) -> str:
             lines += _table(suite, result)
     skipped = [suite for suite in result.suites if suite.status == "skipped"]
     if skipped:
-        lines += ["", "Skipped, never scored:", ""]
+        lines += ["", "Skipped:", ""]
         lines += [f"- {suite.title}: {' '.join(str(suite.reason).split())}" for suite in skipped]
     return "\n".join(lines)
 
@@ -424,28 +360,18 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
     judge = f", judged by {suite.judge}" if suite.judge else ""
     yield from ("", f"**{suite.title}**{judge}", "")
     for model, count in (suite.too_long or {}).items():
-        yield f"{count} prompts are too long for {model}: not asked, counted as unscored.\n"
+        yield f"{count} prompts are too long for {model} and count as unscored.\n"
     for model, reasons in (suite.unscored or {}).items():
         yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
     yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
-    yield from (_row(score) for score in result.scores if score.suite == suite.name)
+    for score in result.scores:
+        if score.suite == suite.name:
+            yield f"| {score.model} | {_title(score.metric)} | {score_cells(score)} |"
     compared = [row for row in result.comparisons if row.suite == suite.name and row.num]
     if compared:
         yield from ("", "| first - second | metric | difference | interval | p (Holm) | test | prompts |")
         yield "|---|---|---|---|---|---|---|"
         yield from map(_difference, compared)
-
-
-def _title(metric: str) -> str:
-    return SUITE_METRICS[metric].title if metric in SUITE_METRICS else metric.replace("_", " ")
-
-
-def _row(score: SuiteScore) -> str:
-    head = f"| {score.model} | {_title(score.metric)} |"
-    if score.value is None:
-        return f"{head} not measured | | 0 | {score.unscored} |"
-    interval = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
-    return f"{head} {score.value:.3f} | {interval} | {score.num} | {score.unscored} |"
 
 
 def _difference(row: SuiteComparison) -> str:
@@ -454,4 +380,66 @@ def _difference(row: SuiteComparison) -> str:
     pair = f"{row.first} - {row.second}"
     return (
         f"| {pair} | {_title(row.metric)} | {row.difference:+.3f} | {interval} | {p_value} | {row.test} | {row.num} |"
+    )
+
+
+def _title(metric: str) -> str:
+    return metric_title(metric, SUITE_METRICS)
+
+
+def _nothing_scored(
+    config: SuitesJob,
+    suites: Sequence[Suite],
+    facts: Mapping[str, SuiteFacts],
+    answers: Sequence[SuiteAnswer],
+) -> DataError:
+    """Return the error for a run without a score: the most common reason, with its first suite.
+
+    `facts` and `answers` are those of `scores.json` and `answers.jsonl`.
+    """
+    reasons = {suite.name: _reason(config, suite, facts[suite.name], answers) for suite in suites}
+    kinds = Counter(kind for kind, _ in reasons.values())
+    commonest = kinds.most_common(1)[0][0]
+    name, text = next((name, text) for name, (kind, text) in reasons.items() if kind == commonest)
+    others = kinds[commonest] - 1
+    alike = f" ({others} more: {commonest})" if others else ""
+    return DataError(
+        f"nothing was scored; suite {name}: {text}{alike}. The files are kept: continue with --resume when the cause "
+        "is removed, or start in a new --out with other settings"
+    )
+
+
+def _reason(config: SuitesJob, suite: Suite, fact: SuiteFacts, answers: Sequence[SuiteAnswer]) -> tuple[str, str]:
+    """Return why a suite has no score: the kind of reason, and the reason with what to do."""
+    if fact.status == "skipped":
+        reason = " ".join(str(fact.reason).split())
+        return "skipped", f"skipped, {reason}"
+    too_long = fact.too_long or {}
+    verdicts = [row.verdict for row in answers if row.suite == suite.name and row.verdict is not None]
+    unscored = Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
+    if too_long and sum(too_long.values()) >= unscored.total():
+        return "prompts too long", _too_long(config, suite, too_long, fact.num_prompts or 0)
+    if unscored and suite.judge is not None and suite.judge.role == "harm":  # else the refusal judge's reasons
+        reason, count = unscored.most_common(1)[0]
+        return "answers unscored", (
+            f"{count} of {len(verdicts)} answers are unscored by {fact.judge}: {reason}; set another judge in "
+            "suites.judges, or test this one with `bfpo judge-check`"
+        )
+    return "no value", f"{fact.judge} gave no value for any answer; {len(verdicts)} are in answers.jsonl"
+
+
+def _too_long(config: SuitesJob, suite: Suite, too_long: Mapping[str, int], num_prompts: int) -> str:
+    """Return how many tokens are left for a prompt, and which setting leaves more."""
+    assert suite.sampling is not None  # only generative suites have prompts that are too long
+    name, count = max(too_long.items(), key=lambda item: item[1])
+    head = f"{count} of {num_prompts} prompts are too long for {name}"
+    context = next(context_of(model) for model in config.evaluated() if model.name == name)
+    longest = config.suites.max_new_tokens or suite.sampling.max_new_tokens
+    if context - longest >= config.suites.max_prompt_length:
+        return f"{head}: they have more than suites.max_prompt_length = {config.suites.max_prompt_length} tokens"
+    whose = "suites.max_new_tokens" if config.suites.max_new_tokens else "the suite's max_new_tokens"
+    return (
+        f"{head}: its context is {context} tokens, {whose} reserves {longest} of them for the answer, and "
+        f"{max(context - longest, 0)} are left for a prompt; set suites.max_new_tokens lower, or use a model with a "
+        "longer context"
     )

@@ -1,4 +1,4 @@
-"""Win rates of the models, plain and at equal length, by a ranker and by AlpacaEval's own annotators."""
+"""Win rates of the models against a baseline, plain and at equal length, by a ranker or AlpacaEval's annotators."""
 
 from __future__ import annotations
 
@@ -22,20 +22,14 @@ from bfpo.suites.judging import Preference, rank_suites
 from bfpo.suites.records import SuiteFacts, SuiteScore
 from bfpo.suites.scores import Values, length_controlled_score
 
-__all__ = [
-    "Annotated",
-    "WinRates",
-    "alpaca_eval",
-    "alpaca_eval_command",
-    "annotate",
-    "check_ranked",
-    "win_rates",
-]
+__all__ = ["alpaca_eval", "check_ranked", "win_rates"]
+
+_ANNOTATIONS, _LEADERBOARD = "annotations.json", "leaderboard.csv"
 
 
 @dataclass(frozen=True, slots=True)
 class WinRates:
-    """The win rates prompt by prompt, rows of `scores.json` of those at equal length, and what went wrong."""
+    """The win rates prompt by prompt, the win rates at equal length as rows of `scores.json`, and warnings."""
 
     values: list[Values] = field(default_factory=list)
     at_equal_length: list[SuiteScore] = field(default_factory=list)
@@ -43,12 +37,12 @@ class WinRates:
 
 
 def check_ranked(config: SuitesJob, suite: Suite) -> None:
-    """Raise `UnreachableError` for a suite of win rates where nobody compares."""
+    """Raise `UnreachableError` for a suite of win rates without a ranker or annotators."""
     by_package = suite.outputs == "alpaca_eval" and config.suites.alpaca_eval is not None
     if suite.judge is not None and suite.judge.role == "ranker" and config.suites.ranker is None and not by_package:
         other = ", or suites.alpaca_eval (annotators of its own package)" if suite.outputs == "alpaca_eval" else ""
         raise UnreachableError(
-            f"needs suites.ranker (who compares two answers) and suites.baseline (the model to compare with){other}"
+            f"needs suites.ranker (which compares two answers) and suites.baseline (the model to compare with){other}"
         )
 
 
@@ -58,7 +52,7 @@ def win_rates(
     answers: Mapping[str, Mapping[str, Sequence[Completion]]],
     facts: dict[str, SuiteFacts],
 ) -> WinRates:
-    """Compare `answers` (model -> suite -> completions) with the baseline's, and put the ranker into the facts."""
+    """Return the win rates of `answers` (model -> suite -> completions) by the ranker; its name is added to `facts`."""
     found = WinRates()
     if not suites or config.suites.ranker is None:
         return found
@@ -77,10 +71,10 @@ def alpaca_eval(
     facts: dict[str, SuiteFacts],
     folder: RunFolder,
 ) -> WinRates:
-    """Write the answers in the form of the package alpaca_eval, and have its annotators compare them where asked.
+    """Write the answers in the format of the package alpaca_eval, and let its annotators compare them if configured.
 
-    The reference is the baseline's answers, or, without a baseline, the package's own, whose length-controlled rate is
-    then taken as it has it. Where it cannot run, that is a warning, or the reason for skipping where no ranker is.
+    The reference is the baseline's answers or, without a baseline, the package's own reference; the length-controlled
+    rate is then the package's. If the package cannot run, a warning is added, or without a ranker the suite is skipped.
     """
     found = WinRates()
     settings, baseline = config.suites.alpaca_eval, config.suites.baseline
@@ -97,16 +91,12 @@ def alpaca_eval(
                     continue
                 reference = None if baseline is None else files[baseline]
                 out = folder.path / "models" / model / "alpaca_eval"
-                found_there = annotate(
+                annotated = _annotate(
                     files[model], reference, settings.annotators, python=settings.python, out=out, keep=folder.resumed
                 )
-                own = {completion.prompt[-1].content: completion.id for completion in answers[model][suite.name]}
-                preferences = {
-                    own[text]: Preference(better, longer_by)
-                    for text, (better, longer_by) in found_there.preferences.items()
-                    if text in own
-                }
-                _add(config, suite, model, name, preferences, answers, facts, found, found_there.at_equal_length)
+                ids = {completion.prompt[-1].content: completion.id for completion in answers[model][suite.name]}
+                preferences = {ids[text]: value for text, value in annotated.preferences.items() if text in ids}
+                _add(config, suite, model, name, preferences, answers, facts, found, annotated.at_equal_length)
         except UnreachableError as error:
             if config.suites.ranker is not None:
                 found.warnings.append(f"{suite.title}, annotators {name}: {error}")
@@ -138,7 +128,7 @@ def _add(
     found: WinRates,
     at_equal_length: float | None = None,
 ) -> None:
-    """Add a model's win rate, and that at equal length: the given one, else the one that is fitted."""
+    """Add a model's win rate, and the win rate at equal length: the given one, else the fitted one."""
     texts = {completion.id: normalised_prompt(completion.prompt) for completion in answers[model][suite.name]}
     scored = {item: (each.better, each.longer_by) for item, each in preferences.items() if each.better is not None}
     by_item = {item: better for item, (better, _) in scored.items()}
@@ -158,56 +148,31 @@ def _add(
         facts[suite.name].unscored = {**(facts[suite.name].unscored or {}), model: {reason: row.unscored}}
 
 
-_ANNOTATIONS, _LEADERBOARD = "annotations.json", "leaderboard.csv"
-
-
 @dataclass(frozen=True, slots=True)
-class Annotated:
-    """By instruction p(better than the reference), `None` where it has none, and the characters that it has more.
+class _Annotated:
+    """Preferences over the reference, by instruction, and the package's length-controlled win rate, if it gave one."""
 
-    `at_equal_length` is the package's own length-controlled win rate, `None` where it gave none.
-    """
-
-    preferences: dict[str, tuple[float | None, int]]
+    preferences: dict[str, Preference]
     at_equal_length: float | None
 
 
-def alpaca_eval_command(outputs: Path, reference: Path | None, annotators: str, python: str, out: Path) -> list[str]:
-    """Return the command that annotates outputs.
-
-    Against outputs of one's own (`reference`) it takes the plain win rate: the package's length-controlled one is
-    fitted to its own reference, and reads from the hub how others fared against that.
-    """
-    against = [] if reference is None else ["--reference_outputs", str(reference.absolute())]
-    metric = [] if reference is None else ["--fn_metric", "get_winrate", "--sort_by", "win_rate"]
-    return [
-        *(python, "-m", "alpaca_eval.main", "evaluate"),
-        *("--model_outputs", str(outputs.absolute())),
-        *against,
-        *("--annotators_config", annotators, "--output_path", str(out.absolute())),
-        *("--precomputed_leaderboard", "None", "--is_cache_leaderboard", "False"),
-        *("--caching_path", str(out.absolute() / "cache.json")),
-        *metric,
-    ]
-
-
-def annotate(
+def _annotate(
     outputs: Path, reference: Path | None, annotators: str, *, python: str | None, out: Path, keep: bool
-) -> Annotated:
-    """Return what the annotators say of `outputs`; with `keep`, annotations that are there are read, not made.
+) -> _Annotated:
+    """Return the annotators' preferences for `outputs`; with `keep`, existing annotations are read instead.
 
-    `python` is the interpreter that has the package (`None`: this one). Raises `UnreachableError` with the reason where
-    it is not installed or its run fails; what it wrote is in `out`.
+    `python` is the interpreter that has the package (`None`: this one). Raises `UnreachableError` with the reason if
+    the package is not installed or fails; its output is in `out`.
     """
     interpreter = python or sys.executable
     if not (keep and list(out.rglob(_ANNOTATIONS))):
         out.mkdir(parents=True, exist_ok=True)
         _check_installed(interpreter)
-        done = _run(alpaca_eval_command(outputs, reference, annotators, interpreter, out))
+        done = _run(_command(outputs, reference, annotators, interpreter, out))
         (out / "log.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode:
             last = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-            raise UnreachableError(f"alpaca_eval failed: {last:.300} (all it said is in {out / 'log.txt'})")
+            raise UnreachableError(f"alpaca_eval failed: {last:.300} (its output is in {out / 'log.txt'})")
     return _read(out)
 
 
@@ -220,6 +185,26 @@ def _check_installed(interpreter: str) -> None:
         )
 
 
+def _command(outputs: Path, reference: Path | None, annotators: str, python: str, out: Path) -> list[str]:
+    """Return the command that annotates outputs.
+
+    With a `reference` the metric is the plain win rate: the package's length-controlled one is fitted to its own
+    reference and needs results of other models from the hub.
+    """
+    against = []
+    if reference is not None:
+        against = ["--reference_outputs", str(reference.absolute())]
+        against += ["--fn_metric", "get_winrate", "--sort_by", "win_rate"]
+    return [
+        *(python, "-m", "alpaca_eval.main", "evaluate"),
+        *("--model_outputs", str(outputs.absolute())),
+        *against,
+        *("--annotators_config", annotators, "--output_path", str(out.absolute())),
+        *("--precomputed_leaderboard", "None", "--is_cache_leaderboard", "False"),
+        *("--caching_path", str(out.absolute() / "cache.json")),
+    ]
+
+
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
@@ -227,23 +212,24 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise UnreachableError(f"suites.alpaca_eval.python: {command[0]} cannot be run ({error.strerror})") from error
 
 
-def _read(out: Path) -> Annotated:
+def _read(out: Path) -> _Annotated:
     found = sorted(out.rglob(_ANNOTATIONS))
     try:
         rows: list[dict[str, Any]] = json.loads(found[0].read_text(encoding="utf-8"))
         preferences = {
-            row["instruction"]: (_share(row["preference"]), len(row["output_2"]) - len(row["output_1"])) for row in rows
+            row["instruction"]: Preference(_share(row["preference"]), len(row["output_2"]) - len(row["output_1"]))
+            for row in rows
         }
         with found[0].with_name(_LEADERBOARD).open(encoding="utf-8", newline="") as file:
             (model,) = csv.DictReader(file)
         rate = model.get("length_controlled_winrate")
-        return Annotated(preferences, float(rate) / 100 if rate else None)
+        return _Annotated(preferences, float(rate) / 100 if rate else None)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UnreachableError(f"what alpaca_eval left in {out} cannot be read ({type(error).__name__})") from error
+        raise UnreachableError(f"the output of alpaca_eval in {out} cannot be read ({type(error).__name__})") from error
 
 
 def _share(preference: float | None) -> float | None:
-    """Return p(better) of a preference: 1 is the reference's win, 2 the model's, between them a share, 0 a draw."""
+    """Return p(better) of a preference: 1 is a win of the reference, 2 a win of the model, 0 a draw."""
     if preference is None:
         return None
     if not (preference == 0 or 1 <= preference <= 2):

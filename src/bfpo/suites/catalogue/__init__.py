@@ -1,4 +1,4 @@
-"""Suites as data: what is asked, where it comes from, who judges it, what is counted. One YAML file each, here."""
+"""The catalogue of suites, one YAML file each: prompts, source, judge and metrics."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class _Part(BaseModel):
 
 
 class Source(_Part):
-    """Where the prompts (or the documents of a task) come from; a local file goes before the hub.
+    """The source of the prompts (or the documents of a task); local files take precedence over the hub.
 
-    `files` are names, with wildcards, to look for in the folders that the user gives. `revision` is a commit of the
-    hub's data set; without one the newest is taken and reported. `text` and `where` read prompts from rows of no
-    known layout: the dotted name of the text, and values that a row must have.
+    `files` are names, with wildcards, to look for in the user's folders. `revision` is a commit of the hub's data set;
+    without one the newest is used and reported. `text` and `where` read prompts from rows of another layout: the dotted
+    name of the text, and values that a row must have.
     """
 
     hub: str | None = None
@@ -52,7 +52,7 @@ class Source(_Part):
 
 
 class SuiteJudge(_Part):
-    """Who judges: a role that the user fills, and the judge in its short form where nobody fills it."""
+    """The judge: a role for which the user may name a judge, and the default judge in its short form."""
 
     role: Literal["harm", "ranker"]
     default: str | None = None
@@ -68,8 +68,8 @@ class Sampling(_Part):
 class InspectTask(_Part):
     """A task of inspect-ai: `PACKAGE/TASK`, or `FILE.py@TASK` from `tasks/` here or the working directory.
 
-    The first of `files` (names) that lies in the user's folders is the task's argument `file`. With `grader`, the
-    user's grader has inspect-ai's role `grader`. The metric is divided by `largest`, its largest possible value.
+    The first of `files` (names) found in the user's folders is the task's argument `file`. With `grader`, the user's
+    grader has inspect-ai's role `grader`. The metric is divided by `largest`, its largest possible value.
     """
 
     task: str = Field(pattern=r"^[^@]+\.py@\w+$|^[^@/]+/[\w-]+$")
@@ -82,9 +82,9 @@ class InspectTask(_Part):
 class Suite(_Part):
     """One suite; `metrics` maps a metric to its better direction (`half`: 0.5 is the ideal).
 
-    A `generative` suite has prompts, sampling and (but for refusals, which are always judged) a judge. A
-    `discriminative` one has a `task` of lm-eval: the file of a built-in one, or a name in `tasks/` here. One of kind
-    `inspect` is a task of inspect-ai, which brings its prompts itself.
+    A `generative` suite has prompts, sampling and a judge (except for refusals, which are always judged). A
+    `discriminative` one has a `task` of lm-eval: a built-in file, or a name in `tasks/` here. One of kind `inspect` is
+    a task of inspect-ai, which has its own prompts.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -117,7 +117,7 @@ class Suite(_Part):
                 raise ValueError("a suite of kind inspect has one metric, by its name in inspect-ai's log")
             return self
         if not (self.source.hub or self.source.files or self.source.world):
-            raise ValueError("source: needs hub, files or world")
+            raise ValueError("source: hub, files or world is needed")
         return self
 
 
@@ -135,20 +135,20 @@ def known_sets() -> dict[str, tuple[str, ...]]:
 
 
 def load_suites(names: Iterable[str]) -> list[Suite]:
-    """Return the suites of sets, suites and `.yaml` files of the user's, in order, each once.
+    """Return the suites of the named sets, suites and `.yaml` files, in order, each once.
 
-    Raises `ConfigError` for an unknown name and for a file that is no suite, or two suites of one name.
+    Raises `ConfigError` for an unknown name, an invalid file, or two suites of one name.
     """
     suites: dict[str, Suite] = {}
     for name in names:
         for suite in _found(name):
             if suites.setdefault(suite.name, suite) != suite:
-                raise ConfigError(f"suites: {name} is a suite named {suite.name!r}, and so is another; rename one")
+                raise ConfigError(f"suites: {name} is named {suite.name!r}, as is another suite; rename one")
     return list(suites.values())
 
 
 def own_suites(names: Iterable[str]) -> dict[str, Suite]:
-    """Return the suites that are files of the user's, by file."""
+    """Return the suites that are user's files, by file."""
     return {name: _read(Path(name)) for name in names if _is_file(name)}
 
 
@@ -178,4 +178,4 @@ def _read(path: Path) -> Suite:
         return Suite.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ConfigError(f"{path}: is no suite: {problems}; docs/evaluation.md shows the form") from error
+        raise ConfigError(f"{path}: not a suite: {problems}; docs/evaluation.md describes the format") from error
