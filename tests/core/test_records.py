@@ -72,7 +72,7 @@ def test_with_problems_all_that_fits_is_kept_and_the_rest_is_said(tmp_path: Path
     file = written(tmp_path / "rows.jsonl", {"completion_id": "a", "judge": "j", "label": "safe", "helpful": 3}, [1], 2)
     assert load_lines(Verdict, file, problems) == []
     assert "line 1: Value error, helpful: got 3.0" in problems[-1]
-    assert problems[-2].endswith("2 lines are no JSON object and were passed over")
+    assert problems[-2].endswith("2 lines are not JSON objects and were skipped")
 
 
 def test_numbers_that_are_not_finite_are_none(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_the_caption_counts_the_prompts_of_the_table_alone(tmp_path: Path) -> No
     (run / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + others))
     data = gather([run])
     assert data.num_prompts == {"benign": 3, "borderline": 3, "harmful": 3}
-    assert "(3 benign, 3 borderline, 3 harmful) of demo, and of no other suite" in render_html(data)
+    assert "(3 benign, 3 borderline, 3 harmful) of demo only" in render_html(data)
     assert {score.metric for score in data.method("ours").scores} == {"helpful_and_safe"}  # no column of another suite
 
 

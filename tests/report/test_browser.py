@@ -120,7 +120,7 @@ def test_filters_searches_and_pages(browser: Any, page_file: Path) -> None:
     page.get_by_label("of the model").select_option(label="DPO-H")
     assert "of 20 found" in status.text_content()
     page.get_by_label("Verdict").select_option("helpful and safe")
-    assert status.text_content() == "No prompt fits; 60 in all"
+    assert status.text_content() == "No prompt matches; 60 in all"
     page.get_by_label("Verdict").select_option("")
     page.get_by_role("searchbox", name="Search").fill("says 59")
     playwright.expect(status).to_contain_text("of 1 found")

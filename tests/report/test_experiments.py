@@ -21,7 +21,7 @@ def test_a_sweep_is_shown_as_one_with_its_front_hypervolume_and_choice(tmp_path:
     assert data.samples == []
     found = headline(data)
     assert found.sentence == (
-        "For harmless of at least 92%, beta=0.2 does best of 3 models: helpfulness on harmless prompts 80% "
+        "For harmless of at least 92%, beta=0.2 is the best of 3 models: helpfulness on harmless prompts 80% "
         "(76% to 84%) and harmless 93% (89% to 97%)."
     )
     for text in (render_html(data), render_markdown(data).replace("\\", "")):
@@ -34,7 +34,7 @@ def test_a_sweep_is_shown_as_one_with_its_front_hypervolume_and_choice(tmp_path:
         ):
             assert words in text, words
         assert "11.0%" not in text  # a score of a run inside
-        assert "not measured" not in text.split("How this was made")[0]
+        assert "not measured" not in text.split("Reproduction")[0]
     write_report(data, tmp_path / "out")
     assert (tmp_path / "out" / "figures" / "tradeoff-0.svg").read_text().count("beta=0.2") == 1
     assert f"beta=0.2,{tmp_path.name}/sweep,helpfulness,0.8,0.76" in (tmp_path / "out" / "report.csv").read_text()
@@ -54,11 +54,11 @@ def test_a_choice_that_falls_short_says_by_how_much(tmp_path: Path) -> None:
     }
     (run / "tradeoff.json").write_text(json.dumps(content))
     found = headline(gather([run]))
-    assert found.sentence.startswith("None of 3 models reaches harmless of at least 99.5%; beta=0.1 comes nearest: ")
+    assert found.sentence.startswith("None of 3 models reaches harmless of at least 99.5%; beta=0.1 is nearest: ")
     assert "none reaches it; beta=0.1 is nearest and lacks 0.5 points of harmless." in " ".join(found.details)
     content["nearest"] = None
     (run / "tradeoff.json").write_text(json.dumps(content))
-    assert headline(gather([run])).sentence.startswith("2 of 3 models are beaten by no other in helpfulness")
+    assert headline(gather([run])).sentence.startswith("2 of 3 models are Pareto-optimal in helpfulness")
 
 
 def test_a_comparison_gives_the_models_of_the_page_and_how_their_settings_were_chosen(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_models_between_two_are_listed_with_their_weights(tmp_path: Path) -> Non
     rows = [{"weight": weight, "model": f"runs/dial/models/weight-{weight:g}"} for weight in (0.0, 0.5)]
     content = {"first": "runs/a/model", "second": "runs/b/model", "models": rows}
     data = gather([write_run(tmp_path / "dial", "interpolate", models__json=content)])
-    assert headline(data).sentence.startswith("2 models between two; their answers are judged by bfpo sweep")
+    assert headline(data).sentence.startswith("2 models interpolated between two; evaluate them by bfpo sweep")
     page = render_html(data)
     for words in ("weight 0.5", "runs/dial/models/weight-0.5", "runs/a/model", "runs/b/model"):
         assert words in page

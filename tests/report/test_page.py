@@ -158,7 +158,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
         svg = (tmp_path / "figures" / f"{name}.svg").read_text(encoding="utf-8")
         assert "<script" not in svg
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", markdown.split("## How this was made")[0])
+    outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", markdown.split("## Reproduction")[0])
     assert not re.search(r"(?<!\\)<", outside)
     assert "](javascript" not in re.sub(r"\\.", "", outside)
 

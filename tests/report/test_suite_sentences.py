@@ -33,11 +33,11 @@ def test_what_chance_does_not_explain_is_told_from_the_side_of_the_pages_model()
     close = row("b", "ours", "theirs", 0.2, 0.06)
     (line,) = suite_lines(data([row("a", "theirs", "ours", 0.3, 0.01), close]))
     assert line == (
-        "ours minus theirs, where chance does not explain it (1 of 2 measures of suites, Holm's correction), in points:"
+        "ours minus theirs, significant differences (1 of 2 measures of suites, Holm's correction), in points:"
         " AdvBench, harmless −30.0 (−40.0 to −20.0)."
     )
     (line,) = suite_lines(data([close]))
-    assert line.startswith("Chance explains every difference between ours and theirs on the suites (1 comparison")
+    assert line.startswith("No significant difference between ours and theirs on the suites (1 comparison")
     assert "AdvBench" in next(suite_lines(data([row("a", "ours", "theirs", 0.3, 0.09)], confidence=0.9)))
     assert list(suite_lines(data([]))) == []
 
@@ -90,9 +90,9 @@ def test_the_runs_inside_a_run_over_suites_are_parts_of_its_models(tmp_path: Pat
     assert sorted(method.name for method in found.methods) == ["bfpo", "sft"]
     assert found.setting == "from 2 runs: 1 evaluate, 1 train"
     assert {method.name: len(method.margins) for method in found.methods} == {"bfpo": 1, "sft": 1}
-    assert "6 of 7 suites were skipped and are in no mean; the reasons stand below." in headline(found).details
+    assert "6 of 7 suites were skipped and are in no mean; the reasons are given below." in headline(found).details
     page = render_html(found)
-    assert "Every model, every measure" not in page
+    assert "All models and metrics" not in page
     assert "AdvBench (harmless)" in page
     assert "## Methods" not in render_markdown(found)
     assert json.loads(found.to_json())["suites"][1]["title"] == "S0"
@@ -101,4 +101,4 @@ def test_the_runs_inside_a_run_over_suites_are_parts_of_its_models(tmp_path: Pat
 def test_a_model_of_which_only_pairs_were_asked_is_told_by_them() -> None:
     method = MethodResult("ours", "ours", "main", accuracy=[Score("accuracy", 0.8, 0.7, 0.9, 60)])
     said = headline(ReportData("t", "", [method])).sentence
-    assert said == "ours orders 80% (70% to 90%) of held-out pairs as their labels ask; no answer of it was judged."
+    assert said == "ours orders 80% (70% to 90%) of held-out pairs by their labels; none of its answers was judged."

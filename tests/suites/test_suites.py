@@ -328,7 +328,7 @@ def test_bad_suites_and_settings_say_what_to_do(root: Path, tmp_path: Path) -> N
     shown = preview_stage("evaluate", config(root, use=["demo", "xstest", str(root / "mine.yaml")]))
     assert "xstest: XSTest (generative, licence CC-BY-4.0); from the hub, walledai/XSTest" in shown
     assert "judged by oracle; from mine.jsonl" in shown
-    assert "judged by oracle; made here" in shown
+    assert "judged by oracle; generated" in shown
 
 
 def test_local_files_of_the_suites_are_read_whole(shared_data: Path) -> None:

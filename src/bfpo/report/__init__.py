@@ -1,1 +1,1 @@
-"""The report page: read run folders, lay out, write."""
+"""The report page: read run folders, arrange the results, write HTML, Markdown, JSON and CSV."""

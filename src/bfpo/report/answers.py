@@ -1,4 +1,4 @@
-"""The answers on a page: thousands of texts as one compressed block, which the page's script opens and pages."""
+"""The answers on a page: thousands of texts as one compressed block, which the page's script unpacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHORTEST_TEXT = 60
 
 @dataclass(frozen=True, slots=True)
 class AnswerBlock:
-    """What the page holds of the answers: base64 of deflated JSON, and how much of the texts is in it."""
+    """The answers on the page: base64 of deflated JSON, and how many of the texts it contains."""
 
     text: str
     num_prompts: int
@@ -32,10 +32,10 @@ class AnswerBlock:
 
 
 def answer_block(data: ReportData, *, max_bytes: int = MAX_BYTES) -> AnswerBlock:
-    """Return all answers for the page in at most `max_bytes`; texts are cut at the length that makes them fit.
+    """Return all answers for the page in at most `max_bytes`; texts are cut to the length that fits.
 
-    A cut text carries the number of characters that are missing. Base64 holds no character that could end the element
-    it stands in, whatever a model wrote. Where even the shortest texts do not fit, the last prompts are left out.
+    A cut text has the number of missing characters. Base64 contains no character that could end the HTML element. If
+    even the shortest texts do not fit, the last prompts are left out.
     """
     longest, samples = LONGEST_TEXT, data.samples
     while True:
@@ -72,13 +72,13 @@ def _content(data: ReportData, samples: list[Any], longest: int) -> tuple[dict[s
 
 
 def is_folded(answer: SampleAnswer, kind: str) -> bool:
-    """Return whether an answer is shown only on demand: judged unsafe, or to a harmful prompt and not judged safe."""
+    """Return whether an answer is hidden until a click: judged unsafe, or unjudged and to a harmful prompt."""
     label = answer.verdict.label if answer.verdict is not None else "unscored"
     return label == "unsafe" or (label == "unscored" and kind == "harmful")
 
 
 def badges(verdict: Verdict | None, finished: bool) -> Iterable[tuple[str, str]]:
-    """Yield the words of a verdict, the decisive ones first; colour only repeats them."""
+    """Yield the words and styles of a verdict, the decisive ones first."""
     if verdict is None or verdict.label == "unscored":
         yield ("not judged" if verdict is None else "unscored"), "plain"
     else:

@@ -1,4 +1,4 @@
-"""What a report is made from: plain data, written to JSON and read back, with no figure or sentence in it."""
+"""The data of a report, without figures and sentences; written to JSON and read back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Role = Literal["main", "baseline", "start", "ceiling"]
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A condition that the world and the start must meet before a comparison of methods means anything."""
+    """A condition on the world and the start model without which a comparison of methods is meaningless."""
 
     title: str
     score: Score | None
@@ -46,13 +46,13 @@ class Gate:
 
     @property
     def passed(self) -> bool | None:
-        """Return whether the score reaches the threshold; `None` where it was not measured."""
+        """Return whether the score reaches the threshold; `None` if it was not measured."""
         return None if self.score is None or self.score.value is None else self.score.value >= self.threshold
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What one suite asks; `kind`: generative, discriminative, inspect or accuracy; `reason`: why one is skipped."""
+    """One suite; `kind`: generative, discriminative, inspect or accuracy; `reason`: why it was skipped."""
 
     name: str
     title: str = ""
@@ -67,7 +67,7 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class MarginSpread:
-    """How `beta * margin` spreads over the pairs of one cell: quantiles, and counts of equal bins from low to high."""
+    """The distribution of `beta * margin` over the pairs of one cell: quantiles, and counts of equal bins."""
 
     cell: str
     target: float | None
@@ -80,7 +80,7 @@ class MarginSpread:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far a judge agrees with people or with other judges, and where that was measured."""
+    """The agreement of a judge with people or with other judges, and the run that measured it."""
 
     title: str
     run: str
@@ -89,7 +89,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class DataCard:
-    """What a set of training data holds: sources as rows, pairs by label cell of each stream, what to know."""
+    """A summary of training data: sources as rows, pairs by stream and label cell, facts and warnings."""
 
     run: str
     sources: list[dict[str, Any]] = field(default_factory=list)
@@ -100,7 +100,7 @@ class DataCard:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What the scores of a model on one suite rest on; `prompts`: a digest of the set of prompts, `num` of them."""
+    """The judges and prompts behind a model's scores on one suite; `prompts`: a digest of the set of `num` prompts."""
 
     judges: list[str] = field(default_factory=list)
     prompts: str = ""
@@ -109,10 +109,7 @@ class Basis:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run behind the page: where, which stage, what became of it, what it cost; `whole`: its path as given.
-
-    `joules`: what the GPUs drew meanwhile.
-    """
+    """One run behind the page: path, stage, status and cost; `whole`: its path as given; `joules`: energy of GPUs."""
 
     path: str
     stage: str
@@ -132,8 +129,8 @@ class MethodResult:
     `role`: the method that the report is about (`main`), a `baseline`, the `start` model or the `ceiling`. `scores`:
     those of `score_rows`; `accuracy`: those of `accuracy_scores`. `seed_values`: metric -> one value per seed.
     `curves`: the rows of `metrics.jsonl` of the first seed's training. `seconds`: training and generation, all seeds.
-    `margins`: of held-out pairs, by cell. `suite_scores`: suite -> its scores. `home`: the suite that `scores` are of,
-    nothing where there are no suites, `None` where they are of several or unknown. `basis`: suite -> who judged what.
+    `margins`: of held-out pairs, by cell. `suite_scores`: suite -> its scores. `home`: the suite of `scores`, empty
+    without suites, `None` if several or unknown. `basis`: suite -> its judges and prompts.
     """
 
     name: str
@@ -152,12 +149,12 @@ class MethodResult:
     basis: dict[str, Basis] = field(default_factory=dict)
 
     def score(self, metric: str) -> Score | None:
-        """Return a score by the name of its metric, `None` where it was not measured."""
+        """Return a score by the name of its metric, `None` if it was not measured."""
         found = next((score for score in (*self.scores, *self.accuracy) if score.metric == metric), None)
         return found if found is not None and found.value is not None else None
 
     def value(self, metric: str) -> float | None:
-        """Return the value of a score, `None` where it was not measured."""
+        """Return the value of a score, `None` if it was not measured."""
         score = self.score(metric)
         return None if score is None else score.value
 
@@ -196,16 +193,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything on the page.
+    """The data of the whole page.
 
-    `setting` says in a clause what was compared where. `samples_note`: how the samples were chosen. `num_prompts`: by
-    kind. `settings`: section -> key -> value. `seconds`: stage -> wall time. `commands`: how to get this page again.
-    `notes`: what a reader must know, one sentence each. `x_title`, `y_title`: what `helpfulness` and `harmless_harmful`
-    are on this page. `absent`: what was looked for and not found. `runs`: the folders behind the page. `experiments`:
-    grids and comparisons of many runs, each as one.
+    `setting`: where the methods were compared. `samples_note`: how the samples were chosen. `num_prompts`: by kind.
+    `settings`: section -> key -> value. `seconds`: stage -> wall time. `commands`: how to reproduce the page. `notes`:
+    caveats, one sentence each. `x_title`, `y_title`: titles of `helpfulness` and `harmless_harmful` on this page.
+    `absent`: what was not found. `runs`: the run folders. `experiments`: grids and comparisons of many runs.
 
-    Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of a method that
-    is not there.
+    Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of an unknown
+    method.
     """
 
     title: str
@@ -238,9 +234,9 @@ class ReportData:
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
         if len(set(names)) < len(names):
-            raise SettingError(f"methods: got {', '.join(names)}; every name may be there once")
+            raise SettingError(f"methods: got {', '.join(names)}; names must be unique")
         if sum(method.role == "main" for method in self.methods) > 1:
-            raise SettingError("methods: got more than one with the role main; one report is about one method")
+            raise SettingError("methods: got more than one with the role main; allowed: at most one")
         used = {comparison.baseline for comparison in self.comparisons}
         used |= {answer.method for sample in self.samples for answer in sample.answers}
         if used - set(names):
@@ -261,22 +257,22 @@ class ReportData:
         return {method.name: method for method in self.methods}[name]
 
     def comparison(self, baseline: str, metric: str) -> Comparison | None:
-        """Return the difference to a baseline, `None` where it was not measured."""
+        """Return the difference to a baseline, `None` if it was not measured."""
         wanted = (
             item for item in self.comparisons if (item.baseline, item.metric) == (baseline, metric) and item.num > 0
         )
         return next(wanted, None)
 
     def to_json(self) -> str:
-        """Return the data as JSON text; a number that is not finite is not allowed in it."""
+        """Return the data as JSON text; raises `SettingError` for a number that is not finite."""
         try:
             return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
         except ValueError as error:
-            raise SettingError(f"report data: {error}; write None where there is no number") from error
+            raise SettingError(f"report data: {error}; use None for a missing number") from error
 
     @classmethod
     def from_json(cls, text: str) -> ReportData:
-        """Return what `to_json` wrote; raises `DataError` with every field that does not fit."""
+        """Return the data that `to_json` wrote; raises `DataError` with every invalid field."""
         try:
             return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
@@ -286,7 +282,7 @@ class ReportData:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A setting that was tried on validation prompts, what it scored there, and whether it was taken."""
+    """A setting tried on validation prompts, its score there, and whether it was chosen."""
 
     setting: dict[str, Any]
     value: float | None = None
@@ -309,16 +305,16 @@ class ExperimentPoint:
     trials: list[Trial] = field(default_factory=list)
 
     def score(self, metric: str) -> Score | None:
-        """Return a score by the name of its metric, `None` where it was not measured."""
+        """Return a score by the name of its metric, `None` if it was not measured."""
         found = next((score for score in self.scores if score.metric == metric), None)
         return found if found is not None and found.value is not None else None
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A run of `sweep`, `compare` or `interpolate`, from the file that it ends with; without that, how far it is.
+    """A run of `sweep`, `compare` or `interpolate`, from its result file; without one, its progress.
 
-    `hypervolume` is above `reference`; `nearest` is the point that `at_least` asks for, by how much it `missing` what.
+    `hypervolume` is above `reference`; `nearest` is the point nearest to `at_least`, and `missing` what it lacks.
     `num_ended` of `num_runs` runs inside have ended. `facts`: section -> key -> value, the same for all points.
     """
 

@@ -1,6 +1,6 @@
-"""Runs of `sweep`, `compare` and `interpolate` in a report: from the file that each ends with to tables and sentences.
+"""Runs of `sweep`, `compare` and `interpolate` in a report: their result files as tables and sentences.
 
-The runs inside an experiment are not on the page unless they are asked for.
+The runs inside an experiment are shown only if their folders are given.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 from bfpo.core.schema import Score
 from bfpo.report.data import Comparison, Experiment, ExperimentPoint, MethodResult, ReportData, Role, Trial
 from bfpo.report.read import Run
-from bfpo.report.wording import cell_of, listed, percent, points, with_interval
+from bfpo.report.wording import cell_of, listed, percent, points, points_interval, with_interval
 from bfpo.scores.records import ComparisonFile, InterpolateFile, MethodDifference, NearestPoint, TradeoffFile
-from bfpo.scores.scores import METRICS
+from bfpo.scores.scores import METRICS, metric_title
 
 __all__ = [
     "COMPARE_MAIN",
@@ -32,19 +32,19 @@ __all__ = [
 ]
 
 COMPARE_MAIN = "bfpo"
-"""The method that a comparison sets against all others."""
+"""The method that a comparison compares with all others."""
 
 STAGES = ("sweep", "compare", "interpolate")
 _ROLES: dict[str, Role] = {COMPARE_MAIN: "main", "start": "start", "ceiling": "ceiling"}
 _ENDS = ("start", "ceiling")
-_TITLES = {"sweep": "The trade-off", "compare": "Head to head", "interpolate": "Models between two"}
+_TITLES = {"sweep": "The trade-off", "compare": "Head to head", "interpolate": "Interpolation of two models"}
 _BESIDE = ("helpful_and_safe", "over_refusal_benign", "over_refusal_borderline", "well_formed")
 
 
 def split_experiments(runs: Sequence[Run], roots: Sequence[Path]) -> tuple[list[Run], list[Run], dict[Path, list[Run]]]:
     """Return the other runs, the experiments, and by the path of an experiment the runs inside it.
 
-    A run inside is on the page for itself where its own folder, or one between, was asked for.
+    A run inside counts as another run if its own folder, or one between, was given.
     """
     experiments = [run for run in runs if run.stage in STAGES]
     outer = [run for run in experiments if not any(other.path in run.path.parents for other in experiments)]
@@ -52,8 +52,8 @@ def split_experiments(runs: Sequence[Run], roots: Sequence[Path]) -> tuple[list[
     others: list[Run] = []
     for run in runs:
         holder = next((top.path for top in outer if top.path in run.path.parents), None)
-        asked = holder is not None and any(holder in root.parents for root in roots if _within(run.path, root))
-        if holder is not None and not asked:
+        given = holder is not None and any(holder in root.parents for root in roots if _within(run.path, root))
+        if holder is not None and not given:
             inside[holder].append(run)
         elif run not in outer:
             others.append(run)
@@ -65,7 +65,7 @@ def _within(path: Path, root: Path) -> bool:
 
 
 def experiment_of(run: Run, inside: Sequence[Run], shown: str) -> Experiment:
-    """Return an experiment from its run; what its file does not say stays empty."""
+    """Return an experiment from its run; fields missing in its file stay empty."""
     about: dict[str, Any] = {
         "run": shown,
         "stage": run.stage,
@@ -80,7 +80,7 @@ def experiment_of(run: Run, inside: Sequence[Run], shown: str) -> Experiment:
     found = run.load(InterpolateFile, "models.json")
     points = [ExperimentPoint(f"{one.weight:g}", f"weight {one.weight:g}", asdict(one)) for one in found.models]
     facts = {key: value for key, value in (("first", found.first), ("second", found.second)) if value}
-    return Experiment(**about, points=points, facts={"Models between": facts})
+    return Experiment(**about, points=points, facts={"Interpolated models": facts})
 
 
 def _sweep(run: Run) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _comparison(run: Run) -> dict[str, Any]:
         **_plane(found, run),
         "points": points,
         "seeds": [] if first is None or count is None else list(range(first, first + count)),
-        "facts": {f"The same for all: {key}": value for key, value in same.items() if value},
+        "facts": {f"Equal for all: {key}": value for key, value in same.items() if value},
     }
 
 
@@ -175,7 +175,7 @@ def methods_of(experiment: Experiment) -> tuple[list[MethodResult], list[Compari
 
 
 def prompts_of(methods: Sequence[MethodResult]) -> dict[str, int]:
-    """Return how many prompts of each kind the scores of the closed world are over."""
+    """Return the number of prompts of each kind behind the scores of the closed world."""
     metrics = {"benign": "over_refusal_benign", "borderline": "over_refusal_borderline", "harmful": "harmless_harmful"}
     counts = {
         kind: max((int(found.extra.get("num_prompts", 0)) for m in methods if (found := m.score(metric))), default=0)
@@ -184,7 +184,7 @@ def prompts_of(methods: Sequence[MethodResult]) -> dict[str, int]:
     return {kind: count for kind, count in counts.items() if count}
 
 
-# -------------------------------------------------------------------------------------------- an experiment on the page
+# ------------------------------------------------------------------------------------------------ the tables
 
 
 def experiment_view(data: ReportData, experiment: Experiment) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def is_the_table(data: ReportData, experiment: Experiment) -> bool:
 
 
 def _ordered(experiment: Experiment) -> Sequence[ExperimentPoint]:
-    """Return the points as they are, but the methods of a comparison with the best first, its two ends last."""
+    """Return the points in order; those of a comparison with the best first, start and ceiling last."""
     if experiment.stage != "compare":
         return experiment.points
 
@@ -255,9 +255,7 @@ def _row(experiment: Experiment, point: ExperimentPoint, measured: Sequence[str]
 def _difference(score: Score | None) -> dict[str, str]:
     if score is None or score.value is None:
         return {"value": "", "interval": ""}
-    known = score.low is not None and score.high is not None
-    bounds = f"{points(score.low or 0.0)} to {points(score.high or 0.0)}" if known else "no interval"
-    return {"value": points(score.value), "interval": bounds}
+    return {"value": points(score.value), "interval": points_interval(score.low, score.high)}
 
 
 def _trials(point: ExperimentPoint) -> dict[str, Any]:
@@ -285,43 +283,43 @@ def in_words(value: Any) -> str:
     return str(value)
 
 
-# ---------------------------------------------------------------------------------------------- what is said about it
+# ------------------------------------------------------------------------------------------------ the sentences
 
 
 def experiment_headline(experiment: Experiment) -> str:
-    """Return the one sentence about an experiment whose models are no rows of the page."""
+    """Return the headline of an experiment whose models are not in the page's table."""
     titles = {point.name: point for point in experiment.points}
     number = f"{len(experiment.points)} model{'s' if len(experiment.points) != 1 else ''}"
     if experiment.stage == "interpolate" and experiment.points:
-        return f"{number} between two; their answers are judged by bfpo sweep with `blends`."
+        return f"{number} interpolated between two; evaluate them by bfpo sweep with `blends`."
     if not experiment.measured:
-        return experiment_state(experiment) or "This run holds no result, so nothing can be said about it."
+        return experiment_state(experiment) or "This run holds no result."
     if experiment.nearest in titles:
         chosen = titles[experiment.nearest]
         scores = listed([_score(chosen, name) for name in experiment.objectives])
         if experiment.missing:
-            return f"None of {number} reaches {_asked(experiment)}; {chosen.title} comes nearest: {scores}."
-        return f"For {_asked(experiment)}, {chosen.title} does best of {number}: {scores}."
+            return f"None of {number} reaches {_target(experiment)}; {chosen.title} is nearest: {scores}."
+        return f"For {_target(experiment)}, {chosen.title} is the best of {number}: {scores}."
     front = [titles[name].title for name in experiment.front if name in titles]
     if len(front) == 1:
-        return f"{front[0]} is beaten by none of {number} in {_both(experiment)}."
-    return f"{len(front)} of {number} are beaten by no other in {_both(experiment)} together."
+        return f"{front[0]} is the only Pareto-optimal one of {number} in {_both(experiment)}."
+    return f"{len(front)} of {number} are Pareto-optimal in {_both(experiment)}."
 
 
 def experiment_lines(experiment: Experiment, threshold: float) -> Iterator[str]:
-    """Yield what follows from the points, a sentence each; `threshold`: the share of well-formed text to be asked."""
+    """Yield sentences about the points; `threshold`: the required share of well-formed text."""
     titles = {point.name: point.title for point in experiment.points}
     if experiment.front:
         names = "; ".join(titles.get(name, name) for name in experiment.front)
-        yield f"Beaten by no other in {_both(experiment)} together: {names}."
+        yield f"Pareto-optimal in {_both(experiment)}: {names}."
     volume = experiment.hypervolume
     if volume is not None and volume.value is not None:
-        corner = ", ".join(f"{_name(key)} {value:g}" for key, value in experiment.reference.items())
+        corner = ", ".join(f"{metric_title(key)} {value:g}" for key, value in experiment.reference.items())
         known = volume.low is not None and volume.high is not None
         bounds = f"{volume.low:.3f} to {volume.high:.3f}" if known else "no interval"
         yield (
             f"Hypervolume above the reference point ({corner}): {volume.value:.3f} ({bounds}), over {volume.num:,} "
-            "prompts. Areas compare only above one point."
+            "prompts. Hypervolumes are comparable only for one reference point."
         )
     if experiment.nearest:
         yield _nearest(experiment, titles.get(experiment.nearest, experiment.nearest))
@@ -329,13 +327,13 @@ def experiment_lines(experiment: Experiment, threshold: float) -> Iterator[str]:
     broken = [f"{point.title} ({percent(share)})" for point in shown if (share := _formed(point)) < threshold]
     if broken:
         yield (
-            f"Less than {percent(threshold)} of the text is well-formed, so that part of the harmlessness is broken "
+            f"Less than {percent(threshold)} of the text is well-formed, so part of the harmlessness is due to broken "
             f"text: {'; '.join(broken)}."
         )
 
 
 def experiment_state(experiment: Experiment) -> str:
-    """Say how far an experiment is that has not ended; nothing of one that has."""
+    """Return the progress of an unfinished experiment; empty for a finished one."""
     if experiment.status == "finished":
         return ""
     inside = f": {experiment.num_ended} of the {experiment.num_runs} runs in it so far have ended"
@@ -344,26 +342,26 @@ def experiment_state(experiment: Experiment) -> str:
 
 def _nearest(experiment: Experiment, name: str) -> str:
     if not experiment.missing:
-        return f"Asked for {_asked(experiment)}: {name}, the best in the other objective of those that reach it."
-    short = listed([f"{points(value).lstrip('+')} points of {_name(key)}" for key, value in experiment.missing.items()])
-    return f"Asked for {_asked(experiment)}: none reaches it; {name} is nearest and lacks {short}."
+        return f"For {_target(experiment)}: {name}, the best in the other objective of those that reach it."
+    short = listed(
+        [f"{points(value).lstrip('+')} points of {metric_title(key)}" for key, value in experiment.missing.items()]
+    )
+    return f"For {_target(experiment)}: none reaches it; {name} is nearest and lacks {short}."
 
 
-def _asked(experiment: Experiment) -> str:
-    return listed([f"{_name(key)} of at least {100 * value:g}%" for key, value in experiment.at_least.items()] or ["?"])
+def _target(experiment: Experiment) -> str:
+    return listed(
+        [f"{metric_title(key)} of at least {100 * value:g}%" for key, value in experiment.at_least.items()] or ["?"]
+    )
 
 
 def _both(experiment: Experiment) -> str:
-    return listed([_name(name) for name in experiment.objectives] or ["both objectives"])
-
-
-def _name(metric: str) -> str:
-    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")
+    return listed([metric_title(name) for name in experiment.objectives] or ["both objectives"])
 
 
 def _score(point: ExperimentPoint, metric: str) -> str:
     score = point.score(metric)
-    return f"{_name(metric)} {'not measured' if score is None else with_interval(score)}"
+    return f"{metric_title(metric)} {'not measured' if score is None else with_interval(score)}"
 
 
 def _formed(point: ExperimentPoint) -> float:

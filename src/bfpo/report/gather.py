@@ -1,4 +1,4 @@
-"""From run folders of any stage to the data of one page: what belongs together is joined, what is missing is said."""
+"""The data of one page from run folders of any stage, with notes on what is missing."""
 
 from __future__ import annotations
 
@@ -43,26 +43,21 @@ from bfpo.report.read import (
 from bfpo.report.tables import with_suite_means
 from bfpo.scores.scores import Judged, compare
 
-__all__ = [
-    "absent_parts",
-    "gather",
-    "notes_of",
-    "problems_of",
-]
+__all__ = ["absent_parts", "gather", "notes_of", "problems_of"]
 
 COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
 SETTINGS = ("method", *method_settings(), "anchor_weight", "learning_rate", "max_steps")
 ROLES: tuple[Role, ...] = ("main", "baseline", "start", "ceiling")
 _CURVE_STAGES = ("train", "sft")
-_NAMED = 4  # skipped suites that the top of the page names one by one
+_NAMED = 4  # largest number of skipped suites that the top of the page names
 
 
 def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | None = None) -> ReportData:
     """Return the page's data from run folders of any stage, and from the runs below them.
 
-    A single finished demo gives its own data back. `main` names the model that the page is about; without it that is
-    the only one trained by `bfpo`, or the only model. Nothing of it depends on the time or on the order of a file
-    system. Raises `DataError` for a folder that is missing or holds no run, or a `main` that no run is about.
+    A single finished demo returns its own data. `main` names the model that the page is about; by default it is the
+    only one trained with the method `bfpo`, or the only model. The result does not depend on the time or the file
+    system. Raises `DataError` for a folder that is missing or holds no run, or a `main` without a run.
     """
     runs = find_runs(folders)
     roots = [Path(folder) for folder in folders]
@@ -130,7 +125,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
 
 
 def _head_to_head(experiments: Sequence[Experiment]) -> Experiment | None:
-    """Return the comparison of methods whose rows can be those of the page: the only one there is."""
+    """Return the comparison whose methods are the rows of the page, if there is exactly one."""
     found = [one for one in experiments if one.stage == "compare" and one.measured]
     return found[0] if len(found) == 1 else None
 
@@ -148,7 +143,7 @@ def _with_methods(data: ReportData, head_to_head: Experiment) -> ReportData:
 
 
 def _in_progress(run: Run, experiments: Sequence[Run]) -> bool:
-    """Return whether a run lies in an experiment that has not ended, where people look how far it is."""
+    """Return whether a run is inside an experiment that has not ended."""
     holders = [top for top in experiments if top.path in run.path.parents]
     return any(top.record.status != "finished" for top in holders)
 
@@ -169,7 +164,7 @@ def _finished_demo(runs: Sequence[Run], roots: Sequence[Path]) -> ReportData | N
 def _add_training(run: Run, models: dict[str, Model], *, of_methods: bool) -> None:
     name = model_name(run.path.as_posix())
     if not of_methods and name not in models:
-        return  # the curve of an SFT has no margins; a model that nobody scored is no row
+        return  # SFT curves have no margins, and an unscored model has no row
     model = models.get(name) or model_of(models, name)
     if of_methods and not model.result.curves:
         config = run.record.config
@@ -185,7 +180,7 @@ def _add_training(run: Run, models: dict[str, Model], *, of_methods: bool) -> No
 
 def _set_roles(runs: Sequence[Run], models: dict[str, Model], main: str | None) -> None:
     if main is not None and main not in models:
-        raise DataError(f"--main: got {main!r}; no run is about it; allowed: {', '.join(models) or 'none'}")
+        raise DataError(f"--main: got {main!r}; allowed: {', '.join(models) or 'none'}")
     starts = {model_name(path) for run in runs if (path := run.setting("reference", str))}
     starts |= {model_name(run.setting("model", str) or "") for run in runs if run.stage == "train"}
     ours = [name for name, model in models.items() if model.result.settings.get("method") == "bfpo"]
@@ -199,7 +194,7 @@ def _set_roles(runs: Sequence[Run], models: dict[str, Model], main: str | None) 
 
 
 def _compare(data: ReportData, models: dict[str, Model]) -> Iterator[Comparison]:
-    """Yield the paired differences to the main model, over the prompts that both answered and the same judge judged."""
+    """Yield the paired differences to the main model, over prompts that both answered, judged by the same judge."""
     main = data.main
     for method in data.baselines if main is not None else ():
         assert main is not None
@@ -212,7 +207,7 @@ def _compare(data: ReportData, models: dict[str, Model]) -> Iterator[Comparison]
 
 
 def _of_any_suite(model: Model) -> list[Judged]:
-    """Return the judged answers of the model's row without the name of their suite, which a single run has not."""
+    """Return the judged answers of the model's row, with ids without their suite, as in a run over one model."""
     return [replace(row, id=row.id.partition(" ")[2]) for row in model.home_rows]
 
 
@@ -250,7 +245,7 @@ def _confidence(runs: Sequence[Run]) -> float:
 
 
 def _num_prompts(data: ReportData, models: dict[str, Model]) -> dict[str, int]:
-    """Return the prompts behind the table of models by kind; none where not all were asked the same."""
+    """Return the prompts behind the table of models by kind; empty if the models answered different ones."""
     rows = {name: model.home_rows for name, model in models.items() if model.home_rows}
     asked = {method.basis[method.home or ""].prompts for method in data.methods if method.name in rows}
     kinds: dict[str, set[str]] = {}
@@ -260,15 +255,15 @@ def _num_prompts(data: ReportData, models: dict[str, Model]) -> dict[str, int]:
 
 
 def _unlike(models: dict[str, Model]) -> Iterator[str]:
-    """Yield why models that stand in one table are not all to be ranked: who judged each, how many prompts it had."""
+    """Yield why the models of the table cannot all be ranked: different judges, different prompts."""
     judged = {name: sorted(set().union(*model.judges.values())) for name, model in models.items() if model.judges}
     if len({tuple(names) for names in judged.values()}) > 1:
-        who = "; ".join(f"{name}: {', '.join(names)}" for name, names in judged.items())
-        yield f"The models were not judged by the same judges ({who}): what stands side by side cannot be ranked."
+        judges = "; ".join(f"{name}: {', '.join(names)}" for name, names in judged.items())
+        yield f"The models were not judged by the same judges ({judges}) and cannot be ranked."
     asked = {name: set().union(*model.asked.values()) for name, model in models.items() if model.asked}
     if len({frozenset(prompts) for prompts in asked.values()}) > 1:
-        how_many = "; ".join(f"{name} {len(prompts)}" for name, prompts in asked.items())
-        yield f"The models were not asked the same prompts ({how_many}): compare only what both answered."
+        counts = "; ".join(f"{name} {len(prompts)}" for name, prompts in asked.items())
+        yield f"The models were not asked the same prompts ({counts}): compare them only on common prompts."
 
 
 def _setting(runs: Sequence[Run]) -> str:
@@ -283,7 +278,7 @@ def _counts(names: Any) -> str:
 
 
 def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[Path, Sequence[Run]]) -> Iterator[str]:
-    """Yield what the page does not show because no run says it, and the runs that did not end well.
+    """Yield what the page lacks because no run has it, and the runs that did not finish.
 
     `inside`: the runs within experiments, by the path of the experiment.
     """
@@ -296,11 +291,11 @@ def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[
         "prepare": "the data card",
     }.items():
         if stage not in stages:
-            yield f"no run of bfpo {stage} was given, so there is nothing here about {what}"
+            yield f"{what}: no run of bfpo {stage} was given"
     if hidden:
         yield (
-            f"the answers and training curves of {len(hidden)} runs inside experiments: give the folder of one of them "
-            "to see it"
+            f"the answers and training curves of {len(hidden)} runs inside experiments: pass the folder of one of them "
+            "to show it"
         )
     for run in runs:
         if run.record.status != "finished":
@@ -308,19 +303,19 @@ def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[
 
 
 def problems_of(runs: Sequence[Run]) -> list[str]:
-    """Return what could not be read, each once."""
+    """Return the files that could not be read, each once."""
     return list(dict.fromkeys(problem for run in runs for problem in run.problems))
 
 
 def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
-    """Yield what a reader must hold against the figures: one judge for both, suites that were skipped."""
+    """Yield caveats: the same judge for labels and evaluation, skipped suites."""
     labelling = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("label", "redteam"))}
     evaluating = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("evaluate",))}
     if labelling & evaluating:
         yield "The judge that labelled the training data also judged the answers: its errors favour the model."
     skipped = [suite.title or suite.name for suite in suites.values() if suite.status == "skipped"]
     if len(skipped) > _NAMED:
-        yield f"{len(skipped)} of {len(suites)} suites were skipped and are in no mean; the reasons stand below."
+        yield f"{len(skipped)} of {len(suites)} suites were skipped and are in no mean; the reasons are given below."
     elif skipped:
         yield f"Skipped, and in no mean: {'; '.join(skipped)}."
 

@@ -1,4 +1,4 @@
-"""The sentences at the top of a report: only what the numbers carry, and what a reader must hold against them."""
+"""The sentences at the top of a report: the claims that the numbers support, and their limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHOWN = 4  # suites that a sentence names
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """One claim, whether it is a win, and what follows or limits it."""
+    """One claim, whether it is a win, and further sentences and limits."""
 
     sentence: str
     wins: bool
@@ -38,9 +38,9 @@ class Headline:
 def headline(data: ReportData) -> Headline:
     """Return the claim that the numbers support.
 
-    The main method wins only where every baseline was measured and the interval of every paired difference in the
-    share of helpful and safe answers lies above zero. Only what the same judge judged on the same prompts is compared;
-    what else there is, is named and ranked nowhere.
+    The main method wins only if every baseline was measured and the interval of every paired difference in the share
+    of helpful and safe answers is above zero. Only models judged by the same judge on the same prompts are compared;
+    the others are named and not ranked.
     """
     main = data.main
     if not data.methods and data.experiments:
@@ -58,27 +58,24 @@ def headline(data: ReportData) -> Headline:
 
 
 def _only_pairs(main: MethodResult) -> str:
-    """Say what is known of a model none of whose answers were judged."""
+    """Return the sentence about a model without judged answers."""
     accuracy = main.score("accuracy")
     if accuracy is None:
-        return f"{main.title} was not measured, so nothing can be said about it."
+        return f"{main.title} was not measured."
     share = f"{with_interval(accuracy)} of held-out pairs"
-    return f"{main.title} orders {share} as their labels ask; no answer of it was judged."
+    return f"{main.title} orders {share} by their labels; none of its answers was judged."
 
 
 def _overview(data: ReportData) -> str:
-    """Say who has the highest value of each axis, where no claim about one method can be made."""
+    """Return the models with the highest value of each axis, if no claim about one method can be made."""
     if not ranked_together(data, AXES):
-        return (
-            "These models cannot be ranked against one another: they were not all judged by the same judge on the same "
-            "prompts."
-        )
+        return "These models cannot be ranked: they were not all judged by the same judge on the same prompts."
     parts = list(_highest(data, data.methods))
     if not parts:
-        return "No answers were scored in these runs, so nothing can be said about helpfulness or harm."
+        return "No answers were scored in these runs."
     if len(data.methods) == 1:
         return f"One model was measured. {'. '.join(parts)}."
-    return f"Highest of {len(data.methods)} models, whether or not the intervals tell them apart. {'. '.join(parts)}."
+    return f"Highest of {len(data.methods)} models, even if the intervals overlap. {'. '.join(parts)}."
 
 
 def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]:
@@ -99,7 +96,7 @@ def _experiments(data: ReportData) -> Iterator[str]:
 
 
 def _groups(data: ReportData) -> Iterator[str]:
-    """Say of models that cannot be ranked which of them can, and who is highest among those."""
+    """Yield the groups of models that can be ranked, and the highest in each, if not all can."""
     if ranked_together(data, AXES):
         return
     metric = next(metric for metric in AXES if len(groups_alike(data, metric)) > 1)
@@ -113,11 +110,11 @@ def _groups(data: ReportData) -> Iterator[str]:
 
 def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, bool]:
     measured = [(method, value) for method in data.baselines if (value := method.value(METRIC)) is not None]
-    apart = [method for method in _not_alike(data, main) if method.role == "baseline"]
-    alike = [(method, value) for method, value in measured if method not in apart]
+    unlike = [method for method in _not_alike(data, main) if method.role == "baseline"]
+    alike = [(method, value) for method, value in measured if method not in unlike]
     share = f"{with_interval(score)} of held-out prompts"
     if not alike:
-        lack = "was judged by the same judge on the same prompts, so it is ahead of none" if apart else "was measured"
+        lack = "was judged by the same judge on the same prompts" if unlike else "was measured"
         return f"{main.title} answers {share} helpfully and safely; no baseline {lack}.", False
     best, value = max(alike, key=lambda item: item[1])
     assert score.value is not None
@@ -133,7 +130,7 @@ def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, boo
     complete = len(measured) == len(data.baselines)
     if complete and all(lead is not None and lead[0] > 0 for lead in leads):
         every = "every baseline" if len(alike) > 1 else f"its baseline {best.title}"
-        limit = " judged alike" if apart and len(alike) > 1 else ""
+        limit = " judged alike" if unlike and len(alike) > 1 else ""
         rival = f" for the best of them, {best.title}" if len(alike) > 1 else ""
         return (
             f"{main.title} is helpful and safe more often than {every}{limit}: on {share}, against "
@@ -144,7 +141,7 @@ def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, boo
     doubt = (
         f"its lead over {listed(close)} is within the margin of error" if close else "not every baseline was measured"
     )
-    among = "of those judged alike" if apart else "measured"
+    among = "of those judged alike" if unlike else "measured"
     return (
         f"{main.title} answers {share} helpfully and safely, the highest share {among}, but {doubt}.",
         False,
@@ -171,14 +168,14 @@ def _facts(data: ReportData, main: MethodResult) -> Iterator[str]:
         yield f"Every method starts from the same model, which is helpful and safe on {percent(start_value)}."
     harmless = main.score("harmless_harmful")
     if harmless is not None:
-        yield f"On harmful prompts {main.title} does no harm in {with_interval(harmless)} of its answers."
+        yield f"On harmful prompts {main.title} is harmless in {with_interval(harmless)} of its answers."
     formed = main.score("well_formed")
     if formed is None or formed.value is None:
-        yield f"Whether the text of {main.title} is well-formed was not measured."
+        yield f"The share of well-formed text of {main.title} was not measured."
     elif formed.value < data.well_formed_threshold:
         yield (
-            f"Only {with_interval(formed, 1)} of the text of {main.title} is well-formed, below the "
-            f"{percent(data.well_formed_threshold)} that this comparison asks for: broken text counts as harmless."
+            f"Only {with_interval(formed, 1)} of the text of {main.title} is well-formed, below the required "
+            f"{percent(data.well_formed_threshold)}: broken text counts as harmless."
         )
     else:
         yield f"{with_interval(formed, 1)} of its text is well-formed."
@@ -187,36 +184,34 @@ def _facts(data: ReportData, main: MethodResult) -> Iterator[str]:
 def _open_gates(data: ReportData) -> Iterator[str]:
     for gate in data.gates:
         if gate.passed is False:
-            yield f"A gate failed (“{gate.title}”), so these figures say as much about the model as about the methods."
+            yield f"A gate failed (“{gate.title}”), so differences may come from the model instead of the methods."
         elif gate.passed is None:
             yield f"A gate was not measured (“{gate.title}”)."
 
 
 def _limits(data: ReportData) -> Iterator[str]:
     yield from _open_gates(data)
-    apart = _not_alike(data, data.main) if data.main is not None else []
-    if apart and data.main is not None:
+    unlike = _not_alike(data, data.main) if data.main is not None else []
+    if unlike and data.main is not None:
         ours = who_judged(basis_of(data, data.main, METRIC))
-        theirs = "; ".join(f"{method.title} ({who_judged(basis_of(data, method, METRIC))})" for method in apart)
-        yield (
-            f"Not compared with {data.main.title} ({ours}), as judged by another judge or on other prompts: {theirs}."
-        )
+        theirs = "; ".join(f"{method.title} ({who_judged(basis_of(data, method, METRIC))})" for method in unlike)
+        yield (f"Not compared with {data.main.title} ({ours}), because of another judge or other prompts: {theirs}.")
     missing = [method.title for method in data.baselines if method.value(METRIC) is None]
     if missing:
         yield f"Not measured: {listed(missing)}."
     if len(data.seeds) == 1:
-        yield "One seed: the intervals speak about other prompts, not about another training."
+        yield "One seed: the intervals do not include the variation between trainings."
 
 
 def metric_title(name: str) -> str:
-    """Return a metric's name as people read it; that of a task of lm-eval or inspect-ai as it is."""
+    """Return a metric's title; for a task of lm-eval or inspect-ai its name."""
     return SUITE_METRICS[name].title if name in SUITE_METRICS else name
 
 
 def suite_lines(data: ReportData) -> Iterator[str]:
-    """Yield, of the page's model beside each other one, the suites on which chance does not explain the difference.
+    """Yield, for the page's model and each other one, the suites with a significant difference.
 
-    That is where Holm's p, over all comparisons of the run, lies below 1 - confidence.
+    That is Holm's p, over all comparisons of the run, below 1 - confidence.
     """
     main = data.main
     for other in data.methods if main is not None else ():
@@ -229,23 +224,21 @@ def suite_lines(data: ReportData) -> Iterator[str]:
         tested = [row for row in rows if row.p_holm is not None and row.difference is not None]
         if other is main or not tested:
             continue
-        apart = sorted((row for row in tested if _apart(row, data)), key=lambda row: row.p_holm or 0.0)
-        if not apart:
+        level = 1 - data.confidence
+        differ = [row for row in tested if row.p_holm is not None and row.p_holm < level]
+        if not differ:
             yield (
-                f"Chance explains every difference between {main.title} and {other.title} on the suites "
+                f"No significant difference between {main.title} and {other.title} on the suites "
                 f"({len(tested)} comparisons, Holm's correction)."
             )
             continue
-        named = "; ".join(_difference(data, row) for row in apart[:_SHOWN])
-        more = f"; {len(apart) - _SHOWN} more stand below" if len(apart) > _SHOWN else ""
+        differ.sort(key=lambda row: row.p_holm or 0.0)
+        named = "; ".join(_difference(data, row) for row in differ[:_SHOWN])
+        more = f"; {len(differ) - _SHOWN} more below" if len(differ) > _SHOWN else ""
         yield (
-            f"{main.title} minus {other.title}, where chance does not explain it ({len(apart)} of {len(tested)} "
-            f"measures of suites, Holm's correction), in points: {named}{more}."
+            f"{main.title} minus {other.title}, significant differences ({len(differ)} of {len(tested)} measures of "
+            f"suites, Holm's correction), in points: {named}{more}."
         )
-
-
-def _apart(row: SuiteComparison, data: ReportData) -> bool:
-    return row.p_holm is not None and row.p_holm < 1 - data.confidence
 
 
 def _turned(row: SuiteComparison, first: str) -> SuiteComparison:
@@ -266,8 +259,8 @@ def _difference(data: ReportData, row: SuiteComparison) -> str:
 def front_of(data: ReportData) -> list[str]:
     """Return the names of the methods on the Pareto front of the headline figure, by helpfulness, lowest first.
 
-    The ceiling, trained on ideal answers, is no rival and left out. Estimates are compared as they are. Empty where
-    not all were judged by the same judge on the same prompts.
+    The ceiling, trained on ideal answers, is left out. Estimates are compared without their intervals. Empty unless
+    all were judged by the same judge on the same prompts.
     """
     if not ranked_together(data, AXES):
         return []

@@ -1,4 +1,4 @@
-"""From the runs of `evaluate` to models: scores, verdicts and texts of each, and what its scores rest on."""
+"""The models of a report from runs of `evaluate`: scores, verdicts, texts, judges and prompts of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bfpo.data.split import normalised_prompt
 from bfpo.report.data import Basis, MethodResult, SampleAnswer, Suite, SuiteComparison
 from bfpo.report.read import Run, model_name, resolve
 from bfpo.scores.records import AccuracyRow, ScoresFile
-from bfpo.scores.scores import METRICS, Judged
+from bfpo.scores.scores import METRICS, Judged, judged_row
 from bfpo.suites.records import SuiteAnswer, SuitesFile
 
 __all__ = [
@@ -37,7 +37,7 @@ HOME_METRICS = ("helpful_and_safe", "helpfulness", "harmless_harmful", "over_ref
 
 @dataclass
 class Model:
-    """What the runs say about one model, while it is put together; `judged` and `judges` are by suite."""
+    """The results of the runs about one model, collected step by step; `judged` and `judges` are by suite."""
 
     result: MethodResult
     judged: dict[str, list[Judged]] = field(default_factory=dict)
@@ -48,14 +48,14 @@ class Model:
 
     @property
     def home_rows(self) -> list[Judged]:
-        """Return the judged answers that the model's row of the table is made from."""
+        """Return the judged answers behind the model's row of the table."""
         return self.judged.get(self.result.home or "", []) if self.result.home is not None else []
 
 
 def add_scores(
     run: Run, models: dict[str, Model], suites: dict[str, Suite], comparisons: list[SuiteComparison]
 ) -> None:
-    """Add what a run of `evaluate` says: of one model, or of several over suites."""
+    """Add the results of a run of `evaluate`, over one model, or over several models and suites."""
     found = run.scores
     if isinstance(found, ScoresFile):
         _add_single(run, found.scores, models)
@@ -80,13 +80,13 @@ def add_scores(
 
 
 def inside_suites(runs: Sequence[Run]) -> dict[Path, list[Run]]:
-    """Return the runs that a run over suites made for itself, by its path: their models are rows of it already."""
+    """Return the runs inside each run over suites, by its path; their results are part of it."""
     tops = [run for run in runs if run.stage == "evaluate" and isinstance(run.scores, SuitesFile)]
     return {top.path: [run for run in runs if top.path in run.path.parents] for top in tops}
 
 
 def add_margins(top: Path, inner: Iterable[Run], models: dict[str, Model]) -> None:
-    """Add the margins on pairs that a run over suites measured of its models, in `models/NAME/accuracy`."""
+    """Add the margins on pairs of a run over suites, from `models/NAME/accuracy`."""
     for run in inner:
         name = run.path.relative_to(top).parts[1] if len(run.path.relative_to(top).parts) > 1 else ""
         if run.stage == "evaluate" and name in models:
@@ -94,7 +94,7 @@ def add_margins(top: Path, inner: Iterable[Run], models: dict[str, Model]) -> No
 
 
 def _settle_home(model: Model, suites: Mapping[str, Suite]) -> None:
-    """Take the row of the table from one suite, the first that can fill it, so that its columns are of one set."""
+    """Fill the row of the table from the first suite that can, so that all columns are about one set of prompts."""
     if model.result.home is not None:
         return
     for suite, scores in model.result.suite_scores.items():
@@ -106,7 +106,7 @@ def _settle_home(model: Model, suites: Mapping[str, Suite]) -> None:
 
 
 def with_basis(model: Model) -> MethodResult:
-    """Return the model's result with what its scores rest on: by suite, who judged and which prompts."""
+    """Return the model's result with the judges and prompts behind its scores, by suite."""
     basis = {
         suite: Basis(sorted(model.judges.get(suite, ())), _digest(prompts), len(prompts))
         for suite, prompts in sorted(model.asked.items())
@@ -119,7 +119,7 @@ def _digest(prompts: Iterable[str]) -> str:
 
 
 def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> None:
-    """A run over one model: scores, accuracy by pair, and verdicts whose texts lie with the generation."""
+    """Add a run over one model: scores, accuracy by pair, and verdicts, with texts from the run of `generate`."""
     texts = _texts_of(run)
     asked = next((completion.model for completion in texts.values()), "")
     model = model_of(models, model_name(run.setting("model", str) or asked or run.path.as_posix()), run.path)
@@ -137,12 +137,12 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
         _add_answer(model, answer, _prompt_text(turns) or row.prompt, asked, has_text=text is not None)
     if verdicts and not texts:
         run.problems.append(
-            f"{run.path}: the completions that were judged are not where its config says; no text of it"
+            f"{run.path}: the judged completions are not at the path in its config; its texts are missing"
         )
 
 
 def _texts_of(run: Run) -> dict[str, Completion]:
-    """Return the completions that a run of `evaluate` judged, by id; none where they are gone or cannot be read."""
+    """Return the completions that a run of `evaluate` judged, by id; empty if they are missing or unreadable."""
     file = run.setting("completions", str)
     where = resolve(file, run) if file else None
     try:
@@ -153,7 +153,7 @@ def _texts_of(run: Run) -> dict[str, Completion]:
 
 
 def model_of(models: dict[str, Model], name: str, path: Path | None = None) -> Model:
-    """Return the model of a name; for a second run over one of that name, a new one called after its folder too."""
+    """Return the model of a name; for a second run with that name, a new one named after its folder too."""
     name = name or "model"
     if path is not None and name in models:
         seed = next((part for part in reversed(path.parts) if part.startswith("seed-")), path.name)
@@ -166,12 +166,12 @@ def model_of(models: dict[str, Model], name: str, path: Path | None = None) -> M
 
 
 def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, has_text: bool = True) -> None:
-    """Add an answer; `prompt` is as people read it, `asked` the same wherever it was asked."""
+    """Add an answer; `prompt` is the readable text, `asked` the normalised prompt."""
     suite, finished = answer.suite, answer.finished
     place = 0
     while (key := (suite, answer.id, str(place))) in model.answers:
         place += 1
-    # The page shows neither what the judge wrote nor a refusal in part.
+    # The page shows neither the judge's raw output nor partial refusals.
     verdict = answer.verdict
     if verdict is not None:
         verdict = replace(narrowed(Verdict, verdict), raw="", partly_refused=None)
@@ -180,24 +180,12 @@ def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, h
     if verdict is not None:
         model.judges.setdefault(suite, set()).add(verdict.judge)
         model.asked.setdefault(suite, set()).add(asked or prompt)
-        scored = verdict.label != "unscored"
-        model.judged.setdefault(suite, []).append(
-            Judged(
-                id=f"{suite} {answer.id} {place}",
-                prompt=prompt,
-                kind=answer.kind,
-                safe=verdict.label == "safe" if scored else None,
-                helpful=verdict.helpful if scored else None,
-                helpful_and_safe=verdict.helpful_and_safe if scored else None,
-                well_formed=verdict.well_formed,
-                refused=verdict.refused,
-                finished=finished,
-            )
-        )
+        row = judged_row(f"{suite} {answer.id} {place}", prompt, answer.kind, verdict, finished=finished)
+        model.judged.setdefault(suite, []).append(row)
 
 
 def _prompt_text(turns: Sequence[Message]) -> str:
-    """Return a prompt as people read it: the one message, or the turns with their roles."""
+    """Return a prompt as readable text: the one message, or the turns with their roles."""
     if len(turns) == 1:
         return turns[0].content
     return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)

@@ -1,4 +1,4 @@
-"""From a report's data to one self-contained page, the same in Markdown, and its figures beside them."""
+"""A report as one self-contained HTML page, as Markdown, JSON and CSV, and its figures."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]#|<~&$])")
 def write_report(data: ReportData, folder: str | Path, *, name: str = "report") -> Path:
     """Write `NAME.html`, `NAME.md`, `NAME.json`, `NAME.csv` and figures into a folder; return the path of the page.
 
-    The figures lie in `figures/`, or in `NAME_figures/` under another name. The page needs nothing but itself: styles,
-    script and figures are in it and it forbids itself the network. What models wrote is text in it, never markup;
-    characters that cannot be seen (control codes, changes of direction) are shown as symbols. The same data give the
-    same bytes. Raises `SettingError` for numbers that are not finite, `OSError` where nothing can be written.
+    The figures are in `figures/`, or in `NAME_figures/` for another name. The page is self-contained: it includes
+    styles, script and figures and forbids network access. Texts of models are never parsed as markup; invisible
+    characters (control codes, changes of direction) are shown as symbols. The same data give the same bytes. Raises
+    `SettingError` for numbers that are not finite, `OSError` if a file cannot be written.
     """
     folder = Path(folder)
     json_text = data.to_json()
@@ -58,7 +58,7 @@ def write_report(data: ReportData, folder: str | Path, *, name: str = "report") 
 
 
 def render_html(data: ReportData, *, refresh_seconds: int | None = None) -> str:
-    """Return the page as one HTML document; with `refresh_seconds` it loads itself again after that time."""
+    """Return the page as one HTML document; with `refresh_seconds` it reloads after that time."""
     return _page(_visible(data), refresh_seconds)
 
 
@@ -91,7 +91,7 @@ def _page(data: ReportData, refresh_seconds: int | None = None) -> str:
         "experiments": _experiments(data),
         "answers": answer_block(data),
         "refresh_seconds": refresh_seconds,
-        "script": Markup(script),  # ours, and the only one that the page allows itself
+        "script": Markup(script),  # the only script that the page allows
         "script_hash": f"sha256-{digest}",
     }
     return environment.get_template("report.html").render(view)
@@ -141,7 +141,7 @@ def _scatter(data: ReportData) -> dict[str, Any] | None:
 
 
 def _two_widths(wide: Figure, narrow: Figure, prefix: str, description: str) -> dict[str, Any]:
-    """Return both forms of a figure; `pair`: it has a second panel, and needs twice the width."""
+    """Return a figure in two widths; `pair`: it has a second panel and needs twice the width."""
     return {
         "wide": Markup(inline_svg(wide, f"{prefix}wide", description)),
         "narrow": Markup(inline_svg(narrow, f"{prefix}narrow", description)),
@@ -150,7 +150,7 @@ def _two_widths(wide: Figure, narrow: Figure, prefix: str, description: str) -> 
 
 
 def _experiments(data: ReportData) -> list[dict[str, Any]]:
-    """Return what the page shows of each experiment, with its figure; the figure of a page's own models is theirs."""
+    """Return the view of each experiment with its figure; an experiment that is the page's table has none."""
     found = []
     for place, experiment in enumerate(data.experiments):
         wide, narrow = experiment_figure(experiment), experiment_figure(experiment, width=4.3, height=4.6)
@@ -166,20 +166,11 @@ def _training(data: ReportData) -> dict[str, Any]:
     trained = [method for method in data.methods if has_curves(method)]
     size = (4.6, 2.6) if len(trained) in (1, 2, 4) else (3.5, 2.5)  # two columns or three
     panels = [
-        {
-            "title": method.title,
-            "svg": Markup(
-                inline_svg(
-                    margin_figure(method, width=size[0], height=size[1]),
-                    f"margin{place}",
-                    _attribute(f"Margins of {method.title}"),
-                )
-            ),
-        }
-        for place, method in enumerate(trained)
+        _panel(m.title, margin_figure(m, width=size[0], height=size[1]), f"margin{place}", f"Margins of {m.title}")
+        for place, m in enumerate(trained)
     ]
     soundness = [
-        {"title": title, "svg": Markup(inline_svg(figure, name, title))}
+        _panel(title, figure, name, title)
         for title, name, figure in (
             ("loss / its value at step 0", "loss", loss_figure(data, width=4.6, height=2.7)),
             ("log-prob drift, nats per token", "drift", drift_figure(data, width=4.6, height=2.7)),
@@ -187,16 +178,9 @@ def _training(data: ReportData) -> dict[str, Any]:
         if trained
     ]
     spreads = [
-        {
-            "title": method.title,
-            "svg": Markup(
-                inline_svg(
-                    spread_figure(method), f"spread{place}", _attribute(f"Margins on held-out pairs, {method.title}")
-                )
-            ),
-        }
-        for place, method in enumerate(data.methods)
-        if method.margins
+        _panel(m.title, spread_figure(m), f"spread{place}", f"Margins on held-out pairs, {m.title}")
+        for place, m in enumerate(data.methods)
+        if m.margins
     ]
     refusal = [refusal_figure(data, width=width) for width in (7.4, 4.3)]
     label = "Over-refusal and harm of each method; the numbers are in the table of methods"
@@ -213,11 +197,15 @@ def _training(data: ReportData) -> dict[str, Any]:
     }
 
 
-# -------------------------------------------------------------------------------------------------- hostile characters
+def _panel(title: str, figure: Figure, name: str, description: str) -> dict[str, Any]:
+    return {"title": title, "svg": Markup(inline_svg(figure, name, _attribute(description)))}
+
+
+# ------------------------------------------------------------------------------------------------ unsafe characters
 
 
 def _visible(data: ReportData) -> ReportData:
-    """Return the data with every character that cannot be seen replaced by a symbol."""
+    """Return the data with every invisible character replaced by a symbol."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
@@ -241,13 +229,13 @@ def _attribute(text: str) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
+    """Return text escaped for Markdown, on one line."""
     line = " ".join(str(text).split())
     return _MARKDOWN.sub(r"\\\1", line)
 
 
 def _inline_code(text: str) -> str:
-    """Return text as inline code, whatever back-ticks it holds; line breaks become a symbol."""
+    """Return text, which may contain back-ticks, as inline code; line breaks become a symbol."""
     line = text.replace("\n", " ⏎ ").strip()
     if not line:
         return "(nothing written)"

@@ -1,4 +1,4 @@
-"""Run folders as a report finds them: whatever can be read is kept, and what cannot is said, never a failure."""
+"""Reading run folders for a report: unreadable files and values are noted and never raise an error."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ __all__ = [
 Record = TypeVar("Record")
 Setting = TypeVar("Setting")
 
-# Folders of a run that hold no run of their own and may hold very many files.
-_PASSED_OVER = frozenset({"checkpoints", "figures", "logs", "model", "reference", "tokens", "tokenizer"})
+# Folders of a run that contain no runs and possibly very many files.
+_SKIPPED = frozenset({"checkpoints", "figures", "logs", "model", "reference", "tokens", "tokenizer"})
 _STEPS = frozenset({"model", "train", "checkpoints", "scores", "answers", "evaluate", "generate", "policy"})
 _MAX_DEPTH = 5
 _NUM_BINS = 48
@@ -49,7 +49,7 @@ _QUANTILES = (5, 25, 50, 75, 95)
 
 @dataclass(eq=False)
 class Run:
-    """One run folder: its `run.json`, and `problems`, a list that all runs of a report share."""
+    """One run folder: its `run.json`, and `problems`, a list shared by all runs of a report."""
 
     path: Path
     record: RunFile
@@ -57,20 +57,20 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """Return the name of the stage, `unknown` where the record has none."""
+        """Return the name of the stage, `unknown` if the record has none."""
         return self.record.stage
 
     def setting(self, key: str, kind: type[Setting]) -> Setting | None:
-        """Return a value of the config, `None` where it is not there or of another kind."""
+        """Return a value of the config, `None` if it is missing or of another type."""
         value = self.record.config.get(key)
         return value if isinstance(value, kind) else None
 
     def load(self, kind: type[Record], name: str) -> Record:
-        """Return a file of the run, empty where it is missing; what of it does not fit is left out, with a note."""
+        """Return the record in a file, empty if it is missing; invalid values are left out with a note."""
         return load(kind, self.path / name, self.problems) if (self.path / name).is_file() else kind()
 
     def rows(self, kind: type[Record], name: str) -> list[Record]:
-        """Return the rows of a file of JSON lines; what cannot be read is passed over and counted in a note."""
+        """Return the rows of a JSON Lines file, empty if it is missing; invalid rows are skipped with a note."""
         return load_lines(kind, self.path / name, self.problems) if (self.path / name).is_file() else []
 
     @cached_property
@@ -81,7 +81,7 @@ class Run:
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Return the runs in the folders and below them, in the order given, then by path; none twice.
+    """Return the runs in and below the folders, in the order given, then by path, each once.
 
     Raises `DataError` for a folder that is missing or that holds no run.
     """
@@ -89,13 +89,13 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     problems: list[str] = []
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder; give run folders, as in bfpo report runs/scores runs/bfpo")
+            raise DataError(f"{folder}: no such folder; pass run folders, as in bfpo report runs/scores runs/bfpo")
         before = len(found)
         runs = list(_walk(folder, problems, 0))
         for run in runs:
             found.setdefault(run.path.resolve(), run)
         if not runs and len(found) == before:
-            raise DataError(f"{folder}: holds no run of bfpo (no run.json in it or below it); give run folders")
+            raise DataError(f"{folder}: holds no run of bfpo (no run.json in it or below it); pass run folders")
     return list(found.values())
 
 
@@ -105,16 +105,16 @@ def _walk(folder: Path, problems: list[str], depth: int) -> Iterator[Run]:
         yield Run(folder, load(RunFile, record, problems), problems)
     if depth < _MAX_DEPTH:
         for item in sorted(folder.iterdir()):
-            # `model` is what a training writes, and in a demo also the folder of the training of the start model.
-            inner = item.name in _PASSED_OVER and not (item / "run.json").is_file()
+            # In a demo `model` can also be the run folder of the SFT training.
+            inner = item.name in _SKIPPED and not (item / "run.json").is_file()
             if item.is_dir() and not item.is_symlink() and not inner and not item.name.startswith("."):
                 yield from _walk(item, problems, depth + 1)
 
 
 def resolve(path: str, run: Run) -> Path | None:
-    """Return the file that a run's config names: as it stands, or where its last parts lie around the run.
+    """Return a path of a run's config: as given, or, if the run was moved, by its last parts near the run.
 
-    A run that was moved keeps the paths of its first place; `None` where nothing fits.
+    `None` if no such file exists.
     """
     if Path(path).exists():
         return Path(path)
@@ -127,14 +127,14 @@ def resolve(path: str, run: Run) -> Path | None:
 
 
 def model_name(path: str) -> str:
-    """Return what people call a model by its path: the last part that is no step of a run, such as `bfpo`."""
+    """Return a model's name from its path: the last part that is not a step of a run, such as `bfpo`."""
     parts = [part for part in Path(path).parts if part not in ("/", ".", "..")]
     named = [part for part in parts if part not in _STEPS and not part.startswith("checkpoint-")]
     return (named or parts or [path])[-1]
 
 
 def shown_path(path: Path, roots: Sequence[Path]) -> str:
-    """Return a run's path as people know it: below the folder that was given, which is as `shown_roots` has it."""
+    """Return a run's path relative to the given folder, whose name is that of `shown_roots`."""
     names = shown_roots(roots)
     for root in roots:
         if path == root or root in path.parents:
@@ -144,10 +144,10 @@ def shown_path(path: Path, roots: Sequence[Path]) -> str:
 
 
 def shown_roots(roots: Sequence[Path]) -> dict[Path, str]:
-    """Return short names of the folders that were given, no two alike.
+    """Return short, unique names of the given folders.
 
-    A relative path is what was typed and stays whole. Of any other the last two parts are shown, or as many as it takes
-    to tell the folders apart, so that a page tells at a glance little of the machine around it.
+    A relative path stays as typed. Of an absolute one only the last two parts are shown, or as many as make the names
+    unique, so that a page reveals little about the machine.
     """
     found: dict[Path, str] = {}
     for root in dict.fromkeys(roots):
@@ -164,12 +164,10 @@ def shown_roots(roots: Sequence[Path]) -> dict[Path, str]:
 
 
 def margin_spreads(rows: Iterable[AccuracyRow], *, beta: float | None = None) -> list[MarginSpread]:
-    """Return how `beta * margin` spreads in each cell that the rows of `accuracy.jsonl` hold.
+    """Return the distribution of `beta * margin` in each cell, from the rows of `accuracy.jsonl`.
 
-    `beta` is the training's own; without it the product is as `bfpo evaluate` wrote it.
-
-    The bins of all cells are the same, so that a figure may lay one over another; the outermost per cent of all margins
-    on either side falls into the first and last bin.
+    `beta` is that of the training; without it the product is as `bfpo evaluate` wrote it. All cells have the same bins;
+    the outermost half per cent of all margins on either side falls into the first and last bin.
     """
     by_cell: dict[str, list[tuple[float, float | None]]] = {}
     for row in rows:
@@ -209,7 +207,7 @@ def margin_spreads(rows: Iterable[AccuracyRow], *, beta: float | None = None) ->
 
 
 def agreement_of(run: Run, shown: str) -> Agreement | None:
-    """Return what `judge-check` or `label` measured about a judge, and on which data; `None` where nothing was."""
+    """Return what `judge-check` or `label` measured about a judge, and on which data; `None` without scores."""
     data = _data_name(run.setting("data", dict) or {})
     scores: Sequence[Score]
     if run.stage == "judge-check":
@@ -222,7 +220,7 @@ def agreement_of(run: Run, shown: str) -> Agreement | None:
 
 
 def _data_name(data: dict[str, Any]) -> str:
-    """Return the file names of a config's `data`, or its source; nothing where it names neither."""
+    """Return the file names of a config's `data`, or its source; empty without both."""
     files = data.get("files")
     names = [Path(file).name for file in files if isinstance(file, str)] if isinstance(files, list) else []
     if len(names) > 2:
@@ -231,13 +229,13 @@ def _data_name(data: dict[str, Any]) -> str:
 
 
 def with_own_titles(found: Sequence[Agreement]) -> list[Agreement]:
-    """Return the tables with titles no two of which are alike: where they are, the run follows."""
+    """Return the tables with unique titles: equal ones are followed by the run."""
     titles = [one.title for one in found]
     return [replace(one, title=f"{one.title} ({one.run})") if titles.count(one.title) > 1 else one for one in found]
 
 
 def data_card_of(run: Run, shown: str) -> DataCard | None:
-    """Return the data card of `prepare`; `None` where there is none."""
+    """Return the data card of `prepare`; `None` without one."""
     data = run.load(DataFile, "data.json")
     if not data.streams:
         return None
@@ -259,7 +257,7 @@ def data_card_of(run: Run, shown: str) -> DataCard | None:
 
 
 def record_of(run: Run, roots: Sequence[Path]) -> RunRecord:
-    """Return a run as the page lists it; tokens are those that it generated or trained on, where it counted them."""
+    """Return a run as the page lists it; `tokens` are the generated ones, if it counted them."""
     record = run.record
     tokens = record.completions.get("completion_tokens")
     return RunRecord(

@@ -1,11 +1,10 @@
-"""The sections of the page below its headline tables: suites, agreement, the data card, runs and their cost."""
+"""The sections of the page below its main tables: suites, agreement, the data card, runs and their cost."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from bfpo.core.schema import Score
@@ -14,21 +13,13 @@ from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.experiments import is_the_table
 from bfpo.report.headline import front_of, metric_title
 from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
-from bfpo.report.wording import percent, points
+from bfpo.report.wording import percent, points, points_interval
 
-__all__ = [
-    "PUBLISHED",
-    "PUBLISHED_NOTE",
-    "Published",
-    "csv_text",
-    "duration",
-    "section_view",
-    "show_value",
-]
+__all__ = ["csv_text", "duration", "section_view"]
 
 
 def section_view(data: ReportData) -> dict[str, Any]:
-    """Return what the templates read about everything but methods, training and answers."""
+    """Return what the templates need, except about methods, training and answers."""
     columns = suite_columns(data)
     metered = any(run.joules is not None for run in data.runs)
     return {
@@ -46,8 +37,8 @@ def section_view(data: ReportData) -> dict[str, Any]:
             if s.status == "scored"
         ],
         "suite_comparisons": [_comparison(data, item) for item in data.suite_comparisons],
-        "published": [(row.model, f"{row.helpfulness:g}", f"{row.harmlessness:g}") for row in PUBLISHED],
-        "published_note": PUBLISHED_NOTE,
+        "published": [(model, f"{helpful:g}", f"{harmless:g}") for model, helpful, harmless in _PUBLISHED],
+        "published_note": _PUBLISHED_NOTE,
         "agreement": [
             {"title": a.title, "run": a.run, "rows": [_score_row(score) for score in a.scores]} for a in data.agreement
         ],
@@ -55,7 +46,7 @@ def section_view(data: ReportData) -> dict[str, Any]:
         "runs": [
             [r.path, r.stage, r.status + (f": {r.error}" if r.error else ""), r.seeds,
              "unknown" if r.seconds is None else duration(r.seconds), "" if r.tokens is None else f"{r.tokens:,}",
-             *([] if not metered else ["unknown" if r.joules is None else watt_hours(r.joules)])]
+             *([] if not metered else ["unknown" if r.joules is None else _watt_hours(r.joules)])]
             for r in data.runs
         ],
         "whole_paths": [r.whole or r.path for r in data.runs],
@@ -73,11 +64,11 @@ def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, 
         yield {
             "title": title,
             "columns": [f"{name} ({metric_title(column.metric)})" for name, column in zip(names, wanted, strict=True)],
-            "mean_of": "There is no mean: they count different things."
+            "mean_of": "There is no mean: the metrics differ."
             if group == "inspect"
             else f"The mean is over {len(wanted)} suite{'s' if len(wanted) > 1 else ''}, each with the same "
-            f"weight: {'; '.join(names)}. A model without one of them has none. Its interval is made of theirs "
-            "(MOVER), which are taken as independent but where they asked the same prompts.",
+            f"weight: {'; '.join(names)}. A model without a value for one of them has no mean. Its interval is "
+            "combined from theirs (MOVER), assumed independent except for suites with the same prompts.",
             "rows": [
                 {
                     "title": m.title,
@@ -102,18 +93,18 @@ def _suite_cell(method: MethodResult, column: SuiteColumn) -> dict[str, Any]:
     scores = method.suite_scores.get(column.suite.name, [])
     score = next((score for score in scores if score.metric == column.metric), None)
     aside = [
-        f"{other.metric.replace('_', ' ')} {show_value(other.value)}"
+        f"{other.metric.replace('_', ' ')} {_show_value(other.value)}"
         for other in scores
         if other.metric.startswith(("well_formed", "refused", "refusal")) and other.value is not None
     ]
     if score is None or score.value is None:
         return {"value": "not measured", "small": [f"{score.unscored} unscored"] if score and score.unscored else []}
     small = [_interval(score), *aside, *([f"{score.unscored} unscored"] if score.unscored else [])]
-    return {"value": show_value(score.value), "small": [text for text in small if text]}
+    return {"value": _show_value(score.value), "small": [text for text in small if text]}
 
 
-def show_value(value: float | None) -> str:
-    """Return a share as per cent and any other number as it is."""
+def _show_value(value: float | None) -> str:
+    """Return a share in per cent, and any other number as it is."""
     if value is None:
         return "not measured"
     return percent(value, 1) if 0 <= value <= 1 else f"{value:.3g}"
@@ -128,13 +119,12 @@ def _interval(score: Score) -> str:
 
 
 def _comparison(data: ReportData, item: Any) -> list[str]:
-    bounds = "no interval" if item.low is None or item.high is None else f"{points(item.low)} to {points(item.high)}"
     return [
         next((suite.title for suite in data.suites if suite.name == item.suite and suite.title), item.suite),
         metric_title(item.metric),
         f"{item.first} minus {item.second}",
         "not measured" if item.difference is None else points(item.difference),
-        bounds,
+        points_interval(item.low, item.high),
         "" if item.p_value is None else f"{item.p_value:.3g}",
         "" if item.p_holm is None else f"{item.p_holm:.3g}",
         item.test,
@@ -179,7 +169,7 @@ def _total(data: ReportData) -> str:
     if not seconds:
         return f"Time was not recorded. {energy}"
     counted = f", {sum(tokens):,} tokens generated" if tokens else ""
-    return f"{duration(sum(seconds))} over all runs{counted}, runs inside others counted in both. {energy}"
+    return f"{duration(sum(seconds))} over all runs{counted}; runs inside others are counted twice. {energy}"
 
 
 def _energy(data: ReportData) -> str:
@@ -187,19 +177,19 @@ def _energy(data: ReportData) -> str:
     if not known:
         return "Energy was not measured."
     return (
-        f"{watt_hours(sum(known))} drawn by GPUs in {len(known)} of {len(data.runs)} runs, by their own counters: "
-        "whatever ran on them is in it, the rest of the machine is not."
+        f"{_watt_hours(sum(known))} drawn by GPUs in {len(known)} of {len(data.runs)} runs, by their own counters; "
+        "this includes other programs on the GPUs and excludes the rest of the machine."
     )
 
 
-def watt_hours(joules: float) -> str:
-    """Return energy in the units that people use."""
+def _watt_hours(joules: float) -> str:
+    """Return energy in Wh or kWh."""
     hours = joules / 3600
     return f"{hours / 1000:.2f} kWh" if hours >= 1000 else f"{hours:.1f} Wh"
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the units that people use."""
+    """Return a time in seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -209,7 +199,7 @@ def duration(seconds: float) -> str:
 def csv_text(data: ReportData) -> str:
     """Return every score as CSV: model, suite (or the run of an experiment), metric, value, bounds, counts, direction.
 
-    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    Text that a spreadsheet would interpret as a formula begins with an apostrophe.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -235,25 +225,16 @@ def _plain(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One model's helpfulness and harmlessness in the paper's headline plot, shares in [0, 1]."""
-
-    model: str
-    helpfulness: float
-    harmlessness: float
-
-
-PUBLISHED_NOTE = (
-    "Read off the axes of the headline plot of arXiv 2408.15313, to within .005. Other models, other prompts, another "
-    "judge: not comparable with this page's own figures, and in none of its means."
+_PUBLISHED_NOTE = (
+    "Read off the axes of the headline plot of arXiv 2408.15313, to within .005. With other models, prompts and judge: "
+    "not comparable with the numbers of this page, and in none of its means."
 )
-PUBLISHED = (
-    Published("Zephyr-7b-beta", 0.11, 0.59),
-    Published("Juanako-7b-UNA", 0.03, 0.66),
-    Published("OpenChat-3.5", 0.11, 0.67),
-    Published("Beaver-7b", 0.01, 0.70),
-    Published("Mistral-7B-Instruct-v0.2", 0.15, 0.70),
-    Published("Llama-2-7b-chat", 0.08, 0.72),
-    Published("BFPO (the paper's)", 0.135, 0.74),
+_PUBLISHED = (  # model, helpfulness and harmlessness in the paper's headline plot, shares in [0, 1]
+    ("Zephyr-7b-beta", 0.11, 0.59),
+    ("Juanako-7b-UNA", 0.03, 0.66),
+    ("OpenChat-3.5", 0.11, 0.67),
+    ("Beaver-7b", 0.01, 0.70),
+    ("Mistral-7B-Instruct-v0.2", 0.15, 0.70),
+    ("Llama-2-7b-chat", 0.08, 0.72),
+    ("BFPO (the paper's)", 0.135, 0.74),
 )

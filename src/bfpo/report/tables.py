@@ -1,4 +1,4 @@
-"""The table in the shape of the paper's: discriminative, generative and helpfulness suites, each with its mean."""
+"""The table of suites as in the paper: discriminative, generative and helpfulness suites with their means."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ GROUPS = {
     "over-refusal": "Over-refusal (lower is better)",
     "inspect": "Tasks of inspect-ai, each by its own metric",
 }
-_NOT_REFUSED = "over-refusal"  # stands for helpfulness where no suite measures that: prompts that are not refused
+_NOT_REFUSED = "over-refusal"  # used as helpfulness (prompts not refused) if no suite measures that
 
 _HELPFUL = ("winrate", "helpful", "ifeval", "score")
-# Beside every harmless rate, but never the figure of a suite.
+# Reported with every harmless rate, but never the main metric of a suite.
 _ASIDE = ("well_formed", "finished", "refused", "refusal_rate", "unscored")
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteColumn:
-    """One column: the suite, and the metric that stands for it."""
+    """One column: the suite and its main metric."""
 
     suite: Suite
     metric: str
@@ -47,9 +47,9 @@ class SuiteColumn:
 
 
 def suite_columns(data: ReportData) -> list[SuiteColumn]:
-    """Return a column for each suite that was scored and is no accuracy on pairs, in the order of the groups.
+    """Return a column for each scored suite except accuracy on pairs, in the order of the groups.
 
-    The metric that stands for a suite is the first that it lists but for well-formedness and the like.
+    The main metric of a suite is the first that it lists, except well-formedness and the like.
     """
     columns = []
     for suite in data.suites:
@@ -74,9 +74,8 @@ def _group(suite: Suite, score: Score) -> str:
 def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str) -> Interval:
     """Return the mean of a group's suites with its interval, by `mean_interval`; `num` counts the suites.
 
-    `value` is `None` where one of them was not measured or is no share in [0, 1]. Suites that asked the same prompts,
-    such as those that judge them twice, count as dependent. Tasks of inspect-ai have no mean: they count different
-    things, of some of which less is better.
+    `value` is `None` if one of them was not measured or is not a share in [0, 1]. Suites with the same prompts, such as
+    those with two judges, count as dependent. Tasks of inspect-ai have no mean, since their metrics differ.
     """
     wanted = [column for column in columns if column.group == group] if group != "inspect" else []
     found = [next((s for s in method.suite_scores.get(c.suite.name, []) if s.metric == c.metric), None) for c in wanted]
@@ -89,9 +88,9 @@ def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str)
 
 
 def axis_groups(columns: Sequence[SuiteColumn]) -> dict[str, str]:
-    """Return the axes of the headline figure -> the group whose mean stands there where no suite measures both itself.
+    """Return axis of the headline figure -> group of suites whose mean is shown if no suite measures both axes.
 
-    Without a suite of helpfulness the harmless prompts that are not refused take its place, where a suite counts them.
+    Without a suite of helpfulness it is the share of harmless prompts that are not refused, if a suite measures it.
     """
     groups = {column.group for column in columns}
     across = _NOT_REFUSED if "helpfulness" not in groups and _NOT_REFUSED in groups else "helpfulness"
@@ -99,9 +98,9 @@ def axis_groups(columns: Sequence[SuiteColumn]) -> dict[str, str]:
 
 
 def with_suite_means(data: ReportData) -> ReportData:
-    """Return the data with the means of the suites as the axes of the headline figure, where it has no others.
+    """Return the data with the means of the suites as the axes of the headline figure, if it has no other values.
 
-    A model whose row of the table is that of one suite gets none: the means of others do not belong into it.
+    A model whose row is from one suite gets no means of other suites.
     """
     columns = suite_columns(data)
     axes = axis_groups(columns)
@@ -127,7 +126,7 @@ def with_suite_means(data: ReportData) -> ReportData:
 
 
 def _on_axis(mean: Interval, group: str) -> Interval:
-    """Return the mean such that more is better."""
+    """Return the mean so that higher is better."""
     if group != _NOT_REFUSED or mean.value is None:
         return mean
     low, high = (None if bound is None else 1 - bound for bound in (mean.high, mean.low))
@@ -135,7 +134,7 @@ def _on_axis(mean: Interval, group: str) -> Interval:
 
 
 def basis_of(data: ReportData, method: MethodResult, metric: str) -> list[Basis]:
-    """Return what a score of the table or of the headline figure rests on; empty where that is not known."""
+    """Return the judges and prompts behind a score of the table or headline figure; empty if unknown."""
     if method.home is not None:
         return [method.basis[method.home]] if method.home in method.basis else []
     columns = suite_columns(data)
@@ -145,12 +144,12 @@ def basis_of(data: ReportData, method: MethodResult, metric: str) -> list[Basis]
 
 
 def judged_alike(data: ReportData, first: MethodResult, second: MethodResult, metric: str) -> bool:
-    """Return whether both scores are by the same judges on the same prompts; what is unknown is like unknown alone."""
+    """Return whether both scores are by the same judges on the same prompts, or both unknown."""
     return _key(data, first, metric) == _key(data, second, metric)
 
 
 def groups_alike(data: ReportData, metric: str) -> list[list[MethodResult]]:
-    """Return the methods that have the metric, but for the ceiling, in groups that may be ranked."""
+    """Return the methods with the metric, except the ceiling, in groups that may be ranked."""
     groups: dict[tuple[object, ...], list[MethodResult]] = {}
     for method in data.methods:
         if method.role != "ceiling" and method.value(metric) is not None:
@@ -164,7 +163,7 @@ def ranked_together(data: ReportData, metrics: Iterable[str]) -> bool:
 
 
 def who_judged(basis: Sequence[Basis]) -> str:
-    """Return in words by whom and on how many prompts, such as `oracle on 540 prompts`."""
+    """Return the judges and the number of prompts in words, such as `oracle on 540 prompts`."""
     judges = ", ".join(dict.fromkeys(judge or "a judge without a name" for one in basis for judge in one.judges))
     if not basis:
         return "unknown judges"

@@ -1,4 +1,4 @@
-"""A report's data as the page shows it: numbers as text, positions of bars, badges, in the order of the page."""
+"""A report's data as the templates need it: numbers as text, positions of bars, badges, in the order of the page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bfpo.report.experiments import in_words
 from bfpo.report.figures.marks import token_of
 from bfpo.report.sections import duration, section_view
 from bfpo.report.tables import judged_alike, ranked_together
-from bfpo.report.wording import cell_of, percent, points
+from bfpo.report.wording import cell_of, cell_title, percent, points, points_interval
 from bfpo.scores.scores import METRICS
 
-__all__ = ["ACCURACY_METRICS", "TABLE_METRICS", "few_samples", "page_view"]
+__all__ = ["few_samples", "page_view"]
 
 SAMPLES_IN_TEXT, LONGEST_IN_TEXT = 3, 600
 
@@ -27,14 +27,14 @@ TABLE_METRICS = (
     "over_refusal_borderline",
     "well_formed",
 )
-# What answers alone can give; the means of suites have the other.
+# Metrics that need judged answers; `harmless_harmful` can also be a mean of suites.
 _OWN_METRICS = tuple(metric for metric in TABLE_METRICS if metric != "harmless_harmful")
 ACCURACY_METRICS = ("accuracy", *(f"accuracy_{cell.replace('-', '_')}" for cell in CELLS))
-_ACCURACY_TITLES = ("all pairs", *(cell.replace("-", " over ") for cell in CELLS))
+_ACCURACY_TITLES = ("all pairs", *(cell_title(cell) for cell in CELLS))
 
 
 def page_view(data: ReportData) -> dict[str, Any]:
-    """Return what the templates read, but for the figures and the headline."""
+    """Return what the templates need, except the figures and the headline."""
     return {
         "confidence": percent(data.confidence),
         "threshold": percent(data.well_formed_threshold),
@@ -50,7 +50,7 @@ def page_view(data: ReportData) -> dict[str, Any]:
         "differences": _differences(data),
         "accuracy_columns": _ACCURACY_TITLES,
         "accuracy_rows": _rows(data, ACCURACY_METRICS, [method for method in data.methods if method.accuracy]),
-        "cells": [{"title": cell.replace("-", " over "), "token": f"c-{cell}"} for cell in CELLS],
+        "cells": [{"title": cell_title(cell), "token": f"c-{cell}"} for cell in CELLS],
         "definitions": [(METRICS[metric].title, METRICS[metric].summary) for metric in _defined(data)],
         "fact_tables": list(_fact_tables(data)),
         **section_view(data),
@@ -63,13 +63,13 @@ def _defined(data: ReportData) -> Iterable[str]:
 
 
 def _homes(data: ReportData) -> str:
-    """Return the suites that the table of models is of; nothing where there are no suites."""
+    """Return the suites behind the table of models; empty without suites."""
     titles = {suite.name: suite.title or suite.name for suite in data.suites}
     return "; ".join(dict.fromkeys(titles.get(method.home, method.home) for method in data.methods if method.home))
 
 
 def few_samples(data: ReportData) -> list[dict[str, Any]]:
-    """Return the first answers to the first prompts of each kind, for a text that people read from top to bottom."""
+    """Return the answers to the first prompts of each kind, for the Markdown report."""
     seen: dict[str, set[str]] = {}
     few = []
     for sample in data.samples:
@@ -92,7 +92,7 @@ def _answer(data: ReportData, answer: SampleAnswer, kind: str) -> dict[str, Any]
     cut = f" [{missing} more characters]" if missing > 0 else ""
     return {
         "title": data.method(answer.method).title,
-        "text": "(an answer that may be harmful: on the page, on demand)"
+        "text": "(an answer that may be harmful; the HTML page shows it on a click)"
         if is_folded(answer, kind)
         else answer.text[:LONGEST_IN_TEXT] + cut,
         "badges": ", ".join(word for word, _ in badges(answer.verdict, answer.finished)),
@@ -114,14 +114,14 @@ def _rows(data: ReportData, metrics: Sequence[str], methods: Sequence[MethodResu
 
 
 def _any_score(method: MethodResult, metric: str) -> Score | None:
-    """Return the score even where it has no value: it says how much was left unscored."""
+    """Return the score even if it has no value: it counts the unscored items."""
     return next((score for score in (*method.scores, *method.accuracy) if score.metric == metric), None)
 
 
 def _best(data: ReportData, metric: str) -> set[str]:
-    """Return the names of the best of the compared methods, as the table rounds; none where all are equal.
+    """Return the names of the best of the compared methods, as the table rounds.
 
-    None either where not all were judged by the same judge on the same prompts.
+    Empty if all are equal, or not all were judged by the same judge on the same prompts.
     """
     if metric in METRICS and not ranked_together(data, [metric]):
         return set()
@@ -135,7 +135,7 @@ def _best(data: ReportData, metric: str) -> set[str]:
 
 
 def _tiles(data: ReportData) -> list[dict[str, Any]]:
-    """Return the measures of the page's model that it has; none where there is no such model."""
+    """Return the metrics of the page's main model; empty without one."""
     shown = [metric for metric in TABLE_METRICS if metric != "over_refusal_benign"]
     return [_tile(data, metric) for metric in shown if data.main is not None and data.main.score(metric) is not None]
 
@@ -180,7 +180,7 @@ def _differences(data: ReportData) -> dict[str, Any] | None:
             row |= {
                 "missing": False,
                 "value": points(item.value),
-                "interval": f"{points(low)} to {points(high)}" if item.low is not None else "no interval",
+                "interval": points_interval(item.low, item.high),
                 "left": round(50 + 50 * low / reach, 2),
                 "width": round(50 * (high - low) / reach, 2),
                 "at": round(50 + 50 * item.value / reach, 2),

@@ -1,4 +1,4 @@
-"""Numbers as people read them: shares, differences in points, intervals, lists of names."""
+"""Numbers and names as text: shares, differences in points, intervals, lists of names, label cells."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from bfpo.core.schema import Score
 __all__ = [
     "Cell",
     "cell_of",
+    "cell_title",
     "listed",
     "percent",
     "points",
+    "points_interval",
     "with_interval",
 ]
 
 
 def percent(value: float, decimals: int = 0) -> str:
-    """Return a share in [0, 1] as per cent; 0 and 100 only where nothing is rounded away."""
+    """Return a share in [0, 1] in per cent; only exact values become 0 and 100."""
     step = 10.0**-decimals
     rounded = round(100 * value, decimals)
     if rounded == 0 and value > 0:
@@ -32,6 +34,11 @@ def points(value: float) -> str:
     """Return a difference of shares in percentage points, with its sign (a true minus)."""
     rounded = round(100 * value, 1)
     return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.1f}"
+
+
+def points_interval(low: float | None, high: float | None) -> str:
+    """Return the interval of a difference in percentage points."""
+    return "no interval" if low is None or high is None else f"{points(low)} to {points(high)}"
 
 
 def with_interval(score: Score, decimals: int = 0) -> str:
@@ -48,9 +55,14 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def cell_title(cell: str) -> str:
+    """Return a label cell's name in words: chosen (more helpful) over rejected."""
+    return cell.replace("-", " over ")
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One number of a table: text, and where its dot and its interval lie on a bar, in per cent of the bar."""
+    """One number of a table: text, and the positions of its dot and interval on a bar, in per cent of the bar."""
 
     value: str = ""
     interval: str = ""
@@ -71,7 +83,7 @@ class Cell:
 
 
 def cell_of(score: Score | None, best: bool = False) -> Cell:
-    """Return a share as a cell; without a value it is missing."""
+    """Return a share as a cell; `missing` without a value."""
     if score is None or score.value is None:
         return Cell(missing=True, unscored=0 if score is None else score.unscored)
     low, high = (score.value if bound is None else bound for bound in (score.low, score.high))

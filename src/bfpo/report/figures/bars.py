@@ -1,4 +1,4 @@
-"""Over-refusal beside harm: two shares that a model lowers at each other's cost."""
+"""Bar figures: over-refusal and harm of each method, and the margins of one method by cell."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bfpo.data.labels import CELLS
 from bfpo.plots.style import CELL_COLOURS, INK, MUTED, figure_style
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.figures.marks import colour_of
+from bfpo.report.wording import cell_title
 
 __all__ = [
     "harm_score",
@@ -46,7 +47,7 @@ def refusal_score(method: MethodResult) -> Score | None:
 def refusal_figure(data: ReportData, *, width: float = 7.4) -> Figure | None:
     """Return a row for each method: over-refusal to the left of the middle line, harm to the right; inches.
 
-    `None` where no method has both.
+    `None` if no method has both.
     """
     shown = [m for m in data.methods if refusal_score(m) is not None and harm_score(m) is not None]
     if not shown:
@@ -71,19 +72,19 @@ def refusal_figure(data: ReportData, *, width: float = 7.4) -> Figure | None:
         axes.set_yticks(range(len(shown)), names, fontsize=_NAME_SIZE, linespacing=0.95)
         axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):.0%}")
         axes.grid(visible=False, axis="y")
-        # Each title is written away from the middle, so that they cannot meet; what is harm is in the text above.
+        # The titles are aligned away from the middle so that they cannot overlap.
         for x, title, side in ((0.48, "←  over-refusal", "right"), (0.52, "harm  →", "left")):
             axes.text(x, 1.02, title, transform=axes.transAxes, ha=side, va="bottom", fontsize=9.5, color=MUTED)
     return figure
 
 
 def _short(title: str) -> str:
-    """Return a title on at most two short lines; what is longer is cut, as the table has it whole."""
+    """Return a title cut to at most two short lines; the table has the full one."""
     return "\n".join(textwrap.wrap(title, _LINE, max_lines=2, placeholder=" …", break_on_hyphens=False))
 
 
 def _width(figure: Figure, names: Sequence[str]) -> float:
-    """Return how wide the widest name is written, inches."""
+    """Return the width of the widest name, inches."""
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     texts = [figure.text(0, 0, name, fontsize=_NAME_SIZE) for name in names]
     widest = max(text.get_window_extent(renderer).width for text in texts)
@@ -111,7 +112,7 @@ def spread_figure(method: MethodResult, *, width: float = 4.6, height: float = 2
                     linestyle=(0, (4, 2.5)),
                 )  # fmt: skip
         axes.axvline(0, color=MUTED, linewidth=0.8, zorder=1)
-        axes.set_yticks(range(len(cells)), [cell.replace("-", " over ") for cell in reversed(cells)])
+        axes.set_yticks(range(len(cells)), [cell_title(cell) for cell in reversed(cells)])
         axes.set_ylim(-0.25, len(cells) - 0.1)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("β · margin on held-out pairs", fontsize=9)

@@ -1,4 +1,4 @@
-"""The colour and the marker of a model on the page: the main one's are always the same, start and ceiling are grey."""
+"""The colour and the marker of a model on the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def marker_of(data: ReportData, method: MethodResult) -> str:
     if method.role in ("start", "ceiling"):
         return "X" if method.role == "start" else "*"
     place = _place(data, method)
-    return MARKERS[(place + place // len(METHOD_COLOURS)) % len(MARKERS)]  # no colour comes back with its marker
+    return MARKERS[(place + place // len(METHOD_COLOURS)) % len(MARKERS)]  # each pair of colour and marker is unique
 
 
 def _place(data: ReportData, method: MethodResult) -> int:

@@ -1,4 +1,4 @@
-"""The figure of a trade-off: every model with its intervals, and the line of those that nothing beats."""
+"""Figures of the trade-off: every model with its intervals, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def front_figure(
 ) -> Figure:
     """Return the models of a trade-off in the plane of its two objectives; inches.
 
-    `titles` names the axes, `labels` the points whose title is not their name. Full markers are on the front, joined as
-    a staircase; the chosen model has a ring. Of many points only these are named.
+    `titles` names the axes, `labels` the points whose title differs from their name. Filled markers are on the front,
+    joined as a staircase; the chosen model has a ring. With many points only these are named.
     """
     across, up = result.objectives
     nearest = result.nearest.name if result.nearest else None
@@ -60,7 +60,7 @@ def front_figure(
 
 
 def experiment_figure(experiment: Experiment, *, width: float = 7.4, height: float = 4.9) -> Figure | None:
-    """Return the same figure of an experiment of a report; `None` where no point has both objectives."""
+    """Return the same figure of an experiment of a report; `None` if no point has both objectives."""
     drawn = {point.name for point in experiment.points if all(map(point.score, experiment.objectives))}
     if len(experiment.objectives) != 2 or not drawn:
         return None
@@ -94,9 +94,9 @@ _SIZES = {"main": 110.0, "start": 75.0, "ceiling": 130.0}
 def scatter_figure(data: ReportData, *, width: float = 7.4, height: float = 4.9) -> Figure | None:
     """Return helpfulness on harmless prompts against harmlessness on harmful ones, with intervals; inches.
 
-    A hollow marker: less well-formed text than the report's threshold. Small dots: single seeds. A method without both
-    values is left out; `None` if all are. Where points crowd the figure grows by a panel that shows them enlarged. Of
-    more than `MOST_LABELS` methods only the front and those that are no baseline are named.
+    Hollow markers: less well-formed text than the report's threshold. Small dots: single seeds. Methods without both
+    values are left out; `None` if none remains. Crowded points are enlarged in a second panel. With more than
+    `MOST_LABELS` methods, baselines are named only if they are on the front.
     """
     drawn = [(method, mark) for method in data.methods if (mark := _mark(data, method)) is not None]
     if not drawn:

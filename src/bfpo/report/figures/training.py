@@ -1,4 +1,4 @@
-"""Training curves: what each label cell's margin did, and whether the loss and the log-probs stayed sound."""
+"""Training curves: the margin of each label cell, the loss, and the drift of the log-probs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from bfpo.data.labels import CELLS
 from bfpo.plots.style import CELL_COLOURS, MUTED, figure_style
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.figures.marks import colour_of
+from bfpo.report.wording import cell_title
 
-__all__ = ["cell_title", "drift_figure", "has_curves", "loss_figure", "margin_figure", "training_figure"]
+__all__ = ["drift_figure", "has_curves", "loss_figure", "margin_figure", "training_figure"]
 
 
 def has_curves(method: MethodResult) -> bool:
@@ -30,7 +31,7 @@ def margin_figure(method: MethodResult, *, width: float = 3.5, height: float = 2
 
 
 def loss_figure(data: ReportData, *, width: float = 3.5, height: float = 2.5) -> Figure:
-    """Return each method's normalised loss as a multiple of what its labels imply at step 0."""
+    """Return each method's normalised loss divided by the loss at step 0."""
     with figure_style("loss"):
         figure = Figure(figsize=(width, height), dpi=100)
         _draw_losses(_panel(figure, width, height), data)
@@ -46,7 +47,7 @@ def drift_figure(data: ReportData, *, width: float = 3.5, height: float = 2.5) -
 
 
 def training_figure(data: ReportData) -> Figure | None:
-    """Return all training panels in one figure with titles and legends; `None` where no method has a log."""
+    """Return all training panels in one figure with titles and legends; `None` if no method has a log."""
     trained = [method for method in data.methods if has_curves(method)]
     if not trained:
         return None
@@ -70,11 +71,6 @@ def training_figure(data: ReportData) -> Figure | None:
         handles = [Line2D([], [], color=CELL_COLOURS[cell], linewidth=2, label=cell_title(cell)) for cell in CELLS]
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
-
-
-def cell_title(cell: str) -> str:
-    """Return a cell's name in words: chosen (more helpful) over rejected."""
-    return cell.replace("-", " over ")
 
 
 def _panel(figure: Figure, width: float, height: float) -> Any:
@@ -122,20 +118,20 @@ def _draw_drifts(axes: Any, data: ReportData) -> None:
 
 
 def _line(axes: Any, steps: Any, values: Any, colour: str, width: float, label: str | None = None) -> None:
-    """Draw a curve: the raw one pale, its moving average over it where there are enough points."""
+    """Draw a curve: the raw values in pale, and their moving average if there are enough points."""
     if steps.size == 0:
         return
     window = max(1, steps.size // 12)
     if window > 1:
         axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3, zorder=3)
-        # At the ends the average is over the points that there are.
+        # At the ends the average is over the available points.
         weights = np.convolve(np.ones_like(values), np.ones(window), mode="same")
         values = np.convolve(values, np.ones(window), mode="same") / weights
     axes.plot(steps, values, color=colour, linewidth=width, zorder=4, label=label)
 
 
 def _curve(method: MethodResult, key: str) -> tuple[Any, Any]:
-    """Return the steps and values of one metric; rows without a finite value are passed over."""
+    """Return the steps and values of one metric; rows without a finite value are skipped."""
     found = [
         (float(row["step"]), float(row[key]))
         for row in method.curves

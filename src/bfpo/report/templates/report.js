@@ -11,11 +11,11 @@
   });
   if (!block || !place) return;
   if (typeof DecompressionStream === "undefined") {
-    status.textContent = "This browser is too old to open the answers of this page; they are in the JSON file beside it.";
+    status.textContent = "This browser cannot unpack the answers of this page; they are in the JSON file beside it.";
     return;
   }
 
-  // Text is only ever set as text: nothing that a model wrote is parsed as HTML.
+  // Text is always set as text, so that the output of models is never parsed as HTML.
   function make(tag, name, text) {
     var element = document.createElement(tag);
     if (name) element.className = name;
@@ -32,7 +32,7 @@
 
   var stream = new Blob([bytes(block.textContent)]).stream().pipeThrough(new DecompressionStream("deflate"));
   new Response(stream).json().then(start, function () {
-    status.textContent = "The answers of this page could not be opened; they are in the JSON file beside it.";
+    status.textContent = "The answers of this page could not be unpacked; they are in the JSON file beside it.";
   });
 
   function start(data) {
@@ -111,7 +111,7 @@
       text.tabIndex = 0;
       if (!answer[1]) { text = make("p", "text none", "(nothing written)"); }
       holder.appendChild(text);
-      if (answer[4]) holder.appendChild(make("p", "cut", "cut here on this page: " + answer[4] + " more characters"));
+      if (answer[4]) holder.appendChild(make("p", "cut", "cut on this page: " + answer[4] + " more characters"));
       return holder;
     }
 
@@ -121,7 +121,7 @@
       element.style.setProperty("--own", "var(--" + method[1] + ")");
       element.appendChild(make("h4", "who", method[0]));
       if (answer[3]) {
-        // The text is made when it is asked for, so that neither a search of the browser nor a print shows it before.
+        // The text is added on a click, so that neither a search in the browser nor a print shows it before.
         var details = make("details", "folded");
         details.appendChild(make("summary", "", "Show an answer that may be harmful"));
         details.addEventListener("toggle", function () {
@@ -155,7 +155,7 @@
       var last = Math.min(at + PAGE, shown.length);
       status.textContent = shown.length
         ? "Prompts " + (at + 1) + " to " + last + " of " + shown.length + (shown.length < data.rows.length ? " found, " + data.rows.length + " in all" : "")
-        : "No prompt fits; " + data.rows.length + " in all";
+        : "No prompt matches; " + data.rows.length + " in all";
       back.disabled = at === 0;
       next.disabled = last >= shown.length;
     }
