@@ -6,9 +6,11 @@ they write when they are run alone, and a stopped run goes on in the one that wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
 from bfpo.core.console import show
@@ -18,8 +20,7 @@ from bfpo.data.read import read_completions
 from bfpo.judges.judges import check_judge, check_ranker
 from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, redteam_text
 from bfpo.judges.records import RedteamFile
-from bfpo.plots.funnel import funnel_figure
-from bfpo.plots.style import png_bytes, svg_bytes
+from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_style, png_bytes, svg_bytes
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import preview_stage, run_stage
 
@@ -118,10 +119,37 @@ def _write(
     unscored: dict[str, int],
     text: str,
 ) -> None:
-    figure = funnel_figure([(name, funnel[name]) for name in FUNNEL_STEPS], cells)
+    figure = _funnel_figure([(name, funnel[name]) for name in FUNNEL_STEPS], cells)
     folder.write_bytes("funnel.png", png_bytes(figure))
     folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
     folder.write_json("redteam.json", RedteamFile(funnel, cells, rates, unscored))
     folder.write_text("redteam.md", f"# Red-teaming\n\n{text}\n\n![What became of the completions](funnel.png)\n")
     folder.add_facts(funnel=funnel, cells=cells)
     folder.write_card("Red-team pairs", {"Red-teaming": f"{text}\n\n![What became of the completions](funnel.png)"})
+
+
+def _funnel_figure(
+    steps: Sequence[tuple[str, int]], cells: Mapping[str, int], *, width: float = 6.8, height: float = 3.9
+) -> Figure:
+    """Return bars for the steps, first on top, and for the label cells (chosen-rejected); sizes in inches."""
+    with figure_style("funnel"):
+        figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+        upper, lower = figure.subplots(2, 1, height_ratios=(len(steps), len(cells)))
+        colours = [METHOD_COLOURS[1] if name == "unsafe" else METHOD_COLOURS[0] for name, _ in steps]
+        names = [name.replace("_", " ") for name, _ in steps]
+        for axes, labels, counts, shades in (
+            (upper, names, [count for _, count in steps], colours),
+            (lower, list(cells), list(cells.values()), [CELL_COLOURS[cell] for cell in cells]),
+        ):
+            bars = axes.barh(range(len(labels)), counts, color=shades, height=0.72)
+            axes.bar_label(bars, [f"{count:,}" for count in counts], padding=4, color=INK, fontsize=9)
+            axes.set_yticks(range(len(labels)), labels)
+            axes.invert_yaxis()
+            axes.set_xlim(0, max([*counts, 1]) * 1.12)
+            axes.tick_params(axis="y", length=0)
+            axes.grid(visible=False)
+            axes.spines["left"].set_visible(False)
+            axes.set_xticks([])
+            axes.spines["bottom"].set_visible(False)
+        lower.set_title("pairs by label cell (chosen-rejected)", color=MUTED, fontsize=9, loc="left")
+    return figure

@@ -366,7 +366,7 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
     yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
     for score in result.scores:
         if score.suite == suite.name:
-            yield f"| {score.model} | {_title(score.metric)} | {score_cells(score)} |"
+            yield f"| {score.model} | {metric_title(score.metric, SUITE_METRICS)} | {score_cells(score)} |"
     compared = [row for row in result.comparisons if row.suite == suite.name and row.num]
     if compared:
         yield from ("", "| first - second | metric | difference | interval | p (Holm) | test | prompts |")
@@ -377,14 +377,8 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
 def _difference(row: SuiteComparison) -> str:
     interval = "" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}"
     p_value = "" if row.p_holm is None else f"{row.p_holm:.3g}"
-    pair = f"{row.first} - {row.second}"
-    return (
-        f"| {pair} | {_title(row.metric)} | {row.difference:+.3f} | {interval} | {p_value} | {row.test} | {row.num} |"
-    )
-
-
-def _title(metric: str) -> str:
-    return metric_title(metric, SUITE_METRICS)
+    head = f"| {row.first} - {row.second} | {metric_title(row.metric, SUITE_METRICS)} |"
+    return f"{head} {row.difference:+.3f} | {interval} | {p_value} | {row.test} | {row.num} |"
 
 
 def _nothing_scored(

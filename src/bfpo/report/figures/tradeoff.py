@@ -13,7 +13,7 @@ from bfpo.report.data import Experiment, MethodResult, ReportData
 from bfpo.report.figures.marks import colour_of, marker_of
 from bfpo.report.headline import front_of
 from bfpo.scores.records import NearestPoint, TradeoffFile, TradeoffPoint
-from bfpo.scores.scores import METRICS
+from bfpo.scores.scores import metric_title
 
 __all__ = [
     "experiment_figure",
@@ -77,7 +77,7 @@ def experiment_figure(experiment: Experiment, *, width: float = 7.4, height: flo
         nearest=NearestPoint(name=experiment.nearest) if experiment.nearest in drawn else None,
     )
     labels = {point.name: point.title for point in experiment.points}
-    titles = {name: METRICS[name].title if name in METRICS else name for name in experiment.objectives}
+    titles = {name: metric_title(name) for name in experiment.objectives}
     return front_figure(result, titles, labels=labels, width=width, height=height)
 
 
