@@ -86,7 +86,7 @@ def test_a_part_without_an_objective_is_not_held_back() -> None:
     judged = {name: made[:1] for name, made in models().items()}
     nearest = choose_nearest(judged, {"harmless": 0.5}, OBJECTIVES, 0.5, num_resamples=1)
     assert (nearest.held_out, nearest.told_on.num_prompts) == (False, 1)
-    assert "too few prompts to hold some back" in "\n".join(nearest_words(nearest))
+    assert "too few prompts to split" in "\n".join(nearest_words(nearest))
 
 
 def test_every_two_models_are_compared_and_corrected_together() -> None:
@@ -113,7 +113,7 @@ def test_what_could_not_be_measured_enters_no_front() -> None:
     result = tradeoff(judged, settings, OBJECTIVES, ZERO)
     assert result.not_measured == ["silent"]
     assert "silent" not in result.pareto_front
-    assert "Not measured, and in no front: silent." in tradeoff_markdown(result)
+    assert "Not measured, and left out: silent." in tradeoff_markdown(result)
     with raises(DataError):
         tradeoff({"silent": judged["silent"]}, settings, OBJECTIVES, ZERO)
 

@@ -68,7 +68,7 @@ def test_a_skipped_suite_enters_no_column_though_it_has_a_score(tmp_path: Path) 
 def test_published_figures_are_marked_and_in_no_score(tmp_path: Path) -> None:
     data = gather([write_suites(tmp_path / "scores")])
     assert "Zephyr-7b-beta" in render_html(data)
-    assert "published, not measured here" in render_html(data)
+    assert "published, not from these runs" in render_html(data)
     assert "Zephyr" not in csv_text(data)
     assert "Zephyr" not in data.to_json()
 

@@ -229,7 +229,7 @@ def test_the_judge_that_labelled_is_warned_of(root: Path, tmp_path: Path) -> Non
     run_stage("evaluate", EvaluateConfig(model=str(trained / "model"), suites=section), tmp_path / "run")
     warning = result(tmp_path / "run")["warnings"]
     assert len(warning) == 1
-    assert "model: the judge oracle has labelled its training data" in warning[0]
+    assert "model: the judge oracle labelled its training data" in warning[0]
     assert warning[0] in (tmp_path / "run" / "scores.md").read_text()
 
 
