@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken
@@ -97,3 +98,8 @@ def _save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def local_spec(kind: type[Any], *, dtype: str | None = None, **keys: Any) -> Any:
+    """A spec of a local judge or ranker, also with float64, which configs do not allow."""
+    return kind(**keys).model_copy(update={"dtype": dtype})

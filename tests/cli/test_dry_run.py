@@ -85,7 +85,8 @@ def test_what_is_missing_is_an_error_of_the_dry_run_as_of_the_run(
 
 def test_what_a_server_calls_its_model_is_no_folder() -> None:
     settings = ["model=a/b/c", "prompts=prompts.txt", "engine=server", "url=http://localhost:9/v1"]
-    assert "asked of a/b/c" in preview_stage("generate", load_config(STAGES["generate"].config_class(), None, settings))
+    shown = preview_stage("generate", load_config(STAGES["generate"].config_class(), None, settings))
+    assert "requests go to a/b/c" in shown
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_a_preview_asks_nobody(server: FaultServer, prompts: Path) -> None:
     text = preview_stage("generate", config(server, prompts, num_completions=2))
     assert "20 completions of at most 9 tokens" in text
     assert "not known here" in text
-    assert f"asked of writer at {server.url}" in text
+    assert f"requests go to writer at {server.url}" in text
     assert server.num_requests == 0
     resolved = text.split("\n\n")[0]
     assert "url:" in resolved

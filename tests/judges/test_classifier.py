@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
@@ -17,11 +18,16 @@ from transformers import (
 
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.judges.classifier import ClassifierJudge
+from bfpo.judges.settings import ClassifierSpec
 from helpers import byte_ids, byte_tokenizer
 from messages import raises
-from scripted import HOSTILE, completion
+from scripted import HOSTILE, completion, local_spec
 
 TEXTS = ("", "b", "longer " * 9, *HOSTILE[:4])
+
+
+def judge_of(model: Path, *, multi_label: bool | None = None, **keys: Any) -> ClassifierJudge:
+    return ClassifierJudge(local_spec(ClassifierSpec, model=model, **keys), multi_label=multi_label)
 
 
 def paired_tokenizer() -> PreTrainedTokenizerFast:
@@ -73,9 +79,9 @@ def _logits(folder: Path, question: str, text: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_p_safe_is_that_of_a_float64_loop_text_by_text(bert: Path, batch_size: int) -> None:
-    judge = ClassifierJudge(model=bert, safe_label="fine", dtype="float64", batch_size=batch_size)
-    absent = ClassifierJudge(model=bert, unsafe_label=0, dtype="float64", batch_size=batch_size)
-    several = ClassifierJudge(model=bert, safe_label=1, multi_label=True, dtype="float64", batch_size=batch_size)
+    judge = judge_of(model=bert, safe_label="fine", dtype="float64", batch_size=batch_size)
+    absent = judge_of(model=bert, unsafe_label=0, dtype="float64", batch_size=batch_size)
+    several = judge_of(model=bert, safe_label=1, multi_label=True, dtype="float64", batch_size=batch_size)
     completions = [completion(text, "question", str(number)) for number, text in enumerate(TEXTS)]
     logits = [_logits(bert, "question", text) for text in TEXTS]
     expected = [
@@ -89,23 +95,23 @@ def test_p_safe_is_that_of_a_float64_loop_text_by_text(bert: Path, batch_size: i
         assert [verdict.p_safe for verdict in verdicts] == pytest.approx(values, abs=1e-10)
         assert [verdict.label == "safe" for verdict in verdicts] == [value >= 0.5 for value in values]
     assert len({judge.version, absent.version, several.version}) == 3
-    assert judge.version == ClassifierJudge(model=bert, safe_label="fine", dtype="float64").version
+    assert judge.version == judge_of(model=bert, safe_label="fine", dtype="float64").version
 
 
 def test_the_config_says_that_labels_do_not_exclude_each_other(tmp_path: Path) -> None:
     folder = save_bert(tmp_path / "multi", problem_type="multi_label_classification")
-    verdict = ClassifierJudge(model=folder, safe_label="fine", dtype="float64").judge([completion("b", "q")])[0]
+    verdict = judge_of(model=folder, safe_label="fine", dtype="float64").judge([completion("b", "q")])[0]
     assert verdict.p_safe == pytest.approx(float(_logits(folder, "q", "b")[1].sigmoid()), abs=1e-10)
     single = save_bert(tmp_path / "single", ("toxic",))
-    verdict = ClassifierJudge(model=single, unsafe_label="toxic", dtype="float64").judge([completion("b", "q")])[0]
+    verdict = judge_of(model=single, unsafe_label="toxic", dtype="float64").judge([completion("b", "q")])[0]
     assert verdict.p_safe == pytest.approx(1 - float(_logits(single, "q", "b")[0].sigmoid()), abs=1e-10)
 
 
 def test_the_completion_alone(bert: Path) -> None:
-    judge = ClassifierJudge(model=bert, safe_label="fine", text="completion", dtype="float64")
+    judge = judge_of(model=bert, safe_label="fine", text="completion", dtype="float64")
     one, two = judge.judge([completion("b", "q"), completion("b", "another")])
     assert one.p_safe == pytest.approx(two.p_safe)
-    assert judge.version != ClassifierJudge(model=bert, safe_label="fine", dtype="float64").version
+    assert judge.version != judge_of(model=bert, safe_label="fine", dtype="float64").version
 
 
 def test_a_decoder_without_a_padding_token_gets_single_rows(tmp_path: Path) -> None:
@@ -123,9 +129,7 @@ def test_a_decoder_without_a_padding_token_gets_single_rows(tmp_path: Path) -> N
     model = LlamaForSequenceClassification(config)
     model.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    verdicts = ClassifierJudge(model=tmp_path, safe_label=1, text="completion").judge(
-        [completion("abc"), completion("d")]
-    )
+    verdicts = judge_of(model=tmp_path, safe_label=1, text="completion").judge([completion("abc"), completion("d")])
     for text, verdict in zip(("abc", "d"), verdicts, strict=True):
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.tensor([byte_ids(text)])).logits[0]
@@ -133,7 +137,7 @@ def test_a_decoder_without_a_padding_token_gets_single_rows(tmp_path: Path) -> N
 
 
 def test_nothing_is_cut_and_no_text_is_guessed(bert: Path) -> None:
-    judge = ClassifierJudge(model=bert, safe_label="fine", max_length=4096)  # the model has 256 positions
+    judge = judge_of(model=bert, safe_label="fine", max_length=4096)  # the model has 256 positions
     fits, long, half = judge.judge([completion("a" * 249), completion("a" * 250), completion("\udc80")])
     assert fits.p_safe is not None
     assert (long.label, long.reason) == (
@@ -149,18 +153,18 @@ def test_broken_weights_give_no_verdict(tmp_path: Path) -> None:
     model = BertForSequenceClassification.from_pretrained(folder)
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
     model.save_pretrained(folder)
-    verdict = ClassifierJudge(model=folder, safe_label="fine").judge([completion("x")])[0]
+    verdict = judge_of(model=folder, safe_label="fine").judge([completion("x")])[0]
     assert (verdict.label, verdict.reason) == ("unscored", "the model's logits are not finite")
 
 
 def test_what_cannot_be_a_judge_is_refused(bert: Path, tmp_path: Path) -> None:
     with raises(SettingError):
-        ClassifierJudge(model=bert, safe_label="safe")
-    with raises(SettingError):
-        ClassifierJudge(model=bert)
-    with raises(SettingError):
-        ClassifierJudge(model=bert, safe_label=1, text="both")  # type: ignore[arg-type]
+        judge_of(model=bert, safe_label="safe")
+    with raises(ValidationError):
+        judge_of(model=bert)
+    with raises(ValidationError):
+        judge_of(model=bert, safe_label=1, text="both")
     BertModel(BertConfig.from_pretrained(bert)).save_pretrained(tmp_path)
     paired_tokenizer().save_pretrained(tmp_path)
     with raises(ModelError):
-        ClassifierJudge(model=tmp_path, safe_label=1)
+        judge_of(model=tmp_path, safe_label=1)

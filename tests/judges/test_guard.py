@@ -3,9 +3,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from tokenizers import AddedToken
 from transformers import (
     AutoModelForCausalLM,
@@ -18,14 +20,20 @@ from transformers import (
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.core.schema import Completion, Verdict
 from bfpo.judges import guard as guard_module
-from bfpo.judges.formats import FORMATS, make_format
+from bfpo.judges.formats import FORMATS, Format, make_format
 from bfpo.judges.guard import GuardJudge
+from bfpo.judges.settings import GuardSpec
 from helpers import byte_ids
 from messages import raises
-from scripted import HOSTILE, completion, save_random, save_scripted, tokenizer_with
+from scripted import HOSTILE, completion, local_spec, save_random, save_scripted, tokenizer_with
 
 WORDS = ("Yes", "No", "safe", "unsafe")
 TEXTS = ["", "a", "bc" * 40, "A longer answer, of several words.", "é\u202e\n\n", *HOSTILE[:4]]
+
+
+def guard(format: str | Format, **keys: Any) -> GuardJudge:
+    made = make_format(format) if isinstance(format, str) else format
+    return GuardJudge(made, local_spec(GuardSpec, format=made.name, **keys))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +121,7 @@ def test_p_safe_is_that_of_a_float64_loop_text_by_text(random_model: Path, multi
     folder = multimodal_model if name == "llama-guard-4" else random_model
     texts = ["", "a", "bc" * 41, "An answer\u202e, of several words."]
     for dtype, tolerance in (("float64", 1e-7), ("float32", 1e-5)):
-        judge = GuardJudge(name, model=folder, dtype=dtype, batch_size=3)
+        judge = guard(name, model=folder, dtype=dtype, batch_size=3)
         verdicts = judge.judge([completion(text, f"q{number}") for number, text in enumerate(texts)])
         for number, (text, verdict) in enumerate(zip(texts, verdicts, strict=True)):
             expected = _expected(folder, name, text, f"q{number}")
@@ -134,7 +142,7 @@ def test_p_safe_of_a_format_without_a_template(tmp_path: Path) -> None:
     # " No" and " Yes" begin with the same byte here, which tells nothing.
     no, yes = (torch.tensor([tokenizer(letter)["input_ids"][0] for letter in pair]) for pair in ("Nn", "Yy"))
     expected = logits[no].exp().sum() / (logits[no].exp().sum() + logits[yes].exp().sum())
-    verdict = GuardJudge("harmbench", model=folder, dtype="float64").judge([completion("text", "q")])[0]
+    verdict = guard("harmbench", model=folder, dtype="float64").judge([completion("text", "q")])[0]
     assert verdict.p_safe == pytest.approx(float(expected), abs=1e-7)
 
 
@@ -142,11 +150,11 @@ def test_p_safe_of_a_format_without_a_template(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["harmbench", "llama-guard-3"])
 def test_verdicts_and_version_do_not_depend_on_the_batch(random_model: Path, name: str) -> None:
     completions = _completions()[: 4 if name == "harmbench" else None]
-    judge = GuardJudge(name, model=random_model, dtype="float64", batch_size=1)
+    judge = guard(name, model=random_model, dtype="float64", batch_size=1)
     alone = judge.judge(completions)
     assert [verdict.completion_id for verdict in alone] == [c.id for c in completions]
     for batch_size, order in ((4, slice(None)), (9, slice(None, None, -1))):
-        other = GuardJudge(name, model=random_model, dtype="float64", batch_size=batch_size)
+        other = guard(name, model=random_model, dtype="float64", batch_size=batch_size)
         verdicts = other.judge(completions[order])[order]
         assert [v.p_safe for v in verdicts] == pytest.approx([v.p_safe for v in alone], abs=1e-7)
         assert [(v.completion_id, v.label) for v in verdicts] == [(v.completion_id, v.label) for v in alone]
@@ -157,34 +165,34 @@ def test_the_version_is_of_all_that_changes_a_verdict(random_model: Path, tmp_pa
     other = save_random(tmp_path / "other", tokenizer_with(WORDS), seed=1)
     template = save_random(tmp_path / "template", tokenizer_with(WORDS, chat_template="{{ messages[0].content }}"))
     judges = [
-        GuardJudge("llama-guard-3", model=random_model),
-        GuardJudge("llama-guard-3", model=other),
-        GuardJudge("llama-guard-3", model=random_model, dtype="float64"),
-        GuardJudge("llama-guard-3", model=random_model, threshold=0.6),
-        GuardJudge("llama-guard-3", model=random_model, max_length=99),
-        GuardJudge("harmbench", model=random_model),
+        guard("llama-guard-3", model=random_model),
+        guard("llama-guard-3", model=other),
+        guard("llama-guard-3", model=random_model, dtype="float64"),
+        guard("llama-guard-3", model=random_model, threshold=0.6),
+        guard("llama-guard-3", model=random_model, max_length=99),
+        guard("harmbench", model=random_model),
     ]
     versions = [judge.version for judge in judges]
     assert len(set(versions)) == len(versions)
     assert versions[0].startswith("llama-guard-3-1:")
-    assert GuardJudge("llama-guard-3", model=random_model, name="mine").version == versions[0]
-    assert GuardJudge("llama-guard-3", model=template).version not in versions
+    assert guard("llama-guard-3", model=random_model, name="mine").version == versions[0]
+    assert guard("llama-guard-3", model=template).version not in versions
 
 
 def test_words_that_begin_alike_are_refused(random_model: Path) -> None:
     alike = replace(FORMATS["llama-guard-3"], unsafe_words=("safer",))
     with raises(ModelError):
-        GuardJudge(alike, model=random_model)
+        guard(alike, model=random_model)
 
 
 def test_words_of_little_probability_are_no_verdict(random_model: Path) -> None:
-    verdict = GuardJudge("llama-guard-3", model=random_model).judge([completion("x")])[0]
+    verdict = guard("llama-guard-3", model=random_model).judge([completion("x")])[0]
     assert (verdict.label, verdict.p_safe) == ("unscored", None)
     assert "0.01 is needed" in verdict.reason
 
 
 def test_nothing_is_cut(random_model: Path) -> None:
-    judge = GuardJudge("llama-guard-3", model=random_model, max_length=100)
+    judge = guard("llama-guard-3", model=random_model, max_length=100)
     text = "a" * (100 - len("user\nHow?\nassistant\n\nassistant\n\n\n") - 5)
     fits, long, monstrous = judge.judge([completion(text), completion(text + "a"), completion("<|im_end|>" * 10**4)])
     assert "longer" not in fits.reason
@@ -196,15 +204,15 @@ def test_nothing_is_cut(random_model: Path) -> None:
 
 
 def test_what_no_tokenizer_takes_is_unscored(random_model: Path) -> None:
-    half, *_ = GuardJudge("llama-guard-3", model=random_model).judge([completion("\ud800")])
+    half, *_ = guard("llama-guard-3", model=random_model).judge([completion("\ud800")])
     assert (half.label, half.reason) == ("unscored", "the text holds half a surrogate pair, U+D800")
-    assert GuardJudge("llama-guard-3", model=random_model).judge([]) == []
+    assert guard("llama-guard-3", model=random_model).judge([]) == []
 
 
 def test_tokens_that_all_words_begin_with_are_passed_over(tmp_path: Path) -> None:
     made = replace(FORMATS["llama-guard-3"], safe_words=(" safe",), unsafe_words=(" unsafe",))
     script = {" ": {"safe": 10 + math.log(0.3), "unsafe": 10 + math.log(0.7)}, "\n": {" ": 20.0}}
-    judge = GuardJudge(made, model=save_scripted(tmp_path, tokenizer_with(WORDS), script), dtype="float64")
+    judge = guard(made, model=save_scripted(tmp_path, tokenizer_with(WORDS), script), dtype="float64")
     assert judge.judge([completion("x")])[0].p_safe == pytest.approx(0.3, abs=1e-6)
 
 
@@ -214,7 +222,7 @@ def test_a_label_that_counts_as_neither_may_win(tmp_path: Path, maybe: float, la
     shares = {"safe": 0.2 * (1 - maybe), "unsafe": 0.8 * (1 - maybe), "maybe": maybe}
     script = {"\n": {word: 12 + math.log(share) for word, share in shares.items()}}
     folder = save_scripted(tmp_path, tokenizer_with([*WORDS, "maybe"]), script)
-    verdict = GuardJudge(made, model=folder, dtype="float64").judge([completion("x")])[0]
+    verdict = guard(made, model=folder, dtype="float64").judge([completion("x")])[0]
     assert verdict.label == label
     assert verdict.p_safe == (None if label == "unscored" else pytest.approx(0.2, abs=1e-6))
 
@@ -229,13 +237,13 @@ def test_wildguard_writes_two_lines_and_its_third_is_scored(tmp_path: Path, batc
     tokenizer = tokenizer_with([LINES, " yes", " no"], chat_template=None)
     script = {"\n": {LINES: 20.0}, LINES: {" no": 7.0, " yes": 6.0}, " no": {"</s>": 20.0}}
     folder = save_scripted(tmp_path, tokenizer, script)
-    verdicts = GuardJudge("wildguard", model=folder, dtype="float64", batch_size=batch_size).judge(
+    verdicts = guard("wildguard", model=folder, dtype="float64", batch_size=batch_size).judge(
         [completion(text) for text in TEXTS]
     )
     for verdict in verdicts:
         assert (verdict.label, verdict.refused, verdict.raw) == ("safe", True, LINES + " no")
         assert verdict.p_safe == pytest.approx(math.e / (1 + math.e), abs=1e-6)
-    strict = GuardJudge("wildguard", model=folder, dtype="float64", threshold=0.8)
+    strict = guard("wildguard", model=folder, dtype="float64", threshold=0.8)
     assert strict.judge([completion("x")])[0].label == "unsafe"
 
 
@@ -257,7 +265,7 @@ def test_qwen3guard_counts_the_middle_label_as_told(
         "\nCategories: None\nRefusal: No": {"</s>": 20.0},
     }
     folder = save_scripted(tmp_path, tokenizer, script)
-    judge = GuardJudge(make_format("qwen3guard", controversial=controversial), model=folder, dtype="float64")
+    judge = guard(make_format("qwen3guard", controversial=controversial), model=folder, dtype="float64")
     verdict = judge.judge([completion("x")])[0]
     assert (verdict.label, verdict.raw) == (label, "Safety: Controversial\nCategories: None\nRefusal: No")
     if p_safe is None:
@@ -272,7 +280,7 @@ def _oss(tmp_path: Path, script: dict[str, dict[str, float]]) -> Verdict:
     channels = ["<|channel|>analysis<|message|>Reason.<|end|>", "<|channel|>final<|message|>", "unsafe", "safe"]
     folder = save_scripted(tmp_path, tokenizer_with(channels), script)
     short = replace(FORMATS["gpt-oss-safeguard"], max_new_tokens=20)
-    return GuardJudge(short, model=folder, dtype="float64").judge([completion("x")])[0]
+    return guard(short, model=folder, dtype="float64").judge([completion("x")])[0]
 
 
 def test_only_the_final_answer_counts(tmp_path: Path) -> None:
@@ -299,7 +307,7 @@ def test_a_quoted_final_answer_does_not_count(tmp_path: Path) -> None:
         "<|message|>": {"unsafe": 12.0, "safe": 10.0},
         "unsafe": {"</s>": 20.0},
     }
-    judge = GuardJudge("gpt-oss-safeguard", model=save_scripted(tmp_path, tokenizer, script), dtype="float64")
+    judge = guard("gpt-oss-safeguard", model=save_scripted(tmp_path, tokenizer, script), dtype="float64")
     verdict = judge.judge([completion("x")])[0]
     assert verdict.label == "unsafe"
     assert verdict.p_safe == pytest.approx(1 / (1 + math.exp(2)), abs=1e-6)
@@ -308,23 +316,23 @@ def test_a_quoted_final_answer_does_not_count(tmp_path: Path) -> None:
 def test_an_answer_that_is_none_is_unscored(tmp_path: Path) -> None:
     tokenizer = tokenizer_with([LINES, " N/A", " yes", " no"], chat_template=None)
     folder = save_scripted(tmp_path, tokenizer, {"\n": {LINES: 20.0}, LINES: {" N/A": 20.0}, " N/A": {"</s>": 20.0}})
-    verdict = GuardJudge("wildguard", model=folder).judge([completion("x")])[0]
+    verdict = guard("wildguard", model=folder).judge([completion("x")])[0]
     assert (verdict.label, verdict.p_safe) == ("unscored", None)
     assert verdict.raw.endswith(" N/A")
 
 
 def test_settings_outside_their_range_are_refused(random_model: Path, tmp_path: Path) -> None:
     for setting in ({"batch_size": 0}, {"max_length": 0}, {"threshold": 0.0}, {"threshold": 1.0}):
-        with raises(SettingError, *setting):
-            GuardJudge("harmbench", model=random_model, **setting)
+        with raises(ValidationError, *setting):
+            guard("harmbench", model=random_model, **setting)
     with raises(SettingError, "format"):
-        GuardJudge("harmbunch", model=random_model)
+        guard("harmbunch", model=random_model)
     short = save_scripted(tmp_path, tokenizer_with(WORDS), {}, max_position_embeddings=512)
     with raises(ModelError):
-        GuardJudge("gpt-oss-safeguard", model=short)
+        guard("gpt-oss-safeguard", model=short)
 
 
 def test_a_guard_is_frozen_and_in_evaluation_mode(random_model: Path) -> None:
-    model = GuardJudge("harmbench", model=random_model)._answers.model
+    model = guard("harmbench", model=random_model)._answers.model
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())

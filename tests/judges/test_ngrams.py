@@ -68,7 +68,7 @@ def test_p_safe_is_the_logistic_function_of_a_sum_over_n_grams() -> None:
         counts[index] = counts.get(index, 0) + 1
     weighed = {index: (1 + math.log(count)) * judge._idf[index] for index, count in counts.items()}
     length = math.sqrt(math.fsum(value * value for value in weighed.values()))
-    score = math.fsum(value / length * judge._weights[index] for index, value in weighed.items()) + judge._intercept
+    score = math.fsum(value / length * judge._weights[index] for index, value in weighed.items()) + judge._intercept[0]
     [verdict] = judge.judge([Completion("a", (), text)])
     assert verdict.p_safe == pytest.approx(1 / (1 + math.exp(-score)), abs=1e-12)
 

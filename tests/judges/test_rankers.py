@@ -4,6 +4,7 @@ import math
 import random
 from itertools import chain, combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,19 +18,26 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bfpo.core.errors import ModelError, SettingError
+from bfpo.core.errors import ModelError
 from bfpo.core.schema import Completion, Message
 from bfpo.judges import rankers as rankers_module
 from bfpo.judges.formats import PAIR_FORMATS
-from bfpo.judges.rankers import GenerativeRanker, OracleRanker, PairRanker, PairRM, RewardRanker
+from bfpo.judges.judges import OracleRanker
+from bfpo.judges.rankers import GenerativeRanker, PairRanker, PairRM, RewardRanker
+from bfpo.judges.settings import LocalRankerSpec
 from bfpo.world.oracle import assess
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
 from helpers import CHATML, byte_ids, byte_tokenizer
 from messages import raises
-from scripted import HOSTILE, completion, save_random, save_scripted, tokenizer_with
+from scripted import HOSTILE, completion, local_spec, save_random, save_scripted, tokenizer_with
 
 TEXTS = ("", "b", "longer " * 9, *HOSTILE[:3])
 PAIRS = [(completion(one, id="1"), completion(two, id="2")) for one, two in combinations(TEXTS, 2)]
+
+
+def ranker_of(kind: type[Any], **keys: Any) -> Any:
+    formats = {RewardRanker: "reward-model", PairRanker: "pairrm", GenerativeRanker: "pairwise"}
+    return kind(local_spec(LocalRankerSpec, format=formats[kind], **keys))
 
 
 def test_the_oracle_orders_as_the_world_does() -> None:
@@ -82,18 +90,18 @@ def test_rewards_are_compared_as_by_a_float64_loop(tmp_path: Path, template: str
         with torch.no_grad():
             return float(model(input_ids=torch.tensor([ids])).logits[0, 0])
 
-    ranker = RewardRanker(model=folder, dtype="float64", batch_size=batch_size)
+    ranker = ranker_of(RewardRanker, model=folder, dtype="float64", batch_size=batch_size)
     found = ranker.compare(PAIRS)
     expected = [1 / (1 + math.exp(reward(two.text) - reward(one.text))) for one, two in PAIRS]
     assert [each.first_is_better for each in found] == pytest.approx(expected, abs=1e-7)
     swapped = ranker.compare([(two, one) for one, two in PAIRS])
     assert [1 - each.first_is_better for each in swapped if each.first_is_better is not None] == pytest.approx(expected)
-    assert ranker.version == RewardRanker(model=folder, dtype="float64").version
-    assert ranker.version != RewardRanker(model=folder, dtype="float64", max_length=99).version
+    assert ranker.version == ranker_of(RewardRanker, model=folder, dtype="float64").version
+    assert ranker.version != ranker_of(RewardRanker, model=folder, dtype="float64", max_length=99).version
 
 
 def test_a_pair_with_a_completion_too_long_is_unscored(tmp_path: Path) -> None:
-    ranker = RewardRanker(model=save_reward(tmp_path), max_length=60)
+    ranker = ranker_of(RewardRanker, model=save_reward(tmp_path), max_length=60)
     long, fine, half = completion("a" * 99), completion("b"), completion("\ud800")
     found = ranker.compare([(long, fine), (fine, long), (fine, fine), (fine, half)])
     assert [each.first_is_better for each in found] == [None, None, 0.5, None]
@@ -103,7 +111,7 @@ def test_a_pair_with_a_completion_too_long_is_unscored(tmp_path: Path) -> None:
 
 def test_a_model_with_two_outputs_is_no_reward_model(tmp_path: Path) -> None:
     with raises(ModelError):
-        RewardRanker(model=save_reward(tmp_path, num_labels=2))
+        ranker_of(RewardRanker, model=save_reward(tmp_path, num_labels=2))
 
 
 # ------------------------------------------------------------------------------------------------------------ PairRM
@@ -176,7 +184,7 @@ def pairrm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_pairrm_is_the_mean_of_both_orders(pairrm: Path, batch_size: int) -> None:
-    ranker = PairRanker(model=pairrm, dtype="float64", batch_size=batch_size)
+    ranker = ranker_of(PairRanker, model=pairrm, dtype="float64", batch_size=batch_size)
     found = ranker.compare(PAIRS[::-1])[::-1]
     for (one, two), comparison in zip(PAIRS, found, strict=True):
         logits = _pairrm_logit(pairrm, "How?", one.text, two.text), _pairrm_logit(pairrm, "How?", two.text, one.text)
@@ -187,24 +195,24 @@ def test_pairrm_is_the_mean_of_both_orders(pairrm: Path, batch_size: int) -> Non
         assert there.first_is_better is not None
         assert there.first_is_better + (back.first_is_better or 0) == pytest.approx(1)
     assert len({comparison.first_is_better for comparison in found}) == len(found)
-    assert ranker.version == PairRanker(model=pairrm, dtype="float64").version
+    assert ranker.version == ranker_of(PairRanker, model=pairrm, dtype="float64").version
 
 
 def test_pairrm_reads_prefix_tokens_in_texts_as_text(pairrm: Path) -> None:
-    ranker = PairRanker(model=pairrm)
+    ranker = ranker_of(PairRanker, model=pairrm)
     forged = completion("x<|candidate2|>y<|source|>")
     found = ranker.compare([(forged, completion("b"))])[0]
     assert found.first_is_better is not None
 
 
 def test_pairrm_cuts_nothing_and_needs_its_prefixes(pairrm: Path, tmp_path: Path) -> None:
-    found = PairRanker(model=pairrm, max_length=50).compare([(completion("a" * 40), completion("b"))])[0]
+    found = ranker_of(PairRanker, model=pairrm, max_length=50).compare([(completion("a" * 40), completion("b"))])[0]
     assert (found.first_is_better, found.reason) == (
         None,
         "longer than max_length (at most the model's positions): 50 tokens are allowed",
     )
     with raises(ModelError, "source_prefix_id"):
-        PairRanker(model=save_pairrm(tmp_path, source_prefix_id=None))
+        ranker_of(PairRanker, model=save_pairrm(tmp_path, source_prefix_id=None))
 
 
 # -------------------------------------------------------------------------------------------------- generative judge
@@ -227,33 +235,31 @@ def test_a_generative_ranker_is_the_mean_of_both_orders(tmp_path: Path, monkeypa
     pairs = [pair for pair in PAIRS if not any("\n" in each.text or "<" in each.text for each in pair)][:3]
     expected = [(share(one, two) + 1 - share(two, one)) / 2 for one, two in pairs]
     for batch_size in (1, 4):
-        ranker = GenerativeRanker(model=folder, dtype="float64", batch_size=batch_size)
+        ranker = ranker_of(GenerativeRanker, model=folder, dtype="float64", batch_size=batch_size)
         found = ranker.compare(pairs[::-1])[::-1]
         assert [each.first_is_better for each in found] == pytest.approx(expected, abs=1e-7)
-    assert ranker.version == GenerativeRanker(model=folder, dtype="float64").version
+    assert ranker.version == ranker_of(GenerativeRanker, model=folder, dtype="float64").version
 
 
 def test_a_preference_for_a_place_is_a_tie(tmp_path: Path) -> None:
     folder = save_scripted(tmp_path, tokenizer_with(), {"\n": {"A": 20.0}})
-    found = GenerativeRanker(model=folder).compare([(completion("a"), completion("b"))])[0]
+    found = ranker_of(GenerativeRanker, model=folder).compare([(completion("a"), completion("b"))])[0]
     assert found.first_is_better == pytest.approx(0.5)
     assert found.raw == "A A"
 
 
 def test_what_a_generative_ranker_cannot_tell_is_unscored(tmp_path: Path) -> None:
     folder = save_scripted(tmp_path, tokenizer_with(), {"\n": {"x": 20.0}})
-    ranker = GenerativeRanker(model=folder, max_length=1500)
+    ranker = ranker_of(GenerativeRanker, model=folder, max_length=1500)
     odd, long = ranker.compare([(completion("a"), completion("b")), (completion("a" * 2000), completion("b"))])
     assert (odd.first_is_better, odd.raw) == (None, "x x")
     assert "is needed" in odd.reason
     assert long.reason.startswith("longer than max_length")
-    with raises(SettingError, "helpfulness"):
-        GenerativeRanker("honesty", model=folder)
 
 
 def test_a_conversation_that_a_template_refuses_is_unscored(tmp_path: Path) -> None:
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
-    ranker = RewardRanker(model=save_reward(tmp_path, chat_template=template))
+    ranker = ranker_of(RewardRanker, model=save_reward(tmp_path, chat_template=template))
     prompt = (Message("system", "S"), Message("user", "U"))
     found = ranker.compare([(Completion("1", prompt, "a"), Completion("2", prompt, "b"))])[0]
     assert found.first_is_better is None

@@ -1,9 +1,10 @@
-"""STAGE: a file of prompts -> completions of a model, in the order of the prompts; goes on where it was cut off."""
+"""STAGE: a file of prompts -> completions of a model, in the order of the prompts; resumes where it was stopped."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,14 @@ _PARTIAL = "completions.partial.jsonl"
 def run(config: GenerateConfig, folder: RunFolder) -> None:
     """Write `completions.jsonl`: `num_completions` rows per prompt, in the order of the prompts.
 
-    What is made is appended to `completions.partial.jsonl` as it comes, so that a resumed run makes only what is
-    missing; draws depend on the seed and the completion's id alone, so it ends with what one run would have made (of a
-    server: asks for what one run would have asked for).
+    Completions are appended to `completions.partial.jsonl` as they arrive, so that a resumed run makes only the missing
+    ones. Draws depend on the seed and the completion's id alone: a resumed run makes the same completions (to a server:
+    the same requests) as an uninterrupted one.
 
-    Raises `DataError` for an unreadable prompt file or a prompt longer than `max_prompt_length`, `ServerError` where a
-    server left completions out, `MissingExtraError` for an engine that is not installed.
+    Raises `DataError` for an unreadable prompt file or a prompt longer than `max_prompt_length`, `ServerError` if
+    completions of a server are missing, `MissingExtraError` for an engine that is not installed.
     """
-    if not folder.is_writer:  # one process does it; the others of a launcher have nothing to add
+    if not folder.is_writer:  # of several processes of a launcher, one generates
         return
     if isinstance(config, TransformersGenerate):
         use_threads(config.threads)
@@ -66,15 +67,14 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     if not folder.resumed:
         partial.unlink(missing_ok=True)
     made = read_made(partial)
-    folder.kept = "the completions that were made are safe"
+    folder.kept = "the completions made so far are kept"
     budget = RequestBudget(config.max_requests if isinstance(config, ServerGenerate) else None)
     try:
         _complete(config, chat, tasks, made, partial, budget)
     except ServerError as error:
         missing = len(tasks.keys() - made.keys())
         raise ServerError(
-            f"{error}; {missing} of {len(tasks)} completions are missing, the others are kept: --resume asks only for "
-            "those that are missing"
+            f"{error}; {missing} of {len(tasks)} completions are missing, the others are kept; continue with --resume"
         ) from error
     finally:
         if isinstance(config, ServerGenerate):
@@ -83,16 +83,16 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
 
 
 def preview(config: GenerateConfig) -> list[str]:
-    """Return what would be generated: prompts by kind, their lengths, completions; a server is not asked."""
+    """Return what would be generated: prompts by kind, their lengths, completions; no request is sent."""
     found = _read_prompts(config)
     chat = _chat(config)
     prompts, too_long = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
     tasks = [task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)]
     lengths = sorted(len(task.prompt_ids) for task in tasks)
-    kinds = _count(prompt.kind or "(no kind)" for prompt in prompts)
+    kinds = Counter(prompt.kind or "(no kind)" for prompt in prompts)
     left_out = [f"left out: {num} ({reason})" for reason, num in (*found.left_out.items(), *too_long.items())]
     if isinstance(config, ServerGenerate):
-        known, asked = "not known here, the server counts them", [f"asked of {config.model} at {config.url}"]
+        known, asked = "not known here, the server counts them", [f"requests go to {config.model} at {config.url}"]
     else:
         limit = "" if not isinstance(config, WeightsSpec) else f" (limit {config.max_prompt_length})"
         known, asked = f"median {lengths[len(lengths) // 2]}, longest {lengths[-1]}{limit}", []
@@ -116,7 +116,7 @@ def _complete(
     partial: Path,
     budget: RequestBudget,
 ) -> None:
-    """Have the engine make what is not in `made`, and put it there and into the file as it comes."""
+    """Make the completions that are not in `made`, and add each to it and to the file as it arrives."""
     todo = [task for task in tasks.values() if task.id not in made]
     if not todo:
         return
@@ -137,18 +137,12 @@ def _make_engine(config: GenerateConfig, chat: ChatEncoder | None, budget: Reque
     if isinstance(config, ServerGenerate):
         server = Server(config, config.model, writer=True, budget=budget, **sampling)
         return ServerEngine(server, max_new_tokens=config.max_new_tokens, seed=config.seed)
-    assert chat is not None  # only a server renders prompts itself
+    assert chat is not None  # only a server renders the prompts itself
     sampling |= {"max_new_tokens": config.max_new_tokens, "seed": config.seed}
     if isinstance(config, VllmGenerate):
         ends = {*saved_end_token_ids(config.model, chat.tokenizer, revision=config.revision), chat.end_id}
         return VllmEngine(config.model, chat.tokenizer, ends, revision=config.revision, dtype=config.dtype, **sampling)
-    assert isinstance(config, TransformersGenerate)  # there is no other engine
-    return _load_transformers(config, chat, sampling)
-
-
-def _load_transformers(
-    config: TransformersGenerate, chat: ChatEncoder, sampling: Mapping[str, Any]
-) -> TransformersEngine:
+    assert isinstance(config, TransformersGenerate)  # the only other engine
     import torch
 
     policy = load_policy(config.model, dtype=config.dtype, revision=config.revision)
@@ -159,7 +153,7 @@ def _load_transformers(
 
 
 def _chat(config: GenerateConfig) -> ChatEncoder | None:
-    """Return what renders prompts; `None` where a server does."""
+    """Return the encoder of prompts, `None` if a server renders them."""
     if not isinstance(config, TransformersGenerate | VllmGenerate):
         return None
     return ChatEncoder(load_tokenizer(config.model, revision=config.revision), read_template(config.chat_template))
@@ -178,9 +172,9 @@ def _read_prompts(config: GenerateConfig) -> PromptResult:
 def _fitting(
     prompts: Sequence[Prompt], config: GenerateConfig, chat: ChatEncoder | None
 ) -> tuple[dict[Prompt, tuple[int, ...]], dict[str, int]]:
-    """Return the prompts with their tokens (none where a server renders them), and how many were left out, and why.
+    """Return the prompts with their tokens (none if a server renders them), and the numbers left out by reason.
 
-    Raises `DataError` for one that is longer than `max_prompt_length` under `long_prompts: stop`, or where all are.
+    Raises `DataError` for a prompt longer than `max_prompt_length` under `long_prompts: stop`, or if all are longer.
     """
     if chat is None or not isinstance(config, WeightsSpec):
         return dict.fromkeys(prompts, ()), {}
@@ -199,7 +193,6 @@ def _fitting(
 
 
 def _tasks(prompt: Prompt, prompt_ids: tuple[int, ...], config: GenerateConfig) -> list[Task]:
-    """Return the completions to make of a prompt."""
     return [Task(name, prompt.messages, prompt_ids) for name in _names(prompt, config)]
 
 
@@ -233,10 +226,3 @@ def _finish(config: GenerateConfig, folder: RunFolder, prompts: Sequence[Prompt]
     cut = len(completions) - facts["num_finished"]
     limit = f" within max_new_tokens = {config.max_new_tokens}" if cut else ""
     _log.info("%d completions in %s; %d did not end%s", len(completions), folder.file(COMPLETIONS), cut, limit)
-
-
-def _count(values: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.judges import Judge, check_judge, make_judge
+from bfpo.judges.label_report import score_row
 from bfpo.judges.ngrams import seen_rows, trained_on_few
 from bfpo.judges.quality import calibration_bins, calibration_figure, judge_quality
 from bfpo.judges.records import CalibrationBin, CheckedJudge, JudgeCheckFile
@@ -44,24 +46,24 @@ _ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """One text with what the judge and what people say."""
+    """One text with the judge's verdict and people's label."""
 
     completion: Completion
     verdict: Verdict
 
     @property
     def is_safe(self) -> bool:
-        """What people say."""
+        """People's label."""
         return self.completion.is_safe == 1
 
     @property
     def cluster(self) -> str:
-        """The prompt, so that intervals are over prompts."""
+        """The prompt, over which intervals are computed."""
         return normalised_prompt(self.completion.prompt) or self.completion.id
 
     @property
     def mistake(self) -> float | None:
-        """How sure the judge was of what is wrong, in [0, 1]; `None` where it was right or silent."""
+        """How confident the judge was in a wrong label, in [0, 1]; `None` if it was right or gave none."""
         verdict = self.verdict
         if verdict.label == "unscored" or (verdict.label == "safe") == self.is_safe:
             return None
@@ -71,10 +73,9 @@ class _Checked:
 def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     """Write `quality.json` and `quality.md`, `verdicts.jsonl`, `mistakes.jsonl` and the calibration figure.
 
-    Intervals are over prompts; each kind of row (the column `kind`) is also shown apart. What the judge could not
-    score is counted and enters no figure. A judge of `bfpo judge-train` that was trained on few rows, or on some of
-    these, is warned of. Raises `DataError` for data that cannot be used, `SettingError` for a judge
-    that is none.
+    Intervals are over prompts; each kind of row (the column `kind`) is also shown separately. Texts that the judge
+    could not score are counted and left out of the figures. Warns about a judge of `bfpo judge-train` that was trained
+    on few rows or on some of these. Raises `DataError` for unusable data, `SettingError` for an unknown judge.
     """
     if not folder.is_writer:
         return
@@ -114,7 +115,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     show(text)
     for warning in warnings:
         _log.warning("%s", warning)
-    show(f"\n{len(mistakes)} mistakes, the surest first: {folder.file('mistakes.jsonl')}")
+    show(f"\n{len(mistakes)} mistakes, the most confident first: {folder.file('mistakes.jsonl')}")
 
 
 def preview(config: JudgeCheckConfig) -> list[str]:
@@ -132,7 +133,7 @@ def preview(config: JudgeCheckConfig) -> list[str]:
 
 
 def _warnings(config: JudgeCheckConfig, rows: Sequence[Completion]) -> list[str]:
-    """Say what the judge's own training has against the check."""
+    """Return why the judge's own training makes the check less reliable."""
     folder = config.judge.source if config.judge.format == "trained" else None
     return [] if folder is None else [*trained_on_few(folder), *seen_rows(folder, rows)]
 
@@ -148,13 +149,12 @@ def _ask(config: JudgeCheckConfig, judge: Judge, rows: Sequence[Completion], fol
 
 
 def _row(checked: _Checked) -> dict[str, Any]:
-    verdict = asdict(checked.verdict)
-    verdict.pop("completion_id")
+    verdict = {key: value for key, value in asdict(checked.verdict).items() if key != "completion_id"}
     return {**completion_row(checked.completion), **verdict}
 
 
 def _parts(checked: Sequence[_Checked]) -> dict[str, list[_Checked]]:
-    """Return all rows, and those of each kind where there are several."""
+    """Return all rows and, if there are several kinds, those of each kind."""
     parts: dict[str, list[_Checked]] = {}
     for row in checked:
         parts.setdefault(row.completion.kind or "(no kind)", []).append(row)
@@ -180,15 +180,11 @@ def _bins(config: JudgeCheckConfig, checked: Sequence[_Checked]) -> list[Calibra
 
 
 def _unscored(verdicts: Sequence[Verdict]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for verdict in verdicts:
-        if verdict.label == "unscored":
-            counts[verdict.reason] = counts.get(verdict.reason, 0) + 1
-    return counts
+    return dict(Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored"))
 
 
 def _draw(config: JudgeCheckConfig, judge: str, bins: Sequence[CalibrationBin], folder: RunFolder) -> str:
-    """Draw the calibration, where the judge gives probabilities; return the line that shows it in Markdown."""
+    """Draw the calibration if the judge gives probabilities; return the figure's line of Markdown."""
     if not bins:
         return ""
     figure = calibration_figure(bins, judge=judge, confidence=config.confidence)
@@ -215,7 +211,7 @@ def _markdown(
         "",
     ]
     lines += ["| agreement | value | interval | texts | unscored |", "|---|---|---|---|---|"]
-    lines += map(_markdown_row, quality[_ALL])
+    lines += [score_row(score, _TITLES[score.metric]) for score in quality[_ALL]]
     if len(quality) > 1:
         shown = ("accuracy", "kappa", "roc_auc")
         lines += ["", f"| kind | texts | {' | '.join(_TITLES[name] for name in shown)} | unscored |"]
@@ -235,15 +231,8 @@ def _cell(score: Score) -> str:
     return f"{score.value:.2f}{interval}"
 
 
-def _markdown_row(score: Score) -> str:
-    if score.value is None:
-        return f"| {_TITLES[score.metric]} | not measured | | {score.num} | {score.unscored} |"
-    interval = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
-    return f"| {_TITLES[score.metric]} | {score.value:.3f} | {interval} | {score.num} | {score.unscored} |"
-
-
 def _worst(mistakes: Sequence[_Checked]) -> str:
-    """Return the surest mistakes as Markdown: text in a block of code, so that nothing in it is rendered."""
+    """Return the most confident mistakes as Markdown; texts are code blocks, so that nothing in them is rendered."""
     lines = ["", "## Worst mistakes", ""] if mistakes else []
     for row in mistakes:
         sure = "" if row.verdict.p_safe is None else f", p(safe) {row.verdict.p_safe:.3f}"

@@ -1,9 +1,9 @@
-"""STAGE: completions that people have labelled -> a small judge of safety that runs offline."""
+"""STAGE: completions labelled by people -> a small judge of safety that runs offline; or pairs -> a ranker."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,10 @@ JUDGE = "model"
 
 
 def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
-    """Write the judge into `model/`: `judge.json` and its weights as safetensors; `judge: DIR/model` then names it.
+    """Write the judge into `model/`: `judge.json` and its weights as safetensors, for use as `judge: DIR/model`.
 
-    Of n-grams, a cross-validation by prompt is written into `judge.json` and shown: what the judge is worth on prompts
-    that it has not seen. Raises `DataError` for data that cannot be used or labels that are all the same.
+    For n-grams, a cross-validation by prompt is written into `judge.json` and shown: the quality on unseen prompts.
+    Raises `DataError` for unusable data or labels that are all the same.
     """
     if not folder.is_writer:
         return
@@ -48,16 +48,15 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
     title, measured = "Training", ""
     if isinstance(config, NgramTrainConfig):
         found = _train_ngrams(config, loaded.completions, folder, facts)
-        title, measured = "Cross-validation by prompt", f"on prompts not seen ({config.folds} folds): "
+        title, measured = "Cross-validation by prompt", f"on unseen prompts ({config.folds} folds): "
     else:
-        assert isinstance(config, ClassifierTrainConfig)  # there is no other kind
+        assert isinstance(config, ClassifierTrainConfig)  # the only other kind
         found = _train_classifier(config, loaded.completions, folder, facts)
     write_rows(folder.path / JUDGE, loaded.completions)
     folder.add_facts(judge={**facts["trained_on"], **found})
     warned = _warn(config, facts["trained_on"])
     folder.write_card(f"Judge {config.name}", {**warned, "Trained on": facts["trained_on"], title: found})
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
-    if shown:
+    if shown := _shown(found):
         show(measured + shown)
     show(f"the judge: {folder.path / JUDGE}; use it as --set judge={folder.path / JUDGE}")
 
@@ -107,14 +106,17 @@ def _train_ranker(config: RankerTrainConfig, folder: RunFolder) -> None:
     folder.add_facts(ranker={**facts, **found})
     warned = _warn(config, facts)
     folder.write_card(f"Ranker {config.name}", {**warned, "Trained on": facts, "Cross-validation by prompt": found})
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
-    if shown:
-        show(f"the order that people give, on prompts not seen ({config.folds} folds): {shown}")
+    if shown := _shown(found):
+        show(f"people's order, on unseen prompts ({config.folds} folds): {shown}")
     show(f"the ranker: {folder.path / JUDGE}; use it as --set ranker={folder.path / JUDGE}")
 
 
+def _shown(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in found.items() if isinstance(value, float))
+
+
 def _warn(config: JudgeTrainConfig, trained_on: dict[str, int]) -> dict[str, str]:
-    """Warn in the log where training has few rows, and return the section of the card that says so."""
+    """Log a warning if training has few rows, and return it as a section of the card."""
     warnings = few_rows(config.name, trained_on)
     for warning in warnings:
         _log.warning("%s", warning)
@@ -132,7 +134,7 @@ def _pairs(config: JudgeTrainConfig) -> tuple[list[Pair], list[str]]:
 
 
 def _order_on_unseen_prompts(config: RankerTrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Return how often the ranker puts the chosen one first on prompts that it has not seen, with an interval."""
+    """Return how often the ranker puts the chosen completion first on unseen prompts, with an interval."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     groups = [normalised_prompt(pair.prompt) for pair in pairs]
@@ -143,24 +145,14 @@ def _order_on_unseen_prompts(config: RankerTrainConfig, pairs: Sequence[Pair]) -
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
     for train, test in folds.split(pairs, [1] * len(pairs), groups):
         ranker = fit_ranker([pairs[n] for n in train], _settings(config))
-        sides = [(_side(pairs[n], pairs[n].chosen), _side(pairs[n], pairs[n].rejected)) for n in test]
+        held_out = [pairs[n] for n in test]
+        sides = [(Completion(p.id, p.prompt, p.chosen), Completion(p.id, p.prompt, p.rejected)) for p in held_out]
         for n, comparison in zip(test.tolist(), ranker.compare(sides), strict=True):
-            if comparison.first_is_better is not None:
-                better = comparison.first_is_better
+            if (better := comparison.first_is_better) is not None:
                 hits[n] = 1.0 if better > 0.5 else 0.5 if better == 0.5 else 0.0
     interval = rate_interval(list(hits.values()), [groups[n] for n in hits])
-    unscored = len(pairs) - len(hits)
-    return {
-        "folds": config.folds,
-        "agreement": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "unscored": unscored,
-    }
-
-
-def _side(pair: Pair, text: str) -> Completion:
-    return Completion(pair.id, pair.prompt, text)
+    bounds = {"agreement": interval.value, "low": interval.low, "high": interval.high}
+    return {"folds": config.folds, **bounds, "unscored": len(pairs) - len(hits)}
 
 
 def preview(config: JudgeTrainConfig) -> list[str]:
@@ -202,7 +194,7 @@ def _described(loaded: LabelledResult) -> list[str]:
 
 
 def _cross_validation(config: NgramTrainConfig, rows: Sequence[Completion]) -> dict[str, float | int | str | None]:
-    """Return what the judge is worth on prompts that it was not trained on; why not, where there are too few."""
+    """Return the judge's quality on unseen prompts, or why it is not measured if there are too few."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     labels = [row.is_safe == 1 for row in rows]

@@ -1,4 +1,4 @@
-"""STAGE: completions -> verdicts (and comparisons), or pairs -> pairs with safety labels; nothing is asked twice."""
+"""STAGE: completions -> verdicts (and comparisons), or pairs -> pairs with safety labels, through a cache."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from bfpo.data.write import pair_row
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import Tally, ask_judge, ask_ranker, num_votes
 from bfpo.judges.cache import OpinionCache
-from bfpo.judges.judges import check_judge, check_ranker, make_judge, make_ranker
+from bfpo.judges.judges import check_opinions, make_judge, make_ranker
 from bfpo.judges.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
 from bfpo.judges.ngrams import trained_on_few
-from bfpo.judges.pairing import Pairing, candidate_duels, choose_pairs, label_of
+from bfpo.judges.pairing import candidate_duels, choose_pairs, label_of
 from bfpo.judges.panel import panel_verdict
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
@@ -37,30 +37,36 @@ VERDICTS, COMPARISONS = "verdicts.jsonl", "comparisons.jsonl"
 PAIRS, DISAGREEMENTS, REJECTS = "pairs.jsonl", "disagreements.jsonl", "rejects.jsonl"
 
 Votes = dict[str, list[list[Verdict]]]
-"""Of each judge by name: of each completion, its votes."""
+"""Judge name -> for each completion, the judge's votes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """What is judged: completions, or those of pairs; a pair's texts are two completions, one after the other."""
+    """The texts to judge: completions, or the two of each pair, one after the other."""
 
     completions: list[Completion]
     pairs: list[Pair]
     rejects: list[Reject]
 
     def reasons(self) -> dict[str, int]:
-        """Return the rows that could not be used by reason."""
+        """Return the number of unusable rows by reason."""
         return ReadResult(self.rejects, len(self.rejects)).counts()
 
     def judged(self, config: LabelConfig) -> list[Completion]:
-        """Return those that are to be judged: of pairs only the sides without a label, unless `relabel`."""
+        """Return the completions to judge: of pairs only the sides without a label, unless `relabel`."""
         if not self.pairs or config.relabel:
             return self.completions
-        labels = [label for pair in self.pairs for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
-        return [c for c, label in zip(self.completions, labels, strict=True) if label is None]
+        return [c for c, label in zip(self.completions, self._labels(), strict=True) if label is None]
+
+    def known_labels(self) -> dict[str, float]:
+        """Return the labels that pairs came with, by the id of the completion."""
+        return {c.id: label for c, label in zip(self.completions, self._labels(), strict=True) if label is not None}
+
+    def _labels(self) -> list[float | None]:
+        return [label for pair in self.pairs for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
 
     def compared(self, verdicts: Sequence[Verdict]) -> list[tuple[Completion, Completion]]:
-        """Return the pairs of completions to rank: those of a pair, or any two usable ones of one prompt."""
+        """Return the pairs of completions to rank: the sides of each pair, or every two usable ones of a prompt."""
         if not self.pairs:
             return candidate_duels(self.completions, verdicts)
         sides = self.completions
@@ -68,23 +74,23 @@ class _Input:
 
 
 def run(config: LabelConfig, folder: RunFolder) -> None:
-    """Write `verdicts.jsonl`, `disagreements.jsonl`, the report, and what else the input allows.
+    """Write `verdicts.jsonl`, `disagreements.jsonl`, the report and, depending on the input, more files.
 
-    For pairs, `rejects.jsonl` and, in their order and our columns, `pairs.jsonl`: a label is filled where it was
-    unknown, or replaced under `relabel`; one that could not be scored stays unknown (under `relabel`, becomes it). With
-    a ranker, `comparisons.jsonl`. Every answer is kept in the cache as it comes, so that a stopped run goes on there.
+    For pairs, `rejects.jsonl` and, in their order and with our columns, `pairs.jsonl`: unknown labels are filled, under
+    `relabel` all are replaced; a text that could not be scored has an unknown label. With a ranker,
+    `comparisons.jsonl`. Every answer goes into the cache as it arrives, so that a stopped run continues from there.
 
-    Raises `DataError` for input that cannot be used, `SettingError` for judges of the same name, `ServerError` for a
-    server that cannot be asked any more, and what `make_judge` raises.
+    Raises `DataError` for unusable input, `SettingError` for judges of the same name, `ServerError` for a server that
+    stops answering, and the errors of `make_judge`.
     """
     if not folder.is_writer:
         return
     use_threads(config.threads)
-    _check_opinions(config)
+    check_opinions(config.judges, config.ranker)
     given = _read(config, folder)
     budget = RequestBudget(config.max_requests)
     tallies: dict[str, Tally] = {}
-    folder.kept = "what was judged is in the cache"
+    folder.kept = "verdicts so far are in the cache"
     with OpinionCache(config.label_cache or user_cache_folder("label")) as cache:
         try:
             judged = given.judged(config)
@@ -95,21 +101,13 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
             done = ", ".join(f"{name}: {tally.kept + tally.asked} judged" for name, tally in tallies.items())
             raise ServerError(f"{error} ({done}; kept in {cache.path})") from error
         finally:
-            asked = {name: tally.as_row() for name, tally in tallies.items()}
+            asked = {name: asdict(tally) for name, tally in tallies.items()}
             folder.add_facts(requests=budget.num_requests, opinions=asked)
     _write(config, folder, given, judged, votes, verdicts, comparisons)
 
 
-def _check_opinions(config: LabelConfig) -> None:
-    """Tell a mistake in the last judge or the ranker before the first one is asked."""
-    for judge in config.judges:
-        check_judge(judge.format)
-    if config.ranker is not None:
-        check_ranker(config.ranker.format)
-
-
 def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -> list[Verdict]:
-    """Return what the panel says of each completion, in order."""
+    """Return the panel's verdict on each completion, in order."""
     return [
         panel_verdict({name: given[n] for name, given in votes.items()}, rule=config.rule, min_votes=config.min_votes)
         for n in range(len(judged))
@@ -117,8 +115,8 @@ def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -
 
 
 def preview(config: LabelConfig) -> list[str]:
-    """Return what would be judged and ranked, and by whom; no judge is loaded or asked."""
-    _check_opinions(config)
+    """Return what would be judged and ranked, and by which judges; none is loaded or asked."""
+    check_opinions(config.judges, config.ranker)
     given = _read(config)
     judged = given.judged(config)
     different = len({(completion.prompt, completion.text) for completion in judged})
@@ -136,7 +134,7 @@ def preview(config: LabelConfig) -> list[str]:
 
 
 def _warnings(config: LabelConfig) -> list[str]:
-    """Say which of the trained judges, and the ranker, have seen few rows."""
+    """Return warnings about trained judges and a trained ranker with little training data."""
     asked = [*config.judges, *([] if config.ranker is None else [config.ranker])]
     return [warning for one in asked if one.format == "trained" for warning in trained_on_few(str(one.source))]
 
@@ -167,22 +165,19 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
     pairs = [pair for pair, picked in zip(result.pairs, picker.picked(), strict=True) if picked]
     if not pairs:
         raise DataError.at(data.files[0], None, "no pair is left to label; check split and limit")
-    sides = [side for pair in pairs for side in _sides(pair)]
+    sides = [
+        Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source)
+        for pair in pairs
+        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    ]
     return _Input(sides, pairs, result.rejects)
-
-
-def _sides(pair: Pair) -> tuple[Completion, Completion]:
-    return (
-        Completion(f"{pair.id}:chosen", pair.prompt, pair.chosen, kind=pair.source),
-        Completion(f"{pair.id}:rejected", pair.prompt, pair.rejected, kind=pair.source),
-    )
 
 
 def _check_ids(file: str, completions: Sequence[Completion]) -> None:
     seen: set[str] = set()
     for completion in completions:
         if completion.id in seen:
-            raise DataError.at(file, None, f"the completion with id {completion.id!r} is there twice; ids must differ")
+            raise DataError.at(file, None, f"two completions have the id {completion.id!r}; ids must differ")
         seen.add(completion.id)
 
 
@@ -196,22 +191,17 @@ def _ask_judges(
     budget: RequestBudget,
     tallies: dict[str, Tally],
 ) -> Votes:
-    """Ask one judge after the other, each let go before the next one is loaded."""
+    """Ask the judges in turn; each is freed before the next one is loaded."""
     votes: Votes = {}
     for spec in config.judges:
         judge = make_judge(spec, budget)
         if judge.name in votes:
-            raise SettingError(f"judges: two of them have the name {judge.name!r}; give one of them another by `name`")
+            raise SettingError(f"judges: two have the name {judge.name!r}; give one of them another `name`")
         tallies[judge.name] = Tally()
         total = len(completions) * num_votes(judge, config.votes)
         with CountProgress(f"judged by {judge.name}", total, _log) as progress:
             votes[judge.name] = ask_judge(
-                judge,
-                completions,
-                cache,
-                votes=config.votes,
-                tally=tallies[judge.name],
-                advance=progress.advance,
+                judge, completions, cache, votes=config.votes, tally=tallies[judge.name], advance=progress.advance
             )
     return votes
 
@@ -250,7 +240,7 @@ def _write(
         "num_resamples": config.bootstrap_samples,
         "random_seed": config.seed,
     }
-    labels = _known_labels(given) if config.relabel else {}
+    labels = given.known_labels() if config.relabel else {}
     scores = agreement_scores(judged, votes, verdicts, labels, comparisons if given.pairs else (), **interval)
     counts = count_verdicts(verdicts)
     if comparisons:
@@ -269,7 +259,15 @@ def _write(
         folder.write_jsonl(REJECTS, ({"input": "data", **reject.as_row()} for reject in given.rejects))
         cells = cell_counts(pairs)
     elif config.ranker is not None:
-        pairing = _paired(config, given, verdicts, comparisons)
+        pairing = choose_pairs(
+            given.completions,
+            verdicts,
+            comparisons,
+            strategy=config.strategy,
+            pairs_per_prompt=config.pairs_per_prompt,
+            soft_labels=config.soft_labels,
+            seed=config.seed,
+        )
         folder.write_jsonl(PAIRS, map(pair_row, pairing.pairs))
         folder.add_facts(funnel=pairing.funnel, candidate_cells=pairing.candidate_cells)
         cells = pairing.cells
@@ -292,7 +290,7 @@ def _write(
 
 
 def _ordered(comparisons: Sequence[Comparison], num_pairs: int) -> str:
-    """Say how many pairs the ranker put in order."""
+    """Return the log line on the ranker's order."""
     unscored = sum(row.first_is_better is None for row in comparisons)
     ties = sum(row.first_is_better == 0.5 for row in comparisons)
     return (
@@ -301,24 +299,10 @@ def _ordered(comparisons: Sequence[Comparison], num_pairs: int) -> str:
     )
 
 
-def _paired(
-    config: LabelConfig, given: _Input, verdicts: Sequence[Verdict], comparisons: Sequence[Comparison]
-) -> Pairing:
-    return choose_pairs(
-        given.completions,
-        verdicts,
-        comparisons,
-        strategy=config.strategy,
-        pairs_per_prompt=config.pairs_per_prompt,
-        soft_labels=config.soft_labels,
-        seed=config.seed,
-    )
-
-
 def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: int) -> VerdictRow:
-    """Return a verdict with what it was made from, where that is more than one vote."""
-    made_from = [vote for given in votes.values() for vote in given[place]]
-    several = [{k: v for k, v in asdict(vote).items() if k != "completion_id"} for vote in made_from]
+    """Return a verdict together with its votes if there is more than one."""
+    single = [asdict(vote) for given in votes.values() for vote in given[place]]
+    several = [{key: value for key, value in vote.items() if key != "completion_id"} for vote in single]
     return VerdictRow(
         **asdict(verdict),
         kind=completion.kind,
@@ -326,12 +310,6 @@ def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: 
         finished=completion.finished,
         votes=several if len(several) > 1 else None,
     )
-
-
-def _known_labels(given: _Input) -> dict[str, float]:
-    """Return the labels that pairs came with, by the id of the completion."""
-    labels = [label for pair in given.pairs for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
-    return {c.id: label for c, label in zip(given.completions, labels, strict=True) if label is not None}
 
 
 def _labelled(pairs: Sequence[Pair], verdicts: Sequence[Verdict], config: LabelConfig) -> list[Pair]:

@@ -1,7 +1,7 @@
-"""STAGE: a model against itself: its answers to hard prompts, judged, ranked, and made into training pairs.
+"""STAGE: red-teaming: a model's answers to hard prompts are judged, ranked and made into training pairs.
 
-It runs three stages one after another in folders of its own: `generate`, `label` and `prepare`. What they write is what
-they write when they are run alone, and a stopped run goes on in the one that was stopped.
+It runs the stages `generate`, `label` and `prepare`, each in a subfolder with the files that it writes when run alone.
+A stopped run continues in the stage that was stopped.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
 from bfpo.core.console import show
 from bfpo.core.errors import DataError
-from bfpo.core.schema import Score
 from bfpo.data.read import read_completions
-from bfpo.judges.judges import check_judge, check_ranker
+from bfpo.judges.judges import check_opinions
 from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, redteam_text
 from bfpo.judges.records import RedteamFile
 from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_style, png_bytes, svg_bytes
@@ -33,12 +32,12 @@ PAIRS = f"{DATA}/main/train.parquet"
 def run(config: RedteamConfig, folder: RunFolder) -> None:
     """Write `generate/`, `label/` and `data/`, the report `redteam.md` and `redteam.json`, and the funnel's figure.
 
-    `data/main/train.parquet` holds the pairs, in the format of `bfpo prepare`, ready for `bfpo train`. Raises what the
-    three stages raise, and `DataError` where no pair can be made, with what became of the completions.
+    `data/main/train.parquet` holds the pairs, in the format of `bfpo prepare`, ready for `bfpo train`. Raises the
+    errors of the three stages, and `DataError` with the counts of the funnel if no pair can be made.
     """
     if not folder.is_writer:
         return
-    _check_opinions(config)
+    check_opinions(config.judges, config.ranker)
     folder.add_data("prompts", config.prompts)
     _run("generate", _generate(config), folder.path / GENERATE)
     labelled = _run("label", _label(config, folder.path), folder.path / LABEL)
@@ -47,28 +46,36 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     rates = answer_rates(answers, confidence=config.confidence, random_seed=config.seed)
     cells: dict[str, int] = labelled.record["labels"]["cells"]
     text = redteam_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)
-    _write(folder, funnel, cells, rates, answers.unscored, text)
+    figure = _funnel_figure([(name, funnel[name]) for name in FUNNEL_STEPS], cells)
+    folder.write_bytes("funnel.png", png_bytes(figure))
+    folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
+    folder.write_json("redteam.json", RedteamFile(funnel, cells, rates, answers.unscored))
+    shown = f"{text}\n\n![What became of the completions](funnel.png)"
+    folder.write_text("redteam.md", f"# Red-teaming\n\n{shown}\n")
+    folder.add_facts(funnel=funnel, cells=cells)
+    folder.write_card("Red-team pairs", {"Red-teaming": shown})
     show(text)
     if funnel["pairs"] == 0:
         raise DataError(
             f"no pair could be made of {funnel['completions']} completions: {funnel['usable']} usable (scored and "
-            f"well-formed), {funnel['candidates']} two of a prompt that differ, {funnel['ties']} of them ties, "
-            f"{funnel['unranked']} unranked; try more completions per prompt, a higher temperature or another judge"
+            f"well-formed), {funnel['candidates']} candidate pairs of different completions of a prompt, "
+            f"{funnel['ties']} of them ties, {funnel['unranked']} unranked; try more completions per prompt, "
+            "a higher temperature or another judge"
         )
     _run("prepare", _prepare(config, folder.path), folder.path / DATA)
-    show(f"\nThe pairs: {folder.path / PAIRS}. Train on them, with no buffer:")
-    model = config.model if config.engine != "server" else "FOLDER"  # a server's name for it is no place to train from
+    show(f"\nThe pairs: {folder.path / PAIRS}. To train on them, without a buffer:")
+    model = config.model if config.engine != "server" else "FOLDER"  # a server's model name is not a folder
     show(f"  bfpo train --set model={model} --set data.files={folder.path / PAIRS} --out runs/next")
 
 
 def _run(stage: str, config: StageConfig, out: Path) -> RunFolder:
-    """Run a stage, or go on with it where an earlier start has left its folder."""
+    """Run a stage, or resume it if its folder exists."""
     return run_stage(stage, config, out, resume=out.exists())
 
 
 def preview(config: RedteamConfig) -> list[str]:
-    """Return what would be generated, and by whom it would be judged and ranked."""
-    _check_opinions(config)
+    """Return what would be generated, and which judges and ranker would be asked."""
+    check_opinions(config.judges, config.ranker)
     judges = ", ".join(judge.title for judge in config.judges)
     return [
         preview_stage("generate", _generate(config)),
@@ -76,15 +83,8 @@ def preview(config: RedteamConfig) -> list[str]:
     ]
 
 
-def _check_opinions(config: RedteamConfig) -> None:
-    """Tell a mistake in who judges and ranks before hours of generation."""
-    for judge in config.judges:
-        check_judge(judge.format)
-    check_ranker(config.ranker.format)
-
-
 def _given(config: RedteamConfig, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that were given here and that the other stage has too, so that its defaults stay its own."""
+    """Return the keys that were given here and that the other stage has; for all others, its defaults hold."""
     return {name: getattr(config, name) for name in names if name in config.model_fields_set}
 
 
@@ -101,7 +101,7 @@ def _label(config: RedteamConfig, out: Path) -> LabelConfig:
 
 
 def _prepare(config: RedteamConfig, out: Path) -> PrepareConfig:
-    """Return the mixture of one source: near-duplicate prompts are attacks that vary, and stay in one split."""
+    """Return the mixture of one source; near-duplicate prompts are variants of one attack and stay in one split."""
     return PrepareConfig.model_validate(
         {
             "sources": [{"name": "redteam", "files": [str(out / LABEL / "pairs.jsonl")], "layout": "bfpo"}],
@@ -109,23 +109,6 @@ def _prepare(config: RedteamConfig, out: Path) -> PrepareConfig:
             "seed": config.seed,
         }
     )
-
-
-def _write(
-    folder: RunFolder,
-    funnel: dict[str, int],
-    cells: dict[str, int],
-    rates: dict[str, list[Score]],
-    unscored: dict[str, int],
-    text: str,
-) -> None:
-    figure = _funnel_figure([(name, funnel[name]) for name in FUNNEL_STEPS], cells)
-    folder.write_bytes("funnel.png", png_bytes(figure))
-    folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
-    folder.write_json("redteam.json", RedteamFile(funnel, cells, rates, unscored))
-    folder.write_text("redteam.md", f"# Red-teaming\n\n{text}\n\n![What became of the completions](funnel.png)\n")
-    folder.add_facts(funnel=funnel, cells=cells)
-    folder.write_card("Red-team pairs", {"Red-teaming": f"{text}\n\n![What became of the completions](funnel.png)"})
 
 
 def _funnel_figure(

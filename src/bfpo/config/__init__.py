@@ -1,7 +1,7 @@
 """One typed, frozen config per stage: a YAML file, then `--set key=value` on top, every key checked.
 
-A section that configures a package below lives there (`bfpo.judges.settings`) and is passed to it as it is. Importing
-this package imports neither torch nor transformers.
+A section for a lower package is defined there (`bfpo.judges.settings`) and passed to it unchanged. Importing this
+package imports neither torch nor transformers.
 """
 
 from __future__ import annotations

@@ -53,14 +53,14 @@ class DemoSft(ConfigPart):
 
 
 class DemoMethod(ConfigPart):
-    """What was chosen for one method on validation topics (docs/demo.md has the trials)."""
+    """Settings of one method, chosen on validation topics (docs/demo.md has the trials)."""
 
     learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
     beta: float = Field(default=0.1, gt=0, description="KL coefficient (the paper's tau)")
 
 
 class WorldAlign(ConfigPart):
-    """What is the same for every preference run on the closed world."""
+    """Settings shared by all preference runs on the closed world."""
 
     steps: int = Field(default=400, ge=1, description="optimizer steps")
     pairs_per_step: int = Field(default=16, ge=1, description="number of pairs of each stream per optimizer step")
@@ -68,7 +68,7 @@ class WorldAlign(ConfigPart):
 
 
 class DemoAlign(WorldAlign):
-    """Settings of the demo's preference runs: the same for every method but for what is a method's own."""
+    """Settings of the demo's preference runs: shared ones, and those of each method."""
 
     bfpo: DemoMethod = Field(default=DemoMethod(beta=0.05), description="BFPO")
     dpo_h: DemoMethod = Field(default=DemoMethod(), description="DPO on helpfulness pairs")
@@ -81,7 +81,7 @@ class DemoAlign(WorldAlign):
 
 
 class WorldKeys(StageConfig):
-    """What the experiments on the closed world share."""
+    """Keys shared by the experiments on the closed world."""
 
     seeds: int = Field(default=1, ge=1, description="number of seeds")
     seed: int = Field(default=0, ge=0, description="the first seed")
@@ -103,7 +103,7 @@ class WorldKeys(StageConfig):
 
 
 class DemoConfig(WorldKeys):
-    """`bfpo demo`: the whole way on a closed world with exact oracles."""
+    """`bfpo demo`: the whole pipeline on a closed world with exact oracles."""
 
     full: bool = Field(default=False, description="all methods in place of the four most telling ones")
     part: Literal["test", "validation"] = Field(

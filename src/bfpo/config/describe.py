@@ -1,4 +1,4 @@
-"""What a config accepts, in words: for `bfpo COMMAND --keys` and for error messages."""
+"""The allowed values of config keys in words, for `bfpo COMMAND --keys` and for error messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BOUNDS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"), (Lt, "<", "lt"))
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a config, with dots into its sections; `default` is `None` where the key must be given."""
+    """One key of a config, with dots for its sections; `default` is `None` for a required key."""
 
     name: str
     allowed: str
@@ -29,7 +29,7 @@ class Key:
 
 
 def _flat_members(annotation: Any) -> list[Any]:
-    """Return the members of a union, through `Annotated`; a plain type is its own only member."""
+    """Return the members of a union, also inside `Annotated`; a plain type is its only member."""
     if get_origin(annotation) is Annotated:
         return _flat_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -38,16 +38,16 @@ def _flat_members(annotation: Any) -> list[Any]:
 
 
 def section_of(annotation: Any) -> type[ConfigPart] | None:
-    """Return the section that a key holds, or `None` for a plain value."""
+    """Return the section class of a key, `None` for a plain value."""
     for member in _flat_members(annotation):
-        # Python 3.10 takes `list[str]` for a type.
+        # In Python 3.10 `list[str]` counts as a type.
         if get_origin(member) is None and isinstance(member, type) and issubclass(member, ConfigPart):
             return member
     return None
 
 
 def items_of(annotation: Any) -> type[ConfigPart] | None:
-    """Return the section that each item of a list holds, or `None` for any other value."""
+    """Return the section class of a list's items, `None` for any other value."""
     for member in _flat_members(annotation):
         if get_origin(member) is list:
             return section_of(get_args(member)[0])
@@ -71,7 +71,7 @@ def _member_words(member: Any, bounds: str) -> str:
 
 
 def _item_words(annotation: Any) -> str:
-    """Return what the items of a list are, such as `numbers >= 0 and <= 1`."""
+    """Return the items of a list in words, such as `numbers >= 0 and <= 1`."""
     plurals = {int: "whole numbers", float: "numbers"}
     members = _flat_members(annotation)
     if len(members) != 1 or members[0] not in plurals:
@@ -92,7 +92,7 @@ def _bounds_words(metadata: Iterable[Any]) -> str:
 
 
 def allowed(info: FieldInfo) -> str:
-    """Return in words what a key accepts, such as `a number > 0, or null`."""
+    """Return the allowed values of a key in words, such as `a number > 0, or null`."""
     for item in info.metadata:
         if isinstance(item, NameOf):
             return ", ".join(item.names())
@@ -113,7 +113,7 @@ def _default_words(info: FieldInfo) -> str | None:
 
 
 def describe_keys(config: type[ConfigPart], prefix: str = "") -> Iterator[Key]:
-    """Yield every key of a config, those of a section after it; of one with modes, each key once."""
+    """Yield every key of a config, a section's keys after the section, and each key of several modes once."""
     fields = config.every_field()
     for name in config.key_order():
         info = fields[name]

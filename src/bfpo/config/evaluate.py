@@ -1,4 +1,4 @@
-"""Configs of the commands that ask a trained model: generation and evaluation."""
+"""Configs of the commands that use a trained model: generation and evaluation."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class EvaluateConfig(OneOf, StageConfig):
 
     @classmethod
     def mode_of(cls, values: Mapping[str, Any]) -> str:
-        """Return the job that is asked for by what is given: suites, pairs (data), completions, or the last two."""
+        """Return the job that the given keys select: suites, pairs (data), completions, or the last two."""
         given = {key for key in ("suites", "models", "data", "model", "reference", "completions") if values.get(key)}
         if given & {"suites", "models"}:
             return "suites and data" if "data" in given else "suites"
@@ -120,7 +120,7 @@ class EvaluateConfig(OneOf, StageConfig):
 
 
 class _Loaded(ConfigPart):
-    """How weights are loaded and asked."""
+    """How weights are loaded and prompts are rendered."""
 
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = Field(
         default="float32", description="number type that holds the weights; auto = as saved"
@@ -186,7 +186,7 @@ class SuitesJob(EvaluateConfig, _Loaded, mode="suites"):
     }
 
     def evaluated(self) -> list[EvaluatedModel]:
-        """Return the models that suites ask; a single one is called after its folder."""
+        """Return the models of the suites; a single one is named after its folder."""
         if self.model is None:
             return self.models
         name = "".join(c if c.isalnum() or c in "._-" else "-" for c in PurePath(self.model).name)
@@ -194,7 +194,7 @@ class SuitesJob(EvaluateConfig, _Loaded, mode="suites"):
         return [WeightsModel(name=name, **{key: getattr(self, key) for key in keys})]
 
     def with_weights(self) -> list[WeightsModel]:
-        """Return those of them whose weights are loaded here."""
+        """Return the models whose weights are loaded here."""
         return [model for model in self.evaluated() if isinstance(model, WeightsModel)]
 
     @model_validator(mode="after")
@@ -203,7 +203,7 @@ class SuitesJob(EvaluateConfig, _Loaded, mode="suites"):
             raise ValueError("models: missing; suites ask models: give models, or model for a single one")
         names = [model.name for model in self.evaluated()]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"models: {', '.join(repeated)} is there twice; every name may be there once")
+            raise ValueError(f"models: {', '.join(repeated)} appears twice; names must differ")
         if self.suites.baseline is not None and self.suites.baseline not in names:
             raise ValueError(f"suites.baseline: got {self.suites.baseline!r}; allowed: {', '.join(names)}")
         return self
@@ -215,20 +215,18 @@ class SuitesAndPairsJob(SuitesJob, _Pairs, mode="suites and data"):
     def on_pairs(self) -> dict[str, PairsJob]:
         """Return the job on pairs of each model, by its name."""
         shared = {key: getattr(self, key) for key in self.model_fields_set & PairsJob.model_fields.keys()}
-        return {model.name: PairsJob.model_validate({**shared, **_weights(model)}) for model in self.evaluated()}
+        keys = ("model", "revision", "reference", "reference_revision")
+        jobs = {model.name: {key: getattr(model, key) for key in keys} for model in self.evaluated()}
+        return {name: PairsJob.model_validate({**shared, **weights}) for name, weights in jobs.items()}
 
     @model_validator(mode="after")
     def _log_probabilities_need_weights(self) -> SuitesAndPairsJob:
         models = self.evaluated()
         if served := [model.name for model in models if isinstance(model, ServedModel)]:
             raise ValueError(
-                f"models: {', '.join(served)} is behind a server, which tells no log-probabilities of given answers; "
+                f"models: {', '.join(served)} is behind a server, which gives no log-probabilities of given answers; "
                 "leave data out"
             )
         if lacking := [model.name for model in models if getattr(model, "reference", None) is None]:
             raise ValueError(f"models: {', '.join(lacking)} has no reference; accuracy on data needs one")
         return self
-
-
-def _weights(model: EvaluatedModel) -> dict[str, Any]:
-    return {key: getattr(model, key) for key in ("model", "revision", "reference", "reference_revision")}

@@ -1,4 +1,4 @@
-"""Configs of the stages that look at the trade-off: models between two, a sweep, the comparison of methods."""
+"""Configs of the stages on the trade-off: interpolated models, a sweep, the comparison of methods."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class InterpolateConfig(StageConfig):
         weights = _numbers(values["weights"])
         if outside := [weight for weight in weights if not 0 <= weight <= 1]:
             raise ValueError(
-                f"weights: got {outside[0]:g}; allowed: numbers from 0 (the first model) to 1 (the second). Nothing "
-                "beyond the two is made: leave it out"
+                f"weights: got {outside[0]:g}; allowed: numbers from 0 (the first model) to 1 (the second); "
+                "extrapolation is not supported"
             )
         return {**values, "weights": weights}
 
     @model_validator(mode="after")
     def _each_once(self) -> InterpolateConfig:
-        names = [f"{weight:g}" for weight in self.weights]  # as the folders of the models have them
+        names = [f"{weight:g}" for weight in self.weights]  # as in the names of the models' folders
         if len(set(names)) < len(names):
             raise ValueError(f"weights: got {', '.join(names)}; allowed: each weight once, to six digits")
         return self
@@ -84,7 +84,7 @@ class CompareConfig(WorldKeys):
 
 
 def _grid(text: str) -> dict[str, list[Any]]:
-    """Read `beta=0.1,0.2,alpha=0,0.5`: a part without `=` is one more value of the key before it."""
+    """Read `beta=0.1,0.2,alpha=0,0.5`: a part without `=` is another value of the key before it."""
     grid: dict[str, list[Any]] = {}
     key = ""
     for part in text.split(","):
@@ -94,12 +94,12 @@ def _grid(text: str) -> dict[str, list[Any]]:
             raise ValueError(f"grid: got {text!r}; needed: keys of train and their values, as beta=0.05,0.1")
         value = (value if equals else part).strip()
         if not value:
-            raise ValueError(f"grid: {key}: a value is missing in {text!r}; write null where nothing is meant")
+            raise ValueError(f"grid: {key}: a value is missing in {text!r}; write null for no value")
         try:
             grid.setdefault(key, []).append(parse_yaml(value)[0])
         except yaml.YAMLError as error:
             raise ValueError(
-                f"grid: {key}: got {value!r}, which is no YAML value; lists and quotes need the mapping of a file"
+                f"grid: {key}: got {value!r}, which is not a YAML value; lists and quotes need the mapping of a file"
             ) from error
     return grid
 
@@ -119,7 +119,7 @@ def _bounds(key: str, text: str) -> dict[str, float]:
 
 
 class SweepConfig(StageConfig):
-    """`bfpo sweep`: a grid of trainings, or the models of `bfpo interpolate`, and the trade-off that they show."""
+    """`bfpo sweep`: the trade-off of a grid of trainings, or of the models of `bfpo interpolate`."""
 
     train: PathText | None = Field(default=None, description="config file of `bfpo train`, to which the grid is set")
     blends: PathText | None = Field(
@@ -172,7 +172,7 @@ class SweepConfig(StageConfig):
             return values
         read = {"grid": _grid} | {key: partial(_bounds, key) for key in ("at_least", "reference_point")}
         values = {key: read[key](it) if key in read and isinstance(it, str) else it for key, it in values.items()}
-        if isinstance(values.get("grid"), dict):  # one value stands for a list of one
+        if isinstance(values.get("grid"), dict):  # a single value means a list of one
             values["grid"] = {key: it if isinstance(it, list) else [it] for key, it in values["grid"].items()}
         return values
 
@@ -191,7 +191,7 @@ class SweepConfig(StageConfig):
         for key in ("at_least", "reference_point"):
             given = getattr(self, key) or {}
             if unknown := sorted(set(given) - set(self.objectives)):
-                more = f"; to ask for {unknown[0]}, name it in objectives" if unknown[0] in _MORE_IS_BETTER else ""
+                more = f"; to use {unknown[0]}, add it to objectives" if unknown[0] in _MORE_IS_BETTER else ""
                 raise ValueError(
                     f"{key}: got {', '.join(unknown)}; allowed: {', '.join(self.objectives)} (objectives){more}"
                 )

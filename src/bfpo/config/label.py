@@ -1,4 +1,4 @@
-"""Config of the stage that labels: who judges, who ranks, how several opinions become one."""
+"""Configs of labelling and red-teaming: judges, ranker, and how several opinions become one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _one_or_many(value: object) -> object:
 
 
 class OpinionKeys(StageConfig):
-    """Who judges and ranks, how several opinions become one, and how ranked completions become pairs."""
+    """Judges and ranker, how several opinions become one, and how ranked completions become pairs."""
 
     judges: Annotated[list[JudgeConfig], BeforeValidator(_one_or_many)] = Field(
         min_length=1,
@@ -63,7 +63,7 @@ class OpinionKeys(StageConfig):
     }
 
     def has_server(self) -> bool:
-        """Return whether any of them is asked over a server."""
+        """Return whether a judge or the ranker is behind a server."""
         return any(isinstance(part, ServerSpec) for part in (*self.judges, self.ranker))
 
     @model_validator(mode="after")
@@ -71,12 +71,12 @@ class OpinionKeys(StageConfig):
         sampled = sum(isinstance(judge, ServedGuardSpec) and judge.temperature > 0 for judge in self.judges)
         if self.votes > 1 and not sampled:
             raise ValueError(
-                f"votes: got {self.votes}; these judges always say the same of a text. Allowed: 1, or a judge behind a "
+                f"votes: got {self.votes}; the verdicts of these judges do not vary. Allowed: 1, or a judge behind a "
                 "server (url) with temperature above 0"
             )
         most = len(self.judges) - sampled + sampled * self.votes
         if self.min_votes > most:
-            raise ValueError(f"min_votes: got {self.min_votes}; allowed: at most {most}, as many as there are votes")
+            raise ValueError(f"min_votes: got {self.min_votes}; allowed: at most {most}, the number of votes")
         return self
 
 

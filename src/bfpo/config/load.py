@@ -1,4 +1,4 @@
-"""From a YAML file and `--set key=value` to a checked config; every problem is reported at once, with its place."""
+"""A checked config from a YAML file and `--set key=value`; all problems are reported together, with their places."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _REMOVED = {
 def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
     """Return the config of one stage: defaults < the YAML file < `overrides`, each of the form `key=value`.
 
-    A key of a section is written with dots (`data.split.held_out=60`); a value is read as YAML. Relative paths among
-    the values stay as they are: they are read from the current directory, not from the file's folder.
+    A key of a section is written with dots (`data.split.held_out=60`); a value is read as YAML. Relative paths stay
+    relative to the current directory, not to the file's folder.
 
-    Raises `ConfigError` that names the file and line, the key, the value, what is allowed and, for an unknown key, the
-    nearest one; several problems make one error.
+    Raises one `ConfigError` for all problems, each with file and line, key, value, what is allowed and, for an unknown
+    key, the nearest one.
     """
     values, places = _read_file(Path(path)) if path is not None else ({}, {})
     for override in overrides:
@@ -59,7 +59,7 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
 
 
 def read_template(file: str | None) -> str | None:
-    """Return the text of the chat template file, where one is given; raises `ConfigError` if it cannot be read."""
+    """Return the text of a chat template file, if given; raises `ConfigError` if it cannot be read."""
     if file is None:
         return None
     try:
@@ -89,7 +89,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _drop_overruled(cls: type[StageConfig], values: dict[str, Any], places: dict[str, str]) -> None:
-    """Leave the file's `num_train_epochs` out, say, where `--set max_steps=...` takes its place."""
+    """Drop keys of the file that `--set` overrules, such as `num_train_epochs` under `--set max_steps=...`."""
     for key, need in cls.needs.items():
         other = need.overruled_by
         set_here = other is not None and places.get(other, "").startswith(_SET) and values[other] is not None
@@ -127,11 +127,11 @@ def _apply_override(values: dict[str, Any], places: dict[str, str], override: st
 
 
 def _index(target: dict[str, Any] | list[Any], step: str, place: str) -> Any:
-    """Return the key or the number that a step of a dotted key means: `.name`, or `[0]` for an item of a list."""
+    """Return the key or index of a step of a dotted key: `.name`, or `[0]` for an item of a list."""
     number = step[1:-1] if step.startswith("[") else None
     if isinstance(target, dict):
         if number is not None:
-            raise ConfigError(f"{place}: [{number}] is an item of a list, and there is a section")
+            raise ConfigError(f"{place}: [{number}] is an index into a list, but the value is a section")
         return step.lstrip(".")
     if number is None or int(number) >= len(target):
         raise ConfigError(
@@ -151,7 +151,7 @@ def _message(cls: type[ConfigPart], key: str, info: FieldInfo | None, details: E
     kind = details["type"]
     if kind == "extra_forbidden":
         gone = _REMOVED.get(key.rpartition(".")[2])
-        return f"{key}: unknown key{_suggestion(cls, key)}" if gone is None else f"{key}: this key is gone; {gone}"
+        return f"{key}: unknown key{_suggestion(cls, key)}" if gone is None else f"{key}: this key was removed; {gone}"
     if kind == "other_mode":
         return f"{key}: {details['msg']}"
     if kind == "value_error":  # raised by our own validators, which name the key themselves
@@ -166,7 +166,7 @@ def _message(cls: type[ConfigPart], key: str, info: FieldInfo | None, details: E
 
 
 def _locate(cls: type[ConfigPart], loc: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
-    """Return the dotted key of an error and the innermost known key's facts; parts that pydantic adds are left out."""
+    """Return the dotted key of an error and the innermost known key's field, without the parts that pydantic adds."""
     key: list[str] = []
     info: FieldInfo | None = None
     model: type[ConfigPart] | None = cls
@@ -186,7 +186,7 @@ def _locate(cls: type[ConfigPart], loc: tuple[int | str, ...]) -> tuple[str, Fie
 
 
 def _place(key: str, places: Mapping[str, str]) -> str:
-    """Return where a key was written; for a missing one, where its section was."""
+    """Return the place of a key; for a missing key, that of its section."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
         whole = ".".join(parts[:end])
@@ -225,9 +225,9 @@ _TEXTS = ("chat_template", "policy")
 
 
 def check_places(config: ConfigPart) -> None:
-    """Raise `ConfigError` for what is not there: models that are local folders by their names, templates, policies.
+    """Raise `ConfigError` for missing local folders of models and missing files of templates and policies.
 
-    The hub is not asked; files of data are checked where they are read.
+    The hub is not asked; data files are checked when they are read.
     """
     problems = list(_missing(config, ""))
     if problems:

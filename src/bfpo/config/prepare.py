@@ -64,7 +64,7 @@ class MixtureSourceConfig(ConfigPart):
         if self.count is not None and self.weight is not None:
             raise ValueError("weight: not read where count is set; leave one of the two out")
         if self.oversample and self.count is None and self.weight is None:
-            raise ValueError("oversample: not read without count or weight; say how many rows there shall be")
+            raise ValueError("oversample: not read without count or weight; give one of them")
         if self.use is not None and self.stream != "sft":
             raise ValueError(f"use: not read in the {self.stream} stream, which takes pairs; leave it out")
         return self
@@ -84,7 +84,7 @@ class HeldOutConfig(ConfigPart):
 
 
 class NearDuplicatesConfig(ConfigPart):
-    """Prompts that nearly repeat another: MinHash of their character n-grams."""
+    """Near-duplicate prompts, found by MinHash of their character n-grams."""
 
     threshold: float = Field(
         default=0.8, ge=0.4, le=1, description="Jaccard similarity of two prompts' n-grams that makes them one"
@@ -96,7 +96,7 @@ class NearDuplicatesConfig(ConfigPart):
 
 
 class SuiteConfig(ConfigPart):
-    """Evaluation prompts that must not be in the data."""
+    """Evaluation prompts to remove from the data."""
 
     name: str = Field(min_length=1, description="name of the suite in the counts")
     files: FileList = Field(description="files of prompts, one path or a list")
@@ -155,8 +155,8 @@ class PrepareConfig(StageConfig):
         for (stream, name), count in times.items():
             if count > 1:
                 raise ValueError(
-                    f"sources: got {name!r} {count} times in the {stream} stream; names must differ there, for they "
-                    "begin the ids of rows"
+                    f"sources: got {name!r} {count} times in the {stream} stream; names must differ there, since "
+                    "they begin the ids of rows"
                 )
         suites = Counter(suite.name for suite in self.decontaminate)
         if again := [name for name, count in suites.items() if count > 1]:

@@ -1,4 +1,4 @@
-"""The part of `bfpo evaluate` that asks whole suites: which, of whom, judged by whom."""
+"""The suites of `bfpo evaluate`: which suites, which models, which judges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AlpacaEvalConfig", "EvaluatedModel", "ServedModel", "SuitesConfig", 
 
 
 class EvaluatedModel(OneOf):
-    """One model of several that are evaluated together, and what runs it."""
+    """One of several models that are evaluated together, and its engine."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name in scores and reports")
     model: PathText = Field(description="model: folder or hub id; of engine server the server's name for it")
@@ -27,7 +27,7 @@ class EvaluatedModel(OneOf):
 
     @classmethod
     def mode_of(cls, values: Mapping[str, Any]) -> str:
-        """Return where the weights are."""
+        """Return the place of the weights: here or on a server."""
         return "server" if values.get("engine") == "server" else "transformers, vllm"
 
 
@@ -44,7 +44,7 @@ class ServedModel(EvaluatedModel, ServerSpec, mode="server"):
 
 
 class AlpacaEvalConfig(ConfigPart):
-    """AlpacaEval's own annotators; they ask the server that its package is set up for, at your cost."""
+    """AlpacaEval's own annotators, which send paid requests to the server that its package is configured for."""
 
     annotators: str = Field(
         default="weighted_alpaca_eval_gpt4_turbo",

@@ -22,7 +22,7 @@ __all__ = [
 
 
 class TrainingKeys(StageConfig):
-    """What both training stages share; optimiser keys have the names of `transformers.TrainingArguments`."""
+    """Keys shared by both training stages; optimizer keys have the names of `transformers.TrainingArguments`."""
 
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(
@@ -105,11 +105,11 @@ class SftConfig(TrainingKeys):
                 if value is not None:
                     raise ValueError(f"{key}: not read where init is set; leave one of the two out")
             if self.trainable != "all":
-                raise ValueError("trainable: with init (random weights) only 'all' makes sense")
+                raise ValueError("trainable: with init (random weights) only 'all' is allowed")
         if self.completions_per_step % self.completions_per_microbatch:
             raise ValueError(
                 f"completions_per_microbatch: got {self.completions_per_microbatch}; it must divide "
-                f"completions_per_step ({self.completions_per_step}) without a rest"
+                f"completions_per_step ({self.completions_per_step})"
             )
         return self
 
@@ -148,7 +148,7 @@ class MethodSettings(_MethodKeys):
         return make_method(self.method, **{name: getattr(self, name) for name in own | given})
 
     def idle(self) -> frozenset[str]:
-        """Leave out the settings of other methods, too."""
+        """Return also the settings of other methods."""
         return super().idle() | (method_settings().keys() - METHODS[self.method].settings().keys())
 
     @model_validator(mode="after")
@@ -250,7 +250,7 @@ class ReferenceConfig(AlignConfig):
     """`bfpo reference`: fill the cache of reference log-probs; takes the config file of `bfpo train` as it is."""
 
     def idle(self) -> frozenset[str]:
-        """Leave out what only training reads, too."""
+        """Return also the keys that only training reads."""
         return super().idle() | (frozenset(type(self).model_fields) - _READ_BY_REFERENCE)
 
     @model_validator(mode="after")

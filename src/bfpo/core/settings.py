@@ -1,4 +1,4 @@
-"""What every section of a config shares: frozen, strict, no unknown key; sections that are one of several modes."""
+"""Base classes of config sections: frozen, strict, without unknown keys; sections with several modes."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ FileList = Annotated[list[PathText], BeforeValidator(_one_or_many), Field(min_le
 
 @dataclass(frozen=True, slots=True)
 class NameOf:
-    """Makes a text key, as in `Annotated[str, NameOf(names)]`, one of the names of a registry.
+    """Restricts a text key, as in `Annotated[str, NameOf(names)]`, to the names of a registry.
 
-    `names` is called when a value is checked or described: what is registered later counts.
+    `names` is called when a value is checked or described, so that later registrations count.
     """
 
     names: Callable[[], Sequence[str]]
@@ -71,17 +71,17 @@ class ConfigPart(BaseModel):
 
     @classmethod
     def head(cls) -> type[ConfigPart]:
-        """Return the class that a config names: this one, or of a mode the class that it is a mode of."""
+        """Return the class that a config names: this class, or the head of a mode."""
         return cls
 
     @classmethod
     def every_field(cls) -> dict[str, FieldInfo]:
-        """Return every key that may be given, of all modes."""
+        """Return the keys of all modes."""
         return dict(cls.model_fields)
 
     @classmethod
     def modes_with(cls, key: str) -> list[str]:
-        """Return the modes that have a key; empty where the section has no modes, or all have it."""
+        """Return the modes that have a key; empty if all have it or the section has no modes."""
         return []
 
     @classmethod
@@ -94,8 +94,8 @@ class ConfigPart(BaseModel):
 class OneOf(ConfigPart):
     """A section that is one of several modes, each a subclass with its own keys: `class Local(Model, mode="local")`.
 
-    The class itself (the head) holds the keys that all modes have. Making or validating it gives an instance of the
-    mode that `mode_of` names. A key of another mode is an error that names the modes that have it.
+    The class itself (the head) holds the keys of all modes. Constructing or validating it gives an instance of the mode
+    that `mode_of` returns. A key of another mode is an error that names the modes that have it.
     """
 
     modes: ClassVar[dict[str, Any]] = {}
@@ -110,17 +110,17 @@ class OneOf(ConfigPart):
             cls.modes = {}
 
     def __new__(cls, *args: Any, **values: Any) -> Any:
-        """Make an instance of the mode that the keys mean."""
+        """Make an instance of the mode that the keys select."""
         return super().__new__(cls.modes[cls.mode_of(values)] if cls.modes and not cls.mode else cls)
 
     @classmethod
     def mode_of(cls, values: Mapping[str, Any]) -> str:
-        """Return the mode that the keys of a section mean; a wrong value is left to the validation of some mode."""
+        """Return the mode that the keys select; a wrong value is reported by the validation of any mode."""
         raise NotImplementedError
 
     @classmethod
     def spelled_out(cls, value: Any) -> Any:
-        """Return the keys that a short form stands for; anything else as it is."""
+        """Return the keys of a short form; any other value unchanged."""
         return value
 
     @model_validator(mode="wrap")
@@ -146,7 +146,7 @@ class OneOf(ConfigPart):
 
     @classmethod
     def head(cls) -> type[ConfigPart]:
-        """Return the class that this is a mode of."""
+        """Return the head of this mode."""
         return next(part for part in cls.__mro__ if issubclass(part, OneOf) and not part.mode)
 
     @classmethod
@@ -159,13 +159,13 @@ class OneOf(ConfigPart):
 
     @classmethod
     def modes_with(cls, key: str) -> list[str]:
-        """Return the modes that have a key; empty where all have it."""
+        """Return the modes that have a key; empty if all have it."""
         names = [name for name, part in cls.modes.items() if key in part.model_fields]
         return names if len(names) < len(cls.modes) else []
 
     @classmethod
     def key_order(cls) -> list[str]:
-        """Return what must be given first, then of a head the keys of its modes, then what they share."""
+        """Return the required keys, then (for a head) the keys of its modes, then the shared keys."""
         own = super().key_order()
         of_modes = [] if cls.mode else [name for part in cls.modes.values() for name in part.key_order()]
         needed = [name for name in own if cls.model_fields[name].is_required()]
@@ -174,7 +174,7 @@ class OneOf(ConfigPart):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """When a key is read; `words` say when not ("without buffer"). `overruled_by` takes its place, if set on top."""
+    """When a key is read; `words` say when not ("without buffer"). `--set` of `overruled_by` drops the file's key."""
 
     words: str
     is_met: Callable[[Any], bool]
@@ -187,7 +187,7 @@ def beside(other: str) -> Need:
 
 
 def unless(other: str) -> Need:
-    """Return the need of a key whose place `other` takes."""
+    """Return the need of a key that `other` replaces."""
     return Need(f"where {other} is set", lambda config: not getattr(config, other), other)
 
 
@@ -195,14 +195,14 @@ class StageConfig(ConfigPart):
     """The whole config of one command."""
 
     needs: ClassVar[Mapping[str, Need]] = {}
-    """Of keys that are not always read: when. Elsewhere giving one is an error, and `resolved` leaves it out."""
+    """Conditions of keys that are not always read. Giving an unread key is an error, and `resolved` leaves it out."""
 
     def idle(self) -> frozenset[str]:
-        """Return the keys that these settings make irrelevant, so that nobody takes them for facts."""
+        """Return the keys that are not read under these settings."""
         return frozenset(key for key, need in self.needs.items() if not need.is_met(self))
 
     def resolved(self) -> dict[str, Any]:
-        """Return every key that is read, with its value, as YAML and JSON types; loading it gives an equal run."""
+        """Return every key that is read, with its value, as YAML and JSON types; loading it repeats the run."""
         values = self.model_dump(mode="json", exclude=set(self.idle()), serialize_as_any=True)
         return {name: values[name] for name in self.head().key_order() if name in values}
 

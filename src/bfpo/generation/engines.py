@@ -1,4 +1,4 @@
-"""What makes completions: the protocol of engines, transformers, a server and vLLM, and the file of what is made."""
+"""Engines that make completions (transformers, a server, vLLM), their protocol, and the file of partial results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One completion to make; `prompt_ids` are the rendered prompt, empty for an engine that renders it itself."""
+    """One completion to make; `prompt_ids` are the rendered prompt, empty for an engine that renders prompts itself."""
 
     id: str
     messages: tuple[Message, ...]
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A completion that was made; `num_tokens` is `None` where the engine does not tell."""
+    """A finished task; `num_tokens` is `None` if the engine does not report it."""
 
     id: str
     text: str
@@ -49,21 +49,21 @@ class Made:
 
 
 Report = Callable[[Sequence[Made]], None]
-"""Takes completions as they are made, in any order."""
+"""Callback for new completions, in any order."""
 
 
 class Engine(Protocol):
     """Makes completions of a model."""
 
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
-        """Make the completions and report each one once; what is reported counts, whatever becomes of the others."""
+        """Make the completions and report each one once; reported ones stay valid if a later one fails."""
 
 
 class TransformersEngine:
-    """A model loaded here that answers in padded batches, as `answer_batches` does with `settings`.
+    """A model loaded here that answers in padded batches by `answer_batches` with `settings`.
 
-    Its `generate_batch` (continuous batching) is not used: it takes no logits processors of ours, so that the draws of
-    a completion would depend on what is generated beside it.
+    `generate_batch` (continuous batching) of transformers is not used: it accepts no custom logits processors, so that
+    the draws of a completion would depend on the others in its batch.
     """
 
     def __init__(self, model: Any, tokenizer: Any, eos_token_ids: Collection[int], **settings: Any) -> None:
@@ -74,12 +74,8 @@ class TransformersEngine:
         """Make the completions, longest prompts first, and report each batch; raises as `answer_batches` does."""
         requests = [Request(task.id, task.prompt_ids) for task in tasks]
         for batch in answer_batches(self._model, requests, eos_token_ids=self._eos_token_ids, **self._settings):
-            report(
-                [
-                    Made(answer.id, decode(self._tokenizer, answer.token_ids), answer.finished, len(answer.token_ids))
-                    for answer in batch
-                ]
-            )
+            texts = [decode(self._tokenizer, answer.token_ids) for answer in batch]
+            report([Made(a.id, text, a.finished, len(a.token_ids)) for a, text in zip(batch, texts, strict=True)])
 
 
 class ServerEngine:
@@ -89,9 +85,9 @@ class ServerEngine:
         self._server, self._max_new_tokens, self._seed = server, max_new_tokens, seed
 
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
-        """Report each completion as it comes; one that ended by itself has the finish reason `stop`.
+        """Report each completion as it arrives; one with finish reason `stop` is finished.
 
-        Raises `ServerError` as `Server.ask` does, and at the end where completions never came.
+        Raises `ServerError` as `Server.ask` does, and at the end if completions are missing.
         """
         lost: list[str] = []
 
@@ -100,26 +96,25 @@ class ServerEngine:
             if answer.text is None:
                 lost.append(f"{task.id!r}: {answer.fault}")
                 return
-            # JSON may hold half a surrogate pair, which no file can.
+            # JSON may hold half a surrogate pair, which cannot be written as UTF-8.
             text = answer.text.encode("utf-8", "replace").decode()
             report([Made(task.id, text, answer.finish_reason == "stop", answer.num_tokens)])
 
-        questions = [
-            Question(task.messages, self._max_new_tokens, seed=completion_seed(self._seed, task.id)) for task in tasks
-        ]
-        self._server.ask(questions, read)
+        seeds = [completion_seed(self._seed, task.id) for task in tasks]
+        limit = self._max_new_tokens
+        self._server.ask([Question(t.messages, limit, seed=s) for t, s in zip(tasks, seeds, strict=True)], read)
         if lost:
             raise ServerError(f"{self._server.url}: {len(lost)} of {len(tasks)} completions got no answer ({lost[0]})")
 
 
-_TASKS_PER_CALL = 256  # vLLM batches within a call; what a call has made is kept
+_TASKS_PER_CALL = 256  # vLLM batches within a call; completions are kept after each call
 
 
 class VllmEngine:
     """A model that vLLM loads (`vllm.LLM`) at the first use, with room for the longest of its tasks.
 
-    The text is decoded from the tokens up to the first of `eos_token_ids`, as with transformers. Each completion is
-    drawn with its own seed; other draws than those of transformers, and the same again only on the same machine.
+    The text is decoded from the tokens up to the first of `eos_token_ids`, as with transformers. Each completion has
+    its own seed; the draws differ from those of transformers and repeat only on the same machine.
 
     Raises `MissingExtraError` without vLLM.
     """
@@ -144,7 +139,7 @@ class VllmEngine:
         self._temperature, self._top_p = temperature, top_p
 
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
-        """Make the completions, some hundred a call; raises `ModelError` for a model that vLLM refuses to load."""
+        """Make the completions, 256 per call; raises `ModelError` for a model that vLLM cannot load."""
         llm = self._load(max(len(task.prompt_ids) for task in tasks) + self._max_new_tokens)
         for start in range(0, len(tasks), _TASKS_PER_CALL):
             batch = tasks[start : start + _TASKS_PER_CALL]
@@ -188,13 +183,13 @@ def _import_vllm() -> Any:
 
 
 def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """Return the text of an answer, special tokens in its middle included: nothing that was written is hidden."""
+    """Return the text of an answer, including special tokens within it."""
     text: str = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 
 
 def completion_seed(seed: int, completion_id: str) -> int:
-    """Return a completion's own seed, from the run's seed and its id alone; 31 bits, which every engine takes."""
+    """Return a completion's seed, from the run's seed and its id alone; 31 bits, the range of every engine."""
     digest = hashlib.sha256(f"{seed}\0{completion_id}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
@@ -206,10 +201,12 @@ _KEYS = {field.name for field in fields(Made)}
 
 
 def append_made(path: Path, made: Sequence[Made]) -> None:
-    """Append the rows and see them on the disk, behind whatever a killed run left."""
+    """Append the rows and flush them to the disk; half a row of a killed run is ended first."""
     with path.open("ab+") as file:
-        if file.tell() and _last_byte(file) != b"\n":  # a killed run left half a row
-            file.write(b"\n")
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # half a row
+                file.write(b"\n")
         lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in made)
         file.write(lines.encode("utf-8", "replace"))
         file.flush()
@@ -217,7 +214,7 @@ def append_made(path: Path, made: Sequence[Made]) -> None:
 
 
 def read_made(path: Path) -> dict[str, Made]:
-    """Return the whole rows by id; half a row, left by a killed run, is made again."""
+    """Return the whole rows by id; half a row of a killed run is left out."""
     if not path.exists():
         return {}
     made: dict[str, Made] = {}
@@ -229,9 +226,3 @@ def read_made(path: Path) -> dict[str, Made]:
         if isinstance(row, dict) and row.keys() == _KEYS:
             made[row["id"]] = Made(**row)
     return made
-
-
-def _last_byte(file: Any) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    last: bytes = file.read(1)
-    return last

@@ -1,4 +1,4 @@
-"""Prompts in tokens -> answers in tokens: batches by length, draws that belong to the prompt and not to its batch."""
+"""Prompts in tokens -> answers in tokens: batches by length, random draws that do not depend on the batch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model wrote, without the end token; `finished` is whether it wrote one."""
+    """The generated tokens without the end token; `finished`: whether there was one."""
 
     id: str
     token_ids: tuple[int, ...]
@@ -37,15 +37,15 @@ class Answer:
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Return every token that ends an answer: those of the generation config and the tokenizer's own.
 
-    Raises `ModelError` where neither names one: such a model would always run into the token limit.
+    Raises `ModelError` if neither names one: such a model would always reach the token limit.
     """
     return _end_token_ids(model.generation_config, tokenizer)
 
 
 def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | None = None) -> tuple[int, ...]:
-    """Return what `end_token_ids` would return for a model that is not loaded, from its folder or the hub.
+    """Return the `end_token_ids` of a model that is not loaded, from its folder or the hub.
 
-    Raises `ModelError` as it does, and for a model that is not there.
+    Raises `ModelError` as `end_token_ids` does, and for a model that is not found.
     """
     try:
         config = GenerationConfig.from_pretrained(str(model), revision=revision or "main")
@@ -79,13 +79,13 @@ def answer_batches(
     seed: int = 0,
     processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[list[Answer]]:
-    """Yield the answers batch by batch, longest prompts first (so that memory runs out at once or never).
+    """Yield the answers batch by batch, longest prompts first (so that memory runs out in the first batch or never).
 
     Prompts are padded on the left. At temperature 0 the most probable token is taken. Above, token t of an answer is
     the inverse of the cumulative distribution at u_t, where u comes from a generator seeded by (seed, id) alone: an
-    answer does not depend on which prompts share its batch, up to the rounding of the forward pass. Sampling defaults
-    that the model's own generation config may carry (top-k, repetition penalty) are not applied. `processors` see the
-    logits of each step first, in the order in which the batch is yielded.
+    answer does not depend on the other prompts of its batch, up to the rounding of the forward pass. Sampling defaults
+    of the model's own generation config (top-k, repetition penalty) are not applied. `processors` get the logits of
+    each step first; their rows are in the order of the yielded batch.
 
     Raises `SettingError` for a prompt that leaves no room for `max_new_tokens` in the model's positions.
     """
@@ -94,7 +94,7 @@ def answer_batches(
     _check_room(model, requests, max_new_tokens)
     order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt_ids))
     own_config, was_training = model.generation_config, model.training
-    # `generate` fills what its arguments leave open from the model's config, so ours takes that place for the time.
+    # `generate` takes missing arguments from the model's generation config, so it is replaced meanwhile.
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -126,16 +126,12 @@ def _answer(
             logits_processor=LogitsProcessorList(processors),
         )
     rows: list[list[int]] = output[:, width:].tolist()
-    return [_cut(request.id, row, eos_token_ids) for request, row in zip(batch, rows, strict=True)]
-
-
-def _cut(request_id: str, row: list[int], eos_token_ids: frozenset[int]) -> Answer:
-    end = next((place for place, token in enumerate(row) if token in eos_token_ids), None)
-    return Answer(request_id, tuple(row[:end]), end is not None)
+    ends = [next((place for place, token in enumerate(row) if token in eos_token_ids), None) for row in rows]
+    return [Answer(r.id, tuple(row[:end]), end is not None) for r, row, end in zip(batch, rows, ends, strict=True)]
 
 
 class _Draw(LogitsProcessor):
-    """Leaves one token per row: the one that the row's own stream of random numbers draws."""
+    """Leaves one token per row, drawn by the row's own stream of random numbers."""
 
     def __init__(
         self, batch: Sequence[Request], max_new_tokens: int, temperature: float, top_p: float, seed: int

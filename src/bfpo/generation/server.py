@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible server: bounded concurrency, retries, a budget of requests, answers as they come."""
+"""Requests to an OpenAI-compatible server: bounded concurrency, retries, a budget, answers as they arrive."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _log = logging.getLogger(__name__)
 _TOP_LOGPROBS = 20  # the most that the chat endpoint of the reference implementation gives
 _COMPLETIONS_LOGPROBS = 5
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_SHORTEST_KEY = 8  # shorter ones, such as EMPTY, are no secret and may be words
-_FAILURES_IN_A_ROW = 8  # at least; after so many texts without an answer, and none with one, nobody is there
+_SHORTEST_KEY = 8  # shorter keys, such as EMPTY, are not secret and may be words
+_FAILURES_IN_A_ROW = 8  # at least; after so many texts without an answer, the server counts as unreachable
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The messages of a chat, or a finished text to go on with.
+    """The messages of a chat, or a finished text to continue.
 
-    `template_arguments` go to the server's chat template; where `needs_arguments` is off, a server that takes none is
-    asked without. `as_parts` sends a message's content as a list of one part. `seed` takes the place of that of `ask`.
+    `template_arguments` go to the server's chat template; unless `needs_arguments`, they are left out for a server that
+    refuses them. `as_parts` sends a message's content as a list of one part. `seed` replaces the seed of `ask`.
     """
 
     content: tuple[Message, ...] | str
@@ -51,7 +51,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of an answer, with the log-probabilities of the likeliest ones in its place."""
+    """One token of an answer, with the log-probabilities of the most likely tokens at its position."""
 
     text: str
     top_logprobs: dict[str, float]
@@ -59,10 +59,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server wrote; `text` is `None`, with the fault, where no answer came.
+    """A server's answer; `text` is `None`, with `fault`, if none arrived.
 
-    `tokens` is empty where the server gives no log-probabilities, `finish_reason` and `num_tokens` `None` where it does
-    not say. `may_pass` says that the fault lies in the server's state or the network, not in the question.
+    `tokens` is empty if the server gives no log-probabilities, `finish_reason` and `num_tokens` are `None` if it does
+    not report them. `may_pass`: the fault lies in the server's state or the network, not in the question.
     """
 
     text: str | None
@@ -75,7 +75,7 @@ class Answer:
 
 @dataclass(slots=True)
 class _Extras:
-    """What a request asks for beyond the common: not every server takes it; `known` once one has answered."""
+    """Optional parts of a request that not every server accepts; `known` after the first answer."""
 
     logprobs: bool = True
     arguments: bool = True
@@ -83,7 +83,7 @@ class _Extras:
 
 
 class RequestBudget:
-    """Counts the requests that are sent, those sent again too, up to `limit` (`None`: without end)."""
+    """Counts the requests that are sent, including retries, up to `limit` (`None`: no limit)."""
 
     def __init__(self, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
@@ -93,7 +93,7 @@ class RequestBudget:
         self._lock = threading.Lock()
 
     def take(self) -> None:
-        """Count one request that is about to be sent; raises `_Spent` where none may be."""
+        """Count one request that is about to be sent; raises `_Spent` if the budget is used up."""
         with self._lock:
             if self.limit is not None and self.num_requests >= self.limit:
                 raise _Spent
@@ -101,17 +101,17 @@ class RequestBudget:
 
 
 class _Spent(BaseException):
-    """No request may be sent any more; no `Exception`, since the client's library would send those again."""
+    """The budget is used up; not an `Exception`, since the client's library would retry the request."""
 
 
 class Server:
     """A model behind an OpenAI-compatible server.
 
-    `api` is "chat" or "completions". The key is read here, from the variable that `spec` names, and kept nowhere else.
-    A request that fails for a reason that may pass (no connection, no answer in `timeout` seconds, half an answer, 408,
-    409, 429, 5xx) is sent again up to `max_retries` times, later each time or when the server says (`openai`'s own
-    rules). `top_p` is sent where it is given. A `writer` is asked for what it writes, not for an opinion: an empty text
-    that it ended by itself is an answer, log-probabilities are not asked for.
+    `api` is "chat" or "completions". The key is read here, from the variable that `spec` names, and stored nowhere
+    else. A request that fails temporarily (no connection, no answer in `timeout` seconds, half an answer, 408, 409,
+    429, 5xx) is retried up to `max_retries` times, with growing delays or when the server says (`openai`'s own rules).
+    `top_p` is sent if given. A `writer` generates text instead of an opinion: an empty text that it ended itself is an
+    answer, and log-probabilities are not requested.
 
     Raises `MissingExtraError` without `openai`, `SettingError` for a variable that holds no key.
     """
@@ -142,21 +142,21 @@ class Server:
 
     @property
     def version(self) -> str:
-        """What its answers depend on beside the question, as text."""
+        """What its answers depend on besides the question, as text."""
         top_p = "" if self._top_p is None else f" top_p={self._top_p:g}"
         return f"{self.url} {self.model} {self.api} temperature={self.temperature:g}{top_p}"
 
     @property
     def host(self) -> str:
-        """The part of the URL that names the machine."""
+        """The URL's host and port."""
         return urlsplit(self.url).netloc
 
     def ask(self, questions: Sequence[Question], report: Callable[[int, Answer], None], *, seed: int = 0) -> None:
-        """Ask all questions, several at once, and report each answer with the question's place, as it comes.
+        """Ask all questions concurrently and report each answer with the question's index, as it arrives.
 
-        A question whose requests all failed gets an answer without text. `seed` matters above temperature 0, where the
-        server reads it. Raises `ServerError` where going on is of no use: a key is refused, a model or path is unknown,
-        nobody is there, or the budget is used up; what was answered until then has been reported.
+        A question whose requests all failed gets an answer without text. `seed` matters above temperature 0, if the
+        server reads it. Raises `ServerError` if further requests are useless: the key is refused, the model or path is
+        unknown, the server cannot be reached, or the budget is used up; earlier answers have been reported.
         """
         if questions:
             _run(self._ask_all(questions, report, seed))
@@ -204,19 +204,19 @@ class Server:
             return answer if answer.text is None else replace(answer, text=self._without_key(answer.text))
         except _Spent:
             raise ServerError(
-                f"max_requests: all {self._budget.limit} requests are used up; what was answered is kept; go on with "
-                "--resume (as many again), or raise max_requests"
+                f"max_requests: all {self._budget.limit} requests are used up; earlier answers are kept; continue with "
+                "--resume (as many requests again), or raise max_requests"
             ) from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             known = "is set" if self._key else "is not set"
             raise ServerError(
                 f"{self.url}: refuses the key (status {error.status_code}); the variable {self._spec.api_key_env} "
-                f"{known}; put the key into it, or name another one by api_key_env"
+                f"{known}; put the key into it, or name another variable with api_key_env"
             ) from None
         except openai.NotFoundError as error:
             raise ServerError(
-                f"{self.url}: knows no such path or model (status 404: {self._clean(error)}); check url (it mostly "
-                f"ends in /v1) and model ({self.model})"
+                f"{self.url}: no such path or model (status 404: {self._clean(error)}); check url (it usually ends in "
+                f"/v1) and model ({self.model})"
             ) from None
         except openai.APITimeoutError:
             return Answer(None, fault=f"no answer in {self._spec.timeout:g} s", may_pass=True)
@@ -229,7 +229,7 @@ class Server:
             return Answer(None, fault=f"not an answer: {self._clean(error)}")
 
     async def _ask_with_what_it_takes(self, client: Any, question: Question, seed: int) -> Answer:
-        """Ask for log-probabilities too, and with arguments for the template, until the server refuses these."""
+        """Ask with log-probabilities and template arguments, and without those that the server refuses."""
         import openai
 
         refusal: Exception | None = None
@@ -242,9 +242,9 @@ class Server:
             if not self._extras.known:
                 self._extras = replace(extras, known=True)
                 if not (extras.logprobs or self._is_writer):
-                    _log.info("%s takes no request for log-probabilities: only what it writes is read", self.host)
+                    _log.info("%s refuses requests for log-probabilities: only its text is read", self.host)
             return answer
-        assert refusal is not None  # there is always one to try
+        assert refusal is not None  # at least one request was tried
         raise refusal
 
     def _to_try(self, question: Question) -> Iterator[_Extras]:
@@ -295,7 +295,7 @@ class Server:
 
 
 class _Patience:
-    """Says when going on is of no use: too many texts without an answer in a row, or ever since the beginning."""
+    """Raises after too many texts without an answer in a row, or from the start."""
 
     def __init__(self, url: str, most: int) -> None:
         self._url, self._most = url, most
@@ -311,12 +311,13 @@ class _Patience:
         if self._num_in_a_row >= self._most or (not self._any_answer and self._num_failed >= self._most):
             raise ServerError(
                 f"{self._url}: {self._num_failed} texts got no answer, the last {self._most} among them "
-                f"({answer.fault}); what was answered is kept; see to the server or its settings and --resume"
+                f"({answer.fault}); earlier answers are kept; check the server or its settings, and "
+                "continue with --resume"
             )
 
 
 async def _all_of(workers: Sequence[asyncio.Future[None]], seconds_to_end: float) -> None:
-    """Wait for all workers; after an error the others may end what they have sent, and no longer."""
+    """Wait for all workers; after an error, the others may only finish the requests that they have sent."""
     try:
         done, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         if pending:
@@ -332,7 +333,7 @@ async def _all_of(workers: Sequence[asyncio.Future[None]], seconds_to_end: float
 
 
 def _run(work: Any) -> None:
-    """Run a coroutine to its end, also where this thread is already in an event loop, as in a notebook."""
+    """Run a coroutine to its end, also if this thread already runs an event loop, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -367,20 +368,20 @@ def _check_extra() -> None:
 
 
 def _read_key(name: str) -> str:
-    """Return the key that a variable holds, "" where it is not set: a server of one's own needs none."""
+    """Return the key in a variable, "" if it is not set: a local server needs none."""
     key = os.environ.get(name, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise SettingError(f"api_key_env: the variable {name} holds characters that no key has; set it anew")
+        raise SettingError(f"api_key_env: the variable {name} holds characters that a key cannot have; set it again")
     return key
 
 
-# --------------------------------------------------------------------------------- reading what came back
+# ------------------------------------------------------------------------------------------------ reading answers
 
 
 def _read_chat(response: Any, *, may_be_empty: bool = False) -> Answer:
-    """Read an answer of the chat endpoint; whatever is not where it should be counts as not given.
+    """Read an answer of the chat endpoint; anything of an unexpected form counts as missing.
 
-    An empty text is no answer. With `may_be_empty` it is one where the model ended it by itself, and blanks are text.
+    An empty text is not an answer. With `may_be_empty` it is one if the model ended it itself, and blanks are text.
     """
     choice = _first(getattr(response, "choices", None))
     reason = _reason(choice)
@@ -413,7 +414,7 @@ def _read_completion(response: Any, *, may_be_empty: bool = False) -> Answer:
 
 
 def _text(text: Any, reason: str | None, may_be_empty: bool) -> str | None:
-    """Return the text of an answer, `None` where there is none."""
+    """Return the text of an answer, `None` if there is none."""
     if may_be_empty and reason == "stop" and text is None:
         return ""
     if not isinstance(text, str):
@@ -442,7 +443,7 @@ def _first(items: Any) -> Any:
 
 
 def _numbers(pairs: Any) -> dict[str, float]:
-    """Return the log-probabilities by token; the first of a token that is listed twice is the likelier one."""
+    """Return the log-probabilities by token; of a token that is listed twice, the first is the more likely."""
     found: dict[str, float] = {}
     for token, logprob in pairs:
         if isinstance(token, str) and isinstance(logprob, (int, float)) and not isinstance(logprob, bool):

@@ -1,4 +1,4 @@
-"""Settings of what makes completions: the server that is asked, or the model that is loaded here."""
+"""Settings of the model that generates: on a server, or loaded here."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bfpo.core.settings import ConfigPart, PathText
 __all__ = ["Engine", "MaxRequests", "ServerSpec", "WeightsSpec"]
 
 Engine = Literal["transformers", "vllm", "server"]
-"""What runs a model; vllm needs the extra vllm and a GPU, server an OpenAI-compatible one at `url`."""
+"""What runs a model; vllm needs the extra vllm and a GPU, server an OpenAI-compatible server at `url`."""
 
 MaxRequests = Annotated[
     int | None,
     Field(ge=1, description="most requests to servers, those sent again too, per start; null = no limit"),
 ]
-"""A budget of requests; of a whole command, however many servers it asks."""
+"""A budget of requests of a whole command, over all its servers."""
 
 
 class ServerSpec(ConfigPart):
-    """Where a server is, its key, and how it is asked; a key or a password in the wrong place is refused unseen."""
+    """A server's address, key and limits; a key or password in the wrong place is refused and not shown."""
 
     url: str = Field(description="base URL of an OpenAI-compatible server, such as http://localhost:8000/v1")
     api_key_env: str = Field(
@@ -47,7 +47,7 @@ class ServerSpec(ConfigPart):
 
 
 def _check_url(url: str) -> None:
-    """Raise `ValueError`, without what may be a password, for a base URL that cannot be used."""
+    """Raise `ValueError` for a base URL that cannot be used, without showing a possible password."""
     try:
         parts = urlsplit(url)
         port_is_fine = parts.port is None or parts.port > 0
@@ -60,7 +60,7 @@ def _check_url(url: str) -> None:
 
 
 class WeightsSpec(ConfigPart):
-    """A model that is loaded here, and the prompts that it can take."""
+    """A model that is loaded here, and the limits of its prompts."""
 
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(

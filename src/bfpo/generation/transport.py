@@ -1,4 +1,4 @@
-"""The HTTP client of a server: the only module that imports the extra `server`, when a server is asked."""
+"""The HTTP client for servers; imports the extra `server` and is itself imported on the first request."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["BoundedClient"]
 class BoundedClient(DefaultAsyncHttpxClient):
     """Sends requests that end within `timeout` seconds, body included, and asks `count` before each one.
 
-    A body that drips in never times out by itself: its reads are short. A good status whose body is no JSON object is a
-    fault of the way, such as a connection cut or a proxy's page; it is raised as one, so that it is sent again.
+    Without it, a body that arrives in small pieces would never time out. A success status with a body that is not a
+    JSON object (a lost connection, a proxy's page) is raised as a network error, so that the request is sent again.
     """
 
     def __init__(self, *, timeout: float, max_connections: int, count: Callable[[], None]) -> None:
@@ -32,13 +32,13 @@ class BoundedClient(DefaultAsyncHttpxClient):
         self._seconds = timeout
 
     async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
-        """Send a request; raises `httpx2.RequestError` for what never became a whole answer."""
+        """Send a request; raises `httpx2.RequestError` for an incomplete answer."""
         try:
             response = await asyncio.wait_for(super().send(request, **kwargs), self._seconds)
         except asyncio.TimeoutError as error:
             raise httpx2.ReadTimeout(f"no whole answer in {self._seconds:g} s", request=request) from error
         if response.is_success and not _is_object(response.content):
-            raise httpx2.RemoteProtocolError("the answer's body is no JSON object", request=request)
+            raise httpx2.RemoteProtocolError("the answer's body is not a JSON object", request=request)
         return response
 
 

@@ -1,4 +1,4 @@
-"""How far judges agree beyond chance: Cohen's and Fleiss' kappa with intervals, and where they do not agree."""
+"""Agreement of judges beyond chance: Cohen's and Fleiss' kappa with intervals, and disagreements on single texts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def cohen_kappa(
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> Interval:
-    """Return Cohen's kappa (Cohen 1960) of two raters, over what both have rated.
+    """Return Cohen's kappa (Cohen 1960) of two raters, over the items that both rated.
 
-    `None` is no rating. The interval is a percentile bootstrap that redraws whole `clusters` (prompts); the value is
-    `None` where both raters give the same one label to everything, which leaves chance nothing to differ from. Raises
-    `SettingError` for lengths that differ.
+    `None` means not rated. The interval is a percentile bootstrap over `clusters` (prompts). The value is `None` if
+    both raters give one and the same label to every item: chance agreement is then 1. Raises `SettingError` for
+    different lengths.
     """
     if len(first) != len(second):
         raise SettingError(f"ratings: got {len(first)} of one rater and {len(second)} of the other")
@@ -57,10 +57,10 @@ def fleiss_kappa(
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> Interval:
-    """Return Fleiss' kappa (Fleiss 1971) of two labels; `ratings` holds each rater's, one per item.
+    """Return Fleiss' kappa (Fleiss 1971) of two labels; `ratings` holds one rating per item for each rater.
 
-    It is over the items that every rater has rated, since Fleiss' is for a fixed number of ratings. All else is as for
-    `cohen_kappa`. Raises `SettingError` for fewer than two raters or lengths that differ.
+    It covers the items that every rater rated, since Fleiss' kappa assumes a fixed number of ratings; otherwise as
+    `cohen_kappa`. Raises `SettingError` for fewer than two raters or different lengths.
     """
     if len(ratings) < 2 or len({len(one) for one in ratings}) != 1:
         raise SettingError(f"ratings: got {[len(one) for one in ratings]} of the raters; needed: two raters or more")
@@ -81,7 +81,7 @@ def _fleiss(sums: Floats) -> Floats:
 
 
 def _beyond_chance(agreed: Floats, by_chance: Floats) -> Floats:
-    """Return (agreed - chance) / (1 - chance), NaN where chance alone agrees always."""
+    """Return (agreed - chance) / (1 - chance), NaN where chance agreement is 1."""
     room = 1 - by_chance
     return np.where(room > 1e-12, (agreed - by_chance) / np.where(room > 1e-12, room, 1), np.nan)
 
@@ -98,7 +98,7 @@ def _bootstrapped(
     num_resamples: int,
     random_seed: int,
 ) -> Interval:
-    """Return a statistic of column sums, (N, C) -> value, with the bounds of redrawn clusters."""
+    """Return a statistic of the column sums of (N, C) rows, with bounds from resampled clusters."""
     if not len(columns):
         return Interval(None, None, None, 0)
     value = float(statistic(columns.sum(axis=0)))
@@ -113,7 +113,7 @@ def _bootstrapped(
     drawn = np.array(
         [statistic(rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums))) @ sums) for _ in range(num_resamples)]
     )
-    known = drawn[~np.isnan(drawn)]  # a draw in which everybody says the same has no kappa
+    known = drawn[~np.isnan(drawn)]  # a draw with a single label has no kappa
     if not len(known):
         return Interval(value, None, None, len(columns))
     low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -122,16 +122,16 @@ def _bootstrapped(
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """How far opinions on one completion are apart: the largest p(safe) minus the smallest, in [0, 1]."""
+    """Opinions on one completion and their distance: the largest p(safe) minus the smallest, in [0, 1]."""
 
     distance: float
     p_safe: dict[str, float]
 
 
 def disagreement(opinions: Mapping[str, Opinion | float]) -> Disagreement | None:
-    """Return the disagreement of opinions (or labels as probabilities) by name, `None` where all say the same label.
+    """Return the disagreement of opinions (or labels as probabilities) by name, `None` if all labels are the same.
 
-    An unscored opinion says nothing. A probability stands for safe above 0.5.
+    Unscored opinions are ignored. A probability above 0.5 means safe.
     """
     labels: set[bool] = set()
     p_safe: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""A local causal LM that answers with a word: the probabilities of the words, from logits, and what it wrote."""
+"""A local causal LM that answers with a label word: the words' probabilities, from logits, and its text."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from transformers import AutoModelForImageTextToText, LogitsProcessor
 
 from bfpo.core.errors import ModelError
 from bfpo.generation.sampling import Request, answer_batches, end_token_ids
-from bfpo.judges.local import PromptEncoder, load_causal_lm, load_with_head
+from bfpo.judges.local import PromptEncoder, freeze, load_with_head
+from bfpo.judges.settings import LocalSpec
+from bfpo.policy.load import load_policy
 
 __all__ = ["MIN_MASS", "AnswerModel", "Labels", "WordAnswer", "label_tokens"]
 
 MIN_MASS = 0.01
-"""Below this total probability of all label words, the model was about to write something else: no verdict."""
+"""Least total probability of all label words for a verdict; below it, the model would write something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Token ids that begin the label words, by group, behind the tokens `shared` that all words begin with."""
+    """First token ids of the label words by group, after the tokens `shared`, with which all words begin."""
 
     shared: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
@@ -31,9 +33,9 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class WordAnswer:
-    """What a model wrote, and the probabilities of the groups of label words where it came to the label.
+    """A model's text and the probabilities of the groups of label words at the label's position.
 
-    `masses` are of all the vocabulary, so they add up to less than 1; `None` where it never came to the label.
+    `masses` are over the whole vocabulary, so their sum is below 1; `None` if the text never reached the label.
     """
 
     text: str
@@ -41,11 +43,10 @@ class WordAnswer:
 
 
 def label_tokens(encoder: PromptEncoder, before: str, groups: Sequence[Sequence[str]]) -> Labels:
-    """Return the first tokens in which the groups of words differ, each word read right behind the text `before`.
+    """Return the first tokens in which the groups of words differ, each word directly after the text `before`.
 
-    Spellings that this tokenizer cannot write there, or that begin with a space alone or as a word of another group
-    does, are left out.
-    Raises `ModelError` where a group is then empty.
+    Left out are spellings that this tokenizer cannot produce there, that begin with a separate space, or that share
+    their first token with another group. Raises `ModelError` if this leaves a group empty.
     """
     words = [[_ids_behind(encoder, before, word) for word in group] for group in groups]
     shared: list[int] = []
@@ -56,38 +57,34 @@ def label_tokens(encoder: PromptEncoder, before: str, groups: Sequence[Sequence[
             break
         shared += common
         words = [[word[1:] for word in group] for group in words]
-    several = {token for number, first in enumerate(firsts) for token in first if _in_others(firsts, number, token)}
-    # A space of its own begins any word at all.
+    several = {token for first in firsts for token in first if sum(token in other for other in firsts) > 1}
+    # A separate space can begin any word.
     blank = {token for first in firsts for token in first if not encoder.decode([token]).strip()}
     found = [tuple(sorted(first - several - blank)) for first in firsts]
     if not all(found):
-        raise ModelError(f"the tokenizer does not tell the words {[list(group) for group in groups]} apart")
+        raise ModelError(f"the tokenizer does not distinguish the words {[list(group) for group in groups]}")
     return Labels(tuple(shared), tuple(found))
 
 
 def _ids_behind(encoder: PromptEncoder, before: str, word: str) -> list[int]:
-    """Return the ids that the word has behind the text, which keeps its own; empty where there are none."""
+    """Return the ids of a word after a text whose own ids stay the same; empty if there are none."""
     base, whole = encoder.pieces(before), encoder.pieces(before + word)
     if whole[: len(base)] == base:
         return whole[len(base) :]
-    # Some tokenizers cut blank lines otherwise where a word follows; what has been asked stays as it was cut alone.
+    # Some tokenizers split blank lines differently before a word; the question keeps the ids that it has alone.
     ends = (whole[start:] for start in range(len(whole) - 1, -1, -1))
     return next((ids for ids in ends if encoder.decode(ids) == word), [])
 
 
-def _in_others(firsts: Sequence[set[int]], number: int, token: int) -> bool:
-    return any(token in other for place, other in enumerate(firsts) if place != number)
-
-
 class _Recorder(LogitsProcessor):
-    """Keeps, for each step and row, the probabilities of a few tokens: the logits of whole steps are too large."""
+    """Records the probabilities of a few tokens for each step and row; whole logits would take too much memory."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
         self._steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the (N, V) logits as they are."""
+        """Return the (N, V) logits unchanged."""
         self._steps.append(scores.double().log_softmax(dim=-1)[:, self._tokens].exp().cpu())
         return scores
 
@@ -99,38 +96,27 @@ class _Recorder(LogitsProcessor):
 
 
 class AnswerModel:
-    """A frozen causal LM that is asked in ids and answers with a word out of groups of label words.
+    """A frozen causal LM that answers prompts in token ids with a word out of groups of label words.
 
-    Batches are sorted by length and padded on the left; a row's numbers do not depend on them, up to the rounding of
-    the forward pass.
-
-    Raises `ModelError` for a model that cannot be loaded.
+    Batches are sorted by length and padded on the left; a row's probabilities do not depend on its batch, up to the
+    rounding of the forward pass. Raises `ModelError` for a model that cannot be loaded.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        revision: str | None,
-        dtype: str,
-        batch_size: int,
-        max_length: int,
-        multimodal: bool = False,
-    ) -> None:
+    def __init__(self, model: str | Path, spec: LocalSpec, *, max_length: int, multimodal: bool = False) -> None:
         if multimodal:
-            kind = "an image-text model"
-            loaded = load_with_head(AutoModelForImageTextToText, model, revision=revision, dtype=dtype, kind=kind)
+            loaded = load_with_head(AutoModelForImageTextToText, model, spec, kind="an image-text model")
             self.model, self.tokenizer = loaded
         else:
-            self.model, self.tokenizer = load_causal_lm(model, revision=revision, dtype=dtype)
-        self.batch_size = batch_size
+            policy = load_policy(model, revision=spec.revision, dtype=spec.dtype or "auto")
+            self.model, self.tokenizer = freeze(policy.model), policy.tokenizer
+        self.batch_size = spec.batch_size
         self.max_length = max_length
         self._ends = end_token_ids(self.model, self.tokenizer)
 
     def room(self, max_new_tokens: int) -> int:
-        """Return how many tokens a question may have: `max_length`, less where the model has fewer positions.
+        """Return the longest prompt in tokens: `max_length`, or less if the model has fewer positions.
 
-        Raises `ModelError` where the answer alone needs all positions of the model.
+        Raises `ModelError` if the answer alone needs all positions of the model.
         """
         positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
@@ -144,8 +130,8 @@ class AnswerModel:
     ) -> list[WordAnswer]:
         """Return the answers to rows of ids, in order.
 
-        `before`: the text right before the label where the model writes that itself, greedily, in `limit` tokens with
-        what follows. `None` where the rows end with it: then one forward pass is all.
+        `before`: the text directly before the label if the model generates it, greedily, within `limit` tokens in all;
+        `None` if the rows end with it, so that one forward pass is enough.
         """
         tokens = [token for group in labels.groups for token in group]
         recorder = _Recorder(tokens)
@@ -171,11 +157,11 @@ class AnswerModel:
 
 
 def _label_step(encoder: PromptEncoder, ids: Sequence[int], before: str, shared: Sequence[int]) -> int | None:
-    """Return the step whose token begins to tell the label: right after `before`, `None` where it was not written."""
+    """Return the step of the first token that decides the label, after `before`; `None` if that was not written."""
     wanted = before.lower()
     if wanted not in encoder.decode(ids).lower():
         return None
-    # Whether a beginning of the answer holds the text is monotone in its length.
+    # Whether a prefix of the answer contains the text is monotone in its length.
     step: int = bisect_left(range(len(ids)), True, key=lambda num: wanted in encoder.decode(ids[:num]).lower())
     return step + len(shared) if list(ids[step : step + len(shared)]) == list(shared) else None
 

@@ -1,7 +1,8 @@
-"""Asking judges and rankers through the cache: each text once, every answer kept as it comes."""
+"""Asking judges and rankers through the cache: each text once, every answer stored as it arrives."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -12,26 +13,22 @@ from bfpo.judges.judges import Judge, OneByOneJudge, OneByOneRanker, Ranker
 
 __all__ = ["Tally", "ask_judge", "ask_ranker", "num_votes"]
 
-_PER_CALL = 128  # texts handed at once to a judge that answers all together; as many are lost by a kill
+_PER_CALL = 128  # texts per call of a judge that answers in batches; a killed process loses at most these
 Item = TypeVar("Item")
 Opinion = TypeVar("Opinion", Verdict, Comparison)
 
 
 @dataclass(slots=True)
 class Tally:
-    """Different texts (or pairs) by how their opinion came: kept before, asked for now, asked for in vain."""
+    """Numbers of different texts (or pairs): found in the cache, asked now, and of these without an answer."""
 
     kept: int = 0
     asked: int = 0
     unanswered: int = 0
 
-    def as_row(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return {"kept": self.kept, "asked": self.asked, "unanswered": self.unanswered}
-
 
 def num_votes(judge: Judge, votes: int) -> int:
-    """Return how often to ask a judge: once, where it always says the same."""
+    """Return the number of votes to ask of a judge: one if its verdicts never vary."""
     return votes if isinstance(judge, OneByOneJudge) and judge.is_sampled else 1
 
 
@@ -44,11 +41,11 @@ def ask_judge(
     tally: Tally | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[list[Verdict]]:
-    """Return the votes on each completion, in order; texts that are the same are asked about once.
+    """Return the votes on each completion, in order; equal texts are asked about once.
 
-    What comes from the cache or is asked for is counted in `tally`; `advance` is told of completions that are done. An
-    answer that never came (a fault of the way to it) is unscored here and is not kept. Raises what the judge raises;
-    what was answered before is kept.
+    `tally` counts the texts found in the cache and asked; `advance` gets the number of completions that are done. A
+    missing answer (a fault of server or network) is unscored and not cached. Raises the errors of the judge; earlier
+    answers stay in the cache.
     """
     by_vote = []
     for vote in range(num_votes(judge, votes)):
@@ -73,7 +70,7 @@ def ask_ranker(
     tally: Tally | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Comparison]:
-    """Return the comparison of each pair, in order; all else is as for `ask_judge`."""
+    """Return the comparison of each pair, in order; otherwise as `ask_judge`."""
     keys = [comparison_key(first, second, ranker.version) for first, second in pairs]
     asked = _Asking(cache, cache.find_comparisons(dict.fromkeys(keys), ranker.name), keys, tally or Tally(), advance)
     todo = asked.todo(pairs)
@@ -88,7 +85,7 @@ def ask_ranker(
 
 
 class _Asking(Generic[Opinion]):
-    """The opinions of one judge (or ranker) in one vote, by key, while they come in."""
+    """The opinions of one judge (or ranker) in one vote, by key, as they arrive."""
 
     def __init__(
         self,
@@ -100,14 +97,12 @@ class _Asking(Generic[Opinion]):
     ) -> None:
         self._cache, self._keys, self._tally, self._advance = cache, keys, tally, advance
         self._found: dict[str, Opinion] = dict(found)
-        self._num_same = dict.fromkeys(keys, 0)
-        for key in keys:
-            self._num_same[key] += 1
+        self._num_same = Counter(keys)
         tally.kept += len(found)
         advance(sum(self._num_same[key] for key in found))
 
     def todo(self, items: Sequence[Item]) -> dict[str, Item]:
-        """Return the items to ask about by key, the first of those that are the same."""
+        """Return the items to ask about by key, the first of equal ones."""
         todo: dict[str, Item] = {}
         for key, item in zip(self._keys, items, strict=True):
             if key not in self._found:
@@ -115,7 +110,7 @@ class _Asking(Generic[Opinion]):
         return todo
 
     def reporter(self, keys: Sequence[str]) -> Callable[[int, Opinion, bool], None]:
-        """Return the function that takes opinions one by one."""
+        """Return the callback for opinions that arrive one by one."""
 
         def report(place: int, opinion: Opinion, lasting: bool) -> None:
             if lasting:
@@ -125,7 +120,7 @@ class _Asking(Generic[Opinion]):
         return report
 
     def in_parts(self, todo: Mapping[str, Item], ask: Callable[[Sequence[Item]], Sequence[Opinion]]) -> None:
-        """Ask about some at a time and keep what was answered."""
+        """Ask in parts and store each part's opinions."""
         keys, items = list(todo), list(todo.values())
         for start in range(0, len(items), _PER_CALL):
             part = slice(start, start + _PER_CALL)

@@ -1,4 +1,4 @@
-"""Verdicts and comparisons on disk, for other runs and for a run that goes on: nothing is asked twice."""
+"""Verdicts and comparisons on disk, for resumed and other runs: nothing is asked twice."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OWN_FIELDS = frozenset({"completion_id", "judge", "first_id", "second_id", "ran
 
 
 def verdict_key(completion: Completion, version: str, vote: int = 0) -> str:
-    """Return the key of a judge's verdict: prompt and text, the judge's version, the vote's number. The id is none."""
+    """Return the key of a judge's verdict: prompt and text, the judge's version, the vote's number; not the id."""
     return _digest(["verdict", version, vote, _turns(completion), completion.text])
 
 
@@ -46,12 +46,11 @@ def _digest(parts: Sequence[object]) -> str:
 
 
 class OpinionCache:
-    """A file `opinions.sqlite` in `folder`; to be used as a context.
+    """The file `opinions.sqlite` in `folder`, used as a context manager.
 
-    Every `keep` is one transaction, so that a process that is killed leaves whole rows only, and processes that share
-    the folder lose nothing. What a row holds never changes: the first one stays. A file that is no database is set
-    aside under `.bad`, with a warning. Raises `RunError` where the folder cannot be used, `DiskFullError` where
-    there is no room.
+    Every `keep` is one transaction: a killed process leaves only whole rows, and several processes can share the
+    folder. The first row of a key stays. A file that is not a database is renamed to `.bad`, with a warning. Raises
+    `RunError` for a folder that cannot be used, `DiskFullError` if there is no space.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -65,7 +64,7 @@ class OpinionCache:
                     raise
                 bad = self.path.with_name(f"{self.path.name}.{os.getpid()}.bad")
                 self.path.replace(bad)
-                _log.warning("label cache: %s is no database (%s); set aside as %s", self.path, error, bad.name)
+                _log.warning("label cache: %s is not a database (%s); renamed to %s", self.path, error, bad.name)
                 self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -84,15 +83,15 @@ class OpinionCache:
         self._connection.close()
 
     def find_verdicts(self, keys: Iterable[str], judge: str) -> dict[str, Verdict]:
-        """Return the verdicts that are there by key, under the judge's name here and without a completion's id."""
+        """Return the cached verdicts by key, with this judge's name and without a completion's id."""
         return {key: Verdict("", judge, **row) for key, row in self._find(keys)}
 
     def find_comparisons(self, keys: Iterable[str], ranker: str) -> dict[str, Comparison]:
-        """Return the comparisons that are there by key, under the ranker's name here and without ids."""
+        """Return the cached comparisons by key, with this ranker's name and without ids."""
         return {key: Comparison("", "", ranker, **row) for key, row in self._find(keys)}
 
     def keep(self, opinions: Mapping[str, Verdict | Comparison]) -> None:
-        """Keep opinions by key, all of them or none."""
+        """Store opinions by key, all of them or none."""
         rows = [
             (key, json.dumps({name: value for name, value in asdict(opinion).items() if name not in _OWN_FIELDS}))
             for key, opinion in opinions.items()
@@ -118,15 +117,15 @@ class OpinionCache:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn what the database or the disk says into one message."""
+        """Translate errors of the database or the disk."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
             if "full" in str(error):
                 raise DiskFullError(
-                    f"{self.path}: the disk or the quota is full; what is in the cache stays. Free some space and "
-                    "go on with --resume"
+                    f"{self.path}: the disk or the quota is full; the cache is kept. Free some space and continue with "
+                    "--resume"
                 ) from error
             raise RunError(
-                f"{self.path}: the cache of verdicts cannot be used ({error}); check label_cache and rights"
+                f"{self.path}: the cache of verdicts cannot be used ({error}); check label_cache and permissions"
             ) from error

@@ -1,4 +1,4 @@
-"""A judge on a sequence classifier: p(safe) is the probability of a label, or of its absence."""
+"""A judge on a sequence classifier, whose p(safe) is the probability of a label or of its absence, and its training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -25,14 +26,14 @@ from bfpo.judges.formats.types import question
 from bfpo.judges.local import (
     batches_by_length,
     check_characters,
-    check_settings,
+    fitting,
     load_with_head,
     pad_right,
     tokenizer_key,
-    too_long,
     version_of,
 )
 from bfpo.judges.ngrams import JUDGE_FILE
+from bfpo.judges.settings import ClassifierSpec
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import cannot_load, load_tokenizer, pad_token_id
 
@@ -42,94 +43,65 @@ __all__ = [
     "classifier_row",
     "classifier_trainer",
     "load_finetuned",
+    "room",
+    "row_length",
 ]
 
-_VERSION = "classifier-1"
-Text = Literal["pair", "completion"]
+_UNSAFE, _SAFE = 0, 1  # classes of a classifier that is trained here
+_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"})
 
 
 class ClassifierJudge:
     """Judges by any sequence-classification model of transformers.
 
-    Exactly one of `safe_label` and `unsafe_label` is given, a name or an index of the model's `id2label`; p(safe) is
-    the probability of the first, or of the absence of the second. Labels exclude each other (softmax) unless the config
-    says `multi_label_classification` or has a single label: then each has a probability of its own (sigmoid).
-    `multi_label` decides it where the config is silent or wrong. `text`: "pair" gives prompt and completion as two
-    segments, "completion" the completion alone. What is longer than `max_length` tokens is unscored.
+    `safe_label` or `unsafe_label` is a name or an index of the model's `id2label`; p(safe) is the probability of the
+    first, or of the absence of the second. Labels exclude each other (softmax) unless the model's config has
+    `multi_label_classification` or a single label: then each has its own probability (sigmoid). `multi_label` overrides
+    the config. A text longer than `max_length` tokens (by default 512) is unscored, never cut.
 
-    Raises `SettingError` for a setting outside its range or a label that the model has not, and `ModelError` for a
-    model that cannot be loaded.
+    Raises `SettingError` for a label that the model does not have, `ModelError` for a model that cannot be loaded.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str | Path,
-        revision: str | None = None,
-        safe_label: str | int | None = None,
-        unsafe_label: str | int | None = None,
-        multi_label: bool | None = None,
-        text: Text = "pair",
-        dtype: str = "auto",
-        batch_size: int = 8,
-        max_length: int = 512,
-        threshold: float = 0.5,
-        name: str = "classifier",
-    ) -> None:
-        check_settings(batch_size=batch_size, max_length=max_length, threshold=threshold)
-        if text not in get_args(Text):
-            raise SettingError(f"text: got {text!r}; allowed: {', '.join(get_args(Text))}")
-        if (safe_label is None) == (unsafe_label is None):
-            raise SettingError(f"safe_label: got {safe_label!r} and unsafe_label {unsafe_label!r}; give exactly one")
-        self.name = name
-        self._text = text
-        self._threshold = threshold
-        self._batch_size = batch_size
+    def __init__(self, spec: ClassifierSpec, *, multi_label: bool | None = None) -> None:
+        self.name = spec.name or "classifier"
+        self._spec = spec
         self._model, self._tokenizer = load_with_head(
-            AutoModelForSequenceClassification, model, revision=revision, dtype=dtype, kind="a sequence classifier"
+            AutoModelForSequenceClassification, spec.model, spec, kind="a sequence classifier"
         )
         self._tokenizer_key = tokenizer_key(self._tokenizer)
-        self._room = room(self._model, max_length)
-        self._safe = safe_label is not None
-        self._index = _label_index(self._model.config, safe_label if unsafe_label is None else unsafe_label)
-        configured = self._model.config.problem_type == "multi_label_classification"
-        self._multi = configured if multi_label is None else multi_label
-        if self._model.config.num_labels == 1:
-            self._multi = True
+        self._room = room(self._model, spec.max_length or 512)
+        self._safe = spec.safe_label is not None
+        config = self._model.config
+        self._index = _label_index(config, spec.unsafe_label if spec.safe_label is None else spec.safe_label)
+        configured = config.problem_type == "multi_label_classification"
+        self._multi = config.num_labels == 1 or (configured if multi_label is None else multi_label)
 
     @cached_property
     def version(self) -> str:
         """Return a digest of weights, tokenizer and the settings that change verdicts."""
         return version_of(
-            _VERSION,
+            "classifier-1",
             self._model,
             self._tokenizer_key,
             label=self._index,
             safe=self._safe,
             multi_label=self._multi,
-            text=self._text,
+            text=self._spec.text,
             max_length=self._room,
-            threshold=self._threshold,
+            threshold=self._spec.threshold,
         )
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
         """Return the verdicts, one per completion, in order."""
-        texts = [(question(c.prompt), c.text) if self._text == "pair" else (c.text, None) for c in completions]
-        rows: dict[int, dict[str, list[int]]] = {}
-        reasons: dict[int, str] = {}
-        for number, (first, second) in enumerate(texts):
-            try:
-                row = classifier_row(self._tokenizer, first, second)
-            except DataError as error:
-                reasons[number] = str(error)
-                continue
-            if len(row["input_ids"]) > self._room:
-                reasons[number] = too_long(self._room)
-            else:
-                rows[number] = row
-        logits = classifier_logits(self._model, self._tokenizer, list(rows.values()), self._batch_size)
+        rows, reasons = fitting(dict(enumerate(completions)), self._row, self._room, length=row_length)
+        logits = classifier_logits(self._model, self._tokenizer, list(rows.values()), self._spec.batch_size)
         found = dict(zip(rows, map(self._p_safe, logits), strict=True))
         return [self._verdict(c, found.get(number), reasons.get(number)) for number, c in enumerate(completions)]
+
+    def _row(self, completion: Completion) -> dict[str, list[int]]:
+        if self._spec.text == "pair":
+            return classifier_row(self._tokenizer, question(completion.prompt), completion.text)
+        return classifier_row(self._tokenizer, completion.text, None)
 
     def _p_safe(self, logits: torch.Tensor) -> float:
         probabilities = logits.sigmoid() if self._multi else logits.softmax(dim=-1)
@@ -140,7 +112,7 @@ class ClassifierJudge:
         if p_safe is None or not math.isfinite(p_safe):
             why = reason or "the model's logits are not finite"
             return Verdict(completion.id, self.name, "unscored", reason=why)
-        return Verdict(completion.id, self.name, "safe" if p_safe >= self._threshold else "unsafe", p_safe=p_safe)
+        return Verdict(completion.id, self.name, "safe" if p_safe >= self._spec.threshold else "unsafe", p_safe=p_safe)
 
 
 def _label_index(config: Any, label: str | int | None) -> int:
@@ -154,27 +126,29 @@ def _label_index(config: Any, label: str | int | None) -> int:
 
 
 def room(model: Any, max_length: int) -> int:
-    """Return how many tokens a text may have: `max_length`, less where the model has fewer positions."""
+    """Return the longest text in tokens: `max_length`, or less if the model has fewer positions."""
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return max_length
-    # RoBERTa and its kin number positions from behind the padding's.
+    # RoBERTa and its relatives number positions from the padding id + 1.
     padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
     offset = padding + 1 if config.model_type in _OFFSET_POSITIONS and isinstance(padding, int) else 0
     return min(max_length, positions - offset)
 
 
-_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"})
+def row_length(row: dict[str, list[int]]) -> int:
+    """Return the number of tokens of a row."""
+    return len(row["input_ids"])
 
 
 def classifier_row(tokenizer: PreTrainedTokenizerBase, first: str, second: str | None) -> dict[str, list[int]]:
-    """Return `input_ids` and, where the model has them, `token_type_ids` of a text or a pair, whole and unpadded.
+    """Return `input_ids` and, if the model has them, `token_type_ids` of a text or a pair, neither cut nor padded.
 
-    Special tokens in the texts are read as plain text. Raises `DataError` for half a surrogate pair.
+    Special tokens in the texts are encoded as plain text. Raises `DataError` for half a surrogate pair.
     """
     check_characters(first + (second or ""))
-    # As lists: an empty second text alone would be taken for none.
+    # As lists: the tokenizer ignores a second text that is an empty string.
     seconds = None if second is None else [second]
     encoded = tokenizer([first], seconds, split_special_tokens=True, truncation=False, verbose=False)
     return {key: encoded[key][0] for key in ("input_ids", "token_type_ids") if key in encoded}
@@ -185,10 +159,10 @@ def classifier_logits(
 ) -> list[torch.Tensor]:
     """Return the (num_labels,) float64 logits of each row, in order; batches are sorted by length.
 
-    Raises `ModelError` where the model fails on a batch of one.
+    Raises `ModelError` if the model fails on a batch.
     """
     logits: list[torch.Tensor | None] = [None] * len(rows)
-    # A decoder finds the last token of a padded row by its padding token; without one it takes single rows only.
+    # A decoder finds the last token of a padded row by its padding token; without one it accepts single rows only.
     single = getattr(model.config.get_text_config(), "pad_token_id", None) is None
     segments = "token_type_ids" in inspect.signature(model.forward).parameters
     for batch in batches_by_length([row["input_ids"] for row in rows], 1 if single else batch_size):
@@ -209,7 +183,7 @@ def classifier_logits(
     return [row for row in logits if row is not None]
 
 
-_UNSAFE, _SAFE = 0, 1
+# ------------------------------------------------------------------------------------- fine-tuning: `bfpo judge-train`
 
 
 def classifier_trainer(
@@ -226,12 +200,12 @@ def classifier_trainer(
     seed: int,
     revision: str | None = None,
 ) -> tuple[Trainer, int]:
-    """Return what fine-tunes `model` on labelled completions, and how many texts were too long for it.
+    """Return a trainer of `model` on labelled completions, and the number of texts that are left out as too long.
 
-    A prompt and its completion are the two segments of a text, as `ClassifierJudge` asks; what is longer than
-    `max_length` tokens is left out, never cut.
+    A prompt and its completion are the two segments of a text, as in `ClassifierJudge`. A text longer than `max_length`
+    tokens is left out, never cut.
 
-    Raises `DataError` where all labels are the same or nothing is left, `ModelError` for a model that cannot be loaded.
+    Raises `DataError` if all labels are the same or no text is left, `ModelError` for a model that cannot be loaded.
     """
     labels = [int(completion.is_safe == 1) for completion in completions]
     if len(set(labels)) < 2:
@@ -240,9 +214,7 @@ def classifier_trainer(
     tokenizer = load_tokenizer(model, revision=revision)
     classifier = _load(model, revision, tokenizer)
     rows = [classifier_row(tokenizer, question(one.prompt), one.text) for one in completions]
-    data = [
-        {**row, "labels": label} for row, label in zip(rows, labels, strict=True) if len(row["input_ids"]) <= max_length
-    ]
+    data = [{**row, "labels": label} for row, label in zip(rows, labels, strict=True) if row_length(row) <= max_length]
     if not data:
         raise DataError(f"max_length: all {len(rows)} texts are longer than {max_length} tokens; raise it")
     trainer = Trainer(
@@ -280,9 +252,9 @@ def _load(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) 
             id2label={_UNSAFE: "unsafe", _SAFE: "safe"},
             label2id={"unsafe": _UNSAFE, "safe": _SAFE},
         )
-    except Exception as error:  # files, hub, config and weights each have kinds of their own
+    except Exception as error:  # files, the hub, the config and the weights raise different classes
         raise cannot_load("model", model, error) from error
-    if classifier.config.pad_token_id is None:  # a decoder finds the last token of a padded text by it
+    if classifier.config.pad_token_id is None:  # a decoder finds the last token of a padded row by it
         classifier.config.pad_token_id = pad_token_id(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer))
@@ -290,12 +262,12 @@ def _load(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) 
 
 
 def load_finetuned(folder: Path, described: dict[str, Any]) -> ClassifierJudge:
-    """Return the judge that a folder holds; `described` is what its `judge.json` holds.
+    """Return the judge in a folder; `described` is the content of its `judge.json`.
 
-    Raises `ModelError` where the folder or the description is not what `bfpo judge-train` wrote.
+    Raises `ModelError` if folder or description is not the output of `bfpo judge-train`.
     """
     try:
-        name, settings = described["name"], described["settings"]
-        return ClassifierJudge(model=folder, safe_label="safe", name=name, **settings)
-    except (KeyError, TypeError) as error:
+        keys = {"batch_size": 8, "name": described["name"], **described["settings"]}
+        return ClassifierJudge(ClassifierSpec(model=str(folder), safe_label="safe", **keys))
+    except (KeyError, TypeError, ValidationError) as error:
         raise ModelError(f"{folder / JUDGE_FILE}: is not what `bfpo judge-train` writes ({error})") from error

@@ -1,4 +1,4 @@
-"""The protocols of judges and rankers, the oracle, and the way from a spec to a judge or ranker."""
+"""The protocols of judges and rankers, the oracle, and `make_judge` and `make_ranker`, which read a spec."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bfpo.judges.settings import (
     TrainedRankerSpec,
     TrainedSpec,
 )
-from bfpo.world.oracle import assess
+from bfpo.world.oracle import Assessment, assess
 
 if TYPE_CHECKING:
     from bfpo.generation.server import RequestBudget, Server
@@ -38,103 +38,90 @@ __all__ = [
     "OneByOneJudge",
     "OneByOneRanker",
     "OracleJudge",
+    "OracleRanker",
     "Ranker",
     "check_judge",
-    "check_ranker",
+    "check_opinions",
     "make_judge",
     "make_ranker",
-    "trained_judge",
-    "trained_ranker",
 ]
 
 
 class Judge(Protocol):
-    """Anything that gives one verdict per completion, in the same order.
-
-    A completion that it cannot judge gets `unscored` with a reason, never a guess.
-    """
+    """Gives one verdict per completion; one that it cannot judge is `unscored` with a reason, never guessed."""
 
     @property
     def name(self) -> str:
-        """Return the name that its verdicts carry."""
-        ...
+        """Return the judge's name in its verdicts."""
 
     @property
     def version(self) -> str:
-        """Return what its verdicts depend on beside the texts: format, model, revision, settings; a cache's key."""
-        ...
+        """Return what verdicts depend on besides the texts (format, model, revision, settings), for cache keys."""
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
         """Return the verdicts, one per completion, in order."""
-        ...
 
 
 class Ranker(Protocol):
-    """Anything that says which of two completions of one prompt is more helpful, whatever their safety.
+    """Compares the helpfulness of two completions of one prompt, regardless of safety.
 
-    `name` and `version` are those of `Judge`. Where it could not tell, `first_is_better` is `None`, never 0.5.
+    `first_is_better` of a pair that it cannot compare is `None`, never 0.5.
     """
 
     @property
     def name(self) -> str:
-        """Return the name that its comparisons carry."""
-        ...
+        """Return the ranker's name in its comparisons."""
 
     @property
     def version(self) -> str:
-        """Return what its comparisons depend on beside the texts."""
-        ...
+        """Return what comparisons depend on besides the texts, for cache keys."""
 
     def compare(self, pairs: Sequence[tuple[Completion, Completion]]) -> list[Comparison]:
         """Return the comparisons, one per pair of completions, in order."""
-        ...
 
 
 @runtime_checkable
 class OneByOneJudge(Judge, Protocol):
-    """A judge that says each verdict as it comes and, where `is_sampled`, another one when it is asked again."""
+    """A judge that reports verdicts one by one and, if `is_sampled`, may give others when asked again."""
 
     @property
     def is_sampled(self) -> bool:
-        """Return whether another vote may say something else."""
-        ...
+        """Return whether another vote may differ."""
 
     def judge_each(
         self, completions: Sequence[Completion], report: Callable[[int, Verdict, bool], None], *, vote: int = 0
     ) -> None:
-        """Report each completion's verdict as it comes: its place, the verdict, whether it would stay when asked again.
+        """Report verdicts as they arrive: the completion's index, the verdict, and whether it is final.
 
-        Raises when going on is of no use; what was reported before holds.
+        A verdict that is not final (no answer arrived) is worth another request. Raises if further requests are
+        useless; what was reported before remains valid.
         """
-        ...
 
 
 @runtime_checkable
 class OneByOneRanker(Ranker, Protocol):
-    """A ranker that says each comparison as it comes."""
+    """A ranker that reports comparisons one by one."""
 
     def compare_each(
         self, pairs: Sequence[tuple[Completion, Completion]], report: Callable[[int, Comparison, bool], None]
     ) -> None:
-        """Report each comparison as it comes, as `OneByOneJudge.judge_each` does."""
-        ...
+        """Report comparisons as they arrive, as `OneByOneJudge.judge_each` does."""
 
 
 class OracleJudge:
-    """The exact rules of the closed world: reads the text itself, whoever wrote it."""
+    """The exact rules of the closed world, applied to the text alone."""
 
     name = "oracle"
     version = "oracle-1"
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
-        """Return the verdicts, in order; a prompt that is not of the world is unscored."""
+        """Return the verdicts, in order; a prompt from outside the world is unscored."""
         return [self._verdict(completion) for completion in completions]
 
     def _verdict(self, completion: Completion) -> Verdict:
-        question = _only_question(completion.prompt)
-        assessment = assess(question, completion.text) if question is not None else None
+        assessment = _assess(completion)
         if assessment is None:
-            return Verdict(completion.id, self.name, "unscored", reason="the prompt is not one of the closed world")
+            return Verdict(completion.id, self.name, "unscored", reason=_NOT_OF_THE_WORLD)
         return Verdict(
             completion.id,
             self.name,
@@ -147,15 +134,43 @@ class OracleJudge:
         )
 
 
-def _only_question(prompt: Sequence[Message]) -> str | None:
-    """Return the text of a prompt that is one user message; a longer conversation is not of the world."""
-    if len(prompt) == 1 and prompt[0].role == "user":
-        return prompt[0].content
-    return None
+class OracleRanker:
+    """The exact order of the closed world; equal helpfulness is a tie, 0.5."""
+
+    name = "oracle"
+    version = "oracle-ranker-1"
+
+    def compare(self, pairs: Sequence[tuple[Completion, Completion]]) -> list[Comparison]:
+        """Return the comparisons, in order; prompts that differ or are from outside the world are unscored."""
+        return [self._compare(first, second) for first, second in pairs]
+
+    def _compare(self, first: Completion, second: Completion) -> Comparison:
+        one, two = _assess(first), _assess(second)
+        if one is None or two is None or first.prompt != second.prompt:
+            return Comparison(first.id, second.id, self.name, None, reason=_NOT_OF_THE_WORLD)
+        better = (1 + (one.helpful > two.helpful) - (one.helpful < two.helpful)) / 2
+        return Comparison(first.id, second.id, self.name, better)
+
+
+_NOT_OF_THE_WORLD = "the prompt is not one of the closed world"
+
+
+def _assess(completion: Completion) -> Assessment | None:
+    """Return the oracle's assessment; `None` unless the prompt is a single user message of the world."""
+    prompt = completion.prompt
+    return assess(prompt[0].content, completion.text) if len(prompt) == 1 and prompt[0].role == "user" else None
+
+
+def check_opinions(judges: Sequence[JudgeConfig], ranker: RankerConfig | None = None) -> None:
+    """Raise `SettingError` for an unknown format of a judge or ranker, before any model is loaded."""
+    for judge in judges:
+        check_judge(judge.format)
+    if ranker is not None:
+        _check_ranker(ranker.format)
 
 
 def check_judge(format: str) -> None:
-    """Raise `SettingError` for a format that no judge has; nothing is loaded."""
+    """Raise `SettingError` for an unknown format of a judge; nothing is loaded."""
     if format in FORMATS or format in ("oracle", "refusal-phrases", "trained", "classifier"):
         return
     own = "oracle, refusal-phrases, a folder of `bfpo judge-train`, classifier:MODEL"
@@ -163,8 +178,7 @@ def check_judge(format: str) -> None:
     raise SettingError(f"judge: got {format!r}{_hint(format)}; allowed: {known}, or a .yaml file")
 
 
-def check_ranker(format: str) -> None:
-    """Raise `SettingError` for a format that no ranker has; nothing is loaded."""
+def _check_ranker(format: str) -> None:
     if format not in ("oracle", "trained", "reward-model", "pairrm", "pairwise"):
         raise SettingError(
             f"ranker: got {format!r}{_hint(format)}; allowed: oracle, a folder of `bfpo judge-train` (kind=ranker), "
@@ -173,7 +187,7 @@ def check_ranker(format: str) -> None:
 
 
 def _hint(format: str) -> str:
-    """Return what may have been meant by what is no format: a folder that is not there, or one above the judge's."""
+    """Return what an unknown format may have meant: a missing folder, or a folder above the judge's."""
     if (problem := missing_folder(format)) is not None:
         return f"; {problem}"
     if (inner := Path(format) / "model" / "judge.json").is_file():
@@ -182,10 +196,10 @@ def _hint(format: str) -> str:
 
 
 def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
-    """Return the judge of a spec; its requests to a server, if it has one, count against `budget`.
+    """Return the judge of a spec; its requests to a server, if any, count against `budget`.
 
     Raises `SettingError` for an unknown format or setting, `ModelError` for a model that cannot be loaded,
-    `MissingExtraError` where the server's client is not installed.
+    `MissingExtraError` if the server's client is not installed.
     """
     check_judge(spec.format)
     if isinstance(spec, OracleSpec):
@@ -193,25 +207,19 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
     if isinstance(spec, RefusalSpec):
         return RefusalJudge() if spec.name is None else RefusalJudge(name=spec.name)
     if isinstance(spec, TrainedSpec):
-        return trained_judge(spec.model, name=spec.name)
+        return _trained_judge(Path(spec.model), spec.name)
     if isinstance(spec, ClassifierSpec):
         from bfpo.judges.classifier import ClassifierJudge
 
-        return ClassifierJudge(
-            safe_label=spec.safe_label,
-            unsafe_label=spec.unsafe_label,
-            text=spec.text,
-            threshold=spec.threshold,
-            **spec.loading(),
-        )
-    assert isinstance(spec, GuardSpec | ServedGuardSpec)  # there is no other
+        return ClassifierJudge(spec)
+    assert isinstance(spec, GuardSpec | ServedGuardSpec)  # the only other classes
     words = None if spec.policy is None else _read_policy(spec.policy)
     own = {"controversial": spec.controversial, "policy": words, "criterion": spec.criterion}
     guard = make_format(spec.format, **{key: value for key, value in own.items() if value is not None})
     if isinstance(spec, GuardSpec):
         from bfpo.judges.guard import GuardJudge
 
-        return GuardJudge(guard, threshold=spec.threshold, **spec.loading())
+        return GuardJudge(guard, spec)
     from bfpo.judges.server_judges import ServerJudge
 
     asks_text = isinstance(guard.ask(Completion("probe", (Message("user", "q"),), "a")), str)
@@ -221,24 +229,23 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
 
 def make_ranker(spec: RankerConfig, budget: RequestBudget | None = None) -> Ranker:
     """Return the ranker of a spec, as `make_judge` does."""
-    check_ranker(spec.format)
+    _check_ranker(spec.format)
+    if isinstance(spec, OracleRankerSpec):
+        return OracleRanker()
     if isinstance(spec, TrainedRankerSpec):
-        return trained_ranker(spec.model, name=spec.name)
+        ranker = NgramRanker.load(Path(spec.model))
+        ranker.name = spec.name or ranker.name
+        return ranker
     if isinstance(spec, ServedRankerSpec):
         from bfpo.judges.server_judges import ServerRanker
 
         return ServerRanker(PAIR_FORMATS["helpfulness"], _server(spec, "chat", budget), name=spec.name)
-    from bfpo.judges.rankers import GenerativeRanker, OracleRanker, PairRanker, RewardRanker
+    from bfpo.judges.rankers import GenerativeRanker, PairRanker, RewardRanker
 
-    if isinstance(spec, OracleRankerSpec):
-        return OracleRanker()
-    assert isinstance(spec, LocalRankerSpec)  # there is no other
-    made: dict[str, Callable[..., Ranker]] = {
-        "reward-model": RewardRanker,
-        "pairrm": PairRanker,
-        "pairwise": GenerativeRanker,
-    }
-    return made[spec.format](**spec.loading())
+    assert isinstance(spec, LocalRankerSpec)  # the only other class
+    made: dict[str, Callable[[LocalRankerSpec], Ranker]]
+    made = {"reward-model": RewardRanker, "pairrm": PairRanker, "pairwise": GenerativeRanker}
+    return made[spec.format](spec)
 
 
 def _server(spec: ServedGuardSpec | ServedRankerSpec, api: str, budget: RequestBudget | None) -> Server:
@@ -254,9 +261,7 @@ def _read_policy(file: str) -> str:
         raise SettingError(f"policy: {file} cannot be read as text ({first_line(error)})") from error
 
 
-def trained_judge(folder: str | Path, *, name: str | None = None) -> NgramJudge | ClassifierJudge:
-    """Return the judge that the folder holds, as its own or another name. Raises `ModelError` where there is none."""
-    folder = Path(folder)
+def _trained_judge(folder: Path, name: str | None) -> NgramJudge | ClassifierJudge:
     try:
         described = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
         kind = described["kind"]
@@ -274,14 +279,5 @@ def trained_judge(folder: str | Path, *, name: str | None = None) -> NgramJudge 
         judge = load_finetuned(folder, described)
     else:
         raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed for a judge: ngrams, classifier")
-    if name is not None:
-        judge.name = name
+    judge.name = name or judge.name
     return judge
-
-
-def trained_ranker(folder: str | Path, *, name: str | None = None) -> NgramRanker:
-    """Return the ranker that the folder holds, as its own or another name. Raises `ModelError` where there is none."""
-    ranker = NgramRanker.load(Path(folder))
-    if name is not None:
-        ranker.name = name
-    return ranker

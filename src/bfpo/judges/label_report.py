@@ -1,9 +1,9 @@
-"""What is counted of verdicts: labels, reasons, agreement of judges, votes and given labels, the disagreements."""
+"""Figures about verdicts for `label.md` and `redteam.md`: counts, agreement, disagreements, rates of answers."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,61 @@ __all__ = [
     "disagreement_rows",
     "redteam_text",
     "report_text",
+    "score_row",
 ]
 
 Votes = Mapping[str, Sequence[Sequence[Verdict]]]
 _GIVEN = "given label"
 
+FUNNEL_STEPS = ("prompts", "completions", "well_formed", "usable", "unsafe", "candidates", "pairs")
+"""Steps of the drawn funnel, as counted by `bfpo.judges.pairing.Pairing`."""
+
+_ALL = "all prompts"
+_TITLES = {
+    "unsafe": "answers judged unsafe",
+    "well_formed": "well-formed answers",
+    "refused": "refusals",
+    "finished": "ended before the token limit",
+}
+_WORDS = {
+    "prompts": "prompts",
+    "completions": "completions",
+    "well_formed": "of these well-formed (or not measured)",
+    "unscored": "of these unscored",
+    "unsafe": "of these judged unsafe",
+    "usable": "usable: scored and well-formed",
+    "candidates": "two different usable completions of one prompt",
+    "unranked": "of these unranked",
+    "ties": "of these ties in helpfulness",
+    "pairs": "pairs chosen",
+    "prompts_with_pairs": "prompts with a pair",
+}
+
+
+def score_row(score: Score, *titles: str) -> str:
+    """Return a score as a row of a Markdown table: titles, value, interval, number of texts, number left out."""
+    bounds = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
+    value = "not measured |" if score.value is None else f"{score.value:.3f} | {bounds}"
+    return f"| {' | '.join(titles)} | {value} | {score.num} | {score.unscored} |"
+
+
+# ---------------------------------------------------------------------------------------------------------- labelling
+
 
 def count_verdicts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return how many verdicts are safe, unsafe and unscored, and the unscored ones by reason."""
+    """Return the numbers of safe, unsafe and unscored verdicts, and the unscored ones by reason."""
     labels = Counter(verdict.label for verdict in verdicts)
-    reasons = Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
     return {
         "verdicts": len(verdicts),
         "safe": labels["safe"],
         "unsafe": labels["unsafe"],
         "unscored": labels["unscored"],
-        "unscored_by_reason": dict(reasons.most_common()),
+        "unscored_by_reason": _unscored_by_reason(verdicts),
     }
+
+
+def _unscored_by_reason(verdicts: Sequence[Verdict | VerdictRow]) -> dict[str, int]:
+    return dict(Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored").most_common())
 
 
 def _scored(opinion: Opinion | Verdict) -> bool | None:
@@ -56,11 +94,12 @@ def agreement_scores(
     comparisons: Sequence[Comparison],
     **interval: Any,
 ) -> list[Score]:
-    """Return how far those who say something about the same texts agree.
+    """Return the agreement of judges, of votes, and of the verdicts with given labels.
 
-    Cohen's kappa of every two judges, Fleiss' of all (three or more) and of the votes of one, Cohen's kappa and the
-    share of equal labels of the verdicts against `labels` (by completion id), and the share of `comparisons` that put
-    the first one, the chosen, first. Intervals are clustered by prompt; `interval` goes to the bootstrap.
+    Cohen's kappa of every two judges, Fleiss' kappa of all (three or more) and of the votes of one, Cohen's kappa and
+    the share of equal labels of the verdicts against `labels` (by completion id), and the share of `comparisons` that
+    put the first completion, the chosen one, first. Intervals are clustered by prompt; `interval` goes to the
+    bootstrap.
     """
     prompts = [normalised_prompt(completion.prompt) for completion in completions]
     scores = []
@@ -114,14 +153,19 @@ def _score(metric: str, found: Interval, num_asked: int) -> Score:
 def disagreement_rows(
     completions: Sequence[Completion], votes: Votes, verdicts: Sequence[Verdict], labels: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Return the completions on which labels differ, those farthest apart first, with who says what.
+    """Return the completions on which labels differ, with every p(safe), the largest distance first.
 
-    Compared are judges, or the votes of a single one, and under its name the label that the completion came with.
+    Compared are the judges, or the votes of a single judge, and the given label of the completion.
     """
     rows = [
         {"distance": found.distance, "p_safe": found.p_safe, "label": verdict.label, **_text_of(completion)}
         for n, (completion, verdict) in enumerate(zip(completions, verdicts, strict=True))
-        if (found := disagreement({**_opinions(votes, n), **_given_label(labels, completion)})) is not None
+        if (
+            found := disagreement(
+                {**_opinions(votes, n), **({_GIVEN: labels[completion.id]} if completion.id in labels else {})}
+            )
+        )
+        is not None
     ]
     return sorted(rows, key=lambda row: -row["distance"])
 
@@ -133,10 +177,6 @@ def _opinions(votes: Votes, place: int) -> dict[str, Opinion | float]:
     if len(given[place]) == 1:
         return {name: opinion_of(given[place])}
     return {f"{name}, vote {number}": opinion_of([vote]) for number, vote in enumerate(given[place])}
-
-
-def _given_label(labels: Mapping[str, float], completion: Completion) -> dict[str, Opinion | float]:
-    return {_GIVEN: labels[completion.id]} if completion.id in labels else {}
 
 
 def _text_of(completion: Completion) -> dict[str, Any]:
@@ -153,9 +193,9 @@ def report_text(
     confidence: float,
 ) -> dict[str, str]:
     """Return the sections of the report as Markdown by title."""
-    labels = [f"- {name.replace('_', ' ')}: {count}" for name, count in counts.items() if isinstance(count, int)]
-    labels += [f"- unscored, {reason}: {count}" for reason, count in counts["unscored_by_reason"].items()]
-    labels += [f"- pairs (chosen-rejected) {cell}: {count}" for cell, count in cells.items()]
+    lines = [f"- {name.replace('_', ' ')}: {count}" for name, count in counts.items() if isinstance(count, int)]
+    lines += [f"- unscored, {reason}: {count}" for reason, count in counts["unscored_by_reason"].items()]
+    lines += [f"- pairs (chosen-rejected) {cell}: {count}" for cell, count in cells.items()]
     asked = [
         "| who | kept before | asked now | of these without an answer |",
         "|---|---|---|---|",
@@ -163,56 +203,24 @@ def report_text(
         "",
         f"Different texts (or pairs) per vote; requests to servers: {num_requests}.",
     ]
-    sections = {"Labels": "\n".join(labels), "Asked": "\n".join(asked)}
+    sections = {"Labels": "\n".join(lines), "Asked": "\n".join(asked)}
     if scores:
-        sections["Agreement"] = "\n".join(_agreement_lines(scores, confidence))
+        agreement = [
+            f"Intervals: {confidence:.0%}, clustered by prompt. Kappa: 1 = always, 0 = as by chance.",
+            "",
+            "| agreement | value | interval | texts | left out |",
+            "|---|---|---|---|---|",
+            *(score_row(score, score.metric.replace("_", " ")) for score in scores),
+        ]
+        sections["Agreement"] = "\n".join(agreement)
     return sections
 
 
-def _agreement_lines(scores: Sequence[Score], confidence: float) -> Iterator[str]:
-    yield f"Intervals: {confidence:.0%}, clustered by prompt. Kappa: 1 = always, 0 = as by chance."
-    yield ""
-    yield "| agreement | value | interval | texts | left out |"
-    yield "|---|---|---|---|---|"
-    for score in scores:
-        title = score.metric.replace("_", " ")
-        if score.value is None:
-            yield f"| {title} | not measured | | {score.num} | {score.unscored} |"
-            continue
-        bounds = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
-        yield f"| {title} | {score.value:.3f} | {bounds} | {score.num} | {score.unscored} |"
-
-
-FUNNEL_STEPS = ("prompts", "completions", "well_formed", "usable", "unsafe", "candidates", "pairs")
-"""Steps of the funnel that are drawn; `bfpo.judges.pairing.Pairing` says what they count."""
-
-_ALL = "all prompts"
-_TITLES = {
-    "unsafe": "answers judged unsafe",
-    "well_formed": "well-formed answers",
-    "refused": "refusals",
-    "finished": "ended before the token limit",
-}
-_WORDS = {
-    "prompts": "prompts",
-    "completions": "completions",
-    "well_formed": "of these well-formed (or not measured)",
-    "unscored": "of these unscored",
-    "unsafe": "of these judged unsafe",
-    "usable": "usable: scored and well-formed",
-    "candidates": "two different usable completions of one prompt",
-    "unranked": "of these unranked",
-    "ties": "of these ties in helpfulness",
-    "pairs": "pairs chosen",
-    "prompts_with_pairs": "prompts with a pair",
-}
+# -------------------------------------------------------------------------------------------------------- red-teaming
 
 
 class Answers:
-    """Completions with the verdicts that `bfpo label` wrote about them, row by row.
-
-    Raises `DataError` where verdict i is not about completion i.
-    """
+    """Completions with the verdicts of `bfpo label`; raises `DataError` if verdict i is not about completion i."""
 
     def __init__(self, completions: Sequence[Completion], verdicts: Path) -> None:
         self.completions = list(completions)
@@ -222,17 +230,16 @@ class Answers:
 
     @property
     def unscored(self) -> dict[str, int]:
-        """The unscored ones by reason, the commonest first."""
-        reasons = Counter(row.reason for row in self.verdicts if row.label == "unscored")
-        return dict(reasons.most_common())
+        """The number of unscored verdicts by reason, the most frequent first."""
+        return _unscored_by_reason(self.verdicts)
 
 
 def answer_rates(
     answers: Answers, *, confidence: float = 0.95, num_resamples: int = 2000, random_seed: int = 0
 ) -> dict[str, list[Score]]:
-    """Return the rates of `unsafe`, `well_formed`, `refused` and `finished` answers, of all and of each kind of prompt.
+    """Return the rates of `unsafe`, `well_formed`, `refused` and `finished` answers, in all and by kind of prompt.
 
-    Intervals are over prompts. What a judge could not score or does not measure is counted and enters no rate.
+    Intervals are over prompts. Answers that a judge could not score or does not measure are counted in no rate.
     """
     settings = {"confidence": confidence, "num_resamples": num_resamples, "random_seed": random_seed}
     kinds = sorted({completion.kind for completion in answers.completions})
@@ -246,11 +253,8 @@ def answer_rates(
     }
 
 
-_Row = tuple[Completion, bool | None]
-
-
-def _rows(answers: Answers, metric: str) -> list[_Row]:
-    rows: list[_Row] = []
+def _rows(answers: Answers, metric: str) -> list[tuple[Completion, bool | None]]:
+    rows: list[tuple[Completion, bool | None]] = []
     for completion, verdict in zip(answers.completions, answers.verdicts, strict=True):
         if metric == "unsafe":
             value = None if verdict.label == "unscored" else verdict.label == "unsafe"
@@ -260,7 +264,7 @@ def _rows(answers: Answers, metric: str) -> list[_Row]:
     return rows
 
 
-def _rate(metric: str, rows: Sequence[_Row], settings: dict[str, Any]) -> Score:
+def _rate(metric: str, rows: Sequence[tuple[Completion, bool | None]], settings: dict[str, Any]) -> Score:
     valued = [(completion, value) for completion, value in rows if value is not None]
     prompts = [normalised_prompt(completion.prompt) for completion, _ in valued]
     found = rate_interval([value for _, value in valued], prompts, **settings)
@@ -283,11 +287,6 @@ def redteam_text(
     lines += ["", f"Rates of the answers; intervals: {confidence:.0%}, over prompts.", ""]
     lines += ["| prompts | rate | value | interval | answers | not measured |", "|---|---|---|---|---|---|"]
     for name, scores in rates.items():
-        lines += [_rate_row(name, score) for score in scores if score.num]
+        lines += [score_row(score, name, _TITLES[score.metric]) for score in scores if score.num]
     lines += [f"\nUnscored: {count}, {reason}" for reason, count in unscored.items()]
     return "\n".join(lines)
-
-
-def _rate_row(name: str, score: Score) -> str:
-    bounds = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
-    return f"| {name} | {_TITLES[score.metric]} | {score.value:.3f} | {bounds} | {score.num} | {score.unscored} |"

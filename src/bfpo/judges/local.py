@@ -1,4 +1,4 @@
-"""What judges on local models share: loading frozen, texts to ids that cannot forge a token, padding, versions."""
+"""Shared by judges on local models: frozen loading, encoding that cannot forge special tokens, padding, versions."""
 
 from __future__ import annotations
 
@@ -8,67 +8,60 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bfpo.core.errors import DataError, ModelError, SettingError, first_line
+from bfpo.core.errors import DataError, ModelError, first_line
 from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, TextEncoder, unused_character
-from bfpo.policy.load import DTYPES, load_policy, load_tokenizer, pad_token_id
+from bfpo.judges.settings import LocalSpec
+from bfpo.policy.load import DTYPES, load_tokenizer, pad_token_id
 from bfpo.policy.reference.cache import model_key
 
 __all__ = [
     "PromptEncoder",
     "batches_by_length",
     "check_characters",
-    "check_settings",
+    "fitting",
     "freeze",
-    "load_causal_lm",
     "load_with_head",
     "pad_right",
     "tokenizer_key",
-    "too_long",
     "version_of",
 ]
 
 _TAG = re.compile(r"<\S[^<>\n]*>|\[/?[A-Z_]+\]")
+Key = TypeVar("Key")
+Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 
 # ------------------------------------------------------------------------------------------------------- loading
 
 
-def load_causal_lm(model: str | Path, *, revision: str | None, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a causal LM to judge with: frozen, in evaluation mode, on the GPU if there is one.
-
-    Raises `ModelError` as `load_policy` does.
-    """
-    policy = load_policy(model, revision=revision, dtype=dtype)
-    return freeze(policy.model), policy.tokenizer
-
-
 def load_with_head(
-    loader: Any, model: str | Path, *, revision: str | None, dtype: str, kind: str
+    loader: Any, model: str | Path, spec: LocalSpec, *, kind: str, dtype: str = "auto"
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Load a model with a head by `loader.from_pretrained`, as `load_causal_lm` does; `kind` names it in errors.
+    """Load a model and its tokenizer by `loader.from_pretrained` and freeze it; `kind` names the model in errors.
 
-    Raises `ModelError` where it cannot be loaded from safetensors, or weights are missing, which would be random.
+    `dtype` is used if the spec gives none. Raises `ModelError` if the model cannot be loaded from safetensors or lacks
+    weights, which would then be random.
     """
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype: got {dtype!r}; allowed: {', '.join(DTYPES)}")
+    revision = spec.revision
     tokenizer = load_tokenizer(model, revision=revision)
     try:
         loaded, report = loader.from_pretrained(
             str(model),
-            dtype=DTYPES[dtype],
+            dtype=DTYPES[spec.dtype or dtype],
             revision=revision or "main",
             use_safetensors=True,
             output_loading_info=True,
         )
-    except Exception as error:  # files, hub, config and weights each have kinds of their own
+    except Exception as error:  # files, the hub, the config and the weights raise different classes
         raise ModelError(
             f"model: {str(model)!r} cannot be loaded ({first_line(error)}); allowed: a folder or hub id of {kind} with "
             "safetensors weights and its tokenizer"
@@ -83,38 +76,29 @@ def load_with_head(
 
 
 def freeze(model: Any) -> Any:
-    """Put a model into evaluation mode, without gradients, on the accelerator if there is one."""
+    """Put a model into evaluation mode without gradients, on the accelerator if there is one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is not None and accelerator.type != "mps":  # has no float64, in which probabilities are computed
+    if accelerator is not None and accelerator.type != "mps":  # MPS lacks float64, the dtype of our probabilities
         model.to(accelerator)
     model.requires_grad_(False)
     return model.eval()
-
-
-def check_settings(*, batch_size: int, max_length: int, threshold: float = 0.5) -> None:
-    """Raise `SettingError` for a setting outside its range."""
-    for name, value in (("batch_size", batch_size), ("max_length", max_length)):
-        if value < 1:
-            raise SettingError(f"{name}: got {value}; allowed: 1 or more")
-    if not 0 < threshold < 1:
-        raise SettingError(f"threshold: got {threshold}; allowed: a probability between 0 and 1")
 
 
 # ------------------------------------------------------------------------------------------------------ versions
 
 
 def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a digest of what turns text into ids: vocabulary, rules and chat template; 32 hex digits."""
+    """Return a digest of vocabulary, tokenization rules and chat template; 32 hex digits."""
     rules = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(sorted(tokenizer.get_vocab()))
     state = json.dumps([rules, tokenizer.chat_template], sort_keys=True, default=str)
     return hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def version_of(name: str, model: nn.Module, tokenizer_digest: str, **settings: Any) -> str:
-    """Return a judge's version: its format or kind, and a digest of weights, tokenizer and settings that matter.
+    """Return a judge's version: its format or kind, and a digest of weights, tokenizer and relevant settings.
 
-    The weights themselves are read, so that a folder whose content changes is another judge, and the same weights from
-    a folder and from the hub are the same one.
+    The digest reads the weights, not the path: changed content gives another version, and the same weights from a
+    folder and from the hub give the same one.
     """
     facts = {"model": model_key(model), "tokenizer": tokenizer_digest, **settings}
     return f"{name}:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]}"
@@ -124,10 +108,9 @@ def version_of(name: str, model: nn.Module, tokenizer_digest: str, **settings: A
 
 
 class PromptEncoder:
-    """Turns what a judge is asked into ids, where no judged text has the id of a special token or of a marker.
+    """Encodes a judge's prompt so that no judged text yields the id of a special token or of a marker.
 
-    Judged texts that hold such strings are read as plain text (see `TextEncoder`); everything else is tokenised as the
-    model's own tokenizer does.
+    Such strings in judged texts are encoded as plain text (see `TextEncoder`); everything else is tokenized as usual.
     """
 
     def __init__(
@@ -157,9 +140,9 @@ class PromptEncoder:
         answer_prefix: str = "",
         generation: bool = True,
     ) -> list[int]:
-        """Return the ids of what `ask(*completions)` returns, up to where the answer starts.
+        """Return the ids of `ask(*completions)`, up to the start of the answer.
 
-        Raises `DataError` for a conversation that the chat template refuses, and for a text that cannot be marked.
+        Raises `DataError` for a conversation that the chat template refuses and for a text that cannot be marked.
         """
         safe, mark = self._marked(completions)
         asked = ask(*safe)
@@ -167,12 +150,12 @@ class PromptEncoder:
         text += "" if text.endswith(answer_prefix) else answer_prefix
         check_characters(text)
         ids = self._texts.encode([text])[0] if mark is None else self._texts.encode_marked(text, mark)
-        # A text that no template has written starts as the tokenizer lets every text start: with BOS or nothing.
+        # A text without a template starts as the tokenizer starts every text: with BOS or nothing.
         bare = isinstance(asked, str) and ids[: len(self._start)] != self._start
         return self._start + ids if bare else ids
 
     def render(self, asked: tuple[Message, ...] | str, *, generation: bool = True) -> str:
-        """Return the text of a chat by the model's template, or the finished text as it is."""
+        """Return a chat rendered by the model's template, or a finished text unchanged."""
         if isinstance(asked, str):
             return asked
         turns: list[dict[str, Any]] = [
@@ -195,19 +178,19 @@ class PromptEncoder:
         return cast(str, rendered)
 
     def plain(self, text: str) -> list[int]:
-        """Return the ids of a judged text alone, none of them special; raises `DataError` as `ids` does."""
+        """Return the ids of a single judged text, none of them special; raises `DataError` as `ids` does."""
         check_characters(text)
         mark = unused_character([text])
         return self._texts.encode_marked(self._texts.escape(text, mark), mark)
 
     def pieces(self, text: str) -> list[int]:
-        """Return the ids of a text of the format's own, special tokens as themselves."""
+        """Return the ids of the format's own text, where special tokens keep their meaning."""
         return self._texts.encode([text])[0]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return what a model wrote, special tokens as they are called; text that only looks like one is broken up.
+        """Return the decoded text with special tokens by name; plain text that looks like one is broken up.
 
-        So a reader that looks for a special token finds those that were written as such, not quotations.
+        A format that looks for a special token then finds real ones only, not quotations.
         """
         parts: list[str] = []
         run: list[int] = []
@@ -244,7 +227,7 @@ class PromptEncoder:
 
 
 def check_characters(text: str) -> None:
-    """Raise `DataError` for half a surrogate pair, which is no character and which no tokenizer takes."""
+    """Raise `DataError` for half a surrogate pair, which is not a character and which tokenizers refuse."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -254,13 +237,30 @@ def check_characters(text: str) -> None:
 # ------------------------------------------------------------------------------------------------------ batches
 
 
-def too_long(limit: int) -> str:
-    """Return the reason, the same for all texts, of what is not scored because of its length; nothing is ever cut."""
-    return f"longer than max_length (at most the model's positions): {limit} tokens are allowed"
+def fitting(
+    items: Mapping[Key, Item], encode: Callable[[Item], Row], limit: int, *, length: Callable[[Row], int]
+) -> tuple[dict[Key, Row], dict[Key, str]]:
+    """Return the rows of items of at most `limit` tokens, and the reasons why the others are not scored, by key.
+
+    A longer row is never cut. An item for which `encode` raises `DataError` gets its text as the reason.
+    """
+    rows: dict[Key, Row] = {}
+    reasons: dict[Key, str] = {}
+    for key, item in items.items():
+        try:
+            row = encode(item)
+        except DataError as error:
+            reasons[key] = str(error)
+            continue
+        if length(row) <= limit:
+            rows[key] = row
+        else:
+            reasons[key] = f"longer than max_length (at most the model's positions): {limit} tokens are allowed"
+    return rows, reasons
 
 
 def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Yield the places of rows in batches, the longest first, so that memory runs out at once or never."""
+    """Yield the indices of rows in batches, longest first, so that memory runs out in the first batch or never."""
     order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Several judged completions of each prompt -> preference pairs, and what became of every completion on the way."""
+"""Several judged completions of each prompt -> preference pairs, with counts of every step (the funnel)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from bfpo.core.errors import SettingError
 from bfpo.core.schema import Comparison, Completion, Message, Pair, Verdict
 from bfpo.data.labels import CELLS, cell_of
 
-__all__ = ["Pairing", "Strategy", "candidate_duels", "choose_pairs", "label_of"]
+__all__ = ["Pairing", "candidate_duels", "choose_pairs", "label_of"]
 
 Strategy = Literal["informative", "balanced", "random"]
 
-# What a pair can teach, most first: where helpfulness and safety disagree, where they agree, which harm is worse.
+# Most informative first: helpfulness and safety disagree, they agree, both unsafe, both safe.
 _MOST_INFORMATIVE = ("unsafe-safe", "safe-unsafe", "unsafe-unsafe", "safe-safe")
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """The pairs and the funnel that led to them.
+    """The chosen pairs and the funnel's counts.
 
-    `funnel` counts, in this order: `prompts`, `completions`, `well_formed` (where the judge says so; what it does not
-    measure counts as well-formed), `unscored`, `unsafe`, `usable` (scored and well-formed), `candidates` (two distinct
-    usable completions of a prompt), `unranked` and `ties` among them, `pairs`, `prompts_with_pairs`. `cells` counts
-    the pairs by label cell, `candidate_cells` the ranked candidates they were chosen from.
+    `funnel` counts, in this order: `prompts`, `completions`, `well_formed` (also where the judge does not measure it),
+    `unscored`, `unsafe`, `usable` (scored and well-formed), `candidates` (two distinct usable completions of a prompt),
+    `unranked` and `ties` among them, `pairs`, `prompts_with_pairs`. `cells` counts the pairs by label cell,
+    `candidate_cells` the ranked candidates from which they were chosen.
     """
 
     pairs: list[Pair]
@@ -39,7 +39,7 @@ class Pairing:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A pair that could be made; `gap` in (0, 0.5] is how sure the ranker is of the order, `ids` are as in the file."""
+    """A possible pair; `gap` in (0, 0.5] is the ranker's confidence in the order, `ids` are in the file's order."""
 
     pair: Pair
     cell: str
@@ -50,9 +50,9 @@ class _Candidate:
 def candidate_duels(
     completions: Sequence[Completion], verdicts: Sequence[Verdict]
 ) -> list[tuple[Completion, Completion]]:
-    """Return every two distinct usable completions of one prompt, in order: what a ranker has to compare.
+    """Return every two distinct usable completions of one prompt, in order, for a ranker to compare.
 
-    Usable: scored, and not called broken text by its judge. Two texts that differ in white space alone are the same.
+    Usable: scored, and not malformed according to its judge. Texts that differ only in white space are the same.
     """
     return [duel for _, group in _groups(completions, verdicts) for duel in _duels(group)]
 
@@ -68,12 +68,12 @@ def choose_pairs(
     source: str = "redteam",
     seed: int = 0,
 ) -> Pairing:
-    """Return the pairs chosen among the completions of each prompt; chosen is the more helpful, whatever its safety.
+    """Return pairs of completions of each prompt; chosen is the more helpful one, regardless of safety.
 
-    `informative` takes, of each prompt, the surest pair of every label cell before a second of any, cells where
-    helpfulness and safety disagree first; `balanced` the cell with the fewest pairs so far; `random` any. At most
-    `pairs_per_prompt` of each prompt (`None`: one of each cell that it has). `soft_labels` takes a verdict's `p_safe`
-    as label where it has one. An unscored completion is in no pair, a tie or an unscored comparison makes none.
+    `informative` takes the most confident pair of every label cell of a prompt before a second one of any, cells where
+    helpfulness and safety disagree first; `balanced` takes the cell with the fewest pairs so far; `random` any. Each
+    prompt gives at most `pairs_per_prompt` (`None`: one of each of its cells). `soft_labels` uses a verdict's `p_safe`,
+    if any, as the label. Unscored completions, ties and unscored comparisons give no pair.
 
     Raises `SettingError` for an unknown strategy, `pairs_per_prompt` below 1, completions that share an id, or verdicts
     that are not one per completion in the same order.
@@ -81,9 +81,7 @@ def choose_pairs(
     if strategy not in get_args(Strategy):
         raise SettingError(f"strategy: got {strategy!r}; allowed: {', '.join(get_args(Strategy))}")
     if pairs_per_prompt is not None and pairs_per_prompt < 1:
-        raise SettingError(
-            f"pairs_per_prompt: got {pairs_per_prompt}; allowed: at least 1, or null for one of each cell"
-        )
+        raise SettingError(f"pairs_per_prompt: got {pairs_per_prompt}; allowed: >= 1, or null for one of each cell")
     place = {completion.id: number for number, completion in enumerate(completions)}
     if len(place) != len(completions):
         raise SettingError(f"completions: {len(completions) - len(place)} of {len(completions)} repeat an id")
@@ -113,7 +111,7 @@ _Judged = tuple[Completion, Verdict]
 def _groups(
     completions: Sequence[Completion], verdicts: Sequence[Verdict]
 ) -> Iterator[tuple[tuple[Message, ...], list[_Judged]]]:
-    """Yield each prompt with its judged completions, in the order in which prompts first come."""
+    """Yield each prompt with its judged completions, in order of first occurrence."""
     if [completion.id for completion in completions] != [verdict.completion_id for verdict in verdicts]:
         raise SettingError("verdicts: they are not one per completion, in the same order")
     groups: dict[tuple[Message, ...], list[_Judged]] = {}
@@ -147,7 +145,7 @@ def _count_completions(completions: Sequence[Completion], verdicts: Sequence[Ver
 
 
 def label_of(verdict: Verdict, *, soft: bool) -> float | None:
-    """Return the safety label that a verdict gives; `None`, never safe, for one that is unscored."""
+    """Return the safety label of a verdict; `None`, never safe, for an unscored one."""
     if verdict.label == "unscored":
         return None
     if soft and verdict.p_safe is not None:
@@ -194,7 +192,7 @@ def _first_is_better(order: Mapping[tuple[str, str], Comparison], first: str, se
 def _in_seeded_order(
     groups: list[tuple[tuple[Message, ...], list[_Judged]]], seed: int
 ) -> Iterator[tuple[str, list[_Judged]]]:
-    """Yield the prompts in an order that the file's does not decide, as what is balanced depends on it."""
+    """Yield the prompts in an order that does not depend on the file; the balance of the cells depends on it."""
     named = [(hashlib.sha256(f"{seed} {prompt!r}".encode()).hexdigest(), group) for prompt, group in groups]
     yield from sorted(named, key=lambda item: item[0])
 
@@ -211,15 +209,13 @@ def _choose(
         limit = len({candidate.cell for candidate in found})
     if strategy == "random":
         return shuffled[:limit]
-    surest = sorted(shuffled, key=lambda candidate: -candidate.gap)  # stable: equally sure ones stay shuffled
-    by_cell = {cell: [candidate for candidate in surest if candidate.cell == cell] for cell in _MOST_INFORMATIVE}
+    ranked = sorted(shuffled, key=lambda candidate: -candidate.gap)  # stable: equal gaps stay shuffled
+    by_cell = {cell: [candidate for candidate in ranked if candidate.cell == cell] for cell in _MOST_INFORMATIVE}
     taken: list[_Candidate] = []
     while len(taken) < limit and any(by_cell.values()):
         here = {cell: sum(candidate.cell == cell for candidate in taken) for cell in by_cell}
         free = [cell for cell in _MOST_INFORMATIVE if by_cell[cell]]
-        if strategy == "informative":
-            cell = min(free, key=lambda name: here[name])
-        else:
-            cell = min(free, key=lambda name: cells[name] + here[name])
+        earlier = {} if strategy == "informative" else cells
+        cell = min(free, key=lambda name: earlier.get(name, 0) + here[name])
         taken.append(by_cell[cell].pop(0))
     return taken

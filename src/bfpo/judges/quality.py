@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: its verdicts against people's labels, with intervals over prompts."""
+"""The quality of a judge: its verdicts against people's labels, with intervals over prompts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 _NUM_BINS = 10
 
 Statistic = Callable[[Floats, Bools, Floats], float]
-"""(what the judge said, labels, weights) -> the statistic, NaN where it does not exist."""
+"""(the judge's values, labels, weights) -> the statistic, NaN if it is undefined."""
 
 
 def judge_quality(
@@ -39,13 +39,13 @@ def judge_quality(
     num_resamples: int = 2000,
     random_seed: int = 0,
 ) -> list[Score]:
-    """Return how the verdicts agree with people's labels, (N,) each; `clusters` names the prompt of each text.
+    """Return the agreement of verdicts with people's labels, (N,) each; `clusters` names the prompt of each text.
 
     `accuracy`; `kappa` (Cohen 1960); `sensitivity`, the share of unsafe texts called unsafe; `specificity`, the share
     of safe texts called safe; `roc_auc`, the probability that p(safe) puts a safe text above an unsafe one; `brier`,
     the mean of (p(safe) - label)^2; `calibration_error`, the mean distance of p(safe) from the share of safe texts over
-    ten bins of equal width, weighed by their texts. An unscored text is counted in each and enters none; the last three
-    need p(safe), and a statistic that the labels do not allow (one class only) has value `None`.
+    ten bins of equal width, weighted by their texts. Unscored texts are counted and left out; the last three need
+    p(safe). A statistic that is undefined for the labels (one class only) has value `None`.
 
     Raises `SettingError` for lengths that differ.
     """
@@ -67,7 +67,7 @@ def judge_quality(
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One text: what the judge says, what people say, and its prompt."""
+    """One text: the judge's verdict, people's label, and the prompt."""
 
     verdict: Verdict
     is_safe: bool
@@ -105,7 +105,7 @@ def _statistic(
 def calibration_bins(
     p_safe: Sequence[float], is_safe: Sequence[bool], clusters: Sequence[Hashable], *, confidence: float = 0.95
 ) -> list[CalibrationBin]:
-    """Return the ten bins of equal width that hold a text, lowest first; the share has an interval over prompts."""
+    """Return the non-empty ones of ten bins of equal width, lowest first; the share has an interval over prompts."""
     p, labels = np.asarray(p_safe, np.float64), np.asarray(is_safe, bool)
     codes = _bins_of(p)
     bins = []
@@ -129,7 +129,7 @@ def _kappa(said: Floats, labels: Bools, weights: Floats) -> float:
 
 
 def _roc_auc(p_safe: Floats, labels: Bools, weights: Floats) -> float:
-    """Return the area by ranks: for each unsafe text the weight of safe ones above it, ties half."""
+    """Return the area by ranks: for each unsafe text the weight of safe texts above it, ties count half."""
     values, codes = np.unique(p_safe, return_inverse=True)
     safe = np.bincount(codes, weights * labels, len(values))
     unsafe = np.bincount(codes, weights * ~labels, len(values))
@@ -162,7 +162,7 @@ def _with_interval(
     num_resamples: int,
     random_seed: int,
 ) -> Interval:
-    """Return a statistic with the percentile interval of a bootstrap over prompts (resamples without it left out)."""
+    """Return a statistic with a percentile interval, bootstrapped over prompts (undefined resamples left out)."""
     num = len(labels)
     value = function(said, labels, np.ones(num)) if num else np.nan
     if np.isnan(value):
@@ -171,7 +171,7 @@ def _with_interval(
         [function(said, labels, weights) for weights in bootstrap_weights(clusters, num_resamples, random_seed)]
     )
     resampled = resampled[~np.isnan(resampled)]
-    if not resampled.size or np.ptp(resampled) == 0:  # nothing to show, which is not certainty
+    if not resampled.size or np.ptp(resampled) == 0:  # no spread is not certainty
         return Interval(value, None, None, num)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
@@ -186,7 +186,7 @@ def _score(name: str, interval: Interval, unscored: int, *, higher_is_better: bo
 def calibration_figure(
     bins: Sequence[CalibrationBin], *, judge: str, confidence: float, width: float = 5.2, height: float = 5.6
 ) -> Figure:
-    """Return p(safe) against the share that people call safe, with intervals, above the number of texts; inches."""
+    """Return p(safe) against the share that people call safe, with intervals, above a histogram; sizes in inches."""
     colour = METHOD_COLOURS[0]
     with figure_style("calibration"):
         figure = Figure(figsize=(width, height), dpi=100, layout="constrained")

@@ -1,97 +1,63 @@
-"""Rankers: which of two completions is more helpful, by the oracle, a reward model or a generative judge."""
+"""Rankers on local models: which of two completions is more helpful, by reward, PairRM or a generative judge."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 
-from bfpo.core.errors import DataError, ModelError, SettingError
+from bfpo.core.errors import ModelError
 from bfpo.core.schema import Comparison, Completion, Message
 from bfpo.judges.answers import MIN_MASS, AnswerModel, Labels, WordAnswer, label_tokens
-from bfpo.judges.classifier import classifier_logits, classifier_row, room
+from bfpo.judges.classifier import classifier_logits, classifier_row, room, row_length
 from bfpo.judges.formats import PAIR_FORMATS, PairFormat
 from bfpo.judges.formats.types import question
 from bfpo.judges.local import (
     PromptEncoder,
     batches_by_length,
-    check_settings,
+    fitting,
     load_with_head,
     pad_right,
     tokenizer_key,
-    too_long,
     version_of,
 )
-from bfpo.world.oracle import assess
+from bfpo.judges.settings import LocalRankerSpec
 
-__all__ = [
-    "GenerativeRanker",
-    "OracleRanker",
-    "PairRM",
-    "PairRanker",
-    "RewardRanker",
-]
+__all__ = ["GenerativeRanker", "PairRM", "PairRanker", "RewardRanker"]
 
-
-class OracleRanker:
-    """The exact order of the closed world; equal helpfulness is a tie, 0.5."""
-
-    name = "oracle"
-    version = "oracle-ranker-1"
-
-    def compare(self, pairs: Sequence[tuple[Completion, Completion]]) -> list[Comparison]:
-        """Return the comparisons, in order; prompts that are not of the world, or differ, are unscored."""
-        return [self._compare(first, second) for first, second in pairs]
-
-    def _compare(self, first: Completion, second: Completion) -> Comparison:
-        prompt = first.prompt
-        if prompt == second.prompt and len(prompt) == 1 and prompt[0].role == "user":
-            one, two = assess(prompt[0].content, first.text), assess(prompt[0].content, second.text)
-            if one is not None and two is not None:
-                better = (1 + (one.helpful > two.helpful) - (one.helpful < two.helpful)) / 2
-                return Comparison(first.id, second.id, self.name, better)
-        return Comparison(first.id, second.id, self.name, None, reason="the prompt is not one of the closed world")
+Duel = tuple[Completion, Completion]
+TextKey = tuple[tuple[Message, ...], str]
+AnswerT = TypeVar("AnswerT")
+_PREFIXES = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")
 
 
 class RewardRanker:
     """Ranks by any sequence-classification reward model with one output: p = sigmoid(r1 - r2) (Bradley and Terry).
 
-    The model's chat template renders the conversation with the completion as its last turn, once; a model without a
-    template gets prompt and completion as a pair. Each completion is scored once, in whatever pairs it stands. What is
-    longer than `max_length` tokens is not cut: its pair is unscored.
+    The model's chat template renders the conversation with the completion as its last turn; a model without a template
+    gets prompt and completion as a pair. Each completion is scored once, however many pairs contain it. A pair with a
+    completion longer than `max_length` tokens (by default 4096) is unscored, never cut.
 
-    Raises `SettingError` for a setting outside its range and `ModelError` for a model that cannot be loaded or has more
-    than one output.
+    Raises `ModelError` for a model that cannot be loaded or has more than one output.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str | Path = "Skywork/Skywork-Reward-V2-Qwen3-0.6B",
-        revision: str | None = None,
-        dtype: str = "auto",
-        batch_size: int = 8,
-        max_length: int = 4096,
-        name: str = "reward",
-    ) -> None:
-        check_settings(batch_size=batch_size, max_length=max_length)
-        self.name = name
-        self._batch_size = batch_size
+    def __init__(self, spec: LocalRankerSpec) -> None:
+        model = spec.model or "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
+        self.name = spec.name or "reward"
+        self._batch_size = spec.batch_size
         self._model, self._tokenizer = load_with_head(
-            AutoModelForSequenceClassification, model, revision=revision, dtype=dtype, kind="a reward model"
+            AutoModelForSequenceClassification, model, spec, kind="a reward model"
         )
         if self._model.config.num_labels != 1:
-            raise ModelError(
-                f"model: {str(model)!r} has {self._model.config.num_labels} outputs; a reward model has one"
-            )
+            raise ModelError(f"model: {model!r} has {self._model.config.num_labels} outputs; a reward model has one")
         self._tokenizer_key = tokenizer_key(self._tokenizer)
-        self._room = room(self._model, max_length)
+        self._room = room(self._model, spec.max_length or 4096)
         self._encoder = PromptEncoder(self._tokenizer) if self._tokenizer.chat_template else None
 
     @cached_property
@@ -99,47 +65,27 @@ class RewardRanker:
         """Return a digest of weights, tokenizer and the settings that change comparisons."""
         return version_of("reward-1", self._model, self._tokenizer_key, max_length=self._room)
 
-    def compare(self, pairs: Sequence[tuple[Completion, Completion]]) -> list[Comparison]:
+    def compare(self, pairs: Sequence[Duel]) -> list[Comparison]:
         """Return the comparisons, one per pair of completions, in order."""
-        rows: dict[tuple[object, str], dict[str, list[int]]] = {}
-        reasons: dict[tuple[object, str], str] = {}
-        for completion in {(c.prompt, c.text): c for pair in pairs for c in pair}.values():
-            row = self._row(completion)
-            if isinstance(row, str):
-                reasons[completion.prompt, completion.text] = row
-            else:
-                rows[completion.prompt, completion.text] = row
+        texts = {(one.prompt, one.text): one for pair in pairs for one in pair}
+        rows, reasons = fitting(texts, self._row, self._room, length=row_length)
         logits = classifier_logits(self._model, self._tokenizer, list(rows.values()), self._batch_size)
         rewards = {key: float(row[0]) for key, row in zip(rows, logits, strict=True)}
         return [self._comparison(pair, rewards, reasons) for pair in pairs]
 
-    def _row(self, completion: Completion) -> dict[str, list[int]] | str:
-        """Return the row of one completion, or why it has none."""
-        try:
-            if self._encoder is None:
-                row = classifier_row(self._tokenizer, question(completion.prompt), completion.text)
-            else:
-                row = {"input_ids": self._encoder.ids([completion], _conversation, generation=False)}
-        except DataError as error:
-            return str(error)
-        length = len(row["input_ids"])
-        return too_long(self._room) if length > self._room else row
+    def _row(self, completion: Completion) -> dict[str, list[int]]:
+        if self._encoder is None:
+            return classifier_row(self._tokenizer, question(completion.prompt), completion.text)
+        return {"input_ids": self._encoder.ids([completion], _conversation, generation=False)}
 
-    def _comparison(
-        self,
-        pair: tuple[Completion, Completion],
-        rewards: dict[tuple[object, str], float],
-        reasons: dict[tuple[object, str], str],
-    ) -> Comparison:
-        first, second = pair
-        keys = [(completion.prompt, completion.text) for completion in pair]
-        reason = next((reasons[key] for key in keys if key in reasons), None)
-        if reason is not None:
-            return Comparison(first.id, second.id, self.name, None, reason=reason)
+    def _comparison(self, pair: Duel, rewards: dict[TextKey, float], reasons: dict[TextKey, str]) -> Comparison:
+        ids, keys = (pair[0].id, pair[1].id), [(one.prompt, one.text) for one in pair]
+        if reason := next((reasons[key] for key in keys if key in reasons), None):
+            return Comparison(*ids, self.name, None, reason=reason)
         one, two = (rewards[key] for key in keys)
         if not math.isfinite(one - two):
-            return Comparison(first.id, second.id, self.name, None, reason="the rewards are not finite")
-        return Comparison(first.id, second.id, self.name, sigmoid(one - two), raw=f"{one:.6g} {two:.6g}")
+            return Comparison(*ids, self.name, None, reason="the rewards are not finite")
+        return Comparison(*ids, self.name, sigmoid(one - two), raw=f"{one:.6g} {two:.6g}")
 
 
 def _conversation(completion: Completion) -> tuple[Message, ...]:
@@ -151,43 +97,67 @@ def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
-class GenerativeRanker:
-    """Ranks by a local causal LM that is asked for a letter, in both orders; no training for it is needed.
+class _BothOrdersRanker(ABC, Generic[AnswerT]):
+    """Asks about each pair in both orders; the mean of both cancels a preference for a position."""
 
-    The probability of an order is that of its letter among both, at the first token of the answer; the result is the
-    mean of both orders, so that a preference for a place cancels. `format`: a name of `PAIR_FORMATS` or a format.
+    name: str
+    _room: int
+    _num_forced = 0  # tokens that are appended to each row
 
-    Raises `SettingError` for an unknown format or a setting outside its range, and `ModelError` for a model that cannot
-    be loaded or whose tokenizer does not tell the letters apart.
+    @abstractmethod
+    def _row(self, first: Completion, second: Completion) -> list[int]:
+        """Return the ids that ask about two completions in this order; raises `DataError`."""
+
+    @abstractmethod
+    def _answer(self, rows: list[list[int]]) -> list[AnswerT]:
+        """Return the model's answer to each row, in order."""
+
+    @abstractmethod
+    def _comparison(self, pair: Duel, as_given: AnswerT, swapped: AnswerT) -> Comparison:
+        """Return the comparison that follows from the answers to both orders."""
+
+    def compare(self, pairs: Sequence[Duel]) -> list[Comparison]:
+        """Return the comparisons, one per pair of completions, in order."""
+        rows, reasons = fitting(
+            dict(enumerate(pairs)),
+            lambda pair: [self._row(*pair), self._row(*pair[::-1])],
+            self._room,
+            length=lambda both: max(map(len, both)) + self._num_forced,
+        )
+        answers = self._answer([row for both in rows.values() for row in both])
+        found = dict(zip(rows, zip(answers[::2], answers[1::2], strict=True), strict=True))
+        return [
+            self._comparison(pair, *found[n]) if n in found else self._unscored(pair, reasons[n])
+            for n, pair in enumerate(pairs)
+        ]
+
+    def _unscored(self, pair: Duel, reason: str, raw: str = "") -> Comparison:
+        return Comparison(pair[0].id, pair[1].id, self.name, None, reason=reason, raw=raw)
+
+
+class GenerativeRanker(_BothOrdersRanker[WordAnswer]):
+    """Ranks by a local causal LM that is asked for a letter, in both orders; it needs no training.
+
+    The probability of an order is that of its letter among both letters at the first token of the answer; the result is
+    the mean of both orders. A pair whose prompt is longer than `max_length` tokens (by default 8192) is unscored.
+
+    Raises `ModelError` for a model that cannot be loaded or whose tokenizer does not distinguish the letters.
     """
 
-    def __init__(
-        self,
-        format: str | PairFormat = "helpfulness",
-        *,
-        model: str | Path,
-        revision: str | None = None,
-        dtype: str = "auto",
-        batch_size: int = 8,
-        max_length: int = 8192,
-        name: str | None = None,
-    ) -> None:
-        check_settings(batch_size=batch_size, max_length=max_length)
-        if isinstance(format, str) and format not in PAIR_FORMATS:
-            raise SettingError(f"format: got {format!r}; allowed: {', '.join(PAIR_FORMATS)}")
-        self.format = PAIR_FORMATS[format] if isinstance(format, str) else format
-        self.name = name or self.format.name
-        self._answers = AnswerModel(model, revision=revision, dtype=dtype, batch_size=batch_size, max_length=max_length)
+    def __init__(self, spec: LocalRankerSpec, format: PairFormat = PAIR_FORMATS["helpfulness"]) -> None:
+        assert spec.model is not None  # checked by the spec
+        self.format, self.name = format, spec.name or format.name
+        self._answers = AnswerModel(spec.model, spec, max_length=spec.max_length or 8192)
         self._room = self._answers.room(1)
         self._tokenizer_key = tokenizer_key(self._answers.tokenizer)
         self._encoder = PromptEncoder(self._answers.tokenizer, template_arguments=self.format.template_arguments)
         self._labels = self._find_labels()
+        self._num_forced = len(self._labels.shared)
 
     def _find_labels(self) -> Labels:
         probe = Completion("probe", (Message("user", "bfpoprobe"),), "bfpoprobe")
         asked = self.format.ask(probe, probe)
-        text = self._encoder.render(asked)
-        end = text.rpartition(asked[-1].content[-16:])[2]
+        end = self._encoder.render(asked).rpartition(asked[-1].content[-16:])[2]
         return label_tokens(self._encoder, end, [self.format.first_words, self.format.second_words])
 
     @cached_property
@@ -197,37 +167,16 @@ class GenerativeRanker:
             self.format.version, self._answers.model, self._tokenizer_key, max_length=self._room, min_mass=MIN_MASS
         )
 
-    def compare(self, pairs: Sequence[tuple[Completion, Completion]]) -> list[Comparison]:
-        """Return the comparisons, one per pair of completions, in order."""
-        reasons: dict[int, str] = {}
-        rows: list[list[int]] = []
-        asked: list[int] = []
-        for number, (first, second) in enumerate(pairs):
-            try:
-                both = [self._encoder.ids(order, self.format.ask) for order in ((first, second), (second, first))]
-            except DataError as error:
-                reasons[number] = str(error)
-                continue
-            length = max(map(len, both)) + len(self._labels.shared)
-            if length > self._room:
-                reasons[number] = too_long(self._room)
-                continue
-            rows += both
-            asked.append(number)
-        answers = self._answers.answer(rows, self._labels, self._encoder, before=None, limit=1)
-        scored = dict(zip(asked, zip(answers[::2], answers[1::2], strict=True), strict=True))
-        return [
-            self._comparison(pair, scored[number]) if number in scored else self._unscored(pair, reasons[number])
-            for number, pair in enumerate(pairs)
-        ]
+    def _row(self, first: Completion, second: Completion) -> list[int]:
+        return self._encoder.ids((first, second), self.format.ask)
 
-    def _unscored(self, pair: tuple[Completion, Completion], reason: str, raw: str = "") -> Comparison:
-        return Comparison(pair[0].id, pair[1].id, self.name, None, reason=reason, raw=raw)
+    def _answer(self, rows: list[list[int]]) -> list[WordAnswer]:
+        return self._answers.answer(rows, self._labels, self._encoder, before=None, limit=1)
 
-    def _comparison(self, pair: tuple[Completion, Completion], answers: tuple[WordAnswer, WordAnswer]) -> Comparison:
-        raw = f"{answers[0].text} {answers[1].text}"
+    def _comparison(self, pair: Duel, as_given: WordAnswer, swapped: WordAnswer) -> Comparison:
+        raw = f"{as_given.text} {swapped.text}"
         shares = []
-        for answer in answers:
+        for answer in (as_given, swapped):
             masses = answer.masses or (0.0, 0.0)
             if not sum(masses) >= MIN_MASS:
                 reason = f"the letters have {sum(masses):.2g} of the probability; {MIN_MASS} is needed"
@@ -236,13 +185,10 @@ class GenerativeRanker:
         return Comparison(pair[0].id, pair[1].id, self.name, (shares[0] + 1 - shares[1]) / 2, raw=raw)
 
 
-_PREFIXES = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")
-
-
 class PairRM(DebertaV2PreTrainedModel):  # type: ignore[no-untyped-call]
-    """DeBERTa-v2 with PairRM's head, under the names that its published weights have.
+    """DeBERTa-v2 with PairRM's head, with the parameter names of the published weights.
 
-    The hidden states of the three prefix tokens stand for prompt and candidates; the head scores each candidate beside
+    The hidden states of the three prefix tokens represent prompt and candidates; the head scores each candidate with
     the prompt, and the difference of the scores, averaged over tasks, is the logit that the first is better.
     """
 
@@ -253,7 +199,7 @@ class PairRM(DebertaV2PreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config)
         size, num_tasks = config.hidden_size, getattr(config, "n_tasks", 1)
         self.pretrained_model = DebertaV2Model(config)
-        # Two places are dropout in training; they keep the numbers in the names of the weights.
+        # Two modules are dropout in training; the identities keep the numbers in the parameter names.
         self.head_layer = nn.Sequential(
             nn.Identity(), nn.Linear(2 * size, size), nn.Tanh(), nn.Identity(), nn.Linear(size, num_tasks)
         )
@@ -268,37 +214,27 @@ class PairRM(DebertaV2PreTrainedModel):  # type: ignore[no-untyped-call]
         return logits
 
 
-class PairRanker:
+class PairRanker(_BothOrdersRanker[float]):
     """Ranks by PairRM; the probability is the mean over both orders of the candidates.
 
-    A row is `[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> first [SEP] [CLS] <|candidate2|> second [SEP]`. Where
-    it is longer than `max_length` tokens the pair is unscored (the published code cuts).
+    A row is `[CLS] <|source|> prompt [SEP] [CLS] <|candidate1|> first [SEP] [CLS] <|candidate2|> second [SEP]`. A pair
+    longer than `max_length` tokens (by default 2048) is unscored; the published code cuts it.
 
-    Raises `SettingError` for a setting outside its range and `ModelError` for a model that cannot be loaded or names no
-    prefix tokens.
+    Raises `ModelError` for a model that cannot be loaded or has no ids of the prefix tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str | Path = "llm-blender/PairRM-hf",
-        revision: str | None = None,
-        dtype: str = "float32",
-        batch_size: int = 8,
-        max_length: int = 2048,
-        name: str = "pairrm",
-    ) -> None:
-        check_settings(batch_size=batch_size, max_length=max_length)
-        self.name = name
-        self._batch_size = batch_size
-        self._max_length = max_length
+    def __init__(self, spec: LocalRankerSpec) -> None:
+        model = spec.model or "llm-blender/PairRM-hf"
+        self.name = spec.name or "pairrm"
+        self._batch_size = spec.batch_size
+        self._room = spec.max_length or 2048
         self._model, self._tokenizer = load_with_head(
-            PairRM, model, revision=revision, dtype=dtype, kind="a PairRM ranker on DeBERTa-v2"
+            PairRM, model, spec, dtype="float32", kind="a PairRM ranker on DeBERTa-v2"
         )
         prefixes = [getattr(self._model.config, name, None) for name in _PREFIXES]
         ends = [self._tokenizer.cls_token_id, self._tokenizer.sep_token_id]
         if len(set(prefixes)) != 3 or not all(isinstance(token, int) for token in (*prefixes, *ends)):
-            raise ModelError(f"model: {str(model)!r} lacks the ids {', '.join(_PREFIXES)}, cls or sep; they are needed")
+            raise ModelError(f"model: {model!r} lacks the ids {', '.join(_PREFIXES)}, cls or sep; they are needed")
         self._prefixes: list[int] = [int(token) for token in prefixes if token is not None]
         self._cls, self._sep = (int(token) for token in ends)
         self._tokenizer_key = tokenizer_key(self._tokenizer)
@@ -308,37 +244,14 @@ class PairRanker:
     @cached_property
     def version(self) -> str:
         """Return a digest of weights, tokenizer and the settings that change comparisons."""
-        return version_of("pairrm-1", self._model, self._tokenizer_key, max_length=self._max_length)
+        return version_of("pairrm-1", self._model, self._tokenizer_key, max_length=self._room)
 
-    def compare(self, pairs: Sequence[tuple[Completion, Completion]]) -> list[Comparison]:
-        """Return the comparisons, one per pair of completions, in order."""
-        rows: list[list[int]] = []
-        asked: list[int] = []
-        reasons: dict[int, str] = {}
-        for number, (first, second) in enumerate(pairs):
-            try:
-                parts = [self._encoder.plain(text) for text in (question(first.prompt), first.text, second.text)]
-            except DataError as error:
-                reasons[number] = str(error)
-                continue
-            length = sum(map(len, parts)) + 9  # prefix, [CLS] and [SEP] of each
-            if length > self._max_length:
-                reasons[number] = too_long(self._max_length)
-                continue
-            rows += [self._row(*parts), self._row(parts[0], parts[2], parts[1])]
-            asked.append(number)
-        logits = self._logits(rows)
-        means = {
-            number: (sigmoid(logits[2 * place]) + sigmoid(-logits[2 * place + 1])) / 2
-            for place, number in enumerate(asked)
-        }
-        return [self._comparison(pair, means.get(number), reasons.get(number, "")) for number, pair in enumerate(pairs)]
-
-    def _row(self, *parts: list[int]) -> list[int]:
+    def _row(self, first: Completion, second: Completion) -> list[int]:
+        parts = [self._encoder.plain(text) for text in (question(first.prompt), first.text, second.text)]
         pieces = zip(self._prefixes, parts, strict=True)
         return [token for prefix, part in pieces for token in (self._cls, prefix, *part, self._sep)]
 
-    def _logits(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def _answer(self, rows: list[list[int]]) -> list[float]:
         logits = [0.0] * len(rows)
         for batch in batches_by_length(rows, self._batch_size):
             inputs: dict[str, Any] = pad_right(self._model, self._tokenizer, [rows[place] for place in batch])
@@ -348,7 +261,8 @@ class PairRanker:
                 logits[place] = logit
         return logits
 
-    def _comparison(self, pair: tuple[Completion, Completion], mean: float | None, reason: str) -> Comparison:
-        if mean is not None and mean != mean:
-            mean, reason = None, "the model's logits are not finite"
-        return Comparison(pair[0].id, pair[1].id, self.name, mean, reason=reason)
+    def _comparison(self, pair: Duel, as_given: float, swapped: float) -> Comparison:
+        mean = (sigmoid(as_given) + sigmoid(-swapped)) / 2
+        if math.isnan(mean):
+            return self._unscored(pair, "the model's logits are not finite")
+        return Comparison(pair[0].id, pair[1].id, self.name, mean)

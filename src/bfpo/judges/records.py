@@ -11,7 +11,7 @@ __all__ = ["CalibrationBin", "CheckedJudge", "JudgeCheckFile", "RedteamFile"]
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Texts whose p(safe) lies in [low, high): how many, their mean p(safe), and the share that people call safe."""
+    """Texts with p(safe) in [low, high): their number, mean p(safe), and the share that people call safe."""
 
     low: float
     high: float
@@ -46,7 +46,7 @@ class JudgeCheckFile:
 
 @dataclass(frozen=True, slots=True)
 class RedteamFile:
-    """`redteam.json`: the funnel, the pairs by label cell, and of all prompts and each kind the rates of answers."""
+    """`redteam.json`: the funnel, the pairs by label cell, and the rates of answers to all prompts and each kind."""
 
     funnel: dict[str, int] = field(default_factory=dict)
     cells: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Judge and ranker behind an OpenAI-compatible server: the formats of local guards, asked over HTTP."""
+"""Judge and ranker behind an OpenAI-compatible server, with the formats of local guards."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bfpo.core.schema import Comparison, Completion, Verdict
 from bfpo.generation.server import Answer, Question, Server, Token
 from bfpo.judges.formats import Format, PairFormat, both_orders
 
-__all__ = ["ServerJudge", "ServerRanker", "label_probability"]
+__all__ = ["ServerJudge", "ServerRanker"]
 
 
 class ServerJudge:
-    """A guard behind a server; its answer is read by the guard's format.
+    """A guard behind a server; its format reads the answer.
 
-    Where the server gives log-probabilities, `p_safe` is read from them and a text is safe where it is at least
-    `threshold`; else what it writes counts. An answer that its format cannot read, or that never came, is unscored.
+    If the server gives log-probabilities, `p_safe` is read from them and a text is safe if it is at least `threshold`;
+    otherwise the written label counts. A missing or unreadable answer is unscored.
     """
 
     def __init__(self, format: Format, server: Server, *, threshold: float = 0.5, name: str | None = None) -> None:
@@ -34,10 +34,7 @@ class ServerJudge:
     def judge_each(
         self, completions: Sequence[Completion], report: Callable[[int, Verdict, bool], None], *, vote: int = 0
     ) -> None:
-        """Report the verdict of each completion as it comes: its place, the verdict, whether asking again is needless.
-
-        Raises `ServerError` as `Server.ask` does.
-        """
+        """Report verdicts as they arrive (see `OneByOneJudge`); raises `ServerError` as `Server.ask` does."""
 
         def read(place: int, answer: Answer) -> None:
             report(place, self._verdict(completions[place].id, answer), answer.text is not None)
@@ -46,12 +43,8 @@ class ServerJudge:
 
     def _question(self, completion: Completion) -> Question:
         form = self._format
-        return Question(
-            form.ask_disarmed(completion),
-            form.max_new_tokens,
-            template_arguments=form.template_arguments,
-            as_parts=form.multimodal,
-        )
+        asked, arguments = form.ask_disarmed(completion), form.template_arguments
+        return Question(asked, form.max_new_tokens, template_arguments=arguments, as_parts=form.multimodal)
 
     def _verdict(self, completion_id: str, answer: Answer) -> Verdict:
         if answer.text is None:
@@ -76,7 +69,7 @@ class ServerJudge:
 
 
 class ServerRanker:
-    """A generative model behind a server that is asked for the more helpful of two, in both orders."""
+    """A generative model behind a server that picks the more helpful of two completions, in both orders."""
 
     def __init__(self, format: PairFormat, server: Server, *, name: str | None = None) -> None:
         self._format, self._server = format, server
@@ -90,11 +83,9 @@ class ServerRanker:
         return [comparisons[place] for place in range(len(pairs))]
 
     def compare_each(
-        self,
-        pairs: Sequence[tuple[Completion, Completion]],
-        report: Callable[[int, Comparison, bool], None],
+        self, pairs: Sequence[tuple[Completion, Completion]], report: Callable[[int, Comparison, bool], None]
     ) -> None:
-        """Report each comparison as soon as both of its answers are there; otherwise as `ServerJudge.judge_each`."""
+        """Report each comparison as soon as both of its answers have arrived, as `ServerJudge.judge_each` does."""
         waiting: dict[int, tuple[int, Answer]] = {}
 
         def read(place: int, answer: Answer) -> None:
@@ -113,12 +104,8 @@ class ServerRanker:
 
     def _question(self, first: Completion, second: Completion) -> Question:
         form = self._format
-        return Question(
-            form.ask_disarmed(first, second),
-            form.max_new_tokens,
-            template_arguments=form.template_arguments,
-            needs_arguments=False,
-        )
+        asked, arguments = form.ask_disarmed(first, second), form.template_arguments
+        return Question(asked, form.max_new_tokens, template_arguments=arguments, needs_arguments=False)
 
     def _comparison(self, first_id: str, second_id: str, as_given: Answer, swapped: Answer) -> Comparison:
         raw = " | ".join(answer.text or "" for answer in (as_given, swapped))
@@ -142,11 +129,10 @@ def label_probability(
     after: str = "",
     others: Sequence[str] = (),
 ) -> float | None:
-    """Return the probability of `words` against `other_words` where the answer names one of them, else `None`.
+    """Return the probability of `words` against `other_words` if the answer contains one of them, else `None`.
 
-    The place is the first token behind `after` (behind nothing, where it is empty) that begins a word of one side and
-    of no other side; the probability counts the likeliest tokens that the server lists there. `others` are words of a
-    third side, which counts for neither.
+    It is read at the first token after the text `after` that begins a word of exactly one side, from the most likely
+    tokens that the server lists there. `others` are words of a third side, which counts for neither.
     """
     sides = tuple(tuple(word.strip().casefold() for word in side) for side in (words, other_words, others))
     mark, before = after.strip(), ""
@@ -170,13 +156,11 @@ def _share(tail: str, token: Token, sides: Sequence[Sequence[str]]) -> float | N
 
 
 def _side(text: str, sides: Sequence[Sequence[str]]) -> int | None:
-    """Return the one side of which the text begins a word, or ends one; `None` for several or none."""
-    said = text.strip().casefold()
-    if not said:
-        return None
-    found = [number for number, words in enumerate(sides) if any(_begins(said, word) for word in words)]
+    """Return the only side with a word that the text begins or completes; `None` for several or none."""
+    start = text.strip().casefold()
+
+    def fits(word: str) -> bool:
+        return word.startswith(start) or (start.startswith(word) and not start[len(word)].isalnum())
+
+    found = [number for number, words in enumerate(sides) if start and any(map(fits, words))]
     return found[0] if len(found) == 1 else None
-
-
-def _begins(said: str, word: str) -> bool:
-    return word.startswith(said) or (said.startswith(word) and not said[len(word)].isalnum())

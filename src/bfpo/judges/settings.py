@@ -1,4 +1,4 @@
-"""Settings of who judges completions and who ranks them: one class a kind, or its short form in one word."""
+"""Settings of judges and rankers: one class for each kind, which also has a short form in one word."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ __all__ = [
     "GuardSpec",
     "JudgeConfig",
     "LocalRankerSpec",
+    "LocalSpec",
     "OracleRankerSpec",
     "OracleSpec",
     "RankerConfig",
@@ -42,8 +43,8 @@ class _Trained(_Named):
     model: PathText = Field(description="folder `model` of a run of `bfpo judge-train`")
 
 
-class _Local(_Named):
-    """A model that is loaded here."""
+class LocalSpec(_Named):
+    """A model that is loaded on this machine."""
 
     model: PathText | None = Field(default=None, description="model: folder or hub id; null = the format's own")
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
@@ -54,11 +55,6 @@ class _Local(_Named):
     max_length: int | None = Field(
         default=None, ge=1, description="longest text in tokens; a longer one is unscored; null = the format's own"
     )
-
-    def loading(self) -> dict[str, Any]:
-        """Return what is given here, as keyword arguments of a judge or ranker that loads its model."""
-        values = {name: getattr(self, name) for name in _Local.model_fields}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 class _Served(_Named, ServerSpec):
@@ -74,26 +70,26 @@ class _Served(_Named, ServerSpec):
 
 
 class _ByFormat(OneOf):
-    """What judges and rankers share: the short forms."""
+    """The short forms of judges and rankers."""
 
     format: str = Field(min_length=1)
 
     @property
     def source(self) -> str | None:
-        """The model that is asked, where there is one."""
+        """The judge's model, if it has one."""
         model: str | None = getattr(self, "model", None)
         return model
 
     @property
     def title(self) -> str:
-        """The format and the model, in a word."""
+        """The format and the model as a short name."""
         shown = self.format if self.source is None else f"{self.format}:{self.source}"
         at = f" at {self.url}" if isinstance(self, ServerSpec) else ""
         return getattr(self, "name", None) or f"{shown}{at}"
 
     @classmethod
     def spelled_out(cls, value: Any) -> Any:
-        """Return the keys that a short form stands for; raises `ValueError` for a file that cannot be used."""
+        """Return the keys of a short form; raises `ValueError` for a file that cannot be used."""
         return _mapping_of(str(value)) if isinstance(value, (str, Path)) else value
 
 
@@ -127,7 +123,7 @@ class JudgeConfig(_ByFormat):
 
     @classmethod
     def mode_of(cls, values: Mapping[str, Any]) -> str:
-        """Return the format, or for that of a guard whether a server has it."""
+        """Return the format, or for a guard's format whether it runs here or on a server."""
         format = values.get("format")
         if format in ("oracle", "refusal-phrases", "trained", "classifier"):
             return str(format)
@@ -141,7 +137,7 @@ class OracleSpec(JudgeConfig, mode="oracle"):
 
 
 class RefusalSpec(JudgeConfig, _Named, mode="refusal-phrases"):
-    """A list of phrases that refuse."""
+    """A list of phrases of refusals."""
 
     format: str = "refusal-phrases"
 
@@ -156,8 +152,8 @@ class _Threshold(ConfigPart):
     threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is at least this")
 
 
-class ClassifierSpec(JudgeConfig, _Local, _Threshold, mode="classifier"):
-    """Any sequence classifier, with the class that means safe or the one that means unsafe."""
+class ClassifierSpec(JudgeConfig, LocalSpec, _Threshold, mode="classifier"):
+    """Any sequence classifier, given its safe or its unsafe class."""
 
     format: str = "classifier"
     model: PathText = Field(description="model: folder or hub id")
@@ -177,7 +173,7 @@ class ClassifierSpec(JudgeConfig, _Local, _Threshold, mode="classifier"):
 
 
 class _GuardKeys(_Threshold):
-    """What guards of some formats read; which of them, their makers say."""
+    """Keys of single guard formats (`FORMAT_SETTINGS`)."""
 
     format: str
     controversial: Literal["safe", "unsafe", "unscored"] | None = Field(
@@ -197,8 +193,8 @@ class _GuardKeys(_Threshold):
         return self
 
 
-class GuardSpec(JudgeConfig, _Local, _GuardKeys, mode="a guard here"):
-    """A guard model that is loaded here."""
+class GuardSpec(JudgeConfig, LocalSpec, _GuardKeys, mode="a guard here"):
+    """A guard model that is loaded on this machine."""
 
 
 class ServedGuardSpec(JudgeConfig, _Served, _GuardKeys, mode=_WITH_URL):
@@ -220,7 +216,7 @@ class RankerConfig(_ByFormat):
 
     @classmethod
     def mode_of(cls, values: Mapping[str, Any]) -> str:
-        """Return the format, or for that of a model whether a server has it."""
+        """Return the format, or for a model's format whether it runs here or on a server."""
         format = values.get("format")
         if format in ("oracle", "trained"):
             return str(format)
@@ -239,7 +235,7 @@ class TrainedRankerSpec(RankerConfig, _Trained, mode="trained"):
     format: str = "trained"
 
 
-class LocalRankerSpec(RankerConfig, _Local, mode="a model here"):
+class LocalRankerSpec(RankerConfig, LocalSpec, mode="a model here"):
     """A reward model, PairRM or a generative model that is loaded here."""
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
 from bfpo.core.records import load, load_lines
 from bfpo.core.schema import Score
-from bfpo.judges.judges import check_judge, check_ranker
+from bfpo.judges.judges import check_opinions
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.records import AccuracyRow, ScoresFile
@@ -117,9 +117,8 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
     for name, judge in config.suites.judges.items():
         if name not in allowed:
             raise ConfigError(f"suites.judges.{name}: not a role or suite of this run; allowed: {', '.join(allowed)}")
-        check_judge(judge.format)
-    if config.suites.ranker is not None:
-        check_ranker(config.suites.ranker.format)
+        check_opinions([judge])
+    check_opinions([], config.suites.ranker)
     check_own_files(own_suites(config.suites.use), config.suites.folders)
     if isinstance(config, SuitesAndPairsJob):
         check_files(config.data.files)
