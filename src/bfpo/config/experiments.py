@@ -149,7 +149,7 @@ class SweepConfig(StageConfig):
         ge=0,
         lt=1,
         description="share of the prompts on which the model for at_least is chosen, by their hash; its scores are "
-        "told on the others; 0 = on the same",
+        "reported on the others; 0 = on the same",
     )
     processes: int = Field(default=1, ge=1, description="points that run at the same time")
     memory_gib: float | None = Field(

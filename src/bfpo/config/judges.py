@@ -12,13 +12,7 @@ from bfpo.data.settings import LabelledConfig
 from bfpo.generation.settings import MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig
 
-__all__ = [
-    "ClassifierTrainConfig",
-    "JudgeCheckConfig",
-    "JudgeTrainConfig",
-    "NgramTrainConfig",
-    "RankerTrainConfig",
-]
+__all__ = ["ClassifierTrainConfig", "JudgeCheckConfig", "JudgeTrainConfig", "NgramTrainConfig", "RankerTrainConfig"]
 
 
 class JudgeTrainConfig(OneOf, StageConfig):

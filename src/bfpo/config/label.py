@@ -13,11 +13,7 @@ from bfpo.data.settings import PairRowsConfig
 from bfpo.generation.settings import MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig, ServedGuardSpec
 
-__all__ = [
-    "LabelConfig",
-    "OpinionKeys",
-    "RedteamConfig",
-]
+__all__ = ["LabelConfig", "OpinionKeys", "RedteamConfig"]
 
 
 def _one_or_many(value: object) -> object:
@@ -33,7 +29,8 @@ class OpinionKeys(StageConfig):
         "`bfpo judge-train`, a .yaml file) or as keys",
     )
     ranker: RankerConfig | None = Field(
-        default=None, description="who says which of two completions of a prompt is more helpful; null = nobody"
+        default=None,
+        description="ranker that says which of two completions of a prompt is more helpful; null = no ranker",
     )
     votes: int = Field(default=1, ge=1, description="times that a judge with temperature above 0 is asked about a text")
     min_votes: int = Field(default=1, ge=1, description="fewest scored votes, of all judges together; fewer = unscored")
@@ -120,7 +117,7 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
     """`bfpo redteam`: prompts -> completions -> verdicts and order -> pairs, as `bfpo prepare` writes them."""
 
     num_completions: int = Field(default=4, ge=2, description="number of completions per prompt; the paper takes 2")
-    ranker: RankerConfig = Field(description="who says which of two completions of a prompt is more helpful")
+    ranker: RankerConfig = Field(description="ranker that says which of two completions of a prompt is more helpful")
     validation: float = Field(
         default=0.0, ge=0, lt=1, description="share of the prompts whose pairs are held out (the validation split)"
     )

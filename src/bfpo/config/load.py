@@ -20,11 +20,7 @@ from bfpo.core.secrets import hide_in_setting, hide_secrets
 from bfpo.core.settings import ConfigPart, StageConfig
 from bfpo.core.yaml_text import parse_yaml
 
-__all__ = [
-    "check_places",
-    "load_config",
-    "read_template",
-]
+__all__ = ["check_places", "load_config", "read_template"]
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 

@@ -70,9 +70,11 @@ class SuitesConfig(ConfigPart):
         description="prompts per suite, drawn at random with seed (documents: the first); null = all",
     )
     judges: dict[str, JudgeConfig] = Field(
-        default_factory=dict, description="who judges, by role (harm, refusal) or by suite; else the suite's own judge"
+        default_factory=dict, description="judges by role (harm, refusal) or by suite; else the suite's own judge"
     )
-    ranker: RankerConfig | None = Field(default=None, description="who compares answers for win rates; null = nobody")
+    ranker: RankerConfig | None = Field(
+        default=None, description="ranker that compares answers for win rates; null = no ranker"
+    )
     baseline: str | None = Field(default=None, description="name of the model that win rates are against")
     alpaca_eval: AlpacaEvalConfig | None = Field(
         default=None,

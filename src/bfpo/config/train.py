@@ -12,13 +12,7 @@ from bfpo.data.settings import DataConfig, SftDataConfig
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
 from bfpo.policy.settings import InitConfig, LoraConfig
 
-__all__ = [
-    "AlignConfig",
-    "MethodSettings",
-    "ReferenceConfig",
-    "SftConfig",
-    "TrainingKeys",
-]
+__all__ = ["AlignConfig", "MethodSettings", "ReferenceConfig", "SftConfig", "TrainingKeys"]
 
 
 class TrainingKeys(StageConfig):
@@ -209,7 +203,7 @@ class AlignConfig(MethodSettings, TrainingKeys):
     max_tokens_per_microbatch: int = Field(
         default=8192,
         ge=1,
-        description="most tokens of a forward pass, both streams together; a longer pair has one of its own",
+        description="most tokens of a forward pass, both streams together; a longer pair gets a separate pass",
     )
     attention: Literal["auto", "packed", "padded"] = Field(
         default="auto",

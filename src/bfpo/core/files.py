@@ -11,14 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = [
-    "file_digest",
-    "is_disk_full",
-    "open_whole",
-    "user_cache_folder",
-    "write_bytes_whole",
-    "write_text_whole",
-]
+__all__ = ["file_digest", "is_disk_full", "open_whole", "user_cache_folder", "write_bytes_whole", "write_text_whole"]
 
 # Messages of a full disk that is not an OSError: the first two from safetensors, the others from torch.save.
 _FULL = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")

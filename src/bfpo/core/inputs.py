@@ -9,14 +9,7 @@ from pathlib import Path
 
 from bfpo.core.errors import DataError
 
-__all__ = [
-    "ALLOWED_KINDS",
-    "check_files",
-    "expand_files",
-    "kind_of",
-    "matching_files",
-    "missing_folder",
-]
+__all__ = ["ALLOWED_KINDS", "check_files", "expand_files", "kind_of", "matching_files", "missing_folder"]
 
 _TEXT_KINDS = (".jsonl", ".json", ".csv", ".tsv")
 _COMPRESSIONS = (".gz", ".zst", ".xz")

@@ -12,15 +12,7 @@ from typing import Literal
 from bfpo.core.errors import DataError, SettingError, first_line
 from bfpo.core.inputs import matching_files
 
-__all__ = [
-    "SOURCES",
-    "ResolvedSource",
-    "Source",
-    "SourceKind",
-    "download_dataset",
-    "find_source",
-    "resolve_files",
-]
+__all__ = ["SOURCES", "ResolvedSource", "Source", "SourceKind", "download_dataset", "find_source", "resolve_files"]
 
 SourceKind = Literal["pairs", "completions"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -33,14 +33,7 @@ from bfpo.runs.folder import RunFolder
 from bfpo.scores.records import AccuracyRow
 from bfpo.scores.scores import METRICS, Judged, compare, join_verdicts, score_rows
 
-__all__ = [
-    "FULL_METHODS",
-    "QUICK_METHODS",
-    "collect",
-    "make_data",
-    "methods_of",
-    "plan_seed",
-]
+__all__ = ["FULL_METHODS", "QUICK_METHODS", "collect", "make_data", "methods_of", "plan_seed"]
 
 PROMPTS = "data/prompts.jsonl"
 QUICK_METHODS = ("bfpo", "dpo_h", "dpo_mix", "safedpo")

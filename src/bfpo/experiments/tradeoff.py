@@ -25,13 +25,7 @@ from bfpo.scores.records import (
 from bfpo.scores.scores import METRICS, Judged, score_rows
 from bfpo.stats import hypervolume_interval, nearest_to, pareto_front
 
-__all__ = [
-    "choose_nearest",
-    "nearest_words",
-    "tradeoff",
-    "tradeoff_csv",
-    "tradeoff_markdown",
-]
+__all__ = ["choose_nearest", "nearest_words", "tradeoff", "tradeoff_csv", "tradeoff_markdown"]
 
 
 def tradeoff(

@@ -23,11 +23,7 @@ from bfpo.core.errors import BfpoError, RunError
 from bfpo.experiments.points import Chain
 from bfpo.runs.stages import run_stage
 
-__all__ = [
-    "ChainProgress",
-    "run_chains",
-    "usable_cores",
-]
+__all__ = ["ChainProgress", "run_chains", "usable_cores"]
 
 _POLL_SECONDS = 0.5
 

@@ -16,13 +16,7 @@ from bfpo.core.schema import Message
 from bfpo.core.secrets import hide_secrets
 from bfpo.generation.settings import ServerSpec
 
-__all__ = [
-    "Answer",
-    "Question",
-    "RequestBudget",
-    "Server",
-    "Token",
-]
+__all__ = ["Answer", "Question", "RequestBudget", "Server", "Token"]
 
 _log = logging.getLogger(__name__)
 

@@ -16,11 +16,7 @@ from bfpo.judges.records import CalibrationBin
 from bfpo.plots.style import INK, METHOD_COLOURS, MUTED, figure_style
 from bfpo.stats import Interval, bootstrap_weights, rate_interval
 
-__all__ = [
-    "calibration_bins",
-    "calibration_figure",
-    "judge_quality",
-]
+__all__ = ["calibration_bins", "calibration_figure", "judge_quality"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -15,13 +15,7 @@ from matplotlib.patches import Rectangle
 
 from bfpo.plots.style import INK, MUTED, PAPER, figure_style
 
-__all__ = [
-    "MOST_LABELS",
-    "Box",
-    "Mark",
-    "draw_plane",
-    "place_labels",
-]
+__all__ = ["MOST_LABELS", "Box", "Mark", "draw_plane", "place_labels"]
 
 MOST_LABELS = 24
 """With more points than this, only the important ones are labelled."""

@@ -27,17 +27,7 @@ from bfpo.data.split import normalised_prompt
 from bfpo.preparation.contamination import EvaluationPrompts, Hit
 from bfpo.preparation.sketches import bands_and_rows, bands_of, ngrams, sketches_of
 
-__all__ = [
-    "KEYS",
-    "SCHEMA",
-    "Block",
-    "BlockReader",
-    "RawBlock",
-    "RowReader",
-    "kind_of_layout",
-    "raw_rows",
-    "reader_of",
-]
+__all__ = ["KEYS", "SCHEMA", "Block", "BlockReader", "RawBlock", "RowReader", "kind_of_layout", "raw_rows", "reader_of"]
 
 _MESSAGE = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
 SCHEMA = pyarrow.schema(

@@ -9,15 +9,7 @@ import numpy.typing as npt
 
 from bfpo.config.prepare import NearDuplicatesConfig
 
-__all__ = [
-    "bands_and_rows",
-    "bands_of",
-    "estimated_similarity",
-    "group_similar",
-    "ngrams",
-    "similarity",
-    "sketches_of",
-]
+__all__ = ["bands_and_rows", "bands_of", "estimated_similarity", "group_similar", "ngrams", "similarity", "sketches_of"]
 
 _RECALL = 0.99  # of pairs exactly at the threshold
 _MINHASH_SEED = 1

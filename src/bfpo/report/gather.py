@@ -11,23 +11,8 @@ from typing import Any
 
 from bfpo.core.errors import BfpoError, DataError
 from bfpo.objective.methods import method_settings
-from bfpo.report.data import (
-    Comparison,
-    Experiment,
-    MethodResult,
-    ReportData,
-    Role,
-    Sample,
-    Suite,
-    SuiteComparison,
-)
-from bfpo.report.experiments import (
-    COMPARE_MAIN,
-    experiment_of,
-    methods_of,
-    prompts_of,
-    split_experiments,
-)
+from bfpo.report.data import Comparison, Experiment, MethodResult, ReportData, Role, Sample, Suite, SuiteComparison
+from bfpo.report.experiments import COMPARE_MAIN, experiment_of, methods_of, prompts_of, split_experiments
 from bfpo.report.models import AnswerKey, Model, add_margins, add_scores, inside_suites, model_of, with_basis
 from bfpo.report.read import (
     Run,

@@ -13,13 +13,7 @@ from bfpo.report.wording import listed, percent, points, with_interval
 from bfpo.stats.pareto import pareto_front
 from bfpo.suites.scores import SUITE_METRICS
 
-__all__ = [
-    "Headline",
-    "front_of",
-    "headline",
-    "metric_title",
-    "suite_lines",
-]
+__all__ = ["Headline", "front_of", "headline", "metric_title", "suite_lines"]
 
 METRIC = "helpful_and_safe"
 AXES = ("helpfulness", "harmless_harmful")

@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 from bfpo.core.schema import Score
 
-__all__ = [
-    "Cell",
-    "cell_of",
-    "cell_title",
-    "listed",
-    "percent",
-    "points",
-    "points_interval",
-    "with_interval",
-]
+__all__ = ["Cell", "cell_of", "cell_title", "listed", "percent", "points", "points_interval", "with_interval"]
 
 
 def percent(value: float, decimals: int = 0) -> str:

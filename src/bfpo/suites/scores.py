@@ -13,11 +13,7 @@ from bfpo.core.provenance import RunFile
 from bfpo.core.records import load
 from bfpo.scores.comparisons import paired_row, with_holm
 from bfpo.scores.scores import METRICS, Judged, Metric, PairedValues
-from bfpo.stats import (
-    Interval,
-    length_controlled_rate,
-    rate_interval,
-)
+from bfpo.stats import Interval, length_controlled_rate, rate_interval
 from bfpo.suites.records import SuiteComparison, SuiteScore
 
 __all__ = [

@@ -24,15 +24,7 @@ from bfpo.objective.methods import PairLoss
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.checks import DivergenceWatch
 
-__all__ = [
-    "CellMetrics",
-    "PairFigures",
-    "RunningLoss",
-    "TrainingRecord",
-    "cell_index",
-    "group_index",
-    "summarise",
-]
+__all__ = ["CellMetrics", "PairFigures", "RunningLoss", "TrainingRecord", "cell_index", "group_index", "summarise"]
 
 logger = logging.getLogger(__name__)
 

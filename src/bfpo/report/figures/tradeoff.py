@@ -15,11 +15,7 @@ from bfpo.report.headline import front_of
 from bfpo.scores.records import NearestPoint, TradeoffFile, TradeoffPoint
 from bfpo.scores.scores import metric_title
 
-__all__ = [
-    "experiment_figure",
-    "front_figure",
-    "scatter_figure",
-]
+__all__ = ["experiment_figure", "front_figure", "scatter_figure"]
 
 
 def front_figure(
