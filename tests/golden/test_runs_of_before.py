@@ -1,8 +1,8 @@
-"""Runs begun by commit 0c9cfb2, before the packages were reordered, go on after; its configs resolve to the same keys.
+"""Runs that commit 0c9cfb2 began, before the packages were reordered, resume; its configs resolve to the same keys.
 
-`run_of_0c9cfb2.tar.gz` holds inputs, three runs that were killed by that commit (`train` and `sft` while the second
-checkpoint was written, `generate` after two batches) and what the same runs left when nothing stopped them.
-`resolved_configs.json` holds configs and what they resolved to there.
+`run_of_0c9cfb2.tar.gz` holds inputs, three runs of that commit that were killed (`train` and `sft` while the second
+checkpoint was written, `generate` after two batches), without the pickled arguments, which nothing reads, and what the
+same runs left when nothing stopped them. `resolved_configs.json` holds configs and what they resolved to there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import yaml
 from safetensors.torch import load_file
 
 from bfpo.config import load_config
-from bfpo.runs import stages
 from bfpo.runs.stages import STAGES, check_stage, run_stage
 
 GOLDEN = Path(__file__).parent
@@ -31,12 +30,6 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.extractall(tmp_path, filter="data") if hasattr(tarfile, "data_filter") else archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path / "old")
     return tmp_path / "old"
-
-
-def resolved(command: str, config: Any) -> dict[str, Any]:
-    """What a run folder keeps of a config."""
-    unread = stages._checked(command, config)
-    return dict(config.resolved(unread[1]) if isinstance(unread, tuple) else config.resolved())
 
 
 def go_on(command: str) -> Any:
@@ -89,9 +82,9 @@ def test_a_config_resolves_to_the_keys_and_values_of_before(number: int) -> None
     case = CONFIGS[number]
     config: Any = STAGES[case["command"]].config_class().model_validate(case["given"])
     check_stage(case["command"], config)
-    assert resolved(case["command"], config) == case["resolved"]
+    assert config.resolved() == case["resolved"]
     if case["given"].get("kind") == "ranker":  # resolved there to keys that it then refused
         return
     text = yaml.safe_dump(case["resolved"])
     again: Any = STAGES[case["command"]].config_class().model_validate(yaml.safe_load(text))
-    assert resolved(case["command"], again) == case["resolved"]
+    assert again.resolved() == case["resolved"]

@@ -291,7 +291,10 @@ def test_models_that_were_judged_or_asked_differently_are_not_to_be_ranked(tmp_p
     assert "same prompts" not in alike
 
 
-def test_folders_are_known_by_what_was_typed_or_by_as_much_as_tells_them_apart(tmp_path: Path) -> None:
+def test_folders_are_known_by_what_was_typed_or_by_as_much_as_tells_them_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # relative folders are named by the current one too
     roots = [Path("runs/scores"), tmp_path / "a" / "runs" / "x", tmp_path / "b" / "runs" / "x", tmp_path / "c"]
     assert list(shown_roots(roots).values()) == ["runs/scores", "a/runs/x", "b/runs/x", f"{tmp_path.name}/c"]
     same = [Path("runs/x"), Path("/home/me/runs/x")]

@@ -114,6 +114,7 @@ def _write_card(
     }
     training = {
         "method": config.method,
+        "source of the loss": config.method_object().paper,
         "parameters that train": str(policy.trainable_report),
         "optimizer steps": metrics.get("step"),
         "loss over its value at the start": metrics.get("loss_over_start"),
