@@ -39,7 +39,7 @@ class GenerateConfig(OneOf, StageConfig):
         "OpenAI-compatible, at url)",
     )
     prompts: PathText = Field(
-        description="prompts: a .txt with one a line, or a file or folder of our columns or of an evaluation suite's"
+        description="prompts: a .txt with one per line, or a file or folder of our columns or of an evaluation suite's"
     )
     columns: dict[str, str] = Field(
         default_factory=dict, description="our column name: its name in the prompt file, where they differ"

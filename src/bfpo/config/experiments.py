@@ -142,7 +142,7 @@ class SweepConfig(StageConfig):
     )
     at_least: dict[str, float] = Field(
         default_factory=dict,
-        description="what a model must reach, from 0 to 1, as harmless=0.95, to be the one that is named",
+        description="minimum scores of the selected model, from 0 to 1, as harmless=0.95",
     )
     validation_share: float = Field(
         default=0.5,

@@ -40,8 +40,8 @@ class OpinionKeys(StageConfig):
     )
     strategy: Literal["informative", "balanced", "random"] = Field(
         default="informative",
-        description="which pairs of a prompt's ranked completions are taken: the surest of every label cell, the cell "
-        "with the fewest pairs so far, or any",
+        description="which pairs of a prompt's ranked completions are taken: the most confident pair of each label "
+        "cell, one of the cell with the fewest pairs so far, or any",
     )
     pairs_per_prompt: int | None = Field(
         default=None, ge=1, description="most pairs of a prompt; null = one of each label cell that it has"

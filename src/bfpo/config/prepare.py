@@ -91,7 +91,10 @@ class NearDuplicatesConfig(ConfigPart):
     )
     characters: int = Field(default=5, ge=2, le=50, description="characters of an n-gram")
     permutations: int = Field(
-        default=128, ge=16, le=1024, description="MinHash permutations; more cost time and make similarities surer"
+        default=128,
+        ge=16,
+        le=1024,
+        description="MinHash permutations; more cost time and make similarities more precise",
     )
 
 
@@ -123,7 +126,7 @@ class PrepareConfig(StageConfig):
         default=8, ge=3, description="an evaluation prompt of so many words is also looked for inside longer prompts"
     )
     duplicates: Literal["drop", "keep"] = Field(
-        default="drop", description="a row that repeats another of its stream to the letter is dropped or kept"
+        default="drop", description="an exact duplicate of another row of its stream is dropped or kept"
     )
     contradictory_labels: Literal["keep", "drop"] = Field(
         default="keep",

@@ -16,7 +16,6 @@ __all__ = [
     "choice_of",
     "completion_of",
     "content_id",
-    "id_of",
     "label_of",
     "messages_of",
     "optional_text",

@@ -8,8 +8,9 @@ from typing import Generic, TypeVar
 
 from bfpo.core.errors import SettingError
 from bfpo.data.fields import Columns
+from bfpo.data.rejects import Row
 
-__all__ = ["AUTO", "Layout", "Layouts", "check_columns", "check_layout", "columns_of"]
+__all__ = ["AUTO", "Layout", "Layouts", "check_columns", "check_layout", "columns_of", "parse_row"]
 
 AUTO = "auto"
 """Instead of a layout's name: detect the layout of each file from its columns."""
@@ -35,6 +36,12 @@ class Layout(Generic[MadeOf]):
     parse: Callable[[Columns], MadeOf]
     order: int = 0
     labelled: bool = False
+
+
+def parse_row(row: Row, *, layout: Layout[Made] | None) -> Made:
+    """Return what a layout makes of a row; a file whose rows have columns has a layout. Raises `RowError`."""
+    assert layout is not None
+    return layout.parse(row.columns)
 
 
 class Layouts(Mapping[str, Layout[Made]]):

@@ -14,7 +14,7 @@ from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import content_id
 from bfpo.data.files import first_that_fits, made_or_error, mapped_rows, text_rows
-from bfpo.data.layouts import AUTO, Layout, check_columns, check_layout, columns_of
+from bfpo.data.layouts import AUTO, check_columns, check_layout, columns_of, parse_row
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.rejects import Row
 
@@ -50,7 +50,7 @@ def read_prompts(file: str | Path, *, layout: str = AUTO, columns: Mapping[str, 
 def read_prompt_files(
     files: Sequence[str | Path], *, layout: str = AUTO, columns: Mapping[str, str] | None = None
 ) -> PromptResult:
-    """Read prompts of every row of files; a `.txt` file has one a line, a folder stands for its other files.
+    """Read prompts of every row of files; a `.txt` file has one per line, a folder stands for its other files.
 
     `layout` names one of `PROMPT_LAYOUTS`, "auto" decides for each file by its first row that fits one; `columns`
     maps our name to the file's. Raises `SettingError` for an unknown layout or column, `DataError` for a file that
@@ -86,13 +86,8 @@ def _parsed(file: Path, layout: str, columns: Mapping[str, str] | None) -> tuple
         fitting = first_that_fits(file, mapped_rows(file, columns), PROMPT_LAYOUTS.values())
     else:
         fitting = PROMPT_LAYOUTS[layout]
-    made = made_or_error(file, mapped_rows(file, columns), partial(_prompts_of, layout=fitting))
+    made = made_or_error(file, mapped_rows(file, columns), partial(parse_row, layout=fitting))
     return fitting.name if fitting else "", made
-
-
-def _prompts_of(row: Row, *, layout: Layout[Sequence[Prompt]] | None) -> Sequence[Prompt]:
-    assert layout is not None  # a file whose rows have columns has a layout
-    return layout.parse(row.columns)
 
 
 def _text_rows(file: Path) -> Iterator[Row]:

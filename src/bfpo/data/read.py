@@ -14,7 +14,7 @@ from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, plain_completion
 from bfpo.data.files import attempt, first_that_fits, iter_rows, made_or_error, mapped_rows
-from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout, columns_of
+from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout, columns_of, parse_row
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import CompletionResult, ReadResult, Reject, Row, RowError
 
@@ -136,14 +136,9 @@ def iter_completions(
     `DataError` for a file that cannot be read or fits no layout.
     """
     for file, found in _files_with_layouts(files, COMPLETION_LAYOUTS, layout, columns, layouts):
-        make = partial(_completion_of, layout=found)
+        make = partial(parse_row, layout=found)
         for row in mapped_rows(file, columns):
             yield attempt(make, file, row)
-
-
-def _completion_of(row: Row, *, layout: Layout[Completion] | None) -> Completion:
-    assert layout is not None  # a file whose rows have columns has a layout
-    return layout.parse(row.columns)
 
 
 def read_completions(file: str | Path) -> list[Completion]:
@@ -158,7 +153,7 @@ def read_completions(file: str | Path) -> list[Completion]:
 class PairIds:
     """Ids seen so far: a repeated given id is an error, a repeated id made from content gets a number.
 
-    It takes 24 to 48 bytes a pair; the result of `again` holds only the ids that got a number.
+    It takes 24 to 48 bytes per pair; the result of `again` holds only the ids that got a number.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`data.json` of `bfpo prepare`: what became of the sources, and what each stream of training data holds."""
+"""`data.json` of `bfpo prepare`: rows of each source by outcome, and what each stream of training data holds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Lengths = dict[str, dict[str, dict[str, Spread]]]
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """One source: `rejected` rows by reason, `units` (pairs or completions) by what became of them."""
+    """One source: `rejected` rows by reason, `units` (pairs or completions) by outcome."""
 
     name: str
     stream: str = ""

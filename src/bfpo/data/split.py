@@ -36,7 +36,7 @@ def draw(items: Sequence[Item], limit: int | None, seed: int | str) -> list[Item
 
 
 class RowPicker:
-    """Picks the rows of one part of a split by prompt, and `limit` of those, keeping 16 bytes a row.
+    """Picks the rows of one part of a split by prompt, and `limit` of those, keeping 16 bytes per row.
 
     The prompts with the smallest hashes of the split's seed and the normalised prompt are held out: the order of rows
     does not matter, and an added prompt displaces at most one. The split comes before the limit, which draws rows by a

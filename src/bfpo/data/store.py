@@ -85,7 +85,7 @@ def _block_of(pairs: Sequence[TokenPair]) -> Any:
 class TokenStore(Sequence[TokenPair]):
     """The pairs of a file of `write_tokens`, each made on access; its ids are views of the mapped file.
 
-    The vectors below take 28 bytes a pair, from first access; the pages of the file are managed by the system. A
+    The vectors below take 28 bytes per pair, from first access; the pages of the file are managed by the system. A
     pickled copy opens the same file. Raises `DataError` for any other file.
     """
 
@@ -159,7 +159,7 @@ class TokenStore(Sequence[TokenPair]):
     def with_reference(self, chosen: npt.ArrayLike, rejected: npt.ArrayLike) -> TokenStore:
         """Return a view of the same file whose pairs have these reference log-probs, (P,) each in nats.
 
-        Held as float64, 16 bytes a pair. Raises `DataError` for another number of them.
+        Held as float64, 16 bytes per pair. Raises `DataError` for another number of them.
         """
         columns = np.array(chosen, np.float64), np.array(rejected, np.float64)
         for column in columns:

@@ -12,6 +12,7 @@ from bfpo.config import CompareConfig, InterpolateConfig
 from bfpo.core.schema import Score
 from bfpo.experiments.points import Chain, Step, blend_name
 from bfpo.experiments.steps import CEILING, START, asking, sft_step, train_step
+from bfpo.experiments.tradeoff import table_row
 from bfpo.objective.methods import METHODS
 from bfpo.scores.comparisons import compare_pairs, indistinguishable_from
 from bfpo.scores.records import (
@@ -282,10 +283,10 @@ def result_markdown(result: ComparisonFile) -> str:
     lines = [
         _introduction(result),
         "",
-        _row(heads),
-        _row(["---"] * len(heads)),
+        table_row(heads),
+        table_row(["---"] * len(heads)),
         *(
-            _row(
+            table_row(
                 [
                     method.title,
                     *(_cell(method.scores[key]) for key in SHOWN),
@@ -308,9 +309,9 @@ def result_markdown(result: ComparisonFile) -> str:
         "",
         "Helpful and safe on validation prompts at the first seed, per cent; the chosen setting is bold.",
         "",
-        _row(["method", "trainings", "setting: score"]),
-        _row(["---"] * 3),
-        *(_row([m.title, str(m.trainings), _trials(m)]) for m in methods if m.trials),
+        table_row(["method", "trainings", "setting: score"]),
+        table_row(["---"] * 3),
+        *(table_row([m.title, str(m.trainings), _trials(m)]) for m in methods if m.trials),
         "",
         *_equal_for_all(result.config),
     ]
@@ -349,9 +350,9 @@ def _by_seed(order: Sequence[ComparedMethod]) -> list[str]:
         "Helpful and safe by seed, per cent; and the share of held-out pairs that the implicit reward ranks by the "
         "sign of BFPO's target (for every method), which is the objective of BFPO but not of the others.",
         "",
-        _row(["method", "by seed", "largest minus smallest", "pairs ranked"]),
-        _row(["---"] * 4),
-        *(_row(_seed_cells(method, metric)) for method in order),
+        table_row(["method", "by seed", "largest minus smallest", "pairs ranked"]),
+        table_row(["---"] * 4),
+        *(table_row(_seed_cells(method, metric)) for method in order),
     ]
 
 
@@ -401,7 +402,3 @@ def _cell_tested(difference: MethodDifference | None) -> str:
     if difference is None or difference.p_holm is None:
         return _cell(difference)
     return f"{_cell(difference)}, p {difference.p_holm:.2g}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -31,7 +31,6 @@ from bfpo.scores.records import AccuracyRow, InterpolateFile
 from bfpo.scores.scores import Judged, join_verdicts
 
 __all__ = [
-    "REFERENCE",
     "Chain",
     "Point",
     "Step",

@@ -124,9 +124,12 @@ def tradeoff_markdown(result: TradeoffFile) -> str:
     volume = result.hypervolume
     corner = ", ".join(f"{key} {value:g}" for key, value in volume.reference.items())
     lines = [
-        _row(["model", *(METRICS[key].title for key in shown), "front"]),
-        _row(["---"] * (len(shown) + 2)),
-        *(_row([p.name, *(_cell(p.scores[key]) for key in shown), "yes" if p.on_front else ""]) for p in result.points),
+        table_row(["model", *(METRICS[key].title for key in shown), "front"]),
+        table_row(["---"] * (len(shown) + 2)),
+        *(
+            table_row([p.name, *(_cell(p.scores[key]) for key in shown), "yes" if p.on_front else ""])
+            for p in result.points
+        ),
         "",
         f"Intervals: {result.confidence:.0%}, by prompt. Pareto front: {'; '.join(result.pareto_front)}.",
         "",
@@ -171,7 +174,8 @@ def _cell(score: Score | Hypervolume) -> str:
     return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
-def _row(cells: Sequence[str]) -> str:
+def table_row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -6,12 +6,11 @@ import json
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,10 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bfpo.core.errors import BfpoError, RunError
+from bfpo.core.processes import end_with_parent
 from bfpo.experiments.points import Chain
 from bfpo.runs.stages import run_stage
 
-__all__ = ["ChainProgress", "run_chains", "usable_cores"]
+__all__ = ["run_chains", "usable_cores"]
 
 _POLL_SECONDS = 0.5
 
@@ -78,7 +78,7 @@ def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
     # Read by the new processes; more threads than cores would be slower.
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     pool = ProcessPoolExecutor(
-        max(1, min(processes, most)), mp_context=get_context("spawn"), initializer=_end_with_parent
+        max(1, min(processes, most)), mp_context=get_context("spawn"), initializer=end_with_parent
     )
     try:
         yield pool
@@ -88,18 +88,6 @@ def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
             process.terminate()
         raise
     pool.shutdown()
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is killed: an orphan would wait for work forever."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_chain(chain: Chain, log_file: str) -> float:

@@ -136,7 +136,7 @@ class Server:
 
     @property
     def version(self) -> str:
-        """What its answers depend on besides the question, as text."""
+        """Everything except the question that affects an answer, as text."""
         top_p = "" if self._top_p is None else f" top_p={self._top_p:g}"
         return f"{self.url} {self.model} {self.api} temperature={self.temperature:g}{top_p}"
 

@@ -12,7 +12,7 @@ from bfpo.core.errors import SettingError
 from bfpo.judges.panel import Opinion
 from bfpo.stats import Interval
 
-__all__ = ["Disagreement", "cohen_kappa", "disagreement", "fleiss_kappa"]
+__all__ = ["cohen_kappa", "disagreement", "fleiss_kappa"]
 
 Floats = npt.NDArray[np.float64]
 Ratings = Sequence[bool | None]

@@ -93,7 +93,7 @@ class OneByOneJudge(Judge, Protocol):
     ) -> None:
         """Report verdicts as they arrive: the completion's index, the verdict, and whether it is final.
 
-        A verdict that is not final (no answer arrived) is worth another request. Raises if further requests are
+        A verdict that is not final (no answer arrived) may be requested again. Raises if further requests are
         useless; what was reported before remains valid.
         """
 
@@ -228,7 +228,7 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
 
 
 def make_ranker(spec: RankerConfig, budget: RequestBudget | None = None) -> Ranker:
-    """Return the ranker of a spec, as `make_judge` does."""
+    """Return the ranker of a spec; takes a budget and raises as `make_judge` does."""
     _check_ranker(spec.format)
     if isinstance(spec, OracleRankerSpec):
         return OracleRanker()

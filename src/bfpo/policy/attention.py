@@ -114,7 +114,7 @@ def packed_attention(
     return _by_segment(attend, query, key, value, layout, scaling=scaling, dropout=dropout, window=window), None
 
 
-# By segment: two problems a pair, through torch's own attention. Exact in every dtype.
+# By segment: two problems per pair, through torch's own attention. Exact in every dtype.
 
 
 def _by_segment(

@@ -126,7 +126,7 @@ class _FrozenHead(torch.autograd.Function):
         chunk_rows: int,
     ) -> Tensor:
         num_rows, dtype, device = len(hidden_MH), hidden_MH.dtype, hidden_MH.device
-        # The products may be in half precision, the softmax may not: in bfloat16 it costs up to 7 nats a completion.
+        # The products may be in half precision, the softmax may not: in bfloat16 it costs up to 7 nats per completion.
         accumulate = torch.float64 if dtype == torch.float64 else torch.float32
         logps_M = torch.empty(num_rows, dtype=accumulate, device=device)
         gradient_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None

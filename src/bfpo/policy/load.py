@@ -99,7 +99,7 @@ def load_policy(
     """Load any causal LM of transformers from a folder or the hub and freeze what does not train.
 
     `trainable`: "all", or shell patterns over parameter names, such as "*.down_proj.weight". `lora`: keyword arguments
-    of `peft.LoraConfig`; then only the adapters train, and patterns select nothing, so `trainable` must stay "all".
+    of `peft.LoraConfig`; then only the adapters train, and patterns have no effect, so `trainable` must stay "all".
     `quantize`: "nf4" holds the base in four bits under the adapters (QLoRA). `masters`: what trains is held in float32
     whatever the dtype (see `hold_masters`). Weights are read from safetensors only. Without `dropout` every dropout of
     the model is off: the reference has none, and the margin of the first step must be zero. The random half of an

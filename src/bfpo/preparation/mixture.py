@@ -63,7 +63,7 @@ def mix(parts: Sequence[Part], config: PrepareConfig) -> Mixed:
     for stream in mixed.streams:
         if not any((part.copies[part.split == 0] > 0).any() for part in mixed.of_stream(stream)):
             fates = {part.source.name: part.counts() for part in mixed.of_stream(stream)}
-            raise DataError(f"{stream}: no row is left in the training split; what became of the rows: {fates}")
+            raise DataError(f"{stream}: no row is left in the training split; rows by outcome: {fates}")
     return mixed
 
 
@@ -105,7 +105,7 @@ def _repeats(columns: Sequence[Keys]) -> list[npt.NDArray[np.int64]]:
 
 
 def _contradictory(parts: Sequence[Part]) -> list[Mask]:
-    """Return which rows hold a completion that is labelled both safe and unsafe; it takes 16 bytes a row."""
+    """Return which rows hold a completion that is labelled both safe and unsafe; it takes 16 bytes per row."""
     marked = np.zeros(2 * sum(len(part.shard) for part in parts), np.uint64)
     num = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""The rows of one source as units, and which are used as far as the source alone decides; numbers, no text."""
+"""The rows of one source as units, and the selection that depends only on the source; numbers, no text."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Part:
 def repetitions(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the indices of repeated keys, and the number of the occurrence (2 for the second).
 
-    It takes 24 bytes a key.
+    It takes 24 bytes per key.
     """
     order = np.argsort(keys, kind="stable")
     in_order = keys[order]

@@ -48,7 +48,7 @@ KEYS = np.dtype(
         ("id_is_given", "?"),
         ("prompt", "<u8"),  # of the normalised prompt
         ("content", "<u8"),  # of the whole row, labels too
-        ("completions", "<u8", 2),  # of the prompt with each completion, to the letter
+        ("completions", "<u8", 2),  # of the prompt with each completion, exact text
         ("labels", "<f4", 2),  # NaN = unknown
         ("contaminated", "?"),
         ("chars", "<u4", 3),  # of prompt, chosen, rejected

@@ -97,7 +97,7 @@ def group_similar(
 
     `band(number)` gives a hash for each prompt, `sketches(indices)` the low bytes of sketches. Prompts that share a
     hash are compared with the first of those that share it and with the one before, by the estimated similarity. One
-    band at a time is in memory, with its order: some tens of bytes a prompt.
+    band at a time is in memory, with its order: tens of bytes per prompt.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from types import TracebackType
 
 from bfpo.core.errors import RunError
+from bfpo.core.processes import end_with_parent
 from bfpo.preparation.rows import Block, BlockReader, RawBlock
 
 __all__ = ["Readers"]
@@ -23,7 +23,7 @@ _reader: BlockReader | None = None
 
 
 class Readers:
-    """Reads blocks in `processes` further processes, or in this one if that is 1; to be used as a context.
+    """Reads blocks in `processes` worker processes, or in this one if that is 1; a context manager.
 
     `make` makes the reader, once in each process: a function that can be sent to another process.
     """
@@ -79,16 +79,8 @@ def _begin(make: Callable[[], BlockReader]) -> None:
     global _reader
     os.environ.setdefault("RAYON_NUM_THREADS", "1")  # MinHash and tokenizers: the processes share the cores
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process stops the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _reader = make()
-
-
-def _end_with_parent() -> None:
-    """Exit when the first process was killed: nothing else would stop this one."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _read(block: RawBlock) -> Block:

@@ -22,7 +22,6 @@ __all__ = [
     "experiment_headline",
     "experiment_lines",
     "experiment_of",
-    "experiment_state",
     "experiment_view",
     "in_words",
     "is_the_table",

@@ -28,7 +28,7 @@ from bfpo.report.read import (
 from bfpo.report.tables import with_suite_means
 from bfpo.scores.scores import Judged, compare
 
-__all__ = ["absent_parts", "gather", "notes_of", "problems_of"]
+__all__ = ["gather"]
 
 COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
 SETTINGS = ("method", *method_settings(), "anchor_weight", "learning_rate", "max_steps")

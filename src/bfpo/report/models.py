@@ -18,7 +18,7 @@ from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.scores.scores import METRICS, Judged, judged_row
 from bfpo.suites.records import SuiteAnswer, SuitesFile
 
-__all__ = ["HOME_METRICS", "AnswerKey", "Model", "add_margins", "add_scores", "inside_suites", "model_of", "with_basis"]
+__all__ = ["AnswerKey", "Model", "add_margins", "add_scores", "inside_suites", "model_of", "with_basis"]
 
 AnswerKey = tuple[str, str, str]  # suite, id, completion number among those of one id
 

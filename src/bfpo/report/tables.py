@@ -12,7 +12,6 @@ from bfpo.stats import Interval, mean_interval
 __all__ = [
     "GROUPS",
     "SuiteColumn",
-    "axis_groups",
     "basis_of",
     "groups_alike",
     "judged_alike",

@@ -119,7 +119,7 @@ def rank_suites(
 ) -> tuple[str, dict[tuple[str, str], dict[str, Preference]]]:
     """Return the ranker's name and, by (suite, model), the preference for each answer over the baseline's.
 
-    Needs a ranker in the config; raises what the ranker raises.
+    Needs a ranker in the config. Raises as `make_ranker`, and `ServerError` if a server gives no answers.
     """
     spec, baseline = config.suites.ranker, config.suites.baseline
     assert spec is not None

@@ -17,7 +17,6 @@ from bfpo.stats import Interval, length_controlled_rate, rate_interval
 from bfpo.suites.records import SuiteComparison, SuiteScore
 
 __all__ = [
-    "BESIDE",
     "SUITE_METRICS",
     "WIN_RATES",
     "Values",

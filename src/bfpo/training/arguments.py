@@ -67,7 +67,9 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the learning rate"})
     warmup_steps: float = field(default=0.1, metadata={"help": "warm-up: optimizer steps, or below 1 a share of them"})
     logging_steps: float = field(default=10, metadata={"help": "optimizer steps between logs"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay off: the batch is not a model's"})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "must stay off: the model does not accept all columns"}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "off: what is not finite is an error here"})
     report_to: str | list[str] | None = field(default="none", metadata={"help": "trackers"})
 

@@ -1,4 +1,7 @@
-"""Two checks: the loss of the first step against what the labels imply, and a warning when a run diverges."""
+"""Two checks: the loss of the first step against what the labels imply, and a warning when a run diverges.
+
+Axes: P pairs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from bfpo.objective.methods import Method
 __all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_rows", "implied_losses"]
 
 # Error of a summed log-prob relative to its size, between two batches that pad differently; measured on real models and
-# widened about tenfold. Half precision rounds hidden states, so its figure is of the matrix products, not of the sum.
+# widened about tenfold. Half precision rounds hidden states, so its value reflects the matrix products, not the sum.
 _RELATIVE_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 _SEEN = ("message", "_observed", "_implied", "_last_step", "_above_since")

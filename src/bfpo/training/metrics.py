@@ -152,7 +152,7 @@ class CellMetrics:
 
 
 def _step_loss(sums_GK: Tensor, *, buffer_weight: float, anchor_factor: float) -> Tensor:
-    """Return the loss of one optimizer step from its sums, a scalar: what its gradient is of.
+    """Return the loss of one optimizer step from its sums, a scalar: the differentiated quantity.
 
     That is mean(main) + `buffer_weight` x mean(buffer), each pair's anchor included `anchor_factor` times.
     """
@@ -309,7 +309,7 @@ class RunningLoss(TrainerCallback, ExportableState):
         self._start(None)
 
     def _start(self, held: Mapping[str, Any] | None) -> None:
-        # On the CPU until the first step has shown its device.
+        # On the CPU until the device is known, in the first step.
         self._since_row = torch.tensor(held["since_row"] if held else 0.0, dtype=torch.float64)
         self._whole = torch.tensor(held["whole"] if held else 0.0, dtype=torch.float64)
         self._num_steps: int = held["num_steps"] if held else 0

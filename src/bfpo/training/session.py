@@ -318,7 +318,7 @@ def _repeat_end(trainer: Trainer, checkpoint: Path) -> None:
     `Trainer.train` can load a checkpoint into a model however it is wrapped, but would then run one step too many.
     """
     stop = _StopAtBegin()
-    trainer.add_callback(stop)  # the last one: the others have begun
+    trainer.add_callback(stop)  # last, so the others' `on_train_begin` has run
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint))
     except _BegunError:

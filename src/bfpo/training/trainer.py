@@ -135,7 +135,7 @@ class BFPOTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """Return the batches of one optimizer step and the number of its pairs of each stream, over all processes.
 
-        Every process gets as many micro-batches as the one with most (see `_in_step`).
+        Every process gets the maximum number of micro-batches over processes (see `_in_step`).
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         num_pairs = sum(len(batch["pair_index"]) for batch in batches) // len(self._streams)
@@ -259,7 +259,7 @@ class BFPOTrainer(Trainer):
         ones_P = torch.ones_like(is_buffer, dtype=torch.float64)
         if num_pairs is None:
             main_P, buffer_P = (ones_P / max(1, int(mask.sum())) for mask in (~is_buffer, is_buffer))
-        else:  # times the processes: gradients are averaged over them, and this weight is of a sum
+        else:  # times the processes: gradients are averaged over them, and this weight scales a sum
             main_P = buffer_P = ones_P * (self.accelerator.num_processes / num_pairs)
         return torch.where(is_buffer, self.args.buffer_weight * buffer_P, main_P)
 
@@ -383,7 +383,7 @@ class BFPOTrainer(Trainer):
         """Log, with the metrics by stream and label cell since the last log of training.
 
         `loss` is the mean over the optimizer steps since then, `train_loss` over those of the run, resumed or not, of
-        what their gradients are of: mean(main) + `buffer_weight` x mean(buffer), the anchor included.
+        the differentiated quantity: mean(main) + `buffer_weight` x mean(buffer), the anchor included.
         """
         self._record.fill(logs, self.state)
         super().log(logs, start_time)

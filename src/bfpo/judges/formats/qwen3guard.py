@@ -15,7 +15,7 @@ Controversial = Literal["unsafe", "safe", "unscored"]
 
 
 def read_qwen3guard(text: str, controversial: Controversial) -> Reading:
-    """Read the line on safety; refusal goes along, categories become the reason."""
+    """Read the line on safety; also read the refusal line; categories become the reason."""
     safety = only_value(r"^[ \t]*Safety:[ \t]*(Safe|Unsafe|Controversial)[ \t]*$", text)
     if safety is None:
         return unscored("no line says Safety: Safe, Unsafe or Controversial")

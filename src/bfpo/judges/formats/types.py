@@ -1,4 +1,4 @@
-"""What a format is, and the few ways to put a conversation into words that formats share."""
+"""What a format is, and shared functions that render a conversation as text."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Format:
     """One guard's way to be asked, and to answer.
 
     `ask` returns the messages of a chat (the guard's own chat template renders them, with `template_arguments`), or the
-    finished text of a guard that has no template. It carries the texts of the completion as they are, whatever stands
-    in them. `read` reads what the guard wrote and never raises.
+    finished text of a guard that has no template. It contains the texts of the completion unchanged. `read` reads what
+    the guard wrote and never raises.
 
     The probability of safe is read from the logits of the first token in which `safe_words` and `unsafe_words` differ
     (spellings of one label are added up), after `answer_prefix`: what every answer begins with, or, where `generates`
-    says that the guard writes something of its own before, what stands right before the label. `unscored_words` are
+    says that the guard writes something of its own before, the text directly before the label. `unscored_words` are
     labels that count as neither. `markers` are strings of the template that are no special tokens: a judged text never
     gets their token ids. A `multimodal` guard is loaded as an image-text model, and its template takes contents in
     parts. A change of any of these changes `version`: it is part of a cache's key.
@@ -85,8 +85,8 @@ _WORD_JOINER = "\u2060"
 def disarm(text: str) -> str:
     """Put an invisible word joiner into whatever looks like a role or end token, such as `<|im_end|>` or `[/INST]`.
 
-    A server tokenises the rendered prompt as a whole, so that these words in a judged text would close the turn they
-    stand in. Tags of HTML get it too, which changes nothing of what they say.
+    A server tokenises the rendered prompt as a whole, so that these words in a judged text would close the turn
+    that contains them. HTML tags get it too; their meaning is unchanged.
     """
     return _ROLE_TOKENS.sub(lambda match: match.group() + _WORD_JOINER, text)
 
@@ -122,7 +122,7 @@ def transcript(prompt: tuple[Message, ...]) -> str:
 
 
 def quote(text: str) -> str:
-    """Return the text with `> ` before each line, so that no line of it can pass for one of the prompt around it."""
+    """Return the text with `> ` before each line, so that no line can be mistaken for the surrounding prompt."""
     return "\n".join(f"> {line}" for line in text.splitlines() or [""])
 
 

@@ -169,7 +169,7 @@ class ReferencePass:
                         progress.advance(len(part) * num_processes)
                     if num_processes > 1:
                         found = dict(gather_object(list(found.items())))
-                finally:  # what is there is kept, however the pass ends
+                finally:  # keep computed rows even on failure
                     self._keep(found)
 
     def _keep(self, found: Mapping[int, PairLogps]) -> None:

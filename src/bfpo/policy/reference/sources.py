@@ -119,7 +119,7 @@ def _local(parameter: nn.Parameter) -> Tensor:
 
     It is looked up at each use: the first forward pass of FSDP2 may move it.
     """
-    value: Any = parameter.data  # not detach(): what autograd saved before a swap is right again after it
+    value: Any = parameter.data  # not detach(): what autograd saved before a swap is valid after the swap back
     local: Tensor = value.to_local() if _is_sharded(parameter) else value
     return local
 

@@ -16,7 +16,7 @@ from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.figures.marks import colour_of
 from bfpo.report.wording import cell_title
 
-__all__ = ["harm_score", "refusal_figure", "refusal_score", "spread_figure"]
+__all__ = ["refusal_figure", "spread_figure"]
 
 _LINE, _NAME_SIZE = 20, 9  # characters, points
 

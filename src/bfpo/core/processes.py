@@ -1,0 +1,21 @@
+"""What worker processes have in common."""
+
+from __future__ import annotations
+
+import os
+import threading
+from multiprocessing import connection, parent_process
+
+__all__ = ["end_with_parent"]
+
+
+def end_with_parent() -> None:
+    """Make this process exit when the one that started it ends: otherwise it would never exit."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
