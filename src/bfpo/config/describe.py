@@ -126,8 +126,10 @@ def describe_keys(config: type[ConfigPart], prefix: str = "") -> Iterator[Key]:
         else:
             kind += ", or null" if type(None) in _flat_members(info.annotation) else ""
             default = default if default in (None, "null") else "as below"
-        modes = config.modes_with(name)
-        only = f" (only of {', '.join(modes)})" if modes else ""
+        limits = config.limits_of(name)
+        if limits and default is None:
+            default, kind = "null", f"{kind}, or null"
+        only = f" ({'; '.join(limits)})" if limits else ""
         yield Key(prefix + name, kind, default, (info.description or "") + only)
         if items is not None or section is not None:
             yield from describe_keys(items or section or ConfigPart, prefix + name + ("." if items is None else "[]."))

@@ -32,6 +32,8 @@ __all__ = [
 class GenerateConfig(OneOf, StageConfig):
     """`bfpo generate`: sample completions of prompts from a model."""
 
+    chosen_by: ClassVar[str] = "engine"
+
     model: PathText = Field(description="model: folder or hub id; of engine server the server's name for it")
     engine: Engine = Field(
         default="transformers",
@@ -93,6 +95,8 @@ class ServerGenerate(GenerateConfig, ServerSpec, mode="server"):
 class EvaluateConfig(OneOf, StageConfig):
     """`bfpo evaluate`: suites and accuracy of several models; or accuracy, or verdicts on completions, of one."""
 
+    chosen_by: ClassVar[str] = "an evaluation of"
+
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
     bootstrap_samples: int = Field(
         default=2000, ge=1, description="number of resamples (of prompts) behind an interval"
@@ -113,6 +117,11 @@ class EvaluateConfig(OneOf, StageConfig):
                 )
             return "data"
         return "data and completions" if given - {"completions"} else "completions"
+
+    @classmethod
+    def called(cls, values: Mapping[str, Any]) -> str:
+        """Return what is evaluated."""
+        return f"an evaluation of {cls.mode}{'' if ' and ' in cls.mode else ' alone'}"
 
     def interval_settings(self) -> dict[str, Any]:
         """Return the settings of every interval."""
@@ -144,7 +153,7 @@ class _Pairs(MethodSettings):
     pairs_per_batch: int = Field(default=16, ge=1, description="number of pairs per forward pass")
 
 
-class PairsJob(EvaluateConfig, _Loaded, _Pairs, mode="data"):
+class PairsJob(EvaluateConfig, _Loaded, _Pairs, mode="data", words="an evaluation of data"):
     """Accuracy of one model on held-out pairs."""
 
     model: PathText = Field(description="trained model: folder or hub id")
@@ -153,7 +162,7 @@ class PairsJob(EvaluateConfig, _Loaded, _Pairs, mode="data"):
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
 
 
-class CompletionsJob(EvaluateConfig, mode="completions"):
+class CompletionsJob(EvaluateConfig, mode="completions", words="an evaluation of completions"):
     """A judge's scores of completions."""
 
     completions: PathText = Field(description="completions.jsonl of `bfpo generate` to judge")
@@ -164,20 +173,24 @@ class CompletionsJob(EvaluateConfig, mode="completions"):
     )
 
 
-class PairsAndCompletionsJob(PairsJob, CompletionsJob, mode="data and completions"):
+class PairsAndCompletionsJob(PairsJob, CompletionsJob, mode="data and completions", words=""):
     """Both of one model."""
 
 
-class SuitesJob(EvaluateConfig, _Loaded, mode="suites"):
+class SuitesJob(EvaluateConfig, _Loaded, mode="suites", words="an evaluation of suites"):
     """Suites of several models, or of a single one."""
 
     suites: SuitesConfig = Field(description="suites that the models are asked")
     models: list[EvaluatedModel] = Field(
         default_factory=list, description="models that suites ask and compare; model and reference name a single one"
     )
-    model: PathText | None = Field(default=None, description="a single model: folder or hub id")
+    model: PathText | None = Field(
+        default=None, description="trained model: folder or hub id; with suites a single one, in place of models"
+    )
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of model on the hub")
-    reference: PathText | None = Field(default=None, description="its frozen reference: folder or hub id")
+    reference: PathText | None = Field(
+        default=None, description="frozen reference, for accuracy on data: folder or hub id"
+    )
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
 
     needs: ClassVar[Mapping[str, Need]] = {
@@ -209,7 +222,7 @@ class SuitesJob(EvaluateConfig, _Loaded, mode="suites"):
         return self
 
 
-class SuitesAndPairsJob(SuitesJob, _Pairs, mode="suites and data"):
+class SuitesAndPairsJob(SuitesJob, _Pairs, mode="suites and data", words=""):
     """Suites and, of each model, accuracy on held-out pairs."""
 
     def on_pairs(self) -> dict[str, PairsJob]:

@@ -18,6 +18,8 @@ __all__ = ["ClassifierTrainConfig", "JudgeCheckConfig", "JudgeTrainConfig", "Ngr
 class JudgeTrainConfig(OneOf, StageConfig):
     """`bfpo judge-train`: train a small judge of safety on labelled completions, or a ranker on pairs."""
 
+    chosen_by: ClassVar[str] = "kind"
+
     data: LabelledConfig = Field(description="labelled completions; for a ranker, pairs")
     kind: Literal["ngrams", "classifier", "ranker"] = Field(
         default="ngrams",
@@ -48,11 +50,16 @@ class _Ngrams(ConfigPart):
         return self
 
 
-class _Threshold(ConfigPart):
-    threshold: float = Field(default=0.5, gt=0, lt=1, description="a text is safe where p(safe) is above this")
+class _SafeFrom(ConfigPart):
+    threshold: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="a text is safe where p(safe) is above this; of kind classifier, at least this",
+    )
 
 
-class NgramTrainConfig(JudgeTrainConfig, _Ngrams, _Threshold, mode="ngrams"):
+class NgramTrainConfig(JudgeTrainConfig, _Ngrams, _SafeFrom, mode="ngrams"):
     """A judge of hashed n-grams."""
 
     with_prompt: bool = Field(default=False, description="n-grams: read the prompt's words too")
@@ -68,7 +75,7 @@ class RankerTrainConfig(JudgeTrainConfig, _Ngrams, mode="ranker"):
         return self
 
 
-class ClassifierTrainConfig(JudgeTrainConfig, _Threshold, mode="classifier"):
+class ClassifierTrainConfig(JudgeTrainConfig, _SafeFrom, mode="classifier"):
     """A fine-tuned classifier."""
 
     model: PathText = Field(description="classifier: model to start from, folder or hub id")

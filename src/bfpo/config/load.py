@@ -17,7 +17,7 @@ from bfpo.config.describe import allowed, describe_keys, items_of, section_of
 from bfpo.core.errors import ConfigError
 from bfpo.core.inputs import missing_folder
 from bfpo.core.secrets import hide_in_setting, hide_secrets
-from bfpo.core.settings import ConfigPart, StageConfig
+from bfpo.core.settings import ConfigPart, OneOf, StageConfig
 from bfpo.core.yaml_text import parse_yaml
 
 __all__ = ["check_places", "load_config", "read_template"]
@@ -50,7 +50,7 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        problems = list(dict.fromkeys(_problems(cls, error, places)))
+        problems = list(dict.fromkeys(_problems(cls, error, places, values)))
     raise ConfigError("\n".join(problems))
 
 
@@ -136,49 +136,67 @@ def _index(target: dict[str, Any] | list[Any], step: str, place: str) -> Any:
     return int(number)
 
 
-def _problems(cls: type[ConfigPart], error: ValidationError, places: Mapping[str, str]) -> Iterator[str]:
+def _problems(cls: type[ConfigPart], error: ValidationError, places: Mapping[str, str], values: Any) -> Iterator[str]:
     for details in error.errors(include_url=False, include_context=True):
-        key, info = _locate(cls, details["loc"])
+        key, info, part = _locate(cls, details["loc"], values)
         place = _place(key, places)
-        yield f"{place}: {_message(cls, key, info, details)}" if place else _message(cls, key, info, details)
+        message = _message(cls, key, info, part, details)
+        yield f"{place}: {message}" if place else message
 
 
-def _message(cls: type[ConfigPart], key: str, info: FieldInfo | None, details: ErrorDetails) -> str:
+def _message(
+    cls: type[ConfigPart], key: str, info: FieldInfo | None, part: type[ConfigPart], details: ErrorDetails
+) -> str:
     kind = details["type"]
     if kind == "extra_forbidden":
         gone = _REMOVED.get(key.rpartition(".")[2])
-        return f"{key}: unknown key{_suggestion(cls, key)}" if gone is None else f"{key}: this key was removed; {gone}"
+        return (
+            f"{key}: unknown key{_suggestion(cls, key, part)}"
+            if gone is None
+            else f"{key}: this key was removed; {gone}"
+        )
     if kind == "other_mode":
         return f"{key}: {details['msg']}"
     if kind == "value_error":  # raised by our own validators, which name the key themselves
         text = str(details.get("ctx", {}).get("error", details["msg"]))
-        return f"{key}.{text}" if key else text
+        return f"{key}{': ' if text.startswith('got ') else '.'}{text}" if key else text
     if kind == "missing":
-        return f"{key}: missing; needed: {info.description if info else 'a value'}"
+        leaf = key.rpartition(".")[2]
+        by = f" by {part.called(details['input'])}" if issubclass(part, OneOf) and part.head().limits_of(leaf) else ""
+        return f"{key}: missing; needed{by}: {info.description if info else 'a value'}"
     if info is None:
         return f"{key}: got {_show(details['input'])}; {details['msg']}"
     words = "a section of keys" if section_of(info.annotation) and kind == "model_type" else allowed(info)
     return f"{key}: got {_show(details['input'])}; allowed: {words}"
 
 
-def _locate(cls: type[ConfigPart], loc: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
-    """Return the dotted key of an error and the innermost known key's field, without the parts that pydantic adds."""
+def _locate(
+    cls: type[ConfigPart], loc: tuple[int | str, ...], value: Any
+) -> tuple[str, FieldInfo | None, type[ConfigPart]]:
+    """Return the dotted key of an error, without the parts that pydantic adds; its field; the section's class.
+
+    Of a section with modes it is the class of the mode that `value`, the config as given, selects.
+    """
     key: list[str] = []
     info: FieldInfo | None = None
     model: type[ConfigPart] | None = cls
+    section = cls.chosen(value)
     for part in loc:
         if isinstance(part, int) and key and info is not None and (items := items_of(info.annotation)) is not None:
             key[-1] += f"[{part}]"
             model = items
+            value = value[part] if isinstance(value, list) and part < len(value) else value
             continue
         if model is None:
             break
         key.append(str(part))
-        info = model.every_field().get(str(part))
+        section = model.chosen(value)
+        info = section.every_field().get(str(part)) or model.every_field().get(str(part))
         if info is None:
             break
         model = section_of(info.annotation)
-    return ".".join(key), info
+        value = value.get(part) if isinstance(value, dict) else None
+    return ".".join(key), info, section
 
 
 def _place(key: str, places: Mapping[str, str]) -> str:
@@ -191,13 +209,14 @@ def _place(key: str, places: Mapping[str, str]) -> str:
     return ""
 
 
-def _suggestion(cls: type[ConfigPart], key: str) -> str:
+def _suggestion(cls: type[ConfigPart], key: str, part: type[ConfigPart]) -> str:
     names = [known.name for known in describe_keys(cls)]
     leaf = key.rpartition(".")[2]
     section = _ITEM.sub("[]", key[: len(key) - len(leaf)])
-    beside = [name for name in names if name.startswith(section) and "." not in name[len(section) :]]
+    beside = [section + name for name in part.key_order()]
     same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
-    near = difflib.get_close_matches(key, beside, n=1) or same_leaf or difflib.get_close_matches(key, names, n=1)
+    near = [section + name for name in difflib.get_close_matches(leaf, part.key_order(), n=1)] or same_leaf
+    near = near or ([] if section else difflib.get_close_matches(key, names, n=1))
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; allowed: {', '.join(beside)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ __all__ = ["AlpacaEvalConfig", "EvaluatedModel", "ServedModel", "SuitesConfig", 
 class EvaluatedModel(OneOf):
     """One of several models that are evaluated together, and its engine."""
 
+    chosen_by: ClassVar[str] = "engine"
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name in scores and reports")
     model: PathText = Field(description="model: folder or hub id; of engine server the server's name for it")
     engine: Engine = Field(
@@ -28,10 +30,10 @@ class EvaluatedModel(OneOf):
     @classmethod
     def mode_of(cls, values: Mapping[str, Any]) -> str:
         """Return the place of the weights: here or on a server."""
-        return "server" if values.get("engine") == "server" else "transformers, vllm"
+        return "server" if values.get("engine") == "server" else "transformers"
 
 
-class WeightsModel(EvaluatedModel, mode="transformers, vllm"):
+class WeightsModel(EvaluatedModel, mode="transformers", words="engine 'transformers' or 'vllm'"):
     """A model whose weights are loaded here."""
 
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")

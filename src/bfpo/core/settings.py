@@ -80,8 +80,13 @@ class ConfigPart(BaseModel):
         return dict(cls.model_fields)
 
     @classmethod
-    def modes_with(cls, key: str) -> list[str]:
-        """Return the modes that have a key; empty if all have it or the section has no modes."""
+    def chosen(cls, value: Any) -> type[ConfigPart]:
+        """Return the class of the mode that a value selects; a section without modes has one class."""
+        return cls
+
+    @classmethod
+    def limits_of(cls, key: str) -> list[str]:
+        """Return in words which modes have a key and which need it, as far as the modes differ."""
         return []
 
     @classmethod
@@ -100,11 +105,16 @@ class OneOf(ConfigPart):
 
     modes: ClassVar[dict[str, Any]] = {}
     mode: ClassVar[str] = ""
+    words: ClassVar[str] = ""
+    """The mode in messages; empty if it only combines other modes, which are then named in its place."""
+    chosen_by: ClassVar[str] = ""
+    """What stands before the names of the modes in messages: the key that selects one."""
 
-    def __init_subclass__(cls, *, mode: str = "", **settings: Any) -> None:
+    def __init_subclass__(cls, *, mode: str = "", words: str | None = None, **settings: Any) -> None:
         super().__init_subclass__(**settings)
         cls.mode = mode
         if mode:
+            cls.words = f"{cls.chosen_by} {mode!r}" if words is None else words
             cls.modes[mode] = cls
         else:
             cls.modes = {}
@@ -117,6 +127,20 @@ class OneOf(ConfigPart):
     def mode_of(cls, values: Mapping[str, Any]) -> str:
         """Return the mode that the keys select; a wrong value is reported by the validation of any mode."""
         raise NotImplementedError
+
+    @classmethod
+    def called(cls, values: Mapping[str, Any]) -> str:
+        """Return this mode, as given, in words."""
+        return f"{cls.chosen_by} {values.get(cls.chosen_by, cls.mode)!r}"
+
+    @classmethod
+    def chosen(cls, value: Any) -> type[ConfigPart]:
+        """Return the class of the mode that a value selects; the head if it selects none."""
+        try:
+            value = cls.spelled_out(value)
+            return cls.modes[cls.mode_of(value)] if isinstance(value, dict) and not cls.mode else cls
+        except ValueError:
+            return cls
 
     @classmethod
     def spelled_out(cls, value: Any) -> Any:
@@ -133,11 +157,11 @@ class OneOf(ConfigPart):
             return handler(value)
         if not cls.mode:
             return cls.modes[cls.mode_of(value)].model_validate(value)
-        others = {key: cls.modes_with(key) for key in value if key not in cls.model_fields}
+        others = {key: cls._modes_with(key) for key in value if key not in cls.model_fields}
         foreign: list[InitErrorDetails] = []
         for key, modes in others.items():
             if modes and value[key] is not None:
-                text = f"not a key of {cls.mode!r}; it belongs to {', '.join(map(repr, modes))}"
+                text = f"not a key of {cls.called(value)}; it belongs to {cls._either(modes)}"
                 error = PydanticCustomError("other_mode", "{text}", {"text": text})
                 foreign.append(InitErrorDetails(type=error, loc=(key,), input=None))
         if foreign:
@@ -151,17 +175,36 @@ class OneOf(ConfigPart):
 
     @classmethod
     def every_field(cls) -> dict[str, FieldInfo]:
-        """Return every key of all modes."""
-        fields = dict(cls.model_fields)
+        """Return every key of all modes; of one that only some modes require, the form that is not required."""
+        fields: dict[str, FieldInfo] = {}
         for part in () if cls.mode else cls.modes.values():
-            fields = {**part.model_fields, **fields}
-        return fields
+            for key, info in part.model_fields.items():
+                if key not in fields or (fields[key].is_required() and not info.is_required()):
+                    fields[key] = info
+        return {**fields, **cls.model_fields}
 
     @classmethod
-    def modes_with(cls, key: str) -> list[str]:
-        """Return the modes that have a key; empty if all have it."""
-        names = [name for name, part in cls.modes.items() if key in part.model_fields]
-        return names if len(names) < len(cls.modes) else []
+    def limits_of(cls, key: str) -> list[str]:
+        """Return in words which modes have a key and which need it, as far as the modes differ."""
+        if cls.mode or key in cls.model_fields:
+            return []
+        having = cls._modes_with(key)
+        without = [part for part in cls.modes.values() if part not in having]
+        needing = [part for part in having if part.model_fields[key].is_required()]
+        limits = [f"not of {cls._either(without)}" if len(without) == 1 else f"only of {cls._either(having)}"]
+        return limits[: len(without)] + ([f"needed by {cls._either(needing)}"] if needing else [])
+
+    @classmethod
+    def _modes_with(cls, key: str) -> list[Any]:
+        return [part for part in cls.modes.values() if key in part.model_fields]
+
+    @classmethod
+    def _either(cls, modes: Sequence[Any]) -> str:
+        """Return modes as `engine 'transformers' or 'vllm'`."""
+        *first, last = (part.words for part in modes if part.words)
+        text = f"{', '.join(first)} or {last}" if first else last
+        before, _, after = text.partition(f"{cls.chosen_by} ")
+        return f"{before}{cls.chosen_by} {after.replace(f'{cls.chosen_by} ', '')}" if after else text
 
     @classmethod
     def key_order(cls) -> list[str]:

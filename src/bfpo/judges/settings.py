@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -29,8 +29,6 @@ __all__ = [
     "TrainedRankerSpec",
     "TrainedSpec",
 ]
-
-_WITH_URL = "a model with url"
 
 
 class _Named(ConfigPart):
@@ -72,7 +70,14 @@ class _Served(_Named, ServerSpec):
 class _ByFormat(OneOf):
     """The short forms of judges and rankers."""
 
+    chosen_by: ClassVar[str] = "format"
+
     format: str = Field(min_length=1)
+
+    @classmethod
+    def called(cls, values: Mapping[str, Any]) -> str:
+        """Return the format as given, of a guard or ranker also whether it has a url."""
+        return super().called(values) + (f" {cls.mode}" if cls.mode in ("with url", "without url") else "")
 
     @property
     def source(self) -> str | None:
@@ -127,7 +132,7 @@ class JudgeConfig(_ByFormat):
         format = values.get("format")
         if format in ("oracle", "refusal-phrases", "trained", "classifier"):
             return str(format)
-        return "a guard here" if values.get("url") is None else _WITH_URL
+        return "without url" if values.get("url") is None else "with url"
 
 
 class OracleSpec(JudgeConfig, mode="oracle"):
@@ -193,11 +198,11 @@ class _GuardKeys(_Threshold):
         return self
 
 
-class GuardSpec(JudgeConfig, LocalSpec, _GuardKeys, mode="a guard here"):
+class GuardSpec(JudgeConfig, LocalSpec, _GuardKeys, mode="without url", words="a guard without url"):
     """A guard model that is loaded on this machine."""
 
 
-class ServedGuardSpec(JudgeConfig, _Served, _GuardKeys, mode=_WITH_URL):
+class ServedGuardSpec(JudgeConfig, _Served, _GuardKeys, mode="with url", words="a guard with url"):
     """A guard model behind a server."""
 
 
@@ -220,7 +225,7 @@ class RankerConfig(_ByFormat):
         format = values.get("format")
         if format in ("oracle", "trained"):
             return str(format)
-        return "a model here" if values.get("url") is None else _WITH_URL
+        return "without url" if values.get("url") is None else "with url"
 
 
 class OracleRankerSpec(RankerConfig, mode="oracle"):
@@ -235,7 +240,7 @@ class TrainedRankerSpec(RankerConfig, _Trained, mode="trained"):
     format: str = "trained"
 
 
-class LocalRankerSpec(RankerConfig, LocalSpec, mode="a model here"):
+class LocalRankerSpec(RankerConfig, LocalSpec, mode="without url", words="a model without url"):
     """A reward model, PairRM or a generative model that is loaded here."""
 
     @model_validator(mode="after")
@@ -245,7 +250,7 @@ class LocalRankerSpec(RankerConfig, LocalSpec, mode="a model here"):
         return self
 
 
-class ServedRankerSpec(RankerConfig, _Served, mode=_WITH_URL):
+class ServedRankerSpec(RankerConfig, _Served, mode="with url", words="a model with url"):
     """A generative model behind a server."""
 
     @model_validator(mode="after")
