@@ -221,7 +221,7 @@ class AlignConfig(MethodSettings, TrainingKeys):
         "reference_cache": Need(
             f"where reference is {' or '.join(_WITHOUT_CACHE)}", lambda config: config.reference not in _WITHOUT_CACHE
         ),
-        "margin_model": Need(f"by another method than {_SHIFTED}", lambda config: METHODS[config.method].shifted),
+        "margin_model": Need(f"by methods other than {_SHIFTED}", lambda config: METHODS[config.method].shifted),
     }
 
     @model_validator(mode="after")

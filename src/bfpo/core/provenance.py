@@ -96,7 +96,7 @@ def describe_platform() -> dict[str, str | int | None]:
 
 def describe_checkout() -> dict[str, str | bool]:
     """Return the git commit of the package and whether tracked files differ from it; empty outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]  # above src/bfpo/core
     if not (root / ".git").exists():
         return {}
     try:
