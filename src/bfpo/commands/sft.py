@@ -15,13 +15,14 @@ from transformers import Trainer, TrainingArguments
 from bfpo.config import SftConfig, SftDataConfig, read_template
 from bfpo.data.load import LoadedCompletions, load_completions
 from bfpo.data.tokenize import SftExample, TokenizeReport, tokenize_completions
-from bfpo.policy.load import Policy, init_policy, load_policy, pad_token_id
+from bfpo.policy.load import Policy, init_policy, pad_token_id
 from bfpo.runs.folder import RunFolder
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.metrics import RunningLoss
 from bfpo.training.session import (
     common_arguments,
     describe_data,
+    load_start,
     prepare_process,
     report_data,
     train_in_folder,
@@ -160,18 +161,7 @@ def _sections(config: SftConfig) -> dict[str, SftDataConfig]:
 def _policy(config: SftConfig) -> Policy:
     if config.init is not None:
         return init_policy(config.init.config, config.init.tokenizer, dtype=config.dtype, seed=config.seed)
-    assert config.model is not None  # the config has checked that one of the two is given
-    return load_policy(
-        config.model,
-        trainable="all" if config.lora is not None else config.trainable,
-        lora=None if config.lora is None else config.lora.model_dump(),
-        quantize=config.quantize,
-        dtype=config.dtype,
-        masters=True,
-        revision=config.revision,
-        seed=config.seed,
-        dropout=True,
-    )
+    return load_start(config, dropout=True)
 
 
 def _tokenize(config: SftConfig, rows: LoadedCompletions, policy: Policy) -> tuple[list[SftExample], TokenizeReport]:

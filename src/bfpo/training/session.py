@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bfpo.config import AlignConfig, DataConfig, read_template
+from bfpo.config import AlignConfig, DataConfig, SftConfig, read_template
 from bfpo.config.train import TrainingKeys
 from bfpo.core.errors import ConfigError, DiskFullError, RunError
 from bfpo.core.files import is_disk_full, user_cache_folder
@@ -81,8 +81,9 @@ def prepare_process(threads: int | None) -> None:
 # Model and data of a config
 
 
-def load_start(config: AlignConfig) -> Policy:
+def load_start(config: AlignConfig | SftConfig, *, dropout: bool = False) -> Policy:
     """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
+    assert config.model is not None  # of `bfpo sft`, whose `init` has no model
     return load_policy(
         config.model,
         trainable="all" if config.lora is not None else config.trainable,
@@ -92,6 +93,7 @@ def load_start(config: AlignConfig) -> Policy:
         masters=True,
         revision=config.revision,
         seed=config.seed,
+        dropout=dropout,
     )
 
 
