@@ -21,6 +21,8 @@ from bfpo.config import load_config
 from bfpo.runs.stages import STAGES, check_stage, run_stage
 
 GOLDEN = Path(__file__).parent
+# Keys that did not exist at that commit, with the values that leave everything as it was.
+NEW: dict[str, Any] = {}
 CONFIGS = json.loads((GOLDEN / "resolved_configs.json").read_text(encoding="utf-8"))
 
 
@@ -35,6 +37,15 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def go_on(command: str) -> Any:
     config: Any = load_config(STAGES[command].config_class(), Path(command) / "config.yaml", [])
     return run_stage(command, config, command, resume=True)
+
+
+def without_new(value: Any) -> Any:
+    """Return a resolved config without the new keys; one that does not hold its default stays."""
+    if isinstance(value, list):
+        return [without_new(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: without_new(item) for key, item in value.items() if key not in NEW or item != NEW[key]}
 
 
 def rows_until(step: int, folder: Path) -> list[Any]:
@@ -82,9 +93,9 @@ def test_a_config_resolves_to_the_keys_and_values_of_before(number: int) -> None
     case = CONFIGS[number]
     config: Any = STAGES[case["command"]].config_class().model_validate(case["given"])
     check_stage(case["command"], config)
-    assert config.resolved() == case["resolved"]
+    assert without_new(config.resolved()) == case["resolved"]
     if case["given"].get("kind") == "ranker":  # resolved there to keys that it then refused
         return
     text = yaml.safe_dump(case["resolved"])
     again: Any = STAGES[case["command"]].config_class().model_validate(yaml.safe_load(text))
-    assert again.resolved() == case["resolved"]
+    assert without_new(again.resolved()) == case["resolved"]

@@ -24,14 +24,14 @@ __all__ = ["OPTIONAL", "as_json", "load", "load_lines", "narrowed"]
 Record = TypeVar("Record")
 _log = logging.getLogger(__name__)
 OPTIONAL = {"optional": True}
-"""Metadata of a field that is `None` if its key is absent, and that is not written if it is `None`."""
+"""Metadata of a field whose default (`None` or "") stands for an absent key, and that is then not written."""
 
 
 def as_json(value: Any) -> Any:
     """Return JSON values: records as objects, tuples as lists, numbers that are not finite as null."""
     if is_dataclass(value) and not isinstance(value, type):
         given = ((one, getattr(value, one.name)) for one in fields(value))
-        return {one.name: as_json(item) for one, item in given if item is not None or one.metadata != OPTIONAL}
+        return {one.name: as_json(item) for one, item in given if item not in (None, "") or one.metadata != OPTIONAL}
     if isinstance(value, Mapping):
         return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

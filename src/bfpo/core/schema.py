@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -20,6 +21,8 @@ __all__ = [
     "Verdict",
     "VerdictLabel",
     "VerdictRow",
+    "canonical_json",
+    "from_canonical",
 ]
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -28,16 +31,31 @@ VerdictLabel = Literal["safe", "unsafe", "unscored"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    `extra`: canonical JSON of the other keys that a chat template may read, such as `tool_calls`, `tool_call_id`,
+    `name` or `reasoning_content`; empty without any.
+    """
 
     role: Role
     content: str
+    extra: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise DataError(f"role: got {self.role!r}; allowed: {', '.join(get_args(Role))}")
         if not isinstance(self.content, str):
             raise DataError(f"content: got {type(self.content).__name__}; a string is needed")
+
+
+def canonical_json(value: Any) -> str:
+    """Return the JSON text of `value` with sorted keys, "" for an empty value; equal values have equal texts."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")) if value else ""
+
+
+def from_canonical(text: str) -> Any:
+    """Return the value of a `canonical_json` text, `None` for an empty one."""
+    return json.loads(text) if text else None
 
 
 def _check_prompt(prompt: tuple[Message, ...]) -> None:
@@ -54,11 +72,12 @@ def _check_label(name: str, value: float | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt for a model; `kind` is free text that groups prompts in reports."""
+    """A prompt for a model; `kind` is free text that groups prompts in reports, `tools` as in `Pair`."""
 
     id: str
     messages: tuple[Message, ...]
     kind: str = ""
+    tools: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _check_prompt(self.messages)
@@ -71,7 +90,9 @@ class Pair:
     """Two completions of one prompt, ordered by helpfulness, each with a safety label.
 
     `chosen` is the more helpful one, regardless of safety. A label is a bit, the probability in [0, 1] that the
-    completion is safe, or `None` (unknown). An empty prompt is allowed (unconditional text).
+    completion is safe, or `None` (unknown). An empty prompt is allowed (unconditional text). `tools` is canonical JSON
+    of the tools that a chat template describes to the model; `chosen_extra` and `rejected_extra` are the `extra` of the
+    completions' messages.
 
     Raises `DataError` for a wrong type and `LabelError` for a label outside [0, 1].
     """
@@ -83,6 +104,9 @@ class Pair:
     chosen_is_safe: float | None = None
     rejected_is_safe: float | None = None
     source: str = ""
+    tools: str = field(default="", metadata=OPTIONAL)
+    chosen_extra: str = field(default="", metadata=OPTIONAL)
+    rejected_extra: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -100,7 +124,9 @@ class Pair:
 class Completion:
     """A model's answer to a prompt; `finished` is false if it was cut off at the token limit.
 
-    `is_safe` is the label from its data set, as in `Pair`; `None` if it has none.
+    `is_safe` is the label from its data set, as in `Pair`; `None` if it has none. `reasoning` is what the model thought
+    before the answer `text`. `blocked` is the reason why a server refused to answer this prompt (then `text` is empty
+    and `finished` false). `tools` and `extra` as in `Pair`.
     """
 
     id: str
@@ -110,6 +136,10 @@ class Completion:
     kind: str = ""
     finished: bool = True
     is_safe: float | None = None
+    reasoning: str = field(default="", metadata=OPTIONAL)
+    blocked: str = field(default="", metadata=OPTIONAL)
+    tools: str = field(default="", metadata=OPTIONAL)
+    extra: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
