@@ -215,6 +215,15 @@ def test_a_folder_of_data_is_the_files_that_it_holds(tmp_path):
         new(tmp_path / "run", resume=True).add_data("data", data)
 
 
+def test_a_run_from_before_a_setting_existed_resumes_with_the_setting_off(tmp_path):
+    RunFolder.create(tmp_path / "run", "train", {"seed": 1, "data": {"files": ["a"]}})
+    for off in (None, False, {}, [], ""):
+        given = {"seed": 1, "data": {"files": ["a"], "tint": off}}
+        assert RunFolder.create(tmp_path / "run", "train", given, True).resumed
+    with raises(RunError, "data.tint"):
+        RunFolder.create(tmp_path / "run", "train", {"seed": 1, "data": {"files": ["a"], "tint": 0}}, True)
+
+
 def test_no_secret_and_no_environment_variable_is_written(tmp_path, monkeypatch):
     secret = "hf_" + "a" * 30
     monkeypatch.setenv("HF_TOKEN", secret)

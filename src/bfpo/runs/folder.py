@@ -352,6 +352,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         f"{key} was {earlier.get(key, absent)!r}, now {now.get(key, absent)!r}"
         for key in sorted(earlier.keys() | now.keys())
         if earlier.get(key, absent) != now.get(key, absent)
+        and (key in earlier or not _is_off(now[key]))  # of a run that began before there was such a key
     ]
     if changes:
         raise RunError(
@@ -359,6 +360,10 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
             f"resume with --config {path / _CONFIG}, or start a new run in another --out"
         )
     return record
+
+
+def _is_off(value: object) -> bool:
+    return value is None or value is False or value in ({}, [], "")
 
 
 def _read_json(path: Path) -> Any:
