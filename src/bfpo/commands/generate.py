@@ -178,7 +178,9 @@ def _fitting(
     """
     if chat is None or not isinstance(config, WeightsSpec):
         return dict.fromkeys(prompts, ()), {}
-    encoded = {one: tuple(chat.encode(one.messages, (), name=f"prompt {one.id}").prompt) for one in prompts}
+    encoded = {
+        one: tuple(chat.encode(one.messages, (), name=f"prompt {one.id}", tools=one.tools).prompt) for one in prompts
+    }
     fitting = {one: ids for one, ids in encoded.items() if len(ids) <= config.max_prompt_length}
     num_long = len(encoded) - len(fitting)
     if num_long and (config.long_prompts == "stop" or not fitting):
@@ -207,7 +209,15 @@ def _names(prompt: Prompt, config: GenerateConfig) -> list[str]:
 
 def _finish(config: GenerateConfig, folder: RunFolder, prompts: Sequence[Prompt], made: Mapping[str, Made]) -> None:
     completions = [
-        Completion(name, prompt.messages, made[name].text, config.model, prompt.kind, made[name].finished)
+        Completion(
+            name,
+            prompt.messages,
+            made[name].text,
+            config.model,
+            prompt.kind,
+            made[name].finished,
+            tools=prompt.tools,
+        )
         for prompt in prompts
         for name in _names(prompt, config)
     ]

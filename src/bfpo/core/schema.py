@@ -47,6 +47,13 @@ class Message:
         if not isinstance(self.content, str):
             raise DataError(f"content: got {type(self.content).__name__}; a string is needed")
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the message as a chat template takes it and as JSON files hold it: role, content and the other keys.
+
+        A content that was null beside tool calls is null again: `extra` then holds it.
+        """
+        return {"role": self.role, "content": self.content, **(from_canonical(self.extra) or {})}
+
 
 def canonical_json(value: Any) -> str:
     """Return the JSON text of `value` with sorted keys, "" for an empty value; equal values have equal texts."""

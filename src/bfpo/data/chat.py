@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 
 from bfpo.core.errors import DataError, ModelError
-from bfpo.core.schema import Message
+from bfpo.core.schema import Message, canonical_json, from_canonical
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -192,27 +193,35 @@ class ChatEncoder:
         tokens = [token for token in {*added, *self._tokenizer.all_special_tokens} if token.strip() and token in suffix]
         return suffix, min(tokens, key=lambda token: (suffix.index(token), -len(token)), default=None)
 
-    def encode(self, prompt: Sequence[Message], answers: Sequence[str], *, name: str) -> EncodedChat:
+    def encode(
+        self, prompt: Sequence[Message], answers: Sequence[str | Message], *, name: str, tools: str = ""
+    ) -> EncodedChat:
         """Return the ids of the prompt and of the prompt with each answer; `name`: of the row, for errors.
 
-        An empty prompt means unconditional text: no template, and BOS (EOS if there is no BOS) as the first token.
+        An answer that is a message may hold tool calls or reasoning; `tools` as in `Pair`. An empty prompt means
+        unconditional text: no template, and BOS (EOS if there is no BOS) as the first token.
         """
-        return self.encode_rendered([self.render(prompt, answers, name=name)])[0]
+        return self.encode_rendered([self.render(prompt, answers, name=name, tools=tools)])[0]
 
-    def render(self, prompt: Sequence[Message], answers: Sequence[str], *, name: str) -> RenderedChat:
+    def render(
+        self, prompt: Sequence[Message], answers: Sequence[str | Message], *, name: str, tools: str = ""
+    ) -> RenderedChat:
         """Return the texts whose ids `encode` returns, for `encode_rendered`. Raises as `encode` does."""
-        hostile = any(map(self._text.holds_control_token, (*answers, *(message.content for message in prompt))))
-        mark = unused_character((*answers, *(message.content for message in prompt))) if hostile else None
-        if not prompt:
+        last = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
+        texts = [tools, *(text for message in (*prompt, *last) for text in (message.content, message.extra))]
+        mark = unused_character(texts) if any(map(self._text.holds_control_token, texts)) else None
+        if not prompt and not tools and not any(message.extra for message in last):
             start = [self.eos_id if self.bos_id is None else self.bos_id]
-            return RenderedChat([self._escape(text, mark) for text in answers], mark, start)
-        turns = [Message(message.role, self._escape(message.content, mark)) for message in prompt]
+            return RenderedChat([self._escape(message.content, mark) for message in last], mark, start)
+        if mark is not None:
+            prompt, last = self._escaped(prompt, mark), self._escaped(last, mark)
+            tools = _escaped_json(tools, lambda text: self._escape(text, mark))
         try:
-            head = self._render(turns, generation=True)
-            full = [self._render([*turns, Message("assistant", self._escape(text, mark))]) for text in answers]
+            head = self._render(prompt, generation=True, tools=tools)
+            full = [self._render([*prompt, message], tools=tools) for message in last]
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(f"{name}: the chat template refuses this conversation: {error}") from error
-        return RenderedChat([head, *(self._without_suffix(text) + self._ending for text in full)], mark)
+        return RenderedChat([head, *(self._without_suffix(text, head) + self._ending for text in full)], mark)
 
     def encode_rendered(self, chats: Sequence[RenderedChat]) -> list[EncodedChat]:
         """Return the ids of many chats, their unmarked texts encoded at once."""
@@ -233,21 +242,101 @@ class ChatEncoder:
         """Return the ids of a conversation with one end token at their end."""
         return ids if ids[-1:] == [self.end_id] else [*ids, self.end_id]
 
-    def _render(self, messages: Sequence[Message], *, generation: bool = False) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        rendered = self._tokenizer.apply_chat_template(
-            turns, chat_template=self._template, add_generation_prompt=generation, tokenize=False
-        )
-        return cast(str, rendered)
+    def _render(self, messages: Sequence[Message], *, generation: bool = False, tools: str = "") -> str:
+        turns = [_with_reasoning(message.as_dict()) for message in messages]
+        described = from_canonical(tools)
 
-    def _without_suffix(self, rendered: str) -> str:
-        # The template may end this conversation differently from the probe: then cut at its last end token.
+        def rendered(turns: list[dict[str, Any]]) -> str:
+            text = self._tokenizer.apply_chat_template(
+                turns, described, chat_template=self._template, add_generation_prompt=generation, tokenize=False
+            )
+            return cast(str, text)
+
+        return _best_form(turns, rendered) if any("tool_calls" in turn for turn in turns) else rendered(turns)
+
+    def _without_suffix(self, rendered: str, head: str) -> str:
+        # The template may end this conversation differently from the probe: then cut at its last end token, unless that
+        # ends a turn of the prompt.
         if rendered.endswith(self._suffix):
             return rendered[: len(rendered) - len(self._suffix)]
-        return rendered[: rendered.rindex(self._ending)] if self._ending in rendered else rendered
+        start = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(head, rendered, strict=False)))
+        place = rendered.rfind(self._ending, start)
+        return rendered if place < 0 else rendered[:place]
 
     def _escape(self, text: str, mark: str | None) -> str:
         return text if mark is None else self._text.escape(text, mark)
+
+    def _escaped(self, messages: Sequence[Message], mark: str) -> list[Message]:
+        def escape(text: str) -> str:
+            return self._text.escape(text, mark)
+
+        return [
+            replace(message, content=escape(message.content), extra=_escaped_json(message.extra, escape))
+            for message in messages
+        ]
+
+
+def _escaped_json(text: str, escape: Callable[[str], str]) -> str:
+    """Return canonical JSON with all its texts, names of keys too, escaped."""
+
+    def escaped(value: Any) -> Any:
+        if isinstance(value, str):
+            return escape(value)
+        if isinstance(value, list):
+            return [escaped(item) for item in value]
+        return {escape(key): escaped(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    return canonical_json(escaped(from_canonical(text)))
+
+
+def _with_reasoning(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return the turn with its thoughts under the names that templates read, whichever of them it has."""
+    thoughts = next((turn[name] for name in ("reasoning_content", "reasoning", "thinking") if name in turn), None)
+    return turn if thoughts is None else {"reasoning_content": thoughts, "thinking": thoughts, **turn}
+
+
+def _best_form(turns: list[dict[str, Any]], render: Callable[[list[dict[str, Any]]], str]) -> str:
+    """Return turns with tool calls as the template renders them, in the first form that it writes as it should.
+
+    Templates disagree on two points: whether the arguments of a call are an object or its JSON text, and whether the
+    content beside calls may be null. A wrong form is refused, or leaves `None` or an object as Python writes it.
+    """
+    best, fewest, refused = None, 0, None
+    for null_as_text in (False, True):
+        for arguments_as_text in (False, True):
+            form = [_in_form(turn, null_as_text=null_as_text, arguments_as_text=arguments_as_text) for turn in turns]
+            try:
+                text = render(form)
+            except (TemplateError, TypeError, ValueError) as error:
+                refused = refused or error
+                continue
+            objects = [repr(call["arguments"]) for turn in turns for call in _calls(turn) if call.get("arguments")]
+            num_python = text.count("None") + sum(map(text.count, objects))
+            if best is None or num_python < fewest:
+                best, fewest = text, num_python
+            if not fewest:
+                return best
+    if best is None:
+        assert refused is not None
+        raise refused
+    return best
+
+
+def _in_form(turn: dict[str, Any], *, null_as_text: bool, arguments_as_text: bool) -> dict[str, Any]:
+    form = {**turn, "content": ""} if null_as_text and turn["content"] is None else dict(turn)
+    if arguments_as_text and _calls(turn):
+        form["tool_calls"] = json.loads(json.dumps(turn["tool_calls"]))  # a copy
+        for call in _calls(form):
+            if isinstance(call.get("arguments"), dict):
+                call["arguments"] = json.dumps(call["arguments"], ensure_ascii=False)
+    return form
+
+
+def _calls(turn: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the functions that a turn calls, with their names and arguments."""
+    calls = turn.get("tool_calls") or []
+    found = [call.get("function", call) for call in calls if isinstance(call, dict)]
+    return [call for call in found if isinstance(call, dict)]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int:

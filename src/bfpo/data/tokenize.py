@@ -157,7 +157,10 @@ class PairTokenizer:
     def _rendered(self, pair: Pair) -> RenderedChat:
         if pair.chosen_is_safe is None or pair.rejected_is_safe is None:
             raise LabelError(f"pair {pair.id}: a safety label is unknown; resolve unknown labels before tokenizing")
-        return _render(f"pair {pair.id}", pair.prompt, {"chosen": pair.chosen, "rejected": pair.rejected}, self._chat)
+        chosen = Message("assistant", pair.chosen, pair.chosen_extra)
+        rejected = Message("assistant", pair.rejected, pair.rejected_extra)
+        answers = {"chosen": chosen, "rejected": rejected}
+        return _render(f"pair {pair.id}", pair.prompt, answers, self._chat, tools=pair.tools)
 
     def _token_pair(self, pair: Pair, encoded: EncodedChat) -> TokenPair:
         assert pair.chosen_is_safe is not None  # checked by _rendered
@@ -211,7 +214,9 @@ def tokenize_completions(
     counter = _Counter()
 
     def rendered(completion: Completion) -> RenderedChat:
-        return _render(f"completion {completion.id}", completion.prompt, {"text": completion.text}, chat)
+        answer = Message("assistant", completion.text, completion.extra)
+        name = f"completion {completion.id}"
+        return _render(name, completion.prompt, {"text": answer}, chat, tools=completion.tools)
 
     examples: list[SftExample] = []
     for completion, encoded in _encoded(completions, rendered, chat):
@@ -228,24 +233,27 @@ def prompt_ids(
     *,
     chat_template: str | None = None,
     max_length: int | None = None,
+    tools: str = "",
 ) -> list[int]:
     """Return the ids to generate from: the same template with its generation prompt, cut on the left (keeping BOS).
 
-    Without messages it is the one token that unconditional text starts from. Raises `SettingError` if `max_length` is 0
-    or less.
+    Without messages it is the one token that unconditional text starts from. `tools` as in `Prompt`. Raises
+    `SettingError` if `max_length` is 0 or less.
     """
     if max_length is not None and max_length < 1:
         raise SettingError(f"max_length: got {max_length}; at least 1 token is needed")
     chat = ChatEncoder(tokenizer, chat_template)
-    ids = chat.encode(messages, (), name="prompt").prompt
+    ids = chat.encode(messages, (), name="prompt", tools=tools).prompt
     return ids if max_length is None else _cut_left(ids, max_length, chat.bos_id)
 
 
-def _render(name: str, messages: Sequence[Message], answers: dict[str, str], chat: ChatEncoder) -> RenderedChat:
-    for field, text in answers.items():
-        if not text.strip():
-            raise DataError(f"{name}: {field}: got {text!r}; a completion needs text")
-    return chat.render(messages, tuple(answers.values()), name=name)
+def _render(
+    name: str, messages: Sequence[Message], answers: dict[str, Message], chat: ChatEncoder, *, tools: str
+) -> RenderedChat:
+    for field, answer in answers.items():
+        if not answer.content.strip() and not answer.extra:
+            raise DataError(f"{name}: {field}: got {answer.content!r}; a completion needs text")
+    return chat.render(messages, tuple(answers.values()), name=name, tools=tools)
 
 
 def _encoded(

@@ -100,7 +100,11 @@ def _fits(config: SuitesJob, model: EvaluatedModel, longest: int) -> Callable[[P
         return lambda prompt: True
     chat = ChatEncoder(load_tokenizer(model.model, revision=model.revision), read_template(config.chat_template))
     limit = min(config.suites.max_prompt_length, context_of(model) - longest)
-    return lambda prompt: len(chat.encode(prompt.messages, (), name=f"prompt {prompt.id}").prompt) <= limit
+
+    def fits(prompt: Prompt) -> bool:
+        return len(chat.encode(prompt.messages, (), name=f"prompt {prompt.id}", tools=prompt.tools).prompt) <= limit
+
+    return fits
 
 
 def context_of(model: EvaluatedModel) -> int:
