@@ -79,6 +79,7 @@ def write_results(folder: Path, benchmark: str, *, settings: Mapping[str, Any], 
         "runs": runs,
     }
     path = result_file(folder, benchmark)
+    read_results(folder, benchmark)  # another file of this name is not replaced
     write_text_whole(path, json.dumps(content, indent=1) + "\n")
     return path
 
@@ -93,5 +94,7 @@ def read_results(folder: Path, benchmark: str) -> dict[str, Any] | None:
         if not {"machine", "software", "settings", "runs"} <= content.keys():
             raise ValueError("not a file of results")
     except ValueError as error:
-        raise RunError(f"{path}: cannot be read as results ({error}); run the benchmark again") from error
+        raise RunError(
+            f"{path}: cannot be read as results ({error}); move it away and run the benchmark again"
+        ) from error
     return content

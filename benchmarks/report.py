@@ -35,16 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not any(results.values()):
         raise RunError(f"{options.results}: holds no results; run a benchmark first")
     figure = performance_figure(results["throughput"], results["scaling"])
-    blocks = []
+    page, blocks = options.page.read_text(encoding="utf-8"), []
     if figure is not None:
-        write_bytes_whole(options.figure, svg_bytes(figure, salt=SALT))
         link = Path(os.path.relpath(options.figure, options.page.parent)).as_posix()
+        if options.figure.exists() and f"]({link})" not in page:
+            raise RunError(f"--figure: {options.figure} exists and is not shown on {options.page}; choose another name")
+        write_bytes_whole(options.figure, svg_bytes(figure, salt=SALT))
         blocks.append(f"![Tokens per second and memory of bfpo and TRL, and a step by size]({link})\n")
     for name, found in results.items():
         if found is not None:
             blocks += [markdown(table) for table in TABLES[name](found)]
             blocks.append(f"*{machine_line(found)}*\n")
-    page = options.page.read_text(encoding="utf-8")
     write_text_whole(options.page, with_block(page, "\n".join(blocks), name=str(options.page)))
     show(f"{options.page}: written from {', '.join(name for name, found in results.items() if found is not None)}")
 

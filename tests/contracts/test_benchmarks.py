@@ -205,6 +205,21 @@ def test_a_page_without_markers_and_damaged_results_are_named(tmp_path):
         read_results(tmp_path, "throughput")
 
 
+def test_files_that_no_benchmark_made_are_kept(tmp_path):
+    (tmp_path / "rampup.json").write_text('{"mine": 1}')
+    with raises(BfpoError, "rampup.json"):
+        write_results(tmp_path, "rampup", settings={}, runs=[])
+    assert (tmp_path / "rampup.json").read_text() == '{"mine": 1}'
+    results = tmp_path / "results"
+    write_results(results, "throughput", settings={"repeats": 2, "steps": 3, "pairs": 4}, runs=throughput_runs())
+    page, figure = tmp_path / "page.md", tmp_path / "mine.svg"
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
+    figure.write_text("mine")
+    with raises(BfpoError, "--figure"):
+        report.main(["--results", str(results), "--page", str(page), "--figure", str(figure)])
+    assert figure.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "changed",
     [

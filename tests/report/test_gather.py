@@ -17,7 +17,7 @@ from bfpo.report.answers import answer_block
 from bfpo.report.data import MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.report.gather import gather
 from bfpo.report.headline import front_of
-from bfpo.report.page import render_html, render_markdown
+from bfpo.report.page import render_html, render_markdown, write_report
 from bfpo.report.read import margin_spreads, shown_roots
 from bfpo.report.sections import csv_text
 from bfpo.report.tables import suite_columns, suite_mean
@@ -349,3 +349,49 @@ def test_three_prompts_of_each_kind_are_in_the_text_however_often_each_was_asked
     shown = [sample["prompt"] for sample in few_samples(data)]
     assert sorted(shown) == sorted(f"{kind} {n}?" for kind in kinds for n in range(3))
     assert "three prompts of each kind" in (Path(__file__).parents[2] / "docs/report.md").read_text(encoding="utf-8")
+
+
+def test_the_page_replaces_only_what_the_command_made(tmp_path: Path) -> None:
+    run = write_suites(tmp_path / "scores")
+
+    def report(name: str) -> Any:
+        return CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / name)])
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert report("page.html").exit_code == 0
+    made = files()
+    assert report("page.html").exit_code == 0  # its own files
+    assert files() == made
+    for file in sorted(set(made) - {path for path in made if path.parent == run}):
+        mine = b"my own notes, " + b"with bfpo report in them" + file.name.encode()
+        file.write_bytes(mine)
+        before = files()
+        fails(report("page.html"), file.name)
+        assert files() == before
+        file.write_bytes(made[file])
+    before = files()
+    fails(report("scores/scores.html"), "scores.json")
+    assert files() == before
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.json", "page_figures"])
+def test_the_page_follows_no_link(tmp_path: Path, name: str) -> None:
+    run, mine = write_suites(tmp_path / "scores"), tmp_path / "mine"
+    for target in (mine, tmp_path / "nowhere"):
+        mine.mkdir(exist_ok=True)
+        link = tmp_path / "out" / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(target)
+        fails(CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "out" / "page.html")]), name)
+        assert [path.name for path in link.parent.iterdir()] == [name]
+        assert link.is_symlink()
+        link.unlink()
+
+
+def test_a_demo_s_own_page_is_not_replaced_by_one_of_other_runs(tmp_path: Path) -> None:
+    run = write_suites(tmp_path / "scores")
+    page = write_report(gather([run]), tmp_path / "demo")
+    result = CliRunner().invoke(app, ["report", str(run), "--out", str(page)])
+    fails(result, "report.html")

@@ -12,18 +12,20 @@ from bfpo.report.page import write_report
 
 __all__ = ["run"]
 
+_MAKER = "bfpo report"
+
 
 def run(folders: Sequence[Path], out: Path, title: str, main: str | None) -> None:
     """Write the page of run folders to `out`, and the same as Markdown, JSON and CSV beside it.
 
     Raises `ConfigError` for an `out` that does not end in `.html`, `DataError` for a folder without a run, `RunError`
-    if the page cannot be written.
+    if the page cannot be written, or if one of its files exists and was not made by this command.
     """
     if out.suffix != ".html":
         raise ConfigError(f"--out: got {out}; allowed: a file name that ends in .html, such as page.html")
     data = gather(folders, title=title, main=main)
     try:
-        page = write_report(data, out.parent, name=out.stem)
+        page = write_report(data, out.parent, name=out.stem, maker=_MAKER)
     except OSError as error:
         reason = f"cannot be written ({error.strerror}); check --out, permissions and free space"
         raise RunError(f"{out}: {reason}") from error

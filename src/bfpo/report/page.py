@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
-from bfpo.core.files import write_bytes_whole, write_text_whole
+from bfpo.core.errors import RunError
+from bfpo.core.files import write_bytes_whole
 from bfpo.plots.style import inline_svg, png_bytes, svg_bytes
 from bfpo.report.answers import answer_block
 from bfpo.report.data import ReportData
@@ -25,7 +28,7 @@ from bfpo.report.figures.marks import token_of
 from bfpo.report.figures.tradeoff import experiment_figure, scatter_figure
 from bfpo.report.figures.training import drift_figure, has_curves, loss_figure, margin_figure, training_figure
 from bfpo.report.headline import headline
-from bfpo.report.sections import csv_text
+from bfpo.report.sections import CSV_COLUMNS, csv_text
 from bfpo.report.view import few_samples, page_view
 
 __all__ = ["render_html", "render_markdown", "write_report"]
@@ -33,28 +36,74 @@ __all__ = ["render_html", "render_markdown", "write_report"]
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff0-\ufffb\ufffe\uffff\ud800-\udfff]"
 )
+_HEAD = 2048  # bytes at the start of a file in which its mark is
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|<~&$])")
 
 
-def write_report(data: ReportData, folder: str | Path, *, name: str = "report") -> Path:
+def write_report(data: ReportData, folder: str | Path, *, name: str = "report", maker: str | None = None) -> Path:
     """Write `NAME.html`, `NAME.md`, `NAME.json`, `NAME.csv` and figures into a folder; return the path of the page.
 
     The figures are in `figures/`, or in `NAME_figures/` for another name. The page is self-contained: it includes
     styles, script and figures and forbids network access. Texts of models are never parsed as markup; invisible
-    characters (control codes, changes of direction) are shown as symbols. The same data give the same bytes. Raises
-    `SettingError` for numbers that are not finite, `OSError` if a file cannot be written.
+    characters (control codes, changes of direction) are shown as symbols. The same data give the same bytes. With
+    `maker` every file carries this mark, and only files that carry it are replaced.
+
+    Raises `SettingError` for numbers that are not finite, `OSError` if a file cannot be written, and, with `maker`,
+    `RunError` before anything is written if a file or link is in the way.
     """
     folder = Path(folder)
     json_text = data.to_json()
     data = _visible(data)
     place = "figures" if name == "report" else f"{name}_figures"
-    for title, figure in _figures(data).items():
-        for suffix, content in (("svg", svg_bytes(figure, salt=title)), ("png", png_bytes(figure))):
-            write_bytes_whole(folder / place / f"{title}.{suffix}", content)
-    texts = {"html": _page(data), "md": _markdown(data, place), "json": json_text, "csv": csv_text(data)}
-    for suffix, text in texts.items():
-        write_text_whole(folder / f"{name}.{suffix}", text)
+    files = {
+        folder / place / f"{title}.{suffix}": content
+        for title, figure in _figures(data).items()
+        for suffix, content in (
+            ("svg", svg_bytes(figure, salt=title, maker=maker)),
+            ("png", png_bytes(figure, maker=maker)),
+        )
+    }
+    texts = {"html": _page(data, maker=maker), "md": _markdown(data, place), "json": json_text, "csv": csv_text(data)}
+    if maker is not None:
+        texts["md"] = _marks(maker)[".md"] + texts["md"]
+        texts["json"] = texts["json"].replace("{", _marks(maker)[".json"], 1)
+    files |= {folder / f"{name}.{suffix}": text.encode("utf-8") for suffix, text in texts.items()}
+    if maker is not None:
+        _check_ours(files, folder / place, maker)
+    for path, content in files.items():
+        write_bytes_whole(path, content)
     return folder / f"{name}.html"
+
+
+def _marks(maker: str) -> dict[str, str]:
+    """Return by file type what a file of the page has near its start."""
+    return {
+        ".html": f'<meta name="generator" content="{maker}">',
+        ".md": f"[//]: # ({maker})\n\n",
+        ".json": f'{{\n "generator": "{maker}",',
+        ".csv": f"{','.join(CSV_COLUMNS)}\n",
+        ".svg": f"<dc:title>{maker}</dc:title>",
+        ".png": f"Software\0{maker}",
+    }
+
+
+def _check_ours(files: Iterable[Path], figures: Path, maker: str) -> None:
+    """Raise `RunError` if a file to be written exists without the mark of its type, or is a link."""
+    wrong = [figures] if figures.is_symlink() or (figures.exists() and not figures.is_dir()) else []
+    wrong += [path for path in files if os.path.lexists(path) and not _is_ours(path, _marks(maker)[path.suffix])]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise RunError(
+            f"--out: {', '.join(map(str, wrong[:3]))}{more} would be replaced, but {maker} did not make "
+            f"{'it' if len(wrong) == 1 else 'them'} (links are not followed); choose another name for the page"
+        )
+
+
+def _is_ours(path: Path, mark: str) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return mark.encode("utf-8") in file.read(_HEAD)
 
 
 def render_html(data: ReportData, *, refresh_seconds: int | None = None) -> str:
@@ -78,7 +127,7 @@ def _figures(data: ReportData) -> dict[str, Figure]:
     return {name: figure for name, figure in found.items() if figure is not None} | spreads
 
 
-def _page(data: ReportData, refresh_seconds: int | None = None) -> str:
+def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | None = None) -> str:
     environment = _environment(autoescape=True)
     script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -91,6 +140,7 @@ def _page(data: ReportData, refresh_seconds: int | None = None) -> str:
         "experiments": _experiments(data),
         "answers": answer_block(data),
         "refresh_seconds": refresh_seconds,
+        "mark": None if maker is None else Markup(_marks(maker)[".html"]),
         "script": Markup(script),  # the only script that the page allows
         "script_hash": f"sha256-{digest}",
     }

@@ -15,7 +15,10 @@ from bfpo.report.headline import front_of, metric_title
 from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
 from bfpo.report.wording import percent, points, points_interval
 
-__all__ = ["csv_text", "duration", "section_view"]
+__all__ = ["CSV_COLUMNS", "csv_text", "duration", "section_view"]
+
+
+CSV_COLUMNS = ("model", "suite", "metric", "value", "low", "high", "num", "unscored", "higher_is_better")
 
 
 def section_view(data: ReportData) -> dict[str, Any]:
@@ -203,7 +206,7 @@ def csv_text(data: ReportData) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("model", "suite", "metric", "value", "low", "high", "num", "unscored", "higher_is_better"))
+    writer.writerow(CSV_COLUMNS)
     for method in data.methods:
         own = [("", score) for score in (*method.scores, *method.accuracy)]
         suites = [(suite, score) for suite, scores in method.suite_scores.items() for score in scores]
