@@ -106,7 +106,8 @@ def test_vllm_is_given_our_tokens_and_a_seed_per_completion(
         assert (one.stop_token_ids, one.skip_special_tokens) == (ends, False)
     (loaded,) = vllm.loaded
     longest = max(map(len, expected))
-    assert loaded == {"model": str(model), "revision": None, "dtype": "bfloat16", "max_model_len": longest + 5}
+    safe = {"load_format": "safetensors", "trust_remote_code": False}
+    assert loaded == {"model": str(model), "revision": None, "dtype": "bfloat16", "max_model_len": longest + 5, **safe}
 
 
 def test_an_answer_ends_at_our_end_token(model: Path, prompts: Path, tmp_path: Path, vllm: FakeVllm) -> None:

@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from bfpo.core.errors import ModelError
-from bfpo.policy import load as source
+from bfpo.policy import source
 from bfpo.policy.load import load_policy, load_tokenizer
-from bfpo.policy.skeleton import read_config
+from bfpo.policy.source import read_config
 from messages import raises
 
 
@@ -30,7 +30,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr("bfpo.policy.load.AutoTokenizer.from_pretrained", other)
     monkeypatch.setattr("bfpo.policy.load.AutoModelForCausalLM.from_pretrained", other)
-    monkeypatch.setattr("bfpo.policy.skeleton.AutoConfig.from_pretrained", other)
+    monkeypatch.setattr("bfpo.policy.source.AutoConfig.from_pretrained", other)
     source._ask_hub.cache_clear()
     return names
 

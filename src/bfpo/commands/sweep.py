@@ -18,7 +18,7 @@ from bfpo.generation.settings import ServerSpec
 from bfpo.judges.judges import check_judge
 from bfpo.objective.methods import method_settings
 from bfpo.policy.load import load_tokenizer
-from bfpo.policy.skeleton import read_config
+from bfpo.policy.source import read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.scores import METRICS, Judged
 

@@ -149,7 +149,14 @@ class VllmEngine:
 
     def _load(self, length: int) -> Any:
         try:
-            return self._vllm.LLM(model=self._model, revision=self._revision, dtype=self._dtype, max_model_len=length)
+            return self._vllm.LLM(
+                model=self._model,
+                revision=self._revision,
+                dtype=self._dtype,
+                max_model_len=length,
+                load_format="safetensors",
+                trust_remote_code=False,
+            )
         except (ValueError, OSError, RuntimeError) as error:
             said = " ".join(str(error).split())[:400]
             raise ModelError(f"model: vLLM cannot load {self._model} for {length} tokens: {said}") from error

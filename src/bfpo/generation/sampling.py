@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
-from bfpo.core.errors import ModelError, SettingError, first_line
+from bfpo.core.errors import ModelError, SettingError
+from bfpo.policy.source import read_config
 
 __all__ = ["Answer", "Request", "answer_batches", "end_token_ids", "saved_end_token_ids"]
 
@@ -48,13 +49,9 @@ def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | No
     Raises `ModelError` as `end_token_ids` does, and for a model that is not found.
     """
     try:
-        config = GenerationConfig.from_pretrained(str(model), revision=revision or "main")
+        config = GenerationConfig.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
     except OSError:  # as transformers does for a model without such a file
-        try:
-            own = AutoConfig.from_pretrained(str(model), revision=revision or "main")
-        except Exception as error:
-            raise ModelError(f"model: the config of {str(model)!r} cannot be read ({first_line(error)})") from error
-        config = GenerationConfig.from_model_config(own)
+        config = GenerationConfig.from_model_config(read_config(model, revision=revision))
     return _end_token_ids(config, tokenizer)
 
 

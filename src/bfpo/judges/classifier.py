@@ -35,7 +35,8 @@ from bfpo.judges.local import (
 from bfpo.judges.ngrams import JUDGE_FILE
 from bfpo.judges.settings import ClassifierSpec
 from bfpo.policy.devices import runs_on_cpu
-from bfpo.policy.load import cannot_load, load_tokenizer, pad_token_id
+from bfpo.policy.load import load_tokenizer, pad_token_id
+from bfpo.policy.source import cannot_load, check_code
 
 __all__ = [
     "ClassifierJudge",
@@ -243,11 +244,13 @@ def classifier_trainer(
 
 
 def _load(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> Any:
+    check_code(model, revision=revision)
     try:
         classifier = AutoModelForSequenceClassification.from_pretrained(
             model,
             revision=revision or "main",
             use_safetensors=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             id2label={_UNSAFE: "unsafe", _SAFE: "safe"},
             label2id={"unsafe": _UNSAFE, "safe": _SAFE},

@@ -15,12 +15,13 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bfpo.core.errors import DataError, ModelError, first_line
+from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, TextEncoder, unused_character
 from bfpo.judges.settings import LocalSpec
 from bfpo.policy.load import DTYPES, load_tokenizer, pad_token_id
 from bfpo.policy.reference.cache import model_key
+from bfpo.policy.source import cannot_load, check_code
 
 __all__ = [
     "PromptEncoder",
@@ -53,19 +54,18 @@ def load_with_head(
     """
     revision = spec.revision
     tokenizer = load_tokenizer(model, revision=revision)
+    check_code(model, revision=revision)
     try:
         loaded, report = loader.from_pretrained(
             str(model),
             dtype=DTYPES[spec.dtype or dtype],
             revision=revision or "main",
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except Exception as error:  # files, the hub, the config and the weights raise different classes
-        raise ModelError(
-            f"model: {str(model)!r} cannot be loaded ({first_line(error)}); allowed: a folder or hub id of {kind} with "
-            "safetensors weights and its tokenizer"
-        ) from error
+        raise cannot_load("model", model, error, kind=kind) from error
     lacking = sorted({*report["missing_keys"], *(str(entry[0]) for entry in report.get("mismatched_keys", ()))})
     if lacking:
         raise ModelError(

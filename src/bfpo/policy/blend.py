@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bfpo.core.errors import ModelError
-from bfpo.policy.load import cannot_load, load_tokenizer
+from bfpo.policy.load import load_tokenizer
+from bfpo.policy.source import cannot_load
 
 __all__ = ["BlendSource", "blend_weights", "open_source", "require_same_kind"]
 

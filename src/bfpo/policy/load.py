@@ -1,4 +1,4 @@
-"""Load a causal LM and its tokenizer, choose which parameters train, and check where a model comes from."""
+"""Load a causal LM and its tokenizer, and choose which parameters train."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,17 +13,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from bfpo.core.errors import ModelError, first_line
-from bfpo.core.inputs import missing_folder
+from bfpo.core.errors import ModelError
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
 from bfpo.policy.settings import LoraConfig
+from bfpo.policy.source import cannot_load, check_code, check_source
 
 __all__ = [
     "DTYPES",
     "Policy",
     "TrainableReport",
-    "cannot_load",
-    "check_source",
     "choose_trainable",
     "disable_dropout",
     "init_policy",
@@ -48,8 +45,6 @@ DTYPES: dict[str, torch.dtype | str] = {
 }
 # Not PhiMoE's `router_jitter_noise`, which also acts in evaluation.
 _OTHER_NOISE = frozenset({"layerdrop", "jitter_noise", "input_jitter_noise"})
-_HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-_HUB_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,8 @@ def load_policy(
     `quantize`: "nf4" holds the base in four bits under the adapters (QLoRA). `masters`: what trains is held in float32
     whatever the dtype (see `hold_masters`). Weights are read from safetensors only. Without `dropout` every dropout of
     the model is off: the reference has none, and the margin of the first step must be zero. The random half of an
-    adapter's initial weights depends on `seed` alone. Call this before an optimizer is built.
+    adapter's initial weights depends on `seed` alone. Call this before an optimizer is built. Python code that comes
+    with a model runs only with `trust_remote_code`, which no command sets.
 
     Raises `ModelError` for a model that cannot be loaded or whose files lack weights of a causal LM, a pattern that
     matches no parameter (with the closest names), and LoRA settings that peft does not know.
@@ -117,6 +113,8 @@ def load_policy(
     held_in = DTYPES[dtype]
     extras = {} if quantize is None else {"quantization_config": quantisation(_compute_dtype(dtype))}
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    if not trust_remote_code:
+        check_code(model, revision=revision)
     try:
         loaded, report = cast(
             "tuple[Any, dict[str, Any]]",
@@ -130,7 +128,7 @@ def load_policy(
                 **extras,
             ),
         )
-    except Exception as error:  # files, hub, config, weights and remote code have their own classes
+    except Exception as error:  # files, hub, config, weights and code of the model have their own classes
         raise cannot_load("model", model, error) from error
     if report["missing_keys"]:  # transformers would fill them with random numbers
         missing = sorted(report["missing_keys"])
@@ -342,60 +340,3 @@ def disable_dropout(model: nn.Module) -> None:
             noisy = "dropout" in name or name in _OTHER_NOISE
             if noisy and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-# Where a model comes from
-
-
-def check_source(what: str, model: str | Path, *, revision: str | None = None) -> None:
-    """Raise `ModelError` for a model that is neither a folder nor in the cache nor on the hub; `what` names it.
-
-    transformers requests several files and retries each; for a wrong name, or without a network, that takes a minute
-    and gives the same message ten times.
-    """
-    if Path(model).exists():
-        return
-    if (problem := missing_folder(str(model), revision)) is not None:
-        raise ModelError(f"{what}: {str(model)!r}: {problem}")
-    try:
-        _ask_hub(str(model), revision)
-    except _NotThereError as error:
-        raise ModelError(
-            f"{what}: {str(model)!r} is not a local folder, and {error}; allowed: a folder or hub id of a model with "
-            "safetensors weights and its tokenizer"
-        ) from error.__cause__
-
-
-class _NotThereError(Exception):
-    """The reason, as a clause, why the hub does not provide a model."""
-
-
-@lru_cache(maxsize=64)  # a failure is not kept
-def _ask_hub(model: str, revision: str | None) -> None:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        if any(isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in _HUB_FILES):
-            return
-        HfApi().model_info(model, revision=revision, timeout=_HUB_SECONDS)
-    except RepositoryNotFoundError as error:
-        raise _NotThereError("the hub has no such model, or it is private and needs a login") from error
-    except RevisionNotFoundError as error:
-        raise _NotThereError(f"the hub has no revision {revision} of it") from error
-    except HFValidationError as error:
-        raise _NotThereError(f"it is not a valid hub id ({first_line(error)})") from error
-    except HfHubHTTPError:  # the hub has answered, and downloading may still be allowed
-        return
-    except Exception as error:  # of its HTTP client, which differs between versions
-        raise _NotThereError(f"the hub cannot be reached ({first_line(error)})") from error
-
-
-def cannot_load(what: str, model: str | Path, error: Exception) -> ModelError:
-    """Return the error for a model, or a part of it, that transformers could not read."""
-    inner = Path(model) / "model"
-    hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
-    return ModelError(
-        f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); {hint}allowed: a folder or hub id of a causal "
-        "LM with safetensors weights and its tokenizer"
-    )

@@ -10,27 +10,24 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from bfpo.core.errors import ModelError, first_line
 from bfpo.policy.load import (
     DTYPES,
     TrainableReport,
-    cannot_load,
-    check_source,
     disable_dropout,
     set_trainable,
     trainable_report,
 )
 from bfpo.policy.logps import unwrap_causal_lm
 
-__all__ = ["Sizes", "Skeleton", "make_skeleton", "read_config"]
+__all__ = ["Sizes", "Skeleton", "make_skeleton"]
 
 COUNTED_ATTENTION = "bfpo_counted"
 
@@ -101,15 +98,6 @@ def _held_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
-def read_config(model: str | Path, *, revision: str | None = None) -> Any:
-    """Read a model's config from a folder or the hub, and no weights; raises `ModelError` if there is none."""
-    check_source("model", model, revision=revision)
-    try:
-        return AutoConfig.from_pretrained(str(model), revision=revision or "main")
-    except Exception as error:
-        raise cannot_load("model", model, error) from error
-
-
 def make_skeleton(
     config: Any,
     *,
@@ -133,7 +121,10 @@ def make_skeleton(
     with torch.device("meta"):
         try:
             model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                _without_data_dependence(config), dtype=_held_dtype(computed), attn_implementation=COUNTED_ATTENTION
+                _without_data_dependence(config),
+                dtype=_held_dtype(computed),
+                attn_implementation=COUNTED_ATTENTION,
+                trust_remote_code=False,
             )
             model.tie_weights()  # older versions of transformers leave that to loading
         except Exception as error:  # unknown architectures and odd configs have their own classes

@@ -19,6 +19,7 @@ from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
 from bfpo.generation.settings import ServerSpec
 from bfpo.policy.load import load_tokenizer
+from bfpo.policy.source import read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import Suite
@@ -109,9 +110,7 @@ def _fits(config: SuitesJob, model: EvaluatedModel, longest: int) -> Callable[[P
 
 def context_of(model: EvaluatedModel) -> int:
     """Return the model's maximum context, tokens; 2^30 if its config has none."""
-    from transformers import AutoConfig
-
-    described = AutoConfig.from_pretrained(model.model, revision=getattr(model, "revision", None)).get_text_config()
+    described = read_config(model.model, revision=getattr(model, "revision", None)).get_text_config()
     return int(getattr(described, "max_position_embeddings", None) or 1 << 30)
 
 

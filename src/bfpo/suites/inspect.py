@@ -161,6 +161,8 @@ class _Runner:
     def _load(self, name: str, model_args: dict[str, Any]) -> Any:
         from inspect_ai.model import get_model
 
+        if name.startswith("hf/"):
+            model_args |= {"use_safetensors": True, "trust_remote_code": False}
         if name not in self._loaded:
             self._loaded[name] = get_model(name, memoize=False, **model_args)
         return self._loaded[name]

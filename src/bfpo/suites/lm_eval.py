@@ -177,6 +177,7 @@ class TaskRunner:
             "revision": revision or "main",
             "dtype": dtype,
             "batch_size": batch_size,
+            "use_safetensors": True,
         }
         self._tasks = tasks
         self._chat_template, self._max_new_tokens = chat_template, max_new_tokens
@@ -224,7 +225,7 @@ class TaskRunner:
         tokenizer = load_tokenizer(self._settings["pretrained"], revision=self._settings["revision"])
         tokenizer.chat_template = self._chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = HFLM(**self._settings, tokenizer=tokenizer, device=device)
+        self._model = HFLM(**self._settings, tokenizer=tokenizer, device=device, trust_remote_code=False)
         self._manager = TaskManager(include_path=str(self._tasks), include_defaults=False)
 
     def _bound(self, task: Any) -> None:

@@ -16,7 +16,8 @@ from bfpo.core.errors import ConfigError, SettingError
 from bfpo.policy.devices import Device, find_devices, free_disk
 from bfpo.policy.load import initial_config, load_tokenizer
 from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
-from bfpo.policy.skeleton import Skeleton, read_config
+from bfpo.policy.skeleton import Skeleton
+from bfpo.policy.source import read_config
 
 __all__ = ["GIB", "KEPT_FREE", "Diagnosis", "examine", "fits", "least_processes"]
 

@@ -1,0 +1,119 @@
+"""Where a model comes from (a folder, the cache or the hub), its config, and the code that it may not bring."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from bfpo.core.errors import ModelError, first_line
+from bfpo.core.inputs import missing_folder
+
+__all__ = ["cannot_load", "check_code", "check_source", "read_config"]
+
+_HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_HUB_SECONDS = 10
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_ASKS_FOR_CODE = ("trust_remote_code", "contains custom code")
+
+
+def check_source(what: str, model: str | Path, *, revision: str | None = None) -> None:
+    """Raise `ModelError` for a model that is neither a folder nor in the cache nor on the hub; `what` names it.
+
+    transformers requests several files and retries each; for a wrong name, or without a network, that takes a minute
+    and gives the same message ten times.
+    """
+    if Path(model).exists():
+        return
+    if (problem := missing_folder(str(model), revision)) is not None:
+        raise ModelError(f"{what}: {str(model)!r}: {problem}")
+    try:
+        _ask_hub(str(model), revision)
+    except _NotThereError as error:
+        raise ModelError(
+            f"{what}: {str(model)!r} is not a local folder, and {error}; allowed: a folder or hub id of a model with "
+            "safetensors weights and its tokenizer"
+        ) from error.__cause__
+
+
+class _NotThereError(Exception):
+    """The reason, as a clause, why the hub does not provide a model."""
+
+
+@lru_cache(maxsize=64)  # a failure is not kept
+def _ask_hub(model: str, revision: str | None) -> None:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        if any(isinstance(try_to_load_from_cache(model, name, revision=revision), str) for name in _HUB_FILES):
+            return
+        HfApi().model_info(model, revision=revision, timeout=_HUB_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise _NotThereError("the hub has no such model, or it is private and needs a login") from error
+    except RevisionNotFoundError as error:
+        raise _NotThereError(f"the hub has no revision {revision} of it") from error
+    except HFValidationError as error:
+        raise _NotThereError(f"it is not a valid hub id ({first_line(error)})") from error
+    except HfHubHTTPError:  # the hub has answered, and downloading may still be allowed
+        return
+    except Exception as error:  # of its HTTP client, which differs between versions
+        raise _NotThereError(f"the hub cannot be reached ({first_line(error)})") from error
+
+
+def read_config(model: str | Path, *, revision: str | None = None) -> Any:
+    """Read a model's config from a folder or the hub, and no weights; raises `ModelError` if there is none."""
+    check_source("model", model, revision=revision)
+    try:
+        return AutoConfig.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
+    except Exception as error:
+        raise cannot_load("model", model, error) from error
+
+
+def check_code(model: str | Path, *, revision: str | None = None) -> None:
+    """Raise `ModelError` for a model whose loading would run code that is not installed here, or read a pickle.
+
+    transformers refuses Python files (`auto_map`) itself. A config can also name an attention kernel of the hub
+    (`attn_implementation: owner/kernel`), which would be downloaded and run, and an adapter can be a pickle.
+    """
+    folder = Path(model)
+    adapter = folder / _ADAPTER
+    if adapter.is_file() and not (folder / _ADAPTER_WEIGHTS).is_file():
+        raise ModelError(
+            f"model: {str(model)!r} is an adapter without {_ADAPTER_WEIGHTS}; weights are read from safetensors only"
+        )
+    if adapter.is_file() and not (folder / "config.json").is_file():
+        try:
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            check_source("base_model_name_or_path", base)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise cannot_load("model", model, error) from error
+        model, revision = base, None
+    config = read_config(model, revision=revision)
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    for part in parts:
+        named = getattr(part, "_attn_implementation", None)
+        for kernel in named.values() if isinstance(named, dict) else [named]:
+            if isinstance(kernel, str) and "/" in kernel:
+                raise ModelError(
+                    f"model: {str(model)!r}: its config.json names the attention kernel {kernel!r}, whose code would "
+                    "be downloaded and run; remove attn_implementation from config.json, or set it to sdpa or eager"
+                )
+
+
+def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "a causal LM") -> ModelError:
+    """Return the error for a model of this kind, or a part of it, that transformers could not read."""
+    if any(words in str(error) for words in _ASKS_FOR_CODE):
+        return ModelError(
+            f"{what}: {str(model)!r} comes with Python code of its own (auto_map in its config.json or "
+            "tokenizer_config.json), which is not run; allowed: a model that the installed transformers knows"
+        )
+    inner = Path(model) / "model"
+    hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
+    return ModelError(
+        f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); {hint}allowed: a folder or hub id of {kind} "
+        "with safetensors weights and its tokenizer"
+    )
