@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.data.pack import collate_pairs
 from bfpo.policy.load import load_policy
 from bfpo.policy.logps import sequence_logps
+from bfpo.policy.precision import in_float32
 from bfpo.policy.probe import choose_form
 from bfpo.policy.save import save_policy
 from messages import raises
@@ -153,3 +155,38 @@ def test_a_run_above_four_bits_is_saved_as_the_model_that_it_trained(tmp_path: P
     ids = torch.arange(3, 15)[None]
     policy.model.eval()
     torch.testing.assert_close(again(input_ids=ids).logits, policy.model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_float32_while_it_is_used() -> None:
+    """The weights are those of a float32 copy, one layer at a time, and come back as the same memory."""
+    model = tiny_model("gemma3", num_hidden_layers=3).to(torch.bfloat16).eval()
+    ids = torch.arange(5, 17)[None]
+    exact = copy.deepcopy(model).float()
+    before = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    wide: list[int] = []
+
+    def count(*_: Any) -> None:
+        layers = model.model.layers
+        wide.append(sum(layer.mlp.up_proj.weight.dtype == torch.float32 for layer in layers))
+
+    hooks = [layer.mlp.register_forward_hook(count) for layer in model.model.layers]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with in_float32(model):
+            found = model(input_ids=ids).logits
+        assert torch.is_autocast_enabled("cpu")
+    for hook in hooks:
+        hook.remove()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, exact(input_ids=ids).logits)
+    assert wide == [1, 1, 1]
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+
+
+def test_an_error_inside_leaves_half_precision_as_it_was() -> None:
+    model = tiny_model().to(torch.bfloat16)
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), in_float32(model):
+        model(input_ids=torch.arange(5, 9)[None])
+    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+    assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in model.model.layers)

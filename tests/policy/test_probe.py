@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PromptTuningConfig, get_peft_model
 from transformers import (
     BloomConfig,
@@ -21,10 +22,11 @@ from transformers import (
 
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import collate_pairs
+from bfpo.policy import probe
 from bfpo.policy.logps import sequence_logps, uses_own_logits
 from bfpo.policy.probe import choose_form
 from messages import raises, says
-from tiny import VOCABULARY, tiny_model, tiny_pairs
+from tiny import FAMILIES, VOCABULARY, tiny_model, tiny_pairs
 
 PAIRS = tiny_pairs(5, 3)
 
@@ -51,7 +53,10 @@ def window_in_the_mask_only() -> Any:
 
 
 # Which of these it is depends on the version of transformers.
-REASONS = r"cannot change its attention|does not run on packed rows \(.*\)|gives other log-probs [^;]*"
+REASONS = (
+    r"cannot change its attention|does not run on packed rows[^(]* \(.*\)|gives other log-probs [^;]*"
+    r"|has layers of type [a-z_]*, which mix tokens outside attention|mixes tokens outside attention, in [^;]*"
+)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,76 @@ def test_what_cannot_be_packed_is_padded_and_says_why(make: Any, key: str, caplo
     says(caplog, "padded", key, mask=REASONS)
     with raises(ModelError, key, mask=REASONS):
         choose_form(make(), "packed", longest_text=12)
+
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+HEADS = {"head_dim": 16}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 48}
+# Models that mix the tokens of a row outside their attention, or scale it by the place in the row.
+MIXERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "convolution": ("Lfm2Config", "Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}),
+    "linear attention": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", {**HEADS, **LINEAR}),
+    "convolution in the attention": ("ZayaConfig", "ZayaForCausalLM", HEADS),
+    "temperature": (
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {**HEADS, **EXPERTS, "attn_temperature_tuning": True, "floor_scale": 8, "no_rope_layers": [1, 0]},
+    ),
+}
+
+
+def mixer(kind: str, dtype: torch.dtype = torch.bfloat16) -> Any:
+    config, model, sizes = MIXERS[kind]
+    if not hasattr(transformers, model):
+        pytest.skip(f"{model} is not in this version of transformers")
+    torch.manual_seed(0)
+    made = getattr(transformers, model)(getattr(transformers, config)(**SIZES, **sizes))
+    return made.to(dtype)
+
+
+@pytest.mark.parametrize("by_numbers", [False, True], ids=["config", "numbers"])
+@pytest.mark.parametrize("kind", MIXERS)
+def test_fresh_weights_in_bfloat16_hide_no_mixing(
+    kind: str, by_numbers: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Log-probs of fresh weights depend on the text by less than bfloat16 rounds, and the error is a part of that."""
+    if by_numbers:
+        monkeypatch.setattr(probe, "_check_config", lambda _: None)
+    with caplog.at_level(logging.INFO, logger="bfpo"):
+        assert choose_form(mixer(kind), longest_text=64) == "padded"
+    assert ("gives other log-probs on packed rows" in caplog.text) == by_numbers
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_mixing_is_known_without_weights(kind: str) -> None:
+    assert choose_form(mixer(kind).to("meta"), longest_text=64) == "padded"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_attention_in_bfloat16_is_packed(family: str) -> None:
+    assert choose_form(tiny_model(family).to(torch.bfloat16), "packed", longest_text=12) == "packed"
+
+
+def test_log_probs_that_do_not_depend_on_the_text_show_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model()
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    with caplog.at_level(logging.INFO, logger="bfpo"):
+        assert choose_form(model, longest_text=12) == "padded"
+    says(caplog, "padded", "LlamaForCausalLM", mask=r"(?<=rounding by )[\d.e-]+")
 
 
 def test_a_model_that_cannot_be_packed_is_left_as_it_was() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -13,6 +14,8 @@ from bfpo.core.errors import SettingError, TrainingError
 from bfpo.data.labels import CELLS
 from bfpo.data.store import write_tokens
 from bfpo.data.tokenize import TokenPair
+from bfpo.policy import probe
+from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 from messages import raises
 from tiny import logp, tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
@@ -201,7 +204,7 @@ class SwappedLabels(BFPOTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
-FIGURES = r"(?<=the loss is )[\d.]+|(?<=largest \|margin\| is )[\d.]+"
+FIGURES = r"(?<=the loss is )[\d.]+|(?<=largest \|margin\| is )[\d.]+|-[\d.]+(?= in a (packed )?row)"
 
 
 @pytest.mark.parametrize(
@@ -227,6 +230,37 @@ def test_dropout_is_found_by_the_first_step(tmp_path: Path) -> None:
     trainer = tiny_trainer(tmp_path, model=tiny_model(attention_dropout=0.5), reference="swap")
     with raises(TrainingError, mask=FIGURES):
         trainer.train()
+
+
+def mixing(model: Any) -> Any:
+    """Let each token of a row change the next one outside attention, as a convolution does."""
+
+    def mix(_: Any, __: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        mixed = hidden + 0.3 * torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
+        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+
+    causal_lm = unwrap_causal_lm(model)
+    causal_lm.model.layers[0].register_forward_hook(mix)
+    return model
+
+
+@pytest.mark.parametrize("reference", ["swap", "adapter_off"])
+def test_rows_that_disturb_each_other_are_found_under_every_reference(
+    tmp_path: Path, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swapped weights see the same rows as the policy: the margin is 0 whatever the rows do."""
+    monkeypatch.setattr(probe, "_check_exactly", lambda *_: None)
+    monkeypatch.setattr(probe, "_check_packed", lambda *_: set())
+    model = tiny_model()
+    if reference == "adapter_off":
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer = tiny_trainer(tmp_path, model=mixing(model), reference=reference)
+    assert trainer.form == "packed"
+    with raises(TrainingError, "attention", mask=FIGURES):
+        trainer.train()
+    padded = tiny_trainer(tmp_path / "padded", model=mixing(tiny_model()), attention="padded", max_steps=1)
+    padded.train()
 
 
 def test_the_check_of_the_start_can_be_left_out(tmp_path: Path) -> None:

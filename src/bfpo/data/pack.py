@@ -88,15 +88,16 @@ class PackedLayout:
 
     The positions of rejected tokens continue from the prompt, and they do not see chosen tokens. Index tensors are made
     once for each device and kept, but not pickled. `windows`: the sliding windows that attention layers have used,
-    `None` for a layer that sees everything.
+    `None` for a layer that sees everything. `by_segment`: attention takes one problem at a time on every device.
     """
 
     lengths: Sequence[tuple[int, int, int]]
     windows: set[int | None] = field(default_factory=set, repr=False)
+    by_segment: bool = False
     _made: dict[tuple[str, torch.device], Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"lengths": self.lengths, "windows": set(), "_made": {}}
+        return {"lengths": self.lengths, "windows": set(), "by_segment": self.by_segment, "_made": {}}
 
     def __iter__(self) -> Iterator[Segment]:
         start = 0

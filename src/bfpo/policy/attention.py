@@ -104,7 +104,7 @@ def packed_attention(
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest_text else None
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    if query.is_cuda and dropout == 0.0:
+    if query.is_cuda and dropout == 0.0 and not layout.by_segment:
         flash = _flash_varlen()
         if flash is not None and query.dtype in (torch.float16, torch.bfloat16) and softcap is None:
             return varlen_attention(flash, query, key, value, layout, scaling=scaling, window=window), None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers.utils.hub import cached_file
 
 from bfpo.core.errors import MissingExtraError, ModelError
 
-__all__ = ["hold_masters", "prepare_quantised", "quantisation"]
+__all__ = ["hold_masters", "in_float32", "prepare_quantised", "quantisation"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -83,3 +84,60 @@ def prepare_quantised(model: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if not any(type(module).__name__ == "Linear4bit" for module in model.modules()):
         raise ModelError("quantize: nf4 found no linear layer to quantise in this model")
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Compute in float32 whatever dtype the weights are held in, without a second copy of the model.
+
+    Autocast and TF32 are off. Weights in half precision are float32 while they are used: those of a layer (an element
+    of a `ModuleList`) while it runs, the others throughout. Quantised weights stay, and their products are float32.
+    Afterwards every tensor is the one that it was. The model must not be sharded.
+    """
+    layers = _layers(model)
+    inside = {id(tensor) for layer in layers for tensor in _half_tensors(layer)}
+    others = [tensor for tensor in _half_tensors(model) if id(tensor) not in inside]
+    matmul, device = torch.get_float32_matmul_precision(), next(model.parameters()).device.type
+    with ExitStack() as stack:
+        stack.callback(torch.set_float32_matmul_precision, matmul)
+        torch.set_float32_matmul_precision("highest")
+        stack.enter_context(torch.autocast(device, enabled=False))
+        for module in model.modules():
+            if getattr(module, "compute_dtype", None) in _HALF:  # a quantised linear layer
+                stack.callback(setattr, module, "compute_dtype", module.compute_dtype)
+                module.compute_dtype = torch.float32  # type: ignore[assignment]
+        _widen(others, stack)
+        running: dict[nn.Module, ExitStack] = {}
+        for layer in layers:
+
+            def enter(module: nn.Module, _: Any) -> None:
+                _widen(_half_tensors(module), running.setdefault(module, ExitStack()))
+
+            def leave(module: nn.Module, *_: Any) -> None:
+                running.pop(module, ExitStack()).close()
+
+            stack.callback(leave, layer)
+            stack.callback(layer.register_forward_pre_hook(enter).remove)
+            stack.callback(layer.register_forward_hook(leave, always_call=True).remove)
+        yield
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """Return the elements of the outermost lists of modules, each once."""
+    found: dict[nn.Module, None] = {}
+    for child in module.children():
+        found.update(dict.fromkeys(child if isinstance(child, nn.ModuleList) else _layers(child)))
+    return list(found)
+
+
+def _half_tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in _HALF]
+
+
+def _widen(tensors: list[torch.Tensor], until: ExitStack) -> None:
+    for tensor in tensors:
+        until.callback(setattr, tensor, "data", tensor.data)
+        tensor.data = tensor.data.float()

@@ -1,9 +1,9 @@
-"""How to compute a model's log-probs: tested on the model itself, with two small pairs, before training."""
+"""How to compute a model's log-probs: decided by its config, and tested on the model itself, before training."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from bfpo.core.errors import ModelError, SettingError, first_line
 from bfpo.data.pack import Form, MicroBatch, collate_pairs, on_device
-from bfpo.data.tokenize import TokenPair
+from bfpo.data.tokenize import Ids, TokenPair
 from bfpo.policy.attention import UnknownExtraError, register_packed
 from bfpo.policy.logps import evaluating, sequence_logps, unwrap_causal_lm, use_own_logits, uses_own_logits
+from bfpo.policy.precision import in_float32
 
 __all__ = ["Attention", "choose_form"]
 
@@ -30,6 +31,13 @@ Attention = Literal["auto", "packed", "padded"]
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 _SAME_WAY = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 _LENGTHS = ((5, 4, 6), (1, 1, 3))
+
+# The exact test: pairs of which one takes this many tokens in a row, fewer if the model has fewer positions.
+_LONGEST_PAIR, _PARTS = 72, ((1 / 3, 1 / 4, 5 / 12), (1 / 9, 1 / 2, 1 / 6))
+# An error below this part of the effect is rounding. With fresh weights in float32, right models are at 1e-5, wrong
+# ones at 6e-4 (convolutions), 7e-4 (attention temperature), 0.05 to 0.3 (linear attention).
+_RELATIVE_ERROR = 1e-4
+_ATTENTIONS = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers of transformers' configs
 
 
 class _CannotPackError(Exception):
@@ -74,11 +82,13 @@ def choose_form(
 def _decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int) -> _FormDecision:
     """Return the form of rows that this model takes, and whether its own logits are needed; leave it as it was.
 
-    "packed" and "auto" try packed rows: the model's attention is set to packed attention over its own one, and the
-    log-probs of two small pairs must agree with those of single texts under the model's own logits, must not change
-    with the order of the pairs and, on the rejected side, with the chosen completion. If a model does not pass, "auto"
-    logs one line with the reason and takes padded rows. In both forms the head is also tested: if it does not give the
-    model's own logits, those are used.
+    "packed" and "auto" try packed rows. Layers that the config or the modules show to mix tokens outside attention are
+    a reason against them. Then the model's attention is set to packed attention over its own one. In float32, the
+    log-probs of two pairs must agree with those of single texts, relative to the effect that wrong text in front of a
+    completion has. In the dtype of training, those of two short pairs must agree with the model's own logits within
+    rounding, and must not change with the order of the pairs or, on the rejected side, with the chosen completion. If a
+    model does not pass, "auto" logs one line with the reason and takes padded rows. In both forms the head is also
+    tested: if it does not give the model's own logits, those are used.
 
     `longest_text`: tokens of the longest prompt with a completion that will come; a sliding window below it is
     supported if the model passes it to its attention. A model without its weights (sharded or on the meta device)
@@ -100,6 +110,9 @@ def _decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int
         if attention == "padded":
             return _FormDecision("padded", own_logits)
         try:
+            _check_config(causal_lm)
+            if can_be_asked:
+                _check_exactly(model, causal_lm, before)
             _set_packed(model, causal_lm, before)
             served = set() if expected is None else _check_packed(model, causal_lm, expected)
             window = _window(causal_lm.config)
@@ -141,13 +154,13 @@ def _quietly(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _pairs(model: Any) -> list[TokenPair]:
+def _pairs(model: Any, every_lengths: Sequence[tuple[int, int, int]] = _LENGTHS) -> list[TokenPair]:
     generator = np.random.default_rng(0)
     vocabulary = model.get_input_embeddings().num_embeddings
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     usable = [token for token in range(vocabulary) if token != pad]
     pairs = []
-    for number, lengths in enumerate(_LENGTHS):
+    for number, lengths in enumerate(every_lengths):
         prompt, chosen, rejected = (generator.choice(usable, length).astype(np.int32) for length in lengths)
         pairs.append(TokenPair(f"probe {number}", prompt, chosen, rejected, 1.0, 0.0))
     return pairs
@@ -170,18 +183,11 @@ def _single_text_logps(model: nn.Module, causal_lm: Any) -> Tensor:
     head gives other ones.
     """
     pairs = _pairs(causal_lm)
-    device = next(model.parameters()).device
-    exact = torch.zeros(2 * len(pairs), dtype=torch.float64)
-    for n, (pair, side) in enumerate((pair, side) for side in ("chosen_ids", "rejected_ids") for pair in pairs):
-        completion = getattr(pair, side)
-        ids = torch.from_numpy(np.concatenate([pair.prompt_ids, completion]).astype(np.int64)).to(device)
-        try:
-            logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)
-        except (RuntimeError, TypeError, ValueError) as failure:
-            dtype = next(model.parameters()).dtype
-            raise ModelError(f"{type(causal_lm).__name__} does not run in {dtype} ({first_line(failure)})") from failure
-        picked = logits.gather(1, ids[1:, None])[-len(completion) :]
-        exact[n] = picked.sum().cpu()
+    try:
+        exact = _exact_logps(model, pairs)
+    except (RuntimeError, TypeError, ValueError) as failure:
+        dtype = next(model.parameters()).dtype
+        raise ModelError(f"{type(causal_lm).__name__} does not run in {dtype} ({first_line(failure)})") from failure
     try:
         found = sequence_logps(model, _batch(model, pairs, "padded")).logps.cpu()
         error = float((found - exact).abs().max())
@@ -191,6 +197,21 @@ def _single_text_logps(model: nn.Module, causal_lm: Any) -> Tensor:
         use_own_logits(model)
         logger.info("log-probs are taken from the model's logits: those of its head alone differ (by %.3g nats)", error)
     return exact
+
+
+def _exact_logps(model: nn.Module, pairs: Sequence[TokenPair]) -> Tensor:
+    """Return the log-probs (2P,) float64 of the completions, chosen ones first, each after its prompt alone."""
+    texts = [(pair.prompt_ids, getattr(pair, side)) for side in ("chosen_ids", "rejected_ids") for pair in pairs]
+    return torch.stack([_text_logp(model, *text) for text in texts])
+
+
+def _text_logp(model: nn.Module, before: Ids, completion: Ids) -> Tensor:
+    """Return the log-prob of `completion` after `before`, one text, under the model's own logits."""
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(np.concatenate([before, completion]).astype(np.int64)).to(device)
+    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].double().log_softmax(-1)
+    logp: Tensor = logits.gather(1, ids[1:, None])[-len(completion) :].sum().cpu()
+    return logp
 
 
 def _set_packed(model: nn.Module, causal_lm: Any, before: str) -> None:
@@ -245,6 +266,68 @@ def _check_positions(causal_lm: Any, longest_text: int) -> None:
                 f"the longest text is {longest_text} tokens, and {type(causal_lm).__name__} has learned {limit} "
                 f"positions. Set max_length to at most {limit}"
             )
+
+
+def _check_config(causal_lm: Any) -> None:
+    """Raise `_CannotPackError` for layers that are known to mix the tokens of a row outside their attention."""
+    text = causal_lm.config.get_text_config()
+    kinds = sorted(set(getattr(text, "layer_types", None) or ()) - _ATTENTIONS)
+    if kinds:
+        raise _CannotPackError(f"has layers of type {', '.join(kinds)}, which mix tokens outside attention")
+    if getattr(text, "attn_temperature_tuning", False):
+        raise _CannotPackError("scales its attention by the place in the row (attn_temperature_tuning)")
+    for name, module in getattr(causal_lm, "base_model", causal_lm).named_modules():
+        if isinstance(module, (nn.Conv1d, nn.RNNBase)):
+            raise _CannotPackError(f"mixes tokens outside attention, in {name} ({type(module).__name__})")
+
+
+def _longest_row(config: Any) -> int:
+    """Return the tokens of a row within which every position of the model is learned and unscaled."""
+    text = config.get_text_config()
+    limits = [getattr(text, "max_position_embeddings", None), getattr(text, "original_max_position_embeddings", None)]
+    limits.append((getattr(text, "rope_parameters", None) or {}).get("original_max_position_embeddings"))
+    return int(min([_LONGEST_PAIR, *(limit for limit in limits if limit)]))
+
+
+def _check_exactly(model: nn.Module, causal_lm: Any, before: str) -> None:
+    """Compare packed rows with single texts in float32; raises `_CannotPackError` for an error beyond rounding.
+
+    The scale is the effect: by how much the log-prob of a rejected completion changes if it follows the chosen one in
+    the plain text, which is what a model does that ignores packing. Rounding is the difference between padded rows and
+    single texts, both of which are right.
+    """
+    row = _longest_row(causal_lm.config)
+    pairs = _pairs(causal_lm, [tuple(max(1, int(part * row)) for part in parts) for parts in _PARTS])  # type: ignore[misc]
+    # Flash attention has no float32; all implementations compute the same.
+    plain = before if before in ("eager", "sdpa") else "sdpa"
+    try:
+        with in_float32(model):
+            if plain != before and hasattr(causal_lm, "set_attn_implementation"):
+                causal_lm.set_attn_implementation(plain)
+            alone = _exact_logps(model, pairs)
+            joined = [_text_logp(model, np.concatenate([p.prompt_ids, p.chosen_ids]), p.rejected_ids) for p in pairs]
+            padded = sequence_logps(model, _batch(model, pairs, "padded")).logps.cpu()
+            _set_packed(model, causal_lm, plain)
+            batch = _batch(model, pairs, "packed")
+            batch["layout"].by_segment = True
+            packed = sequence_logps(model, batch).logps.cpu()
+    except _CannotPackError:
+        raise
+    except UnknownExtraError as error:
+        raise _CannotPackError(f"has an attention that packed rows do not support ({error})") from error
+    except Exception as error:  # models of any origin
+        raise _CannotPackError(f"does not run on packed rows in float32 ({first_line(error)})") from error
+    effect = float((torch.stack(joined) - alone[len(pairs) :]).abs().max())
+    rounding, error_seen = 4 * float((padded - alone).abs().max()), float((packed - alone).abs().max())
+    if not error_seen <= _RELATIVE_ERROR * effect + rounding:
+        raise _CannotPackError(
+            f"gives other log-probs on packed rows (by {error_seen:.3g} nats, where other text in front changes them "
+            f"by {effect:.3g}): it mixes tokens outside its attention"
+        )
+    if not rounding <= 0.1 * effect and not getattr(causal_lm.config.get_text_config(), "layer_types", None):
+        raise _CannotPackError(
+            f"cannot be tested: text in front changes its log-probs by {effect:.3g} nats, rounding by {rounding:.3g}"
+        )
 
 
 def _check_packed(model: nn.Module, causal_lm: Any, expected: Tensor) -> set[int | None]:

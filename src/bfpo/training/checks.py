@@ -19,7 +19,7 @@ from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import loss_at_start, preference_loss
 from bfpo.objective.methods import Method
 
-__all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_rows", "implied_losses"]
+__all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_form", "check_rows", "implied_losses"]
 
 # Error of a summed log-prob relative to its size, between two batches that pad differently; measured on real models and
 # widened about tenfold. Half precision rounds hidden states, so its value reflects the matrix products, not the sum.
@@ -121,6 +121,23 @@ def check_rows(batch: Mapping[str, Any], pairs: Sequence[TokenPair]) -> None:
                     f"first step: pair {pair.pair_id}: {side}_is_safe is {float(labels[p]):g} in the batch and "
                     f"{label:g} in the data; the batch was collated or reordered wrongly"
                 )
+
+
+def check_form(found: Tensor, alone: Tensor, tolerance: float, pair: TokenPair) -> None:
+    """Compare the log-probs (2,) of a pair in a micro-batch with those of padded rows of its own, chosen one first.
+
+    A reference that runs inside the step sees the same rows as the policy: rows in which pairs disturb each other give
+    margin 0 as well, and the loss cannot show it. Raises `TrainingError` if they differ by more than `tolerance` nats.
+    """
+    difference = (found - alone).abs()
+    if bool((difference <= tolerance).all()):  # false for NaN
+        return
+    side = int(difference.nan_to_num(torch.inf).argmax())
+    raise TrainingError(
+        f"first step: pair {pair.pair_id}: the log-prob of its {('chosen', 'rejected')[side]} completion is "
+        f"{float(found[side]):.6g} in a packed row and {float(alone[side]):.6g} in a row of its own (rounding explains "
+        f"{tolerance:.2g}): this model mixes the texts of a row. Set attention: padded"
+    )
 
 
 def check_finite(logps: Tensor, pair_name: Callable[[int], str]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -32,7 +33,14 @@ from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass, Refere
 from bfpo.policy.reference.sources import Reference, choose_reference, make_reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.callbacks import EpochCallback
-from bfpo.training.checks import DivergenceWatch, StartCheck, check_finite, check_rows, implied_losses
+from bfpo.training.checks import (
+    DivergenceWatch,
+    StartCheck,
+    check_finite,
+    check_form,
+    check_rows,
+    implied_losses,
+)
 from bfpo.training.margin import check_margin_logps
 from bfpo.training.metrics import PairFigures, TrainingRecord, group_index
 from bfpo.training.sharding import is_sharded, prepare_sharding
@@ -172,6 +180,8 @@ class BFPOTrainer(Trainer):
             if check and "is_filler" not in microbatch:
                 # Empty where a subclass computes the loss without ours: its loss is checked all the same.
                 self._check_first_step(float(losses[-1]), seen, microbatch, num_items_in_batch)
+            if check and number == 1:
+                self._check_form(model, microbatch)
         return torch.stack(losses).sum()
 
     @contextmanager
@@ -301,12 +311,7 @@ class BFPOTrainer(Trainer):
         """
         pairs = self._pairs_of(inputs)
         check_rows(inputs, pairs)
-        check = StartCheck(
-            self.method,
-            dtype=_computed_in(self.args, self.model),
-            log_vocabulary=math.log(self.model.config.get_text_config().vocab_size),
-            reduction=self.args.reduction,
-        )
+        check = self._start_check
         weights_P = self._weights(inputs["is_buffer"], num_pairs).cpu()
         facts: dict[str, Any] = {}
         for figures, total_P in seen:
@@ -315,6 +320,31 @@ class BFPOTrainer(Trainer):
             other_P = None if figures.other_margin is None else figures.other_margin.cpu()
             facts = {"largest_margin": float(figures.margin.abs().max()), "other_margin": other_P}
         check(loss, pairs, weights_P, **facts)
+
+    @property
+    def _start_check(self) -> StartCheck:
+        return StartCheck(
+            self.method,
+            dtype=_computed_in(self.args, self.model),
+            log_vocabulary=math.log(self.model.config.get_text_config().vocab_size),
+            reduction=self.args.reduction,
+        )
+
+    def _check_form(self, model: nn.Module, inputs: MicroBatch) -> None:
+        """Compare the last pair of a packed micro-batch, behind all others in its row, with padded rows of its own.
+
+        Every process takes two forward passes here, also with a filler, since sharded weights are gathered together.
+        """
+        if inputs.get("layout") is None:
+            return
+        inputs = on_device(inputs, self.args.device)
+        pair = self._pairs_of(inputs)[-1]
+        batch = collate_pairs([pair], pad_token_id=self.data_collator.pad_token_id, form="padded")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            found = sequence_logps(model, inputs).logps.cpu()
+            alone = sequence_logps(model, on_device(batch, self.args.device)).logps.cpu()
+        tolerance = float(replace(self._start_check, reduction="sum").margin_tolerance([pair]))
+        check_form(found.view(2, -1)[:, -1], alone, tolerance, pair)
 
     def _pairs_of(self, inputs: Mapping[str, Any]) -> list[TokenPair]:
         places = zip(inputs["is_buffer"].tolist(), inputs["pair_index"].tolist(), strict=True)
