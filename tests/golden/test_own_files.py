@@ -14,6 +14,7 @@ from bfpo.data.records import DataFile
 from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.scores.records import AccuracyRow, ComparisonFile, InterpolateFile, ScoresFile, TradeoffFile
 from bfpo.suites.records import SuiteAnswer, SuitesFile
+from html_page import written_as_python
 from own_files import KEPT, NO_MODEL, RUNS, write_inputs
 
 KINDS: dict[str, type[Any]] = {
@@ -65,3 +66,5 @@ def test_the_writer_writes_what_it_wrote_before(run: str, tmp_path: Path, monkey
         for one, other in pairs:
             # Compared as text, so that the order of keys counts.
             assert json.dumps(rounded(one)) == json.dumps(rounded(other)), name
+    for card in tmp_path.rglob("*.md"):
+        assert written_as_python(card.read_text(encoding="utf-8")) == [], card

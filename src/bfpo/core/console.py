@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["printable", "show", "show_table", "start_logging"]
+__all__ = ["in_words", "printable", "show", "show_table", "start_logging"]
 
 
 class _ConsoleHandler(logging.Handler):
@@ -50,6 +51,19 @@ def printable(text: str) -> str:
         else ascii(character)[1:-1]
         for character in text
     )
+
+
+def in_words(value: Any, digits: int = 6) -> str:
+    """Return a plain value as cards and pages show it: none, yes, a number to `digits` digits, `a, b`, `a: 1; b: 2`."""
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {in_words(item, digits)}" for key, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(in_words(item, digits) for item in value) or "none"
+    return str(value)
 
 
 def show(text: str = "") -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bfpo.config.prepare import PrepareConfig
+from bfpo.core.console import in_words
 from bfpo.data.labels import CELLS
 from bfpo.data.records import DataFile, Lengths, PairStreamFacts, SourceFacts, StreamFacts, SuiteHits
 from bfpo.preparation.mixture import Mixed
@@ -234,10 +235,13 @@ def _stream_lines(name: str, facts: AnyStream) -> list[str]:
         lines.append(f"{name}: training pairs by cell (chosen-rejected): {_counts(facts.cells['train'])}")
         if facts.e_safe is not None:
             lines.append(
-                f"{name}: E_safe {facts.e_safe:.3f}; helpful but unsafe: {facts.conflicts} pairs "
-                f"({facts.conflict_rate or 0:.1%})"
+                f"{name}: E_safe {facts.e_safe:.3f}; helpful but unsafe: {facts.conflicts} pairs{_share(facts)}"
             )
     return lines
+
+
+def _share(facts: PairStreamFacts) -> str:
+    return "" if facts.conflict_rate is None else f" ({facts.conflict_rate:.1%})"
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -277,21 +281,27 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    if value is None:
-        return "unknown"
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return ("unknown" if value is None else in_words(value, 4)).replace("|", "\\|").replace("\n", " ")
 
 
 def _sources_table(sources: Sequence[SourceFacts]) -> str:
-    columns = ("source", "stream", "rows", "rejected", "what became of the rest", "licence", "data set", "revision")
+    columns = (
+        "source",
+        "stream",
+        "rows",
+        "rejected",
+        "pairs or completions by outcome",
+        "licence",
+        "data set",
+        "revision",
+    )
     rows = [
         (
             source.name,
             source.stream,
             source.rows,
-            _counts(source.rejected),
-            _counts(source.units),
+            in_words(source.rejected),
+            in_words(source.units),
             source.licence,
             source.hub_id or "own files",
             source.revision or "none",
@@ -310,8 +320,7 @@ def _stream_text(facts: AnyStream) -> str:
         if facts.e_safe is not None:
             parts.append(
                 f"E_safe, the mean safety of all completions whose label is known, is {facts.e_safe:.4f}. The more "
-                f"helpful completion is unsafe and the other safe in {facts.conflicts} pairs "
-                f"({facts.conflict_rate or 0:.1%})."
+                f"helpful completion is unsafe and the other safe in {facts.conflicts} pairs{_share(facts)}."
             )
     else:
         parts.append(f"Completions: {_counts(facts.rows)}.")

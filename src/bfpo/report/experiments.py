@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bfpo.core.console import in_words
 from bfpo.core.schema import Score
 from bfpo.report.data import Comparison, Experiment, ExperimentPoint, MethodResult, ReportData, Role, Trial
 from bfpo.report.read import Run
@@ -23,7 +24,6 @@ __all__ = [
     "experiment_lines",
     "experiment_of",
     "experiment_view",
-    "in_words",
     "is_the_table",
     "methods_of",
     "prompts_of",
@@ -269,17 +269,6 @@ def _trials(point: ExperimentPoint) -> dict[str, Any]:
             for trial in point.trials
         ],
     }
-
-
-def in_words(value: Any) -> str:
-    """Return a setting as a page shows it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "none"}[value]
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(in_words, value))
-    return str(value)
 
 
 # ------------------------------------------------------------------------------------------------ the sentences

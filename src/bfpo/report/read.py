@@ -250,8 +250,10 @@ def data_card_of(run: Run, shown: str) -> DataCard | None:
         facts[f"{name}: languages, as guessed"] = stream.languages
     facts |= {f"near-duplicates: {name.replace('_', ' ')}": count for name, count in data.near_duplicates.items()}
     facts["rows that repeat another"] = data.duplicates
-    facts["removed or counted by decontamination"] = {name: hits.rows for name, hits in data.decontamination.items()}
-    keys = ("name", "stream", "rows", "rejected", "licence", "hub_id", "revision")
+    for name, hits in data.decontamination.items():
+        facts[f"rows removed because they ask a prompt of {name}"] = f"{hits.rows} ({hits.prompts} prompts looked for)"
+    facts["rows with a completion that is labelled both safe and unsafe"] = data.contradictory_rows
+    keys = ("name", "stream", "rows", "rejected", "licence", "hub_id", "revision")  # the columns of the page's table
     sources = [{key: getattr(source, key) for key in keys} for source in data.sources]
     return DataCard(shown, sources, cells, {key: value for key, value in facts.items() if value}, data.warnings)
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from bfpo.core.console import in_words
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
 from bfpo.report.data import MethodResult, ReportData
@@ -146,23 +147,15 @@ def _card(card: Any) -> dict[str, Any]:
     return {
         "run": card.run,
         "sources": [
-            [str(source.get(key) if source.get(key) not in (None, {}) else "none")
-             for key in ("name", "stream", "rows", "rejected", "licence", "hub_id", "revision")]
-            for source in card.sources
+            [in_words(value) for value in source.values()] for source in card.sources
         ],
         "cells": [
             [name, *(f"{counts.get(cell, 0):,}" for cell in CELLS), f"{counts.get('unknown', 0):,}"]
             for name, counts in card.cells.items()
         ],
-        "facts": [(key, _fact(value)) for key, value in card.facts.items()],
+        "facts": [(key, in_words(value, 4)) for key, value in card.facts.items()],
         "warnings": card.warnings,
     }  # fmt: skip
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _total(data: ReportData) -> str:

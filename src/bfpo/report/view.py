@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bfpo.core.console import in_words
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
 from bfpo.report.answers import badges, is_folded
 from bfpo.report.data import Gate, MethodResult, ReportData, SampleAnswer
-from bfpo.report.experiments import in_words
 from bfpo.report.figures.marks import token_of
 from bfpo.report.sections import duration, section_view
 from bfpo.report.tables import judged_alike, ranked_together

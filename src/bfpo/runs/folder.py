@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from bfpo.core.console import in_words
 from bfpo.core.energy import gpu_joules, joules_since
 from bfpo.core.errors import DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_bytes_whole
@@ -410,8 +411,7 @@ def render_card(
 
 
 def _cell(value: object) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return in_words(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _table(facts: Mapping[str, object]) -> str:
