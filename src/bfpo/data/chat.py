@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
-
-from jinja2 import TemplateError
 
 from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Message, canonical_json, from_canonical
+from bfpo.data.fidelity import changed_texts, common_length, opening_difference, shortest_text
+from bfpo.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, RefusedChatError, called_functions
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,20 +27,9 @@ __all__ = [
     "unused_character",
 ]
 
-DEFAULT_CHAT_TEMPLATE = """\
-{%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
-{%- for message in messages -%}
-{{ message['role'] | capitalize + ':\\n' + message['content'] }}
-{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif -%}
-{%- if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif -%}
-"""
-"""For tokenizers without a chat template: `User:` and `Assistant:` turns, BOS first if the tokenizer has one, the end
-token after every assistant turn. The line break before an answer separates its first token from the prompt."""
-
 _PROBE = "bfpoprobeanswer"
 _TEXTS_COMPARED = 8
+_SHORT = 12  # a text of fewer characters may occur in the template's own text
 
 
 class TextEncoder:
@@ -104,7 +92,9 @@ class TextEncoder:
         """
         ids: list[int] = []
         plain = ""
-        for number, part in enumerate(text.split(mark)):
+        # Marked parts by their pattern, not by parity: a template that cuts a text may leave a single mark.
+        for number, part in enumerate(re.split(f"{mark}({self._control.pattern}){mark}", text)):
+            part = part.replace(mark, "")
             if number % 2:
                 if part in self._not_special:  # `split_special_tokens` does not split these: cut them in two
                     ids += self._encode_plain(plain + part[:1])
@@ -136,31 +126,48 @@ class RenderedChat:
     """Texts to encode: the prompt and whole conversations, or answers alone, which then follow `start`.
 
     `mark` is the character around parts that look like special tokens but are text; `None` if there are no such parts.
+    `changes` and `openings` as in `EncodedChat`.
     """
 
     texts: list[str]
     mark: str | None
     start: list[int] | None = None
+    changes: tuple[str, ...] = ()
+    openings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedChat:
-    """Ids of a prompt (with the generation prompt) and of whole conversations, each ending with the end token."""
+    """Ids of a prompt (with the generation prompt) and of whole conversations, each ending with the end token.
+
+    `changes`: what the template deletes or moves (`changed_texts`); `openings`: how the start of an answer differs
+    between generation and training (`opening_difference`).
+    """
 
     prompt: list[int]
     conversations: list[list[int]]
+    changes: tuple[str, ...] = ()
+    openings: tuple[str, ...] = ()
 
 
 class ChatEncoder:
     """A tokenizer with a chat template: `chat_template`, else the tokenizer's, else `DEFAULT_CHAT_TEMPLATE`.
 
-    `end_id` is the token that ends an assistant turn: the first special token that the template writes after the
-    answer, else the tokenizer's EOS. Raises `ModelError` if the tokenizer has no EOS or the template cannot be used.
+    `variables`: values of the template's variables (`chat_template_kwargs`). `end_id` is the token that ends an
+    assistant turn: the first special token that the template writes after the answer, else the tokenizer's EOS.
+    `opening`: how the template opens an answer differently in generation and in training; empty if it does not.
+
+    Raises `ModelError` if the tokenizer has no EOS or the template cannot be used, `SettingError` for a variable that
+    the template does not read.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
-        self._template = chat_template or (None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE)
         eos = tokenizer.eos_token_id
         if eos is None or (eos == tokenizer.unk_token_id and tokenizer.eos_token != tokenizer.unk_token):
             raise ModelError(
@@ -169,11 +176,13 @@ class ChatEncoder:
             )
         self.eos_id = cast(int, eos)
         self.bos_id = cast("int | None", tokenizer.bos_token_id)
+        self._template = ChatTemplate(tokenizer, chat_template, variables)
         self._suffix, end = self._probe()
         self.end_id = self.eos_id if end is None else cast(int, tokenizer.convert_tokens_to_ids(end))
         # The template's text up to its end token is part of the turn; without one, EOS follows the answer itself.
         self._ending = "" if end is None else self._suffix[: self._suffix.index(end) + len(end)]
         self._text = TextEncoder(tokenizer, () if end is None else (end,))
+        self._changes_by_form: dict[tuple[object, ...], tuple[str, ...]] = {}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -181,14 +190,17 @@ class ChatEncoder:
         return self._tokenizer
 
     def _probe(self) -> tuple[str, str | None]:
-        """Return what the template writes after an answer and the first added token in it, if any."""
+        """Return what the template writes after an answer and the first added token in it, if any; set `opening`."""
+        question, answer = Message("user", "bfpoprobequestion"), Message("assistant", _PROBE)
         try:
-            rendered = self._render((Message("user", "bfpoprobequestion"), Message("assistant", _PROBE)))
-        except (TemplateError, TypeError, ValueError) as error:
+            rendered = self._template.render((question, answer))
+            head = self._template.render((question,), generation=True)
+        except RefusedChatError as error:
             raise ModelError(f"the chat template cannot render a user and an assistant turn: {error}") from error
         if rendered.count(_PROBE) != 1:
             raise ModelError("the chat template does not write the assistant's answer once and unchanged; pass another")
         suffix = rendered.partition(_PROBE)[2]
+        self.opening = opening_difference(head, rendered.removesuffix(suffix), _PROBE)
         added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
         tokens = [token for token in {*added, *self._tokenizer.all_special_tokens} if token.strip() and token in suffix]
         return suffix, min(tokens, key=lambda token: (suffix.index(token), -len(token)), default=None)
@@ -198,8 +210,9 @@ class ChatEncoder:
     ) -> EncodedChat:
         """Return the ids of the prompt and of the prompt with each answer; `name`: of the row, for errors.
 
-        An answer that is a message may hold tool calls or reasoning; `tools` as in `Pair`. An empty prompt means
-        unconditional text: no template, and BOS (EOS if there is no BOS) as the first token.
+        An answer that is a message may hold tool calls or reasoning; `tools` as in `Pair`. An answer continues a
+        message of the assistant that ends the prompt. An empty prompt means unconditional text: no template, and BOS
+        (EOS if there is no BOS) as the first token. Raises `RefusedChatError` if the template refuses.
         """
         return self.encode_rendered([self.render(prompt, answers, name=name, tools=tools)])[0]
 
@@ -208,20 +221,87 @@ class ChatEncoder:
     ) -> RenderedChat:
         """Return the texts whose ids `encode` returns, for `encode_rendered`. Raises as `encode` does."""
         last = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
+        begun: Message | None = None
+        if prompt and prompt[-1].role == "assistant":  # the answer continues this message, unless it is empty
+            prompt, begun = prompt[:-1], prompt[-1] if prompt[-1].content.strip() or prompt[-1].extra else None
+            last = last if begun is None else [_joined(begun, answer) for answer in last]
         texts = [tools, *(text for message in (*prompt, *last) for text in (message.content, message.extra))]
+        texts += [] if begun is None else [begun.content, begun.extra]
         mark = unused_character(texts) if any(map(self._text.holds_control_token, texts)) else None
-        if not prompt and not tools and not any(message.extra for message in last):
+        if not prompt and begun is None and not tools and not any(message.extra for message in last):
             start = [self.eos_id if self.bos_id is None else self.bos_id]
             return RenderedChat([self._escape(message.content, mark) for message in last], mark, start)
+        try:
+            if begun is not None and called_functions(from_canonical(begun.extra) or {}):
+                raise RefusedChatError("it ends with a tool call of the assistant; the tool's message must follow")
+            rendered = self._texts(prompt, begun, last, tools, mark)
+            plain = rendered if mark is None else [text.replace(mark, "") for text in rendered]
+            changes = self._changes(prompt, begun, last, tools, plain)
+        except RefusedChatError as error:
+            raise RefusedChatError(f"{name}: the chat template refuses this conversation: {error}") from error
+        openings = [
+            opening_difference(
+                plain[0],
+                text.removesuffix(self._ending),
+                "" if begun is not None or message.extra else message.content,
+            )
+            for text, message in zip(plain[1:], last, strict=True)
+        ]
+        return RenderedChat(rendered, mark, None, changes, tuple(dict.fromkeys(filter(None, openings))))
+
+    def _texts(
+        self, prompt: Sequence[Message], begun: Message | None, last: Sequence[Message], tools: str, mark: str | None
+    ) -> list[str]:
+        """Return the prompt with the generation prompt, or up to the end of `begun`, and the whole conversations."""
         if mark is not None:
             prompt, last = self._escaped(prompt, mark), self._escaped(last, mark)
+            begun = None if begun is None else self._escaped([begun], mark)[0]
             tools = _escaped_json(tools, lambda text: self._escape(text, mark))
+        if begun is None:
+            head = self._template.render(prompt, generation=True, tools=tools)
+        else:
+            head = self._template.render([*prompt, begun], continued=True, tools=tools)
+        full = [self._template.render([*prompt, message], tools=tools) for message in last]
+        return [head, *(self._without_suffix(text, head) + self._ending for text in full)]
+
+    def _changes(
+        self,
+        prompt: Sequence[Message],
+        begun: Message | None,
+        last: Sequence[Message],
+        tools: str,
+        rendered: Sequence[str],
+    ) -> tuple[str, ...]:
+        """Return what the template deletes or moves, as fixed phrases.
+
+        A short text may by chance be in the template's own text. Then probes in the place of all texts show whether the
+        template keeps messages of these roles.
+        """
+        head, *whole = rendered
+        turns = [*prompt, *([] if begun is None else [begun])]
+        found = [] if last else changed_texts(turns, None, tools, head, head)
+        for answer, text in zip(last, whole, strict=True):
+            found += changed_texts(prompt, answer, tools, head, text)
+        if shortest_text([*turns, *last]) < _SHORT:
+            key = (bool(last), begun is None, *((message.role, bool(message.content.strip())) for message in turns))
+            if key not in self._changes_by_form:
+                self._changes_by_form[key] = self._changes_of_probes(turns, begun is not None, bool(last))
+            found += self._changes_by_form[key]
+        return tuple(dict.fromkeys(found))
+
+    def _changes_of_probes(self, turns: Sequence[Message], continued: bool, answered: bool) -> tuple[str, ...]:
+        contents = [f"bfpoprobe{number}x" if turn.content.strip() else "" for number, turn in enumerate(turns)]
+        probes = [Message(turn.role, content) for turn, content in zip(turns, contents, strict=True)]
+        prompt, begun = (probes[:-1], probes[-1]) if continued else (probes, None)
+        answer = Message("assistant", _PROBE) if begun is None else _joined(begun, Message("assistant", _PROBE))
         try:
-            head = self._render(prompt, generation=True, tools=tools)
-            full = [self._render([*prompt, message], tools=tools) for message in last]
-        except (TemplateError, TypeError, ValueError) as error:
-            raise DataError(f"{name}: the chat template refuses this conversation: {error}") from error
-        return RenderedChat([head, *(self._without_suffix(text, head) + self._ending for text in full)], mark)
+            head, *whole = self._texts(prompt, begun, [answer] if answered else [], "", None)
+        except RefusedChatError:  # such as a turn whose tool call is left out here
+            return ()
+        found = (
+            changed_texts(prompt, answer, "", head, *whole) if whole else changed_texts(probes, None, "", head, head)
+        )
+        return tuple(found)
 
     def encode_rendered(self, chats: Sequence[RenderedChat]) -> list[EncodedChat]:
         """Return the ids of many chats, their unmarked texts encoded at once."""
@@ -233,7 +313,7 @@ class ChatEncoder:
             else:
                 ids = [self._text.encode_marked(text, chat.mark) for text in chat.texts]
             if chat.start is None:
-                encoded.append(EncodedChat(ids[0], ids[1:]))
+                encoded.append(EncodedChat(ids[0], ids[1:], chat.changes, chat.openings))
             else:
                 encoded.append(EncodedChat(chat.start, [chat.start + answer for answer in ids]))
         return encoded
@@ -242,25 +322,12 @@ class ChatEncoder:
         """Return the ids of a conversation with one end token at their end."""
         return ids if ids[-1:] == [self.end_id] else [*ids, self.end_id]
 
-    def _render(self, messages: Sequence[Message], *, generation: bool = False, tools: str = "") -> str:
-        turns = [_with_reasoning(message.as_dict()) for message in messages]
-        described = from_canonical(tools)
-
-        def rendered(turns: list[dict[str, Any]]) -> str:
-            text = self._tokenizer.apply_chat_template(
-                turns, described, chat_template=self._template, add_generation_prompt=generation, tokenize=False
-            )
-            return cast(str, text)
-
-        return _best_form(turns, rendered) if any("tool_calls" in turn for turn in turns) else rendered(turns)
-
     def _without_suffix(self, rendered: str, head: str) -> str:
         # The template may end this conversation differently from the probe: then cut at its last end token, unless that
         # ends a turn of the prompt.
         if rendered.endswith(self._suffix):
             return rendered[: len(rendered) - len(self._suffix)]
-        start = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(head, rendered, strict=False)))
-        place = rendered.rfind(self._ending, start)
+        place = rendered.rfind(self._ending, common_length(head, rendered))
         return rendered if place < 0 else rendered[:place]
 
     def _escape(self, text: str, mark: str | None) -> str:
@@ -289,59 +356,17 @@ def _escaped_json(text: str, escape: Callable[[str], str]) -> str:
     return canonical_json(escaped(from_canonical(text)))
 
 
-def _with_reasoning(turn: dict[str, Any]) -> dict[str, Any]:
-    """Return the turn with its thoughts under the names that templates read, whichever of them it has."""
-    thoughts = next((turn[name] for name in ("reasoning_content", "reasoning", "thinking") if name in turn), None)
-    return turn if thoughts is None else {"reasoning_content": thoughts, "thinking": thoughts, **turn}
+def _joined(begun: Message, answer: Message) -> Message:
+    """Return the message that `answer` makes of one that the prompt has begun."""
+    extra = {**(from_canonical(begun.extra) or {}), **(from_canonical(answer.extra) or {})}
+    return Message("assistant", begun.content + answer.content, canonical_json(extra))
 
 
-def _best_form(turns: list[dict[str, Any]], render: Callable[[list[dict[str, Any]]], str]) -> str:
-    """Return turns with tool calls as the template renders them, in the first form that it writes as it should.
-
-    Templates disagree on two points: whether the arguments of a call are an object or its JSON text, and whether the
-    content beside calls may be null. A wrong form is refused, or leaves `None` or an object as Python writes it.
-    """
-    best, fewest, refused = None, 0, None
-    for null_as_text in (False, True):
-        for arguments_as_text in (False, True):
-            form = [_in_form(turn, null_as_text=null_as_text, arguments_as_text=arguments_as_text) for turn in turns]
-            try:
-                text = render(form)
-            except (TemplateError, TypeError, ValueError) as error:
-                refused = refused or error
-                continue
-            objects = [repr(call["arguments"]) for turn in turns for call in _calls(turn) if call.get("arguments")]
-            num_python = text.count("None") + sum(map(text.count, objects))
-            if best is None or num_python < fewest:
-                best, fewest = text, num_python
-            if not fewest:
-                return best
-    if best is None:
-        assert refused is not None
-        raise refused
-    return best
-
-
-def _in_form(turn: dict[str, Any], *, null_as_text: bool, arguments_as_text: bool) -> dict[str, Any]:
-    form = {**turn, "content": ""} if null_as_text and turn["content"] is None else dict(turn)
-    if arguments_as_text and _calls(turn):
-        form["tool_calls"] = json.loads(json.dumps(turn["tool_calls"]))  # a copy
-        for call in _calls(form):
-            if isinstance(call.get("arguments"), dict):
-                call["arguments"] = json.dumps(call["arguments"], ensure_ascii=False)
-    return form
-
-
-def _calls(turn: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the functions that a turn calls, with their names and arguments."""
-    calls = turn.get("tool_calls") or []
-    found = [call.get("function", call) for call in calls if isinstance(call, dict)]
-    return [call for call in found if isinstance(call, dict)]
-
-
-def end_token_id(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int:
+def end_token_id(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, variables: Mapping[str, Any] | None = None
+) -> int:
     """Return the id that ends an assistant turn under this template: what generation must stop at besides EOS."""
-    return ChatEncoder(tokenizer, chat_template).end_id
+    return ChatEncoder(tokenizer, chat_template, variables).end_id
 
 
 def _any_of(tokens: set[str]) -> re.Pattern[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bfpo.core.errors import BfpoError, DataError, LabelError, ModelError, SettingError
-from bfpo.core.schema import Completion, Message, Pair
+from bfpo.core.schema import Completion, Message, Pair, canonical_json, from_canonical
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, EncodedChat, RenderedChat, end_token_id
+from bfpo.data.fidelity import common_length
+from bfpo.data.rejects import RowError
+from bfpo.data.template import REASONING, RefusedChatError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,8 +27,11 @@ __all__ = [
     "SftExample",
     "TokenPair",
     "TokenizeReport",
+    "check_ids",
     "end_token_id",
+    "ids_to_check",
     "prompt_ids",
+    "row_check",
     "tokenize_completions",
     "tokenize_pairs",
 ]
@@ -67,6 +75,9 @@ class TokenizeReport:
     `completion_truncated` completions that were cut, `cut_` and `num_tokens` tokens. `num_identical` counts pairs whose
     completions are the same ids (their margin stays 0, so they have no gradient), `num_boundary_moved` rows whose
     prompt lost tokens that merge with the answer or that the template does not write before a given one.
+
+    `template_changes` counts rows by what the chat template deletes or moves, `openings` by how the start of an answer
+    differs between generation and training; `first_changed` names the first row of each change.
     """
 
     num_pairs: int = 0
@@ -78,32 +89,49 @@ class TokenizeReport:
     longest_tokens: int = 0
     num_identical: int = 0
     num_boundary_moved: int = 0
+    template_changes: dict[str, int] = field(default_factory=dict)
+    openings: dict[str, int] = field(default_factory=dict)
+    first_changed: dict[str, str] = field(default_factory=dict)
 
     @property
     def cut_tokens(self) -> int:
         """Tokens cut from prompts and completions together."""
         return self.cut_prompt_tokens + self.cut_completion_tokens
 
-    def as_row(self) -> dict[str, int]:
-        """Return a flat dict, to be printed or written."""
-        return asdict(self)
+    def as_row(self) -> dict[str, Any]:
+        """Return a dict, to be printed or written; counts by reason are in it where there are any."""
+        return {name: value for name, value in asdict(self).items() if value != {}}
 
 
 class _Counter:
     """Counts for a report."""
 
     def __init__(self) -> None:
-        self._counts = TokenizeReport().as_row()
+        self._counts: Counter[str] = Counter()
+        self._longest = 0
+        self._changes: Counter[str] = Counter()
+        self._openings: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
 
     def add(self, **counts: int) -> None:
-        for name, count in counts.items():
-            self._counts[name] += count
+        self._counts.update(counts)
 
     def longest(self, num_tokens: int) -> None:
-        self._counts["longest_tokens"] = max(self._counts["longest_tokens"], num_tokens)
+        self._longest = max(self._longest, num_tokens)
+
+    def rendered(self, name: str, chat: EncodedChat) -> None:
+        self._changes.update(chat.changes)
+        self._openings.update(chat.openings)
+        self._first = {**dict.fromkeys(chat.changes, name), **self._first} if chat.changes else self._first
 
     def report(self) -> TokenizeReport:
-        return TokenizeReport(**self._counts)
+        by_reason = (dict(counter.most_common()) for counter in (self._changes, self._openings))
+        return TokenizeReport(
+            **self._counts,
+            longest_tokens=self._longest,
+            **dict(zip(("template_changes", "openings"), by_reason, strict=True)),
+            first_changed=self._first,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +154,8 @@ class PairTokenizer:
     completions are first cut on the right to `max_completion_length` (losing their end token), then the prompt on the
     left (keeping BOS) to `max_length`, and only then completions again.
 
-    Raises `ModelError` for a tokenizer without EOS, `SettingError` for a length that leaves no room.
+    `num_embeddings`: the rows of the model's embedding, if known. Raises `ModelError` for a tokenizer without EOS,
+    `SettingError` for a length that leaves no room.
     """
 
     def __init__(
@@ -136,10 +165,13 @@ class PairTokenizer:
         max_length: int = 1024,
         max_completion_length: int | None = None,
         chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        num_embeddings: int | None = None,
     ) -> None:
         self._limits = _Limits(max_length, max_completion_length)
-        self._chat = ChatEncoder(tokenizer, chat_template)
+        self._chat = ChatEncoder(tokenizer, chat_template, chat_template_kwargs)
         self._counter = _Counter()
+        self._num_embeddings = ids_to_check(tokenizer, num_embeddings)
 
     @property
     def report(self) -> TokenizeReport:
@@ -149,7 +181,8 @@ class PairTokenizer:
     def __call__(self, pairs: Iterable[Pair]) -> Iterator[TokenPair]:
         """Yield the pairs as token ids, in their order.
 
-        Raises `DataError` for an empty completion and `LabelError` for an unknown label, with the pair's id.
+        Raises `DataError` for an empty completion and `LabelError` for an unknown label, with the pair's id, and
+        `ModelError` for a token that the model's embedding lacks.
         """
         for pair, encoded in _encoded(pairs, self._rendered, self._chat):
             yield self._token_pair(pair, encoded)
@@ -157,10 +190,7 @@ class PairTokenizer:
     def _rendered(self, pair: Pair) -> RenderedChat:
         if pair.chosen_is_safe is None or pair.rejected_is_safe is None:
             raise LabelError(f"pair {pair.id}: a safety label is unknown; resolve unknown labels before tokenizing")
-        chosen = Message("assistant", pair.chosen, pair.chosen_extra)
-        rejected = Message("assistant", pair.rejected, pair.rejected_extra)
-        answers = {"chosen": chosen, "rejected": rejected}
-        return _render(f"pair {pair.id}", pair.prompt, answers, self._chat, tools=pair.tools)
+        return _render(pair, self._chat)
 
     def _token_pair(self, pair: Pair, encoded: EncodedChat) -> TokenPair:
         assert pair.chosen_is_safe is not None  # checked by _rendered
@@ -168,6 +198,8 @@ class PairTokenizer:
         prompt, answers = _shared_prompt(f"pair {pair.id}", encoded, self._chat, self._counter)
         prompt, (chosen, rejected) = _cut(prompt, answers, self._chat, self._limits, self._counter)
         self._counter.add(num_identical=chosen == rejected)
+        for ids in (prompt, chosen, rejected):
+            check_ids(ids, self._chat.tokenizer, self._num_embeddings, f"pair {pair.id}")
         return TokenPair(
             pair_id=pair.id,
             prompt_ids=np.asarray(prompt, np.int32),
@@ -179,21 +211,13 @@ class PairTokenizer:
 
 
 def tokenize_pairs(
-    pairs: Iterable[Pair],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int = 1024,
-    max_completion_length: int | None = None,
-    chat_template: str | None = None,
+    pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, **settings: Any
 ) -> tuple[list[TokenPair], TokenizeReport]:
     """Return the pairs as token ids and the report of what was cut: `PairTokenizer` on pairs that fit in memory.
 
-    Raises `DataError` for an empty completion and `LabelError` for an unknown label, with the pair's id; `ModelError`
-    for a tokenizer without EOS.
+    `settings`: keyword arguments of `PairTokenizer`. Raises as it does.
     """
-    tokenize = PairTokenizer(
-        tokenizer, max_length=max_length, max_completion_length=max_completion_length, chat_template=chat_template
-    )
+    tokenize = PairTokenizer(tokenizer, **settings)
     return list(tokenize(pairs)), tokenize.report
 
 
@@ -204,25 +228,24 @@ def tokenize_completions(
     max_length: int = 1024,
     max_completion_length: int | None = None,
     chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    num_embeddings: int | None = None,
 ) -> tuple[list[SftExample], TokenizeReport]:
     """Return single completions as `{input_ids, labels}`, by the same template, end token and cuts as pairs.
 
     A completion that was not `finished` gets no end token. Raises as `tokenize_pairs` does.
     """
     limits = _Limits(max_length, max_completion_length)
-    chat = ChatEncoder(tokenizer, chat_template)
+    chat = ChatEncoder(tokenizer, chat_template, chat_template_kwargs)
+    num_embeddings = ids_to_check(tokenizer, num_embeddings)
     counter = _Counter()
-
-    def rendered(completion: Completion) -> RenderedChat:
-        answer = Message("assistant", completion.text, completion.extra)
-        name = f"completion {completion.id}"
-        return _render(name, completion.prompt, {"text": answer}, chat, tools=completion.tools)
-
     examples: list[SftExample] = []
-    for completion, encoded in _encoded(completions, rendered, chat):
-        prompt, (answer,) = _shared_prompt(f"completion {completion.id}", encoded, chat, counter)
+    for completion, encoded in _encoded(completions, partial(_render, chat=chat), chat):
+        name = f"completion {completion.id}"
+        prompt, (answer,) = _shared_prompt(name, encoded, chat, counter)
         answer = answer if completion.finished else answer[:-1]
         prompt, (answer,) = _cut(prompt, [answer], chat, limits, counter)
+        check_ids([*prompt, *answer], tokenizer, num_embeddings, name)
         examples.append({"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer})
     return examples, counter.report()
 
@@ -232,28 +255,77 @@ def prompt_ids(
     tokenizer: PreTrainedTokenizerBase,
     *,
     chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     max_length: int | None = None,
     tools: str = "",
 ) -> list[int]:
     """Return the ids to generate from: the same template with its generation prompt, cut on the left (keeping BOS).
 
-    Without messages it is the one token that unconditional text starts from. `tools` as in `Prompt`. Raises
-    `SettingError` if `max_length` is 0 or less.
+    Without messages it is the one token that unconditional text starts from; a message of the assistant at the end is
+    continued. `tools` as in `Prompt`. Raises `SettingError` if `max_length` is 0 or less.
     """
     if max_length is not None and max_length < 1:
         raise SettingError(f"max_length: got {max_length}; at least 1 token is needed")
-    chat = ChatEncoder(tokenizer, chat_template)
+    chat = ChatEncoder(tokenizer, chat_template, chat_template_kwargs)
     ids = chat.encode(messages, (), name="prompt", tools=tools).prompt
     return ids if max_length is None else _cut_left(ids, max_length, chat.bos_id)
 
 
-def _render(
-    name: str, messages: Sequence[Message], answers: dict[str, Message], chat: ChatEncoder, *, tools: str
-) -> RenderedChat:
-    for field, answer in answers.items():
-        if not answer.content.strip() and not answer.extra:
-            raise DataError(f"{name}: {field}: got {answer.content!r}; a completion needs text")
-    return chat.render(messages, tuple(answers.values()), name=name, tools=tools)
+# ------------------------------------------------------------------------------------------------------- checks
+
+
+def row_check(chat: ChatEncoder) -> Callable[[Pair | Completion], None]:
+    """Return a check that raises `RowError` for a row that the chat template refuses."""
+
+    def check(row: Pair | Completion) -> None:
+        try:
+            _render(row, chat)
+        except RefusedChatError as error:
+            raise RowError("prompt", "the chat template refuses this conversation", str(error.__cause__)) from error
+
+    return check
+
+
+def ids_to_check(tokenizer: PreTrainedTokenizerBase, num_embeddings: int | None) -> int | None:
+    """Return `num_embeddings` if the tokenizer has ids beyond these rows of an embedding, else `None`."""
+    if num_embeddings is None:
+        return None
+    return num_embeddings if max(tokenizer.get_vocab().values(), default=0) >= num_embeddings else None
+
+
+def check_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_embeddings: int | None, name: str) -> None:
+    """Raise `ModelError` for an id for which the model has no row in its embedding; `name`: of the text."""
+    if num_embeddings is not None and ids and (largest := max(ids)) >= num_embeddings:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            f"{name}: token id {largest} ({token!r}), and the model's embedding has {num_embeddings} rows; use the "
+            "tokenizer that belongs to the model, or resize the embedding (resize_token_embeddings of transformers) "
+            "and save both again"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- rendering
+
+
+def _render(row: Pair | Completion, chat: ChatEncoder) -> RenderedChat:
+    if isinstance(row, Pair):
+        name = f"pair {row.id}"
+        texts = {"chosen": (row.chosen, row.chosen_extra), "rejected": (row.rejected, row.rejected_extra)}
+    else:
+        name, texts = f"completion {row.id}", {"text": (row.text, _with_reasoning(row))}
+    for field_name, (text, extra) in texts.items():
+        if not text.strip() and not extra:
+            raise DataError(f"{name}: {field_name}: got {text!r}; a completion needs text")
+    answers = [Message("assistant", *both) for both in texts.values()]
+    return chat.render(row.prompt, answers, name=name, tools=row.tools)
+
+
+def _with_reasoning(completion: Completion) -> str:
+    """Return the completion's `extra` with its thoughts, as a chat template reads them."""
+    extra = from_canonical(completion.extra) or {}
+    if completion.reasoning and not any(name in extra for name in REASONING):
+        extra = {**extra, REASONING[0]: completion.reasoning}
+    return canonical_json(extra)
 
 
 def _encoded(
@@ -290,18 +362,12 @@ def _shared_prompt(
     name: str, encoded: EncodedChat, chat: ChatEncoder, counter: _Counter
 ) -> tuple[list[int], list[list[int]]]:
     """Return the shared prompt and the rest of each conversation, with its end token."""
-    start = min(_common_length(encoded.prompt, ids) for ids in encoded.conversations)
+    start = min(common_length(encoded.prompt, ids) for ids in encoded.conversations)
     if start == 0:
         raise ModelError(f"{name}: the chat template writes no common beginning for the prompt and the conversation")
     counter.add(num_pairs=1, num_boundary_moved=start < len(encoded.prompt))
+    counter.rendered(name, encoded)
     return encoded.prompt[:start], [chat.ended(ids)[start:] for ids in encoded.conversations]
-
-
-def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    limit = min(len(one), len(other))
-    if one[:limit] == other[:limit]:
-        return limit
-    return next(i for i in range(limit) if one[i] != other[i])
 
 
 def _cut(

@@ -1,0 +1,214 @@
+"""A tokenizer's chat template: conversations to text, within a time limit; what it refuses is one kind of error."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+from jinja2 import TemplateError
+
+from bfpo.core.errors import DataError, ModelError, SettingError, first_line
+from bfpo.core.schema import Message, from_canonical
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "REASONING", "ChatTemplate", "RefusedChatError", "called_functions"]
+
+DEFAULT_CHAT_TEMPLATE = """\
+{%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
+{%- for message in messages -%}
+{{ message['role'] | capitalize + ':\\n' + message['content'] }}
+{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif -%}
+{%- if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif -%}
+"""
+"""For tokenizers without a chat template: `User:` and `Assistant:` turns, BOS first if the tokenizer has one, the end
+token after every assistant turn. The line break before an answer separates its first token from the prompt."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The keys of a message under which templates and servers keep the thoughts before an answer."""
+
+_SECONDS = 10.0
+_REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+_REWRITTEN = "the template rewrites the assistant's message at the end, which therefore cannot be continued"
+_MOST_CHARACTERS, _MOST_TIMES = 1_000_000, 100  # a text longer than the sum of the first and the second x its inputs
+
+
+class RefusedChatError(DataError):
+    """A conversation that the chat template refuses; the message is the template's own reason."""
+
+
+class ChatTemplate:
+    """The template `text`, else the tokenizer's own, else `DEFAULT_CHAT_TEMPLATE`, with values of its variables.
+
+    Raises `SettingError` for a variable that the template does not read. Rendering raises `RefusedChatError` for a
+    conversation that the template refuses, and `ModelError` if the template does not end within ten seconds (in the
+    main thread of a system with interval timers) or writes far more text than the conversation holds.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, text: str | None = None, variables: Mapping[str, Any] | None = None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._text = text or (None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE)
+        self._variables = dict(variables or {})
+        source = str(self._text or tokenizer.chat_template)
+        unread = [name for name in self._variables if not re.search(rf"\b{re.escape(name)}\b", source)]
+        if unread:
+            raise SettingError(
+                f"chat_template_kwargs: got {', '.join(unread)}, which the chat template does not read; check the "
+                "spelling, or leave it out"
+            )
+
+    def render(
+        self, messages: Sequence[Message], *, generation: bool = False, continued: bool = False, tools: str = ""
+    ) -> str:
+        """Return the text of a conversation.
+
+        `generation`: with the generation prompt at the end; `continued`: it ends inside the last message instead.
+        `tools`: canonical JSON as in `Pair`.
+        """
+        turns = [_with_reasoning(message.as_dict()) for message in messages]
+        described = from_canonical(tools)
+
+        def rendered(turns: list[dict[str, Any]]) -> str:
+            return self.render_turns(turns, generation=generation, continued=continued, tools=described)
+
+        return _best_form(turns, rendered) if any("tool_calls" in turn for turn in turns) else rendered(turns)
+
+    def render_turns(
+        self,
+        turns: list[dict[str, Any]],
+        *,
+        generation: bool = False,
+        continued: bool = False,
+        tools: list[Any] | None = None,
+    ) -> str:
+        """Return the text of turns that are already in the form that the template reads."""
+        try:
+            with _time_limit(_SECONDS):
+                text = self._tokenizer.apply_chat_template(
+                    turns,
+                    tools,
+                    chat_template=self._text,
+                    add_generation_prompt=generation,
+                    continue_final_message=continued,
+                    tokenize=False,
+                    **self._variables,
+                )
+        except _OverTimeError:
+            raise ModelError(
+                f"the chat template did not end within {_SECONDS:g} s on a conversation of {len(turns)} messages: a "
+                "loop in it may be endless; pass another one with chat_template"
+            ) from None
+        except MemoryError:
+            raise ModelError("the chat template needs more memory than there is; pass another one") from None
+        except _REFUSALS as error:
+            rewritten = continued and "continue_final_message" in str(error)
+            raise RefusedChatError(_REWRITTEN if rewritten else first_line(error)) from error
+        rendered = cast(str, text)
+        if len(rendered) > _MOST_CHARACTERS and len(rendered) > _MOST_CHARACTERS + _MOST_TIMES * _size(turns, tools):
+            raise ModelError(
+                f"the chat template writes {len(rendered):,} characters for a conversation of {len(turns)} messages "
+                f"with {_size(turns, tools):,} characters; pass another one with chat_template"
+            )
+        return rendered
+
+
+def _size(turns: list[dict[str, Any]], tools: list[Any] | None) -> int:
+    return len(json.dumps([turns, tools], default=str))
+
+
+class _OverTimeError(BaseException):
+    """The time is up; not an `Exception`, so that no handler of a library catches it."""
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise `_OverTimeError` inside the block after so many seconds, by the system's interval timer.
+
+    Python runs signal handlers in the main thread only, and some systems have no such timer: no limit there. A timer
+    that someone else has set continues afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _OverTimeError
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    start = time.monotonic()
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if remaining:
+            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-3), interval)
+
+
+# ------------------------------------------------------------------------------- forms of messages that templates read
+
+
+def _with_reasoning(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return the turn with its thoughts under the names that templates read, whichever of them it has."""
+    thoughts = next((turn[name] for name in REASONING if name in turn), None)
+    return turn if thoughts is None else {"reasoning_content": thoughts, "thinking": thoughts, **turn}
+
+
+def _best_form(turns: list[dict[str, Any]], render: Callable[[list[dict[str, Any]]], str]) -> str:
+    """Return turns with tool calls as the template renders them, in the first form that it writes as it should.
+
+    Templates disagree on two points: whether the arguments of a call are an object or its JSON text, and whether the
+    content beside calls may be null. A wrong form is refused, or leaves `None` or an object as Python writes it.
+    """
+    best, fewest, refused = None, 0, None
+    for null_as_text in (False, True):
+        for arguments_as_text in (False, True):
+            form = [_in_form(turn, null_as_text=null_as_text, arguments_as_text=arguments_as_text) for turn in turns]
+            try:
+                text = render(form)
+            except RefusedChatError as error:
+                refused = refused or error
+                continue
+            objects = [
+                repr(call["arguments"]) for turn in turns for call in called_functions(turn) if call.get("arguments")
+            ]
+            num_python = text.count("None") + sum(map(text.count, objects))
+            if best is None or num_python < fewest:
+                best, fewest = text, num_python
+            if not fewest:
+                return best
+    if best is None:
+        assert refused is not None
+        raise refused
+    return best
+
+
+def _in_form(turn: dict[str, Any], *, null_as_text: bool, arguments_as_text: bool) -> dict[str, Any]:
+    form = {**turn, "content": ""} if null_as_text and turn["content"] is None else dict(turn)
+    if arguments_as_text and called_functions(turn):
+        form["tool_calls"] = json.loads(json.dumps(turn["tool_calls"]))  # a copy
+        for call in called_functions(form):
+            if isinstance(call.get("arguments"), dict):
+                call["arguments"] = json.dumps(call["arguments"], ensure_ascii=False)
+    return form
+
+
+def called_functions(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the functions that a turn calls, with their names and arguments."""
+    calls = turn.get("tool_calls") or []
+    found = [call.get("function", call) for call in calls if isinstance(call, dict)]
+    return [call for call in found if isinstance(call, dict)]
