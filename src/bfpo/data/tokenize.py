@@ -125,13 +125,14 @@ class _Counter:
         self._first = {**dict.fromkeys(chat.changes, name), **self._first} if chat.changes else self._first
 
     def report(self) -> TokenizeReport:
-        by_reason = (dict(counter.most_common()) for counter in (self._changes, self._openings))
-        return TokenizeReport(
+        facts: dict[str, Any] = {
             **self._counts,
-            longest_tokens=self._longest,
-            **dict(zip(("template_changes", "openings"), by_reason, strict=True)),
-            first_changed=self._first,
-        )
+            "longest_tokens": self._longest,
+            "template_changes": dict(self._changes.most_common()),
+            "openings": dict(self._openings.most_common()),
+            "first_changed": self._first,
+        }
+        return TokenizeReport(**facts)
 
 
 @dataclass(frozen=True, slots=True)
