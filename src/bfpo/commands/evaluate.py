@@ -17,7 +17,9 @@ from bfpo.data.labels import cell_counts
 from bfpo.data.load import load_pairs
 from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
+from bfpo.data.thinking import describe_thoughts
 from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
+from bfpo.judges.asking import judge_answers
 from bfpo.judges.judges import check_judge, make_judge
 from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
@@ -62,7 +64,7 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         reasons.append(f"{config.method} favours no side in {len(rows)} pairs; use another method, or labelled pairs")
     if isinstance(config, CompletionsJob):
         folder.add_data("completions", config.completions)
-        judged, unscored = _judge(config, _completions(config.completions), folder)
+        judged, unscored = _judge(config, _completions(config), folder)
         scores += score_rows(judged, **config.interval_settings())
         reasons += [
             f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; use another judge"
@@ -88,11 +90,12 @@ def preview(config: EvaluateConfig) -> list[str]:
         lines += [f"{name}: {count}" for name, count in counts.items() if count]
     if isinstance(config, CompletionsJob):
         kinds: dict[str, int] = {}
-        completions = _completions(config.completions)
+        completions = _completions(config)
         for completion in completions:
             kinds[completion.kind or "(no kind)"] = kinds.get(completion.kind or "(no kind)", 0) + 1
         by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
         lines.append(f"{len(completions)} completions, judged by {config.judge.title}: {by_kind}")
+        lines += describe_thoughts(completions)
     return lines
 
 
@@ -157,10 +160,10 @@ def _check_same_tokens(config: PairsJob, ours: Sequence[TokenPair], theirs: Sequ
 # ------------------------------------------------------------------------------------------- verdicts on completions
 
 
-def _completions(file: str) -> list[Completion]:
-    completions = read_completions(Path(file))
+def _completions(config: CompletionsJob) -> list[Completion]:
+    completions = read_completions(Path(config.completions), thinking=config.thinking)
     if not completions:
-        raise DataError.at(file, None, "holds no completion; run `bfpo generate` first")
+        raise DataError.at(config.completions, None, "holds no completion; run `bfpo generate` first")
     return completions
 
 
@@ -168,7 +171,9 @@ def _judge(
     config: CompletionsJob, completions: Sequence[Completion], folder: RunFolder
 ) -> tuple[list[Judged], Counter[str]]:
     """Return the judged rows, and how many are unscored by reason."""
-    verdicts = make_judge(config.judge).judge(completions)
+    for line in describe_thoughts(completions):
+        _log.info("%s", line)
+    verdicts = judge_answers(make_judge(config.judge), completions)
     rows = join_verdicts(completions, verdicts)
     folder.write_jsonl(
         VERDICT_ROWS,

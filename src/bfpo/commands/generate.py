@@ -16,6 +16,7 @@ from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.prompts import PromptResult, read_prompt_files
 from bfpo.data.split import draw
+from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.data.write import completion_row
 from bfpo.generation.engines import (
     Engine,
@@ -25,6 +26,7 @@ from bfpo.generation.engines import (
     TransformersEngine,
     VllmEngine,
     append_made,
+    decode,
     read_made,
 )
 from bfpo.generation.sampling import end_token_ids, saved_end_token_ids
@@ -38,12 +40,16 @@ __all__ = ["preview", "run"]
 
 _log = logging.getLogger(__name__)
 
-COMPLETIONS = "completions.jsonl"
+COMPLETIONS, RAW = "completions.jsonl", "completions.raw.jsonl"
 _PARTIAL = "completions.partial.jsonl"
+_END_TOKENS = 32  # of a prompt, enough for an opening mark
 
 
 def run(config: GenerateConfig, folder: RunFolder) -> None:
     """Write `completions.jsonl`: `num_completions` rows per prompt, in the order of the prompts.
+
+    Thoughts before an answer are apart from it, under the key `reasoning`; `completions.raw.jsonl` then holds the texts
+    as the model wrote them.
 
     Completions are appended to `completions.partial.jsonl` as they arrive, so that a resumed run makes only the missing
     ones. Draws depend on the seed and the completion's id alone: a resumed run makes the same completions (to a server:
@@ -79,7 +85,7 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     finally:
         if isinstance(config, ServerGenerate):
             folder.add_facts(requests=budget.num_requests)
-    _finish(config, folder, list(prompts), made)
+    _finish(config, folder, prompts, chat, made)
 
 
 def preview(config: GenerateConfig) -> list[str]:
@@ -207,20 +213,32 @@ def _names(prompt: Prompt, config: GenerateConfig) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- the output
 
 
-def _finish(config: GenerateConfig, folder: RunFolder, prompts: Sequence[Prompt], made: Mapping[str, Made]) -> None:
-    completions = [
-        Completion(
-            name,
-            prompt.messages,
-            made[name].text,
-            config.model,
-            prompt.kind,
-            made[name].finished,
-            tools=prompt.tools,
-        )
-        for prompt in prompts
-        for name in _names(prompt, config)
-    ]
+def _opens_thought(config: GenerateConfig, chat: ChatEncoder | None, prompt_ids: Sequence[int]) -> bool:
+    """Return whether the rendered prompt ends inside a thought; unknown, then false, for a server."""
+    if chat is None:
+        return False
+    return opens_thought(decode(chat.tokenizer, prompt_ids[-_END_TOKENS:]), (config.thinking or Thinking()).pairs)
+
+
+def _finish(
+    config: GenerateConfig,
+    folder: RunFolder,
+    prompts: Mapping[Prompt, tuple[int, ...]],
+    chat: ChatEncoder | None,
+    made: Mapping[str, Made],
+) -> None:
+    completions = []
+    for prompt, prompt_ids in prompts.items():
+        opened = _opens_thought(config, chat, prompt_ids) or None
+        for name in _names(prompt, config):
+            row = made[name]
+            whole = Completion(
+                name, prompt.messages, row.text, config.model, prompt.kind, row.finished, tools=prompt.tools
+            )
+            completions.append(without_thought(whole, config.thinking, opened=opened))
+    thoughts = [completion for completion in completions if completion.text != made[completion.id].text]
+    if thoughts:
+        folder.write_jsonl(RAW, ({"id": completion.id, "text": made[completion.id].text} for completion in thoughts))
     folder.write_jsonl(COMPLETIONS, map(completion_row, completions))
     folder.file(_PARTIAL).unlink(missing_ok=True)
     counts = [made[completion.id].num_tokens for completion in completions]
@@ -230,6 +248,9 @@ def _finish(config: GenerateConfig, folder: RunFolder, prompts: Sequence[Prompt]
         "num_finished": sum(completion.finished for completion in completions),
         "completion_tokens": sum(known) if len(known) == len(counts) else None,
     }
+    if thoughts:
+        facts["num_with_thoughts"] = len(thoughts)
+        _log.info("%d answers begin with thoughts, kept apart; whole texts: %s", len(thoughts), folder.file(RAW))
     folder.add_facts(completions=facts)
     shown = {name: value for name, value in facts.items() if value is not None}
     folder.write_card("Completions", {"Completions": {"model": config.model, **shown}})

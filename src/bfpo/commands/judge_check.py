@@ -15,6 +15,7 @@ from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Score, Verdict
 from bfpo.data.labelled import LabelledResult, load_labelled
 from bfpo.data.split import draw, normalised_prompt
+from bfpo.data.thinking import describe_thoughts
 from bfpo.data.write import completion_row
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge
@@ -127,6 +128,7 @@ def preview(config: JudgeCheckConfig) -> list[str]:
     return [
         f"{len(rows)} labelled completions: {safe} safe, {len(rows) - safe} unsafe",
         *(f"left out: {count} rows, {reason}" for reason, count in loaded.left_out.items()),
+        *describe_thoughts(rows),
         f"judge: {config.judge.title}",
         *(f"warning: {warning}" for warning in _warnings(config, rows)),
     ]
@@ -208,6 +210,7 @@ def _markdown(
         f"{len(checked) - safe} unsafe. Intervals: {config.confidence:.0%}, over prompts.",
         *(f"Unscored: {count}, {reason}." for reason, count in unscored.items()),
         *(f"Left out: {count} rows, {reason}." for reason, count in loaded.left_out.items()),
+        *(f"{line}." for line in describe_thoughts([row.completion for row in checked])),
         "",
     ]
     lines += ["| agreement | value | interval | texts | unscored |", "|---|---|---|---|---|"]

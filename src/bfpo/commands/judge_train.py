@@ -16,6 +16,7 @@ from bfpo.data.labelled import LabelledResult, load_labelled
 from bfpo.data.read import read_pairs
 from bfpo.data.rejects import check_rejects, describe_rejects
 from bfpo.data.split import normalised_prompt
+from bfpo.data.thinking import describe_thoughts, without_thought
 from bfpo.judges.ngrams import NgramSettings, few_rows, fit_ngrams, fit_ranker, save_described, write_rows
 from bfpo.judges.quality import judge_quality
 from bfpo.policy.devices import use_threads
@@ -123,14 +124,27 @@ def _warn(config: JudgeTrainConfig, trained_on: dict[str, int]) -> dict[str, str
     return {"Warnings": "\n".join(f"- {warning}." for warning in warnings)} if warnings else {}
 
 
-def _pairs(config: JudgeTrainConfig) -> tuple[list[Pair], list[str]]:
+def _pairs(config: RankerTrainConfig) -> tuple[list[Pair], list[str]]:
     result = read_pairs([Path(file) for file in config.data.files], columns=config.data.columns)
     check_rejects(result, bad_rows=config.data.bad_rows)
-    prompts = len({normalised_prompt(pair.prompt) for pair in result.pairs})
-    lines = [f"{len(result.pairs)} pairs of {prompts} prompts, the chosen one more helpful"]
+    sides = [_answer(pair, text, config) for pair in result.pairs for text in (pair.chosen, pair.rejected)]
+    pairs = [
+        replace(pair, chosen=chosen.text, rejected=rejected.text)
+        for pair, chosen, rejected in zip(result.pairs, sides[::2], sides[1::2], strict=True)
+        if chosen.text and rejected.text
+    ]
+    prompts = len({normalised_prompt(pair.prompt) for pair in pairs})
+    lines = [f"{len(pairs)} pairs of {prompts} prompts, the chosen one more helpful"]
+    lines += describe_thoughts(sides)
     if result.rejects:
         lines.append(describe_rejects(result.rejects, rows=result.rows))
-    return result.pairs, lines
+    if len(pairs) < len(result.pairs):
+        lines.append(f"left out: {len(result.pairs) - len(pairs)} pairs with no answer behind the thoughts of a side")
+    return pairs, lines
+
+
+def _answer(pair: Pair, text: str, config: RankerTrainConfig) -> Completion:
+    return without_thought(Completion(pair.id, pair.prompt, text), config.data.thinking)
 
 
 def _order_on_unseen_prompts(config: RankerTrainConfig, pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -188,6 +202,7 @@ def _described(loaded: LabelledResult) -> list[str]:
         f"{counts['unsafe']} unsafe",
         *(f"left out: {count} rows, {reason}" for reason, count in loaded.left_out.items()),
     ]
+    lines += describe_thoughts(loaded.completions)
     if loaded.rejects:
         lines.append(describe_rejects(loaded.rejects, rows=counts["completions"] + len(loaded.rejects)))
     return lines

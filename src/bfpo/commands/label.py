@@ -16,6 +16,7 @@ from bfpo.data.labels import cell_counts
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.rejects import ReadResult, Reject, check_rejects
 from bfpo.data.split import RowPicker, normalised_prompt
+from bfpo.data.thinking import describe_thoughts, without_thought
 from bfpo.data.write import pair_row
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import Tally, ask_judge, ask_ranker, num_votes
@@ -88,6 +89,8 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
     use_threads(config.threads)
     check_opinions(config.judges, config.ranker)
     given = _read(config, folder)
+    for line in describe_thoughts(given.completions):
+        _log.info("%s", line)
     budget = RequestBudget(config.max_requests)
     tallies: dict[str, Tally] = {}
     folder.kept = "verdicts so far are in the cache"
@@ -122,6 +125,7 @@ def preview(config: LabelConfig) -> list[str]:
     different = len({(completion.prompt, completion.text) for completion in judged})
     lines = [f"{len(judged)} completions to judge, {different} different ones, by {len(config.judges)} judge(s):"]
     lines += [f"  {judge.title}" for judge in config.judges]
+    lines += describe_thoughts(judged)
     if given.pairs:
         cells = ", ".join(f"{cell} {count}" for cell, count in cell_counts(given.pairs).items())
         lines.append(f"{len(given.pairs)} pairs (chosen-rejected): {cells}")
@@ -147,7 +151,7 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
         assert config.completions is not None  # the config has checked that one of the two is given
         if folder is not None:
             folder.add_data("completions", config.completions)
-        completions = read_completions(Path(config.completions))
+        completions = read_completions(Path(config.completions), thinking=config.thinking)
         if not completions:
             raise DataError.at(config.completions, None, "holds no completion; run `bfpo generate` first")
         _check_ids(config.completions, completions)
@@ -166,7 +170,7 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
     if not pairs:
         raise DataError.at(data.files[0], None, "no pair is left to label; check split and limit")
     sides = [
-        Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source)
+        without_thought(Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source), config.thinking)
         for pair in pairs
         for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
     ]

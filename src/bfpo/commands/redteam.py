@@ -42,7 +42,8 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     _run("generate", _generate(config), folder.path / GENERATE)
     labelled = _run("label", _label(config, folder.path), folder.path / LABEL)
     funnel: dict[str, int] = labelled.record["funnel"]
-    answers = Answers(read_completions(folder.path / GENERATE / "completions.jsonl"), labelled.path / "verdicts.jsonl")
+    completions = read_completions(folder.path / GENERATE / "completions.jsonl", thinking=config.thinking)
+    answers = Answers(completions, labelled.path / "verdicts.jsonl")
     rates = answer_rates(answers, confidence=config.confidence, random_seed=config.seed)
     cells: dict[str, int] = labelled.record["labels"]["cells"]
     text = redteam_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)

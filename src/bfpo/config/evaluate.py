@@ -12,6 +12,7 @@ from bfpo.config.suites import EvaluatedModel, ServedModel, SuitesConfig, Weight
 from bfpo.config.train import MethodSettings
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, beside, unless
 from bfpo.data.settings import DataConfig
+from bfpo.data.thinking import ThinkingKey
 from bfpo.generation.settings import Engine, MaxRequests, ServerSpec, WeightsSpec
 from bfpo.judges.settings import JudgeConfig, OracleSpec
 
@@ -58,6 +59,7 @@ class GenerateConfig(OneOf, StageConfig):
         default=1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability"
     )
     seed: int = Field(default=0, ge=0, description="seed of the sampling")
+    thinking: ThinkingKey = None
 
     @classmethod
     def mode_of(cls, values: Mapping[str, Any]) -> str:
@@ -171,6 +173,7 @@ class CompletionsJob(EvaluateConfig, mode="completions", words="an evaluation of
         description="who judges completions: oracle (the rules of the closed world of `bfpo demo`), FORMAT:MODEL, a "
         "folder, a .yaml file, or the keys below",
     )
+    thinking: ThinkingKey = None
 
 
 class PairsAndCompletionsJob(PairsJob, CompletionsJob, mode="data and completions", words=""):
@@ -192,6 +195,7 @@ class SuitesJob(EvaluateConfig, _Loaded, mode="suites", words="an evaluation of 
         default=None, description="frozen reference, for accuracy on data: folder or hub id"
     )
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
+    thinking: ThinkingKey = None
 
     needs: ClassVar[Mapping[str, Need]] = {
         "models": beside("models"),

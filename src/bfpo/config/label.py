@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from bfpo.config.evaluate import GenerateConfig, ServerGenerate, TransformersGenerate, VllmGenerate
 from bfpo.core.settings import Need, PathText, StageConfig, beside
 from bfpo.data.settings import PairRowsConfig
+from bfpo.data.thinking import ThinkingKey
 from bfpo.generation.settings import MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig, ServedGuardSpec
 
@@ -93,6 +94,7 @@ class LabelConfig(OpinionKeys):
     )
     seed: int = Field(default=0, ge=0, description="seed of the resampling and of data.limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+    thinking: ThinkingKey = None
 
     needs: ClassVar[Mapping[str, Need]] = {
         **OpinionKeys.needs,

@@ -18,12 +18,14 @@ from bfpo.data.layouts import Layout, check_columns
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import ReadResult, Reject, Row, RowError, check_rejects
 from bfpo.data.settings import LabelledConfig
+from bfpo.data.thinking import given_thought, without_thought
 
 __all__ = ["LabelledResult", "load_labelled"]
 
 _OURS = ("id", "prompt", "completion", "is_safe", "kind")
 _SAFE, _UNSAFE = ("true", "1", "1.0", "safe"), ("false", "0", "0.0", "unsafe")
 _UNKNOWN = "label unknown or between 0 and 1"
+_NO_ANSWER = "no answer behind the thoughts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ def load_labelled(data: LabelledConfig) -> LabelledResult:
     file's. `is_safe` is true or false, 1 or 0, "safe" or "unsafe", or one of `safe_values` and `unsafe_values`; with
     those given, rows with any other value are left out and counted. `where` keeps the rows whose column fits a pattern,
     as in `{"type": "contrast_*"}`; mapped columns go by our names. A label that is unknown or between 0 and 1 is left
-    out and counted. A missing or repeated id gets a number.
+    out and counted. A missing or repeated id gets a number. Thoughts before an answer are put apart; a row
+    without an answer behind them is left out and counted.
 
     Raises `DataError` for files that cannot be read or fit no layout, bad rows under `bad_rows="stop"`, and if nothing
     is left; `SettingError` for an unknown name in `columns`, or a value that is both safe and unsafe.
@@ -66,8 +69,16 @@ def load_labelled(data: LabelledConfig) -> LabelledResult:
             except RowError as bad:
                 rejects.append(Reject.of(file, row.line, bad))
                 continue
-            completions += [one for one in found if isinstance(one, Completion)]
-            left_out.update(one for one in found if isinstance(one, str))
+            given = "" if layout.name in PAIR_LAYOUTS else given_thought(row.columns)
+            for one in found:
+                if isinstance(one, str):
+                    left_out[one] += 1
+                    continue
+                answer = without_thought(replace(one, reasoning=given), data.thinking)
+                if answer.text.strip():
+                    completions.append(answer)
+                else:
+                    left_out[_NO_ANSWER] += 1
     check_rejects(ReadResult(rejects, num_rows), bad_rows=data.bad_rows)
     if not completions:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())

@@ -17,6 +17,7 @@ from bfpo.data.files import attempt, first_that_fits, iter_rows, made_or_error, 
 from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout, columns_of, parse_row
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import CompletionResult, ReadResult, Reject, Row, RowError
+from bfpo.data.thinking import Thinking, given_thought, without_thought
 
 __all__ = ["PairIds", "SeenNames", "iter_completions", "iter_pairs", "read_completions", "read_pairs", "read_sft"]
 
@@ -141,10 +142,18 @@ def iter_completions(
             yield attempt(make, file, row)
 
 
-def read_completions(file: str | Path) -> list[Completion]:
-    """Read what `write_completions` wrote. Raises `DataError` for a bad row; an empty completion is allowed."""
+def read_completions(file: str | Path, *, thinking: Thinking | None = None) -> list[Completion]:
+    """Read what `write_completions` wrote, or rows of its columns from elsewhere; thoughts are put apart.
+
+    Raises `DataError` for a bad row; an empty completion is allowed. `thinking` as in `without_thought`.
+    """
     path = Path(file)
-    return made_or_error(path, iter_rows(path), lambda row: plain_completion(row.columns, allow_empty=True))
+
+    def make(row: Row) -> Completion:
+        found = plain_completion(row.columns, allow_empty=True)
+        return without_thought(replace(found, reasoning=given_thought(row.columns)), thinking)
+
+    return made_or_error(path, iter_rows(path), make)
 
 
 # ---------------------------------------------------------------------------------------------------------- ids

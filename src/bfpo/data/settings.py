@@ -10,6 +10,7 @@ from bfpo.core.settings import ConfigPart, FileList, NameOf
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.layouts import AUTO
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
+from bfpo.data.thinking import ThinkingKey
 
 __all__ = [
     "DataConfig",
@@ -100,6 +101,7 @@ class LabelledConfig(ConfigPart):
         default_factory=dict,
         description="only rows whose column (the file's name) fits a pattern such as contrast_*",
     )
+    thinking: ThinkingKey = None
     bad_rows: Literal["stop", "skip"] = Field(
         default="stop", description="a row that cannot be read stops the run or is skipped"
     )

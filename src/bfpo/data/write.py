@@ -41,7 +41,7 @@ def pair_row(pair: Pair) -> dict[str, object]:
 
 
 def completion_row(completion: Completion) -> dict[str, object]:
-    """Return the row that `write_completions` writes; a label is written if there is one."""
+    """Return the row that `write_completions` writes; label and thoughts are written if there are any."""
     row: dict[str, object] = {
         "id": completion.id,
         "prompt": _turns(completion.prompt),
@@ -50,6 +50,8 @@ def completion_row(completion: Completion) -> dict[str, object]:
         "kind": completion.kind,
         "finished": completion.finished,
     }
+    if completion.reasoning:
+        row["reasoning"] = completion.reasoning
     return row if completion.is_safe is None else {**row, "is_safe": _label(completion.is_safe)}
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "VllmEngine",
     "append_made",
     "completion_seed",
+    "decode",
     "read_made",
 ]
 

@@ -11,7 +11,7 @@ from bfpo.core.schema import Comparison, Completion, Verdict
 from bfpo.judges.cache import OpinionCache, comparison_key, verdict_key
 from bfpo.judges.judges import Judge, OneByOneJudge, OneByOneRanker, Ranker
 
-__all__ = ["Tally", "ask_judge", "ask_ranker", "num_votes"]
+__all__ = ["Tally", "ask_judge", "ask_ranker", "judge_answers", "no_answer", "num_votes"]
 
 _PER_CALL = 128  # texts per call of a judge that answers in batches; a killed process loses at most these
 Item = TypeVar("Item")
@@ -32,6 +32,28 @@ def num_votes(judge: Judge, votes: int) -> int:
     return votes if isinstance(judge, OneByOneJudge) and judge.is_sampled else 1
 
 
+def no_answer(completion: Completion) -> str:
+    """Return why a completion holds no answer to judge, empty if it holds one; an empty text that ended is one."""
+    if completion.blocked:
+        return f"no answer, blocked: {completion.blocked}"
+    if completion.text.strip() or (completion.finished and not completion.reasoning):
+        return ""
+    if not completion.reasoning:
+        return "no answer: the text is empty and does not end"
+    return "no answer behind the thoughts" if completion.finished else "no answer: the thoughts do not end"
+
+
+def judge_answers(judge: Judge, completions: Sequence[Completion]) -> list[Verdict]:
+    """Return a judge's verdicts, one per completion, in order; one without an answer is unscored, not asked about."""
+    asked = iter(judge.judge([completion for completion in completions if not no_answer(completion)]))
+    return [_without_answer(completion, judge) or next(asked) for completion in completions]
+
+
+def _without_answer(completion: Completion, judge: Judge) -> Verdict | None:
+    reason = no_answer(completion)
+    return Verdict(completion.id, judge.name, "unscored", reason=reason) if reason else None
+
+
 def ask_judge(
     judge: Judge,
     completions: Sequence[Completion],
@@ -44,21 +66,22 @@ def ask_judge(
     """Return the votes on each completion, in order; equal texts are asked about once.
 
     `tally` counts the texts found in the cache and asked; `advance` gets the number of completions that are done. A
-    missing answer (a fault of server or network) is unscored and not cached. Raises the errors of the judge; earlier
-    answers stay in the cache.
+    missing answer (a fault of server or network) is unscored and not cached. A completion that holds no answer
+    (`no_answer`) is unscored and not asked about. Raises the errors of the judge; earlier answers stay in the cache.
     """
+    answered = [completion for completion in completions if not no_answer(completion)]
+    advance((len(completions) - len(answered)) * num_votes(judge, votes))
     by_vote = []
     for vote in range(num_votes(judge, votes)):
-        keys = [verdict_key(completion, judge.version, vote) for completion in completions]
+        keys = [verdict_key(completion, judge.version, vote) for completion in answered]
         asked = _Asking(cache, cache.find_verdicts(dict.fromkeys(keys), judge.name), keys, tally or Tally(), advance)
-        todo = asked.todo(completions)
+        todo = asked.todo(answered)
         if isinstance(judge, OneByOneJudge):
             judge.judge_each(list(todo.values()), asked.reporter(list(todo)), vote=vote)
         else:
             asked.in_parts(todo, judge.judge)
-        by_vote.append(
-            [replace(found, completion_id=c.id) for found, c in zip(asked.in_order(), completions, strict=True)]
-        )
+        found = iter(asked.in_order())
+        by_vote.append([_without_answer(c, judge) or replace(next(found), completion_id=c.id) for c in completions])
     return [list(given) for given in zip(*by_vote, strict=True)]
 
 
@@ -71,16 +94,21 @@ def ask_ranker(
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Comparison]:
     """Return the comparison of each pair, in order; otherwise as `ask_judge`."""
-    keys = [comparison_key(first, second, ranker.version) for first, second in pairs]
+    answered = [pair for pair in pairs if not any(map(no_answer, pair))]
+    advance(len(pairs) - len(answered))
+    keys = [comparison_key(first, second, ranker.version) for first, second in answered]
     asked = _Asking(cache, cache.find_comparisons(dict.fromkeys(keys), ranker.name), keys, tally or Tally(), advance)
-    todo = asked.todo(pairs)
+    todo = asked.todo(answered)
     if isinstance(ranker, OneByOneRanker):
         ranker.compare_each(list(todo.values()), asked.reporter(list(todo)))
     else:
         asked.in_parts(todo, ranker.compare)
+    found = iter(asked.in_order())
     return [
-        replace(found, first_id=first.id, second_id=second.id)
-        for found, (first, second) in zip(asked.in_order(), pairs, strict=True)
+        Comparison(first.id, second.id, ranker.name, None, reason=reason)
+        if (reason := no_answer(first) or no_answer(second))
+        else replace(next(found), first_id=first.id, second_id=second.id)
+        for first, second in pairs
     ]
 
 

@@ -56,7 +56,7 @@ def answer_suites(
             continue
         asked = folder.write_jsonl(f"{name}.prompts.jsonl", rows)
         out = _answered(config, _generate(config, model, asked, longest, temperature), folder, name)
-        for completion in read_completions(out / "completions.jsonl"):
+        for completion in read_completions(out / "completions.jsonl", thinking=config.thinking):
             suite_name, _, own_id = completion.id.partition("/")
             answers.completions[suite_name].append(replace(completion, id=own_id))
     return answers
@@ -129,6 +129,7 @@ def _generate(
         "seed": config.seed,
         "threads": config.threads,
         "max_requests": config.suites.max_requests,
+        "thinking": config.thinking,
     }
     known = GenerateConfig.modes[model.engine].model_fields
     return GenerateConfig.model_validate({name: value for name, value in settings.items() if name in known})

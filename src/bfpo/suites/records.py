@@ -99,3 +99,4 @@ class SuiteAnswer:
     text: str = ""
     finished: bool = True
     verdict: Verdict | None = None
+    reasoning: str = field(default="", metadata=OPTIONAL)

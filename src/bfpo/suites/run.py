@@ -215,6 +215,7 @@ def _collect_verdicts(
                 text=completion.text,
                 finished=completion.finished,
                 verdict=verdict,
+                reasoning=completion.reasoning,
             )
             for completion, verdict in zip(completions, verdicts, strict=True)
         ]

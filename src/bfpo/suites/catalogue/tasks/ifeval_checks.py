@@ -9,6 +9,8 @@ from typing import Any
 from langdetect import DetectorFactory
 from lm_eval.tasks.ifeval.utils import process_results as lm_eval_checks
 
+from bfpo.data.thinking import split_thought
+
 __all__ = ["process_results"]
 
 DetectorFactory.seed = 0  # else the result of langdetect for one answer varies
@@ -19,11 +21,13 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     """Return whether all instructions of a prompt were followed, strictly: 1, 0, or NaN if a check cannot be run.
 
     Counting sentences and capital words needs NLTK's `punkt_tab`, which lm-eval downloads. Whether a prompt is scored
-    must not depend on the answer (lm-eval does not check empty ones), so a fixed text is checked first.
+    must not depend on the answer (lm-eval does not check empty ones), so a fixed text is checked first. Of a text that
+    begins with thoughts, the answer behind them is checked.
     """
+    answers = [text if (found := split_thought(text)) is None else found.answer for text in results]
     try:
         lm_eval_checks(doc, [_PROBE])
-        return {"prompt_level_strict_acc": float(lm_eval_checks(doc, results)["prompt_level_strict_acc"])}
+        return {"prompt_level_strict_acc": float(lm_eval_checks(doc, answers)["prompt_level_strict_acc"])}
     except LookupError as error:  # NLTK without its data
         if isinstance(error, (KeyError, IndexError)):  # a document in another format
             raise

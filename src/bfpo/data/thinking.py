@@ -1,0 +1,258 @@
+"""Answers of models that think first: the thoughts and the answer behind them, apart.
+
+A text is cut where a thought was opened: at the beginning of the answer, or by the prompt. A closing mark in the middle
+of an answer, in prose or in code, is text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from bfpo.core.schema import Completion
+from bfpo.core.settings import ConfigPart
+
+__all__ = [
+    "MARKS",
+    "Thinking",
+    "ThinkingKey",
+    "Thought",
+    "describe_thoughts",
+    "given_thought",
+    "opens_thought",
+    "split_thought",
+    "without_thought",
+]
+
+MARKS: tuple[tuple[str, str], ...] = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+)
+"""Known pairs of opening and closing marks, in any case; channels of the harmony format are read besides."""
+
+_COLUMNS = ("reasoning", "reasoning_content", "thinking")
+_TURNS = ("messages", "completion")
+
+
+class Thinking(ConfigPart):
+    """How thoughts are separated from answers, and whether they are judged."""
+
+    judged: bool = Field(
+        default=False, description="true: thoughts stay in the answer's text and are judged and shown with it"
+    )
+    marks: list[list[str]] = Field(
+        default=[],
+        description="more pairs of an opening and a closing mark, such as [['<plan>', '</plan>']]; <think>, "
+        "<thinking>, <reasoning>, [THINK], gpt-oss channels and others are known",
+    )
+    opened: bool | None = Field(
+        default=None,
+        description="whether the prompt opens the thought, so that an answer holds its closing mark alone; "
+        "null = found from the chat template, or from each answer",
+    )
+
+    @field_validator("marks")
+    @classmethod
+    def _pairs(cls, value: list[list[str]]) -> list[list[str]]:
+        if any(len(pair) != 2 or not all(mark.strip() for mark in pair) or pair[0] == pair[1] for pair in value):
+            raise ValueError("marks: needed: pairs of two different texts, such as [['<plan>', '</plan>']]")
+        return value
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of marks, the user's first."""
+        return (*((opening, closing) for opening, closing in self.marks), *MARKS)
+
+
+ThinkingKey = Annotated[
+    Thinking | None,
+    Field(description="how thoughts in answers are found, and whether they are judged; null = known marks, not judged"),
+]
+"""The key `thinking` of a stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A text that begins with thoughts: the thoughts, the answer, and where the answer starts in the text, characters.
+
+    `closed` is false if the thoughts never end; there is then no answer.
+    """
+
+    reasoning: str
+    answer: str
+    start: int
+    closed: bool = True
+
+
+def without_thought(
+    completion: Completion, thinking: Thinking | None = None, *, opened: bool | None = None
+) -> Completion:
+    """Return a completion whose `text` is the answer alone, the thoughts in `reasoning`.
+
+    One whose thoughts never end is unfinished and has no text. If thoughts are judged, they are part of `text`.
+    `opened` as in `split_thought`; a setting comes first.
+    """
+    thinking = thinking or Thinking()
+    if thinking.judged:
+        return replace(completion, text=_joined(completion.reasoning, completion.text), reasoning="")
+    if completion.reasoning:  # a closing mark alone then belongs to the answer
+        opened = False
+    elif thinking.opened is not None:
+        opened = thinking.opened
+    found = split_thought(completion.text, thinking.pairs, opened=opened)
+    if found is None:
+        return completion
+    reasoning = _joined(completion.reasoning, "" if found.reasoning in completion.reasoning else found.reasoning)
+    finished = completion.finished and found.closed
+    return replace(completion, text=found.answer, reasoning=reasoning, finished=finished)
+
+
+def describe_thoughts(completions: Sequence[Completion]) -> list[str]:
+    """Return a line on how many completions begin with thoughts, and how many of these never end; none without any."""
+    thoughts = [completion for completion in completions if completion.reasoning]
+    if not thoughts:
+        return []
+    lost = sum(not completion.text for completion in thoughts)
+    ends = f"; {lost} of them have no answer behind them" if lost else ""
+    return [f"{len(thoughts)} of {len(completions)} answers begin with thoughts, which are not judged{ends}"]
+
+
+def given_thought(row: Mapping[str, object]) -> str:
+    """Return the thoughts in a row's own column, or beside the content of its last message; empty without any."""
+    places: list[object] = [row]
+    places += [turns[-1] for key in _TURNS if isinstance(turns := row.get(key), list) and turns]
+    found = (place.get(key) for place in places if isinstance(place, Mapping) for key in _COLUMNS)
+    return next((words for words in found if isinstance(words, str) and words.strip()), "")
+
+
+def _joined(*parts: str) -> str:
+    """Return the parts that are not empty as paragraphs; a single part unchanged."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def opens_thought(prompt: str, marks: Sequence[tuple[str, str]] = MARKS) -> bool:
+    """Return whether a rendered prompt ends inside a thought: with an opening mark, or in a channel of analysis."""
+    end = prompt.rstrip().lower()
+    return end.endswith("<|channel|>analysis<|message|>") or any(end.endswith(mark.lower()) for mark, _ in marks)
+
+
+def split_thought(text: str, marks: Sequence[tuple[str, str]] = MARKS, *, opened: bool | None = None) -> Thought | None:
+    """Return the thoughts and the answer of a text, `None` if it is an answer alone.
+
+    `opened`: whether the prompt has opened the thought. True: the text up to the closing mark is thought, all of it if
+    none comes. False: only an opening mark at the beginning counts. `None` (not known): so does a single closing mark
+    that ends a sentence or a line and is not followed by the rest of a sentence, outside of code and of quotes.
+    """
+    if (harmony := _harmony(text, opened=bool(opened))) is not None:
+        return harmony
+    thoughts: list[str] = []
+    start: int | None = None
+    if _opening(text, 0, marks) is None and opened is not False:
+        end = _closing(text, 0, [closing for _, closing in marks]) if opened else _lone_closing(text, marks)
+        if end is None:
+            return Thought(text.strip(), "", len(text), closed=False) if opened else None
+        thoughts.append(text[: end[0]].strip())
+        start = end[1]
+    while (place := _opening(text, start or 0, marks)) is not None:
+        begin, closing = place
+        end = _closing(text, begin, [closing])
+        thoughts.append(text[begin : None if end is None else end[0]].strip())
+        if end is None:
+            return Thought(_joined(*thoughts), "", len(text), closed=False)
+        start = end[1]
+    return None if start is None else Thought(_joined(*thoughts), text[start:].strip(), start)
+
+
+def _opening(text: str, start: int, marks: Sequence[tuple[str, str]]) -> tuple[int, str] | None:
+    """Return the place behind an opening mark that is the next thing in the text, and its closing mark."""
+    while start < len(text) and (text[start].isspace() or text[start] in "\ufeff\u200b"):
+        start += 1
+    for opening, closing in marks:
+        if text[start : start + len(opening)].lower() == opening.lower():
+            return start + len(opening), closing
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- closing marks
+
+_QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+_ENDS = '.!?…:)]}*"”’`。！？'
+
+
+def _places(text: str, begin: int, mark: str) -> list[tuple[int, int]]:
+    """Return start and end of each occurrence of a mark that is not directly in quotes."""
+    found = [(m.start() + begin, m.end() + begin) for m in re.finditer(re.escape(mark), text[begin:], re.IGNORECASE)]
+    return [
+        (start, end) for start, end in found if start == 0 or _QUOTES.get(text[start - 1], "\0") != text[end : end + 1]
+    ]
+
+
+def _closing(text: str, begin: int, marks: Sequence[str]) -> tuple[int, int] | None:
+    """Return the first closing mark of an open thought, `None` without one; marks in closed code blocks are text."""
+    found = sorted(place for mark in marks for place in _places(text, begin, mark))
+    for start, end in found:
+        before = len(_FENCE.findall(text, begin, start))
+        if before % 2 == 0 or not _FENCE.search(text, end) or (start, end) == found[-1]:
+            return start, end
+    return None
+
+
+def _lone_closing(text: str, marks: Sequence[tuple[str, str]]) -> tuple[int, int] | None:
+    """Return a closing mark without an opening one that ends thoughts; see `split_thought`."""
+    for opening, closing in marks:
+        places = _places(text, 0, closing)
+        if len(places) != 1 or re.search(re.escape(opening), text[: places[0][0]], re.IGNORECASE):
+            continue
+        start, end = places[0]
+        before, after = text[:start], text[end:]
+        if len(_FENCE.findall(before)) % 2 or before.rpartition("\n")[2].count("`") % 2:
+            continue
+        head, line = before.rstrip(" \t"), after.partition("\n")[0]
+        ended = not head or head[-1] == "\n" or head[-1] in _ENDS
+        words = line.lstrip(" \t")
+        goes_on = bool(words) and (words[0] in ".,;:!?)…" or (words != line and words[0].islower()))
+        if ended and not goes_on:
+            return start, end
+    return None
+
+
+# -------------------------------------------------------------------------------------------- channels of harmony
+
+_HEADER = re.compile(r"(?:<\|start\|>assistant\s*)?<\|channel\|>([^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_END = re.compile(r"<\|(?:return|end|call|start)\|>")
+_PLAIN = re.compile(r"\s*analysis(?=[A-Z\"'“(])(.*?)assistant\s?final(.*)", re.DOTALL)
+
+
+def _harmony(text: str, *, opened: bool) -> Thought | None:
+    """Return the thoughts and the final answer of a text in gpt-oss's harmony format, `None` for another text.
+
+    The answer is in the channel final. Without the special tokens the channels read `analysis...assistantfinal...`.
+    """
+    if (plain := _PLAIN.fullmatch(text)) is not None:
+        return Thought(plain[1].strip(), plain[2].strip(), plain.start(2))
+    headers = list(_HEADER.finditer(text))
+    if not text.lstrip().startswith(("<|channel|>", "<|start|>assistant")) and not (opened and headers):
+        return None
+    final = next((header for header in headers if header[1].split()[:1] == ["final"]), None)
+    end = len(text) if final is None else final.start()
+    parts = [text[: headers[0].start() if headers else end]] if opened else []
+    for place, header in enumerate(headers):
+        if header.start() < end:
+            stop = headers[place + 1].start() if place + 1 < len(headers) else len(text)
+            parts.append(text[header.end() : stop])
+    reasoning = _joined(*(_END.sub("", part).strip() for part in parts))
+    if final is None:
+        return Thought(reasoning, "", len(text), closed=False)
+    return Thought(reasoning, _END.split(text[final.end() :])[0].strip(), final.end())
