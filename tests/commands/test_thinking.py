@@ -103,6 +103,7 @@ def test_suites_judge_and_keep_answers_of_a_thinking_server(server: FaultServer,
     suite = {
         "name": "mine",
         "title": "Mine",
+        "summary": "mine",
         "kind": "generative",
         "licence": "none",
         "source": {"files": ["mine.jsonl"]},
