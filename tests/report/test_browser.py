@@ -107,6 +107,22 @@ def test_harmful_answers_are_folded_until_they_are_asked_for(browser: Any, page_
     assert article.locator(".badge.bad").first.text_content() == "unsafe"
 
 
+def test_thoughts_are_folded_beside_the_answer(browser: Any, tmp_path: Path) -> None:
+    data = fake_report()
+    answer = replace(data.samples[0].answers[0], text="the answer", reasoning=f"a thought {HOSTILE}", verdict=None)
+    sample = replace(data.samples[0], kind="benign", answers=[answer])
+    page = opened(browser, write_report(replace(data, samples=[sample]), tmp_path))
+    card = page.locator(".answer").first
+    assert card.locator(".text").first.text_content() == "the answer"
+    assert "a thought" not in card.text_content()
+    fold = card.locator("details.folded")
+    fold.locator("summary").click()
+    fold.locator(".text").wait_for()
+    assert "a thought" in fold.text_content()
+    assert page.locator(".answer script, .answer img").count() == 0
+    assert page.faults == []
+
+
 def test_filters_searches_and_pages(browser: Any, page_file: Path) -> None:
     page = opened(browser, page_file)
     status = page.locator("#answer-status")

@@ -24,7 +24,7 @@ from bfpo.report.tables import suite_columns, suite_mean
 from bfpo.report.view import few_samples
 from bfpo.scores.records import AccuracyRow
 from messages import fails, raises
-from run_folders import HOSTILE, write_run, write_suites
+from run_folders import HOSTILE, score, write_run, write_suites
 
 
 def rows_of(block: str) -> dict[str, Any]:
@@ -214,6 +214,31 @@ def test_ten_thousand_long_answers_in_random_words_stay_under_five_megabytes() -
     assert block.num_answers == 10_000
     assert block.num_cut == 10_000
     assert block.longest > 400  # what random words leave; ordinary text, which repeats itself, keeps more
+
+
+def test_thoughts_are_beside_the_answer_and_never_take_its_place(tmp_path: Path) -> None:
+    rows = [
+        {"id": "0", "prompt": "Q", "text": "<think>a dark thought</think>an answer"},
+        {"id": "1", "prompt": "Q", "text": "<think>no end"},
+        {"id": "2", "prompt": "Q", "text": "plain"},
+    ]
+    file = tmp_path / "c.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verdicts = [{"completion_id": row["id"], "judge": "j", "label": "safe", "prompt": "Q"} for row in rows]
+    for name, thinking in (("apart", None), ("whole", {"judged": True})):
+        config = {"completions": str(file), "thinking": thinking}
+        scores = {"confidence": 0.9, "scores": [score("harmless", 1.0, "", "")]}
+        write_run(tmp_path / name, "evaluate", config, scores__json=scores, verdicts__jsonl=verdicts)
+    data = gather([tmp_path / "apart"])
+    (first, second, third) = [answer for sample in data.samples for answer in sample.answers]
+    assert (first.text, first.reasoning) == ("an answer", "a dark thought")
+    assert (second.text, second.reasoning) == ("", "no end")
+    assert (third.text, third.reasoning) == ("plain", "")
+    answers = [answer for row in rows_of(answer_block(data).text)["rows"] for answer in row[3]]
+    assert [answer[5:] for answer in answers] == [["a dark thought", 0], ["no end", 0], []]
+    assert ReportData.from_json(data.to_json()) == data
+    whole = [answer for sample in gather([tmp_path / "whole"]).samples for answer in sample.answers]
+    assert [answer.text for answer in whole] == [row["text"] for row in rows]
 
 
 def test_a_megabyte_of_one_token_and_of_noise_is_cut_and_counted() -> None:

@@ -18,6 +18,7 @@ __all__ = ["AnswerBlock", "answer_block", "badges", "is_folded"]
 MAX_BYTES = 3_300_000
 LONGEST_TEXT = 6000
 _SHORTEST_TEXT = 60
+_SHORTER_THOUGHTS = 3  # thoughts get this part of an answer's room: they are long, and answers count
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,19 @@ def _content(data: ReportData, samples: list[Any], longest: int) -> tuple[dict[s
             missing = max(0, len(answer.text) - longest)
             num_cut += missing > 0
             fold = int(is_folded(answer, sample.kind))
-            answers.append(
-                [places[answer.method], answer.text[:longest], sets.setdefault(words, len(sets)), fold, missing]
-            )
+            row: list[Any] = [places[answer.method], answer.text[:longest], sets.setdefault(words, len(sets))]
+            answers.append([*row, fold, missing, *_thoughts(answer, longest // _SHORTER_THOUGHTS)])
         num_cut += len(sample.prompt) > longest
         rows.append([sample.prompt[:longest], sample.kind, sample.suite, answers])
     methods = [[method.title, token_of(data, method)] for method in data.methods]
     return {"methods": methods, "badges": list(sets), "rows": rows}, num_cut
+
+
+def _thoughts(answer: SampleAnswer, longest: int) -> list[Any]:
+    """Return the thoughts before an answer and how many characters of them are missing; nothing without thoughts."""
+    if not answer.reasoning:
+        return []
+    return [answer.reasoning[:longest], max(0, len(answer.reasoning) - longest)]
 
 
 def is_folded(answer: SampleAnswer, kind: str) -> bool:

@@ -173,12 +173,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class SampleAnswer:
-    """One method's answer to a sample prompt, with the verdict on it (`None`: not judged)."""
+    """One method's answer to a sample prompt, with the verdict (`None`: not judged) and the thoughts before it."""
 
     method: str
     text: str
     verdict: Verdict | None = None
     finished: bool = True
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from bfpo.core.records import narrowed
 from bfpo.core.schema import Completion, Message, Score, Verdict, VerdictRow
 from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
+from bfpo.data.thinking import Thinking
 from bfpo.report.data import Basis, MethodResult, SampleAnswer, Suite, SuiteComparison
 from bfpo.report.read import Run, model_name, resolve
 from bfpo.scores.records import AccuracyRow, ScoresFile
@@ -122,8 +123,8 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
     verdicts = run.rows(VerdictRow, "verdicts.jsonl")
     for row in verdicts:
         found = texts.get(row.completion_id)
-        text, turns = (None, ()) if found is None else (found.text, found.prompt)
-        answer = SuiteAnswer("", "", row.completion_id, row.kind, turns, text or "", row.finished, row)
+        text, thoughts, turns = (None, "", ()) if found is None else (found.text, found.reasoning, found.prompt)
+        answer = SuiteAnswer("", "", row.completion_id, row.kind, turns, text or "", row.finished, row, thoughts)
         asked = row.prompt or normalised_prompt(turns)
         _add_answer(model, answer, _prompt_text(turns) or row.prompt, asked, has_text=text is not None)
     if verdicts and not texts:
@@ -137,8 +138,10 @@ def _texts_of(run: Run) -> dict[str, Completion]:
     file = run.setting("completions", str)
     where = resolve(file, run) if file else None
     try:
-        return {completion.id: completion for completion in read_completions(where)} if where is not None else {}
-    except (BfpoError, OSError) as error:
+        thinking = Thinking.model_validate(run.setting("thinking", dict) or {})
+        found = read_completions(where, thinking=thinking) if where is not None else []
+        return {completion.id: completion for completion in found}
+    except (BfpoError, OSError, ValueError) as error:
         run.problems.append(str(error))
         return {}
 
@@ -167,7 +170,8 @@ def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, h
     if verdict is not None:
         verdict = replace(narrowed(Verdict, verdict), raw="", partly_refused=None)
     if has_text:
-        model.answers[key] = (prompt, answer.kind, SampleAnswer(model.result.name, answer.text, verdict, finished))
+        shown = SampleAnswer(model.result.name, answer.text, verdict, finished, answer.reasoning)
+        model.answers[key] = (prompt, answer.kind, shown)
     if verdict is not None:
         model.judges.setdefault(suite, set()).add(verdict.judge)
         model.asked.setdefault(suite, set()).add(asked or prompt)

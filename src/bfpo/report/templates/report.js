@@ -109,10 +109,26 @@
       var text = make("p", "text", answer[1]);
       text.dir = "auto";
       text.tabIndex = 0;
-      if (!answer[1]) { text = make("p", "text none", "(nothing written)"); }
+      if (!answer[1]) { text = make("p", "text none", answer[5] ? "(no answer behind the thoughts)" : "(nothing written)"); }
       holder.appendChild(text);
       if (answer[4]) holder.appendChild(make("p", "cut", "cut on this page: " + answer[4] + " more characters"));
+      if (answer[5]) holder.appendChild(thoughts(answer));
       return holder;
+    }
+
+    // Thoughts may be harmful where the answer is not: their text too is added on a click.
+    function thoughts(answer) {
+      var details = make("details", "folded");
+      details.appendChild(make("summary", "", "Show the thoughts before this answer, which were not judged"));
+      details.addEventListener("toggle", function () {
+        if (!details.open || details.childNodes.length > 1) return;
+        var text = make("p", "text", answer[5]);
+        text.dir = "auto";
+        text.tabIndex = 0;
+        details.appendChild(text);
+        if (answer[6]) details.appendChild(make("p", "cut", "cut on this page: " + answer[6] + " more characters"));
+      });
+      return details;
     }
 
     function card(answer) {
