@@ -14,9 +14,12 @@ import torch
 from typer.testing import CliRunner
 
 from bfpo.cli import app
-from bfpo.core.errors import ModelError
+from bfpo.config import AlignConfig
+from bfpo.core.errors import ModelError, RunError
 from bfpo.policy.load import load_policy
 from bfpo.policy.save import save_policy
+from bfpo.runs.stages import run_stage
+from bfpo.training import callbacks
 from messages import fails, raises
 from tiny import tiny_model, tiny_tokenizer
 
@@ -64,11 +67,22 @@ class Inputs:
         path = self.foreign / name
         path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
 
+    def training(self) -> AlignConfig:
+        data = {"files": str(self.root / "pairs.jsonl")}
+        steps = {"max_steps": 1, "pairs_per_step": 2, "reference_cache": str(self.root / "cache")}
+        return AlignConfig.model_validate({"model": str(self.plain), "data": data, **steps})
+
     def rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         (self.root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def write(self, name: str, **keys: Any) -> None:
         (self.root / name).write_text(json.dumps(keys))
+
+
+@pytest.fixture(scope="module")
+def trained(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one step, with its checkpoint."""
+    return run_stage("train", inputs.training(), tmp_path_factory.mktemp("trained") / "run").path
 
 
 @pytest.fixture(scope="module")
@@ -196,4 +210,31 @@ def test_an_adapter_is_read_from_safetensors_only_and_its_base_is_checked(inputs
     )
     with raises(ModelError, "auto_map"):
         load_policy(adapter)
+    assert not inputs.mark.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "model.bin", "deep"]
+)
+def test_a_checkpoint_is_read_without_building_objects(
+    name: str, inputs: Inputs, trained: Path, tmp_path: Path
+) -> None:
+    config = inputs.training()
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "model")
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"interrupted"'))
+    checkpoint = run / "checkpoints" / "checkpoint-1"
+    if name == "deep":
+        (checkpoint / "trainer_state.json").write_text("[" * 100_000)
+    elif name == "model.bin":
+        (checkpoint / "model.safetensors").unlink()
+        torch.save(Payload(inputs.mark), checkpoint / "pytorch_model.bin")
+    else:
+        torch.save({"state": Payload(inputs.mark)}, checkpoint / name)
+    callbacks._mark(checkpoint)
+    if name in ("training_args.bin", "rng_state.pth"):  # not read, as training was at its end
+        run_stage("train", config, run, resume=True)
+    else:
+        with raises(RunError, "checkpoints"):
+            run_stage("train", config, run, resume=True)
     assert not inputs.mark.exists()

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor
@@ -237,7 +238,7 @@ def train_in_folder(
 
     Metrics go to `metrics.jsonl`, progress to the log or a bar; the `save_total_limit` newest checkpoints are kept.
     Raises `KeyboardInterrupt` after a Ctrl-C and `StopRequest` after a SIGTERM, with a checkpoint of the step it came
-    in, and `DiskFullError` if the disk is full.
+    in, `DiskFullError` if the disk is full, and `RunError` for a checkpoint that holds other than tensors and numbers.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(MetricsCallback(folder.append_metrics, folder.restore_metrics))
@@ -249,6 +250,11 @@ def train_in_folder(
         metrics = _last_metrics(trainer)
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
+    except (UnpicklingError, RecursionError) as error:
+        raise RunError(
+            f"{folder.path / CHECKPOINTS}: the last checkpoint is damaged, or holds something other than tensors and plain "
+            "values, which is not read; remove it to continue from an earlier one"
+        ) from error
     except Exception as error:
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
