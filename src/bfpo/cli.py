@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from bfpo._version import __version__
-from bfpo.core.console import show, show_table, start_logging
+from bfpo.core.console import show, show_error, show_table, start_logging
 from bfpo.core.errors import BfpoError, ConfigError, StopRequest
 from bfpo.runs.stages import STAGES, keep_quiet, preview_stage, run_stage
 
@@ -299,10 +299,10 @@ def _handled(command: str, debug: bool, resume_with: str | None = None) -> Itera
 
 def _fail(debug: bool, message: str, exit_code: int) -> NoReturn:
     if debug:
-        traceback.print_exc()
+        show_error(traceback.format_exc().rstrip())
     problems = message.split("\n")
     text = message if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems])
-    sys.stderr.write(f"error: {text}\n")
+    show_error(f"error: {text}")
     raise typer.Exit(exit_code)
 
 

@@ -1,4 +1,8 @@
-"""Console output: results on stdout, log records on stderr; styled on a terminal, plain text elsewhere."""
+"""Console output: results on stdout, log records and errors on stderr; styled on a terminal, plain text elsewhere.
+
+Texts of models, servers, data and configs are in what is printed. All of it goes through `printable`, so that a
+terminal shows it and obeys none of it.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,20 @@ import logging
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["in_words", "printable", "show", "show_table", "start_logging"]
+__all__ = ["in_words", "one_line", "printable", "show", "show_error", "show_table", "start_logging"]
+
+_KEPT = "\u200c\u200d"  # the joiners, which Persian words and emoji need
+_UNSEEN = "\u115f\u1160\u3164\uffa0"  # letters of Hangul without a shape
 
 
 class _ConsoleHandler(logging.Handler):
     """Writes log records as plain lines; warnings and errors start with their level."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        text = printable(self.format(record))  # a traceback, too
         style = {logging.WARNING: "yellow", logging.ERROR: "red"}.get(record.levelno)
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
@@ -28,11 +36,23 @@ class _ConsoleHandler(logging.Handler):
             sys.stderr.flush()
 
 
+class _Record(logging.LogRecord):
+    """A record whose message is `printable`; a text in it that is not the whole message stays on one line."""
+
+    def getMessage(self) -> str:  # noqa: N802 - upstream's name
+        args = self.args
+        if isinstance(args, tuple) and self.msg != "%s":
+            args = tuple(one_line(each) if isinstance(each, (str, Path)) else each for each in args)
+        return printable(str(self.msg) % args if args else str(self.msg))
+
+
 def start_logging(level: int = logging.INFO) -> None:
     """Write the records of the `bfpo` loggers to stderr; repeated calls have no effect.
 
-    Called by programs (the command line, the demo's workers), never by the library.
+    Records of other loggers, which have handlers of their own, are escaped as those of `bfpo` are. Called by programs
+    (the command line, the workers of an experiment), never by the library.
     """
+    logging.setLogRecordFactory(_Record)
     logger = logging.getLogger("bfpo")
     logger.setLevel(level)
     if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
@@ -41,16 +61,29 @@ def start_logging(level: int = logging.INFO) -> None:
 
 
 def printable(text: str) -> str:
-    """Return untrusted text with control and invisible formatting characters escaped; keeps line breaks and tabs.
+    """Return untrusted text with control and invisible characters escaped; keeps line breaks and tabs.
 
     A model's answer can then neither send escape codes to a terminal nor change the reading direction of the text.
     """
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-        else ascii(character)[1:-1]
-        for character in text
-    )
+    return "".join(map(_symbol, text)) if _needs_symbols(text) else text
+
+
+def one_line(value: object) -> str:
+    """Return `printable` text without line breaks and tabs, such as a file's name in a message."""
+    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _needs_symbols(text: str) -> bool:
+    return not text.isprintable() or any(character in text for character in _UNSEEN)
+
+
+def _symbol(character: str) -> str:
+    if character in _UNSEEN:
+        return ascii(character)[1:-1]
+    if character.isprintable() or character in "\n\t" or character in _KEPT:
+        return character
+    escaped = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")  # not other spaces, private use
+    return ascii(character)[1:-1] if escaped else character
 
 
 def in_words(value: Any, digits: int = 6) -> str:
@@ -68,8 +101,13 @@ def in_words(value: Any, digits: int = 6) -> str:
 
 def show(text: str = "") -> None:
     """Write a line to stdout and flush it."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(printable(text) + "\n")
     sys.stdout.flush()
+
+
+def show_error(text: str) -> None:
+    """Write a line to stderr."""
+    sys.stderr.write(printable(text) + "\n")
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -81,10 +119,10 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
         table = Table(*columns, box=None, pad_edge=False)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         Console().print(table)
         return
-    lines = [columns, *rows]
+    lines = [[printable(cell) for cell in line] for line in (columns, *rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns) - 1)]
     for line in lines:
         padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]

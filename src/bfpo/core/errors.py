@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bfpo.core.console import one_line
+
 __all__ = [
     "BfpoError",
     "ConfigError",
@@ -45,7 +47,7 @@ class DataError(BfpoError, ValueError):
     @classmethod
     def at(cls, file: str | Path, line: int | None, message: str) -> DataError:
         """Return an error whose message starts with `file:line: ` (without a line: `file: `)."""
-        location = f"{file}:{line}" if line is not None else f"{file}"
+        location = one_line(file) if line is None else f"{one_line(file)}:{line}"
         return cls(f"{location}: {message}")
 
 

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bfpo.core.console import one_line
+
 __all__ = ["CountProgress"]
 
 
@@ -29,7 +31,7 @@ class CountProgress:
         seconds_between_lines: float = 30.0,
         console: Console | None = None,
     ) -> None:
-        self._title, self._total, self._logger = title, total, logger
+        self._title, self._total, self._logger = one_line(title), total, logger
         self._shown, self._between = shown, seconds_between_lines
         self._console = console or Console(stderr=True)
         self._count = 0
@@ -40,7 +42,9 @@ class CountProgress:
         if self._shown and self._console.is_terminal:
             known = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             count = (TextColumn("{task.completed}"),) if self._total is None else known
-            self._bar = Progress(TextColumn("{task.description}"), *count, console=self._console, transient=True)
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False), *count, console=self._console, transient=True
+            )
             self._bar.add_task(self._title, total=self._total)
             self._bar.start()
         return self

@@ -13,6 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
+from bfpo.core.console import one_line
 from bfpo.core.errors import DataError, first_line
 from bfpo.core.inputs import ALLOWED_KINDS, kind_of
 from bfpo.data.layouts import Layout
@@ -117,14 +118,10 @@ def first_that_fits(file: Path, rows: Iterable[Row], layouts: Iterable[Layout[It
             return layout
     if first is None:
         return None
-    seen = ", ".join(map(_printable, first.columns)) or "none"
+    seen = ", ".join(map(one_line, first.columns)) or "none"
     needs = "; ".join(f"{layout.name} needs {', '.join(layout.needs)}" for layout in known if layout.needs)
     what = f"the columns fit no layout; columns seen: {seen}; layouts: {needs}"
     raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
-
-
-def _printable(name: object) -> str:
-    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def attempt(make: Callable[[Row], Item], file: Path, row: Row) -> Item | Reject:

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from bfpo.core.console import one_line, start_logging
 from bfpo.core.errors import BfpoError, RunError
 from bfpo.core.processes import end_with_parent
 from bfpo.experiments.points import Chain
@@ -94,14 +95,9 @@ def _run_chain(chain: Chain, log_file: str) -> float:
     """Run the stages of a chain in this process and return the time in seconds."""
     start = time.monotonic()
     with Path(log_file).open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-        handler = logging.StreamHandler(log)
-        logging.getLogger("bfpo").addHandler(handler)
-        logging.getLogger("bfpo").setLevel(logging.INFO)
-        try:
-            for step in chain.steps:
-                run_stage(step.stage, step.config, step.out, resume=True)
-        finally:
-            logging.getLogger("bfpo").removeHandler(handler)
+        start_logging()  # to stderr, which is the log now
+        for step in chain.steps:
+            run_stage(step.stage, step.config, step.out, resume=True)
     return time.monotonic() - start
 
 
@@ -135,7 +131,7 @@ class ChainProgress:
         self._num_chains = num_chains
         self._num_ended = 0
         self._tasks: dict[Chain, TaskID] = {}
-        columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.fields[state]}"))
+        columns = (TextColumn("{task.description:24}", markup=False), BarColumn(), TextColumn("{task.fields[state]}"))
         self._bars = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
         self._is_terminal = sys.stderr.isatty()
 
@@ -156,7 +152,7 @@ class ChainProgress:
             if chain not in self._tasks:
                 if not self._is_terminal:
                     _log.info("%s: running", chain.title)
-                self._tasks[chain] = self._bars.add_task(chain.title, total=_num_steps(chain), state="")
+                self._tasks[chain] = self._bars.add_task(one_line(chain.title), total=_num_steps(chain), state="")
             if self._is_terminal:
                 step, total = _last_step(chain), _num_steps(chain)
                 state = f"step {step} of {total}" if step < total else "answers and verdicts"
@@ -168,7 +164,7 @@ class ChainProgress:
         self._bars.remove_task(self._tasks[chain])
         text = f"{chain.title}: done in {seconds:.0f} s ({self._num_ended} of {self._num_chains})"
         if self._is_terminal:
-            self._bars.console.print(text, highlight=False)
+            self._bars.console.print(one_line(text), highlight=False, markup=False)
         else:
             _log.info("%s", text)
 

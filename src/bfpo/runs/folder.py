@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-from bfpo.core.console import in_words
+from bfpo.core.console import in_words, printable
 from bfpo.core.energy import gpu_joules, joules_since
 from bfpo.core.errors import DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_bytes_whole
@@ -228,8 +228,8 @@ class RunFolder:
         )
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write a UTF-8 text file atomically. Returns its path."""
-        return self.write_bytes(name, text.encode("utf-8"))
+        """Write a UTF-8 text file atomically, Markdown with control characters as symbols. Returns its path."""
+        return self.write_bytes(name, (printable(text) if name.endswith(".md") else text).encode("utf-8"))
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a record or a JSON value atomically; a number that is not finite becomes null. Returns its path."""

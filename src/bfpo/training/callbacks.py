@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from bfpo.core.console import one_line
 from bfpo.core.errors import StopRequest
 from bfpo.core.files import write_text_whole
 
@@ -108,7 +109,7 @@ class ProgressCallback(TrainerCallback):
     """
 
     def __init__(self, title: str, shown: Mapping[str, str], console: Console | None = None) -> None:
-        self._title = title
+        self._title = one_line(title)
         self._shown = shown
         self._console = console or Console(stderr=True)
         self._progress: Progress | None = None
@@ -121,11 +122,11 @@ class ProgressCallback(TrainerCallback):
         self._started = time.monotonic()
         if state.is_world_process_zero and self._console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 console=self._console,
             )
             self._progress.add_task(self._title, total=state.max_steps, completed=state.global_step, figures="")

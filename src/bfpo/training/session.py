@@ -252,8 +252,8 @@ def train_in_folder(
             metrics |= trainer.evaluate()
     except (UnpicklingError, RecursionError) as error:
         raise RunError(
-            f"{folder.path / CHECKPOINTS}: the last checkpoint is damaged, or holds something other than tensors and plain "
-            "values, which is not read; remove it to continue from an earlier one"
+            f"{folder.path / CHECKPOINTS}: the last checkpoint is damaged, or holds something other than tensors and "
+            "plain values, which is not read; remove it to continue from an earlier one"
         ) from error
     except Exception as error:
         if isinstance(error, DiskFullError) or not is_disk_full(error):
