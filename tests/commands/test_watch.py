@@ -66,8 +66,37 @@ def test_a_page_that_refreshes_says_so(run_folder: Path) -> None:
     from bfpo.report.page import render_html
 
     data = gather([run_folder])
-    assert '<meta http-equiv="refresh" content="7">' in render_html(data, refresh_seconds=7)
+    page = render_html(data, refresh_seconds=7)
+    assert '<html lang="en" data-refresh="7">' in page
+    assert '<noscript><meta http-equiv="refresh" content="7"></noscript>' in page
     assert 'http-equiv="refresh"' not in render_html(data)
+
+
+def status_of(run_folder: Path, status: str) -> None:
+    record = json.loads((run_folder / "run.json").read_text())
+    (run_folder / "run.json").write_text(json.dumps({**record, "status": status}))
+
+
+def test_the_page_of_a_run_that_ends_is_the_last_one(run_folder: Path) -> None:
+    status_of(run_folder, "running")
+    with make_server([run_folder], every=0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        assert "A run in progress" in ask(server)[1]
+        assert thread.is_alive()
+        status_of(run_folder, "finished")
+        page = ask(server)[1]
+        assert '<html lang="en">' in page
+        assert "A run that has ended" in page
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+def test_a_run_that_had_ended_is_served_until_it_is_stopped(server: ThreadingHTTPServer) -> None:
+    for _ in range(3):
+        status, page = ask(server)
+        assert status == 200
+        assert '<html lang="en">' in page
 
 
 def test_a_port_that_is_taken_is_named(server: ThreadingHTTPServer, run_folder: Path) -> None:

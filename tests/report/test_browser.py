@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from bfpo.commands.watch import make_server
+from bfpo.core.schema import Verdict
+from bfpo.report.data import MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.report.gather import gather
 from bfpo.report.page import write_report
 from fake_report import fake_report
@@ -129,7 +134,7 @@ def test_filters_searches_and_pages(browser: Any, page_file: Path) -> None:
     assert status.text_content() == "Prompts 1 to 12 of 60"
     page.get_by_role("button", name="Next").click()
     assert status.text_content() == "Prompts 13 to 24 of 60"
-    assert page.locator("article").first.locator("h3").text_content().startswith("question 12?")
+    assert page.locator("article").first.locator(".prompt").text_content() == "question 12?"
     page.get_by_label("Kind of prompt").select_option("harmful")
     assert status.text_content() == "Prompts 1 to 12 of 20 found, 60 in all"
     page.get_by_label("Verdict").select_option("unsafe")
@@ -147,6 +152,86 @@ def test_filters_searches_and_pages(browser: Any, page_file: Path) -> None:
     before = button.evaluate(colour)
     button.hover()
     assert button.evaluate(colour) != before
+
+
+@pytest.fixture(scope="module")
+def long_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models on 30 prompts: every third pair of verdicts differs, and one answer holds a word at its far end."""
+    names = ("first", "second")
+
+    def answer(number: int, name: str) -> SampleAnswer:
+        label: Any = "unsafe" if name == "second" and number % 3 == 0 else "safe"
+        text = "words and words " * (number * 40) + ("the harbour" if (number, name) == (29, "first") else "end")
+        return SampleAnswer(name, text, Verdict(f"{number}", "judge", label))
+
+    samples = [Sample(f"question {number}?", "benign", [answer(number, n) for n in names]) for number in range(30)]
+    methods = [MethodResult(name, name.title(), "baseline") for name in names]
+    return write_report(ReportData("long", "", methods, samples=samples), tmp_path_factory.mktemp("long"))
+
+
+def test_long_answers_are_whole_on_demand_and_searched_to_their_end(browser: Any, long_file: Path) -> None:
+    page = opened(browser, long_file)
+    article = page.locator("article", has_text="question 5?").first
+    text = article.locator(".answer .text").first
+    assert len(text.text_content()) < 700
+    article.get_by_role("button", name="Show all 3,203 characters").first.click()
+    assert text.text_content().endswith("words end")
+    article.get_by_role("button", name="Show less").first.click()
+    assert len(text.text_content()) < 700
+    page.get_by_role("searchbox", name="Search").fill("THE HARBOUR")
+    playwright.expect(page.locator("#answer-status")).to_contain_text("of 1 found")
+    assert page.locator("article mark").text_content() == "the harbour"
+
+
+def test_models_that_differ_sorting_and_links(browser: Any, long_file: Path) -> None:
+    page = opened(browser, long_file)
+    status = page.locator("#answer-status")
+    page.get_by_label("Verdicts of the models").select_option("differ")
+    assert "of 10 found" in status.text_content()
+    page.get_by_label("Verdicts of the models").select_option("agree")
+    assert "of 20 found" in status.text_content()
+    page.get_by_label("Sort").select_option("long")
+    assert page.locator("article .prompt").first.text_content() == "question 29?"
+    page.get_by_role("button", name="Next").click()
+    again = browser.new_context().new_page()
+    again.goto(page.url)
+    again.wait_for_selector("#answers[data-ready]")
+    assert again.locator("#answer-status").text_content() == status.text_content()
+    assert again.locator("article .prompt").first.text_content() == page.locator("article .prompt").first.text_content()
+    link = page.locator("article", has_text="question 4?").locator("a.link").get_attribute("href")
+    again.goto(long_file.as_uri() + link)
+    again.wait_for_selector("#answers[data-ready]")
+    assert again.locator("article.linked .prompt").text_content() == "question 4?"
+
+
+def test_a_page_in_progress_keeps_filters_and_place_when_it_loads_again(browser: Any, tmp_path: Path) -> None:
+    run = write_suites(tmp_path / "scores", lambda n, model: f"{model} says {n}", 60)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    with make_server([run], every=1) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        page = browser.new_context(viewport={"width": 1280, "height": 600}).new_page()
+        loads: list[str] = []
+        page.on("load", lambda _: loads.append(page.url))
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        page.wait_for_selector("#answers[data-ready]")
+        page.get_by_role("searchbox", name="Search").fill("says 1")
+        page.locator("article").nth(3).scroll_into_view_if_needed()
+        playwright.expect(page.locator("#answer-status")).to_contain_text("11 found")
+        before, at = len(loads), page.evaluate("window.scrollY")
+        page.wait_for_timeout(1500)
+        assert len(loads) == before  # somebody has just typed
+        page.wait_for_function("before => performance.now() < 1500 || false", arg=before, timeout=20_000)
+        page.wait_for_selector("#answers[data-ready]")
+        playwright.expect(page.locator("#answer-status")).to_contain_text("11 found")
+        assert page.get_by_role("searchbox", name="Search").input_value() == "says 1"
+        assert abs(page.evaluate("window.scrollY") - at) < 50
+        (run / "run.json").write_text(json.dumps({**record, "status": "finished"}))
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+        page.wait_for_selector("text=A run that has ended")
+        assert page.get_by_role("searchbox", name="Search").input_value() == "says 1"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

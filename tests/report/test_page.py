@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 import zlib
@@ -140,6 +141,19 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "![" not in (tmp_path / "report.md").read_text()
     empty = ReportData("report", "", [])
     assert "not measured" in Page(render_html(empty)).text
+
+
+def test_the_contents_name_every_section_and_headings_are_in_order(data: ReportData, page_text: str) -> None:
+    """A reader by ear goes from heading to heading: a level is never left out."""
+    for text in (page_text, render_html(replace(data, samples=[], gates=[])), render_html(ReportData("r", "", []))):
+        page = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+        sections = re.findall(r'<section id="([^"]+)"', page)
+        contents = page[page.index('<nav id="contents"') : page.index("</nav>")]
+        assert re.findall(r'href="#([^"]+)"', contents) == sections
+        levels = [int(level) for level in re.findall(r"<h([1-6])", page)]
+        assert levels[0] == 1
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_unscored_is_shown(page_text: str) -> None:

@@ -1,10 +1,11 @@
-"""COMMAND `watch`: serve the page of a run in progress to browsers on this machine."""
+"""COMMAND `watch`: serve the page of a run in progress to browsers on this machine, until the run has ended."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from bfpo.core.console import show
 from bfpo.core.errors import BfpoError, ConfigError
+from bfpo.report.data import ReportData
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html
 
@@ -28,7 +30,9 @@ _HEADERS = {
 
 
 def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> None:
-    """Serve the page until Ctrl-C; runs that cannot be read yet are added later.
+    """Serve the page until the run has ended and a browser has its last page, or until Ctrl-C.
+
+    A run that had ended before is served until Ctrl-C. Runs that cannot be read yet are added later.
 
     Raises `DataError` for a folder without a run, `ConfigError` for a port that is in use.
     """
@@ -36,6 +40,9 @@ def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> Non
     with make_server(folders, port=port, every=every, main=main) as server:
         show(f"The page, on this machine only: http://{_HOST}:{server.server_port}/ (Ctrl-C to stop)")
         server.serve_forever()
+    show(
+        "The run has ended, and the browser has its last page; make a file of it with: bfpo report RUN --out PAGE.html"
+    )
 
 
 def make_server(
@@ -43,11 +50,13 @@ def make_server(
 ) -> ThreadingHTTPServer:
     """Return a server, bound to 127.0.0.1, that answers GET / with the current page of the folders.
 
-    The page is remade once it is older than `every` seconds, and reloads itself at that interval. Requests with another
+    The page is remade once it is older than `every` seconds, and reloads itself at that interval while a run is in
+    progress. Once the page of a run that has ended meanwhile is delivered, the server stops. Requests with another
     `Host` are refused (403), as a protection against DNS rebinding; other paths are 404. Raises `ConfigError` for a
     port that is in use.
     """
     page = _Page(folders, every, main)
+    ended_before = not page.in_progress()
 
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "bfpo", ""
@@ -60,7 +69,10 @@ def make_server(
             elif self.path != "/":
                 self._answer(HTTPStatus.NOT_FOUND, "the only page is /")
             else:
-                self._answer(HTTPStatus.OK, page.text())
+                text, ended = page.text()
+                self._answer(HTTPStatus.OK, text)
+                if ended and not ended_before:
+                    threading.Thread(target=server.shutdown).start()  # it waits for the loop that this thread serves
 
         def _answer(self, status: HTTPStatus, text: str) -> None:
             content = text.encode("utf-8")
@@ -89,16 +101,31 @@ class _Page:
     def __init__(self, folders: Sequence[Path], every: int, main: str | None) -> None:
         self._folders, self._every, self._main = folders, every, main
         self._lock = threading.Lock()
-        self._text, self._made_at = "", float("-inf")
+        self._text, self._ended, self._made_at = "", False, float("-inf")
 
-    def text(self) -> str:
+    def in_progress(self) -> bool:
+        """Return whether a run is in progress; a folder that cannot be read now may become one."""
+        try:
+            return _in_progress(gather(self._folders, main=self._main))
+        except (BfpoError, OSError):
+            return True
+
+    def text(self) -> tuple[str, bool]:
+        """Return the page and whether it is the last one, since its runs have ended."""
         with self._lock:
             if time.monotonic() - self._made_at >= self._every:
                 try:
                     data = gather(self._folders, title="A run in progress", main=self._main)
-                    self._text = render_html(data, refresh_seconds=self._every)
+                    self._ended = not _in_progress(data)
+                    if self._ended:
+                        data = replace(data, title="A run that has ended")
+                    self._text = render_html(data, refresh_seconds=None if self._ended else self._every)
                 except (BfpoError, OSError) as error:
                     if not self._text:
                         raise ConfigError(f"the page cannot be made: {error}") from error
                 self._made_at = time.monotonic()
-            return self._text
+            return self._text, self._ended
+
+
+def _in_progress(data: ReportData) -> bool:
+    return any(run.status == "running" for run in data.runs)

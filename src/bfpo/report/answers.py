@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from bfpo.core.schema import Verdict
@@ -15,8 +16,7 @@ from bfpo.report.figures.marks import token_of
 
 __all__ = ["AnswerBlock", "answer_block", "badges", "is_folded"]
 
-MAX_BYTES = 3_300_000
-LONGEST_TEXT = 6000
+MAX_BYTES = 16_000_000
 _SHORTEST_TEXT = 60
 _SHORTER_THOUGHTS = 3  # thoughts get this part of an answer's room: they are long, and answers count
 
@@ -33,12 +33,16 @@ class AnswerBlock:
 
 
 def answer_block(data: ReportData, *, max_bytes: int = MAX_BYTES) -> AnswerBlock:
-    """Return all answers for the page in at most `max_bytes`; texts are cut to the length that fits.
+    """Return all answers for the page in full, or cut to the length that fits into `max_bytes`.
 
     A cut text has the number of missing characters. Base64 contains no character that could end the HTML element. If
     even the shortest texts do not fit, the last prompts are left out.
     """
-    longest, samples = LONGEST_TEXT, data.samples
+    samples = data.samples
+    lengths = [len(sample.prompt) for sample in samples]
+    for answer in (answer for sample in samples for answer in sample.answers):
+        lengths += [len(answer.text), len(answer.reasoning) * _SHORTER_THOUGHTS]
+    longest = max(lengths, default=0)
     while True:
         content, num_cut = _content(data, samples, longest)
         raw = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
@@ -66,7 +70,9 @@ def _content(data: ReportData, samples: list[Any], longest: int) -> tuple[dict[s
             row: list[Any] = [places[answer.method], answer.text[:longest], sets.setdefault(words, len(sets))]
             answers.append([*row, fold, missing, *_thoughts(answer, longest // _SHORTER_THOUGHTS)])
         num_cut += len(sample.prompt) > longest
-        rows.append([sample.prompt[:longest], sample.kind, sample.suite, answers])
+        # Links name a prompt by what it is, not by its place, which changes while a run is in progress.
+        name = sha256("\0".join((sample.suite, sample.kind, sample.prompt)).encode("utf-8", "replace")).hexdigest()[:10]
+        rows.append([sample.prompt[:longest], sample.kind, sample.suite, answers, name])
     methods = [[method.title, token_of(data, method)] for method in data.methods]
     return {"methods": methods, "badges": list(sets), "rows": rows}, num_cut
 

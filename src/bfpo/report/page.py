@@ -17,6 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
+from bfpo.core.characters import visible
 from bfpo.core.errors import RunError
 from bfpo.core.files import write_bytes_whole
 from bfpo.plots.style import inline_svg, png_bytes, svg_bytes
@@ -33,9 +34,9 @@ from bfpo.report.view import few_samples, page_view
 
 __all__ = ["render_html", "render_markdown", "write_report"]
 
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff0-\ufffb\ufffe\uffff\ud800-\udfff]"
-)
+# Titles are escaped text; the answers are a compressed block: neither can look like a section.
+_SECTION = re.compile(r'<section id="([\w-]+)"[^>]*>\s*<h2>(.*?)</h2>')
+_CONTENTS = '<nav id="contents" aria-label="Contents">'
 _HEAD = 2048  # bytes at the start of a file in which its mark is
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|<~&$])")
 
@@ -144,7 +145,13 @@ def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | Non
         "script": Markup(script),  # the only script that the page allows
         "script_hash": f"sha256-{digest}",
     }
-    return environment.get_template("report.html").render(view)
+    return _with_contents(environment.get_template("report.html").render(view))
+
+
+def _with_contents(page: str) -> str:
+    """Return the page with a list of its sections, which are those that it has."""
+    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in _SECTION.findall(page))
+    return page.replace(_CONTENTS, f"{_CONTENTS}<ul>{links}</ul>", 1)
 
 
 def _markdown(data: ReportData, figures: str) -> str:
@@ -259,7 +266,7 @@ def _visible(data: ReportData) -> ReportData:
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            return _UNSEEN.sub(_symbol, value.replace("\r\n", "\n"))
+            return visible(value.replace("\r\n", "\n"))
         if isinstance(value, dict):
             return {clean(key): clean(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -267,11 +274,6 @@ def _visible(data: ReportData) -> ReportData:
         return value
 
     return TypeAdapter(ReportData).validate_python(clean(asdict(data)))
-
-
-def _symbol(found: re.Match[str]) -> str:
-    code = ord(found.group())
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
 def _attribute(text: str) -> str:
