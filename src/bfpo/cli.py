@@ -290,6 +290,8 @@ def _handled(command: str, debug: bool, resume_with: str | None = None) -> Itera
         except KeyboardInterrupt as stop:
             text = "stopped" if resume_with is None else f"stopped; continue with {resume_with}"
             _fail(debug, text, 143 if isinstance(stop, StopRequest) else 130)
+        except RecursionError:
+            _fail(debug, f"bfpo {command}: an input nests lists or objects too deeply to be read; shorten it", 2)
         except BrokenPipeError:  # the reader of our output has exited, as in `--keys | head`
             raise
         except Exception as error:

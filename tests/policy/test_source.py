@@ -7,12 +7,16 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
+from typer.testing import CliRunner
 
+from bfpo.cli import app
 from bfpo.core.errors import ModelError
 from bfpo.policy import source
 from bfpo.policy.load import load_policy, load_tokenizer
+from bfpo.policy.save import save_policy
 from bfpo.policy.source import read_config
 from messages import raises
+from tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -69,3 +73,32 @@ def test_a_run_folder_in_place_of_its_model_is_guessed(tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").write_text("{}")
     with raises(ModelError, str(tmp_path / "model")):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "generation_config.json",
+        "adapter_config.json",
+        "model.safetensors.index.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ],
+)
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a":' * 990 + "1" + "}" * 990, "\0", "[]", '"text"', "{"])
+def test_a_damaged_or_nested_file_of_a_model_ends_in_one_message(name: str, content: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    save_policy(tiny_model(), tiny_tokenizer(), model)
+    (model / name).write_text(content)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "w1 w2"}\n')
+    settings = [f"model={model}", f"prompts={prompts}", "max_new_tokens=2"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    for command in (["generate", *options], ["interpolate", str(model), str(model)]):
+        result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / command[0])])
+        assert result.exit_code in (0, 2), result.stderr
+        assert "Traceback" not in result.stderr
+        assert result.exit_code == 0 or result.stderr.splitlines()[-1].startswith("error: ")

@@ -14,18 +14,20 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from bfpo.config.describe import allowed, describe_keys, items_of, section_of
-from bfpo.core.errors import ConfigError
+from bfpo.core.console import one_line
+from bfpo.core.errors import ConfigError, first_line
 from bfpo.core.inputs import missing_folder
 from bfpo.core.secrets import hide_in_setting, hide_secrets
 from bfpo.core.settings import ConfigPart, OneOf, StageConfig
-from bfpo.core.yaml_text import parse_yaml
+from bfpo.core.yaml_text import parse_yaml, read_yaml
 
 __all__ = ["check_places", "load_config", "read_template"]
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
 _SET = "--set "
-_STEP = re.compile(r"[^\[\].]+(?:\[\d+\])*")
+_STEP = re.compile(r"[^\[\].]+(?:\[\d{1,6}\])*")
+_MAX_STEPS = 20
 _PART = re.compile(r"\.?[^\[\].]+|\[\d+\]")
 _ITEM = re.compile(r"\[\d+\]")
 _REMOVED = {
@@ -65,18 +67,7 @@ def read_template(file: str | None) -> str | None:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config file ({error.strerror}); check --config") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: the config file is not UTF-8 text; save it as UTF-8") from error
-    try:
-        values, lines = parse_yaml(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark is not None else f"{path}"
-        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    values, lines = read_yaml(path)
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -94,16 +85,18 @@ def _drop_overruled(cls: type[StageConfig], values: dict[str, Any], places: dict
 
 
 def _apply_override(values: dict[str, Any], places: dict[str, str], override: str) -> None:
-    place = f"{_SET}{hide_in_setting(override)}"
+    place = f"{_SET}{one_line(hide_in_setting(override))}"
     key, equals, text = override.partition("=")
     key = key.strip()
-    if not equals or not all(_STEP.fullmatch(part) for part in key.split(".")):
+    parts = key.split(".")
+    if not equals or len(parts) > _MAX_STEPS or not all(_STEP.fullmatch(part) for part in parts):
         raise ConfigError(f"{place}: got no key=value; write for example --set beta=0.1 or --set data.limit=100")
     try:
         value, _ = parse_yaml(text)
     except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(
-            f"{place}: the value is not valid YAML; put it in quotes, as in --set '{key}=\"...\"'"
+            f"{place}: the value is not valid YAML ({problem}); put it in quotes, as in --set '{key}=\"...\"'"
         ) from error
     *steps, leaf = _PART.findall(key)
     target: Any = values

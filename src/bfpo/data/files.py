@@ -21,6 +21,7 @@ from bfpo.data.rejects import CellText, Reject, Row, RowError, describe_rejects
 
 __all__ = [
     "MAX_DOCUMENT_BYTES",
+    "MAX_LEVELS",
     "MAX_LINE_BYTES",
     "attempt",
     "first_that_fits",
@@ -33,6 +34,7 @@ __all__ = [
 Item = TypeVar("Item")
 
 MAX_LINE_BYTES = 1 << 26
+MAX_LEVELS = 100
 """64 MiB: a longer line is a bad row, so that a file without line ends cannot fill the memory."""
 MAX_DOCUMENT_BYTES = 1 << 26
 """64 MiB: a JSON array or object over many lines is read whole, and a longer one must be written as JSON lines."""
@@ -177,13 +179,30 @@ def _json_row(line: int, content: bytes) -> Row:
         value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Row(line, {}, _not_utf8(error))
-    except (ValueError, RecursionError):
+    except RecursionError:
+        return Row(line, {}, _too_deep())
+    except ValueError:
         return Row(line, {}, RowError("row", "invalid JSON", content[:60].decode("utf-8", "replace")))
-    return _value_row(line, value)
+    return _value_row(line, value, content.count(b"[") + content.count(b"{"))
 
 
-def _value_row(line: int, value: object) -> Row:
+def _value_row(line: int, value: object, brackets: int) -> Row:
+    """Return the row of a JSON value whose text has this many opening brackets."""
+    if brackets > MAX_LEVELS and _levels(value) > MAX_LEVELS:
+        return Row(line, {}, _too_deep())
     return Row(line, value) if isinstance(value, dict) else Row(line, {}, RowError("row", "not an object", value))
+
+
+def _levels(value: object) -> int:
+    levels, inside = 0, [value]
+    while inside := [each for each in inside if isinstance(each, (dict, list))]:
+        levels += 1
+        inside = [item for each in inside for item in (each.values() if isinstance(each, dict) else each)]
+    return levels
+
+
+def _too_deep() -> RowError:
+    return RowError("row", f"lists and objects nested more than {MAX_LEVELS} levels deep")
 
 
 def _rest(file: Path, lines: Iterator[tuple[int, bytes | None]]) -> bytes:
@@ -211,8 +230,9 @@ def _array_rows(file: Path, line: int, content: bytes) -> Iterator[Row]:
     try:
         while text[place : place + 1] != "]":
             line, counted = line + text.count("\n", counted, place), place
-            value, place = decoder.raw_decode(text, place)
-            yield _value_row(line, value)
+            start = place
+            value, place = decoder.raw_decode(text, start)
+            yield _value_row(line, value, text.count("[", start, place) + text.count("{", start, place))
             place = _after_space(text, place)
             if text[place : place + 1] == ",":
                 place = _after_space(text, place + 1)

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bfpo.config import (
     AlignConfig,
     EvaluateConfig,
@@ -23,7 +21,7 @@ from bfpo.config import (
 from bfpo.core.errors import BfpoError, ConfigError, RunError
 from bfpo.core.records import load, load_lines, narrowed
 from bfpo.core.schema import Score, Verdict, VerdictRow
-from bfpo.core.yaml_text import parse_yaml
+from bfpo.core.yaml_text import read_yaml
 from bfpo.data.read import read_completions
 from bfpo.runs.stages import check_stage
 from bfpo.scores.accuracy import accuracy_scores
@@ -185,8 +183,8 @@ def _text(value: Any) -> str:
 def _refuse_own_key(file: str, name: str, key: str) -> None:
     """Raise `ConfigError` if a file sets a key that the sweep sets; other errors are left to its loader."""
     try:
-        values, _ = parse_yaml(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        values, _ = read_yaml(file)
+    except ConfigError:
         return
     if isinstance(values, Mapping) and key in values:
         raise ConfigError(f"{name}: {file} sets {key}, which differs between points; remove it from the file")

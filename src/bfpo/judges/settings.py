@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
+from bfpo.core.errors import ConfigError
 from bfpo.core.settings import ConfigPart, OneOf, PathText
-from bfpo.core.yaml_text import parse_yaml
+from bfpo.core.yaml_text import read_yaml
 from bfpo.generation.settings import ServerSpec
 from bfpo.judges.formats import FORMAT_SETTINGS
 
@@ -101,11 +101,9 @@ class _ByFormat(OneOf):
 def _mapping_of(text: str) -> object:
     if text.lower().endswith((".yaml", ".yml")):
         try:
-            value, _ = parse_yaml(Path(text).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"got {text}; the file cannot be read ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"got {text}; the file is not valid YAML") from error
+            value, _ = read_yaml(text, "the judge")
+        except ConfigError as error:
+            raise ValueError(f"got {text}; {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"got {text}; it must hold a mapping of keys to values")
         return value

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bfpo.core.errors import ModelError
+from bfpo.core.errors import ModelError, first_line
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.source import cannot_load
 
@@ -154,16 +154,24 @@ def _tensors_of(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files with weights. Raises `ModelError` for an index that is damaged or names a file elsewhere."""
     if (folder / _INDEX).exists():
-        names = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        return tuple(folder / name for name in sorted(names))
+        try:
+            names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            if all(Path(name).name == name for name in names):
+                return tuple(folder / name for name in names)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(
+                f"{folder / _INDEX}: cannot be read ({first_line(error)}); copy the model again"
+            ) from error
+        raise ModelError(f"{folder / _INDEX}: names a file outside its folder; copy or save the model again")
     return tuple(file for file in [folder / f"model{_SUFFIX}"] if file.exists())
 
 
 def _config(source: BlendSource) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = dict(json.loads((source.folder / "config.json").read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise cannot_load("model", source.folder, error) from error
     return {key: value for key, value in values.items() if key not in _OF_NO_EFFECT}
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bfpo.config import AlignConfig, LoraConfig, SftConfig, load_config
 from bfpo.core.errors import ConfigError, SettingError
+from bfpo.core.yaml_text import read_yaml
 from bfpo.policy.devices import Device, find_devices, free_disk
 from bfpo.policy.load import initial_config, load_tokenizer
 from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
@@ -121,10 +120,7 @@ def examine(
 def _load(path: Path | None, settings: Sequence[str]) -> AlignConfig | SftConfig:
     keys = {setting.partition("=")[0].strip() for setting in settings}
     if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            values = None  # `load_config` below reports the error
+        values, _ = read_yaml(path)
         keys |= set(_dotted(values)) if isinstance(values, Mapping) else set()
     sft_only = {name for name in SftConfig.model_fields if name not in AlignConfig.model_fields} | {"data.use"}
     if any(key == name or key.startswith(f"{name}.") for key in keys for name in sft_only):

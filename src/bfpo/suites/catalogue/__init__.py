@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bfpo.core.errors import ConfigError, first_line
+from bfpo.core.errors import ConfigError
+from bfpo.core.yaml_text import read_yaml
 
 __all__ = [
     "FOLDER",
@@ -130,7 +130,7 @@ def known_suites() -> dict[str, Suite]:
 @cache
 def known_sets() -> dict[str, tuple[str, ...]]:
     """Return the sets of suites by name, each in the order of a report."""
-    sets: dict[str, list[str]] = yaml.safe_load((FOLDER / _SETS).read_text(encoding="utf-8"))
+    sets: dict[str, list[str]] = read_yaml(FOLDER / _SETS)[0]
     return {name: tuple(suites) for name, suites in sets.items()}
 
 
@@ -170,10 +170,7 @@ def _found(name: str) -> list[Suite]:
 
 
 def _read(path: Path) -> Suite:
-    try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as a suite ({first_line(error)})") from error
+    values, _ = read_yaml(path, "the suite")
     try:
         return Suite.model_validate(values)
     except ValidationError as error:
