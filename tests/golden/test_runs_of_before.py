@@ -22,7 +22,7 @@ from bfpo.runs.stages import STAGES, check_stage, run_stage
 
 GOLDEN = Path(__file__).parent
 # Keys that did not exist at that commit, with the values that leave everything as it was.
-NEW: dict[str, Any] = {"thinking": None}
+NEW: dict[str, Any] = {"thinking": None, "chat_template_kwargs": {}, "allow_template_changes": False}
 CONFIGS = json.loads((GOLDEN / "resolved_configs.json").read_text(encoding="utf-8"))
 
 

@@ -6,20 +6,21 @@ from typing import Any
 
 from bfpo.config import ReferenceConfig
 from bfpo.core.errors import RunError
-from bfpo.data.tokenize import PairTokenizer
+from bfpo.data.tokenize import PairTokenizer, check_tokens, token_notes
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.reference.forward_pass import ReferencePass
 from bfpo.runs.folder import RunFolder
-from bfpo.training.session import (
+from bfpo.training.inputs import (
     describe_data,
     load_start,
     pair_sections,
     pair_streams,
-    prepare_process,
+    positions_note,
+    read_start,
     reference_cache,
     report_data,
-    token_settings,
 )
+from bfpo.training.session import prepare_process
 from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
@@ -35,11 +36,20 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     prepare_process(config.threads)
     for name, section in pair_sections(config).items():
         folder.add_data(name, section.files)
-    args, streams = _arguments(config, folder), pair_streams(config)
-    policy = load_start(config)
+    args, start = _arguments(config, folder), read_start(config)
+    streams = pair_streams(config, start)
     with args.main_process_first(desc="tokenizing"):
-        tokens = token_stores(folder, streams, policy.tokenizer, cache=config.token_cache, **token_settings(config))
-    report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
+        tokens = token_stores(
+            folder,
+            streams,
+            start.tokenizer,
+            cache=config.token_cache,
+            num_embeddings=start.num_embeddings,
+            **start.settings,
+        )
+    facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
+    report_data(folder, start, facts, allow_changes=config.allow_template_changes)
+    policy = load_start(config)
     trainer = BFPOTrainer(
         policy.model,
         args,
@@ -60,12 +70,16 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
 
 def preview(config: ReferenceConfig) -> list[str]:
     """Return the pairs of each section, and how many rows the cache has and lacks."""
-    policy = load_start(config)
-    lines, pair_lists = [], []
-    for name, pairs in pair_streams(config).items():
-        tokenize = PairTokenizer(policy.tokenizer, **token_settings(config))
+    start = read_start(config)
+    lines, rows, pair_lists = [], [], []
+    for name, pairs in pair_streams(config, start).items():
+        tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
         pair_lists.append(list(tokenize(pairs)))
-        lines.append("; ".join(describe_data(name, pairs.counts, tokenize.report.as_row())))
+        rows.append(tokenize.report.as_row())
+        check_tokens(name, rows[-1], allow_changes=config.allow_template_changes)
+        lines += ["; ".join(describe_data(name, pairs.counts, rows[-1])), *token_notes(name, rows[-1])]
+    lines += positions_note(start, rows)
+    policy = load_start(config)
     found = ReferencePass(
         policy.model,
         pair_lists,

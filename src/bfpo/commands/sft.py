@@ -12,22 +12,25 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from bfpo.config import SftConfig, SftDataConfig, read_template
+from bfpo.config import SftConfig, SftDataConfig
 from bfpo.data.load import LoadedCompletions, load_completions
-from bfpo.data.tokenize import SftExample, TokenizeReport, tokenize_completions
+from bfpo.data.tokenize import SftExample, TokenizeReport, check_tokens, token_notes, tokenize_completions
 from bfpo.policy.load import Policy, init_policy, pad_token_id
+from bfpo.policy.probe import check_positions
 from bfpo.runs.folder import RunFolder
 from bfpo.training.callbacks import EpochCallback
-from bfpo.training.metrics import RunningLoss
-from bfpo.training.session import (
-    common_arguments,
+from bfpo.training.inputs import (
+    Start,
     describe_data,
     load_start,
-    prepare_process,
+    positions_note,
+    read_start,
     report_data,
-    train_in_folder,
+    template_facts,
     write_rejects,
 )
+from bfpo.training.metrics import RunningLoss
+from bfpo.training.session import common_arguments, prepare_process, train_in_folder
 from bfpo.training.sharding import prepare_sharding
 
 __all__ = ["CompletionCollator", "SftTrainer", "preview", "run"]
@@ -105,14 +108,18 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     sections = _sections(config)
     for name, section in sections.items():
         folder.add_data(name, section.files)
-    loaded = {name: load_completions(section, seed=config.seed) for name, section in sections.items()}
+    start = read_start(config)
+    loaded = _load(config, start)
+    write_rejects(folder, {name: rows.rejects for name, rows in loaded.items()})
+    tokens = {name: _tokenize(rows, start) for name, rows in loaded.items()}
+    reports = {name: report.as_row() for name, (_, report) in tokens.items()}
+    facts = {name: (rows.counts, reports[name]) for name, rows in loaded.items()}
+    report_data(folder, start, facts, allow_changes=config.allow_template_changes)
     policy = _policy(config)
+    check_positions(policy.model, max(row["longest_tokens"] for row in reports.values()))
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
-    tokens = {name: _tokenize(config, rows, policy) for name, rows in loaded.items()}
-    write_rejects(folder, {name: rows.rejects for name, rows in loaded.items()})
-    report_data(folder, {name: (rows.counts, tokens[name][1].as_row()) for name, rows in loaded.items()})
     common = common_arguments(
         config,
         folder,
@@ -139,18 +146,25 @@ def run(config: SftConfig, folder: RunFolder) -> None:
         save_total_limit=config.save_total_limit,
     )
     folder.add_facts(metrics=metrics)
-    _write_card(config, folder, policy, metrics)
+    _write_card(config, folder, policy, metrics, template_facts(config, reports))
 
 
 def preview(config: SftConfig) -> list[str]:
     """Return what would be trained on: completions of each input, and the parameters that train."""
-    loaded = {name: load_completions(section, seed=config.seed) for name, section in _sections(config).items()}
-    policy = _policy(config)
-    lines = []
-    for name, rows in loaded.items():
-        _, report = _tokenize(config, rows, policy)
-        lines.append("; ".join(describe_data(name, rows.counts, report.as_row())))
-    return [*lines, str(policy.trainable_report)]
+    start = read_start(config)
+    lines, reports = [], []
+    for name, rows in _load(config, start).items():
+        reports.append(_tokenize(rows, start)[1].as_row())
+        check_tokens(name, reports[-1], allow_changes=config.allow_template_changes)
+        lines += ["; ".join(describe_data(name, rows.counts, reports[-1])), *token_notes(name, reports[-1])]
+    return [*lines, *positions_note(start, reports), str(_policy(config).trainable_report)]
+
+
+def _load(config: SftConfig, start: Start) -> dict[str, LoadedCompletions]:
+    check = start.row_check()
+    return {
+        name: load_completions(section, seed=config.seed, check=check) for name, section in _sections(config).items()
+    }
 
 
 def _sections(config: SftConfig) -> dict[str, SftDataConfig]:
@@ -164,17 +178,15 @@ def _policy(config: SftConfig) -> Policy:
     return load_start(config, dropout=True)
 
 
-def _tokenize(config: SftConfig, rows: LoadedCompletions, policy: Policy) -> tuple[list[SftExample], TokenizeReport]:
+def _tokenize(rows: LoadedCompletions, start: Start) -> tuple[list[SftExample], TokenizeReport]:
     return tokenize_completions(
-        rows.completions,
-        policy.tokenizer,
-        max_length=config.max_length,
-        max_completion_length=config.max_completion_length,
-        chat_template=read_template(config.chat_template),
+        rows.completions, start.tokenizer, **start.settings, num_embeddings=start.num_embeddings
     )
 
 
-def _write_card(config: SftConfig, folder: RunFolder, policy: Policy, metrics: dict[str, float]) -> None:
+def _write_card(
+    config: SftConfig, folder: RunFolder, policy: Policy, metrics: dict[str, float], shown: dict[str, str]
+) -> None:
     loss = metrics.get("eval_loss")
     training = {
         "start": config.model or "random weights",
@@ -183,6 +195,7 @@ def _write_card(config: SftConfig, folder: RunFolder, policy: Policy, metrics: d
         "training loss (nats per token)": metrics.get("train_loss"),
         "held-out loss (nats per token)": loss,
         "held-out perplexity": None if loss is None else math.exp(min(loss, 100.0)),
+        **shown,
     }
     known = {name: value for name, value in training.items() if value is not None}
     folder.write_card(

@@ -8,19 +8,18 @@ from typing import Any
 from bfpo.config import AlignConfig
 from bfpo.policy.load import Policy
 from bfpo.runs.folder import RunFolder
-from bfpo.training.margin import margin_logps
-from bfpo.training.session import (
-    common_arguments,
+from bfpo.training.inputs import (
     describe_tokens,
     load_start,
     pair_sections,
     pair_streams,
-    prepare_process,
+    read_start,
     reference_cache,
     report_data,
-    token_settings,
-    train_in_folder,
+    template_facts,
 )
+from bfpo.training.margin import margin_logps
+from bfpo.training.session import common_arguments, prepare_process, train_in_folder
 from bfpo.training.tokens import token_stores
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
@@ -47,17 +46,26 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     prepare_process(config.threads)
     for name, section in pair_sections(config).items():
         folder.add_data(name, section.files)
-    args, streams = _arguments(config, folder), pair_streams(config)
+    args, start = _arguments(config, folder), read_start(config)
+    streams = pair_streams(config, start)
     if not folder.resumed and folder.is_writer:
-        for stream in streams.values():  # errors in the data come before a model is loaded
+        for stream in streams.values():  # a bad row of any stream is found before the tokens of the first are made
             stream.scan()
-    policy = load_start(config)
+    with args.main_process_first(desc="tokenizing"):  # the others read what the first one has written
+        tokens = token_stores(
+            folder,
+            streams,
+            start.tokenizer,
+            cache=config.token_cache,
+            num_embeddings=start.num_embeddings,
+            **start.settings,
+        )
+    facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
+    report_data(folder, start, facts, allow_changes=config.allow_template_changes)
+    policy = load_start(config)  # after the data: what is wrong with them is said first
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
-    with args.main_process_first(desc="tokenizing"):  # the others read what the first one has written
-        tokens = token_stores(folder, streams, policy.tokenizer, cache=config.token_cache, **token_settings(config))
-    report_data(folder, {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()})
     others = None
     if config.margin_model is not None:
         vocabulary = policy.tokenizer.get_vocab()
@@ -87,13 +95,14 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     )
     divergence = trainer.watch.message if trainer.watch is not None else None
     folder.add_facts(divergence=divergence, metrics=metrics)
-    _write_card(config, folder, policy, metrics, divergence)
+    shown = template_facts(config, {name: row for name, (_, row) in facts.items()})
+    _write_card(config, folder, policy, metrics, divergence, shown)
 
 
 def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on: pairs by cell of each stream, and the parameters that train."""
-    policy = load_start(config)
-    return [*describe_tokens(config, policy.tokenizer), str(policy.trainable_report)]
+    lines = describe_tokens(config, read_start(config))
+    return [*lines, str(load_start(config).trainable_report)]
 
 
 def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:
@@ -104,7 +113,12 @@ def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:
 
 
 def _write_card(
-    config: AlignConfig, folder: RunFolder, policy: Policy, metrics: dict[str, float], divergence: str | None
+    config: AlignConfig,
+    folder: RunFolder,
+    policy: Policy,
+    metrics: dict[str, float],
+    divergence: str | None,
+    shown: dict[str, str],
 ) -> None:
     wanted = ("accuracy", "normalised_loss", "favoured_drift_per_token", "num_pairs")
     held_out: dict[str, Any] = {
@@ -119,6 +133,7 @@ def _write_card(
         "optimizer steps": metrics.get("step"),
         "loss over its value at the start": metrics.get("loss_over_start"),
         "divergence": divergence or "none seen",
+        **shown,
     }
     folder.write_card(
         f"{config.model}, trained by {config.method}",

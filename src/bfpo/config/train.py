@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, create_model, model_validator
 
 from bfpo.core.settings import Need, PathText, StageConfig, beside, unless
-from bfpo.data.settings import DataConfig, SftDataConfig
+from bfpo.data.settings import DataConfig, SftDataConfig, TemplateKwargs
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
 from bfpo.policy.settings import InitConfig, LoraConfig
 
@@ -36,6 +36,11 @@ class TrainingKeys(StageConfig):
     chat_template: PathText | None = Field(
         default=None,
         description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
+    )
+    chat_template_kwargs: TemplateKwargs = Field(default={})
+    allow_template_changes: bool = Field(
+        default=False,
+        description="text of the rows that the chat template deletes or moves is counted; false = it stops the run",
     )
     max_length: int = Field(
         default=1024, ge=2, description="longest prompt + completion in tokens; prompts are cut first"
@@ -155,6 +160,7 @@ _SHIFTED = ", ".join(name for name, method in METHODS.items() if method.shifted)
 _WITHOUT_CACHE = ("swap", "adapter_off")  # values of `reference` that neither read the cache nor add to it
 _READ_BY_REFERENCE = frozenset(
     {"model", "revision", "dtype", "trainable", "lora", "quantize", "data", "buffer", "eval_data", "chat_template"}
+    | {"chat_template_kwargs", "allow_template_changes"}
     | {"max_length", "max_completion_length", "seed", "threads", "reference_cache", "attention", "token_cache"}
     | {"max_tokens_per_microbatch"}
 )

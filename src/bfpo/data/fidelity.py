@@ -9,10 +9,11 @@ from typing import Any
 
 from bfpo.core.schema import Message, from_canonical
 from bfpo.data.template import REASONING, called_functions
+from bfpo.data.thinking import MARKS
 
 __all__ = ["changed_texts", "common_length", "opening_difference", "shortest_text"]
 
-_THOUGHTS = re.compile(r"</(?:think|thinking|thought|reasoning)>|\[/THINK\]")
+_CLOSED = re.compile("|".join(re.escape(closing) for _, closing in MARKS))
 _SHOWN = 40
 _NAMES = {
     "system": "a system message",
@@ -79,7 +80,7 @@ def _changes(
         own = message is answer
         name = "the completion" if own else _NAMES[message.role]
         end = _end_of(message.content, whole, position, spaced)
-        body = _THOUGHTS.split(message.content)[-1]
+        body = _CLOSED.split(message.content)[-1]
         if end is None and body != message.content:
             end = _end_of(body, whole, position, spaced)
             if end is not None:

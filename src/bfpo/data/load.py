@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
@@ -53,12 +53,12 @@ class PairStream:
 
     A first pass over the files, made by `scan` or on first use, checks all rows and selects those to use. It keeps one
     byte a row, and while it runs 24 to 48 more to find repeated ids and 16 each for a split and a limit. Arguments are
-    those of `load_pairs`, and `scan` raises the same errors. Iteration raises `DataError` if the files have changed
-    since the scan.
+    those of `load_pairs` (`check` is called in this pass only), and `scan` raises the same errors. Iteration raises
+    `DataError` if the files have changed since the scan.
     """
 
-    def __init__(self, data: DataConfig, *, seed: int = 0) -> None:
-        self._data, self._seed = data, seed
+    def __init__(self, data: DataConfig, *, seed: int = 0, check: Callable[[Pair], None] | None = None) -> None:
+        self._data, self._seed, self._check = data, seed, check
         self._ids = PairIds()  # after the scan: of later passes
         self._found: _Chosen | None = None
 
@@ -83,32 +83,36 @@ class PairStream:
         chosen = self._chosen()
         return chosen.of(self._read(self._ids.again()))
 
-    def _read(self, ids: PairIds) -> Iterator[Pair | Reject]:
-        return _rows_of(self._data, ids)
+    def _read(self, ids: PairIds, check: Callable[[Pair], None] | None = None) -> Iterator[Pair | Reject]:
+        return _rows_of(self._data, ids, check)
 
     def _chosen(self) -> _Chosen:
         if self._found is None:
             ids = PairIds()
-            self._found = _choose(self._read(ids), self._data, self._seed)
+            self._found = _choose(self._read(ids, self._check), self._data, self._seed)
             self._ids = ids.again()
         return self._found
 
 
-def load_pairs(data: DataConfig, *, seed: int = 0) -> LoadedPairs:
+def load_pairs(data: DataConfig, *, seed: int = 0, check: Callable[[Pair], None] | None = None) -> LoadedPairs:
     """Read pairs, resolve unknown labels, take one part of a split by prompt, and draw `limit` of them, in this order.
+
+    A row for which `check` raises `RowError` is a bad row.
 
     Raises `DataError` for files that cannot be used, bad rows under `bad_rows="stop"` and if nothing is left,
     `LabelError` for unknown labels under `unknown_label="error"`, `SettingError` for a split or limit that cannot be
     taken.
     """
-    rows = list(_rows_of(data))
+    rows = list(_rows_of(data, check=check))
     chosen = _choose(rows, data, seed)
     return LoadedPairs(list(chosen.of(rows)), chosen.rejects, chosen.counts)
 
 
-def _rows_of(data: DataConfig, ids: PairIds | None = None) -> Iterator[Pair | Reject]:
+def _rows_of(
+    data: DataConfig, ids: PairIds | None = None, check: Callable[[Pair], None] | None = None
+) -> Iterator[Pair | Reject]:
     files = [Path(file) for file in data.files]
-    return iter_pairs(files, layout=data.layout, columns=data.columns, source=data.source, ids=ids)
+    return iter_pairs(files, layout=data.layout, columns=data.columns, source=data.source, ids=ids, check=check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,9 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int) -> _Chos
     return _Chosen(used, data.unknown_label, rejects, counts)
 
 
-def load_completions(data: SftDataConfig, *, seed: int = 0) -> LoadedCompletions:
+def load_completions(
+    data: SftDataConfig, *, seed: int = 0, check: Callable[[Pair | Completion], None] | None = None
+) -> LoadedCompletions:
     """Read completions to imitate from a file of completions, or from pairs of which `use` selects some.
 
     The layout decides which; "auto" looks at the columns of the first file. `limit` counts rows, or pairs if the file
@@ -183,13 +189,13 @@ def load_completions(data: SftDataConfig, *, seed: int = 0) -> LoadedCompletions
     if data.layout in COMPLETION_LAYOUTS or (
         data.layout == "auto" and _holds_completions(expand_files(files)[0], data.columns)
     ):
-        result = read_sft(files, layout=data.layout, columns=data.columns)
+        result = read_sft(files, layout=data.layout, columns=data.columns, check=check)
         check_rejects(result, bad_rows=data.bad_rows)
         rows, rejects, counts = result.completions, result.rejects, {"rows": result.rows}
         rows = _chosen_part(_picked(rows, data.use, data.unknown_label), data, seed)
         rows = rows if data.source is None else [replace(row, kind=data.source) for row in rows]
     else:
-        found = read_pairs(files, layout=data.layout, columns=data.columns, source=data.source)
+        found = read_pairs(files, layout=data.layout, columns=data.columns, source=data.source, check=check)
         check_rejects(found, bad_rows=data.bad_rows)
         pairs = found.pairs if data.use != "safe" else resolve_labels(found.pairs, unknown=data.unknown_label)[0]
         pairs = _chosen_part(pairs, data, seed)

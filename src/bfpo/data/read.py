@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -36,6 +36,7 @@ def read_pairs(
     layout: str = AUTO,
     columns: Mapping[str, str] | None = None,
     source: str | None = None,
+    check: Callable[[Pair], None] | None = None,
 ) -> ReadResult:
     """Read preference pairs from JSON lines or documents, CSV and Parquet; a folder stands for its files.
 
@@ -49,7 +50,7 @@ def read_pairs(
     rejects: list[Reject] = []
     pairs: list[Pair] = []
     layouts: dict[str, str] = {}
-    for item in iter_pairs(files, layout=layout, columns=columns, source=source, layouts=layouts):
+    for item in iter_pairs(files, layout=layout, columns=columns, source=source, layouts=layouts, check=check):
         if isinstance(item, Reject):
             rejects.append(item)
         else:
@@ -65,23 +66,30 @@ def iter_pairs(
     source: str | None = None,
     layouts: dict[str, str] | None = None,
     ids: PairIds | None = None,
+    check: Callable[[Pair], None] | None = None,
 ) -> Iterator[Pair | Reject]:
     """Yield the pair or reject of each row, in order, without keeping rows; otherwise as `read_pairs`.
 
     `layouts` is filled with the layout of each file. `ids`: for callers that read the same files more than once.
+    `check` raises `RowError` for a pair that cannot be used.
     """
     ids = ids or PairIds()
     for file, found in _files_with_layouts(files, PAIR_LAYOUTS, layout, columns, layouts):
         ids.start(file)
-        make = partial(_pair_of, layout=found, source=source, ids=ids)
+        make = partial(_pair_of, layout=found, source=source, ids=ids, check=check)
         for row in mapped_rows(file, columns):
             yield attempt(make, file, row)
 
 
-def _pair_of(row: Row, *, layout: Layout[Pair] | None, source: str | None, ids: PairIds) -> Pair:
+def _pair_of(
+    row: Row, *, layout: Layout[Pair] | None, source: str | None, ids: PairIds, check: Callable[[Pair], None] | None
+) -> Pair:
     assert layout is not None  # a file whose rows have columns has a layout
     columns = row.columns if source is None else {**row.columns, "source": source}
-    return ids.claim(layout.parse(columns), row)
+    pair = layout.parse(columns)
+    if check is not None:
+        check(pair)
+    return ids.claim(pair, row)
 
 
 def _files_with_layouts(
@@ -106,7 +114,11 @@ def _files_with_layouts(
 
 
 def read_sft(
-    files: Sequence[str | Path], *, layout: str = "completions", columns: Mapping[str, str] | None = None
+    files: Sequence[str | Path],
+    *,
+    layout: str = "completions",
+    columns: Mapping[str, str] | None = None,
+    check: Callable[[Completion], None] | None = None,
 ) -> CompletionResult:
     """Read completions to imitate, such as rows `{prompt, completion}`, `{prompt, text}` or `{messages}`.
 
@@ -115,7 +127,7 @@ def read_sft(
     """
     completions: list[Completion] = []
     rejects: list[Reject] = []
-    for item in iter_completions(files, layout=layout, columns=columns):
+    for item in iter_completions(files, layout=layout, columns=columns, check=check):
         if isinstance(item, Reject):
             rejects.append(item)
         else:
@@ -129,17 +141,27 @@ def iter_completions(
     layout: str = AUTO,
     columns: Mapping[str, str] | None = None,
     layouts: dict[str, str] | None = None,
+    check: Callable[[Completion], None] | None = None,
 ) -> Iterator[Completion | Reject]:
     """Yield the completion or reject of each row, in order, without keeping rows; a folder stands for its files.
 
     `layout` names one of `COMPLETION_LAYOUTS`, "auto" decides for each file by its first row that fits one;
-    `layouts` is filled with the layout of each file. Raises `SettingError` for an unknown layout or column,
-    `DataError` for a file that cannot be read or fits no layout.
+    `layouts` is filled with the layout of each file; `check` as in `iter_pairs`. Raises `SettingError` for an unknown
+    layout or column, `DataError` for a file that cannot be read or fits no layout.
     """
     for file, found in _files_with_layouts(files, COMPLETION_LAYOUTS, layout, columns, layouts):
-        make = partial(parse_row, layout=found)
+        make = partial(_completion_of, layout=found, check=check)
         for row in mapped_rows(file, columns):
             yield attempt(make, file, row)
+
+
+def _completion_of(
+    row: Row, *, layout: Layout[Completion] | None, check: Callable[[Completion], None] | None
+) -> Completion:
+    completion = parse_row(row, layout=layout)
+    if check is not None:
+        check(completion)
+    return completion
 
 
 def read_completions(file: str | Path, *, thinking: Thinking | None = None) -> list[Completion]:

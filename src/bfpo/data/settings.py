@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, NameOf
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
@@ -20,7 +20,29 @@ __all__ = [
     "RowsConfig",
     "SftDataConfig",
     "SplitConfig",
+    "TemplateKwargs",
 ]
+
+# Arguments of `apply_chat_template` that are not variables of a template, and variables that this package sets.
+_NOT_VARIABLES = frozenset(
+    {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding"}
+    | {"continue_final_message", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"}
+    | {"return_assistant_tokens_mask", "sanitize_control_tokens", "chat_template_kwargs"}
+)
+
+
+def _only_variables(values: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(_NOT_VARIABLES & values.keys()):
+        raise ValueError(f"got {', '.join(taken)}, which bfpo sets itself; allowed: variables of the chat template")
+    return values
+
+
+TemplateKwargs = Annotated[
+    dict[str, Any],
+    AfterValidator(_only_variables),
+    Field(description="variables that the chat template reads, such as {enable_thinking: false}"),
+]
+"""Values of a chat template's own variables, as `apply_chat_template` takes them."""
 
 
 class SplitConfig(ConfigPart):

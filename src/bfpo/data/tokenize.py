@@ -28,10 +28,12 @@ __all__ = [
     "TokenPair",
     "TokenizeReport",
     "check_ids",
+    "check_tokens",
     "end_token_id",
     "ids_to_check",
     "prompt_ids",
     "row_check",
+    "token_notes",
     "tokenize_completions",
     "tokenize_pairs",
 ]
@@ -285,6 +287,36 @@ def row_check(chat: ChatEncoder) -> Callable[[Pair | Completion], None]:
             raise RowError("prompt", "the chat template refuses this conversation", str(error.__cause__)) from error
 
     return check
+
+
+def token_notes(name: str, row: Mapping[str, Any]) -> list[str]:
+    """Return in words what a report (`as_row`) counts that changes what training learns; `name`: of the stream."""
+    total, same = row["num_pairs"], row["num_identical"]
+    notes = [f"{same} of {total} pairs have two identical completions, from which nothing is learned"] if same else []
+    notes += [f"the chat template: {reason} ({num} of {total})" for reason, num in _counted(row, "template_changes")]
+    notes += [f"the chat template: {opening} ({num} of {total})" for opening, num in _counted(row, "openings")]
+    return [f"{name}: {note}" for note in notes]
+
+
+def check_tokens(name: str, row: Mapping[str, Any], *, allow_changes: bool) -> None:
+    """Raise `DataError` if a report (`as_row`) has only identical pairs, or changes of the template not allowed."""
+    changes = [f"{reason}: {num} of {row['num_pairs']}" for reason, num in _counted(row, "template_changes")]
+    if changes and not allow_changes:
+        first = next(iter(row["first_changed"].values()))
+        raise DataError(
+            f"{name}: the chat template does not keep the text of the rows ({'; '.join(changes)}; first: {first}); "
+            "pass another one with chat_template, or train on what it leaves with allow_template_changes: true"
+        )
+    if row["num_identical"] and row["num_identical"] == row["num_pairs"]:
+        raise DataError(
+            f"{name}: the two completions of all {row['num_pairs']} pairs are identical after the chat template and "
+            "the cuts to max_length and max_completion_length, so that nothing can be learned; raise these limits, or "
+            "check the template and the files"
+        )
+
+
+def _counted(row: Mapping[str, Any], name: str) -> list[tuple[str, int]]:
+    return list(row.get(name, {}).items())
 
 
 def ids_to_check(tokenizer: PreTrainedTokenizerBase, num_embeddings: int | None) -> int | None:

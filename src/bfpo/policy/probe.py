@@ -20,7 +20,7 @@ from bfpo.policy.attention import UnknownExtraError, register_packed
 from bfpo.policy.logps import evaluating, sequence_logps, unwrap_causal_lm, use_own_logits, uses_own_logits
 from bfpo.policy.precision import in_float32
 
-__all__ = ["Attention", "choose_form"]
+__all__ = ["Attention", "check_positions", "choose_form"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _decide_form(model: nn.Module, attention: str = "auto", *, longest_text: int
         raise SettingError(f"attention: got {attention!r}; allowed: {', '.join(get_args(Attention))}")
     causal_lm = unwrap_causal_lm(model)
     _check_rope(causal_lm.config, longest_text)
-    _check_positions(causal_lm, longest_text)
+    check_positions(causal_lm, longest_text)
     can_be_asked = all(p.device.type != "meta" and not hasattr(p, "ds_id") for p in model.parameters())
     with _quietly(model), _restoring(causal_lm) as before:
         expected = _single_text_logps(model, causal_lm) if can_be_asked else None
@@ -255,7 +255,7 @@ def _check_rope(config: Any, longest_text: int) -> None:
             )
 
 
-def _check_positions(causal_lm: Any, longest_text: int) -> None:
+def check_positions(causal_lm: Any, longest_text: int) -> None:
     """Refuse texts longer than a table of learned positions, which the model would read beyond its end."""
     limit = getattr(causal_lm.config.get_text_config(), "max_position_embeddings", None)
     for name, module in causal_lm.named_modules():

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from bfpo.core.errors import ModelError, first_line
 from bfpo.core.inputs import missing_folder
 
-__all__ = ["cannot_load", "check_code", "check_source", "read_config"]
+__all__ = ["cannot_load", "check_code", "check_source", "num_embeddings", "num_positions", "read_config"]
 
 _HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_SECONDS = 10
@@ -117,3 +117,21 @@ def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "
         f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); {hint}allowed: a folder or hub id of {kind} "
         "with safetensors weights and its tokenizer"
     )
+
+
+def num_embeddings(config: Any) -> int | None:
+    """Return the rows of a model's embedding, one per token id, by its config; `None` if it does not say."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    return rows if isinstance(rows, int) and rows > 0 else None
+
+
+def num_positions(config: Any) -> int | None:
+    """Return the longest text in tokens that a model was made for, by its config; `None` if it does not say."""
+    text = config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    limit = next((value for name in names if isinstance(value := getattr(text, name, None), int) and value > 0), None)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
+    if limit is not None and isinstance(factor, (int, float)) and isinstance(original, int):
+        return max(limit, int(factor * original))
+    return limit

@@ -1,6 +1,4 @@
-"""What both stages do around `Trainer.train()` in a run folder: model and data of a config, arguments, training with
-resume and metrics, and the saved model.
-"""
+"""What both stages do around `Trainer.train()` in a run folder: arguments, resume, metrics, and the saved model."""
 
 from __future__ import annotations
 
@@ -10,14 +8,13 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor
 from transformers import (
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -27,15 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bfpo.config import AlignConfig, DataConfig, SftConfig, read_template
 from bfpo.config.train import TrainingKeys
 from bfpo.core.errors import ConfigError, DiskFullError, RunError
-from bfpo.core.files import is_disk_full, user_cache_folder
-from bfpo.data.load import PairStream
-from bfpo.data.rejects import Reject
-from bfpo.data.tokenize import PairTokenizer
+from bfpo.core.files import is_disk_full
 from bfpo.policy.devices import runs_on_cpu, use_threads
-from bfpo.policy.load import Policy, load_policy
 from bfpo.policy.save import save_policy
 from bfpo.runs.folder import RunFolder
 from bfpo.training.callbacks import (
@@ -49,25 +41,15 @@ from bfpo.training.callbacks import (
 from bfpo.training.sharding import whole_state
 
 __all__ = [
-    "REJECTS",
     "common_arguments",
-    "describe_data",
-    "describe_tokens",
-    "load_start",
-    "pair_sections",
-    "pair_streams",
     "prepare_process",
-    "reference_cache",
-    "report_data",
     "save_model_folder",
-    "token_settings",
     "train_in_folder",
-    "write_rejects",
 ]
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, MODEL, REJECTS = "checkpoints", "model", "rejects.jsonl"
+CHECKPOINTS, MODEL = "checkpoints", "model"
 
 
 def prepare_process(threads: int | None) -> None:
@@ -77,92 +59,6 @@ def prepare_process(threads: int | None) -> None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # read by tokenizers at its first use of threads
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-# Model and data of a config
-
-
-def load_start(config: AlignConfig | SftConfig, *, dropout: bool = False) -> Policy:
-    """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
-    assert config.model is not None  # of `bfpo sft`, whose `init` has no model
-    return load_policy(
-        config.model,
-        trainable="all" if config.lora is not None else config.trainable,
-        lora=config.lora,
-        quantize=config.quantize,
-        dtype=config.dtype,
-        masters=True,
-        revision=config.revision,
-        seed=config.seed,
-        dropout=dropout,
-    )
-
-
-def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
-    """Return the data sections that are given, by name; the main stream comes first."""
-    sections = {"data": config.data, "buffer": config.buffer, "eval_data": config.eval_data}
-    return {name: section for name, section in sections.items() if section is not None}
-
-
-def pair_streams(config: AlignConfig) -> dict[str, PairStream]:
-    """Return the pairs of each section, read on first use."""
-    return {name: PairStream(section, seed=config.seed) for name, section in pair_sections(config).items()}
-
-
-def token_settings(config: AlignConfig) -> dict[str, Any]:
-    """Return the keyword arguments of `PairTokenizer`; raises `ConfigError` for a template that cannot be read."""
-    return {
-        "max_length": config.max_length,
-        "max_completion_length": config.max_completion_length,
-        "chat_template": read_template(config.chat_template),
-    }
-
-
-def reference_cache(config: AlignConfig) -> str:
-    """Return the root folder of the reference log-probs: the config's, else that of the user."""
-    return config.reference_cache or str(user_cache_folder("reference"))
-
-
-def describe_tokens(config: AlignConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return one line for each section: its pairs by cell, and what was cut; pairs are counted, not kept."""
-    lines = []
-    for name, pairs in pair_streams(config).items():
-        tokenize = PairTokenizer(tokenizer, **token_settings(config))
-        for _ in tokenize(pairs):
-            pass
-        lines.append("; ".join(describe_data(name, pairs.counts, tokenize.report.as_row())))
-    return lines
-
-
-def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, int] | None = None) -> list[str]:
-    """Return the counts of a stream as short texts, those that are zero left out."""
-    unit = "pairs" if "cells" in counts else "completions"
-    lines = [f"{name}: {counts[unit]} {unit}"]
-    if "cells" in counts:
-        lines.append("by cell (chosen-rejected) " + ", ".join(f"{cell} {n}" for cell, n in counts["cells"].items()))
-    shown = {"rows_rejected": "rows rejected", "labels_set_safe": "with a label set to safe"}
-    shown["pairs_without_label_dropped"] = "dropped for a missing label"
-    lines += [f"{counts[key]} {text}" for key, text in shown.items() if counts.get(key)]
-    cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
-    lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
-    return lines
-
-
-def report_data(folder: RunFolder, streams: Mapping[str, tuple[Mapping[str, Any], Mapping[str, int]]]) -> None:
-    """Write `data.json` and log one line per stream.
-
-    `streams`: name -> (the counts of `load_pairs` or `load_completions`, the row of the report of tokenization).
-    """
-    folder.write_json("data.json", {name: {**counts, "tokens": tokens} for name, (counts, tokens) in streams.items()})
-    for name, (counts, tokens) in streams.items():
-        if folder.is_writer:
-            logger.info("%s", "; ".join(describe_data(name, counts, tokens)))
-
-
-def write_rejects(folder: RunFolder, rejects: Mapping[str, Sequence[Reject]]) -> None:
-    """Write `rejects.jsonl`: the rows of each stream that could not be used."""
-    rows = [{"input": name, **reject.as_row()} for name, some in rejects.items() for reject in some]
-    folder.write_jsonl(REJECTS, rows)
 
 
 # Training

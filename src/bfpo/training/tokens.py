@@ -13,9 +13,9 @@ from bfpo import __version__
 from bfpo.core.errors import DataError
 from bfpo.data.load import PairStream
 from bfpo.data.store import TokenStore, write_tokens
-from bfpo.data.tokenize import PairTokenizer
+from bfpo.data.tokenize import PairTokenizer, ids_to_check
 from bfpo.runs.folder import RunFolder
-from bfpo.training.session import REJECTS, write_rejects
+from bfpo.training.inputs import REJECTS, write_rejects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,6 +31,7 @@ def token_stores(
     tokenizer: PreTrainedTokenizerBase,
     *,
     cache: str | None = None,
+    num_embeddings: int | None = None,
     **settings: Any,
 ) -> dict[str, TokenStore]:
     """Return the tokens of each stream from `tokens/<name>.arrow`, and write those that are missing or outdated.
@@ -40,9 +41,11 @@ def token_stores(
     version of bfpo are the same. `cache`: a folder in place of `tokens/`, in which a store is named by the digest of
     all these, so that other runs find it; an existing store is never changed. Its `facts` hold `counts` of the stream
     and `tokens`, the report's row. `rejects.jsonl` is written to the run folder. How many rows were tokenized here goes
-    to `run.json`. With several processes, let one of each machine call this first. Raises as the streams and the
-    tokenizer do.
+    to `run.json`. `num_embeddings` as for `PairTokenizer`; it counts only if the tokenizer has ids beyond it. With
+    several processes, let one of each machine call this first. Raises as the streams and the tokenizer do.
     """
+    if (limit := ids_to_check(tokenizer, num_embeddings)) is not None:
+        settings["num_embeddings"] = limit
     keys = {name: _key(folder, name, tokenizer, settings) for name in streams}
     paths = {
         name: folder.file(f"tokens/{name}.arrow") if cache is None else Path(cache) / f"{key[:32]}.arrow"

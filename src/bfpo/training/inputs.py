@@ -1,0 +1,199 @@
+"""What the training stages read before any weights: the tokenizer, the model's sizes, the data and their tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from bfpo.config import AlignConfig, DataConfig, SftConfig, read_template
+from bfpo.core.files import user_cache_folder
+from bfpo.core.schema import Completion, Pair
+from bfpo.data.chat import ChatEncoder
+from bfpo.data.load import PairStream
+from bfpo.data.rejects import Reject
+from bfpo.data.tokenize import PairTokenizer, check_tokens, row_check, token_notes
+from bfpo.policy.load import Policy, initial_config, load_policy, load_tokenizer
+from bfpo.policy.source import num_embeddings, num_positions, read_config
+from bfpo.runs.folder import RunFolder
+
+__all__ = [
+    "REJECTS",
+    "Start",
+    "describe_data",
+    "describe_tokens",
+    "load_start",
+    "pair_sections",
+    "pair_streams",
+    "positions_note",
+    "read_start",
+    "reference_cache",
+    "report_data",
+    "template_facts",
+    "write_rejects",
+]
+
+logger = logging.getLogger(__name__)
+
+REJECTS = "rejects.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The model that training starts from, without its weights; a size is `None` where the config has none.
+
+    `settings`: the keyword arguments of `PairTokenizer`, and of `tokenize_completions`.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    settings: dict[str, Any]
+    num_embeddings: int | None
+    num_positions: int | None
+
+    def row_check(self) -> Callable[[Pair | Completion], None]:
+        """Return the check that raises `RowError` for a row that the chat template refuses."""
+        names = ("chat_template", "chat_template_kwargs")
+        given = [self.settings.get(name) for name in names]
+        return row_check(ChatEncoder(self.tokenizer, *given))
+
+
+def read_start(config: AlignConfig | SftConfig) -> Start:
+    """Read tokenizer and config of the start; raises `ModelError` for either, `ConfigError` for the template's file."""
+    init = config.init if isinstance(config, SftConfig) else None
+    if init is not None:
+        tokenizer = load_tokenizer(init.tokenizer)
+        shape: Any = initial_config(init.config, tokenizer)
+    else:
+        assert config.model is not None
+        tokenizer = load_tokenizer(config.model, revision=config.revision)
+        shape = read_config(config.model, revision=config.revision)
+    settings: dict[str, Any] = {
+        "max_length": config.max_length,
+        "max_completion_length": config.max_completion_length,
+        "chat_template": read_template(config.chat_template),
+    }
+    if config.chat_template_kwargs:
+        settings["chat_template_kwargs"] = config.chat_template_kwargs
+    return Start(tokenizer, settings, num_embeddings(shape), num_positions(shape))
+
+
+def load_start(config: AlignConfig | SftConfig, *, dropout: bool = False) -> Policy:
+    """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
+    assert config.model is not None  # of `bfpo sft`, whose `init` has no model
+    return load_policy(
+        config.model,
+        trainable="all" if config.lora is not None else config.trainable,
+        lora=config.lora,
+        quantize=config.quantize,
+        dtype=config.dtype,
+        masters=True,
+        revision=config.revision,
+        seed=config.seed,
+        dropout=dropout,
+    )
+
+
+def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
+    """Return the data sections that are given, by name; the main stream comes first."""
+    sections = {"data": config.data, "buffer": config.buffer, "eval_data": config.eval_data}
+    return {name: section for name, section in sections.items() if section is not None}
+
+
+def pair_streams(config: AlignConfig, start: Start) -> dict[str, PairStream]:
+    """Return the pairs of each section, read on first use; a row that the chat template refuses is a bad one."""
+    check = start.row_check()
+    return {name: PairStream(section, seed=config.seed, check=check) for name, section in pair_sections(config).items()}
+
+
+def reference_cache(config: AlignConfig) -> str:
+    """Return the root folder of the reference log-probs: the config's, else that of the user."""
+    return config.reference_cache or str(user_cache_folder("reference"))
+
+
+# Descriptions
+
+
+def describe_tokens(config: AlignConfig, start: Start) -> list[str]:
+    """Return lines for each section: its pairs by cell, what was cut and changed; pairs are counted, not kept.
+
+    Raises `DataError` as training does for pairs that nothing can be learned from.
+    """
+    lines, rows = [], []
+    for name, pairs in pair_streams(config, start).items():
+        tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
+        for _ in tokenize(pairs):
+            pass
+        rows.append(tokenize.report.as_row())
+        check_tokens(name, rows[-1], allow_changes=config.allow_template_changes)
+        lines += ["; ".join(describe_data(name, pairs.counts, rows[-1])), *token_notes(name, rows[-1])]
+    return [*lines, *positions_note(start, rows)]
+
+
+def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the counts of a stream as short texts, those that are zero left out."""
+    unit = "pairs" if "cells" in counts else "completions"
+    lines = [f"{name}: {counts[unit]} {unit}"]
+    if "cells" in counts:
+        lines.append("by cell (chosen-rejected) " + ", ".join(f"{cell} {n}" for cell, n in counts["cells"].items()))
+    shown = {"rows_rejected": "rows rejected", "labels_set_safe": "with a label set to safe"}
+    shown["pairs_without_label_dropped"] = "dropped for a missing label"
+    lines += [f"{counts[key]} {text}" for key, text in shown.items() if counts.get(key)]
+    cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
+    lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
+    return lines
+
+
+def positions_note(start: Start, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line if the longest text of these reports of tokens has more tokens than the model has positions."""
+    longest, limit = max((row["longest_tokens"] for row in rows), default=0), start.num_positions
+    if limit is None or longest <= limit:
+        return []
+    return [
+        f"the longest text has {longest} tokens, more than the {limit} positions of the model, which was not trained "
+        f"on texts of this length; max_length: {limit} would cut them"
+    ]
+
+
+def report_data(
+    folder: RunFolder,
+    start: Start,
+    streams: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
+    *,
+    allow_changes: bool,
+) -> None:
+    """Write `data.json`, log one line per stream and what its tokens show, and check them.
+
+    `streams`: name -> (the counts of `load_pairs` or `load_completions`, the row of the report of tokenization).
+    Raises `DataError` as `check_tokens` does.
+    """
+    folder.write_json("data.json", {name: {**counts, "tokens": tokens} for name, (counts, tokens) in streams.items()})
+    rows = {name: tokens for name, (_, tokens) in streams.items()}
+    if folder.is_writer:
+        for name, (counts, tokens) in streams.items():
+            logger.info("%s", "; ".join(describe_data(name, counts, tokens)))
+        notes = [note for name, tokens in rows.items() for note in token_notes(name, tokens)]
+        for note in [*notes, *positions_note(start, rows.values())]:
+            logger.warning("%s", note)
+    for name, tokens in rows.items():
+        check_tokens(name, tokens, allow_changes=allow_changes)
+
+
+def template_facts(config: AlignConfig | SftConfig, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return what a model's card says of the chat template and of the tokens of each stream; empty if nothing."""
+    facts = {}
+    if config.chat_template is not None:
+        facts["chat template"] = config.chat_template
+    if config.chat_template_kwargs:
+        given = config.chat_template_kwargs.items()
+        facts["chat template settings"] = ", ".join(f"{name}: {value}" for name, value in given)
+    notes = [note for name, tokens in rows.items() for note in token_notes(name, tokens)]
+    return {**facts, "notes on the data": "; ".join(notes)} if notes else facts
+
+
+def write_rejects(folder: RunFolder, rejects: Mapping[str, Sequence[Reject]]) -> None:
+    """Write `rejects.jsonl`: the rows of each stream that could not be used."""
+    rows = [{"input": name, **reject.as_row()} for name, some in rejects.items() for reject in some]
+    folder.write_jsonl(REJECTS, rows)
