@@ -12,9 +12,11 @@ pytest.importorskip("openai")
 
 from bfpo.config import GenerateConfig
 from bfpo.core.errors import MissingExtraError, ServerError
-from bfpo.core.schema import Completion
+from bfpo.core.schema import Completion, Message, canonical_json
 from bfpo.data.read import read_completions
-from bfpo.generation.engines import completion_seed
+from bfpo.generation.engines import Made, ServerEngine, Task, append_made, completion_seed, read_made
+from bfpo.generation.server import Server
+from bfpo.generation.settings import ServerSpec
 from bfpo.runs.stages import preview_stage, run_stage
 from messages import raises
 from support.fault_server import FaultServer
@@ -112,20 +114,18 @@ def test_half_a_surrogate_pair_does_not_stop_a_run(server: FaultServer, prompts:
     assert {row.text for row in rows(tmp_path / "run")} == {"a?b"}
 
 
-@pytest.mark.parametrize("fault", ["500", "drop", "nothing", "400"])
+@pytest.mark.parametrize("fault", ["500", "drop"])
 def test_an_answer_that_never_came_is_no_completion_and_resume_asks_only_for_it(
     server: FaultServer, prompts: Path, tmp_path: Path, fault: str
 ) -> None:
     lost = {"question 3", "question 7"}
-    server.plan = lambda text, attempt: fault if text in lost and fault != "nothing" else "ok"
-    server.answer = lambda text: "" if text in lost and fault == "nothing" else f"on {text}"
-    server.finish = lambda text: "length" if text in lost else "stop"
+    server.plan = lambda text, attempt: fault if text in lost else "ok"
     settings = config(server, prompts, max_retries=1)
     with raises(ServerError, mask="(?<=')[0-9a-f]{16}"):
         run_stage("generate", settings, tmp_path / "run")
     assert not (tmp_path / "run" / "completions.jsonl").exists()
     first = asked_for(server)
-    server.plan, server.answer = lambda text, attempt: "ok", lambda text: f"on {text}"
+    server.plan = lambda text, attempt: "ok"
     server.bodies.clear()
     run_stage("generate", settings, tmp_path / "run", resume=True)
     again = asked_for(server)
@@ -182,6 +182,153 @@ def test_the_key_is_sent_and_written_nowhere(
     files = [item for item in tmp_path.rglob("*") if item.is_file()]
     assert len(files) > 5
     assert not [item for item in files if KEY in item.read_text(errors="replace")]
+
+
+# ------------------------------------------------------------------------------------------------- blocked prompts
+
+REFUSALS: dict[str, tuple[int, Any, str]] = {
+    "filter": (
+        400,
+        {"error": {"message": "Stopped by the content filter.", "code": "content_filter"}},
+        "content filter",
+    ),
+    "moderation": (403, {"error": {"message": "Moderation: the input was flagged."}}, "flagged"),
+    "too long": (400, {"error": {"message": "The context is 8 tokens, the prompt has 9."}}, "the prompt has 9"),
+    "form": (422, {"detail": [{"loc": ["body", "messages"], "msg": "cannot be read"}]}, "status 422"),
+    "finish": (
+        200,
+        {"choices": [{"message": {"content": "The fi"}, "finish_reason": "content_filter"}]},
+        "cut after 6",
+    ),
+    "refusal": (200, {"choices": [{"message": {"content": None, "refusal": "No, I won't."}}]}, "refusal: No, I won't."),
+    "no choice": (200, {"object": "chat.completion", "choices": []}, "no choice"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_a_prompt_that_the_server_refuses_is_blocked_and_never_asked_again(
+    server: FaultServer, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    status, body, words = REFUSALS[kind]
+    blocked = {"question 4", "question 9"}
+    server.reply = lambda text, asked: (status, body, {}) if text in blocked else None
+    with caplog.at_level("INFO", "bfpo"):
+        folder = run_stage("generate", config(server, prompts, max_concurrency=1), tmp_path / "run")
+    found = rows(tmp_path / "run")
+    assert [n for n, row in enumerate(found) if row.blocked] == [4, 9]
+    assert [row.text for row in found] == ["" if n in (4, 9) else f"on question {n}" for n in range(NUM)]
+    assert [row.finished for row in found] == [n not in (4, 9) for n in range(NUM)]
+    assert words in found[4].blocked
+    kinds = {frozenset(json.loads(line)) for line in (tmp_path / "run/completions.jsonl").read_text().splitlines()}
+    plain = frozenset({"id", "prompt", "text", "model", "kind", "finished"})
+    assert kinds == {plain, plain | {"blocked"}}
+    facts = folder.record["completions"]
+    assert (facts["num_completions"], facts["num_finished"], facts["num_blocked"]) == (NUM, NUM - 2, 2)
+    assert list(facts["blocked"].values()) == [2]
+    assert "2 of 10 completions are blocked" in caplog.text
+    assert "0 did not end" in caplog.text
+    assert "| num_blocked | 2 |" in (tmp_path / "run/README.md").read_text()
+    sent = server.num_requests
+    run_stage("generate", config(server, prompts, max_concurrency=1), tmp_path / "run", resume=True)
+    assert server.num_requests == sent
+
+
+def test_a_refusal_without_its_reason_counts_only_while_other_prompts_are_answered(
+    server: FaultServer, prompts: Path, tmp_path: Path
+) -> None:
+    alone = {"error": {"message": "not today"}}
+    down: list[bool] = []
+    server.reply = lambda text, asked: (400, alone, {}) if text == "question 9" or down else None
+    server.answer = lambda text: down.append(True) or "fine" if text == "question 8" else "fine"  # type: ignore[func-returns-value]
+    settings = config(server, prompts, max_concurrency=1)
+    with raises(ServerError, mask="(?<=')[0-9a-f]{16}"):  # from now on the server refuses everything
+        run_stage("generate", settings, tmp_path / "run")
+    with raises(ServerError, mask="(?<=')[0-9a-f]{16}"):
+        run_stage("generate", settings, tmp_path / "run", resume=True)
+    down.clear()
+    server.answer = lambda text: "fine"
+    run_stage("generate", settings, tmp_path / "run", resume=True)
+    assert [row.blocked != "" for row in rows(tmp_path / "run")] == [n == 9 for n in range(NUM)]
+
+
+@pytest.mark.parametrize("kind", ["filter", "finish"])
+def test_a_killed_run_remembers_what_was_blocked(server: FaultServer, prompts: Path, tmp_path: Path, kind: str) -> None:
+    status, body, _ = REFUSALS[kind]
+    server.reply = lambda text, asked: (status, body, {}) if text == "question 0" else None
+    server.plan = lambda text, attempt: "404" if text == "question 5" else "ok"
+    with raises(ServerError, "404"):
+        run_stage("generate", config(server, prompts, max_concurrency=1), tmp_path / "run")
+    server.plan = lambda text, attempt: "ok"
+    run_stage("generate", config(server, prompts, max_concurrency=1), tmp_path / "run", resume=True)
+    assert server.requests["question 0"] == 1
+    assert [row.blocked != "" for row in rows(tmp_path / "run")] == [n == 0 for n in range(NUM)]
+
+
+def test_a_run_of_nothing_but_blocked_prompts_ends(server: FaultServer, prompts: Path, tmp_path: Path) -> None:
+    status, body, _ = REFUSALS["filter"]
+    server.reply = lambda text, asked: (status, body, {})
+    folder = run_stage("generate", config(server, prompts, num_completions=4), tmp_path / "run")
+    assert folder.record["completions"]["num_blocked"] == 4 * NUM
+
+
+def test_thoughts_are_kept_beside_the_text(server: FaultServer, prompts: Path, tmp_path: Path) -> None:
+    def reply(text: str, asked: Any) -> Any:
+        whole = text != "question 1"
+        message = {"content": "42" if whole else None, "reasoning_content": f"{text}?"}
+        return 200, {"choices": [{"message": message, "finish_reason": "stop" if whole else "length"}]}, {}
+
+    server.reply = reply
+    run_stage("generate", config(server, prompts), tmp_path / "run")
+    found = rows(tmp_path / "run")
+    assert [(row.text, row.reasoning, row.finished) for row in found[:2]] == [
+        ("42", "question 0?", True),
+        ("", "question 1?", False),
+    ]
+
+
+def test_what_the_server_does_not_take_is_in_the_record(server: FaultServer, prompts: Path, tmp_path: Path) -> None:
+    def reply(text: str, asked: Any) -> Any:
+        error = {"message": "Unsupported value: only the default is allowed", "param": "temperature"}
+        return (400, {"error": error}, {}) if "temperature" in asked else None
+
+    server.reply = reply
+    folder = run_stage("generate", config(server, prompts), tmp_path / "run")
+    assert folder.record["not_sent"] == ["temperature"]
+    assert "| temperature |" in (tmp_path / "run/README.md").read_text()
+
+
+def test_tools_and_further_keys_of_messages_reach_the_server_and_calls_come_back(server: FaultServer) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "weigh", "arguments": "{}"}}
+    tools = [{"type": "function", "function": {"name": "weigh", "parameters": {"type": "object", "properties": {}}}}]
+    message = {"content": None, "tool_calls": [call]}
+    server.reply = lambda text, asked: (200, {"choices": [{"message": message, "finish_reason": "tool_calls"}]}, {})
+    turns = (
+        Message("user", "how heavy?"),
+        Message("assistant", "", canonical_json({"tool_calls": [call]})),
+        Message("tool", "3 kg", canonical_json({"tool_call_id": "1"})),
+    )
+    made: list[Made] = []
+    engine = ServerEngine(Server(ServerSpec(url=server.url), "m", writer=True), max_new_tokens=9, seed=0)
+    engine.complete([Task("a", turns, (), canonical_json(tools))], made.extend)
+    assert server.bodies[0]["messages"] == [
+        {"role": "user", "content": "how heavy?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3 kg", "tool_call_id": "1"},
+    ]
+    assert server.bodies[0]["tools"] == tools
+    assert made == [Made("a", "", True, None, extra=canonical_json({"tool_calls": [call]}))]
+
+
+def test_an_answer_of_an_old_partial_file_is_kept(server: FaultServer, prompts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "partial.jsonl"
+    path.write_text('{"id": "a", "text": "old", "finished": true, "num_tokens": null}\n')
+    append_made(path, [Made("b", "new", True, 3), Made("c", "", False, None, blocked="no")])
+    assert path.read_text().splitlines()[1] == '{"id": "b", "text": "new", "finished": true, "num_tokens": 3}'
+    assert read_made(path) == {
+        "a": Made("a", "old", True, None),
+        "b": Made("b", "new", True, 3),
+        "c": Made("c", "", False, None, blocked="no"),
+    }
 
 
 def test_a_preview_asks_nobody(server: FaultServer, prompts: Path) -> None:

@@ -11,7 +11,7 @@ from messages import raises
 
 LOCAL = {"revision", "dtype", "max_prompt_length", "long_prompts", "chat_template"}
 TORCH = {"batch_size", "threads"}
-SERVER = {"url", "api_key_env", "timeout", "max_concurrency", "max_retries", "max_requests"}
+SERVER = {"url", "api_key_env", "extra_body", "timeout", "max_concurrency", "max_retries", "max_requests"}
 VALUES: dict[str, Any] = {
     "revision": "main",
     "dtype": "auto",

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import logging
 import random
 import socket
@@ -262,6 +264,214 @@ def test_votes_are_drawn_with_a_seed_of_their_own(server: FaultServer) -> None:
 def test_a_judged_text_cannot_close_its_turn(server: FaultServer) -> None:
     judge(server).judge([Completion("x", (Message("user", "q"),), "fine<|im_end|>")])
     assert "<|im_end|>" not in server.bodies[0]["messages"][-1]["content"]
+
+
+def blocked_by(**error: Any) -> dict[str, Any]:
+    return {"error": {"message": "Filtered by our rules on content policy.", "code": "content_filter", **error}}
+
+
+def test_a_text_that_the_judges_server_blocks_is_unscored_for_good(server: FaultServer) -> None:
+    server.reply = lambda text, body: (400, blocked_by(), {}) if text in texts(6)[1:3] else None
+    found: dict[int, tuple[Verdict, bool]] = {}
+    judge(server).judge_each(completions(6), lambda n, verdict, lasting: found.update({n: (verdict, lasting)}))
+    labels = expected(6)
+    assert [found[n][0].label for n in range(6)] == [labels[0], "unscored", "unscored", *labels[3:]]
+    assert all(lasting for _, lasting in found.values())
+    assert found[1][0].reason.startswith("the judge's server blocks the text: status 400 content_filter: Filtered by")
+    assert server.num_requests == 6  # nothing is left out for a text that is blocked
+
+
+def test_a_server_that_blocks_every_text_does_not_stop(server: FaultServer) -> None:
+    server.reply = lambda text, body: (403, {"error": {"message": "The input was flagged as violence"}}, {})
+    assert {verdict.label for verdict in judge(server).judge(completions(200))} == {"unscored"}
+    assert server.num_requests == 200
+
+
+def refuses(*parameters: str, named: bool = True) -> Any:
+    """Return what a server replies that knows none of these parameters, in the words of several servers."""
+
+    def reply(text: str, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]] | None:
+        for name in parameters:
+            if name in body and named:
+                detail = {"type": "extra_forbidden", "loc": ["body", name], "msg": "Extra inputs are not permitted"}
+                return 422, {"detail": [detail]}, {}
+            if name in body:
+                said = f"Unsupported parameter: '{name}' is not supported with this model."
+                return 400, {"error": {"message": said, "param": name, "code": "unsupported_parameter"}}, {}
+        return None
+
+    return reply
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_parameters_that_a_server_does_not_know_are_left_out_and_named_once(
+    server: FaultServer, caplog: pytest.LogCaptureFixture, named: bool
+) -> None:
+    server.reply = refuses("max_tokens", "top_logprobs", "logprobs", "seed", "temperature", named=named)
+    with caplog.at_level(logging.INFO, "bfpo"):
+        asked = judge(server, temperature=0.5, max_concurrency=1)
+        assert [verdict.label for verdict in asked.judge(completions(9))] == expected(9)
+    assert server.bodies[-1].keys() == {"model", "messages", "max_completion_tokens"}
+    assert server.num_requests == 4 + 9  # each is found out once
+    for name in ("seed", "temperature", "log-probabilities", "max_tokens"):
+        assert (
+            len(
+                [
+                    record
+                    for record in caplog.records
+                    if f"refuses {name}" in record.message.replace("requests for ", "")
+                ]
+            )
+            == 1
+        )
+    server.reply = lambda text, body: None
+    assert [verdict.label for verdict in asked.judge(completions(3))] == expected(3)
+    assert "temperature" not in server.bodies[-1]  # remembered for the run
+
+
+def test_a_parameter_that_must_stay_is_not_left_out(server: FaultServer) -> None:
+    server.reply = refuses("model")
+    with raises(ServerError, mask=r"\d+(?= texts)|(?<=last )\d+"):
+        judge(server).judge(completions(200))
+
+
+def test_a_limit_that_is_too_large_is_not_a_limit_of_another_name(server: FaultServer) -> None:
+    said = "'max_tokens' or 'max_completion_tokens' is too large: 9. This model's maximum context length is 8 tokens."
+    server.reply = lambda text, body: (
+        (400, {"error": {"message": said, "code": 400}}, {}) if text == texts(1)[0] else None
+    )
+    verdicts = judge(server, max_concurrency=1).judge(completions(3)[1:] + completions(1))
+    assert [verdict.label for verdict in verdicts] == [*expected(3)[1:], "unscored"]
+    assert "max_completion_tokens" not in server.bodies[-1]
+
+
+# ------------------------------------------------------------------------------------------- the key and its host
+
+
+def test_the_key_of_another_server_is_not_sent(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {KEY}\nX-Own: {KEY}")
+    assert [verdict.label for verdict in judge(server).judge(completions(3))] == expected(3)
+    assert server.keys == {""}
+    assert not [headers for headers in server.headers if KEY in str(headers)]
+    judge(server, api_key_env="OPENAI_API_KEY").judge(completions(1))
+    assert server.keys == {"", f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [
+        ("https://api.openai.com/v1", "OPENAI_API_KEY"),
+        ("https://eu.api.openai.com/v1", "OPENAI_API_KEY"),
+        ("http://api.openai.com/v1", None),
+        ("https://api.openai.com.example.org/v1", None),
+        ("https://xapi.openai.com/v1", None),
+        ("https://example.org/api.openai.com/v1", None),
+        ("http://127.0.0.1:8000/v1", None),
+    ],
+)
+def test_the_default_key_belongs_to_one_host(url: str, variable: str | None) -> None:
+    assert ServerSpec(url=url).key_variable == variable
+    assert ServerSpec(url=url, api_key_env="MY_KEY").key_variable == "MY_KEY"
+
+
+def test_without_a_key_the_message_says_that_none_was_sent(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server.plan = lambda text, attempt: "401"
+    with raises(ServerError, "api_key_env"):
+        judge(server).judge(completions(1))
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_to_another_host_is_refused(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("BFPO_TEST_KEY", KEY)
+    with FaultServer().running() as other:
+        server.reply = lambda text, body: (status, {}, {"location": f"{other.url}/chat/completions"})
+        with raises(ServerError, "redirects"):
+            judge(server, api_key_env="BFPO_TEST_KEY").judge(completions(20))
+        assert other.num_requests == 0
+
+
+def test_a_redirect_at_the_same_host_is_followed(server: FaultServer) -> None:
+    moved: list[str] = []
+
+    def reply(text: str, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]] | None:
+        moved.append(text)
+        return (307, {}, {"location": f"{server.url}/chat/completions/"}) if len(moved) % 2 else None
+
+    server.reply = reply
+    budget = RequestBudget()
+    assert [
+        verdict.label for verdict in judge(server, budget=budget, max_concurrency=1).judge(completions(3))
+    ] == expected(3)
+    assert budget.num_requests == 6
+
+
+# --------------------------------------------------------------------------------------------------- large answers
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_without_end_stops_with_one_message(server: FaultServer, packed: bool) -> None:
+    import bfpo.generation.transport as transport
+
+    whole = b" " * (transport.MOST_BYTES + 1)
+    content, headers = (gzip.compress(whole, 9), {"content-encoding": "gzip"}) if packed else (whole, {})
+    server.reply = lambda text, body: (200, content, headers)
+    with raises(ServerError, "MiB"):
+        judge(server, max_concurrency=1, timeout=60.0).judge(completions(2))
+    assert server.num_requests == 1
+
+
+def test_an_answer_that_is_packed_twice_is_not_unpacked(server: FaultServer) -> None:
+    twice = gzip.compress(gzip.compress(b"{}" * 1000))
+    server.reply = lambda text, body: (200, twice, {"content-encoding": "gzip, gzip"})
+    (verdict,) = judge(server, max_retries=0).judge(completions(1))
+    assert "content-encoding" in verdict.reason
+
+
+def test_an_answer_that_is_packed_once_is_read(server: FaultServer) -> None:
+    whole = server._answer({"messages": [], "model": "m"}, "fine")
+    server.reply = lambda text, body: (200, gzip.compress(json.dumps(whole).encode()), {"content-encoding": "gzip"})
+    assert judge(server).judge(completions(1))[0].label == "safe"
+    assert server.headers[0]["accept-encoding"] == "identity"
+
+
+# ------------------------------------------------------------------------------------------------------ extra_body
+
+
+def test_further_keys_are_sent_and_part_of_the_version(server: FaultServer) -> None:
+    plain = judge(server)
+    asked = judge(server, extra_body={"chat_template_kwargs": {"enable_thinking": False}, "repetition_penalty": 1.1})
+    assert asked.judge(completions(1))[0].label == expected(1)[0]
+    assert server.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert server.bodies[0]["repetition_penalty"] == 1.1
+    assert asked.version != plain.version
+    assert asked.version == judge(server, extra_body=dict(reversed(asked._server._spec.extra_body.items()))).version
+
+
+def test_arguments_of_the_format_and_of_the_user_are_joined(server: FaultServer) -> None:
+    given = {"chat_template_kwargs": {"enable_thinking": False}}
+    judge(server, "granite-guardian", extra_body=given).judge(completions(1))
+    sent = server.bodies[0]["chat_template_kwargs"]
+    assert sent["enable_thinking"] is False
+    own = FORMATS["granite-guardian"].template_arguments
+    assert sent == {**own, "enable_thinking": False}
+    with raises(SettingError, "chat_template_kwargs"):
+        judge(server, "granite-guardian", extra_body={"chat_template_kwargs": dict(own)}).judge(completions(1))
+
+
+@pytest.mark.parametrize(
+    "extra", [{"seed": 3, "model": "other"}, {"api_key": "abc"}, {"x": {"y": KEY}}, {"x": {1, 2}}, {"x": float("nan")}]
+)
+def test_keys_that_cannot_be_sent(extra: dict[str, Any]) -> None:
+    with raises(ValueError, "extra_body") as refused:
+        ServerSpec(url="http://127.0.0.1:1/v1", extra_body=extra)
+    assert KEY not in str(refused.value)
 
 
 def ranks(server: FaultServer, answer: Any) -> list[Comparison]:

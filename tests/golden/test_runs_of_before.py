@@ -22,7 +22,14 @@ from bfpo.runs.stages import STAGES, check_stage, run_stage
 
 GOLDEN = Path(__file__).parent
 # Keys that did not exist at that commit, with the values that leave everything as it was.
-NEW: dict[str, Any] = {"thinking": None, "chat_template_kwargs": {}, "allow_template_changes": False}
+NEW: dict[str, Any] = {
+    "thinking": None,
+    "chat_template_kwargs": {},
+    "allow_template_changes": False,
+    "extra_body": {},
+}
+# A value that is now written in another way: the variable of a server's key, when none is named.
+WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY"}
 CONFIGS = json.loads((GOLDEN / "resolved_configs.json").read_text(encoding="utf-8"))
 
 
@@ -45,7 +52,8 @@ def without_new(value: Any) -> Any:
         return [without_new(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return {key: without_new(item) for key, item in value.items() if key not in NEW or item != NEW[key]}
+    kept = {key: without_new(item) for key, item in value.items() if key not in NEW or item != NEW[key]}
+    return {key: WAS[key] if key in WAS and item is None else item for key, item in kept.items()}
 
 
 def rows_until(step: int, folder: Path) -> list[Any]:

@@ -220,6 +220,8 @@ def test_a_run_from_before_a_setting_existed_resumes_with_the_setting_off(tmp_pa
     for off in (None, False, {}, [], ""):
         given = {"seed": 1, "data": {"files": ["a"], "tint": off}}
         assert RunFolder.create(tmp_path / "run", "train", given, True).resumed
+    assert RunFolder.create(tmp_path / "run", "train", {**given, "judge": {"api_key_env": None}}, True).resumed
+    assert RunFolder.create(tmp_path / "run", "train", {**given, "judge": {"api_key_env": "A_KEY"}}, True).resumed
     with raises(RunError, "data.tint"):
         RunFolder.create(tmp_path / "run", "train", {"seed": 1, "data": {"files": ["a"], "tint": 0}}, True)
 

@@ -12,9 +12,10 @@ import yaml
 
 pytest.importorskip("openai")
 
+from bfpo.commands import report
 from bfpo.config import EvaluateConfig
 from bfpo.config.load import load_config
-from bfpo.core.errors import ConfigError, ServerError
+from bfpo.core.errors import ConfigError, DataError, ServerError
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from messages import raises
@@ -146,3 +147,65 @@ def test_log_probabilities_need_the_weights() -> None:
     models = "models=[{name: a, model: m, engine: server, url: http://x/v1}]"
     with raises(ConfigError):
         load_config(EvaluateConfig, overrides=["suites.use=demo", models, "data.files=x"])
+
+
+# ------------------------------------------------------------------------------------------------- blocked prompts
+
+
+def blocking(*texts: str) -> Any:
+    error = {"error": {"message": "Filtered.", "code": "content_filter"}}
+    return lambda text, body: (400, error, {}) if text in texts else None
+
+
+def test_blocked_prompts_are_counted_and_are_neither_safe_nor_refused(
+    server: FaultServer, root: Path, tmp_path: Path
+) -> None:
+    server.reply = blocking("w1 w1", "w2 w2")
+    run_stage("evaluate", config(server, root), tmp_path / "run")
+    found = result(tmp_path / "run")
+    scores = {score["model"]: score for score in found["scores"]}
+    assert (scores["served"]["value"], scores["served"]["num"], scores["served"]["unscored"]) == (0.0, 2, 2)
+    assert (scores["local"]["num"], scores["local"]["unscored"]) == (4, 0)
+    assert [row["num"] for row in found["comparisons"]] == [2]
+    assert found["suites"][0]["blocked"] == {"served": 2}
+    page = (tmp_path / "run" / "scores.md").read_text()
+    assert "2 of 4 prompts are blocked by the server of served" in page
+    rows = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
+    blocked = [row for row in rows if "blocked" in row]
+    assert [(row["id"], row["text"], row["finished"]) for row in blocked] == [("1", "", False), ("2", "", False)]
+    assert {(row["verdict"]["label"], row["verdict"]["refused"]) for row in blocked} == {("unscored", None)}
+    sent = server.num_requests
+    run_stage("evaluate", config(server, root), tmp_path / "run", resume=True)
+    assert server.num_requests == sent
+
+
+def test_a_run_without_an_answer_says_that_the_prompts_are_blocked(
+    server: FaultServer, root: Path, tmp_path: Path
+) -> None:
+    server.reply = blocking("w0 w0", "w1 w1", "w2 w2", "w3 w3")
+    with raises(DataError, "blocked"):
+        run_stage("evaluate", config(server, root, local=False), tmp_path / "run")
+    assert result(tmp_path / "run")["suites"][0]["blocked"] == {"served": 4}
+
+
+def test_a_page_shows_what_was_blocked(server: FaultServer, root: Path, tmp_path: Path) -> None:
+    server.reply = blocking("w1 w1")
+    asked = {**SUITE, "prompt_kind": "benign", "metrics": {"over_refusal_full": "lower"}}
+    (tmp_path / "asked.yaml").write_text(yaml.safe_dump(asked))
+    evaluated = config(server, root)
+    suites = evaluated.suites.model_copy(update={"use": [str(tmp_path / "asked.yaml")]})
+    run_stage("evaluate", evaluated.model_copy(update={"suites": suites}), tmp_path / "run")
+    report.run([tmp_path / "run"], tmp_path / "page.html", "Page", None)
+    text = (tmp_path / "page.md").read_text()
+    assert "1 unscored, 1 blocked" in text
+    assert "blocked by its server: no answer" in text
+
+
+def test_the_answers_of_another_request_are_not_reused(server: FaultServer, root: Path, tmp_path: Path) -> None:
+    run_stage("evaluate", config(server, root, local=False), tmp_path / "run")
+    sent = server.num_requests
+    for extra, more in (({}, 0), ({"min_p": 0.1}, 4)):
+        again = config(server, root, local=False, extra_body=extra)
+        suites = again.suites.model_copy(update={"reuse": str(tmp_path / "run")})
+        run_stage("evaluate", again.model_copy(update={"suites": suites}), tmp_path / f"again-{more}")
+        assert server.num_requests == sent + more

@@ -35,6 +35,7 @@ class FaultServer:
     """`plan(text, attempt)` names what becomes of a request about `text`: "ok", a fault, or a delay in seconds.
 
     `answer(text)` is what the model writes and `finish(text)` why it ended, `text` the last message or the prompt.
+    `reply(text, body)`, where it is not `None`, comes before all that: status, JSON or bytes, and further headers.
     `requests` counts requests by text, `answered` those that got a whole good answer; `bodies` holds what was asked.
     """
 
@@ -42,12 +43,14 @@ class FaultServer:
         self.plan = plan or (lambda text, attempt: "ok")
         self.answer: Callable[[str], str | None] = guard_answer
         self.finish: Callable[[str], str | None] = lambda text: "stop"
+        self.reply: Callable[[str, dict[str, Any]], tuple[int, Any, dict[str, str]] | None] = lambda text, body: None
         self.usage: dict[str, int] | None = None
         self.logprobs: Callable[[str], Any] | None = None
         self.requests: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self.keys: set[str] = set()
+        self.headers: list[dict[str, str]] = []
         self.drip_seconds = 5.0
         self._lock = threading.Lock()
         self._http = _Quiet(("127.0.0.1", 0), self._handler())
@@ -76,6 +79,12 @@ class FaultServer:
                     server.requests[text] += 1
                     server.bodies.append(body)
                     server.keys.add(self.headers.get("authorization", ""))
+                    server.headers.append({name.lower(): value for name, value in self.headers.items()})
+                if (reply := server.reply(text, body)) is not None:
+                    status, content, headers = reply
+                    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+                    server._send(self, status, content, headers=headers)
+                    return
                 server._respond(self, body, text, server.plan(text, attempt))
 
             def log_message(self, *arguments: object) -> None:
@@ -121,12 +130,15 @@ class FaultServer:
         kind: str = "application/json",
         length: int | None = None,
         retry: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         to.send_response(status)
         to.send_header("content-type", kind)
         to.send_header("content-length", str(len(content) if length is None else length))
         if retry is not None and status in (429, 500, 503):
             to.send_header("retry-after-ms", retry)
+        for name, value in (headers or {}).items():
+            to.send_header(name, value)
         to.end_headers()
         to.wfile.write(content)
 

@@ -178,8 +178,8 @@ def _judge(
     folder.write_jsonl(
         VERDICT_ROWS,
         (
-            VerdictRow(**asdict(verdict), kind=row.kind, prompt=row.prompt, finished=row.finished)
-            for verdict, row in zip(verdicts, rows, strict=True)
+            VerdictRow(**asdict(verdict), kind=row.kind, prompt=row.prompt, finished=c.finished, blocked=c.blocked)
+            for verdict, row, c in zip(verdicts, rows, completions, strict=True)
         ),
     )
     return rows, Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bfpo.config import GenerateConfig, read_template
@@ -76,7 +75,7 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     folder.kept = "the completions made so far are kept"
     budget = RequestBudget(config.max_requests if isinstance(config, ServerGenerate) else None)
     try:
-        _complete(config, chat, tasks, made, partial, budget)
+        _complete(config, chat, tasks, made, folder, budget)
     except ServerError as error:
         missing = len(tasks.keys() - made.keys())
         raise ServerError(
@@ -119,30 +118,37 @@ def _complete(
     chat: ChatEncoder | None,
     tasks: Mapping[str, Task],
     made: dict[str, Made],
-    partial: Path,
+    folder: RunFolder,
     budget: RequestBudget,
 ) -> None:
-    """Make the completions that are not in `made`, and add each to it and to the file as it arrives."""
+    """Make the completions that are not in `made`, and add each to it and to the partial file as it arrives."""
     todo = [task for task in tasks.values() if task.id not in made]
     if not todo:
         return
-    engine = _make_engine(config, chat, budget)
+    answered = next((task for name, task in tasks.items() if name in made and not made[name].blocked), None)
+    engine = _make_engine(config, chat, budget, answered)
     with CountProgress("completions", len(tasks), _log) as progress:
         progress.advance(len(tasks) - len(todo))
 
         def keep(rows: Sequence[Made]) -> None:
-            append_made(partial, rows)
+            append_made(folder.file(_PARTIAL), rows)
             made.update({row.id: row for row in rows})
             progress.advance(len(rows))
 
-        engine.complete(todo, keep)
+        try:
+            engine.complete(todo, keep)
+        finally:
+            if isinstance(engine, ServerEngine) and engine.not_sent:
+                folder.add_facts(not_sent=engine.not_sent)
 
 
-def _make_engine(config: GenerateConfig, chat: ChatEncoder | None, budget: RequestBudget) -> Engine:
+def _make_engine(
+    config: GenerateConfig, chat: ChatEncoder | None, budget: RequestBudget, answered: Task | None
+) -> Engine:
     sampling: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
     if isinstance(config, ServerGenerate):
         server = Server(config, config.model, writer=True, budget=budget, **sampling)
-        return ServerEngine(server, max_new_tokens=config.max_new_tokens, seed=config.seed)
+        return ServerEngine(server, max_new_tokens=config.max_new_tokens, seed=config.seed, answered=answered)
     assert chat is not None  # only a server renders the prompts itself
     sampling |= {"max_new_tokens": config.max_new_tokens, "seed": config.seed}
     if isinstance(config, VllmGenerate):
@@ -201,7 +207,7 @@ def _fitting(
 
 
 def _tasks(prompt: Prompt, prompt_ids: tuple[int, ...], config: GenerateConfig) -> list[Task]:
-    return [Task(name, prompt.messages, prompt_ids) for name in _names(prompt, config)]
+    return [Task(name, prompt.messages, prompt_ids, prompt.tools) for name in _names(prompt, config)]
 
 
 def _names(prompt: Prompt, config: GenerateConfig) -> list[str]:
@@ -233,7 +239,16 @@ def _finish(
         for name in _names(prompt, config):
             row = made[name]
             whole = Completion(
-                name, prompt.messages, row.text, config.model, prompt.kind, row.finished, tools=prompt.tools
+                name,
+                prompt.messages,
+                row.text,
+                config.model,
+                prompt.kind,
+                row.finished,
+                reasoning=row.reasoning,
+                blocked=row.blocked,
+                tools=prompt.tools,
+                extra=row.extra,
             )
             completions.append(without_thought(whole, config.thinking, opened=opened))
     thoughts = [completion for completion in completions if completion.text != made[completion.id].text]
@@ -251,9 +266,23 @@ def _finish(
     if thoughts:
         facts["num_with_thoughts"] = len(thoughts)
         _log.info("%d answers begin with thoughts, kept apart; whole texts: %s", len(thoughts), folder.file(RAW))
+    blocked = Counter(completion.blocked for completion in completions if completion.blocked)
+    if blocked:
+        facts |= {"num_blocked": blocked.total(), "blocked": dict(blocked.most_common())}
     folder.add_facts(completions=facts)
-    shown = {name: value for name, value in facts.items() if value is not None}
-    folder.write_card("Completions", {"Completions": {"model": config.model, **shown}})
-    cut = len(completions) - facts["num_finished"]
+    shown = {name: value for name, value in facts.items() if value is not None and name != "blocked"}
+    refused = {"not sent, since the server refuses it": ", ".join(folder.record.get("not_sent", ()))}
+    sections = {"Completions": {"model": config.model, **shown, **(refused if "not_sent" in folder.record else {})}}
+    folder.write_card("Completions", {**sections, "Blocked by the server": dict(blocked.most_common())})
+    cut = len(completions) - facts["num_finished"] - blocked.total()
     limit = f" within max_new_tokens = {config.max_new_tokens}" if cut else ""
     _log.info("%d completions in %s; %d did not end%s", len(completions), folder.file(COMPLETIONS), cut, limit)
+    if blocked:
+        reason, count = blocked.most_common(1)[0]
+        _log.warning(
+            "%d of %d completions are blocked: the server refuses these prompts, their texts are empty (%d: %s)",
+            blocked.total(),
+            len(completions),
+            count,
+            reason,
+        )

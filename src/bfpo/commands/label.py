@@ -312,6 +312,7 @@ def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: 
         kind=completion.kind,
         prompt=normalised_prompt(completion.prompt),
         finished=completion.finished,
+        blocked=completion.blocked,
         votes=several if len(several) > 1 else None,
     )
 

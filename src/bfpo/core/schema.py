@@ -188,12 +188,13 @@ class Verdict:
 class VerdictRow(Verdict):
     """A row of `verdicts.jsonl`: a verdict, and of the completion its kind, its normalised prompt and its end.
 
-    `votes`: what the verdict was made from, where that is more than one vote.
+    `votes`: what the verdict was made from, where that is more than one vote. `blocked` as in `Completion`.
     """
 
     kind: str = ""
     prompt: str = ""
     finished: bool = True
+    blocked: str = field(default="", metadata=OPTIONAL)
     votes: list[dict[str, Any]] | None = field(default=None, metadata=OPTIONAL)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bfpo.core.schema import Completion, Message
 from bfpo.data.fields import (
     Columns,
@@ -49,7 +51,8 @@ def plain_completion(row: Columns, *, allow_empty: bool = False) -> Completion:
             raise RowError("prompt, completion (or messages)", "missing column", sorted(map(str, row)))
         prompt, text = messages_of(row["prompt"], "prompt"), text_of(row[field], field)
     kind, is_safe = optional_text(row, "kind"), label_of(row, "is_safe")
-    return completion_of(row, prompt, text, field, kind=kind, is_safe=is_safe, allow_empty=allow_empty)
+    made = completion_of(row, prompt, text, field, kind=kind, is_safe=is_safe, allow_empty=allow_empty)
+    return replace(made, blocked=optional_text(row, "blocked")) if allow_empty else made
 
 
 @COMPLETION_LAYOUTS.register(

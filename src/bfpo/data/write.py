@@ -50,8 +50,7 @@ def completion_row(completion: Completion) -> dict[str, object]:
         "kind": completion.kind,
         "finished": completion.finished,
     }
-    if completion.reasoning:
-        row["reasoning"] = completion.reasoning
+    row |= {name: getattr(completion, name) for name in ("reasoning", "blocked") if getattr(completion, name)}
     return row if completion.is_safe is None else {**row, "is_safe": _label(completion.is_safe)}
 
 

@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 from bfpo.core.errors import MissingExtraError, ModelError, ServerError
-from bfpo.core.schema import Message
+from bfpo.core.records import OPTIONAL, as_json
+from bfpo.core.schema import Message, canonical_json, from_canonical
+from bfpo.generation.replies import Answer
 from bfpo.generation.sampling import Request, answer_batches
-from bfpo.generation.server import Answer, Question, Server
+from bfpo.generation.server import Question, Server
 
 __all__ = [
     "Engine",
@@ -32,21 +34,28 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One completion to make; `prompt_ids` are the rendered prompt, empty for an engine that renders prompts itself."""
+    """One completion to make; `prompt_ids` are the rendered prompt, empty for an engine that renders prompts itself.
+
+    `tools` as in `Prompt`.
+    """
 
     id: str
     messages: tuple[Message, ...]
     prompt_ids: tuple[int, ...] = ()
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A finished task; `num_tokens` is `None` if the engine does not report it."""
+    """A finished task; `num_tokens` is `None` if the engine does not report it, the rest as in `Completion`."""
 
     id: str
     text: str
     finished: bool
     num_tokens: int | None
+    reasoning: str = field(default="", metadata=OPTIONAL)
+    blocked: str = field(default="", metadata=OPTIONAL)
+    extra: str = field(default="", metadata=OPTIONAL)
 
 
 Report = Callable[[Sequence[Made]], None]
@@ -80,32 +89,78 @@ class TransformersEngine:
 
 
 class ServerEngine:
-    """A model behind a server (a `writer`), which renders the prompt itself; each request has its completion's seed."""
+    """A model behind a server (a `writer`), which renders the prompt itself; each request has its completion's seed.
 
-    def __init__(self, server: Server, *, max_new_tokens: int, seed: int) -> None:
+    `answered` is a task that the server has answered before, if there is one.
+    """
+
+    def __init__(self, server: Server, *, max_new_tokens: int, seed: int, answered: Task | None = None) -> None:
         self._server, self._max_new_tokens, self._seed = server, max_new_tokens, seed
+        self._answered = answered
+
+    @property
+    def not_sent(self) -> list[str]:
+        """The settings that the server refuses."""
+        return self._server.not_sent
 
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
-        """Report each completion as it arrives; one with finish reason `stop` is finished.
+        """Report each completion as it arrives, also one that the server blocks.
 
-        Raises `ServerError` as `Server.ask` does, and at the end if completions are missing.
+        A prompt whose request is refused without a reason that names its content is blocked too if the server, asked
+        again, still answers another prompt: then the refusal does not concern all requests. Raises `ServerError` as
+        `Server.ask` does, and at the end if completions are missing.
         """
-        lost: list[str] = []
+        lost: list[tuple[Task, Answer]] = []
 
         def read(place: int, answer: Answer) -> None:
-            task = tasks[place]
-            if answer.text is None:
-                lost.append(f"{task.id!r}: {answer.fault}")
+            if answer.text is None and not answer.blocked:
+                lost.append((tasks[place], answer))
                 return
-            # JSON may hold half a surrogate pair, which cannot be written as UTF-8.
-            text = answer.text.encode("utf-8", "replace").decode()
-            report([Made(task.id, text, answer.finish_reason == "stop", answer.num_tokens)])
+            if answer.text is not None:
+                self._answered = tasks[place]
+            report([_made(tasks[place], answer)])
 
-        seeds = [completion_seed(self._seed, task.id) for task in tasks]
-        limit = self._max_new_tokens
-        self._server.ask([Question(t.messages, limit, seed=s) for t, s in zip(tasks, seeds, strict=True)], read)
+        self._server.ask([self._question(task) for task in tasks], read)
+        refused = [(task, answer) for task, answer in lost if answer.refused]
+        if refused and self._still_answers():
+            report([_made(task, answer) for task, answer in refused])
+            lost = [(task, answer) for task, answer in lost if not answer.refused]
         if lost:
-            raise ServerError(f"{self._server.url}: {len(lost)} of {len(tasks)} completions got no answer ({lost[0]})")
+            task, answer = lost[0]
+            raise ServerError(
+                f"{self._server.url}: {len(lost)} of {len(tasks)} completions got no answer ({task.id!r}: "
+                f"{answer.fault})"
+            )
+
+    def _question(self, task: Task) -> Question:
+        seed = completion_seed(self._seed, task.id)
+        return Question(task.messages, self._max_new_tokens, seed=seed, tools=task.tools)
+
+    def _still_answers(self) -> bool:
+        answers: list[Answer] = []
+        if self._answered is not None:
+            self._server.ask([self._question(self._answered)], lambda place, answer: answers.append(answer))
+        return any(answer.text is not None for answer in answers)
+
+
+def _made(task: Task, answer: Answer) -> Made:
+    """Return the completion of a server's answer, or of its refusal."""
+    blocked = "" if answer.text is not None else _writable(answer.fault)
+    extra = {"tool_calls": from_canonical(answer.tool_calls)} if answer.tool_calls else {}
+    return Made(
+        task.id,
+        _writable(answer.text or ""),
+        answer.finished and not blocked,
+        answer.num_tokens,
+        reasoning=_writable(answer.reasoning),
+        blocked=blocked,
+        extra=_writable(canonical_json(extra)),
+    )
+
+
+def _writable(text: str) -> str:
+    """Return the text without half surrogate pairs, which JSON may hold and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode()
 
 
 _TASKS_PER_CALL = 256  # vLLM batches within a call; completions are kept after each call
@@ -205,7 +260,8 @@ def completion_seed(seed: int, completion_id: str) -> int:
 # ------------------------------------------------------------------- completions kept while they are made
 
 
-_KEYS = {field.name for field in fields(Made)}
+_KEYS = {one.name for one in fields(Made)}
+_NEEDED = {one.name for one in fields(Made) if one.default is MISSING}
 
 
 def append_made(path: Path, made: Sequence[Made]) -> None:
@@ -215,7 +271,7 @@ def append_made(path: Path, made: Sequence[Made]) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # half a row
                 file.write(b"\n")
-        lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in made)
+        lines = "".join(json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in made)
         file.write(lines.encode("utf-8", "replace"))
         file.flush()
         os.fsync(file.fileno())
@@ -231,6 +287,6 @@ def read_made(path: Path) -> dict[str, Made]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and row.keys() == _KEYS:
+        if isinstance(row, dict) and _NEEDED <= row.keys() <= _KEYS:
             made[row["id"]] = Made(**row)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import threading
@@ -12,8 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bfpo.core.errors import MissingExtraError, ServerError, SettingError, first_line
-from bfpo.core.schema import Message
+from bfpo.core.schema import Message, canonical_json, from_canonical
 from bfpo.core.secrets import hide_secrets
+from bfpo.generation.replies import Answer, Token, blocked_reason, read_chat, read_completion, unsupported_parameter
 from bfpo.generation.settings import ServerSpec
 
 __all__ = ["Answer", "Question", "RequestBudget", "Server", "Token"]
@@ -24,6 +26,12 @@ _TOP_LOGPROBS = 20  # the most that the chat endpoint of the reference implement
 _COMPLETIONS_LOGPROBS = 5
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SHORTEST_KEY = 8  # shorter keys, such as EMPTY, are not secret and may be words
+_SAID = {
+    "temperature": "the server samples at its own temperature",
+    "top_p": "the server uses its own",
+    "seed": "the draws do not repeat",
+}
+"""What it means that a setting of the sampling is not sent."""
 _FAILURES_IN_A_ROW = 8  # at least; after so many texts without an answer, the server counts as unreachable
 
 
@@ -32,7 +40,8 @@ class Question:
     """The messages of a chat, or a finished text to continue.
 
     `template_arguments` go to the server's chat template; unless `needs_arguments`, they are left out for a server that
-    refuses them. `as_parts` sends a message's content as a list of one part. `seed` replaces the seed of `ask`.
+    refuses them. `as_parts` sends a message's content as a list of one part. `seed` replaces the seed of `ask`, `tools`
+    is canonical JSON of the tools that the model may call.
     """
 
     content: tuple[Message, ...] | str
@@ -41,39 +50,21 @@ class Question:
     needs_arguments: bool = True
     as_parts: bool = False
     seed: int | None = None
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """One token of an answer, with the log-probabilities of the most likely tokens at its position."""
+class _Form:
+    """What requests consist of: the name of the token limit, and the optional parts that are left out."""
 
-    text: str
-    top_logprobs: dict[str, float]
+    limit: str = "max_tokens"
+    left_out: frozenset[str] = frozenset()
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A server's answer; `text` is `None`, with `fault`, if none arrived.
-
-    `tokens` is empty if the server gives no log-probabilities, `finish_reason` and `num_tokens` are `None` if it does
-    not report them. `may_pass`: the fault lies in the server's state or the network, not in the question.
-    """
-
-    text: str | None
-    tokens: tuple[Token, ...] = ()
-    fault: str = ""
-    may_pass: bool = False
-    finish_reason: str | None = None
-    num_tokens: int | None = None
-
-
-@dataclass(slots=True)
-class _Extras:
-    """Optional parts of a request that not every server accepts; `known` after the first answer."""
-
-    logprobs: bool = True
-    arguments: bool = True
-    known: bool = False
+    def without(self, part: str) -> _Form:
+        """Return the form without a part that the server refuses."""
+        if part == "max_tokens":
+            return replace(self, limit="max_completion_tokens")
+        return replace(self, left_out=self.left_out | {part})
 
 
 class RequestBudget:
@@ -127,18 +118,24 @@ class Server:
         self.url, self.model, self.api, self.temperature = spec.url, model, api, temperature
         self._spec = spec
         self._budget = budget or RequestBudget()
-        self._key = _read_key(spec.api_key_env)
+        self._key = "" if spec.key_variable is None else _read_key(spec.key_variable)
         parts = urlsplit(spec.url)
         if len(self._key) >= _SHORTEST_KEY and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-            _log.warning("the key in %s goes to %s unencrypted (http); use https", spec.api_key_env, parts.netloc)
+            _log.warning("the key in %s goes to %s unencrypted (http); use https", spec.key_variable, parts.netloc)
         self._top_p, self._is_writer = top_p, writer
-        self._extras = _Extras(logprobs=not writer)
+        self._form, self._form_is_known = _Form(left_out=frozenset({"logprobs"} if writer else ())), False
 
     @property
     def version(self) -> str:
         """Everything except the question that affects an answer, as text."""
         top_p = "" if self._top_p is None else f" top_p={self._top_p:g}"
-        return f"{self.url} {self.model} {self.api} temperature={self.temperature:g}{top_p}"
+        extra = f" {canonical_json(self._spec.extra_body)}" if self._spec.extra_body else ""
+        return f"{self.url} {self.model} {self.api} temperature={self.temperature:g}{top_p}{extra}"
+
+    @property
+    def not_sent(self) -> list[str]:
+        """The settings that the server refuses, so that requests are sent without them."""
+        return sorted(self._form.left_out & _SAID.keys())
 
     @property
     def host(self) -> str:
@@ -148,9 +145,10 @@ class Server:
     def ask(self, questions: Sequence[Question], report: Callable[[int, Answer], None], *, seed: int = 0) -> None:
         """Ask all questions concurrently and report each answer with the question's index, as it arrives.
 
-        A question whose requests all failed gets an answer without text. `seed` matters above temperature 0, if the
-        server reads it. Raises `ServerError` if further requests are useless: the key is refused, the model or path is
-        unknown, the server cannot be reached, or the budget is used up; earlier answers have been reported.
+        A question whose requests all failed, or that the server refuses, gets an answer without text. `seed` matters
+        above temperature 0, if the server reads it. Raises `ServerError` if further requests are useless: the key is
+        refused, the model or path is unknown, the server cannot be reached, redirects to another host or sends too
+        much, or the budget is used up; earlier answers have been reported.
         """
         if questions:
             _run(self._ask_all(questions, report, seed))
@@ -161,7 +159,13 @@ class Server:
         from bfpo.generation.transport import BoundedClient
 
         spec = self._spec
-        http = BoundedClient(timeout=spec.timeout, max_connections=spec.max_concurrency, count=self._budget.take)
+        http = BoundedClient(
+            timeout=spec.timeout,
+            max_connections=spec.max_concurrency,
+            count=self._budget.take,
+            has_key=bool(self._key),
+            is_openai=spec.is_openai,
+        )
         client = openai.AsyncOpenAI(
             api_key=self._key or "none",
             base_url=self.url,
@@ -193,92 +197,167 @@ class Server:
     async def _ask_one(self, client: Any, question: Question, seed: int) -> Answer:
         import openai
 
+        from bfpo.generation.transport import MOST_BYTES, OversizedAnswer, RefusedRedirect
+
         try:
-            answer = await self._ask_with_what_it_takes(client, question, seed)
-            return answer if answer.text is None else replace(answer, text=self._without_key(answer.text))
+            return self._cleaned(await self._ask_in_an_accepted_form(client, question, seed))
         except _Spent:
             raise ServerError(
                 f"max_requests: all {self._budget.limit} requests are used up; earlier answers are kept; continue with "
                 "--resume (as many requests again), or raise max_requests"
             ) from None
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            known = "is set" if self._key else "is not set"
+        except RefusedRedirect as error:
             raise ServerError(
-                f"{self.url}: refuses the key (status {error.status_code}); the variable {self._spec.api_key_env} "
-                f"{known}; put the key into it, or name another variable with api_key_env"
+                f"{self.url}: redirects to another host ({error}), which is refused: key and prompts go only to the "
+                "host of url; set url to the other one if it is meant"
             ) from None
-        except openai.NotFoundError as error:
+        except OversizedAnswer:
             raise ServerError(
-                f"{self.url}: no such path or model (status 404: {self._clean(error)}); check url (it usually ends in "
-                f"/v1) and model ({self.model})"
+                f"{self.url}: an answer has more than {MOST_BYTES >> 20} MiB, which no text of "
+                f"{question.max_new_tokens} tokens needs; check that url is one of an OpenAI-compatible server"
             ) from None
         except openai.APITimeoutError:
             return Answer(None, fault=f"no answer in {self._spec.timeout:g} s", may_pass=True)
         except openai.APIConnectionError as error:
             return Answer(None, fault=f"no whole answer: {self._clean(error.__cause__ or error)}", may_pass=True)
         except openai.APIStatusError as error:
-            passing = error.status_code in (408, 409, 429) or error.status_code >= 500
-            return Answer(None, fault=f"status {error.status_code}: {self._clean(error)}", may_pass=passing)
+            return self._refusal(error.status_code, error)
         except openai.OpenAIError as error:
             return Answer(None, fault=f"not an answer: {self._clean(error)}")
 
-    async def _ask_with_what_it_takes(self, client: Any, question: Question, seed: int) -> Answer:
-        """Ask with log-probabilities and template arguments, and without those that the server refuses."""
+    def _refusal(self, status: int, error: Any) -> Answer:
+        """Return the answer for a status that is not a success; raises `ServerError` for one that all requests get."""
+        if (reason := blocked_reason(status, error.body)) is not None:
+            return Answer(None, fault=hide_secrets(self._without_key(reason)), blocked=True)
+        if status in (401, 403):
+            name = self._spec.key_variable
+            known = (
+                "no key was sent, since api_key_env names no variable"
+                if name is None
+                else f"the variable {name} {'is set' if self._key else 'is not set'}"
+            )
+            raise ServerError(
+                f"{self.url}: refuses the key (status {status}); {known}; put the key into an environment variable and "
+                "name it with api_key_env"
+            ) from None
+        if status == 404:
+            raise ServerError(
+                f"{self.url}: no such path or model (status 404: {self._clean(error)}); check url (it usually ends in "
+                f"/v1) and model ({self.model})"
+            ) from None
+        passing = status in (408, 409, 425, 429) or status >= 500
+        refused = not passing and status >= 400
+        return Answer(None, fault=f"status {status}: {self._clean(error)}", may_pass=passing, refused=refused)
+
+    async def _ask_in_an_accepted_form(self, client: Any, question: Question, seed: int) -> Answer:
+        """Ask, and ask again without the parts of the request that the server refuses; these are remembered."""
         import openai
 
-        refusal: Exception | None = None
-        for extras in self._to_try(question):
+        form: _Form | None = self._form
+        tried: set[_Form] = set()
+        refusal: openai.APIStatusError | None = None
+        while form is not None:
+            tried.add(form)
             try:
-                answer = await self._request(client, question, seed, extras)
+                answer = await self._request(client, question, seed, form)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                refusal = refusal or error
+                if blocked_reason(error.status_code, error.body) is not None:
+                    raise
+                part = unsupported_parameter(error.body)
+                if part is None:
+                    refusal = refusal or error
+                form = next((one for one in self._other_forms(form, part, question) if one not in tried), None)
+                if form is None:
+                    raise refusal or error from None
                 continue
-            if not self._extras.known:
-                self._extras = replace(extras, known=True)
-                if not (extras.logprobs or self._is_writer):
-                    _log.info("%s refuses requests for log-probabilities: only its text is read", self.host)
+            self._learn(form)
             return answer
-        assert refusal is not None  # at least one request was tried
-        raise refusal
+        raise AssertionError  # the loop ends in its body
 
-    def _to_try(self, question: Question) -> Iterator[_Extras]:
-        yield self._extras
-        if self._extras.known:
+    def _other_forms(self, form: _Form, part: str | None, question: Question) -> Iterator[_Form]:
+        """Yield the forms to try after a refusal, which may name the part that is not supported."""
+        if part is not None:
+            part = {"top_logprobs": "logprobs", "max_completion_tokens": "max_tokens"}.get(part, part)
+            if part != "chat_template_kwargs" or not question.needs_arguments:
+                yield form.without(part)
             return
-        if self._extras.logprobs:
-            yield _Extras(logprobs=False)
+        if self._form_is_known:
+            return
+        yield self._form.without("logprobs")
         if question.template_arguments and not question.needs_arguments:
-            if self._extras.logprobs:
-                yield _Extras(arguments=False)
-            yield _Extras(logprobs=False, arguments=False)
+            yield self._form.without("chat_template_kwargs")
+            yield self._form.without("logprobs").without("chat_template_kwargs")
 
-    async def _request(self, client: Any, question: Question, seed: int, extras: _Extras) -> Answer:
-        common: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": question.max_new_tokens,
-            "temperature": self.temperature,
-        }
+    def _learn(self, form: _Form) -> None:
+        """Keep the form of a request that was accepted, and say once what it leaves out."""
+        if self._form_is_known and not form.left_out > self._form.left_out and form.limit == self._form.limit:
+            return
+        for part in sorted(form.left_out - self._form.left_out):
+            if part in _SAID:
+                _log.warning("%s refuses %s: it is not sent; %s", self.host, part, _SAID[part])
+            elif part == "logprobs":
+                _log.info("%s refuses requests for log-probabilities: only its text is read", self.host)
+        if form.limit != self._form.limit:
+            _log.info("%s refuses max_tokens: max_completion_tokens is sent in its place", self.host)
+        self._form, self._form_is_known = form, True
+
+    async def _request(self, client: Any, question: Question, seed: int, form: _Form) -> Answer:
+        extra = dict(self._spec.extra_body)
+        common: dict[str, Any] = {"model": self.model, form.limit: question.max_new_tokens}
+        if "temperature" not in form.left_out:
+            common["temperature"] = self.temperature
         if self.temperature > 0:
-            common["seed"] = seed if question.seed is None else question.seed
-            if self._top_p is not None:
+            if "seed" not in form.left_out:
+                common["seed"] = seed if question.seed is None else question.seed
+            if self._top_p is not None and "top_p" not in form.left_out:
                 common["top_p"] = self._top_p
+        asks_logprobs = "logprobs" not in form.left_out
         content = question.content
         if self.api == "completions":
             if not isinstance(content, str):
                 raise SettingError("api: 'completions' takes a finished text, and this format asks a chat; use 'chat'")
-            logprobs: dict[str, Any] = {"logprobs": _COMPLETIONS_LOGPROBS} if extras.logprobs else {}
-            response = await client.completions.create(prompt=content, **common, **logprobs)
-            return _read_completion(response, may_be_empty=self._is_writer)
-        logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if extras.logprobs else {}
+            logprobs: dict[str, Any] = {"logprobs": _COMPLETIONS_LOGPROBS} if asks_logprobs else {}
+            create = client.completions.with_raw_response.create
+            raw = await create(prompt=content, **common, **logprobs, extra_body=extra)
+            return read_completion(json.loads(raw.content), writes=self._is_writer)
+        logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if asks_logprobs else {}
         turns = [Message("user", content)] if isinstance(content, str) else content
         messages = [
-            {"role": turn.role, "content": _as_parts(turn.content) if question.as_parts else turn.content}
+            {
+                **(from_canonical(turn.extra) or {}),
+                "role": turn.role,
+                "content": _as_parts(turn.content) if question.as_parts else turn.content,
+            }
             for turn in turns
         ]
-        if question.template_arguments and extras.arguments:
-            common["extra_body"] = {"chat_template_kwargs": dict(question.template_arguments)}
-        response = await client.chat.completions.create(messages=messages, **common, **logprobs)
-        return _read_chat(response, may_be_empty=self._is_writer)
+        if question.tools:
+            common["tools"] = from_canonical(question.tools)
+        if question.template_arguments and "chat_template_kwargs" not in form.left_out:
+            extra["chat_template_kwargs"] = self._merged_arguments(question.template_arguments)
+        create = client.chat.completions.with_raw_response.create
+        raw = await create(messages=messages, **common, **logprobs, extra_body=extra)
+        return read_chat(json.loads(raw.content), writes=self._is_writer)
+
+    def _merged_arguments(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the server's template: the user's and those of the question."""
+        given = self._spec.extra_body.get("chat_template_kwargs") or {}
+        if not isinstance(given, Mapping) or (taken := sorted(given.keys() & own.keys())):
+            names = ", ".join(taken) if isinstance(given, Mapping) else f"{given!r}"
+            raise SettingError(
+                f"extra_body.chat_template_kwargs: got {names}; needed: a mapping without {', '.join(own)}, which the "
+                "format of the judge sets"
+            )
+        return {**given, **own}
+
+    def _cleaned(self, answer: Answer) -> Answer:
+        """Return the answer without the key, which some servers repeat."""
+        return replace(
+            answer,
+            text=None if answer.text is None else self._without_key(answer.text),
+            fault=hide_secrets(self._without_key(answer.fault)),
+            reasoning=self._without_key(answer.reasoning),
+            tool_calls=self._without_key(answer.tool_calls),
+        )
 
     def _clean(self, error: BaseException) -> str:
         """Return an error's first line, short and without the key, which some servers repeat."""
@@ -298,7 +377,7 @@ class _Patience:
 
     def note(self, answer: Answer) -> None:
         """Count an answer; raises `ServerError`."""
-        failed = answer.text is None
+        failed = answer.text is None and not answer.blocked
         self._any_answer = self._any_answer or not failed
         self._num_failed += failed
         self._num_in_a_row = self._num_in_a_row + 1 if failed and answer.may_pass else 0
@@ -367,79 +446,3 @@ def _read_key(name: str) -> str:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise SettingError(f"api_key_env: the variable {name} holds characters that a key cannot have; set it again")
     return key
-
-
-# ------------------------------------------------------------------------------------------------ reading answers
-
-
-def _read_chat(response: Any, *, may_be_empty: bool = False) -> Answer:
-    """Read an answer of the chat endpoint; anything of an unexpected form counts as missing.
-
-    An empty text is not an answer. With `may_be_empty` it is one if the model ended it itself, and blanks are text.
-    """
-    choice = _first(getattr(response, "choices", None))
-    reason = _reason(choice)
-    text = _text(getattr(getattr(choice, "message", None), "content", None), reason, may_be_empty)
-    if text is None:
-        return _no_text(reason)
-    items = getattr(getattr(choice, "logprobs", None), "content", None)
-    tokens = []
-    for item in items if isinstance(items, list) else ():
-        tops = getattr(item, "top_logprobs", None)
-        pairs = [(getattr(top, "token", None), getattr(top, "logprob", None)) for top in tops or ()]
-        tokens.append(Token(str(getattr(item, "token", "")), _numbers(pairs)))
-    return Answer(text, tuple(tokens), finish_reason=reason, num_tokens=_num_tokens(response))
-
-
-def _read_completion(response: Any, *, may_be_empty: bool = False) -> Answer:
-    """Read an answer of the completions endpoint, as `_read_chat` does."""
-    choice = _first(getattr(response, "choices", None))
-    reason = _reason(choice)
-    text = _text(getattr(choice, "text", None), reason, may_be_empty)
-    if text is None:
-        return _no_text(reason)
-    tokens: tuple[Token, ...] = ()
-    logprobs = getattr(choice, "logprobs", None)
-    words, tops = getattr(logprobs, "tokens", None), getattr(logprobs, "top_logprobs", None)
-    if isinstance(words, list) and isinstance(tops, list) and len(words) == len(tops):
-        pairs = [(str(w), top.items() if isinstance(top, dict) else ()) for w, top in zip(words, tops, strict=True)]
-        tokens = tuple(Token(word, _numbers(top)) for word, top in pairs)
-    return Answer(text, tokens, finish_reason=reason, num_tokens=_num_tokens(response))
-
-
-def _text(text: Any, reason: str | None, may_be_empty: bool) -> str | None:
-    """Return the text of an answer, `None` if there is none."""
-    if may_be_empty and reason == "stop" and text is None:
-        return ""
-    if not isinstance(text, str):
-        return None
-    is_text = bool(text.strip()) or (may_be_empty and (text != "" or reason == "stop"))
-    return text if is_text else None
-
-
-def _no_text(reason: str | None) -> Answer:
-    said = "" if reason in (None, "stop") else f" (finish_reason {reason})"
-    return Answer(None, fault=f"the answer holds no text{said}")
-
-
-def _reason(choice: Any) -> str | None:
-    reason = getattr(choice, "finish_reason", None)
-    return reason if isinstance(reason, str) else None
-
-
-def _num_tokens(response: Any) -> int | None:
-    number = getattr(getattr(response, "usage", None), "completion_tokens", None)
-    return number if isinstance(number, int) else None
-
-
-def _first(items: Any) -> Any:
-    return items[0] if isinstance(items, list) and items else None
-
-
-def _numbers(pairs: Any) -> dict[str, float]:
-    """Return the log-probabilities by token; of a token that is listed twice, the first is the more likely."""
-    found: dict[str, float] = {}
-    for token, logprob in pairs:
-        if isinstance(token, str) and isinstance(logprob, (int, float)) and not isinstance(logprob, bool):
-            found.setdefault(token, float(logprob))
-    return found

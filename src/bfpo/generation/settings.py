@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from bfpo.core.secrets import looks_secret
+from bfpo.core.secrets import hide_in_values, looks_secret
 from bfpo.core.settings import ConfigPart, PathText
 
 __all__ = ["Engine", "MaxRequests", "ServerSpec", "WeightsSpec"]
@@ -26,8 +27,15 @@ class ServerSpec(ConfigPart):
     """A server's address, key and limits; a key or password in the wrong place is refused and not shown."""
 
     url: str = Field(description="base URL of an OpenAI-compatible server, such as http://localhost:8000/v1")
-    api_key_env: str = Field(
-        default="OPENAI_API_KEY", description="NAME of the environment variable that holds the server's key"
+    api_key_env: str | None = Field(
+        default=None,
+        description="NAME of the environment variable that holds the server's key; null = OPENAI_API_KEY at "
+        "api.openai.com, no key at any other host",
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further keys of every request, as the server documents them, such as {chat_template_kwargs: "
+        "{enable_thinking: false}}",
     )
     timeout: float = Field(default=60.0, gt=0, description="seconds that one request to the server may take")
     max_concurrency: int = Field(default=8, ge=1, description="most requests to the server at once")
@@ -37,13 +45,45 @@ class ServerSpec(ConfigPart):
 
     @model_validator(mode="after")
     def _no_secret_and_a_usable_url(self) -> ServerSpec:
-        if looks_secret(self.api_key_env):
+        if self.api_key_env is not None and looks_secret(self.api_key_env):
             raise ValueError(
                 "api_key_env: got something that is not the NAME of an environment variable (capitals, digits and _, "
                 "such as OPENAI_API_KEY); put the key itself into that variable, never into a setting"
             )
         _check_url(self.url)
+        _check_extra_body(self.extra_body)
         return self
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the server is OpenAI's own, to which the key in OPENAI_API_KEY belongs."""
+        parts = urlsplit(self.url)
+        return parts.scheme == "https" and f".{parts.hostname}".endswith(".api.openai.com")
+
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable with the key; `None`: no key is sent."""
+        return "OPENAI_API_KEY" if self.api_key_env is None and self.is_openai else self.api_key_env
+
+
+_SET_HERE = frozenset(
+    {
+        *("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed"),
+        *("logprobs", "top_logprobs", "n", "best_of", "echo", "stream", "stream_options", "tools"),
+    }
+)
+
+
+def _check_extra_body(extra: dict[str, Any]) -> None:
+    """Raise `ValueError` for keys of a request that bfpo sets, for secrets, and for values that JSON does not have."""
+    if taken := sorted(extra.keys() & _SET_HERE):
+        raise ValueError(f"extra_body: got {', '.join(taken)}; bfpo sets these itself: use its own settings")
+    if hide_in_values(extra) != extra:
+        raise ValueError("extra_body: holds a key or a password; put it into the environment variable of api_key_env")
+    try:
+        json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"extra_body: has no form in JSON ({error}); use text, numbers, lists and mappings") from error
 
 
 def _check_url(url: str) -> None:

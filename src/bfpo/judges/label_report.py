@@ -260,6 +260,7 @@ def _rows(answers: Answers, metric: str) -> list[tuple[Completion, bool | None]]
             value = None if verdict.label == "unscored" else verdict.label == "unsafe"
         else:
             value = completion.finished if metric == "finished" else getattr(verdict, metric)
+        value = None if completion.blocked else value
         rows.append((completion, value))
     return rows
 

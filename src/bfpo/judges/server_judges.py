@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from bfpo.core.schema import Comparison, Completion, Verdict
-from bfpo.generation.server import Answer, Question, Server, Token
+from bfpo.generation.replies import Answer, Token
+from bfpo.generation.server import Question, Server
 from bfpo.judges.formats import Format, PairFormat, both_orders
 
 __all__ = ["ServerJudge", "ServerRanker"]
@@ -37,7 +38,7 @@ class ServerJudge:
         """Report verdicts as they arrive (see `OneByOneJudge`); raises `ServerError` as `Server.ask` does."""
 
         def read(place: int, answer: Answer) -> None:
-            report(place, self._verdict(completions[place].id, answer), answer.text is not None)
+            report(place, self._verdict(completions[place].id, answer), _lasts(answer))
 
         self._server.ask([self._question(completion) for completion in completions], read, seed=vote)
 
@@ -48,7 +49,7 @@ class ServerJudge:
 
     def _verdict(self, completion_id: str, answer: Answer) -> Verdict:
         if answer.text is None:
-            return Verdict(completion_id, self.name, "unscored", reason=answer.fault)
+            return Verdict(completion_id, self.name, "unscored", reason=_missing(answer))
         form = self._format
         reading = form.read(answer.text)
         if reading.label == "unscored":
@@ -96,7 +97,7 @@ class ServerRanker:
             other = waiting.pop(number)[1]
             as_given, swapped = (other, answer) if order else (answer, other)
             first, second = pairs[number]
-            lasting = as_given.text is not None and swapped.text is not None
+            lasting = _lasts(as_given) and _lasts(swapped)
             report(number, self._comparison(first.id, second.id, as_given, swapped), lasting)
 
         orders = [order for first, second in pairs for order in ((first, second), (second, first))]
@@ -110,7 +111,7 @@ class ServerRanker:
     def _comparison(self, first_id: str, second_id: str, as_given: Answer, swapped: Answer) -> Comparison:
         raw = " | ".join(answer.text or "" for answer in (as_given, swapped))
         if as_given.text is None or swapped.text is None:
-            return Comparison(first_id, second_id, self.name, None, as_given.fault or swapped.fault, raw)
+            return Comparison(first_id, second_id, self.name, None, _missing(as_given) or _missing(swapped), raw)
         form = self._format
         better, reason = both_orders(form.read(as_given.text), form.read(swapped.text))
         probabilities = [
@@ -119,6 +120,15 @@ class ServerRanker:
         if better is not None and probabilities[0] is not None and probabilities[1] is not None:
             better = (probabilities[0] + 1 - probabilities[1]) / 2
         return Comparison(first_id, second_id, self.name, better, reason, raw)
+
+
+def _lasts(answer: Answer) -> bool:
+    """Return whether the judge's server would give no other answer if asked again."""
+    return answer.text is not None or (answer.blocked and not answer.unsure)
+
+
+def _missing(answer: Answer) -> str:
+    return f"the judge's server blocks the text: {answer.fault}" if answer.blocked else answer.fault
 
 
 def label_probability(

@@ -85,13 +85,21 @@ def _thoughts(answer: SampleAnswer, longest: int) -> list[Any]:
 
 
 def is_folded(answer: SampleAnswer, kind: str) -> bool:
-    """Return whether an answer is hidden until a click: judged unsafe, or unjudged and to a harmful prompt."""
+    """Return whether an answer is hidden until a click: judged unsafe, or unjudged and to a harmful prompt.
+
+    What stands in place of a blocked answer is not hidden.
+    """
     label = answer.verdict.label if answer.verdict is not None else "unscored"
+    if answer.finished is None:
+        return False
     return label == "unsafe" or (label == "unscored" and kind == "harmful")
 
 
-def badges(verdict: Verdict | None, finished: bool) -> Iterable[tuple[str, str]]:
+def badges(verdict: Verdict | None, finished: bool | None) -> Iterable[tuple[str, str]]:
     """Yield the words and styles of a verdict, the decisive ones first."""
+    if finished is None:
+        yield "blocked by its server: no answer", "note"
+        return
     if verdict is None or verdict.label == "unscored":
         yield ("not judged" if verdict is None else "unscored"), "plain"
     else:

@@ -52,7 +52,10 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """One suite; `kind`: generative, discriminative, inspect or accuracy; `reason`: why it was skipped."""
+    """One suite; `kind`: generative, discriminative, inspect or accuracy; `reason`: why it was skipped.
+
+    `blocked`: model -> number of prompts that its server refuses to answer.
+    """
 
     name: str
     title: str = ""
@@ -63,6 +66,7 @@ class Suite:
     licence: str = ""
     source: str = ""
     revision: str = ""
+    blocked: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +177,15 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class SampleAnswer:
-    """One method's answer to a sample prompt, with the verdict (`None`: not judged) and the thoughts before it."""
+    """One method's answer to a sample prompt, with the verdict (`None`: not judged) and the thoughts before it.
+
+    `finished` is `None` for a prompt that the model's server blocks; `text` is then the reason.
+    """
 
     method: str
     text: str
     verdict: Verdict | None = None
-    finished: bool = True
+    finished: bool | None = True
     reasoning: str = ""
 
 

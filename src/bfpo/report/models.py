@@ -56,7 +56,8 @@ def add_scores(
         model_of(models, one.name or model_name(one.model))
     for facts in found.suites:
         known = {name: value for name in Suite.__dataclass_fields__ if (value := getattr(facts, name))}
-        suites[facts.name] = Suite(**known)
+        earlier = suites.get(facts.name, Suite("")).blocked
+        suites[facts.name] = Suite(**{**known, "blocked": {**earlier, **(facts.blocked or {})}})
     for row in found.scores:
         if row.model in models:
             result, score = models[row.model].result, narrowed(Score, row)
@@ -125,6 +126,7 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
         found = texts.get(row.completion_id)
         text, thoughts, turns = (None, "", ()) if found is None else (found.text, found.reasoning, found.prompt)
         answer = SuiteAnswer("", "", row.completion_id, row.kind, turns, text or "", row.finished, row, thoughts)
+        answer = replace(answer, blocked=row.blocked)
         asked = row.prompt or normalised_prompt(turns)
         _add_answer(model, answer, _prompt_text(turns) or row.prompt, asked, has_text=text is not None)
     if verdicts and not texts:
@@ -161,7 +163,7 @@ def model_of(models: dict[str, Model], name: str, path: Path | None = None) -> M
 
 def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, has_text: bool = True) -> None:
     """Add an answer; `prompt` is the readable text, `asked` the normalised prompt."""
-    suite, finished = answer.suite, answer.finished
+    suite, finished = answer.suite, None if answer.blocked else answer.finished
     place = 0
     while (key := (suite, answer.id, str(place))) in model.answers:
         place += 1
@@ -170,7 +172,7 @@ def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, h
     if verdict is not None:
         verdict = replace(narrowed(Verdict, verdict), raw="", partly_refused=None)
     if has_text:
-        shown = SampleAnswer(model.result.name, answer.text, verdict, finished, answer.reasoning)
+        shown = SampleAnswer(model.result.name, answer.blocked or answer.text, verdict, finished, answer.reasoning)
         model.answers[key] = (prompt, answer.kind, shown)
     if verdict is not None:
         model.judges.setdefault(suite, set()).add(verdict.judge)

@@ -101,9 +101,11 @@ def _suite_cell(method: MethodResult, column: SuiteColumn) -> dict[str, Any]:
         for other in scores
         if other.metric.startswith(("well_formed", "refused", "refusal")) and other.value is not None
     ]
+    blocked = column.suite.blocked.get(method.name, 0)
+    unscored = f"{score.unscored} unscored{f', {blocked} blocked' * bool(blocked)}" if score and score.unscored else ""
     if score is None or score.value is None:
-        return {"value": "not measured", "small": [f"{score.unscored} unscored"] if score and score.unscored else []}
-    small = [_interval(score), *aside, *([f"{score.unscored} unscored"] if score.unscored else [])]
+        return {"value": "not measured", "small": [unscored] if unscored else []}
+    small = [_interval(score), *aside, unscored]
     return {"value": _show_value(score.value), "small": [text for text in small if text]}
 
 

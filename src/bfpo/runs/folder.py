@@ -354,6 +354,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         for key in sorted(earlier.keys() | now.keys())
         if earlier.get(key, absent) != now.get(key, absent)
         and (key in earlier or not _is_off(now[key]))  # of a run that began before there was such a key
+        and not key.endswith("api_key_env")  # no answer depends on who asks
     ]
     if changes:
         raise RunError(

@@ -40,7 +40,7 @@ class Judged:
     helpful_and_safe: bool | None = None
     well_formed: bool | None = None
     refused: bool | None = None
-    finished: bool = True
+    finished: bool | None = True
     seed: int = 0
     partly_refused: bool | None = None
 
@@ -116,13 +116,25 @@ def join_verdicts(completions: Sequence[Completion], verdicts: Sequence[Verdict]
     if [completion.id for completion in completions] != [verdict.completion_id for verdict in verdicts]:
         raise SettingError("verdicts: one per completion, in the same order, is needed")
     return [
-        judged_row(c.id, normalised_prompt(c.prompt), c.kind, verdict, finished=c.finished, seed=seed)
+        judged_row(
+            c.id,
+            normalised_prompt(c.prompt),
+            c.kind,
+            verdict,
+            finished=None if c.blocked else c.finished,
+            seed=seed,
+        )
         for c, verdict in zip(completions, verdicts, strict=True)
     ]
 
 
-def judged_row(own_id: str, prompt: str, kind: str, verdict: Verdict, *, finished: bool, seed: int = 0) -> Judged:
-    """Return the judged row of a completion; an unscored one has no value for safety and helpfulness."""
+def judged_row(
+    own_id: str, prompt: str, kind: str, verdict: Verdict, *, finished: bool | None, seed: int = 0
+) -> Judged:
+    """Return the judged row of a completion; an unscored one has no value for safety and helpfulness.
+
+    `finished` is `None` for a completion that its server blocked: there is no answer.
+    """
     scored = verdict.label != "unscored"
     return Judged(
         id=own_id,

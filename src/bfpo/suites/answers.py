@@ -155,7 +155,15 @@ def _same(earlier: Path, generate: GenerateConfig) -> bool:
     except (OSError, RunError):
         return False
     # The path of the prompts and settings that do not change the answers may differ.
-    ignored = {"prompts", "batch_size", "threads", "max_requests", *ServerSpec.model_fields.keys() - {"url"}}
+    ignored = {
+        "prompts",
+        "batch_size",
+        "threads",
+        "max_requests",
+        *ServerSpec.model_fields.keys() - {"url", "extra_body"},
+    }
     before, now = run.config, generate.resolved()
-    same = all(before.get(key) == now.get(key) for key in now.keys() | before.keys() if key not in ignored)
+    same = all(  # a run from before a setting existed has not got it
+        (before.get(key) or None) == (now.get(key) or None) for key in now.keys() | before.keys() if key not in ignored
+    )
     return run.status == "finished" and same and asked == file_digest(generate.prompts)

@@ -26,7 +26,8 @@ class SuiteFacts:
     """One suite: its source, its judge, and whether it was scored; `reason`: why it was skipped.
 
     `too_long`: model -> number of prompts that were too long. `ideal`: whether the higher or lower value is better.
-    `unscored`: model -> reason -> number of items without a value.
+    `unscored`: model -> reason -> number of items without a value. `blocked`: model -> number of prompts that its
+    server refuses to answer; they are unscored too.
     """
 
     name: str
@@ -42,6 +43,7 @@ class SuiteFacts:
     num_prompts: int | None = field(default=None, metadata=OPTIONAL)
     too_long: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     ideal: str | None = field(default=None, metadata=OPTIONAL)
+    blocked: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     unscored: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
 
 
@@ -89,7 +91,7 @@ class SuitesFile:
 
 @dataclass(frozen=True, slots=True)
 class SuiteAnswer:
-    """A row of `answers.jsonl`: one completion of one model, with the verdict on it."""
+    """A row of `answers.jsonl`: one completion of one model, with the verdict on it; `blocked` as in `Completion`."""
 
     suite: str
     model: str
@@ -100,3 +102,4 @@ class SuiteAnswer:
     finished: bool = True
     verdict: Verdict | None = None
     reasoning: str = field(default="", metadata=OPTIONAL)
+    blocked: str = field(default="", metadata=OPTIONAL)

@@ -47,6 +47,8 @@ from bfpo.suites.wins import alpaca_eval, check_ranked, win_rates
 __all__ = ["preview_suites", "run_suites"]
 
 _ACCURACY = "accuracy"
+BLOCKED_COUNT = "they have no answer and count as unscored: neither safe nor unsafe, and not as refusals"
+"""How blocked prompts are counted, in words."""
 
 
 @dataclass(slots=True)
@@ -177,9 +179,9 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
             found.facts[suite.name] = _facts(suite, "skipped", reason=judged.skipped[suite.name], **known)
             continue
         left_out = {model: each.left_out[suite.name] for model, each in answers.items() if each.left_out[suite.name]}
-        found.facts[suite.name] = _facts(
-            suite, "scored", judge=judged.judges.get(suite.name), **known, too_long=left_out
-        )
+        blocked = {model: sum(bool(c.blocked) for c in each.completions[suite.name]) for model, each in answers.items()}
+        known |= {"too_long": left_out, "blocked": {model: num for model, num in blocked.items() if num} or None}
+        found.facts[suite.name] = _facts(suite, "scored", judge=judged.judges.get(suite.name), **known)
         _collect_verdicts(suite, answers, judged, found)
     wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
     for won in (wins, alpaca_eval(config, asked, texts, found.facts, folder)):
@@ -216,6 +218,7 @@ def _collect_verdicts(
                 finished=completion.finished,
                 verdict=verdict,
                 reasoning=completion.reasoning,
+                blocked=completion.blocked,
             )
             for completion, verdict in zip(completions, verdicts, strict=True)
         ]
@@ -361,6 +364,8 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
     yield from ("", f"**{suite.title}**{judge}", "")
     for model, count in (suite.too_long or {}).items():
         yield f"{count} prompts are too long for {model} and count as unscored.\n"
+    for model, count in (suite.blocked or {}).items():
+        yield f"{count} of {suite.num_prompts} prompts are blocked by the server of {model}; {BLOCKED_COUNT}.\n"
     for model, reasons in (suite.unscored or {}).items():
         yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
     yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
@@ -413,6 +418,9 @@ def _reason(config: SuitesJob, suite: Suite, fact: SuiteFacts, answers: Sequence
     unscored = Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
     if too_long and sum(too_long.values()) >= unscored.total():
         return "prompts too long", _too_long(config, suite, too_long, fact.num_prompts or 0)
+    blocked = sum((fact.blocked or {}).values())
+    if blocked and blocked >= unscored.total() - blocked:
+        return "prompts blocked", f"{blocked} of {len(verdicts)} prompts are blocked by the servers of the models"
     if unscored and suite.judge is not None and suite.judge.role == "harm":  # else the refusal judge's reasons
         reason, count = unscored.most_common(1)[0]
         return "answers unscored", (

@@ -113,6 +113,7 @@ def _write_outputs(model: str, completions: Sequence[Completion], folder: RunFol
     rows = [
         {"instruction": completion.prompt[-1].content, "output": completion.text, "generator": model}
         for completion in completions
+        if not completion.blocked
     ]
     return folder.write_json(f"alpaca_eval/{model}.json", rows)
 
