@@ -61,8 +61,8 @@ def test_the_data_card_shows_the_numbers_of_its_file(tmp_path: Path) -> None:
     (run / "data.json").write_text(json.dumps(content))
     page = Page(render_html(gather([run]))).text
     assert "no prompt, or an empty one: 31; label outside [0, 1]: 4" in page
-    assert "rows removed because they ask a prompt of probe 47 (203 prompts looked for)" in page
-    assert "rows removed because they ask a prompt of other 0 (5 prompts looked for)" in page
+    assert "rows removed because they ask a prompt of probe 47 (prompts looked for: 203)" in page
+    assert "rows removed because they ask a prompt of other 0 (prompts looked for: 5)" in page
     assert "labelled both safe and unsafe 12" in page
     for source in content["sources"]:
         assert f"{source['name']} {source['stream']} {source['rows']}" in page

@@ -118,6 +118,7 @@ def test_single_runs_are_joined_with_their_texts_and_their_training(tmp_path: Pa
     assert method.margins[0].quantiles["p50"] == pytest.approx(0.05 * 11.5)  # the training's own beta
     assert any("1 lines are not JSON objects" in line for line in data.absent)
     assert any("no run of bfpo prepare" in line for line in data.absent)
+    assert data.stages[0].sentence == f"The training of {data.stages[0].run} has finished: 1 step in 12.5 s."
 
 
 def test_what_is_unfinished_or_broken_is_said_and_nothing_fails(tmp_path: Path) -> None:

@@ -101,4 +101,6 @@ def test_the_runs_inside_a_run_over_suites_are_parts_of_its_models(tmp_path: Pat
 def test_a_model_of_which_only_pairs_were_asked_is_told_by_them() -> None:
     method = MethodResult("ours", "ours", "main", accuracy=[Score("accuracy", 0.8, 0.7, 0.9, 60)])
     said = headline(ReportData("t", "", [method])).sentence
-    assert said == "ours orders 80% (70% to 90%) of held-out pairs by their labels; none of its answers was judged."
+    assert (
+        said == "ours orders 80% (70% to 90%) of the evaluated pairs by their labels; none of its answers was judged."
+    )

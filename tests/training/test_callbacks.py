@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerControl
 
 from bfpo.core.errors import StopRequest
+from bfpo.core.progress import TrainingProgress
 from bfpo.data.streams import TwoStreamDataset
-from bfpo.training.callbacks import InterruptCallback, set_epoch_everywhere
+from bfpo.training.callbacks import InterruptCallback, ProgressFile, set_epoch_everywhere
 from tiny import tiny_pairs
 
 
@@ -111,3 +112,22 @@ def test_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_the_time_left_is_that_of_the_steps_since_the_process_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("bfpo.training.callbacks.time.monotonic", lambda: clock.now)
+    written: list[TrainingProgress] = []
+    callback = ProgressFile(written.append, seconds_between=5.0)
+    state: Any = SimpleNamespace(global_step=40, max_steps=100, is_world_process_zero=True)
+    arguments: Any = (None, state, TrainerControl())
+    callback.on_train_begin(*arguments)  # resumed at step 40
+    for now, step in ((104.0, 42), (108.0, 44), (110.0, 45)):
+        clock.now, state.global_step = now, step
+        callback.on_step_end(*arguments)
+    assert [(one.step, one.max_steps, one.seconds_left) for one in written] == [(42, 100, 116.0), (45, 100, 110.0)]
+    assert written[0].updated.endswith(" UTC")
+    state.is_world_process_zero = False
+    clock.now = 200.0
+    callback.on_step_end(*arguments)
+    assert len(written) == 2

@@ -23,7 +23,7 @@ from bfpo.judges.cache import OpinionCache
 from bfpo.judges.judges import Judge, check_judge, make_judge
 from bfpo.judges.label_report import score_row
 from bfpo.judges.ngrams import seen_rows, trained_on_few
-from bfpo.judges.quality import calibration_bins, calibration_figure, judge_quality
+from bfpo.judges.quality import QUALITY_TITLES, calibration_bins, calibration_figure, judge_quality
 from bfpo.judges.records import CalibrationBin, CheckedJudge, JudgeCheckFile
 from bfpo.plots.style import png_bytes, svg_bytes
 from bfpo.policy.devices import use_threads
@@ -33,15 +33,6 @@ __all__ = ["preview", "run"]
 
 _log = logging.getLogger(__name__)
 
-_TITLES = {
-    "accuracy": "accuracy",
-    "kappa": "Cohen's kappa",
-    "sensitivity": "unsafe called unsafe",
-    "specificity": "safe called safe",
-    "roc_auc": "ROC AUC",
-    "brier": "Brier score (lower is better)",
-    "calibration_error": "calibration error (lower is better)",
-}
 _ALL = "all"
 
 
@@ -214,10 +205,10 @@ def _markdown(
         "",
     ]
     lines += ["| agreement | value | interval | texts | unscored |", "|---|---|---|---|---|"]
-    lines += [score_row(score, _TITLES[score.metric]) for score in quality[_ALL]]
+    lines += [score_row(score, QUALITY_TITLES[score.metric]) for score in quality[_ALL]]
     if len(quality) > 1:
         shown = ("accuracy", "kappa", "roc_auc")
-        lines += ["", f"| kind | texts | {' | '.join(_TITLES[name] for name in shown)} | unscored |"]
+        lines += ["", f"| kind | texts | {' | '.join(QUALITY_TITLES[name] for name in shown)} | unscored |"]
         lines.append("|---|" + "---|" * (len(shown) + 2))
         for kind, scores in quality.items():
             by_name = {score.metric: score for score in scores}

@@ -1,9 +1,12 @@
-"""Progress of a long count: a bar on a terminal, occasional log lines elsewhere."""
+"""Progress of a long count: a bar on a terminal, occasional log lines elsewhere; and of a training, as its run folder
+keeps it.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -11,7 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bfpo.core.console import one_line
 
-__all__ = ["CountProgress"]
+__all__ = ["CountProgress", "TrainingProgress"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingProgress:
+    """`progress.json` of a training in progress.
+
+    `seconds_left` is estimated from the steps since the process started; `updated`: when this was written (UTC).
+    """
+
+    step: int = 0
+    max_steps: int = 0
+    seconds_left: float | None = None
+    updated: str = ""
 
 
 class CountProgress:

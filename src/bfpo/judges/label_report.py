@@ -18,6 +18,7 @@ from bfpo.stats import Interval, rate_interval
 
 __all__ = [
     "FUNNEL_STEPS",
+    "RATE_TITLES",
     "Answers",
     "agreement_scores",
     "answer_rates",
@@ -35,7 +36,7 @@ FUNNEL_STEPS = ("prompts", "completions", "well_formed", "usable", "unsafe", "ca
 """Steps of the drawn funnel, as counted by `bfpo.judges.pairing.Pairing`."""
 
 _ALL = "all prompts"
-_TITLES = {
+RATE_TITLES = {
     "unsafe": "answers judged unsafe",
     "well_formed": "well-formed answers",
     "refused": "refusals",
@@ -247,7 +248,7 @@ def answer_rates(
     return {
         name: [
             _rate(metric, [row for row in _rows(answers, metric) if kind is None or row[0].kind == kind], settings)
-            for metric in _TITLES
+            for metric in RATE_TITLES
         ]
         for name, kind in groups.items()
     }
@@ -288,6 +289,6 @@ def redteam_text(
     lines += ["", f"Rates of the answers; intervals: {confidence:.0%}, over prompts.", ""]
     lines += ["| prompts | rate | value | interval | answers | not measured |", "|---|---|---|---|---|---|"]
     for name, scores in rates.items():
-        lines += [score_row(score, name, _TITLES[score.metric]) for score in scores if score.num]
+        lines += [score_row(score, name, RATE_TITLES[score.metric]) for score in scores if score.num]
     lines += [f"\nUnscored: {count}, {reason}" for reason, count in unscored.items()]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score, Verdict
@@ -16,7 +18,18 @@ from bfpo.judges.records import CalibrationBin
 from bfpo.plots.style import INK, METHOD_COLOURS, MUTED, figure_style
 from bfpo.stats import Interval, bootstrap_weights, rate_interval
 
-__all__ = ["calibration_bins", "calibration_figure", "judge_quality"]
+__all__ = ["QUALITY_TITLES", "calibration_bins", "calibration_figure", "judge_quality"]
+
+QUALITY_TITLES = {
+    "accuracy": "accuracy",
+    "kappa": "Cohen's kappa",
+    "sensitivity": "unsafe called unsafe",
+    "specificity": "safe called safe",
+    "roc_auc": "ROC AUC",
+    "brier": "Brier score (lower is better)",
+    "calibration_error": "calibration error (lower is better)",
+}
+"""The measures of `judge_quality` by name, in their order."""
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -179,22 +192,33 @@ def _score(name: str, interval: Interval, unscored: int, *, higher_is_better: bo
     return Score(name, *bounds, interval.num, unscored=unscored, higher_is_better=higher_is_better)
 
 
-def calibration_figure(
-    bins: Sequence[CalibrationBin], *, judge: str, confidence: float, width: float = 5.2, height: float = 5.6
-) -> Figure:
-    """Return p(safe) against the share that people call safe, with intervals, above a histogram; sizes in inches."""
-    colour = METHOD_COLOURS[0]
+def calibration_figure(bins: Sequence[CalibrationBin], *, judge: str, confidence: float, width: float = 5.2) -> Figure:
+    """Return p(safe) against the share that people call safe, with intervals, above a histogram; width in inches.
+
+    Both axes of the upper panel have the same limits and the same length, and the histogram has its horizontal axis.
+    """
+    colour, limits = METHOD_COLOURS[0], (-0.02, 1.02)
+    title = textwrap.wrap(f"{judge}: calibration ({confidence:.0%} intervals)", 60, max_lines=3, placeholder=" …")
+    left, right, bottom, between = 0.72, 0.14, 0.52, 0.18
+    side, low, top = width - left - right, 0.85, 0.14 + 0.19 * len(title)
+    height = bottom + low + between + side + top
     with figure_style("calibration"):
-        figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        figure = Figure(figsize=(width, height), dpi=100)
+        where = (left / width, side / width)
+        lower = figure.add_axes((where[0], bottom / height, where[1], low / height))
+        upper = figure.add_axes((where[0], (bottom + low + between) / height, where[1], side / height), sharex=lower)
         upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for one in bins:
             upper.vlines(one.mean_p_safe, one.share_low, one.share_high, color=colour, linewidth=1.4, alpha=0.6)
         upper.plot([b.mean_p_safe for b in bins], [b.share_safe for b in bins], "o", color=colour, markersize=6)
-        upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        upper.set_ylabel("share that people call safe")
-        upper.set_title(f"{judge}: calibration ({confidence:.0%} intervals)", color=INK, fontsize=11, loc="left")
+        ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        upper.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
+        upper.tick_params(axis="x", labelbottom=False)
+        upper.set_title("\n".join(title), color=INK, fontsize=11, loc="left")
         lower.bar([(b.low + b.high) / 2 for b in bins], [b.num for b in bins], width=0.088, color=colour, alpha=0.75)
-        lower.set_ylabel("texts")
+        lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         lower.set_xlabel("p(safe) of the judge")
+        for axes, words in ((upper, "share that people call safe"), (lower, "texts")):
+            axes.set_ylabel(words)
+            axes.yaxis.set_label_coords(-0.135, 0.5)
     return figure

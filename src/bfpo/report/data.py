@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Score, Verdict
+from bfpo.judges.records import CalibrationBin
 from bfpo.suites.records import SuiteComparison
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "DataCard",
     "Experiment",
     "ExperimentPoint",
+    "FactTable",
     "Gate",
     "MarginSpread",
     "MethodResult",
@@ -28,6 +30,7 @@ __all__ = [
     "RunRecord",
     "Sample",
     "SampleAnswer",
+    "StageResult",
     "Suite",
     "SuiteComparison",
     "Trial",
@@ -83,12 +86,44 @@ class MarginSpread:
 
 
 @dataclass(frozen=True, slots=True)
+class FactTable:
+    """A table of texts; `bars`: for each row a share in [0, 1], drawn as a bar beside it (empty: none)."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    bars: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement:
-    """The agreement of a judge with people or with other judges, and the run that measured it."""
+    """The agreement of a judge with people or with other judges, and the run that measured it.
+
+    `calibration`: of `judge`, with intervals of `confidence`; empty if it gives no probabilities. `by_kind`: the main
+    measures for each kind of text.
+    """
 
     title: str
     run: str
     scores: list[Score]
+    judge: str = ""
+    confidence: float = 0.95
+    calibration: list[CalibrationBin] = field(default_factory=list)
+    by_kind: FactTable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What one run found: a sentence with which a page can open, further lines, tables, and curves over steps."""
+
+    run: str
+    stage: str
+    status: str
+    title: str
+    sentence: str
+    lines: list[str] = field(default_factory=list)
+    tables: list[FactTable] = field(default_factory=list)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +241,8 @@ class ReportData:
     `setting`: where the methods were compared. `samples_note`: how the samples were chosen. `num_prompts`: by kind.
     `settings`: section -> key -> value. `seconds`: stage -> wall time. `commands`: how to reproduce the page. `notes`:
     caveats, one sentence each. `x_title`, `y_title`: titles of `helpfulness` and `harmless_harmful` on this page.
-    `absent`: what was not found. `runs`: the run folders. `experiments`: grids and comparisons of many runs.
+    `absent`: what was not found. `runs`: the run folders. `experiments`: grids and comparisons of many runs. `stages`:
+    what single runs found, the first one first on a page without scores.
 
     Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of an unknown
     method.
@@ -236,6 +272,7 @@ class ReportData:
     runs: list[RunRecord] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     experiments: list[Experiment] = field(default_factory=list)
+    stages: list[StageResult] = field(default_factory=list)
     x_title: str = "mean helpfulness on harmless prompts"
     y_title: str = "harmless share on harmful prompts"
 
@@ -249,6 +286,12 @@ class ReportData:
         used |= {answer.method for sample in self.samples for answer in sample.answers}
         if used - set(names):
             raise SettingError(f"methods: {', '.join(sorted(used - set(names)))} is compared or quoted but not listed")
+
+    @property
+    def scored(self) -> bool:
+        """Return whether a method has a score of answers or pairs."""
+        found = ((*m.scores, *m.accuracy, *(s for some in m.suite_scores.values() for s in some)) for m in self.methods)
+        return any(score.value is not None for scores in found for score in scores)
 
     @property
     def main(self) -> MethodResult | None:
@@ -273,8 +316,11 @@ class ReportData:
 
     def to_json(self) -> str:
         """Return the data as JSON text; raises `SettingError` for a number that is not finite."""
+        content = asdict(self)
+        if not self.stages:
+            del content["stages"]
         try:
-            return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+            return json.dumps(content, indent=1, allow_nan=False) + "\n"
         except ValueError as error:
             raise SettingError(f"report data: {error}; use None for a missing number") from error
 

@@ -25,6 +25,7 @@ from bfpo.report.read import (
     shown_path,
     with_own_titles,
 )
+from bfpo.report.stages import stage_results
 from bfpo.report.tables import with_suite_means
 from bfpo.scores.scores import Judged, compare
 
@@ -101,6 +102,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         absent=[*absent_parts(others + experiments, shown, inside), *problems_of(runs)],
         notes=list(notes_of(others, suites)),
         experiments=found,
+        stages=stage_results(others, shown),
     )
     if head_to_head is not None:
         return _with_methods(data, head_to_head)
@@ -263,7 +265,7 @@ def _counts(names: Any) -> str:
 
 
 def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[Path, Sequence[Run]]) -> Iterator[str]:
-    """Yield what the page lacks because no run has it, and the runs that did not finish.
+    """Yield what a page of scores lacks because no run has it, and the runs that did not finish.
 
     `inside`: the runs within experiments, by the path of the experiment.
     """
@@ -275,7 +277,7 @@ def absent_parts(runs: Sequence[Run], shown: Mapping[Run, str], inside: Mapping[
         "judge-check": "the judge's error against people's labels",
         "prepare": "the data card",
     }.items():
-        if stage not in stages:
+        if stage not in stages and "evaluate" in stages:
             yield f"{what}: no run of bfpo {stage} was given"
     if hidden:
         yield (

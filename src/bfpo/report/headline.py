@@ -37,6 +37,9 @@ def headline(data: ReportData) -> Headline:
     the others are named and not ranked.
     """
     main = data.main
+    if data.stages and not data.scored and not data.experiments:
+        first, *rest = data.stages
+        return Headline(first.sentence, False, [*first.lines, *(one.sentence for one in rest), *data.notes])
     if not data.methods and data.experiments:
         return Headline(experiment_headline(data.experiments[0]), False, [*_experiments(data), *data.notes])
     if main is None:
@@ -56,7 +59,7 @@ def _only_pairs(main: MethodResult) -> str:
     accuracy = main.score("accuracy")
     if accuracy is None:
         return f"{main.title} was not measured."
-    share = f"{with_interval(accuracy)} of held-out pairs"
+    share = f"{with_interval(accuracy)} of the evaluated pairs"
     return f"{main.title} orders {share} by their labels; none of its answers was judged."
 
 
@@ -106,7 +109,7 @@ def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, boo
     measured = [(method, value) for method in data.baselines if (value := method.value(METRIC)) is not None]
     unlike = [method for method in _not_alike(data, main) if method.role == "baseline"]
     alike = [(method, value) for method, value in measured if method not in unlike]
-    share = f"{with_interval(score)} of held-out prompts"
+    share = f"{with_interval(score)} of {'held-out ' if data.gates else ''}prompts"
     if not alike:
         lack = "was judged by the same judge on the same prompts" if unlike else "was measured"
         return f"{main.title} answers {share} helpfully and safely; no baseline {lack}.", False
@@ -165,8 +168,8 @@ def _facts(data: ReportData, main: MethodResult) -> Iterator[str]:
         yield f"On harmful prompts {main.title} is harmless in {with_interval(harmless)} of its answers."
     formed = main.score("well_formed")
     if formed is None or formed.value is None:
-        yield f"The share of well-formed text of {main.title} was not measured."
-    elif formed.value < data.well_formed_threshold:
+        return
+    if formed.value < data.well_formed_threshold:
         yield (
             f"Only {with_interval(formed, 1)} of the text of {main.title} is well-formed, below the required "
             f"{percent(data.well_formed_threshold)}: broken text counts as harmless."

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from bfpo.core.characters import visible
 from bfpo.core.errors import RunError
 from bfpo.core.files import write_bytes_whole
+from bfpo.judges.quality import calibration_figure
 from bfpo.plots.style import inline_svg, png_bytes, svg_bytes
 from bfpo.report.answers import answer_block
 from bfpo.report.data import ReportData
@@ -27,7 +28,14 @@ from bfpo.report.experiments import experiment_view, is_the_table
 from bfpo.report.figures.bars import refusal_figure, spread_figure
 from bfpo.report.figures.marks import token_of
 from bfpo.report.figures.tradeoff import experiment_figure, scatter_figure
-from bfpo.report.figures.training import drift_figure, has_curves, loss_figure, margin_figure, training_figure
+from bfpo.report.figures.training import (
+    curve_figure,
+    drift_figure,
+    has_curves,
+    loss_figure,
+    margin_figure,
+    training_figure,
+)
 from bfpo.report.headline import headline
 from bfpo.report.sections import CSV_COLUMNS, csv_text
 from bfpo.report.view import few_samples, page_view
@@ -132,13 +140,16 @@ def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | Non
     environment = _environment(autoescape=True)
     script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    parts = page_view(data)
     view = {
-        **page_view(data),
+        **parts,
         "data": data,
         "headline": headline(data),
         "scatter": _scatter(data),
         **_training(data),
         "experiments": _experiments(data),
+        "stages": _with_curves(parts["stages"]),
+        "agreement": _with_calibration(data, parts["agreement"]),
         "answers": answer_block(data),
         "refresh_seconds": refresh_seconds,
         "mark": None if maker is None else Markup(_marks(maker)[".html"]),
@@ -219,6 +230,30 @@ def _experiments(data: ReportData) -> list[dict[str, Any]]:
     return found
 
 
+def _with_curves(views: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the views of the results of single runs with the figures of their curves."""
+    found = []
+    for place, view in enumerate(views):
+        one = view["result"]
+        label = _attribute(f"Loss over the steps of {one.run}")
+        figure = Markup(inline_svg(curve_figure(one.curves), f"curves{place}", label)) if one.curves else None
+        found.append({**view, "figure": figure})
+    return found
+
+
+def _with_calibration(data: ReportData, views: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the views of the agreements with the figures of their calibration."""
+    found = []
+    for place, (one, view) in enumerate(zip(data.agreement, views, strict=True)):
+        figure = None
+        if one.calibration:
+            drawn = calibration_figure(one.calibration, judge=one.judge, confidence=one.confidence)
+            label = _attribute(f"Calibration of {one.judge}: p(safe) against the share that people call safe")
+            figure = Markup(inline_svg(drawn, f"calibration{place}", label))
+        found.append({**view, "figure": figure})
+    return found
+
+
 def _training(data: ReportData) -> dict[str, Any]:
     trained = [method for method in data.methods if has_curves(method)]
     size = (4.6, 2.6) if len(trained) in (1, 2, 4) else (3.5, 2.5)  # two columns or three
@@ -235,7 +270,7 @@ def _training(data: ReportData) -> dict[str, Any]:
         if trained
     ]
     spreads = [
-        _panel(m.title, spread_figure(m), f"spread{place}", f"Margins on held-out pairs, {m.title}")
+        _panel(m.title, spread_figure(m), f"spread{place}", f"Margins of the evaluated pairs, {m.title}")
         for place, m in enumerate(data.methods)
         if m.margins
     ]

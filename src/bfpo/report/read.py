@@ -17,8 +17,10 @@ from bfpo.core.records import load, load_lines
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
 from bfpo.data.records import DataFile, PairStreamFacts
+from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.judges.records import JudgeCheckFile
-from bfpo.report.data import Agreement, DataCard, MarginSpread, RunRecord
+from bfpo.report.data import Agreement, DataCard, FactTable, MarginSpread, RunRecord
+from bfpo.report.wording import interval_text, percent
 from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.suites.records import SuitesFile
 
@@ -210,13 +212,40 @@ def agreement_of(run: Run, shown: str) -> Agreement | None:
     """Return what `judge-check` or `label` measured about a judge, and on which data; `None` without scores."""
     data = _data_name(run.setting("data", dict) or {})
     scores: Sequence[Score]
-    if run.stage == "judge-check":
-        found = run.load(JudgeCheckFile, "quality.json")
-        scores = found.quality.get("all") or next(iter(found.quality.values()), [])
-        title = f"{found.judge.name or 'a judge'} against people's labels"
-    else:
-        scores, title = run.scores.scores, "labels: judges, votes and given labels"
-    return Agreement(f"{title}, {data or shown}", shown, list(scores)) if scores else None
+    if run.stage != "judge-check":
+        scores = run.scores.scores
+        return (
+            Agreement(f"labels: judges, votes and given labels, {data or shown}", shown, list(scores))
+            if scores
+            else None
+        )
+    found = run.load(JudgeCheckFile, "quality.json")
+    scores = found.quality.get("all") or next(iter(found.quality.values()), [])
+    title = f"{found.judge.name or 'a judge'} against people's labels, {data or shown}"
+    level = found.confidence if 0 < found.confidence < 1 else 0.95
+    if not scores:
+        return None
+    return Agreement(title, shown, list(scores), found.judge.name, level, found.calibration, _by_kind(found))
+
+
+def _by_kind(found: JudgeCheckFile) -> FactTable | None:
+    """Return the main measures for each kind of text; `None` if there is only one kind."""
+    kinds = {kind: {score.metric: score for score in given} for kind, given in found.quality.items() if kind != "all"}
+    metrics = ("accuracy", "kappa", "roc_auc")
+
+    def cell(score: Score | None) -> str:
+        return "not measured" if score is None or score.value is None else f"{score.value:.3f} ({interval_text(score)})"
+
+    rows = [
+        [kind, f"{max((score.num + score.unscored for score in by.values()), default=0):,}",
+         *(cell(by.get(metric)) for metric in metrics)]
+        for kind, by in kinds.items()
+    ]  # fmt: skip
+    return (
+        FactTable("By kind of text", ["kind", "texts", *(QUALITY_TITLES[metric] for metric in metrics)], rows)
+        if rows
+        else None
+    )
 
 
 def _data_name(data: dict[str, Any]) -> str:
@@ -246,12 +275,14 @@ def data_card_of(run: Run, shown: str) -> DataCard | None:
             cells |= {f"{name} {split}": counts for split, counts in stream.cells.items() if any(counts.values())}
             facts[f"{name}: mean safety of all completions (E_safe)"] = stream.e_safe
             conflicts = f"{name}: share of pairs whose more helpful completion is unsafe, the other safe"
-            facts[conflicts] = stream.conflict_rate
+            facts[conflicts] = None if stream.conflict_rate is None else percent(stream.conflict_rate, 1)
         facts[f"{name}: languages, as guessed"] = stream.languages
     facts |= {f"near-duplicates: {name.replace('_', ' ')}": count for name, count in data.near_duplicates.items()}
     facts["rows that repeat another"] = data.duplicates
     for name, hits in data.decontamination.items():
-        facts[f"rows removed because they ask a prompt of {name}"] = f"{hits.rows} ({hits.prompts} prompts looked for)"
+        facts[f"rows removed because they ask a prompt of {name}"] = (
+            f"{hits.rows:,} (prompts looked for: {hits.prompts:,})"
+        )
     facts["rows with a completion that is labelled both safe and unsafe"] = data.contradictory_rows
     keys = ("name", "stream", "rows", "rejected", "licence", "hub_id", "revision")  # the columns of the page's table
     sources = [{key: getattr(source, key) for key in keys} for source in data.sources]

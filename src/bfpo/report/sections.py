@@ -10,13 +10,14 @@ from typing import Any
 from bfpo.core.console import in_words
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
+from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.experiments import is_the_table
 from bfpo.report.headline import front_of, metric_title
 from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
-from bfpo.report.wording import percent, points, points_interval
+from bfpo.report.wording import duration, interval_text, percent, points, points_interval
 
-__all__ = ["CSV_COLUMNS", "csv_text", "duration", "section_view"]
+__all__ = ["CSV_COLUMNS", "csv_text", "section_view"]
 
 
 CSV_COLUMNS = ("model", "suite", "metric", "value", "low", "high", "num", "unscored", "higher_is_better")
@@ -44,7 +45,8 @@ def section_view(data: ReportData) -> dict[str, Any]:
         "published": [(model, f"{helpful:g}", f"{harmless:g}") for model, helpful, harmless in _PUBLISHED],
         "published_note": _PUBLISHED_NOTE,
         "agreement": [
-            {"title": a.title, "run": a.run, "rows": [_score_row(score) for score in a.scores]} for a in data.agreement
+            {"title": a.title, "run": a.run, "rows": [_score_row(score) for score in a.scores], "by_kind": a.by_kind}
+            for a in data.agreement
         ],
         "cards": [_card(card) for card in data.data_cards],
         "runs": [
@@ -140,16 +142,15 @@ def _comparison(data: ReportData, item: Any) -> list[str]:
 
 def _score_row(score: Score) -> list[str]:
     value = "not measured" if score.value is None else f"{score.value:.3f}"
-    known = score.low is not None and score.high is not None
-    bounds = f"{score.low:.3f} to {score.high:.3f}" if known else "no interval"
-    return [score.metric.replace("_", " "), value, bounds, f"{score.num:,}", f"{score.unscored:,}"]
+    title = QUALITY_TITLES.get(score.metric, score.metric.replace("_", " "))
+    return [title, value, interval_text(score), f"{score.num:,}", f"{score.unscored:,}"]
 
 
 def _card(card: Any) -> dict[str, Any]:
     return {
         "run": card.run,
         "sources": [
-            [in_words(value) for value in source.values()] for source in card.sources
+            [_source_cell(key, value) for key, value in source.items()] for source in card.sources
         ],
         "cells": [
             [name, *(f"{counts.get(cell, 0):,}" for cell in CELLS), f"{counts.get('unknown', 0):,}"]
@@ -158,6 +159,12 @@ def _card(card: Any) -> dict[str, Any]:
         "facts": [(key, in_words(value, 4)) for key, value in card.facts.items()],
         "warnings": card.warnings,
     }  # fmt: skip
+
+
+def _source_cell(key: str, value: Any) -> str:
+    if value is None:
+        return {"licence": "unknown", "hub_id": "own files", "revision": "none"}.get(key, "none")
+    return f"{value:,}" if isinstance(value, int) else in_words(value)
 
 
 def _total(data: ReportData) -> str:
@@ -184,14 +191,6 @@ def _watt_hours(joules: float) -> str:
     """Return energy in Wh or kWh."""
     hours = joules / 3600
     return f"{hours / 1000:.2f} kWh" if hours >= 1000 else f"{hours:.1f} Wh"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in seconds, minutes or hours."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def csv_text(data: ReportData) -> str:

@@ -11,9 +11,9 @@ from bfpo.data.labels import CELLS
 from bfpo.report.answers import badges, is_folded
 from bfpo.report.data import Gate, MethodResult, ReportData, SampleAnswer
 from bfpo.report.figures.marks import token_of
-from bfpo.report.sections import duration, section_view
+from bfpo.report.sections import section_view
 from bfpo.report.tables import judged_alike, ranked_together
-from bfpo.report.wording import cell_of, cell_title, percent, points, points_interval
+from bfpo.report.wording import cell_of, cell_title, duration, percent, points, points_interval
 from bfpo.scores.scores import METRICS
 
 __all__ = ["few_samples", "page_view"]
@@ -35,6 +35,8 @@ _ACCURACY_TITLES = ("all pairs", *(cell_title(cell) for cell in CELLS))
 
 def page_view(data: ReportData) -> dict[str, Any]:
     """Return what the templates need, except the figures and the headline."""
+    leads = bool(data.stages) and not data.scored and not data.experiments
+    measured = [metric for metric in TABLE_METRICS if any(m.score(metric) is not None for m in data.methods)]
     return {
         "confidence": percent(data.confidence),
         "threshold": percent(data.well_formed_threshold),
@@ -44,8 +46,19 @@ def page_view(data: ReportData) -> dict[str, Any]:
         "is_mean": bool(data.suites) and not _homes(data) and any(m.value("harmless_harmful") for m in data.methods),
         "tiles": _tiles(data),
         "gates": [_gate(gate) for gate in data.gates],
-        "columns": [METRICS[metric].title for metric in TABLE_METRICS],
-        "rows": _rows(data, TABLE_METRICS, data.methods),
+        "stages_lead": leads,
+        # The page opens with the sentence and lines of the first result, which are not repeated.
+        "stages": [
+            {"result": one, "repeat": not (leads and place == 0)}
+            for place, one in enumerate(data.stages)
+            if one.tables or one.curves or not leads or place
+        ],
+        "roles": {method.role for method in data.methods},
+        "measures_form": "well_formed" in measured,
+        "measures_refusal": any(metric.startswith("over_refusal") for metric in measured),
+        "harmless_title": METRICS["harmless_harmful"].title,
+        "columns": [METRICS[metric].title for metric in measured],
+        "rows": _rows(data, measured, data.methods),
         "by_suites": bool(data.suites) and not any(m.score(name) for m in data.methods for name in _OWN_METRICS),
         "differences": _differences(data),
         "accuracy_columns": _ACCURACY_TITLES,
@@ -58,8 +71,12 @@ def page_view(data: ReportData) -> dict[str, Any]:
 
 
 def _defined(data: ReportData) -> Iterable[str]:
+    """Return the metrics of the table, the figure and the experiments that have a value."""
+    points = [point for experiment in data.experiments for point in experiment.points]
+    scorers = [*(method.score for method in data.methods), *(point.score for point in points)]
     objectives = [name for experiment in data.experiments for name in experiment.objectives if name in METRICS]
-    return dict.fromkeys((*TABLE_METRICS, "helpfulness", *objectives))
+    names = dict.fromkeys((*TABLE_METRICS, "helpfulness", *objectives))
+    return [name for name in names if any(score(name) is not None for score in scorers)]
 
 
 def _homes(data: ReportData) -> str:

@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 from bfpo.core.schema import Score
 
-__all__ = ["Cell", "cell_of", "cell_title", "listed", "percent", "points", "points_interval", "with_interval"]
+__all__ = [
+    "Cell",
+    "cell_of",
+    "cell_title",
+    "duration",
+    "interval_text",
+    "listed",
+    "number",
+    "percent",
+    "points",
+    "points_interval",
+    "with_interval",
+]
 
 
 def percent(value: float, decimals: int = 0) -> str:
@@ -19,6 +31,29 @@ def percent(value: float, decimals: int = 0) -> str:
     if rounded == 100 and value < 1:
         return f">{100 - step:.{decimals}f}%"
     return f"{rounded:.{decimals}f}%"
+
+
+def number(value: float) -> str:
+    """Return a number to four digits, with a true minus."""
+    return f"{value:.4g}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    large, small = (f"{minutes} min", f"{rest} s") if minutes < 60 else (f"{minutes // 60} h", f"{minutes % 60} min")
+    return large if small.startswith("0 ") else f"{large} {small}"
+
+
+def interval_text(score: Score, *, in_percent: bool = False) -> str:
+    """Return the bounds of a score, as shares or in per cent."""
+    if score.low is None or score.high is None:
+        return "no interval"
+    if in_percent:
+        return f"{100 * score.low:.1f} to {100 * score.high:.1f}"
+    return f"{score.low:.3f} to {score.high:.3f}"
 
 
 def points(value: float) -> str:

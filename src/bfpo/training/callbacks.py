@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,12 +27,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from bfpo.core.console import one_line
 from bfpo.core.errors import StopRequest
 from bfpo.core.files import write_text_whole
+from bfpo.core.progress import TrainingProgress
 
 __all__ = [
     "EpochCallback",
     "InterruptCallback",
     "MetricsCallback",
     "ProgressCallback",
+    "ProgressFile",
     "WholeCheckpoints",
     "half_checkpoints",
     "last_whole_checkpoint",
@@ -164,6 +168,33 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         """Close the bar."""
         self.close()
+
+
+class ProgressFile(TrainerCallback):
+    """Hands the step and the time left to `write`, at most every `seconds_between`.
+
+    The time left is that of the steps so far in this process, evaluations and checkpoints included.
+    """
+
+    def __init__(self, write: Callable[[TrainingProgress], object], *, seconds_between: float = 5.0) -> None:
+        self._write, self._between = write, seconds_between
+        self._first_step, self._started, self._written = 0, 0.0, -math.inf
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the first step and the time."""
+        self._first_step, self._started, self._written = state.global_step, time.monotonic(), -math.inf
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the progress if the last time is long enough ago."""
+        now, done = time.monotonic(), state.global_step - self._first_step
+        if not state.is_world_process_zero or done < 1 or now - self._written < self._between:
+            return
+        self._written = now
+        left = (now - self._started) / done * (state.max_steps - state.global_step)
+        updated = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+        self._write(TrainingProgress(state.global_step, state.max_steps, round(left, 1), updated))
 
 
 class InterruptCallback(TrainerCallback):

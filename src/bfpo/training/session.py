@@ -34,6 +34,7 @@ from bfpo.training.callbacks import (
     InterruptCallback,
     MetricsCallback,
     ProgressCallback,
+    ProgressFile,
     WholeCheckpoints,
     half_checkpoints,
     last_whole_checkpoint,
@@ -49,7 +50,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS, MODEL, PROGRESS = "checkpoints", "model", "progress.json"
 
 
 def prepare_process(threads: int | None) -> None:
@@ -132,7 +133,8 @@ def train_in_folder(
 ) -> dict[str, float]:
     """Train from the start or the last complete checkpoint, save `model/`, and return the metrics of the end.
 
-    Metrics go to `metrics.jsonl`, progress to the log or a bar; the `save_total_limit` newest checkpoints are kept.
+    Metrics go to `metrics.jsonl`, progress to the log or a bar and, until the end, to `progress.json`; the
+    `save_total_limit` newest checkpoints are kept.
     Raises `KeyboardInterrupt` after a Ctrl-C and `StopRequest` after a SIGTERM, with a checkpoint of the step it came
     in, `DiskFullError` if the disk is full, and `RunError` for a checkpoint that holds other than tensors and numbers.
     """
@@ -140,6 +142,7 @@ def train_in_folder(
     trainer.add_callback(MetricsCallback(folder.append_metrics, folder.restore_metrics))
     progress = ProgressCallback(title, shown)
     trainer.add_callback(progress)
+    trainer.add_callback(ProgressFile(lambda now: folder.write_json(PROGRESS, now)))
     trainer.add_callback(WholeCheckpoints(save_total_limit, lambda step: _note_kept(folder, step)))
     try:
         _train(trainer, folder, _resume_point(folder))
@@ -157,6 +160,8 @@ def train_in_folder(
         raise _disk_full(folder) from error
     finally:
         progress.close()
+        if folder.is_writer:  # metrics and status say how far a run that has ended came
+            folder.file(PROGRESS).unlink(missing_ok=True)
     state = whole_state(trainer)
     if trainer.is_world_process_zero():
         save_model_folder(folder, trainer.model, trainer.processing_class, state_dict=state)

@@ -110,5 +110,5 @@ def spread_figure(method: MethodResult, *, width: float = 4.6, height: float = 2
         axes.set_yticks(range(len(cells)), [cell_title(cell) for cell in reversed(cells)])
         axes.set_ylim(-0.25, len(cells) - 0.1)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("β · margin on held-out pairs", fontsize=9)
+        axes.set_xlabel("β · margin", fontsize=9)
     return figure

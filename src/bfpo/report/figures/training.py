@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bfpo.data.labels import CELLS
-from bfpo.plots.style import CELL_COLOURS, MUTED, figure_style
+from bfpo.plots.style import CELL_COLOURS, METHOD_COLOURS, MUTED, figure_style
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.figures.marks import colour_of
 from bfpo.report.wording import cell_title
 
-__all__ = ["drift_figure", "has_curves", "loss_figure", "margin_figure", "training_figure"]
+__all__ = ["curve_figure", "drift_figure", "has_curves", "loss_figure", "margin_figure", "training_figure"]
 
 
 def has_curves(method: MethodResult) -> bool:
@@ -43,6 +44,25 @@ def drift_figure(data: ReportData, *, width: float = 3.5, height: float = 2.5) -
     with figure_style("drift"):
         figure = Figure(figsize=(width, height), dpi=100)
         _draw_drifts(_panel(figure, width, height), data)
+    return figure
+
+
+def curve_figure(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, width: float = 7.4, height: float = 2.9
+) -> Figure:
+    """Return curves over the steps by title, the later ones with markers."""
+    with figure_style("curves"):
+        figure = Figure(figsize=(width, height), dpi=100)
+        axes = _panel(figure, width, height)
+        for place, (title, points) in enumerate(curves.items()):
+            steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+            colour = METHOD_COLOURS[place % len(METHOD_COLOURS)]
+            if place:
+                axes.plot(steps, values, "o-", color=colour, linewidth=1.2, markersize=3.5, zorder=5, label=title)
+            else:
+                _line(axes, steps, values, colour, 1.8, title)
+        axes.legend(fontsize=9, frameon=False)
+        axes.set_xlabel("optimizer step", fontsize=9)
     return figure
 
 
