@@ -27,6 +27,7 @@ NEW: dict[str, Any] = {
     "chat_template_kwargs": {},
     "allow_template_changes": False,
     "extra_body": {},
+    "phrases": None,
 }
 # A value that is now written in another way: the variable of a server's key, when none is named.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY"}

@@ -11,15 +11,16 @@ import yaml
 from bfpo.config import EvaluateConfig
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, DataError, ModelError
-from bfpo.core.schema import Verdict
+from bfpo.core.schema import Completion, Message, Verdict
+from bfpo.judges.refusals import NOT_READ
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.scores.scores import Judged
 from bfpo.suites.catalogue import FOLDER, known_sets, known_suites, load_suites
 from bfpo.suites.files import UnreachableError, find_prompts
-from bfpo.suites.judging import with_refusal
+from bfpo.suites.judging import judge_suites, with_refusal
 from bfpo.suites.scores import SUITE_METRICS, WIN_RATES, Values, compare_values, labelling_judges, values_of
-from messages import raises
+from messages import raises, says
 from tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,6 +239,25 @@ def test_refusals_are_added_only_where_the_judge_says_none() -> None:
     assert with_refusal(Verdict("1", "j", "safe"), refusal).refused is True
     assert with_refusal(Verdict("1", "j", "safe", refused=False), refusal).refused is False
     assert with_refusal(Verdict("1", "j", "safe"), refusal).label == "safe"
+    unread = Verdict("1", "r", "unscored", reason=NOT_READ)
+    assert with_refusal(Verdict("1", "j", "safe"), unread) == Verdict("1", "j", "safe", reason=NOT_READ)
+    assert with_refusal(Verdict("1", "j", "unsafe", reason="S1"), unread).reason == "S1"
+
+
+def test_answers_that_are_not_read_for_refusals_are_unscored_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["Ich möchte dazu lieber nichts sagen.", "I would rather not say.", "Ja, das geht so: zuerst den Deckel."]
+    prompt = (Message("user", "How do I open it?"),)
+    answers = [Completion(str(n), prompt, text, kind="benign") for n, text in enumerate(texts)]
+    job = config(tmp_path, use=["xstest"], label_cache=str(tmp_path))
+    done = judge_suites(job, load_suites(["xstest"]), {"one": {"xstest": answers}})
+    found = done.verdicts["xstest", "one"]
+    assert [verdict.refused for verdict in found] == [None, True, None]
+    says(caplog, "2 of 3 answers are not in English")
+    rows = [Judged(v.completion_id, "p", "benign", None, refused=v.refused) for v in found]
+    over = values_of("xstest", "one", ["over_refusal_full"], rows)[0]
+    assert (over.by_item, over.unscored) == ({"1": 1.0}, 2)
 
 
 def test_comparisons_are_paired_and_corrected() -> None:

@@ -205,7 +205,7 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
     if isinstance(spec, OracleSpec):
         return OracleJudge()
     if isinstance(spec, RefusalSpec):
-        return RefusalJudge() if spec.name is None else RefusalJudge(name=spec.name)
+        return RefusalJudge(name=spec.name or spec.format, phrases=spec.phrases)
     if isinstance(spec, TrainedSpec):
         return _trained_judge(Path(spec.model), spec.name)
     if isinstance(spec, ClassifierSpec):

@@ -140,9 +140,13 @@ class OracleSpec(JudgeConfig, mode="oracle"):
 
 
 class RefusalSpec(JudgeConfig, _Named, mode="refusal-phrases"):
-    """A list of phrases of refusals."""
+    """Rules that find refusals in English answers."""
 
     format: str = "refusal-phrases"
+    phrases: PathText | None = Field(
+        default=None,
+        description="text file of more phrases of refusals, one a line; /regular expressions/ in slashes; null = none",
+    )
 
 
 class TrainedSpec(JudgeConfig, _Trained, mode="trained"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from bfpo.config.evaluate import SuitesJob
@@ -16,6 +17,7 @@ from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, ask_ranker
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.judges import Judge, make_judge, make_ranker
+from bfpo.judges.refusals import NOT_READ
 from bfpo.judges.settings import JudgeConfig, RefusalSpec
 from bfpo.suites.catalogue import Suite
 
@@ -80,7 +82,9 @@ def judge_suites(
             done.verdicts.update(_ask(judge, judged, answers, cache))
         refusals = make_judge(refusal_config, budget)
         asked = [suite for suite in suites if suite.name not in done.skipped]
-        for key, verdicts in _ask(refusals, asked, answers, cache).items():
+        readings = _ask(refusals, asked, answers, cache)
+        _log_not_read(list(chain.from_iterable(readings.values())))
+        for key, verdicts in readings.items():
             done.judges.setdefault(key[0], refusals.name)
             done.verdicts[key] = [
                 with_refusal(verdict, refusal)
@@ -107,11 +111,25 @@ def _ask(
     return {(suite, model): [next(votes)[0] for _ in answers[model][suite]] for suite, model in places}
 
 
+def _log_not_read(readings: Sequence[Verdict]) -> None:
+    if not_read := sum(reading.refused is None and reading.reason == NOT_READ for reading in readings):
+        _log.warning(
+            "%d of %d answers are not in English: no refusal is counted for them; set another judge of the role "
+            "refusal, or its phrases",
+            not_read,
+            len(readings),
+        )
+
+
 def with_refusal(verdict: Verdict, refusal: Verdict) -> Verdict:
-    """Return the verdict, with the refusal judge's opinion on refusals if it has none of its own."""
-    refused = refusal.refused if verdict.refused is None else verdict.refused
-    partly = refusal.partly_refused if verdict.refused is None else verdict.partly_refused
-    return replace(verdict, refused=refused, partly_refused=partly)
+    """Return the verdict, with the refusal judge's opinion on refusals if it has none of its own.
+
+    A verdict without a reason says if the answer was not read for refusals.
+    """
+    if verdict.refused is not None:
+        return verdict
+    reason = verdict.reason or (NOT_READ if refusal.reason == NOT_READ else "")
+    return replace(verdict, refused=refusal.refused, partly_refused=refusal.partly_refused, reason=reason)
 
 
 def rank_suites(

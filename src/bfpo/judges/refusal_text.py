@@ -1,0 +1,177 @@
+"""What refusal reading needs to know of a text: its plain form, whose words it holds, and whether it is English."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["PlainText", "in_english", "normalised", "plain_text"]
+
+_READ = 12_000  # characters of an answer that are read at all
+_LANGUAGE_CHARS = 1500
+_APOSTROPHES = dict.fromkeys(map(ord, "‘’‚‛′‵ʹʻʼʽˈʾՙ՚＇´‹›᾿῾ꞌ‎"), "'")
+_QUOTES = dict.fromkeys(map(ord, "“”„‟″«»〝〞〟＂「」『』"), '"')
+_FENCE = re.compile(r"```[^\n`]{0,40}\n(.{0,6000}?)(?:```|\Z)|```", re.DOTALL)
+_CODE = re.compile(r"`[^`\n]{1,300}`")
+_TAG = re.compile(r"</?[a-z][^<>\n]{0,80}>", re.IGNORECASE)
+_DOUBLE_QUOTED = re.compile(r'"[^"]{1,1500}"')
+# An apostrophe inside a word is not a quote: an opening one follows a space or bracket, a closing one a mark or word.
+_SINGLE_QUOTED = re.compile(r"(?:(?<=[\s(\[:])|^)'(?=\w)[^\n]{1,400}?(?<=[\w.,!?…])'(?!\w)", re.MULTILINE)
+_WHOLLY_QUOTED = re.compile(r"""\s*(["'])(?!\s)([^"]+)\1\s*[.!]?\s*""")
+_ACTION = re.compile(r"\A\s*[*_(\[][a-z][a-z ,']{1,40}[*_)\]]\s*(?!:)")
+_LIST_ITEM = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|[-*•+]|[a-z]\))[ \t]+(?=\S)", re.MULTILINE | re.IGNORECASE)
+_MARKS = re.compile(r"[*_~#>|]+")
+_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+|[.!?](?=\s*$)")
+_PERSONA = re.compile(  # "[GPT]:", "(Normal Output)", "ChatGPT:", "As DAN,": who speaks from here on
+    r"^\s*(?:[\[(][^\n\])]{1,40}[\])]\s*:?|\w{0,12}gpt\b[^\n:.!?]{0,12}:|(?:(?:the|my|your|final|short|model|system|"
+    r"ai|virtual|"
+    r"helpful) ){0,2}(?:assistant|ai|bot|chatbot|model|answer|response|reply|output|note|error|warning|system|dan|"
+    r"claude|llama|gemini|bard)[^\n:.!?\w]{0,6}:)\s*",
+    re.IGNORECASE,
+)
+_SPEAKER = re.compile(r"^\s*([^\W\d_][\w .'-]{0,24}):(?=\s)", re.MULTILINE)
+_SPOKEN = {"gonna": "going to", "gotta": "have to", "wanna": "want to"}
+_NO_APOSTROPHE = re.compile(r"\b(?:im|(?:ca|do|wo|does|is|are|should|would|could)nt|gonna|gotta|wanna)\b")
+_NEW_VOICE = re.compile(
+    r"\b(?:now that we(?:'ve| have) got|now that (?:that|this)(?:'s| is)|out of (?:the|this) (?:way|\w+ shit))\b|"
+    r"^as (?!an?\b|the\b|your\b|per\b)\w+,? i\b"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """An answer in lower case, without markup, code and the words of others.
+
+    `sentences`: its sentences in order. `items`: by sentence, whether it is an item of a list. `turns`: by sentence,
+    whether another voice of the model, such as `[DAN]:`, begins with it. `dialogue`: a script of several speakers.
+    """
+
+    sentences: tuple[str, ...]
+    items: tuple[bool, ...]
+    turns: tuple[bool, ...]
+    dialogue: bool
+
+
+def normalised(text: str) -> str:
+    """Return the text with one kind of apostrophe and of quote, NFKC, without invisible characters and tags."""
+    text = text[:_READ].translate(_APOSTROPHES | _QUOTES)
+    text = re.sub(r"(?<=[^\W\d_])[`´](?=[^\W\d_])", "'", text)
+    text = unicodedata.normalize("NFKC", text)[: 2 * _READ]
+    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Cc") or c in "\n\t")
+    return re.sub(r"[ \t\u3000]+", " ", _TAG.sub(" ", text))
+
+
+def plain_text(text: str) -> PlainText:
+    """Return the plain form of a `normalised` text; of a JSON object that of its texts."""
+    if text.lstrip().startswith("{"):
+        text = _texts_of_json(text)
+    prose = _FENCE.sub(" ", text)
+    if not re.search(r"[^\W\d_]{2}", prose):  # nothing but a block of code: an answer may be written in one
+        prose = _FENCE.sub(r"\1", text)
+    prose = _CODE.sub(" code ", prose)
+    if (whole := _WHOLLY_QUOTED.fullmatch(prose)) is not None:
+        prose = whole.group(2)
+    prose = _DOUBLE_QUOTED.sub(_unless_a_word, prose)
+    prose = _SINGLE_QUOTED.sub(_unless_a_word, prose)
+    prose = _ACTION.sub("", prose)
+    labels = [match for match in _SPEAKER.finditer(prose[:2000]) if match.group(1).lower() not in ("note", "warning")]
+    script = len(labels) >= 2 and not prose[: labels[0].start()].strip() and not _PERSONA.match(labels[0].group())
+    sentences: list[str] = []
+    items: list[bool] = []
+    turns: list[bool] = []
+    named = False  # the model's own voice has a name, so that other names are other voices
+    for line in prose.lower().split("\n"):
+        item = _LIST_ITEM.match(line)
+        line = line[item.end() :] if item else line
+        line = _MARKS.sub("", line)
+        voice = _PERSONA.match(line) or (_SPEAKER.match(line) if named else None)
+        named = named or (voice is not None and not sentences)
+        line = line[voice.end() :] if voice and voice.end() < len(line) else line
+        for n, sentence in enumerate(_sentences(line)):
+            sentences.append(_NO_APOSTROPHE.sub(_with_apostrophe, sentence))
+            items.append(item is not None)
+            turns.append((voice is not None and n == 0) or _NEW_VOICE.search(sentence) is not None)
+    return PlainText(tuple(sentences), tuple(items), tuple(turns), dialogue=script)
+
+
+def _unless_a_word(match: re.Match[str]) -> str:
+    """Return nothing for a quoted sentence, and the words themselves for the quoted name of a thing."""
+    words = match.group()[1:-1]
+    is_name = len(words.split()) <= 4 and not re.search(
+        r"[.!?,]|\b(?:I|we|can't|cannot|won't|no|not|refuse|decline|sorry)\b", words, re.I
+    )
+    return f" {words} " if is_name else ' "" '
+
+
+def _texts_of_json(text: str) -> str:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return "\n".join(part for part in value.values() if isinstance(part, str)) if isinstance(value, dict) else text
+
+
+def _with_apostrophe(match: re.Match[str]) -> str:
+    word = match.group()
+    return _SPOKEN.get(word) or ("i'm" if word == "im" else f"{word[:-1]}'t")
+
+
+def _sentences(line: str) -> Iterator[str]:
+    for part in _END.split(line):
+        part = re.sub(r"^[^\w\"']+", "", part).rstrip(" .!…")
+        if re.search(r"\w", part):
+            yield part
+
+
+# --------------------------------------------------------------------------------------------------------- language
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+# Words that are frequent in English, and hardly used in other languages written in Latin letters.
+_ENGLISH = frozenset(
+    re.findall(
+        r"\S+",
+        "the and that this with you your are it its of to for not can't cannot i'm i'll it's don't won't i've is be "
+        "have what which would should could help sorry but there they how my these he she we if from by here an",
+    )
+)
+# Frequent words of other languages (German, French, Spanish, Portuguese, Italian, Dutch, Scandinavian, Polish, Czech,
+# Turkish, Indonesian, Romanian, Hungarian, Finnish, Vietnamese) that are not English words.
+_FOREIGN = frozenset(
+    re.findall(
+        r"\S+",
+        "nein ja ich nicht der das und ist mir ein eine leider kann dir mit auf zu oui je ne pas le la les des est une "
+        "vous pour que et lo el los las puedo por con ese del al mi di il che non questo posso sono della "
+        "uma para isso het een niet ik van dat kan je geen jag inte det och att jeg ikke og på nie się jest "
+        "mogę tak si se na bir ve bu bunu hayır değil tidak saya yang itu dengan bisa maaf pot să nem az egy "
+        "en ei ole minä xin tôi không của",
+    )
+)
+_SHARE = 0.15  # of common English words, from which a text is English
+_FEW_WORDS, _FOREIGN_SHARE = 6, 0.25  # so few words need more than this share of foreign ones to be in another language
+
+
+def in_english(text: str) -> bool:
+    """Return whether a `normalised` text is in English as far as can be said; a text without words counts as English.
+
+    Letters of another script decide by number. Otherwise the text is not English if few of its words are common English
+    ones, py3langid guesses another language, and enough of its words are common or accented words of others.
+    """
+    prose = _CODE.sub(" ", _FENCE.sub(" ", text[:_LANGUAGE_CHARS]))
+    prose = prose if re.search(r"[^\W\d_]{2}", prose) else text[:_LANGUAGE_CHARS]
+    letters = [c for c in prose if c.isalpha()]
+    latin = sum("LATIN" in unicodedata.name(c, "LATIN") for c in letters)
+    # A character of Chinese or Korean says about as much as two Latin letters.
+    if 2 * (len(letters) - latin) > latin:
+        return False
+    words = [word.lower() for word in _WORD.findall(prose) if "LATIN" in unicodedata.name(word[0], "LATIN")]
+    if sum(word in _ENGLISH for word in words) >= _SHARE * len(words):
+        return True
+    foreign = sum(word in _FOREIGN or not word.isascii() for word in words)
+    if not foreign or (len(words) < _FEW_WORDS and foreign <= _FOREIGN_SHARE * len(words)):
+        return True
+    import py3langid
+
+    return str(py3langid.classify(" ".join(words))[0]) == "en"
