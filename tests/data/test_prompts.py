@@ -21,6 +21,7 @@ TURNS = {"turns": [{"role": "user", "content": {"text": "q", "lang": "en", "data
 PYRIT = {"id": "1", "role": "user", "conversation_id": "c", "original_value": "p", "converted_value": "q"}
 ROWS: list[tuple[str, dict[str, Any], str, str]] = [
     ("garak", {**GARAK, "prompt": "q"}, "", "harmful"),
+    ("alpaca", {"instruction": "q", "input": "", "output": "a", "id": 3}, "3", ""),
     ("garak", {**GARAK, "prompt": {"text": "q", "lang": "en"}}, "", "harmful"),
     ("garak", {**GARAK, "prompt": TURNS}, "", "harmful"),
     ("garak_hitlog", {"goal": "g", "prompt": TURNS, "probe": "p", "detector": "d", "score": 1.0}, "", "harmful"),

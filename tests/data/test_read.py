@@ -59,7 +59,7 @@ def test_every_bad_row_has_its_place_and_nothing_else_is_lost(tmp_path: Path) ->
         json.dumps({**TRL, "chosen": ""}).encode(),
         json.dumps({"chosen": "a", "rejected": "b"}).encode(),
         b'{"prompt": "q", "chosen": "\\ud800", "rejected": "b"}',
-        b'{"prompt": "q", "chosen": "a", "rejected": "b", "chosen_is_safe": NaN}',
+        b'{"prompt": "q", "chosen": "a", "rejected": "b", "chosen_is_safe": 2}',
         b"   ",
         json.dumps({**TRL, "rejected": "c"}).encode(),
     ]

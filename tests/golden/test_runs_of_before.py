@@ -102,9 +102,9 @@ def test_a_config_resolves_to_the_keys_and_values_of_before(number: int) -> None
     case = CONFIGS[number]
     config: Any = STAGES[case["command"]].config_class().model_validate(case["given"])
     check_stage(case["command"], config)
-    assert without_new(config.resolved()) == case["resolved"]
+    assert without_new(config.resolved()) == without_new(case["resolved"])
     if case["given"].get("kind") == "ranker":  # resolved there to keys that it then refused
         return
     text = yaml.safe_dump(case["resolved"])
     again: Any = STAGES[case["command"]].config_class().model_validate(yaml.safe_load(text))
-    assert without_new(again.resolved()) == case["resolved"]
+    assert without_new(again.resolved()) == without_new(case["resolved"])

@@ -15,6 +15,7 @@ from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Completion, Pair, Score, VerdictRow
 from bfpo.data.labels import cell_counts
 from bfpo.data.load import load_pairs
+from bfpo.data.notes import NOTES
 from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts
@@ -87,7 +88,7 @@ def preview(config: EvaluateConfig) -> list[str]:
         pairs, counts = _read(config)
         cells = ", ".join(f"{cell} {count}" for cell, count in cell_counts(pairs).items())
         lines.append(f"{len(pairs)} pairs (chosen-rejected): {cells}")
-        lines += [f"{name}: {count}" for name, count in counts.items() if count]
+        lines += [f"{name}: {count}" for name, count in counts.items() if count and name not in NOTES]
     if isinstance(config, CompletionsJob):
         kinds: dict[str, int] = {}
         completions = _completions(config)
@@ -116,12 +117,13 @@ def _accuracy(config: PairsJob, folder: RunFolder) -> list[AccuracyRow]:
     return accuracy_rows(tokens, prompts, policy, reference, method=config.method_object())
 
 
-def _read(config: PairsJob) -> tuple[list[Pair], dict[str, int]]:
-    """Return the pairs to test on, and the counts of dropped rows and assumed labels, by name."""
+def _read(config: PairsJob) -> tuple[list[Pair], dict[str, Any]]:
+    """Return the pairs to test on, and the counts of dropped rows and assumed labels, and notes on files, by name."""
     loaded = load_pairs(config.data, seed=config.seed)
     names = {"rows_rejected": "rows_rejected", "labels_set_safe": "labels_set_safe"}
     names["pairs_without_label_dropped"] = "pairs_dropped"
-    return loaded.pairs, {name: loaded.counts[key] for key, name in names.items()}
+    notes = {name: loaded.counts[name] for name in NOTES if name in loaded.counts}
+    return loaded.pairs, {**{name: loaded.counts[key] for key, name in names.items()}, **notes}
 
 
 def _tokenize(config: PairsJob, pairs: Sequence[Pair], tokenizer: Any) -> tuple[list[TokenPair], TokenizeReport]:

@@ -66,7 +66,8 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     chat = _chat(config)
     prompts, left_out = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
     left_out = {**found.left_out, **left_out}
-    folder.add_facts(prompts={"num_prompts": len(found.prompts), "left_out": left_out, "layouts": found.layouts})
+    facts = {"num_prompts": len(found.prompts), "left_out": left_out, "layouts": found.layouts, **found.notes}
+    folder.add_facts(prompts=facts)
     tasks = {task.id: task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)}
     partial = folder.file(_PARTIAL)
     if not folder.resumed:

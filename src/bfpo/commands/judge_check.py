@@ -74,6 +74,8 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     use_threads(config.threads)
     folder.add_data("data", config.data.files)
     loaded = load_labelled(config.data)
+    if loaded.notes:
+        folder.add_facts(**loaded.notes)
     rows = draw(loaded.completions, config.limit, config.seed)
     warnings = _warnings(config, rows)
     budget = RequestBudget(config.max_requests)

@@ -13,6 +13,7 @@ from bfpo.config.judges import ClassifierTrainConfig, NgramTrainConfig, RankerTr
 from bfpo.core.console import show
 from bfpo.core.schema import Completion, Pair, Verdict
 from bfpo.data.labelled import LabelledResult, load_labelled
+from bfpo.data.labels import LabelWords
 from bfpo.data.read import read_pairs
 from bfpo.data.rejects import check_rejects, describe_rejects
 from bfpo.data.split import normalised_prompt
@@ -44,6 +45,8 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
         _train_ranker(config, folder)
         return
     loaded = load_labelled(config.data)
+    if loaded.notes:
+        folder.add_facts(**loaded.notes)
     show("\n".join(_described(loaded)))
     facts: dict[str, Any] = {"trained_on": _counts(loaded), "data": folder.record["data"]["data"]}
     title, measured = "Training", ""
@@ -125,7 +128,9 @@ def _warn(config: JudgeTrainConfig, trained_on: dict[str, int]) -> dict[str, str
 
 
 def _pairs(config: RankerTrainConfig) -> tuple[list[Pair], list[str]]:
-    result = read_pairs([Path(file) for file in config.data.files], columns=config.data.columns)
+    data = config.data
+    labels = LabelWords.of(data.safe_values, data.unsafe_values)
+    result = read_pairs([Path(file) for file in data.files], columns=data.columns, labels=labels)
     check_rejects(result, bad_rows=config.data.bad_rows)
     sides = [_answer(pair, text, config) for pair in result.pairs for text in (pair.chosen, pair.rejected)]
     pairs = [

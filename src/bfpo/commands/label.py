@@ -12,7 +12,7 @@ from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Comparison, Completion, Pair, Verdict, VerdictRow
-from bfpo.data.labels import cell_counts
+from bfpo.data.labels import LabelWords, as_judged, cell_counts, completions_of_pair
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.rejects import ReadResult, Reject, check_rejects
 from bfpo.data.split import RowPicker, normalised_prompt
@@ -151,7 +151,8 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
         assert config.completions is not None  # the config has checked that one of the two is given
         if folder is not None:
             folder.add_data("completions", config.completions)
-        completions = read_completions(Path(config.completions), thinking=config.thinking)
+        read = read_completions(Path(config.completions), thinking=config.thinking)
+        completions = [as_judged(one, keep_label=True) for one in read]
         if not completions:
             raise DataError.at(config.completions, None, "holds no completion; run `bfpo generate` first")
         _check_ids(config.completions, completions)
@@ -160,8 +161,14 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
     if folder is not None:
         folder.add_data("data", data.files)
     result = read_pairs(
-        [Path(file) for file in data.files], layout=data.layout, columns=data.columns, source=data.source
+        [Path(file) for file in data.files],
+        layout=data.layout,
+        columns=data.columns,
+        source=data.source,
+        labels=LabelWords.of(data.safe_values, data.unsafe_values),
     )
+    if folder is not None and result.notes:
+        folder.add_facts(**result.notes)
     check_rejects(result, bad_rows=data.bad_rows)
     picker = RowPicker(split=data.split, limit=data.limit, seed=config.seed)
     for pair in result.pairs:
@@ -169,11 +176,7 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
     pairs = [pair for pair, picked in zip(result.pairs, picker.picked(), strict=True) if picked]
     if not pairs:
         raise DataError.at(data.files[0], None, "no pair is left to label; check split and limit")
-    sides = [
-        without_thought(Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source), config.thinking)
-        for pair in pairs
-        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
-    ]
+    sides = [without_thought(as_judged(side), config.thinking) for pair in pairs for side in completions_of_pair(pair)]
     return _Input(sides, pairs, result.rejects)
 
 

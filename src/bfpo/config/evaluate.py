@@ -44,7 +44,7 @@ class GenerateConfig(OneOf, StageConfig):
     prompts: PathText = Field(
         description="prompts: a .txt with one per line, or a file or folder of our columns or of an evaluation suite's"
     )
-    columns: dict[str, str] = Field(
+    columns: dict[str, str | None] = Field(
         default_factory=dict, description="our column name: its name in the prompt file, where they differ"
     )
     limit: int | None = Field(

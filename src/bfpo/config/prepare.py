@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, Need, PathText, StageConfig, beside
+from bfpo.data.settings import Words, check_words
 
 __all__ = ["HeldOutConfig", "MixtureSourceConfig", "NearDuplicatesConfig", "PrepareConfig", "SuiteConfig"]
 
@@ -27,9 +28,14 @@ class MixtureSourceConfig(ConfigPart):
     layout: str | None = Field(
         default=None, description="form of the rows (docs/data.md); null = the table's, else found from the columns"
     )
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="our column name: its name in the files, where they differ"
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="our column name: its name in the files, where they differ; null leaves the column out",
     )
+    safe_values: Words = Field(
+        default=[], description="values of safety labels that mean safe, where they are not true, false or in [0, 1]"
+    )
+    unsafe_values: Words = Field(default=[], description="values of safety labels that mean unsafe")
     revision: str | None = Field(default=None, description="revision on the hub; null = the table's")
     licence: str | None = Field(default=None, description="licence, kept in the manifest; null = the table's")
     stream: Literal["main", "buffer", "sft"] = Field(
@@ -52,6 +58,11 @@ class MixtureSourceConfig(ConfigPart):
     bad_rows: Literal["stop", "skip"] = Field(
         default="stop", description="a row that cannot be read stops the run or is skipped"
     )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> MixtureSourceConfig:
+        check_words(self.safe_values, self.unsafe_values)
+        return self
 
     @model_validator(mode="after")
     def _name_begins_ids(self) -> MixtureSourceConfig:
@@ -103,7 +114,7 @@ class SuiteConfig(ConfigPart):
 
     name: str = Field(min_length=1, description="name of the suite in the counts")
     files: FileList = Field(description="files of prompts, one path or a list")
-    columns: dict[str, str] = Field(
+    columns: dict[str, str | None] = Field(
         default_factory=dict, description="our column name (prompt, id): its name in the files, where they differ"
     )
 

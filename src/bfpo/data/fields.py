@@ -1,34 +1,45 @@
-"""Fields of a row: text, messages, labels and ids as stored on disk, or the reason why they cannot be used."""
+"""Fields of a row: labels, ids and what surrounds the texts, and the records made of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import cast, get_args
+from typing import Any
 
-from bfpo.core.schema import Completion, Message, Pair, Role
+from bfpo.core.schema import Completion, Message, Pair, Prompt, from_canonical
+from bfpo.data.messages import MEDIA, check_no_media, check_weight, is_absent, messages_of, text_of, tools_of
 from bfpo.data.rejects import CellText, RowError
 
 __all__ = [
+    "CONTEXT",
+    "REASONING",
+    "WEIGHT",
+    "ColumnNames",
     "Columns",
     "cell_value",
     "choice_of",
     "completion_of",
     "content_id",
+    "instruction_of",
+    "is_unknown",
     "label_of",
-    "messages_of",
     "optional_text",
     "pair_of",
-    "sharegpt_messages_of",
-    "text_of",
+    "prompt_of",
     "value_of",
 ]
 
 Columns = Mapping[str, object]
+ColumnNames = Mapping[str, str | None]
+"""Our column name -> the file's name for it, `None` for a column that is not taken from the file."""
 
-_SHAREGPT_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system", "tool": "tool"}
-_SHAREGPT_ROLES |= {"user": "user", "assistant": "assistant", "observation": "tool", "function_call": "assistant"}
+CONTEXT = ("system", "system_prompt", "history", "tools", "chat_template_kwargs", *MEDIA)
+"""Columns that every layout reads: what stands before the prompt, and what cannot be read."""
+WEIGHT = "weight"
+REASONING = ("reasoning", "reasoning_content", "thinking")
+"""Columns of a completion's thoughts, the first that is there."""
 
 
 def value_of(row: Columns, field: str) -> object:
@@ -38,63 +49,27 @@ def value_of(row: Columns, field: str) -> object:
     return row[field]
 
 
-def text_of(value: object, field: str) -> str:
-    """Return the value if it is text that UTF-8 can hold, else raise `RowError`."""
-    if not isinstance(value, str):
-        raise RowError(field, "wrong type (text is needed)", value)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowError(field, "not valid Unicode", value[error.start : error.end]) from None
-    return str(value)  # of a CSV cell too
-
-
-def messages_of(value: object, field: str) -> tuple[Message, ...]:
-    """Return a prompt as messages: text is one user message, empty text or an empty list no messages."""
-    if isinstance(value, str):
-        return (Message("user", text_of(value, field)),) if value else ()
-    if not isinstance(value, list):
-        raise RowError(field, "wrong type (text or a list of messages is needed)", value)
-    return tuple(_message(item, field) for item in value)
-
-
-def _message(item: object, field: str) -> Message:
-    if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
-        raise RowError(field, "not a message with role and content", item)
-    role = item["role"]
-    if role not in get_args(Role):
-        raise RowError(field, "unknown role", role)
-    return Message(cast(Role, role), text_of(item["content"], field))
-
-
-def sharegpt_messages_of(value: object, field: str) -> tuple[Message, ...]:
-    """Return ShareGPT turns, a list of `{from, value}`, as messages; raises `RowError`."""
-    if not isinstance(value, list):
-        raise RowError(field, "wrong type (a list of turns is needed)", value)
-    turns = []
-    for item in value:
-        if not isinstance(item, dict) or not {"from", "value"} <= item.keys():
-            raise RowError(field, "not a turn with from and value", item)
-        role = _SHAREGPT_ROLES.get(item["from"]) if isinstance(item["from"], str) else None
-        if role is None:
-            raise RowError(field, "unknown role", item["from"])
-        turns.append(Message(role, text_of(item["value"], field)))
-    return tuple(turns)
-
-
 def label_of(row: Columns, field: str) -> float | None:
-    """Return a safety label in [0, 1], `None` where it is absent or null; raises `RowError` for anything else.
+    """Return a safety label in [0, 1], `None` where it is absent, null, NaN or empty; raises `RowError` otherwise.
 
-    In CSV, where everything is text, `true`, `false` and numbers are labels; an empty cell counts as absent.
+    In CSV, where everything is text, `true`, `false` and numbers are labels.
     """
     value = cell_value(row.get(field))
-    if value is None:
+    if is_unknown(value):
         return None
     if not isinstance(value, (bool, int, float)):
-        raise RowError(field, "wrong type (true, false, a number or null is needed)", value)
-    if not 0 <= value <= 1:  # also refuses NaN
+        reason = "not a label (true, false, a number in [0, 1] or null; safe_values and unsafe_values name others)"
+        raise RowError(field, reason, value)
+    if not 0 <= value <= 1:
         raise RowError(field, "label outside [0, 1]", value)
     return float(value)
+
+
+def is_unknown(value: object) -> bool:
+    """Return whether a label's value says that it is unknown: null, NaN, or an empty text."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("", "nan", "none", "null")
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def cell_value(value: object) -> object:
@@ -124,13 +99,13 @@ def optional_text(row: Columns, field: str) -> str:
     value = row.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    return "" if value is None else text_of(value, field)
+    return "" if is_absent(value) else text_of(value, field)
 
 
 def id_of(row: Columns) -> str:
     """Return the row's own id as text, empty where it has none; raises `RowError` for another type."""
     value = row.get("id")
-    if value is None:
+    if is_absent(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError("id", "wrong type (text or a whole number is needed)", value)
@@ -140,35 +115,41 @@ def id_of(row: Columns) -> str:
 def pair_of(
     row: Columns,
     prompt: tuple[Message, ...],
-    chosen: str,
-    rejected: str,
+    chosen: str | Message,
+    rejected: str | Message,
     labels: tuple[float | None, float | None],
     fields: tuple[str, str] = ("chosen", "rejected"),
 ) -> Pair:
     """Return the pair after the checks common to all layouts; without an id it gets one from its content."""
-    for field, text in zip(fields, (chosen, rejected), strict=True):
-        if not text.strip():
-            raise RowError(field, "empty completion", text)
-    if chosen.strip() == rejected.strip():
-        raise RowError(" = ".join(fields), "identical completions", chosen)
+    prompt, tools = _with_context(row, prompt)
+    _check_row_weight(row)
+    chosen, rejected = _as_answer(chosen), _as_answer(rejected)
+    for field, answer in zip(fields, (chosen, rejected), strict=True):
+        _check_answer(answer, field)
+    if chosen.content.strip() == rejected.content.strip() and chosen.extra == rejected.extra:
+        raise RowError(" = ".join(fields), "identical completions", chosen.content)
     source = row.get("source")
-    content = [[[message.role, message.content] for message in prompt], chosen, rejected, *labels]
+    content: list[object] = [_parts_of(prompt), chosen.content, rejected.content, *labels]
+    content += [text for text in (chosen.extra, rejected.extra, tools) if text]
     digest = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
     return Pair(
         id=id_of(row) or digest[:16],
         prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
+        chosen=chosen.content,
+        rejected=rejected.content,
         chosen_is_safe=labels[0],
         rejected_is_safe=labels[1],
-        source="" if source is None else text_of(source, "source"),
+        source="" if is_absent(source) else text_of(source, "source"),
+        tools=tools,
+        chosen_extra=chosen.extra,
+        rejected_extra=rejected.extra,
     )
 
 
 def completion_of(
     row: Columns,
     prompt: tuple[Message, ...],
-    text: str,
+    answer: str | Message,
     field: str,
     *,
     kind: str = "",
@@ -176,16 +157,112 @@ def completion_of(
     allow_empty: bool = False,
 ) -> Completion:
     """Return the completion after the checks common to all layouts; `id`, `model`, `finished` are the row's."""
-    if not allow_empty and not text.strip():
-        raise RowError(field, "empty completion", text)
+    prompt, tools = _with_context(row, prompt)
+    _check_row_weight(row)
+    answer = _as_answer(answer)
+    if not allow_empty:
+        _check_answer(answer, field)
     finished = cell_value(row.get("finished", True))
     if not isinstance(finished, bool):
         raise RowError("finished", "wrong type (true or false is needed)", finished)
-    name = optional_text(row, "id") or content_id((*prompt, Message("assistant", text)))
-    return Completion(name, prompt, text, optional_text(row, "model"), kind, finished, is_safe)
+    name = optional_text(row, "id") or content_id((*prompt, answer), tools)
+    return Completion(
+        name,
+        prompt,
+        answer.content,
+        optional_text(row, "model"),
+        kind,
+        finished,
+        is_safe,
+        reasoning=next((text for name in REASONING if isinstance(text := row.get(name), str) and text.strip()), ""),
+        blocked=optional_text(row, "blocked"),
+        tools=tools,
+        extra=answer.extra,
+    )
 
 
-def content_id(messages: Sequence[Message]) -> str:
+def prompt_of(row: Columns, name: str, messages: Sequence[Message], kind: str) -> Prompt:
+    """Return the prompt with what the row says beside its text, as in all layouts."""
+    prompt, tools = _with_context(row, tuple(messages))
+    return Prompt(name, prompt, kind, tools)
+
+
+def instruction_of(row: Columns) -> tuple[Message, ...]:
+    """Return Alpaca's prompt: the instruction, and on the next line the input where there is one."""
+    parts = [text_of(value_of(row, "instruction"), "instruction"), optional_text(row, "input")]
+    return messages_of("\n".join(part for part in parts if part.strip()), "instruction")
+
+
+def content_id(messages: Sequence[Message], tools: str = "") -> str:
     """Return an id made from messages: 16 hex digits of a hash."""
-    content = json.dumps([[message.role, message.content] for message in messages], ensure_ascii=False)
+    content = json.dumps([*_parts_of(messages), *([tools] if tools else [])], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _parts_of(messages: Sequence[Message]) -> list[list[str]]:
+    """Return what identifies messages."""
+    return [[message.role, message.content, *([message.extra] if message.extra else [])] for message in messages]
+
+
+def _as_answer(answer: str | Message) -> Message:
+    return Message("assistant", answer) if isinstance(answer, str) else answer
+
+
+def _check_answer(answer: Message, field: str) -> None:
+    if not answer.content.strip() and not (answer.extra and "tool_calls" in from_canonical(answer.extra)):
+        raise RowError(field, "empty completion", answer.content)
+
+
+def _check_row_weight(row: Columns) -> None:
+    check_weight({WEIGHT: cell_value(row.get(WEIGHT))}, WEIGHT)
+
+
+# -------------------------------------------------------------------------------------- what stands beside a prompt
+
+
+def _with_context(row: Columns, prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
+    """Return the prompt after the row's system message and history, and the row's tools. Raises `RowError`."""
+    check_no_media(row)
+    if not is_absent(row.get("chat_template_kwargs")):
+        reason = "not read from rows (columns: {chat_template_kwargs: null} leaves it out)"
+        raise RowError("chat_template_kwargs", reason, row["chat_template_kwargs"])
+    prompt = (*_history(row, prompt), *prompt)
+    for field in ("system", "system_prompt"):
+        value = row.get(field)
+        if is_absent(value):
+            continue
+        system = text_of(value, field)
+        if prompt and prompt[0].role == "system":
+            if prompt[0].content.strip() != system.strip():
+                raise RowError(field, "differs from the system message of the conversation", value)
+        elif system.strip():
+            prompt = (Message("system", system), *prompt)
+    return prompt, tools_of(row.get("tools"))
+
+
+def _history(row: Columns, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return earlier turns of Alpaca's `history`: a list of question and answer, or of messages."""
+    value = row.get("history")
+    if isinstance(value, CellText):
+        value = _listed(value)
+    if is_absent(value):
+        return ()
+    if not isinstance(value, list):
+        raise RowError("history", "wrong type (a list of [question, answer] is needed)", value)
+    if len(prompt) != 1 or prompt[0].role != "user":
+        raise RowError("history", "stands beside a conversation, which would hold it", [turn.role for turn in prompt])
+    if all(isinstance(turn, dict) for turn in value):
+        return messages_of(value, "history")
+    turns: list[Message] = []
+    for turn in value:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise RowError("history", "wrong type (a list of [question, answer] is needed)", turn)
+        turns += [Message("user", text_of(turn[0], "history")), Message("assistant", text_of(turn[1], "history"))]
+    return tuple(turns)
+
+
+def _listed(cell: CellText) -> Any:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return None if not cell.strip() else str(cell)

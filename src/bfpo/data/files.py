@@ -1,4 +1,4 @@
-"""Files to rows: JSON lines, JSON documents, CSV and Parquet, each row with its line number."""
+"""Files to rows: JSON lines, JSON documents, CSV, Parquet and Arrow, each row with its line number."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from bfpo.core.console import one_line
 from bfpo.core.errors import DataError, first_line
 from bfpo.core.inputs import ALLOWED_KINDS, kind_of
+from bfpo.data.fields import ColumnNames
 from bfpo.data.layouts import Layout
+from bfpo.data.messages import parsed_conversation
 from bfpo.data.rejects import CellText, Reject, Row, RowError, describe_rejects
 
 __all__ = [
@@ -41,6 +43,7 @@ MAX_DOCUMENT_BYTES = 1 << 26
 
 _ROWS_PER_BATCH = 1024
 _BLOCK_BYTES = 1 << 20
+_ARROW_FILE = b"ARROW1"
 _BOM = b"\xef\xbb\xbf"
 _CONVERT = "write one object per line (JSON lines), for example with `jq -c '.[]'`"
 
@@ -56,8 +59,8 @@ def iter_rows(file: Path) -> Iterator[Row]:
         raise DataError.at(file, None, what)
     if kind is None:
         raise DataError.at(file, None, f"got a file of unknown kind; {ALLOWED_KINDS}")
-    if kind[0] == ".parquet":
-        yield from _parquet_rows(file)
+    if kind[0] in (".parquet", ".arrow"):
+        yield from _table_rows(file, kind[0])
     elif kind[0] in (".csv", ".tsv"):
         yield from _csv_rows(file, "," if kind[0] == ".csv" else "\t")
     else:
@@ -90,18 +93,30 @@ def _not_utf8(error: UnicodeDecodeError) -> RowError:
 # ----------------------------------------------------------------------------------------- rows under our names
 
 
-def mapped_rows(file: Path, columns: Mapping[str, str] | None) -> Iterator[Row]:
-    """Yield the rows of a file, with columns renamed to ours by `columns`. Raises `DataError` as `iter_rows`."""
-    return (_renamed(row, columns) for row in iter_rows(file))
+def mapped_rows(file: Path, columns: ColumnNames | None, *, cells_only: bool = False) -> Iterator[Row]:
+    """Yield the rows of a file, with columns renamed to ours by `columns`, and texts of conversations as messages.
+
+    `cells_only`: only in CSV, which cannot hold messages otherwise. Raises `DataError` as `iter_rows`.
+    """
+    kind = CellText if cells_only else str
+    return (_with_conversations(_renamed(row, columns), kind) for row in iter_rows(file))
 
 
-def _renamed(row: Row, columns: Mapping[str, str] | None) -> Row:
-    """Rename the columns to ours; a name mapped to a column that the row lacks counts as absent."""
+def _renamed(row: Row, columns: ColumnNames | None) -> Row:
+    """Rename the columns to ours; a name mapped to null or to a column that the row lacks counts as absent."""
     if not columns:
         return row
     kept = {name: value for name, value in row.columns.items() if name not in columns}
-    mapped = {ours: row.columns[theirs] for ours, theirs in columns.items() if theirs in row.columns}
+    mapped = {
+        ours: row.columns[theirs] for ours, theirs in columns.items() if theirs is not None and theirs in row.columns
+    }
     return Row(row.line, {**kept, **mapped}, row.bad)
+
+
+def _with_conversations(row: Row, kind: type[str]) -> Row:
+    found = {name: parsed_conversation(value) for name, value in row.columns.items() if isinstance(value, kind)}
+    read = {name: value for name, value in found.items() if value is not row.columns[name]}
+    return Row(row.line, {**row.columns, **read}, row.bad, tuple(read)) if read else row
 
 
 def first_that_fits(file: Path, rows: Iterable[Row], layouts: Iterable[Layout[Item]]) -> Layout[Item] | None:
@@ -361,22 +376,66 @@ def _holds_bad_bytes(cell: str) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------------------------ Parquet
+# -------------------------------------------------------------------------------------------- Parquet and Arrow
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _table_rows(file: Path, kind: str) -> Iterator[Row]:
+    import pyarrow
+
+    try:
+        with _batches(file, kind) as (schema, batches):
+            nested = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _holds_objects(type_)]
+            line = 0
+            for batch in batches:
+                for columns in batch.to_pylist():
+                    line += 1
+                    yield Row(line, {**columns, **{name: _without_nulls(columns[name]) for name in nested}})
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        name = "Parquet" if kind == ".parquet" else "Arrow"
+        raise DataError.at(file, None, f"cannot be read as {name}: {first_line(error)}") from error
+
+
+@contextmanager
+def _batches(file: Path, kind: str) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Yield the schema and the batches of a file; Arrow is a stream, as `datasets` writes it, or a file."""
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    if kind == ".parquet":
         with pyarrow.parquet.ParquetFile(file) as table:
-            line = 0
-            for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH):
-                for columns in batch.to_pylist():
-                    line += 1
-                    yield Row(line, columns)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError.at(file, None, f"cannot be read as Parquet: {first_line(error)}") from error
+            yield table.schema_arrow, table.iter_batches(batch_size=_ROWS_PER_BATCH)
+        return
+    with pyarrow.memory_map(str(file)) as source:
+        is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
+        source.seek(0)
+        if is_file:
+            reader = pyarrow.ipc.open_file(source)
+            batches = (reader.get_batch(place) for place in range(reader.num_record_batches))
+        else:
+            reader = pyarrow.ipc.open_stream(source)
+            batches = iter(reader)
+        yield reader.schema, (part for batch in batches for part in _slices(batch))
+
+
+def _slices(batch: Any) -> Iterator[Any]:
+    return (batch.slice(start, _ROWS_PER_BATCH) for start in range(0, batch.num_rows, _ROWS_PER_BATCH))
+
+
+def _holds_objects(type_: Any) -> bool:
+    import pyarrow
+
+    if pyarrow.types.is_struct(type_):
+        return True
+    return any(_holds_objects(type_.field(place).type) for place in range(type_.num_fields))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Leave out the null keys of objects: all objects of a column have the same keys, absent ones are null."""
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return value
 
 
 # -------------------------------------------------------------------------------------------------------- lines

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from bfpo.core.errors import DataError, SettingError
-from bfpo.core.inputs import expand_files
+from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
+from bfpo.data.fields import ColumnNames, is_unknown
 from bfpo.data.files import first_that_fits, mapped_rows
+from bfpo.data.labels import LabelWords, as_judged, completions_of_pair
 from bfpo.data.layouts import Layout, check_columns
+from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import ReadResult, Reject, Row, RowError, check_rejects
 from bfpo.data.settings import LabelledConfig
@@ -30,11 +33,12 @@ _NO_ANSWER = "no answer behind the thoughts"
 
 @dataclass(frozen=True, slots=True)
 class LabelledResult:
-    """Completions whose `is_safe` is 0 or 1, the bad rows, and what was left out on purpose, counted by reason."""
+    """Completions whose `is_safe` is 0 or 1, the bad rows, what was left out by reason, and `FileNotes.facts`."""
 
     completions: list[Completion]
     rejects: list[Reject]
     left_out: dict[str, int]
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def load_labelled(data: LabelledConfig) -> LabelledResult:
@@ -52,20 +56,17 @@ def load_labelled(data: LabelledConfig) -> LabelledResult:
     is left; `SettingError` for an unknown name in `columns`, or a value that is both safe and unsafe.
     """
     check_columns(data.columns, _OURS)
-    both = sorted(set(data.safe_values) & set(data.unsafe_values))
-    if both:
-        raise SettingError(f"safe_values, unsafe_values: {', '.join(both)} is in both")
+    words, notes = LabelWords.of(data.safe_values, data.unsafe_values), FileNotes()
     completions: list[Completion] = []
     rejects: list[Reject] = []
     left_out: Counter[str] = Counter()
     num_rows = 0
-    values = _Values(frozenset(data.safe_values), frozenset(data.unsafe_values))
-    for file in expand_files(data.files):
+    for file in notes.files(data.files):
         layout = _layout_of(file, data.columns)
-        for row in mapped_rows(file, data.columns):
+        for row in notes.rows(file, data.columns, (*layout.needs, *layout.reads, *data.where)):
             num_rows += 1
             try:
-                found = list(_read(row, layout, values, data.where))
+                found = list(_read(row, layout, words, data.where))
             except RowError as bad:
                 rejects.append(Reject.of(file, row.line, bad))
                 continue
@@ -83,27 +84,20 @@ def load_labelled(data: LabelledConfig) -> LabelledResult:
     if not completions:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise DataError.at(data.files[0], None, f"no labelled completion is left to use ({reasons})")
-    return LabelledResult(_with_own_ids(completions), rejects, dict(left_out))
+    return LabelledResult(_with_own_ids(completions), rejects, dict(left_out), notes.facts())
 
 
-@dataclass(frozen=True, slots=True)
-class _Values:
-    """What a label's value means."""
-
-    safe: frozenset[str]
-    unsafe: frozenset[str]
-
-    def read(self, value: object) -> bool | None:
-        """Return whether the value means safe, `None` if it is not one of the given values; raises `RowError`."""
-        text = str(value).strip()
-        if self.safe:
-            return True if text in self.safe else False if text in self.unsafe else None
-        if text.lower() in (*_SAFE, *_UNSAFE):
-            return text.lower() in _SAFE
-        raise RowError("is_safe", "neither safe nor unsafe (safe_values and unsafe_values name others)", value)
+def _is_safe(value: object, words: LabelWords) -> bool | None:
+    """Return whether the value means safe, `None` if it is not one of the given words; raises `RowError`."""
+    text = str(value).strip().lower()
+    if words or text not in (*_SAFE, *_UNSAFE):
+        if not words:
+            raise RowError("is_safe", "neither safe nor unsafe (safe_values and unsafe_values name others)", value)
+        return words.read(value)
+    return text in _SAFE
 
 
-def _layout_of(file: Path, columns: Mapping[str, str] | None) -> Layout[Pair | Completion]:
+def _layout_of(file: Path, columns: ColumnNames | None) -> Layout[Pair | Completion]:
     alone = [replace(layout, fits=partial(_fits_without_prompt, layout)) for layout in COMPLETION_LAYOUTS.values()]
     layouts: list[Layout[Pair | Completion]] = [*alone, *PAIR_LAYOUTS.values()]
     found = first_that_fits(file, mapped_rows(file, columns), layouts)
@@ -115,7 +109,7 @@ def _fits_without_prompt(layout: Layout[Completion], row: Mapping[str, object]) 
 
 
 def _read(
-    row: Row, layout: Layout[Pair | Completion], values: _Values, where: Mapping[str, str]
+    row: Row, layout: Layout[Pair | Completion], words: LabelWords, where: Mapping[str, str]
 ) -> Iterator[Completion | str]:
     """Yield the labelled completions of a row, or the reason to leave it out; raises `RowError`."""
     if row.bad is not None:
@@ -127,11 +121,16 @@ def _read(
             yield f"{name} is not {pattern}"
             return
     if layout.name in PAIR_LAYOUTS:
-        yield from _of_pair(PAIR_LAYOUTS[layout.name].parse(row.columns))
+        pair = PAIR_LAYOUTS[layout.name]
+        yield from _of_pair(pair.parse(words.applied(row.columns, pair.labels) if words else row.columns))
         return
     held = {"prompt": "", **row.columns}
-    if "is_safe" in held and not (held["is_safe"] is None or isinstance(held["is_safe"], float)):
-        is_safe = values.read(held["is_safe"])
+    held.pop("label", None)  # desirable or not: a judge learns from both
+    given = held.get("is_safe")
+    if is_unknown(given) and "is_safe" in held:
+        held["is_safe"] = None
+    elif "is_safe" in held and (words or not isinstance(given, float)):
+        is_safe = _is_safe(given, words)
         if is_safe is None:
             yield "label is none of safe_values and unsafe_values"
             return
@@ -139,14 +138,12 @@ def _read(
     elif "is_safe" not in held and not layout.labelled:
         raise RowError("is_safe", "missing column", sorted(map(str, row.columns)))
     completion = COMPLETION_LAYOUTS[layout.name].parse(held)
-    yield completion if completion.is_safe in (0.0, 1.0) else _UNKNOWN
+    yield as_judged(completion, keep_label=True) if completion.is_safe in (0.0, 1.0) else _UNKNOWN
 
 
 def _of_pair(pair: Pair) -> Iterator[Completion | str]:
-    sides = (("chosen", pair.chosen, pair.chosen_is_safe), ("rejected", pair.rejected, pair.rejected_is_safe))
-    for side, text, label in sides:
-        made = Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source, is_safe=label)
-        yield made if label in (0.0, 1.0) else _UNKNOWN
+    for completion in completions_of_pair(pair):
+        yield as_judged(completion, keep_label=True) if completion.is_safe in (0.0, 1.0) else _UNKNOWN
 
 
 def _with_own_ids(completions: Sequence[Completion]) -> list[Completion]:

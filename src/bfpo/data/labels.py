@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bfpo.core.errors import LabelError, SettingError
-from bfpo.core.schema import Completion, Pair
+from bfpo.core.schema import Completion, Pair, from_canonical
+from bfpo.data.fields import Columns, is_unknown
+from bfpo.data.rejects import RowError
 
 __all__ = [
     "CELLS",
+    "NO_WORDS",
     "LabelResolver",
+    "LabelWords",
     "Unknown",
     "Use",
+    "as_judged",
     "cell_counts",
     "cell_of",
+    "completions_of_pair",
     "completions_of_pairs",
     "resolve_labels",
 ]
@@ -25,6 +33,62 @@ Use = Literal["all", "chosen", "safe"]
 
 CELLS = ("safe-safe", "safe-unsafe", "unsafe-safe", "unsafe-unsafe")
 """Label cells, chosen first. A probability counts as safe above 0.5."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWords:
+    """Values of label columns that mean safe or unsafe, where they are neither true or false nor probabilities."""
+
+    safe: frozenset[str] = frozenset()
+    unsafe: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, safe: Sequence[str], unsafe: Sequence[str]) -> LabelWords:
+        """Return the words of the settings `safe_values` and `unsafe_values`.
+
+        Raises `SettingError` for a value in both.
+        """
+        words = cls(frozenset(map(_word, safe)), frozenset(map(_word, unsafe)))
+        if both := sorted(words.safe & words.unsafe):
+            raise SettingError(f"safe_values, unsafe_values: {', '.join(both)} is in both")
+        return words
+
+    def __bool__(self) -> bool:
+        return bool(self.safe or self.unsafe)
+
+    def read(self, value: object) -> bool | None:
+        """Return whether the value means safe, `None` if it is none of the words."""
+        word = _word(value)
+        return True if word in self.safe else False if word in self.unsafe else None
+
+    def applied(self, row: Columns, fields: Iterable[str]) -> Columns:
+        """Return the row with these label columns as true, false or null (unknown).
+
+        Raises `RowError` for a value that is neither unknown nor one of the words.
+        """
+        labels: dict[str, bool | None] = {}
+        for field in fields:
+            if field in row:
+                labels[field] = None if is_unknown(row[field]) else self.read(row[field])
+                if labels[field] is None and not is_unknown(row[field]):
+                    raise RowError(field, "in neither safe_values nor unsafe_values", row[field])
+        return {**row, **labels}
+
+
+NO_WORDS = LabelWords()
+"""Labels are true, false or probabilities."""
+
+
+def _word(value: object) -> str:
+    """Return a label's value as text: true and false in lower case, a whole number without a fraction."""
+    text = str(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if math.isfinite(number) and number == int(number) else text
 
 
 def _unknown(pair: Pair) -> bool:
@@ -111,6 +175,29 @@ def cell_counts(pairs: Iterable[Pair]) -> dict[str, int]:
     return counts
 
 
+def completions_of_pair(pair: Pair) -> tuple[Completion, Completion]:
+    """Return both completions of a pair with their labels; `kind` is the pair's source."""
+    chosen = Completion(f"{pair.id}:chosen", pair.prompt, pair.chosen, kind=pair.source, tools=pair.tools)
+    return (
+        replace(chosen, is_safe=pair.chosen_is_safe, extra=pair.chosen_extra),
+        replace(
+            chosen,
+            id=f"{pair.id}:rejected",
+            text=pair.rejected,
+            is_safe=pair.rejected_is_safe,
+            extra=pair.rejected_extra,
+        ),
+    )
+
+
+def as_judged(completion: Completion, *, keep_label: bool = False) -> Completion:
+    """Return a completion as judges see it: the JSON of its tool calls stands below its text; without a label."""
+    held = from_canonical(completion.extra) or {}
+    calls = [json.dumps(call, ensure_ascii=False) for call in held.get("tool_calls", [])]
+    text = "\n".join(part for part in (completion.text, *calls) if part)
+    return replace(completion, text=text, extra="", is_safe=completion.is_safe if keep_label else None)
+
+
 def completions_of_pairs(pairs: Iterable[Pair], use: Use = "all") -> list[Completion]:
     """Return completions to imitate, each prompt and text once: of `"all"`, the `"chosen"`, or those labelled `"safe"`.
 
@@ -119,12 +206,11 @@ def completions_of_pairs(pairs: Iterable[Pair], use: Use = "all") -> list[Comple
     """
     if use not in ("all", "chosen", "safe"):
         raise SettingError(f"use: got {use!r}; allowed: 'all', 'chosen', 'safe'")
-    found: dict[tuple[object, str], Completion] = {}
+    found: dict[object, Completion] = {}
     for pair in pairs:
-        sides = (("chosen", pair.chosen, pair.chosen_is_safe), ("rejected", pair.rejected, pair.rejected_is_safe))
-        for side, text, label in sides[: 1 if use == "chosen" else 2]:
-            if use == "safe" and (label is None or label <= 0.5):
+        for completion in completions_of_pair(pair)[: 1 if use == "chosen" else 2]:
+            if use == "safe" and (completion.is_safe is None or completion.is_safe <= 0.5):
                 continue
-            made = Completion(f"{pair.id}:{side}", pair.prompt, text, kind=pair.source)
-            found.setdefault((pair.prompt, text), made)
+            content = (completion.prompt, completion.text, completion.extra, completion.tools)
+            found.setdefault(content, replace(completion, is_safe=None))
     return list(found.values())

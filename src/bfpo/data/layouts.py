@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bfpo.core.errors import SettingError
-from bfpo.data.fields import Columns
+from bfpo.data.fields import ColumnNames, Columns
 from bfpo.data.rejects import Row
 
 __all__ = ["AUTO", "Layout", "Layouts", "check_columns", "check_layout", "columns_of", "parse_row"]
@@ -25,7 +25,7 @@ class Layout(Generic[MadeOf]):
 
     `fits` looks at the columns alone (and whether a completion is text or a conversation), never at other values.
     `parse` converts a row and raises `RowError` if it cannot. `labelled`: of completions, whether the layout has its
-    own column for the safety label.
+    own column for the safety label. `labels`: the columns of safety labels; they are read too.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Layout(Generic[MadeOf]):
     parse: Callable[[Columns], MadeOf]
     order: int = 0
     labelled: bool = False
+    labels: tuple[str, ...] = ()
 
 
 def parse_row(row: Row, *, layout: Layout[Made] | None) -> Made:
@@ -64,6 +65,7 @@ class Layouts(Mapping[str, Layout[Made]]):
         fits: Callable[[Columns], bool] | None = None,
         order: int = 0,
         labelled: bool = False,
+        labels: tuple[str, ...] = (),
     ) -> Callable[[Callable[[Columns], Made]], Callable[[Columns], Made]]:
         """Return a decorator that registers the function of a row as the layout `name`.
 
@@ -75,8 +77,8 @@ class Layouts(Mapping[str, Layout[Made]]):
             if name == AUTO or name in self._layouts:
                 raise SettingError(f"layout: got {name!r} for a new layout; that name is taken")
             has_all = fits or (lambda row: row.keys() >= set(needs))
-            columns = (*reads, *self._reads)
-            self._layouts[name] = Layout(name, summary, needs, columns, has_all, function, order, labelled)
+            columns = (*reads, *labels, *self._reads)
+            self._layouts[name] = Layout(name, summary, needs, columns, has_all, function, order, labelled, labels)
             return function
 
         return add
@@ -111,9 +113,9 @@ def columns_of(layouts: Iterable[Layout[object]]) -> set[str]:
     return {name for layout in layouts for name in (*layout.needs, *layout.reads)}
 
 
-def check_columns(columns: Mapping[str, str] | None, known: Collection[str]) -> None:
-    """Raise `SettingError` if `columns` maps a name that no layout reads."""
-    unknown = sorted(set(columns or {}) - set(known))
+def check_columns(columns: ColumnNames | None, known: Collection[str]) -> None:
+    """Raise `SettingError` if `columns` maps a name that no layout reads; any may be null, which leaves it out."""
+    unknown = sorted({ours for ours, theirs in (columns or {}).items() if theirs is not None} - set(known))
     if unknown:
         raise SettingError(
             f"columns: got {', '.join(unknown)}; allowed (our name: the file's): {', '.join(sorted(known))}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
@@ -15,8 +15,19 @@ from bfpo.core.errors import DataError, LabelError, SettingError
 from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
+from bfpo.data.fields import ColumnNames
 from bfpo.data.files import mapped_rows
-from bfpo.data.labels import CELLS, LabelResolver, Unknown, Use, cell_of, completions_of_pairs, resolve_labels
+from bfpo.data.labels import (
+    CELLS,
+    LabelResolver,
+    LabelWords,
+    Unknown,
+    Use,
+    cell_of,
+    completions_of_pairs,
+    resolve_labels,
+)
+from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
 from bfpo.data.rejects import ReadResult, Reject, check_rejects
@@ -83,13 +94,15 @@ class PairStream:
         chosen = self._chosen()
         return chosen.of(self._read(self._ids.again()))
 
-    def _read(self, ids: PairIds, check: Callable[[Pair], None] | None = None) -> Iterator[Pair | Reject]:
-        return _rows_of(self._data, ids, check)
+    def _read(
+        self, ids: PairIds, check: Callable[[Pair], None] | None = None, notes: FileNotes | None = None
+    ) -> Iterator[Pair | Reject]:
+        return _rows_of(self._data, ids, check, notes)
 
     def _chosen(self) -> _Chosen:
         if self._found is None:
-            ids = PairIds()
-            self._found = _choose(self._read(ids, self._check), self._data, self._seed)
+            ids, notes = PairIds(), FileNotes()
+            self._found = _choose(self._read(ids, self._check, notes), self._data, self._seed, notes)
             self._ids = ids.again()
         return self._found
 
@@ -103,16 +116,28 @@ def load_pairs(data: DataConfig, *, seed: int = 0, check: Callable[[Pair], None]
     `LabelError` for unknown labels under `unknown_label="error"`, `SettingError` for a split or limit that cannot be
     taken.
     """
-    rows = list(_rows_of(data, check=check))
-    chosen = _choose(rows, data, seed)
+    notes = FileNotes()
+    rows = list(_rows_of(data, check=check, notes=notes))
+    chosen = _choose(rows, data, seed, notes)
     return LoadedPairs(list(chosen.of(rows)), chosen.rejects, chosen.counts)
 
 
 def _rows_of(
-    data: DataConfig, ids: PairIds | None = None, check: Callable[[Pair], None] | None = None
+    data: DataConfig,
+    ids: PairIds | None = None,
+    check: Callable[[Pair], None] | None = None,
+    notes: FileNotes | None = None,
 ) -> Iterator[Pair | Reject]:
-    files = [Path(file) for file in data.files]
-    return iter_pairs(files, layout=data.layout, columns=data.columns, source=data.source, ids=ids, check=check)
+    return iter_pairs(
+        [Path(file) for file in data.files],
+        layout=data.layout,
+        columns=data.columns,
+        source=data.source,
+        ids=ids,
+        labels=LabelWords.of(data.safe_values, data.unsafe_values),
+        check=check,
+        notes=notes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +164,7 @@ class _Chosen:
             raise DataError(f"the files have {num_rows} rows, but had {len(self.used)}; {_CHANGED}")
 
 
-def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int) -> _Chosen:
+def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: FileNotes) -> _Chosen:
     """Check all rows and select those to use, keeping a few bytes of each; raises as `load_pairs`."""
     resolve = LabelResolver(data.unknown_label)
     picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
@@ -172,6 +197,7 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int) -> _Chos
         "pairs_without_label_dropped": resolve.counts["dropped"],
         "pairs": num_used,
         "cells": dict(zip(CELLS, num_by_cell, strict=True)),
+        **notes.facts(),
     }
     return _Chosen(used, data.unknown_label, rejects, counts)
 
@@ -186,28 +212,31 @@ def load_completions(
     not an error. Raises as `load_pairs` does.
     """
     files = [Path(file) for file in data.files]
+    labels = LabelWords.of(data.safe_values, data.unsafe_values)
     if data.layout in COMPLETION_LAYOUTS or (
         data.layout == "auto" and _holds_completions(expand_files(files)[0], data.columns)
     ):
-        result = read_sft(files, layout=data.layout, columns=data.columns, check=check)
+        result = read_sft(files, layout=data.layout, columns=data.columns, labels=labels, check=check)
         check_rejects(result, bad_rows=data.bad_rows)
-        rows, rejects, counts = result.completions, result.rejects, {"rows": result.rows}
+        rows, rejects, counts = result.completions, result.rejects, {"rows": result.rows, **result.notes}
         rows = _chosen_part(_picked(rows, data.use, data.unknown_label), data, seed)
         rows = rows if data.source is None else [replace(row, kind=data.source) for row in rows]
     else:
-        found = read_pairs(files, layout=data.layout, columns=data.columns, source=data.source, check=check)
+        found = read_pairs(
+            files, layout=data.layout, columns=data.columns, source=data.source, labels=labels, check=check
+        )
         check_rejects(found, bad_rows=data.bad_rows)
         pairs = found.pairs if data.use != "safe" else resolve_labels(found.pairs, unknown=data.unknown_label)[0]
         pairs = _chosen_part(pairs, data, seed)
         rows = completions_of_pairs(pairs, data.use)
-        rejects, counts = found.rejects, {"rows": found.rows, "pairs": len(pairs)}
+        rejects, counts = found.rejects, {"rows": found.rows, "pairs": len(pairs), **found.notes}
     if not rows:
         raise DataError.at(data.files[0], None, "nothing is left to use; check split, unknown_label, use and limit")
     counts |= {"rows_rejected": len(rejects), "completions": len(rows)}
     return LoadedCompletions(rows, rejects, counts)
 
 
-def _holds_completions(file: Path, columns: Mapping[str, str] | None) -> bool:
+def _holds_completions(file: Path, columns: ColumnNames | None) -> bool:
     """Whether the first row that fits any layout fits one of completions."""
     for row in mapped_rows(file, columns):
         if row.bad is None and COMPLETION_LAYOUTS.detect(row.columns) is not None:

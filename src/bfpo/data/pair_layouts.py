@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 from bfpo.core.schema import Message, Pair, Role
 from bfpo.data.fields import (
+    CONTEXT,
+    WEIGHT,
     Columns,
     cell_value,
     choice_of,
+    instruction_of,
     label_of,
-    messages_of,
-    optional_text,
     pair_of,
-    sharegpt_messages_of,
-    text_of,
     value_of,
 )
 from bfpo.data.layouts import Layouts
+from bfpo.data.messages import answer_of, check_weight, is_parts, messages_of, text_of
 from bfpo.data.rejects import CellText, RowError
 
 __all__ = ["PAIR_LAYOUTS"]
 
-PAIR_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source"))
+PAIR_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source", WEIGHT, *CONTEXT))
 
 _COMPLETIONS, _LABELS = ("chosen", "rejected"), ("chosen_is_safe", "rejected_is_safe")
 _OURS = ("prompt", *_COMPLETIONS, *_LABELS)
@@ -37,6 +37,7 @@ _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
     "bfpo",
     "our columns: prompt (text or messages), two plain completions, two labels (null = unknown)",
     needs=_OURS,
+    labels=_LABELS,
     fits=lambda row: row.keys() >= set(_OURS) and not _is_conversation(row),
     order=1,
 )
@@ -45,7 +46,7 @@ def bfpo_pair(row: Columns) -> Pair:
     for field in _LABELS:
         value_of(row, field)
     prompt = messages_of(value_of(row, "prompt"), "prompt")
-    chosen, rejected = (text_of(value_of(row, field), field) for field in ("chosen", "rejected"))
+    chosen, rejected = (answer_of(value_of(row, field), field) for field in _COMPLETIONS)
     return pair_of(row, prompt, chosen, rejected, (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
 
 
@@ -53,22 +54,25 @@ def bfpo_pair(row: Columns) -> Pair:
     "trl",
     "TRL: prompt, chosen, rejected as text, or conversations (the prompt may be their beginning)",
     needs=_COMPLETIONS,
-    reads=("prompt", *_LABELS),
+    reads=("prompt",),
+    labels=_LABELS,
     fits=lambda row: row.keys() >= set(_COMPLETIONS) and ("prompt" in row or _is_conversation(row)),
     order=1,
 )
 def trl_pair(row: Columns) -> Pair:
     """TRL's columns: plain text, or conversations whose prompt is given separately or is their common beginning."""
-    chosen, rejected = value_of(row, "chosen"), value_of(row, "rejected")
     labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
-    if not isinstance(chosen, list) and not isinstance(rejected, list):
+    if not _is_conversation(row):
         prompt = messages_of(value_of(row, "prompt"), "prompt")
-        return pair_of(row, prompt, text_of(chosen, "chosen"), text_of(rejected, "rejected"), labels)
+        chosen, rejected = (answer_of(value_of(row, field), field) for field in _COMPLETIONS)
+        return pair_of(row, prompt, chosen, rejected, labels)
     conversations = []
-    for field, value in (("chosen", chosen), ("rejected", rejected)):
+    for field in _COMPLETIONS:
+        value = value_of(row, field)
         if not isinstance(value, list):
             raise RowError(field, "wrong type (a list of messages, as for the other completion, is needed)", value)
         conversations.append(messages_of(value, field))
+        check_weight(value[-1] if value else None, field)
     given = row.get("prompt")
     explicit = () if given is None else messages_of(given, "prompt")
     if isinstance(given, list) and not all(turns[: len(explicit)] == explicit for turns in conversations):
@@ -78,12 +82,12 @@ def trl_pair(row: Columns) -> Pair:
         shared = _common_beginning(*conversations)
         explicit = conversations[0][:shared] or explicit
         endings = [turns[shared:] for turns in conversations]
-    texts = [_only_answer(turns, field) for turns, field in zip(endings, ("chosen", "rejected"), strict=True)]
-    return pair_of(row, explicit, texts[0], texts[1], labels)
+    chosen, rejected = (_only_answer(turns, field) for turns, field in zip(endings, _COMPLETIONS, strict=True))
+    return pair_of(row, explicit, chosen, rejected, labels)
 
 
 def _is_conversation(row: Columns) -> bool:
-    return isinstance(row.get("chosen"), list) or isinstance(row.get("rejected"), list)
+    return any(isinstance(row.get(field), list) and not is_parts(row[field]) for field in _COMPLETIONS)
 
 
 def _common_beginning(one: Sequence[Message], other: Sequence[Message]) -> int:
@@ -92,24 +96,24 @@ def _common_beginning(one: Sequence[Message], other: Sequence[Message]) -> int:
     return next((i for i in range(limit) if one[i] != other[i]), limit)
 
 
-def _only_answer(turns: Sequence[Message], field: str) -> str:
+def _only_answer(turns: Sequence[Message], field: str) -> Message:
     if len(turns) != 1:
         raise RowError(field, "not exactly one message after the shared prompt", [message.role for message in turns])
     if turns[0].role != "assistant":
         raise RowError(field, "the completion is not the assistant's", turns[0].role)
-    return turns[0].content
+    return turns[0]
 
 
 @PAIR_LAYOUTS.register(
     "pku",
     "PKU-SafeRLHF: two responses, the id of the more helpful one, a safety label for each",
     needs=("prompt", "response_0", "response_1", "better_response_id"),
-    reads=("is_response_0_safe", "is_response_1_safe"),
+    labels=("is_response_0_safe", "is_response_1_safe"),
 )
 def pku_pair(row: Columns) -> Pair:
     """PKU-SafeRLHF's columns: `better_response_id` orders by helpfulness, `is_response_k_safe` are the labels."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
-    responses = [text_of(value_of(row, f"response_{k}"), f"response_{k}") for k in (0, 1)]
+    responses = [answer_of(value_of(row, f"response_{k}"), f"response_{k}") for k in (0, 1)]
     labels = [label_of(row, f"is_response_{k}_safe") for k in (0, 1)]
     first = choice_of(row, "better_response_id", (0, 1))
     second = 1 - first
@@ -121,7 +125,7 @@ def pku_pair(row: Columns) -> Pair:
     "hh",
     "HH-RLHF: chosen and rejected as whole transcripts of Human: and Assistant: turns, no prompt",
     needs=_COMPLETIONS,
-    reads=_LABELS,
+    labels=_LABELS,
     fits=lambda row: row.keys() >= set(_COMPLETIONS) and "prompt" not in row,
     order=1,
 )
@@ -135,7 +139,7 @@ def hh_pair(row: Columns) -> Pair:
     if prompt != turns["rejected"][:-1]:
         raise RowError("chosen, rejected", "the two transcripts do not share their prompt", len(prompt))
     labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
-    return pair_of(row, prompt, turns["chosen"][-1].content, turns["rejected"][-1].content, labels)
+    return pair_of(row, prompt, turns["chosen"][-1], turns["rejected"][-1], labels)
 
 
 def _transcript(text: str, field: str) -> tuple[Message, ...]:
@@ -149,12 +153,12 @@ def _transcript(text: str, field: str) -> tuple[Message, ...]:
     "redteam",
     "BFPO's red-team file: two model outputs, the number of the more helpful one, a label for each",
     needs=("prompt", "modeloutput1", "modeloutput2", "better_modelout"),
-    reads=("is_modelout1_safe", "is_modelout2_safe"),
+    labels=("is_modelout1_safe", "is_modelout2_safe"),
 )
 def redteam_pair(row: Columns) -> Pair:
     """The red-team file of BFPO's authors: `better_modelout` (1 or 2) orders by helpfulness."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
-    texts = {k: text_of(value_of(row, f"modeloutput{k}"), f"modeloutput{k}") for k in (1, 2)}
+    texts = {k: answer_of(value_of(row, f"modeloutput{k}"), f"modeloutput{k}") for k in (1, 2)}
     labels = {k: label_of(row, f"is_modelout{k}_safe") for k in (1, 2)}
     better = row.get("better_modelout")
     known = {**row, "better_modelout": CellText(better)} if isinstance(better, str) else row  # a digit as text, too
@@ -195,7 +199,7 @@ def _helpsteer_turns(text: str) -> tuple[Message, ...]:
 
 
 def _preferred(row: Columns, prompt: tuple[Message, ...], fields: tuple[str, str], preference: str) -> Pair:
-    texts = [text_of(value_of(row, field), field) for field in fields]
+    texts = [answer_of(value_of(row, field), field) for field in fields]
     value = cell_value(value_of(row, preference))
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -3 <= value <= 3:
         raise RowError(preference, "not a number from -3 to 3", value)
@@ -209,18 +213,39 @@ def _preferred(row: Columns, prompt: tuple[Message, ...], fields: tuple[str, str
     "sharegpt",
     "ShareGPT pairs: conversations, chosen and rejected as turns of {from, value}",
     needs=("conversations", "chosen", "rejected"),
-    reads=("system", *_LABELS),
+    labels=_LABELS,
 )
 def sharegpt_pair(row: Columns) -> Pair:
     """ShareGPT pairs: `conversations` is the prompt, `chosen` and `rejected` one turn each, all `{from, value}`."""
-    turns = sharegpt_messages_of(value_of(row, "conversations"), "conversations")
-    system = optional_text(row, "system")
-    prompt = (Message("system", system), *turns) if system else turns
-    texts = []
-    for field in ("chosen", "rejected"):
-        turn = value_of(row, field)
-        (message,) = sharegpt_messages_of([turn], field)
-        if message.role != "assistant":
-            raise RowError(field, "the completion is not the assistant's", message.role)
-        texts.append(message.content)
-    return pair_of(row, prompt, texts[0], texts[1], (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+    turns = value_of(row, "conversations")
+    if not isinstance(turns, list):
+        raise RowError("conversations", "wrong type (a list of turns is needed)", turns)
+    prompt = messages_of(turns, "conversations")
+    chosen, rejected = (answer_of(value_of(row, field), field) for field in _COMPLETIONS)
+    return pair_of(row, prompt, chosen, rejected, (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+
+
+@PAIR_LAYOUTS.register(
+    "alpaca",
+    "Alpaca: instruction (and input, history), with chosen and rejected, or output as a list of both",
+    needs=("instruction",),
+    reads=("input", "output", *_COMPLETIONS),
+    labels=_LABELS,
+    fits=lambda row: (
+        "instruction" in row
+        and "prompt" not in row
+        and (row.keys() >= set(_COMPLETIONS) or isinstance(row.get("output"), list))
+    ),
+)
+def alpaca_pair(row: Columns) -> Pair:
+    """Alpaca's columns, as in LLaMA-Factory: `chosen` and `rejected`, or `output` as a list of these two."""
+    field = _COMPLETIONS
+    if "output" in row and not row.keys() & set(_COMPLETIONS):
+        both, field = row["output"], ("output", "output")
+        if not isinstance(both, list) or len(both) != 2:
+            raise RowError("output", "wrong type (a list of two, chosen and rejected, is needed)", both)
+    else:
+        both = [value_of(row, name) for name in _COMPLETIONS]
+    chosen, rejected = (answer_of(value, name) for value, name in zip(both, field, strict=True))
+    labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
+    return pair_of(row, instruction_of(row), chosen, rejected, labels)

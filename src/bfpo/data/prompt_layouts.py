@@ -11,13 +11,14 @@ import re
 from collections.abc import Sequence
 
 from bfpo.core.schema import Message, Prompt
-from bfpo.data.fields import Columns, messages_of, optional_text, text_of, value_of
+from bfpo.data.fields import CONTEXT, Columns, instruction_of, optional_text, prompt_of, value_of
 from bfpo.data.layouts import Layouts
+from bfpo.data.messages import messages_of, text_of
 from bfpo.data.rejects import RowError
 
 __all__ = ["PROMPT_LAYOUTS"]
 
-PROMPT_LAYOUTS: Layouts[Sequence[Prompt]] = Layouts()
+PROMPT_LAYOUTS: Layouts[Sequence[Prompt]] = Layouts(reads=CONTEXT)
 
 HARMFUL, BENIGN = "harmful", "benign"
 _XSTEST_KINDS = {"safe": BENIGN, "unsafe": HARMFUL}
@@ -49,7 +50,7 @@ def garak_hit_prompts(row: Columns) -> list[Prompt]:
         messages = (Message("user", text_of(text, "prompt")),)
     if not any(message.content.strip() for message in messages):
         raise RowError("prompt", "empty prompt", prompt)
-    return [Prompt("", messages, HARMFUL)]
+    return [prompt_of(row, "", messages, HARMFUL)]
 
 
 def _garak_turn(turn: object) -> object:
@@ -70,7 +71,7 @@ def pyrit_prompts(row: Columns) -> list[Prompt]:
     type_ = optional_text(row, "converted_value_data_type") or "text"
     if type_ != "text":
         raise RowError("converted_value", "not text", type_)
-    return [_user_prompt(value_of(row, "converted_value"), "converted_value", kind=HARMFUL)]
+    return [_user_prompt(row, value_of(row, "converted_value"), "converted_value", kind=HARMFUL)]
 
 
 # ------------------------------------------------------------------------------------- suites, one prompt a row
@@ -84,7 +85,7 @@ def _one_column(
     @PROMPT_LAYOUTS.register(name, summary, needs=needs, reads=(id_field,) if id_field else ())
     def prompts(row: Columns) -> list[Prompt]:
         id_ = optional_text(row, id_field) if id_field else ""
-        return [_user_prompt(value_of(row, text_field), text_field, id_ and prefix + id_, kind)]
+        return [_user_prompt(row, value_of(row, text_field), text_field, id_ and prefix + id_, kind)]
 
 
 @PROMPT_LAYOUTS.register("harmbench", "HarmBench", needs=("Behavior", "BehaviorID"), reads=("ContextString",))
@@ -94,7 +95,7 @@ def harmbench_prompts(row: Columns) -> list[Prompt]:
     if not behaviour.strip():
         raise RowError("Behavior", "empty prompt", behaviour)
     text = f"{context}{_CONTEXT_ENDS}{behaviour}" if context.strip() else behaviour
-    return [_user_prompt(text, "Behavior", optional_text(row, "BehaviorID"), HARMFUL)]
+    return [_user_prompt(row, text, "Behavior", optional_text(row, "BehaviorID"), HARMFUL)]
 
 
 _one_column("advbench", "AdvBench", ("goal", "target"), "goal", HARMFUL)
@@ -110,7 +111,7 @@ def xstest_prompts(row: Columns) -> list[Prompt]:
     if label not in _XSTEST_KINDS:
         raise RowError("label", "neither safe nor unsafe", label)
     number = optional_text(row, "id")
-    return [_user_prompt(value_of(row, "prompt"), "prompt", number and f"xstest-{number}", _XSTEST_KINDS[label])]
+    return [_user_prompt(row, value_of(row, "prompt"), "prompt", number and f"xstest-{number}", _XSTEST_KINDS[label])]
 
 
 _one_column("ailuminate", "AILuminate", ("prompt_text", "hazard"), "prompt_text", HARMFUL, "release_prompt_id")
@@ -124,7 +125,7 @@ def mt_bench_prompts(row: Columns) -> list[Prompt]:
     if not isinstance(turns, list) or not turns:
         raise RowError("turns", "wrong type (a list of texts is needed)", turns)
     first = turns[0].get("content") if isinstance(turns[0], dict) else turns[0]  # Arena-Hard has objects
-    return [_user_prompt(first, "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN)]
+    return [_user_prompt(row, first, "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN)]
 
 
 _one_column("truthfulqa", "TruthfulQA", ("Question", "Best Answer"), "Question", BENIGN)
@@ -142,7 +143,8 @@ def alert_prompts(row: Columns) -> list[Prompt]:
     text = text_of(value_of(row, "prompt"), "prompt")
     framed = _ALERT_TEMPLATE.fullmatch(text)
     name = optional_text(row, "id")
-    return [_user_prompt(text if framed is None else framed.group(1), "prompt", name and f"alert-{name}", HARMFUL)]
+    text = text if framed is None else framed.group(1)
+    return [_user_prompt(row, text, "prompt", name and f"alert-{name}", HARMFUL)]
 
 
 def _is_alert(category: object) -> bool:
@@ -156,7 +158,23 @@ def plain_prompts(row: Columns) -> list[Prompt]:
     messages = messages_of(value_of(row, "prompt"), "prompt")
     if not any(message.content.strip() for message in messages):
         raise RowError("prompt", "empty prompt", row["prompt"])
-    return [Prompt(optional_text(row, "id"), messages, optional_text(row, "kind"))]
+    return [prompt_of(row, optional_text(row, "id"), messages, optional_text(row, "kind"))]
+
+
+@PROMPT_LAYOUTS.register(
+    "alpaca",
+    "Alpaca: instruction (and input, history)",
+    needs=("instruction",),
+    reads=("input", "id"),
+    fits=lambda row: "instruction" in row and "prompt" not in row,
+    order=1,
+)
+def alpaca_prompts(row: Columns) -> list[Prompt]:
+    """Alpaca's columns: `instruction`, with `input` below it where there is one."""
+    messages = instruction_of(row)
+    if not messages:
+        raise RowError("instruction", "empty prompt", row["instruction"])
+    return [prompt_of(row, optional_text(row, "id"), messages, "")]
 
 
 _one_column("catqa_rows", "CatQA: a question a row", ("Category", "Subcategory", "Question"), "Question", HARMFUL)
@@ -172,7 +190,7 @@ def catqa_prompts(row: Columns) -> list[Prompt]:
         for questions in parts.values():
             if not isinstance(questions, list):
                 raise RowError(category, "wrong type (a list of questions is needed)", questions)
-            prompts += [_user_prompt(question, category, kind=HARMFUL) for question in questions]
+            prompts += [_user_prompt({}, question, category, kind=HARMFUL) for question in questions]
     return prompts
 
 
@@ -183,8 +201,8 @@ def _is_catqa(row: Columns) -> bool:
     )
 
 
-def _user_prompt(value: object, field: str, name: str = "", kind: str = "") -> Prompt:
+def _user_prompt(row: Columns, value: object, field: str, name: str = "", kind: str = "") -> Prompt:
     text = text_of(value, field)
     if not text.strip():
         raise RowError(field, "empty prompt", text)
-    return Prompt(name, (Message("user", text),), kind)
+    return prompt_of(row, name, (Message("user", text),), kind)

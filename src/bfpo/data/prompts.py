@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bfpo.core.errors import DataError
-from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Message, Prompt
-from bfpo.data.fields import content_id
+from bfpo.data.fields import ColumnNames, content_id
 from bfpo.data.files import first_that_fits, made_or_error, mapped_rows, text_rows
 from bfpo.data.layouts import AUTO, check_columns, check_layout, columns_of, parse_row
+from bfpo.data.notes import FileNotes
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.rejects import Row
 
@@ -26,7 +27,7 @@ _REPEATED, _NO_PROMPT = "repeated prompt", "holds no prompt"
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """Prompts in the order of the files, how many were left out by reason, and the layout of each file.
+    """Prompts in the order of the files, how many were left out by reason, layouts of the files, `FileNotes.facts`.
 
     Left out are repeated texts without an id of their own, and entries of a tool that are not prompts:
     `num_seen == len(prompts) + sum(left_out.values())`.
@@ -35,6 +36,7 @@ class PromptResult:
     prompts: list[Prompt]
     left_out: dict[str, int] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_seen(self) -> int:
@@ -42,13 +44,13 @@ class PromptResult:
         return len(self.prompts) + sum(self.left_out.values())
 
 
-def read_prompts(file: str | Path, *, layout: str = AUTO, columns: Mapping[str, str] | None = None) -> list[Prompt]:
+def read_prompts(file: str | Path, *, layout: str = AUTO, columns: ColumnNames | None = None) -> list[Prompt]:
     """Read prompts from a file or a folder of files: `read_prompt_files` for one path, without its counts."""
     return read_prompt_files([file], layout=layout, columns=columns).prompts
 
 
 def read_prompt_files(
-    files: Sequence[str | Path], *, layout: str = AUTO, columns: Mapping[str, str] | None = None
+    files: Sequence[str | Path], *, layout: str = AUTO, columns: ColumnNames | None = None
 ) -> PromptResult:
     """Read prompts of every row of files; a `.txt` file has one per line, a folder stands for its other files.
 
@@ -61,8 +63,9 @@ def read_prompt_files(
     found: dict[str, Prompt] = {}
     left_out: Counter[str] = Counter()
     layouts: dict[str, str] = {}
-    for file in expand_files(files):
-        name, parsed = _parsed(file, layout, columns)
+    notes = FileNotes()
+    for file in notes.files(files):
+        name, parsed = _parsed(file, layout, columns, notes)
         layouts[str(file)] = name
         for prompts in parsed:
             left_out[_NO_PROMPT] += not prompts
@@ -71,22 +74,30 @@ def read_prompt_files(
                 if named.id not in found:
                     found[named.id] = named
                 elif prompt.id:
-                    what = f"the prompt id {prompt.id!r} occurs twice; use unique ids, or leave ids out"
+                    what = f"the prompt id {prompt.id!r} occurs twice; use unique ids, or set columns: {{id: null}} to "
+                    what += "make ids from the prompts' content"
                     raise DataError.at(file, None, what)
                 else:
                     left_out[_REPEATED] += 1
-    return PromptResult(list(found.values()), {reason: num for reason, num in left_out.items() if num}, layouts)
+    numbers = {reason: num for reason, num in left_out.items() if num}
+    return PromptResult(list(found.values()), numbers, layouts, notes.facts())
 
 
-def _parsed(file: Path, layout: str, columns: Mapping[str, str] | None) -> tuple[str, list[Sequence[Prompt]]]:
+def _parsed(
+    file: Path, layout: str, columns: ColumnNames | None, notes: FileNotes
+) -> tuple[str, list[Sequence[Prompt]]]:
     """Return the layout of a file and the prompts of each of its rows."""
     if file.suffix.lower() == ".txt":
         return _TEXT, made_or_error(file, _text_rows(file), _line_prompt)
     if layout == AUTO:
-        fitting = first_that_fits(file, mapped_rows(file, columns), PROMPT_LAYOUTS.values())
+        fitting = first_that_fits(file, mapped_rows(file, columns, cells_only=True), PROMPT_LAYOUTS.values())
     else:
         fitting = PROMPT_LAYOUTS[layout]
-    made = made_or_error(file, mapped_rows(file, columns), partial(parse_row, layout=fitting))
+    if fitting is not None and fitting.needs:
+        rows = notes.rows(file, columns, (*fitting.needs, *fitting.reads), cells_only=True)
+    else:
+        rows = mapped_rows(file, columns, cells_only=True)
+    made = made_or_error(file, rows, partial(parse_row, layout=fitting))
     return fitting.name if fitting else "", made
 
 
@@ -99,7 +110,7 @@ def _text_rows(file: Path) -> Iterator[Row]:
 def _made_id(prompt: Prompt, layout: str) -> str:
     if layout == _TEXT:
         return hashlib.sha256(prompt.messages[0].content.encode()).hexdigest()[:16]
-    return content_id(prompt.messages)
+    return content_id(prompt.messages, prompt.tools)
 
 
 def _line_prompt(row: Row) -> Sequence[Prompt]:

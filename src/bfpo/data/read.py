@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -13,10 +13,14 @@ from typing import TypeVar
 from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, plain_completion
+from bfpo.data.fields import ColumnNames
 from bfpo.data.files import attempt, first_that_fits, iter_rows, made_or_error, mapped_rows
-from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout, columns_of, parse_row
+from bfpo.data.labels import NO_WORDS, LabelWords
+from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout, columns_of
+from bfpo.data.messages import is_absent
+from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
-from bfpo.data.rejects import CompletionResult, ReadResult, Reject, Row, RowError
+from bfpo.data.rejects import DUPLICATE_ID, CompletionResult, ReadResult, Reject, Row, RowError
 from bfpo.data.thinking import Thinking, given_thought, without_thought
 
 __all__ = ["PairIds", "SeenNames", "iter_completions", "iter_pairs", "read_completions", "read_pairs", "read_sft"]
@@ -34,15 +38,17 @@ def read_pairs(
     files: Sequence[str | Path],
     *,
     layout: str = AUTO,
-    columns: Mapping[str, str] | None = None,
+    columns: ColumnNames | None = None,
     source: str | None = None,
+    labels: LabelWords = NO_WORDS,
     check: Callable[[Pair], None] | None = None,
 ) -> ReadResult:
-    """Read preference pairs from JSON lines or documents, CSV and Parquet; a folder stands for its files.
+    """Read preference pairs from JSON lines or documents, CSV, Parquet and Arrow; a folder stands for its files.
 
     `layout` names one of `PAIR_LAYOUTS`; `"auto"` decides for each file from its first row whose columns fit one, and
     `ReadResult.layouts` says which. `columns` maps a name that the layout knows to the file's name for it. `source`
-    replaces the rows' own. A row without an id gets one from its content, with `-2`, `-3` for repetitions.
+    replaces the rows' own. A row without an id gets one from its content, with `-2`, `-3` for repetitions. `labels`:
+    what label columns hold in place of true and false.
 
     Raises `SettingError` for an unknown layout or a name no layout knows, `DataError` for a file that cannot be read
     or fits no layout. Bad rows are in `ReadResult.rejects`.
@@ -50,59 +56,87 @@ def read_pairs(
     rejects: list[Reject] = []
     pairs: list[Pair] = []
     layouts: dict[str, str] = {}
-    for item in iter_pairs(files, layout=layout, columns=columns, source=source, layouts=layouts, check=check):
+    notes = FileNotes()
+    rows = iter_pairs(
+        files,
+        layout=layout,
+        columns=columns,
+        source=source,
+        layouts=layouts,
+        labels=labels,
+        check=check,
+        notes=notes,
+    )
+    for item in rows:
         if isinstance(item, Reject):
             rejects.append(item)
         else:
             pairs.append(item)
-    return ReadResult(rejects, len(pairs) + len(rejects), pairs, layouts)
+    return ReadResult(rejects, len(pairs) + len(rejects), pairs, layouts, notes.facts())
 
 
 def iter_pairs(
     files: Sequence[str | Path],
     *,
     layout: str = AUTO,
-    columns: Mapping[str, str] | None = None,
+    columns: ColumnNames | None = None,
     source: str | None = None,
     layouts: dict[str, str] | None = None,
     ids: PairIds | None = None,
+    labels: LabelWords = NO_WORDS,
     check: Callable[[Pair], None] | None = None,
+    notes: FileNotes | None = None,
 ) -> Iterator[Pair | Reject]:
     """Yield the pair or reject of each row, in order, without keeping rows; otherwise as `read_pairs`.
 
-    `layouts` is filled with the layout of each file. `ids`: for callers that read the same files more than once.
-    `check` raises `RowError` for a pair that cannot be used.
+    `layouts` is filled with the layout of each file, `notes` with what is said about it. `ids`: for callers that read
+    the same files more than once. `check` raises `RowError` for a pair that cannot be used.
     """
     ids = ids or PairIds()
-    for file, found in _files_with_layouts(files, PAIR_LAYOUTS, layout, columns, layouts):
+    for file, found in _files_with_layouts(files, PAIR_LAYOUTS, layout, columns, layouts, notes):
         ids.start(file)
-        make = partial(_pair_of, layout=found, source=source, ids=ids, check=check)
-        for row in mapped_rows(file, columns):
+        make = partial(_pair_of, layout=found, source=source, ids=ids, labels=labels, check=check)
+        for row in _rows(file, columns, found, notes):
             yield attempt(make, file, row)
 
 
 def _pair_of(
-    row: Row, *, layout: Layout[Pair] | None, source: str | None, ids: PairIds, check: Callable[[Pair], None] | None
+    row: Row,
+    *,
+    layout: Layout[Pair] | None,
+    source: str | None,
+    ids: PairIds,
+    labels: LabelWords,
+    check: Callable[[Pair], None] | None,
 ) -> Pair:
     assert layout is not None  # a file whose rows have columns has a layout
     columns = row.columns if source is None else {**row.columns, "source": source}
-    pair = layout.parse(columns)
+    pair = layout.parse(labels.applied(columns, layout.labels) if labels else columns)
     if check is not None:
         check(pair)
     return ids.claim(pair, row)
+
+
+def _rows(
+    file: Path, columns: ColumnNames | None, layout: Layout[Made] | None, notes: FileNotes | None
+) -> Iterator[Row]:
+    if notes is None or layout is None:
+        return mapped_rows(file, columns)
+    return notes.rows(file, columns, (*layout.needs, *layout.reads))
 
 
 def _files_with_layouts(
     files: Sequence[str | Path],
     known: Layouts[Made],
     layout: str,
-    columns: Mapping[str, str] | None,
+    columns: ColumnNames | None,
     layouts: dict[str, str] | None,
+    notes: FileNotes | None,
 ) -> Iterator[tuple[Path, Layout[Made] | None]]:
     """Yield each file with its layout, `None` if no row has columns; fills `layouts` with their names."""
     check_layout(layout, known)
     check_columns(columns, columns_of(known.values()))
-    for file in expand_files(files):
+    for file in expand_files(files) if notes is None else notes.files(files):
         auto = layout == AUTO
         found = first_that_fits(file, mapped_rows(file, columns), known.values()) if auto else known[layout]
         if found is not None and layouts is not None:
@@ -117,7 +151,8 @@ def read_sft(
     files: Sequence[str | Path],
     *,
     layout: str = "completions",
-    columns: Mapping[str, str] | None = None,
+    columns: ColumnNames | None = None,
+    labels: LabelWords = NO_WORDS,
     check: Callable[[Completion], None] | None = None,
 ) -> CompletionResult:
     """Read completions to imitate, such as rows `{prompt, completion}`, `{prompt, text}` or `{messages}`.
@@ -127,38 +162,47 @@ def read_sft(
     """
     completions: list[Completion] = []
     rejects: list[Reject] = []
-    for item in iter_completions(files, layout=layout, columns=columns, check=check):
+    notes = FileNotes()
+    rows = iter_completions(files, layout=layout, columns=columns, labels=labels, check=check, notes=notes)
+    for item in rows:
         if isinstance(item, Reject):
             rejects.append(item)
         else:
             completions.append(item)
-    return CompletionResult(rejects, len(completions) + len(rejects), completions)
+    return CompletionResult(rejects, len(completions) + len(rejects), completions, notes.facts())
 
 
 def iter_completions(
     files: Sequence[str | Path],
     *,
     layout: str = AUTO,
-    columns: Mapping[str, str] | None = None,
+    columns: ColumnNames | None = None,
     layouts: dict[str, str] | None = None,
+    labels: LabelWords = NO_WORDS,
     check: Callable[[Completion], None] | None = None,
+    notes: FileNotes | None = None,
 ) -> Iterator[Completion | Reject]:
     """Yield the completion or reject of each row, in order, without keeping rows; a folder stands for its files.
 
     `layout` names one of `COMPLETION_LAYOUTS`, "auto" decides for each file by its first row that fits one;
-    `layouts` is filled with the layout of each file; `check` as in `iter_pairs`. Raises `SettingError` for an unknown
-    layout or column, `DataError` for a file that cannot be read or fits no layout.
+    `layouts`, `labels`, `notes` and `check` as in `iter_pairs`. Raises `SettingError` for an unknown layout or column,
+    `DataError` for a file that cannot be read or fits no layout.
     """
-    for file, found in _files_with_layouts(files, COMPLETION_LAYOUTS, layout, columns, layouts):
-        make = partial(_completion_of, layout=found, check=check)
-        for row in mapped_rows(file, columns):
+    for file, found in _files_with_layouts(files, COMPLETION_LAYOUTS, layout, columns, layouts, notes):
+        make = partial(_completion_of, layout=found, labels=labels, check=check)
+        for row in _rows(file, columns, found, notes):
             yield attempt(make, file, row)
 
 
 def _completion_of(
-    row: Row, *, layout: Layout[Completion] | None, check: Callable[[Completion], None] | None
+    row: Row,
+    *,
+    layout: Layout[Completion] | None,
+    labels: LabelWords,
+    check: Callable[[Completion], None] | None,
 ) -> Completion:
-    completion = parse_row(row, layout=layout)
+    assert layout is not None
+    completion = layout.parse(labels.applied(row.columns, layout.labels) if labels else row.columns)
     if check is not None:
         check(completion)
     return completion
@@ -208,7 +252,7 @@ class PairIds:
         if self._seen is None:
             name = self._renamed.get(place, pair.id)
         else:
-            name = self._free_name(self._seen, pair.id, given=row.columns.get("id") not in (None, ""))
+            name = self._free_name(self._seen, pair.id, given=not is_absent(row.columns.get("id")))
             self._seen.add(name, place)
         if name == pair.id:
             return pair
@@ -220,7 +264,7 @@ class PairIds:
         while (place := seen.place_of(free)) is not None:
             if given:
                 number, line = divmod(place, _LINES)
-                raise RowError("id", "duplicate id", f"{name} (first at {self._files[number]}:{line})")
+                raise RowError("id", DUPLICATE_ID, f"{name} (first at {self._files[number]}:{line})")
             repetition += 1
             free = f"{name}-{repetition}"
         return free

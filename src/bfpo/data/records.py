@@ -18,7 +18,7 @@ Lengths = dict[str, dict[str, dict[str, Spread]]]
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """One source: `rejected` rows by reason, `units` (pairs or completions) by outcome."""
+    """One source: `rejected` rows by reason, `units` (pairs or completions) by outcome; notes by file."""
 
     name: str
     stream: str = ""
@@ -31,6 +31,8 @@ class SourceFacts:
     rejected: dict[str, int] = field(default_factory=dict)
     units: dict[str, int] = field(default_factory=dict)
     available: dict[str, int] = field(default_factory=dict)
+    columns_not_read: dict[str, list[str]] | None = field(default=None, metadata=OPTIONAL)
+    rows_with_conversations_as_text: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(slots=True)

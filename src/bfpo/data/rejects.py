@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Completion, Pair
 
 __all__ = [
+    "DUPLICATE_ID",
     "BadRows",
     "CellText",
     "CompletionResult",
@@ -24,16 +25,21 @@ __all__ = [
 ]
 
 BadRows = Literal["stop", "skip"]
+DUPLICATE_ID = "duplicate id"
 _VALUE_CHARS = 80
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file: `line` is where it starts, from 1 (in Parquet, rows); `bad` is set where it has no columns."""
+    """One row of a file: `line` is where it starts, from 1 (in Parquet, rows); `bad` is set where it has no columns.
+
+    `conversations`: the columns whose text was read as messages.
+    """
 
     line: int
     columns: Mapping[str, object]
     bad: RowError | None = None
+    conversations: tuple[str, ...] = ()
 
 
 class RowError(Exception):
@@ -89,20 +95,22 @@ class _Result:
 
 @dataclass(frozen=True, slots=True)
 class ReadResult(_Result):
-    """Pairs in the order of the files, the rejected rows, and the layout of each file.
+    """Pairs in the order of the files, the rejected rows, the layout of each file, and `FileNotes.facts`.
 
     `rows` counts every row seen: `rows == len(pairs) + len(rejects)`.
     """
 
     pairs: list[Pair] = field(default_factory=list)
     layouts: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionResult(_Result):
-    """Completions in the order of the files and the rejected rows; `rows` counts both."""
+    """Completions in the order of the files, the rejected rows, and `FileNotes.facts`; `rows` counts both."""
 
     completions: list[Completion] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -> None:
@@ -111,6 +119,8 @@ def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -
         raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")
     if result.rejects and bad_rows == "stop":
         advice = "fix these rows, or set bad_rows to 'skip' to leave them out"
+        if any(reject.reason == DUPLICATE_ID for reject in result.rejects):
+            advice += "; to keep rows with one id, set columns: {id: null}: each then gets an id made from its content"
         raise DataError(f"{describe_rejects(result.rejects, rows=result.rows)}\n{advice}")
     if result.rows == len(result.rejects):
         detail = f": {describe_rejects(result.rejects, rows=result.rows)}" if result.rejects else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, NameOf
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
@@ -21,6 +21,8 @@ __all__ = [
     "SftDataConfig",
     "SplitConfig",
     "TemplateKwargs",
+    "Words",
+    "check_words",
 ]
 
 # Arguments of `apply_chat_template` that are not variables of a template, and variables that this package sets.
@@ -45,6 +47,20 @@ TemplateKwargs = Annotated[
 """Values of a chat template's own variables, as `apply_chat_template` takes them."""
 
 
+def _number_as_text(value: object) -> object:
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Words = list[Annotated[str, BeforeValidator(_number_as_text)]]
+"""Values of a label, as text."""
+
+
+def check_words(safe: list[str], unsafe: list[str]) -> None:
+    """Raise `ValueError` if only one of two settings of label values is given."""
+    if bool(safe) != bool(unsafe):
+        raise ValueError("safe_values, unsafe_values: give both or none")
+
+
 class SplitConfig(ConfigPart):
     """A split by prompt: no prompt is on both sides."""
 
@@ -57,11 +73,17 @@ class RowsConfig(ConfigPart):
     """Rows on disk, whatever their labels. Relative paths are read from the current directory."""
 
     files: FileList = Field(
-        description="one path or a list: .jsonl, .json, .csv, .tsv (also .gz, .zst, .xz), .parquet, or folders of them"
+        description="one path or a list: .jsonl, .json, .csv, .tsv (also .gz, .zst, .xz), .parquet, .arrow; folders of "
+        "them (of several splits, train is read), or patterns such as data/train-*"
     )
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="our column name: its name in the files, where they differ"
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="our column name: its name in the files, where they differ; null leaves the column out",
     )
+    safe_values: Words = Field(
+        default=[], description="values of safety labels that mean safe, where they are not true, false or in [0, 1]"
+    )
+    unsafe_values: Words = Field(default=[], description="values of safety labels that mean unsafe")
     source: str | None = Field(default=None, description="name of the source; null keeps the rows' own")
     bad_rows: Literal["stop", "skip"] = Field(
         default="stop", description="a row that cannot be read stops the run or is skipped"
@@ -72,6 +94,11 @@ class RowsConfig(ConfigPart):
     split: SplitConfig | None = Field(
         default=None, description="use only one part of a split by prompt; null = no split"
     )
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> RowsConfig:
+        check_words(self.safe_values, self.unsafe_values)
+        return self
 
 
 class PairRowsConfig(RowsConfig):
@@ -111,14 +138,14 @@ class LabelledConfig(ConfigPart):
     """Completions that people have labelled safe or unsafe; a pair file gives two a row."""
 
     files: FileList = Field(description="JSON lines, CSV or Parquet, one path or a list")
-    columns: dict[str, str] = Field(
+    columns: dict[str, str | None] = Field(
         default_factory=dict,
         description="our column name (id, prompt, completion, is_safe, kind): its name in the files, where they differ",
     )
-    safe_values: list[str] = Field(
+    safe_values: Words = Field(
         default=[], description="values of is_safe that mean safe, where it is not true or false; others are left out"
     )
-    unsafe_values: list[str] = Field(default=[], description="values of is_safe that mean unsafe")
+    unsafe_values: Words = Field(default=[], description="values of is_safe that mean unsafe")
     where: dict[str, str] = Field(
         default_factory=dict,
         description="only rows whose column (the file's name) fits a pattern such as contrast_*",
@@ -130,6 +157,5 @@ class LabelledConfig(ConfigPart):
 
     @model_validator(mode="after")
     def _both_or_none(self) -> LabelledConfig:
-        if bool(self.safe_values) != bool(self.unsafe_values):
-            raise ValueError("safe_values, unsafe_values: give both or none")
+        check_words(self.safe_values, self.unsafe_values)
         return self

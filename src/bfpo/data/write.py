@@ -9,9 +9,9 @@ from pathlib import Path
 
 from bfpo.core.errors import SettingError
 from bfpo.core.files import write_bytes_whole
-from bfpo.core.schema import Completion, Message, Pair
+from bfpo.core.schema import Completion, Message, Pair, Prompt, from_canonical
 
-__all__ = ["completion_row", "pair_row", "write_completions", "write_pairs"]
+__all__ = ["completion_row", "pair_row", "prompt_row", "write_completions", "write_pairs"]
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> int:
@@ -32,11 +32,12 @@ def pair_row(pair: Pair) -> dict[str, object]:
     return {
         "id": pair.id,
         "prompt": _turns(pair.prompt),
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
+        "chosen": _answer(pair.chosen, pair.chosen_extra),
+        "rejected": _answer(pair.rejected, pair.rejected_extra),
         "chosen_is_safe": _label(pair.chosen_is_safe),
         "rejected_is_safe": _label(pair.rejected_is_safe),
         "source": pair.source,
+        **_tools(pair),
     }
 
 
@@ -45,17 +46,32 @@ def completion_row(completion: Completion) -> dict[str, object]:
     row: dict[str, object] = {
         "id": completion.id,
         "prompt": _turns(completion.prompt),
-        "text": completion.text,
+        "text": _answer(completion.text, completion.extra),
         "model": completion.model,
         "kind": completion.kind,
         "finished": completion.finished,
+        **_tools(completion),
     }
     row |= {name: getattr(completion, name) for name in ("reasoning", "blocked") if getattr(completion, name)}
     return row if completion.is_safe is None else {**row, "is_safe": _label(completion.is_safe)}
 
 
-def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def prompt_row(prompt: Prompt) -> dict[str, object]:
+    """Return the row of a prompt in our columns."""
+    return {"id": prompt.id, "prompt": _turns(prompt.messages), "kind": prompt.kind, **_tools(prompt)}
+
+
+def _turns(messages: Iterable[Message]) -> list[dict[str, object]]:
+    return [message.as_dict() for message in messages]
+
+
+def _answer(text: str, extra: str) -> object:
+    """Return a completion as text, or as a message where it holds more."""
+    return Message("assistant", text, extra).as_dict() if extra else text
+
+
+def _tools(item: Pair | Completion | Prompt) -> dict[str, object]:
+    return {"tools": from_canonical(item.tools)} if item.tools else {}
 
 
 def _label(value: float | None) -> float | bool | None:

@@ -60,6 +60,8 @@ def describe_data(
             rejected=part.shard.facts["rejected_by_reason"],
             units=part.counts(),
             available=part.available,
+            columns_not_read=part.shard.facts.get("columns_not_read"),
+            rows_with_conversations_as_text=part.shard.facts.get("rows_with_conversations_as_text"),
         )
         for source, part in zip(sources, mixed.parts, strict=True)
     ]

@@ -11,9 +11,10 @@ from typing import Any
 from bfpo.config.prepare import MixtureSourceConfig, SuiteConfig
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.files import file_digest
-from bfpo.core.inputs import expand_files
 from bfpo.core.schema import Prompt
+from bfpo.data.fields import ColumnNames
 from bfpo.data.layouts import AUTO
+from bfpo.data.notes import FileNotes
 from bfpo.data.prompts import read_prompts
 from bfpo.data.sources import SOURCES, SourceKind, resolve_files
 from bfpo.preparation.rows import kind_of_layout, reader_of
@@ -66,7 +67,7 @@ def plan_source(config: MixtureSourceConfig, *, limit: int | None = None) -> Pla
             raise SettingError(
                 f"{name}: revision {config.revision!r} cannot be combined with files; leave one of them out"
             )
-        files = expand_files(config.files)
+        files = FileNotes().files(config.files)
     for file in files:
         if not file.is_file():
             raise DataError.at(file, None, f"no such file; it is named in the mixture under {name}")
@@ -81,7 +82,7 @@ def plan_source(config: MixtureSourceConfig, *, limit: int | None = None) -> Pla
     return PlannedSource(config, tuple(files), digests, kind, layout, hub_id, commit, config.licence or licence, limit)
 
 
-def _kind_of_file(file: Path, columns: Mapping[str, str]) -> SourceKind:
+def _kind_of_file(file: Path, columns: ColumnNames) -> SourceKind:
     reader = reader_of(file, layout=AUTO, columns=columns)
     return "pairs" if reader is None else reader.kind
 

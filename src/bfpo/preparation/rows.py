@@ -18,10 +18,14 @@ import pyarrow
 from bfpo.config.prepare import NearDuplicatesConfig
 from bfpo.core.schema import Completion, Pair, Prompt
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
+from bfpo.data.fields import ColumnNames
 from bfpo.data.files import attempt, first_that_fits, mapped_rows
+from bfpo.data.labels import NO_WORDS, LabelWords
 from bfpo.data.layouts import AUTO, Layout, check_columns, check_layout, columns_of
+from bfpo.data.messages import is_absent
+from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
-from bfpo.data.rejects import Reject, Row
+from bfpo.data.rejects import Reject, Row, RowError
 from bfpo.data.sources import SourceKind
 from bfpo.data.split import normalised_prompt
 from bfpo.preparation.contamination import EvaluationPrompts, Hit
@@ -79,6 +83,7 @@ class RowReader:
 
     file: str
     layout: str
+    labels: LabelWords = NO_WORDS
 
     @property
     def kind(self) -> SourceKind:
@@ -90,12 +95,29 @@ class RowReader:
         return attempt(self._make, Path(self.file), Row(line, columns))
 
     def _make(self, row: Row) -> Pair | Completion:
-        layouts = COMPLETION_LAYOUTS if self.layout in COMPLETION_LAYOUTS else PAIR_LAYOUTS
-        return layouts[self.layout].parse(row.columns)
+        layout = _all_layouts()[self.layout]
+        item = layout.parse(self.labels.applied(row.columns, layout.labels) if self.labels else row.columns)
+        if item.tools or any(message.extra for message in item.prompt) or any(_extras(item)):
+            raise RowError("tools", "tools, tool calls and reasoning are not kept by bfpo prepare: train on the file")
+        return item
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns that are read."""
+        layout = _all_layouts()[self.layout]
+        return (*layout.needs, *layout.reads)
+
+
+def _extras(item: Pair | Completion) -> tuple[str, ...]:
+    return (item.chosen_extra, item.rejected_extra) if isinstance(item, Pair) else (item.extra, item.reasoning)
 
 
 def reader_of(
-    file: Path, *, layout: str, columns: Mapping[str, str], kind: SourceKind | None = None
+    file: Path,
+    *,
+    layout: str,
+    columns: ColumnNames,
+    kind: SourceKind | None = None,
+    labels: LabelWords = NO_WORDS,
 ) -> RowReader | None:
     """Return the reader of a file; with `"auto"` the first row that fits a layout (of this kind) decides.
 
@@ -106,19 +128,21 @@ def reader_of(
     known = _all_layouts()
     if layout != AUTO:
         check_columns(columns, columns_of([known[layout]]))
-        return RowReader(str(file), layout)
+        return RowReader(str(file), layout, labels)
     check_columns(columns, columns_of(known.values()))
     of_kind = [one for name, one in known.items() if kind in (None, kind_of_layout(name))]
     found = first_that_fits(file, mapped_rows(file, columns), of_kind)
-    return None if found is None else RowReader(str(file), found.name)
+    return None if found is None else RowReader(str(file), found.name, labels)
 
 
-def raw_rows(file: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]] | Reject]:
+def raw_rows(
+    file: Path, columns: ColumnNames, reader: RowReader | None, notes: FileNotes
+) -> Iterator[tuple[int, Mapping[str, object]] | Reject]:
     """Yield the rows of a file under our names: line and columns, or a reject if it has none.
 
     Raises `DataError` as `iter_rows` does.
     """
-    for row in mapped_rows(file, columns):
+    for row in mapped_rows(file, columns) if reader is None else notes.rows(file, columns, reader.columns()):
         yield Reject.of(file, row.line, row.bad) if row.bad is not None else (row.line, row.columns)
 
 
@@ -188,7 +212,7 @@ class BlockReader:
             else:
                 items.append(item)
                 lines.append(line)
-                given.append(columns.get("id") not in (None, ""))
+                given.append(not is_absent(columns.get("id")))
         # Unconditional text has no prompt, so it is split by the text itself.
         texts = [normalised_prompt(item.prompt) or "\n".join(_texts(item)) for item in items]
         batch = _batch_of(items)

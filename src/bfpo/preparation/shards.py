@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 
+from bfpo.data.labels import LabelWords
+from bfpo.data.notes import FileNotes
 from bfpo.data.rejects import Reject
 from bfpo.preparation.plan import PlannedSource
 from bfpo.preparation.rows import KEYS, SCHEMA, Block, RawBlock, RowReader, raw_rows, reader_of
@@ -151,7 +153,10 @@ def find_or_make(
 def _key(source: PlannedSource, shared: Mapping[str, Any]) -> str:
     """Return the name of the shard: a hash of all that its content depends on. `shared`: what all sources share."""
     files = [[str(file), digest] for file, digest in zip(source.files, source.digests, strict=True)]
-    reading = [source.kind, source.layout, sorted(source.config.columns.items()), source.limit]
+    config = source.config
+    reading: list[Any] = [source.kind, source.layout, sorted(config.columns.items()), source.limit]
+    if config.safe_values:
+        reading += [sorted(config.safe_values), sorted(config.unsafe_values)]
     content = json.dumps([SHARD_VERSION, pyarrow.__version__, files, reading, shared], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -175,12 +180,13 @@ def _is_alive(pid: int) -> bool:
 
 
 def _raw_blocks(source: PlannedSource, writer: ShardWriter) -> Iterator[RawBlock]:
+    labels = LabelWords.of(source.config.safe_values, source.config.unsafe_values)
     for file in source.files:
-        reader = reader_of(file, layout=source.layout, columns=source.config.columns, kind=source.kind)
+        reader = reader_of(file, layout=source.layout, columns=source.config.columns, kind=source.kind, labels=labels)
         writer.start_file(file, reader)
         rows: list[tuple[int, Mapping[str, object]]] = []
         chars = 0
-        for number, row in enumerate(raw_rows(file, source.config.columns)):
+        for number, row in enumerate(raw_rows(file, source.config.columns, reader, writer.notes)):
             if source.limit is not None and number >= source.limit:
                 break
             if isinstance(row, Reject):
@@ -223,6 +229,7 @@ class ShardWriter:
         self._contaminated = 0
         self._shown: list[Reject] = []
         self._layouts: dict[str, str] = {}
+        self.notes = FileNotes()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -240,6 +247,7 @@ class ShardWriter:
                 "layouts": self._layouts,
                 "num_bands": self._widths[0],
                 "num_permutations": self._widths[1],
+                **self.notes.facts(),
             }
             (self._path / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 

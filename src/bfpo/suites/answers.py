@@ -17,6 +17,7 @@ from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
+from bfpo.data.write import prompt_row
 from bfpo.generation.settings import ServerSpec
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.source import read_config
@@ -84,14 +85,7 @@ def _rows(
     for suite in group:
         fitting = [prompt for prompt in prompts[suite.name] if fits(prompt)]
         left_out[suite.name] = len(prompts[suite.name]) - len(fitting)
-        rows += [
-            {
-                "id": f"{suite.name}/{prompt.id}",
-                "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
-                "kind": prompt.kind,
-            }
-            for prompt in fitting
-        ]
+        rows += [{**prompt_row(prompt), "id": f"{suite.name}/{prompt.id}"} for prompt in fitting]
     return rows, left_out
 
 

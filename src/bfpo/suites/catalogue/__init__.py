@@ -96,7 +96,7 @@ class Suite(_Part):
     judge: SuiteJudge | None = None
     metrics: dict[str, Direction] = Field(min_length=1)
     sampling: Sampling | None = None
-    columns: dict[str, str] = {}
+    columns: dict[str, str | None] = {}
     prompt_kind: Literal["harmful", "benign", "borderline"] | None = None
     outputs: Literal["alpaca_eval"] | None = None
     task: str | None = None

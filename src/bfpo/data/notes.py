@@ -1,0 +1,87 @@
+"""What is said once about each data file: which files of a folder are read, and what of their rows is not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bfpo.core.inputs import choose_files, expand_files
+from bfpo.data.fields import ColumnNames
+from bfpo.data.files import mapped_rows
+from bfpo.data.messages import MESSAGE_KEYS, is_absent
+from bfpo.data.rejects import Row
+
+__all__ = ["NOTES", "FileNotes"]
+
+NOTES = ("columns_not_read", "rows_with_conversations_as_text", "splits_read")
+"""Keys of `FileNotes.facts`, in the facts of a stage."""
+_SHOWN = 4
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class FileNotes:
+    """Notes on the files that one stage reads; each is also logged when its file or folder has been read.
+
+    `unread`: file -> columns that held something and that its layout does not read (`messages[].key` for a key of
+    messages). `conversations`: file -> number of rows in which text was read as messages. `splits`: folder -> the split
+    that was read of several.
+    """
+
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    conversations: dict[str, int] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what there is to say, for a stage's counts."""
+        found: tuple[dict[str, Any], ...] = (self.unread, self.conversations, self.splits)
+        return {name: value for name, value in zip(NOTES, found, strict=True) if value}
+
+    def files(self, paths: Sequence[str | Path]) -> list[Path]:
+        """Return `expand_files` of the paths, and say which files of a folder are read."""
+        for path in map(Path, paths):
+            if not path.is_dir():
+                continue
+            choice = choose_files(path)
+            names = [file.relative_to(path).as_posix() for file in choice.files]
+            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+            split = f" of split {choice.split}" if choice.split else ""
+            left = ", ".join(f"{name} ({number})" for name, number in choice.left_out.items())
+            _log.info("%s: files%s read: %s%s", path, split, shown, f"; splits not read: {left}" if left else "")
+            if choice.left_out:
+                self.splits[str(path)] = choice.split
+        return expand_files(paths)
+
+    def rows(
+        self, file: Path, columns: ColumnNames | None, read: Iterable[str], *, cells_only: bool = False
+    ) -> Iterator[Row]:
+        """Yield the rows of a file as `mapped_rows` does, and note the columns that are not in `read`."""
+        known = {*read, *(columns or {}).values()}
+        unread: dict[str, None] = {}
+        num_conversations = 0
+        for row in mapped_rows(file, columns, cells_only=cells_only):
+            for name, value in row.columns.items():
+                if name not in known:
+                    if name not in unread and not is_absent(value):
+                        unread[name] = None
+                elif isinstance(value, list):
+                    unread.update(dict.fromkeys(_unread_keys(name, value)))
+            num_conversations += bool(row.conversations)
+            yield row
+        if unread:
+            self.unread[str(file)] = [str(name) for name in unread]
+            _log.info("%s: columns that are not read: %s", file, ", ".join(self.unread[str(file)]))
+        if num_conversations:
+            self.conversations[str(file)] = num_conversations
+            _log.info("%s: %d rows hold conversations as text; they were read as messages", file, num_conversations)
+
+
+def _unread_keys(name: str, messages: list[Any]) -> Iterator[str]:
+    for message in messages:
+        if isinstance(message, dict) and ("role" in message or "from" in message):
+            for key, value in message.items():
+                if key not in MESSAGE_KEYS and not is_absent(value):
+                    yield f"{name}[].{key}"
