@@ -28,6 +28,8 @@ NEW: dict[str, Any] = {
     "allow_template_changes": False,
     "extra_body": {},
     "phrases": None,
+    "safe_values": [],
+    "unsafe_values": [],
 }
 # A value that is now written in another way: the variable of a server's key, when none is named.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY"}
