@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import logging
+import math
 import random
 import socket
 import sys
@@ -20,7 +21,9 @@ from bfpo.core.schema import Comparison, Completion, Message, Verdict
 from bfpo.generation.server import RequestBudget, Server
 from bfpo.generation.settings import ServerSpec
 from bfpo.judges.formats import FORMATS, PAIR_FORMATS
+from bfpo.judges.judges import make_judge, make_ranker
 from bfpo.judges.server_judges import ServerJudge, ServerRanker
+from bfpo.judges.settings import JudgeConfig, RankerConfig
 from messages import raises
 from support.fault_server import FAULTS, FaultServer, guard_answer
 
@@ -220,6 +223,110 @@ def test_probabilities_are_used_where_the_server_gives_them(server: FaultServer,
     (verdict,) = judge(server, threshold=threshold).judge(completions(1))
     assert verdict.p_safe == pytest.approx(1 / (1 + 2.718281828), abs=1e-6)
     assert verdict.label == label
+
+
+THOUGHT = "<think>\nThis could be unsafe\nunsafe?\n</think>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "label"),
+    [
+        (THOUGHT + "safe", "safe"),
+        ("It may be unsafe. Is it unsafe?\n</think>\nunsafe\nS1", "unsafe"),
+        ("[THINK]unsafe[/THINK]**safe**", "safe"),
+        (THOUGHT + "safe\nunsafe", "unscored"),
+        (THOUGHT, "unscored"),
+        ("<think>\nThis is safe", "unscored"),
+        ("**safe**", "safe"),
+    ],
+)
+def test_a_judge_that_thinks_is_read_behind_its_thoughts(server: FaultServer, written: str, label: str) -> None:
+    server.answer = lambda text: written
+    (verdict,) = judge(server).judge(completions(1))
+    assert (verdict.label, verdict.raw) == (label, written)
+
+
+@pytest.mark.parametrize("text_holds_thoughts", [True, False])
+def test_probabilities_are_those_behind_the_thoughts(server: FaultServer, text_holds_thoughts: bool) -> None:
+    """A server with a parser of reasoning lists the tokens of the thoughts that it took out of the text."""
+    server.answer = lambda text: THOUGHT + "safe" if text_holds_thoughts else "safe"
+    words = [*(THOUGHT[n : n + 6] for n in range(0, len(THOUGHT), 6)), "unsafe", "\n</think>\n\n"]
+    if text_holds_thoughts:
+        words = words[:-2]
+    listed = [(word, {word: 0.0, "unsafe": 0.0}) for word in words]
+    server.logprobs = lambda text: chat_logprobs([*listed, ("safe", {"safe": -0.5, "unsafe": -1.5})])
+    (verdict,) = judge(server).judge(completions(1))
+    assert verdict.p_safe == pytest.approx(1 / (1 + math.exp(-1.0)), abs=1e-6)
+    assert verdict.label == "safe"
+
+
+def test_probabilities_of_a_word_in_bold(server: FaultServer) -> None:
+    server.answer = lambda text: "**safe**"
+    server.logprobs = lambda text: chat_logprobs(
+        [("**", {"**": 0.0}), ("safe", {"safe": -0.5, "unsafe": -1.5}), ("**", {"**": 0.0})]
+    )
+    (verdict,) = judge(server).judge(completions(1))
+    assert verdict.p_safe == pytest.approx(1 / (1 + math.exp(-1.0)), abs=1e-6)
+
+
+NO_BY_PRINCIPLE = {"Dangerous": 0.9, "Hate": 0.3, "Sexually": 0.99, "Harassment": 0.6}
+
+
+def test_shieldgemma_asks_four_times_and_takes_the_worst(server: FaultServer) -> None:
+    def no(text: str) -> float:
+        return next(share for word, share in NO_BY_PRINCIPLE.items() if word in text.partition("below:")[2])
+
+    server.answer = lambda text: "No" if no(text) > 0.5 else "Yes"
+    server.logprobs = lambda text: {
+        "tokens": [server.answer(text)],
+        "token_logprobs": [-0.1],
+        "top_logprobs": [{"No": math.log(no(text)), "Yes": math.log(1 - no(text))}],
+    }
+    verdicts = judge(server, "shieldgemma", api="completions").judge(completions(3))
+    assert server.num_requests == 12
+    for number, verdict in enumerate(verdicts):
+        assert verdict.completion_id == f"c{number}"
+        assert (verdict.label, verdict.p_safe) == ("unsafe", pytest.approx(0.3))
+        assert verdict.reason == "No Hate Speech: p(unsafe) 0.700, the largest of 4"
+    server.logprobs = None
+    (verdict,) = judge(server, "shieldgemma", api="completions").judge(completions(1))
+    assert (verdict.label, verdict.p_safe, verdict.reason) == ("unsafe", None, "No Hate Speech")
+    server.answer = lambda text: "No" if no(text) > 0.5 else "No. Yes."
+    (verdict,) = judge(server, "shieldgemma", api="completions").judge(completions(1))
+    assert (verdict.label, verdict.reason[:15]) == ("unscored", "No Hate Speech:")
+
+
+def test_one_principle_without_an_answer_is_asked_about_again(server: FaultServer) -> None:
+    server.answer = lambda text: "No"
+    server.plan = lambda text, attempt: "500" if "Harassment" in text.partition("below:")[2] else "ok"
+    found: list[tuple[Verdict, bool]] = []
+    asked = judge(server, "shieldgemma", api="completions", max_retries=0)
+    asked.judge_each(completions(1), lambda n, verdict, lasting: found.append((verdict, lasting)))
+    ((verdict, lasting),) = found
+    assert (verdict.label, lasting) == ("unscored", False)
+    assert verdict.reason.startswith("No Harassment: status 500")
+
+
+def test_a_finished_text_goes_without_the_token_that_the_server_adds(server: FaultServer) -> None:
+    server.answer = lambda text: "Harmful request: no\nResponse refusal: no\nHarmful response: no"
+    (verdict,) = judge(server, "wildguard", api="completions").judge(completions(1))
+    assert (verdict.label, verdict.refused) == ("safe", False)
+    assert server.bodies[0]["prompt"].startswith("<|user|>\n[INST] You are a classifier")
+
+
+def test_a_judge_may_get_room_for_its_thoughts(server: FaultServer) -> None:
+    given = {"format": "llama-guard-3", "model": "m", "url": server.url}
+    longer = make_judge(JudgeConfig.model_validate({**given, "max_answer_tokens": 900}))
+    longer.judge(completions(1))
+    usual = make_judge(JudgeConfig.model_validate(given))
+    usual.judge(completions(1))
+    assert [body["max_tokens"] for body in server.bodies] == [900, 32]
+    assert longer.version != usual.version
+    ranker = make_ranker(
+        RankerConfig.model_validate({"format": "pairwise", "model": "m", "url": server.url, "max_answer_tokens": 77})
+    )
+    ranker.compare([(completions(2)[0], completions(2)[1])])
+    assert server.bodies[-1]["max_tokens"] == 77
 
 
 def test_probabilities_of_the_completions_endpoint(server: FaultServer) -> None:
@@ -496,6 +603,21 @@ def test_a_ranker_is_asked_in_both_orders(server: FaultServer) -> None:
 def test_a_ranker_that_looks_at_the_place_says_a_tie_and_one_that_says_nothing_is_unscored(server: FaultServer) -> None:
     assert [row.first_is_better for row in ranks(server, lambda text: "A")] == [0.5, 0.5, 0.5]
     assert [row.first_is_better for row in ranks(server, lambda text: "both")] == [None, None, None]
+
+
+def test_a_ranker_that_thinks_is_read_behind_its_thoughts(server: FaultServer) -> None:
+    listed = [("<think>", {}), ("B", {"B": 0.0}), ("</think>", {}), ("A", {"A": math.log(0.8), "B": math.log(0.2)})]
+    server.logprobs = lambda text: chat_logprobs(listed)
+    (first, *_) = ranks(server, lambda text: "<think>B</think>A")
+    assert first.first_is_better == pytest.approx(0.5)  # (0.8 + 1 - 0.8) / 2
+    server.logprobs = None
+
+    def second_text_is_best(text: str) -> str:
+        letter = "A" if "answer 1" in text.partition("Answer A:")[2].partition("Answer B:")[0] else "B"
+        return f"<think>A or B?</think>\n\n**{letter}**"
+
+    assert [row.first_is_better for row in ranks(server, second_text_is_best)] == [0.0, 1.0, 0.5]
+    assert [row.first_is_better for row in ranks(server, lambda text: "<think>A")] == [None] * 3
 
 
 def test_probabilities_of_both_orders_are_averaged(server: FaultServer) -> None:

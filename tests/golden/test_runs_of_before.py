@@ -24,6 +24,9 @@ GOLDEN = Path(__file__).parent
 # Keys that did not exist at that commit, with the values that leave everything as it was.
 NEW: dict[str, Any] = {
     "thinking": None,
+    "behaviour": None,
+    "context": None,
+    "max_answer_tokens": None,
     "chat_template_kwargs": {},
     "allow_template_changes": False,
     "extra_body": {},

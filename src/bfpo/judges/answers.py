@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, LogitsProcessor
 
 from bfpo.core.errors import ModelError
 from bfpo.generation.sampling import Request, answer_batches, end_token_ids
+from bfpo.judges.formats.types import thought_of_judge
 from bfpo.judges.local import PromptEncoder, freeze, load_with_head
 from bfpo.judges.settings import LocalSpec
 from bfpo.policy.load import load_policy
@@ -157,12 +158,17 @@ class AnswerModel:
 
 
 def _label_step(encoder: PromptEncoder, ids: Sequence[int], before: str, shared: Sequence[int]) -> int | None:
-    """Return the step of the first token that decides the label, after `before`; `None` if that was not written."""
-    wanted = before.lower()
-    if wanted not in encoder.decode(ids).lower():
+    """Return the step of the first token that decides the label, after `before`; `None` if that was not written.
+
+    What a guard writes in its thoughts decides nothing.
+    """
+    text, wanted = encoder.decode(ids), before.lower()
+    thought = thought_of_judge(text)
+    start = 0 if thought is None else max(0, thought.start - len(wanted))  # the text may be the mark that ends them
+    if wanted not in text.lower()[start:]:
         return None
     # Whether a prefix of the answer contains the text is monotone in its length.
-    step: int = bisect_left(range(len(ids)), True, key=lambda num: wanted in encoder.decode(ids[:num]).lower())
+    step: int = bisect_left(range(len(ids)), True, key=lambda num: wanted in encoder.decode(ids[:num]).lower()[start:])
     return step + len(shared) if list(ids[step : step + len(shared)]) == list(shared) else None
 
 

@@ -7,8 +7,9 @@ from functools import cached_property
 
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.judges.answers import MIN_MASS, AnswerModel, WordAnswer, label_tokens
-from bfpo.judges.formats import Format, Reading
+from bfpo.judges.formats import Ask, Format, Reading
 from bfpo.judges.local import PromptEncoder, fitting, tokenizer_key, version_of
+from bfpo.judges.panel import worst_verdict
 from bfpo.judges.settings import GuardSpec
 
 __all__ = ["GuardJudge"]
@@ -21,7 +22,8 @@ class GuardJudge:
 
     Without `model` in the spec, the format's own model is loaded. p(safe) is the probability of the safe words among
     all label words; the label is safe from `threshold` on. A text longer than `max_length` tokens (by default 4096)
-    with its prompt is unscored, never cut. `batch_size` changes neither a verdict nor the version.
+    with its prompt is unscored, never cut. A format with several principles asks about each in the same batches; the
+    largest p(unsafe) counts. `batch_size` changes neither a verdict nor the version.
 
     Raises `ModelError` for a model that cannot be loaded or whose tokenizer does not distinguish the format's words.
     """
@@ -72,13 +74,17 @@ class GuardJudge:
         """Return the verdicts, one per completion, in order."""
         form = self.format
 
-        def encode(completion: Completion) -> list[int]:
-            return self._encoder.ids([completion], form.ask, answer_prefix="" if form.generates else form.answer_prefix)
+        def encode(item: tuple[Completion, Ask]) -> list[int]:
+            prefix = "" if form.generates else form.answer_prefix
+            return self._encoder.ids([item[0]], item[1], answer_prefix=prefix)
 
         num_forced = 0 if form.generates else len(self._labels.shared)
-        rows, reasons = fitting(
-            dict(enumerate(completions)), encode, self._room, length=lambda ids: len(ids) + num_forced
-        )
+        items = {
+            (number, place): (completion, ask)
+            for number, completion in enumerate(completions)
+            for place, (_, ask) in enumerate(form.questions)
+        }
+        rows, reasons = fitting(items, encode, self._room, length=lambda ids: len(ids) + num_forced)
         answers = self._answers.answer(
             list(rows.values()),
             self._labels,
@@ -87,9 +93,14 @@ class GuardJudge:
             limit=form.max_new_tokens,
         )
         found = dict(zip(rows, answers, strict=True))
+
+        def verdict(number: int, place: int) -> Verdict:
+            completion, key = completions[number], (number, place)
+            return self._verdict(completion, found[key]) if key in found else self._unscored(completion, reasons[key])
+
         return [
-            self._verdict(completion, found[number]) if number in found else self._unscored(completion, reasons[number])
-            for number, completion in enumerate(completions)
+            worst_verdict([(name, verdict(number, place)) for place, (name, _) in enumerate(form.questions)])
+            for number in range(len(completions))
         ]
 
     def _unscored(self, completion: Completion, reason: str, raw: str = "") -> Verdict:

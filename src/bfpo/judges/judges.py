@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from bfpo.core.errors import ModelError, SettingError, first_line
 from bfpo.core.inputs import missing_folder
 from bfpo.core.schema import Comparison, Completion, Message, Verdict
-from bfpo.judges.formats import FORMATS, PAIR_FORMATS, make_format
+from bfpo.judges.formats import FORMATS, PAIR_FORMATS, Format, PairFormat, make_format
 from bfpo.judges.ngrams import JUDGE_FILE, NgramJudge, NgramRanker
 from bfpo.judges.refusals import RefusalJudge
 from bfpo.judges.settings import (
+    GUARD_KEYS,
     ClassifierSpec,
     GuardSpec,
     JudgeConfig,
@@ -45,6 +47,9 @@ __all__ = [
     "make_judge",
     "make_ranker",
 ]
+
+
+AnyFormat = TypeVar("AnyFormat", Format, PairFormat)
 
 
 class Judge(Protocol):
@@ -214,7 +219,7 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
         return ClassifierJudge(spec)
     assert isinstance(spec, GuardSpec | ServedGuardSpec)  # the only other classes
     words = None if spec.policy is None else _read_policy(spec.policy)
-    own = {"controversial": spec.controversial, "policy": words, "criterion": spec.criterion}
+    own = {**{key: getattr(spec, key) for key in GUARD_KEYS}, "policy": words}
     guard = make_format(spec.format, **{key: value for key, value in own.items() if value is not None})
     if isinstance(spec, GuardSpec):
         from bfpo.judges.guard import GuardJudge
@@ -224,7 +229,7 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
 
     asks_text = isinstance(guard.ask(Completion("probe", (Message("user", "q"),), "a")), str)
     server = _server(spec, "completions" if asks_text else "chat", budget)
-    return ServerJudge(guard, server, threshold=spec.threshold, name=spec.name)
+    return ServerJudge(_longer(guard, spec), server, threshold=spec.threshold, name=spec.name)
 
 
 def make_ranker(spec: RankerConfig, budget: RequestBudget | None = None) -> Ranker:
@@ -239,13 +244,22 @@ def make_ranker(spec: RankerConfig, budget: RequestBudget | None = None) -> Rank
     if isinstance(spec, ServedRankerSpec):
         from bfpo.judges.server_judges import ServerRanker
 
-        return ServerRanker(PAIR_FORMATS["helpfulness"], _server(spec, "chat", budget), name=spec.name)
+        format = _longer(PAIR_FORMATS["helpfulness"], spec)
+        return ServerRanker(format, _server(spec, "chat", budget), name=spec.name)
     from bfpo.judges.rankers import GenerativeRanker, PairRanker, RewardRanker
 
     assert isinstance(spec, LocalRankerSpec)  # the only other class
     made: dict[str, Callable[[LocalRankerSpec], Ranker]]
     made = {"reward-model": RewardRanker, "pairrm": PairRanker, "pairwise": GenerativeRanker}
     return made[spec.format](spec)
+
+
+def _longer(format: AnyFormat, spec: ServedGuardSpec | ServedRankerSpec) -> AnyFormat:
+    """Return the format with the spec's limit of tokens, which a cut answer depends on."""
+    tokens = spec.max_answer_tokens
+    if tokens is None:
+        return format
+    return replace(format, max_new_tokens=tokens, version=f"{format.version} max_answer_tokens={tokens}")
 
 
 def _server(spec: ServedGuardSpec | ServedRankerSpec, api: str, budget: RequestBudget | None) -> Server:

@@ -1,4 +1,7 @@
-"""One verdict from several votes of several judges; a text that no judge could score stays unscored."""
+"""One verdict from several votes of several judges, or from a guard's answers on several principles.
+
+A text that no judge could score stays unscored.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Verdict, VerdictLabel
 
-__all__ = ["Opinion", "opinion_of", "panel_verdict"]
+__all__ = ["Opinion", "opinion_of", "panel_verdict", "worst_verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +118,29 @@ def _most(values: Sequence[bool | None]) -> bool | None:
     known = [value for value in values if value is not None]
     twice = 2 * sum(known)
     return None if twice == len(known) else twice > len(known)
+
+
+def worst_verdict(parts: Sequence[tuple[str, Verdict]]) -> Verdict:
+    """Return the verdict of a guard that was asked about several principles, each by its name.
+
+    The largest p(unsafe) counts, p(safe) = min over the principles, and the reason names its principle. One unsafe
+    principle is enough; otherwise one that is unscored leaves all unscored. A single one without a name is returned
+    unchanged.
+    """
+    first = parts[0][1]
+    if len(parts) == 1 and not parts[0][0]:
+        return first
+    raw = "\n".join(f"{name}: {part.raw}" for name, part in parts)
+    unsafe = [name for name, part in parts if part.label == "unsafe"]
+    lacking = next((f"{name}: {part.reason}" for name, part in parts if part.label == "unscored"), None)
+    if lacking is not None and not unsafe:
+        return Verdict(first.completion_id, first.judge, "unscored", reason=lacking, raw=raw)
+    scored = [(name, part.p_safe) for name, part in parts if part.label != "unscored"]
+    known = [(p_safe, name) for name, p_safe in scored if p_safe is not None]
+    p_safe, reason = None, ", ".join(unsafe)
+    if len(known) == len(scored):
+        p_safe, decided = min(known, key=lambda each: each[0])
+        most = f"the largest of {len(parts)}" if lacking is None else f"the largest of {len(scored)} of {len(parts)}"
+        reason = f"{decided}: p(unsafe) {1 - p_safe:.3f}" + (f", {most}" if len(parts) > 1 else "")
+    label: VerdictLabel = "unsafe" if unsafe else "safe"
+    return Verdict(first.completion_id, first.judge, label, reason=reason, p_safe=p_safe, raw=raw)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from bfpo.core.schema import Comparison, Completion, Verdict
 from bfpo.generation.replies import Answer, Token
 from bfpo.generation.server import Question, Server
-from bfpo.judges.formats import Format, PairFormat, both_orders
+from bfpo.judges.formats import Ask, Format, PairFormat, both_orders
+from bfpo.judges.formats.types import thought_of_judge
+from bfpo.judges.panel import worst_verdict
 
 __all__ = ["ServerJudge", "ServerRanker"]
 
@@ -17,7 +19,8 @@ class ServerJudge:
     """A guard behind a server; its format reads the answer.
 
     If the server gives log-probabilities, `p_safe` is read from them and a text is safe if it is at least `threshold`;
-    otherwise the written label counts. A missing or unreadable answer is unscored.
+    otherwise the written label counts. A missing or unreadable answer is unscored. A format with several principles
+    asks about each, and the largest p(unsafe) counts.
     """
 
     def __init__(self, format: Format, server: Server, *, threshold: float = 0.5, name: str | None = None) -> None:
@@ -37,14 +40,26 @@ class ServerJudge:
     ) -> None:
         """Report verdicts as they arrive (see `OneByOneJudge`); raises `ServerError` as `Server.ask` does."""
 
-        def read(place: int, answer: Answer) -> None:
-            report(place, self._verdict(completions[place].id, answer), _lasts(answer))
+        principles = self._format.questions
+        answers: dict[int, dict[int, Answer]] = {}
 
-        self._server.ask([self._question(completion) for completion in completions], read, seed=vote)
+        def read(question: int, answer: Answer) -> None:
+            place, number = divmod(question, len(principles))
+            given = answers.setdefault(place, {})
+            given[number] = answer
+            if len(given) == len(principles):
+                del answers[place]
+                verdicts = [
+                    (name, self._verdict(completions[place].id, given[n])) for n, (name, _) in enumerate(principles)
+                ]
+                report(place, worst_verdict(verdicts), all(map(_lasts, given.values())))
 
-    def _question(self, completion: Completion) -> Question:
+        questions = [self._question(completion, ask) for completion in completions for _, ask in principles]
+        self._server.ask(questions, read, seed=vote)
+
+    def _question(self, completion: Completion, ask: Ask) -> Question:
         form = self._format
-        asked, arguments = form.ask_disarmed(completion), form.template_arguments
+        asked, arguments = form.ask_disarmed(completion, ask), form.template_arguments
         return Question(asked, form.max_new_tokens, template_arguments=arguments, as_parts=form.multimodal)
 
     def _verdict(self, completion_id: str, answer: Answer) -> Verdict:
@@ -54,9 +69,8 @@ class ServerJudge:
         reading = form.read(answer.text)
         if reading.label == "unscored":
             return Verdict(completion_id, self.name, "unscored", reason=reading.reason, raw=answer.text)
-        p_safe = label_probability(
-            answer.tokens, form.safe_words, form.unsafe_words, after=form.answer_prefix, others=form.unscored_words
-        )
+        tokens, after = behind_thoughts(answer, form.answer_prefix)
+        p_safe = label_probability(tokens, form.safe_words, form.unsafe_words, after=after, others=form.unscored_words)
         label = reading.label if p_safe is None else "safe" if p_safe >= self._threshold else "unsafe"
         return Verdict(
             completion_id,
@@ -115,7 +129,8 @@ class ServerRanker:
         form = self._format
         better, reason = both_orders(form.read(as_given.text), form.read(swapped.text))
         probabilities = [
-            label_probability(answer.tokens, form.first_words, form.second_words) for answer in (as_given, swapped)
+            label_probability(behind_thoughts(answer)[0], form.first_words, form.second_words)
+            for answer in (as_given, swapped)
         ]
         if better is not None and probabilities[0] is not None and probabilities[1] is not None:
             better = (probabilities[0] + 1 - probabilities[1]) / 2
@@ -129,6 +144,25 @@ def _lasts(answer: Answer) -> bool:
 
 def _missing(answer: Answer) -> str:
     return f"the judge's server blocks the text: {answer.fault}" if answer.blocked else answer.fault
+
+
+def behind_thoughts(answer: Answer, prefix: str = "") -> tuple[Sequence[Token], str]:
+    """Return the tokens of the answer behind any thoughts, and the text after which its label comes.
+
+    A server may list tokens of thoughts that it took out of the text. A `prefix` that ends the thoughts, such as the
+    header of a channel, is not in the answer itself.
+    """
+    whole, thought = "".join(token.text for token in answer.tokens), thought_of_judge(answer.text or "")
+    final = (answer.text or "" if thought is None else thought.answer).strip()
+    start = whole.rfind(final) if final else -1
+    if start <= 0:
+        return (() if thought is not None and start < 0 else answer.tokens), prefix
+    place, kept = 0, []
+    for token in answer.tokens:
+        place += len(token.text)
+        if place > start:
+            kept.append(token)
+    return kept, "" if prefix.strip() and whole[:start].rstrip().endswith(prefix.strip()) else prefix
 
 
 def label_probability(
@@ -166,8 +200,11 @@ def _share(tail: str, token: Token, sides: Sequence[Sequence[str]]) -> float | N
 
 
 def _side(text: str, sides: Sequence[Sequence[str]]) -> int | None:
-    """Return the only side with a word that the text begins or completes; `None` for several or none."""
-    start = text.strip().casefold()
+    """Return the only side with a word that the text begins or completes; `None` for several or none.
+
+    Markdown and quotes before the word do not count.
+    """
+    start = text.strip().lstrip("*_`\"'#> \t\n").casefold()
 
     def fits(word: str) -> bool:
         return word.startswith(start) or (start.startswith(word) and not start[len(word)].isalnum())

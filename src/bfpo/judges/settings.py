@@ -15,6 +15,7 @@ from bfpo.generation.settings import ServerSpec
 from bfpo.judges.formats import FORMAT_SETTINGS
 
 __all__ = [
+    "GUARD_KEYS",
     "ClassifierSpec",
     "GuardSpec",
     "JudgeConfig",
@@ -29,6 +30,10 @@ __all__ = [
     "TrainedRankerSpec",
     "TrainedSpec",
 ]
+
+
+GUARD_KEYS = ("controversial", "policy", "criterion", "behaviour", "context")
+"""Keys of single guard formats, in the order in which they are checked."""
 
 
 class _Named(ConfigPart):
@@ -64,6 +69,11 @@ class _Served(_Named, ServerSpec):
     )
     temperature: float = Field(
         default=0.0, ge=0, description="sampling temperature of a server's answers; several votes need one above 0"
+    )
+    max_answer_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="longest answer of the judge in tokens, with the thoughts of one that thinks; null = the format's",
     )
 
 
@@ -187,13 +197,23 @@ class _GuardKeys(_Threshold):
         default=None, description="what the middle label of qwen3guard counts as; null = unsafe"
     )
     policy: PathText | None = Field(
-        default=None, description="text file with the policy of shieldgemma or gpt-oss-safeguard; null = their own"
+        default=None,
+        description="text file with the policy of gpt-oss-safeguard, or with the principles of shieldgemma, each after "
+        "'* ' and asked about alone; null = their own",
     )
-    criterion: str | None = Field(default=None, description="criterion of granite-guardian; null = harm")
+    criterion: str | None = Field(
+        default=None, description="criterion of granite-guardian, for 4.1 a sentence too; null = harm"
+    )
+    behaviour: str | None = Field(
+        default=None, min_length=1, description="the behaviour that harmbench-contextual looks for; null = our wording"
+    )
+    context: str | None = Field(
+        default=None, description="context of harmbench-contextual, with {prompt} for the prompt; null = {prompt}"
+    )
 
     @model_validator(mode="after")
     def _keys_of_the_format(self) -> _GuardKeys:
-        for key in ("controversial", "policy", "criterion"):
+        for key in GUARD_KEYS:
             readers = [name for name, keys in FORMAT_SETTINGS.items() if key in keys]
             if getattr(self, key) is not None and self.format in FORMAT_SETTINGS and self.format not in readers:
                 raise ValueError(f"{key}: not a key of {self.format!r}; it belongs to {', '.join(map(repr, readers))}")

@@ -7,19 +7,20 @@ from collections.abc import Callable
 
 from bfpo.core.errors import SettingError
 from bfpo.judges.formats.gpt_oss_safeguard import gpt_oss_safeguard
-from bfpo.judges.formats.granite_guardian import granite_guardian
+from bfpo.judges.formats.granite_guardian import granite_guardian, granite_guardian_4_1
 from bfpo.judges.formats.harmbench import harmbench, harmbench_contextual
 from bfpo.judges.formats.llama_guard import llama_guard_3, llama_guard_4
 from bfpo.judges.formats.pairwise import PAIR_FORMATS, PairFormat, both_orders
 from bfpo.judges.formats.qwen3guard import qwen3guard
 from bfpo.judges.formats.shieldgemma import shieldgemma
-from bfpo.judges.formats.types import Format, Reading, disarm
+from bfpo.judges.formats.types import Ask, Format, Reading, disarm
 from bfpo.judges.formats.wildguard import wildguard
 
 __all__ = [
     "FORMATS",
     "FORMAT_SETTINGS",
     "PAIR_FORMATS",
+    "Ask",
     "Format",
     "PairFormat",
     "Reading",
@@ -37,6 +38,7 @@ _MAKERS: dict[str, Callable[..., Format]] = {
     "qwen3guard": qwen3guard,
     "shieldgemma": shieldgemma,
     "granite-guardian": granite_guardian,
+    "granite-guardian-4.1": granite_guardian_4_1,
     "gpt-oss-safeguard": gpt_oss_safeguard,
 }
 
@@ -51,7 +53,8 @@ def make_format(name: str, **settings: str) -> Format:
     """Return the format of that name, with settings of its own in place of the defaults.
 
     Settings: `controversial` of qwen3guard (unsafe, safe or unscored), `policy` of shieldgemma and gpt-oss-safeguard,
-    `criterion` of granite-guardian. Raises `SettingError` for an unknown name, setting or value.
+    `criterion` of granite-guardian and granite-guardian-4.1, `behaviour` and `context` of harmbench-contextual. Raises
+    `SettingError` for an unknown name, setting or value.
     """
     if name not in _MAKERS:
         raise SettingError(f"format: got {name!r}; allowed: {', '.join(_MAKERS)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bfpo.core.schema import Completion, Message
-from bfpo.judges.formats.types import after_reasoning, disarm, quote, transcript
+from bfpo.judges.formats.types import bare, disarm, quote, thought_of_judge, transcript
 
 __all__ = ["PAIR_FORMATS", "PairFormat", "both_orders"]
 
@@ -62,10 +62,9 @@ def _ask(first: Completion, second: Completion) -> tuple[Message, ...]:
 
 
 def read_letter(text: str) -> bool | None:
-    """Return whether the final answer is the letter A, `None` where it is neither A nor B alone."""
-    answer = after_reasoning(text)
-    letter = "" if answer is None else answer.strip().strip("[]().*`\"' ")
-    return {"A": True, "B": False}.get(letter)
+    """Return whether the answer behind any thoughts is the letter A, `None` where it is neither A nor B alone."""
+    found = thought_of_judge(text)
+    return {"a": True, "b": False}.get(bare(text if found is None else found.answer))
 
 
 def both_orders(a_first: bool | None, a_second: bool | None) -> tuple[float | None, str]:
@@ -82,7 +81,7 @@ def both_orders(a_first: bool | None, a_second: bool | None) -> tuple[float | No
 
 PAIR_FORMATS: dict[str, PairFormat] = {
     "helpfulness": PairFormat(
-        "helpfulness", "helpfulness-1", "which of two answers is more helpful, harm aside", _ask, read_letter
+        "helpfulness", "helpfulness-2", "which of two answers is more helpful, harm aside", _ask, read_letter
     )
 }
 """Formats of pairwise judges by name."""

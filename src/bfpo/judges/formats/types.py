@@ -1,26 +1,35 @@
-"""What a format is, and shared functions that render a conversation as text."""
+"""What a format is, and shared functions that render a conversation as text and read an answer."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bfpo.core.schema import Completion, Message, Role, VerdictLabel
+from bfpo.data.thinking import Thought, split_thought
 
 __all__ = [
+    "Ask",
     "Format",
     "Reading",
-    "after_reasoning",
     "alternating",
+    "bare",
+    "behind_thoughts",
     "disarm",
-    "only_value",
+    "first_verdict",
+    "only_field",
     "question",
     "quote",
+    "stands_alone",
+    "thought_of_judge",
     "transcript",
     "unscored",
 ]
+
+Ask = Callable[[Completion], "tuple[Message, ...] | str"]
+"""What a guard is asked about a completion: the messages of a chat, or a finished text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,9 @@ class Format:
     says that the guard writes something of its own before, the text directly before the label. `unscored_words` are
     labels that count as neither. `markers` are strings of the template that are no special tokens: a judged text never
     gets their token ids. A `multimodal` guard is loaded as an image-text model, and its template takes contents in
-    parts. A change of any of these changes `version`: it is part of a cache's key.
+    parts. `principles` are several questions about one completion by name, of which the worst answer counts; `ask` is
+    then the first. `bos` is the token that a finished text itself begins with. A change of any of these changes
+    `version`: it is part of a cache's key.
     """
 
     name: str
@@ -53,7 +64,7 @@ class Format:
     summary: str
     model: str
     licence: str
-    ask: Callable[[Completion], tuple[Message, ...] | str]
+    ask: Ask
     read: Callable[[str], Reading]
     safe_words: tuple[str, ...]
     unsafe_words: tuple[str, ...]
@@ -64,11 +75,22 @@ class Format:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     multimodal: bool = False
     markers: tuple[str, ...] = ()
+    principles: tuple[tuple[str, Ask], ...] = ()
+    bos: str = ""
 
-    def ask_disarmed(self, completion: Completion) -> tuple[Message, ...] | str:
-        """Return what `ask` does, for a server, whose tokenizer reads any text as special tokens: see `disarm`."""
+    @property
+    def questions(self) -> tuple[tuple[str, Ask], ...]:
+        """The questions about one completion, by the name of their principle; one without a name, in general."""
+        return self.principles or (("", self.ask),)
+
+    def ask_disarmed(self, completion: Completion, ask: Ask | None = None) -> tuple[Message, ...] | str:
+        """Return what `ask` does, for a server, whose tokenizer reads any text as special tokens: see `disarm`.
+
+        A finished text comes without `bos`, which the server's tokenizer writes.
+        """
         messages = tuple(Message(message.role, disarm(message.content)) for message in completion.prompt)
-        return self.ask(replace(completion, prompt=messages, text=disarm(completion.text)))
+        asked = (ask or self.ask)(replace(completion, prompt=messages, text=disarm(completion.text)))
+        return asked.removeprefix(self.bos) if isinstance(asked, str) else asked
 
 
 def unscored(reason: str) -> Reading:
@@ -126,25 +148,69 @@ def quote(text: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines() or [""])
 
 
-_FINAL = "<|channel|>final<|message|>"
+# -------------------------------------------------------------------------------------------- reading answers
+
+_END_TOKEN = re.compile(r"(?:<\|[^<>|]{1,40}\|>|</s>|<eos>|<end_of_turn>)\Z")
+_DECORATION = re.compile(r"[*_`~#>]+")
 
 
-def after_reasoning(text: str) -> str | None:
-    """Return the final answer behind a `<think>` block or harmony channels; `None` where reasoning never ended."""
-    if _FINAL in text:
-        text = text.rpartition(_FINAL)[2]
-        return re.split(r"<\|(?:return|end|start)\|>", text)[0].strip()
-    if "<|channel|>" in text:
+def thought_of_judge(text: str) -> Thought | None:
+    """Return the thoughts and the answer of a text that a judge wrote, `None` if it is an answer alone.
+
+    A closing mark always ends thoughts here: a verdict does not explain marks.
+    """
+    if (found := split_thought(text)) is not None:
+        return found
+    inside = split_thought(text, opened=True)
+    return inside if inside is not None and inside.closed else None
+
+
+def behind_thoughts(read: Callable[[str], Reading]) -> Callable[[str], Reading]:
+    """Return `read` for whole texts of a guard: it gets the answer behind the thoughts, without end tokens."""
+
+    def read_behind(text: str) -> Reading:
+        found = thought_of_judge(text)
+        if found is not None and not found.closed:
+            return unscored("the reasoning has no end")
+        answer = (text if found is None else found.answer).rstrip()
+        while (end := _END_TOKEN.search(answer, max(0, len(answer) - 48))) is not None:
+            answer = answer[: end.start()].rstrip()
+        return read(answer)
+
+    return read_behind
+
+
+def bare(text: str) -> str:
+    """Return a word without Markdown, quotes, brackets and punctuation around it, in lower case."""
+    return text.strip().strip("*_`~#>.!:,;\"'“”‘’()[] \t").lower()
+
+
+def stands_alone(word: str, text: str) -> bool:
+    """Return whether a verdict word is in the text as an answer of its own: first, or before a stop or the end.
+
+    `no` in `there is no doubt` is not.
+    """
+    plain = _DECORATION.sub("", text)
+    return re.search(rf"\A\W*{word}\b|(?<![\w'’-]){word}(?=\s*(?:[.!?;:,/|)\n]|\Z))", plain, re.IGNORECASE) is not None
+
+
+def first_verdict(text: str, words: Sequence[str]) -> str | None:
+    """Return which of the words the text begins with; `None` for none, or if another of them stands alone after it."""
+    match = re.match(rf"\W*({'|'.join(words)})(?![\w'’-])", _DECORATION.sub("", text[:2000]), re.IGNORECASE)
+    if match is None:
         return None
-    if "</think>" in text:
-        return text.rpartition("</think>")[2].strip()
-    return None if "<think>" in text else text.strip()
+    first, rest = match[1].lower(), _DECORATION.sub("", text)[match.end() :]
+    return None if any(stands_alone(word, rest) for word in words if word != first) else first
 
 
-def only_value(pattern: str, text: str) -> str | None:
-    """Return, in lower case, the one value that a line pattern's first group has in the text; `None` for none or two.
+def only_field(name: str, values: Sequence[str], text: str) -> str | None:
+    """Return, in lower case, the one value that the lines `NAME: VALUE` give; `None` for none, two, or another value.
 
     A guard that answers twice and not the same has said nothing.
     """
-    found = {match.lower() for match in re.findall(pattern, text, re.MULTILINE | re.IGNORECASE)}
-    return found.pop() if len(found) == 1 else None
+    plain = _DECORATION.sub("", text)
+    lines = re.findall(rf"^[ \t-]*{name}[ \t]*:(.*)$", plain, re.MULTILINE | re.IGNORECASE)
+    inside = re.findall(rf"{name}[ \t]*:[ \t]*({'|'.join(values)})\b", plain, re.IGNORECASE)
+    found = {bare(line) for line in lines} | ({value.lower() for value in inside} if lines else set())
+    value = found.pop() if len(found) == 1 else None
+    return value if value in {allowed.lower() for allowed in values} else None
