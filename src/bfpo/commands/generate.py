@@ -252,9 +252,9 @@ def _finish(
                 extra=row.extra,
             )
             completions.append(without_thought(whole, config.thinking, opened=opened))
-    thoughts = [completion for completion in completions if completion.text != made[completion.id].text]
-    if thoughts:
-        folder.write_jsonl(RAW, ({"id": completion.id, "text": made[completion.id].text} for completion in thoughts))
+    cut = [row for completion in completions if (row := made[completion.id]).text != completion.text]
+    if cut:
+        folder.write_jsonl(RAW, ({"id": row.id, "text": row.text} for row in cut))
     folder.write_jsonl(COMPLETIONS, map(completion_row, completions))
     folder.file(_PARTIAL).unlink(missing_ok=True)
     counts = [made[completion.id].num_tokens for completion in completions]
@@ -264,9 +264,10 @@ def _finish(
         "num_finished": sum(completion.finished for completion in completions),
         "completion_tokens": sum(known) if len(known) == len(counts) else None,
     }
-    if thoughts:
-        facts["num_with_thoughts"] = len(thoughts)
-        _log.info("%d answers begin with thoughts, kept apart; whole texts: %s", len(thoughts), folder.file(RAW))
+    if thoughts := sum(bool(completion.reasoning) for completion in completions):
+        facts["num_with_thoughts"] = thoughts
+        shown_where = f"; the whole texts: {folder.file(RAW)}" if cut else ""
+        _log.info("%d answers begin with thoughts, which are kept beside them%s", thoughts, shown_where)
     blocked = Counter(completion.blocked for completion in completions if completion.blocked)
     if blocked:
         facts |= {"num_blocked": blocked.total(), "blocked": dict(blocked.most_common())}
