@@ -206,7 +206,8 @@ class SuitesJob(EvaluateConfig, _Loaded, mode="suites", words="an evaluation of 
         """Return the models of the suites; a single one is named after its folder."""
         if self.model is None:
             return self.models
-        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in PurePath(self.model).name)
+        letters = (c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in PurePath(self.model).name)
+        name = "".join(letters).lstrip("._-")[:100] or "model"
         keys = ("model", "revision", "reference", "reference_revision")
         return [WeightsModel(name=name, **{key: getattr(self, key) for key in keys})]
 

@@ -19,7 +19,7 @@ class EvaluatedModel(OneOf):
 
     chosen_by: ClassVar[str] = "engine"
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name in scores and reports")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="name in scores and reports")
     model: PathText = Field(description="model: folder or hub id; of engine server the server's name for it")
     engine: Engine = Field(
         default="transformers",

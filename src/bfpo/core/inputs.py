@@ -1,4 +1,4 @@
-"""Input paths: readable file formats, the data files in a folder and their splits, and missing model folders."""
+"""Paths: readable file formats, the data files in a folder and their splits, names inside it, missing models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from bfpo.core.errors import DataError
 
@@ -22,6 +22,7 @@ __all__ = [
     "kind_of",
     "matching_files",
     "missing_folder",
+    "reason_outside",
 ]
 
 _TEXT_KINDS = (".jsonl", ".json", ".csv", ".tsv")
@@ -187,6 +188,20 @@ def check_files(paths: Iterable[str | Path]) -> None:
     for path in expand_files(paths):
         if not path.is_file():
             raise DataError.at(path, None, "no such file")
+
+
+def reason_outside(name: str) -> str | None:
+    """Return why a relative path, or a pattern, from somebody else could name something outside its folder, or `None`.
+
+    Links are not looked at.
+    """
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or name.startswith("~"):
+        return "it is not relative"
+    if ".." in name.replace("\\", "/").split("/"):
+        return "it contains .."
+    if not name.strip() or "\0" in name:
+        return "it is not a name"
+    return None
 
 
 def missing_folder(model: str, revision: str | None = None) -> str | None:

@@ -72,6 +72,11 @@ class Chain:
         """Return the chain's name in progress lines."""
         return f"seed {self.seed} {self.name}"
 
+    @property
+    def log_name(self) -> str:
+        """Return the name of its log file."""
+        return f"{self.seed}-{_folder_name(self.name)}.log"
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -224,7 +229,7 @@ def scores_of(point: Point, root: Path) -> tuple[Path, Path]:
 
 
 def _folder_name(name: str) -> str:
-    return name.replace("/", "_")
+    return "".join("_" if character in "/\\" or not character.isprintable() else character for character in name)
 
 
 def blend_name(weight: float) -> str:

@@ -117,7 +117,7 @@ def usable_cores() -> int:
 
 
 def _log_file(logs: Path, chain: Chain) -> Path:
-    return logs / f"{chain.seed}-{chain.name}.log"
+    return logs / chain.log_name
 
 
 _log = logging.getLogger(__name__)

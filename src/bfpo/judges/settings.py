@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from bfpo.core.errors import ConfigError
+from bfpo.core.inputs import reason_outside
 from bfpo.core.settings import ConfigPart, OneOf, PathText
 from bfpo.core.yaml_text import read_yaml
 from bfpo.generation.settings import ServerSpec
@@ -108,6 +109,25 @@ class _ByFormat(OneOf):
         return _mapping_of(str(value)) if isinstance(value, (str, Path)) else value
 
 
+_READ_FILES = ("policy",)
+"""Keys that name a file whose text is sent to a model."""
+_ALLOWED = (
+    "allowed: a file in the folder of the judge's file, or any path where the keys of the judge are in the config"
+)
+
+
+def _beside(file: Path, key: str, name: object) -> object:
+    """Return the path of a file that a judge's file names: in its folder, since the judge may be somebody else's."""
+    if not isinstance(name, str):
+        return name
+    if (reason := reason_outside(name)) is not None:
+        raise ValueError(f"got {file}, whose {key} is {name!r}: {reason}; {_ALLOWED}")
+    found = file.parent / name
+    if not found.resolve().is_relative_to(file.parent.resolve()):
+        raise ValueError(f"got {file}, whose {key} {name!r} is a link out of its folder; {_ALLOWED}")
+    return str(found)
+
+
 def _mapping_of(text: str) -> object:
     if text.lower().endswith((".yaml", ".yml")):
         try:
@@ -116,7 +136,7 @@ def _mapping_of(text: str) -> object:
             raise ValueError(f"got {text}; {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"got {text}; it must hold a mapping of keys to values")
-        return value
+        return {key: _beside(Path(text), key, item) if key in _READ_FILES else item for key, item in value.items()}
     if (Path(text) / "judge.json").is_file():
         return {"format": "trained", "model": text}
     name, colon, model = text.partition(":")

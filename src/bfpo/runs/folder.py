@@ -16,7 +16,7 @@ from bfpo.core.console import in_words, printable
 from bfpo.core.energy import gpu_joules, joules_since
 from bfpo.core.errors import DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_bytes_whole
-from bfpo.core.inputs import expand_files
+from bfpo.core.inputs import expand_files, reason_outside
 from bfpo.core.provenance import (
     describe_checkout,
     describe_platform,
@@ -74,7 +74,8 @@ class RunFolder:
         wrote any output counts as empty.
 
         Raises `RunError` if the folder is not empty and `resume` is not set, if it holds a run of another stage or with
-        another config (the message names the keys that differ), or if it cannot be written.
+        another config (the message names the keys that differ), if a link in it leads elsewhere, or if it cannot be
+        written.
         """
         path = Path(path)
         mapping = config if isinstance(config, Mapping) else config.resolved()
@@ -88,13 +89,15 @@ class RunFolder:
         else:  # other processes skip the checks: the first one makes them, or is writing to the folder now
             folder = cls(path, {"stage": stage, "created": _now(), "config": values}, resumed=occupied and resume)
         if not folder.finished:
+            if path.is_dir() and folder.is_writer:
+                _check_links(path)
             folder._start()
         return folder
 
     def _start(self) -> None:
         if self.is_writer:
             for part in self.path.glob(".*.part"):  # left by a killed run
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
+                shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
         self._joules_at_start = gpu_joules() if self.is_writer else {}
         self.add_facts(
             status="running",
@@ -191,18 +194,25 @@ class RunFolder:
     # Files
 
     def file(self, name: str) -> Path:
-        """Return the path of a file of this run."""
+        """Return the path of a file of this run; raises `RunError` for a name that leaves the folder."""
+        return self._inside(name)
+
+    def _inside(self, name: str) -> Path:
+        if (reason := reason_outside(name)) is not None:
+            raise RunError(
+                f"{self.path}: the file name {name!r} is not allowed: {reason}; names stay inside the run folder"
+            )
         return self.path / name
 
     def folder(self, name: str) -> Path:
         """Create and return a subfolder of this run, such as `checkpoints` or `model`."""
-        path = self.path / name
+        path = self._inside(name)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Write a file atomically. Returns its path. Raises `DiskFullError` or `RunError`."""
-        path = self.path / name
+        path = self._inside(name)
         if self.is_writer:
             try:
                 write_bytes_whole(path, content)
@@ -241,7 +251,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """Return the value of a JSON file of this run; raises `RunError` if it is missing or not JSON."""
-        return _read_json(self.path / name)
+        return _read_json(self._inside(name))
 
     # Metrics
 
@@ -335,6 +345,17 @@ def _failed_without_output(path: Path) -> bool:
         return bool(json.loads((path / _RECORD).read_text(encoding="utf-8"))["status"] == "failed")
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _check_links(path: Path) -> None:
+    """Raise `RunError` for a link in a run folder that leads out of it: a resumed run would write or remove there."""
+    root = path.resolve()
+    for item in path.rglob("*"):
+        if item.is_symlink() and not Path(os.path.realpath(item)).is_relative_to(root):
+            raise RunError(
+                f"{item}: is a link to {os.path.realpath(item)}, outside the run folder; replace it by what it "
+                "names, or make --out itself a link"
+            )
 
 
 def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bfpo.core.errors import ConfigError
+from bfpo.core.inputs import reason_outside
 from bfpo.core.yaml_text import read_yaml
 
 __all__ = [
@@ -30,6 +31,16 @@ _SETS = "sets.yaml"
 Direction = Literal["higher", "lower", "half"]
 
 
+def _inside(name: str) -> str:
+    if (reason := reason_outside(name)) is not None:
+        raise ValueError(f"got {name!r}: {reason}; a suite names only what is inside the folders that its user gives")
+    return name
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+"""A relative path or pattern without `..`: a suite may come from somebody else."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -45,7 +56,7 @@ class Source(_Part):
     hub: str | None = None
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     patterns: tuple[str, ...] = Field(default=(), strict=False)
-    files: tuple[str, ...] = Field(default=(), strict=False)
+    files: tuple[Inside, ...] = Field(default=(), strict=False)
     world: Literal["validation", "test"] | None = None
     text: str | None = None
     where: dict[str, str | bool | int] = {}
@@ -72,9 +83,9 @@ class InspectTask(_Part):
     grader has inspect-ai's role `grader`. The metric is divided by `largest`, its largest possible value.
     """
 
-    task: str = Field(pattern=r"^[^@]+\.py@\w+$|^[^@/]+/[\w-]+$")
+    task: Inside = Field(pattern=r"^[^@]+\.py@\w+$|^[^@/]+/[\w-]+$")
     arguments: dict[str, str | bool | int | float | None] = {}
-    files: tuple[str, ...] = Field(default=(), strict=False)
+    files: tuple[Inside, ...] = Field(default=(), strict=False)
     grader: bool = False
     largest: float = Field(default=1.0, gt=0)
 
@@ -87,7 +98,7 @@ class Suite(_Part):
     a task of inspect-ai, which has its own prompts.
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)
     title: str
     summary: str
     kind: Literal["generative", "discriminative", "inspect"]
@@ -99,7 +110,7 @@ class Suite(_Part):
     columns: dict[str, str | None] = {}
     prompt_kind: Literal["harmful", "benign", "borderline"] | None = None
     outputs: Literal["alpaca_eval"] | None = None
-    task: str | None = None
+    task: Inside | None = None
     inspect: InspectTask | None = None
 
     @model_validator(mode="after")
