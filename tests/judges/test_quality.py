@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, cohen_kappa_score, roc_auc_score
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score, Verdict
-from bfpo.judges.quality import calibration_bins, judge_quality
+from bfpo.judges.quality import calibration_bins, calibration_figure, judge_quality
 from messages import raises
 
 
@@ -142,3 +142,20 @@ def test_bins_hold_every_text_once_and_the_edges_belong_upwards() -> None:
     assert bins[1].mean_p_safe == pytest.approx(0.125)
     assert bins[1].share_safe == 0.5
     assert all(one.share_low <= one.share_safe <= one.share_high for one in bins)
+
+
+@pytest.mark.parametrize("judge", ["guard", "j" * 200])
+def test_both_axes_of_the_calibration_have_one_scale_and_the_histogram_lies_below(judge: str) -> None:
+    bins = calibration_bins([0.1, 0.1, 0.85, 0.95], [False, True, True, True], list("abcd"))
+    figure = calibration_figure(bins, judge=judge, confidence=0.95)
+    lower, upper = figure.axes
+    boxes = {name: axes.get_window_extent() for name, axes in (("upper", upper), ("lower", lower))}
+    assert boxes["upper"].width == pytest.approx(boxes["upper"].height)
+    assert upper.get_xlim() == upper.get_ylim() == lower.get_xlim()
+    assert (boxes["lower"].x0, boxes["lower"].x1) == pytest.approx((boxes["upper"].x0, boxes["upper"].x1))
+    (x0, y0), (x1, y1) = upper.transData.transform([(0, 0), (1, 1)])
+    assert x1 - x0 == pytest.approx(y1 - y0)  # the diagonal stands at 45 degrees
+    figure.canvas.draw()
+    title = upper.get_title(loc="left")
+    assert title.endswith("calibration (95% intervals)")
+    assert upper._left_title.get_window_extent().x1 <= figure.bbox.x1

@@ -83,6 +83,20 @@ def test_the_state_of_a_training_without_its_progress(
     assert headline(gather([write_training(tmp_path / "mine", status, **config)])).sentence.endswith(said)
 
 
+def test_what_the_template_changed_is_on_the_page(tmp_path: Path) -> None:
+    tokens = {
+        "num_pairs": 40,
+        "prompt_truncated": 0,
+        "num_identical": 3,
+        "template_changes": {"loses the system text": 7},
+    }
+    counts = {"pairs": 40, "rejected_by_reason": {"no prompt": 2}, "labels_set_safe": 0, "tokens": tokens}
+    run = write_run(tmp_path / "mine", "train", {"method": "bfpo"}, data__json={"data": counts})
+    page = Page(render_html(gather([run]))).text
+    assert "data 40 pairs; 2 rows rejected: no prompt; 3 pairs whose completions are the same" in page
+    assert "7 where the chat template: loses the system text" in page
+
+
 def test_a_training_before_its_first_step_and_a_failed_one(tmp_path: Path) -> None:
     run = status_of(write_run(tmp_path / "new", "train", {"method": "ipo"}), "running")
     assert headline(gather([run])).sentence.endswith("is running and has logged no step yet.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score, Verdict
 from bfpo.judges.records import CalibrationBin
-from bfpo.plots.style import INK, METHOD_COLOURS, MUTED, figure_style
+from bfpo.plots.style import INK, METHOD_COLOURS, MUTED, figure_style, short_name
 from bfpo.stats import Interval, bootstrap_weights, rate_interval
 
 __all__ = ["QUALITY_TITLES", "calibration_bins", "calibration_figure", "judge_quality"]
@@ -198,9 +197,9 @@ def calibration_figure(bins: Sequence[CalibrationBin], *, judge: str, confidence
     Both axes of the upper panel have the same limits and the same length, and the histogram has its horizontal axis.
     """
     colour, limits = METHOD_COLOURS[0], (-0.02, 1.02)
-    title = textwrap.wrap(f"{judge}: calibration ({confidence:.0%} intervals)", 60, max_lines=3, placeholder=" …")
-    left, right, bottom, between = 0.72, 0.14, 0.52, 0.18
-    side, low, top = width - left - right, 0.85, 0.14 + 0.19 * len(title)
+    title = f"{short_name(judge, 26)}: calibration ({confidence:.0%} intervals)"
+    left, right, bottom, between, top = 0.72, 0.14, 0.52, 0.18, 0.34
+    side, low = width - left - right, 0.85
     height = bottom + low + between + side + top
     with figure_style("calibration"):
         figure = Figure(figsize=(width, height), dpi=100)
@@ -214,7 +213,7 @@ def calibration_figure(bins: Sequence[CalibrationBin], *, judge: str, confidence
         ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
         upper.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks)
         upper.tick_params(axis="x", labelbottom=False)
-        upper.set_title("\n".join(title), color=INK, fontsize=11, loc="left")
+        upper.set_title(title, color=INK, fontsize=11, loc="left")
         lower.bar([(b.low + b.high) / 2 for b in bins], [b.num for b in bins], width=0.088, color=colour, alpha=0.75)
         lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         lower.set_xlabel("p(safe) of the judge")

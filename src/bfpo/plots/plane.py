@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bfpo.plots.style import INK, MUTED, PAPER, figure_style
+from bfpo.plots.style import INK, MUTED, PAPER, figure_style, short_name
 
 __all__ = ["MOST_LABELS", "Box", "Mark", "draw_plane", "place_labels"]
 
@@ -250,7 +250,7 @@ def _label(
     styles: list[dict[str, Any]] = [
         {"fontsize": 10.5 if m.bold else 9.5, "weight": "bold" if m.bold else "normal", "color": INK} for m in labelled
     ]
-    texts = [mark.title for mark in labelled]
+    texts = [short_name(mark.title) for mark in labelled]
     points = _places(axes, labelled)
     bars = [*_bars(axes, drawn), *_front_bars(axes, front)]
     if frame is not None:

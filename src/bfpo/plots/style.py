@@ -24,6 +24,7 @@ __all__ = [
     "figure_style",
     "inline_svg",
     "png_bytes",
+    "short_name",
     "svg_bytes",
 ]
 
@@ -92,6 +93,14 @@ def figure_style(salt: str) -> Iterator[None]:
     }
     with mpl.rc_context(settings):
         yield
+
+
+def short_name(name: str, most: int = 36) -> str:
+    """Return a name for a figure: of a longer one than `most` characters the start and the end."""
+    if len(name) <= most:
+        return name
+    end = most // 3
+    return f"{name[: most - end - 1]}…{name[-end:]}"
 
 
 def png_bytes(figure: Figure, *, dpi: int = 160, maker: str | None = None) -> bytes:

@@ -63,11 +63,23 @@ def _only_pairs(main: MethodResult) -> str:
     return f"{main.title} orders {share} by their labels; none of its answers was judged."
 
 
+def _measured(method: MethodResult) -> str:
+    """Return a model's share of helpful and safe answers, else its accuracy on pairs."""
+    share, accuracy = method.score(METRIC), method.score("accuracy")
+    if share is not None:
+        return f"{method.title} answers {with_interval(share)} of prompts helpfully and safely"
+    if accuracy is not None:
+        return f"{method.title} orders {with_interval(accuracy)} of the evaluated pairs by their labels"
+    return f"{method.title} was not measured"
+
+
 def _overview(data: ReportData) -> str:
     """Return the models with the highest value of each axis, if no claim about one method can be made."""
     if not ranked_together(data, AXES):
         return "These models cannot be ranked: they were not all judged by the same judge on the same prompts."
     parts = list(_highest(data, data.methods))
+    if not parts and any(method.score(METRIC) or method.score("accuracy") for method in data.methods):
+        return f"{listed([_measured(method) for method in data.methods])}."
     if not parts:
         return "No answers were scored in these runs."
     if len(data.methods) == 1:

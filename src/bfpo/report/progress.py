@@ -35,6 +35,8 @@ _TOKENS = {
     "num_boundary_moved": "texts whose tokens change where the completion begins",
 }
 
+_RENDERED = ("template_changes", "openings")  # counts by reason
+
 Row = Mapping[str, Any]
 
 
@@ -202,8 +204,10 @@ def _data(run: Run) -> FactTable:
         found += [f"{counts[key]:,} {text}" for key, text in own.items() if counts.get(key)]
         tokens = counts.get("tokens")
         for key, count in tokens.items() if isinstance(tokens, dict) else ():
-            if isinstance(count, int) and count and (key in _TOKENS):
+            if isinstance(count, int) and count and key in _TOKENS:
                 found.append(f"{count:,} {_TOKENS[key]}")
+            elif isinstance(count, dict) and key in _RENDERED:
+                found += [f"{num:,} where the chat template: {reason}" for reason, num in count.items()]
         rows.append([name.replace("_", " "), "; ".join(found)])
     return FactTable("Data", ["input", "what it holds"], rows)
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bfpo.data.labels import CELLS
-from bfpo.plots.style import CELL_COLOURS, METHOD_COLOURS, MUTED, figure_style
+from bfpo.plots.style import CELL_COLOURS, METHOD_COLOURS, MUTED, figure_style, short_name
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.figures.marks import colour_of
 from bfpo.report.wording import cell_title
@@ -79,7 +79,7 @@ def training_figure(data: ReportData) -> Figure | None:
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, method in zip(grid, trained, strict=False):
             _draw_margins(axes, method)
-            axes.set_title(f"{method.title}: β · margin", fontsize=10, loc="left")
+            axes.set_title(f"{short_name(method.title)}: β · margin", fontsize=10, loc="left")
         _draw_losses(grid[len(trained)], data)
         grid[len(trained)].set_title("loss / its value at step 0", fontsize=10, loc="left")
         _draw_drifts(grid[len(trained) + 1], data)
@@ -121,7 +121,8 @@ def _draw_losses(axes: Any, data: ReportData) -> None:
         both, left, right = np.intersect1d(steps, start_steps, return_indices=True)
         if both.size:
             ratio = loss[left] / np.maximum(start[right], 1e-12)
-            _line(axes, both, ratio, colour_of(data, method), 2.0 if method.role == "main" else 1.4, method.title)
+            width = 2.0 if method.role == "main" else 1.4
+            _line(axes, both, ratio, colour_of(data, method), width, short_name(method.title))
     axes.axhline(1, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2.5)), zorder=1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("optimizer step", fontsize=9)
@@ -132,7 +133,7 @@ def _draw_drifts(axes: Any, data: ReportData) -> None:
         steps, drift = _curve(method, "main/favoured_drift_per_token")
         if steps.size:
             width = 2.0 if method.role == "main" else 1.4
-            _line(axes, steps, drift, colour_of(data, method), width, method.title)
+            _line(axes, steps, drift, colour_of(data, method), width, short_name(method.title))
     axes.axhline(0, color=MUTED, linewidth=0.8, zorder=1)
     axes.set_xlabel("optimizer step", fontsize=9)
 
