@@ -126,7 +126,7 @@ def fake_report(*, full: bool = False, only: Sequence[str] = QUICK) -> ReportDat
                 title=title,
                 role=role,  # type: ignore[arg-type]
                 summary={"bfpo": "two factors, one squared loss", "start": "before preference training"}.get(name, ""),
-                scores=score_rows(rows[name], num_resamples=400),
+                scores=score_rows(rows[name]),
                 accuracy=accuracy(name) if trained else [],
                 seed_values={metric: [values[metric] for values in by_seed] for metric in by_seed[0]},
                 curves=curves(name) if trained else [],
@@ -137,7 +137,7 @@ def fake_report(*, full: bool = False, only: Sequence[str] = QUICK) -> ReportDat
     comparisons = []
     for name in names:
         if METHODS[name][1] == "baseline":
-            found = compare(rows["bfpo"], rows[name], num_resamples=400)
+            found = compare(rows["bfpo"], rows[name])
             comparisons.append(Comparison(name, "helpful_and_safe", found.value, found.low, found.high, found.num))
     of = {method.name: method for method in methods}
     return ReportData(

@@ -72,7 +72,7 @@ def noisy(num_models: int, num_prompts: int, seed: int) -> dict[str, list[Judged
 def test_what_was_chosen_is_told_on_prompts_that_had_no_part_in_the_choice() -> None:
     told, chosen = [], []
     for seed in range(40):
-        nearest = choose_nearest(noisy(8, 40, seed), {"harmless": 1.0}, OBJECTIVES, 0.5, num_resamples=1)
+        nearest = choose_nearest(noisy(8, 40, seed), {"harmless": 1.0}, OBJECTIVES, 0.5)
         assert nearest.held_out
         assert nearest.chosen_on.num_prompts + nearest.told_on.num_prompts == 40
         told.append(nearest.told_on.scores["harmless"].value)
@@ -84,7 +84,7 @@ def test_what_was_chosen_is_told_on_prompts_that_had_no_part_in_the_choice() -> 
 
 def test_a_part_without_an_objective_is_not_held_back() -> None:
     judged = {name: made[:1] for name, made in models().items()}
-    nearest = choose_nearest(judged, {"harmless": 0.5}, OBJECTIVES, 0.5, num_resamples=1)
+    nearest = choose_nearest(judged, {"harmless": 0.5}, OBJECTIVES, 0.5)
     assert (nearest.held_out, nearest.told_on.num_prompts) == (False, 1)
     assert "too few prompts to split" in "\n".join(nearest_words(nearest))
 

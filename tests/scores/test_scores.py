@@ -3,11 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from scipy.stats import binomtest
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Message, Score, Verdict
 from bfpo.scores.scores import METRICS, Judged, compare, join_verdicts, score_rows
-from bfpo.stats import wilson
 from messages import raises
 
 GOOD = Judged("a", "a", "benign", True, 1.0, True, True, False)
@@ -20,7 +20,7 @@ ROWS = [GOOD, REFUSED, HARM, REDIRECTED, BROKEN, UNSCORED]
 
 
 def by_name(rows: list[Judged]) -> dict[str, Score]:
-    return {score.metric: score for score in score_rows(rows, num_resamples=200)}
+    return {score.metric: score for score in score_rows(rows)}
 
 
 def test_each_metric_counts_what_it_says() -> None:
@@ -44,8 +44,8 @@ def test_each_metric_counts_what_it_says() -> None:
         "over_refusal_benign",
         "over_refusal_borderline",
     }
-    expected = wilson(2, 5)
-    assert (scores["helpful_and_safe"].low, scores["helpful_and_safe"].high) == (expected.low, expected.high)
+    expected = binomtest(2, 5).proportion_ci(method="exact")
+    assert (scores["helpful_and_safe"].low, scores["helpful_and_safe"].high) == pytest.approx(expected)
 
 
 def test_unscored_is_never_zero() -> None:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest
+from scipy.stats import beta, binomtest, norm
+from scipy.stats import t as student
 
+from benchmarks.coverage import METHODS, paired_coverage, rate_coverage
 from bfpo.core.errors import SettingError
 from bfpo.stats import (
     Interval,
     between_seed_sd,
-    cluster_bootstrap,
     paired_difference,
     rate_interval,
     upper_bound_of_zero,
@@ -38,32 +41,156 @@ def test_nothing_counted_has_no_value() -> None:
     nothing = Interval(None, None, None, 0)
     assert wilson(0, 0) == nothing
     assert rate_interval([]) == nothing
-    assert cluster_bootstrap([]) == nothing
     assert paired_difference([], []) == nothing
+
+
+def exact(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    bounds = binomtest(k, n).proportion_ci(confidence_level=confidence, method="exact")
+    return bounds.low, bounds.high
 
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_none_of_n_is_not_certain(value: int) -> None:
     alone = rate_interval([value] * 50)
-    assert alone == wilson(50 * value, 50)
-    # 50 answers to 5 prompts say no more than 5 answers would.
-    clustered = rate_interval([value] * 50, [number // 10 for number in range(50)])
-    few = wilson(5 * value, 5)
-    assert (clustered.value, clustered.num) == (float(value), 50)
-    assert (clustered.low, clustered.high) == (few.low, few.high)
-    seeded = rate_interval(
-        [value] * 50, [number % 25 for number in range(50)], seeds=[number // 25 for number in range(50)]
-    )
-    assert seeded.low is not None
-    assert seeded.high is not None
-    assert seeded.high - seeded.low > 0.05
+    assert (alone.low, alone.high) == pytest.approx(exact(50 * value, 50), abs=1e-12)
+    assert (alone.low, alone.high)[value] == value  # exactly
+    # 50 answers to 5 prompts say no more than 5 answers would, in however many trainings.
+    few = exact(5 * value, 5)
+    for seeds in (None, [number // 25 for number in range(50)]):
+        clustered = rate_interval([value] * 50, [number % 5 for number in range(50)], seeds=seeds)
+        assert (clustered.value, clustered.num) == (float(value), 50)
+        assert (clustered.low, clustered.high) == pytest.approx(few, abs=1e-12)
+        assert (clustered.low, clustered.high)[value] == value
 
 
-def test_one_answer_per_prompt_is_wilsons() -> None:
-    hits = [1, 0, 0, 1, 1, 1, 0]
-    assert rate_interval(hits) == wilson(4, 7)
-    assert rate_interval(hits, list("abcdefg")) == wilson(4, 7)
-    assert rate_interval(hits, list("abcdefg"), seeds=[3] * 7) == wilson(4, 7)
+@given(
+    st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.8, 0.95, 0.99])
+)
+def test_one_answer_per_prompt_is_the_exact_interval(counts: tuple[int, int], confidence: float) -> None:
+    k, n = counts
+    found = rate_interval([1] * k + [0] * (n - k), [f"prompt {number}" for number in range(n)], confidence=confidence)
+    assert found.value == k / n
+    assert (found.low, found.high) == pytest.approx(exact(k, n, confidence), abs=1e-9)
+    assert found == rate_interval([1] * k + [0] * (n - k), seeds=[3] * n, confidence=confidence)
+
+
+def plain_bounds(values: list[list[float]], confidence: float) -> tuple[float, float]:
+    """The interval in loops, with scipy.stats.beta: clusters of values in [0, 1], of any sizes."""
+    num, count = sum(len(one) for one in values), len(values)
+    mean = sum(map(sum, values)) / num
+    kish = num**2 / sum(len(one) ** 2 for one in values)
+    between = sum((sum(one) - mean * len(one)) ** 2 for one in values) / num**2 * kish * count / (count - 1)
+    within = sum((value - mean) ** 2 for one in values for value in one) / num
+    hit = min(sum(min(1, sum(one)) for one in values), sum(min(1, len(one) - sum(one)) for one in values))
+    spread = mean * (1 - mean)
+    graded = within / spread
+    alike = min(1.0, max(between / within, kish / num))
+    relative = (max(0.0, hit - 1) * alike + 5) / (max(0.0, hit - 1) + 5) * (hit * graded + 2) / (hit + 2)
+    tail = (1 - confidence) / 2
+
+    def bounds(rate: float, size: float) -> tuple[float, float]:
+        low = beta.ppf(tail, rate * size, size - rate * size + 1) if rate > 0 else 0.0
+        return low, beta.ppf(1 - tail, rate * size + 1, size - rate * size) if rate < 1 else 1.0
+
+    low, high = bounds(mean, kish / relative)
+    shares = [sum(one) / len(one) for one in values]
+    return min(low, bounds(1 - (1 - min(shares)) / kish, kish)[0]), max(high, bounds(max(shares) / kish, kish)[1])
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize("kind", ["binary", "halves", "graded", "rare"])
+def test_bounds_against_loops_on_odd_sizes(kind: str, confidence: float) -> None:
+    rng = np.random.default_rng(7)
+    draw = {
+        "binary": lambda size: rng.binomial(1, rng.beta(0.5, 1.0), size).astype(float),
+        "halves": lambda size: rng.choice([0.0, 0.5, 1.0], size),
+        "graded": lambda size: rng.beta(20.0, 3.0, size),
+        "rare": lambda size: rng.binomial(1, 0.02, size).astype(float),
+    }[kind]
+    for count in (2, 3, 17, 101):
+        for sizes in ([1] * count, [3] * count, rng.integers(1, 9, count).tolist(), [1] * (count - 1) + [500]):
+            values = [draw(size).tolist() for size in sizes]
+            values[-1][0] = 0.25 if kind in ("halves", "graded") else 1.0
+            flat = [value for one in values for value in one]
+            names = [number for number, one in enumerate(values) for _ in one]
+            if len(set(flat)) == 1:
+                continue
+            found = rate_interval(flat, names, confidence=confidence)
+            assert found.value == pytest.approx(sum(flat) / len(flat), rel=1e-12)
+            assert (found.low, found.high) == pytest.approx(plain_bounds(values, confidence), abs=1e-9)
+
+
+def upper(counts: tuple[int, ...]) -> float:
+    """The upper bound where `counts[k]` prompts have k hits in `len(counts) - 1` answers each."""
+    answers = len(counts) - 1
+    hits = [place < k for k, prompts in enumerate(counts) for _ in range(prompts) for place in range(answers)]
+    found = rate_interval(hits, [number // answers for number in range(len(hits))])
+    assert found.high is not None
+    return found.high
+
+
+def patterns(prompts: int, parts: int) -> Iterator[tuple[int, ...]]:
+    if parts == 1:
+        yield (prompts,)
+        return
+    for first in range(prompts + 1):
+        for rest in patterns(prompts - first, parts - 1):
+            yield (first, *rest)
+
+
+@pytest.mark.parametrize(("prompts", "answers"), [(3, 2), (20, 2), (10, 3), (4, 4), (7, 4)])
+def test_a_further_hit_never_lowers_the_upper_bound(prompts: int, answers: int) -> None:
+    bounds = {counts: upper(counts) for counts in patterns(prompts, answers + 1)}
+    for counts, bound in bounds.items():
+        for k in range(answers):
+            if counts[k]:
+                further = list(counts)
+                further[k], further[k + 1] = counts[k] - 1, counts[k + 1] + 1
+                assert bounds[tuple(further)] >= bound - 1e-12, (counts, further)
+    assert bounds[(prompts, *[0] * answers)] == pytest.approx(exact(0, prompts)[1])
+    assert bounds[(*[0] * answers, prompts)] == 1.0
+
+
+@pytest.mark.parametrize(("prompts", "answers"), [(5, 8), (3, 12), (40, 6)])
+def test_with_many_answers_a_hit_never_goes_below_what_no_hit_leaves_open(prompts: int, answers: int) -> None:
+    for hits in range(answers + 1):
+        for others in range(0, prompts, 3):
+            counts = [0] * (answers + 1)
+            counts[0], counts[1] = prompts - others - 1, others
+            counts[hits] += 1
+            assert upper(tuple(counts)) >= exact(0, prompts)[1] - 1e-12
+
+
+def test_where_the_hits_are_matters() -> None:
+    together, apart = [1, 1] + [0] * 38, [1, 0, 1, 0] + [0] * 36
+    prompts = [number // 2 for number in range(40)]
+    assert rate_interval(together, prompts).high > rate_interval(apart, prompts).high
+    # The order of the rows, and names of prompts, do not.
+    order = np.random.default_rng(0).permutation(40)
+    shuffled = rate_interval([together[n] for n in order], [f"p{prompts[n]}" for n in order])
+    plain = rate_interval(together, prompts)
+    assert (shuffled.low, shuffled.high) == pytest.approx((plain.low, plain.high))
+
+
+def test_coverage_over_the_grid() -> None:
+    """A reduced form of `python -m benchmarks.coverage`, with fixed seeds; see docs/evaluation.md."""
+    grid = {"prompts": (10, 50, 100), "answers": (1, 2, 4), "rates": (0.01, 0.05, 0.2, 0.5)}
+    cells = list(rate_coverage(grid, 400))
+    # 400 trials: .94 less 2.2 standard errors, for the lowest of 180 cells.
+    lowest = {name: min(cell["coverage"] for cell in cells if cell["method"] == name) for name in METHODS}
+    assert lowest["bfpo"] >= 0.915
+    assert np.mean([cell["coverage"] for cell in cells if cell["method"] == "bfpo"]) >= 0.97
+    assert lowest["bootstrap of prompts"] < 0.87  # the simulation shows what fails
+    assert lowest["Wilson, of answers"] < 0.8
+    ours = [cell["widths"] for cell in cells if cell["method"] == "bfpo"]
+    assert np.mean([one["Wilson, one answer per prompt"] for one in ours]) < 1.1
+
+
+def test_coverage_of_paired_differences() -> None:
+    grid = {"prompts": (10, 40), "answers": (1, 3)}
+    cells = list(paired_coverage(grid, 200))
+    assert min(cell["coverage"] for cell in cells) >= 0.9
+    assert np.mean([cell["coverage"] for cell in cells]) >= 0.97
 
 
 def coverage(num_trials: int, interval_of: object, truth: float) -> float:
@@ -81,27 +208,6 @@ def test_coverage_of_wilson() -> None:
     assert 0.93 <= coverage(1000, lambda trial: intervals[int(draws[trial])], 0.9) <= 0.98
 
 
-def test_coverage_of_the_bootstrap_on_clustered_answers() -> None:
-    rng = np.random.default_rng(1)
-    clusters = np.repeat(np.arange(60), 8)
-
-    def hits(trial: int) -> list[float]:
-        del trial
-        rates = rng.beta(1.0, 1.0, size=60)
-        return rng.binomial(1, np.repeat(rates, 8)).astype(float).tolist()
-
-    data = [hits(trial) for trial in range(200)]
-
-    def clustered(trial: int) -> Interval:
-        return rate_interval(data[trial], clusters.tolist(), num_resamples=400)
-
-    def naive(trial: int) -> Interval:
-        return rate_interval(data[trial])
-
-    assert coverage(200, clustered, 0.5) >= 0.90
-    assert coverage(200, naive, 0.5) < 0.85  # what clustering is for
-
-
 def test_seeds_that_differ_widen_the_interval() -> None:
     rng = np.random.default_rng(2)
     prompts = np.tile(np.arange(200), 3)
@@ -116,20 +222,52 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert one_seed == by_prompt
 
 
-def test_bootstrap_against_a_plain_loop() -> None:
-    rng = np.random.default_rng(3)
-    values = rng.normal(size=40)
-    clusters = [number // 4 for number in range(40)]
-    got = cluster_bootstrap(values, clusters, num_resamples=4000)
-    means = []
-    for _ in range(4000):
-        chosen = rng.integers(0, 10, size=10)
-        means.append(np.mean([values[number] for cluster in chosen for number in range(4 * cluster, 4 * cluster + 4)]))
-    low, high = np.quantile(means, [0.025, 0.975])
-    assert got.value == pytest.approx(values.mean())
-    assert got.low == pytest.approx(low, abs=0.03)
-    assert got.high == pytest.approx(high, abs=0.03)
-    assert cluster_bootstrap(values, [0] * 40) == Interval(float(values.mean()), None, None, 40)
+@pytest.mark.parametrize(("num_seeds", "spread"), [(2, 0.3), (3, 0.0), (3, 0.3), (5, 1.0)])
+def test_coverage_over_new_prompts_and_trainings(num_seeds: int, spread: float) -> None:
+    # log-odds: prompts sd 1, trainings sd `spread`, mean 0, so that the true rate is 1/2.
+    rng = np.random.default_rng(8)
+    prompts, seeds = np.tile(np.arange(60), num_seeds), np.repeat(np.arange(num_seeds), 60)
+
+    def found(_: int) -> Interval:
+        odds = rng.normal(0, 1, 60)[prompts] + rng.normal(0, spread, num_seeds)[seeds]
+        return rate_interval(rng.binomial(1, 1 / (1 + np.exp(-odds))).tolist(), prompts.tolist(), seeds=seeds.tolist())
+
+    assert coverage(300, found, 0.5) >= 0.92
+
+
+def test_seeds_against_the_formula() -> None:
+    rng = np.random.default_rng(9)
+    table = rng.binomial(1, [[0.3, 0.5, 0.9]] * 40).astype(float)
+    prompts, seeds = np.repeat(np.arange(40), 3), np.tile([0, 1, 2], 40)
+    got = rate_interval(table.ravel().tolist(), prompts.tolist(), seeds=seeds.tolist())
+    p, by_prompt, by_seed = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    hit = min((table.sum(axis=1) > 0).sum(), (table.sum(axis=1) < 3).sum())
+    ratio = min(1.0, max(1 / 3, by_prompt.var(ddof=1) / (p * (1 - p))))
+    own = p * (1 - p) * ((hit - 1) * ratio + 5) / (hit + 4) / 40
+    other = by_seed.var(ddof=1) / 3
+    freedom = (own + other) ** 2 / (own**2 / 39 + other**2 / 2)
+    num = p * (1 - p) / (own + other) * (norm.ppf(0.975) / student.ppf(0.975, freedom)) ** 2
+    assert (got.low, got.high) == pytest.approx(
+        (beta.ppf(0.025, p * num, num - p * num + 1), beta.ppf(0.975, p * num + 1, num - p * num)), rel=1e-9
+    )
+
+
+def test_paired_difference_against_the_formula() -> None:
+    rng = np.random.default_rng(10)
+    for count, sizes in ((3, [2, 1, 1]), (7, [1, 5, 2, 2, 9, 1, 3]), (50, [1] * 50), (30, [4] * 30)):
+        names = np.repeat(np.arange(count), sizes)
+        first, second = (rng.choice([0.0, 0.3, 1.0], len(names)) for _ in range(2))
+        got = paired_difference(first.tolist(), second.tolist(), names.tolist(), confidence=0.9)
+        weights = np.array(sizes) / sum(sizes)
+        means = np.array([(first - second)[names == name].mean() for name in range(count)])
+        mean, kish = (weights * means).sum(), 1 / (weights**2).sum()
+        squares = (weights * (means - mean)) ** 2
+        freedom = squares.sum() ** 2 / (squares**2).sum() + 4
+        centre = kish * mean / (kish + 2)
+        variance = (kish * (kish * squares.sum() + mean**2) + 2) / (kish + 2) - centre**2
+        half = student.ppf(0.95, freedom) * (variance / (kish + 2)) ** 0.5
+        assert got.value == pytest.approx(mean)
+        assert (got.low, got.high) == pytest.approx((max(-1.0, centre - half), min(1.0, centre + half)))
 
 
 def test_pairing_narrows_the_difference() -> None:
@@ -148,8 +286,9 @@ def test_pairing_narrows_the_difference() -> None:
 
 def test_no_difference_seen_is_not_no_difference() -> None:
     same = paired_difference([1, 0, 1, 1] * 10, [1, 0, 1, 1] * 10)
-    bound = wilson(0, 40).high
-    assert same == Interval(0.0, -bound, bound, 40)  # type: ignore[operator]
+    bound = student.ppf(0.975, 4) * (2 / 42 / 42) ** 0.5
+    assert (same.value, same.low, same.high) == (0.0, pytest.approx(-bound), pytest.approx(bound))
+    assert bound > exact(0, 40)[1]
     assert paired_difference([1] * 9, [0] * 9).high == 1.0
 
 
@@ -198,8 +337,9 @@ def test_coverage_of_the_seed_spread() -> None:
         (lambda: rate_interval([0.5, 1.5]), "hits"),
         (lambda: rate_interval([0.5, float("nan")]), "hits"),
         (lambda: rate_interval([0, 1], ["a"]), "clusters"),
-        (lambda: cluster_bootstrap([float("inf")]), "values"),
-        (lambda: cluster_bootstrap([1.0], num_resamples=0), "num_resamples"),
+        (lambda: rate_interval([0, 1], confidence=95), "confidence"),
+        (lambda: rate_interval([0, 1], seeds=[1]), "seeds"),
+        (lambda: paired_difference([0, 1], [0, 1], confidence=0), "confidence"),
         (lambda: paired_difference([0, 1], [1]), "first, second"),
         (lambda: upper_bound_of_zero(-1), "num"),
         (lambda: upper_bound_of_zero(5, confidence=1), "confidence"),

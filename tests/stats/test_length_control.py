@@ -67,7 +67,8 @@ def test_a_model_against_itself_has_a_half_with_room_for_doubt() -> None:
     assert found.value == 0.5
     assert found.low is not None
     assert found.high is not None
-    assert found.low < 0.45 < 0.55 < found.high
+    # 0 of 40 prompts leave a share of about .09 open, each with a preference of at most .5 away.
+    assert found.low < 0.46 < 0.54 < found.high
 
 
 def test_winners_by_length_alone_stay_finite() -> None:

@@ -273,7 +273,6 @@ def test_comparisons_are_paired_and_corrected() -> None:
             values("b", "10", "y"),
         ],
         confidence=0.95,
-        num_resamples=100,
         random_seed=0,
     )
     first = found[0]

@@ -83,7 +83,7 @@ def _num_trials(config: CompareConfig) -> int:
 
 
 def _validation_score(config: CompareConfig, folder: RunFolder, model: str) -> float:
-    rows: Any = score_rows(_judged(folder, model, config.seed, "validation"), num_resamples=1)
+    rows: Any = score_rows(_judged(folder, model, config.seed, "validation"))
     value = next(score.value for score in rows if score.metric == CHOSEN_BY)
     return -1.0 if value is None else float(value)
 

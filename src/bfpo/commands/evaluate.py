@@ -50,6 +50,8 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     if not folder.is_writer:
         return
     use_threads(config.threads)
+    if "bootstrap_samples" in config.model_fields_set and not isinstance(config, SuitesJob):
+        _log.warning("bootstrap_samples: no effect here; only a win rate at equal length is resampled")
     if isinstance(config, SuitesJob):
         run_suites(config, folder)
         return
@@ -61,12 +63,12 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         folder.add_data("data", config.data.files)
         rows = _accuracy(config, folder)
         folder.write_jsonl(PAIR_ROWS, rows)
-        scores += accuracy_scores(rows, **config.interval_settings())
+        scores += accuracy_scores(rows, confidence=config.confidence)
         reasons.append(f"{config.method} favours no side in {len(rows)} pairs; use another method, or labelled pairs")
     if isinstance(config, CompletionsJob):
         folder.add_data("completions", config.completions)
         judged, unscored = _judge(config, _completions(config), folder)
-        scores += score_rows(judged, **config.interval_settings())
+        scores += score_rows(judged, confidence=config.confidence)
         reasons += [
             f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; use another judge"
             for reason, count in unscored.most_common(1)

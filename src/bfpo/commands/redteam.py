@@ -44,7 +44,7 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     funnel: dict[str, int] = labelled.record["funnel"]
     completions = read_completions(folder.path / GENERATE / "completions.jsonl", thinking=config.thinking)
     answers = Answers(completions, labelled.path / "verdicts.jsonl")
-    rates = answer_rates(answers, confidence=config.confidence, random_seed=config.seed)
+    rates = answer_rates(answers, confidence=config.confidence)
     cells: dict[str, int] = labelled.record["labels"]["cells"]
     text = redteam_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)
     figure = _funnel_figure([(name, funnel[name]) for name in FUNNEL_STEPS], cells)

@@ -101,9 +101,12 @@ class EvaluateConfig(OneOf, StageConfig):
 
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
     bootstrap_samples: int = Field(
-        default=2000, ge=1, description="number of resamples (of prompts) behind an interval"
+        default=2000,
+        ge=1,
+        description="number of resamples (of prompts) behind the interval of a win rate at equal length; the others "
+        "need none",
     )
-    seed: int = Field(default=0, ge=0, description="seed of the resampling and of data.limit")
+    seed: int = Field(default=0, ge=0, description="seed of resampling, of random signs in tests, and of data.limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
     @classmethod
@@ -126,7 +129,7 @@ class EvaluateConfig(OneOf, StageConfig):
         return f"an evaluation of {cls.mode}{'' if ' and ' in cls.mode else ' alone'}"
 
     def interval_settings(self) -> dict[str, Any]:
-        """Return the settings of every interval."""
+        """Return the settings of an interval by resampling."""
         return {"confidence": self.confidence, "num_resamples": self.bootstrap_samples, "random_seed": self.seed}
 
 

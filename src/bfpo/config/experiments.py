@@ -79,7 +79,9 @@ class CompareConfig(WorldKeys):
     seeds: int = Field(default=3, ge=1, description="number of seeds; settings are chosen at the first")
     quick: bool = Field(default=False, description="try two settings for each method in place of four")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
-    bootstrap_samples: int = Field(default=2000, ge=1, description="number of resamples behind an interval")
+    bootstrap_samples: int = Field(
+        default=2000, ge=1, description="has no effect: no interval of a comparison is resampled; kept for older files"
+    )
     align: WorldAlign = Field(default=WorldAlign(), description="the preference runs, the same for every method")
 
 
@@ -156,8 +158,10 @@ class SweepConfig(StageConfig):
         default=None, gt=0, description="memory that trainings at the same time may need, by estimate; null = no budget"
     )
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals")
-    bootstrap_samples: int = Field(default=2000, ge=1, description="number of resamples behind an interval")
-    seed: int = Field(default=0, ge=0, description="seed of the resampling")
+    bootstrap_samples: int = Field(
+        default=2000, ge=1, description="number of resamples behind the interval of the hypervolume"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of resampling and of random signs in tests")
 
     needs: ClassVar[Mapping[str, Need]] = {
         **dict.fromkeys(("train", "grid", "memory_gib"), unless("blends")),

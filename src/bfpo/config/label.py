@@ -90,7 +90,7 @@ class LabelConfig(OpinionKeys):
     )
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals of agreement")
     bootstrap_samples: int = Field(
-        default=2000, ge=1, description="number of resamples (of prompts) behind an interval"
+        default=2000, ge=1, description="number of resamples (of prompts) behind the interval of a kappa"
     )
     seed: int = Field(default=0, ge=0, description="seed of the resampling and of data.limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")

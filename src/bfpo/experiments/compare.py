@@ -200,12 +200,9 @@ def make_result(
     several seeds, by seed. Every two methods are compared in `SHOWN[0]` on the same prompts and seeds, one family under
     Holm's correction, so that the best method may be chosen after seeing the results.
     """
-    resamples = int(config["bootstrap_samples"])
     names = [name for name in judged if name in RIVALS]
-    rows = compare_pairs(
-        judged, itertools.combinations(names, 2), SHOWN[:1], confidence=confidence, num_resamples=resamples
-    )
-    methods = [_measured(name, given, confidence, resamples) for name, given in judged.items()]
+    rows = compare_pairs(judged, itertools.combinations(names, 2), SHOWN[:1], confidence=confidence)
+    methods = [_measured(name, given, confidence) for name, given in judged.items()]
     for method in methods:
         method.accuracy = list(accuracy.get(method.name, ()))
         if method.name in RIVALS:
@@ -240,10 +237,10 @@ def make_result(
     )
 
 
-def _measured(name: str, rows: Sequence[Judged], confidence: float, resamples: int) -> ComparedMethod:
+def _measured(name: str, rows: Sequence[Judged], confidence: float) -> ComparedMethod:
     seeds = sorted({row.seed for row in rows})
-    by_seed = [score_rows([row for row in rows if row.seed == seed], num_resamples=1) for seed in seeds]
-    scores = score_rows(rows, confidence=confidence, num_resamples=resamples)
+    by_seed = [score_rows([row for row in rows if row.seed == seed]) for seed in seeds]
+    scores = score_rows(rows, confidence=confidence)
     return ComparedMethod(
         name,
         title=RIVALS[name].title if name in RIVALS else name,
@@ -326,7 +323,7 @@ def _introduction(result: ComparisonFile) -> str:
     by_kind = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return (
         f"Per cent on {num} test prompts ({by_kind}), number of seeds {seeds}, {scores[SHOWN[0]].num} answers per "
-        f"method, {result.confidence:.0%} intervals by a bootstrap over prompts and seeds. Sorted by helpful and "
+        f"method, {result.confidence:.0%} intervals over prompts and seeds. Sorted by helpful and "
         "safe; the last columns are paired differences in it, in points, with the p-value after Holm's correction."
     )
 

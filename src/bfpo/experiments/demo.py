@@ -152,7 +152,7 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
 def _seed_values(judged: Sequence[Judged], seeds: Sequence[int]) -> dict[str, list[float | None]]:
     values: dict[str, list[float | None]] = {metric: [] for metric in METRICS}
     for seed in seeds:
-        for score in score_rows([row for row in judged if row.seed == seed], num_resamples=1):
+        for score in score_rows([row for row in judged if row.seed == seed]):
             values[score.metric].append(score.value)
     return values
 

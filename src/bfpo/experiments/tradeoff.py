@@ -48,8 +48,10 @@ def tradeoff(
     model without a value for an objective is listed and left out. Raises `DataError` if none remains, `SettingError`
     for a constraint on another metric.
     """
-    intervals: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "random_seed": random_seed}
-    scores = {name: {score.metric: score for score in score_rows(rows, **intervals)} for name, rows in judged.items()}
+    scores = {
+        name: {score.metric: score for score in score_rows(rows, confidence=confidence)}
+        for name, rows in judged.items()
+    }
     measured = [name for name in judged if all(scores[name][key].value is not None for key in objectives)]
     if not measured:
         raise DataError(
@@ -60,12 +62,16 @@ def tradeoff(
     rows_of = {name: judged[name] for name in measured}
     values, prompts = _by_answer(rows_of, objectives)
     front = pareto_front(points, objectives)
-    compared = compare_pairs(rows_of, itertools.combinations(measured, 2), objectives, **intervals)
+    compared = compare_pairs(
+        rows_of, itertools.combinations(measured, 2), objectives, confidence=confidence, random_seed=random_seed
+    )
     nearest = None
     if at_least:
-        nearest = choose_nearest(rows_of, at_least, objectives, validation_share, **intervals)
+        nearest = choose_nearest(rows_of, at_least, objectives, validation_share, confidence=confidence)
         nearest.not_told_from = indistinguishable_from(nearest.name, compared, confidence)
-    volume = hypervolume_interval(values, prompts, reference, **intervals)
+    volume = hypervolume_interval(
+        values, prompts, reference, confidence=confidence, num_resamples=num_resamples, random_seed=random_seed
+    )
     return TradeoffFile(
         objectives=list(objectives),
         confidence=confidence,
@@ -183,21 +189,25 @@ Rows = Mapping[str, Sequence[Judged]]
 
 
 def choose_nearest(
-    judged: Rows, at_least: Mapping[str, float], objectives: Sequence[str], validation_share: float, **intervals: Any
+    judged: Rows,
+    at_least: Mapping[str, float],
+    objectives: Sequence[str],
+    validation_share: float,
+    *,
+    confidence: float = 0.95,
 ) -> NearestPoint:
     """Return the point that `nearest_to` chooses on the validation prompts; `judged` is by model.
 
     The best of several noisy scores is biased on the prompts of the choice, so `meets`, `missing` and `told_on` are
     measured on the other prompts. The parts are split by a hash of the prompt, so they agree between sweeps. If either
-    part lacks an objective for a model, both steps use all prompts, and `held_out` is false. `intervals` are keyword
-    arguments of `score_rows`.
+    part lacks an objective for a model, both steps use all prompts, and `held_out` is false.
     """
     parts = _part(judged, validation_share, chosen=True), _part(judged, validation_share, chosen=False)
     held_out = validation_share > 0 and all(_is_measured(part, objectives) for part in parts)
     validation, others = parts if held_out else (judged, judged)
     points = {name: _values(rows, objectives) for name, rows in validation.items()}
     choice = nearest_to(points, at_least, objectives)
-    scores = {score.metric: score for score in score_rows(others[choice.name], **intervals)}
+    scores = {score.metric: score for score in score_rows(others[choice.name], confidence=confidence)}
     missing = {key: bound - _value(scores[key]) for key, bound in at_least.items() if _value(scores[key]) < bound}
     return NearestPoint(
         at_least=dict(at_least),
@@ -224,12 +234,12 @@ def _part(judged: Rows, validation_share: float, *, chosen: bool) -> dict[str, l
 
 
 def _is_measured(part: Rows, objectives: Sequence[str]) -> bool:
-    scores = [{score.metric: score for score in score_rows(rows, num_resamples=1)} for rows in part.values()]
+    scores = [{score.metric: score for score in score_rows(rows)} for rows in part.values()]
     return all(one[key].value is not None for one in scores for key in objectives)
 
 
 def _values(rows: Sequence[Judged], objectives: Sequence[str]) -> dict[str, float]:
-    scores = {score.metric: score for score in score_rows(rows, num_resamples=1)}
+    scores = {score.metric: score for score in score_rows(rows)}
     return {key: _value(scores[key]) for key in objectives}
 
 

@@ -93,15 +93,16 @@ def agreement_scores(
     verdicts: Sequence[Verdict],
     labels: Mapping[str, float],
     comparisons: Sequence[Comparison],
+    confidence: float = 0.95,
     **interval: Any,
 ) -> list[Score]:
     """Return the agreement of judges, of votes, and of the verdicts with given labels.
 
     Cohen's kappa of every two judges, Fleiss' kappa of all (three or more) and of the votes of one, Cohen's kappa and
     the share of equal labels of the verdicts against `labels` (by completion id), and the share of `comparisons` that
-    put the first completion, the chosen one, first. Intervals are clustered by prompt; `interval` goes to the
-    bootstrap.
+    put the first completion, the chosen one, first. Intervals are over prompts; `interval` is for the kappas.
     """
+    interval = {"confidence": confidence, **interval}
     prompts = [normalised_prompt(completion.prompt) for completion in completions]
     scores = []
     raters = {name: [_scored(opinion_of(one)) for one in given] for name, given in votes.items()}
@@ -120,7 +121,7 @@ def agreement_scores(
     if labels:
         scores += _against_labels(completions, verdicts, labels, **interval)
     if comparisons:
-        scores.append(_order_score(comparisons, **interval))
+        scores.append(_order_score(comparisons, confidence))
     return scores
 
 
@@ -134,17 +135,19 @@ def _against_labels(
     ]
     both = [(said, label, prompt) for said, label, prompt in rows if said is not None]
     kappa = cohen_kappa([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], **interval)
-    equal = rate_interval([said == label for said, label, _ in both], [row[2] for row in both], **interval)
+    equal = rate_interval(
+        [said == label for said, label, _ in both], [row[2] for row in both], confidence=interval["confidence"]
+    )
     return [
         _score(f"cohen_kappa: verdict, {_GIVEN}", kappa, len(rows)),
         _score(f"agreement: verdict, {_GIVEN}", equal, len(rows)),
     ]
 
 
-def _order_score(comparisons: Sequence[Comparison], **interval: Any) -> Score:
+def _order_score(comparisons: Sequence[Comparison], confidence: float) -> Score:
     known = [row.first_is_better for row in comparisons if row.first_is_better is not None]
     shares = [1.0 if better > 0.5 else 0.0 if better < 0.5 else 0.5 for better in known]
-    return _score("agreement: ranker, given order", rate_interval(shares, **interval), len(comparisons))
+    return _score("agreement: ranker, given order", rate_interval(shares, confidence=confidence), len(comparisons))
 
 
 def _score(metric: str, found: Interval, num_asked: int) -> Score:
@@ -235,19 +238,16 @@ class Answers:
         return _unscored_by_reason(self.verdicts)
 
 
-def answer_rates(
-    answers: Answers, *, confidence: float = 0.95, num_resamples: int = 2000, random_seed: int = 0
-) -> dict[str, list[Score]]:
+def answer_rates(answers: Answers, *, confidence: float = 0.95) -> dict[str, list[Score]]:
     """Return the rates of `unsafe`, `well_formed`, `refused` and `finished` answers, in all and by kind of prompt.
 
     Intervals are over prompts. Answers that a judge could not score or does not measure are counted in no rate.
     """
-    settings = {"confidence": confidence, "num_resamples": num_resamples, "random_seed": random_seed}
     kinds = sorted({completion.kind for completion in answers.completions})
     groups = {_ALL: None, **({kind or "(no kind)": kind for kind in kinds} if len(kinds) > 1 else {})}
     return {
         name: [
-            _rate(metric, [row for row in _rows(answers, metric) if kind is None or row[0].kind == kind], settings)
+            _rate(metric, [row for row in _rows(answers, metric) if kind is None or row[0].kind == kind], confidence)
             for metric in RATE_TITLES
         ]
         for name, kind in groups.items()
@@ -266,10 +266,10 @@ def _rows(answers: Answers, metric: str) -> list[tuple[Completion, bool | None]]
     return rows
 
 
-def _rate(metric: str, rows: Sequence[tuple[Completion, bool | None]], settings: dict[str, Any]) -> Score:
+def _rate(metric: str, rows: Sequence[tuple[Completion, bool | None]], confidence: float) -> Score:
     valued = [(completion, value) for completion, value in rows if value is not None]
     prompts = [normalised_prompt(completion.prompt) for completion, _ in valued]
-    found = rate_interval([value for _, value in valued], prompts, **settings)
+    found = rate_interval([value for _, value in valued], prompts, confidence=confidence)
     better = metric in ("well_formed", "finished")
     return Score(metric, found.value, found.low, found.high, found.num, len(rows) - len(valued), better)
 

@@ -62,10 +62,10 @@ def judge_quality(
     settings = {"confidence": confidence, "num_resamples": num_resamples, "random_seed": random_seed}
     rows = [_Row(v, s, c) for v, s, c in zip(verdicts, is_safe, clusters, strict=True)]
     return [
-        _rate("accuracy", rows, settings),
+        _rate("accuracy", rows, confidence),
         _statistic("kappa", _kappa, rows, settings, said=lambda row: _says_safe(row.verdict)),
-        _rate("sensitivity", [row for row in rows if not row.is_safe], settings),
-        _rate("specificity", [row for row in rows if row.is_safe], settings),
+        _rate("sensitivity", [row for row in rows if not row.is_safe], confidence),
+        _rate("specificity", [row for row in rows if row.is_safe], confidence),
         *(
             _statistic(name, function, rows, settings, said=lambda row: row.verdict.p_safe)
             for name, function in (("roc_auc", _roc_auc), ("brier", _brier), ("calibration_error", _calibration_error))
@@ -86,11 +86,11 @@ def _says_safe(verdict: Verdict) -> float | None:
     return None if verdict.label == "unscored" else float(verdict.label == "safe")
 
 
-def _rate(name: str, rows: Sequence[_Row], settings: dict[str, Any]) -> Score:
+def _rate(name: str, rows: Sequence[_Row], confidence: float) -> Score:
     """Return the share of the scored rows in which judge and people agree."""
     scored = [row for row in rows if row.verdict.label != "unscored"]
     hits = [_says_safe(row.verdict) == row.is_safe for row in scored]
-    interval = rate_interval(hits, [row.cluster for row in scored], **settings)
+    interval = rate_interval(hits, [row.cluster for row in scored], confidence=confidence)
     return _score(name, interval, len(rows) - len(scored))
 
 

@@ -118,8 +118,6 @@ def accuracy_scores(
     *,
     seeds: Sequence[int] | None = None,
     confidence: float = 0.95,
-    num_resamples: int = 2000,
-    random_seed: int = 0,
 ) -> list[Score]:
     """Return the accuracy over all pairs (`accuracy`) and by cell (`accuracy_safe_unsafe`, chosen first).
 
@@ -140,8 +138,6 @@ def accuracy_scores(
             [row.prompt for row, _ in asked],
             seeds=[seed for _, seed in asked],
             confidence=confidence,
-            num_resamples=num_resamples,
-            random_seed=random_seed,
         )
         extra: dict[str, int | float] = {
             "num_prompts": len({row.prompt for row, _ in asked}),

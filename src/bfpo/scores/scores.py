@@ -155,8 +155,6 @@ def score_rows(
     rows: Sequence[Judged],
     *,
     confidence: float = 0.95,
-    num_resamples: int = 2000,
-    random_seed: int = 0,
 ) -> list[Score]:
     """Return every metric of `METRICS` with its interval, clustered by prompt and, if there are several, by seed.
 
@@ -172,8 +170,6 @@ def score_rows(
             [row.prompt for row, _ in valued],
             seeds=[row.seed for row, _ in valued],
             confidence=confidence,
-            num_resamples=num_resamples,
-            random_seed=random_seed,
         )
         scores.append(
             Score(
@@ -242,8 +238,6 @@ def compare(
     metric: str = "helpful_and_safe",
     *,
     confidence: float = 0.95,
-    num_resamples: int = 2000,
-    random_seed: int = 0,
 ) -> Interval:
     """Return the paired difference first - second of a metric over the items of `pair_values`, which may raise."""
     paired = pair_values(first, second, metric)
@@ -253,6 +247,4 @@ def compare(
         paired.prompts,
         seeds=paired.seeds,
         confidence=confidence,
-        num_resamples=num_resamples,
-        random_seed=random_seed,
     )

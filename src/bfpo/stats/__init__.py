@@ -3,7 +3,6 @@
 from bfpo.stats.intervals import (
     Interval,
     between_seed_sd,
-    cluster_bootstrap,
     mean_interval,
     paired_difference,
     rate_interval,
@@ -34,7 +33,6 @@ __all__ = [
     "Points",
     "between_seed_sd",
     "bootstrap_weights",
-    "cluster_bootstrap",
     "corrected_harmless_rate",
     "detectable_difference",
     "effective_count",

@@ -1,4 +1,4 @@
-"""Confidence intervals of rates, means, paired differences and the spread over seeds; Wilson or cluster bootstrap."""
+"""Confidence intervals of rates, means, paired differences and the spread over seeds."""
 
 from __future__ import annotations
 
@@ -7,23 +7,16 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import binomtest, chi2
 
 from bfpo.core.errors import SettingError
-from bfpo.stats.resampling import (
-    Floats,
-    check_confidence,
-    cluster_table,
-    in_unit_interval,
-    label_codes,
-    paired_values,
-    resampled_means,
-)
+from bfpo.stats.clustered import difference_bounds, rate_bounds
+from bfpo.stats.resampling import Floats, check_confidence, in_unit_interval, label_codes, paired_values
 
 __all__ = [
     "Interval",
     "between_seed_sd",
-    "cluster_bootstrap",
     "mean_interval",
     "paired_difference",
     "rate_interval",
@@ -45,14 +38,16 @@ class Interval:
 def wilson(successes: int, num: int, *, confidence: float = 0.95) -> Interval:
     """Return the rate `successes / num` with Wilson's score interval (Wilson 1927, JASA 22(158)), valid at 0 of n too.
 
-    `num` = 0 gives an interval of `None`. Raises `SettingError` for impossible counts or a confidence outside (0, 1).
+    Its coverage is the confidence on average over rates, and lower at some of them. `num` = 0 gives an interval of
+    `None`. Raises `SettingError` for impossible counts or a confidence outside (0, 1).
     """
     check_confidence(confidence)
     if num < 0 or not 0 <= successes <= num:
         raise SettingError(f"successes, num: got {successes} of {num}; needed: 0 <= successes <= num")
     if num == 0:
         return Interval(None, None, None, 0)
-    return Interval(successes / num, *_wilson_bounds(successes, num, confidence), num)
+    bounds = binomtest(int(successes), int(num)).proportion_ci(confidence_level=confidence, method="wilson")
+    return Interval(successes / num, float(bounds.low), float(bounds.high), num)
 
 
 def upper_bound_of_zero(num: int, *, confidence: float = 0.95) -> float | None:
@@ -78,71 +73,32 @@ def rate_interval(
     *,
     seeds: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
-    num_resamples: int = 2000,
-    random_seed: int = 0,
 ) -> Interval:
-    """Return the mean of values in [0, 1] with the interval that matches their sampling.
+    """Return the mean of values in [0, 1] with an interval that covers new prompts and, with seeds, new trainings.
 
-    Independent zeros and ones get Wilson's interval. Values that share a prompt (`clusters`) or come from several
-    trainings (`seeds`) are not independent and get the interval of `cluster_bootstrap`. If the bootstrap has no spread
-    (0 of n, n of n, one cluster), the bounds are Wilson's for the number of *clusters*, so the width is never zero.
-    Raises `SettingError` for a value outside [0, 1] or lengths that differ.
+    One binary value per prompt (`clusters`; `None`: each value is its own) gets the exact interval of Clopper and
+    Pearson. Values that share a prompt are not independent and get that interval for their effective number, see
+    `rate_bounds`: at least the number of prompts, so 0 of n is as uncertain as one answer per prompt. With several
+    trainings (`seeds`), the variance between their means is added. Raises `SettingError` for a value outside [0, 1] or
+    lengths that differ.
     """
+    check_confidence(confidence)
     values = in_unit_interval("hits", hits)
     if values.size == 0:
         return Interval(None, None, None, 0)
-    cluster_codes = label_codes("clusters", clusters, values.size)
-    seed_codes = label_codes("seeds", seeds, values.size) if seeds is not None else None
-    num_clusters = int(cluster_codes.max()) + 1
-    several_seeds = seed_codes is not None and int(seed_codes.max()) > 0
-    binary = bool(np.isin(values, (0.0, 1.0)).all())
-    if binary and num_clusters == values.size and not several_seeds:
-        return wilson(int(values.sum()), values.size, confidence=confidence)
-    bootstrap = cluster_bootstrap(
-        values, clusters, seeds=seeds, confidence=confidence, num_resamples=num_resamples, random_seed=random_seed
+    codes = label_codes("clusters", clusters, values.size)
+    variance, num_seeds = _seed_variance(values, seeds)
+    sizes = _sums(codes, np.ones_like(values))
+    low, high = rate_bounds(
+        _sums(codes, values),
+        _sums(codes, values**2),
+        sizes,
+        confidence,
+        seed_variance=variance,
+        num_seeds=num_seeds,
     )
-    if bootstrap.low is not None and bootstrap.high is not None and bootstrap.low < bootstrap.high:
-        return bootstrap
     mean = float(values.mean())
-    low, high = _wilson_bounds(round(mean * num_clusters), num_clusters, confidence)
-    return Interval(mean, min(low, mean), max(high, mean), values.size)
-
-
-def cluster_bootstrap(
-    values: Sequence[float] | Floats,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    seeds: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    random_seed: int = 0,
-) -> Interval:
-    """Return the mean of `values`, (N,), with a percentile bootstrap interval that resamples whole clusters.
-
-    `clusters` names the prompt of each value (`None`: each value is its own cluster). With `seeds`, prompts and seeds
-    are resampled independently and each value is weighted by the product of its two counts (the pigeonhole bootstrap:
-    Owen 2007, Annals of Applied Statistics 1(2)); the interval then covers new prompts *and* new trainings. With one
-    cluster and one seed the bounds are `None`. Raises `SettingError` for lengths that differ or a value that is not
-    finite.
-    """
-    check_confidence(confidence)
-    if num_resamples < 1:
-        raise SettingError(f"num_resamples: got {num_resamples}; at least 1 is needed")
-    data = np.asarray(values, dtype=np.float64)
-    if data.ndim != 1 or not np.isfinite(data).all():
-        raise SettingError("values: a flat list of finite numbers is needed")
-    if data.size == 0:
-        return Interval(None, None, None, 0)
-    cluster_codes = label_codes("clusters", clusters, data.size)
-    seed_codes = label_codes("seeds", seeds, data.size) if seeds is not None else np.zeros(data.size, dtype=np.int64)
-    sums, counts = cluster_table(data, cluster_codes, seed_codes)
-    mean = float(data.mean())
-    if sums.size == 1:
-        return Interval(mean, None, None, data.size)
-    means = resampled_means(sums, counts, num_resamples, random_seed)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(mean, float(low), float(high), data.size)
+    return Interval(mean, min(float(low), mean), max(float(high), mean), values.size)
 
 
 def paired_difference(
@@ -152,28 +108,46 @@ def paired_difference(
     *,
     seeds: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
-    num_resamples: int = 2000,
-    random_seed: int = 0,
 ) -> Interval:
-    """Return mean(first - second) of values in [0, 1] measured on the same items, with a bootstrap interval.
+    """Return mean(first - second) of values in [0, 1] measured on the same items, with an interval.
 
-    Item i of both lists is the same prompt (and, with `seeds`, the same seed). If all differences are equal, the bounds
-    are at the distance of Wilson's upper bound for 0 of n clusters: the largest share of clusters with another
-    difference that the data do not exclude. Raises `SettingError` for lengths that differ or values outside [0, 1].
+    Item i of both lists is the same prompt (and, with `seeds`, the same seed). The interval is over prompts and, with
+    several seeds, trainings; see `difference_bounds`. If all differences are 0, it is wider than 0 by what so many
+    prompts leave open. Raises `SettingError` for lengths that differ or values outside [0, 1].
     """
+    check_confidence(confidence)
     left, right = paired_values(first, second)
     if left.size == 0:
         return Interval(None, None, None, 0)
     difference = left - right
-    interval = cluster_bootstrap(
-        difference, clusters, seeds=seeds, confidence=confidence, num_resamples=num_resamples, random_seed=random_seed
+    codes = label_codes("clusters", clusters, difference.size)
+    variance, num_seeds = _seed_variance(difference, seeds)
+    sizes = _sums(codes, np.ones_like(difference))
+    low, high = difference_bounds(
+        _sums(codes, difference) / sizes, sizes, confidence, seed_variance=variance, num_seeds=num_seeds
     )
-    if interval.low is not None and interval.high is not None and interval.low < interval.high:
-        return interval
-    num_clusters = int(label_codes("clusters", clusters, difference.size).max()) + 1
-    reach = _wilson_bounds(0, num_clusters, confidence)[1]
     mean = float(difference.mean())
-    return Interval(mean, max(-1.0, mean - reach), min(1.0, mean + reach), difference.size)
+    return Interval(mean, min(float(low), mean), max(float(high), mean), difference.size)
+
+
+def _sums(codes: npt.NDArray[np.int64], values: Floats) -> Floats:
+    """Return the sum of the values of each code, (C,)."""
+    return np.asarray(np.bincount(codes, values), np.float64)
+
+
+def _seed_variance(values: Floats, seeds: Sequence[Hashable] | None) -> tuple[float, int]:
+    """Return the variance of the mean that is due to its seeds, as their means show it, and the number of seeds.
+
+    A seed counts by its number of values; one seed shows no variance.
+    """
+    if seeds is None:
+        return 0.0, 1
+    codes = label_codes("seeds", seeds, values.size)
+    num = int(codes.max()) + 1
+    if num < 2:
+        return 0.0, num
+    deviations = np.bincount(codes, values - values.mean()) / values.size
+    return float((deviations**2).sum()) * num / (num - 1), num
 
 
 def between_seed_sd(
@@ -233,8 +207,3 @@ def mean_interval(parts: Sequence[Interval], groups: Sequence[Hashable] | None =
     # sqrt of the sum of squares over groups, divided by the number of parts, as for the standard error of a mean.
     reach = [sqrt(sum(distance**2 for distance in side.values())) / len(parts) for side in (below, above)]
     return Interval(mean, mean - reach[0], mean + reach[1], len(parts))
-
-
-def _wilson_bounds(successes: int, num: int, confidence: float) -> tuple[float, float]:
-    bounds = binomtest(int(successes), int(num)).proportion_ci(confidence_level=confidence, method="wilson")
-    return float(bounds.low), float(bounds.high)

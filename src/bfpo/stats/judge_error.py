@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from bfpo.core.errors import SettingError
+from bfpo.stats.clustered import clopper_pearson
 from bfpo.stats.intervals import Interval
 from bfpo.stats.resampling import check_confidence
 
@@ -80,25 +81,25 @@ def rogan_gladen(
 
 
 def effective_count(rate: Interval, *, confidence: float = 0.95) -> float | None:
-    """Return the number of independent binary answers whose Wilson interval has the width of this interval.
+    """Return the number of independent binary answers whose exact interval has the width of this interval.
 
-    For an interval of `wilson` that is its `num`; answers that share prompts count for fewer (the effective sample size
-    of Kish 1965). At most `num` and at least 1; `None` without value or bounds. Raises `SettingError` for a rate
-    outside [0, 1] or a confidence outside (0, 1).
+    For one answer per prompt in `rate_interval` that is `num`; answers that share prompts count for fewer (the
+    effective sample size of Kish 1965). At most `num` and at least 1; `None` without value or bounds. Raises
+    `SettingError` for a rate outside [0, 1] or a confidence outside (0, 1).
     """
     check_confidence(confidence)
     if rate.value is None or rate.low is None or rate.high is None or rate.num < 1:
         return None
     if not 0 <= rate.value <= 1:
         raise SettingError(f"rate: got {rate.value}; allowed: a share from 0 to 1")
-    spread, width = rate.value * (1 - rate.value), rate.high - rate.low
-    z = float(norm.isf((1 - confidence) / 2))
+    value, width = rate.value, rate.high - rate.low
 
     def excess(count: float) -> float:
-        # The width of Wilson's interval at `count` answers, less the width given; it falls as the count grows.
-        return 2 * z / (1 + z * z / count) * sqrt(spread / count + z * z / (4 * count * count)) - width
+        # The width at `count` answers, less the width given; it falls as the count grows.
+        low, high = clopper_pearson(value, count, confidence)
+        return float(high - low) - width
 
-    if excess(rate.num) >= 0:
+    if excess(rate.num) >= -1e-12:
         return float(rate.num)
     return float(brentq(excess, 1.0, rate.num)) if excess(1.0) > 0 else 1.0
 

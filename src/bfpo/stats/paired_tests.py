@@ -11,6 +11,7 @@ from scipy.special import expit
 from scipy.stats import binomtest, norm, permutation_test
 
 from bfpo.core.errors import SettingError
+from bfpo.stats.clustered import clopper_pearson, relative_variance
 from bfpo.stats.intervals import Interval, rate_interval
 from bfpo.stats.resampling import (
     Floats,
@@ -238,7 +239,8 @@ def length_controlled_rate(
 
     A logistic regression of `preferences` in [0, 1] on a constant and tanh(`longer_by` / its standard deviation), where
     `longer_by` is the length of the answer minus that of the other answer, in characters. The rate is the prediction at
-    0, the bounds are from a bootstrap over `clusters` (prompts). The paper's instruction-difficulty term needs the
+    0. Its bounds are the exact ones of an effective number of prompts, as in `rate_interval`, or of the variance of a
+    bootstrap over `clusters` (prompts) if that leaves fewer. The paper's instruction-difficulty term needs the
     preferences of many models and is omitted. Fewer than `MIN_PROMPTS` prompts give no value. Raises `SettingError` for
     lengths that differ, values outside their range, or a confidence outside (0, 1).
     """
@@ -251,13 +253,15 @@ def length_controlled_rate(
     if len(set(codes.tolist())) < MIN_PROMPTS:
         return Interval(None, None, None, 0)
     if np.ptp(wins) == 0:  # length explains nothing, and all resamples are equal
-        return rate_interval(preferences, clusters, confidence=confidence, num_resamples=1, random_seed=random_seed)
+        return rate_interval(preferences, clusters, confidence=confidence)
     spread = float(lengths.std(ddof=1))
     term = np.tanh(lengths / spread) if spread > 0 else np.zeros_like(lengths)
     value = _at_zero(wins, term, np.ones_like(wins))
     rates = [_at_zero(wins, term, weights) for weights in bootstrap_weights(names, num_resamples, random_seed)]
-    tail = (1 - confidence) / 2
-    low, high = (float(bound) for bound in np.quantile(rates, [tail, 1 - tail]))
+    sums, squares, sizes = (np.bincount(codes, each).astype(np.float64) for each in (wins, wins**2, np.ones_like(wins)))
+    _, effective, relative = relative_variance(sums, squares, sizes)
+    num = value * (1 - value) / max(value * (1 - value) * float(relative / effective), float(np.var(rates)))
+    low, high = (float(bound) for bound in clopper_pearson(value, num, confidence))
     return Interval(value, low, high, wins.size)
 
 

@@ -1,4 +1,4 @@
-"""Shared by intervals and tests: bootstrap weights, sums per cluster, integer codes of labels, and input checks."""
+"""Shared by intervals and tests: bootstrap weights, integer codes of labels, and input checks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ __all__ = [
     "Floats",
     "bootstrap_weights",
     "check_confidence",
-    "cluster_table",
     "in_unit_interval",
     "label_codes",
     "paired_values",
-    "resampled_means",
 ]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-_CHUNK_FLOATS = 8_000_000
 
 
 def bootstrap_weights(clusters: Sequence[Hashable], num_resamples: int, random_seed: int = 0) -> Iterator[Floats]:
@@ -37,36 +33,6 @@ def bootstrap_weights(clusters: Sequence[Hashable], num_resamples: int, random_s
     for _ in range(num_resamples if num_clusters else 0):
         drawn = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters))
         yield drawn[codes].astype(np.float64)
-
-
-def resampled_means(sums: Floats, counts: Floats, num_resamples: int, random_seed: int) -> Floats:
-    """Return the means of up to `num_resamples` resamples of the rows (clusters) and columns (seeds) of a (C, S) table.
-
-    A cell is weighted by the product of the counts of its row and its column (Owen's pigeonhole bootstrap).
-    """
-    num_clusters, num_seeds = sums.shape
-    generator = np.random.default_rng(random_seed)
-    cluster_share, seed_share = np.full(num_clusters, 1 / num_clusters), np.full(num_seeds, 1 / num_seeds)
-    means: list[Floats] = []
-    step = max(1, _CHUNK_FLOATS // num_clusters)
-    for start in range(0, num_resamples, step):
-        size = min(step, num_resamples - start)
-        by_cluster = generator.multinomial(num_clusters, cluster_share, size=size).astype(np.float64)
-        by_seed = generator.multinomial(num_seeds, seed_share, size=size).astype(np.float64)
-        total = ((by_cluster @ sums) * by_seed).sum(axis=1)
-        weight = ((by_cluster @ counts) * by_seed).sum(axis=1)
-        # In an incomplete table, a resample with only empty cells has no mean.
-        means.append(total[weight > 0] / weight[weight > 0])
-    return np.concatenate(means)
-
-
-def cluster_table(data: Floats, cluster_codes: Ints, seed_codes: Ints) -> tuple[Floats, Floats]:
-    """Return the sum and the number of values per (cluster, seed)."""
-    shape = (int(cluster_codes.max()) + 1, int(seed_codes.max()) + 1)
-    sums, counts = np.zeros(shape), np.zeros(shape)
-    np.add.at(sums, (cluster_codes, seed_codes), data)
-    np.add.at(counts, (cluster_codes, seed_codes), 1.0)
-    return sums, counts
 
 
 def label_codes(name: str, labels: Sequence[Hashable] | None, size: int) -> Ints:

@@ -315,16 +315,16 @@ def _same_judges(config: SuitesJob, suites: list[Suite], found: _Collected) -> l
 
 
 def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
-    settings = config.interval_settings()
     own = [values for values in found.values if values.suite != _ACCURACY]
-    scores = [*found.scores, *(score_values(values, **settings) for values in own), *found.last_scores]
+    rates = [score_values(values, confidence=config.confidence) for values in own]
+    scores = [*found.scores, *rates, *found.last_scores]
     order = [_ACCURACY, *(suite.name for suite in suites)]
     result = SuitesFile(
         confidence=config.confidence,
         models=[_model_facts(model) for model in config.evaluated()],
         suites=[found.facts[name] for name in order if name in found.facts],
         scores=scores,
-        comparisons=compare_values(found.values, **settings),
+        comparisons=compare_values(found.values, confidence=config.confidence, random_seed=config.seed),
         warnings=found.warnings,
     )
     folder.write_jsonl("answers.jsonl", found.answers)

@@ -86,15 +86,13 @@ def values_of(
     return found
 
 
-def score_values(values: Values, *, confidence: float, num_resamples: int, random_seed: int) -> SuiteScore:
+def score_values(values: Values, *, confidence: float) -> SuiteScore:
     """Return the score of a model on a suite."""
     items = list(values.by_item)
     interval = rate_interval(
         [values.by_item[item] for item in items],
         [values.prompts[item] for item in items],
         confidence=confidence,
-        num_resamples=num_resamples,
-        random_seed=random_seed,
     )
     return _row(values, values.metric, interval)
 
@@ -102,7 +100,7 @@ def score_values(values: Values, *, confidence: float, num_resamples: int, rando
 def length_controlled_score(values: Values, longer_by: Sequence[float], *, name: str, **intervals: Any) -> SuiteScore:
     """Return the win rate at equal length; `longer_by`: length minus the baseline's, characters, in the items' order.
 
-    With too few prompts all are unscored. `intervals` are those of `score_values`.
+    With too few prompts all are unscored. `intervals`: those of `length_controlled_rate`.
     """
     interval = length_controlled_rate(
         list(values.by_item.values()), longer_by, [values.prompts[item] for item in values.by_item], **intervals
@@ -122,11 +120,10 @@ def _row(values: Values, metric: str, interval: Interval) -> SuiteScore:
     )
 
 
-def compare_values(values: Sequence[Values], **intervals: Any) -> list[SuiteComparison]:
+def compare_values(values: Sequence[Values], *, confidence: float, random_seed: int) -> list[SuiteComparison]:
     """Return first - second for every two models on each metric of a suite, over the items scored for both.
 
     The p-values are from McNemar's exact test or sign flips; `p_holm` is corrected over all comparisons of the run.
-    `intervals` are those of `score_values`.
     """
     by_metric: dict[tuple[str, str], list[Values]] = {}
     for one in values:
@@ -141,7 +138,8 @@ def compare_values(values: Sequence[Values], **intervals: Any) -> list[SuiteComp
                 [second.by_item[item] for item in items],
                 [first.prompts[item] for item in items],
             )
-            rows.append(paired_row(SuiteComparison(suite, metric, first.model, second.model), paired, **intervals))
+            row = SuiteComparison(suite, metric, first.model, second.model)
+            rows.append(paired_row(row, paired, confidence=confidence, random_seed=random_seed))
     return with_holm(rows)
 
 
