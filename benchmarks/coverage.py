@@ -119,8 +119,8 @@ def bootstrap_of_prompts(hits: Floats, answers: int) -> Bounds:
 MAIN, PAIRED = "bfpo", "bfpo, paired difference"
 METHODS: dict[str, Callable[[Floats, int], Bounds]] = {
     MAIN: this_interval,
-    "bootstrap of prompts": bootstrap_of_prompts,
     "Wilson, of answers": wilson_of_answers,
+    "bootstrap of prompts": bootstrap_of_prompts,
 }
 
 
@@ -192,7 +192,7 @@ def summary(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "worst": min(found, key=lambda cell: float(cell["coverage"])),
             "widths": {key: float(np.mean([cell["widths"][key] for cell in found])) for key in found[0]["widths"]},
         }
-        for (answers, method), found in sorted(groups.items(), key=lambda item: (item[0][1] != MAIN, *item[0]))
+        for (answers, method), found in sorted(groups.items(), key=lambda item: (item[0][1] == PAIRED, item[0][0]))
     ]
 
 
