@@ -18,6 +18,7 @@ VALUES: dict[str, Any] = {
     "max_prompt_length": 9,
     "long_prompts": "skip",
     "chat_template": "t.jinja",
+    "chat_template_kwargs": {"style": "terse"},
     "batch_size": 3,
     "threads": 1,
     "url": "http://localhost:8000/v1",

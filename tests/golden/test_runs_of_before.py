@@ -29,6 +29,7 @@ NEW: dict[str, Any] = {
     "max_answer_tokens": None,
     "chat_template_kwargs": {},
     "allow_template_changes": False,
+    "bad_rows": "stop",
     "extra_body": {},
     "phrases": None,
     "safe_values": [],

@@ -12,10 +12,12 @@ from bfpo.config.evaluate import ServerGenerate, TransformersGenerate, VllmGener
 from bfpo.core.errors import DataError, ServerError
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Prompt
-from bfpo.data.chat import ChatEncoder
+from bfpo.data.chat import ChatEncoder, ends_with_assistant
 from bfpo.data.prompts import PromptResult, read_prompt_files
+from bfpo.data.rejects import describe_rejects
 from bfpo.data.split import draw
 from bfpo.data.thinking import Thinking, opens_thought, without_thought
+from bfpo.data.tokenize import check_ids, ids_to_check, row_check
 from bfpo.data.write import completion_row
 from bfpo.generation.engines import (
     Engine,
@@ -33,13 +35,14 @@ from bfpo.generation.server import RequestBudget, Server
 from bfpo.generation.settings import WeightsSpec
 from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer
+from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
 
 _log = logging.getLogger(__name__)
 
-COMPLETIONS, RAW = "completions.jsonl", "completions.raw.jsonl"
+COMPLETIONS, RAW, REJECTS = "completions.jsonl", "completions.raw.jsonl", "rejects.jsonl"
 _PARTIAL = "completions.partial.jsonl"
 _END_TOKENS = 32  # of a prompt, enough for an opening mark
 
@@ -62,9 +65,13 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     if isinstance(config, TransformersGenerate):
         use_threads(config.threads)
     folder.add_data("prompts", config.prompts)
-    found = _read_prompts(config)
     chat = _chat(config)
-    prompts, left_out = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
+    found = _read_prompts(config, chat)
+    if found.rejects:
+        folder.write_jsonl(REJECTS, [{"input": "prompts", **reject.as_row()} for reject in found.rejects])
+    prompts, left_out, notes = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
+    for note in notes:
+        _log.info("%s", note)
     left_out = {**found.left_out, **left_out}
     facts = {"num_prompts": len(found.prompts), "left_out": left_out, "layouts": found.layouts, **found.notes}
     folder.add_facts(prompts=facts)
@@ -90,9 +97,9 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
 
 def preview(config: GenerateConfig) -> list[str]:
     """Return what would be generated: prompts by kind, their lengths, completions; no request is sent."""
-    found = _read_prompts(config)
     chat = _chat(config)
-    prompts, too_long = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
+    found = _read_prompts(config, chat)
+    prompts, too_long, notes = _fitting(draw(found.prompts, config.limit, config.seed), config, chat)
     tasks = [task for prompt, ids in prompts.items() for task in _tasks(prompt, ids, config)]
     lengths = sorted(len(task.prompt_ids) for task in tasks)
     kinds = Counter(prompt.kind or "(no kind)" for prompt in prompts)
@@ -105,6 +112,7 @@ def preview(config: GenerateConfig) -> list[str]:
     return [
         f"{len(prompts)} prompts: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}",
         *left_out,
+        *notes,
         f"prompt tokens: {known}",
         f"{len(tasks)} completions of at most {config.max_new_tokens} tokens",
         *asked,
@@ -169,31 +177,44 @@ def _chat(config: GenerateConfig) -> ChatEncoder | None:
     """Return the encoder of prompts, `None` if a server renders them."""
     if not isinstance(config, TransformersGenerate | VllmGenerate):
         return None
-    return ChatEncoder(load_tokenizer(config.model, revision=config.revision), read_template(config.chat_template))
+    tokenizer = load_tokenizer(config.model, revision=config.revision)
+    return ChatEncoder(tokenizer, read_template(config.chat_template), config.chat_template_kwargs)
 
 
 # ------------------------------------------------------------------------------------------------------ the prompts
 
 
-def _read_prompts(config: GenerateConfig) -> PromptResult:
-    found = read_prompt_files([config.prompts], columns=config.columns)
+def _read_prompts(config: GenerateConfig, chat: ChatEncoder | None) -> PromptResult:
+    check = None if chat is None else row_check(chat)
+    found = read_prompt_files([config.prompts], columns=config.columns, check=check, bad_rows=config.bad_rows)
     if not found.prompts:
-        raise DataError.at(config.prompts, None, "holds no prompt; at least one is needed")
+        bad = f" that can be used; {describe_rejects(found.rejects, rows=len(found.rejects))}" if found.rejects else ""
+        raise DataError.at(config.prompts, None, f"holds no prompt{bad or '; at least one is needed'}")
     return found
 
 
 def _fitting(
     prompts: Sequence[Prompt], config: GenerateConfig, chat: ChatEncoder | None
-) -> tuple[dict[Prompt, tuple[int, ...]], dict[str, int]]:
+) -> tuple[dict[Prompt, tuple[int, ...]], dict[str, int], list[str]]:
     """Return the prompts with their tokens (none if a server renders them), and the numbers left out by reason.
 
-    Raises `DataError` for a prompt longer than `max_prompt_length` under `long_prompts: stop`, or if all are longer.
+    Also notes on the chat template and on prompts that are continued. Raises `DataError` for a prompt longer than
+    `max_prompt_length` under `long_prompts: stop`, or if all are longer, `ModelError` for a token that the model lacks.
     """
+    num_begun = sum(ends_with_assistant(one.messages) for one in prompts)
+    notes = [f"{num_begun} prompts end with a message of the assistant, which is continued"] if num_begun else []
     if chat is None or not isinstance(config, WeightsSpec):
-        return dict.fromkeys(prompts, ()), {}
-    encoded = {
-        one: tuple(chat.encode(one.messages, (), name=f"prompt {one.id}", tools=one.tools).prompt) for one in prompts
-    }
+        return dict.fromkeys(prompts, ()), {}, notes
+    limit = ids_to_check(chat.tokenizer, num_embeddings(read_config(config.model, revision=config.revision)))
+    encoded: dict[Prompt, tuple[int, ...]] = {}
+    changes: Counter[str] = Counter()
+    for one in prompts:
+        made = chat.encode(one.messages, (), name=f"prompt {one.id}", tools=one.tools)
+        check_ids(made.prompt, chat.tokenizer, limit, f"prompt {one.id}")
+        changes.update(made.changes)
+        encoded[one] = tuple(made.prompt)
+    notes += [f"the chat template: {chat.opening}"] if chat.opening else []
+    notes += [f"the chat template: {reason} ({num} of {len(encoded)})" for reason, num in changes.most_common()]
     fitting = {one: ids for one, ids in encoded.items() if len(ids) <= config.max_prompt_length}
     num_long = len(encoded) - len(fitting)
     if num_long and (config.long_prompts == "stop" or not fitting):
@@ -204,7 +225,7 @@ def _fitting(
             f"{num_long} of {len(encoded)} prompts are longer than max_prompt_length = {config.max_prompt_length}, "
             f"such as {first.id!r} with {len(ids)} tokens; raise the limit, or leave them out with long_prompts: skip",
         )
-    return fitting, {"longer than max_prompt_length": num_long} if num_long else {}
+    return fitting, {"longer than max_prompt_length": num_long} if num_long else {}, notes
 
 
 def _tasks(prompt: Prompt, prompt_ids: tuple[int, ...], config: GenerateConfig) -> list[Task]:

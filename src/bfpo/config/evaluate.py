@@ -47,6 +47,10 @@ class GenerateConfig(OneOf, StageConfig):
     columns: dict[str, str | None] = Field(
         default_factory=dict, description="our column name: its name in the prompt file, where they differ"
     )
+    bad_rows: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a row that cannot be read, or that the chat template refuses, stops the run or is skipped",
+    )
     limit: int | None = Field(
         default=None, ge=1, description="number of prompts, drawn at random with seed; null = all"
     )

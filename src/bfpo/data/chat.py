@@ -24,6 +24,7 @@ __all__ = [
     "RenderedChat",
     "TextEncoder",
     "end_token_id",
+    "ends_with_assistant",
     "unused_character",
 ]
 
@@ -223,7 +224,7 @@ class ChatEncoder:
         last = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
         begun: Message | None = None
         if prompt and prompt[-1].role == "assistant":  # the answer continues this message, unless it is empty
-            prompt, begun = prompt[:-1], prompt[-1] if prompt[-1].content.strip() or prompt[-1].extra else None
+            prompt, begun = prompt[:-1], prompt[-1] if ends_with_assistant(prompt) else None
             last = last if begun is None else [_joined(begun, answer) for answer in last]
         texts = [tools, *(text for message in (*prompt, *last) for text in (message.content, message.extra))]
         texts += [] if begun is None else [begun.content, begun.extra]
@@ -360,6 +361,12 @@ def _joined(begun: Message, answer: Message) -> Message:
     """Return the message that `answer` makes of one that the prompt has begun."""
     extra = {**(from_canonical(begun.extra) or {}), **(from_canonical(answer.extra) or {})}
     return Message("assistant", begun.content + answer.content, canonical_json(extra))
+
+
+def ends_with_assistant(messages: Sequence[Message]) -> bool:
+    """Return whether the last message is one of the assistant that an answer continues; an empty one is not."""
+    last = messages[-1] if messages else None
+    return last is not None and last.role == "assistant" and bool(last.content.strip() or last.extra)
 
 
 def end_token_id(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import ColumnNames, content_id
-from bfpo.data.files import first_that_fits, made_or_error, mapped_rows, text_rows
+from bfpo.data.files import attempt, first_that_fits, mapped_rows, text_rows
 from bfpo.data.layouts import AUTO, check_columns, check_layout, columns_of, parse_row
 from bfpo.data.notes import FileNotes
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
-from bfpo.data.rejects import Row
+from bfpo.data.rejects import BadRows, Reject, Row, describe_rejects
 
 __all__ = ["PromptResult", "read_prompt_files", "read_prompts"]
 
@@ -29,14 +29,15 @@ _REPEATED, _NO_PROMPT = "repeated prompt", "holds no prompt"
 class PromptResult:
     """Prompts in the order of the files, how many were left out by reason, layouts of the files, `FileNotes.facts`.
 
-    Left out are repeated texts without an id of their own, and entries of a tool that are not prompts:
-    `num_seen == len(prompts) + sum(left_out.values())`.
+    Left out are repeated texts without an id of their own, entries of a tool that are not prompts, and bad rows, which
+    are in `rejects`: `num_seen == len(prompts) + sum(left_out.values())`.
     """
 
     prompts: list[Prompt]
     left_out: dict[str, int] = field(default_factory=dict)
     layouts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    rejects: list[Reject] = field(default_factory=list)
 
     @property
     def num_seen(self) -> int:
@@ -50,24 +51,38 @@ def read_prompts(file: str | Path, *, layout: str = AUTO, columns: ColumnNames |
 
 
 def read_prompt_files(
-    files: Sequence[str | Path], *, layout: str = AUTO, columns: ColumnNames | None = None
+    files: Sequence[str | Path],
+    *,
+    layout: str = AUTO,
+    columns: ColumnNames | None = None,
+    check: Callable[[Prompt], None] | None = None,
+    bad_rows: BadRows = "stop",
 ) -> PromptResult:
     """Read prompts of every row of files; a `.txt` file has one per line, a folder stands for its other files.
 
     `layout` names one of `PROMPT_LAYOUTS`, "auto" decides for each file by its first row that fits one; `columns`
-    maps our name to the file's. Raises `SettingError` for an unknown layout or column, `DataError` for a file that
-    cannot be read or fits no layout, for a bad row, and for an id that is given twice.
+    maps our name to the file's. A row with a prompt for which `check` raises `RowError` is a bad row. Raises
+    `SettingError` for an unknown layout or column, `DataError` for a file that cannot be read or fits no layout, for a
+    bad row under `bad_rows="stop"`, and for an id that is given twice.
     """
     check_layout(layout, PROMPT_LAYOUTS)
     check_columns(columns, columns_of(PROMPT_LAYOUTS.values()))
     found: dict[str, Prompt] = {}
     left_out: Counter[str] = Counter()
     layouts: dict[str, str] = {}
+    rejects: list[Reject] = []
     notes = FileNotes()
     for file in notes.files(files):
-        name, parsed = _parsed(file, layout, columns, notes)
+        name, parsed = _parsed(file, layout, columns, notes, check)
         layouts[str(file)] = name
+        bad = [row for row in parsed if isinstance(row, Reject)]
+        if bad and bad_rows == "stop":
+            raise DataError(describe_rejects(bad, rows=len(parsed)))
+        rejects += bad
         for prompts in parsed:
+            if isinstance(prompts, Reject):
+                left_out[prompts.reason] += 1
+                continue
             left_out[_NO_PROMPT] += not prompts
             for prompt in prompts:
                 named = prompt if prompt.id else replace(prompt, id=_made_id(prompt, name))
@@ -80,25 +95,38 @@ def read_prompt_files(
                 else:
                     left_out[_REPEATED] += 1
     numbers = {reason: num for reason, num in left_out.items() if num}
-    return PromptResult(list(found.values()), numbers, layouts, notes.facts())
+    return PromptResult(list(found.values()), numbers, layouts, notes.facts(), rejects)
 
 
 def _parsed(
-    file: Path, layout: str, columns: ColumnNames | None, notes: FileNotes
-) -> tuple[str, list[Sequence[Prompt]]]:
-    """Return the layout of a file and the prompts of each of its rows."""
+    file: Path,
+    layout: str,
+    columns: ColumnNames | None,
+    notes: FileNotes,
+    check: Callable[[Prompt], None] | None,
+) -> tuple[str, list[Sequence[Prompt] | Reject]]:
+    """Return the layout of a file and the prompts of each of its rows, or the reject of a bad one."""
+    name, parse, rows = _TEXT, _line_prompt, iter(())
     if file.suffix.lower() == ".txt":
-        return _TEXT, made_or_error(file, _text_rows(file), _line_prompt)
-    if layout == AUTO:
-        fitting = first_that_fits(file, mapped_rows(file, columns, cells_only=True), PROMPT_LAYOUTS.values())
+        rows = _text_rows(file)
     else:
-        fitting = PROMPT_LAYOUTS[layout]
-    if fitting is not None and fitting.needs:
-        rows = notes.rows(file, columns, (*fitting.needs, *fitting.reads), cells_only=True)
-    else:
-        rows = mapped_rows(file, columns, cells_only=True)
-    made = made_or_error(file, rows, partial(parse_row, layout=fitting))
-    return fitting.name if fitting else "", made
+        fitting = PROMPT_LAYOUTS[layout] if layout != AUTO else None
+        if layout == AUTO:
+            fitting = first_that_fits(file, mapped_rows(file, columns, cells_only=True), PROMPT_LAYOUTS.values())
+        if fitting is not None and fitting.needs:
+            rows = notes.rows(file, columns, (*fitting.needs, *fitting.reads), cells_only=True)
+        else:
+            rows = mapped_rows(file, columns, cells_only=True)
+        name, parse = fitting.name if fitting else "", partial(parse_row, layout=fitting)
+
+    def make(row: Row) -> Sequence[Prompt]:
+        prompts = parse(row)
+        if check is not None:
+            for prompt in prompts:
+                check(prompt)
+        return prompts
+
+    return name, [attempt(make, file, row) for row in rows]
 
 
 def _text_rows(file: Path) -> Iterator[Row]:

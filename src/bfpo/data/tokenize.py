@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bfpo.core.errors import BfpoError, DataError, LabelError, ModelError, SettingError
-from bfpo.core.schema import Completion, Message, Pair, canonical_json, from_canonical
+from bfpo.core.schema import Completion, Message, Pair, Prompt, canonical_json, from_canonical
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, EncodedChat, RenderedChat, end_token_id
 from bfpo.data.fidelity import common_length
 from bfpo.data.rejects import RowError
@@ -277,10 +277,10 @@ def prompt_ids(
 # ------------------------------------------------------------------------------------------------------- checks
 
 
-def row_check(chat: ChatEncoder) -> Callable[[Pair | Completion], None]:
+def row_check(chat: ChatEncoder) -> Callable[[Pair | Completion | Prompt], None]:
     """Return a check that raises `RowError` for a row that the chat template refuses."""
 
-    def check(row: Pair | Completion) -> None:
+    def check(row: Pair | Completion | Prompt) -> None:
         try:
             _render(row, chat)
         except RefusedChatError as error:
@@ -340,7 +340,9 @@ def check_ids(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, num_embedd
 # ---------------------------------------------------------------------------------------------------- rendering
 
 
-def _render(row: Pair | Completion, chat: ChatEncoder) -> RenderedChat:
+def _render(row: Pair | Completion | Prompt, chat: ChatEncoder) -> RenderedChat:
+    if isinstance(row, Prompt):
+        return chat.render(row.messages, (), name=f"prompt {row.id}", tools=row.tools)
     if isinstance(row, Pair):
         name = f"pair {row.id}"
         texts = {"chosen": (row.chosen, row.chosen_extra), "rejected": (row.rejected, row.rejected_extra)}

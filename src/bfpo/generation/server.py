@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from bfpo.core.errors import MissingExtraError, ServerError, SettingError, first_line
 from bfpo.core.schema import Message, canonical_json, from_canonical
 from bfpo.core.secrets import hide_secrets
+from bfpo.data.chat import ends_with_assistant
 from bfpo.generation.replies import Answer, Token, blocked_reason, read_chat, read_completion, unsupported_parameter
 from bfpo.generation.settings import ServerSpec
 
@@ -334,6 +335,8 @@ class Server:
             common["tools"] = from_canonical(question.tools)
         if question.template_arguments and "chat_template_kwargs" not in form.left_out:
             extra["chat_template_kwargs"] = self._merged_arguments(question.template_arguments)
+        if self._is_writer and ends_with_assistant(turns):  # as vLLM and SGLang name it
+            extra |= {"add_generation_prompt": False, "continue_final_message": True}
         create = client.chat.completions.with_raw_response.create
         raw = await create(messages=messages, **common, **logprobs, extra_body=extra)
         return read_chat(json.loads(raw.content), writes=self._is_writer)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from bfpo.core.secrets import hide_in_values, looks_secret
 from bfpo.core.settings import ConfigPart, PathText
+from bfpo.data.settings import TemplateKwargs
 
 __all__ = ["Engine", "MaxRequests", "ServerSpec", "WeightsSpec"]
 
@@ -114,3 +115,4 @@ class WeightsSpec(ConfigPart):
         default=None,
         description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
     )
+    chat_template_kwargs: TemplateKwargs = Field(default={})

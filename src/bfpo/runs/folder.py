@@ -386,7 +386,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
 
 
 def _is_off(value: object) -> bool:
-    return value is None or value is False or value in ({}, [], "")
+    return value is None or value is False or value in ({}, [], "", "stop")  # bad rows stopped every run before
 
 
 def _read_json(path: Path) -> Any:
