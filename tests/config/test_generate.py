@@ -9,7 +9,7 @@ from bfpo.config import GenerateConfig, RedteamConfig, load_config
 from bfpo.core.errors import ConfigError
 from messages import raises
 
-LOCAL = {"revision", "dtype", "max_prompt_length", "long_prompts", "chat_template"}
+LOCAL = {"revision", "dtype", "max_prompt_length", "long_prompts", "chat_template", "chat_template_kwargs"}
 TORCH = {"batch_size", "threads"}
 SERVER = {"url", "api_key_env", "extra_body", "timeout", "max_concurrency", "max_retries", "max_requests"}
 VALUES: dict[str, Any] = {

@@ -13,17 +13,20 @@ from bfpo.config import EvaluateConfig, read_template
 from bfpo.config.evaluate import CompletionsJob, PairsJob, SuitesJob
 from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Completion, Pair, Score, VerdictRow
+from bfpo.data.chat import ChatEncoder
 from bfpo.data.labels import cell_counts
 from bfpo.data.load import load_pairs
 from bfpo.data.notes import NOTES
 from bfpo.data.read import read_completions
+from bfpo.data.rejects import Reject
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts
-from bfpo.data.tokenize import TokenizeReport, TokenPair, tokenize_pairs
+from bfpo.data.tokenize import TokenizeReport, TokenPair, check_tokens, row_check, token_notes, tokenize_pairs
 from bfpo.judges.asking import judge_answers
 from bfpo.judges.judges import check_judge, make_judge
 from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
+from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
 from bfpo.scores.records import AccuracyRow, ScoresFile
@@ -87,10 +90,11 @@ def preview(config: EvaluateConfig) -> list[str]:
         check_judge(config.judge.format)
     lines = []
     if isinstance(config, PairsJob):
-        pairs, counts = _read(config)
+        pairs, counts, _, _, report = _tokens(config)
         cells = ", ".join(f"{cell} {count}" for cell, count in cell_counts(pairs).items())
         lines.append(f"{len(pairs)} pairs (chosen-rejected): {cells}")
         lines += [f"{name}: {count}" for name, count in counts.items() if count and name not in NOTES]
+        lines += token_notes("data", report.as_row())
     if isinstance(config, CompletionsJob):
         kinds: dict[str, int] = {}
         completions = _completions(config)
@@ -106,36 +110,46 @@ def preview(config: EvaluateConfig) -> list[str]:
 
 
 def _accuracy(config: PairsJob, folder: RunFolder) -> list[AccuracyRow]:
-    pairs, counts = _read(config)
-    tokenizer = load_tokenizer(config.model, revision=config.revision)
-    tokens, report = _tokenize(config, pairs, tokenizer)
-    other, _ = _tokenize(config, pairs, load_tokenizer(config.reference, revision=config.reference_revision))
-    _check_same_tokens(config, tokens, other)
+    pairs, counts, rejects, tokens, report = _tokens(config)
+    if rejects:
+        folder.write_jsonl("rejects.jsonl", [{"input": "data", **reject.as_row()} for reject in rejects])
+    for note in token_notes("data", report.as_row()):
+        _log.warning("%s", note)
     folder.add_facts(pairs={"cells": cell_counts(pairs), **counts, "tokens": report.as_row()})
-    pad = pad_token_id(tokenizer)
+    pad = pad_token_id(load_tokenizer(config.model, revision=config.revision))
     policy = _logps(config, config.model, config.revision, tokens, pad)
     reference = _logps(config, config.reference, config.reference_revision, tokens, pad)
     prompts = [normalised_prompt(pair.prompt) for pair in pairs]
     return accuracy_rows(tokens, prompts, policy, reference, method=config.method_object())
 
 
-def _read(config: PairsJob) -> tuple[list[Pair], dict[str, Any]]:
-    """Return the pairs to test on, and the counts of dropped rows and assumed labels, and notes on files, by name."""
-    loaded = load_pairs(config.data, seed=config.seed)
+def _tokens(config: PairsJob) -> tuple[list[Pair], dict[str, Any], list[Reject], list[TokenPair], TokenizeReport]:
+    """Return the pairs to test on, counts of rows with notes on files, the bad rows, the tokens, and their report.
+
+    Raises `ModelError` unless both models get the same tokens, all of which they have, and `DataError` for pairs that
+    the chat template refuses or changes. No weights are loaded.
+    """
+    models = ((config.model, config.revision), (config.reference, config.reference_revision))
+    tokenizer, other = (load_tokenizer(model, revision=revision) for model, revision in models)
+    sizes = [num_embeddings(read_config(model, revision=revision)) for model, revision in models]
+    template = read_template(config.chat_template)
+    check = row_check(ChatEncoder(tokenizer, template, config.chat_template_kwargs))
+    loaded = load_pairs(config.data, seed=config.seed, check=check)
     names = {"rows_rejected": "rows_rejected", "labels_set_safe": "labels_set_safe"}
     names["pairs_without_label_dropped"] = "pairs_dropped"
-    notes = {name: loaded.counts[name] for name in NOTES if name in loaded.counts}
-    return loaded.pairs, {**{name: loaded.counts[key] for key, name in names.items()}, **notes}
-
-
-def _tokenize(config: PairsJob, pairs: Sequence[Pair], tokenizer: Any) -> tuple[list[TokenPair], TokenizeReport]:
-    return tokenize_pairs(
-        pairs,
-        tokenizer,
-        max_length=config.max_length,
-        max_completion_length=config.max_completion_length,
-        chat_template=read_template(config.chat_template),
-    )
+    counts = {name: loaded.counts[key] for key, name in names.items()}
+    counts |= {name: loaded.counts[name] for name in NOTES if name in loaded.counts}
+    settings = {
+        "max_length": config.max_length,
+        "max_completion_length": config.max_completion_length,
+        "chat_template": template,
+        "chat_template_kwargs": config.chat_template_kwargs,
+        "num_embeddings": min(filter(None, sizes), default=None),
+    }
+    tokens, report = tokenize_pairs(loaded.pairs, tokenizer, **settings)
+    check_tokens("data", report.as_row(), allow_changes=config.allow_template_changes)
+    _check_same_tokens(config, tokens, tokenize_pairs(loaded.pairs, other, **settings)[0])
+    return loaded.pairs, counts, loaded.rejects, tokens, report
 
 
 def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int) -> PairLogps:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from bfpo.config.suites import EvaluatedModel, ServedModel, SuitesConfig, WeightsModel
 from bfpo.config.train import MethodSettings
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, beside, unless
-from bfpo.data.settings import DataConfig
+from bfpo.data.settings import DataConfig, TemplateKwargs
 from bfpo.data.thinking import ThinkingKey
 from bfpo.generation.settings import Engine, MaxRequests, ServerSpec, WeightsSpec
 from bfpo.judges.settings import JudgeConfig, OracleSpec
@@ -147,12 +147,17 @@ class _Loaded(ConfigPart):
         default=None,
         description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
     )
+    chat_template_kwargs: TemplateKwargs = Field(default={})
 
 
 class _Pairs(MethodSettings):
     """Accuracy of the implicit reward on pairs."""
 
     data: DataConfig = Field(description="pairs on which the implicit reward is tested")
+    allow_template_changes: bool = Field(
+        default=False,
+        description="text of the pairs that the chat template deletes or moves is counted; false = it stops the run",
+    )
     max_length: int = Field(
         default=1024, ge=2, description="longest prompt + completion in tokens; prompts are cut first"
     )
@@ -242,6 +247,8 @@ class SuitesAndPairsJob(SuitesJob, _Pairs, mode="suites and data", words=""):
         shared = {key: getattr(self, key) for key in self.model_fields_set & PairsJob.model_fields.keys()}
         keys = ("model", "revision", "reference", "reference_revision")
         jobs = {model.name: {key: getattr(model, key) for key in keys} for model in self.evaluated()}
+        for model in self.with_weights():
+            jobs[model.name]["chat_template_kwargs"] = model.chat_template_kwargs or self.chat_template_kwargs
         return {name: PairsJob.model_validate({**shared, **weights}) for name, weights in jobs.items()}
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, OneOf, PathText
+from bfpo.data.settings import TemplateKwargs
 from bfpo.generation.settings import Engine, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig
 
@@ -39,6 +40,9 @@ class WeightsModel(EvaluatedModel, mode="transformers", words="engine 'transform
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
     reference: PathText | None = Field(default=None, description="its frozen reference; needed where data is given")
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
+    chat_template_kwargs: TemplateKwargs = Field(
+        default={}, description="variables of its own chat template, in place of those that hold for all models"
+    )
 
 
 class ServedModel(EvaluatedModel, ServerSpec, mode="server"):

@@ -106,9 +106,10 @@ def _parsed(
     check: Callable[[Prompt], None] | None,
 ) -> tuple[str, list[Sequence[Prompt] | Reject]]:
     """Return the layout of a file and the prompts of each of its rows, or the reject of a bad one."""
-    name, parse, rows = _TEXT, _line_prompt, iter(())
+    parse: Callable[[Row], Sequence[Prompt]] = _line_prompt
+    rows: Iterator[Row]
     if file.suffix.lower() == ".txt":
-        rows = _text_rows(file)
+        name, rows = _TEXT, _text_rows(file)
     else:
         fitting = PROMPT_LAYOUTS[layout] if layout != AUTO else None
         if layout == AUTO:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
@@ -62,13 +62,24 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._text = text or (None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE)
         self._variables = dict(variables or {})
-        source = str(self._text or tokenizer.chat_template)
-        unread = [name for name in self._variables if not re.search(rf"\b{re.escape(name)}\b", source)]
+        own = tokenizer.chat_template
+        source = self._text or (own.get("default", "") if isinstance(own, dict) else own)
+        known = source if self._text or not isinstance(own, dict) else "".join(own.values())
+        unread = [name for name in self._variables if not re.search(rf"\b{re.escape(name)}\b", known)]
         if unread:
             raise SettingError(
                 f"chat_template_kwargs: got {', '.join(unread)}, which the chat template does not read; check the "
                 "spelling, or leave it out"
             )
+
+        given = (f"{{%- set {name} = {value!r} -%}}" for name, value in self._variables.items())
+        self.source = "".join([*given, source])
+        """The template's text with the values of the variables in it, for renderers that take a text alone."""
+
+    def check_time(self) -> None:
+        """Raise `ModelError` if the template does not end for a question, for renderers that have no time limit."""
+        with suppress(RefusedChatError):
+            self.render((Message("user", "Which way?"),), generation=True)
 
     def render(
         self, messages: Sequence[Message], *, generation: bool = False, continued: bool = False, tools: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
+from bfpo.data.template import RefusedChatError
 from bfpo.data.write import prompt_row
 from bfpo.generation.settings import ServerSpec
 from bfpo.policy.load import load_tokenizer
@@ -27,10 +29,12 @@ from bfpo.suites.catalogue import Suite
 
 __all__ = ["SuiteAnswers", "answer_suites", "context_of"]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class SuiteAnswers:
-    """One model's completions by suite, with the suite's own ids, and the number of prompts that were too long."""
+    """One model's completions by suite, with the suite's own ids, and the number of prompts that were left out."""
 
     completions: dict[str, list[Completion]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
@@ -45,7 +49,8 @@ def answer_suites(
 ) -> SuiteAnswers:
     """Return a model's answers to the prompts of each suite; existing ones, also of `suites.reuse`, are kept.
 
-    A prompt longer than `max_prompt_length`, or than the model's context allows, is left out and counted.
+    A prompt longer than `max_prompt_length`, or than the model's context allows, or that the model's chat template
+    refuses, is left out and counted.
     """
     answers = SuiteAnswers()
     for (longest, temperature), group in _sampling_groups(config, suites).items():
@@ -90,14 +95,21 @@ def _rows(
 
 
 def _fits(config: SuitesJob, model: EvaluatedModel, longest: int) -> Callable[[Prompt], bool]:
-    """Return a test of whether a prompt leaves room for an answer; always true for a server."""
+    """Return whether the template takes a prompt, and it leaves room for an answer; always true for a server."""
     if not isinstance(model, WeightsModel):
         return lambda prompt: True
-    chat = ChatEncoder(load_tokenizer(model.model, revision=model.revision), read_template(config.chat_template))
+    tokenizer = load_tokenizer(model.model, revision=model.revision)
+    variables = model.chat_template_kwargs or config.chat_template_kwargs
+    chat = ChatEncoder(tokenizer, read_template(config.chat_template), variables)
     limit = min(config.suites.max_prompt_length, context_of(model) - longest)
 
     def fits(prompt: Prompt) -> bool:
-        return len(chat.encode(prompt.messages, (), name=f"prompt {prompt.id}", tools=prompt.tools).prompt) <= limit
+        try:
+            encoded = chat.encode(prompt.messages, (), name=f"prompt {prompt.id}", tools=prompt.tools)
+        except RefusedChatError as error:
+            _log.warning("%s: %s; left out", model.name, error)
+            return False
+        return len(encoded.prompt) <= limit
 
     return fits
 
@@ -120,6 +132,7 @@ def _generate(
         "temperature": temperature,
         "batch_size": config.suites.batch_size,
         "chat_template": config.chat_template,
+        "chat_template_kwargs": getattr(model, "chat_template_kwargs", None) or config.chat_template_kwargs,
         "seed": config.seed,
         "threads": config.threads,
         "max_requests": config.suites.max_requests,

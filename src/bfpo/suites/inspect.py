@@ -16,7 +16,7 @@ from bfpo.config.load import read_template
 from bfpo.config.suites import WeightsModel
 from bfpo.core.errors import MissingExtraError, ModelError, first_line
 from bfpo.core.records import load
-from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
+from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
@@ -64,11 +64,12 @@ def run_inspect(
 def _settings(config: SuitesJob, model: WeightsModel) -> tuple[str, dict[str, Any]]:
     """Return the model's folder or hub id, and the arguments with which inspect-ai's provider `hf` loads it."""
     settings: dict[str, Any] = {"dtype": config.dtype}
-    template = read_template(config.chat_template)
-    if template is None and not load_tokenizer(model.model, revision=model.revision).chat_template:
-        template = DEFAULT_CHAT_TEMPLATE
-    if template is not None:
-        settings["chat_template"] = template
+    text, variables = read_template(config.chat_template), model.chat_template_kwargs or config.chat_template_kwargs
+    tokenizer = load_tokenizer(model.model, revision=model.revision)
+    template = ChatTemplate(tokenizer, text, variables)
+    template.check_time()
+    if text is not None or variables or not tokenizer.chat_template:
+        settings["chat_template"] = template.source
     if model.revision is None or Path(model.model).is_dir():
         return model.model, settings
     from huggingface_hub import snapshot_download

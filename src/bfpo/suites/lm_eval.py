@@ -17,7 +17,7 @@ from bfpo.config import read_template
 from bfpo.config.evaluate import SuitesJob
 from bfpo.core.errors import MissingExtraError, first_line
 from bfpo.core.records import load
-from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
+from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
@@ -68,6 +68,7 @@ def run_tasks(
             batch_size=config.suites.batch_size,
             tasks=folder.path / "tasks",
             chat_template=read_template(config.chat_template),
+            chat_template_kwargs=model.chat_template_kwargs or config.chat_template_kwargs,
             max_new_tokens=config.suites.max_new_tokens,
         )
         for suite in suites:
@@ -170,6 +171,7 @@ class TaskRunner:
         batch_size: int,
         tasks: Path,
         chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         max_new_tokens: int | None = None,
     ) -> None:
         self._settings: dict[str, Any] = {
@@ -180,7 +182,8 @@ class TaskRunner:
             "use_safetensors": True,
         }
         self._tasks = tasks
-        self._chat_template, self._max_new_tokens = chat_template, max_new_tokens
+        self._chat_template, self._variables = chat_template, chat_template_kwargs
+        self._max_new_tokens = max_new_tokens
         self._model: Any = None
         self._manager: Any = None
 
@@ -223,7 +226,9 @@ class TaskRunner:
         from lm_eval.tasks import TaskManager
 
         tokenizer = load_tokenizer(self._settings["pretrained"], revision=self._settings["revision"])
-        tokenizer.chat_template = self._chat_template or tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE
+        template = ChatTemplate(tokenizer, self._chat_template, self._variables)
+        template.check_time()
+        tokenizer.chat_template = template.source
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = HFLM(**self._settings, tokenizer=tokenizer, device=device, trust_remote_code=False)
         self._manager = TaskManager(include_path=str(self._tasks), include_defaults=False)

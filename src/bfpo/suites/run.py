@@ -363,7 +363,7 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
     judge = f", judged by {suite.judge}" if suite.judge else ""
     yield from ("", f"**{suite.title}**{judge}", "")
     for model, count in (suite.too_long or {}).items():
-        yield f"{count} prompts are too long for {model} and count as unscored.\n"
+        yield f"{count} prompts are too long for {model}, or its chat template refuses them; they count as unscored.\n"
     for model, count in (suite.blocked or {}).items():
         yield f"{count} of {suite.num_prompts} prompts are blocked by the server of {model}; {BLOCKED_COUNT}.\n"
     for model, reasons in (suite.unscored or {}).items():
