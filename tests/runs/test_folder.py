@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import bfpo.runs.folder
 import bfpo.runs.stages
 from bfpo.config import AlignConfig, ToyConfig, load_config
 from bfpo.core.errors import ConfigError, DataError, DiskFullError, RunError
@@ -224,6 +225,24 @@ def test_a_run_from_before_a_setting_existed_resumes_with_the_setting_off(tmp_pa
     assert RunFolder.create(tmp_path / "run", "train", {**given, "judge": {"api_key_env": "A_KEY"}}, True).resumed
     with raises(RunError, "data.tint"):
         RunFolder.create(tmp_path / "run", "train", {"seed": 1, "data": {"files": ["a"], "tint": 0}}, True)
+
+
+def test_other_versions_are_named_when_a_run_continues(tmp_path, monkeypatch, caplog):
+    versions = {"python": "3.10.1", "bfpo": "0.1.0", "torch": "2.7.0", "peft": None}
+    monkeypatch.setattr(bfpo.runs.folder, "describe_versions", lambda: dict(versions))
+    monkeypatch.setattr(bfpo.runs.folder, "describe_checkout", lambda: {"commit": "a" * 40, "changed": False})
+    new(tmp_path / "run")
+    new(tmp_path / "run", resume=True)
+    assert not caplog.records
+    versions |= {"python": "3.10.2", "torch": "2.8.1", "peft": "0.17.0"}
+    monkeypatch.setattr(bfpo.runs.folder, "describe_checkout", lambda: {"commit": "b" * 40, "changed": False})
+    new(tmp_path / "run", resume=True)
+    text = caplog.records[0].message
+    assert "torch 2.7.0, now 2.8.1; peft (none), now 0.17.0; bfpo at commit aaaaaaaaaa, now bbbbbbbbbb" in text
+    assert len(caplog.records) == 1
+    new(tmp_path / "run", resume=True).set_status("finished")
+    new(tmp_path / "run", resume=True)
+    assert len(caplog.records) == 1  # known by now, and a finished run does not continue
 
 
 def test_no_secret_and_no_environment_variable_is_written(tmp_path, monkeypatch):

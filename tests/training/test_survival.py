@@ -99,6 +99,63 @@ def test_a_run_resumed_from_what_a_kill_leaves_ends_bit_for_bit_alike(
     assert ("this run had 2 processes and continues with 1" in caplog.text) == goes_on
 
 
+@pytest.fixture(scope="module")
+def every_checkpoint(inputs: Path) -> tuple[Any, dict[str, Any]]:
+    """The config of a run that keeps its checkpoints, and what it left."""
+    config = stage_config("train", inputs, save_total_limit=None)
+    run_stage("train", config, inputs / "every")
+    return config, result(inputs / "every")
+
+
+@pytest.mark.parametrize("num_damaged", [1, 2, 4])
+def test_a_checkpoint_whose_content_has_changed_is_not_used(
+    inputs: Path,
+    every_checkpoint: tuple[Any, dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    num_damaged: int,
+) -> None:
+    config, wanted = every_checkpoint
+    out = tmp_path / "run"
+    shutil.copytree(inputs / "every", out)
+    shutil.rmtree(out / "model")
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+    steps = [7, 6, 4, 2]
+    for step in steps[:num_damaged]:
+        file = out / f"checkpoints/checkpoint-{step}/optimizer.pt"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    with caplog.at_level(logging.INFO):
+        run_stage("train", config, out, resume=True)
+    for step in steps[:num_damaged]:
+        folder = out / f"checkpoints/checkpoint-{step}"
+        assert f"{folder}: optimizer.pt changed since the checkpoint was written" in caplog.text
+        shutil.rmtree(folder.with_name(f"{folder.name}.damaged"))
+    same(result(out), wanted)
+    if num_damaged < len(steps):
+        assert f"continuing from step {steps[num_damaged]}" in caplog.text
+    else:
+        assert "starting again from the beginning" in caplog.text
+
+
+def test_a_mark_of_an_earlier_version_counts_by_its_sizes(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
+    checkpoints._mark(checkpoint)
+    mark = json.loads((checkpoint / "complete.json").read_text())
+    assert mark["sha256"].keys() == mark["bytes"].keys() == {"trainer_state.json"}
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 3}')
+    (checkpoint / "complete.json").write_text(json.dumps({"bytes": mark["bytes"]}))
+    assert checkpoints.set_apart_damaged(tmp_path) == []
+    (checkpoint / "complete.json").write_text(json.dumps(mark))
+    (found,) = checkpoints.set_apart_damaged(tmp_path)
+    assert "trainer_state.json changed" in found
+    assert checkpoints.last_whole_checkpoint(tmp_path) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "lora", "num_points"), [("train", False, 20), ("train", True, 16), ("sft", False, 16)]

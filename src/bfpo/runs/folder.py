@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -27,8 +28,11 @@ from bfpo.core.provenance import (
 from bfpo.core.records import as_json
 from bfpo.core.secrets import hide_in_values
 from bfpo.core.yaml_text import dump_yaml
+from bfpo.runs.lock import LOCK
 
 __all__ = ["RunFolder", "Status", "render_card"]
+
+_log = logging.getLogger(__name__)
 
 Status = Literal["running", "interrupted", "failed", "finished"]
 CardSection = str | Mapping[str, object]
@@ -98,6 +102,8 @@ class RunFolder:
         if self.is_writer:
             for part in self.path.glob(".*.part"):  # left by a killed run
                 shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
+            if self.resumed:
+                self._compare_versions()
         self._joules_at_start = gpu_joules() if self.is_writer else {}
         self.add_facts(
             status="running",
@@ -108,6 +114,21 @@ class RunFolder:
             starts=int(self._record.get("starts", 0)) + 1,
         )
         self.write_text(_CONFIG, dump_yaml(self.config))
+
+    def _compare_versions(self) -> None:
+        """Warn if a run continues with other versions than those that it was last continued with."""
+        before, now = self._record.get("versions", {}), describe_versions()
+        names = [name for name in now if name != "python" and name in before and before[name] != now[name]]
+        changes = [f"{name} {before[name] or '(none)'}, now {now[name] or '(none)'}" for name in names]
+        commits = [str(one.get("commit", ""))[:10] for one in (self._record.get("checkout", {}), describe_checkout())]
+        if all(commits) and commits[0] != commits[1]:
+            changes.append(f"bfpo at commit {commits[0]}, now {commits[1]}")
+        if changes:
+            _log.warning(
+                "%s: continues with other versions than before: %s; what follows may differ from an uninterrupted run",
+                self.path,
+                "; ".join(changes),
+            )
 
     # Status and the record
 
@@ -339,7 +360,7 @@ def _is_first_process() -> bool:
 
 def _failed_without_output(path: Path) -> bool:
     """Return whether the run in a folder failed before it wrote any output, such as by a wrong setting."""
-    if any(item.is_file() and item.name not in (_CONFIG, _RECORD) for item in path.rglob("*")):
+    if any(item.is_file() and item.name not in (_CONFIG, _RECORD, LOCK) for item in path.rglob("*")):
         return False
     try:
         return bool(json.loads((path / _RECORD).read_text(encoding="utf-8"))["status"] == "failed")

@@ -83,13 +83,18 @@ def run_stage(name: str, config: StageConfig, out: str | Path, *, resume: bool =
     With `resume`, a finished run is left unchanged. The final status is always written: `finished`, `failed` with its
     message, or `interrupted` (Ctrl-C or SIGTERM); exceptions are re-raised.
 
-    Raises `ConfigError` for a config of another stage, `RunError` for a folder that cannot be used, and the errors of
-    the stage.
+    Raises `ConfigError` for a config of another stage, `RunError` for a folder that cannot be used or that another
+    process is writing to, and the errors of the stage.
     """
     from bfpo.runs.folder import RunFolder
+    from bfpo.runs.lock import only_writer
 
     stage = _checked(name, config)
-    folder = RunFolder.create(out, name, config.resolved(), resume)
+    with only_writer(Path(out)):
+        return _run_in_folder(stage, config, RunFolder.create(out, name, config.resolved(), resume), resume)
+
+
+def _run_in_folder(stage: Stage, config: StageConfig, folder: RunFolder, resume: bool) -> RunFolder:
     if resume and not folder.resumed and folder.is_writer:
         _log.info("nothing to resume in %s: starting a new run", folder.path)
     if folder.finished:

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bfpo.core.console import one_line
 from bfpo.core.errors import StopRequest
-from bfpo.core.files import write_text_whole
+from bfpo.core.files import file_digest, write_text_whole
 from bfpo.core.progress import TrainingProgress
 
 __all__ = [
@@ -38,12 +39,14 @@ __all__ = [
     "WholeCheckpoints",
     "half_checkpoints",
     "last_whole_checkpoint",
+    "set_apart_damaged",
     "set_epoch_everywhere",
 ]
 
 logger = logging.getLogger(__name__)
 
-_MARK, _STATE = "complete.json", "trainer_state.json"  # ours, with the size of each file; the trainer's own
+_MARK, _STATE = "complete.json", "trainer_state.json"  # ours, with size and hash of each file; the trainer's own
+_THREADS = 8  # that compute hashes, which takes no lock of the interpreter
 
 
 def set_epoch_everywhere(loader: Any, epoch: int) -> None:
@@ -296,6 +299,24 @@ def last_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return whole[-1], state
 
 
+def set_apart_damaged(folder: Path) -> list[str]:
+    """Rename checkpoints whose files have changed since they were complete, from the newest to the first sound one.
+
+    Returns what was found, one text for each. A checkpoint that an earlier version marked has no hashes and counts as
+    sound.
+    """
+    found = []
+    for path in reversed([path for path in _checkpoints(folder) if _is_whole(path)]):
+        changed = _changed_files(path)
+        if not changed:
+            break
+        apart = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(apart, ignore_errors=True)
+        path.rename(apart)
+        found.append(f"{path}: {', '.join(changed)} changed since the checkpoint was written; kept as {apart.name}")
+    return found
+
+
 def half_checkpoints(folder: Path) -> list[Path]:
     """Return the incomplete checkpoints in a folder: not fully written, or not fully removed."""
     return [path for path in _checkpoints(folder) if not _is_whole(path)]
@@ -320,8 +341,21 @@ def _mark(checkpoint: Path) -> None:
     for path in files.values():  # so that a power cut loses nothing
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    write_text_whole(checkpoint / _MARK, json.dumps({"bytes": sizes}, indent=2) + "\n")
+    mark = {"bytes": {name: path.stat().st_size for name, path in files.items()}, "sha256": _digests(files)}
+    write_text_whole(checkpoint / _MARK, json.dumps(mark, indent=2) + "\n")
+
+
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(files, pool.map(file_digest, files.values()), strict=True))
+
+
+def _changed_files(checkpoint: Path) -> list[str]:
+    """Return the files of a complete checkpoint that do not have the hash of its mark."""
+    mark = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
+    digests = mark.get("sha256") or {}
+    found = _digests({name: checkpoint / name for name in mark["bytes"] if name in digests})
+    return [name for name, digest in found.items() if digests[name] != digest]
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from accelerate import PartialState
 from torch import Tensor
 from transformers import (
     PrinterCallback,
@@ -38,6 +39,7 @@ from bfpo.training.callbacks import (
     WholeCheckpoints,
     half_checkpoints,
     last_whole_checkpoint,
+    set_apart_damaged,
 )
 from bfpo.training.sharding import whole_state
 
@@ -171,6 +173,9 @@ def train_in_folder(
 def _resume_point(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
     """Return the last complete checkpoint of a resumed run, and log where it continues; remove incomplete ones."""
     folder.kept = "no checkpoint was written yet, so the run would start again"
+    with PartialState().main_process_first():  # one process reads the whole files
+        for damage in set_apart_damaged(folder.path / CHECKPOINTS) if folder.resumed and folder.is_writer else ():
+            logger.warning("%s", damage)
     if not folder.resumed:
         folder.add_facts(processes=_num_processes())
         return None
