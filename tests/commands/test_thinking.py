@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bfpo.config import EvaluateConfig, GenerateConfig, JudgeCheckConfig, JudgeTrainConfig, LabelConfig
-from bfpo.core.schema import Completion, Message, Pair
+from bfpo.core.schema import Completion, Message, Pair, from_canonical
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.judges.asking import ask_judge, ask_ranker, judge_answers
 from bfpo.judges.cache import OpinionCache
@@ -63,7 +63,8 @@ def test_refusals_are_read_in_the_answers_of_a_foreign_file(tmp_path: Path) -> N
     whole = {**given, "thinking": {"judged": True}}
     run_stage("evaluate", EvaluateConfig.model_validate(whole), tmp_path / "whole")
     found = {row["completion_id"]: row for row in lines(tmp_path / "whole" / "verdicts.jsonl")}
-    assert found["helps"]["refused"] is True
+    assert found["endless"]["finished"] is True
+    assert "no answer" not in found["endless"]["reason"]
     said = preview_stage("evaluate", EvaluateConfig.model_validate(given))
     assert "3 of 3 answers begin with thoughts, which are not judged; 1 of them have no answer behind them" in said
 
@@ -183,6 +184,8 @@ def test_ranked_answers_become_pairs_that_keep_their_thoughts(tmp_path: Path) ->
     assert verdicts == {"good": "safe", "bad": "unsafe", "endless": "unscored"}
     (pair,) = read_pairs([tmp_path / "label" / "pairs.jsonl"]).pairs
     assert (pair.chosen, pair.rejected) == ("warm water", "cold stone")
+    assert from_canonical(pair.chosen_extra) == {"reasoning_content": "stone good"}
+    assert from_canonical(pair.rejected_extra) == {"reasoning_content": "stone bad"}
     check = JudgeCheckConfig.model_validate(
         {"judge": str(tmp_path / "judge" / "model"), "data": {"files": [str(tmp_path / "labelled.jsonl")]}}
     )

@@ -143,15 +143,17 @@ def test_completions_from_elsewhere_are_read_with_their_thoughts_apart(tmp_path:
             ]
         },
         {"text": "<think>a</think>b", "reasoning": "a"},
+        {"completion": [{"role": "assistant", "content": "b", "reasoning_content": "a"}]},
+        {"text": {"role": "assistant", "content": "<think>a</think>b", "thinking": "a"}},
     )
-    assert [(row.text, row.reasoning, row.finished) for row in found] == [("b", "a", True)] * 6
+    assert [(row.text, row.reasoning, row.finished, row.extra) for row in found] == [("b", "a", True, "")] * 8
     (cut,) = rows_of(tmp_path, {"text": "<think>and so on", "finished": True})
     assert (cut.text, cut.reasoning, cut.finished) == ("", "and so on", False)
     (plain,) = rows_of(tmp_path, {"text": "b", "thinking": True})
     assert (plain.text, plain.reasoning) == ("b", "")
     assert describe_thoughts([plain]) == []
     assert describe_thoughts([*found, cut, plain]) == [
-        "7 of 8 answers begin with thoughts, which are not judged; 1 of them have no answer behind them"
+        "9 of 10 answers begin with thoughts, which are not judged; 1 of them have no answer behind them"
     ]
 
 

@@ -21,7 +21,7 @@ from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import ReadResult, Reject, Row, RowError, check_rejects
 from bfpo.data.settings import LabelledConfig
-from bfpo.data.thinking import given_thought, without_thought
+from bfpo.data.thinking import without_thought
 
 __all__ = ["LabelledResult", "load_labelled"]
 
@@ -70,12 +70,11 @@ def load_labelled(data: LabelledConfig) -> LabelledResult:
             except RowError as bad:
                 rejects.append(Reject.of(file, row.line, bad))
                 continue
-            given = "" if layout.name in PAIR_LAYOUTS else given_thought(row.columns)
             for one in found:
                 if isinstance(one, str):
                     left_out[one] += 1
                     continue
-                answer = without_thought(replace(one, reasoning=given), data.thinking)
+                answer = without_thought(one, data.thinking)
                 if answer.text.strip():
                     completions.append(answer)
                 else:

@@ -12,6 +12,7 @@ from bfpo.core.errors import LabelError, SettingError
 from bfpo.core.schema import Completion, Pair, from_canonical
 from bfpo.data.fields import Columns, is_unknown
 from bfpo.data.rejects import RowError
+from bfpo.data.thinking import with_own_thought
 
 __all__ = [
     "CELLS",
@@ -192,6 +193,7 @@ def completions_of_pair(pair: Pair) -> tuple[Completion, Completion]:
 
 def as_judged(completion: Completion, *, keep_label: bool = False) -> Completion:
     """Return a completion as judges see it: the JSON of its tool calls stands below its text; without a label."""
+    completion = with_own_thought(completion)
     held = from_canonical(completion.extra) or {}
     calls = [json.dumps(call, ensure_ascii=False) for call in held.get("tool_calls", [])]
     text = "\n".join(part for part in (completion.text, *calls) if part)

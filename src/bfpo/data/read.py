@@ -21,7 +21,7 @@ from bfpo.data.messages import is_absent
 from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.rejects import DUPLICATE_ID, CompletionResult, ReadResult, Reject, Row, RowError
-from bfpo.data.thinking import Thinking, given_thought, without_thought
+from bfpo.data.thinking import Thinking, without_thought
 
 __all__ = ["PairIds", "SeenNames", "iter_completions", "iter_pairs", "read_completions", "read_pairs", "read_sft"]
 
@@ -216,8 +216,7 @@ def read_completions(file: str | Path, *, thinking: Thinking | None = None) -> l
     path = Path(file)
 
     def make(row: Row) -> Completion:
-        found = plain_completion(row.columns, allow_empty=True)
-        return without_thought(replace(found, reasoning=given_thought(row.columns)), thinking)
+        return without_thought(plain_completion(row.columns, allow_empty=True), thinking)
 
     return made_or_error(path, iter_rows(path), make)
 

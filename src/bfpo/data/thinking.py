@@ -7,14 +7,15 @@ of an answer, in prose or in code, is text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from bfpo.core.schema import Completion
+from bfpo.core.schema import Completion, canonical_json, from_canonical
 from bfpo.core.settings import ConfigPart
+from bfpo.data.fields import REASONING
 
 __all__ = [
     "MARKS",
@@ -22,9 +23,10 @@ __all__ = [
     "ThinkingKey",
     "Thought",
     "describe_thoughts",
-    "given_thought",
+    "message_extra",
     "opens_thought",
     "split_thought",
+    "with_own_thought",
     "without_thought",
 ]
 
@@ -40,9 +42,6 @@ MARKS: tuple[tuple[str, str], ...] = (
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
 )
 """Known pairs of opening and closing marks, in any case; channels of the harmony format are read besides."""
-
-_COLUMNS = ("reasoning", "reasoning_content", "thinking")
-_TURNS = ("messages", "completion")
 
 
 class Thinking(ConfigPart):
@@ -104,6 +103,7 @@ def without_thought(
     `opened` as in `split_thought`; a setting comes first.
     """
     thinking = thinking or Thinking()
+    completion = with_own_thought(completion)
     if thinking.judged:
         return replace(completion, text=_joined(completion.reasoning, completion.text), reasoning="")
     if completion.reasoning:  # a closing mark alone then belongs to the answer
@@ -128,12 +128,20 @@ def describe_thoughts(completions: Sequence[Completion]) -> list[str]:
     return [f"{len(thoughts)} of {len(completions)} answers begin with thoughts, which are not judged{ends}"]
 
 
-def given_thought(row: Mapping[str, object]) -> str:
-    """Return the thoughts in a row's own column, or beside the content of its last message; empty without any."""
-    places: list[object] = [row]
-    places += [turns[-1] for key in _TURNS if isinstance(turns := row.get(key), list) and turns]
-    found = (place.get(key) for place in places if isinstance(place, Mapping) for key in _COLUMNS)
-    return next((words for words in found if isinstance(words, str) and words.strip()), "")
+def with_own_thought(completion: Completion) -> Completion:
+    """Return the completion with the thoughts that its message holds beside the content, in `reasoning`."""
+    extra = from_canonical(completion.extra) or {}
+    beside = {name: extra.pop(name) for name in REASONING if isinstance(extra.get(name), str)}
+    if not beside:
+        return completion
+    given = completion.reasoning or next((words for words in beside.values() if words.strip()), "")
+    return replace(completion, reasoning=given, extra=canonical_json(extra))
+
+
+def message_extra(completion: Completion) -> str:
+    """Return the other keys of a completion's message, its thoughts as `reasoning_content`, which templates read."""
+    extra = from_canonical(completion.extra) or {}
+    return canonical_json({**extra, "reasoning_content": completion.reasoning} if completion.reasoning else extra)
 
 
 def _joined(*parts: str) -> str:

@@ -10,8 +10,9 @@ from itertools import combinations
 from typing import Literal, get_args
 
 from bfpo.core.errors import SettingError
-from bfpo.core.schema import Comparison, Completion, Message, Pair, Verdict, canonical_json, from_canonical
+from bfpo.core.schema import Comparison, Completion, Message, Pair, Verdict
 from bfpo.data.labels import CELLS, cell_of
+from bfpo.data.thinking import message_extra
 
 __all__ = ["Pairing", "candidate_duels", "choose_pairs", "label_of"]
 
@@ -177,17 +178,12 @@ def _candidates(
                 labels[chosen.id],
                 labels[rejected.id],
                 source,
-                chosen_extra=_thoughts_of(chosen),
-                rejected_extra=_thoughts_of(rejected),
+                tools=chosen.tools,
+                chosen_extra=message_extra(chosen),
+                rejected_extra=message_extra(rejected),
             )
             cell = cell_of(labels[chosen.id], labels[rejected.id])
             yield _Candidate(pair, cell, abs(better - 0.5), (first.id, second.id))
-
-
-def _thoughts_of(completion: Completion) -> str:
-    """Return the keys of a completion's message, its thoughts as `reasoning_content`, which chat templates read."""
-    extra = from_canonical(completion.extra) or {}
-    return canonical_json({**extra, "reasoning_content": completion.reasoning} if completion.reasoning else extra)
 
 
 def _first_is_better(order: Mapping[tuple[str, str], Comparison], first: str, second: str) -> float | None:
