@@ -13,10 +13,11 @@ import pytest
 
 from bfpo.config import EvaluateConfig
 from bfpo.policy.save import save_policy
+from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
-from bfpo.suites.catalogue import FOLDER
+from bfpo.suites.catalogue import FOLDER, known_suites
 from bfpo.suites.files import UnreachableError
-from bfpo.suites.lm_eval import TaskRunner, _advice
+from bfpo.suites.lm_eval import TaskDataError, TaskRunner, _advice, _result
 from bfpo.suites.lm_eval import _read_result as read_result
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
@@ -67,6 +68,18 @@ def test_an_answer_that_leaves_no_room_is_no_score() -> None:
     runner._model.max_length = 48
     with raises(UnreachableError, "suites.max_new_tokens"):
         runner._bound(task)
+
+
+@pytest.mark.parametrize("suite", ["winogrande", "ifeval"])
+def test_documents_that_cannot_be_loaded_are_named_with_the_place_for_them(suite: str, tmp_path: Path) -> None:
+    class Offline:
+        def run(self, *_: Any, **__: Any) -> Any:
+            raise TaskDataError("lm-eval cannot load it: the hub is not asked")
+
+    config = EvaluateConfig.model_validate({"model": "m", "suites": {"use": [suite]}})
+    folder = RunFolder.create(tmp_path / "run", "evaluate", {})
+    with raises(UnreachableError, "suites.folders", f"{suite}.jsonl"):
+        _result(config, known_suites()[suite], "m", "task", Offline(), folder)  # type: ignore[arg-type]
 
 
 def test_a_missing_package_names_the_extra() -> None:

@@ -109,8 +109,8 @@ class _ByFormat(OneOf):
         return _mapping_of(str(value)) if isinstance(value, (str, Path)) else value
 
 
-_READ_FILES = ("policy",)
-"""Keys that name a file whose text is sent to a model."""
+_READ_FILES = ("phrases", "policy")
+"""Keys that name a file of text."""
 _ALLOWED = (
     "allowed: a file in the folder of the judge's file, or any path where the keys of the judge are in the config"
 )

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from bfpo.core.offline import offline_variable
+
 __all__ = [
     "EXTRAS",
     "Device",
@@ -110,14 +112,10 @@ def installed_extras() -> dict[str, str | None]:
 
 def describe_hub() -> str:
     """Return whether models may come from the hub, according to the environment; no connection is tried."""
-    offline = next((n for n in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if _is_set(os.environ.get(n))), None)
+    offline = offline_variable()
     if offline is not None:
         return f"not used: {offline} is set"
     return f"used for what is not in the cache, at {os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}"
-
-
-def _is_set(value: str | None) -> bool:
-    return (value or "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def use_threads(threads: int | None) -> None:

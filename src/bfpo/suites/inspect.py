@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import read_template
 from bfpo.config.suites import WeightsModel
 from bfpo.core.errors import MissingExtraError, ModelError, first_line
+from bfpo.core.offline import no_network_if_offline
 from bfpo.core.records import load
 from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
@@ -89,7 +91,10 @@ def _result(config: SuitesJob, suite: Suite, model: str, runner: _Runner, folder
     files = local_files(suite, config.suites.folders)
     if files:
         folder.add_data(suite.name, [str(file) for file in files])
-    result = runner.run(suite, files[0] if files else None)
+    grader = config.suites.grader or ""
+    asks_server = suite.inspect is not None and suite.inspect.grader and not grader.startswith("hf/")
+    with nullcontext() if asks_server else no_network_if_offline():
+        result = runner.run(suite, files[0] if files else None)
     folder.write_json(name, result)
     return result
 

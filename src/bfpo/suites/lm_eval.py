@@ -16,6 +16,7 @@ from typing import Any
 from bfpo.config import read_template
 from bfpo.config.evaluate import SuitesJob
 from bfpo.core.errors import MissingExtraError, first_line
+from bfpo.core.offline import no_network_if_offline
 from bfpo.core.records import load
 from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
@@ -27,7 +28,10 @@ __all__ = ["TaskRunner", "run_tasks"]
 
 _log = logging.getLogger(__name__)
 _TOO_LONG = "longer than the model's context leaves room for"
-_NO_CHECK = "a check could not be run (IFEval needs NLTK's punkt_tab: python -m nltk.downloader punkt_tab)"
+_NO_CHECK = (
+    "a check could not be run: IFEval needs NLTK's file tokenizers/punkt_tab, which is not here (python -m "
+    "nltk.downloader punkt_tab gets it; without a network, copy ~/nltk_data from a machine that has it)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +154,17 @@ def _result(
     name = f"models/{model}/{task}.json"
     if folder.resumed and folder.file(name).is_file():
         return load(TaskResult, folder.file(name))
-    result = runner.run(task, next(iter(suite.metrics)), limit=config.suites.limit, seed=config.seed)
+    try:
+        result = runner.run(task, next(iter(suite.metrics)), limit=config.suites.limit, seed=config.seed)
+    except TaskDataError as error:
+        bring = "" if local_files(suite, config.suites.folders) else " or ".join(suite.source.files)
+        raise UnreachableError(f"{error}{bring and f'; or put {bring} into a folder of suites.folders'}") from error
     folder.write_json(name, result)
     return result
+
+
+class TaskDataError(UnreachableError):
+    """A task that cannot be loaded with its documents."""
 
 
 class TaskRunner:
@@ -190,23 +202,25 @@ class TaskRunner:
     def run(self, task: str, metric: str, *, limit: int | None, seed: int) -> TaskResult:
         """Return the metric of every document (of the first `limit`).
 
-        Raises `UnreachableError` with the reason if the task's data set cannot be loaded or lm-eval cannot run it.
+        Raises `TaskDataError` with the reason if the task's data set cannot be loaded, `UnreachableError` if lm-eval
+        cannot run it.
         """
         lm_eval = _lm_eval()
         if self._model is None:
             self._load()
         try:
-            with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # output of NLTK's downloads for IFEval
+            # NLTK prints about its downloads for IFEval.
+            with no_network_if_offline(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
                 loaded = self._manager.load([task])["tasks"]
         except Exception as error:  # errors of data sets, the hub's client, missing extras of lm-eval
-            raise UnreachableError(f"lm-eval cannot load {task}: {_advice(error)}") from error
+            raise TaskDataError(f"lm-eval cannot load {task}: {_advice(error)}") from error
         generates = any(each.config.output_type == "generate_until" for each in loaded.values())
         for each in loaded.values():
             each.set_fewshot_seed(seed=seed)
             if generates:
                 self._bound(each)
         quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # no progress bars in a log
-        with quiet:
+        with quiet, no_network_if_offline():
             result = lm_eval.evaluate(
                 lm=self._model,
                 task_dict=loaded,

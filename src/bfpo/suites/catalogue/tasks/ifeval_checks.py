@@ -6,12 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import nltk
 from langdetect import DetectorFactory
-from lm_eval.tasks.ifeval.utils import process_results as lm_eval_checks
 
+from bfpo.core.offline import offline_variable
 from bfpo.data.thinking import split_thought
 
 __all__ = ["process_results"]
+
+_download = nltk.download
+if offline_variable() is not None:  # lm-eval downloads data of NLTK when it is imported
+    nltk.download = lambda *_, **__: False
+try:
+    from lm_eval.tasks.ifeval.utils import process_results as lm_eval_checks
+finally:
+    nltk.download = _download
 
 DetectorFactory.seed = 0  # else the result of langdetect for one answer varies
 _PROBE = "Some words. And MORE of them."
@@ -20,7 +29,8 @@ _PROBE = "Some words. And MORE of them."
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Return whether all instructions of a prompt were followed, strictly: 1, 0, or NaN if a check cannot be run.
 
-    Counting sentences and capital words needs NLTK's `punkt_tab`, which lm-eval downloads. Whether a prompt is scored
+    Counting sentences and capital words needs NLTK's `punkt_tab`, which lm-eval downloads unless offline work is asked
+    for. Whether a prompt is scored
     must not depend on the answer (lm-eval does not check empty ones), so a fixed text is checked first. Of a text that
     begins with thoughts, the answer behind them is checked.
     """
