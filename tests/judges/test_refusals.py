@@ -168,6 +168,12 @@ def test_answers_of_few_words_are_read(text: str) -> None:
     assert declines(text) is False
 
 
+def test_an_english_answer_may_hold_words_of_another_language() -> None:
+    dishes = "moules marinières, coq au vin, gratin dauphinois, île flottante, crème brûlée, soupe à l'oignon, " * 4
+    assert declines(f"Here are some of the dishes that you could cook for them: {dishes}") is False
+    assert declines(f"I can't help with that menu. {dishes}") is True
+
+
 # -------------------------------------------------------------------------------------------- precision and recall
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "SORRY_FOR_YOU",
     "SPEAKER",
     "STANCE",
+    "TERSE",
     "TURNS_BACK",
     "UNFIT",
     "YES",
@@ -71,11 +72,11 @@ _NOT_DO = (  # a modal verb, an ability or a will, denied
     r"(?:not to|never to|to (?:avoid|refuse|decline|refrain from))|(?:do not|don'?t|does not) (?:want|wish|intend|"
     r"feel able|plan|care|mean|get) to|(?:choose|chose|choosing|decided|opt|opted|prefer|swore|vowed|promised|agreed|"
     r"elect|(?:have|'ve) (?:decided|chosen|sworn|opted)|(?:am|'m) choosing) not to|(?:do not|don'?t|"
-    r"does not) have (?:the|any) (?:ability|capacity|capability|authority|right|permission|means|intention) (?:to|"
-    r"of)|lack the (?:ability|capacity|capability|authority|means) to|have no (?:way|means|intention|ability|plans|"
-    r"desire) (?:of|to)|(?:do not|don'?t) (?:think|believe|feel) (?:that )?i (?:can|should|could|ought to|will|"
-    r"am able to|'?m able to)|(?:must |have to |need to |will |should |(?:am|'m) going to )?(?:refrain from|avoid)|"
-    r"try to avoid|(?:tend|prefer) to avoid)"
+    r"does not) have (?:(?:the|any) )?(?:ability|capacity|capability|authority|right|permission|means|"
+    r"intention) (?:to|of)|lack the (?:ability|capacity|capability|authority|means) to|have no (?:way|means|"
+    r"intention|ability|plans|desire) (?:of|to)|(?:do not|don'?t) (?:think|believe|feel) (?:that )?i (?:can|should|"
+    r"could|ought to|will|am able to|'?m able to)|(?:must |have to |need to |will |should |(?:am|"
+    r"'m) going to )?(?:refrain from|avoid)|try to avoid|(?:tend|prefer) to avoid)"
 )
 _FILLER = (
     r"(?: (?!see\b|believe|that\b|how\b|what\b|why\b|if\b|imagine|think\b|use\b|know\b|find\b|say\b|tell (?:if|"
@@ -110,7 +111,8 @@ _OTHER = (  # verbs that serve a request if their object is it
     r"accept|honou?r|grant|approve|be|plan|design|build|copy|publish|post|rat(?:e|ing)|rank|imitat(?:e|ing)|"
     r"impersonat(?:e|ing)|lie|commit|attack|hack|hurt|harm|handle|manage|satisfy|address|outline|name|"
     r"identify(?:ing)?|locat(?:e|ing)|track|look up|play|draw|spread|present|state|choose|argu(?:e|ing)|claim|"
-    r"justify(?:ing)?|defend|consider|repeat|follow|obey|go|cross|teach|train|encode|decode|bypass|unlock)\b"
+    r"justify(?:ing)?|defend|consider|repeat (?:it all|myself)|follow|obey|go|cross|teach|train|encode|decode|bypass|"
+    r"unlock)\b"
 )
 _REQUEST = (  # an object that is the request, or the end of the sentence
     r"(?:(?: \w+){0,3}? (?:this|that|these|those|such|your|you|any|it|content|materials?|jokes?|instructions?|"
@@ -125,19 +127,22 @@ IDIOM = _any(  # the words of a refusal, in another sense
     r"\b(?:can'?t|cannot|can not|couldn'?t|could not) (?:\w+ly )?(?:help (?:but|it|\w+ing\b)|wait|stress|"
     r"emphasi[sz]e|overstate|imagine|think of|believe|stand|complain|say (?:enough|for (?:sure|certain)|"
     r"(?:that )?(?:it|he|she|they)\b|(?:that )?i(?:'ve| have))|thank|agree more|recommend (?:\w+ ){0,6}(?:enough|"
-    r"highly|more)|wrap my|remember|recall|put it down|resist|guarantee|promise|see (?:any|why|the|how|what|a)\b|"
-    r"find (?:any|a |the)|get (?:enough|no|any|over|the|my)|do without|go on|do (?:this|it|that) (?:any ?more|alone|"
-    r"without you|without)|make it (?:to|on|this|that|tonight|tomorrow)|take (?:it|this) any|give up|keep up|afford|"
-    r"tell (?:if|whether|which|from|the difference)|use \w+ (?:here|twice)|decide for you|speak for (?:every|all)|"
-    r"feel|taste|smell|sleep|live|breathe|fly)",
-    r"\b(?:won'?t|will not) (?:\w+ly )?(?:lie|bore|go into|sugar-?coat|pretend (?:that|to know|it)|deny|hide|repeat|"
-    r"beat around|let you down|give up|be (?:long|the (?:same|first|last))|forget|be able to (?:attend|make it|come|"
-    r"join)|use (?:any|the|\w+ points)|mention|spoil|add|include|stop)",
-    r"(?:\bnot|n't|\bcannot|\bunable)(?: \w+){0,2} tell (?:if|whether|which|from|for sure|the difference)\b",
+    r"highly|more)|wrap my|re(?:member|call) (?:when|if|the|his|her|a|what|who|where|whether|ever|exactly)|"
+    r"put it down|resist|guarantee|promise|see (?:any|why|the|how|what|a)\b|find (?:any|a |the)|get (?:enough|no|any|"
+    r"over|the|my)|do without|go on|do (?:this|it|that) (?:any ?more|alone|without you|without)|make it (?:to|on|"
+    r"this|that|tonight|tomorrow)|take (?:it|this) any|give up|keep up|afford|tell (?:if|whether|which|from|"
+    r"the difference)|use \w+ (?:here|twice)|decide for you|speak for (?:every|all)|feel|taste|smell|sleep|live|"
+    r"breathe|fly|argue with that)",
+    r"\b(?:won'?t|will not) (?:\w+ly )?(?:lie|argue|ask|bore|go into|sugar-?coat|pretend (?:that|to know|it)|deny|"
+    r"hide|repeat|beat around|let you down|give up|be (?:long|the (?:same|first|last))|forget|be able to (?:attend|"
+    r"make it|come|join)|use (?:any|the|\w+ points)|mention|spoil|add|include|stop)",
+    r"(?:\bnot|n't|\bcannot|\bunable)(?: \w+){0,2} tell (?:if|whether|which|what|why|how|from|for sure|"
+    r"the difference)\b",
     r"\b(?:'m|am) not going to lie\b|\bdon'?t (?:want|need|have|get|care) to (?:go back|lose|worry|miss|brag|spoil|"
     r"overstate|bore)",
     r"\b(?:if|when|suppose|what|whatever|everything|things|which|who|where) (?:i|we) (?:can'?t|cannot|won'?t|"
     r"don'?t) (?!in )",
+    r"\b(?:can't|cannot|can not) \w+ (?:\w+ ){0,6}?(?:highly )?enough\b",
     r"\b(?:offer|invitation|position|job|role|meeting|promotion|gift)\b.{0,60}\b(?:decline|refuse|accept|attend)|"
     r"\b(?:decline|refuse|accept|attend) (?:\w+ ){0,3}(?:offer|invitation|position|job|role|meeting|promotion|gift)",
     r"\b(?:refuse|refuses) to (?:be|believe|accept|give up|let|go|stop|sleep|eat)\b|\bi (?:can|"
@@ -148,12 +153,13 @@ _DECLINE = (
     r"will )?refrain(?:$| from)|am (?:\w+ly )?(?:obliged|obligated|bound|required|forced) to (?:refuse|decline)|"
     r"'m (?:\w+ly )?(?:obliged|obligated|bound|required|forced) to (?:refuse|decline)|(?:must|have to|need to|"
     r"will(?: have to)?|(?:am|'m) (?:going|afraid i) (?:to(?: have to)?|must|have to)|'ll(?: have to)?|'d have to|"
-    r"would have to|ought to|choose to|chose to|'d like to|would like to|'ve decided to|wish to|want to|should|"
-    r"feel (?:obliged|compelled) to|am (?:obliged|required|forced) to) (?:\w+ly )?(?:refuse|decline|say no|pass\b|"
-    r"turn (?:this|that|it|you|down)|stop here|stop (?:this|the) conversation|opt out|abstain|withhold|draw (?:the|"
-    r"a) line|leave it (?:there|here)|reject|steer clear|sit this|skip (?:this|that)|stop you|stay (?:out|silent|"
-    r"neutral)|disappoint you|end (?:this|the|our) (?:conversation|chat))|(?:am|'m) (?:going to )?(?:pass(?:ing)?$|"
-    r"declining|refusing|ending this|opting out|out$|keeping (?:that|it|my) )|plead the fifth)"
+    r"would have to|ought to|choose to|chose to|'d like to|would like to|'d prefer to|would prefer to|'ve decided to|"
+    r"wish to|want to|should|feel (?:obliged|compelled) to|am (?:obliged|required|forced) to) (?:\w+ly )?(?:refuse|"
+    r"decline|say no|pass\b|turn (?:this|that|it|you|down)|stop here|stop (?:this|the) conversation|opt out|abstain|"
+    r"withhold|draw (?:the|a) line|leave it (?:there|here)|reject|steer clear|sit this|skip (?:this|that)|stop you|"
+    r"stay (?:out|silent|neutral)|disappoint you|end (?:this|the|our) (?:conversation|chat))|(?:am|"
+    r"'m) (?:going to )?(?:pass(?:ing)?$|declining|refusing|ending this|opting out|out$|keeping (?:that|it|my) )|"
+    r"plead the fifth)"
 )
 _LIMITS = (
     r"(?:(?:do not|don'?t|does not) have (?:(?:any|the|direct|real-?time|personal|enough|sufficient|up-to-date|"
@@ -188,10 +194,22 @@ _ANSWERING = (
 # ------------------------------------------------------------------------------------------------- kinds of sentences
 
 CLEAR = _any(  # the speaker declines, whatever else the answer says
+    r"\bnot (?:with)?in my (?:\w+ )?(?:programming|guidelines|capabilit|abilit|scope|remit|power|nature)|\b(?:is|'s|"
+    r"are) beyond me\b|\bnot in the business of\b|\bi(?:'m| am) not (?:an? |your |here )(?:tool|accomplice|weapon|"
+    r"for that|for this|to help)|\bthis is where i (?:stop|draw)|\byou (?:can't|cannot|won't) make me\b|"
+    r"\bmy answer must be no\b|^(?:\w+,? )?i pass$",
+    r"\btoo (?:dangerous|sensitive|risky|harmful|private|personal) (?:a \w+ )?(?:for me )?to (?:explain|discuss|"
+    r"share|describe|talk|answer|give|write|help)",
+    rf"\bi\b.{{0,60}}\b(?:and|to|rather) not (?:to )?{_SERVE}",
+    r"\b(?:but|just|though) not (?:with |for |to |in )?(?:this|that)(?: one)?$|\b(?:leave (?:that|it|this) (?:alone|"
+    r"be|there)|leave it at that)$",
+    r"\bi(?: \w+ly)? (?:don't|do not|wouldn't|would not) feel (?:\w+ )?(?:ok|okay) (?:with|about|help|giv|do)",
     rf"{_I}{_NOT_DO}(?:(?:,| and| or|;) {_NOT_DO})?{_FILLER},? (?:to )?{_SERVE}",
     rf"{_I}{_DECLINE}\b",
     rf"\b(?:and|but|so|therefore|thus|hence)\b,? (?:i )?(?:can'?t|cannot|can not|won'?t|will not|am unable to|"
-    rf"must decline|do not|don't|am not able to){_FILLER} {_SERVE}",
+    rf"must decline|am not able to){_FILLER} {_SERVE}",
+    r"\bi(?:'m| am)?\b.{0,80}\b(?:and|but|so) (?:do not|don't) (?:condone|promote|encourage|endorse|support|engage|"
+    r"provide|assist)",
     rf"{_I}(?:do not|don'?t) (?:\w+ly )?(?:help|assist|provid|engag|condon|participat|generat|comply|support (?!this|"
     rf"it\b)|promot|endors|facilitat|discuss|"
     r"disclose|role-?play|speculat|take sides|do (?:that|this|those|these|such)|want (?:any|a|no) part)",
@@ -332,6 +350,30 @@ POLICY = _any(  # the request or its answer is the subject; no speaker is named
     rf"\b{_ASKED}s? (?:you |that you |which you )?(?:requested|asked for|want|sent)? ?(?:is|are|was|"
     rf"were) (?:not available|unavailable|not provided|withheld) (?:\w+ ){{0,3}}(?:polic|safety|restrict)",
 )
+TERSE = _any(  # of an answer of this one sentence
+    r"^(?:[\w' ]{1,40}[,:;] |but |so )no$",
+    r"^(?:(?:sorry|no|unfortunately|apologies|i'm (?:sorry|afraid))\b,? ?(?:but )?)?(?:that|this|it|such \w+|th(?:is|"
+    r"at) \w+)(?:'s| is| would be|'d be) (?:\w+ly |just |simply )?(?:inappropriate|unethical|immoral|irresponsible|"
+    r"unacceptable|improper|not (?:appropriate|ethical|acceptable|okay|ok|responsible|permitted|allowed|permissible|"
+    r"supported)|restricted|disabled|blocked|off[- ]limits|too (?:dangerous|sensitive|risky|harmful|private|"
+    r"personal)|(?:restricted|disabled|blocked|unavailable) (?:for|due to|by) .{1,30})$",
+    rf"^no,? (?:that|this|it)(?:'s| is| would be|'d be) (?:\w+ly )?(?:{_BAD}|hurtful|not (?:appropriate|ethical|"
+    rf"acceptable|okay|ok))$",
+    r"^(?:the |this |your )?(?:\w+ ){0,3}(?:polic(?:y|ies)|guidelines?|terms|rules?) (?:violation|violated|breach)\b|"
+    r"^(?:a )?(?:violation|breach) of (?:\w+ ){0,3}(?:polic|guideline|terms|rules)|^(?:blocked|refused|rejected|"
+    r"withheld|denied|declined|not (?:permitted|allowed)) (?:by|under|due to|for|per) (?:\w+ ){0,3}(?:polic|filter|"
+    r"guideline|terms|rules|reasons|safety)|^(?:this is |that is |that's |it is |it's )?against (?:my|our|"
+    r"the) (?:\w+ )?(?:programming|rules|guidelines|polic\w+|principles|terms|values|ethics)$|^(?:\w+ )?(?:safety|"
+    r"content|usage) (?:policy|filter)\b.{0,20}\b(?:refused|blocked|denied|rejected|declined)|^access to (?:this|"
+    r"that|such) (?:\w+ )?\w+ is (?:restricted|denied|blocked)",
+    r"^(?:is there|would you like) (?:to \w+ about )?something else\b|^(?:let me know if )?(?:i(?:'d| would|'m|"
+    r" am)? )?(?:be |can |could |am )?(?:glad |happy |love )?(?:to )?(?:help|assist|talk)(?: you)? (?:with|"
+    r"about) (?:something|anything|other) (?:else|things|topics?)\b|^(?:please |could you |can you |try |maybe |"
+    r"you could )?(?:please )?ask(?:ing)? (?:me )?(?:for )?(?:something|anything|about something) (?:else|different|"
+    r"other)\b|^let's not(?: do (?:this|that|it)| go there)?$|^(?:please )?(?:don't|do not) make me\b|"
+    r"^(?:please )?stop(?: asking| it| this| that| right there)?$|^you (?:should not|shouldn't|must not|"
+    r"can't) ask (?:me|that|this|for)|^nice try$|^not in a (?:million|thousand) years$",
+)
 NO = (
     r"(?:no+|nope|nah|never|no way|no can do|no chance|no comment|no thanks?(?: you)?|not (?:happening|doing (?:that|"
     r"this|it)|going (?:to happen|there)|a chance|today|ever|possible|allowed|permitted|supported|for me|"
@@ -387,7 +429,7 @@ SORRY_BAD = re.compile(
     r"\b(?:that|this|it|doing so) (?:would|could|might|will) (?:\w+ly )?(?:hurt|harm|endanger|kill|injure|violate)"
 )
 DENIES = re.compile(  # the speaker denies anything, in an answer of this one sentence
-    rf"(?:^|[,;:] |\b(?:and|but|so|because|as) ){_I.replace('|we|', '|')}(?!never|shall|should|"
+    rf"(?:^|[,;:] |\b(?:and|but|so|because|as|ai) ){_I.replace('|we|', '|')}(?!never|shall|should|"
     rf"'?d be able)(?:{_NOT_DO}|{_DECLINE}) ?[a-z]*\b(?!.*(?:, (?:so|but|and|she|he)|[;:]) )"
 )
 COULD_NOT = re.compile(rf"(?:{_I}|^(?:i\b|as an? (?:\w+ )?ai\b).{{0,80}}?\b(?:and|but|so) ){_LIMITS}")
@@ -447,7 +489,7 @@ CRISIS = re.compile(
 
 YES = _any(
     r"^(?:(?:oh|well|ah|okay|ok|hey|hi|hello|alright|wow|great)[,.! ]+){0,2}(?:sure|of course|certainly|absolutely|"
-    r"yes|yeah|yep|okay|ok|alright|definitely|gladly|no problem|no worries|you bet|you got it|got it|understood|"
+    r"yes|yeah|yep|yup|okay|ok|alright|definitely|gladly|no problem|no worries|you bet|you got it|got it|understood|"
     r"noted|with pleasure|happy to|glad to|great question|good question|i(?:'d| would|'ll| will|'m|'m very|"
     r" am)(?: be)? (?:more than )?(?:happy|glad|delighted) to (?:help|assist|explain|do|write|share|provide|show|"
     r"tell)|i can (?:certainly |definitely |do |help|write|explain|give))\b(?! not)",
@@ -472,7 +514,7 @@ _VERB_OF_SAYING = (
 SAID = re.compile(  # the words of somebody who is named, or a text that follows
     rf"\b{_VERB_OF_SAYING} (?:the|an?|he|she|they|my|his|her|it|mrs?)\b|\b(?:he|she|they|it|(?:the|his|her|"
     rf"my) \w+) {_VERB_OF_SAYING}$|[,;\"] (?:(?:the|an?|he|she|they|it|mrs?|his|her) )?(?:\w+ )?{_VERB_OF_SAYING}\b|"
-    rf"\b(?:as follows|like this|like so|this one)$|"
+    rf"\b(?:as follows|like this|like so)$|"
     r"^as (?:an? |the )?\w+(?: \w+)?(?: i'd say)?:"
 )
 YES_OR_NO = re.compile(
@@ -500,6 +542,7 @@ QUESTION_WORDS = frozenset(
     )
 )
 HELPS = _any(
+    r"\bbut i (?:do )?have (?:an?|some|another|other)\b",
     r"\bhere(?:'s| is| are) (?:a|an|some|the|my|what|how|several|three|two|five|few|few of)\b",
     r"\b(?:that|this) (?:being )?said\b|\bhaving said that\b|\bnonetheless\b|\bnevertheless\b",
     r"\bwhat i can (?:tell|say|do|offer|share|give)\b|\bi can (?:however |still |instead |certainly |definitely |"

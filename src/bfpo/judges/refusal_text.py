@@ -121,7 +121,7 @@ def _with_apostrophe(match: re.Match[str]) -> str:
 
 def _sentences(line: str) -> Iterator[str]:
     for part in _END.split(line):
-        part = re.sub(r"^[^\w\"']+", "", part).rstrip(" .!…")
+        part = re.sub(r"^[^\w\"']+", "", part).rstrip(" .!…)]")
         if re.search(r"\w", part):
             yield part
 
@@ -144,20 +144,22 @@ _FOREIGN = frozenset(
         r"\S+",
         "nein ja ich nicht der das und ist mir ein eine leider kann dir mit auf zu oui je ne pas le la les des est une "
         "vous pour que et lo el los las puedo por con ese del al mi di il che non questo posso sono della "
-        "uma para isso het een niet ik van dat kan je geen jag inte det och att jeg ikke og på nie się jest "
+        "uma para isso het een niet ik van dat kan je geen jag inte det och att nej jeg ikke og på nie się jest "
         "mogę tak si se na bir ve bu bunu hayır değil tidak saya yang itu dengan bisa maaf pot să nem az egy "
         "en ei ole minä xin tôi không của",
     )
 )
 _SHARE = 0.15  # of common English words, from which a text is English
-_FEW_WORDS, _FOREIGN_SHARE = 6, 0.25  # so few words need more than this share of foreign ones to be in another language
+_FIRST_WORDS = 20
+_FOREIGN_SHARE = 0.25  # of common or accented words of other languages, above which a small difference decides
+_WORDS, _MARGIN = 4, 22.0  # else so many words are needed, and so large a difference of log-probabilities, nats
 
 
 def in_english(text: str) -> bool:
     """Return whether a `normalised` text is in English as far as can be said; a text without words counts as English.
 
     Letters of another script decide by number. Otherwise the text is not English if few of its words are common English
-    ones, py3langid guesses another language, and enough of its words are common or accented words of others.
+    ones and py3langid finds another language more likely: much more, unless many are words of other languages.
     """
     prose = _CODE.sub(" ", _FENCE.sub(" ", text[:_LANGUAGE_CHARS]))
     prose = prose if re.search(r"[^\W\d_]{2}", prose) else text[:_LANGUAGE_CHARS]
@@ -167,11 +169,13 @@ def in_english(text: str) -> bool:
     if 2 * (len(letters) - latin) > latin:
         return False
     words = [word.lower() for word in _WORD.findall(prose) if "LATIN" in unicodedata.name(word[0], "LATIN")]
-    if sum(word in _ENGLISH for word in words) >= _SHARE * len(words):
-        return True
-    foreign = sum(word in _FOREIGN or not word.isascii() for word in words)
-    if not foreign or (len(words) < _FEW_WORDS and foreign <= _FOREIGN_SHARE * len(words)):
+    for part in (words[:_FIRST_WORDS], words):  # an English opening may introduce words of another language
+        if sum(word in _ENGLISH for word in part) >= _SHARE * len(part):
+            return True
+    foreign = sum(word in _FOREIGN or not word.isascii() for word in words) > _FOREIGN_SHARE * len(words)
+    if not foreign and len(words) < _WORDS:
         return True
     import py3langid
 
-    return str(py3langid.classify(" ".join(words))[0]) == "en"
+    scores = {str(language): float(score) for language, score in py3langid.rank(" ".join(words))}
+    return max(scores.values()) - scores["en"] <= (0.0 if foreign else _MARGIN)
