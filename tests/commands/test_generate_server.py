@@ -194,6 +194,7 @@ REFUSALS: dict[str, tuple[int, Any, str]] = {
     ),
     "moderation": (403, {"error": {"message": "Moderation: the input was flagged."}}, "flagged"),
     "too long": (400, {"error": {"message": "The context is 8 tokens, the prompt has 9."}}, "the prompt has 9"),
+    "firewall": (403, b"<html>Sorry, you have been blocked</html>", "status 403"),
     "form": (422, {"detail": [{"loc": ["body", "messages"], "msg": "cannot be read"}]}, "status 422"),
     "finish": (
         200,
@@ -252,6 +253,13 @@ def test_a_refusal_without_its_reason_counts_only_while_other_prompts_are_answer
 
 
 @pytest.mark.parametrize("kind", ["filter", "finish"])
+def test_a_column_of_that_name_with_an_answer_beside_it_blocks_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    cells = [("a", False), ("b", "no"), ("c", None), ("", "filtered")]
+    path.write_text("".join(json.dumps({"prompt": "q", "text": t, "blocked": cell}) + "\n" for t, cell in cells))
+    assert [row.blocked for row in read_completions(path)] == ["", "", "", "filtered"]
+
+
 def test_a_killed_run_remembers_what_was_blocked(server: FaultServer, prompts: Path, tmp_path: Path, kind: str) -> None:
     status, body, _ = REFUSALS[kind]
     server.reply = lambda text, asked: (status, body, {}) if text == "question 0" else None

@@ -203,6 +203,15 @@ def test_the_file_decides_where_the_kernel_says_nothing(
         assert not path.exists()
 
 
+def test_a_link_is_not_followed(tmp_path: Path, stage: list[Any]) -> None:
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "precious")
+    with raises(RunError, LOCK):
+        run(tmp_path / "run")
+    assert (tmp_path / "precious").read_text() == "text"
+
+
 def test_the_message_about_another_host_says_how_to_go_on(tmp_path: Path, stage: list[Any]) -> None:
     path = write_lock(tmp_path / "run", age=20, host="elsewhere", pid=77, since="2026-01-02T03:04:05+00:00")
     with raises(RunError, str(path), "last sign of life", mask=VARIES):

@@ -175,7 +175,7 @@ def completion_of(
         finished,
         is_safe,
         reasoning=next((text for name in REASONING if isinstance(text := row.get(name), str) and text.strip()), ""),
-        blocked=optional_text(row, "blocked"),
+        blocked=blocked if isinstance(blocked := row.get("blocked"), str) and not answer.content else "",
         tools=tools,
         extra=answer.extra,
     )

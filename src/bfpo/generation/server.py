@@ -230,7 +230,8 @@ class Server:
         """Return the answer for a status that is not a success; raises `ServerError` for one that all requests get."""
         if (reason := blocked_reason(status, error.body)) is not None:
             return Answer(None, fault=hide_secrets(self._without_key(reason)), blocked=True)
-        if status in (401, 403):
+        is_page = isinstance(error.body, str)  # of a firewall, which some prompts look like an attack to
+        if status == 401 or (status == 403 and not is_page):
             name = self._spec.key_variable
             known = (
                 "no key was sent, since api_key_env names no variable"
@@ -324,12 +325,7 @@ class Server:
         logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if asks_logprobs else {}
         turns = [Message("user", content)] if isinstance(content, str) else content
         messages = [
-            {
-                **(from_canonical(turn.extra) or {}),
-                "role": turn.role,
-                "content": _as_parts(turn.content) if question.as_parts else turn.content,
-            }
-            for turn in turns
+            {**turn.as_dict(), **({"content": _as_parts(turn.content)} if question.as_parts else {})} for turn in turns
         ]
         if question.tools:
             common["tools"] = from_canonical(question.tools)

@@ -60,7 +60,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _take(folder, path)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RunError(f"{path}: is a link, which bfpo does not make; delete it") from error
         yield
         return
     _held.add(path)
@@ -82,7 +84,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 def _take(folder: Path, path: Path) -> int:
     """Return the descriptor of the locked file; raises `RunError` if another process holds it, or `OSError`."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             has_locks = _lock(descriptor)
             if not _is_file(path, descriptor):  # the holder has just ended and removed it
