@@ -171,6 +171,25 @@ def test_a_red_team_run_opens_with_its_rate_its_judge_and_its_funnel(tmp_path: P
     assert "well-formed answers 97.0%" in formed
 
 
+def test_answers_of_red_teaming_and_of_generation_are_on_the_page(tmp_path: Path) -> None:
+    def completions(num: int, kind: str) -> list[dict[str, Any]]:
+        prompts = [[{"role": "user", "content": f"question {n // 2}"}] for n in range(num)]
+        return [{"id": f"{n}", "prompt": prompts[n], "text": f"answer {n}", "kind": kind} for n in range(num)]
+
+    red = write_redteam(tmp_path / "red")
+    write_run(red / "generate", "generate", {}, completions__jsonl=completions(10, "harmful"))
+    data = gather([red])
+    assert [sample.prompt for sample in data.samples][:3] == ["question 0", "question 0", "question 1"]
+    verdicts = [sample.answers[0].verdict for sample in data.samples]
+    assert [verdict.label for verdict in verdicts if verdict is not None] == ["unsafe"] * 3 + ["safe"] * 7
+    assert sections(Page(render_html(data))) == ["stage-0", "samples", "how"]
+    made = write_run(tmp_path / "made", "generate", {"model": "my/start"}, completions__jsonl=completions(4, ""))
+    answers = [sample.answers[0] for sample in gather([made]).samples]
+    assert [(answer.text, answer.verdict) for answer in answers] == [(f"answer {n}", None) for n in range(4)]
+    assert gather([made, write_suites(tmp_path / "scores")]).method("ours").name == "ours"  # scores come first
+    assert len(gather([made, write_suites(tmp_path / "scores")]).methods) == 2
+
+
 def test_the_toy_labels_and_judges_open_with_their_results(tmp_path: Path) -> None:
     outcomes = [{"safe": "1111", "order": "right"}, {"safe": "1110", "order": "tie"}]
     method = {"label": "BFPO", "num_right": 1, "num_tied": 1, "max_deviation": 0.01, "assignments": outcomes}
@@ -230,6 +249,17 @@ def test_beside_scores_single_runs_are_folded_below(tmp_path: Path) -> None:
     assert "finished: 20 steps" not in headline(data).sentence
     assert sections(page).index("stages") > sections(page).index("suites")
     assert "The training of" in page.text
+
+
+def test_one_model_alone_is_compared_with_nothing(tmp_path: Path) -> None:
+    scores = {"scores": [{"metric": name, "value": 0.5, "low": 0.4, "high": 0.6, "num": 20} for name in SHOWN]}
+    data = gather([write_run(tmp_path / "scores", "evaluate", {"model": "m"}, scores__json=scores)])
+    page = Page(render_html(data))
+    for words in ("baseline", "best", "Stepped line", "well-formed", "held-out", "closed world", "Star: the ceiling"):
+        assert words not in page.text.split("Reproduction")[0], words
+
+
+SHOWN = ("helpful_and_safe", "helpfulness", "harmless_harmful")
 
 
 def test_pages_of_before_can_be_read_and_one_without_single_runs_is_the_same() -> None:

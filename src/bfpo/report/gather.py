@@ -13,7 +13,16 @@ from bfpo.core.errors import BfpoError, DataError
 from bfpo.objective.methods import method_settings
 from bfpo.report.data import Comparison, Experiment, MethodResult, ReportData, Role, Sample, Suite, SuiteComparison
 from bfpo.report.experiments import COMPARE_MAIN, experiment_of, methods_of, prompts_of, split_experiments
-from bfpo.report.models import AnswerKey, Model, add_margins, add_scores, inside_suites, model_of, with_basis
+from bfpo.report.models import (
+    AnswerKey,
+    Model,
+    add_answers,
+    add_margins,
+    add_scores,
+    inside_suites,
+    model_of,
+    with_basis,
+)
 from bfpo.report.read import (
     Run,
     agreement_of,
@@ -67,6 +76,11 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         if run.stage == "evaluate":
             add_scores(run, models, suites, comparisons)
             add_margins(run.path, parts.get(run.path, ()), models)
+    if not models and not experiments:
+        red = [run.path for run in others if run.stage == "redteam"]
+        for run in others:
+            if run.stage in ("redteam", "generate") and not any(top in run.path.parents for top in red):
+                add_answers(run, models)
     for run in others:
         if run.stage in _CURVE_STAGES:
             _add_training(run, models, of_methods=run.stage == "train")
@@ -88,7 +102,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         setting=_setting([run for run in runs if run not in within]),
         methods=sorted(map(with_basis, models.values()), key=lambda method: ROLES.index(method.role)),
         samples=_samples(models),
-        samples_note="Every judged answer that the runs hold.",
+        samples_note="Every answer that the runs hold.",
         seeds=_seeds(others),
         confidence=_confidence(others),
         versions=next((run.record.versions for run in runs if run.record.versions), {}),

@@ -124,7 +124,10 @@ def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, boo
     share = f"{with_interval(score)} of {'held-out ' if data.gates else ''}prompts"
     if not alike:
         lack = "was judged by the same judge on the same prompts" if unlike else "was measured"
-        return f"{main.title} answers {share} helpfully and safely; no baseline {lack}.", False
+        return (
+            f"{main.title} answers {share} helpfully and safely{f'; no baseline {lack}' if data.baselines else ''}.",
+            False,
+        )
     best, value = max(alike, key=lambda item: item[1])
     assert score.value is not None
     if value >= score.value:

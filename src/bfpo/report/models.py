@@ -1,4 +1,6 @@
-"""The models of a report from runs of `evaluate`: scores, verdicts, texts, judges and prompts of each."""
+"""The models of a report: scores, verdicts, texts, judges and prompts of each, from runs of `evaluate`; from runs of
+`generate` and `redteam` the answers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.scores.scores import METRICS, Judged, judged_row
 from bfpo.suites.records import SuiteAnswer, SuitesFile
 
-__all__ = ["AnswerKey", "Model", "add_margins", "add_scores", "inside_suites", "model_of", "with_basis"]
+__all__ = ["AnswerKey", "Model", "add_answers", "add_margins", "add_scores", "inside_suites", "model_of", "with_basis"]
 
 AnswerKey = tuple[str, str, str]  # suite, id, completion number among those of one id
 
@@ -122,6 +124,30 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
         model.result = replace(model.result, home="")
     model.margin_rows = run.rows(AccuracyRow, "accuracy.jsonl")
     verdicts = run.rows(VerdictRow, "verdicts.jsonl")
+    _add_judged(model, texts, verdicts)
+    if verdicts and not texts:
+        run.problems.append(
+            f"{run.path}: the judged completions are not at the path in its config; its texts are missing"
+        )
+
+
+def add_answers(run: Run, models: dict[str, Model]) -> None:
+    """Add the answers of a run of `generate`, or of `redteam` with their verdicts; it has no scores."""
+    red = run.stage == "redteam"
+    texts = _read_texts(run, run.path / "generate" / "completions.jsonl" if red else run.path / "completions.jsonl")
+    if not texts:
+        return
+    model = model_of(models, model_name(run.setting("model", str) or run.path.as_posix()), run.path)
+    if red:
+        _add_judged(model, texts, run.rows(VerdictRow, "label/verdicts.jsonl"))
+        return
+    for found in texts.values():
+        answer = SuiteAnswer("", "", found.id, found.kind, found.prompt, found.text, found.finished)
+        answer = replace(answer, reasoning=found.reasoning, blocked=found.blocked)
+        _add_answer(model, answer, _prompt_text(found.prompt), "")
+
+
+def _add_judged(model: Model, texts: Mapping[str, Completion], verdicts: Iterable[VerdictRow]) -> None:
     for row in verdicts:
         found = texts.get(row.completion_id)
         text, thoughts, turns = (None, "", ()) if found is None else (found.text, found.reasoning, found.prompt)
@@ -129,19 +155,18 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
         answer = replace(answer, blocked=row.blocked)
         asked = row.prompt or normalised_prompt(turns)
         _add_answer(model, answer, _prompt_text(turns) or row.prompt, asked, has_text=text is not None)
-    if verdicts and not texts:
-        run.problems.append(
-            f"{run.path}: the judged completions are not at the path in its config; its texts are missing"
-        )
 
 
 def _texts_of(run: Run) -> dict[str, Completion]:
     """Return the completions that a run of `evaluate` judged, by id; empty if they are missing or unreadable."""
     file = run.setting("completions", str)
-    where = resolve(file, run) if file else None
+    return _read_texts(run, resolve(file, run) if file else None)
+
+
+def _read_texts(run: Run, where: Path | None) -> dict[str, Completion]:
     try:
         thinking = Thinking.model_validate(run.setting("thinking", dict) or {})
-        found = read_completions(where, thinking=thinking) if where is not None else []
+        found = read_completions(where, thinking=thinking) if where is not None and where.exists() else []
         return {completion.id: completion for completion in found}
     except (BfpoError, OSError, ValueError) as error:
         run.problems.append(str(error))

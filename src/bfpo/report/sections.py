@@ -29,7 +29,7 @@ def section_view(data: ReportData) -> dict[str, Any]:
     metered = any(run.joules is not None for run in data.runs)
     return {
         "run_columns": ["run", "stage", "status", "seeds", "time", "tokens generated", *["GPU energy"] * metered],
-        "front": "; ".join(data.method(name).title for name in front_of(data)),
+        "front": "; ".join(data.method(name).title for name in front_of(data)) if len(data.methods) > 1 else "",
         "suite_groups": list(_groups(data, columns)),
         "skipped": [
             {"title": s.title or s.name, "reason": s.reason or "no reason given"}

@@ -159,6 +159,8 @@ def _judge(found: Any) -> str:
 
 def _cells(cells: Any) -> FactTable:
     counts = [(cell, cells[cell]) for cell in CELLS if cell in cells] if isinstance(cells, dict) else []
+    if not any(count for _, count in counts):
+        return FactTable("", [], [])
     return FactTable("Pairs by label cell (more helpful over less helpful)", ["cell", "pairs"],
                      [[cell_title(cell), f"{count:,}"] for cell, count in counts])  # fmt: skip
 
@@ -184,6 +186,8 @@ def _judge_check(run: Run, shown: str) -> StageResult:
              "specificity": "Of those that people call safe it calls {} safe."}  # fmt: skip
     known = {key: score for key, score in scores.items() if score.value is not None}
     lines = [text.format(with_interval(known[key])) for key, text in words.items() if key in known]
+    if wrong := len(run.rows(dict, "mistakes.jsonl")):
+        lines.append(f"{wrong:,} texts are judged otherwise than by people; mistakes.jsonl has them, the surest first.")
     lines += [f"Warning: {warning}." for warning in found.warnings]
     lines += [f"Unscored: {count:,}, {reason}." for reason, count in found.unscored_by_reason.items()]
     lines += [f"Left out: {count:,} rows, {reason}." for reason, count in found.left_out.items()]

@@ -42,6 +42,7 @@ def page_view(data: ReportData) -> dict[str, Any]:
         "threshold": percent(data.well_formed_threshold),
         "prompt_counts": ", ".join(f"{count} {kind}" for kind, count in data.num_prompts.items()),
         "homes": _homes(data),
+        "several": len(data.methods) > 1,
         "ranked": all(ranked_together(data, [metric]) for metric in TABLE_METRICS),
         "is_mean": bool(data.suites) and not _homes(data) and any(m.value("harmless_harmful") for m in data.methods),
         "tiles": _tiles(data),
@@ -164,6 +165,7 @@ def _tile(data: ReportData, metric: str) -> dict[str, Any]:
     best = min if not METRICS[metric].higher_is_better else max
     value, title = best(measured, key=lambda item: item[0]) if measured else (None, "")
     lack = "no baseline judged alike" if len(alike) < len(data.baselines) else "no baseline measured"
+    lack = lack if data.baselines else ""
     against = lack if value is None else f"best baseline {percent(value, 1)} ({title})"
     better = "" if METRICS[metric].higher_is_better else " (lower is better)"
     title_here = data.y_title if metric == "harmless_harmful" and data.main.home is None else METRICS[metric].title

@@ -104,7 +104,7 @@ def scatter_figure(data: ReportData, *, width: float = 7.4, height: float = 4.9)
         for method, mark in drawn
     ]
     front = [mark for name in names if (mark := _mark(data, data.method(name))) is not None]
-    points = [(mark.x[0], mark.y[0]) for mark in front]
+    points = [(mark.x[0], mark.y[0]) for mark in front] if len(drawn) > 1 else []
     return draw_plane(marks, points, (data.x_title, data.y_title), width=width, height=height, name="scatter")
 
 
