@@ -370,3 +370,14 @@ def test_without_the_client(
     with raises(MissingExtraError, "bfpo[server]"):
         run_stage("generate", config(server, prompts), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_prompt_that_ends_with_the_assistant_is_continued(server: FaultServer, tmp_path: Path) -> None:
+    begun = [{"role": "user", "content": "Which way?"}, {"role": "assistant", "content": "Turn "}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": turns}) + "\n" for turns in (begun, begun[:1])))
+    run_stage("generate", config(server, file, max_concurrency=1), tmp_path / "run")
+    asked = {len(body["messages"]): body for body in server.bodies}
+    assert (asked[2]["continue_final_message"], asked[2]["add_generation_prompt"]) == (True, False)
+    assert not {"continue_final_message", "add_generation_prompt"} & asked[1].keys()
+    assert [row.text for row in rows(tmp_path / "run")] == ["on Turn ", "on Which way?"]

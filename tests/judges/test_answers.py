@@ -6,11 +6,12 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from bfpo.core.errors import ModelError
+from bfpo.core.errors import ModelError, SettingError
+from bfpo.core.schema import Completion, Message
 from bfpo.judges.answers import label_tokens
 from bfpo.judges.formats import FORMATS
 from bfpo.judges.local import PromptEncoder
-from helpers import byte_tokenizer
+from helpers import CHATML, byte_tokenizer
 from messages import raises
 from scripted import completion
 
@@ -42,3 +43,29 @@ def test_a_space_alone_is_no_word() -> None:
     assert (shared.shared, shared.groups) == ((4 + 32,), ((4 + 110,), (4 + 121,)))
     with raises(ModelError):
         label_tokens(encoder, "", [(" A",), ("B",)])
+
+
+def test_a_token_that_the_judge_lacks_is_named() -> None:
+    encoder = PromptEncoder(byte_tokenizer(CHATML), num_embeddings=200)
+    assert encoder.ids([completion("plain")], FORMATS["llama-guard-3"].ask)
+    with raises(ModelError, "200"):
+        encoder.ids([completion("\u0800", id="c7")], FORMATS["llama-guard-3"].ask)
+
+
+def test_a_judge_reads_an_answer_that_continues_the_prompt_as_one_message() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    begun = (Message("user", "How?"), Message("assistant", "Sure, "))
+    continued = Completion("c", begun, "like this")
+    whole = Completion("c", begun[:1], "Sure, like this")
+    encoder, ask = PromptEncoder(tokenizer), FORMATS["llama-guard-3"].ask
+    assert encoder.ids([continued], ask) == encoder.ids([whole], ask)
+
+
+def test_variables_of_a_judges_template_and_those_of_its_format() -> None:
+    styled = CHATML.replace("assistant\n", "assistant{{ '/' + style if style is defined }}\n")
+    ask = (Message("user", "How?"),)
+    encoder = PromptEncoder(byte_tokenizer(styled), variables={"style": "brief"}, template_arguments={"think": False})
+    assert encoder.render(ask).endswith("assistant/brief\n")
+    for variables in ({"think": True}, {"sytle": "brief"}):
+        with raises(SettingError, *variables):
+            PromptEncoder(byte_tokenizer(styled), variables=variables, template_arguments={"think": False})

@@ -202,7 +202,9 @@ def _fitting(
     `max_prompt_length` under `long_prompts: stop`, or if all are longer, `ModelError` for a token that the model lacks.
     """
     num_begun = sum(ends_with_assistant(one.messages) for one in prompts)
-    notes = [f"{num_begun} prompts end with a message of the assistant, which is continued"] if num_begun else []
+    notes = []
+    if num_begun:
+        notes.append(f"{num_begun} of {len(prompts)} prompts end with a message of the assistant, which is continued")
     if chat is None or not isinstance(config, WeightsSpec):
         return dict.fromkeys(prompts, ()), {}, notes
     limit = ids_to_check(chat.tokenizer, num_embeddings(read_config(config.model, revision=config.revision)))

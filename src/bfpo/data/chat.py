@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from bfpo.core.errors import DataError, ModelError
-from bfpo.core.schema import Message, canonical_json, from_canonical
+from bfpo.core.schema import Completion, Message, canonical_json, from_canonical
 from bfpo.data.fidelity import changed_texts, common_length, opening_difference, shortest_text
 from bfpo.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, RefusedChatError, called_functions
 
@@ -26,6 +26,7 @@ __all__ = [
     "end_token_id",
     "ends_with_assistant",
     "unused_character",
+    "whole_answer",
 ]
 
 _PROBE = "bfpoprobeanswer"
@@ -367,6 +368,13 @@ def ends_with_assistant(messages: Sequence[Message]) -> bool:
     """Return whether the last message is one of the assistant that an answer continues; an empty one is not."""
     last = messages[-1] if messages else None
     return last is not None and last.role == "assistant" and bool(last.content.strip() or last.extra)
+
+
+def whole_answer(completion: Completion) -> Completion:
+    """Return a completion that continues a message of the assistant with the whole message as its text."""
+    if not ends_with_assistant(completion.prompt):
+        return completion
+    return replace(completion, prompt=completion.prompt[:-1], text=completion.prompt[-1].content + completion.text)
 
 
 def end_token_id(

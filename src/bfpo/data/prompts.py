@@ -17,7 +17,7 @@ from bfpo.data.files import attempt, first_that_fits, mapped_rows, text_rows
 from bfpo.data.layouts import AUTO, check_columns, check_layout, columns_of, parse_row
 from bfpo.data.notes import FileNotes
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
-from bfpo.data.rejects import BadRows, Reject, Row, describe_rejects
+from bfpo.data.rejects import ADVICE, BadRows, Reject, Row, describe_rejects
 
 __all__ = ["PromptResult", "read_prompt_files", "read_prompts"]
 
@@ -56,14 +56,14 @@ def read_prompt_files(
     layout: str = AUTO,
     columns: ColumnNames | None = None,
     check: Callable[[Prompt], None] | None = None,
-    bad_rows: BadRows = "stop",
+    bad_rows: BadRows | None = None,
 ) -> PromptResult:
     """Read prompts of every row of files; a `.txt` file has one per line, a folder stands for its other files.
 
     `layout` names one of `PROMPT_LAYOUTS`, "auto" decides for each file by its first row that fits one; `columns`
     maps our name to the file's. A row with a prompt for which `check` raises `RowError` is a bad row. Raises
     `SettingError` for an unknown layout or column, `DataError` for a file that cannot be read or fits no layout, for a
-    bad row under `bad_rows="stop"`, and for an id that is given twice.
+    bad row unless `bad_rows` is "skip" (`None`: the caller has no such setting), and for an id that is given twice.
     """
     check_layout(layout, PROMPT_LAYOUTS)
     check_columns(columns, columns_of(PROMPT_LAYOUTS.values()))
@@ -76,8 +76,8 @@ def read_prompt_files(
         name, parsed = _parsed(file, layout, columns, notes, check)
         layouts[str(file)] = name
         bad = [row for row in parsed if isinstance(row, Reject)]
-        if bad and bad_rows == "stop":
-            raise DataError(describe_rejects(bad, rows=len(parsed)))
+        if bad and bad_rows != "skip":
+            raise DataError(describe_rejects(bad, rows=len(parsed)) + (f"\n{ADVICE}" if bad_rows else ""))
         rejects += bad
         for prompts in parsed:
             if isinstance(prompts, Reject):

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 BadRows = Literal["stop", "skip"]
+ADVICE = "fix these rows, or set bad_rows to 'skip' to leave them out"
 DUPLICATE_ID = "duplicate id"
 _VALUE_CHARS = 80
 
@@ -118,7 +119,7 @@ def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -
     if bad_rows not in ("stop", "skip"):
         raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")
     if result.rejects and bad_rows == "stop":
-        advice = "fix these rows, or set bad_rows to 'skip' to leave them out"
+        advice = ADVICE
         if any(reject.reason == DUPLICATE_ID for reject in result.rejects):
             advice += "; to keep rows with one id, set columns: {id: null}: each then gets an id made from its content"
         raise DataError(f"{describe_rejects(result.rejects, rows=result.rows)}\n{advice}")

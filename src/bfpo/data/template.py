@@ -104,8 +104,9 @@ class ChatTemplate:
         generation: bool = False,
         continued: bool = False,
         tools: list[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """Return the text of turns that are already in the form that the template reads."""
+        """Return the text of turns in the form that the template reads; `variables`: more of them, read or not."""
         try:
             with _time_limit(_SECONDS):
                 text = self._tokenizer.apply_chat_template(
@@ -115,7 +116,7 @@ class ChatTemplate:
                     add_generation_prompt=generation,
                     continue_final_message=continued,
                     tokenize=False,
-                    **self._variables,
+                    **{**self._variables, **(variables or {})},
                 )
         except _OverTimeError:
             raise ModelError(

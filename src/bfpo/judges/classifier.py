@@ -22,12 +22,14 @@ from transformers import (
 
 from bfpo.core.errors import DataError, ModelError, SettingError
 from bfpo.core.schema import Completion, Verdict
+from bfpo.data.tokenize import check_ids, ids_to_check
 from bfpo.judges.formats.types import question
 from bfpo.judges.local import (
     batches_by_length,
     check_characters,
     fitting,
     load_with_head,
+    num_embeddings_of,
     pad_right,
     tokenizer_key,
     version_of,
@@ -160,8 +162,11 @@ def classifier_logits(
 ) -> list[torch.Tensor]:
     """Return the (num_labels,) float64 logits of each row, in order; batches are sorted by length.
 
-    Raises `ModelError` if the model fails on a batch.
+    Raises `ModelError` if the model fails on a batch, and for a token that its embedding lacks.
     """
+    limit = ids_to_check(tokenizer, num_embeddings_of(model))
+    for number, row in enumerate(rows, start=1):
+        check_ids(row["input_ids"], tokenizer, limit, f"text {number} of {len(rows)}")
     logits: list[torch.Tensor | None] = [None] * len(rows)
     # A decoder finds the last token of a padded row by its padding token; without one it accepts single rows only.
     single = getattr(model.config.get_text_config(), "pad_token_id", None) is None

@@ -8,7 +8,7 @@ from functools import cached_property
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.judges.answers import MIN_MASS, AnswerModel, WordAnswer, label_tokens
 from bfpo.judges.formats import Ask, Format, Reading
-from bfpo.judges.local import PromptEncoder, fitting, tokenizer_key, version_of
+from bfpo.judges.local import PromptEncoder, fitting, num_embeddings_of, tokenizer_key, version_of
 from bfpo.judges.panel import worst_verdict
 from bfpo.judges.settings import GuardSpec
 
@@ -41,7 +41,10 @@ class GuardJudge:
             markers=format.markers,
             template_arguments=format.template_arguments,
             content_as_parts=format.multimodal,
+            variables=spec.chat_template_kwargs,
+            num_embeddings=num_embeddings_of(self._answers.model),
         )
+        self._variables = {"chat_template_kwargs": spec.chat_template_kwargs} if spec.chat_template_kwargs else {}
         self._tokenizer_key = tokenizer_key(self._answers.tokenizer)
         groups = [format.safe_words, format.unsafe_words]
         if format.unscored_words:
@@ -68,6 +71,7 @@ class GuardJudge:
             max_new_tokens=self.format.max_new_tokens,
             threshold=self._threshold,
             min_mass=MIN_MASS,
+            **self._variables,
         )
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:

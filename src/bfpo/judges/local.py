@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bfpo.core.errors import DataError, ModelError
+from bfpo.core.errors import DataError, ModelError, SettingError
 from bfpo.core.schema import Completion, Message
-from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, TextEncoder, unused_character
+from bfpo.data.chat import TextEncoder, unused_character, whole_answer
+from bfpo.data.template import ChatTemplate, RefusedChatError
+from bfpo.data.tokenize import check_ids, ids_to_check
 from bfpo.judges.settings import LocalSpec
 from bfpo.policy.load import DTYPES, load_tokenizer, pad_token_id
 from bfpo.policy.reference.cache import model_key
@@ -30,6 +31,7 @@ __all__ = [
     "fitting",
     "freeze",
     "load_with_head",
+    "num_embeddings_of",
     "pad_right",
     "tokenizer_key",
     "version_of",
@@ -73,6 +75,12 @@ def load_with_head(
             "its head"
         )
     return freeze(loaded), tokenizer
+
+
+def num_embeddings_of(model: Any) -> int | None:
+    """Return the rows of a loaded model's embedding, one per token id; `None` for one without a plain embedding."""
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return rows if isinstance(rows, int) else None
 
 
 def freeze(model: Any) -> Any:
@@ -120,7 +128,10 @@ class PromptEncoder:
         markers: Sequence[str] = (),
         template_arguments: Mapping[str, Any] | None = None,
         content_as_parts: bool = False,
+        variables: Mapping[str, Any] | None = None,
+        num_embeddings: int | None = None,
     ) -> None:
+        """`template_arguments` are the format's own variables of the chat template, `variables` those of a setting."""
         self.tokenizer = tokenizer
         decoder = tokenizer.added_tokens_decoder
         self._special = {number: token.content for number, token in decoder.items() if token.special}
@@ -128,8 +139,13 @@ class PromptEncoder:
         added = [token.content for token in decoder.values() if not token.special]
         self._texts = TextEncoder(tokenizer, [content for content in added if _TAG.fullmatch(content)], markers)
         self._arguments = dict(template_arguments or {})
+        if taken := sorted(self._arguments.keys() & dict(variables or {}).keys()):
+            raise SettingError(
+                f"chat_template_kwargs: got {', '.join(taken)}, which the format sets itself; leave it out"
+            )
         self._parts = content_as_parts
-        self._template = None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE
+        self._template = ChatTemplate(tokenizer, variables=variables)
+        self._num_embeddings = ids_to_check(tokenizer, num_embeddings)
         self._start = list(tokenizer("", verbose=False)["input_ids"])
 
     def ids(
@@ -142,9 +158,10 @@ class PromptEncoder:
     ) -> list[int]:
         """Return the ids of `ask(*completions)`, up to the start of the answer.
 
-        Raises `DataError` for a conversation that the chat template refuses and for a text that cannot be marked.
+        Raises `DataError` for a conversation that the chat template refuses and for a text that cannot be marked,
+        `ModelError` for a token that the model's embedding lacks.
         """
-        safe, mark = self._marked(completions)
+        safe, mark = self._marked([whole_answer(completion) for completion in completions])
         asked = ask(*safe)
         text = self.render(asked, generation=generation)
         text += "" if text.endswith(answer_prefix) else answer_prefix
@@ -152,7 +169,10 @@ class PromptEncoder:
         ids = self._texts.encode([text])[0] if mark is None else self._texts.encode_marked(text, mark)
         # A text without a template starts as the tokenizer starts every text: with BOS or nothing.
         bare = isinstance(asked, str) and ids[: len(self._start)] != self._start
-        return self._start + ids if bare else ids
+        ids = self._start + ids if bare else ids
+        names = ", ".join(completion.id for completion in completions)
+        check_ids(ids, self.tokenizer, self._num_embeddings, f"completion {names}")
+        return ids
 
     def render(self, asked: tuple[Message, ...] | str, *, generation: bool = True) -> str:
         """Return a chat rendered by the model's template, or a finished text unchanged."""
@@ -166,16 +186,9 @@ class PromptEncoder:
             for message in asked
         ]
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                turns,
-                chat_template=self._template,
-                add_generation_prompt=generation,
-                tokenize=False,
-                **self._arguments,
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise DataError(f"the chat template refuses this conversation: {error}") from error
-        return cast(str, rendered)
+            return self._template.render_turns(turns, generation=generation, variables=self._arguments)
+        except RefusedChatError as error:
+            raise RefusedChatError(f"the chat template refuses this conversation: {error}") from error
 
     def plain(self, text: str) -> list[int]:
         """Return the ids of a single judged text, none of them special; raises `DataError` as `ids` does."""

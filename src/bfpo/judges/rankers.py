@@ -23,6 +23,7 @@ from bfpo.judges.local import (
     batches_by_length,
     fitting,
     load_with_head,
+    num_embeddings_of,
     pad_right,
     tokenizer_key,
     version_of,
@@ -58,12 +59,18 @@ class RewardRanker:
             raise ModelError(f"model: {model!r} has {self._model.config.num_labels} outputs; a reward model has one")
         self._tokenizer_key = tokenizer_key(self._tokenizer)
         self._room = room(self._model, spec.max_length or 4096)
-        self._encoder = PromptEncoder(self._tokenizer) if self._tokenizer.chat_template else None
+        size = num_embeddings_of(self._model)
+        self._variables = {"chat_template_kwargs": spec.chat_template_kwargs} if spec.chat_template_kwargs else {}
+        self._encoder = (
+            PromptEncoder(self._tokenizer, variables=spec.chat_template_kwargs, num_embeddings=size)
+            if self._tokenizer.chat_template
+            else None
+        )
 
     @cached_property
     def version(self) -> str:
         """Return a digest of weights, tokenizer and the settings that change comparisons."""
-        return version_of("reward-1", self._model, self._tokenizer_key, max_length=self._room)
+        return version_of("reward-1", self._model, self._tokenizer_key, max_length=self._room, **self._variables)
 
     def compare(self, pairs: Sequence[Duel]) -> list[Comparison]:
         """Return the comparisons, one per pair of completions, in order."""
@@ -150,7 +157,13 @@ class GenerativeRanker(_BothOrdersRanker[WordAnswer]):
         self._answers = AnswerModel(spec.model, spec, max_length=spec.max_length or 8192)
         self._room = self._answers.room(1)
         self._tokenizer_key = tokenizer_key(self._answers.tokenizer)
-        self._encoder = PromptEncoder(self._answers.tokenizer, template_arguments=self.format.template_arguments)
+        self._encoder = PromptEncoder(
+            self._answers.tokenizer,
+            template_arguments=self.format.template_arguments,
+            variables=spec.chat_template_kwargs,
+            num_embeddings=num_embeddings_of(self._answers.model),
+        )
+        self._variables = {"chat_template_kwargs": spec.chat_template_kwargs} if spec.chat_template_kwargs else {}
         self._labels = self._find_labels()
         self._num_forced = len(self._labels.shared)
 
@@ -164,7 +177,12 @@ class GenerativeRanker(_BothOrdersRanker[WordAnswer]):
     def version(self) -> str:
         """Return the format's version with a digest of weights, tokenizer and the settings that change comparisons."""
         return version_of(
-            self.format.version, self._answers.model, self._tokenizer_key, max_length=self._room, min_mass=MIN_MASS
+            self.format.version,
+            self._answers.model,
+            self._tokenizer_key,
+            max_length=self._room,
+            min_mass=MIN_MASS,
+            **self._variables,
         )
 
     def _row(self, first: Completion, second: Completion) -> list[int]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from bfpo.core.schema import Comparison, Completion, Verdict
+from bfpo.data.chat import whole_answer
 from bfpo.generation.replies import Answer, Token
 from bfpo.generation.server import Question, Server
 from bfpo.judges.formats import Ask, Format, PairFormat, both_orders
@@ -59,7 +60,7 @@ class ServerJudge:
 
     def _question(self, completion: Completion, ask: Ask) -> Question:
         form = self._format
-        asked, arguments = form.ask_disarmed(completion, ask), form.template_arguments
+        asked, arguments = form.ask_disarmed(whole_answer(completion), ask), form.template_arguments
         return Question(asked, form.max_new_tokens, template_arguments=arguments, as_parts=form.multimodal)
 
     def _verdict(self, completion_id: str, answer: Answer) -> Verdict:
@@ -119,7 +120,7 @@ class ServerRanker:
 
     def _question(self, first: Completion, second: Completion) -> Question:
         form = self._format
-        asked, arguments = form.ask_disarmed(first, second), form.template_arguments
+        asked, arguments = form.ask_disarmed(whole_answer(first), whole_answer(second)), form.template_arguments
         return Question(asked, form.max_new_tokens, template_arguments=arguments, needs_arguments=False)
 
     def _comparison(self, first_id: str, second_id: str, as_given: Answer, swapped: Answer) -> Comparison:

@@ -12,6 +12,7 @@ from bfpo.core.errors import ConfigError
 from bfpo.core.inputs import reason_outside
 from bfpo.core.settings import ConfigPart, OneOf, PathText
 from bfpo.core.yaml_text import read_yaml
+from bfpo.data.settings import TemplateKwargs
 from bfpo.generation.settings import ServerSpec
 from bfpo.judges.formats import FORMAT_SETTINGS
 
@@ -243,6 +244,8 @@ class _GuardKeys(_Threshold):
 class GuardSpec(JudgeConfig, LocalSpec, _GuardKeys, mode="without url", words="a guard without url"):
     """A guard model that is loaded on this machine."""
 
+    chat_template_kwargs: TemplateKwargs = Field(default={})
+
 
 class ServedGuardSpec(JudgeConfig, _Served, _GuardKeys, mode="with url", words="a guard with url"):
     """A guard model behind a server."""
@@ -285,10 +288,14 @@ class TrainedRankerSpec(RankerConfig, _Trained, mode="trained"):
 class LocalRankerSpec(RankerConfig, LocalSpec, mode="without url", words="a model without url"):
     """A reward model, PairRM or a generative model that is loaded here."""
 
+    chat_template_kwargs: TemplateKwargs = Field(default={})
+
     @model_validator(mode="after")
     def _generative_has_a_model(self) -> LocalRankerSpec:
         if self.format == "pairwise" and self.model is None:
             raise ValueError("model: missing; 'pairwise' needs one: a folder, or a hub id")
+        if self.format == "pairrm" and self.chat_template_kwargs:
+            raise ValueError("chat_template_kwargs: 'pairrm' has no chat template; leave it out")
         return self
 
 
