@@ -252,7 +252,6 @@ def test_a_refusal_without_its_reason_counts_only_while_other_prompts_are_answer
     assert [row.blocked != "" for row in rows(tmp_path / "run")] == [n == 9 for n in range(NUM)]
 
 
-@pytest.mark.parametrize("kind", ["filter", "finish"])
 def test_a_column_of_that_name_with_an_answer_beside_it_blocks_nothing(tmp_path: Path) -> None:
     path = tmp_path / "own.jsonl"
     cells = [("a", False), ("b", "no"), ("c", None), ("", "filtered")]
@@ -260,6 +259,7 @@ def test_a_column_of_that_name_with_an_answer_beside_it_blocks_nothing(tmp_path:
     assert [row.blocked for row in read_completions(path)] == ["", "", "", "filtered"]
 
 
+@pytest.mark.parametrize("kind", ["filter", "finish"])
 def test_a_killed_run_remembers_what_was_blocked(server: FaultServer, prompts: Path, tmp_path: Path, kind: str) -> None:
     status, body, _ = REFUSALS[kind]
     server.reply = lambda text, asked: (status, body, {}) if text == "question 0" else None
