@@ -66,7 +66,7 @@ def test_refusals_are_read_in_the_answers_of_a_foreign_file(tmp_path: Path) -> N
     assert found["endless"]["finished"] is True
     assert "no answer" not in found["endless"]["reason"]
     said = preview_stage("evaluate", EvaluateConfig.model_validate(given))
-    assert "3 of 3 answers begin with thoughts, which are not judged; 1 of them have no answer behind them" in said
+    assert "3 of 3 answers begin with thoughts, which are not judged; without an answer behind them: 1" in said
 
 
 def test_a_model_whose_prompt_opens_the_thought(tmp_path: Path) -> None:

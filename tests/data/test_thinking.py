@@ -39,6 +39,11 @@ def test_every_known_pair_of_marks_at_the_beginning(opening: str, closing: str, 
         ("Which liquid? Water.</think>Water does.", "Which liquid? Water.", "Water does."),
         ("</think>\n\nWater does.", "", "Water does."),
         ("Say water\n</think>\nwater", "Say water", "water"),
+        ("I say water</think>water", "I say water", "water"),
+        ("I say water</think>", "I say water", ""),
+        ("Water.\n</think>\n\n</think>\n\nWater does.", "Water.", "Water does."),
+        ("<think>Water.</think>\n<answer>\nWater does.\n</answer>", "Water.", "Water does."),
+        ("Here is my thought process:\nWater.\nHere is my response:\nWater does.", "Water.", "Water does."),
         ("<THINK>Say water</Think> water", "Say water", "water"),
         ("<think>One.</think>\n<think>Two.</think>Water", "One.\n\nTwo.", "Water"),
         ("<think>I write `</think>` when done.\n</think>Water", "I write `</think>` when done.", "Water"),
@@ -153,7 +158,7 @@ def test_completions_from_elsewhere_are_read_with_their_thoughts_apart(tmp_path:
     assert (plain.text, plain.reasoning) == ("b", "")
     assert describe_thoughts([plain]) == []
     assert describe_thoughts([*found, cut, plain]) == [
-        "9 of 10 answers begin with thoughts, which are not judged; 1 of them have no answer behind them"
+        "9 of 10 answers begin with thoughts, which are not judged; without an answer behind them: 1"
     ]
 
 

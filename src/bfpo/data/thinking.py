@@ -40,6 +40,8 @@ MARKS: tuple[tuple[str, str], ...] = (
     ("◁think▷", "◁/think▷"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
 )
 """Known pairs of opening and closing marks, in any case; channels of the harmony format are read besides."""
 
@@ -124,7 +126,7 @@ def describe_thoughts(completions: Sequence[Completion]) -> list[str]:
     if not thoughts:
         return []
     lost = sum(not completion.text for completion in thoughts)
-    ends = f"; {lost} of them have no answer behind them" if lost else ""
+    ends = f"; without an answer behind them: {lost}" if lost else ""
     return [f"{len(thoughts)} of {len(completions)} answers begin with thoughts, which are not judged{ends}"]
 
 
@@ -160,7 +162,8 @@ def split_thought(text: str, marks: Sequence[tuple[str, str]] = MARKS, *, opened
 
     `opened`: whether the prompt has opened the thought. True: the text up to the closing mark is thought, all of it if
     none comes. False: only an opening mark at the beginning counts. `None` (not known): so does a single closing mark
-    that ends a sentence or a line and is not followed by the rest of a sentence, outside of code and of quotes.
+    that ends a sentence or a line, or stands between two words without a space, and is not followed by the rest of a
+    sentence, outside of code and of quotes.
     """
     if (harmony := _harmony(text, opened=bool(opened))) is not None:
         return harmony
@@ -179,7 +182,17 @@ def split_thought(text: str, marks: Sequence[tuple[str, str]] = MARKS, *, opened
         if end is None:
             return Thought(_joined(*thoughts), "", len(text), closed=False)
         start = end[1]
-    return None if start is None else Thought(_joined(*thoughts), text[start:].strip(), start)
+    return None if start is None else _answered(_joined(*thoughts), text, start, marks)
+
+
+def _answered(reasoning: str, text: str, start: int, marks: Sequence[tuple[str, str]]) -> Thought:
+    """Return thoughts with the answer from `start` on: without a closing mark written twice, and out of its tags."""
+    again = re.compile(rf"\s*(?:{'|'.join(re.escape(closing) for _, closing in marks)})", re.IGNORECASE)
+    while (more := again.match(text, start)) is not None:
+        start = more.end()
+    answer = text[start:].strip()
+    tagged = _ANSWER.fullmatch(answer)
+    return Thought(reasoning, answer if tagged is None else tagged[1].strip(), start)
 
 
 def _opening(text: str, start: int, marks: Sequence[tuple[str, str]]) -> tuple[int, str] | None:
@@ -197,6 +210,7 @@ def _opening(text: str, start: int, marks: Sequence[tuple[str, str]]) -> tuple[i
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 _ENDS = '.!?…:)]}*"”’`。！？'
+_ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL | re.IGNORECASE)
 
 
 def _places(text: str, begin: int, mark: str) -> list[tuple[int, int]]:
@@ -220,35 +234,43 @@ def _closing(text: str, begin: int, marks: Sequence[str]) -> tuple[int, int] | N
 def _lone_closing(text: str, marks: Sequence[tuple[str, str]]) -> tuple[int, int] | None:
     """Return a closing mark without an opening one that ends thoughts; see `split_thought`."""
     for opening, closing in marks:
-        places = _places(text, 0, closing)
-        if len(places) != 1 or re.search(re.escape(opening), text[: places[0][0]], re.IGNORECASE):
-            continue
-        start, end = places[0]
-        before, after = text[:start], text[end:]
-        if len(_FENCE.findall(before)) % 2 or before.rpartition("\n")[2].count("`") % 2:
-            continue
-        head, line = before.rstrip(" \t"), after.partition("\n")[0]
-        ended = not head or head[-1] == "\n" or head[-1] in _ENDS
-        words = line.lstrip(" \t")
-        goes_on = bool(words) and (words[0] in ".,;:!?)…" or (words != line and words[0].islower()))
-        if ended and not goes_on:
-            return start, end
+        opened = re.search(re.escape(opening), text, re.IGNORECASE)
+        for start, end in _places(text, 0, closing):
+            if opened is not None and opened.start() < start:
+                break
+            if _ends_thoughts(text[:start], text[end:]):
+                return start, end
     return None
+
+
+def _ends_thoughts(before: str, after: str) -> bool:
+    """Return whether a closing mark between two texts ends thoughts, rather than being spoken of."""
+    if len(_FENCE.findall(before)) % 2 or before.rpartition("\n")[2].count("`") % 2:
+        return False
+    head, line = before.rstrip(" \t"), after.partition("\n")[0]
+    words = line.lstrip(" \t")
+    if words[:1] in tuple(".,;:!?)…") or (words != line and words[0].islower()):
+        return False
+    return head[-1:] in ("", "\n", *_ENDS) or (head == before and words == line)
 
 
 # -------------------------------------------------------------------------------------------- channels of harmony
 
 _HEADER = re.compile(r"(?:<\|start\|>assistant\s*)?<\|channel\|>([^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>")
 _END = re.compile(r"<\|(?:return|end|call|start)\|>")
-_PLAIN = re.compile(r"\s*analysis(?=[A-Z\"'“(])(.*?)assistant\s?final(.*)", re.DOTALL)
+_PLAIN = (
+    re.compile(r"\s*analysis(?=[A-Z\"'“(])(.*?)assistant\s?final(.*)", re.DOTALL),
+    re.compile(r"\s*Here(?:'s| is) my thought process:(.*?)Here(?:'s| is) my response:(.*)", re.DOTALL),
+)
 
 
 def _harmony(text: str, *, opened: bool) -> Thought | None:
     """Return the thoughts and the final answer of a text in gpt-oss's harmony format, `None` for another text.
 
-    The answer is in the channel final. Without the special tokens the channels read `analysis...assistantfinal...`.
+    The answer is in the channel final. Without the special tokens the channels read `analysis...assistantfinal...`;
+    Granite 3.2 writes headings in words.
     """
-    if (plain := _PLAIN.fullmatch(text)) is not None:
+    if (plain := next((found for form in _PLAIN if (found := form.fullmatch(text))), None)) is not None:
         return Thought(plain[1].strip(), plain[2].strip(), plain.start(2))
     headers = list(_HEADER.finditer(text))
     if not text.lstrip().startswith(("<|channel|>", "<|start|>assistant")) and not (opened and headers):
