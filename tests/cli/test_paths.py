@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,52 @@ def test_a_linked_run_folder_and_links_within_it_are_resumed(tmp_path: Path) -> 
     (tmp_path / "real" / "latest").symlink_to("toy.md")
     (tmp_path / "run").symlink_to("real")
     assert RunFolder.create(tmp_path / "run", "toy", {}, resume=True).resumed
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["label", "completions={path}", "judges=oracle"],
+        ["evaluate", "completions={path}", "judge=oracle"],
+        ["generate", "model=x", "prompts={path}"],
+        ["train", "model=x", "data.files={path}"],
+        ["judge-train", "data.files={path}"],
+        ["label", "completions=c.jsonl", "judges={{format: refusal-phrases, phrases: '{path}'}}"],
+        ["generate", "model=x", "prompts=c.jsonl", "chat_template={path}"],
+    ],
+    ids=lambda settings: " ".join(settings).replace("{path}", "PATH"),
+)
+def test_what_is_no_file_ends_in_one_message(
+    settings: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "odd.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "loop":
+        path.symlink_to(path)
+    options = [part for setting in settings[1:] for part in ("--set", setting.format(path=path))]
+    result = CliRunner().invoke(app, [settings[0], *options, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert str(path) in result.stderr.splitlines()[-1]
+
+
+def test_a_damaged_folder_of_a_judge_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    for content in ("[" * 100_000, "[]", '"x"', "\0", '{"kind": "ngrams"}', '{"kind": ["ngrams"]}'):
+        (tmp_path / "judge.json").write_text(content)
+        for key in ("judges={}", "judges=oracle --set ranker={}"):
+            given = key.format(tmp_path).split(" --set ")
+            options = [part for setting in given for part in ("--set", setting)]
+            command = ["label", "--set", f"completions={tmp_path / 'c.jsonl'}", *options]
+            result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])
+            assert result.exit_code == 2, result.stderr
+            assert str(tmp_path) in result.stderr.splitlines()[-1]
 
 
 SOURCE: dict[str, Any] = {"name": "a", "files": "x.jsonl", "licence": "CC0"}

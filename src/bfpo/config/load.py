@@ -229,7 +229,7 @@ _MODELS = {
     "first": None,
     "second": None,
 }
-_TEXTS = ("chat_template", "policy")
+_TEXTS = ("chat_template", "phrases", "policy")
 
 
 def check_places(config: ConfigPart) -> None:

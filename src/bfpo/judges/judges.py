@@ -279,7 +279,7 @@ def _trained_judge(folder: Path, name: str | None) -> NgramJudge | ClassifierJud
     try:
         described = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
         kind = described["kind"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{folder}: holds no {JUDGE_FILE} that can be read ({type(error).__name__}: {error}); needed: the folder "
             "`model` of a run of `bfpo judge-train`"

@@ -109,7 +109,7 @@ class _NgramModel:
             return cls(described["name"], settings, arrays["idf"], arrays["weights"], *intercept)
         except ModelError:  # a `ValueError` too, with a message of its own
             raise
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise ModelError(
                 f"{folder}: holds no {cls._role} that can be read ({type(error).__name__}: {error}); needed: {remedy}"
             ) from error
@@ -261,7 +261,7 @@ def trained_on_few(folder: str | Path) -> list[str]:
     """Return the warnings of `few_rows` for the judge or ranker in a folder; none if its `judge.json` has no counts."""
     try:
         described = json.loads((Path(folder) / JUDGE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # loading the judge reports what is wrong with its folder
+    except (OSError, ValueError, RecursionError):  # loading the judge reports what is wrong with its folder
         return []
     trained_on = described.get("trained_on") if isinstance(described, dict) else None
     return few_rows(str(folder), trained_on) if isinstance(trained_on, dict) else []

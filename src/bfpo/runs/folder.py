@@ -189,6 +189,8 @@ class RunFolder:
         earlier = self._record.get("data", {})
         facts: dict[str, dict[str, Any]] = {}
         for path in expand_files([files] if isinstance(files, (str, Path)) else files):
+            if path.exists() and not path.is_file():
+                raise RunError(f"{path}: is a pipe or a device; {name} is read from files")
             try:
                 facts[str(path)] = {"sha256": file_digest(path), "bytes": Path(path).stat().st_size}
             except OSError as error:
