@@ -14,11 +14,12 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input -c constraints.txt
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
-.PHONY: help demo bench bench-quick test test-all test-lowest lint types imports tests format setup clean-venv
+.PHONY: help demo picture bench bench-quick test test-all test-lowest lint types imports tests format setup clean-venv
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train, align and compare small models on this machine; the page is $(OUT)/report.html"
+	@echo "make picture   run the full demo with three seeds and make the picture of README.md from it"
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make bench     measure training against TRL, its scaling and the ramp-up; bench-quick checks that it runs"
@@ -26,6 +27,11 @@ help:
 
 demo: $(VENV)/.runtime
 	$(BIN)/bfpo demo --out $(OUT) --resume $(DEMO_ARGS)
+
+# The picture of README.md: the figure of the full demo with three seeds.
+picture: $(VENV)/.runtime
+	$(BIN)/bfpo demo --out runs/picture --resume --full --seeds 3
+	cp runs/picture/figures/scatter.png docs/images/demo.png
 
 # Shows the tables and writes them, with the figure, into docs/performance.md.
 bench: $(VENV)/.bench

@@ -152,6 +152,18 @@ def test_ci_runs_make_test():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
 
 
+def test_the_picture_of_the_readme_is_made_by_the_command_that_it_names():
+    shown, caption = re.search(r"!\[[^\]]*\]\(([^)]+\.png)\)\n\n\*([^*]+)\*", (ROOT / "README.md").read_text()).groups()
+    (target,) = re.findall(r"`make (\w+)`", caption)
+    command = ["make", "-n", target, "-o", ".venv/.runtime"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    demo, copy = done.stdout.strip().splitlines()
+    folder = re.search(r"demo --out (\S+)", demo).group(1)
+    assert demo.endswith("--full --seeds 3")  # as the caption says
+    assert copy.split() == ["cp", f"{folder}/figures/scatter.png", shown]
+    assert (ROOT / shown).is_file()
+
+
 def test_make_names_a_python_that_is_too_old(tmp_path):
     old = tmp_path / "python-old"
     old.write_text('#!/bin/sh\nif [ "$1" = --version ]; then echo Python 3.9.1; else exit 1; fi\n')

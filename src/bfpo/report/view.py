@@ -122,7 +122,7 @@ def _rows(data: ReportData, metrics: Sequence[str], methods: Sequence[MethodResu
     return [
         {
             "title": method.title,
-            "summary": method.summary,
+            "summary": method.summary if method.summary != method.title else "",
             "style": "main" if method.role == "main" else "role" if method.role in ("start", "ceiling") else "",
             "token": token_of(data, method),
             "cells": [cell_of(_any_score(method, metric), method.name in best[metric]) for metric in metrics],
