@@ -190,6 +190,7 @@ def test_it_takes_the_config_of_training_and_keeps_what_it_reads(files: Path) ->
             "chat_template",
             "chat_template_kwargs",
             "allow_template_changes",
+            "allow_rendered_text",
             "max_length",
         ),
         *("max_completion_length", "seed", "threads", "reference_cache", "token_cache", "attention"),

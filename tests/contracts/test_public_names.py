@@ -20,13 +20,14 @@ PARAMETERS = {
     "preference_loss": ("margin, chosen_is_safe, rejected_is_safe, method, other_margin, settings"),
     "bfpo_target": "chosen_is_safe, rejected_is_safe, alpha, safety_weight",
     "anchor": "favoured, mean_nll_chosen, mean_nll_rejected, chosen_is_safe, rejected_is_safe",
-    "read_pairs": "files, layout, columns, source",
+    "read_pairs": "files, layout, columns, source, labels, check",
     "load_config": "cls, path, overrides",
     "run_stage": "name, config, out, resume",
-    "Pair": "id, prompt, chosen, rejected, chosen_is_safe, rejected_is_safe, source",
-    "Message": "role, content",
-    "Prompt": "id, messages, kind",
-    "Completion": "id, prompt, text, model, kind, finished, is_safe",
+    "Pair": "id, prompt, chosen, rejected, chosen_is_safe, rejected_is_safe, source, tools, chosen_extra, "
+    "rejected_extra",
+    "Message": "role, content, extra",
+    "Prompt": "id, messages, kind, tools",
+    "Completion": "id, prompt, text, model, kind, finished, is_safe, reasoning, blocked, tools, extra",
 }
 
 

@@ -48,8 +48,8 @@ def test_a_resolved_config_has_the_settings_of_its_method_alone(method):
 
 
 def test_the_config_offers_every_layout():
-    pairs = "bfpo, trl, pku, hh, redteam, helpsteer2, helpsteer3, sharegpt"
-    completions = "completions, conversations, beavertails, wildguardmix"
+    pairs = "bfpo, trl, pku, hh, redteam, helpsteer2, helpsteer3, sharegpt, alpaca_pairs"
+    completions = "completions, alpaca, conversations, beavertails, wildguardmix"
     keys = {key.name: key.allowed for key in describe_keys(AlignConfig)}
     assert keys["data.layout"] == keys["buffer.layout"] == f"auto, {pairs}"
     assert {key.name: key.allowed for key in describe_keys(SftConfig)}["data.layout"] == f"auto, {completions}, {pairs}"

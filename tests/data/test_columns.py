@@ -33,7 +33,7 @@ TWO = {"chosen": "at noon", "rejected": "never"}
 PAIRS: dict[str, dict[str, Any]] = {
     "bfpo": {"prompt": "High tide?", **TWO, **LABELS},
     "trl": {"prompt": "High tide?", **TWO},
-    "alpaca": {"instruction": "High tide?", **TWO},
+    "alpaca_pairs": {"instruction": "High tide?", **TWO},
     "pku": {"prompt": "High tide?", "response_0": "at noon", "response_1": "never", "better_response_id": 0},
     "redteam": {"prompt": "High tide?", "modeloutput1": "at noon", "modeloutput2": "never", "better_modelout": 1},
     "helpsteer2": {"prompt": "High tide?", "response_1": "at noon", "response_2": "never", "preference_strength": -1},
@@ -257,7 +257,7 @@ def test_alpaca_rows_are_pairs_completions_and_prompts(tmp_path: Path) -> None:
     )
     pairs = [{**row, "chosen": "Good day", "rejected": "No"}, {**row, "output": ["Good day", "No"]}]
     result = read_pairs([write_rows(tmp_path / f"{n}.jsonl", [one]) for n, one in enumerate(pairs)])
-    assert set(result.layouts.values()) == {"alpaca"}
+    assert set(result.layouts.values()) == {"alpaca_pairs"}
     assert [(pair.prompt, pair.chosen, pair.rejected) for pair in result.pairs] == [(prompt, "Good day", "No")] * 2
     file = write_rows(tmp_path / "sft.jsonl", [{**row, "output": "Good day"}])
     (completion,) = load_completions(SftDataConfig(files=[str(file)])).completions
@@ -281,7 +281,7 @@ def test_alpaca_in_csv_has_its_history_as_text(tmp_path: Path) -> None:
 
 def test_a_history_that_cannot_be_is_a_bad_row() -> None:
     with raises(RowError, "history"):
-        parse_pair("alpaca", {**PAIRS["alpaca"], "history": ["Ready?"]})
+        parse_pair("alpaca_pairs", {**PAIRS["alpaca_pairs"], "history": ["Ready?"]})
     with raises(RowError, "history"):
         parse_pair("helpsteer3", {**PAIRS["helpsteer3"], "context": [], "history": [["a", "b"]]})
     for name, prompt, _ in prompts_of({"history": [["Ready?", "Yes."]]}):

@@ -53,7 +53,7 @@ def test_a_new_layout_is_known_wherever_layouts_are_named(tmp_path: Path) -> Non
     assert config.data.layout == "arena"
     assert len(load_pairs(config.data.model_copy(update={"unknown_label": "safe"})).pairs) == 1
     assert SftDataConfig(files=[str(file)], layout="arena").layout == "arena"
-    assert allowed(DataConfig.model_fields["layout"]).endswith("alpaca, arena")
+    assert allowed(DataConfig.model_fields["layout"]).endswith("alpaca_pairs, arena")
     reader = reader_of(file, layout="auto", columns={})
     assert reader is not None
     assert (reader.layout, kind_of_layout("arena")) == ("arena", "pairs")
@@ -73,17 +73,8 @@ def test_a_name_is_given_once(name: str) -> None:
 
 
 def test_layouts_are_tried_in_their_order() -> None:
-    assert list(PAIR_LAYOUTS) == [
-        "pku",
-        "redteam",
-        "helpsteer2",
-        "helpsteer3",
-        "sharegpt",
-        "alpaca",
-        "bfpo",
-        "trl",
-        "hh",
-    ]
+    pairs = "pku redteam helpsteer2 helpsteer3 sharegpt alpaca_pairs bfpo trl hh"
+    assert list(PAIR_LAYOUTS) == pairs.split()
     assert list(COMPLETION_LAYOUTS) == ["completions", "wildguardmix", "alpaca", "beavertails", "conversations"]
     prompts = "garak garak_hitlog pyrit harmbench advbench strongreject simplesafetytests xstest ailuminate ifeval"
     prompts += " mt_bench truthfulqa alert prompts catqa_rows catqa alpaca"

@@ -30,6 +30,7 @@ NEW: dict[str, Any] = {
     "chat_template_kwargs": {},
     "allow_template_changes": False,
     "bad_rows": "stop",
+    "allow_rendered_text": False,
     "extra_body": {},
     "phrases": None,
     "safe_values": [],

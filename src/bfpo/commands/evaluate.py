@@ -147,7 +147,8 @@ def _tokens(config: PairsJob) -> tuple[list[Pair], dict[str, Any], list[Reject],
         "num_embeddings": min(filter(None, sizes), default=None),
     }
     tokens, report = tokenize_pairs(loaded.pairs, tokenizer, **settings)
-    check_tokens("data", report.as_row(), allow_changes=config.allow_template_changes)
+    allowed = {"allow_changes": config.allow_template_changes, "allow_rendered": config.allow_rendered_text}
+    check_tokens("data", report.as_row(), **allowed)
     _check_same_tokens(config, tokens, tokenize_pairs(loaded.pairs, other, **settings)[0])
     return loaded.pairs, counts, loaded.rejects, tokens, report
 

@@ -15,6 +15,7 @@ from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder, ends_with_assistant
 from bfpo.data.prompts import PromptResult, read_prompt_files
 from bfpo.data.rejects import describe_rejects
+from bfpo.data.rendered import RenderedText, is_mostly_rendered, rendered_note
 from bfpo.data.split import draw
 from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.data.tokenize import check_ids, ids_to_check, row_check
@@ -206,17 +207,21 @@ def _fitting(
     if num_begun:
         notes.append(f"{num_begun} of {len(prompts)} prompts end with a message of the assistant, which is continued")
     if chat is None or not isinstance(config, WeightsSpec):
+        notes += _rendered_notes(Counter(RenderedText().mark(one.messages, ()) for one in prompts))
         return dict.fromkeys(prompts, ()), {}, notes
     limit = ids_to_check(chat.tokenizer, num_embeddings(read_config(config.model, revision=config.revision)))
     encoded: dict[Prompt, tuple[int, ...]] = {}
     changes: Counter[str] = Counter()
+    before: Counter[str] = Counter()
     for one in prompts:
         made = chat.encode(one.messages, (), name=f"prompt {one.id}", tools=one.tools)
         check_ids(made.prompt, chat.tokenizer, limit, f"prompt {one.id}")
         changes.update(made.changes)
+        before[made.rendered] += 1
         encoded[one] = tuple(made.prompt)
     notes += [f"the chat template: {chat.opening}"] if chat.opening else []
     notes += [f"the chat template: {reason} ({num} of {len(encoded)})" for reason, num in changes.most_common()]
+    notes += _rendered_notes(before)
     fitting = {one: ids for one, ids in encoded.items() if len(ids) <= config.max_prompt_length}
     num_long = len(encoded) - len(fitting)
     if num_long and (config.long_prompts == "stop" or not fitting):
@@ -228,6 +233,16 @@ def _fitting(
             f"such as {first.id!r} with {len(ids)} tokens; raise the limit, or leave them out with long_prompts: skip",
         )
     return fitting, {"longer than max_prompt_length": num_long} if num_long else {}, notes
+
+
+def _rendered_notes(marks: Counter[str]) -> list[str]:
+    """Return a note if most prompts were rendered with a chat template before; `marks`: "" for those that were not."""
+    num_prompts = marks.total()
+    del marks[""]
+    if not is_mostly_rendered(marks.total(), num_prompts):
+        return []
+    note = rendered_note(dict(marks.most_common()), num_prompts, "prompts")
+    return [f"{note}: they are taken as text and rendered again; give plain text, or messages"]
 
 
 def _tasks(prompt: Prompt, prompt_ids: tuple[int, ...], config: GenerateConfig) -> list[Task]:

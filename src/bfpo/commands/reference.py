@@ -11,6 +11,7 @@ from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.reference.forward_pass import ReferencePass
 from bfpo.runs.folder import RunFolder
 from bfpo.training.inputs import (
+    allowed,
     describe_data,
     load_start,
     pair_sections,
@@ -48,7 +49,7 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
             **start.settings,
         )
     facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
-    report_data(folder, start, facts, allow_changes=config.allow_template_changes)
+    report_data(folder, start, facts, config)
     policy = load_start(config)
     trainer = BFPOTrainer(
         policy.model,
@@ -76,7 +77,7 @@ def preview(config: ReferenceConfig) -> list[str]:
         tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
         pair_lists.append(list(tokenize(pairs)))
         rows.append(tokenize.report.as_row())
-        check_tokens(name, rows[-1], allow_changes=config.allow_template_changes)
+        check_tokens(name, rows[-1], **allowed(config))
         lines += ["; ".join(describe_data(name, pairs.counts, rows[-1])), *token_notes(name, rows[-1])]
     lines += positions_note(start, rows)
     policy = load_start(config)

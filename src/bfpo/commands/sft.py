@@ -21,6 +21,7 @@ from bfpo.runs.folder import RunFolder
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.inputs import (
     Start,
+    allowed,
     describe_data,
     load_start,
     positions_note,
@@ -114,7 +115,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     tokens = {name: _tokenize(rows, start) for name, rows in loaded.items()}
     reports = {name: report.as_row() for name, (_, report) in tokens.items()}
     facts = {name: (rows.counts, reports[name]) for name, rows in loaded.items()}
-    report_data(folder, start, facts, allow_changes=config.allow_template_changes)
+    report_data(folder, start, facts, config)
     policy = _policy(config)
     check_positions(policy.model, max(row["longest_tokens"] for row in reports.values()))
     folder.add_facts(trainable=str(policy.trainable_report))
@@ -155,7 +156,7 @@ def preview(config: SftConfig) -> list[str]:
     lines, reports = [], []
     for name, rows in _load(config, start).items():
         reports.append(_tokenize(rows, start)[1].as_row())
-        check_tokens(name, reports[-1], allow_changes=config.allow_template_changes)
+        check_tokens(name, reports[-1], **allowed(config))
         lines += ["; ".join(describe_data(name, rows.counts, reports[-1])), *token_notes(name, reports[-1])]
     return [*lines, *positions_note(start, reports), str(_policy(config).trainable_report)]
 

@@ -61,7 +61,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
             **start.settings,
         )
     facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
-    report_data(folder, start, facts, allow_changes=config.allow_template_changes)
+    report_data(folder, start, facts, config)
     policy = load_start(config)  # after the data: what is wrong with them is said first
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:

@@ -158,6 +158,11 @@ class _Pairs(MethodSettings):
         default=False,
         description="text of the pairs that the chat template deletes or moves is counted; false = it stops the run",
     )
+    allow_rendered_text: bool = Field(
+        default=False,
+        description="control tokens of a rendered chat in the texts of the pairs are taken as text and counted; false = "
+        "they stop the run where half of the pairs have them",
+    )
     max_length: int = Field(
         default=1024, ge=2, description="longest prompt + completion in tokens; prompts are cut first"
     )

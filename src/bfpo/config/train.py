@@ -42,6 +42,11 @@ class TrainingKeys(StageConfig):
         default=False,
         description="text of the rows that the chat template deletes or moves is counted; false = it stops the run",
     )
+    allow_rendered_text: bool = Field(
+        default=False,
+        description="control tokens of a rendered chat in the texts of the rows are taken as text and counted; false = "
+        "they stop the run where half of the rows have them",
+    )
     max_length: int = Field(
         default=1024, ge=2, description="longest prompt + completion in tokens; prompts are cut first"
     )
@@ -160,7 +165,7 @@ _SHIFTED = ", ".join(name for name, method in METHODS.items() if method.shifted)
 _WITHOUT_CACHE = ("swap", "adapter_off")  # values of `reference` that neither read the cache nor add to it
 _READ_BY_REFERENCE = frozenset(
     {"model", "revision", "dtype", "trainable", "lora", "quantize", "data", "buffer", "eval_data", "chat_template"}
-    | {"chat_template_kwargs", "allow_template_changes"}
+    | {"chat_template_kwargs", "allow_template_changes", "allow_rendered_text"}
     | {"max_length", "max_completion_length", "seed", "threads", "reference_cache", "attention", "token_cache"}
     | {"max_tokens_per_microbatch"}
 )

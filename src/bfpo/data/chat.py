@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Completion, Message, canonical_json, from_canonical
 from bfpo.data.fidelity import changed_texts, common_length, opening_difference, shortest_text
+from bfpo.data.rendered import RenderedText
 from bfpo.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, RefusedChatError, called_functions
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class RenderedChat:
     """Texts to encode: the prompt and whole conversations, or answers alone, which then follow `start`.
 
     `mark` is the character around parts that look like special tokens but are text; `None` if there are no such parts.
-    `changes` and `openings` as in `EncodedChat`.
+    `changes`, `openings` and `rendered` as in `EncodedChat`.
     """
 
     texts: list[str]
@@ -136,6 +137,7 @@ class RenderedChat:
     start: list[int] | None = None
     changes: tuple[str, ...] = ()
     openings: tuple[str, ...] = ()
+    rendered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +145,15 @@ class EncodedChat:
     """Ids of a prompt (with the generation prompt) and of whole conversations, each ending with the end token.
 
     `changes`: what the template deletes or moves (`changed_texts`); `openings`: how the start of an answer differs
-    between generation and training (`opening_difference`).
+    between generation and training (`opening_difference`); `rendered`: the mark that shows that the texts were rendered
+    with a template before (`RenderedText`), "" without one.
     """
 
     prompt: list[int]
     conversations: list[list[int]]
     changes: tuple[str, ...] = ()
     openings: tuple[str, ...] = ()
+    rendered: str = ""
 
 
 class ChatEncoder:
@@ -203,8 +207,11 @@ class ChatEncoder:
             raise ModelError("the chat template does not write the assistant's answer once and unchanged; pass another")
         suffix = rendered.partition(_PROBE)[2]
         self.opening = opening_difference(head, rendered.removesuffix(suffix), _PROBE)
-        added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
-        tokens = [token for token in {*added, *self._tokenizer.all_special_tokens} if token.strip() and token in suffix]
+        added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
+        added |= set(self._tokenizer.all_special_tokens)
+        written = sorted(token for token in added if token in head + rendered)
+        self._before = RenderedText(written, head.partition(question.content)[2])
+        tokens = [token for token in added if token.strip() and token in suffix]
         return suffix, min(tokens, key=lambda token: (suffix.index(token), -len(token)), default=None)
 
     def encode(
@@ -223,6 +230,7 @@ class ChatEncoder:
     ) -> RenderedChat:
         """Return the texts whose ids `encode` returns, for `encode_rendered`. Raises as `encode` does."""
         last = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
+        before = self._before.mark(prompt, last)
         begun: Message | None = None
         if prompt and prompt[-1].role == "assistant":  # the answer continues this message, unless it is empty
             prompt, begun = prompt[:-1], prompt[-1] if ends_with_assistant(prompt) else None
@@ -232,7 +240,7 @@ class ChatEncoder:
         mark = unused_character(texts) if any(map(self._text.holds_control_token, texts)) else None
         if not prompt and begun is None and not tools and not any(message.extra for message in last):
             start = [self.eos_id if self.bos_id is None else self.bos_id]
-            return RenderedChat([self._escape(message.content, mark) for message in last], mark, start)
+            return RenderedChat([self._escape(message.content, mark) for message in last], mark, start, rendered=before)
         try:
             if begun is not None and called_functions(from_canonical(begun.extra) or {}):
                 raise RefusedChatError("it ends with a tool call of the assistant; the tool's message must follow")
@@ -249,7 +257,7 @@ class ChatEncoder:
             )
             for text, message in zip(plain[1:], last, strict=True)
         ]
-        return RenderedChat(rendered, mark, None, changes, tuple(dict.fromkeys(filter(None, openings))))
+        return RenderedChat(rendered, mark, None, changes, tuple(dict.fromkeys(filter(None, openings))), before)
 
     def _texts(
         self, prompt: Sequence[Message], begun: Message | None, last: Sequence[Message], tools: str, mark: str | None
@@ -315,9 +323,10 @@ class ChatEncoder:
             else:
                 ids = [self._text.encode_marked(text, chat.mark) for text in chat.texts]
             if chat.start is None:
-                encoded.append(EncodedChat(ids[0], ids[1:], chat.changes, chat.openings))
+                encoded.append(EncodedChat(ids[0], ids[1:], chat.changes, chat.openings, chat.rendered))
             else:
-                encoded.append(EncodedChat(chat.start, [chat.start + answer for answer in ids]))
+                whole = [chat.start + answer for answer in ids]
+                encoded.append(EncodedChat(chat.start, whole, rendered=chat.rendered))
         return encoded
 
     def ended(self, ids: list[int]) -> list[int]:

@@ -226,7 +226,7 @@ def sharegpt_pair(row: Columns) -> Pair:
 
 
 @PAIR_LAYOUTS.register(
-    "alpaca",
+    "alpaca_pairs",
     "Alpaca: instruction (and input, history), with chosen and rejected, or output as a list of both",
     needs=("instruction",),
     reads=("input", "output", *_COMPLETIONS),

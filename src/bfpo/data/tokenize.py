@@ -16,6 +16,7 @@ from bfpo.core.schema import Completion, Message, Pair, Prompt, canonical_json, 
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, EncodedChat, RenderedChat, end_token_id
 from bfpo.data.fidelity import common_length
 from bfpo.data.rejects import RowError
+from bfpo.data.rendered import is_mostly_rendered, rendered_note
 from bfpo.data.template import REASONING, RefusedChatError
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class TokenizeReport:
     prompt lost tokens that merge with the answer or that the template does not write before a given one.
 
     `template_changes` counts rows by what the chat template deletes or moves, `openings` by how the start of an answer
-    differs between generation and training; `first_changed` names the first row of each change.
+    differs between generation and training; `first_changed` names the first row of each change. `rendered_before`
+    counts rows whose text a chat template has rendered before, by the mark that shows it.
     """
 
     num_pairs: int = 0
@@ -94,6 +96,7 @@ class TokenizeReport:
     template_changes: dict[str, int] = field(default_factory=dict)
     openings: dict[str, int] = field(default_factory=dict)
     first_changed: dict[str, str] = field(default_factory=dict)
+    rendered_before: dict[str, int] = field(default_factory=dict)
 
     @property
     def cut_tokens(self) -> int:
@@ -114,6 +117,7 @@ class _Counter:
         self._changes: Counter[str] = Counter()
         self._openings: Counter[str] = Counter()
         self._first: dict[str, str] = {}
+        self._before: Counter[str] = Counter()
 
     def add(self, **counts: int) -> None:
         self._counts.update(counts)
@@ -124,6 +128,7 @@ class _Counter:
     def rendered(self, name: str, chat: EncodedChat) -> None:
         self._changes.update(chat.changes)
         self._openings.update(chat.openings)
+        self._before.update([chat.rendered] if chat.rendered else [])
         self._first = {**dict.fromkeys(chat.changes, name), **self._first} if chat.changes else self._first
 
     def report(self) -> TokenizeReport:
@@ -133,6 +138,7 @@ class _Counter:
             "template_changes": dict(self._changes.most_common()),
             "openings": dict(self._openings.most_common()),
             "first_changed": self._first,
+            "rendered_before": dict(self._before.most_common()),
         }
         return TokenizeReport(**facts)
 
@@ -295,11 +301,22 @@ def token_notes(name: str, row: Mapping[str, Any]) -> list[str]:
     notes = [f"{same} of {total} pairs have two identical completions, from which nothing is learned"] if same else []
     notes += [f"the chat template: {reason} ({num} of {total})" for reason, num in _counted(row, "template_changes")]
     notes += [f"the chat template: {opening} ({num} of {total})" for opening, num in _counted(row, "openings")]
+    notes += [rendered_note(row["rendered_before"], total)] if "rendered_before" in row else []
     return [f"{name}: {note}" for note in notes]
 
 
-def check_tokens(name: str, row: Mapping[str, Any], *, allow_changes: bool) -> None:
-    """Raise `DataError` if a report (`as_row`) has only identical pairs, or changes of the template not allowed."""
+def check_tokens(name: str, row: Mapping[str, Any], *, allow_changes: bool, allow_rendered: bool) -> None:
+    """Raise `DataError` if a report (`as_row`) has only identical pairs, or what is not allowed.
+
+    That is changes by the template, and text that was rendered before in at least half of the rows.
+    """
+    before = row.get("rendered_before", {})
+    if is_mostly_rendered(sum(before.values()), row["num_pairs"]) and not allow_rendered:
+        raise DataError(
+            f"{name}: {rendered_note(before, row['num_pairs'])}: they were rendered with a chat template before, and "
+            "would be a second time; use the plain text of prompts and completions, or messages, or take these tokens "
+            "as text with allow_rendered_text: true"
+        )
     changes = [f"{reason}: {num} of {row['num_pairs']}" for reason, num in _counted(row, "template_changes")]
     if changes and not allow_changes:
         first = next(iter(row["first_changed"].values()))

@@ -23,6 +23,7 @@ from bfpo.runs.folder import RunFolder
 __all__ = [
     "REJECTS",
     "Start",
+    "allowed",
     "describe_data",
     "describe_tokens",
     "load_start",
@@ -127,7 +128,7 @@ def describe_tokens(config: AlignConfig, start: Start) -> list[str]:
         for _ in tokenize(pairs):
             pass
         rows.append(tokenize.report.as_row())
-        check_tokens(name, rows[-1], allow_changes=config.allow_template_changes)
+        check_tokens(name, rows[-1], **allowed(config))
         lines += ["; ".join(describe_data(name, pairs.counts, rows[-1])), *token_notes(name, rows[-1])]
     return [*lines, *positions_note(start, rows)]
 
@@ -161,8 +162,7 @@ def report_data(
     folder: RunFolder,
     start: Start,
     streams: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
-    *,
-    allow_changes: bool,
+    config: AlignConfig | SftConfig,
 ) -> None:
     """Write `data.json`, log one line per stream and what its tokens show, and check them.
 
@@ -178,7 +178,12 @@ def report_data(
         for note in [*notes, *positions_note(start, rows.values())]:
             logger.warning("%s", note)
     for name, tokens in rows.items():
-        check_tokens(name, tokens, allow_changes=allow_changes)
+        check_tokens(name, tokens, **allowed(config))
+
+
+def allowed(config: AlignConfig | SftConfig) -> dict[str, bool]:
+    """Return the keyword arguments of `check_tokens` that the config sets."""
+    return {"allow_changes": config.allow_template_changes, "allow_rendered": config.allow_rendered_text}
 
 
 def template_facts(config: AlignConfig | SftConfig, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
