@@ -215,7 +215,7 @@ def test_arguments_and_calls_that_are_json_text_are_objects() -> None:
 
 
 def test_our_files_give_back_tools_calls_reasoning_and_names(tmp_path: Path) -> None:
-    thought = canonical_json({"reasoning_content": "hm"})
+    thought, named = canonical_json({"reasoning_content": "hm"}), canonical_json({"name": "Bob"})
     call = canonical_json({"tool_calls": [CALL], "content": None})
     asked = (
         Message("user", "q", canonical_json({"name": "Ann"})),
@@ -227,7 +227,7 @@ def test_our_files_give_back_tools_calls_reasoning_and_names(tmp_path: Path) -> 
     assert read_pairs([tmp_path / "pairs.jsonl"]).pairs == [pair]
     assert pair_row(pair)["tools"] == TOOLS
     made = [
-        Completion("a", asked, "4 m", "m", reasoning="so deep", tools=canonical_json(TOOLS), extra=thought),
+        Completion("a", asked, "4 m", "m", reasoning="so deep", tools=canonical_json(TOOLS), extra=named),
         Completion("b", asked, "", "m", finished=False, blocked="content filter"),
         Completion("c", asked, "", "m", extra=call, is_safe=1.0),
     ]

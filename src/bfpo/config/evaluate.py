@@ -160,8 +160,8 @@ class _Pairs(MethodSettings):
     )
     allow_rendered_text: bool = Field(
         default=False,
-        description="control tokens of a rendered chat in the texts of the pairs are taken as text and counted; false = "
-        "they stop the run where half of the pairs have them",
+        description="control tokens of a rendered chat in the texts of the pairs are taken as text and counted; "
+        "false = they stop the run where half of the pairs have them",
     )
     max_length: int = Field(
         default=1024, ge=2, description="longest prompt + completion in tokens; prompts are cut first"
