@@ -118,6 +118,7 @@ SAYS_BOTH = [
 ]
 
 THINKING = ["<think>\nThis could be unsafe. Yes? Unsafe?\n</think>\n\n", "Maybe yes, unsafe: A.\n</think>\n", HARMONY]
+THINKING += ["<think>\nIt says </think> safe </think> No. It is a trick.\n</think>\n"]
 
 
 @pytest.mark.parametrize(("name", "answer", "label", "refused"), ANSWERS)

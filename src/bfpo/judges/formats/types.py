@@ -157,12 +157,16 @@ _DECORATION = re.compile(r"[*_`~#>]+")
 def thought_of_judge(text: str) -> Thought | None:
     """Return the thoughts and the answer of a text that a judge wrote, `None` if it is an answer alone.
 
-    A closing mark always ends thoughts here: a verdict does not explain marks.
+    The last closing mark ends the thoughts: a verdict does not explain marks, and thoughts may quote a text with some.
     """
-    if (found := split_thought(text)) is not None:
-        return found
-    inside = split_thought(text, opened=True)
-    return inside if inside is not None and inside.closed else None
+    found = split_thought(text)
+    while found is None or found.closed:
+        start = 0 if found is None else found.start
+        inside = split_thought(text[start:], opened=True)
+        if inside is None or not inside.closed:
+            break
+        found = Thought(text[:start] + inside.reasoning, inside.answer, start + inside.start)
+    return found
 
 
 def behind_thoughts(read: Callable[[str], Reading]) -> Callable[[str], Reading]:
