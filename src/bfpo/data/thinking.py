@@ -143,7 +143,9 @@ def with_own_thought(completion: Completion) -> Completion:
 def message_extra(completion: Completion) -> str:
     """Return the other keys of a completion's message, its thoughts as `reasoning_content`, which templates read."""
     extra = from_canonical(completion.extra) or {}
-    return canonical_json({**extra, "reasoning_content": completion.reasoning} if completion.reasoning else extra)
+    if completion.reasoning and not any(name in extra for name in REASONING):
+        extra["reasoning_content"] = completion.reasoning
+    return canonical_json(extra)
 
 
 def _joined(*parts: str) -> str:

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bfpo.core.errors import BfpoError, DataError, LabelError, ModelError, SettingError
-from bfpo.core.schema import Completion, Message, Pair, Prompt, canonical_json, from_canonical
+from bfpo.core.schema import Completion, Message, Pair, Prompt
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, EncodedChat, RenderedChat, end_token_id
 from bfpo.data.fidelity import common_length
 from bfpo.data.rejects import RowError
 from bfpo.data.rendered import is_mostly_rendered, rendered_note
-from bfpo.data.template import REASONING, RefusedChatError
+from bfpo.data.template import RefusedChatError
+from bfpo.data.thinking import message_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -364,20 +365,12 @@ def _render(row: Pair | Completion | Prompt, chat: ChatEncoder) -> RenderedChat:
         name = f"pair {row.id}"
         texts = {"chosen": (row.chosen, row.chosen_extra), "rejected": (row.rejected, row.rejected_extra)}
     else:
-        name, texts = f"completion {row.id}", {"text": (row.text, _with_reasoning(row))}
+        name, texts = f"completion {row.id}", {"text": (row.text, message_extra(row))}
     for field_name, (text, extra) in texts.items():
         if not text.strip() and not extra:
             raise DataError(f"{name}: {field_name}: got {text!r}; a completion needs text")
     answers = [Message("assistant", *both) for both in texts.values()]
     return chat.render(row.prompt, answers, name=name, tools=row.tools)
-
-
-def _with_reasoning(completion: Completion) -> str:
-    """Return the completion's `extra` with its thoughts, as a chat template reads them."""
-    extra = from_canonical(completion.extra) or {}
-    if completion.reasoning and not any(name in extra for name in REASONING):
-        extra = {**extra, REASONING[0]: completion.reasoning}
-    return canonical_json(extra)
 
 
 def _encoded(
