@@ -304,14 +304,15 @@ def judged():
 def test_tasks_run_in_the_package_itself(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("inspect_ai")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "tasks.py").write_text(TASKS)
-    task = str(tmp_path / "tasks.py")
+    monkeypatch.chdir(tmp_path)
+    Path("tasks.py").write_text(TASKS)
+    task = "tasks.py"
     files = []
     for name, inspect, metric in (
         ("words", {"task": f"{task}@words"}, "accuracy"),
         ("judged", {"task": f"{task}@judged", "grader": True}, "accuracy"),
         ("gone", {"task": f"{task}@gone"}, "accuracy"),
-        ("no-file", {"task": str(tmp_path / "none.py") + "@words"}, "accuracy"),
+        ("no-file", {"task": "none.py@words"}, "accuracy"),
         ("no-package", {"task": "no_such_package/task"}, "accuracy"),
     ):
         files.append(tmp_path / f"{name}.yaml")
