@@ -79,6 +79,8 @@ def test_thoughts_and_answer_apart(text: str, reasoning: str, answer: str) -> No
         "Use <think>some steps</think> before the answer.",
         "Write:\n<think>\nsteps\n</think>\nthen the answer.",
         "analysis of the water: assistantfinal",
+        "Use:\n</think>\nand it ends.",
+        "Use this.\n\n    </think>\n\nIt ends then.",
         "Set [THINK] on and [/THINK] off.",
         "gpt-oss writes <|channel|>final<|message|> before its answer.",
         "I would say </think> or </think>\n\nDone.",

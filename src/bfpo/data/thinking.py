@@ -211,7 +211,7 @@ def _opening(text: str, start: int, marks: Sequence[tuple[str, str]]) -> tuple[i
 
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
-_ENDS = '.!?…:)]}*"”’`。！？'
+_ENDS = '.!?…)]}*"”’`。！？'
 _ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL | re.IGNORECASE)
 
 
@@ -247,8 +247,11 @@ def _lone_closing(text: str, marks: Sequence[tuple[str, str]]) -> tuple[int, int
 
 def _ends_thoughts(before: str, after: str) -> bool:
     """Return whether a closing mark between two texts ends thoughts, rather than being spoken of."""
-    if len(_FENCE.findall(before)) % 2 or before.rpartition("\n")[2].count("`") % 2:
+    begun = before.rpartition("\n")[2]
+    if len(_FENCE.findall(before)) % 2 or begun.count("`") % 2:
         return False
+    if before.rstrip().endswith(":") or (begun.isspace() and len(begun.expandtabs(4)) >= 4):
+        return False  # an example follows, or a block of code
     head, line = before.rstrip(" \t"), after.partition("\n")[0]
     words = line.lstrip(" \t")
     if words[:1] in tuple(".,;:!?)…") or (words != line and words[0].islower()):
