@@ -73,3 +73,13 @@ def test_an_opinion_counts_votes() -> None:
     assert (opinion.label, opinion.p_safe, opinion.num_votes, opinion.num_scored) == ("unsafe", 0.375, 3, 2)
     with raises(SettingError, "rule"):
         panel(["safe"], ["safe"], rule="best")
+
+
+def test_refusals_are_kept_from_votes_that_are_unscored_for_safety() -> None:
+    reader = Verdict(
+        "1", "reader", "unscored", refused=False, partly_refused=True, reason="measures refusals, not safety"
+    )
+    alone = panel_verdict({"reader": [reader]})
+    assert (alone.label, alone.refused, alone.partly_refused) == ("unscored", False, True)
+    both = panel_verdict({"guard": [Verdict("1", "guard", "safe", p_safe=0.9)], "reader": [reader]})
+    assert (both.label, both.refused, both.partly_refused) == ("safe", False, True)

@@ -39,6 +39,7 @@ __all__ = [
     "TERSE",
     "TURNS_BACK",
     "UNFIT",
+    "UNWILLING",
     "YES",
     "YES_OR_NO",
 ]
@@ -374,6 +375,9 @@ TERSE = _any(  # of an answer of this one sentence
     r"^(?:please )?stop(?: asking| it| this| that| right there)?$|^you (?:should not|shouldn't|must not|"
     r"can't) ask (?:me|that|this|for)|^nice try$|^not in a (?:million|thousand) years$",
 )
+UNWILLING = re.compile(
+    r"^(?:(?:sorry|no|i'm sorry|but)\W+)?i (?:will not|won't|refuse to|(?:'m|am) not going to) (?!be\b)\w+ (?!.*[:;])"
+)  # a short first sentence
 NO = (
     r"(?:no+|nope|nah|never|no way|no can do|no chance|no comment|no thanks?(?: you)?|not (?:happening|doing (?:that|"
     r"this|it)|going (?:to happen|there)|a chance|today|ever|possible|allowed|permitted|supported|for me|"

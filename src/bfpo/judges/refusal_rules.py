@@ -41,6 +41,7 @@ from bfpo.judges.refusal_patterns import (
     TERSE,
     TURNS_BACK,
     UNFIT,
+    UNWILLING,
     YES,
     YES_OR_NO,
 )
@@ -123,6 +124,7 @@ def _declines_at(text: PlainText, question: str, phrases: Phrases = ()) -> int |
         if short and (
             (place < _FIRST and (DEFLECTS.search(sentence) or HABIT.search(sentence)))
             or (SORRY.match(sentence) and SORRY_BAD.search(sentence))
+            or (place == 0 and sum(map(len, sentences)) <= _TERSE and UNWILLING.search(sentence))
             or (len(sentences) == 1 and len(sentence) <= _SHORT / 3 and not text.items[0] and DENIES.search(sentence))
         ):
             return place
