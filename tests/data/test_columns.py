@@ -15,6 +15,7 @@ from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Message, Pair, Prompt, canonical_json
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.labelled import load_labelled
+from bfpo.data.labels import as_judged
 from bfpo.data.load import load_completions, load_pairs
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
@@ -237,6 +238,15 @@ def test_our_files_give_back_tools_calls_reasoning_and_names(tmp_path: Path) -> 
     assert read_prompt_files([write_rows(tmp_path / "prompts.jsonl", [prompt_row(prompt)])]).prompts == [prompt]
     plain = Completion("a", (Message("user", "q"),), "4 m", "m")
     assert list(completion_row(plain)) == ["id", "prompt", "text", "model", "kind", "finished"]
+
+
+def test_judges_see_tool_calls_as_json_below_the_texts() -> None:
+    call = canonical_json({"tool_calls": [CALL], "content": None})
+    asked = (Message("user", "q"), Message("assistant", "Let me see.", call), Message("tool", "4 m"))
+    judged = as_judged(Completion("a", asked, "", extra=call, is_safe=1.0))
+    shown = json.dumps(json.loads(canonical_json(CALL)))
+    assert [message.content for message in judged.prompt] == ["q", f"Let me see.\n{shown}", "4 m"]
+    assert (judged.text, judged.extra, judged.is_safe) == (shown, "", None)
 
 
 # ------------------------------------------------------------------------------------------------------- alpaca

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bfpo.core.errors import LabelError, SettingError
-from bfpo.core.schema import Completion, Pair, from_canonical
+from bfpo.core.schema import Completion, Message, Pair, from_canonical
 from bfpo.data.fields import Columns, is_unknown
 from bfpo.data.rejects import RowError
-from bfpo.data.thinking import with_own_thought
 
 __all__ = [
     "CELLS",
@@ -192,12 +191,19 @@ def completions_of_pair(pair: Pair) -> tuple[Completion, Completion]:
 
 
 def as_judged(completion: Completion, *, keep_label: bool = False) -> Completion:
-    """Return a completion as judges see it: the JSON of its tool calls stands below its text; without a label."""
-    completion = with_own_thought(completion)
-    held = from_canonical(completion.extra) or {}
-    calls = [json.dumps(call, ensure_ascii=False) for call in held.get("tool_calls", [])]
-    text = "\n".join(part for part in (completion.text, *calls) if part)
-    return replace(completion, text=text, extra="", is_safe=completion.is_safe if keep_label else None)
+    """Return a completion as judges see it, without a label: tool calls stand below the texts, as their JSON."""
+    prompt = tuple(
+        Message(message.role, _with_calls(message.content, message.extra)) if message.extra else message
+        for message in completion.prompt
+    )
+    text = _with_calls(completion.text, completion.extra)
+    label = completion.is_safe if keep_label else None
+    return replace(completion, prompt=prompt, text=text, extra="", is_safe=label)
+
+
+def _with_calls(text: str, extra: str) -> str:
+    calls = (from_canonical(extra) or {}).get("tool_calls", [])
+    return "\n".join(part for part in (text, *(json.dumps(call, ensure_ascii=False) for call in calls)) if part)
 
 
 def completions_of_pairs(pairs: Iterable[Pair], use: Use = "all") -> list[Completion]:
