@@ -14,6 +14,7 @@ from bfpo.core.errors import BfpoError, DataError, ModelError
 from bfpo.data.read import read_completions
 from bfpo.data.store import TokenStore
 from bfpo.policy.save import save_policy
+from bfpo.report.gather import gather
 from bfpo.runs.stages import preview_stage, run_stage
 from messages import raises, says
 from tiny import tiny_model, tiny_tokenizer
@@ -143,6 +144,7 @@ def test_changes_that_are_allowed_are_counted_and_shown(
     assert tokens["template_changes"] == {"a system message is deleted or changed": 3}
     assert "a system message is deleted or changed (3 of 4)" in (start / "run" / "README.md").read_text()
     assert "a system message is deleted or changed (3 of 4)" in preview_stage(stage, config)
+    assert any("a system message is deleted or changed (3 of 4)" in note for note in gather([start / "run"]).notes)
 
 
 def test_generation_says_what_the_template_deletes(start: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -200,6 +202,8 @@ def test_some_identical_pairs_are_counted_and_shown(start: Path, caplog: pytest.
     says(caplog, "identical")
     for text in ((start / "run" / "README.md").read_text(), preview_stage("train", config)):
         assert "1 of 4 pairs have two identical completions" in text
+    notes = gather([start / "run"]).notes
+    assert [note for note in notes if "1 of 4 pairs have two identical completions" in note] == notes
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ def row_check(chat: ChatEncoder) -> Callable[[Pair | Completion | Prompt], None]
 
 def token_notes(name: str, row: Mapping[str, Any]) -> list[str]:
     """Return in words what a report (`as_row`) counts that changes what training learns; `name`: of the stream."""
-    total, same = row["num_pairs"], row["num_identical"]
+    total, same = row.get("num_pairs", 0), row.get("num_identical", 0)
     notes = [f"{same} of {total} pairs have two identical completions, from which nothing is learned"] if same else []
     notes += [f"the chat template: {reason} ({num} of {total})" for reason, num in _counted(row, "template_changes")]
     notes += [f"the chat template: {opening} ({num} of {total})" for opening, num in _counted(row, "openings")]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.core.errors import BfpoError, DataError
+from bfpo.data.tokenize import token_notes
 from bfpo.objective.methods import method_settings
 from bfpo.report.data import Comparison, Experiment, MethodResult, ReportData, Role, Sample, Suite, SuiteComparison
 from bfpo.report.experiments import COMPARE_MAIN, experiment_of, methods_of, prompts_of, split_experiments
@@ -114,7 +115,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         data_cards=[card for card in cards if card is not None],
         runs=[record_of(run, roots) for run in listed],
         absent=[*absent_parts(others + experiments, shown, inside), *problems_of(runs)],
-        notes=list(notes_of(others, suites)),
+        notes=[*notes_of(others, suites), *_notes_on_tokens(others, shown)],
         experiments=found,
         stages=stage_results(others, shown),
     )
@@ -319,6 +320,15 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
         yield f"{len(skipped)} of {len(suites)} suites were skipped and are in no mean; the reasons are given below."
     elif skipped:
         yield f"Skipped, and in no mean: {'; '.join(skipped)}."
+
+
+def _notes_on_tokens(runs: Sequence[Run], shown: Mapping[Run, str]) -> Iterator[str]:
+    """Yield what the chat template and the cuts did to the rows of each training."""
+    for run in runs:
+        streams = run.load(dict, "data.json") if run.stage in _CURVE_STAGES else {}
+        for name, facts in streams.items():
+            if isinstance(facts, dict) and isinstance(row := facts.get("tokens"), dict):
+                yield from (f"{shown[run]}: {note}." for note in token_notes(name, row))
 
 
 def _judges_of(run: Run, stages: Sequence[str]) -> list[Any]:
