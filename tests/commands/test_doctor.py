@@ -217,3 +217,22 @@ def test_a_pair_longer_than_the_budget_is_counted(config: str) -> None:
     longest = examine(Path(config), [*lengths, "max_tokens_per_microbatch=50"])
     assert small.plan.tokens == 50
     assert small.memory == longest.memory
+
+
+@pytest.mark.parametrize("stage", ["train", "sft"])
+def test_tokens_that_the_model_lacks_are_named_and_looked_for_in_the_data(stage: str, tmp_path: Path) -> None:
+    tiny_model().config.save_pretrained(tmp_path / "m")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>", "<newer>"])
+    tokenizer.save_pretrained(tmp_path / "m")
+    data = tmp_path / "rows.jsonl"
+    labels = {"chosen_is_safe": True, "rejected_is_safe": True}
+    answer = {"completion": "w5"} if stage == "sft" else {"chosen": "w5", "rejected": "w6", **labels}
+    row = {"prompt": "w3 w4", **answer}
+    data.write_text(json.dumps(row) + "\n")
+    given = ["--set", f"model={tmp_path / 'm'}", "--set", f"data.files={data}", "--set", "max_length=64"]
+    given += ["--set", "data.use=all"] if stage == "sft" else []
+    assert "2 of the tokenizer are not in the model" in doctor(*given).output
+    assert json.loads(doctor(*given, "--json").stdout)["lacking_tokens"] == ["'<new>' (97)", "'<newer>' (98)"]
+    data.write_text(json.dumps({**row, "prompt": "w3 <newer>"}) + "\n")
+    fails(doctor(*given), "98", "<newer>")

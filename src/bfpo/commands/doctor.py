@@ -106,6 +106,7 @@ def _diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
         "memory_fits": found.memory_fits,
         "disk_fits": found.disk_fits,
         "fits": found.fits,
+        **({"lacking_tokens": list(found.lacking)} if found.lacking else {}),
         "remedies": [dataclasses.asdict(remedy) for remedy in found.remedies],
     }
 
@@ -123,6 +124,7 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
         f"reference:  {found.reference}",
         *_margin_lines(found),
         f"processes:  {plan.processes}, sharding {plan.sharding}",
+        *_lacking_lines(found),
         "",
         f"{'memory of one process, estimated':<40}{scale[0]}",
     ]
@@ -147,6 +149,15 @@ def _margin_lines(found: Diagnosis) -> list[str]:
         return []
     unit, size = _scale(found.margin_bytes)
     return [f"margins:    a pass of margin_model before training, {found.margin_bytes / size:.2f} {unit} of weights"]
+
+
+def _lacking_lines(found: Diagnosis) -> list[str]:
+    if not found.lacking:
+        return []
+    some = ", ".join(found.lacking[:5]) + (", ..." if len(found.lacking) > 5 else "")
+    return [
+        f"tokens:     {len(found.lacking)} of the tokenizer are not in the model, a text with one stops the run: {some}"
+    ]
 
 
 def _row(name: str, value: int | None, scale: tuple[str, int]) -> str:

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from bfpo.config import SftConfig, SftDataConfig
-from bfpo.data.load import LoadedCompletions, load_completions
-from bfpo.data.tokenize import SftExample, TokenizeReport, check_tokens, token_notes, tokenize_completions
+from bfpo.config import SftConfig
+from bfpo.data.tokenize import SftExample, check_tokens, token_notes
 from bfpo.policy.load import Policy, init_policy, pad_token_id
 from bfpo.policy.probe import check_positions
 from bfpo.runs.folder import RunFolder
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.inputs import (
-    Start,
     allowed,
+    completion_rows,
+    completion_sections,
+    completion_tokens,
     describe_data,
     load_start,
     positions_note,
@@ -106,13 +107,12 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     Raises `DataError` for data that cannot be used and `ModelError` for the model or its tokenizer.
     """
     prepare_process(config.threads)
-    sections = _sections(config)
-    for name, section in sections.items():
+    for name, section in completion_sections(config).items():
         folder.add_data(name, section.files)
     start = read_start(config)
-    loaded = _load(config, start)
+    loaded = completion_rows(config, start)
     write_rejects(folder, {name: rows.rejects for name, rows in loaded.items()})
-    tokens = {name: _tokenize(rows, start) for name, rows in loaded.items()}
+    tokens = {name: completion_tokens(rows, start) for name, rows in loaded.items()}
     reports = {name: report.as_row() for name, (_, report) in tokens.items()}
     facts = {name: (rows.counts, reports[name]) for name, rows in loaded.items()}
     report_data(folder, start, facts, config)
@@ -154,35 +154,17 @@ def preview(config: SftConfig) -> list[str]:
     """Return what would be trained on: completions of each input, and the parameters that train."""
     start = read_start(config)
     lines, reports = [], []
-    for name, rows in _load(config, start).items():
-        reports.append(_tokenize(rows, start)[1].as_row())
+    for name, rows in completion_rows(config, start).items():
+        reports.append(completion_tokens(rows, start)[1].as_row())
         check_tokens(name, reports[-1], **allowed(config))
         lines += ["; ".join(describe_data(name, rows.counts, reports[-1])), *token_notes(name, reports[-1])]
     return [*lines, *positions_note(start, reports), str(_policy(config).trainable_report)]
-
-
-def _load(config: SftConfig, start: Start) -> dict[str, LoadedCompletions]:
-    check = start.row_check()
-    return {
-        name: load_completions(section, seed=config.seed, check=check) for name, section in _sections(config).items()
-    }
-
-
-def _sections(config: SftConfig) -> dict[str, SftDataConfig]:
-    sections = {"data": config.data, "eval_data": config.eval_data}
-    return {name: section for name, section in sections.items() if section is not None}
 
 
 def _policy(config: SftConfig) -> Policy:
     if config.init is not None:
         return init_policy(config.init.config, config.init.tokenizer, dtype=config.dtype, seed=config.seed)
     return load_start(config, dropout=True)
-
-
-def _tokenize(rows: LoadedCompletions, start: Start) -> tuple[list[SftExample], TokenizeReport]:
-    return tokenize_completions(
-        rows.completions, start.tokenizer, **start.settings, num_embeddings=start.num_embeddings
-    )
 
 
 def _write_card(

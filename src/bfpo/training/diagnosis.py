@@ -17,6 +17,7 @@ from bfpo.policy.load import initial_config, load_tokenizer
 from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
 from bfpo.policy.skeleton import Skeleton
 from bfpo.policy.source import read_config
+from bfpo.training.inputs import lacking_tokens
 
 __all__ = ["GIB", "KEPT_FREE", "Diagnosis", "examine", "fits", "least_processes"]
 
@@ -51,6 +52,8 @@ class Diagnosis:
     disk: int
     disk_free: int | None
     remedies: tuple[Remedy, ...]
+    lacking: tuple[str, ...] = ()
+    """Tokens of the tokenizer that the model's embedding lacks."""
 
     @property
     def memory_fits(self) -> bool | None:
@@ -87,7 +90,8 @@ def examine(
     The config is read as one of `bfpo sft` if it has a key that only `bfpo sft` has, else as one of `bfpo train`.
     `memory_gib`: the memory per process of another machine. `folder`: where the run will write.
 
-    Raises `ConfigError` for an invalid config, `ModelError` for the model, `SettingError` for the other arguments.
+    Raises `ConfigError` for an invalid config, `ModelError` for the model, also if it lacks tokens that the data hold,
+    `SettingError` for the other arguments.
     """
     if memory_gib is not None and not (memory_gib > 0 and math.isfinite(memory_gib)):
         raise SettingError(f"--memory: got {memory_gib}; allowed: a finite number of GiB above 0")
@@ -114,6 +118,7 @@ def examine(
         disk=_disk_bytes(config, skeleton),
         disk_free=free_disk(folder) if memory_gib is None else None,
         remedies=remedies,
+        lacking=tuple(lacking_tokens(config)),
     )
 
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bfpo.config import AlignConfig, DataConfig, SftConfig, read_template
+from bfpo.config import AlignConfig, DataConfig, SftConfig, SftDataConfig, read_template
+from bfpo.core.errors import DataError, LabelError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.load import PairStream
+from bfpo.data.load import LoadedCompletions, PairStream, load_completions
 from bfpo.data.rejects import Reject
-from bfpo.data.tokenize import PairTokenizer, check_tokens, row_check, token_notes
+from bfpo.data.tokenize import (
+    PairTokenizer,
+    SftExample,
+    TokenizeReport,
+    check_tokens,
+    ids_to_check,
+    row_check,
+    token_notes,
+    tokenize_completions,
+)
 from bfpo.policy.load import Policy, initial_config, load_policy, load_tokenizer
 from bfpo.policy.source import num_embeddings, num_positions, read_config
 from bfpo.runs.folder import RunFolder
@@ -24,8 +35,12 @@ __all__ = [
     "REJECTS",
     "Start",
     "allowed",
+    "completion_rows",
+    "completion_sections",
+    "completion_tokens",
     "describe_data",
     "describe_tokens",
+    "lacking_tokens",
     "load_start",
     "pair_sections",
     "pair_streams",
@@ -71,6 +86,9 @@ def read_start(config: AlignConfig | SftConfig) -> Start:
         assert config.model is not None
         tokenizer = load_tokenizer(config.model, revision=config.revision)
         shape = read_config(config.model, revision=config.revision)
+    rows = num_embeddings(shape)
+    if isinstance(config, AlignConfig) and config.margin_model is not None:  # it reads the same tokens
+        rows = min(filter(None, (rows, num_embeddings(read_config(config.margin_model)))), default=None)
     settings: dict[str, Any] = {
         "max_length": config.max_length,
         "max_completion_length": config.max_completion_length,
@@ -78,7 +96,7 @@ def read_start(config: AlignConfig | SftConfig) -> Start:
     }
     if config.chat_template_kwargs:
         settings["chat_template_kwargs"] = config.chat_template_kwargs
-    return Start(tokenizer, settings, num_embeddings(shape), num_positions(shape))
+    return Start(tokenizer, settings, rows, num_positions(shape))
 
 
 def load_start(config: AlignConfig | SftConfig, *, dropout: bool = False) -> Policy:
@@ -107,6 +125,44 @@ def pair_streams(config: AlignConfig, start: Start) -> dict[str, PairStream]:
     """Return the pairs of each section, read on first use; a row that the chat template refuses is a bad one."""
     check = start.row_check()
     return {name: PairStream(section, seed=config.seed, check=check) for name, section in pair_sections(config).items()}
+
+
+def completion_sections(config: SftConfig) -> dict[str, SftDataConfig]:
+    """Return the data sections of `bfpo sft` that are given, by name."""
+    sections = {"data": config.data, "eval_data": config.eval_data}
+    return {name: section for name, section in sections.items() if section is not None}
+
+
+def completion_rows(config: SftConfig, start: Start) -> dict[str, LoadedCompletions]:
+    """Return the completions of each section; a row that the chat template refuses is a bad one."""
+    check = start.row_check()
+    sections = completion_sections(config)
+    return {name: load_completions(section, seed=config.seed, check=check) for name, section in sections.items()}
+
+
+def completion_tokens(rows: LoadedCompletions, start: Start) -> tuple[list[SftExample], TokenizeReport]:
+    """Return the tokens of completions and the report of what was cut; raises as `tokenize_completions` does."""
+    return tokenize_completions(
+        rows.completions, start.tokenizer, **start.settings, num_embeddings=start.num_embeddings
+    )
+
+
+def lacking_tokens(config: AlignConfig | SftConfig) -> list[str]:
+    """Return the tokens of the tokenizer that the model's embedding lacks, each with its id.
+
+    If there are any, the rows of the data are looked through for them: raises `ModelError` for the first.
+    """
+    start = read_start(config)
+    limit = ids_to_check(start.tokenizer, start.num_embeddings)
+    if limit is None:
+        return []
+    with suppress(DataError, LabelError):  # other faults of the data, or files that are not here
+        if isinstance(config, AlignConfig):
+            describe_tokens(config, start)
+        else:
+            for rows in completion_rows(config, start).values():
+                completion_tokens(rows, start)
+    return [f"{token!r} ({number})" for token, number in start.tokenizer.get_vocab().items() if number >= limit]
 
 
 def reference_cache(config: AlignConfig) -> str:
