@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 __all__ = ["visible"]
 
@@ -32,18 +33,17 @@ _KEPT = "|".join(
 _FIND = re.compile(f"({_KEPT})|[{_UNSEEN}]")
 
 
-def visible(text: str) -> str:
+def visible(text: str, symbol: Callable[[str], str] | None = None) -> str:
     """Return text with every character that a reader would not see replaced by a symbol; breaks and tabs stay.
 
-    Controls become their pictures (U+2400 to U+2421), all others U+FFFD: changes of direction, zero-width spaces, tags,
-    soft hyphens, fillers, stray variation selectors. Joiners and selectors that shape the characters beside them, as in
-    Persian, Hindi and emoji, stay.
+    By default controls become their pictures (U+2400 to U+2421), all others U+FFFD: changes of direction, zero-width
+    spaces, tags, soft hyphens, fillers, stray variation selectors. Joiners and selectors that shape the characters
+    beside them, as in Persian, Hindi and emoji, stay.
     """
-    return _FIND.sub(_symbol, text)
+    replacement = symbol or _picture
+    return _FIND.sub(lambda found: found.group(1) or replacement(found.group()), text)
 
 
-def _symbol(found: re.Match[str]) -> str:
-    if found.group(1) is not None:
-        return found.group()
-    code = ord(found.group())
+def _picture(character: str) -> str:
+    code = ord(character)
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["in_words", "one_line", "printable", "show", "show_error", "show_table", "start_logging"]
+from bfpo.core.characters import visible
 
-_KEPT = "\u200c\u200d"  # the joiners, which Persian words and emoji need
-_UNSEEN = "\u115f\u1160\u3164\uffa0"  # letters of Hangul without a shape
+__all__ = ["in_words", "one_line", "printable", "show", "show_error", "show_table", "start_logging"]
 
 
 class _ConsoleHandler(logging.Handler):
@@ -65,25 +63,12 @@ def printable(text: str) -> str:
 
     A model's answer can then neither send escape codes to a terminal nor change the reading direction of the text.
     """
-    return "".join(map(_symbol, text)) if _needs_symbols(text) else text
+    return visible(text, lambda character: ascii(character)[1:-1])
 
 
 def one_line(value: object) -> str:
     """Return `printable` text without line breaks and tabs, such as a file's name in a message."""
     return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _needs_symbols(text: str) -> bool:
-    return not text.isprintable() or any(character in text for character in _UNSEEN)
-
-
-def _symbol(character: str) -> str:
-    if character in _UNSEEN:
-        return ascii(character)[1:-1]
-    if character.isprintable() or character in "\n\t" or character in _KEPT:
-        return character
-    escaped = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")  # not other spaces, private use
-    return ascii(character)[1:-1] if escaped else character
 
 
 def in_words(value: Any, digits: int = 6) -> str:
