@@ -324,8 +324,9 @@ def test_a_completion_that_is_not_to_be_trained_on_is_a_bad_row(mark: dict[str, 
 
 def test_a_completion_marked_as_undesirable_is_not_imitated(tmp_path: Path) -> None:
     row = COMPLETIONS["completions"]
-    result = read_sft([write_rows(tmp_path / "kto.jsonl", [{**row, "label": True}, {**row, "label": False}])])
-    assert (len(result.completions), [reject.field for reject in result.rejects]) == (1, ["label"])
+    rows = [{**row, "label": True}, {**row, "label": False}, {**row, "kto_tag": False}, {**row, "label": "a topic"}]
+    result = read_sft([write_rows(tmp_path / "kto.jsonl", rows)])
+    assert (len(result.completions), [reject.field for reject in result.rejects]) == (2, ["label", "kto_tag"])
     file = write_rows(tmp_path / "judged.jsonl", [{**row, "label": False, "is_safe": True}])
     assert len(load_labelled(LabelledConfig(files=[str(file)])).completions) == 1
 
@@ -392,8 +393,12 @@ def test_a_completion_as_json_text_of_its_message_is_read(tmp_path: Path) -> Non
     rows += [{"prompt": "q", "completion": json.dumps({"role": "assistant", "content": "a"})}]
     rows += [{"prompt": "q", "completion": json.dumps({"role": "admin", "content": "a"})}]
     rows += [{"prompt": "q", "completion": '[{"role": "user"}] is how a chat begins.'}]
-    texts = [one.text for one in read_sft([write_rows(tmp_path / "a.jsonl", rows)]).completions]
-    assert texts == ["a", "a", rows[2]["completion"], rows[3]["completion"]]
+    rows += [{"prompt": "q", "completion": json.dumps({"from": "Ann", "to": "Bob", "value": 3})}]
+    rows += [{"prompt": "q", "completion": json.dumps([{"id": 1, "role": "assistant", "content": "a"}])}]
+    rows += [{"prompt": "q", "completion": json.dumps([{"role": "bot", "content": "a"}])}]
+    result = read_sft([write_rows(tmp_path / "a.jsonl", rows)])
+    assert [one.text for one in result.completions] == ["a", "a", *(rows[n]["completion"] for n in (2, 3, 4)), "a"]
+    assert [(reject.line, reject.reason) for reject in result.rejects] == [(7, "unknown role")]
 
 
 def test_text_that_begins_like_a_conversation_but_cannot_be_read_is_a_bad_row(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ __all__ = ["COMPLETION_LAYOUTS", "plain_completion"]
 
 COMPLETION_LAYOUTS: Layouts[Completion] = Layouts(reads=("id", WEIGHT, *REASONING, *CONTEXT))
 
+_DESIRABLE = ("label", "kto_tag")  # of KTO data sets, in TRL and in LLaMA-Factory
 _HARM_LABELS = {"harmful": 0.0, "unharmful": 1.0}
 _PROMPT_KINDS = {"harmful": "harmful", "unharmful": "benign"}
 
@@ -32,7 +33,7 @@ _PROMPT_KINDS = {"harmful": "harmful", "unharmful": "benign"}
     "completions",
     "prompt with completion or text, or messages whose last is the assistant's",
     needs=("prompt", "completion"),
-    reads=("text", "messages", "model", "kind", "finished", "blocked", "label"),
+    reads=("text", "messages", "model", "kind", "finished", "blocked", *_DESIRABLE),
     labels=("is_safe",),
     fits=lambda row: (
         "messages" in row or "completion" in row or ({"prompt", "text"} <= row.keys() and "chosen" not in row)
@@ -53,8 +54,9 @@ def plain_completion(row: Columns, *, allow_empty: bool = False) -> Completion:
         if "prompt" not in row or field not in row:
             raise RowError("prompt, completion (or messages)", "missing column", sorted(map(str, row)))
         prompt, answer = messages_of(row["prompt"], "prompt"), answer_of(row[field], field)
-    if cell_value(row.get("label")) is False:  # of KTO data sets, as in TRL
-        raise RowError("label", "the completion is marked as undesirable", row["label"])
+    for name in _DESIRABLE:
+        if cell_value(row.get(name)) is False:
+            raise RowError(name, "the completion is marked as undesirable", row[name])
     kind, is_safe = optional_text(row, "kind"), label_of(row, "is_safe")
     return completion_of(row, prompt, answer, field, kind=kind, is_safe=is_safe, allow_empty=allow_empty)
 

@@ -124,7 +124,7 @@ def _read(
         yield from _of_pair(pair.parse(words.applied(row.columns, pair.labels) if words else row.columns))
         return
     held = {"prompt": "", **row.columns}
-    held.pop("label", None)  # desirable or not: a judge learns from both
+    held = {name: value for name, value in held.items() if name not in ("label", "kto_tag")}  # a judge learns from both
     given = held.get("is_safe")
     if is_unknown(given) and "is_safe" in held:
         held["is_safe"] = None

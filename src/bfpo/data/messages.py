@@ -212,7 +212,8 @@ def _json_value(value: object) -> Any:
 # ------------------------------------------------------------------------------------------ conversations as text
 
 
-_BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*(["'])(?:role|from|content|value)\1\s*:""")
+_BEGINS = re.compile(r"""\s*(?:\[\s*)?\{\s*["']""")
+_KEYS = re.compile(r"""(["'])(?:role|from)\1\s*:""")
 _BETWEEN = re.compile(r"\}[ \t]*\r?\n\s*\{")  # numpy writes no comma; within a text a line break would be `\n`
 
 
@@ -227,7 +228,7 @@ def parsed_conversation(value: object) -> Any:
 
     A text that begins and ends like one but cannot be read is bad where a layout reads it.
     """
-    if not isinstance(value, str) or _BEGINS.match(value) is None:
+    if not isinstance(value, str) or _BEGINS.match(value) is None or _KEYS.search(value) is None:
         return value
     text = value.strip()
     for read in (json.loads, ast.literal_eval, lambda text: ast.literal_eval(_BETWEEN.sub("}, {", text))):
@@ -238,15 +239,19 @@ def parsed_conversation(value: object) -> Any:
         if _is_conversation(found):
             return found if isinstance(found, list) else [found]
         return value  # JSON of another form
-    return _Unreadable(value) if text.endswith("]") else value
+    return _Unreadable(value) if text.startswith("[") and text.endswith("]") else value
 
 
-def _is_conversation(value: object) -> bool:
-    items = value if isinstance(value, list) else [value]
-    return bool(items) and all(
-        isinstance(item, dict)
-        and item.keys() <= MESSAGE_KEYS
-        and _role_of(item) in _ROLES
-        and ("content" in item or "value" in item or "tool_calls" in item)
-        for item in items
+def _is_conversation(value: Any) -> bool:
+    """Return whether a value is a list of messages, or one message of a known role and with no other keys."""
+    if isinstance(value, list):
+        return bool(value) and all(map(_is_turn, value))
+    return _is_turn(value) and _role_of(value) in _ROLES and value.keys() <= MESSAGE_KEYS
+
+
+def _is_turn(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(_role_of(value), str)
+        and ("content" in value or "value" in value or "tool_calls" in value)
     )
