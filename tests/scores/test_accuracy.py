@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bfpo.core.errors import SettingError
+from bfpo.core.records import as_json
 from bfpo.data.tokenize import TokenPair
 from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
+from bfpo.scores.records import AccuracyRow
+from bfpo.stats import paired_test
 from messages import raises
 
 CELLS = {(1.0, 1.0): "safe-safe", (1.0, 0.0): "safe-unsafe", (0.0, 1.0): "unsafe-safe", (0.0, 0.0): "unsafe-unsafe"}
@@ -77,8 +81,63 @@ def test_a_model_that_did_not_move_is_never_right() -> None:
     rng = np.random.default_rng(2)
     data, policy = pairs(8, rng), random_logps(8, rng)
     (overall, *_) = accuracy_scores(accuracy_rows(data, [str(n) for n in range(8)], policy, policy, beta=1.0))
-    assert (overall.value, overall.extra["num_ties"]) == (0.0, 8)
-    assert overall.high > 0
+    assert (overall.value, overall.extra["num_ties"]) == (0.5, 8)
+    assert overall.low < 0.5 < overall.high
+
+
+def test_noise_of_rounding_is_a_tie_and_no_difference() -> None:
+    rng = np.random.default_rng(6)
+    data, reference = pairs(40, rng), random_logps(40, rng)
+    prompts = [str(n) for n in range(40)]
+
+    def moved(by: float, rounding: float) -> list[AccuracyRow]:
+        noise = by * rng.uniform(0.5, 1.0, 40) * rng.choice([-1, 1], 40)
+        policy = PairLogps(reference.chosen + noise, reference.rejected, rounding)
+        return accuracy_rows(data, prompts, policy, reference, beta=0.1)
+
+    for rows in (moved(1e-5, 1e-4), moved(0.0, 1e-4)):
+        assert all((row.tie, row.right, row.credit) == (True, None, 0.5) for row in rows)
+        assert all(score.value == 0.5 for score in accuracy_scores(rows))
+    one, other = ([row.credit for row in moved(1e-5, 1e-4)] for _ in range(2))
+    assert paired_test(one, other).p_value == 1.0
+    beyond = moved(1e-2, 1e-4)
+    assert all(row.tie is None and row.right is not None for row in beyond)
+    assert {row.credit for row in beyond} == {0.0, 1.0}
+    # The larger rounding of the two models counts, and a side that is not favoured cannot tie.
+    rough = PairLogps(reference.chosen, reference.rejected, np.full(40, 1e-4))
+    assert all(row.tie for row in accuracy_rows(data, prompts, PairLogps(*moved_by(reference, 1e-5)), rough, beta=0.1))
+    dropped = accuracy_rows(data, prompts, rough, rough, method="safedpo", beta=0.1)
+    assert all((row.tie, row.credit) == (None, None) for row in dropped if row.cell == "unsafe-unsafe")
+
+
+def moved_by(logps: PairLogps, by: float) -> tuple[Any, Any]:
+    return logps.chosen + by, logps.rejected
+
+
+def test_rows_of_before_with_margin_zero_are_ties() -> None:
+    row = AccuracyRow("a", "p", "safe-unsafe", 1, 1.0, 0.0, 0.0)
+    assert (row.tie, row.right) == (True, None)
+    assert list(as_json(AccuracyRow("a", "p", "safe-unsafe", 1, 1.0, -0.5, -0.05)))[-2:] == ["beta_margin", "right"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_other_widths_differ_by_less_than_rounding(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4
+    )
+    model: Any = LlamaForCausalLM(config).to(dtype)
+    data = pairs(30, np.random.default_rng(7))
+    together, alone = (pair_logps(model, data, pad_token_id=0, pairs_per_batch=size) for size in (30, 1))
+    prompts = [str(n) for n in range(30)]
+    rows = accuracy_rows(data, prompts, together, alone, beta=0.1)
+    assert all(row.tie for row in rows)
+    exact = copy.deepcopy(model).double()
+    truth = pair_logps(exact, data, pad_token_id=0)
+    error = np.abs((together.chosen - together.rejected) - (truth.chosen - truth.rejected))
+    # The scale is that of the errors, not of the margins: the float64 model is as far away as rounding, and no further.
+    assert error.max() <= 20 * np.max(together.rounding)
+    assert np.max(together.rounding) < {torch.float32: 1e-3, torch.bfloat16: 0.1}[dtype]
 
 
 def test_lengths_must_agree() -> None:

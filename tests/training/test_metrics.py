@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -23,6 +24,7 @@ def figures(method: str = "bfpo", pairs: slice = slice(None)) -> tuple[PairFigur
     made = PairFigures(
         pair_loss=preference_loss(margin, chosen, rejected, method=method, beta=0.5),
         margin=margin,
+        rounding=column([1e-3] * 6),
         beta=0.5,
         chosen_drift=column([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
         rejected_drift=column([-2.0, -4.0, -6.0, -8.0, -10.0, -12.0]),
@@ -64,6 +66,31 @@ def test_metrics_of_streams_and_cells() -> None:
     assert named["main/dropped_pairs"] == 0
     assert named["main/anchor"] == 0.5
     assert metrics.empty
+
+
+@pytest.mark.parametrize("noise", [0.0, 3e-4, -3e-4, 1e-3])
+def test_a_margin_within_rounding_is_neither_right_nor_wrong(noise: float) -> None:
+    made, group = figures(pairs=slice(0, 4))
+    near = dataclasses.replace(made, margin=torch.tensor([noise, noise, -2.0, 4.0], dtype=torch.float64))
+    metrics = CellMetrics(torch.device("cpu"))
+    metrics.add(near.table(), group)
+    named = summarise(metrics.read(), normaliser=0.25, has_target=True)
+    # two ties, one right, one wrong: whatever the sign of the noise
+    assert (named["main/accuracy"], named["main/tied_pairs"]) == (0.5, 2)
+    assert [named[f"main/{cell}/accuracy"] for cell in CELLS] == [0.5, 0.5, 1, 0]
+    assert "main/unsafe-safe/tied_pairs" not in named
+    metrics.add(made.table(), group)
+    assert not any("tied" in name for name in summarise(metrics.read(), normaliser=0.25, has_target=True))
+
+
+def test_sums_of_a_checkpoint_without_the_column_of_ties_are_read() -> None:
+    made, group = figures()
+    metrics = CellMetrics(torch.device("cpu"))
+    metrics.add(made.table(), group)
+    metrics.end_step()
+    held = metrics.state()
+    metrics.load([row[:-1] for row in held])
+    assert metrics.state() == held
 
 
 def test_dropped_pairs_count_for_the_loss_and_not_for_the_accuracy() -> None:

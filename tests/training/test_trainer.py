@@ -139,6 +139,34 @@ def test_logs_by_stream_and_cell(tmp_path: Path) -> None:
     assert first["main/normalised_loss"] == pytest.approx(first["main/loss"] * 0.1**2)
     assert first["main/normalised_loss"] == pytest.approx(first["main/loss_at_start"], rel=1e-4)
     assert collector.rows[1]["buffer/favoured_drift"] > 0
+    # Before the first update every margin is 0 up to rounding: neither right nor wrong.
+    assert first["main/accuracy"] == first["buffer/accuracy"] == 0.5
+    assert first["main/tied_pairs"] == first["buffer/tied_pairs"] == 4
+    assert not any(name in first for name in ("preference_loss", "anchor_loss"))
+
+
+@pytest.mark.parametrize("method", ["bfpo", "dpo_h"])
+def test_the_ratio_to_the_start_is_of_the_loss_without_the_anchor(tmp_path: Path, method: str) -> None:
+    main, buffer = tiny_pairs(8, 4), tiny_pairs(8, 5, cells="safe")
+    collector = LogCollector()
+    settings = {"method": method, "anchor_weight": 2.0, "buffer_weight": 0.25, "learning_rate": 1e-2}
+    trainer = tiny_trainer(
+        tmp_path, main=main, buffer=buffer, callbacks=[collector], max_steps=6, logging_steps=2, **settings
+    )
+    trainer.train()
+    rows = [row for row in collector.rows if "loss_over_start" in row and "learning_rate" in row]
+    assert len(rows) == 3
+    scale = 0.1**2 if method == "bfpo" else 1.0
+    for row in rows:
+        observed = row["main/loss"] + 0.25 * row["buffer/loss"]
+        implied = (row["main/loss_at_start"] + 0.25 * row["buffer/loss_at_start"]) / scale
+        pull = 2.0 / scale * (row["main/anchor"] + 0.25 * row["buffer/anchor"])
+        assert row["loss_over_start"] == pytest.approx(observed / implied, rel=1e-9)
+        assert row["preference_loss"] == pytest.approx(observed, rel=1e-9)
+        assert row["anchor_loss"] == pytest.approx(pull, rel=1e-9)
+        assert row["loss"] == pytest.approx(observed + pull, rel=1e-6)
+    # A loss of half its start is called that, though the anchor is most of the sum.
+    assert rows[-1]["loss_over_start"] != pytest.approx(rows[-1]["loss"] / rows[0]["loss"], rel=0.01)
 
 
 def test_evaluation_by_cell(tmp_path: Path) -> None:

@@ -217,7 +217,8 @@ def _log_scores(scores: Sequence[Score]) -> None:
 
 def _words(score: Score) -> str:
     interval = "" if score.low is None or score.high is None else f" ({score.low:.3f} to {score.high:.3f})"
-    return f"{metric_title(score.metric)} {score.value:.3f}{interval}"
+    ties = f", {score.extra['num_ties']} ties" if score.extra.get("num_ties") else ""
+    return f"{metric_title(score.metric)} {score.value:.3f}{interval}{ties}"
 
 
 def _write_scores(folder: RunFolder, config: EvaluateConfig, scores: Sequence[Score]) -> None:

@@ -29,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 SHOWN = {
     "loss": "loss",
+    "preference_loss": "without anchor",
     "loss_over_start": "of its start",
+    "anchor_loss": "anchor",
     "main/accuracy": "accuracy",
     "buffer/accuracy": "accuracy (buffer)",
     "eval_loss": "held-out loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +15,12 @@ from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS, cell_of
 from bfpo.data.pack import collate_pairs, longest_text, on_device
-from bfpo.data.store import text_lengths
+from bfpo.data.store import text_lengths, token_lengths
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import preference_loss
 from bfpo.objective.methods import Method, make_method
 from bfpo.policy.logps import Reduction, evaluating, sequence_logps
+from bfpo.policy.precision import margin_rounding
 from bfpo.policy.probe import choose_form
 from bfpo.scores.records import AccuracyRow
 from bfpo.stats import rate_interval
@@ -30,10 +32,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairLogps:
-    """Log-probs of both completions of P pairs under one model, (P,) float64 each, in nats."""
+    """Log-probs of both completions of P pairs under one model, (P,) float64 each, in nats.
+
+    `rounding`: how far rounding moves their difference, (P,) or one number, in nats.
+    """
 
     chosen: Floats
     rejected: Floats
+    rounding: Floats | float = 0.0
 
 
 def pair_logps(
@@ -60,7 +66,13 @@ def pair_logps(
             batch = collate_pairs([pairs[index] for index in indices], pad_token_id=pad_token_id, form=form)
             logps = sequence_logps(model, on_device(batch, device), reduction=reduction).logps.cpu().numpy()
             chosen[indices], rejected[indices] = logps[: len(indices)], logps[len(indices) :]
-    return PairLogps(chosen, rejected)
+    rounding = margin_rounding(
+        torch.from_numpy(token_lengths(pairs)[:, 1:].sum(axis=1)),
+        dtype=next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()),
+        log_vocabulary=math.log(model.config.get_text_config().vocab_size),
+        reduction=reduction,
+    )
+    return PairLogps(chosen, rejected, rounding.numpy())
 
 
 def accuracy_rows(
@@ -75,8 +87,8 @@ def accuracy_rows(
     """Return one row per pair: margin = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected).
 
     `prompts` groups pairs of one prompt. `method`, an object or a name with its `settings` (see `preference_loss`),
-    decides which side is favoured: for BFPO the sign of the target, so that the safe side of a conflict is right.
-    Raises `SettingError` if lengths differ.
+    decides which side is favoured: for BFPO the sign of the target, so that the safe side of a conflict is right. A
+    margin no larger than the rounding of both models is a tie. Raises `SettingError` if lengths differ.
     """
     method = make_method(method, **settings)
     sizes = {
@@ -91,6 +103,7 @@ def accuracy_rows(
     if not pairs:
         return []
     margin = (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
+    is_tied = np.abs(margin) <= np.maximum(policy.rounding, reference.rounding)
     outcome = preference_loss(
         torch.from_numpy(margin),
         torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64),
@@ -106,9 +119,10 @@ def accuracy_rows(
             target=None if np.isnan(target) else float(target),
             margin=float(value),
             beta_margin=float(method.beta * value),
+            tie=True if favoured and tied else None,
         )
-        for pair, prompt, favoured, target, value in zip(
-            pairs, prompts, outcome.favoured.tolist(), outcome.target.tolist(), margin, strict=True
+        for pair, prompt, favoured, target, value, tied in zip(
+            pairs, prompts, outcome.favoured.tolist(), outcome.target.tolist(), margin, is_tied.tolist(), strict=True
         )
     ]
 
@@ -122,9 +136,9 @@ def accuracy_scores(
     """Return the accuracy over all pairs (`accuracy`) and by cell (`accuracy_safe_unsafe`, chosen first).
 
     `seeds`: the training of each row, if there are several; the intervals then include the variation between trainings.
-    A pair without a favoured side counts as unscored and is in no mean. `extra`: number of prompts and of ties (margin
-    exactly 0, counted as wrong), mean of `beta * margin`. A cell without pairs has `None`. Raises `SettingError` if
-    `seeds` and `rows` differ in length.
+    A pair without a favoured side counts as unscored and is in no mean. `extra`: number of prompts and of ties (neither
+    right nor wrong, 1/2 in the mean, as by chance), mean of `beta * margin`. A cell without pairs has `None`. Raises
+    `SettingError` if `seeds` and `rows` differ in length.
     """
     of_seed = [0] * len(rows) if seeds is None else list(seeds)
     if len(of_seed) != len(rows):
@@ -132,16 +146,16 @@ def accuracy_scores(
     scores = []
     for cell in (None, *CELLS):
         chosen = [(row, seed) for row, seed in zip(rows, of_seed, strict=True) if cell is None or row.cell == cell]
-        asked = [(row, seed) for row, seed in chosen if row.right is not None]
+        asked = [(row, seed) for row, seed in chosen if row.favoured]
         interval = rate_interval(
-            [bool(row.right) for row, _ in asked],
+            [row.credit for row, _ in asked if row.credit is not None],
             [row.prompt for row, _ in asked],
             seeds=[seed for _, seed in asked],
             confidence=confidence,
         )
         extra: dict[str, int | float] = {
             "num_prompts": len({row.prompt for row, _ in asked}),
-            "num_ties": sum(row.margin == 0 for row, _ in asked),
+            "num_ties": sum(bool(row.tie) for row, _ in asked),
         }
         if chosen:
             extra["mean_beta_margin"] = float(np.mean([row.beta_margin for row, _ in chosen]))

@@ -41,7 +41,8 @@ class AccuracyRow:
     """A row of `accuracy.jsonl`, one pair: its cell (chosen-rejected), the side that the method favours (+1 chosen, -1
     rejected, 0 neither), the target of `beta * margin` (`None` without one), and the margin in nats.
 
-    `right`: whether the margin has the sign of the favoured side (0 has none); `None` if no side is favoured.
+    `tie`: true for a margin within rounding of 0, else absent. `right`: whether the margin has the sign of the favoured
+    side; `None` for a tie, and if no side is favoured.
     """
 
     pair_id: str
@@ -51,11 +52,19 @@ class AccuracyRow:
     target: float | None
     margin: float
     beta_margin: float
+    tie: bool | None = field(default=None, metadata=OPTIONAL)
     right: bool | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        if self.favoured:
+        if self.favoured and self.margin == 0:  # rows of before have no `tie`
+            object.__setattr__(self, "tie", True)
+        if self.favoured and not self.tie:
             object.__setattr__(self, "right", self.favoured * self.margin > 0)
+
+    @property
+    def credit(self) -> float | None:
+        """Return 1 if right, 0 if wrong, 1/2 for a tie, as by chance; `None` if no side is favoured."""
+        return None if not self.favoured else 0.5 if self.tie else float(bool(self.right))
 
 
 # ------------------------------------------------------------------------------------------------ models compared

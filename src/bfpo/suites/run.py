@@ -140,8 +140,8 @@ def _accuracy(config: SuitesJob, folder: RunFolder, found: _Collected) -> None:
         out = folder.path / "models" / name / "accuracy"
         run = run_stage("evaluate", job, out, resume=out.exists())
         rows = load_lines(AccuracyRow, run.file("accuracy.jsonl"))
-        right = {row.pair_id: float(row.right) for row in rows if row.right is not None}
-        prompts = {row.pair_id: row.prompt for row in rows if row.right is not None}
+        right = {row.pair_id: credit for row in rows if (credit := row.credit) is not None}
+        prompts = {row.pair_id: row.prompt for row in rows if row.pair_id in right}
         found.values.append(Values(_ACCURACY, name, "accuracy", right, prompts, len(rows) - len(right)))
         scores = load(ScoresFile, run.file("scores.json")).scores
         found.scores += [SuiteScore(suite=_ACCURACY, model=name, **asdict(score)) for score in scores]

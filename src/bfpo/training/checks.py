@@ -18,12 +18,11 @@ from bfpo.data.store import safety_labels, token_lengths
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import loss_at_start, preference_loss
 from bfpo.objective.methods import Method
+from bfpo.policy.precision import margin_rounding
 
 __all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_form", "check_rows", "implied_losses"]
 
-# Error of a summed log-prob relative to its size, between two batches that pad differently; measured on real models and
-# widened about tenfold. Half precision rounds hidden states, so its value reflects the matrix products, not the sum.
-_RELATIVE_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+_WIDENED = 10.0  # a run must not stop because of rounding that is larger than usual
 
 _SEEN = ("message", "_observed", "_implied", "_last_step", "_above_since")
 
@@ -53,11 +52,11 @@ class StartCheck:
 
     def margin_tolerance(self, pairs: Sequence[TokenPair]) -> Tensor:
         """Return by how much each margin may differ from 0 through rounding alone, (P,) float64, in nats."""
-        # Both completions of a pair: the errors of their log-probs add up in the margin.
-        tokens_P = torch.tensor(token_lengths(pairs)[:, 1:].sum(axis=1), dtype=torch.float64)
-        if self.reduction == "mean":
-            tokens_P = torch.full_like(tokens_P, 2.0)  # two means over tokens, each of the size of one token's log-prob
-        return _RELATIVE_ERROR[self.dtype] * (1 + tokens_P * self.log_vocabulary)
+        tokens_P = torch.tensor(token_lengths(pairs)[:, 1:].sum(axis=1))
+        usual_P = margin_rounding(
+            tokens_P, dtype=self.dtype, log_vocabulary=self.log_vocabulary, reduction=self.reduction
+        )
+        return _WIDENED * usual_P
 
     def __call__(
         self,

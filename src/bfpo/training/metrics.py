@@ -44,6 +44,7 @@ COLUMNS = (
     "dropped_pairs",
     "swapped_pairs",
     "anchor",
+    "tied_pairs",
 )
 _AT = {name: place for place, name in enumerate(COLUMNS)}
 _PER_FAVOURED = ("favoured_drift", "favoured_drift_per_token")
@@ -63,13 +64,14 @@ def group_index(chosen_is_safe: Tensor, rejected_is_safe: Tensor, is_buffer: Ten
 class PairFigures:
     """The figures of P pairs in a step; every tensor is (P,), without gradient.
 
-    `margin` in nats, in the reduction of the loss. `chosen_drift`, `rejected_drift`: log-prob of the policy minus that
-    of the reference, summed over the completion. `loss_at_start`: what the labels imply at margin 0. `anchor`: before
-    its weight. `other_margin`: of modpo's safety model, `None` for other methods.
+    `margin` in nats, in the reduction of the loss; up to `rounding` it has no sign. `chosen_drift`, `rejected_drift`:
+    log-prob of the policy minus that of the reference, summed over the completion. `loss_at_start`: what the labels
+    imply at margin 0. `anchor`: before its weight. `other_margin`: of modpo's safety model, `None` for other methods.
     """
 
     pair_loss: PairLoss
     margin: Tensor
+    rounding: Tensor
     beta: float
     chosen_drift: Tensor
     rejected_drift: Tensor
@@ -86,6 +88,8 @@ class PairFigures:
         drift_P = torch.where(favoured_P > 0, self.chosen_drift, self.rejected_drift)
         drift_P = torch.where(has_favourite_P, drift_P, torch.zeros_like(drift_P))
         tokens_P = torch.where(favoured_P > 0, self.chosen_tokens, self.rejected_tokens)
+        is_tied_P = has_favourite_P & (self.margin.abs() <= self.rounding)
+        is_right_P = ~is_tied_P & (favoured_P * self.margin > 0)  # the sign that the method pulls the margin to
         columns = {
             "num_pairs": torch.ones_like(self.margin),
             "loss": self.pair_loss.loss.detach(),
@@ -93,7 +97,7 @@ class PairFigures:
             "beta_margin": self.beta * self.margin,
             "target": self.pair_loss.target,
             "favoured_pairs": has_favourite_P,
-            "right_pairs": favoured_P * self.margin > 0,  # the margin has the sign that the method pulls it to
+            "right_pairs": is_right_P,
             "favoured_drift": drift_P,
             "favoured_drift_per_token": drift_P / tokens_P,
             "chosen_tokens": self.chosen_tokens,
@@ -101,6 +105,7 @@ class PairFigures:
             "dropped_pairs": self.pair_loss.dropped,
             "swapped_pairs": self.pair_loss.swapped,
             "anchor": self.anchor,
+            "tied_pairs": is_tied_P,
         }
         return torch.stack([columns[name].double() for name in COLUMNS], dim=1)
 
@@ -141,7 +146,10 @@ class CellMetrics:
     def load(self, sums: Sequence[Sequence[float]] | None) -> None:
         """Restore what `state` returned; `None` starts at zero."""
         self._step_GK.zero_()
-        self._sums_GK = torch.zeros_like(self._step_GK) if sums is None else self._sums_GK.new_tensor(sums)
+        self._sums_GK = torch.zeros_like(self._step_GK)
+        if sums is not None:
+            held_GK = self._sums_GK.new_tensor(sums)
+            self._sums_GK[:, : held_GK.shape[1]] = held_GK  # checkpoints of before have no column of ties
 
     def read(self) -> list[list[float]]:
         """Return the sums, those of a step that has not ended included, and reset them."""
@@ -151,15 +159,11 @@ class CellMetrics:
         return sums
 
 
-def _step_loss(sums_GK: Tensor, *, buffer_weight: float, anchor_factor: float) -> Tensor:
-    """Return the loss of one optimizer step from its sums, a scalar: the differentiated quantity.
-
-    That is mean(main) + `buffer_weight` x mean(buffer), each pair's anchor included `anchor_factor` times.
-    """
+def _weighted_mean(sums_GK: Tensor, *, buffer_weight: float) -> dict[str, Tensor]:
+    """Return mean(main) + `buffer_weight` x mean(buffer) of every column, scalars, as the differentiated loss is."""
     streams_SK = sums_GK.view(len(STREAMS), len(CELLS), len(COLUMNS)).sum(dim=1)
-    total_S = streams_SK[:, _AT["loss"]] + anchor_factor * streams_SK[:, _AT["anchor"]]
-    mean_S = total_S / streams_SK[:, _AT["num_pairs"]].clamp(min=1)  # a stream without pairs has loss 0
-    return mean_S[0] + buffer_weight * mean_S[1]
+    mean_SK = streams_SK / streams_SK[:, :1].clamp(min=1)  # a stream without pairs has loss 0
+    return dict(zip(COLUMNS, mean_SK[0] + buffer_weight * mean_SK[1], strict=True))
 
 
 def summarise(
@@ -170,8 +174,9 @@ def summarise(
     Counts: `num_pairs`, `dropped_pairs`, `swapped_pairs`. Means over all pairs of the group: `loss`, `normalised_loss`
     (loss x beta^2 for a squared loss), `loss_at_start` (normalised; what the labels imply at margin 0), `beta_margin`
     beside `target` (where the method has one), `chosen_tokens`, `rejected_tokens`, `anchor` (where it has a weight).
-    Means over pairs with a favoured completion: `accuracy` (the margin has the sign that the method pulls it to),
-    `favoured_drift` in nats and `favoured_drift_per_token`.
+    Means over pairs with a favoured completion: `accuracy` (the margin has the sign that the method pulls it to; one
+    within rounding of 0 is a tie and counts half, as by chance), `favoured_drift` in nats and
+    `favoured_drift_per_token`. `tied_pairs`: the number of ties, if there are any.
     """
     metrics: dict[str, float] = {}
     for s, stream in enumerate(STREAMS):
@@ -196,10 +201,12 @@ def _figures(row: Sequence[float], *, normaliser: float, has_target: bool, ancho
     if has_target:
         figures["target"] = row[_AT["target"]] / num_pairs
     if num_favoured > 0:
-        figures["accuracy"] = row[_AT["right_pairs"]] / num_favoured
+        figures["accuracy"] = (row[_AT["right_pairs"]] + row[_AT["tied_pairs"]] / 2) / num_favoured
         figures.update({name: row[_AT[name]] / num_favoured for name in _PER_FAVOURED})
     figures.update({name: row[_AT[name]] / num_pairs for name in ("chosen_tokens", "rejected_tokens")})
     figures.update({name: int(row[_AT[name]]) for name in ("dropped_pairs", "swapped_pairs")})
+    if row[_AT["tied_pairs"]] > 0:
+        figures["tied_pairs"] = int(row[_AT["tied_pairs"]])
     if anchored:
         figures["anchor"] = row[_AT["anchor"]] / num_pairs
     return figures
@@ -244,9 +251,13 @@ class TrainingRecord:
         return {name.removeprefix("main/"): value for name, value in kept.items()}
 
     def _end_step(self) -> Tensor:
-        anchor_factor = self._args.anchor_weight / self._method.normaliser
-        sums_GK = self._metrics.end_step(self._reduce)
-        return _step_loss(sums_GK, buffer_weight=self._args.buffer_weight, anchor_factor=anchor_factor)
+        mean = _weighted_mean(self._metrics.end_step(self._reduce), buffer_weight=self._args.buffer_weight)
+        return mean["loss"] + self._anchor_factor * mean["anchor"]
+
+    @property
+    def _anchor_factor(self) -> float:
+        """How often the loss of a pair contains its anchor."""
+        return self._args.anchor_weight / self._method.normaliser
 
     def _state(self) -> dict[str, Any]:
         watch = None if self.watch is None else {"warmup_steps": self.watch.warmup_steps, **self.watch.state()}
@@ -272,14 +283,15 @@ class TrainingRecord:
     ) -> None:
         if self.watch is None:
             self.watch = DivergenceWatch(self._args.learning_rate, self._args.get_warmup_steps(state.max_steps))
-        total = dict(zip(COLUMNS, (sum(column) for column in zip(*sums, strict=True)), strict=True))
-        warning = self.watch.update(
-            state.global_step,
-            total["loss"] / total["num_pairs"],
-            total["loss_at_start"] / total["num_pairs"],
-            last=last,
-        )
-        logs["loss_over_start"] = self.watch.ratio
+        # Both sides are of the same pairs with the weights of the loss, and without the anchor: the labels imply no
+        # value of it, and it falls whether or not the margins move.
+        mean = _weighted_mean(torch.tensor(sums, dtype=torch.float64), buffer_weight=self._args.buffer_weight)
+        observed, implied = float(mean["loss"]), float(mean["loss_at_start"])
+        warning = self.watch.update(state.global_step, observed, implied, last=last)
+        if implied > 0:
+            logs["loss_over_start"] = observed / implied
+        if self._args.anchor_weight > 0:
+            logs["preference_loss"], logs["anchor_loss"] = observed, self._anchor_factor * float(mean["anchor"])
         if warning is not None:
             logs["diverging"] = 1.0
             logger.warning(warning)

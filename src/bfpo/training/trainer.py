@@ -28,6 +28,7 @@ from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
+from bfpo.policy.precision import margin_rounding
 from bfpo.policy.probe import choose_form
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass, ReferenceReport
 from bfpo.policy.reference.sources import Reference, choose_reference, make_reference
@@ -250,9 +251,14 @@ class BFPOTrainer(Trainer):
             nll_N = -found.logps / tokens_N  # per token, whatever the reduction
             anchor_P = anchor(pair_loss.favoured, nll_N[:num_pairs], nll_N[num_pairs:], *labels)
             total_P = add_anchor(total_P, anchor_P, anchor_weight=args.anchor_weight, method=self.method)
+        check = self._start_check
+        tokens_P = found.num_tokens[:num_pairs] + found.num_tokens[num_pairs:]
         figures = PairFigures(
             pair_loss=pair_loss,
             margin=margin_P.detach(),
+            rounding=margin_rounding(
+                tokens_P, dtype=check.dtype, log_vocabulary=check.log_vocabulary, reduction=args.reduction
+            ),
             beta=self.method.beta,
             chosen_drift=drift_N.detach()[:num_pairs],
             rejected_drift=drift_N.detach()[num_pairs:],
