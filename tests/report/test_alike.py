@@ -47,7 +47,7 @@ def test_models_of_different_judges_or_prompts_are_not_ranked() -> None:
         assert front_of(data) == []
         assert not any(cell.best for row in page_view(data)["rows"] for cell in row["cells"])
     alike = ReportData("t", "", [a, method("B", 0.5, "guard", "p")])
-    assert headline(alike).sentence.startswith("Highest of 2 models")
+    assert headline(alike).sentence.startswith("2 models were measured")
     assert front_of(alike) == ["A"]
     assert [m.name for m in groups_alike(alike, "helpfulness")[0]] == ["A", "B"]
     ceiling = replace(b, role="ceiling")
@@ -59,7 +59,7 @@ def test_those_that_can_be_ranked_are_ranked_among_themselves() -> None:
         ReportData("t", "", [method("A", 0.9, "guard", "p"), method("B", 0.6, "guard", "p"), method("C", 1, "x", "p")])
     )
     assert (
-        "A and B can be ranked (guard on 100 prompts). Mean helpfulness on harmless prompts: A, 90.0%"
+        "A and B can be ranked (guard on 100 prompts). Mean helpfulness on harmless prompts: highest A 90.0%"
         in (found.details[0])
     )
     assert found.details[1] == "C: x on 100 prompts."
@@ -75,11 +75,11 @@ def test_the_main_model_is_compared_with_those_judged_alike_only() -> None:
     found = headline(data)
     assert found.wins
     assert "more often than every baseline judged alike" in found.sentence
-    assert "against 50% for the best of them, A" in found.sentence  # not C's 99%
+    assert "against 50% for the highest of them, A" in found.sentence  # not C's 99%
     assert "Not compared with BFPO (guard on 100 prompts)" in " ".join(found.details)
     assert "C (other on 100 prompts)" in " ".join(found.details)
     tile = page_view(data)["tiles"][0]
-    assert tile["against"] == "best baseline 50.0% (A)"
+    assert tile["against"] == "highest baseline 50.0% (A)"
 
 
 def test_a_main_model_without_a_baseline_judged_alike_is_ahead_of_none() -> None:

@@ -21,7 +21,7 @@ def test_a_sweep_is_shown_as_one_with_its_front_hypervolume_and_choice(tmp_path:
     assert data.samples == []
     found = headline(data)
     assert found.sentence == (
-        "For harmless of at least 92%, beta=0.2 is the best of 3 models: helpfulness on harmless prompts 80% "
+        "For harmless of at least 92%, beta=0.2 was chosen of 3 models: helpfulness on harmless prompts 80% "
         "(76% to 84%) and harmless 93% (89% to 97%)."
     )
     for text in (render_html(data), render_markdown(data).replace("\\", "")):

@@ -44,7 +44,7 @@ def test_a_win_needs_every_interval_above_zero() -> None:
     assert found.wins
     assert found.sentence == (
         "BFPO is helpful and safe more often than every baseline: on 70% (66% to 74%) of held-out prompts, "
-        "against 60% for the best of them, B."
+        "against 60% for the highest of them, B."
     )
     close = headline(report(0.7, {"A": (0.5, 0.1), "B": (0.69, -0.03)}))
     assert not close.wins

@@ -84,7 +84,8 @@ def test_preferences_over_the_baseline_are_read_back(root: Path, tmp_path: Path)
     found = result(tmp_path / "run")
     (suite,) = found["suites"]
     assert (suite["status"], suite["judge"]) == ("scored", "weighted_alpaca_eval_gpt4_turbo")
-    plain, controlled = found["scores"]
+    plain, own, controlled, _ = found["scores"]
+    assert (own["model"], own["value"], own["low"], own["high"]) == ("one", 0.5, 0.5, 0.5)
     assert plain["metric"] == "winrate[weighted_alpaca_eval_gpt4_turbo]"
     expected = (0.5 + 0 + 0.25 + 1 + 0.75 * (NUM - 5)) / (NUM - 1)
     assert (plain["model"], plain["value"], plain["num"], plain["unscored"]) == (

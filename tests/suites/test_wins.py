@@ -54,17 +54,28 @@ def scores(root: Path, out: str, baseline: str, **suites: Any) -> dict[tuple[str
 def test_against_itself_a_half_and_turned_round_the_rest(root: Path) -> None:
     of_one, of_two = scores(root, "of-one", "one"), scores(root, "of-two", "two")
     plain, controlled = "winrate[trained]", "lc_winrate[trained]"
-    assert list(of_one) == [("again", plain), ("two", plain), ("again", controlled), ("two", controlled)]
+    names = ("again", "two", "one")
+    assert list(of_one) == [(name, metric) for metric in (plain, controlled) for name in names]
     for metric in (plain, controlled):
         assert of_one["again", metric]["value"] == 0.5
         assert abs(of_one["two", metric]["value"] - 0.5) > 0.05
         assert of_two["one", metric]["value"] == pytest.approx(1 - of_one["two", metric]["value"], abs=1e-6)
         assert of_two["one", metric] == of_two["again", metric] | {"model": "one"}
+        # The baseline has a half by definition, without uncertainty.
+        own = of_one["one", metric]
+        assert (own["value"], own["low"], own["high"], own["num"], own["unscored"]) == (0.5, 0.5, 0.5, 32, 0)
         assert (of_one["two", metric]["num"], of_one["two", metric]["unscored"]) == (32, 0)
     assert abs(of_one["two", controlled]["value"] - of_one["two", plain]["value"]) > 1e-3  # their lengths differ
     rows = json.loads((root / "of-one" / "scores.json").read_text())["comparisons"]
-    assert [(row["metric"], row["first"], row["second"], row["num"]) for row in rows] == [(plain, "again", "two", 32)]
-    assert rows[0]["difference"] == pytest.approx(0.5 - of_one["two", plain]["value"])
+    compared = {(row["first"], row["second"]): row for row in rows}
+    assert list(compared) == [("again", "two"), ("again", "one"), ("two", "one")]
+    assert all((row["metric"], row["num"]) == (plain, 32) for row in rows)
+    lead = of_one["two", plain]["value"] - 0.5
+    assert compared["again", "two"]["difference"] == pytest.approx(-lead)
+    assert compared["two", "one"]["difference"] == pytest.approx(lead)
+    same = compared["again", "one"]
+    assert (same["difference"], same["p_value"]) == (0.0, 1.0)
+    assert same["low"] < 0 < same["high"]
 
 
 def test_too_few_prompts_leave_the_rate_at_equal_length_unmeasured(root: Path) -> None:

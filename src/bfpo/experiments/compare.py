@@ -276,7 +276,12 @@ def result_markdown(result: ComparisonFile) -> str:
     methods = result.methods
     order = _ranked(methods) + [method for method in methods if method.name not in RIVALS]
     best = RIVALS[result.best].title
-    heads = ["method", *(METRICS[metric].title for metric in SHOWN), "BFPO minus it", f"best ({best}) minus it"]
+    heads = [
+        "method",
+        *(METRICS[metric].title for metric in SHOWN),
+        "BFPO minus it",
+        f"{_first_words(result)} ({best}) minus it",
+    ]
     lines = [
         _introduction(result),
         "",
@@ -326,6 +331,11 @@ def _introduction(result: ComparisonFile) -> str:
         f"method, {result.confidence:.0%} intervals over prompts and seeds. Sorted by helpful and "
         "safe; the last columns are paired differences in it, in points, with the p-value after Holm's correction."
     )
+
+
+def _first_words(result: ComparisonFile) -> str:
+    """Return what to call the method with the highest score: the best only if it is told apart from all others."""
+    return "highest" if result.comparisons.not_told_from_best else "best"
 
 
 def _distinguishable(result: ComparisonFile, best: str) -> list[str]:

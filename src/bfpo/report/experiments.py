@@ -287,11 +287,11 @@ def experiment_headline(experiment: Experiment) -> str:
         scores = listed([_score(chosen, name) for name in experiment.objectives])
         if experiment.missing:
             return f"None of {number} reaches {_target(experiment)}; {chosen.title} is nearest: {scores}."
-        return f"For {_target(experiment)}, {chosen.title} is the best of {number}: {scores}."
+        return f"For {_target(experiment)}, {chosen.title} was chosen of {number}: {scores}."
     front = [titles[name].title for name in experiment.front if name in titles]
     if len(front) == 1:
-        return f"{front[0]} is the only Pareto-optimal one of {number} in {_both(experiment)}."
-    return f"{len(front)} of {number} are Pareto-optimal in {_both(experiment)}."
+        return f"{front[0]} is the only Pareto-optimal one of {number} in {_both(experiment)}, as measured."
+    return f"{len(front)} of {number} are Pareto-optimal in {_both(experiment)}, as measured."
 
 
 def experiment_lines(experiment: Experiment, threshold: float) -> Iterator[str]:
@@ -299,7 +299,7 @@ def experiment_lines(experiment: Experiment, threshold: float) -> Iterator[str]:
     titles = {point.name: point.title for point in experiment.points}
     if experiment.front:
         names = "; ".join(titles.get(name, name) for name in experiment.front)
-        yield f"Pareto-optimal in {_both(experiment)}: {names}."
+        yield f"Pareto-optimal in {_both(experiment)}, as measured, without regard to intervals: {names}."
     volume = experiment.hypervolume
     if volume is not None and volume.value is not None:
         corner = ", ".join(f"{metric_title(key)} {value:g}" for key, value in experiment.reference.items())
@@ -330,7 +330,7 @@ def experiment_state(experiment: Experiment) -> str:
 
 def _nearest(experiment: Experiment, name: str) -> str:
     if not experiment.missing:
-        return f"For {_target(experiment)}: {name}, the best in the other objective of those that reach it."
+        return f"For {_target(experiment)}: {name}, as measured the highest other objective where it is reached."
     short = listed(
         [f"{points(value).lstrip('+')} points of {metric_title(key)}" for key, value in experiment.missing.items()]
     )

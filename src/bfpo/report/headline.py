@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from bfpo.core.schema import Score
 from bfpo.report.data import MethodResult, ReportData, SuiteComparison
 from bfpo.report.experiments import experiment_headline, experiment_lines
-from bfpo.report.tables import basis_of, groups_alike, judged_alike, ranked_together, who_judged
+from bfpo.report.tables import (
+    basis_of,
+    groups_alike,
+    judged_alike,
+    leaders,
+    only_win_rates,
+    ranked_together,
+    who_judged,
+)
 from bfpo.report.wording import listed, percent, points, with_interval
 from bfpo.stats.pareto import pareto_front
 from bfpo.suites.scores import SUITE_METRICS
@@ -84,17 +92,26 @@ def _overview(data: ReportData) -> str:
         return "No answers were scored in these runs."
     if len(data.methods) == 1:
         return f"One model was measured. {'. '.join(parts)}."
-    return f"Highest of {len(data.methods)} models, even if the intervals overlap. {'. '.join(parts)}."
+    return f"{len(data.methods)} models were measured. {'. '.join(parts)}."
 
 
 def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]:
     for metric, title in zip(AXES, (data.x_title, data.y_title), strict=True):
         compared = [method for method in methods if method.role != "ceiling"]
-        known = [(value, method.title) for method in compared if (value := method.value(metric)) is not None]
-        if known:
-            value = max(known)[0]
-            best = [name for other, name in known if other == value]
-            yield f"{title[:1].upper()}{title[1:]}: {listed(best)}, {percent(value, 1)}"
+        known = {method.name: value for method in compared if (value := method.value(metric)) is not None}
+        if not known:
+            continue
+        first = leaders(data, compared, metric)
+        values = listed([f"{method.title} {percent(known[method.name], 1)}" for method in first])
+        named = f"{title[:1].upper()}{title[1:]}"
+        if only_win_rates(data, metric) and max(known.values()) < 0.5:
+            yield f"{named}: no model wins against the baseline more often than not ({values})"
+        elif len(known) == 1:
+            yield f"{named}: {values}"
+        elif len(first) == 1:
+            yield f"{named}: highest {values}"
+        else:
+            yield f"{named}: not told apart by their intervals: {values}"
 
 
 def _experiments(data: ReportData) -> Iterator[str]:
@@ -143,7 +160,7 @@ def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, boo
     if complete and all(lead is not None and lead[0] > 0 for lead in leads):
         every = "every baseline" if len(alike) > 1 else f"its baseline {best.title}"
         limit = " judged alike" if unlike and len(alike) > 1 else ""
-        rival = f" for the best of them, {best.title}" if len(alike) > 1 else ""
+        rival = f" for the highest of them, {best.title}" if len(alike) > 1 else ""
         return (
             f"{main.title} is helpful and safe more often than {every}{limit}: on {share}, against "
             f"{percent(value)}{rival}.",
@@ -151,11 +168,13 @@ def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, boo
         )
     close = [method.title for (method, _), lead in zip(alike, leads, strict=True) if lead is None or lead[0] <= 0]
     doubt = (
-        f"its lead over {listed(close)} is within the margin of error" if close else "not every baseline was measured"
+        f"its lead over {listed(close)} is within the margin of error, so that they share the rank"
+        if close
+        else "not every baseline was measured"
     )
     among = "of those judged alike" if unlike else "measured"
     return (
-        f"{main.title} answers {share} helpfully and safely, the highest share {among}, but {doubt}.",
+        f"{main.title} answers {share} helpfully and safely, ahead {among}, but {doubt}.",
         False,
     )
 

@@ -15,9 +15,12 @@ __all__ = [
     "basis_of",
     "groups_alike",
     "judged_alike",
+    "leaders",
+    "only_win_rates",
     "ranked_together",
     "suite_columns",
     "suite_mean",
+    "told_apart",
     "who_judged",
     "with_suite_means",
 ]
@@ -159,6 +162,47 @@ def groups_alike(data: ReportData, metric: str) -> list[list[MethodResult]]:
 def ranked_together(data: ReportData, metrics: Iterable[str]) -> bool:
     """Return whether all methods of the page may be ranked by each of the metrics."""
     return all(len(groups_alike(data, metric)) < 2 for metric in metrics)
+
+
+def told_apart(data: ReportData, first: MethodResult, second: MethodResult, metric: str) -> bool:
+    """Return whether two models differ in a metric, by their paired difference if it is known, else by their intervals.
+
+    A score without an interval differs from none.
+    """
+    names = {first.name, second.name}
+    if data.main is not None and data.main.name in names:
+        (other,) = names - {data.main.name}
+        paired = data.comparison(other, metric)
+        if paired is not None and paired.low is not None and paired.high is not None:
+            return not paired.low <= 0 <= paired.high
+    one, other_score = first.score(metric), second.score(metric)
+    if one is None or other_score is None:
+        return False
+    bounds = (one.low, one.high, other_score.low, other_score.high)
+    if any(bound is None for bound in bounds):
+        return False
+    return one.low > other_score.high or other_score.low > one.high  # type: ignore[operator]
+
+
+def leaders(
+    data: ReportData, methods: Sequence[MethodResult], metric: str, *, higher_is_better: bool = True
+) -> list[MethodResult]:
+    """Return the models that share the first rank: the one with the best value, and those not told apart from it."""
+    sign = 1 if higher_is_better else -1
+    known = [(sign * value, method) for method in methods if (value := method.value(metric)) is not None]
+    if not known:
+        return []
+    ranked = [method for _, method in sorted(known, key=lambda item: -item[0])]
+    return [ranked[0], *(method for method in ranked[1:] if not told_apart(data, ranked[0], method, metric))]
+
+
+def only_win_rates(data: ReportData, metric: str) -> bool:
+    """Return whether an axis of the headline figure is a mean of win rates against a baseline, and nothing else."""
+    columns = suite_columns(data)
+    group = axis_groups(columns).get(metric)
+    wanted = [column for column in columns if column.group == group]
+    own = any(method.home is not None for method in data.methods)
+    return bool(wanted) and not own and all("winrate" in column.metric for column in wanted)
 
 
 def who_judged(basis: Sequence[Basis]) -> str:

@@ -12,7 +12,7 @@ from bfpo.report.answers import badges, is_folded
 from bfpo.report.data import Gate, MethodResult, ReportData, SampleAnswer
 from bfpo.report.figures.marks import token_of
 from bfpo.report.sections import section_view
-from bfpo.report.tables import judged_alike, ranked_together
+from bfpo.report.tables import judged_alike, leaders, ranked_together
 from bfpo.report.wording import cell_of, cell_title, duration, percent, points, points_interval
 from bfpo.scores.scores import METRICS
 
@@ -137,19 +137,17 @@ def _any_score(method: MethodResult, metric: str) -> Score | None:
 
 
 def _best(data: ReportData, metric: str) -> set[str]:
-    """Return the names of the best of the compared methods, as the table rounds.
+    """Return the name of the best of the compared methods, if it is told apart from all others.
 
-    Empty if all are equal, or not all were judged by the same judge on the same prompts.
+    Empty if two share the first rank, or not all were judged by the same judge on the same prompts.
     """
     if metric in METRICS and not ranked_together(data, [metric]):
         return set()
     compared = [method for method in data.methods if method.role in ("main", "baseline")]
-    values = {method.name: round(100 * value, 1) for method in compared if (value := method.value(metric)) is not None}
-    if len(set(values.values())) < 2:
-        return set()
+    known = [method for method in compared if method.value(metric) is not None]
     lower = metric in METRICS and not METRICS[metric].higher_is_better
-    top = min(values.values()) if lower else max(values.values())
-    return {name for name, value in values.items() if value == top}
+    first = leaders(data, known, metric, higher_is_better=not lower)
+    return {first[0].name} if len(first) == 1 < len(known) else set()
 
 
 def _tiles(data: ReportData) -> list[dict[str, Any]]:
@@ -166,7 +164,8 @@ def _tile(data: ReportData, metric: str) -> dict[str, Any]:
     value, title = best(measured, key=lambda item: item[0]) if measured else (None, "")
     lack = "no baseline judged alike" if len(alike) < len(data.baselines) else "no baseline measured"
     lack = lack if data.baselines else ""
-    against = lack if value is None else f"best baseline {percent(value, 1)} ({title})"
+    word = "highest" if METRICS[metric].higher_is_better else "lowest"
+    against = lack if value is None else f"{word} baseline {percent(value, 1)} ({title})"
     better = "" if METRICS[metric].higher_is_better else " (lower is better)"
     title_here = data.y_title if metric == "harmless_harmful" and data.main.home is None else METRICS[metric].title
     return {

@@ -98,6 +98,7 @@ class Cell:
     best: bool = False
     missing: bool = False
     unscored: int = 0
+    ties: int = 0
 
     @property
     def markdown(self) -> str:
@@ -105,7 +106,8 @@ class Cell:
         if self.missing:
             return "not measured"
         value = f"**{self.value}**" if self.best else self.value
-        return f"{value} [{self.interval}]" if self.interval else value
+        ties = f", {self.ties} ties" if self.ties else ""
+        return f"{value} [{self.interval}]{ties}" if self.interval else f"{value}{ties}"
 
 
 def cell_of(score: Score | None, best: bool = False) -> Cell:
@@ -122,4 +124,5 @@ def cell_of(score: Score | None, best: bool = False) -> Cell:
         at=round(100 * score.value, 2),
         best=best,
         unscored=score.unscored,
+        ties=int(score.extra.get("num_ties", 0)),
     )

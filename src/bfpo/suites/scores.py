@@ -52,7 +52,8 @@ BESIDE = ("refused", "partly_refused", "well_formed", "finished")
 class Values:
     """One metric of one model on one suite: a value in [0, 1] per item, and how many items have none.
 
-    `prompts` names each item's prompt; the items of two models are the same where their keys are.
+    `prompts` names each item's prompt; the items of two models are the same where their keys are. `defined`: the values
+    hold by definition, such as those of a model compared with itself, and their mean has no uncertainty.
     """
 
     suite: str
@@ -63,6 +64,7 @@ class Values:
     unscored: int = 0
     higher_is_better: bool = True
     compared: bool = True
+    defined: bool = False
 
 
 def values_of(
@@ -89,6 +91,8 @@ def values_of(
 def score_values(values: Values, *, confidence: float) -> SuiteScore:
     """Return the score of a model on a suite."""
     items = list(values.by_item)
+    if values.defined and items:
+        return _by_definition(values, values.metric)
     interval = rate_interval(
         [values.by_item[item] for item in items],
         [values.prompts[item] for item in items],
@@ -102,10 +106,17 @@ def length_controlled_score(values: Values, longer_by: Sequence[float], *, name:
 
     With too few prompts all are unscored. `intervals`: those of `length_controlled_rate`.
     """
+    if values.defined and values.by_item:
+        return _by_definition(values, name)
     interval = length_controlled_rate(
         list(values.by_item.values()), longer_by, [values.prompts[item] for item in values.by_item], **intervals
     )
     return _row(values, name, interval)
+
+
+def _by_definition(values: Values, metric: str) -> SuiteScore:
+    mean = sum(values.by_item.values()) / len(values.by_item)
+    return _row(values, metric, Interval(mean, mean, mean, len(values.by_item)))
 
 
 def _row(values: Values, metric: str, interval: Interval) -> SuiteScore:

@@ -61,6 +61,8 @@ def win_rates(
     for (suite, model), preferences in ranked.items():
         facts[suite].judge = name
         _add(config, by_name[suite], model, name, preferences, answers, facts, found)
+    for suite in by_name:
+        _add_baseline(config, by_name[suite], name, found)
     return found
 
 
@@ -97,6 +99,7 @@ def alpaca_eval(
                 ids = {completion.prompt[-1].content: completion.id for completion in answers[model][suite.name]}
                 preferences = {ids[text]: value for text, value in annotated.preferences.items() if text in ids}
                 _add(config, suite, model, name, preferences, answers, facts, found, annotated.at_equal_length)
+            _add_baseline(config, suite, name, found)
         except UnreachableError as error:
             if config.suites.ranker is not None:
                 found.warnings.append(f"{suite.title}, annotators {name}: {error}")
@@ -147,6 +150,20 @@ def _add(
     if row.value is None:
         reason = f"the win rate at equal length needs {MIN_PROMPTS} compared prompts"
         facts[suite.name].unscored = {**(facts[suite.name].unscored or {}), model: {reason: row.unscored}}
+
+
+def _add_baseline(config: SuitesJob, suite: Suite, name: str, found: WinRates) -> None:
+    """Add the baseline, which has 1/2 on every item by definition, so that each model is compared with it too."""
+    others = [values for values in found.values if (values.suite, values.metric) == (suite.name, f"winrate[{name}]")]
+    prompts = {item: prompt for values in others for item, prompt in values.prompts.items()}
+    if config.suites.baseline is None or not prompts:
+        return
+    halves = Values(
+        suite.name, config.suites.baseline, f"winrate[{name}]", dict.fromkeys(prompts, 0.5), prompts, defined=True
+    )
+    found.values.append(halves)
+    if "lc_winrate" in suite.metrics:
+        found.at_equal_length.append(length_controlled_score(halves, [], name=f"lc_winrate[{name}]"))
 
 
 @dataclass(frozen=True, slots=True)
