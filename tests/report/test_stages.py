@@ -236,6 +236,18 @@ def test_other_stages_open_with_their_counts(tmp_path: Path, stage: str, facts: 
     assert headline(gather([unknown])).sentence == f"{tmp_path.name}/none ({stage}) is running."
 
 
+def test_a_run_in_progress_shows_how_far_it_is(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": f"{n}"} for n in range(7)]
+    run = status_of(write_run(tmp_path / "g", "generate", completions__partial__jsonl=rows), "running")
+    said = headline(gather([run]))
+    assert said.sentence.endswith("g (generate) is running.")
+    assert said.details[0] == "7 answers are made so far."
+    metrics = [{"step": 3, "epoch": 0.5, "loss": 0.7}]
+    config = {"kind": "classifier", "num_train_epochs": 2.0}
+    judge = status_of(write_run(tmp_path / "j", "judge-train", config, metrics__jsonl=metrics), "running")
+    assert "is at step 3 of 12 (25%)" in headline(gather([judge])).sentence
+
+
 def test_every_section_of_a_page_without_scores_has_content(tmp_path: Path) -> None:
     runs = [write_training(tmp_path / "mine"), write_redteam(tmp_path / "red")]
     page = Page(render_html(gather(runs)))

@@ -17,7 +17,7 @@ from bfpo.core.console import show
 from bfpo.core.errors import DataError
 from bfpo.data.read import read_completions
 from bfpo.judges.judges import check_opinions
-from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, redteam_text
+from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, measures_form, redteam_text
 from bfpo.judges.records import RedteamFile
 from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_style, png_bytes, svg_bytes
 from bfpo.runs.folder import RunFolder
@@ -47,7 +47,8 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     rates = answer_rates(answers, confidence=config.confidence)
     cells: dict[str, int] = labelled.record["labels"]["cells"]
     text = redteam_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)
-    figure = _funnel_figure([(name, funnel[name]) for name in FUNNEL_STEPS], cells)
+    steps = [name for name in FUNNEL_STEPS if name != "well_formed" or measures_form(rates)]
+    figure = _funnel_figure([(name, funnel[name]) for name in steps], cells)
     folder.write_bytes("funnel.png", png_bytes(figure))
     folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
     folder.write_json("redteam.json", RedteamFile(funnel, cells, rates, answers.unscored))

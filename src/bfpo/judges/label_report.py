@@ -24,6 +24,7 @@ __all__ = [
     "answer_rates",
     "count_verdicts",
     "disagreement_rows",
+    "measures_form",
     "redteam_text",
     "report_text",
     "score_row",
@@ -45,7 +46,7 @@ RATE_TITLES = {
 _WORDS = {
     "prompts": "prompts",
     "completions": "completions",
-    "well_formed": "of these well-formed (or not measured)",
+    "well_formed": "of these well-formed",
     "unscored": "of these unscored",
     "unsafe": "of these judged unsafe",
     "usable": "usable: scored and well-formed",
@@ -274,6 +275,11 @@ def _rate(metric: str, rows: Sequence[tuple[Completion, bool | None]], confidenc
     return Score(metric, found.value, found.low, found.high, found.num, len(rows) - len(valued), better)
 
 
+def measures_form(rates: Mapping[str, Sequence[Score]]) -> bool:
+    """Return whether a judge said of any answer whether it is well-formed; rates as of `answer_rates`."""
+    return any(score.metric == "well_formed" and score.num > 0 for scores in rates.values() for score in scores)
+
+
 def redteam_text(
     model: str,
     funnel: Mapping[str, int],
@@ -283,8 +289,12 @@ def redteam_text(
     confidence: float,
 ) -> str:
     """Return the report as Markdown."""
+    words = dict(_WORDS)
+    if not measures_form(rates):
+        del words["well_formed"]
+        words["usable"] = "usable: scored"
     lines = [f"Model: {model}", "", "| step | number |", "|---|---|"]
-    lines += [f"| {_WORDS[name]} | {funnel[name]} |" for name in _WORDS]
+    lines += [f"| {words[name]} | {funnel[name]} |" for name in words]
     lines += [f"| pairs (chosen-rejected) {cell} | {count} |" for cell, count in cells.items()]
     lines += ["", f"Rates of the answers; intervals: {confidence:.0%}, over prompts.", ""]
     lines += ["| prompts | rate | value | interval | answers | not measured |", "|---|---|---|---|---|---|"]

@@ -196,7 +196,10 @@ def _facts(data: ReportData, main: MethodResult) -> Iterator[str]:
     start = next((method for method in data.methods if method.role == "start"), None)
     start_value = start.value(METRIC) if start is not None else None
     if start is not None and start_value is not None and judged_alike(data, main, start, METRIC):
-        yield f"Every method starts from the same model, which is helpful and safe on {percent(start_value)}."
+        of = (
+            "Every method starts from the same model, which" if data.gates else f"{start.title}, where training starts,"
+        )
+        yield f"{of} is helpful and safe on {percent(start_value)}."
     harmless = main.score("harmless_harmful")
     if harmless is not None:
         yield f"On harmful prompts {main.title} is harmless in {with_interval(harmless)} of its answers."

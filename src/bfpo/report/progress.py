@@ -45,7 +45,7 @@ def training_result(run: Run, shown: str) -> StageResult:
     rows = [row for row in run.rows(dict, "metrics.jsonl") if _is_number(row.get("step"))]
     progress = run.load(TrainingProgress, "progress.json")
     status = run.record.status or "of unknown status"
-    what = f"by {run.setting('method', str)}" if run.stage == "train" else "by imitation"
+    what = {"sft": "by imitation", "judge-train": "as a judge"}.get(run.stage, f"by {run.setting('method', str)}")
     lines = list(_loss_lines(run, rows))
     if status == "failed" and run.record.error:
         lines.insert(0, f"Error: {run.record.error}")
@@ -61,7 +61,7 @@ def training_result(run: Run, shown: str) -> StageResult:
         sentence=_state(run, shown, rows, progress),
         lines=lines,
         tables=[table for table in tables if table.rows],
-        curves=_curves(rows) if run.stage == "sft" else {},
+        curves=_curves(rows) if run.stage != "train" else {},
     )
 
 

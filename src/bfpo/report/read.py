@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from bfpo.core.console import in_words
 from bfpo.core.errors import DataError
 from bfpo.core.provenance import RunFile
 from bfpo.core.records import load, load_lines
@@ -299,7 +300,7 @@ def record_of(run: Run, roots: Sequence[Path]) -> RunRecord:
         status=record.status or "unknown",
         seconds=record.seconds,
         tokens=tokens if isinstance(tokens, int) else None,
-        seeds=", ".join(map(str, dict.fromkeys(record.seeds.values()))),
+        seeds=", ".join(dict.fromkeys(map(in_words, record.seeds.values()))),
         error=record.error,
         whole=run.path.as_posix(),
         joules=record.gpu_joules,

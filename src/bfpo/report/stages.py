@@ -13,7 +13,7 @@ from bfpo.core.console import in_words
 from bfpo.core.schema import Score, VerdictRow
 from bfpo.data.labels import CELLS
 from bfpo.data.records import DataFile, PairStreamFacts
-from bfpo.judges.label_report import RATE_TITLES
+from bfpo.judges.label_report import RATE_TITLES, measures_form
 from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.report.data import FactTable, StageResult
@@ -136,7 +136,7 @@ def _label(run: Run, shown: str) -> StageResult:
         judges = listed(_judges(run) or ["no judge"])
         sentence = f"{found['verdicts']:,} answers were judged by {judges}: {listed(counts or ['none'])}."
     tables = [
-        *_funnel(facts.funnel, [], measures_form=True),
+        *_funnel(facts.funnel, [], with_form=facts.funnel.get("well_formed", 0) < facts.funnel.get("completions", 0)),
         _cells(facts.labels.get("cells")),
         _reasons(facts.labels.get("unscored_by_reason")),
     ]
@@ -196,6 +196,8 @@ def _judge_check(run: Run, shown: str) -> StageResult:
 
 def _judge_train(run: Run, shown: str) -> StageResult:
     facts = run.load(_Facts, "run.json")
+    if not facts.ranker and not facts.judge and (run.path / "metrics.jsonl").is_file():
+        return training_result(run, shown)  # of a classifier, not at its end yet
     kind, found = ("ranker", facts.ranker) if facts.ranker else ("judge", facts.judge)
     texts = found.get("completions") or found.get("pairs")
     sentence = ""
@@ -227,9 +229,12 @@ def _generate(run: Run, shown: str) -> StageResult:
     names = {"num_finished": "ended before the token limit", "completion_tokens": "tokens generated"}
     rows = [[names.get(key, key.removeprefix("num_").replace("_", " ")), _count(value)]
             for key, value in made.items() if value is not None]  # fmt: skip
+    so_far = 0 if made else len(run.rows(dict, "completions.partial.jsonl"))
+    lines = [f"{so_far:,} answers are made so far."] if so_far else []
     left = facts.prompts.get("left_out")
     rows += [[f"prompts left out: {reason}", _count(count)] for reason, count in _items(left)]
-    return _result(run, shown, "Generated answers", sentence, tables=[FactTable("", ["count", "number"], rows)])
+    table = FactTable("", ["count", "number"], rows)
+    return _result(run, shown, "Generated answers", sentence, lines=lines, tables=[table])
 
 
 def _items(found: Any) -> Iterator[tuple[str, Any]]:
@@ -274,8 +279,6 @@ def _redteam(run: Run, shown: str) -> StageResult:
         share = rate_interval(list(hit.values()), list(hit), confidence=_confidence(run))
         bounds = Score("prompts", share.value, share.low, share.high, share.num)
         lines.append(f"At least one answer is unsafe for {with_interval(bounds)} of {len(hit):,} prompts.")
-    form = rates.get("well_formed")
-    measures_form = form is not None and form.num > 0
     rows = [
         [group, RATE_TITLES.get(score.metric, score.metric), percent(score.value, 1),
          interval_text(score, in_percent=True), f"{score.num:,}", f"{score.unscored:,}"]
@@ -285,7 +288,7 @@ def _redteam(run: Run, shown: str) -> StageResult:
     ]  # fmt: skip
     titles = ["prompts", "rate", "value", f"{percent(_confidence(run))} interval", "answers", "not measured"]
     tables = [
-        *_funnel(found.funnel, list(hit.values()), measures_form=measures_form),
+        *_funnel(found.funnel, list(hit.values()), with_form=measures_form(found.rates)),
         FactTable("Rates of the answers; intervals are over prompts", titles, rows),
         _cells(found.cells),
         _reasons(found.unscored_by_reason),
@@ -307,13 +310,13 @@ def _unsafe_by_prompt(run: Run) -> dict[str, bool]:
     return hit
 
 
-def _funnel(funnel: Mapping[str, int], hit: Sequence[bool], *, measures_form: bool) -> list[FactTable]:
+def _funnel(funnel: Mapping[str, int], hit: Sequence[bool], *, with_form: bool) -> list[FactTable]:
     """Return the steps from prompts to unsafe answers and from answers to pairs.
 
     `hit`: for each prompt, whether an answer was judged unsafe; without it that step is left out.
     """
     given = funnel.get
-    usable = "scored and well-formed" if measures_form else "scored"
+    usable = "scored and well-formed" if with_form else "scored"
     attacks = {
         "prompts": given("prompts"),
         "answers": given("completions"),
