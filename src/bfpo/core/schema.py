@@ -27,6 +27,7 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant", "tool"]
 VerdictLabel = Literal["safe", "unsafe", "unscored"]
+_ROLES = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Message:
     extra: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
+        if self.role not in _ROLES:
             raise DataError(f"role: got {self.role!r}; allowed: {', '.join(get_args(Role))}")
         if not isinstance(self.content, str):
             raise DataError(f"content: got {type(self.content).__name__}; a string is needed")

@@ -214,7 +214,8 @@ def _check_answer(answer: Message, field: str) -> None:
 
 
 def _check_row_weight(row: Columns) -> None:
-    check_weight({WEIGHT: cell_value(row.get(WEIGHT))}, WEIGHT)
+    if WEIGHT in row:
+        check_weight({WEIGHT: cell_value(row[WEIGHT])}, WEIGHT)
 
 
 # -------------------------------------------------------------------------------------- what stands beside a prompt
@@ -222,6 +223,8 @@ def _check_row_weight(row: Columns) -> None:
 
 def _with_context(row: Columns, prompt: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
     """Return the prompt after the row's system message and history, and the row's tools. Raises `RowError`."""
+    if row.keys().isdisjoint(CONTEXT):
+        return prompt, ""
     check_no_media(row)
     if not is_absent(row.get("chat_template_kwargs")):
         reason = "not read from rows (columns: {chat_template_kwargs: null} leaves it out)"
