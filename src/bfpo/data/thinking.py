@@ -67,7 +67,7 @@ class Thinking(ConfigPart):
     @classmethod
     def _pairs(cls, value: list[list[str]]) -> list[list[str]]:
         if any(len(pair) != 2 or not all(mark.strip() for mark in pair) or pair[0] == pair[1] for pair in value):
-            raise ValueError("marks: needed: pairs of two different texts, such as [['<plan>', '</plan>']]")
+            raise ValueError("needed: pairs of two different texts, such as [['<plan>', '</plan>']]")
         return value
 
     @property
