@@ -248,6 +248,31 @@ def test_a_run_in_progress_shows_how_far_it_is(tmp_path: Path) -> None:
     assert "is at step 3 of 12 (25%)" in headline(gather([judge])).sentence
 
 
+DAMAGED: dict[str, dict[str, Any]] = {
+    "train": {"metrics__jsonl": [{"step": "x"}, {"step": 2, "epoch": 0, "main/num_pairs": 0, "loss": None}],
+              "progress__json": {"step": "a", "seconds_left": -3}, "data__json": {"data": 3, "x": {"tokens": []}}},
+    "sft": {"metrics__jsonl": [{"step": 1, "loss": 1e308, "eval_loss": 1e308}, {"step": 2, "loss": -1e308}],
+            "data__json": {"data": {"rejected_by_reason": {"a": "b"}, "labels_set_safe": "c"}}},
+    "redteam": {"redteam__json": {"funnel": {"prompts": None, "unsafe": 3}, "cells": {"safe-safe": "x"},
+                                  "rates": {"all prompts": [{"metric": "unsafe"}], "q": [{"metric": "z", "num": 3}]}}},
+    "toy": {"toy__json": {"methods": [{"label": "A", "num_right": 1}, {"bad": 1}]}},
+    "prepare": {"data__json": {"streams": {"main": {"rows": {"train": "x"}}}, "decontamination": {"a": 3}}},
+    "judge-check": {"quality__json": {"quality": {"all": []}, "calibration": [{"low": 1}], "left_out": {"a": "b"}}},
+    "label": {}, "generate": {}, "reference": {}, "judge-train": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", DAMAGED)
+def test_damaged_values_never_raise(tmp_path: Path, stage: str) -> None:
+    run = write_run(tmp_path / "run", stage, {"max_steps": "x", "judges": [None, {"format": 3}]}, **DAMAGED[stage])
+    render_markdown(gather([run]))
+    for value in (None, "x", [1], {"num_completions": None, "completions": "many", "prompts": "x", "accuracy": "y"}):
+        for key in ("labels", "judge", "ranker", "completions", "prompts", "reference_pass", "funnel"):
+            data = gather([status_of(run, "odd", **{key: value})])
+            assert data.stages[0].sentence
+            assert data.to_json()
+
+
 def test_every_section_of_a_page_without_scores_has_content(tmp_path: Path) -> None:
     runs = [write_training(tmp_path / "mine"), write_redteam(tmp_path / "red")]
     page = Page(render_html(gather(runs)))

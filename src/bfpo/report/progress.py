@@ -10,13 +10,14 @@ from bfpo.core.progress import TrainingProgress
 from bfpo.data.labels import CELLS
 from bfpo.report.data import FactTable, StageResult
 from bfpo.report.read import Run
-from bfpo.report.wording import cell_title, duration, number, percent
+from bfpo.report.wording import cell_title, count_text, duration, number, percent
 
 __all__ = ["training_result"]
 
 _OF_START = "loss_of_start"  # of the same pairs
 _ROWS = 10  # rows of the log whose means the table by cell shows
 _POINTS = 400  # largest number of points of a curve
+_DRAWN = 1e100  # a larger value is not drawn: the axis could not hold it
 _STREAMS = {"main": "main stream", "buffer": "buffer", "eval": "held-out pairs"}
 # Columns of the tables by cell; a column without any value is left out.
 _COLUMNS = {
@@ -85,7 +86,7 @@ def _state(run: Run, shown: str, rows: Sequence[Row], progress: TrainingProgress
     if status != "running":
         does = {"failed": "failed", "interrupted": "was interrupted"}.get(status, f"is {status}")
         return f"The training of {shown} {does} at step {step:,}{of_total}."
-    seconds = progress.seconds_left
+    seconds = None if progress.seconds_left is None else max(0.0, progress.seconds_left)
     unit = 60 if (seconds or 0) >= 600 else 1
     left = "unknown time" if seconds is None else f"about {duration(unit * round(seconds / unit))}"
     at = f", as of {progress.updated}" if progress.updated else ""
@@ -196,25 +197,27 @@ def _data(run: Run) -> FactTable:
         found = [f"{counts[unit]:,} {unit}"] if isinstance(counts.get(unit), int) else []
         reasons = counts.get("rejected_by_reason")
         if isinstance(reasons, dict):
-            found += [f"{count:,} rows rejected: {reason}" for reason, count in reasons.items() if count]
+            found += [f"{count_text(count)} rows rejected: {reason}" for reason, count in reasons.items() if count]
         own = {
             "labels_set_safe": "missing labels set to safe",
             "pairs_without_label_dropped": "pairs dropped: no label",
         }
-        found += [f"{counts[key]:,} {text}" for key, text in own.items() if counts.get(key)]
+        found += [f"{count_text(counts[key])} {text}" for key, text in own.items() if counts.get(key)]
         tokens = counts.get("tokens")
         for key, count in tokens.items() if isinstance(tokens, dict) else ():
             if isinstance(count, int) and count and key in _TOKENS:
                 found.append(f"{count:,} {_TOKENS[key]}")
             elif isinstance(count, dict) and key in _RENDERED:
-                found += [f"{num:,} where the chat template: {reason}" for reason, num in count.items()]
+                found += [f"{count_text(num)} where the chat template: {reason}" for reason, num in count.items()]
         rows.append([name.replace("_", " "), "; ".join(found)])
     return FactTable("Data", ["input", "what it holds"], rows)
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
     curves = {
-        title: [(float(row["step"]), float(row[key])) for row in rows if _is_number(row.get(key))]
+        title: [
+            (float(row["step"]), float(row[key])) for row in rows if _is_number(row.get(key)) and abs(row[key]) < _DRAWN
+        ]
         for title, key in (("loss", "loss"), ("held-out loss", "eval_loss"))
     }
     return {title: points[:: 1 + len(points) // _POINTS] for title, points in curves.items() if len(points) > 1}

@@ -19,7 +19,7 @@ from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.report.data import FactTable, StageResult
 from bfpo.report.progress import training_result
 from bfpo.report.read import Run
-from bfpo.report.wording import cell_title, interval_text, listed, number, percent, with_interval
+from bfpo.report.wording import cell_title, count_text, interval_text, listed, number, percent, with_interval
 from bfpo.stats import rate_interval
 
 __all__ = ["stage_results"]
@@ -162,11 +162,11 @@ def _cells(cells: Any) -> FactTable:
     if not any(count for _, count in counts):
         return FactTable("", [], [])
     return FactTable("Pairs by label cell (more helpful over less helpful)", ["cell", "pairs"],
-                     [[cell_title(cell), f"{count:,}"] for cell, count in counts])  # fmt: skip
+                     [[cell_title(cell), count_text(count)] for cell, count in counts])  # fmt: skip
 
 
 def _reasons(reasons: Any) -> FactTable:
-    rows = [[reason, f"{count:,}"] for reason, count in reasons.items()] if isinstance(reasons, dict) else []
+    rows = [[reason, count_text(count)] for reason, count in reasons.items()] if isinstance(reasons, dict) else []
     return FactTable("Unscored answers", ["reason", "answers"], rows)
 
 
@@ -203,7 +203,7 @@ def _judge_train(run: Run, shown: str) -> StageResult:
     sentence = ""
     if texts:
         unit = "pairs" if kind == "ranker" else "labelled answers"
-        sentence = f"A {kind} was trained on {texts:,} {unit} to {found.get('prompts', 0):,} prompts"
+        sentence = f"A {kind} was trained on {count_text(texts)} {unit} to {count_text(found.get('prompts'))} prompts"
         quality = found.get("agreement") if kind == "ranker" else found.get("accuracy")
         if isinstance(quality, float):
             does = "orders {} of the pairs of" if kind == "ranker" else "judges {} of the answers to"
@@ -227,22 +227,18 @@ def _generate(run: Run, shown: str) -> StageResult:
         prompts = f" to {asked:,} prompts" if isinstance(asked, int) else ""
         sentence = f"{made['num_completions']:,} answers of {model}{prompts}."
     names = {"num_finished": "ended before the token limit", "completion_tokens": "tokens generated"}
-    rows = [[names.get(key, key.removeprefix("num_").replace("_", " ")), _count(value)]
+    rows = [[names.get(key, key.removeprefix("num_").replace("_", " ")), count_text(value)]
             for key, value in made.items() if value is not None]  # fmt: skip
     so_far = 0 if made else len(run.rows(dict, "completions.partial.jsonl"))
     lines = [f"{so_far:,} answers are made so far."] if so_far else []
     left = facts.prompts.get("left_out")
-    rows += [[f"prompts left out: {reason}", _count(count)] for reason, count in _items(left)]
+    rows += [[f"prompts left out: {reason}", count_text(count)] for reason, count in _items(left)]
     table = FactTable("", ["count", "number"], rows)
     return _result(run, shown, "Generated answers", sentence, lines=lines, tables=[table])
 
 
 def _items(found: Any) -> Iterator[tuple[str, Any]]:
     yield from found.items() if isinstance(found, dict) else ()
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else in_words(value)
 
 
 def _reference(run: Run, shown: str) -> StageResult:
@@ -252,7 +248,7 @@ def _reference(run: Run, shown: str) -> StageResult:
     if isinstance(pairs, int) and isinstance(computed, int):
         sentence = (
             f"The reference log-probs of {pairs:,} pairs are in the cache; {computed:,} rows were computed now, "
-            f"{found.get('num_reused', 0):,} were there."
+            f"{count_text(found.get('num_reused'))} were there."
         )
     return _result(run, shown, "Reference log-probs", sentence)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from bfpo.core.console import in_words
 from bfpo.core.schema import Score
 
 __all__ = [
     "Cell",
     "cell_of",
     "cell_title",
+    "count_text",
     "duration",
     "interval_text",
     "listed",
@@ -31,6 +34,11 @@ def percent(value: float, decimals: int = 0) -> str:
     if rounded == 100 and value < 1:
         return f">{100 - step:.{decimals}f}%"
     return f"{rounded:.{decimals}f}%"
+
+
+def count_text(value: Any) -> str:
+    """Return a count with separators; a value of another kind, from a damaged file, in words."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else in_words(value)
 
 
 def number(value: float) -> str:
