@@ -161,6 +161,26 @@ def test_with_many_answers_a_hit_never_goes_below_what_no_hit_leaves_open(prompt
             assert upper(tuple(counts)) >= exact(0, prompts)[1] - 1e-12
 
 
+@pytest.mark.parametrize("kind", ["equal", "binary", "graded", "near the ends"])
+def test_misses_have_the_interval_of_hits_turned_round(kind: str) -> None:
+    rng = np.random.default_rng(11)
+    for trial in range(60):
+        sizes = rng.integers(1, 9, int(rng.integers(1, 12)))
+        names, num = np.repeat(np.arange(len(sizes)), sizes).tolist(), int(sizes.sum())
+        values = {
+            "equal": np.full(num, rng.random()),  # the variance is nothing but rounding
+            "binary": rng.integers(0, 2, num).astype(float),
+            "graded": rng.random(num),
+            "near the ends": rng.choice([0.0, 1e-12, 1 - 1e-12, 1.0], num),
+        }[kind]
+        settings = {"confidence": [0.5, 0.95, 0.999][trial % 3]}
+        seeds = rng.integers(0, 3, num).tolist() if trial % 4 == 0 else None
+        found = rate_interval(values.tolist(), names, seeds=seeds, **settings)
+        turned = rate_interval((1 - values).tolist(), names, seeds=seeds, **settings)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert (found.low, found.high) == pytest.approx((1 - turned.high, 1 - turned.low), abs=1e-6)
+
+
 def test_where_the_hits_are_matters() -> None:
     together, apart = [1, 1] + [0] * 38, [1, 0, 1, 0] + [0] * 36
     prompts = [number // 2 for number in range(40)]

@@ -57,7 +57,7 @@ def relative_variance(sums: Floats, squares: Floats, sizes: Floats) -> tuple[Flo
     between = ((weights * (sums / sizes - mean[..., None])) ** 2).sum(axis=-1) * effective
     between = between * num_clusters / max(num_clusters - 1, 1)
     within = np.maximum(squares.sum(axis=-1) / num - mean**2, 0.0)
-    known = (spread > 0) & (within > 0)
+    known = (spread > 0) & (within > 1e-9 * spread)  # equal values leave a variance of rounding
     graded = np.where(spread > 0, np.minimum(within / np.where(spread > 0, spread, 1.0), 1.0), 1.0)
     # 1 where all values of a cluster are alike, the smallest possible where they are independent.
     alike = np.where(known & (num_clusters > 1), between / np.where(known, within, 1.0), 1.0)
