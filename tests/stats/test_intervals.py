@@ -265,7 +265,7 @@ def test_seeds_against_the_formula() -> None:
     ratio = min(1.0, max(1 / 3, by_prompt.var(ddof=1) / (p * (1 - p))))
     own = p * (1 - p) * ((hit - 1) * ratio + 5) / (hit + 4) / 40
     other = by_seed.var(ddof=1) / 3
-    freedom = (own + other) ** 2 / (own**2 / 39 + other**2 / 2)
+    freedom = (own + other) ** 2 / (other**2 / 2)
     num = p * (1 - p) / (own + other) * (norm.ppf(0.975) / student.ppf(0.975, freedom)) ** 2
     assert (got.low, got.high) == pytest.approx(
         (beta.ppf(0.025, p * num, num - p * num + 1), beta.ppf(0.975, p * num + 1, num - p * num)), rel=1e-9

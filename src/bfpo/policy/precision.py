@@ -86,22 +86,34 @@ def prepare_quantised(model: nn.Module) -> None:
         raise ModelError("quantize: nf4 found no linear layer to quantise in this model")
 
 
-# Error of a summed log-prob relative to its size, between two batches that pad differently, as measured on real models.
-# Half precision rounds hidden states, so its value reflects the matrix products, not the sum.
-_RELATIVE_ERROR = {torch.float64: 1e-13, torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 5e-4}
+# Errors of log-probs between two batches that pad differently, relative to the log of the vocabulary, as measured on
+# real models: of one token, where errors of several add up by chance, and the largest mean over the tokens of a text,
+# widened several times. Half precision rounds hidden states, so its values reflect the matrix products, not the sum.
+_TOKEN_ERROR = {torch.float64: 1e-14, torch.float32: 2e-6, torch.float16: 1.25e-3, torch.bfloat16: 1e-2}
+_LARGEST_ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
 def margin_rounding(
-    num_tokens: torch.Tensor, *, dtype: torch.dtype, log_vocabulary: float, reduction: str = "sum"
+    chosen_tokens: torch.Tensor,
+    rejected_tokens: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    log_vocabulary: float,
+    reduction: str = "sum",
+    largest: bool = False,
 ) -> torch.Tensor:
     """Return how far rounding moves a margin, (P,) float64, in nats; a margin that is no larger has no sign.
 
-    `num_tokens`: of both completions of each pair together, (P,), since the errors of their log-probs add up.
-    `log_vocabulary`: the loss per token of a model without knowledge, in nats, an upper bound of the size of log-probs.
+    `log_vocabulary`: the loss per token of a model without knowledge, in nats, the scale of logits and log-probs. With
+    `largest`, all errors of a pair add up in one direction: a bound, not the usual size.
     """
-    # Two means over tokens are each of the size of one token's log-prob.
-    size_P = 2 * torch.ones_like(num_tokens) if reduction == "mean" else num_tokens
-    return _RELATIVE_ERROR[dtype] * (1 + size_P.double() * log_vocabulary)
+    lengths_2P = torch.stack([chosen_tokens, rejected_tokens]).double()
+    if largest:
+        # Two means over tokens are each of the size of one token's log-prob.
+        size_P = lengths_2P.sum(0) if reduction == "sum" else torch.full_like(lengths_2P[0], 2.0)
+        return _LARGEST_ERROR[dtype] * (1 + size_P * log_vocabulary)
+    variance_P = (1 / lengths_2P if reduction == "mean" else lengths_2P).sum(0)
+    return _TOKEN_ERROR[dtype] * log_vocabulary * variance_P.sqrt()
 
 
 _HALF = (torch.float16, torch.bfloat16)

@@ -67,7 +67,7 @@ def pair_logps(
             logps = sequence_logps(model, on_device(batch, device), reduction=reduction).logps.cpu().numpy()
             chosen[indices], rejected[indices] = logps[: len(indices)], logps[len(indices) :]
     rounding = margin_rounding(
-        torch.from_numpy(token_lengths(pairs)[:, 1:].sum(axis=1)),
+        *torch.from_numpy(token_lengths(pairs)[:, 1:]).unbind(1),
         dtype=next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()),
         log_vocabulary=math.log(model.config.get_text_config().vocab_size),
         reduction=reduction,

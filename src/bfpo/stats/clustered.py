@@ -88,8 +88,8 @@ def rate_bounds(
     num = effective / relative
     if seed_variance > 0:
         spread = mean * (1 - mean)
-        freedom = np.maximum(sizes.shape[-1] - 1.0, 1.0)
-        total, quantile = _with_seeds(spread / num, freedom, seed_variance, num_seeds, confidence)
+        # Of the variance between seeds alone: the effective number of answers is already on the safe side.
+        total, quantile = _with_seeds(spread / num, np.full_like(mean, np.inf), seed_variance, num_seeds, confidence)
         num = spread / total * (_normal(confidence) / quantile) ** 2
     low, high = clopper_pearson(mean, num, confidence)
     shares = sums / sizes

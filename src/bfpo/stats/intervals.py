@@ -147,7 +147,8 @@ def _seed_variance(values: Floats, seeds: Sequence[Hashable] | None) -> tuple[fl
     if num < 2:
         return 0.0, num
     deviations = np.bincount(codes, values - values.mean()) / values.size
-    return float((deviations**2).sum()) * num / (num - 1), num
+    variance = float((deviations**2).sum()) * num / (num - 1)
+    return (variance if variance > 1e-18 else 0.0), num  # equal means leave a variance of rounding
 
 
 def between_seed_sd(

@@ -22,8 +22,6 @@ from bfpo.policy.precision import margin_rounding
 
 __all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_form", "check_rows", "implied_losses"]
 
-_WIDENED = 10.0  # a run must not stop because of rounding that is larger than usual
-
 _SEEN = ("message", "_observed", "_implied", "_last_step", "_above_since")
 
 
@@ -52,11 +50,9 @@ class StartCheck:
 
     def margin_tolerance(self, pairs: Sequence[TokenPair]) -> Tensor:
         """Return by how much each margin may differ from 0 through rounding alone, (P,) float64, in nats."""
-        tokens_P = torch.tensor(token_lengths(pairs)[:, 1:].sum(axis=1))
-        usual_P = margin_rounding(
-            tokens_P, dtype=self.dtype, log_vocabulary=self.log_vocabulary, reduction=self.reduction
-        )
-        return _WIDENED * usual_P
+        chosen_P, rejected_P = torch.tensor(token_lengths(pairs)[:, 1:]).unbind(1)
+        scale: dict[str, Any] = {"dtype": self.dtype, "log_vocabulary": self.log_vocabulary}
+        return margin_rounding(chosen_P, rejected_P, **scale, reduction=self.reduction, largest=True)
 
     def __call__(
         self,

@@ -252,12 +252,14 @@ class BFPOTrainer(Trainer):
             anchor_P = anchor(pair_loss.favoured, nll_N[:num_pairs], nll_N[num_pairs:], *labels)
             total_P = add_anchor(total_P, anchor_P, anchor_weight=args.anchor_weight, method=self.method)
         check = self._start_check
-        tokens_P = found.num_tokens[:num_pairs] + found.num_tokens[num_pairs:]
         figures = PairFigures(
             pair_loss=pair_loss,
             margin=margin_P.detach(),
             rounding=margin_rounding(
-                tokens_P, dtype=check.dtype, log_vocabulary=check.log_vocabulary, reduction=args.reduction
+                *found.num_tokens.chunk(2),
+                dtype=check.dtype,
+                log_vocabulary=check.log_vocabulary,
+                reduction=args.reduction,
             ),
             beta=self.method.beta,
             chosen_drift=drift_N.detach()[:num_pairs],
