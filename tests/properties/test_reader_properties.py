@@ -131,7 +131,7 @@ def read_every_way(file: Path) -> None:
     ]
     for read in readers:
         result = result_or_error(read, file)
-        if hasattr(result, "rejects"):
+        if hasattr(result, "rejects") and not hasattr(result, "prompts"):
             kept = result.pairs if hasattr(result, "pairs") else result.completions
             assert result.rows == len(kept) + len(result.rejects)
             json.dumps([reject.as_row() for reject in result.rejects]).encode()
