@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification
 
-from bfpo.config import AlignConfig, EvaluateConfig, GenerateConfig, LabelConfig, ReferenceConfig, SftConfig
+from bfpo.config import (
+    AlignConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    LabelConfig,
+    RedteamConfig,
+    ReferenceConfig,
+    SftConfig,
+)
 from bfpo.core.errors import BfpoError, DataError, ModelError
 from bfpo.data.read import read_completions
 from bfpo.data.store import TokenStore
@@ -278,3 +286,15 @@ def test_a_prompt_that_ends_with_the_assistant_is_continued(start: Path, caplog:
     tokenizer = tiny_tokenizer()
     assert tokenizer.decode(pair.prompt_ids) == "w90 w3 w4 </s> w90 w5 w6"
     assert tokenizer.decode(pair.chosen_ids) == "w30 w31 </s>"
+
+
+def test_red_teaming_and_suites_pass_template_variables_on(start: Path) -> None:
+    text, given = template(start, STYLED), {"brief": True}
+    shared = {"model": str(start / "start"), "chat_template": text, "chat_template_kwargs": given}
+    red = RedteamConfig(**shared, prompts=str(prompts(start)), judges="oracle", ranker="oracle")
+    assert "chat_template_kwargs:\n  brief: true" in preview_stage("redteam", red)
+    assert "longest 9" in preview_stage("redteam", red)
+    suites = {"use": ["demo"], "folders": [str(start)]}
+    models = [{"name": "own", "model": str(start / "start"), "chat_template_kwargs": {"brief": False}}]
+    job = EvaluateConfig(suites=suites, models=models, **{k: v for k, v in shared.items() if k != "model"})
+    assert [model.chat_template_kwargs for model in job.with_weights()] == [{"brief": False}]

@@ -119,3 +119,13 @@ def test_an_empty_assistant_message_at_the_end_opens_the_answer() -> None:
 def test_an_assistant_message_that_cannot_be_continued_is_refused(begun: Message, chat_template: str) -> None:
     with raises(DataError, "continued" if begun.content else "tool"):
         ChatEncoder(byte_tokenizer(chat_template)).encode((*QUESTION, begun), (), name="x")
+
+
+@pytest.mark.parametrize("value", ["terse", 'it\'s "so"\n', True, False, None, 1.5, ["a", {"b": None}]])
+def test_the_text_of_a_template_with_its_variables_renders_alike(value: object) -> None:
+    shown = "{% set x = style | string %}" + CHATML.replace("assistant\n", "assistant/{{ x }}\n")
+    made = ChatTemplate(byte_tokenizer(shown), variables={"style": value})
+    asked = [{"role": "user", "content": "Which way?"}]
+    text = byte_tokenizer(made.source).apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert text == made.render(QUESTION, generation=True)
+    assert str(text).endswith(f"assistant/{value}\n")

@@ -21,6 +21,7 @@ from bfpo.policy.load import load_tokenizer
 from bfpo.policy.source import read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.scores import METRICS, Judged
+from bfpo.training.inputs import read_start
 
 __all__ = ["preview", "run"]
 
@@ -129,7 +130,7 @@ def _check_inputs(config: SweepConfig, points: list[Point]) -> list[str]:
     assert isinstance(evaluate, CompletionsJob)  # the override asks for it
     _check_judge(config, evaluate)
     generate = load_config(GenerateConfig, config.generate, ["model=x"])
-    prompts = read_prompt_files([generate.prompts], columns=generate.columns).prompts
+    prompts = read_prompt_files([generate.prompts], columns=generate.columns, bad_rows=generate.bad_rows).prompts
     if not prompts:
         raise DataError.at(generate.prompts, None, "holds no prompt; at least one is needed")
     lines = [f"{len(prompts)} prompts, judged by {evaluate.judge.title}"]
@@ -150,18 +151,24 @@ def _models(points: list[Point]) -> list[tuple[str, str | None]]:
 
 
 def _read_pairs(points: list[Point]) -> list[str]:
-    """Read the data of every training, each data set once, and return a line on each."""
+    """Read the data of every training, each data set once, and return a line on each.
+
+    A row that the chat template of a start refuses is a bad row, as in training.
+    """
     lines: dict[str, str] = {}
     for point in points:
         if point.train is None:
             continue
+        start = read_start(point.train)
+        template = [start.settings.get(key) for key in ("chat_template", "chat_template_kwargs")]
         for name in ("data", "buffer", "eval_data"):
             section = getattr(point.train, name)
             if section is None:
                 continue
-            key = f"{section!r} {point.train.seed}"
+            key = f"{section!r} {point.train.seed} {point.train.model} {template}"
             if key not in lines:
-                lines[key] = f"{name}: {len(PairStream(section, seed=point.train.seed))} pairs"
+                pairs = PairStream(section, seed=point.train.seed, check=start.row_check())
+                lines[key] = f"{name}: {len(pairs)} pairs"
     return list(lines.values())
 
 
