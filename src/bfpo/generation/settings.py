@@ -78,7 +78,10 @@ _SET_HERE = frozenset(
 def _check_extra_body(extra: dict[str, Any]) -> None:
     """Raise `ValueError` for keys of a request that bfpo sets, for secrets, and for values that JSON does not have."""
     if taken := sorted(extra.keys() & _SET_HERE):
-        raise ValueError(f"extra_body: got {', '.join(taken)}; bfpo sets these itself: use its own settings")
+        raise ValueError(
+            f"extra_body: got {', '.join(taken)}; bfpo sets these itself, or cannot read the answers that they give; "
+            "allowed: any other key of the server"
+        )
     if hide_in_values(extra) != extra:
         raise ValueError("extra_body: holds a key or a password; put it into the environment variable of api_key_env")
     try:

@@ -163,7 +163,7 @@ def _start_of(pid: int) -> str:
 def _refusal(folder: Path, path: Path, holder: _Holder | None, silent: float) -> str:
     if holder is None:
         return f"{folder}: another process is writing to it; wait until it ends, or set another --out"
-    who = f"{folder}: process {holder.pid} on {holder.host} is writing to it since {holder.since}"
+    who = f"{folder}: process {holder.pid} on {holder.host} has been writing to it since {holder.since}"
     if holder.host == socket.gethostname():
         return f"{who}; wait until it ends, stop it, or set another --out"
     return (
