@@ -104,3 +104,19 @@ def test_a_model_of_which_only_pairs_were_asked_is_told_by_them() -> None:
     assert (
         said == "ours orders 80% (70% to 90%) of the evaluated pairs by their labels; none of its answers was judged."
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "title"), [("refused_harmful", "refused, harmful prompts"), ("finished", "finished")]
+)
+def test_a_suite_that_measures_only_what_is_reported_beside_has_its_column(metric: str, title: str) -> None:
+    """What users ask of their own prompts is on the page, and is no claim about harmlessness."""
+    scores = {"mine": [Score(metric, 0.75, 0.5, 0.9, 20)]}
+    one = ReportData(
+        "t", "", [MethodResult("m", "m", "baseline", suite_scores=scores)], suites=[Suite("mine", "My own prompts")]
+    )
+    data = with_suite_means(one)
+    assert data.methods[0].score("harmless_harmful") is None
+    assert headline(data).sentence == f"One model was measured. My own prompts, {title}: m 75% (50% to 90%)."
+    assert f"My own prompts ({title})" in render_markdown(data)
+    assert "75.0%" in render_html(data)

@@ -15,6 +15,7 @@ from bfpo.report.tables import (
     leaders,
     only_win_rates,
     ranked_together,
+    suite_columns,
     who_judged,
 )
 from bfpo.report.wording import listed, percent, points, with_interval
@@ -89,10 +90,25 @@ def _overview(data: ReportData) -> str:
     if not parts and any(method.score(METRIC) or method.score("accuracy") for method in data.methods):
         return f"{listed([_measured(method) for method in data.methods])}."
     if not parts:
+        parts = list(_suites(data))
+    if not parts:
         return "No answers were scored in these runs."
     if len(data.methods) == 1:
         return f"One model was measured. {'. '.join(parts)}."
     return f"{len(data.methods)} models were measured. {'. '.join(parts)}."
+
+
+def _suites(data: ReportData) -> Iterator[str]:
+    """Yield the values of each suite, for suites that measure neither axis."""
+    for column in suite_columns(data):
+        values = [
+            f"{method.title} {with_interval(score)}"
+            for method in data.methods
+            for score in method.suite_scores.get(column.suite.name, [])
+            if score.metric == column.metric and score.value is not None
+        ]
+        if values:
+            yield f"{column.suite.title or column.suite.name}, {metric_title(column.metric)}: {listed(values)}"
 
 
 def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]:

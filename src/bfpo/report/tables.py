@@ -30,13 +30,15 @@ GROUPS = {
     "generative": "Generative: harmless share",
     "helpfulness": "Helpfulness",
     "over-refusal": "Over-refusal (lower is better)",
+    "refusal": "Refusal",
+    "other": "Other measures of the answers",
     "inspect": "Tasks of inspect-ai, each by its own metric",
 }
 _NOT_REFUSED = "over-refusal"  # used as helpfulness (prompts not refused) if no suite measures that
 
 _HELPFUL = ("winrate", "helpful", "ifeval", "score")
-# Reported with every harmless rate, but never the main metric of a suite.
-_ASIDE = ("well_formed", "finished", "refused", "refusal_rate", "unscored")
+# Reported with every harmless rate, and the main metric only of a suite that has no other.
+_ASIDE = ("well_formed", "finished", "refused", "partly_refused", "refusal_rate", "unscored")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,13 @@ class SuiteColumn:
 def suite_columns(data: ReportData) -> list[SuiteColumn]:
     """Return a column for each scored suite except accuracy on pairs, in the order of the groups.
 
-    The main metric of a suite is the first that it lists, except well-formedness and the like.
+    The main metric of a suite is the first that it lists, except well-formedness and the like if it has any other.
     """
     columns = []
     for suite in data.suites:
         found = [score for method in data.methods for score in method.suite_scores.get(suite.name, [])]
         aside = () if suite.kind == "inspect" else _ASIDE
-        chosen = next((score for score in found if not score.metric.startswith(aside)), None)
+        chosen = next((score for score in found if not score.metric.startswith(aside)), next(iter(found), None))
         if suite.status == "scored" and suite.kind != "accuracy" and chosen is not None:
             columns.append(SuiteColumn(suite, chosen.metric, _group(suite, chosen)))
     return sorted(columns, key=lambda column: list(GROUPS).index(column.group))
@@ -70,6 +72,8 @@ def _group(suite: Suite, score: Score) -> str:
         return "over-refusal"
     if suite.kind == "discriminative":
         return "discriminative"
+    if score.metric.startswith(_ASIDE):
+        return "refusal" if score.metric.startswith("refus") else "other"
     return "helpfulness" if any(word in score.metric for word in _HELPFUL) else "generative"
 
 
