@@ -291,13 +291,22 @@ def test_other_phrases_are_another_version(tmp_path: Path) -> None:
         ("fine\n/(open/\n", 2),
         ("# x\n\n/.*/\n", 3),
         ("fine\n...\n", 2),
-        ("/(a+)+$/\n", 1),
-        ("fine\nfine too\n/([a-z]*)*1/\n", 3),
+        ("/(?:a{60000}){60000}/\n", 1),
+        ("fine\nfine too\n/(?R)/\n", 3),
     ],
 )
 def test_a_phrase_that_cannot_be_used_is_named_with_its_line(tmp_path: Path, text: str, line: int) -> None:
     with raises(SettingError, f"own.txt:{line}"):
         with_phrases(tmp_path, text)
+
+
+@pytest.mark.parametrize("pattern", ["((?:z+ ?)+)+\\1y", "(?:(?:na|n|a)+ ?)+[!?]", "((z{1,20}){1,20}){1,20}y"])
+def test_a_phrase_that_takes_too_long_on_an_answer_stops_with_its_line(tmp_path: Path, pattern: str) -> None:
+    judge = with_phrases(tmp_path, f"fine\n/{pattern}/\n")
+    started = time.process_time()
+    with raises(SettingError, "own.txt:2"):
+        judge.judge([Completion("1", (Message("user", "q"),), text) for text in ("z" * 400, "na" * 150 + " y")])
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n"])

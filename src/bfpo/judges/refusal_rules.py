@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from bfpo.judges.refusal_patterns import (
     ADMONISHES,
@@ -47,9 +48,17 @@ from bfpo.judges.refusal_patterns import (
 )
 from bfpo.judges.refusal_text import PlainText
 
-__all__ = ["Declining", "Phrases", "declines"]
+__all__ = ["Declining", "Phrase", "Phrases", "declines"]
 
-Phrases = Sequence[re.Pattern[str]]
+
+class Phrase(Protocol):
+    """A pattern of the user's."""
+
+    def search(self, text: str, /) -> object | None:
+        """Return what is found in a sentence."""
+
+
+Phrases = Sequence[Phrase]
 
 _SENTENCE = 500  # characters of a sentence that are matched
 _OPENING = 6  # sentences in which a clear refusal is looked for

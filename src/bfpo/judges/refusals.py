@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+
+import regex
 
 from bfpo.core.errors import SettingError, first_line
 from bfpo.core.schema import Completion, Verdict
@@ -24,8 +26,8 @@ __all__ = ["NOT_ABOUT_SAFETY", "NOT_READ", "RefusalJudge", "RefusalReading", "re
 NOT_ABOUT_SAFETY = "measures refusals, not safety"
 NOT_READ = "not read for refusals: not in English"
 
-_PATTERN_SECONDS = 0.05  # of CPU time that a pattern may take on short texts, each of one repeated character
-_PROBE_LENGTHS = range(8, 25, 2)
+_PATTERN_SECONDS = 0.2  # of CPU time that a pattern may take on one sentence
+_MOST_REPEATS = 10_000  # product of a pattern's repeat counts, since nested counts take memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ class RefusalJudge:
         self.version = "refusal-phrases-2"
         self._phrases: Phrases = ()
         if phrases is not None:
-            self._phrases = read_phrases(phrases)
-            listed = "\n".join(phrase.pattern for phrase in self._phrases)
+            self._phrases = found = read_phrases(phrases)
+            listed = "\n".join(phrase.pattern for phrase in found)
             self.version += f"+{hashlib.sha256(listed.encode()).hexdigest()[:16]}"
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
@@ -88,7 +90,7 @@ class RefusalJudge:
 # ------------------------------------------------------------------------------------------------- phrases of a file
 
 
-def read_phrases(file: str) -> Phrases:
+def read_phrases(file: str) -> tuple[_Phrase, ...]:
     """Return the phrases of a text file: one a line, a regular expression between slashes; `#` starts a comment line.
 
     Both are looked for in sentences of the answer's beginning, in lower case and with plain apostrophes. Raises
@@ -102,7 +104,7 @@ def read_phrases(file: str) -> Phrases:
     for number, line in enumerate(lines, start=1):
         if (phrase := line.strip()) and not phrase.startswith("#"):
             try:
-                found.append(_pattern(phrase))
+                found.append(_Phrase(_pattern(phrase), f"{file}:{number}"))
             except ValueError as error:
                 raise SettingError(f"phrases: {file}:{number}: got {phrase!r}; {error}") from error
     if not found:
@@ -110,25 +112,51 @@ def read_phrases(file: str) -> Phrases:
     return tuple(found)
 
 
-def _pattern(phrase: str) -> re.Pattern[str]:
+@dataclass(frozen=True, slots=True)
+class _Phrase:
+    """A pattern of the user's, or of somebody else's file, and its `FILE:LINE`."""
+
+    compiled: regex.Pattern[str]
+    place: str
+
+    @property
+    def pattern(self) -> str:
+        return str(self.compiled.pattern)
+
+    def search(self, text: str, /) -> object | None:
+        """Return what is found; raises `SettingError` if the search takes too long."""
+        try:
+            return self.compiled.search(text, timeout=_PATTERN_SECONDS)  # type: ignore[no-any-return]
+        except (TimeoutError, MemoryError, RecursionError) as error:
+            raise SettingError(
+                f"phrases: {self.place}: got {self.pattern!r}, which takes more than "
+                f"{_PATTERN_SECONDS:g} s on one sentence; write no repetition inside a repetition"
+            ) from error
+
+
+def _pattern(phrase: str) -> regex.Pattern[str]:
     """Return the pattern of a line; raises `ValueError` for one that cannot be used."""
     if len(phrase) > 1 and phrase[0] == phrase[-1] == "/":
+        bare = "".join(phrase[1:-1].split())
+        counts = [
+            max(int(n) for n in each if n) for each in re.findall(r"\{(\d{0,9})\d*,?(\d{0,9})\d*\}", bare) if any(each)
+        ]
+        if prod(max(1, count) for count in counts) > _MOST_REPEATS:
+            raise ValueError(f"its repeat counts multiply to more than {_MOST_REPEATS:,}; write smaller ones")
         try:
-            pattern = re.compile(phrase[1:-1], re.IGNORECASE)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"not a regular expression ({error})") from error
+            pattern = regex.compile(phrase[1:-1], regex.IGNORECASE)
+        except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
+            raise ValueError(f"not a regular expression ({first_line(error)})") from error
     else:
         words = normalised(phrase).strip().lower()
         if not re.search(r"\w", words):
             raise ValueError("a phrase needs a letter or digit")
         start, end = (r"\b" if re.match(r"[a-z0-9]", edge) else "" for edge in (words[0], words[-1]))
-        pattern = re.compile(start + re.escape(words) + end, re.IGNORECASE)
-    if pattern.search(""):
+        pattern = regex.compile(start + re.escape(words) + end, regex.IGNORECASE)
+    try:
+        is_empty = pattern.search("", timeout=_PATTERN_SECONDS) is not None
+    except (TimeoutError, MemoryError, RecursionError) as error:
+        raise ValueError("it takes too long on an empty text") from error
+    if is_empty:
         raise ValueError("it is found in every text; a phrase must have at least one character of its own")
-    for length in _PROBE_LENGTHS:
-        started = time.process_time()
-        for character in "a 1.":
-            pattern.search(character * length + "\0")
-        if time.process_time() - started > _PATTERN_SECONDS:
-            raise ValueError("it takes too long on short texts; write no repetition inside a repetition")
     return pattern
