@@ -333,8 +333,7 @@ def test_the_key_is_written_nowhere(
     file = write_texts(tmp_path / "completions.jsonl", texts(6))
     server.plan = lambda text, attempt: f"401:{KEY} is not known" if attempt else "ok"
     server.answer = lambda text: f"safe\n{KEY}" if "4" in text else guard_answer(text)
-    judge = tmp_path / "judge.yaml"
-    judge.write_text(json.dumps(guarded(server, api_key_env="BFPO_TEST_KEY")))
+    judge = json.dumps([guarded(server, api_key_env="BFPO_TEST_KEY")])
     command = ["label", "--set", f"completions={file}", "--set", f"judges={judge}", "--max-requests", "9", "--debug"]
     with caplog.at_level(logging.DEBUG):
         for name in ("openai", "httpx2", "httpcore2", "asyncio"):

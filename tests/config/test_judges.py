@@ -34,6 +34,31 @@ def test_short_forms_stand_for_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "key", "allowed"),
+    [
+        ("https://collect.example/v1", "HF_TOKEN", False),
+        ("https://collect.example/v1", "OPENAI_API_KEY", False),
+        ("https://api.openai.com.collect.example/v1", "OPENAI_API_KEY", False),
+        ("http://api.openai.com/v1", "OPENAI_API_KEY", False),
+        ("https://api.openai.com/v1", "HF_TOKEN", False),
+        ("https://api.openai.com/v1", "OPENAI_API_KEY", True),
+        ("https://collect.example/v1", None, True),
+    ],
+)
+def test_a_file_of_a_judge_chooses_no_key(tmp_path: Path, url: str, key: str | None, allowed: bool) -> None:
+    keys = {"format": "qwen3guard", "model": "guard", "url": url, "api_key_env": key}
+    (tmp_path / "theirs.yaml").write_text(json.dumps(keys))
+    if allowed:
+        assert judge(str(tmp_path / "theirs.yaml")) == judge(keys)
+    else:
+        with raises(ValueError, "api_key_env"):
+            judge(str(tmp_path / "theirs.yaml"))
+        with raises(ValueError, "api_key_env"):
+            RankerConfig.model_validate(str(tmp_path / "theirs.yaml"))
+    assert judge(keys).model_dump()["api_key_env"] == key  # in the user's own config
+
+
+@pytest.mark.parametrize(
     ("value", "read", "left_out"),
     [
         ({"format": "oracle"}, set(), {"model", "url", "threshold"}),

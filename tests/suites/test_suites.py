@@ -328,6 +328,13 @@ def test_bad_suites_and_settings_say_what_to_do(root: Path, tmp_path: Path) -> N
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(WORLD | {"name": "xstest"}))
     with raises(ConfigError):
         load_suites(["xstest", str(tmp_path / "b.yaml")])
+    (tmp_path / "harm.yaml").write_text(yaml.safe_dump(WORLD | {"judge": {"role": "harm", "default": "theirs/j.yaml"}}))
+    with raises(ConfigError, "default"):
+        load_suites([str(tmp_path / "harm.yaml")])
+    for metrics, key in (({"win_rate": "higher"}, "winrate"), ({"over_refusal_full": "higher"}, "lower")):
+        (tmp_path / "metrics.yaml").write_text(yaml.safe_dump(WORLD | {"metrics": metrics}))
+        with raises(ConfigError, key):
+            preview_stage("evaluate", config(root, use=[str(tmp_path / "metrics.yaml")], folders=[str(root)]))
     for settings, key in (
         (["suites.use=demo"], "models"),
         (

@@ -12,7 +12,7 @@ from bfpo.core.secrets import hide_in_values, looks_secret
 from bfpo.core.settings import ConfigPart, PathText
 from bfpo.data.settings import TemplateKwargs
 
-__all__ = ["Engine", "MaxRequests", "ServerSpec", "WeightsSpec"]
+__all__ = ["Engine", "MaxRequests", "ServerSpec", "WeightsSpec", "is_openai"]
 
 Engine = Literal["transformers", "vllm", "server"]
 """What runs a model; vllm needs the extra vllm and a GPU, server an OpenAI-compatible server at `url`."""
@@ -58,13 +58,18 @@ class ServerSpec(ConfigPart):
     @property
     def is_openai(self) -> bool:
         """Whether the server is OpenAI's own, to which the key in OPENAI_API_KEY belongs."""
-        parts = urlsplit(self.url)
-        return parts.scheme == "https" and f".{parts.hostname}".endswith(".api.openai.com")
+        return is_openai(self.url)
 
     @property
     def key_variable(self) -> str | None:
         """The environment variable with the key; `None`: no key is sent."""
         return "OPENAI_API_KEY" if self.api_key_env is None and self.is_openai else self.api_key_env
+
+
+def is_openai(url: str) -> bool:
+    """Return whether a URL is one of OpenAI's own servers."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" and f".{parts.hostname}".endswith(".api.openai.com")
 
 
 _SET_HERE = frozenset(

@@ -13,7 +13,7 @@ from bfpo.core.inputs import reason_outside
 from bfpo.core.settings import ConfigPart, OneOf, PathText
 from bfpo.core.yaml_text import read_yaml
 from bfpo.data.settings import TemplateKwargs
-from bfpo.generation.settings import ServerSpec
+from bfpo.generation.settings import ServerSpec, is_openai
 from bfpo.judges.formats import FORMAT_SETTINGS
 
 __all__ = [
@@ -129,6 +129,17 @@ def _beside(file: Path, key: str, name: object) -> object:
     return str(found)
 
 
+def _check_key(file: Path, judge: Mapping[str, object]) -> None:
+    """Raise `ValueError` if a judge's file, which may be somebody else's, chooses the key that its server gets."""
+    name, url = judge.get("api_key_env"), judge.get("url")
+    if name is None or (name == "OPENAI_API_KEY" and isinstance(url, str) and is_openai(url)):
+        return
+    raise ValueError(
+        f"got {file}, which sets api_key_env: a file of its own may not choose which key goes to its url; allowed: "
+        "OPENAI_API_KEY for https://api.openai.com. Write the keys of the judge into your config, or use --set"
+    )
+
+
 def _mapping_of(text: str) -> object:
     if text.lower().endswith((".yaml", ".yml")):
         try:
@@ -137,6 +148,7 @@ def _mapping_of(text: str) -> object:
             raise ValueError(f"got {text}; {error}") from error
         if not isinstance(value, dict):
             raise ValueError(f"got {text}; it must hold a mapping of keys to values")
+        _check_key(Path(text), value)
         return {key: _beside(Path(text), key, item) if key in _READ_FILES else item for key, item in value.items()}
     if (Path(text) / "judge.json").is_file():
         return {"format": "trained", "model": text}

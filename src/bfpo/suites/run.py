@@ -110,10 +110,12 @@ def _origin(config: SuitesJob, suite: Suite) -> str:
 
 
 def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
-    """Raise `ConfigError` for a judge of an unknown role or suite or a run to reuse that does not exist.
+    """Raise `ConfigError` for a judge of an unknown role or suite, a run to reuse that does not exist, bad metrics.
 
     Raises `SettingError` for an unknown format of a judge or ranker, `DataError` for missing files.
     """
+    for suite in suites:
+        _check_metrics(suite)
     roles = {suite.judge.role for suite in suites if suite.judge is not None}
     allowed = sorted({"refusal", *roles - {"ranker"}}) + [suite.name for suite in suites]
     for name, judge in config.suites.judges.items():
@@ -126,6 +128,23 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
         check_files(config.data.files)
     if config.suites.reuse is not None and not Path(config.suites.reuse).is_dir():
         raise ConfigError(f"suites.reuse: got {config.suites.reuse!r}; needed: the folder of an earlier run")
+
+
+def _check_metrics(suite: Suite) -> None:
+    """Raise `ConfigError` for metrics that are not measured, or that are better in the other direction."""
+    where = f"suite {suite.name}: metrics: got {', '.join(map(repr, suite.metrics))}"
+    if suite.kind != "generative":
+        if len(suite.metrics) != 1:
+            raise ConfigError(f"{where}; a suite of kind {suite.kind} has one metric")
+        return
+    allowed = SUITE_METRICS | dict.fromkeys(WIN_RATES)
+    if unknown := [name for name in suite.metrics if name not in allowed]:
+        raise ConfigError(f"{where}; {unknown[0]!r} is not measured; allowed: {', '.join(sorted(allowed))}")
+    for name, direction in suite.metrics.items():
+        metric = allowed[name]
+        right = "higher" if metric is None or metric.higher_is_better else "lower"
+        if direction != right:
+            raise ConfigError(f"{where}; {name} is better {right}, got {direction!r}")
 
 
 # ------------------------------------------------------------------------------------------------ the steps

@@ -41,6 +41,15 @@ Inside = Annotated[str, AfterValidator(_inside)]
 """A relative path or pattern without `..`: a suite may come from somebody else."""
 
 
+def _no_file(judge: str) -> str:
+    if judge.lower().endswith((".yaml", ".yml")):
+        raise ValueError(
+            f"got {judge!r}; a suite may not name a judge's file, since its url would get the answers; name the file "
+            "in suites.judges"
+        )
+    return judge
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -66,7 +75,7 @@ class SuiteJudge(_Part):
     """The judge: a role for which the user may name a judge, and the default judge in its short form."""
 
     role: Literal["harm", "ranker"]
-    default: str | None = None
+    default: Annotated[str, AfterValidator(_no_file)] | None = None
 
 
 class Sampling(_Part):
