@@ -49,6 +49,11 @@ PAIRS: dict[str, dict[str, Any]] = {
         "chosen": {"from": "gpt", "value": "at noon"},
         "rejected": {"from": "gpt", "value": "never"},
     },
+    "messages": {
+        "messages": [{"role": "user", "content": "High tide?"}],
+        "chosen": {"role": "assistant", "content": "at noon"},
+        "rejected": {"role": "assistant", "content": "never"},
+    },
     "hh": {
         "chosen": "\n\nHuman: High tide?\n\nAssistant: at noon",
         "rejected": "\n\nHuman: High tide?\n\nAssistant: never",
@@ -398,7 +403,9 @@ def test_a_completion_as_json_text_of_its_message_is_read(tmp_path: Path) -> Non
     rows += [{"prompt": "q", "completion": json.dumps([{"role": "bot", "content": "a"}])}]
     result = read_sft([write_rows(tmp_path / "a.jsonl", rows)])
     assert [one.text for one in result.completions] == ["a", "a", *(rows[n]["completion"] for n in (2, 3, 4)), "a"]
-    assert [(reject.line, reject.reason) for reject in result.rejects] == [(7, "unknown role")]
+    assert [(reject.line, reject.reason) for reject in result.rejects] == [
+        (7, "unknown role (known: system, user, assistant, tool, human, gpt, observation, function, function_call)")
+    ]
 
 
 def test_text_that_begins_like_a_conversation_but_cannot_be_read_is_a_bad_row(tmp_path: Path) -> None:

@@ -93,6 +93,11 @@ def test_reasoning_that_is_stripped_and_an_opening_that_training_lacks() -> None
     assert report.openings == {'generation opens "<think>", training does not': 1}
 
 
+@pytest.mark.parametrize("answer", ["<b>Aye</b>, it is.", "<think", "<"])
+def test_an_opening_that_begins_like_the_answer_is_named_in_full(answer: str) -> None:
+    assert report_of(R1, conversation(), answer).openings == {'generation opens "<think>", training does not': 1}
+
+
 def test_reasoning_under_a_key_that_the_template_does_not_read() -> None:
     thoughts = canonical_json({"reasoning_content": "The sun has set."})
     lost = {"the reasoning of the completion is deleted": 1}

@@ -174,6 +174,22 @@ def test_sharegpt_turns() -> None:
     assert parse("sharegpt", SHAREGPT).prompt == (Q,)
 
 
+AXOLOTL: dict[str, Any] = {"messages": [USER], "chosen": answer("a"), "rejected": answer("b")}
+
+
+@pytest.mark.parametrize("change", [{}, {"chosen": [answer("a")], "rejected": [answer("b")]}])
+def test_messages_are_the_prompt_of_single_answers(change: dict[str, Any]) -> None:
+    row = {**AXOLOTL, **change}
+    assert PAIR_LAYOUTS.detect(row) is PAIR_LAYOUTS["messages"]
+    pair = parse("messages", {**row, "system": "s"})
+    assert (pair.prompt, pair.chosen, pair.rejected) == ((Message("system", "s"), Q), "a", "b")
+
+
+def test_numbers_of_a_column_with_gaps_are_ids() -> None:
+    assert parse("trl", {**TRL, "id": 7.0}).id == "7"
+    assert len(parse("trl", {**TRL, "id": float("nan")}).id) == 16
+
+
 def test_ultrafeedback_is_a_conversation_beside_its_prompt() -> None:
     turns = {key: [USER, answer(key)] for key in ("chosen", "rejected")}
     row = {"prompt": "q", "prompt_id": "x", **turns, "messages": turns["chosen"], "score_chosen": 8.0}
@@ -263,6 +279,10 @@ BAD = [
     ("hh", {**HH, "chosen": "\n\nHuman: q"}, "chosen"),
     ("hh", {**HH, "rejected": "\n\nHuman: q\n\nAssistant:"}, "rejected"),
     ("hh", {**HH, "rejected": [USER]}, "rejected"),
+    ("hh", {"question": "q", "chosen": answer("a"), "rejected": answer("b")}, "chosen"),
+    ("hh", {"question": "q", "chosen": "a", "rejected": "b"}, "chosen"),
+    ("trl", {"question": "q", "chosen": [answer("a")], "rejected": [answer("b")]}, "chosen, rejected"),
+    ("messages", {**AXOLOTL, "chosen": USER}, "chosen"),
 ]
 
 

@@ -54,10 +54,12 @@ def opening_difference(head: str, whole: str, answer: str) -> str:
     `whole` ends with the answer. `answer`: its text, empty if `head` ends inside it or if it is more than text.
     """
     start = common_length(head, whole)
-    opened = head[start:].strip()
     place = whole.rfind(answer.strip()) if answer.strip() else -1
     if place < 0 and answer.strip():  # the template changes its white space
         place = whole.find(answer.split(maxsplit=1)[0], start)
+    elif answer.strip():
+        start = min(start, place)  # an answer may begin with the same character as what opens it in generation
+    opened = head[start:].strip()
     written = whole[start:place].strip() if place >= start else ""
     parts = [f"generation opens {_short(opened)}, training does not"] if opened else []
     parts += [f"training writes {_short(written)} before the answer, generation does not"] if written else []

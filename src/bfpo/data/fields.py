@@ -96,15 +96,20 @@ def choice_of(row: Columns, field: str, allowed: tuple[int, int]) -> int:
 
 def optional_text(row: Columns, field: str) -> str:
     """Return a field of text or a whole number as text, empty where it is absent or null; raises `RowError`."""
-    value = row.get(field)
+    value = _whole_number(row.get(field))
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     return "" if is_absent(value) else text_of(value, field)
 
 
+def _whole_number(value: object) -> object:
+    """Return a float that is a whole number as one: a column of numbers in which some are missing holds floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def id_of(row: Columns) -> str:
     """Return the row's own id as text, empty where it has none; raises `RowError` for another type."""
-    value = row.get("id")
+    value = _whole_number(row.get("id"))
     if is_absent(value):
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int)):

@@ -130,7 +130,7 @@ def _message(item: object, field: str) -> Message:
     given = _role_of(item)
     role = _ROLES.get(given) if isinstance(given, str) else None
     if role is None:
-        raise RowError(field, "unknown role", given)
+        raise RowError(field, f"unknown role (known: {', '.join(_ROLES)})", given)
     check_no_media(item, field)
     content = item.get("content") if "role" in item else item["value"]
     if given == "function_call":  # ShareGPT: a turn whose text is the call

@@ -30,6 +30,7 @@ _OURS = ("prompt", *_COMPLETIONS, *_LABELS)
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _HELPSTEER_ROLES: dict[str, Role] = {"User": "user", "Assistant": "assistant"}
+_NO_PROMPT = "a row without a column prompt needs (columns: {prompt: question} takes it from the column question)"
 _HH_ROLES: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -83,6 +84,8 @@ def trl_pair(row: Columns) -> Pair:
         explicit = conversations[0][:shared] or explicit
         endings = [turns[shared:] for turns in conversations]
     chosen, rejected = (_only_answer(turns, field) for turns, field in zip(endings, _COMPLETIONS, strict=True))
+    if "prompt" not in row and not explicit:
+        raise RowError("chosen, rejected", f"they begin with no common message, which {_NO_PROMPT}", chosen.content)
     return pair_of(row, explicit, chosen, rejected, labels)
 
 
@@ -131,7 +134,7 @@ def pku_pair(row: Columns) -> Pair:
 )
 def hh_pair(row: Columns) -> Pair:
     """HH-RLHF's transcripts: the last assistant turn of each is the completion, the turns before must be the same."""
-    turns = {field: _transcript(text_of(value_of(row, field), field), field) for field in ("chosen", "rejected")}
+    turns = {field: _transcript(value_of(row, field), field) for field in _COMPLETIONS}
     for field, messages in turns.items():
         if messages[-1].role != "assistant":
             raise RowError(field, "the transcript does not end with the assistant", messages[-1].role)
@@ -142,10 +145,13 @@ def hh_pair(row: Columns) -> Pair:
     return pair_of(row, prompt, turns["chosen"][-1], turns["rejected"][-1], labels)
 
 
-def _transcript(text: str, field: str) -> tuple[Message, ...]:
+def _transcript(value: object, field: str) -> tuple[Message, ...]:
+    text = text_of(value, field) if isinstance(value, str) else ""
     before, *rest = _TURN.split("\n\n" + text.lstrip())
     if before or not rest:
-        raise RowError(field, "not a transcript of Human: and Assistant: turns", text[:60])
+        raise RowError(
+            field, f"not a transcript of Human: and Assistant: turns, which {_NO_PROMPT}", text[:60] or value
+        )
     return tuple(Message(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True))
 
 
@@ -223,6 +229,28 @@ def sharegpt_pair(row: Columns) -> Pair:
     prompt = messages_of(turns, "conversations")
     chosen, rejected = (answer_of(value_of(row, field), field) for field in _COMPLETIONS)
     return pair_of(row, prompt, chosen, rejected, (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+
+
+@PAIR_LAYOUTS.register(
+    "messages",
+    "messages as the prompt, chosen and rejected as one message each, as in Axolotl",
+    needs=("messages", *_COMPLETIONS),
+    labels=_LABELS,
+    fits=lambda row: (
+        row.keys() >= {"messages", *_COMPLETIONS}
+        and "prompt" not in row
+        and all(map(_is_one, map(row.get, _COMPLETIONS)))
+    ),
+)
+def messages_pair(row: Columns) -> Pair:
+    """Axolotl's columns: `messages` is the prompt, `chosen` and `rejected` one message each."""
+    prompt = messages_of(value_of(row, "messages"), "messages")
+    chosen, rejected = (answer_of(value_of(row, field), field) for field in _COMPLETIONS)
+    return pair_of(row, prompt, chosen, rejected, (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
+
+
+def _is_one(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and len(value) == 1 and not is_parts(value))
 
 
 @PAIR_LAYOUTS.register(
