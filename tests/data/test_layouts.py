@@ -73,7 +73,7 @@ def test_a_name_is_given_once(name: str) -> None:
 
 
 def test_layouts_are_tried_in_their_order() -> None:
-    pairs = "pku redteam helpsteer2 helpsteer3 sharegpt"messages",  alpaca_pairs bfpo trl hh"
+    pairs = "pku redteam helpsteer2 helpsteer3 sharegpt messages alpaca_pairs bfpo trl hh"
     assert list(PAIR_LAYOUTS) == pairs.split()
     assert list(COMPLETION_LAYOUTS) == ["completions", "wildguardmix", "alpaca", "beavertails", "conversations"]
     prompts = "garak garak_hitlog pyrit harmbench advbench strongreject simplesafetytests xstest ailuminate ifeval"
