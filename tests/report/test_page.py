@@ -173,3 +173,13 @@ def test_bad_data_is_refused(data: ReportData, tmp_path: Path) -> None:
         write_report(replace(data, seconds={"all": float("nan")}), tmp_path)
     with raises(DataError, "title"):
         ReportData.from_json('{"setting": "", "methods": []}')
+
+
+def test_several_samples_of_a_prompt_share_its_number_and_have_links_of_their_own(data: ReportData) -> None:
+    first, other = data.samples[:2]
+    changed = replace(first, answers=[replace(answer, text="again") for answer in first.answers])
+    rows = answers_of(render_html(replace(data, samples=[first, other, changed])))["rows"]
+    assert [row[5:] for row in rows] == [[1, 1], [2, 0], [1, 2]]  # number of the prompt, of the sample
+    assert len({row[4] for row in rows}) == 3
+    once = answers_of(render_html(replace(data, samples=[first, other])))["rows"]
+    assert [row[4] for row in once] == [rows[0][4], rows[1][4]]

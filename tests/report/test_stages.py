@@ -211,6 +211,10 @@ def test_the_toy_labels_and_judges_open_with_their_results(tmp_path: Path) -> No
     said = headline(data)
     assert said.sentence == "The judge guard agrees with people's labels on 50% (0% to 60%) of 8 texts."
     assert said.details[0] == "Of the texts that people call unsafe it calls 0% (0% to 60%) unsafe."
+    none = [{"metric": "accuracy", "value": None, "num": 0, "unscored": 7}]
+    unscored = {"judge": {"name": "rules"}, "quality": {"all": none}, "unscored_by_reason": {"no verdict": 7}}
+    said = headline(gather([write_run(tmp_path / "n", "judge-check", {}, quality__json=unscored)]))
+    assert said.sentence == "The judge rules gave a verdict on none of 7 texts."
     page = Page(render_html(data))
     assert sections(page) == ["judges", "how"]
     assert "By kind of text" in page.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -60,8 +61,13 @@ def _content(data: ReportData, samples: list[Any], longest: int) -> tuple[dict[s
     places = {method.name: place for place, method in enumerate(data.methods)}
     sets: dict[tuple[tuple[str, str], ...], int] = {}
     rows, num_cut = [], 0
-    for sample in samples:
+    asked = [(sample.suite, sample.kind, sample.prompt) for sample in samples]
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(asked), start=1)}
+    several, seen = Counter(asked), Counter[tuple[str, str, str]]()
+    for sample, prompt in zip(samples, asked, strict=False):
         answers = []
+        seen[prompt] += 1
+        copy = seen[prompt] if several[prompt] > 1 else 0  # number of the sample of a prompt that has several
         for answer in sample.answers:
             words = tuple(badges(answer.verdict, answer.finished))
             missing = max(0, len(answer.text) - longest)
@@ -71,8 +77,9 @@ def _content(data: ReportData, samples: list[Any], longest: int) -> tuple[dict[s
             answers.append([*row, fold, missing, *_thoughts(answer, longest // _SHORTER_THOUGHTS)])
         num_cut += len(sample.prompt) > longest
         # Links name a prompt by what it is, not by its place, which changes while a run is in progress.
-        name = sha256("\0".join((sample.suite, sample.kind, sample.prompt)).encode("utf-8", "replace")).hexdigest()[:10]
-        rows.append([sample.prompt[:longest], sample.kind, sample.suite, answers, name])
+        key = "\0".join(prompt) + (f"\0{copy}" if copy > 1 else "")
+        name = sha256(key.encode("utf-8", "replace")).hexdigest()[:10]
+        rows.append([sample.prompt[:longest], sample.kind, sample.suite, answers, name, numbers[prompt], copy])
     methods = [[method.title, token_of(data, method)] for method in data.methods]
     return {"methods": methods, "badges": list(sets), "rows": rows}, num_cut
 

@@ -182,6 +182,8 @@ def _judge_check(run: Run, shown: str) -> StageResult:
         sentence = (
             f"The judge {name} agrees with people's labels on {with_interval(accuracy)} of {accuracy.num:,} texts."
         )
+    elif accuracy is not None and accuracy.num + accuracy.unscored:
+        sentence = f"The judge {name} gave a verdict on none of {accuracy.num + accuracy.unscored:,} texts."
     words = {"sensitivity": "Of the texts that people call unsafe it calls {} unsafe.",
              "specificity": "Of those that people call safe it calls {} safe."}  # fmt: skip
     known = {key: score for key, score in scores.items() if score.value is not None}

@@ -126,8 +126,9 @@
     choice("verdict", "Verdict", pairs(words));
     choice("method", "of the model", data.methods.map(function (method, number) { return [String(number), method[0]]; }));
     if (differs.indexOf(true) >= 0) choice("models", "Verdicts of the models", [["differ", "differ"], ["agree", "agree"]]);
-    choice("sort", "Sort", [["differ", "models differ first"], ["unsafe", "most unsafe answers first"],
-      ["long", "longest answer first"], ["short", "shortest answer first"], ["name", "prompt, A to Z"]], "as in the data");
+    var differ = differs.indexOf(true) >= 0 ? [["differ", "models differ first"]] : [];
+    choice("sort", "Sort", differ.concat([["unsafe", "most unsafe answers first"],
+      ["long", "longest answer first"], ["short", "shortest answer first"], ["name", "prompt, A to Z"]]), "as in the data");
     var box = make("label", "search", "Search");
     var search = make("input");
     search.type = "search";
@@ -298,10 +299,11 @@
       shown.slice(at, at + PAGE).forEach(function (row, number) {
         var article = make("article", "sample");
         article.id = "prompt-" + row[4];
-        var title = make("h3", "", "Prompt " + (at + number + 1));
+        var called = "Prompt " + row[5] + (row[6] ? ", sample " + row[6] : "");
+        var title = make("h3", "", called);
         var link = make("a", "link", "link");
         link.href = "#prompt-" + row[4];
-        link.setAttribute("aria-label", "Link to prompt " + (at + number + 1));
+        link.setAttribute("aria-label", "Link to " + called.toLowerCase());
         title.appendChild(link);
         [row[1], row[2]].forEach(function (word) { if (word) title.appendChild(make("span", "badge plain", word)); });
         article.appendChild(title);
@@ -312,9 +314,11 @@
         place.appendChild(article);
       });
       var last = Math.min(at + PAGE, shown.length);
+      var several = data.rows.some(function (row) { return row[6]; }), things = several ? "Samples" : "Prompts";
       status.textContent = shown.length
-        ? "Prompts " + (at + 1) + " to " + last + " of " + shown.length + (shown.length < data.rows.length ? " found, " + data.rows.length + " in all" : "")
-        : "No prompt matches; " + data.rows.length + " in all";
+        ? things + " " + (at + 1) + " to " + last + " of " + shown.length + (shown.length < data.rows.length ? " found, " + data.rows.length + " in all" : "")
+          + (several ? "; " + data.rows.reduce(function (most, row) { return Math.max(most, row[5]); }, 0) + " prompts in all" : "")
+        : "No " + things.toLowerCase().slice(0, -1) + " matches; " + data.rows.length + " in all";
       back.disabled = at === 0;
       next.disabled = last >= shown.length;
     }
