@@ -339,6 +339,16 @@ def test_a_completion_marked_as_undesirable_is_not_imitated(tmp_path: Path) -> N
 # -------------------------------------------------------------------------------------------- what nothing reads
 
 
+def test_odd_names_of_columns_are_named_in_bounds(tmp_path: Path) -> None:
+    """Half a surrogate pair cannot be written, and rows may have a column each."""
+    file = tmp_path / "odd.jsonl"
+    rows = [{**PAIRS["bfpo"], f"column {n} \ud83d{'x' * 200}": 1} for n in range(60)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = load_pairs(DataConfig(files=[str(file)])).counts["columns_not_read"][str(file)]
+    assert (len(names), names[-1]) == (41, "20 more")
+    assert all(len(name) < 100 and name.encode() for name in names)
+
+
 def test_columns_that_are_not_read_are_named_once_per_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     turns = [{"role": "user", "content": "q", "mood": "calm"}]
     rows = [{**PAIRS["bfpo"], "margin": 0.5, "empty": None}, {**PAIRS["bfpo"], "prompt": turns, "margin": 0.1}]

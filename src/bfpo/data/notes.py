@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["NOTES", "FileNotes"]
 
 NOTES = ("columns_not_read", "rows_with_conversations_as_text", "splits_read")
 """Keys of `FileNotes.facts`, in the facts of a stage."""
-_SHOWN = 4
+_SHOWN, _KEPT, _LONGEST_NAME = 4, 40, 80
 _log = logging.getLogger(__name__)
 
 
@@ -72,11 +73,19 @@ class FileNotes:
             num_conversations += bool(row.conversations)
             yield row
         if unread:
-            self.unread[str(file)] = [str(name) for name in unread]
-            _log.info("%s: columns that are not read: %s", file, ", ".join(self.unread[str(file)]))
+            names = [_short(name) for name in islice(unread, _KEPT)]
+            more = [f"{len(unread) - _KEPT} more"] if len(unread) > _KEPT else []
+            self.unread[str(file)] = [*names, *more]
+            _log.info("%s: columns that are not read: %s", file, ", ".join([*names, *more]))
         if num_conversations:
             self.conversations[str(file)] = num_conversations
             _log.info("%s: %d rows hold conversations as text; they were read as messages", file, num_conversations)
+
+
+def _short(name: object) -> str:
+    """Return a name that can be written as UTF-8, which half a surrogate pair cannot, cut if it is long."""
+    text = str(name).encode("utf-8", "replace").decode()
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
 
 
 def _unread_keys(name: str, messages: list[Any]) -> Iterator[str]:
