@@ -47,6 +47,22 @@ def test_one_prompt_is_on_one_side_in_every_stream(tmp_path: Path) -> None:
             assert sides[prompt] == split
 
 
+def test_prompts_that_are_all_one_group_name_the_setting(tmp_path: Path) -> None:
+    rows = [row(i, prompt=f"Tell me everything about the river number {i}") for i in range(30)]
+    files = [source(tmp_path / "a.jsonl", rows)]
+    failed = []
+    for seed in range(12):
+        try:
+            prepare(tmp_path / str(seed), files, seed=seed)
+        except DataError as error:
+            failed.append(str(error))
+    assert failed
+    for message in failed:
+        assert message == failed[0]
+        assert "{" not in message
+        assert message.endswith("set near_duplicates to null")
+
+
 def test_near_duplicates_go_where_the_smallest_hash_of_their_group_goes(tmp_path: Path) -> None:
     families = [[row(i)["prompt"] + ending for ending in ("", "!", "?", " a")] for i in range(25)]
     rows = [row(i, prompt=prompt) for i, prompt in enumerate(prompt for family in families for prompt in family)]

@@ -62,9 +62,24 @@ def mix(parts: Sequence[Part], config: PrepareConfig) -> Mixed:
     mixed = Mixed(list(parts), counts, contradictory)
     for stream in mixed.streams:
         if not any((part.copies[part.split == 0] > 0).any() for part in mixed.of_stream(stream)):
-            fates = {part.source.name: part.counts() for part in mixed.of_stream(stream)}
-            raise DataError(f"{stream}: no row is left in the training split; rows by outcome: {fates}")
+            raise DataError(_no_training_row(stream, mixed.of_stream(stream), near))
     return mixed
+
+
+def _no_training_row(stream: str, parts: Sequence[Part], near: NearDuplicatesConfig | None) -> str:
+    """Return what became of the rows of a stream without training rows, and what to change."""
+    fates = "; ".join(
+        f"{part.source.name}: {', '.join(f'{fate} {num}' for fate, num in part.counts().items()) or 'no rows'}"
+        for part in parts
+    )
+    held_out = sum(int((part.copies[part.split > 0] > 0).sum()) for part in parts)
+    text = f"{stream}: no row is left in the training split; rows by outcome: {fates}"
+    if not held_out:
+        return text
+    text += f"; {held_out} are in the validation and test splits; make splits smaller"
+    if near is not None:
+        text += ", or, since prompts that nearly repeat each other stay together, set near_duplicates to null"
+    return text
 
 
 # ----------------------------------------------------------------------------------------------------- cleaning
