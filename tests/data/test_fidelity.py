@@ -98,6 +98,17 @@ def test_an_opening_that_begins_like_the_answer_is_named_in_full(answer: str) ->
     assert report_of(R1, conversation(), answer).openings == {'generation opens "<think>", training does not': 1}
 
 
+def test_a_tool_result_that_the_template_writes_as_json_and_the_answer_quotes() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' }}"
+        "{{ m['content'] | tojson if m['role'] == 'tool' else m['content'] }}<|im_end|>{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
+    )
+    turns = (Message("user", "When is high tide?"), Message("tool", '{"high tide": "noon"}'))
+    assert report_of(template, turns, 'It says {"high tide": "noon"}.').template_changes == {}
+    assert report_of(template, turns, "At noon.").template_changes == {}
+
+
 def test_reasoning_under_a_key_that_the_template_does_not_read() -> None:
     thoughts = canonical_json({"reasoning_content": "The sun has set."})
     lost = {"the reasoning of the completion is deleted": 1}

@@ -92,7 +92,9 @@ def _changes(
         elif end is None:
             reasons.append(f"{name} is deleted or changed")
         elif end > boundary and not own:
-            reasons.append(f"{name} is part of the completion")
+            inside = _end_of(message.content, whole[:boundary], position, spaced)  # the answer may quote what is JSON
+            reasons += [f"{name} is part of the completion"] if inside is None else []
+            end = end if inside is None else inside
         extra = from_canonical(message.extra) or {}
         thoughts = next((extra[key] for key in REASONING if isinstance(extra.get(key), str)), "")
         if _end_of(thoughts, whole, 0, spaced) is None:
