@@ -14,15 +14,13 @@ from bfpo.training.inputs import (
     allowed,
     describe_data,
     load_start,
-    pair_sections,
     pair_streams,
     positions_note,
     read_start,
     reference_cache,
-    report_data,
 )
 from bfpo.training.session import prepare_process
-from bfpo.training.tokens import token_stores
+from bfpo.training.tokens import pair_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 __all__ = ["preview", "run"]
@@ -35,21 +33,8 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     are those that training looks up. Raises as `bfpo train` does, and `RunError` if rows could not be stored.
     """
     prepare_process(config.threads)
-    for name, section in pair_sections(config).items():
-        folder.add_data(name, section.files)
-    args, start = _arguments(config, folder), read_start(config)
-    streams = pair_streams(config, start)
-    with args.main_process_first(desc="tokenizing"):
-        tokens = token_stores(
-            folder,
-            streams,
-            start.tokenizer,
-            cache=config.token_cache,
-            num_embeddings=start.num_embeddings,
-            **start.settings,
-        )
-    facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
-    report_data(folder, start, facts, config)
+    args = _arguments(config, folder)
+    tokens = pair_tokens(config, folder, args)
     policy = load_start(config)
     trainer = BFPOTrainer(
         policy.model,

@@ -11,16 +11,13 @@ from bfpo.runs.folder import RunFolder
 from bfpo.training.inputs import (
     describe_tokens,
     load_start,
-    pair_sections,
-    pair_streams,
     read_start,
     reference_cache,
-    report_data,
     template_facts,
 )
 from bfpo.training.margin import margin_logps
 from bfpo.training.session import common_arguments, prepare_process, train_in_folder
-from bfpo.training.tokens import token_stores
+from bfpo.training.tokens import pair_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 __all__ = ["preview", "run"]
@@ -46,24 +43,8 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a run that must stop.
     """
     prepare_process(config.threads)
-    for name, section in pair_sections(config).items():
-        folder.add_data(name, section.files)
-    args, start = _arguments(config, folder), read_start(config)
-    streams = pair_streams(config, start)
-    if not folder.resumed and folder.is_writer:
-        for stream in streams.values():  # a bad row of any stream is found before the tokens of the first are made
-            stream.scan()
-    with args.main_process_first(desc="tokenizing"):  # the others read what the first one has written
-        tokens = token_stores(
-            folder,
-            streams,
-            start.tokenizer,
-            cache=config.token_cache,
-            num_embeddings=start.num_embeddings,
-            **start.settings,
-        )
-    facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
-    report_data(folder, start, facts, config)
+    args = _arguments(config, folder)
+    tokens = pair_tokens(config, folder, args)
     policy = load_start(config)  # after the data: what is wrong with them is said first
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
@@ -97,7 +78,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     )
     divergence = trainer.watch.message if trainer.watch is not None else None
     folder.add_facts(divergence=divergence, metrics=metrics)
-    shown = template_facts(config, {name: row for name, (_, row) in facts.items()})
+    shown = template_facts(config, {name: store.facts["tokens"] for name, store in tokens.items()})
     _write_card(config, folder, policy, metrics, divergence, shown)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bfpo.core.schema import Message, from_canonical
-from bfpo.data.template import REASONING, called_functions
+from bfpo.data.fields import REASONING
+from bfpo.data.template import called_functions
 from bfpo.data.thinking import MARKS
 
 __all__ = ["changed_texts", "common_length", "opening_difference", "shortest_text"]

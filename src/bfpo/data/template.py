@@ -15,13 +15,14 @@ from jinja2 import TemplateError
 
 from bfpo.core.errors import DataError, ModelError, SettingError, first_line
 from bfpo.core.schema import Message, from_canonical
+from bfpo.data.fields import REASONING
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_CHAT_TEMPLATE", "REASONING", "ChatTemplate", "RefusedChatError", "called_functions"]
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "ChatTemplate", "RefusedChatError", "called_functions"]
 
 DEFAULT_CHAT_TEMPLATE = """\
 {%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
@@ -34,9 +35,6 @@ DEFAULT_CHAT_TEMPLATE = """\
 """
 """For tokenizers without a chat template: `User:` and `Assistant:` turns, BOS first if the tokenizer has one, the end
 token after every assistant turn. The line break before an answer separates its first token from the prompt."""
-
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""The keys of a message under which templates and servers keep the thoughts before an answer."""
 
 _SECONDS = 10.0
 _REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)

@@ -10,19 +10,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bfpo import __version__
+from bfpo.config import AlignConfig
 from bfpo.core.errors import DataError
 from bfpo.data.load import PairStream
 from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.tokenize import PairTokenizer, ids_to_check
 from bfpo.runs.folder import RunFolder
-from bfpo.training.inputs import REJECTS, write_rejects
+from bfpo.training.inputs import REJECTS, pair_sections, pair_streams, read_start, report_data, write_rejects
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-__all__ = ["token_stores"]
+__all__ = ["pair_tokens", "token_stores"]
 
 logger = logging.getLogger(__name__)
+
+
+def pair_tokens(config: AlignConfig, folder: RunFolder, args: TrainingArguments) -> dict[str, TokenStore]:
+    """Return the tokens of each data section, `token_stores`, and describe the data in `data.json` and on the console.
+
+    The first process makes them and the others read what it has written. Raises as `read_start`, `pair_streams` and
+    `report_data` do.
+    """
+    for name, section in pair_sections(config).items():
+        folder.add_data(name, section.files)
+    start = read_start(config)
+    streams = pair_streams(config, start)
+    if not folder.resumed and folder.is_writer:
+        for stream in streams.values():  # a bad row of any stream is found before the tokens of the first are made
+            stream.scan()
+    with args.main_process_first(desc="tokenizing"):
+        tokens = token_stores(
+            folder,
+            streams,
+            start.tokenizer,
+            cache=config.token_cache,
+            num_embeddings=start.num_embeddings,
+            **start.settings,
+        )
+    facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
+    report_data(folder, start, facts, config)
+    return tokens
 
 
 def token_stores(
