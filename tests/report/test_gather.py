@@ -55,6 +55,8 @@ def test_suites_come_in_the_groups_of_the_paper_with_means_over_what_was_scored(
     assert "sign flip" in page
     assert data.confidence == 0.9
     assert "Skipped, and in no mean: ToxiGen." in data.notes
+    assert "share of answers to harmful prompts judged safe" not in page  # defines a metric that no suite measured
+    assert "helpful on harmless prompts" not in page
 
 
 def test_a_skipped_suite_enters_no_column_though_it_has_a_score(tmp_path: Path) -> None:

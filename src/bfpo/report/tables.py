@@ -11,6 +11,7 @@ from bfpo.stats import Interval, mean_interval
 
 __all__ = [
     "GROUPS",
+    "MEAN_OF_SUITES",
     "SuiteColumn",
     "basis_of",
     "groups_alike",
@@ -24,6 +25,8 @@ __all__ = [
     "who_judged",
     "with_suite_means",
 ]
+
+MEAN_OF_SUITES = "mean of the suites"
 
 GROUPS = {
     "discriminative": "Discriminative: accuracy",
@@ -127,7 +130,7 @@ def with_suite_means(data: ReportData) -> ReportData:
         methods.append(replace(method, scores=[*method.scores, *found]))
     across = "harmless prompts not refused" if axes["helpfulness"] == _NOT_REFUSED else "helpfulness"
     return replace(
-        data, methods=methods, x_title=f"{across}, mean of the suites", y_title="harmless share, mean of the suites"
+        data, methods=methods, x_title=f"{across}, {MEAN_OF_SUITES}", y_title=f"harmless share, {MEAN_OF_SUITES}"
     )
 
 

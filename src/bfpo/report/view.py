@@ -12,7 +12,7 @@ from bfpo.report.answers import badges, is_folded
 from bfpo.report.data import Gate, MethodResult, ReportData, SampleAnswer
 from bfpo.report.figures.marks import token_of
 from bfpo.report.sections import section_view
-from bfpo.report.tables import judged_alike, leaders, ranked_together
+from bfpo.report.tables import MEAN_OF_SUITES, judged_alike, leaders, ranked_together
 from bfpo.report.wording import cell_of, cell_title, duration, percent, points, points_interval
 from bfpo.scores.scores import METRICS
 
@@ -72,9 +72,10 @@ def page_view(data: ReportData) -> dict[str, Any]:
 
 
 def _defined(data: ReportData) -> Iterable[str]:
-    """Return the metrics of the table, the figure and the experiments that have a value."""
+    """Return the metrics of the table, the figure and the experiments that have a value; means of suites are none."""
     points = [point for experiment in data.experiments for point in experiment.points]
-    scorers = [*(method.score for method in data.methods), *(point.score for point in points)]
+    methods = [] if data.x_title.endswith(MEAN_OF_SUITES) else data.methods
+    scorers = [*(method.score for method in methods), *(point.score for point in points)]
     objectives = [name for experiment in data.experiments for name in experiment.objectives if name in METRICS]
     names = dict.fromkeys((*TABLE_METRICS, "helpfulness", *objectives))
     return [name for name in names if any(score(name) is not None for score in scorers)]
