@@ -59,7 +59,7 @@ def test_a_training_opens_with_its_step_the_time_left_and_the_loss_by_cell(tmp_p
     data = gather([run])
     said = headline(data)
     assert "is at step 25 of 100 (25%), with about 13 min left, as of 2026-01-02 03:04:05 UTC." in said.sentence
-    assert "Loss of the main stream over the last 2 rows of the log: 0.3, 75% of what the labels" in said.details[0]
+    assert "of the main stream over the last 2 rows of the log: 0.3, 75% of what the labels" in said.details[0]
     page = Page(render_html(data))
     assert sections(page)[0] == "stage-0"
     # Means over both rows, weighted by their pairs: (4 * 0.9 + 12 * 0.1) / 16, and 30 % of what the labels imply.

@@ -21,7 +21,7 @@ _DRAWN = 1e100  # a larger value is not drawn: the axis could not hold it
 _STREAMS = {"main": "main stream", "buffer": "buffer", "eval": "held-out pairs"}
 # Columns of the tables by cell; a column without any value is left out.
 _COLUMNS = {
-    "normalised_loss": "loss",
+    "normalised_loss": "normalised loss",
     "loss_at_start": "loss at margin 0",
     "loss_of_start": "loss of that at margin 0",
     "beta_margin": "β · margin",
@@ -114,7 +114,8 @@ def _loss_lines(run: Run, rows: Sequence[Row]) -> Iterator[str]:
     loss, start = found.get("normalised_loss"), found.get("loss_at_start")
     if loss is not None and start:
         yield (
-            f"Loss of the main stream over the last {found['rows']} rows of the log: {number(loss)}, "
+            f"Normalised loss (a squared loss times β²) of the main stream over the last {found['rows']} rows of the "
+            f"log: {number(loss)}, "
             f"{percent(loss / start)} of what the labels of the same pairs imply at margin 0 ({number(start)})."
         )
     elif logged:

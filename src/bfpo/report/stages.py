@@ -120,7 +120,7 @@ def _prepare(run: Run, shown: str) -> StageResult:
         )
     if rejected := sum(count for source in data.sources for count in source.rejected.values()):
         lines.append(f"{rejected:,} of {sum(source.rows for source in data.sources):,} rows were rejected.")
-    lines += [f"{hits.rows:,} rows were removed because they ask a prompt of {name}."
+    lines += [f"Rows removed because they ask a prompt of {name}: {hits.rows:,}."
               for name, hits in data.decontamination.items() if hits.rows]  # fmt: skip
     if data.warnings:
         lines.append(f"{len(data.warnings)} warning{'s' if len(data.warnings) > 1 else ''}, below.")
