@@ -48,7 +48,7 @@ def test_a_resolved_config_has_the_settings_of_its_method_alone(method):
 
 
 def test_the_config_offers_every_layout():
-    pairs = "bfpo, trl, pku, hh, redteam, helpsteer2, helpsteer3, sharegpt, alpaca_pairs"
+    pairs = "bfpo, trl, pku, hh, redteam, helpsteer2, helpsteer3, sharegpt, messages, alpaca_pairs"
     completions = "completions, alpaca, conversations, beavertails, wildguardmix"
     keys = {key.name: key.allowed for key in describe_keys(AlignConfig)}
     assert keys["data.layout"] == keys["buffer.layout"] == f"auto, {pairs}"

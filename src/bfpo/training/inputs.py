@@ -162,7 +162,8 @@ def lacking_tokens(config: AlignConfig | SftConfig) -> list[str]:
         else:
             for rows in completion_rows(config, start).values():
                 completion_tokens(rows, start)
-    return [f"{token!r} ({number})" for token, number in start.tokenizer.get_vocab().items() if number >= limit]
+    lacking = {number: token for token, number in start.tokenizer.get_vocab().items() if number >= limit}
+    return [f"{token!r} ({number})" for number, token in sorted(lacking.items())]
 
 
 def reference_cache(config: AlignConfig) -> str:
