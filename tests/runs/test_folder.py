@@ -272,6 +272,14 @@ def test_only_the_first_process_of_a_launcher_writes(tmp_path, monkeypatch):
     assert first.read_metrics() == []
 
 
+def test_a_process_that_is_ahead_of_the_first_one_leaves_nothing_in_its_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert new(tmp_path / "run").folder("checkpoints") == tmp_path / "run" / "checkpoints"
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert new(tmp_path / "run").folder("checkpoints").is_dir()
+
+
 def test_the_card_holds_metadata_results_settings_and_hashes(tmp_path):
     data = tmp_path / "pairs.jsonl"
     data.write_text("abc")

@@ -228,9 +228,13 @@ class RunFolder:
         return self.path / name
 
     def folder(self, name: str) -> Path:
-        """Create and return a subfolder of this run, such as `checkpoints` or `model`."""
+        """Return a subfolder of this run, such as `checkpoints` or `model`; the writer creates it.
+
+        Another process could be first, and a new run refuses a folder that holds something.
+        """
         path = self._inside(name)
-        path.mkdir(parents=True, exist_ok=True)
+        if self.is_writer:
+            path.mkdir(parents=True, exist_ok=True)
         return path
 
     def write_bytes(self, name: str, content: bytes) -> Path:
