@@ -221,6 +221,12 @@ def test_the_toy_labels_and_judges_open_with_their_results(tmp_path: Path) -> No
     assert any("Calibration of guard" in (attributes.get("aria-label") or "") for _, attributes in page.tags)
 
 
+def test_answers_to_a_draw_of_the_prompts_say_so(tmp_path: Path) -> None:
+    facts = {"completions": {"num_completions": 4}, "prompts": {"num_prompts": 1450}}
+    run = status_of(write_run(tmp_path / "g", "generate", {"model": "my/model", "limit": 2}), "finished", **facts)
+    assert headline(gather([run])).sentence == "4 answers of my/model to 2 of 1,450 prompts."
+
+
 @pytest.mark.parametrize(
     ("stage", "facts", "said"),
     [

@@ -226,7 +226,9 @@ def _generate(run: Run, shown: str) -> StageResult:
     if isinstance(made.get("num_completions"), int):
         model = run.setting("model", str) or "a model"
         asked = facts.prompts.get("num_prompts")
-        prompts = f" to {asked:,} prompts" if isinstance(asked, int) else ""
+        drawn = run.setting("limit", int) or asked
+        few = isinstance(asked, int) and isinstance(drawn, int) and drawn < asked
+        prompts = f" to {f'{drawn:,} of ' * few}{asked:,} prompts" if isinstance(asked, int) else ""
         sentence = f"{made['num_completions']:,} answers of {model}{prompts}."
     names = {"num_finished": "ended before the token limit", "completion_tokens": "tokens generated"}
     rows = [[names.get(key, key.removeprefix("num_").replace("_", " ")), count_text(value)]
