@@ -219,12 +219,13 @@ NAMES: dict[str, Callable[[str], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a\0evil", "evil" * 100])
+@pytest.mark.parametrize("name", ["../../evil", "{outside}/evil", "a\0evil", "evil" * 100])
 @pytest.mark.parametrize("what", NAMES)
 def test_no_name_makes_a_file_outside_the_run_folder(
     what: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = tmp_path / "a" / "b"
+    work, name = tmp_path / "a" / "b", name.replace("{outside}", str(tmp_path / "outside"))
+    (tmp_path / "outside").mkdir()
     work.mkdir(parents=True)
     monkeypatch.chdir(work)
     pair = {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_is_safe": True, "rejected_is_safe": False}
@@ -239,4 +240,4 @@ def test_no_name_makes_a_file_outside_the_run_folder(
     assert result.exit_code in (0, 2), result.stderr
     assert "Traceback" not in result.stderr
     assert [path for path in tmp_path.rglob("*evil*") if not path.is_relative_to(work / "out")] == []
-    assert not Path("/tmp/evil").exists()
+    assert list((tmp_path / "outside").iterdir()) == []

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, Need, PathText, StageConfig, beside
-from bfpo.data.settings import Words, check_words
+from bfpo.data.settings import ColumnKeys, SafeWords, UnsafeWords, check_words
 
 __all__ = ["HeldOutConfig", "MixtureSourceConfig", "NearDuplicatesConfig", "PrepareConfig", "SuiteConfig"]
 
@@ -28,14 +28,9 @@ class MixtureSourceConfig(ConfigPart):
     layout: str | None = Field(
         default=None, description="form of the rows (docs/data.md); null = the table's, else found from the columns"
     )
-    columns: dict[str, str | None] = Field(
-        default_factory=dict,
-        description="our column name: its name in the files, where they differ; null leaves the column out",
-    )
-    safe_values: Words = Field(
-        default=[], description="values of safety labels that mean safe, where they are not true, false or in [0, 1]"
-    )
-    unsafe_values: Words = Field(default=[], description="values of safety labels that mean unsafe")
+    columns: ColumnKeys = Field(default_factory=dict)
+    safe_values: SafeWords = Field(default=[])
+    unsafe_values: UnsafeWords = Field(default=[])
     revision: str | None = Field(default=None, description="revision on the hub; null = the table's")
     licence: str | None = Field(default=None, description="licence, kept in the manifest; null = the table's")
     stream: Literal["main", "buffer", "sft"] = Field(

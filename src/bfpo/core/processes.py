@@ -1,4 +1,4 @@
-"""What worker processes have in common."""
+"""Processes: the first of a launcher, and workers that end with the one that started them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import os
 import threading
 from multiprocessing import connection, parent_process
 
-__all__ = ["end_with_parent"]
+__all__ = ["end_with_parent", "is_first_process"]
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the first of its launcher, or was not started by one."""
+    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def end_with_parent() -> None:

@@ -13,15 +13,17 @@ from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.thinking import ThinkingKey
 
 __all__ = [
+    "ColumnKeys",
     "DataConfig",
     "FilesConfig",
     "LabelledConfig",
     "PairRowsConfig",
     "RowsConfig",
+    "SafeWords",
     "SftDataConfig",
     "SplitConfig",
     "TemplateKwargs",
-    "Words",
+    "UnsafeWords",
     "check_words",
 ]
 
@@ -54,6 +56,15 @@ def _number_as_text(value: object) -> object:
 Words = list[Annotated[str, BeforeValidator(_number_as_text)]]
 """Values of a label, as text."""
 
+ColumnKeys = Annotated[
+    dict[str, str | None],
+    Field(description="our column name: its name in the files, where they differ; null leaves the column out"),
+]
+SafeWords = Annotated[
+    Words, Field(description="values of safety labels that mean safe, where they are not true, false or in [0, 1]")
+]
+UnsafeWords = Annotated[Words, Field(description="values of safety labels that mean unsafe")]
+
 
 def check_words(safe: list[str], unsafe: list[str]) -> None:
     """Raise `ValueError` if only one of two settings of label values is given."""
@@ -76,14 +87,9 @@ class RowsConfig(ConfigPart):
         description="one path or a list: .jsonl, .json, .csv, .tsv (also .gz, .zst, .xz), .parquet, .arrow; folders of "
         "them (of several splits, train is read), or patterns such as data/train-*"
     )
-    columns: dict[str, str | None] = Field(
-        default_factory=dict,
-        description="our column name: its name in the files, where they differ; null leaves the column out",
-    )
-    safe_values: Words = Field(
-        default=[], description="values of safety labels that mean safe, where they are not true, false or in [0, 1]"
-    )
-    unsafe_values: Words = Field(default=[], description="values of safety labels that mean unsafe")
+    columns: ColumnKeys = Field(default_factory=dict)
+    safe_values: SafeWords = Field(default=[])
+    unsafe_values: UnsafeWords = Field(default=[])
     source: str | None = Field(default=None, description="name of the source; null keeps the rows' own")
     bad_rows: Literal["stop", "skip"] = Field(
         default="stop", description="a row that cannot be read stops the run or is skipped"

@@ -9,7 +9,7 @@ from typing import Any
 
 from bfpo.core.schema import canonical_json
 
-__all__ = ["Answer", "Token", "blocked_reason", "read_chat", "read_completion", "unsupported_parameter"]
+__all__ = ["Answer", "Token", "blocked_reason", "may_pass", "read_chat", "read_completion", "unsupported_parameter"]
 
 # Codes and finish reasons of content filters (Azure, OpenAI, Gemini, Bedrock, DashScope, Zhipu, OpenRouter, LiteLLM).
 _FILTER_CODE = re.compile(
@@ -85,6 +85,11 @@ class _Said:
     message: str = ""
     parameter: str = ""
     filters: tuple[str, ...] = ()
+
+
+def may_pass(status: int) -> bool:
+    """Return whether an error status lies in the server's state or the network, so that a later request may succeed."""
+    return status in _PASSING or status >= 500
 
 
 def blocked_reason(status: int, body: Any) -> str | None:
@@ -217,8 +222,7 @@ def _choice(reply: Any) -> Mapping[str, Any] | Answer:
         status = code if isinstance(code, int) and 400 <= code < 600 else 400
         if (reason := blocked_reason(status, error)) is not None:
             return Answer(None, fault=reason, blocked=True)
-        passing = status in _PASSING or status >= 500
-        return Answer(None, fault=_reason(f"error {status}", _said(error).message), may_pass=passing)
+        return Answer(None, fault=_reason(f"error {status}", _said(error).message), may_pass=may_pass(status))
     if isinstance(choice, Mapping):
         return choice
     if "choices" not in reply or choices:

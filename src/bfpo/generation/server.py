@@ -16,7 +16,15 @@ from bfpo.core.errors import MissingExtraError, ServerError, SettingError, first
 from bfpo.core.schema import Message, canonical_json, from_canonical
 from bfpo.core.secrets import hide_secrets
 from bfpo.data.chat import ends_with_assistant
-from bfpo.generation.replies import Answer, Token, blocked_reason, read_chat, read_completion, unsupported_parameter
+from bfpo.generation.replies import (
+    Answer,
+    Token,
+    blocked_reason,
+    may_pass,
+    read_chat,
+    read_completion,
+    unsupported_parameter,
+)
 from bfpo.generation.settings import ServerSpec
 
 __all__ = ["Answer", "Question", "RequestBudget", "Server", "Token"]
@@ -247,7 +255,7 @@ class Server:
                 f"{self.url}: no such path or model (status 404: {self._clean(error)}); check url (it usually ends in "
                 f"/v1) and model ({self.model})"
             ) from None
-        passing = status in (408, 409, 425, 429) or status >= 500
+        passing = may_pass(status)
         refused = not passing and status >= 400
         return Answer(None, fault=f"status {status}: {self._clean(error)}", may_pass=passing, refused=refused)
 

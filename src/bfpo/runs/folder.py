@@ -18,6 +18,7 @@ from bfpo.core.energy import gpu_joules, joules_since
 from bfpo.core.errors import DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_bytes_whole
 from bfpo.core.inputs import expand_files, reason_outside
+from bfpo.core.processes import is_first_process
 from bfpo.core.provenance import (
     describe_checkout,
     describe_platform,
@@ -58,7 +59,7 @@ class RunFolder:
     def __init__(self, path: Path, record: dict[str, Any], *, resumed: bool) -> None:
         self.path = path
         self.resumed = resumed
-        self.is_writer = _is_first_process()
+        self.is_writer = is_first_process()
         self.kept: str | None = None
         self._record = record
         self._started = time.monotonic()
@@ -88,7 +89,7 @@ class RunFolder:
             raise RunError(f"{path}: is a file; set --out to a new or empty folder")
         occupied = path.is_dir() and any(not item.name.startswith(".") for item in path.iterdir())
         occupied = occupied and not _failed_without_output(path)
-        if occupied and _is_first_process():
+        if occupied and is_first_process():
             folder = cls(path, _earlier_record(path, stage, values, resume), resumed=True)
         else:  # other processes skip the checks: the first one makes them, or is writing to the folder now
             folder = cls(path, {"stage": stage, "created": _now(), "config": values}, resumed=occupied and resume)
@@ -358,10 +359,6 @@ class RunFolder:
         }
         card = render_card(title, {**sections, **common}, base_model=base_model, tags=tags, head=head)
         return self.write_text(_CARD, card)
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def _failed_without_output(path: Path) -> bool:

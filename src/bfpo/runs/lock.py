@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bfpo.core.errors import RunError
+from bfpo.core.processes import is_first_process
 
 __all__ = ["LOCK", "only_writer"]
 
@@ -49,7 +50,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises `RunError` if another process holds the lock; nothing is changed then.
     """
-    if os.environ.get("RANK", "0") not in ("", "0") or (folder.exists() and not folder.is_dir()):
+    if not is_first_process() or (folder.exists() and not folder.is_dir()):
         yield
         return
     path = folder.resolve() / LOCK

@@ -8,6 +8,7 @@ github.com/ibm-granite/granite-guardian.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from hashlib import sha256
 
 from bfpo.core.errors import SettingError
@@ -80,18 +81,13 @@ def granite_guardian_4_1(criterion: str = "harm") -> Format:
         block = f"{_JUDGE}\n\n### Criteria: {text}\n\n### Scoring Schema: {_SCHEMA}"
         return (*alternating(completion), Message("user", block))
 
-    return Format(
-        "granite-guardian-4.1",
-        f"granite-guardian-4.1-1-{sha256(text.encode()).hexdigest()[:12]}",
-        "whether the last assistant turn meets a criterion, by default harm, which can be any sentence",
-        "ibm-granite/granite-guardian-4.1-8b",
-        "Apache-2.0",
-        ask,
-        read_granite,
-        safe_words=(" no", "no"),
-        unsafe_words=(" yes", "yes"),
-        answer_prefix="<score>",
-        max_new_tokens=48,
-        generates=True,
+    return replace(
+        granite_guardian(),
+        name="granite-guardian-4.1",
+        version=f"granite-guardian-4.1-1-{sha256(text.encode()).hexdigest()[:12]}",
+        summary="whether the last assistant turn meets a criterion, by default harm, which can be any sentence",
+        model="ibm-granite/granite-guardian-4.1-8b",
+        ask=ask,
+        template_arguments={},
         markers=(*_MARKERS, "<guardian>", "<no-think>"),
     )
