@@ -6,16 +6,13 @@ from typing import Any
 
 from bfpo.config import ReferenceConfig
 from bfpo.core.errors import RunError
-from bfpo.data.tokenize import PairTokenizer, check_tokens, token_notes
+from bfpo.data.tokenize import TokenPair
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.reference.forward_pass import ReferencePass
 from bfpo.runs.folder import RunFolder
 from bfpo.training.inputs import (
-    allowed,
-    describe_data,
+    describe_tokens,
     load_start,
-    pair_streams,
-    positions_note,
     read_start,
     reference_cache,
 )
@@ -56,15 +53,8 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
 
 def preview(config: ReferenceConfig) -> list[str]:
     """Return the pairs of each section, and how many rows the cache has and lacks."""
-    start = read_start(config)
-    lines, rows, pair_lists = [], [], []
-    for name, pairs in pair_streams(config, start).items():
-        tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
-        pair_lists.append(list(tokenize(pairs)))
-        rows.append(tokenize.report.as_row())
-        check_tokens(name, rows[-1], **allowed(config))
-        lines += ["; ".join(describe_data(name, pairs.counts, rows[-1])), *token_notes(name, rows[-1])]
-    lines += positions_note(start, rows)
+    pair_lists: list[list[TokenPair]] = []
+    lines = describe_tokens(config, read_start(config), lambda pairs: pair_lists.append(list(pairs)))
     policy = load_start(config)
     found = ReferencePass(
         policy.model,

@@ -13,17 +13,16 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from bfpo.config import SftConfig
-from bfpo.data.tokenize import SftExample, check_tokens, token_notes
+from bfpo.data.tokenize import SftExample
 from bfpo.policy.load import Policy, init_policy, pad_token_id
 from bfpo.policy.probe import check_positions
 from bfpo.runs.folder import RunFolder
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.inputs import (
-    allowed,
+    checked_lines,
     completion_rows,
     completion_sections,
     completion_tokens,
-    describe_data,
     load_start,
     positions_note,
     read_start,
@@ -156,8 +155,7 @@ def preview(config: SftConfig) -> list[str]:
     lines, reports = [], []
     for name, rows in completion_rows(config, start).items():
         reports.append(completion_tokens(rows, start)[1].as_row())
-        check_tokens(name, reports[-1], **allowed(config))
-        lines += ["; ".join(describe_data(name, rows.counts, reports[-1])), *token_notes(name, reports[-1])]
+        lines += checked_lines(config, name, rows.counts, reports[-1])
     return [*lines, *positions_note(start, reports), str(_policy(config).trainable_report)]
 
 

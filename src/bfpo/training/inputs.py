@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +23,7 @@ from bfpo.data.tokenize import (
     PairTokenizer,
     SftExample,
     TokenizeReport,
+    TokenPair,
     check_tokens,
     ids_to_check,
     row_check,
@@ -34,11 +37,10 @@ from bfpo.runs.folder import RunFolder
 __all__ = [
     "REJECTS",
     "Start",
-    "allowed",
+    "checked_lines",
     "completion_rows",
     "completion_sections",
     "completion_tokens",
-    "describe_data",
     "describe_tokens",
     "lacking_tokens",
     "load_start",
@@ -55,6 +57,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 REJECTS = "rejects.jsonl"
+_use_up = partial(deque[Any], maxlen=0)  # keeps nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,23 +177,32 @@ def reference_cache(config: AlignConfig) -> str:
 # Descriptions
 
 
-def describe_tokens(config: AlignConfig, start: Start) -> list[str]:
-    """Return lines for each section: its pairs by cell, what was cut and changed; pairs are counted, not kept.
+def describe_tokens(
+    config: AlignConfig, start: Start, take: Callable[[Iterator[TokenPair]], object] = _use_up
+) -> list[str]:
+    """Return lines for each section: its pairs by cell, what was cut and changed.
 
-    Raises `DataError` as training does for pairs that nothing can be learned from.
+    `take` gets the tokens of each section and uses them up; by default pairs are counted, not kept. Raises `DataError`
+    as training does for pairs that nothing can be learned from.
     """
     lines, rows = [], []
     for name, pairs in pair_streams(config, start).items():
         tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
-        for _ in tokenize(pairs):
-            pass
+        take(tokenize(pairs))
         rows.append(tokenize.report.as_row())
-        check_tokens(name, rows[-1], **allowed(config))
-        lines += ["; ".join(describe_data(name, pairs.counts, rows[-1])), *token_notes(name, rows[-1])]
+        lines += checked_lines(config, name, pairs.counts, rows[-1])
     return [*lines, *positions_note(start, rows)]
 
 
-def describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any] | None = None) -> list[str]:
+def checked_lines(
+    config: AlignConfig | SftConfig, name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any]
+) -> list[str]:
+    """Return lines on an input, from its counts and the row of its report of tokens; raises as `check_tokens`."""
+    check_tokens(name, tokens, **_allowed(config))
+    return ["; ".join(_describe_data(name, counts, tokens)), *token_notes(name, tokens)]
+
+
+def _describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any] | None = None) -> list[str]:
     """Return the counts of a stream as short texts, those that are zero left out."""
     unit = "pairs" if "cells" in counts else "completions"
     lines = [f"{name}: {counts[unit]} {unit}"]
@@ -230,15 +242,15 @@ def report_data(
     rows = {name: tokens for name, (_, tokens) in streams.items()}
     if folder.is_writer:
         for name, (counts, tokens) in streams.items():
-            logger.info("%s", "; ".join(describe_data(name, counts, tokens)))
+            logger.info("%s", "; ".join(_describe_data(name, counts, tokens)))
         notes = [note for name, tokens in rows.items() for note in token_notes(name, tokens)]
         for note in [*notes, *positions_note(start, rows.values())]:
             logger.warning("%s", note)
     for name, tokens in rows.items():
-        check_tokens(name, tokens, **allowed(config))
+        check_tokens(name, tokens, **_allowed(config))
 
 
-def allowed(config: AlignConfig | SftConfig) -> dict[str, bool]:
+def _allowed(config: AlignConfig | SftConfig) -> dict[str, bool]:
     """Return the keyword arguments of `check_tokens` that the config sets."""
     return {"allow_changes": config.allow_template_changes, "allow_rendered": config.allow_rendered_text}
 
