@@ -1,0 +1,114 @@
+"""Whether an answer is coherent text, read from the text alone: empty, cut, looping, or in another language.
+
+It needs no model and measures neither truth nor sense. `docs/judges.md` has its errors on real answers.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from bfpo.judges.refusal_text import in_english, normalised
+
+__all__ = ["Coherence", "Incoherence", "read_coherence"]
+
+Incoherence = Literal["empty", "cut", "looping", "off_language", "unlikely"]
+
+_READ = 12_000  # characters of an answer that are read
+_ITEM = re.compile(r"^[ \t]*(?:\d{1,3}[.):]|[-*•+])[ \t]+", re.MULTILINE)
+_UNIT = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)?|[^\w\s\x00-\x7f]")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff]")
+_LONGEST_WORD = 30  # letters; a longer run is read letter by letter
+
+# An answer loops if this share of its units stands in n-grams that return soon, or almost all of its last units do.
+_NGRAM, _SOON, _FEWEST, _REPEATED = 5, 60, 8, 0.35
+_LAST, _LAST_REPEATED = 60, 0.9
+
+_LANGUAGE_ASKED = re.compile(
+    r"\b(?:translat\w*|languages?|arabic|bengali|chinese|czech|danish|dutch|esperanto|filipino|finnish|french|german|"
+    r"greek|hebrew|hindi|hungarian|indonesian|italian|japanese|korean|latin|malay|mandarin|norwegian|persian|farsi|"
+    r"polish|portuguese|romanian|russian|spanish|swahili|swedish|tagalog|tamil|thai|turkish|ukrainian|urdu|vietnamese)\b",
+    re.IGNORECASE,
+)
+_EAST_ASIAN = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}  # written together in Japanese
+_LATIN_WORD = re.compile(r"[^\W\d_]{3,}")
+_FEWEST_WORDS = 4
+_SCRIPTS = 4  # scripts, of two letters at least, that no text in one language mixes
+
+
+@dataclass(frozen=True, slots=True)
+class Coherence:
+    """The reasons against an answer; "cut" (stopped at the token limit) alone does not make it incoherent."""
+
+    reasons: tuple[Incoherence, ...] = ()
+
+    @property
+    def incoherent(self) -> bool:
+        """Whether any reason but "cut" holds."""
+        return any(reason != "cut" for reason in self.reasons)
+
+
+def read_coherence(text: str, *, finished: bool = True, prompt: str = "") -> Coherence:
+    """Return what is wrong with an answer, without any thoughts before it, as text; truth and sense are not read.
+
+    "empty": no letter, digit or symbol. "cut": not `finished`. "looping": it repeats itself, as greedy answers of small
+    models do. "off_language": it mixes many scripts, or is in another language than English although its `prompt` (the
+    text of all turns) is English, or in another script than a prompt in another language. An answer in English, and one
+    to a prompt that names a language, may be in any. The first 12,000 characters are read.
+    """
+    text = text[:_READ]
+    reasons: list[Incoherence] = [] if finished else ["cut"]
+    if not any(unicodedata.category(c)[0] in "LN" or unicodedata.category(c) in ("So", "Sm", "Sc") for c in text):
+        return Coherence(("empty", *reasons))
+    if _loops(_units(text)):
+        reasons.append("looping")
+    if not _LANGUAGE_ASKED.search(prompt) and _off_language(text, prompt):
+        reasons.append("off_language")
+    return Coherence(tuple(reasons))
+
+
+def _units(text: str) -> list[str]:
+    """Return words in lower case, symbols such as emoji, and single letters where words are not separated by spaces."""
+    found: list[str] = []
+    for unit in _UNIT.findall(_ITEM.sub("", text.lower())):
+        if _UNSPACED.search(unit) or (len(unit) > _LONGEST_WORD and unit.isalpha()):
+            found += unit
+        elif unit[0].isalnum() or unicodedata.category(unit) == "So":
+            found.append(unit)
+    return found
+
+
+def _loops(units: list[str]) -> bool:
+    if len(units) < _FEWEST:
+        return False
+    last: dict[tuple[str, ...], int] = {}
+    repeated = [False] * len(units)
+    for place in range(len(units) - _NGRAM + 1):
+        ngram = tuple(units[place : place + _NGRAM])
+        if place - last.get(ngram, -_SOON - 1) <= _SOON:
+            repeated[place : place + _NGRAM] = [True] * _NGRAM
+        last[ngram] = place
+    end = repeated[-_LAST:]
+    return sum(repeated) >= _REPEATED * len(units) or sum(end) >= _LAST_REPEATED * _LAST
+
+
+def _off_language(text: str, prompt: str) -> bool:
+    answer, asked = normalised(text), normalised(prompt)
+    scripts = _scripts(answer)
+    if sum(num > 1 for num in scripts.values()) >= _SCRIPTS:
+        return True
+    if not asked.strip() or not scripts or in_english(answer):
+        return False
+    main = max(scripts, key=scripts.__getitem__)
+    if in_english(asked):  # names of variables are in no language
+        return main != "LATIN" or len(set(_LATIN_WORD.findall(answer))) >= _FEWEST_WORDS
+    return main not in _scripts(asked)
+
+
+def _scripts(text: str) -> Counter[str]:
+    """Return how many letters of each script a `normalised` text has."""
+    names = (unicodedata.name(c, "MODIFIER").split(" ")[0] for c in text if c.isalpha())
+    return Counter(_EAST_ASIAN.get(name, name) for name in names if name != "MODIFIER")
