@@ -46,6 +46,7 @@ ROWS: list[tuple[str, dict[str, Any], str, str]] = [
     ("prompts", {"id": 5, "prompt": [{"role": "user", "content": "q"}], "kind": "k"}, "5", "k"),
     ("catqa_rows", {"Category": "Illegal", "Subcategory": "Drugs", "Question": "q"}, "", "harmful"),
     ("catqa", {"Illegal": {"Drugs": ["q"]}}, "", "harmful"),
+    ("hh", {"chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: r\n\nAssistant: b", "rejected": "c"}, "", ""),
 ]
 
 
@@ -122,6 +123,9 @@ def test_columns_map_and_text_files_repeat(tmp_path: Path) -> None:
         ("catqa", {"Illegal": {"Drugs": "q"}}, "Illegal"),
         ("catqa", {"Illegal": "q"}, "Illegal"),
         ("advbench", {"goal": "\ud800", "target": "t"}, "goal"),
+        ("hh", {"chosen": "\n\nAssistant: a\n\nHuman: q"}, "chosen"),
+        ("hh", {"chosen": "q"}, "chosen"),
+        ("hh", {"chosen": "\n\nHuman: \n\nAssistant: a"}, "chosen"),
     ],
 )
 def test_bad_rows_have_their_place(tmp_path: Path, layout: str, row: dict[str, Any], field: str) -> None:

@@ -6,6 +6,7 @@ it is imported, so each test asks from a process of its own.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -52,6 +53,13 @@ FILES: dict[str, dict[str, Any]] = {
     "declare-lab/CategoricalHarmfulQA": {
         "catqa_english.json": [{"Category": "a", "Subcategory": "b", "Question": "w1"}]
     },
+    "Anthropic/hh-rlhf": {
+        "helpful-base/test.jsonl.gz": [
+            {"chosen": f"\n\nHuman: {text}\n\nAssistant: w2", "rejected": f"\n\nHuman: {text}\n\nAssistant: w3"}
+            for text in ("w1", "a Bombing w1", "w1")
+        ],
+        "helpful-base/train.jsonl.gz": [{"chosen": "\n\nHuman: w4\n\nAssistant: w2", "rejected": ""}],
+    },
     "allenai/real-toxicity-prompts": {
         "prompts.jsonl": [
             {"challenging": True, "prompt": {"text": "w1", "toxicity": 0.3}},
@@ -66,6 +74,7 @@ FOUND = {
     "alpaca-eval": ["w1"],
     "arena-hard": ["w1"],
     "catqa": ["w1"],
+    "everyday": ["w1"],
     "harmbench": ["w1", "w2"],
     "or-bench": ["w1", "w2"],
     "realtoxicityprompts": ["w1"],
@@ -98,7 +107,8 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             if isinstance(content, dict):
                 pq.write_table(pa.table(content), file)
             elif isinstance(content, list):
-                file.write_text("".join(json.dumps(row) + "\n" for row in content))
+                text = "".join(json.dumps(row) + "\n" for row in content).encode()
+                file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
             else:
                 file.write_text(content)
         found[f"datasets/{hub_id}"] = root / hub_id

@@ -21,7 +21,7 @@ from bfpo.data.layouts import Layouts
 from bfpo.data.messages import answer_of, check_weight, is_parts, messages_of, text_of
 from bfpo.data.rejects import CellText, RowError
 
-__all__ = ["PAIR_LAYOUTS"]
+__all__ = ["PAIR_LAYOUTS", "transcript_of"]
 
 PAIR_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source", WEIGHT, *CONTEXT))
 
@@ -134,7 +134,7 @@ def pku_pair(row: Columns) -> Pair:
 )
 def hh_pair(row: Columns) -> Pair:
     """HH-RLHF's transcripts: the last assistant turn of each is the completion, the turns before must be the same."""
-    turns = {field: _transcript(value_of(row, field), field) for field in _COMPLETIONS}
+    turns = {field: transcript_of(value_of(row, field), field) for field in _COMPLETIONS}
     for field, messages in turns.items():
         if messages[-1].role != "assistant":
             raise RowError(field, "the transcript does not end with the assistant", messages[-1].role)
@@ -145,7 +145,8 @@ def hh_pair(row: Columns) -> Pair:
     return pair_of(row, prompt, turns["chosen"][-1], turns["rejected"][-1], labels)
 
 
-def _transcript(value: object, field: str) -> tuple[Message, ...]:
+def transcript_of(value: object, field: str) -> tuple[Message, ...]:
+    """Return the turns of a transcript of `Human:` and `Assistant:`, each after an empty line. Raises `RowError`."""
     text = text_of(value, field) if isinstance(value, str) else ""
     before, *rest = _TURN.split("\n\n" + text.lstrip())
     if before or not rest:

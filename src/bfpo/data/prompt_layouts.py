@@ -14,6 +14,7 @@ from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import CONTEXT, Columns, instruction_of, optional_text, prompt_of, value_of
 from bfpo.data.layouts import Layouts
 from bfpo.data.messages import messages_of, text_of
+from bfpo.data.pair_layouts import transcript_of
 from bfpo.data.rejects import RowError
 
 __all__ = ["PROMPT_LAYOUTS"]
@@ -175,6 +176,20 @@ def alpaca_prompts(row: Columns) -> list[Prompt]:
     if not messages:
         raise RowError("instruction", "empty prompt", row["instruction"])
     return [prompt_of(row, optional_text(row, "id"), messages, "")]
+
+
+@PROMPT_LAYOUTS.register(
+    "hh",
+    "HH-RLHF: the first turn of a transcript",
+    needs=("chosen",),
+    fits=lambda row: str(row.get("chosen")).lstrip().startswith("Human:") and "prompt" not in row,
+)
+def hh_prompts(row: Columns) -> list[Prompt]:
+    """HH-RLHF: what a person said first; both transcripts of a pair begin with it."""
+    first = transcript_of(value_of(row, "chosen"), "chosen")[0]
+    if first.role != "user":
+        raise RowError("chosen", "the transcript does not begin with Human:", first.content)
+    return [_user_prompt(row, first.content, "chosen")]
 
 
 _one_column("catqa_rows", "CatQA: a question a row", ("Category", "Subcategory", "Question"), "Question", HARMFUL)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 _WORLD_SEED = 0
+_WORDS = "has a word that the suite leaves out"
 
 
 class UnreachableError(DataError):
@@ -39,12 +41,13 @@ class UnreachableError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class SuitePrompts:
-    """The prompts of a suite, in the order of its files, and their source."""
+    """The prompts of a suite, in the order of its files, their source, and how many were left out by reason."""
 
     prompts: list[Prompt]
     source: str
     revision: str | None
     files: tuple[Path, ...]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, seed: int) -> SuitePrompts:
@@ -58,6 +61,8 @@ def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, see
     else:
         files, source, revision = _files(suite, folders)
         found = SuitePrompts(_read(suite, files, revision), source, revision, files)
+    if suite.source.without:
+        found = _without(found, suite.source.without)
     if not found.prompts:
         raise DataError.at(found.source, None, f"holds no prompt of the suite {suite.name}; at least one is needed")
     return replace(found, prompts=draw(found.prompts, limit, f"{suite.name} {seed}"))
@@ -140,6 +145,15 @@ def _read(suite: Suite, files: Sequence[Path], revision: str | None) -> list[Pro
         raise UnreachableError(f"the files of the hub at {revision} cannot be read: {error}") from error
     kind = suite.prompt_kind
     return prompts if kind is None else [replace(prompt, kind=kind) for prompt in prompts]
+
+
+def _without(found: SuitePrompts, words: Sequence[str]) -> SuitePrompts:
+    """Leave out the prompts with one of these words or phrases; a star at the end stands for any ending."""
+    each = (re.escape(word.removesuffix("*")) + r"\w*" * word.endswith("*") for word in words)
+    pattern = re.compile(rf"\b(?:{'|'.join(each)})\b", re.IGNORECASE)
+    kept = [one for one in found.prompts if not any(pattern.search(turn.content) for turn in one.messages)]
+    num = len(found.prompts) - len(kept)
+    return replace(found, prompts=kept, left_out={**found.left_out, **({_WORDS: num} if num else {})})
 
 
 def _prompts_of_rows(suite: Suite, files: Sequence[Path]) -> list[Prompt]:

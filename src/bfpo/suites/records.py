@@ -27,7 +27,7 @@ class SuiteFacts:
 
     `too_long`: model -> number of prompts that were too long. `ideal`: whether the higher or lower value is better.
     `unscored`: model -> reason -> number of items without a value. `blocked`: model -> number of prompts that its
-    server refuses to answer; they are unscored too.
+    server refuses to answer; they are unscored too. `left_out`: reason -> number of prompts that no model was asked.
     """
 
     name: str
@@ -45,6 +45,7 @@ class SuiteFacts:
     ideal: str | None = field(default=None, metadata=OPTIONAL)
     blocked: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     unscored: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
+    left_out: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
             "revision": each.revision,
             "prompts_sha256": prompts_digest(each.prompts),
             "num_prompts": len(each.prompts),
+            "left_out": each.left_out or None,
         }
         if suite.name in judged.skipped:
             found.facts[suite.name] = _facts(suite, "skipped", reason=judged.skipped[suite.name], **known)
@@ -381,6 +382,8 @@ def _page(result: SuitesFile) -> str:
 def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
     judge = f", judged by {suite.judge}" if suite.judge else ""
     yield from ("", f"**{suite.title}**{judge}", "")
+    for reason, count in (suite.left_out or {}).items():
+        yield f"{count} prompts are left out: {reason}.\n"
     for model, count in (suite.too_long or {}).items():
         yield f"{count} prompts are too long for {model}, or its chat template refuses them; they count as unscored.\n"
     for model, count in (suite.blocked or {}).items():

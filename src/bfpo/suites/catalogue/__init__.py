@@ -59,7 +59,8 @@ class Source(_Part):
 
     `files` are names, with wildcards, to look for in the user's folders. `revision` is a commit of the hub's data set;
     without one the newest is used and reported. `text` and `where` read prompts from rows of another layout: the dotted
-    name of the text, and values that a row must have.
+    name of the text, and values that a row must have. A prompt with a word or phrase of `without` is left out
+    and counted; a star at the end stands for any ending.
     """
 
     hub: str | None = None
@@ -69,6 +70,7 @@ class Source(_Part):
     world: Literal["validation", "test"] | None = None
     text: str | None = None
     where: dict[str, str | bool | int] = {}
+    without: Annotated[tuple[Annotated[str, Field(pattern=r"^\w([^*]*\w)?\*?$")], ...], Field(strict=False)] = ()
 
 
 class SuiteJudge(_Part):
