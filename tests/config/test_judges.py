@@ -26,6 +26,7 @@ def test_short_forms_stand_for_keys(tmp_path: Path) -> None:
         "format": "trained",
         "name": None,
         "model": str(tmp_path / "trained"),
+        "threshold": None,
     }
     assert judge("qwen3guard").source is None
     assert judge("qwen3guard:Qwen/Qwen3Guard-Gen-4B").source == "Qwen/Qwen3Guard-Gen-4B"

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bfpo.core.errors import DataError, SettingError
 from bfpo.data import labelled
 from bfpo.data.labelled import LabelledResult
+from bfpo.data.prompts import read_prompt_files
+from bfpo.data.read import read_pairs
 from bfpo.data.settings import LabelledConfig
-from messages import raises
+from messages import raises, says
 
 
 def load_labelled(files: list[Path], **keys: Any) -> LabelledResult:
@@ -140,3 +144,36 @@ def test_the_real_files_are_read_as_their_manifest_says(shared_data: Path) -> No
     values = {"safe_values": ["2_full_refusal"], "unsafe_values": ["1_full_compliance"]}
     result = load_labelled(files, **xstest, **values)
     assert (len(result.completions), sum(row.is_safe == 0 for row in result.completions)) == (947, 136)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ([*range(6)], True),
+        ([" 7 ", "12", "0", "-1", "3.0"], True),
+        ([*range(6), "What is 2 + 2?"], False),
+        ([*range(4)], False),  # few rows
+        (["1.5", "2", "3", "4", "5"], False),
+    ],
+)
+def test_a_column_of_numbers_is_no_prompt_in_labelled_rows_pairs_and_prompts(
+    tmp_path: Path, values: list[Any], named: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"q": str(value), "completion": f"a{n}", "is_safe": True, "chosen": "a", "rejected": "b"}
+        for n, value in enumerate(values)
+    ]
+    columns = {"prompt": "q"}
+    lines = [{key: row[key] for key in ("q", "completion", "is_safe")} for row in rows]
+    pairs = [{**row, "chosen_is_safe": True, "rejected_is_safe": True} for row in rows]
+    answers, both = written(tmp_path / "a.jsonl", *lines), written(tmp_path / "p.jsonl", *pairs)
+    expected = [{"prompts_are_numbers": {str(file): "q"}} if named else {} for file in (answers, both, answers)]
+    found = [
+        load_labelled([answers], columns=columns).notes,
+        read_pairs([both], columns=columns, layout="bfpo").notes,
+        read_prompt_files([answers], columns=columns, layout="prompts").notes,
+    ]
+    found = [{key: value for key, value in notes.items() if key == "prompts_are_numbers"} for notes in found]
+    assert found == expected
+    if named:
+        says(caplog, "'q'", "columns.prompt")

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from bfpo.core.settings import ConfigPart, NameOf
 
-__all__ = ["Key", "allowed", "describe_keys", "items_of", "section_of"]
+__all__ = ["Key", "allowed", "describe_keys", "flat_members", "items_of", "section_of"]
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _BOUNDS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"), (Lt, "<", "lt"))
@@ -28,18 +28,18 @@ class Key:
     description: str
 
 
-def _flat_members(annotation: Any) -> list[Any]:
+def flat_members(annotation: Any) -> list[Any]:
     """Return the members of a union, also inside `Annotated`; a plain type is its only member."""
     if get_origin(annotation) is Annotated:
-        return _flat_members(get_args(annotation)[0])
+        return flat_members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [member for part in get_args(annotation) for member in _flat_members(part)]
+        return [member for part in get_args(annotation) for member in flat_members(part)]
     return [annotation]
 
 
 def section_of(annotation: Any) -> type[ConfigPart] | None:
     """Return the section class of a key, `None` for a plain value."""
-    for member in _flat_members(annotation):
+    for member in flat_members(annotation):
         # In Python 3.10 `list[str]` counts as a type.
         if get_origin(member) is None and isinstance(member, type) and issubclass(member, ConfigPart):
             return member
@@ -48,7 +48,7 @@ def section_of(annotation: Any) -> type[ConfigPart] | None:
 
 def items_of(annotation: Any) -> type[ConfigPart] | None:
     """Return the section class of a list's items, `None` for any other value."""
-    for member in _flat_members(annotation):
+    for member in flat_members(annotation):
         if get_origin(member) is list:
             return section_of(get_args(member)[0])
     return None
@@ -73,7 +73,7 @@ def _member_words(member: Any, bounds: str) -> str:
 def _item_words(annotation: Any) -> str:
     """Return the items of a list in words, such as `numbers >= 0 and <= 1`."""
     plurals = {int: "whole numbers", float: "numbers"}
-    members = _flat_members(annotation)
+    members = flat_members(annotation)
     if len(members) != 1 or members[0] not in plurals:
         return "text"
     facts = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
@@ -97,7 +97,7 @@ def allowed(info: FieldInfo) -> str:
         if isinstance(item, NameOf):
             return ", ".join(item.names())
     bounds = _bounds_words(info.metadata)
-    return ", or ".join(_member_words(member, bounds) for member in _flat_members(info.annotation))
+    return ", or ".join(_member_words(member, bounds) for member in flat_members(info.annotation))
 
 
 def _default_words(info: FieldInfo) -> str | None:
@@ -124,7 +124,7 @@ def describe_keys(config: type[ConfigPart], prefix: str = "") -> Iterator[Key]:
         elif section is None:
             kind = allowed(info)
         else:
-            kind += ", or null" if type(None) in _flat_members(info.annotation) else ""
+            kind += ", or null" if type(None) in flat_members(info.annotation) else ""
             default = default if default in (None, "null") else "as below"
         limits = config.limits_of(name)
         if limits and default is None:

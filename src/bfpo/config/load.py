@@ -6,14 +6,14 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from bfpo.config.describe import allowed, describe_keys, items_of, section_of
+from bfpo.config.describe import allowed, describe_keys, flat_members, items_of, section_of
 from bfpo.core.console import one_line
 from bfpo.core.errors import ConfigError, first_line
 from bfpo.core.inputs import missing_folder
@@ -46,8 +46,8 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
     key, the nearest one.
     """
     values, places = _read_file(Path(path)) if path is not None else ({}, {})
-    for override in overrides:
-        _apply_override(values, places, override)
+    for override in sorted(overrides, key=_depth):  # a section first, so that `--judge J` keeps `judge.threshold`
+        _apply_override(cls, values, places, override)
     _drop_overruled(cls, values, places)
     try:
         return cls.model_validate(values)
@@ -84,7 +84,11 @@ def _drop_overruled(cls: type[StageConfig], values: dict[str, Any], places: dict
             del values[key]
 
 
-def _apply_override(values: dict[str, Any], places: dict[str, str], override: str) -> None:
+def _depth(override: str) -> int:
+    return len(_PART.findall(override.partition("=")[0]))
+
+
+def _apply_override(cls: type[ConfigPart], values: dict[str, Any], places: dict[str, str], override: str) -> None:
     place = f"{_SET}{one_line(hide_in_setting(override))}"
     key, equals, text = override.partition("=")
     key = key.strip()
@@ -100,19 +104,51 @@ def _apply_override(values: dict[str, Any], places: dict[str, str], override: st
         ) from error
     *steps, leaf = _PART.findall(key)
     target: Any = values
+    annotation: Any = cls
     for depth, step in enumerate(steps, start=1):
         name = "".join(steps[:depth]).lstrip(".")
         at = _index(target, step, place)
         if isinstance(target, dict) and target.get(at) is None:
             target[at] = {}
             places.setdefault(name, place)
+        annotation = _annotation_at(annotation, step)
+        target[at] = _as_keys(annotation, target[at], f"{place}: {name}")
         target = target[at]
+        if isinstance(target, list) and len(target) == 1 and not [*steps, leaf][depth].startswith("["):
+            annotation = _annotation_at(annotation, "[0]")
+            target[0] = _as_keys(annotation, target[0], f"{place}: {name}[0]")
+            target = target[0]
         if not isinstance(target, (dict, list)):
             raise ConfigError(f"{place}: {name} is {_show(target)}, not a section; set {name} itself")
     target[_index(target, leaf, place)] = value
     for known in [known for known in places if known == key or known.startswith((f"{key}.", f"{key}["))]:
         del places[known]
     places[key] = place
+
+
+def _annotation_at(annotation: Any, step: str) -> Any:
+    """Return the annotation of a key of a section, or of an item of a list or mapping; `None` if there is none."""
+    if (section := section_of(annotation)) is not None:
+        info = section.every_field().get(step.lstrip("."))
+        return None if info is None else info.annotation
+    inner = [get_args(one)[-1] for one in flat_members(annotation) if get_origin(one) in (list, dict) and get_args(one)]
+    return inner[0] if inner else None
+
+
+def _as_keys(annotation: Any, value: Any, place: str) -> Any:
+    """Return the keys that a short form, such as the name of a judge, stands for; of a list given as one item, a list.
+
+    Any other value is unchanged. Raises `ConfigError` for a short form that cannot be used.
+    """
+    if not isinstance(value, str):
+        return value
+    if items_of(annotation) is not None:
+        return [value]
+    section = section_of(annotation)
+    try:
+        return section.spelled_out(value) if section is not None and issubclass(section, OneOf) else value
+    except ValueError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def _index(target: dict[str, Any] | list[Any], step: str, place: str) -> Any:

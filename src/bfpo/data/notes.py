@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,9 +18,12 @@ from bfpo.data.rejects import Row
 
 __all__ = ["NOTES", "FileNotes"]
 
-NOTES = ("columns_not_read", "rows_with_conversations_as_text", "splits_read")
+NOTES = ("columns_not_read", "rows_with_conversations_as_text", "splits_read", "prompts_are_numbers")
 """Keys of `FileNotes.facts`, in the facts of a stage."""
 _SHOWN, _KEPT, _LONGEST_NAME = 4, 40, 80
+_PROMPT_COLUMNS = ("prompt", "instruction", "Behavior", "Goal")  # of the layouts
+_WHOLE_NUMBER = re.compile(r"\s*-?\d+(\.0)?\s*")
+_FEWEST_NUMBERS = 5  # fewer rows may be sums that a user typed
 _log = logging.getLogger(__name__)
 
 
@@ -29,16 +33,17 @@ class FileNotes:
 
     `unread`: file -> columns that held something and that its layout does not read (`messages[].key` for a key of
     messages). `conversations`: file -> number of rows in which text was read as messages. `splits`: folder -> the split
-    that was read of several.
+    that was read of several. `numbers`: file -> its column of prompts, if that holds whole numbers alone.
     """
 
     unread: dict[str, list[str]] = field(default_factory=dict)
     conversations: dict[str, int] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, str] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Return what there is to say, for a stage's counts."""
-        found: tuple[dict[str, Any], ...] = (self.unread, self.conversations, self.splits)
+        found: tuple[dict[str, Any], ...] = (self.unread, self.conversations, self.splits, self.numbers)
         return {name: value for name, value in zip(NOTES, found, strict=True) if value}
 
     def files(self, paths: Sequence[str | Path]) -> list[Path]:
@@ -62,7 +67,8 @@ class FileNotes:
         """Yield the rows of a file as `mapped_rows` does, and note the columns that are not in `read`."""
         known = {*read, *(columns or {}).values()}
         unread: dict[str, None] = {}
-        num_conversations = 0
+        num_conversations = num_rows = 0
+        prompt, numbers = _prompt_column(read), 0
         for row in mapped_rows(file, columns, cells_only=cells_only):
             for name, value in row.columns.items():
                 if name not in known:
@@ -71,7 +77,19 @@ class FileNotes:
                 elif isinstance(value, list):
                     unread.update(dict.fromkeys(_unread_keys(name, value)))
             num_conversations += bool(row.conversations)
+            num_rows += 1
+            numbers += bool(_WHOLE_NUMBER.fullmatch(str(row.columns.get(prompt, ""))))
             yield row
+        if numbers == num_rows >= _FEWEST_NUMBERS:
+            self.numbers[str(file)] = column = (columns or {}).get(prompt) or prompt
+            _log.warning(
+                "%s: the prompts, in the column %r, are whole numbers in all %d rows: an index is not a prompt. Join "
+                "the file with the texts that it numbers, or name another column as columns.%s",
+                file,
+                column,
+                num_rows,
+                prompt,
+            )
         if unread:
             names = [_short(name) for name in islice(unread, _KEPT)]
             more = [f"{len(unread) - _KEPT} more"] if len(unread) > _KEPT else []
@@ -80,6 +98,11 @@ class FileNotes:
         if num_conversations:
             self.conversations[str(file)] = num_conversations
             _log.info("%s: %d rows hold conversations as text; they were read as messages", file, num_conversations)
+
+
+def _prompt_column(read: Iterable[str]) -> str:
+    names = set(read)
+    return next((name for name in _PROMPT_COLUMNS if name in names), "")
 
 
 def _short(name: object) -> str:

@@ -269,13 +269,14 @@ def _load(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) 
     return classifier
 
 
-def load_finetuned(folder: Path, described: dict[str, Any]) -> ClassifierJudge:
-    """Return the judge in a folder; `described` is the content of its `judge.json`.
+def load_finetuned(folder: Path, described: dict[str, Any], *, threshold: float | None = None) -> ClassifierJudge:
+    """Return the judge in a folder; `described` is the content of its `judge.json`, `threshold` replaces its own.
 
     Raises `ModelError` if folder or description is not the output of `bfpo judge-train`.
     """
     try:
         keys = {"batch_size": 8, "name": described["name"], **described["settings"]}
+        keys |= {} if threshold is None else {"threshold": threshold}
         return ClassifierJudge(ClassifierSpec(model=str(folder), safe_label="safe", **keys))
     except (KeyError, TypeError, ValidationError) as error:
         raise ModelError(f"{folder / JUDGE_FILE}: is not what `bfpo judge-train` writes ({error})") from error

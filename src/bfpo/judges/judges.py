@@ -212,7 +212,7 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
     if isinstance(spec, RefusalSpec):
         return RefusalJudge(name=spec.name or spec.format, phrases=spec.phrases)
     if isinstance(spec, TrainedSpec):
-        return _trained_judge(Path(spec.model), spec.name)
+        return _trained_judge(spec)
     if isinstance(spec, ClassifierSpec):
         from bfpo.judges.classifier import ClassifierJudge
 
@@ -275,7 +275,8 @@ def _read_policy(file: str) -> str:
         raise SettingError(f"policy: {file} cannot be read as text ({first_line(error)})") from error
 
 
-def _trained_judge(folder: Path, name: str | None) -> NgramJudge | ClassifierJudge:
+def _trained_judge(spec: TrainedSpec) -> NgramJudge | ClassifierJudge:
+    folder = Path(spec.model)
     try:
         described = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
         kind = described["kind"]
@@ -286,12 +287,12 @@ def _trained_judge(folder: Path, name: str | None) -> NgramJudge | ClassifierJud
         ) from error
     judge: NgramJudge | ClassifierJudge
     if kind == "ngrams":
-        judge = NgramJudge.load(folder)
+        judge = NgramJudge.load(folder, threshold=spec.threshold)
     elif kind == "classifier":
         from bfpo.judges.classifier import load_finetuned
 
-        judge = load_finetuned(folder, described)
+        judge = load_finetuned(folder, described, threshold=spec.threshold)
     else:
         raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed for a judge: ngrams, classifier")
-    judge.name = name or judge.name
+    judge.name = spec.name or judge.name
     return judge

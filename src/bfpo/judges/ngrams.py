@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -92,8 +92,11 @@ class _NgramModel:
         save_described(folder, {**described, "settings": asdict(self.settings)})
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Return what `save` wrote; raises `ModelError` for a folder without a model of this kind and version."""
+    def load(cls, folder: Path, *, threshold: float | None = None) -> Self:
+        """Return what `save` wrote, a judge with another `threshold` if one is given.
+
+        Raises `ModelError` for a folder without a model of this kind and version.
+        """
         remedy = f"the folder `model` of a run of `bfpo judge-train` with kind={cls._kind}"
         try:
             described = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
@@ -104,6 +107,7 @@ class _NgramModel:
                     f"give {remedy}"
                 )
             settings = NgramSettings(**{**described["settings"], "ngrams": tuple(described["settings"]["ngrams"])})
+            settings = settings if threshold is None else replace(settings, threshold=threshold)
             arrays = load_file(folder / _WEIGHTS)
             intercept = [float(arrays["intercept"][0])] if cls._role == "judge" else []
             return cls(described["name"], settings, arrays["idf"], arrays["weights"], *intercept)

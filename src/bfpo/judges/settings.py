@@ -196,6 +196,9 @@ class TrainedSpec(JudgeConfig, _Trained, mode="trained"):
     """A judge of `bfpo judge-train`."""
 
     format: str = "trained"
+    threshold: float | None = Field(
+        default=None, gt=0, lt=1, description="p(safe) from which on a text is safe; null = as training chose"
+    )
 
 
 class _Threshold(ConfigPart):
