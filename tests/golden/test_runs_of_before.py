@@ -35,6 +35,7 @@ NEW: dict[str, Any] = {
     "phrases": None,
     "safe_values": [],
     "unsafe_values": [],
+    "threshold": None,
 }
 # A value that is now written in another way: the variable of a server's key, when none is named.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY"}
