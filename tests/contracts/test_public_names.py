@@ -24,7 +24,7 @@ PARAMETERS = {
     "load_config": "cls, path, overrides",
     "run_stage": "name, config, out, resume",
     "Pair": "id, prompt, chosen, rejected, chosen_is_safe, rejected_is_safe, source, tools, chosen_extra, "
-    "rejected_extra",
+    "rejected_extra, chosen_finished, rejected_finished",
     "Message": "role, content, extra",
     "Prompt": "id, messages, kind, tools",
     "Completion": "id, prompt, text, model, kind, finished, is_safe, reasoning, blocked, tools, extra",

@@ -100,7 +100,7 @@ class Pair:
     `chosen` is the more helpful one, regardless of safety. A label is a bit, the probability in [0, 1] that the
     completion is safe, or `None` (unknown). An empty prompt is allowed (unconditional text). `tools` is canonical JSON
     of the tools that a chat template describes to the model; `chosen_extra` and `rejected_extra` are the `extra` of the
-    completions' messages.
+    completions' messages. `chosen_finished` and `rejected_finished` as `finished` in `Completion`.
 
     Raises `DataError` for a wrong type and `LabelError` for a label outside [0, 1].
     """
@@ -115,6 +115,8 @@ class Pair:
     tools: str = field(default="", metadata=OPTIONAL)
     chosen_extra: str = field(default="", metadata=OPTIONAL)
     rejected_extra: str = field(default="", metadata=OPTIONAL)
+    chosen_finished: bool = True
+    rejected_finished: bool = True
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)

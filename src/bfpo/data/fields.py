@@ -14,6 +14,7 @@ from bfpo.data.rejects import CellText, RowError
 
 __all__ = [
     "CONTEXT",
+    "FINISHED",
     "REASONING",
     "WEIGHT",
     "ColumnNames",
@@ -37,6 +38,8 @@ ColumnNames = Mapping[str, str | None]
 
 CONTEXT = ("system", "system_prompt", "history", "tools", "chat_template_kwargs", *MEDIA)
 """Columns that every layout reads: what stands before the prompt, and what cannot be read."""
+FINISHED = ("chosen_finished", "rejected_finished")
+"""Columns of a pair: whether the model ended the text itself; absent or null means that it did."""
 WEIGHT = "weight"
 REASONING = ("reasoning", "reasoning_content", "thinking")
 """Columns of a completion's thoughts, the first that is there."""
@@ -136,6 +139,8 @@ def pair_of(
     source = row.get("source")
     content: list[object] = [_parts_of(prompt), chosen.content, rejected.content, *labels]
     content += [text for text in (chosen.extra, rejected.extra, tools) if text]
+    finished = [_finished(row, field) for field in FINISHED]
+    content += [] if all(finished) else finished
     digest = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
     return Pair(
         id=id_of(row) or digest[:16],
@@ -148,7 +153,16 @@ def pair_of(
         tools=tools,
         chosen_extra=chosen.extra,
         rejected_extra=rejected.extra,
+        chosen_finished=finished[0],
+        rejected_finished=finished[1],
     )
+
+
+def _finished(row: Columns, field: str) -> bool:
+    value = cell_value(row.get(field))
+    if not is_absent(value) and not isinstance(value, bool):
+        raise RowError(field, "wrong type (true or false is needed)", value)
+    return value is not False
 
 
 def completion_of(
@@ -167,9 +181,6 @@ def completion_of(
     answer = _as_answer(answer)
     if not allow_empty:
         _check_answer(answer, field)
-    finished = cell_value(row.get("finished", True))
-    if not isinstance(finished, bool):
-        raise RowError("finished", "wrong type (true or false is needed)", finished)
     name = optional_text(row, "id") or content_id((*prompt, answer), tools)
     return Completion(
         name,
@@ -177,7 +188,7 @@ def completion_of(
         answer.content,
         optional_text(row, "model"),
         kind,
-        finished,
+        _finished(row, "finished"),
         is_safe,
         reasoning=next((text for name in REASONING if isinstance(text := row.get(name), str) and text.strip()), ""),
         blocked=blocked if isinstance(blocked := row.get("blocked"), str) and not answer.content else "",

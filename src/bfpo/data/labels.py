@@ -179,13 +179,14 @@ def completions_of_pair(pair: Pair) -> tuple[Completion, Completion]:
     """Return both completions of a pair with their labels; `kind` is the pair's source."""
     chosen = Completion(f"{pair.id}:chosen", pair.prompt, pair.chosen, kind=pair.source, tools=pair.tools)
     return (
-        replace(chosen, is_safe=pair.chosen_is_safe, extra=pair.chosen_extra),
+        replace(chosen, is_safe=pair.chosen_is_safe, extra=pair.chosen_extra, finished=pair.chosen_finished),
         replace(
             chosen,
             id=f"{pair.id}:rejected",
             text=pair.rejected,
             is_safe=pair.rejected_is_safe,
             extra=pair.rejected_extra,
+            finished=pair.rejected_finished,
         ),
     )
 

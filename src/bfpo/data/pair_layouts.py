@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bfpo.core.schema import Message, Pair, Role
 from bfpo.data.fields import (
     CONTEXT,
+    FINISHED,
     WEIGHT,
     Columns,
     cell_value,
@@ -23,7 +24,7 @@ from bfpo.data.rejects import CellText, RowError
 
 __all__ = ["PAIR_LAYOUTS", "transcript_of"]
 
-PAIR_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source", WEIGHT, *CONTEXT))
+PAIR_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source", WEIGHT, *FINISHED, *CONTEXT))
 
 _COMPLETIONS, _LABELS = ("chosen", "rejected"), ("chosen_is_safe", "rejected_is_safe")
 _OURS = ("prompt", *_COMPLETIONS, *_LABELS)

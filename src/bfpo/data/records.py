@@ -50,7 +50,8 @@ class PairStreamFacts:
     """A stream of pairs: also the label cells by split, and the safety of its completions.
 
     `e_safe` is the mean safety of all completions whose label is known. A conflict is a pair whose more helpful
-    completion is unsafe and whose other one is safe.
+    completion is unsafe and whose other one is safe. `cut_completions`: how many were cut when they
+    were generated.
     """
 
     rows: dict[str, int]
@@ -62,6 +63,7 @@ class PairStreamFacts:
     conflict_rate: float | None = None
     lengths: Lengths = field(default_factory=dict)
     languages: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    cut_completions: int | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

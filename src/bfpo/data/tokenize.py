@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bfpo.core.errors import BfpoError, DataError, LabelError, ModelError, SettingError
+from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import Completion, Message, Pair, Prompt
 from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder, EncodedChat, RenderedChat, end_token_id
 from bfpo.data.fidelity import common_length
@@ -80,6 +81,8 @@ class TokenizeReport:
     completions are the same ids (their margin stays 0, so they have no gradient), `num_boundary_moved` rows whose
     prompt lost tokens that merge with the answer or that the template does not write before a given one.
 
+    `num_unfinished` counts completions that were cut when they were generated, so that they get no end token.
+
     `template_changes` counts rows by what the chat template deletes or moves, `openings` by how the start of an answer
     differs between generation and training; `first_changed` names the first row of each change. `rendered_before`
     counts rows whose text a chat template has rendered before, by the mark that shows it.
@@ -94,6 +97,7 @@ class TokenizeReport:
     longest_tokens: int = 0
     num_identical: int = 0
     num_boundary_moved: int = 0
+    num_unfinished: int = field(default=0, metadata=OPTIONAL)
     template_changes: dict[str, int] = field(default_factory=dict)
     openings: dict[str, int] = field(default_factory=dict)
     first_changed: dict[str, str] = field(default_factory=dict)
@@ -105,8 +109,9 @@ class TokenizeReport:
         return self.cut_prompt_tokens + self.cut_completion_tokens
 
     def as_row(self) -> dict[str, Any]:
-        """Return a dict, to be printed or written; counts by reason are in it where there are any."""
-        return {name: value for name, value in asdict(self).items() if value != {}}
+        """Return a dict, to be printed or written; counts by reason, and optional ones, where there are any."""
+        optional = {one.name for one in fields(self) if one.metadata == OPTIONAL}
+        return {name: value for name, value in asdict(self).items() if value != {} and (value or name not in optional)}
 
 
 class _Counter:
@@ -160,7 +165,8 @@ class PairTokenizer:
     """Pairs to token ids, a batch at a time; `report` counts those returned so far.
 
     Lengths in tokens. The template is applied once to each whole conversation; a completion starts where the prompt
-    (rendered with the generation prompt) is no longer a common beginning of both, so both follow the same ids. To fit,
+    (rendered with the generation prompt) is no longer a common beginning of both, so both follow the same ids. One that
+    was not finished when it was generated gets no end token. To fit,
     completions are first cut on the right to `max_completion_length` (losing their end token), then the prompt on the
     left (keeping BOS) to `max_length`, and only then completions again.
 
@@ -205,7 +211,8 @@ class PairTokenizer:
     def _token_pair(self, pair: Pair, encoded: EncodedChat) -> TokenPair:
         assert pair.chosen_is_safe is not None  # checked by _rendered
         assert pair.rejected_is_safe is not None
-        prompt, answers = _shared_prompt(f"pair {pair.id}", encoded, self._chat, self._counter)
+        finished = (pair.chosen_finished, pair.rejected_finished)
+        prompt, answers = _shared_prompt(f"pair {pair.id}", encoded, finished, self._chat, self._counter)
         prompt, (chosen, rejected) = _cut(prompt, answers, self._chat, self._limits, self._counter)
         self._counter.add(num_identical=chosen == rejected)
         for ids in (prompt, chosen, rejected):
@@ -252,9 +259,8 @@ def tokenize_completions(
     examples: list[SftExample] = []
     for completion, encoded in _encoded(completions, partial(_render, chat=chat), chat):
         name = f"completion {completion.id}"
-        prompt, (answer,) = _shared_prompt(name, encoded, chat, counter)
-        answer = answer if completion.finished else answer[:-1]
-        prompt, (answer,) = _cut(prompt, [answer], chat, limits, counter)
+        prompt, answers = _shared_prompt(name, encoded, (completion.finished,), chat, counter)
+        prompt, (answer,) = _cut(prompt, answers, chat, limits, counter)
         check_ids([*prompt, *answer], tokenizer, num_embeddings, name)
         examples.append({"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer})
     return examples, counter.report()
@@ -300,6 +306,8 @@ def token_notes(name: str, row: Mapping[str, Any]) -> list[str]:
     """Return in words what a report (`as_row`) counts that changes what training learns; `name`: of the stream."""
     total, same = row.get("num_pairs", 0), row.get("num_identical", 0)
     notes = [f"{same} of {total} pairs have two identical completions, from which nothing is learned"] if same else []
+    if num := row.get("num_unfinished"):
+        notes.append(f"{num} completions were cut off when they were generated; no end token follows")
     notes += [f"the chat template: {reason} ({num} of {total})" for reason, num in _counted(row, "template_changes")]
     notes += [f"the chat template: {opening} ({num} of {total})" for opening, num in _counted(row, "openings")]
     notes += [rendered_note(row["rendered_before"], total)] if "rendered_before" in row else []
@@ -404,15 +412,18 @@ def _batches(
 
 
 def _shared_prompt(
-    name: str, encoded: EncodedChat, chat: ChatEncoder, counter: _Counter
+    name: str, encoded: EncodedChat, finished: Sequence[bool], chat: ChatEncoder, counter: _Counter
 ) -> tuple[list[int], list[list[int]]]:
-    """Return the shared prompt and the rest of each conversation, with its end token."""
+    """Return the shared prompt and the rest of each conversation, with an end token where it is finished."""
     start = min(common_length(encoded.prompt, ids) for ids in encoded.conversations)
     if start == 0:
         raise ModelError(f"{name}: the chat template writes no common beginning for the prompt and the conversation")
-    counter.add(num_pairs=1, num_boundary_moved=start < len(encoded.prompt))
+    counter.add(num_pairs=1, num_boundary_moved=start < len(encoded.prompt), num_unfinished=finished.count(False))
     counter.rendered(name, encoded)
-    return encoded.prompt[:start], [chat.ended(ids)[start:] for ids in encoded.conversations]
+    ended = [chat.ended(ids)[start:] for ids in encoded.conversations]
+    return encoded.prompt[:start], [
+        ids if whole else ids[:-1] or ids for ids, whole in zip(ended, finished, strict=True)
+    ]
 
 
 def _cut(

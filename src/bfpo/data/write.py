@@ -10,6 +10,7 @@ from pathlib import Path
 from bfpo.core.errors import SettingError
 from bfpo.core.files import write_bytes_whole
 from bfpo.core.schema import Completion, Message, Pair, Prompt, from_canonical
+from bfpo.data.fields import FINISHED
 
 __all__ = ["completion_row", "pair_row", "prompt_row", "write_completions", "write_pairs"]
 
@@ -38,6 +39,7 @@ def pair_row(pair: Pair) -> dict[str, object]:
         "rejected_is_safe": _label(pair.rejected_is_safe),
         "source": pair.source,
         **_tools(pair),
+        **{name: False for name in FINISHED if not getattr(pair, name)},
     }
 
 

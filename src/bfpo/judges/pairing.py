@@ -181,6 +181,8 @@ def _candidates(
                 tools=chosen.tools,
                 chosen_extra=message_extra(chosen),
                 rejected_extra=message_extra(rejected),
+                chosen_finished=chosen.finished,
+                rejected_finished=rejected.finished,
             )
             cell = cell_of(labels[chosen.id], labels[rejected.id])
             yield _Candidate(pair, cell, abs(better - 0.5), (first.id, second.id))

@@ -89,7 +89,8 @@ def _stream_facts(parts: Sequence[Part], *, with_tokens: bool) -> AnyStream:
     cells = [_cells(part) for part in parts]
     by_split = {split: _count_cells(parts, cells, number) for number, split in enumerate(SPLITS)}
     lengths = _lengths_by_cell(parts, cells, units)
-    return PairStreamFacts(rows, num_rows, by_split, **_safety(parts), lengths=lengths)
+    cut = sum(part.num_cut() for part in parts) or None
+    return PairStreamFacts(rows, num_rows, by_split, **_safety(parts), lengths=lengths, cut_completions=cut)
 
 
 def _labels(part: Part, block: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -239,7 +240,14 @@ def _stream_lines(name: str, facts: AnyStream) -> list[str]:
             lines.append(
                 f"{name}: E_safe {facts.e_safe:.3f}; helpful but unsafe: {facts.conflicts} pairs{_share(facts)}"
             )
+        if facts.cut_completions:
+            lines.append(f"{name}: {_cut_text(facts)}")
     return lines
+
+
+def _cut_text(facts: PairStreamFacts) -> str:
+    cut, total = facts.cut_completions, 2 * facts.num_rows
+    return f"{cut} of {total} completions were cut off when they were generated; no end token follows"
 
 
 def _share(facts: PairStreamFacts) -> str:
@@ -324,6 +332,8 @@ def _stream_text(facts: AnyStream) -> str:
                 f"E_safe, the mean safety of all completions whose label is known, is {facts.e_safe:.4f}. The more "
                 f"helpful completion is unsafe and the other safe in {facts.conflicts} pairs{_share(facts)}."
             )
+        if facts.cut_completions:
+            parts.append(f"{_cut_text(facts)}.")
     else:
         parts.append(f"Completions: {_counts(facts.rows)}.")
     parts.append(_lengths_table(facts.lengths))

@@ -76,6 +76,10 @@ class Part:
         used: npt.NDArray[np.bool_] = self.fate == USED
         return used
 
+    def num_cut(self) -> int:
+        """Return how many completions of the written pairs were cut when they were generated."""
+        return int((self.shard.key("cut") * self.copies[:, None]).sum())
+
     def counts(self) -> dict[str, int]:
         """Return the number of units by fate, zeros left out."""
         numbers = np.bincount(self.fate, minlength=len(REASONS)).tolist()

@@ -18,7 +18,7 @@ import pyarrow
 from bfpo.config.prepare import NearDuplicatesConfig
 from bfpo.core.schema import Completion, Pair, Prompt
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.fields import ColumnNames
+from bfpo.data.fields import FINISHED, ColumnNames
 from bfpo.data.files import attempt, first_that_fits, mapped_rows
 from bfpo.data.labels import NO_WORDS, LabelWords
 from bfpo.data.layouts import AUTO, Layout, check_columns, check_layout, columns_of
@@ -43,7 +43,7 @@ SCHEMA = pyarrow.schema(
         ("chosen_is_safe", pyarrow.float64()),
         ("rejected_is_safe", pyarrow.float64()),
         ("source", pyarrow.string()),
-        ("finished", pyarrow.bool_()),
+        *((name, pyarrow.bool_()) for name in FINISHED),
     ]
 )
 KEYS = np.dtype(
@@ -55,6 +55,7 @@ KEYS = np.dtype(
         ("completions", "<u8", 2),  # of the prompt with each completion, exact text
         ("labels", "<f4", 2),  # NaN = unknown
         ("contaminated", "?"),
+        ("cut", "?", 2),  # which completions are not finished
         ("chars", "<u4", 3),  # of prompt, chosen, rejected
         ("words", "<u4", 3),
         ("tokens", "<u4", 3),
@@ -263,6 +264,10 @@ def _labels_of(item: Pair | Completion) -> tuple[float | None, float | None]:
     return (item.chosen_is_safe, item.rejected_is_safe) if isinstance(item, Pair) else (item.is_safe, None)
 
 
+def _finished(item: Pair | Completion) -> tuple[bool, bool]:
+    return (item.chosen_finished, item.rejected_finished) if isinstance(item, Pair) else (item.finished, True)
+
+
 def _batch_of(items: Sequence[Pair | Completion]) -> Any:
     rows = [
         (
@@ -279,8 +284,8 @@ def _batch_of(items: Sequence[Pair | Completion]) -> Any:
 
 def _completions_of(item: Pair | Completion) -> tuple[object, ...]:
     if isinstance(item, Pair):
-        return item.chosen, item.rejected, item.chosen_is_safe, item.rejected_is_safe, item.source, True
-    return item.text, None, item.is_safe, None, item.kind, item.finished
+        return item.chosen, item.rejected, item.chosen_is_safe, item.rejected_is_safe, item.source, *_finished(item)
+    return item.text, None, item.is_safe, None, item.kind, *_finished(item)
 
 
 def _keys_of(items: Sequence[Pair | Completion], texts: Sequence[str], given: Sequence[bool]) -> npt.NDArray[Any]:
@@ -289,15 +294,17 @@ def _keys_of(items: Sequence[Pair | Completion], texts: Sequence[str], given: Se
         first, second = _texts(item)
         prompt = _digest(*(part for message in item.prompt for part in (message.role, message.content)))
         completions = (_continued(prompt, first), _continued(prompt, second))
-        labels = _labels_of(item)
+        labels, finished = _labels_of(item), _finished(item)
+        cut = () if all(finished) or isinstance(item, Completion) else finished
         keys[row] = (
             _hash(item.id),
             given[row],
             _hash(text),
-            _hash(*map(repr, (*completions, *labels))),
+            _hash(*map(repr, (*completions, *labels, *cut))),
             completions,
             [np.nan if label is None else label for label in labels],
             False,
+            [not whole for whole in finished],
             [sum(len(turn.content) for turn in item.prompt), len(first), len(second)],
             [sum(len(turn.content.split()) for turn in item.prompt), len(first.split()), len(second.split())],
             (0, 0, 0),

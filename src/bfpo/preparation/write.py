@@ -20,6 +20,7 @@ import pyarrow.parquet
 
 from bfpo._version import __version__
 from bfpo.core.files import file_digest, open_whole
+from bfpo.data.fields import FINISHED
 from bfpo.preparation.mixture import Mixed, sample
 from bfpo.preparation.parts import SPLITS, Part
 from bfpo.preparation.rows import SCHEMA
@@ -27,7 +28,8 @@ from bfpo.preparation.shards import SHARD_VERSION
 
 __all__ = ["make_manifest", "output_facts", "write_lists", "write_stream"]
 
-_PAIRS = pyarrow.schema([field for field in SCHEMA if field.name != "finished"])
+# Without the columns of `FINISHED`, which are written only where some completion was cut.
+_PAIRS = pyarrow.schema([field for field in SCHEMA if field.name not in FINISHED])
 _COMPLETIONS = pyarrow.schema(
     [
         SCHEMA.field("id"),
@@ -61,7 +63,10 @@ def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int
     Rows are in the order of the mixture and of the files. `samples` texts at most are returned for the languages, drawn
     by a hash. Raises `OSError`.
     """
-    schema = _COMPLETIONS if parts[0].source.stream == "sft" else _PAIRS
+    if parts[0].source.stream == "sft":
+        schema = _COMPLETIONS
+    else:
+        schema = SCHEMA if any(part.num_cut() for part in parts) else _PAIRS
     written = Written()
     share = [int(part.copies.astype(bool).sum()) for part in parts]
     present = {number for part in parts for number in np.unique(part.split[part.copies > 0]).tolist()}
@@ -73,7 +78,8 @@ def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int
         for part, own in zip(parts, share, strict=True):
             wanted = sample(part, -(-samples * own // max(1, sum(share))), seed=seed)
             for batch, units in _batches(part):
-                rows = _completions_of(part, batch, units) if schema is _COMPLETIONS else _pairs_of(part, batch, units)
+                made = _completions_of(part, batch, units) if schema is _COMPLETIONS else _pairs_of(part, batch, units)
+                rows = made.select(schema.names)
                 text = "completion" if schema is _COMPLETIONS else "chosen"
                 written.texts += rows.filter(pyarrow.array(wanted[units])).column(text).to_pylist()
                 for number, file in files.items():
@@ -113,7 +119,7 @@ def _pairs_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any:
     if part.source.unknown_label == "safe":
         for name in ("chosen_is_safe", "rejected_is_safe"):
             columns[name] = pc.fill_null(columns[name], 1.0)
-    return pyarrow.record_batch([columns[name] for name in _PAIRS.names], schema=_PAIRS)
+    return pyarrow.record_batch([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
 def _completions_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any:
@@ -128,7 +134,7 @@ def _completions_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any
         pc.if_else(is_second, taken.column("rejected"), taken.column("chosen")),
         pc.if_else(is_second, taken.column("rejected_is_safe"), taken.column("chosen_is_safe")),
         _sources(part, taken.column("source")),
-        taken.column("finished"),
+        pc.if_else(is_second, taken.column("rejected_finished"), taken.column("chosen_finished")),
     ]
     return pyarrow.record_batch(columns, schema=_COMPLETIONS)
 

@@ -32,6 +32,7 @@ _COLUMNS = {
 _TOKENS = {
     "prompt_truncated": "prompts cut",
     "completion_truncated": "completions cut",
+    "num_unfinished": "completions cut off when they were generated, without an end token",
     "num_identical": "pairs whose completions are the same after rendering or cutting",
     "num_boundary_moved": "texts whose tokens change where the completion begins",
 }
