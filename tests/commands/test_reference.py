@@ -11,12 +11,14 @@ import torch
 
 from bfpo.config import AlignConfig, ReferenceConfig, load_config
 from bfpo.core.errors import ConfigError, RunError
+from bfpo.core.records import load
 from bfpo.data.load import load_pairs
 from bfpo.data.settings import DataConfig
 from bfpo.data.tokenize import tokenize_pairs
 from bfpo.policy.reference import forward_pass as reference_pass
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.training.forecast import ForecastFile
 from bfpo.training.trainer import BFPOTrainer
 from messages import raises, says
 from tiny import tiny_model, tiny_pairs, tiny_tokenizer, tiny_trainer
@@ -101,6 +103,41 @@ def test_training_finds_every_row_whatever_its_learning_rate(files: Path, passed
     assert passed == []
 
 
+def test_the_forecast_costs_no_forward_pass_and_is_that_of_training(
+    files: Path, passed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    rare = {"method": "ipo", "beta": 50.0}  # asks for .01 nats
+    with caplog.at_level("INFO"):
+        run_stage("reference", ReferenceConfig(**settings(files, **rare)), files / "reference")
+    assert sum(passed) == 11
+    passed.clear()
+    assert "main unsafe-safe" in caplog.text
+    assert "buffer unsafe-safe" in caplog.text
+    folder = run_stage("train", AlignConfig(**settings(files, **rare)), files / "train")
+    assert passed == []
+    said = load(ForecastFile, folder.path / "forecast.json")
+    assert said == load(ForecastFile, files / "reference" / "forecast.json")
+    assert sum(group.pairs for group in said.groups) == 6 + 3
+    assert (said.method, said.beta, said.has_target) == ("ipo", 50.0, True)
+    assert any(record.levelname == "WARNING" and record.message == said.warning for record in caplog.records) == bool(
+        said.warning
+    )
+    for name in ("dpo_h", "modpo"):  # a method of two models needs only one of them here
+        more = {"margin_model": str(files / "start")} if name == "modpo" else {}
+        folder = run_stage("reference", ReferenceConfig(**settings(files, method=name, **more)), files / name)
+        assert not load(ForecastFile, folder.path / "forecast.json").has_target
+
+
+def test_without_log_probs_beforehand_there_is_no_forecast_and_that_is_said(
+    files: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = AlignConfig(**{**settings(files, reference="swap"), "reference_cache": None})
+    with caplog.at_level("INFO"):
+        folder = run_stage("train", config, files / "train")
+    assert not (folder.path / "forecast.json").exists()
+    says(caplog, "forecast: none")
+
+
 def test_a_change_computes_exactly_the_rows_that_it_touches(files: Path, passed: list[int]) -> None:
     """In tokens, a pair is prompt 2, chosen 3 to 8 with the end token, rejected 2; two of the 11 pairs have 8."""
     reference(files, "first")
@@ -134,7 +171,7 @@ def test_cached_values_are_those_of_a_fresh_pass_after_each_cut(files: Path) -> 
             for cache in (str(files / "shared"), None)
         ]
         assert [trainer.reference_report.num_computed for trainer in made] == [0, 6]
-        cached, fresh = ([pair.ref_chosen_logps for pair in trainer._streams[0]] for trainer in made)
+        cached, fresh = ([pair.ref_chosen_logps for pair in trainer.streams[0]] for trainer in made)
         assert cached == pytest.approx(fresh, rel=1e-5)
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from bfpo.core.records import as_json
 from bfpo.report.data import ReportData
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline
 from bfpo.report.page import render_html, render_markdown
+from bfpo.training.forecast import ForecastFile, ForecastGroup
 from html_page import Page
 from run_folders import score, write_run, write_suites
 
@@ -258,8 +260,22 @@ def test_a_run_in_progress_shows_how_far_it_is(tmp_path: Path) -> None:
     assert "is at step 3 of 12 (25%)" in headline(gather([judge])).sentence
 
 
+@pytest.mark.parametrize("stage", ["train", "reference"])
+def test_what_was_said_before_the_first_step_is_on_the_page(tmp_path: Path, stage: str) -> None:
+    group = ForecastGroup("main", "unsafe-safe", 112, 3, favoured_logps=-63.2, favoured_per_token=-2.6, short=1075)
+    found = ForecastFile("bfpo", 0.1, groups=[group], warning="of 9 safe answers")
+    run = write_run(tmp_path / "run", stage, {"method": "bfpo"}, forecast__json=as_json(found))
+    page = Page(render_html(gather([run]))).text
+    assert "Before the first step: of 9 safe answers." in page
+    assert "main unsafe over safe 112 −63 (−2.6) none none none none 0 1,075 none 3" in page
+    assert "bfpo, beta 0.1" in render_markdown(gather([run]))
+    plain = write_run(tmp_path / "plain", stage, {"method": "bfpo"}, forecast__json=as_json(ForecastFile()))
+    assert "Before the first step" not in render_markdown(gather([plain]))
+
+
 DAMAGED: dict[str, dict[str, Any]] = {
-    "train": {"metrics__jsonl": [{"step": "x"}, {"step": 2, "epoch": 0, "main/num_pairs": 0, "loss": None}],
+    "train": {"forecast__json": {"groups": [{"pairs": "x"}], "beta": "y"},
+              "metrics__jsonl": [{"step": "x"}, {"step": 2, "epoch": 0, "main/num_pairs": 0, "loss": None}],
               "progress__json": {"step": "a", "seconds_left": -3}, "data__json": {"data": 3, "x": {"tokens": []}}},
     "sft": {"metrics__jsonl": [{"step": 1, "loss": 1e308, "eval_loss": 1e308}, {"step": 2, "loss": -1e308}],
             "data__json": {"data": {"rejected_by_reason": {"a": "b"}, "labels_set_safe": "c"}}},
@@ -268,7 +284,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
     "toy": {"toy__json": {"methods": [{"label": "A", "num_right": 1}, {"bad": 1}]}},
     "prepare": {"data__json": {"streams": {"main": {"rows": {"train": "x"}}}, "decontamination": {"a": 3}}},
     "judge-check": {"quality__json": {"quality": {"all": []}, "calibration": [{"low": 1}], "left_out": {"a": "b"}}},
-    "label": {}, "generate": {}, "reference": {}, "judge-train": {},
+    "label": {}, "generate": {}, "reference": {"forecast__json": {"groups": 3}}, "judge-train": {},
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ trainer = tiny_trainer(
     Path({folder!r}), model=tiny_model(dtype=torch.float64), main=tiny_pairs({num}, 1), buffer=tiny_pairs(7, 2),
     reference="precompute", reference_cache={cache!r},
 )
-rows = [[(pair.ref_chosen_logps, pair.ref_rejected_logps) for pair in pairs] for pairs in trainer._streams]
+rows = [[(pair.ref_chosen_logps, pair.ref_rejected_logps) for pair in pairs] for pairs in trainer.streams]
 report = trainer.reference_report.as_row()
 torch.save({{"rows": rows, "report": report}}, f"{out}-{{trainer.args.process_index}}.pt")
 """
@@ -57,7 +57,7 @@ def test_two_processes_share_one_cache(tmp_path: Path) -> None:
         buffer=tiny_pairs(7, 2),
         reference="precompute",
     )
-    expected = [[(pair.ref_chosen_logps, pair.ref_rejected_logps) for pair in pairs] for pairs in one._streams]
+    expected = [[(pair.ref_chosen_logps, pair.ref_rejected_logps) for pair in pairs] for pairs in one.streams]
     for name, num, computed in (("first", 20, 27), ("larger", 24, 4)):
         ranks = launch(tmp_path, name, num)
         assert ranks[0]["rows"] == ranks[1]["rows"]

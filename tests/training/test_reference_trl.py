@@ -72,7 +72,7 @@ def our_values(folder: Path, max_length: int | None = None, **settings: Any) -> 
             reference_cache=str(folder / "cache"),
             **settings,
         )
-    return [float(pair.ref_chosen_logps or 0) for pair in trainer._streams[0]], len(calls)
+    return [float(pair.ref_chosen_logps or 0) for pair in trainer.streams[0]], len(calls)
 
 
 def cut_at_the_start(row: dict[str, str], number: int, max_length: int | None) -> TokenPair:

@@ -10,6 +10,7 @@ from bfpo.data.tokenize import TokenPair
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.reference.forward_pass import ReferencePass
 from bfpo.runs.folder import RunFolder
+from bfpo.training.forecast import write_forecast
 from bfpo.training.inputs import (
     describe_tokens,
     load_start,
@@ -24,7 +25,7 @@ __all__ = ["preview", "run"]
 
 
 def run(config: ReferenceConfig, folder: RunFolder) -> None:
-    """Fill the cache for all pairs of `data`, `buffer` and `eval_data`; write `data.json` and the counts (`run.json`).
+    """Fill the cache for all pairs of `data`, `buffer` and `eval_data`; write `data.json`, the counts and the forecast.
 
     The trainer of `bfpo train` makes the pass with the same settings but does not train, so the numbers and their keys
     are those that training looks up. Raises as `bfpo train` does, and `RunError` if rows could not be stored.
@@ -44,6 +45,7 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     report = trainer.reference_report
     assert report is not None  # reference="precompute" on pairs without log-probs
     folder.add_facts(reference_pass=report.as_row())
+    write_forecast(folder, trainer.streams, config.method_object(), reduction=config.reduction)
     if folder.is_writer and report.num_stored < report.num_computed:
         raise RunError(
             f"reference_cache: {report.num_computed - report.num_stored} of {report.num_computed} rows could not be "

@@ -8,6 +8,7 @@ from typing import Any
 from bfpo.config import AlignConfig
 from bfpo.policy.load import Policy
 from bfpo.runs.folder import RunFolder
+from bfpo.training.forecast import write_forecast
 from bfpo.training.inputs import (
     describe_tokens,
     load_start,
@@ -68,6 +69,8 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     folder.add_facts(reference=trainer.reference_name)
     if trainer.reference_report is not None:
         folder.add_facts(reference_pass=trainer.reference_report.as_row())
+    if not folder.resumed:
+        write_forecast(folder, trainer.streams, trainer.method, reduction=config.reduction)
     metrics = train_in_folder(
         trainer,
         folder,

@@ -14,7 +14,7 @@ from typing import Any
 
 from bfpo.core.characters import visible
 
-__all__ = ["in_words", "one_line", "printable", "show", "show_error", "show_table", "start_logging"]
+__all__ = ["aligned", "in_words", "one_line", "printable", "show", "show_error", "show_table", "start_logging"]
 
 
 class _ConsoleHandler(logging.Handler):
@@ -107,8 +107,13 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*(Text(printable(cell)) for cell in row))
         Console().print(table)
         return
+    for text in aligned(columns, rows):
+        show(text)
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as one line per row with aligned columns, the titles first."""
     lines = [[printable(cell) for cell in line] for line in (columns, *rows)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(columns) - 1)]
-    for line in lines:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
-        show("  ".join([*padded, line[-1]]))
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=False)] for line in lines)
+    return ["  ".join([*cells, line[-1]]) for cells, line in zip(padded, lines, strict=True)]

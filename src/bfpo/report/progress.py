@@ -11,8 +11,9 @@ from bfpo.data.labels import CELLS
 from bfpo.report.data import FactTable, StageResult
 from bfpo.report.read import Run
 from bfpo.report.wording import cell_title, count_text, duration, number, percent
+from bfpo.training.forecast import FORECAST, ForecastFile, forecast_table
 
-__all__ = ["training_result"]
+__all__ = ["forecast_facts", "forecast_said", "training_result"]
 
 _OF_START = "loss_of_start"  # of the same pairs
 _ROWS = 10  # rows of the log whose means the table by cell shows
@@ -48,11 +49,13 @@ def training_result(run: Run, shown: str) -> StageResult:
     progress = run.load(TrainingProgress, "progress.json")
     status = run.record.status or "of unknown status"
     what = {"sft": "by imitation", "judge-train": "as a judge"}.get(run.stage, f"by {run.setting('method', str)}")
-    lines = list(_loss_lines(run, rows))
+    expected = run.load(ForecastFile, FORECAST)
+    lines = [*_loss_lines(run, rows), *forecast_said(expected)]
     if status == "failed" and run.record.error:
         lines.insert(0, f"Error: {run.record.error}")
     tables = [
         *(_by_cell(rows, stream) for stream in _STREAMS),
+        forecast_facts(expected),
         _data(run),
     ]
     return StageResult(
@@ -65,6 +68,18 @@ def training_result(run: Run, shown: str) -> StageResult:
         tables=[table for table in tables if table.rows],
         curves=_curves(rows) if run.stage != "train" else {},
     )
+
+
+def forecast_facts(found: ForecastFile) -> FactTable:
+    """Return the table of what the setting asks of the pairs; empty without a forecast."""
+    title, columns, rows = forecast_table(found)
+    shown = [[cell_title(cell), *(text.replace("-", "−") for text in figures)] for cell, *figures in rows]
+    return FactTable(title, columns, shown)
+
+
+def forecast_said(found: ForecastFile) -> list[str]:
+    """Return what was said before the first step of a setting that cannot change behaviour."""
+    return [f"Before the first step: {found.warning}."] if found.warning else []
 
 
 def _is_number(value: Any) -> bool:

@@ -17,10 +17,11 @@ from bfpo.judges.label_report import RATE_TITLES, measures_form
 from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.report.data import FactTable, StageResult
-from bfpo.report.progress import training_result
+from bfpo.report.progress import forecast_facts, forecast_said, training_result
 from bfpo.report.read import Run
 from bfpo.report.wording import cell_title, count_text, interval_text, listed, number, percent, with_interval
 from bfpo.stats import rate_interval
+from bfpo.training.forecast import FORECAST, ForecastFile
 
 __all__ = ["stage_results"]
 
@@ -254,7 +255,9 @@ def _reference(run: Run, shown: str) -> StageResult:
             f"The reference log-probs of {pairs:,} pairs are in the cache; {computed:,} rows were computed now, "
             f"{count_text(found.get('num_reused'))} were there."
         )
-    return _result(run, shown, "Reference log-probs", sentence)
+    expected = run.load(ForecastFile, FORECAST)
+    more: dict[str, Any] = {"lines": forecast_said(expected), "tables": [forecast_facts(expected)]}
+    return _result(run, shown, "Reference log-probs", sentence, **more)
 
 
 # ----------------------------------------------------------------------------------------------------- red-teaming

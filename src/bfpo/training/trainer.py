@@ -63,7 +63,7 @@ class BFPOTrainer(Trainer):
     now, with its adapter off, it is the reference, unless `reference` is an object of that protocol. `margin_logps`,
     which modpo needs: the log-probs of the safety model as `bfpo.training.margin` gives them, (P, 2) for the main
     stream, the buffer if there is one, and one held-out list. `processing_class` is the tokenizer, needed for the
-    padding id and saved with the model.
+    padding id and saved with the model. `streams`: the main stream and the buffer, with what was precomputed.
 
     Raises `SettingError` for settings that do not fit, `TrainingError` for a first step that is not what the labels
     imply and for log-probs that are not finite.
@@ -122,12 +122,12 @@ class BFPOTrainer(Trainer):
         self.reference, self.reference_name, lists, self.reference_report = self._start_reference(
             reference or args.reference, lists, len(streams)
         )
-        self._streams = lists[: len(streams)]
-        self.train_dataset = TwoStreamDataset(*self._streams, seed=args.data_seed or 0)
+        self.streams = lists[: len(streams)]
+        self.train_dataset = TwoStreamDataset(*self.streams, seed=args.data_seed or 0)
         sets = {name: TwoStreamDataset(pairs) for name, pairs in zip(evals, lists[len(streams) :], strict=True)}
         self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
         self.method = args.method_object()
-        self._implied = [implied_losses(pairs, self.method).to(args.device) for pairs in self._streams]
+        self._implied = [implied_losses(pairs, self.method).to(args.device) for pairs in self.streams]
         self._margin_logps = check_margin_logps(self.method, margin_logps, lists)
         self._record = TrainingRecord(args, reduce=self._sum_over_processes)
         self.add_callback(self._record.callback)
@@ -147,7 +147,7 @@ class BFPOTrainer(Trainer):
         Every process gets the maximum number of micro-batches over processes (see `_in_step`).
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_pairs = sum(len(batch["pair_index"]) for batch in batches) // len(self._streams)
+        num_pairs = sum(len(batch["pair_index"]) for batch in batches) // len(self.streams)
         if self.args.world_size > 1:
             num_pairs = int(self.accelerator.gather(torch.tensor([num_pairs], device=device)).sum())
             for batch in batches:
@@ -302,7 +302,7 @@ class BFPOTrainer(Trainer):
             labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
             return loss_at_start(*labels, method=self.method, other_margin=other_margin)
         main = self._implied[0][index[~is_buffer]]  # main pairs come first in every micro-batch
-        return torch.cat([main, self._implied[1][index[is_buffer]]]) if len(self._streams) > 1 else main
+        return torch.cat([main, self._implied[1][index[is_buffer]]]) if len(self.streams) > 1 else main
 
     # The check of the first loss
 
@@ -356,7 +356,7 @@ class BFPOTrainer(Trainer):
 
     def _pairs_of(self, inputs: Mapping[str, Any]) -> list[TokenPair]:
         places = zip(inputs["is_buffer"].tolist(), inputs["pair_index"].tolist(), strict=True)
-        return [self._streams[int(is_buffer)][index] for is_buffer, index in places]
+        return [self.streams[int(is_buffer)][index] for is_buffer, index in places]
 
     def _pair_name(self, inputs: Mapping[str, Any], place: int) -> str:
         if self.model.training:
