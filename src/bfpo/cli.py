@@ -133,6 +133,8 @@ SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
     "redteam": (
         ShortOption("model", "model", "Model under attack: folder or hub id.", str, "M"),
         ShortOption("prompts", "prompts", "File of prompts.", str, "FILE"),
+        ShortOption("harmless", "harmless", "File of harmless prompts, whose refusals are needless.", str, "FILE"),
+        ShortOption("start", "start", "Start model, whose answers to them are chosen.", str, "M"),
         ShortOption("judge", "judges", "Judge: oracle, a folder of judge-train, or FORMAT[:MODEL].", list, "J"),
         ShortOption("ranker", "ranker", "Ranker: oracle, reward-model:MODEL, pairrm, or pairwise:MODEL.", str, "R"),
         _MAX_REQUESTS,

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import random
+import shlex
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from typer.testing import CliRunner
@@ -12,9 +15,12 @@ from bfpo.config import AlignConfig, RedteamConfig, SftConfig, load_config
 from bfpo.core.errors import ConfigError, DataError, SettingError
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.write import write_completions
+from bfpo.judges.needless import read_answers
+from bfpo.judges.refusals import read_refusal
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.datasets import redteam_prompts, save_tokenizer, sft_completions
 from bfpo.world.oracle import assess
+from bfpo.world.world import prompt_text, topics
 from messages import raises
 
 LLAMA = {
@@ -49,6 +55,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = redteam_prompts()[::4]
     rows = ({"id": one.id, "prompt": one.messages[0].content, "kind": one.kind} for one in prompts)
     (root / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rng = random.Random(0)
+    asked = [topic for topic in topics("train") if topic.kind != "harmful"][::9]
+    rows = ({"prompt": prompt_text(topic, rng), "kind": topic.kind} for topic in asked)
+    (root / "harmless.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
@@ -158,6 +168,124 @@ def stop(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
+def test_needless_refusals_become_pairs_of_the_buffer_and_the_closing_advice_works_as_printed(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, model, harmless = tmp_path / "a run", world / "start" / "model", str(world / "harmless.jsonl")
+    settings: dict[str, Any] = {"harmless": harmless, "start": str(model), "limit": 40, "dtype": "float32"}
+    run_stage("redteam", config(world, model, **settings), run)
+    found = json.loads((run / "redteam.json").read_text())["harmless"]
+    funnel, rate = found["funnel"], found["over_refusal"]
+    answers = read_completions(run / "harmless" / "completions.jsonl")
+    refused = [bool(read_refusal(one.text, one.prompt[0].content).refused) for one in answers]
+    assert (funnel["prompts"], funnel["completions"], funnel["refused"]) == (40, 160, sum(refused))
+    assert rate["value"] == pytest.approx(sum(refused) / rate["num"])
+    assert rate["low"] < rate["value"] < rate["high"]
+    assert funnel["pairs"] + funnel["without_answer"] == funnel["prompts_refused"] > 5
+    assert funnel["from_start"] > 5
+    asked_again = read_completions(run / "start" / "completions.jsonl")
+    assert len(asked_again) == len({one.prompt for one in asked_again}) == funnel["prompts_refused"]
+    pairs = read_pairs([run / "data" / "buffer" / "train.parquet"]).pairs
+    assert len(pairs) == funnel["pairs"] == len({pair.prompt for pair in pairs})
+    texts = {(one.prompt, one.text) for one in [*answers, *asked_again]}
+    for pair in pairs:
+        assert {(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)} <= texts
+        assert read_refusal(pair.rejected, pair.prompt[0].content).refused is True
+        assert read_refusal(pair.chosen, pair.prompt[0].content).refused is False
+        assert (pair.chosen_is_safe, pair.rejected_is_safe) == (1.0, 1.0)
+    assert "## Harmless prompts" in (run / "redteam.md").read_text()
+    main = read_pairs([run / "data" / "main" / "train.parquet"]).pairs
+    whole = {(one.prompt, one.text): one.finished for one in read_completions(run / "generate" / "completions.jsonl")}
+    assert all(pair.chosen_finished == whole[pair.prompt, pair.chosen] for pair in main)
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:2] == ["bfpo", "train"]
+    assert {"buffer_weight=2", "dtype=float32"} <= set(command)
+    result = CliRunner().invoke(app, [*command[1:], "--set", "max_length=64", "--set", "max_steps=1"])
+    assert result.exit_code == 0, result.output
+    done = json.loads((tmp_path / "a run-train" / "data.json").read_text())
+    assert (done["data"]["pairs"], done["buffer"]["pairs"]) == (len(main), len(pairs))
+
+
+def test_answers_that_are_there_are_not_made_again(world: Path, tmp_path: Path) -> None:
+    model, asked = world / "start" / "model", {"harmless": str(world / "harmless.jsonl"), "limit": 12}
+    run_stage("redteam", config(world, model, **asked), tmp_path / "first")
+    own = {"harmless": str(tmp_path / "first" / "harmless"), "limit": 12}
+    for name, settings in (("folder", own | {"start": f"{own['harmless']}/completions.jsonl"}), ("none", own)):
+        run_stage("redteam", config(world, model, **settings), tmp_path / name)
+        assert not {"harmless", "start"} & {path.name for path in (tmp_path / name).iterdir()}
+    funnels = [
+        json.loads((tmp_path / name / "redteam.json").read_text())["harmless"]["funnel"]
+        for name in ("first", "folder", "none")
+    ]
+    assert funnels[0] == funnels[2]
+    assert (funnels[1]["from_start"], funnels[1]["from_model"]) == (funnels[2]["from_model"], 0)
+    for key, value in (("harmless_columns", {"prompt": "question"}), ("start_revision", "main")):
+        with raises(SettingError, key):
+            settings = own | {"start": own["harmless"], key: value}
+            run_stage("redteam", config(world, model, **settings), tmp_path / key)
+
+
+def test_without_needless_refusals_there_is_no_buffer(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "harmless.jsonl").write_text(json.dumps({"prompt": "Who was Ada Lovelace?"}) + "\n")
+    settings = {"harmless": str(tmp_path / "harmless.jsonl"), "limit": 12, "start": str(world / "start" / "model")}
+    with patch("bfpo.commands.redteam.read_answers", lambda found, _: read_answers(found, [True] * len(found))):
+        run_stage("redteam", config(world, world / "start" / "model", **settings), run)
+    assert json.loads((run / "redteam.json").read_text())["harmless"]["funnel"]["pairs"] == 0
+    assert not (run / "data" / "buffer").exists()
+    assert not (run / "start").exists()
+
+
+def test_the_temperature_is_the_highest_at_which_a_sample_stays_coherent(world: Path, tmp_path: Path) -> None:
+    model = world / "start" / "model"
+    asked = config(world, model, limit=20, temperature="auto")
+    lines = preview_stage("redteam", asked)
+    assert "temperature: the first of 1, 0.7, 0.5, 0.3 at which at most 1 in 8 of 16 sample answers" in lines
+
+    def salad(completions: Any) -> list[bool]:
+        hot = sum(read_completions(run / "temperature/1/completions.jsonl")[n].text == one.text
+                  for n, one in enumerate(completions) if n < 16)  # fmt: skip
+        return [hot == len(completions)] * 3 + [False] * (len(completions) - 3)
+
+    run = tmp_path / "run"
+    with patch("bfpo.commands.redteam._incoherent", salad):
+        run_stage("redteam", asked, run)
+    found = json.loads((run / "redteam.json").read_text())
+    assert found["temperature"] == 0.7
+    assert found["tried"] == [
+        {"temperature": 1.0, "incoherent": 3, "answers": 16},
+        {"temperature": 0.7, "incoherent": 0, "answers": 16},
+    ]
+    assert "temperature: 0.7" in (run / "generate" / "config.yaml").read_text()
+    assert (
+        "Temperature 0.7, chosen by incoherent sample answers (1: 3 of 16, 0.7: 0 of 16)."
+        in (run / "redteam.md").read_text()
+    )
+    sample = run / "temperature" / "0.7" / "completions.jsonl"
+    before = sample.stat().st_mtime_ns
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"interrupted"'))
+    with patch("bfpo.commands.redteam._incoherent", salad):
+        run_stage("redteam", asked, run, resume=True)
+    assert sample.stat().st_mtime_ns == before
+    assert json.loads((run / "redteam.json").read_text()) == found
+
+
+@pytest.mark.parametrize(("counts", "chosen"), [((9, 8, 3, 5), 0.5), ((4, 4, 4, 4), 1.0), ((5, 4, 3, 2), 0.3)])
+def test_a_model_that_is_never_coherent_gets_the_best_temperature_and_a_warning(
+    world: Path, tmp_path: Path, counts: tuple[int, ...], chosen: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = list(counts)
+
+    def some(completions: Any) -> list[bool]:
+        bad = left.pop(0) if left else 0
+        return [n < bad for n in range(len(completions))]
+
+    with patch("bfpo.commands.redteam._incoherent", some):
+        run_stage("redteam", config(world, world / "start" / "model", limit=16, temperature="auto"), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "redteam.json").read_text())["temperature"] == chosen
+    assert ("even at the lowest one" in caplog.text) is (counts[-1] > 2)
+
+
 def test_no_pair_is_said_with_what_became_of_the_completions(world: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "How do I"}) + "\n")
     asked = config(tmp_path, world / "start" / "model")
@@ -184,6 +312,10 @@ def test_the_preview_says_who_judges_and_the_short_options_are_the_keys(world: P
         (["judges=oracle", "ranker=oracle", "rule=mean"], "rule"),
         (["judges=oracle", "ranker=oracle", "num_completions=1"], "num_completions"),
         (["judges=oracle", "ranker=oracle", "temperature=0"], "num_completions"),
+        (["judges=oracle", "ranker=oracle", "temperature=hot"], "temperature"),
+        (["judges=oracle", "ranker=oracle", "temperature=-1"], "temperature"),
+        (["judges=oracle", "ranker=oracle", "start=m"], "start"),
+        (["judges=oracle", "ranker=oracle", "harmless=h.txt", "start_revision=main"], "start_revision"),
     ],
 )
 def test_bad_settings(settings: list[str], key: str) -> None:

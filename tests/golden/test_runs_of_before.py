@@ -36,9 +36,10 @@ NEW: dict[str, Any] = {
     "safe_values": [],
     "unsafe_values": [],
     "threshold": None,
+    "harmless": None,
 }
-# A value that is now written in another way: the variable of a server's key, when none is named.
-WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY"}
+# What was the default, of keys whose default now says that the command finds the value.
+WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}
 CONFIGS = json.loads((GOLDEN / "resolved_configs.json").read_text(encoding="utf-8"))
 
 
@@ -62,7 +63,7 @@ def without_new(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kept = {key: without_new(item) for key, item in value.items() if key not in NEW or item != NEW[key]}
-    return {key: WAS[key] if key in WAS and item is None else item for key, item in kept.items()}
+    return {key: WAS[key] if key in WAS and item in (None, "auto") else item for key, item in kept.items()}
 
 
 def rows_until(step: int, folder: Path) -> list[Any]:

@@ -119,6 +119,25 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
     """`bfpo redteam`: prompts -> completions -> verdicts and order -> pairs, as `bfpo prepare` writes them."""
 
     num_completions: int = Field(default=4, ge=2, description="number of completions per prompt; the paper takes 2")
+    temperature: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(  # type: ignore[assignment]
+        default="auto",
+        description="sampling temperature; auto = the highest of 1, 0.7, 0.5 and 0.3 at which the model's answers to a "
+        "few prompts stay coherent",
+    )
+    harmless: PathText | None = Field(
+        default=None,
+        description="harmless prompts, asked too: needless refusals become pairs of the buffer, below an answer that "
+        "complies; or a run of `bfpo generate` with the model's answers to them",
+    )
+    harmless_columns: dict[str, str | None] = Field(
+        default_factory=dict, description="our column name: its name in the file of harmless prompts"
+    )
+    start: PathText | None = Field(
+        default=None,
+        description="start model, whose greedy answers are the chosen side of the buffer's pairs where they comply: "
+        "folder or hub id, or a run of `bfpo generate` with its answers; null = other answers of model alone",
+    )
+    start_revision: str | None = Field(default=None, description="revision (commit, tag or branch) of start on the hub")
     ranker: RankerConfig = Field(description="ranker that says which of two completions of a prompt is more helpful")
     validation: float = Field(
         default=0.0, ge=0, lt=1, description="share of the prompts whose pairs are held out (the validation split)"
@@ -135,6 +154,8 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
     needs: ClassVar[Mapping[str, Need]] = {
         **OpinionKeys.needs,
         "max_requests": Need("without a url", lambda config: config.has_server() or config.engine == "server"),
+        **dict.fromkeys(("harmless_columns", "start"), beside("harmless")),
+        "start_revision": beside("start"),
     }
 
 

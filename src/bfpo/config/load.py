@@ -261,6 +261,7 @@ _MODELS = {
     "model": "revision",
     "reference": "reference_revision",
     "margin_model": None,
+    "start": "start_revision",
     "tokenizer": None,
     "first": None,
     "second": None,

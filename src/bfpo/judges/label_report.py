@@ -14,6 +14,7 @@ from bfpo.core.schema import Comparison, Completion, Score, Verdict, VerdictRow
 from bfpo.data.split import normalised_prompt
 from bfpo.judges.agreement import cohen_kappa, disagreement, fleiss_kappa
 from bfpo.judges.panel import Opinion, opinion_of
+from bfpo.judges.records import TriedTemperature
 from bfpo.stats import Interval, rate_interval
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "redteam_text",
     "report_text",
     "score_row",
+    "tried_text",
 ]
 
 Votes = Mapping[str, Sequence[Sequence[Verdict]]]
@@ -302,3 +304,9 @@ def redteam_text(
         lines += [score_row(score, name, RATE_TITLES[score.metric]) for score in scores if score.num]
     lines += [f"\nUnscored: {count}, {reason}" for reason, count in unscored.items()]
     return "\n".join(lines)
+
+
+def tried_text(temperature: float, tried: Sequence[TriedTemperature]) -> str:
+    """Return which temperature was chosen from a sample, and the sample's counts."""
+    shown = ", ".join(f"{one.temperature:g}: {one.incoherent} of {one.answers}" for one in tried)
+    return f"Temperature {temperature:g}, chosen by incoherent sample answers ({shown})."

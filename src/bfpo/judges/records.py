@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import Score
 
-__all__ = ["CalibrationBin", "CheckedJudge", "JudgeCheckFile", "RedteamFile"]
+__all__ = ["CalibrationBin", "CheckedJudge", "JudgeCheckFile", "NeedlessRefusals", "RedteamFile", "TriedTemperature"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,33 @@ class JudgeCheckFile:
 
 
 @dataclass(frozen=True, slots=True)
+class TriedTemperature:
+    """How many of a few sampled answers were incoherent at a temperature."""
+
+    temperature: float
+    incoherent: int
+    answers: int
+
+
+@dataclass(frozen=True, slots=True)
+class NeedlessRefusals:
+    """Harmless prompts: the funnel from answers to pairs of the buffer, and the share of answers that are refused."""
+
+    funnel: dict[str, int] = field(default_factory=dict)
+    over_refusal: Score | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RedteamFile:
-    """`redteam.json`: the funnel, the pairs by label cell, and the rates of answers to all prompts and each kind."""
+    """`redteam.json`: the funnel, the pairs by label cell, and the rates of answers to all prompts and each kind.
+
+    `temperature` was chosen from those `tried`; `None` where the config gives it. `harmless`: `None` if not asked.
+    """
 
     funnel: dict[str, int] = field(default_factory=dict)
     cells: dict[str, int] = field(default_factory=dict)
     rates: dict[str, list[Score]] = field(default_factory=dict)
     unscored_by_reason: dict[str, int] = field(default_factory=dict)
+    temperature: float | None = field(default=None, metadata=OPTIONAL)
+    tried: list[TriedTemperature] | None = field(default=None, metadata=OPTIONAL)
+    harmless: NeedlessRefusals | None = field(default=None, metadata=OPTIONAL)

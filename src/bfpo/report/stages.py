@@ -13,7 +13,8 @@ from bfpo.core.console import in_words
 from bfpo.core.schema import Score, VerdictRow
 from bfpo.data.labels import CELLS
 from bfpo.data.records import DataFile, PairStreamFacts
-from bfpo.judges.label_report import RATE_TITLES, measures_form
+from bfpo.judges.label_report import RATE_TITLES, measures_form, tried_text
+from bfpo.judges.needless import NEEDLESS_STEPS
 from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.report.data import FactTable, StageResult
@@ -289,9 +290,17 @@ def _redteam(run: Run, shown: str) -> StageResult:
         for score in scores
         if score.value is not None
     ]  # fmt: skip
+    if found.tried and found.temperature is not None:
+        lines.append(tried_text(found.temperature, found.tried))
+    if found.harmless is not None and (rate := found.harmless.over_refusal) is not None and rate.value is not None:
+        lines.append(
+            f"{with_interval(rate)} of {rate.num:,} answers to {found.harmless.funnel.get('prompts', 0):,} harmless "
+            f"prompts are refusals; {found.harmless.funnel.get('pairs', 0):,} pairs for the buffer were made of them."
+        )
     titles = ["prompts", "rate", "value", f"{percent(_confidence(run))} interval", "answers", "not measured"]
     tables = [
         *_funnel(found.funnel, list(hit.values()), with_form=measures_form(found.rates)),
+        *([] if found.harmless is None else [_harmless(found.harmless.funnel)]),
         FactTable("Rates of the answers; intervals are over prompts", titles, rows),
         _cells(found.cells),
         _reasons(found.unscored_by_reason),
@@ -338,6 +347,12 @@ def _funnel(funnel: Mapping[str, int], hit: Sequence[bool], *, with_form: bool) 
     if not funnel:
         return []
     return [_steps("From prompts to unsafe answers", attacks), _steps("From answers to pairs", pairs)]
+
+
+def _harmless(funnel: Mapping[str, int]) -> FactTable:
+    return _steps(
+        "From harmless prompts to pairs of the buffer", {NEEDLESS_STEPS.get(k, k): n for k, n in funnel.items()}
+    )
 
 
 def _steps(title: str, steps: Mapping[str, int | None]) -> FactTable:
