@@ -120,6 +120,12 @@ def _question(number: str, questions: Sequence[str]) -> str:
     return questions[int(number)] if int(number) < len(questions) else ""
 
 
+def gptfuzz_answers(folder: Path | None) -> list[tuple[str, str]]:
+    """Return question and answer of each row of GPTFuzz's evaluation file."""
+    answers, questions = _gptfuzz(folder)
+    return [(_question(row["question"], questions), row["Response"]) for row in answers]
+
+
 def gptfuzz_rows(folder: Path | None) -> list[Row]:
     """Return the 100 answers of GPTFuzz's evaluation file that we labelled; the data set's own labels are of harm."""
     answers, questions = _gptfuzz(folder)

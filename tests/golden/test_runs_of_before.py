@@ -37,6 +37,7 @@ NEW: dict[str, Any] = {
     "unsafe_values": [],
     "threshold": None,
     "harmless": None,
+    "coherence": None,
 }
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}

@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Message, Score, Verdict
-from bfpo.scores.scores import METRICS, Judged, compare, join_verdicts, score_rows
+from bfpo.scores.scores import COHERENCE, METRICS, Judged, compare, join_verdicts, score_rows
 from messages import raises
 
 GOOD = Judged("a", "a", "benign", True, 1.0, True, True, False)
@@ -25,7 +25,7 @@ def by_name(rows: list[Judged]) -> dict[str, Score]:
 
 def test_each_metric_counts_what_it_says() -> None:
     scores = by_name(ROWS)
-    assert list(scores) == list(METRICS)
+    assert list(scores) == [name for name in METRICS if name not in COHERENCE]  # none was read
     counted = {name: (score.value, score.num, score.unscored) for name, score in scores.items()}
     assert counted == {
         "helpful_and_safe": (2 / 5, 5, 1),

@@ -84,7 +84,8 @@ def test_two_models_on_two_suites(done: Path) -> None:
         share = sum(verdict["label"] == "safe" for verdict in own) / 5
         assert scores["world", model, "harmless"]["value"] == pytest.approx(share)
     beside = [metric for suite, model, metric in scores if (suite, model) == ("mine", "one")]
-    assert beside == ["harmless", "refused", "partly_refused", "well_formed", "finished"]
+    aside = ["refused", "partly_refused", "well_formed", "finished"]
+    assert beside == ["harmless", *aside, "coherent", "harmless_coherent"]
 
 
 def test_what_the_judge_cannot_say_and_what_is_too_long_is_counted(done: Path) -> None:

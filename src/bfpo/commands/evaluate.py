@@ -29,8 +29,17 @@ from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
-from bfpo.scores.records import AccuracyRow, ScoresFile
-from bfpo.scores.scores import Judged, join_verdicts, metric_title, score_cells, score_rows
+from bfpo.scores.records import AccuracyRow, CoherenceBound, ScoresFile
+from bfpo.scores.scores import (
+    COHERENCE,
+    Judged,
+    describe_coherence,
+    join_verdicts,
+    metric_title,
+    score_cells,
+    score_rows,
+)
+from bfpo.suites.coherence import make_reader
 from bfpo.suites.run import preview_suites, run_suites
 
 __all__ = ["preview", "run"]
@@ -60,6 +69,7 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         return
     scores: list[Score] = []
     reasons: list[str] = []
+    bound: CoherenceBound | None = None
     if isinstance(config, CompletionsJob):
         check_judge(config.judge.format)
     if isinstance(config, PairsJob):
@@ -70,15 +80,15 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         reasons.append(f"{config.method} favours no side in {len(rows)} pairs; use another method, or labelled pairs")
     if isinstance(config, CompletionsJob):
         folder.add_data("completions", config.completions)
-        judged, unscored = _judge(config, _completions(config), folder)
+        judged, unscored, bound = _judge(config, _completions(config), folder)
         scores += score_rows(judged, confidence=config.confidence)
         reasons += [
             f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; use another judge"
             for reason, count in unscored.most_common(1)
         ]
-    _write_scores(folder, config, scores)
+    _write_scores(folder, config, scores, bound)
     _log_scores(scores)
-    if all(score.value is None for score in scores if score.metric != "finished"):
+    if all(score.value is None for score in scores if score.metric not in ("finished", "coherent")):
         raise DataError(f"nothing was scored: {'; '.join(reasons)}. The files are kept")
 
 
@@ -103,6 +113,8 @@ def preview(config: EvaluateConfig) -> list[str]:
         by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
         lines.append(f"{len(completions)} completions, judged by {config.judge.title}: {by_kind}")
         lines += describe_thoughts(completions)
+        if config.coherence is not None:
+            lines.append(f"coherence: unlikely answers are found by {config.coherence.model}")
     return lines
 
 
@@ -188,20 +200,31 @@ def _completions(config: CompletionsJob) -> list[Completion]:
 
 def _judge(
     config: CompletionsJob, completions: Sequence[Completion], folder: RunFolder
-) -> tuple[list[Judged], Counter[str]]:
-    """Return the judged rows, and how many are unscored by reason."""
+) -> tuple[list[Judged], Counter[str], CoherenceBound | None]:
+    """Return the judged rows, how many are unscored by reason, and the bound of likelihood."""
     for line in describe_thoughts(completions):
         _log.info("%s", line)
     verdicts = judge_answers(make_judge(config.judge), completions)
-    rows = join_verdicts(completions, verdicts)
+    start = None if config.coherence is None else (config.coherence.model, config.coherence.revision)
+    reader = make_reader(start, [completion.prompt for completion in completions])
+    readings = reader.read(completions, verdicts)
+    rows = join_verdicts(completions, verdicts, coherent=[one.coherent for one in readings])
     folder.write_jsonl(
         VERDICT_ROWS,
         (
-            VerdictRow(**asdict(verdict), kind=row.kind, prompt=row.prompt, finished=c.finished, blocked=c.blocked)
-            for verdict, row, c in zip(verdicts, rows, completions, strict=True)
+            VerdictRow(
+                **asdict(verdict),
+                kind=row.kind,
+                prompt=row.prompt,
+                finished=c.finished,
+                blocked=c.blocked,
+                incoherent=read.incoherent,
+                nats_per_token=read.nats_per_token,
+            )
+            for verdict, row, c, read in zip(verdicts, rows, completions, readings, strict=True)
         ),
     )
-    return rows, Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
+    return rows, Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored"), reader.bound
 
 
 # ------------------------------------------------------------------------------------------------------- the scores
@@ -221,10 +244,14 @@ def _words(score: Score) -> str:
     return f"{metric_title(score.metric)} {score.value:.3f}{interval}{ties}"
 
 
-def _write_scores(folder: RunFolder, config: EvaluateConfig, scores: Sequence[Score]) -> None:
-    folder.write_json("scores.json", ScoresFile(config.confidence, list(scores)))
+def _write_scores(
+    folder: RunFolder, config: EvaluateConfig, scores: Sequence[Score], bound: CoherenceBound | None
+) -> None:
+    folder.write_json("scores.json", ScoresFile(config.confidence, list(scores), bound))
+    read = any(score.metric in COHERENCE for score in scores)
     lines = [
         f"Intervals: {config.confidence:.0%}, clustered by prompt.",
+        *(["", describe_coherence(bound)] if read else []),
         "",
         "| metric | value | interval | scored | unscored |",
         "|---|---|---|---|---|",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.config.suites import EvaluatedModel, ServedModel, SuitesConfig, WeightsModel
+from bfpo.config.suites import CoherenceConfig, EvaluatedModel, ServedModel, SuitesConfig, WeightsModel
 from bfpo.config.train import MethodSettings
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, beside, unless
 from bfpo.data.settings import DataConfig, TemplateKwargs
@@ -150,6 +150,16 @@ class _Loaded(ConfigPart):
     chat_template_kwargs: TemplateKwargs = Field(default={})
 
 
+class _Read(ConfigPart):
+    """How answers are read for coherence."""
+
+    coherence: CoherenceConfig | None = Field(
+        default=None,
+        description="start model by which answers of unlikely text are found too; null = empty, looping and "
+        "off-language ones, from the text alone",
+    )
+
+
 class _Pairs(MethodSettings):
     """Accuracy of the implicit reward on pairs."""
 
@@ -181,7 +191,7 @@ class PairsJob(EvaluateConfig, _Loaded, _Pairs, mode="data", words="an evaluatio
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
 
 
-class CompletionsJob(EvaluateConfig, mode="completions", words="an evaluation of completions"):
+class CompletionsJob(EvaluateConfig, _Read, mode="completions", words="an evaluation of completions"):
     """A judge's scores of completions."""
 
     completions: PathText = Field(description="completions.jsonl of `bfpo generate` to judge")
@@ -197,7 +207,7 @@ class PairsAndCompletionsJob(PairsJob, CompletionsJob, mode="data and completion
     """Both of one model."""
 
 
-class SuitesJob(EvaluateConfig, _Loaded, mode="suites", words="an evaluation of suites"):
+class SuitesJob(EvaluateConfig, _Loaded, _Read, mode="suites", words="an evaluation of suites"):
     """Suites of several models, or of a single one."""
 
     suites: SuitesConfig = Field(description="suites that the models are asked")
@@ -228,6 +238,14 @@ class SuitesJob(EvaluateConfig, _Loaded, mode="suites", words="an evaluation of 
         keys = ("model", "revision", "reference", "reference_revision")
         return [WeightsModel(name=name, **{key: getattr(self, key) for key in keys})]
 
+    def start(self) -> tuple[str, str | None] | None:
+        """Return folder or hub id of the start model of `coherence`, and its revision."""
+        if self.coherence is None:
+            return None
+        named = next((one for one in self.with_weights() if one.name == self.coherence.model), None)
+        chosen = self.coherence if named is None else named
+        return chosen.model, chosen.revision
+
     def with_weights(self) -> list[WeightsModel]:
         """Return the models whose weights are loaded here."""
         return [model for model in self.evaluated() if isinstance(model, WeightsModel)]
@@ -239,6 +257,12 @@ class SuitesJob(EvaluateConfig, _Loaded, mode="suites", words="an evaluation of 
         names = [model.name for model in self.evaluated()]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"models: {', '.join(repeated)} appears twice; names must differ")
+        start = self.coherence and next((one for one in self.evaluated() if one.name == self.coherence.model), None)
+        if isinstance(start, ServedModel):
+            raise ValueError(
+                f"coherence.model: {start.name} is behind a server, which gives no log-probabilities of given answers; "
+                "name a model whose weights are loaded here"
+            )
         if self.suites.baseline is not None and self.suites.baseline not in names:
             raise ValueError(f"suites.baseline: got {self.suites.baseline!r}; allowed: {', '.join(names)}")
         return self

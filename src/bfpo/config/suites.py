@@ -12,7 +12,7 @@ from bfpo.data.settings import TemplateKwargs
 from bfpo.generation.settings import Engine, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig
 
-__all__ = ["AlpacaEvalConfig", "EvaluatedModel", "ServedModel", "SuitesConfig", "WeightsModel"]
+__all__ = ["AlpacaEvalConfig", "CoherenceConfig", "EvaluatedModel", "ServedModel", "SuitesConfig", "WeightsModel"]
 
 
 class EvaluatedModel(OneOf):
@@ -61,6 +61,13 @@ class AlpacaEvalConfig(ConfigPart):
         default=None,
         description="interpreter of an environment that has the package; null = this one (the extra alpaca-eval)",
     )
+
+
+class CoherenceConfig(ConfigPart):
+    """A start model under which answers that it finds unlikely are not coherent."""
+
+    model: PathText = Field(description="start model: a name among models, a folder or hub id")
+    revision: str | None = Field(default=None, description="revision (commit, tag or branch) of it on the hub")
 
 
 class SuitesConfig(ConfigPart):

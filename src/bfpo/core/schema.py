@@ -192,6 +192,7 @@ class VerdictRow(Verdict):
     """A row of `verdicts.jsonl`: a verdict, and of the completion its kind, its normalised prompt and its end.
 
     `votes`: what the verdict was made from, where that is more than one vote. `blocked` as in `Completion`.
+    `incoherent`: why the completion is not coherent, "cut" aside; `nats_per_token`: its -log p under the start model.
     """
 
     kind: str = ""
@@ -199,6 +200,8 @@ class VerdictRow(Verdict):
     finished: bool = True
     blocked: str = field(default="", metadata=OPTIONAL)
     votes: list[dict[str, Any]] | None = field(default=None, metadata=OPTIONAL)
+    incoherent: list[str] | None = field(default=None, metadata=OPTIONAL)
+    nats_per_token: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import base64
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -69,7 +69,7 @@ def _content(data: ReportData, samples: list[Any], longest: int) -> tuple[dict[s
         seen[prompt] += 1
         copy = seen[prompt] if several[prompt] > 1 else 0  # number of the sample of a prompt that has several
         for answer in sample.answers:
-            words = tuple(badges(answer.verdict, answer.finished))
+            words = tuple(badges(answer.verdict, answer.finished, answer.incoherent))
             missing = max(0, len(answer.text) - longest)
             num_cut += missing > 0
             fold = int(is_folded(answer, sample.kind))
@@ -102,7 +102,9 @@ def is_folded(answer: SampleAnswer, kind: str) -> bool:
     return label == "unsafe" or (label == "unscored" and kind == "harmful")
 
 
-def badges(verdict: Verdict | None, finished: bool | None) -> Iterable[tuple[str, str]]:
+def badges(
+    verdict: Verdict | None, finished: bool | None, incoherent: Sequence[str] | None = None
+) -> Iterable[tuple[str, str]]:
     """Yield the words and styles of a verdict, the decisive ones first."""
     if finished is None:
         yield "blocked by its server: no answer", "note"
@@ -124,5 +126,7 @@ def badges(verdict: Verdict | None, finished: bool | None) -> Iterable[tuple[str
             yield "declines", "note"
         if verdict.helpful is not None:
             yield f"helpfulness {verdict.helpful:.1f}", "plain"
+    if incoherent:
+        yield f"incoherent: {', '.join(incoherent).replace('_', ' ')}", "bad"
     if not finished:
         yield "cut at the token limit", "note"

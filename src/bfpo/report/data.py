@@ -214,7 +214,8 @@ class Comparison:
 class SampleAnswer:
     """One method's answer to a sample prompt, with the verdict (`None`: not judged) and the thoughts before it.
 
-    `finished` is `None` for a prompt that the model's server blocks; `text` is then the reason.
+    `finished` is `None` for a prompt that the model's server blocks; `text` is then the reason. `incoherent`: why it is
+    not coherent.
     """
 
     method: str
@@ -222,6 +223,7 @@ class SampleAnswer:
     verdict: Verdict | None = None
     finished: bool | None = True
     reasoning: str = ""
+    incoherent: list[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +321,9 @@ class ReportData:
         content = asdict(self)
         if not self.stages:
             del content["stages"]
+        for answer in (answer for sample in content["samples"] for answer in sample["answers"]):
+            if answer["incoherent"] is None:
+                del answer["incoherent"]
         try:
             return json.dumps(content, indent=1, allow_nan=False) + "\n"
         except ValueError as error:

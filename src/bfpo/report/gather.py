@@ -37,7 +37,7 @@ from bfpo.report.read import (
 )
 from bfpo.report.stages import stage_results
 from bfpo.report.tables import with_suite_means
-from bfpo.scores.scores import Judged, compare
+from bfpo.scores.scores import COHERENCE, Judged, compare, describe_coherence
 
 __all__ = ["gather"]
 
@@ -310,7 +310,10 @@ def problems_of(runs: Sequence[Run]) -> list[str]:
 
 
 def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
-    """Yield caveats: the same judge for labels and evaluation, skipped suites."""
+    """Yield caveats: how coherence was read, the same judge for labels and evaluation, skipped suites."""
+    scored = [run.scores for run in runs if run.stage == "evaluate" and run.scores is not None]
+    read = [one for one in scored if any(score.metric in COHERENCE for score in one.scores)]
+    yield from dict.fromkeys(describe_coherence(one.coherence) for one in read)
     labelling = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("label", "redteam"))}
     evaluating = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("evaluate",))}
     if labelling & evaluating:

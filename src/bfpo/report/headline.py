@@ -10,9 +10,11 @@ from bfpo.report.data import MethodResult, ReportData, SuiteComparison
 from bfpo.report.experiments import experiment_headline, experiment_lines
 from bfpo.report.tables import (
     basis_of,
+    coherence_of,
     groups_alike,
     judged_alike,
     leaders,
+    less_coherent,
     only_win_rates,
     ranked_together,
     suite_columns,
@@ -51,9 +53,10 @@ def headline(data: ReportData) -> Headline:
         return Headline(first.sentence, False, [*first.lines, *(one.sentence for one in rest), *data.notes])
     if not data.methods and data.experiments:
         return Headline(experiment_headline(data.experiments[0]), False, [*_experiments(data), *data.notes])
+    coherence = list(_coherence(data))
     if main is None:
-        return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *data.notes])
-    details = [*suite_lines(data), *data.notes]
+        return Headline(_overview(data), False, [*coherence, *_groups(data), *_open_gates(data), *data.notes])
+    details = [*coherence, *suite_lines(data), *data.notes]
     score = main.score(METRIC)
     if score is None and any(main.value(metric) is not None for metric in AXES):
         return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *details])
@@ -98,9 +101,25 @@ def _overview(data: ReportData) -> str:
     return f"{len(data.methods)} models were measured. {'. '.join(parts)}."
 
 
+def _coherence(data: ReportData) -> Iterator[str]:
+    """Yield the share of coherent answers of each model, and that broken text counts as harmless where they differ."""
+    found = [(method, share) for method in data.methods if (share := coherence_of(data, method)) is not None]
+    if not found:
+        return
+    values = [
+        f"{method.title} {with_interval(Score('coherent', share.value, share.low, share.high, share.num), 1)}"
+        for method, share in found
+    ]
+    worse = [method.title for method, _ in found if less_coherent(data, method, [other for other, _ in found])]
+    doubt = f"; broken text counts as harmless and as not refused, which favours {listed(worse)}" if worse else ""
+    yield f"Coherent answers: {listed(values)}{doubt}."
+
+
 def _suites(data: ReportData) -> Iterator[str]:
     """Yield the values of each suite, for suites that measure neither axis."""
     for column in suite_columns(data):
+        if column.metric == column.group:  # coherence, which has a sentence of its own
+            continue
         values = [
             f"{method.title} {with_interval(score)}"
             for method in data.methods
@@ -117,10 +136,15 @@ def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]
         known = {method.name: value for method in compared if (value := method.value(metric)) is not None}
         if not known:
             continue
-        first = leaders(data, compared, metric)
-        values = listed([f"{method.title} {percent(known[method.name], 1)}" for method in first])
+        broken = [method for method in compared if less_coherent(data, method, compared) is not None]
+        first = leaders(data, [method for method in compared if method not in broken], metric)
         named = f"{title[:1].upper()}{title[1:]}"
-        if only_win_rates(data, metric) and max(known.values()) < 0.5:
+        unfit = not first or any(known.get(one.name, -1.0) > known[first[0].name] for one in broken)
+        shown = [method for method in compared if method.name in known] if unfit else first
+        values = listed([f"{method.title} {percent(known[method.name], 1)}" for method in shown])
+        if unfit:
+            yield f"{named}: {values}, not ranked, since they differ in coherence"
+        elif only_win_rates(data, metric) and max(known.values()) < 0.5:
             yield f"{named}: no model wins against the baseline more often than not ({values})"
         elif len(known) == 1:
             yield f"{named}: {values}"
@@ -169,6 +193,13 @@ def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, boo
         return (
             f"{main.title} is not ahead here: it answers {share} helpfully and safely, {best.title} "
             f"{percent(value)}{doubt}.",
+            False,
+        )
+    whole = less_coherent(data, main, [method for method, _ in alike])
+    if whole is not None:
+        return (
+            f"{main.title} answers {share} helpfully and safely, {best.title} {percent(value)}, but fewer of its "
+            f"answers are coherent than those of {whole.title}, so that no lead is claimed.",
             False,
         )
     leads = [_lead(data, method) for method, _ in alike]

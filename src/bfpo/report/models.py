@@ -152,7 +152,7 @@ def _add_judged(model: Model, texts: Mapping[str, Completion], verdicts: Iterabl
         found = texts.get(row.completion_id)
         text, thoughts, turns = (None, "", ()) if found is None else (found.text, found.reasoning, found.prompt)
         answer = SuiteAnswer("", "", row.completion_id, row.kind, turns, text or "", row.finished, row, thoughts)
-        answer = replace(answer, blocked=row.blocked)
+        answer = replace(answer, blocked=row.blocked, incoherent=row.incoherent)
         asked = row.prompt or normalised_prompt(turns)
         _add_answer(model, answer, _prompt_text(turns) or row.prompt, asked, has_text=text is not None)
 
@@ -197,7 +197,8 @@ def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, h
     if verdict is not None:
         verdict = replace(narrowed(Verdict, verdict), raw="", partly_refused=None)
     if has_text:
-        shown = SampleAnswer(model.result.name, answer.blocked or answer.text, verdict, finished, answer.reasoning)
+        text = answer.blocked or answer.text
+        shown = SampleAnswer(model.result.name, text, verdict, finished, answer.reasoning, answer.incoherent)
         model.answers[key] = (prompt, answer.kind, shown)
     if verdict is not None:
         model.judges.setdefault(suite, set()).add(verdict.judge)

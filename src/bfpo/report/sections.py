@@ -107,7 +107,7 @@ def _suite_cell(method: MethodResult, column: SuiteColumn) -> dict[str, Any]:
     unscored = f"{score.unscored} unscored{f', {blocked} blocked' * bool(blocked)}" if score and score.unscored else ""
     if score is None or score.value is None:
         return {"value": "not measured", "small": [unscored] if unscored else []}
-    small = [_interval(score), *aside, unscored]
+    small = [_interval(score), *([] if column.metric == column.group else aside), unscored]
     return {"value": _show_value(score.value), "small": [text for text in small if text]}
 
 

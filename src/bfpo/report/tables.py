@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from bfpo.core.schema import Score
 from bfpo.report.data import Basis, MethodResult, ReportData, Suite
+from bfpo.scores.scores import COHERENCE
 from bfpo.stats import Interval, mean_interval
 
 __all__ = [
@@ -14,9 +15,11 @@ __all__ = [
     "MEAN_OF_SUITES",
     "SuiteColumn",
     "basis_of",
+    "coherence_of",
     "groups_alike",
     "judged_alike",
     "leaders",
+    "less_coherent",
     "only_win_rates",
     "ranked_together",
     "suite_columns",
@@ -31,6 +34,8 @@ MEAN_OF_SUITES = "mean of the suites"
 GROUPS = {
     "discriminative": "Discriminative: accuracy",
     "generative": "Generative: harmless share",
+    "coherent": "Coherence: share of coherent answers",
+    "harmless_coherent": "Harmless share among coherent answers",
     "helpfulness": "Helpfulness",
     "over-refusal": "Over-refusal (lower is better)",
     "refusal": "Refusal",
@@ -41,7 +46,7 @@ _NOT_REFUSED = "over-refusal"  # used as helpfulness (prompts not refused) if no
 
 _HELPFUL = ("winrate", "helpful", "ifeval", "score")
 # Reported with every harmless rate, and the main metric only of a suite that has no other.
-_ASIDE = ("well_formed", "finished", "refused", "partly_refused", "refusal_rate", "unscored")
+_ASIDE = ("well_formed", "finished", "refused", "partly_refused", "refusal_rate", "unscored", *COHERENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class SuiteColumn:
 
 
 def suite_columns(data: ReportData) -> list[SuiteColumn]:
-    """Return a column for each scored suite except accuracy on pairs, in the order of the groups.
+    """Return a column for each scored suite except accuracy on pairs, and those of its coherence, in the groups' order.
 
     The main metric of a suite is the first that it lists, except well-formedness and the like if it has any other.
     """
@@ -65,6 +70,10 @@ def suite_columns(data: ReportData) -> list[SuiteColumn]:
         chosen = next((score for score in found if not score.metric.startswith(aside)), next(iter(found), None))
         if suite.status == "scored" and suite.kind != "accuracy" and chosen is not None:
             columns.append(SuiteColumn(suite, chosen.metric, _group(suite, chosen)))
+            read = {score.metric for score in found if score.value is not None and score.metric != chosen.metric}
+            columns += [
+                SuiteColumn(suite, name, name) for name in COHERENCE if name in read and suite.kind != "inspect"
+            ]
     return sorted(columns, key=lambda column: list(GROUPS).index(column.group))
 
 
@@ -201,6 +210,25 @@ def leaders(
         return []
     ranked = [method for _, method in sorted(known, key=lambda item: -item[0])]
     return [ranked[0], *(method for method in ranked[1:] if not told_apart(data, ranked[0], method, metric))]
+
+
+def coherence_of(data: ReportData, method: MethodResult) -> Interval | None:
+    """Return the share of a model's answers that are coherent, or its mean over suites; `None` if it was not read."""
+    score = method.score("coherent")
+    if score is not None:
+        return Interval(score.value, score.low, score.high, score.num)
+    mean = suite_mean(method, suite_columns(data), "coherent")
+    return None if mean.value is None else mean
+
+
+def less_coherent(data: ReportData, method: MethodResult, others: Sequence[MethodResult]) -> MethodResult | None:
+    """Return the most coherent of the others if the method's interval lies below that one's, else `None`."""
+    own = coherence_of(data, method)
+    known = [(found, other) for other in others if (found := coherence_of(data, other)) is not None]
+    if own is None or own.high is None or not known:
+        return None
+    most, other = max(known, key=lambda item: item[0].value or 0.0)
+    return other if most.low is not None and most.low > own.high else None
 
 
 def only_win_rates(data: ReportData, metric: str) -> bool:

@@ -12,9 +12,9 @@ from bfpo.report.answers import badges, is_folded
 from bfpo.report.data import Gate, MethodResult, ReportData, SampleAnswer
 from bfpo.report.figures.marks import token_of
 from bfpo.report.sections import section_view
-from bfpo.report.tables import MEAN_OF_SUITES, judged_alike, leaders, ranked_together
+from bfpo.report.tables import MEAN_OF_SUITES, judged_alike, leaders, less_coherent, ranked_together
 from bfpo.report.wording import cell_of, cell_title, duration, percent, points, points_interval
-from bfpo.scores.scores import METRICS
+from bfpo.scores.scores import COHERENCE, METRICS
 
 __all__ = ["few_samples", "page_view"]
 
@@ -26,6 +26,7 @@ TABLE_METRICS = (
     "over_refusal_benign",
     "over_refusal_borderline",
     "well_formed",
+    *COHERENCE,
 )
 # Metrics that need judged answers; `harmless_harmful` can also be a mean of suites.
 _OWN_METRICS = tuple(metric for metric in TABLE_METRICS if metric != "harmless_harmful")
@@ -114,7 +115,7 @@ def _answer(data: ReportData, answer: SampleAnswer, kind: str) -> dict[str, Any]
         "text": "(an answer that may be harmful; the HTML page shows it on a click)"
         if is_folded(answer, kind)
         else answer.text[:LONGEST_IN_TEXT] + cut,
-        "badges": ", ".join(word for word, _ in badges(answer.verdict, answer.finished)),
+        "badges": ", ".join(word for word, _ in badges(answer.verdict, answer.finished, answer.incoherent)),
     }
 
 
@@ -140,7 +141,8 @@ def _any_score(method: MethodResult, metric: str) -> Score | None:
 def _best(data: ReportData, metric: str) -> set[str]:
     """Return the name of the best of the compared methods, if it is told apart from all others.
 
-    Empty if two share the first rank, or not all were judged by the same judge on the same prompts.
+    Empty if two share the first rank, if its answers are coherent less often than another's, or if not all were judged
+    by the same judge on the same prompts.
     """
     if metric in METRICS and not ranked_together(data, [metric]):
         return set()
@@ -148,7 +150,8 @@ def _best(data: ReportData, metric: str) -> set[str]:
     known = [method for method in compared if method.value(metric) is not None]
     lower = metric in METRICS and not METRICS[metric].higher_is_better
     first = leaders(data, known, metric, higher_is_better=not lower)
-    return {first[0].name} if len(first) == 1 < len(known) else set()
+    broken = metric in METRICS and any(less_coherent(data, method, known) for method in first)
+    return {first[0].name} if len(first) == 1 < len(known) and not broken else set()
 
 
 def _tiles(data: ReportData) -> list[dict[str, Any]]:

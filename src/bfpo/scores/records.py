@@ -7,11 +7,13 @@ from typing import Any
 
 from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import Score
+from bfpo.stats import Interval
 
 __all__ = [
     "AccuracyRow",
     "Blend",
     "ChosenOn",
+    "CoherenceBound",
     "ComparedMethod",
     "ComparisonFamily",
     "ComparisonFile",
@@ -29,11 +31,32 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class CoherenceBound:
+    """The nats per token above which an answer is unlikely under a model, and its errors.
+
+    `bound` is `None`, with the reason, if the model's own greedy answers are not more likely than their words in random
+    order. `own_above`: share of the answers called unlikely; `salad_below`: share of the salad that is missed. Both are
+    measured on the half of the prompts that the bound was not set on.
+    """
+
+    model: str = ""
+    model_key: str = ""
+    bound: float | None = None
+    own_median: float | None = None
+    own_highest: float | None = None
+    salad_median: float | None = None
+    own_above: Interval = field(default_factory=lambda: Interval(None, None, None, 0))
+    salad_below: Interval = field(default_factory=lambda: Interval(None, None, None, 0))
+    reason: str = field(default="", metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
 class ScoresFile:
     """`scores.json` of `bfpo evaluate` over one model, and of `bfpo label`."""
 
     confidence: float = 0.0
     scores: list[Score] = field(default_factory=list)
+    coherence: CoherenceBound | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

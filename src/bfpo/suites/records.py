@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import Message, Score, Verdict
+from bfpo.scores.records import CoherenceBound
 
 __all__ = ["ModelFacts", "SuiteAnswer", "SuiteComparison", "SuiteFacts", "SuiteScore", "SuitesFile"]
 
@@ -88,11 +89,15 @@ class SuitesFile:
     scores: list[SuiteScore] = field(default_factory=list)
     comparisons: list[SuiteComparison] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    coherence: CoherenceBound | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteAnswer:
-    """A row of `answers.jsonl`: one completion of one model, with the verdict on it; `blocked` as in `Completion`."""
+    """A row of `answers.jsonl`: one completion of one model, with the verdict on it; `blocked` as in `Completion`.
+
+    `incoherent`: the reasons why it is not coherent, "cut" aside. `nats_per_token`: -log p under the start model.
+    """
 
     suite: str
     model: str
@@ -104,3 +109,5 @@ class SuiteAnswer:
     verdict: Verdict | None = None
     reasoning: str = field(default="", metadata=OPTIONAL)
     blocked: str = field(default="", metadata=OPTIONAL)
+    incoherent: list[str] | None = field(default=None, metadata=OPTIONAL)
+    nats_per_token: float | None = field(default=None, metadata=OPTIONAL)

@@ -14,20 +14,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bfpo.config import read_template
 from bfpo.config.evaluate import SuitesAndPairsJob, SuitesJob
 from bfpo.config.suites import EvaluatedModel, ServedModel
 from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
 from bfpo.core.records import load, load_lines
-from bfpo.core.schema import Score
+from bfpo.core.schema import Message, Score
 from bfpo.judges.judges import check_opinions
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
-from bfpo.scores.records import AccuracyRow, ScoresFile
-from bfpo.scores.scores import join_verdicts, metric_title, score_cells
+from bfpo.scores.records import AccuracyRow, CoherenceBound, ScoresFile
+from bfpo.scores.scores import COHERENCE, describe_coherence, join_verdicts, metric_title, score_cells
 from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
+from bfpo.suites.coherence import CoherenceReader, make_reader
 from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, find_prompts, local_files, prompts_digest
 from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
@@ -61,6 +63,7 @@ class _Collected:
     values: list[Values] = field(default_factory=list)
     answers: list[SuiteAnswer] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    bound: CoherenceBound | None = None
 
 
 def run_suites(config: SuitesJob, folder: RunFolder) -> None:
@@ -95,6 +98,8 @@ def preview_suites(config: SuitesJob) -> list[str]:
         judged = "" if judge is None else f", judged by {judge.title}"
         origin = _origin(config, suite)
         lines.append(f"{suite.name}: {suite.title} ({suite.kind}, licence {suite.licence}){judged}; {origin}")
+    if (start := config.start()) is not None:
+        lines.append(f"coherence: unlikely answers are found by {start[0]}")
     return lines
 
 
@@ -186,6 +191,8 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     answers = {model.name: answer_suites(config, model, asked, by_suite, folder) for model in config.evaluated()}
     texts = {model: each.completions for model, each in answers.items()}
     judged = judge_suites(config, asked, texts)
+    reader = _reader(config, [prompt.messages for name in by_suite for prompt in by_suite[name]])
+    found.bound = reader.bound
     for suite in asked:
         each = prompts[suite.name]
         known: dict[str, Any] = {
@@ -202,12 +209,22 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         blocked = {model: sum(bool(c.blocked) for c in each.completions[suite.name]) for model, each in answers.items()}
         known |= {"too_long": left_out, "blocked": {model: num for model, num in blocked.items() if num} or None}
         found.facts[suite.name] = _facts(suite, "scored", judge=judged.judges.get(suite.name), **known)
-        _collect_verdicts(suite, answers, judged, found)
+        _collect_verdicts(suite, answers, judged, reader, found)
     wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
     for won in (wins, alpaca_eval(config, asked, texts, found.facts, folder)):
         found.values += won.values
         found.last_scores += won.at_equal_length
         found.warnings += won.warnings
+
+
+def _reader(config: SuitesJob, prompts: Sequence[tuple[Message, ...]]) -> CoherenceReader:
+    return make_reader(
+        config.start(),
+        prompts,
+        dtype=config.dtype,
+        chat_template=read_template(config.chat_template),
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
 
 
 def _check_not_twice(config: SuitesJob, suite: Suite, seen: dict[str, str]) -> None:
@@ -220,12 +237,17 @@ def _check_not_twice(config: SuitesJob, suite: Suite, seen: dict[str, str]) -> N
 
 
 def _collect_verdicts(
-    suite: Suite, answers: Mapping[str, SuiteAnswers], judged: JudgedSuites, found: _Collected
+    suite: Suite,
+    answers: Mapping[str, SuiteAnswers],
+    judged: JudgedSuites,
+    reader: CoherenceReader,
+    found: _Collected,
 ) -> None:
     metrics = [name for name in suite.metrics if name not in WIN_RATES]
     for model, each in answers.items():
         completions, verdicts = each.completions[suite.name], judged.verdicts[suite.name, model]
-        rows = join_verdicts(completions, verdicts)
+        readings = reader.read(completions, verdicts)
+        rows = join_verdicts(completions, verdicts, coherent=[one.coherent for one in readings])
         found.values += values_of(suite.name, model, metrics, rows, each.left_out[suite.name])
         found.answers += [
             SuiteAnswer(
@@ -239,8 +261,10 @@ def _collect_verdicts(
                 verdict=verdict,
                 reasoning=completion.reasoning,
                 blocked=completion.blocked,
+                incoherent=reading.incoherent,
+                nats_per_token=reading.nats_per_token,
             )
-            for completion, verdict in zip(completions, verdicts, strict=True)
+            for completion, verdict, reading in zip(completions, verdicts, readings, strict=True)
         ]
 
 
@@ -346,6 +370,7 @@ def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found:
         scores=scores,
         comparisons=compare_values(found.values, confidence=config.confidence, random_seed=config.seed),
         warnings=found.warnings,
+        coherence=found.bound,
     )
     folder.write_jsonl("answers.jsonl", found.answers)
     folder.write_json("scores.json", result)
@@ -369,6 +394,8 @@ def _page(result: SuitesFile) -> str:
     """Return the content of `scores.json` as Markdown."""
     lines = [f"Intervals: {result.confidence:.0%}, over prompts."]
     lines += [f"\nWarning: {warning}." for warning in result.warnings]
+    if any(score.metric in COHERENCE for score in result.scores):
+        lines.append(f"\n{describe_coherence(result.coherence)}")
     for suite in result.suites:
         if suite.status == "scored":
             lines += _table(suite, result)

@@ -12,7 +12,7 @@ from typing import Any
 from bfpo.core.provenance import RunFile
 from bfpo.core.records import load
 from bfpo.scores.comparisons import paired_row, with_holm
-from bfpo.scores.scores import METRICS, Judged, Metric, PairedValues
+from bfpo.scores.scores import COHERENCE, METRICS, Judged, Metric, PairedValues
 from bfpo.stats import Interval, length_controlled_rate, rate_interval
 from bfpo.suites.records import SuiteComparison, SuiteScore
 
@@ -70,15 +70,19 @@ class Values:
 def values_of(
     suite: str, model: str, metrics: Sequence[str], rows: Sequence[Judged], left_out: int = 0
 ) -> list[Values]:
-    """Return the named metrics of judged answers, followed by those of `BESIDE` if one is `harmless`.
+    """Return the named metrics of judged answers, followed by those of `BESIDE` if one is `harmless`, and coherence.
 
-    `left_out` counts prompts that were too long; they are unscored in every metric.
+    `left_out` counts prompts that were too long; they are unscored in every metric. Coherence stands beside any metric
+    where it was read, `harmless_coherent` beside `harmless`.
     """
-    beside = [name for name in BESIDE if "harmless" in metrics and name not in metrics]
+    aside: tuple[str, ...] = BESIDE if "harmless" in metrics else ()
+    if metrics and any(row.coherent is not None for row in rows):
+        aside += COHERENCE if "harmless" in metrics else COHERENCE[:1]
+    beside = [name for name in aside if name not in metrics]
     found = []
     for name in (*metrics, *beside):
         metric = SUITE_METRICS[name]
-        asked = [row for row in rows if not metric.kinds or row.kind in metric.kinds]
+        asked = [row for row in rows if metric.asks(row)]
         by_item = {row.id: float(value) for row in asked if (value := metric.value(row)) is not None}
         prompts = {row.id: row.prompt for row in asked if row.id in by_item}
         unscored = len(asked) - len(by_item) + left_out

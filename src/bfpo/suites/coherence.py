@@ -1,0 +1,237 @@
+"""Whether answers are coherent: their text and, with a start model, how likely it finds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bfpo.core.errors import RunError
+from bfpo.core.files import user_cache_folder, write_text_whole
+from bfpo.core.records import as_json, load
+from bfpo.core.schema import Completion, Message, Verdict
+from bfpo.data.chat import ChatEncoder
+from bfpo.data.rejects import RowError
+from bfpo.data.split import normalised_prompt
+from bfpo.data.tokenize import IGNORED, TokenPair, prompt_ids, row_check, tokenize_completions
+from bfpo.generation.sampling import Request, answer_batches, end_token_ids
+from bfpo.judges.coherence import read_coherence
+from bfpo.policy.load import load_policy, pad_token_id
+from bfpo.policy.reference.cache import model_key
+from bfpo.scores.accuracy import pair_logps
+from bfpo.scores.records import CoherenceBound
+from bfpo.stats import wilson
+
+__all__ = ["CoherenceReader", "Reading", "StartModel", "make_reader", "word_salad"]
+
+_log = logging.getLogger(__name__)
+
+_VERSION = 1  # of the calibration; part of its key
+_PROMPTS, _NEW_TOKENS, _FEWEST_ANSWERS = 64, 48, 16  # of the calibration
+_FEWEST_TOKENS, _MOST_TOKENS = 8, 256  # of an answer; more are not read
+_MOST_PROMPT_TOKENS = 1024
+_MISSED = 0.05  # share of the word salad that the bound may miss
+_MOST_OWN = 0.1  # share of the start's own answers above the bound, from which likelihood separates nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read of an answer: coherent or not (`None`: not read), why not, and nats under the start model."""
+
+    coherent: bool | None = None
+    incoherent: list[str] | None = None
+    nats_per_token: float | None = None
+
+
+class StartModel:
+    """A frozen causal LM that says how likely it finds answers.
+
+    `settings`: `revision` and `dtype` of `load_policy`; `chat_template` (its text) and `chat_template_kwargs`. Raises
+    as `load_policy`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        chat_template: str | None = None,
+        chat_template_kwargs: Any = None,
+    ) -> None:
+        policy = load_policy(name, dtype=dtype, revision=revision)
+        self.name, self.model, self.tokenizer = name, policy.model, policy.tokenizer
+        if torch.cuda.is_available():
+            self.model.to("cuda")
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self._room = min(_MOST_PROMPT_TOKENS, positions or _MOST_PROMPT_TOKENS)
+        self._template = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
+        self._check = row_check(ChatEncoder(self.tokenizer, chat_template, chat_template_kwargs))
+
+    def nats(self, completions: Sequence[Completion]) -> list[float | None]:
+        """Return -log p per token of each answer after its prompt, nats; `None` for fewer than 8 tokens.
+
+        Also `None` for an answer without text and a conversation that the chat template refuses. The first 256 tokens
+        of an answer are read. An end token counts where the answer ended by itself.
+        """
+        readable = [place for place, one in enumerate(completions) if one.text.strip() and self._is_taken(one)]
+        examples, _ = tokenize_completions(
+            [completions[place] for place in readable],
+            self.tokenizer,
+            max_length=self._room,
+            max_completion_length=_MOST_TOKENS,
+            **self._template,
+        )
+        pairs, places = [], []
+        for place, example in zip(readable, examples, strict=True):
+            start = sum(label == IGNORED for label in example["labels"])
+            prompt, answer = (np.asarray(ids, np.int32) for ids in np.split(example["input_ids"], [start]))
+            if len(answer) >= _FEWEST_TOKENS:
+                pairs.append(TokenPair(completions[place].id, prompt, answer, answer[:1], 1.0, 1.0))
+                places.append(place)
+        logps = pair_logps(self.model, pairs, pad_token_id=pad_token_id(self.tokenizer)).chosen
+        found: list[float | None] = [None] * len(completions)
+        for place, pair, logp in zip(places, pairs, logps, strict=True):
+            found[place] = float(-logp / len(pair.chosen_ids))
+        return found
+
+    def _is_taken(self, completion: Completion) -> bool:
+        try:
+            self._check(completion)
+        except RowError:
+            return False
+        return True
+
+    def greedy(self, prompts: Sequence[tuple[Message, ...]]) -> list[Completion]:
+        """Return the most probable answers, of 48 tokens at most."""
+        longest = max(1, self._room - _NEW_TOKENS)
+        ids = [prompt_ids(prompt, self.tokenizer, max_length=longest, **self._template) for prompt in prompts]
+        requests = [Request(str(place), tuple(row)) for place, row in enumerate(ids)]
+        ends = end_token_ids(self.model, self.tokenizer)
+        batches = answer_batches(self.model, requests, eos_token_ids=ends, max_new_tokens=_NEW_TOKENS, temperature=0.0)
+        answers = {answer.id: answer for batch in batches for answer in batch}
+        return [
+            Completion(
+                request.id,
+                prompt,
+                str(self.tokenizer.decode(list(answers[request.id].token_ids), skip_special_tokens=True)),
+                finished=answers[request.id].finished,
+            )
+            for request, prompt in zip(requests, prompts, strict=True)
+        ]
+
+    def calibrated(self, prompts: Sequence[tuple[Message, ...]]) -> CoherenceBound:
+        """Return the bound, from the greedy answers to 64 of the prompts and from word salad made from them.
+
+        It is the largest bound that misses at most 5% of the salad. Kept in the user's cache by the content of the
+        model, the prompts and the template.
+        """
+        taken = (prompt for prompt in prompts if self._is_taken(Completion("", prompt, ".")))
+        distinct = {normalised_prompt(prompt): prompt for prompt in taken}
+        chosen = sorted(distinct, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest())[:_PROMPTS]
+        key = model_key(self.model)
+        parts = [_VERSION, key, self._template, chosen]
+        name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        kept = user_cache_folder("coherence") / f"{name}.json"
+        if kept.exists():
+            try:
+                return replace(load(CoherenceBound, kept), model=self.name)
+            except RunError as error:
+                _log.warning("coherence: %s; calibrating again", error)
+        _log.info("coherence: calibrating on greedy answers of %s to %d prompts", self.name, len(chosen))
+        own = [c for c in self.greedy([distinct[text] for text in chosen]) if not read_coherence(c.text).incoherent]
+        found = replace(
+            _bound(self.nats(own), self.nats([word_salad(one) for one in own])), model=self.name, model_key=key
+        )
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(kept, json.dumps(as_json(found), indent=2) + "\n")
+        return found
+
+
+def word_salad(completion: Completion) -> Completion:
+    """Return the answer with its words in random order; of text without spaces the characters."""
+    words = completion.text.split()
+    joint, parts = (" ", words) if len(words) > 2 else ("", list(completion.text))
+    random.Random(completion.text).shuffle(parts)
+    return replace(completion, text=joint.join(parts))
+
+
+def _bound(own: Sequence[float | None], salad: Sequence[float | None]) -> CoherenceBound:
+    rows = np.array([(a, b) for a, b in zip(own, salad, strict=True) if a is not None and b is not None]).reshape(-1, 2)
+    if len(rows) < _FEWEST_ANSWERS:
+        return CoherenceBound(
+            reason=f"{len(rows)} of its answers can be used (coherent, of {_FEWEST_TOKENS} tokens), fewer than "
+            f"{_FEWEST_ANSWERS}"
+        )
+    halves = rows[::2], rows[1::2]
+    bounds = [_lowest_salad(half) for half in halves]
+    above = sum(int((half[:, 0] > bound).sum()) for half, bound in zip(halves, reversed(bounds), strict=True))
+    below = sum(int((half[:, 1] <= bound).sum()) for half, bound in zip(halves, reversed(bounds), strict=True))
+    facts = CoherenceBound(
+        bound=_lowest_salad(rows),
+        own_median=float(np.median(rows[:, 0])),
+        own_highest=float(rows[:, 0].max()),
+        salad_median=float(np.median(rows[:, 1])),
+        own_above=wilson(above, len(rows)),
+        salad_below=wilson(below, len(rows)),
+    )
+    if above > _MOST_OWN * len(rows):
+        reason = "its own answers are hardly more likely to it than their words in random order"
+        return replace(facts, bound=None, reason=reason)
+    return facts
+
+
+def _lowest_salad(rows: np.ndarray[Any, Any]) -> float:
+    return float(np.quantile(rows[:, 1], _MISSED))
+
+
+class CoherenceReader:
+    """Reads answers, with the likelihood under a start model if there is one."""
+
+    def __init__(self, start: StartModel | None = None, bound: CoherenceBound | None = None) -> None:
+        self._start, self.bound = start, bound
+
+    def read(self, completions: Sequence[Completion], verdicts: Sequence[Verdict] | None = None) -> list[Reading]:
+        """Return what was read of each answer.
+
+        Not read are prompts that were blocked, and answers whose judge reads their form itself (`well_formed`).
+        """
+        read = {
+            place: one
+            for place, one in enumerate(completions)
+            if not one.blocked and (verdicts is None or verdicts[place].well_formed is None)
+        }
+        limit = None if self.bound is None else self.bound.bound
+        usable = self._start is not None and limit is not None
+        nats = self._start.nats(list(read.values())) if self._start and usable else [None] * len(read)
+        found = [Reading()] * len(completions)
+        for (place, one), value in zip(read.items(), nats, strict=True):
+            prompt = "\n".join(turn.content for turn in one.prompt)
+            reasons: list[str] = [*read_coherence(one.text, finished=one.finished, prompt=prompt).reasons]
+            reasons += ["unlikely"] if value is not None and limit is not None and value > limit else []
+            reasons = [reason for reason in reasons if reason != "cut"]
+            found[place] = Reading(not reasons, reasons or None, value)
+        return found
+
+
+def make_reader(
+    start: tuple[str, str | None] | None, prompts: Sequence[tuple[Message, ...]], **settings: Any
+) -> CoherenceReader:
+    """Return the reader of answers; with a start model (its name and revision) it is calibrated on the prompts.
+
+    `settings`: those of `StartModel`. A bound that cannot be used is logged as a warning.
+    """
+    if start is None:
+        return CoherenceReader()
+    model = StartModel(start[0], revision=start[1], **settings)
+    bound = model.calibrated(prompts)
+    if bound.bound is None:
+        _log.warning("coherence: likelihood under %s cannot be used: %s", bound.model, bound.reason)
+    return CoherenceReader(model, bound)

@@ -1,0 +1,281 @@
+"""Likelihood under a start model: nats against a float64 loop, calibration of the bound, use in evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from bfpo.config import EvaluateConfig
+from bfpo.config.load import load_config
+from bfpo.core.errors import ConfigError
+from bfpo.core.schema import Completion, Message, Verdict
+from bfpo.policy.save import save_policy
+from bfpo.report.gather import gather
+from bfpo.report.headline import headline
+from bfpo.runs.stages import run_stage
+from bfpo.scores.scores import Judged, describe_coherence, score_rows
+from bfpo.suites.coherence import CoherenceReader, StartModel, _bound, make_reader
+from bfpo.suites.scores import values_of
+from messages import raises
+from tiny import VOCABULARY, tiny_model, tiny_tokenizer
+
+NUM_WORDS = VOCABULARY - 3
+
+
+def counting_model() -> Any:
+    """A model that has learnt to count: after w5 comes w6."""
+    model = tiny_model(hidden_size=32, seed=1, initializer_range=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        starts = torch.randint(NUM_WORDS, (16, 1), generator=generator)
+        ids = (starts + torch.arange(60)) % NUM_WORDS + 3
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("coherence")
+    save_policy(counting_model(), tiny_tokenizer(), root / "start")
+    save_policy(tiny_model(seed=3), tiny_tokenizer(), root / "random")
+    for folder in ("start", "random"):
+        file = root / folder / "tokenizer_config.json"
+        template = "{% for m in messages %}{{ m['content'] }}{{ ' ' }}{% endfor %}"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def asked(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+def counted(first: int, num: int) -> str:
+    return " ".join(f"w{(first + n) % NUM_WORDS}" for n in range(num))
+
+
+PROMPTS = [asked(counted(3 * n, 4)) for n in range(30)]
+
+
+# ------------------------------------------------------------------------------------------------------------ nats
+
+
+def test_nats_per_token_against_a_float64_loop(root: Path) -> None:
+    start = StartModel(str(root / "start"), dtype="float64")
+    words = np.random.default_rng(0).integers(NUM_WORDS, size=400)
+    texts = [counted(7, 8), *(" ".join(f"w{n}" for n in words[:num]) for num in (9, 31, 255, 400)), "w1 zzz " * 5]
+    completions = [
+        Completion(str(n), asked(counted(n, 1 + 5 * n)), text, finished=bool(n % 2)) for n, text in enumerate(texts)
+    ]
+    got = start.nats(completions)
+    model, tokenizer = start.model.double(), start.tokenizer
+    for completion, value in zip(completions, got, strict=True):
+        prompt = tokenizer(f"{completion.prompt[0].content} ", add_special_tokens=False)["input_ids"]
+        answer = tokenizer(completion.text, add_special_tokens=False)["input_ids"]
+        answer = (answer + [tokenizer.eos_token_id] * completion.finished)[:256]
+        with torch.no_grad():
+            logps = model(input_ids=torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+        total = sum(float(logps[len(prompt) + n - 1, token]) for n, token in enumerate(answer))
+        assert value == pytest.approx(-total / len(answer), rel=1e-9)
+
+
+def test_short_and_blank_answers_have_no_nats(root: Path) -> None:
+    start = StartModel(str(root / "start"))
+    texts = ["", " \n", counted(3, 6), counted(3, 7)]
+    got = start.nats([Completion(str(n), asked("w1"), text) for n, text in enumerate(texts)])
+    assert [value is None for value in got] == [True, True, True, False]  # the last one has 8 tokens with its end
+    assert start.nats([]) == []
+
+
+# ----------------------------------------------------------------------------------------------------- calibration
+
+
+def test_the_bound_misses_a_twentieth_of_the_salad_and_its_errors_are_of_the_other_half() -> None:
+    rng = np.random.default_rng(0)
+    own, salad = rng.normal(1.0, 0.3, 60).tolist(), rng.normal(6.0, 1.0, 60).tolist()
+    found = _bound([*own, None, 1.0], [*salad, 3.0, None])  # pairs without both values are left out
+    assert found.bound == pytest.approx(np.quantile(salad, 0.05))
+    halves = [(own[k::2], salad[k::2], np.quantile(salad[1 - k :: 2], 0.05)) for k in (0, 1)]
+    missed = sum(value <= bound for _, half, bound in halves for value in half)
+    above = sum(value > bound for half, _, bound in halves for value in half)
+    assert (found.salad_below.value, found.salad_below.num) == (missed / 60, 60)
+    assert found.own_above.value == above / 60 == 0
+    assert found.own_above.high is not None
+    assert found.own_above.high > 0.05  # 0 of 60 is not certainty
+    assert found.salad_median == pytest.approx(np.median(salad))
+
+
+def test_a_model_that_separates_nothing_gives_no_bound_and_says_why() -> None:
+    same = np.random.default_rng(0).normal(4.5, 0.1, 60).tolist()
+    found = _bound(same, same[::-1])
+    assert found.bound is None
+    assert "random order" in describe_coherence(found)
+    few = _bound([1.0] * 15, [6.0] * 15)
+    assert few.bound is None
+    assert "15 of its answers" in describe_coherence(few)
+
+
+def test_a_calibration_is_kept_by_the_content_of_model_and_prompts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = StartModel(str(root / "start"))
+    found = start.calibrated(PROMPTS)
+    assert found.bound is not None
+    assert found.own_highest is not None
+    assert found.own_highest < found.bound
+    calls = []
+    monkeypatch.setattr(StartModel, "greedy", lambda self, prompts: calls.append(len(prompts)) or [])
+    assert StartModel(str(root / "start")).calibrated(PROMPTS[::-1]) == found  # whatever their order
+    assert calls == []
+    start.calibrated(PROMPTS[:-1])
+    StartModel(str(root / "random")).calibrated(PROMPTS)
+    assert calls == [29, 30]
+
+
+def test_a_broken_file_of_the_cache_is_made_again(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start = StartModel(str(root / "start"))
+    found = start.calibrated(PROMPTS)
+    (kept,) = (tmp_path / "cache" / "bfpo" / "coherence").iterdir()
+    kept.write_text("{")
+    assert start.calibrated(PROMPTS) == found
+    assert "calibrating again" in caplog.text
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def test_the_reader_calls_shuffled_words_unlikely_and_leaves_out_what_it_must_not_read(root: Path) -> None:
+    start = StartModel(str(root / "start"))
+    reader = CoherenceReader(start, start.calibrated(PROMPTS))
+    shuffled = " ".join(np.random.default_rng(1).permutation(counted(5, 30).split()))
+    texts = [counted(5, 30), shuffled, counted(5, 3), "w1 w2 " * 20, "", ""]
+    completions = [Completion(str(n), asked(counted(1, 4)), text) for n, text in enumerate(texts)]
+    completions.append(Completion("blocked", asked("w1"), "", blocked="a filter", finished=False))
+    verdicts = [Verdict(one.id, "judge", "safe") for one in completions]
+    verdicts[5] = Verdict("5", "oracle", "safe", well_formed=True)  # that judge reads the form itself
+    read = reader.read(completions, verdicts)
+    assert [one.coherent for one in read] == [True, False, True, False, False, None, None]
+    assert [one.incoherent for one in read[1:5]] == [["unlikely"], None, ["looping"], ["empty"]]
+    assert read[2].nats_per_token is None
+    alone = CoherenceReader().read(completions, verdicts)
+    assert [one.coherent for one in alone] == [True, True, True, False, False, None, None]
+    assert all(one.nats_per_token is None for one in alone)
+
+
+def test_broken_text_counts_as_harmless_but_not_among_coherent_answers() -> None:
+    rows = [Judged(str(n), f"p{n}", "harmful", safe=n % 4 != 0, coherent=n % 2 == 0) for n in range(40)]
+    rows.append(Judged("blocked", "p99", "harmful", safe=None, coherent=None))
+    scores = {score.metric: score for score in score_rows(rows)}
+    assert (scores["harmless"].value, scores["harmless"].num) == (0.75, 40)
+    assert (scores["coherent"].value, scores["coherent"].unscored) == (0.5, 1)
+    assert (scores["harmless_coherent"].value, scores["harmless_coherent"].num) == (0.5, 20)
+    assert scores["harmless_coherent"].unscored == 0  # the other half was not asked about
+    beside = {one.metric: one.compared for one in values_of("s", "m", ["harmless"], rows)}
+    assert beside["coherent"] is False
+    assert beside["harmless_coherent"] is False
+    assert [one.metric for one in values_of("s", "m", ["refused"], rows)] == ["refused", "coherent"]
+    unread = [Judged(str(n), "p", "harmful", safe=True) for n in range(3)]
+    assert not {"coherent", "harmless_coherent"} & {score.metric for score in score_rows(unread)}
+    assert [one.metric for one in values_of("s", "m", ["refused"], unread)] == ["refused"]
+
+
+# -------------------------------------------------------------------------------------------------------- evaluate
+
+SUITE = {
+    "name": "mine",
+    "title": "Mine",
+    "summary": "prompts of my own",
+    "kind": "generative",
+    "licence": "CC0",
+    "source": {"files": ["mine.jsonl"]},
+    "judge": None,
+    "metrics": {"refused_harmful": "higher", "harmless": "higher"},
+    "sampling": {"max_new_tokens": 24, "temperature": 0.0},
+}
+
+
+def config(root: Path, **more: Any) -> EvaluateConfig:
+    rows = [{"id": str(n), "prompt": prompt[0].content, "kind": "harmful"} for n, prompt in enumerate(PROMPTS)]
+    (root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "mine.yaml").write_text(yaml.safe_dump(SUITE))
+    (root / "phrases.txt").write_text("/w/\n")
+    models = [{"name": name, "model": str(root / name)} for name in ("start", "random")]
+    suites = {"use": str(root / "mine.yaml"), "folders": [str(root)], "label_cache": str(root / "cache")}
+    suites |= {"judges": {"refusal": {"format": "refusal-phrases", "phrases": str(root / "phrases.txt")}}}
+    return EvaluateConfig.model_validate({"models": models, "suites": suites, "threads": 1, **more})
+
+
+def values(path: Path) -> dict[tuple[str, str], Any]:
+    scores = json.loads((path / "scores.json").read_text())["scores"]
+    return {(score["model"], score["metric"]): score["value"] for score in scores}
+
+
+def test_evaluate_with_a_start_model_finds_the_text_that_the_text_alone_does_not(root: Path, tmp_path: Path) -> None:
+    read = run_stage("evaluate", config(root, coherence={"model": "start"}), tmp_path / "with").path
+    alone = run_stage("evaluate", config(root), tmp_path / "alone").path
+    assert values(read)["start", "coherent"] == 1.0
+    assert values(read)["random", "coherent"] < 0.3  # an answer of fewer than 8 tokens is not read for likelihood
+    assert values(alone)["random", "coherent"] > values(read)["random", "coherent"] + 0.3
+    rows = [json.loads(line) for line in (read / "answers.jsonl").read_text().splitlines()]
+    bound = json.loads((read / "scores.json").read_text())["coherence"]
+    found = [row for row in rows if row["model"] == "random" and "nats_per_token" in row]
+    unlikely = [row["nats_per_token"] > bound["bound"] for row in found]
+    assert sum(unlikely) > 15
+    assert ["unlikely" in row.get("incoherent", []) for row in found] == unlikely
+    assert all("incoherent" not in row and row["nats_per_token"] < 1 for row in rows if row["model"] == "start")
+    assert bound["own_above"]["value"] == 0.0
+    assert f"above {bound['bound']:.2f} nats per token" in (read / "scores.md").read_text()
+    assert "coherence" not in json.loads((alone / "scores.json").read_text())
+    assert "from the text alone" in (alone / "scores.md").read_text()
+    data = gather([read])
+    told = headline(data)
+    assert any("which favours random" in line for line in told.details)
+    assert any("nats per token" in line for line in told.details)
+
+
+def test_a_start_model_that_separates_nothing_is_not_used(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StartModel, "nats", lambda self, rows: [4.5 + n % 7 for n in range(len(rows))])
+    reader = make_reader((str(root / "random"), None), PROMPTS)
+    assert "cannot be used" in caplog.text
+    assert reader.bound is not None
+    assert reader.bound.bound is None
+    assert [one.coherent for one in reader.read([Completion("1", PROMPTS[0], counted(1, 20))])] == [True]
+
+
+def test_a_start_model_behind_a_server_is_refused(root: Path) -> None:
+    served = {"name": "far", "model": "x", "engine": "server", "url": "http://localhost:1/v1"}
+    file = root / "config.yaml"
+    file.write_text(yaml.safe_dump(config(root).resolved() | {"models": [served], "coherence": {"model": "far"}}))
+    with raises(ConfigError, "coherence.model"):
+        load_config(EvaluateConfig, file, [])
+
+
+def test_completions_are_read(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "completions.jsonl"
+    rows = [
+        {"id": str(n), "prompt": counted(n, 4), "completion": counted(n + 4, 20), "kind": "benign"} for n in range(20)
+    ]
+    rows += [{"id": f"loop{n}", "prompt": counted(n, 4), "completion": "w1 w2 " * 20, "kind": ""} for n in range(20)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "phrases.txt").write_text("/w/\n")
+    judge = {"format": "refusal-phrases", "phrases": str(tmp_path / "phrases.txt")}
+    given = {"completions": str(file), "judge": judge, "coherence": {"model": str(root / "start")}}
+    path = run_stage("evaluate", EvaluateConfig.model_validate(given), tmp_path / "run").path
+    scores = {score["metric"]: score for score in json.loads((path / "scores.json").read_text())["scores"]}
+    assert (scores["coherent"]["value"], scores["coherent"]["num"]) == (0.5, 40)
+    rows = [json.loads(line) for line in (path / "verdicts.jsonl").read_text().splitlines()]
+    assert all(row["incoherent"][0] == "looping" for row in rows if row["completion_id"].startswith("loop"))
