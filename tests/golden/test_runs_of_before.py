@@ -38,6 +38,7 @@ NEW: dict[str, Any] = {
     "threshold": None,
     "harmless": None,
     "coherence": None,
+    "leave_out": [],
 }
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}

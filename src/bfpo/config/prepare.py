@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, Need, PathText, StageConfig, beside
-from bfpo.data.settings import ColumnKeys, SafeWords, UnsafeWords, check_words
+from bfpo.data.settings import ColumnKeys, LeaveOut, SafeWords, UnsafeWords, check_words
 
 __all__ = ["HeldOutConfig", "MixtureSourceConfig", "NearDuplicatesConfig", "PrepareConfig", "SuiteConfig"]
 
@@ -53,6 +53,7 @@ class MixtureSourceConfig(ConfigPart):
     bad_rows: Literal["stop", "skip"] = Field(
         default="stop", description="a row that cannot be read stops the run or is skipped"
     )
+    leave_out: LeaveOut = Field(default=[])
 
     @model_validator(mode="after")
     def _both_or_none(self) -> MixtureSourceConfig:
@@ -73,6 +74,8 @@ class MixtureSourceConfig(ConfigPart):
             raise ValueError("oversample: not read without count or weight; give one of them")
         if self.use is not None and self.stream != "sft":
             raise ValueError(f"use: not read in the {self.stream} stream, which takes pairs; leave it out")
+        if self.leave_out and self.stream != "sft":
+            raise ValueError(f"leave_out: not read in the {self.stream} stream, which takes pairs; leave it out")
         return self
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bfpo.core.schema import Completion, Message, Pair, Prompt, from_canonical
 from bfpo.data.messages import MEDIA, check_no_media, check_weight, is_absent, messages_of, text_of, tools_of
-from bfpo.data.rejects import CellText, RowError
+from bfpo.data.rejects import EMPTY, CellText, RowError
 
 __all__ = [
     "CONTEXT",
@@ -226,7 +226,7 @@ def _as_answer(answer: str | Message) -> Message:
 
 def _check_answer(answer: Message, field: str) -> None:
     if not answer.content.strip() and not (answer.extra and "tool_calls" in from_canonical(answer.extra)):
-        raise RowError(field, "empty completion", answer.content)
+        raise RowError(field, EMPTY, answer.content)
 
 
 def _check_row_weight(row: Columns) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -30,7 +31,7 @@ from bfpo.data.labels import (
 from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
-from bfpo.data.rejects import ReadResult, Reject, check_rejects
+from bfpo.data.rejects import EMPTY, LEFT_OUT, ReadResult, Reject, check_rejects
 from bfpo.data.settings import DataConfig, SftDataConfig
 from bfpo.data.split import RowPicker
 
@@ -217,11 +218,16 @@ def load_completions(
         data.layout == "auto" and _holds_completions(expand_files(files)[0], data.columns)
     ):
         result = read_sft(files, layout=data.layout, columns=data.columns, labels=labels, check=check)
+        if "incoherent" in data.leave_out:
+            named = [replace(one, reason=f"{LEFT_OUT}empty") if one.reason == EMPTY else one for one in result.rejects]
+            result = replace(result, rejects=named)
         check_rejects(result, bad_rows=data.bad_rows)
         rows, rejects, counts = result.completions, result.rejects, {"rows": result.rows, **result.notes}
         rows = _chosen_part(_picked(rows, data.use, data.unknown_label), data, seed)
         rows = rows if data.source is None else [replace(row, kind=data.source) for row in rows]
     else:
+        if data.leave_out:
+            raise SettingError("leave_out: read only of completions, and these files hold pairs; leave it out")
         found = read_pairs(
             files, layout=data.layout, columns=data.columns, source=data.source, labels=labels, check=check
         )
@@ -232,7 +238,9 @@ def load_completions(
         rejects, counts = found.rejects, {"rows": found.rows, "pairs": len(pairs), **found.notes}
     if not rows:
         raise DataError.at(data.files[0], None, "nothing is left to use; check split, unknown_label, use and limit")
-    counts |= {"rows_rejected": len(rejects), "completions": len(rows)}
+    counts |= {"rows_rejected": sum(one.is_bad for one in rejects), "completions": len(rows)}
+    if left_out := Counter(one.reason.removeprefix(LEFT_OUT) for one in rejects if not one.is_bad):
+        counts["left_out"] = dict(left_out.most_common())
     return LoadedCompletions(rows, rejects, counts)
 
 

@@ -13,6 +13,8 @@ from bfpo.core.schema import Completion, Pair
 
 __all__ = [
     "DUPLICATE_ID",
+    "EMPTY",
+    "LEFT_OUT",
     "BadRows",
     "CellText",
     "CompletionResult",
@@ -27,6 +29,9 @@ __all__ = [
 BadRows = Literal["stop", "skip"]
 ADVICE = "fix these rows, or set bad_rows to 'skip' to leave them out"
 DUPLICATE_ID = "duplicate id"
+EMPTY = "empty completion"
+LEFT_OUT = "left out: "
+"""Begins the reason of a row that is not bad, but that a setting leaves out."""
 _VALUE_CHARS = 80
 
 
@@ -76,6 +81,11 @@ class Reject:
         value = value if len(value) <= _VALUE_CHARS else value[: _VALUE_CHARS - 3] + "..."
         return cls(str(file), line, bad.field, bad.reason, value)
 
+    @property
+    def is_bad(self) -> bool:
+        """Whether the row is bad; false for one that a setting leaves out."""
+        return not self.reason.startswith(LEFT_OUT)
+
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.field}: {self.reason}; got {self.value}"
 
@@ -118,11 +128,12 @@ def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -
     """Raise `DataError` if nothing was read, or if a row is bad and `bad_rows` is `"stop"`."""
     if bad_rows not in ("stop", "skip"):
         raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")
-    if result.rejects and bad_rows == "stop":
+    bad = [reject for reject in result.rejects if reject.is_bad]
+    if bad and bad_rows == "stop":
         advice = ADVICE
-        if any(reject.reason == DUPLICATE_ID for reject in result.rejects):
+        if any(reject.reason == DUPLICATE_ID for reject in bad):
             advice += "; to keep rows with one id, set columns: {id: null}: each then gets an id made from its content"
-        raise DataError(f"{describe_rejects(result.rejects, rows=result.rows)}\n{advice}")
+        raise DataError(f"{describe_rejects(bad, rows=result.rows)}\n{advice}")
     if result.rows == len(result.rejects):
         detail = f": {describe_rejects(result.rejects, rows=result.rows)}" if result.rejects else ""
         raise DataError(f"no usable row was read{detail}")

@@ -17,6 +17,7 @@ __all__ = [
     "DataConfig",
     "FilesConfig",
     "LabelledConfig",
+    "LeaveOut",
     "PairRowsConfig",
     "RowsConfig",
     "SafeWords",
@@ -127,6 +128,16 @@ class DataConfig(FilesConfig, PairRowsConfig):
     """Preference pairs on disk, to train or to test on."""
 
 
+LeaveOut = Annotated[
+    list[Literal["refused", "incoherent", "cut"]],
+    Field(
+        description="completions that are not learned: those that decline, in full or in part; empty, looping or "
+        "off-language ones; and those that were cut at the token limit"
+    ),
+]
+"""Kinds of a model's own answers that are left out."""
+
+
 class SftDataConfig(FilesConfig):
     """Completions to imitate, or a pair file of which some completions are imitated."""
 
@@ -138,6 +149,7 @@ class SftDataConfig(FilesConfig):
         default="all",
         description="of pairs: all completions, the chosen, or those labelled safe (also of labelled completions)",
     )
+    leave_out: LeaveOut = Field(default=[])
 
 
 class LabelledConfig(ConfigPart):

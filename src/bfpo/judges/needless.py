@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from bfpo.core.schema import Completion, Pair, Score
+from bfpo.data.rejects import LEFT_OUT, RowError
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import message_extra
+from bfpo.judges.coherence import read_coherence
 from bfpo.judges.records import NeedlessRefusals
 from bfpo.judges.refusals import RefusalJudge
 from bfpo.stats import rate_interval
@@ -16,6 +18,7 @@ __all__ = [
     "NEEDLESS_STEPS",
     "ReadAnswer",
     "buffer_pairs",
+    "check_kept",
     "needless_text",
     "over_refusal",
     "read_answers",
@@ -55,6 +58,24 @@ class ReadAnswer:
     def complies(self) -> bool:
         """Whether it is read, declines nothing and is coherent."""
         return self.refused is False and not self.partly and self.coherent
+
+
+def check_kept(leave_out: Collection[str]) -> Callable[[Completion], None]:
+    """Return a check that raises `RowError` for an answer that `leave_out` (refused, incoherent, cut) leaves out."""
+
+    def check(completion: Completion) -> None:
+        prompt = "\n".join(turn.content for turn in completion.prompt)
+        found = read_coherence(completion.text, finished=completion.finished, prompt=prompt)
+        reasons: list[str] = [name for name in found.reasons if ("cut" if name == "cut" else "incoherent") in leave_out]
+        if not reasons and "refused" in leave_out:
+            (answer,) = read_answers([completion], [False])
+            reasons = [
+                words for words, holds in (("refused", answer.refused), ("refused in part", answer.partly)) if holds
+            ]
+        if reasons:
+            raise RowError("text", f"{LEFT_OUT}{reasons[0]}", completion.text)
+
+    return check
 
 
 def read_answers(completions: Sequence[Completion], incoherent: Sequence[bool]) -> list[ReadAnswer]:

@@ -77,6 +77,8 @@ def plan_source(config: MixtureSourceConfig, *, limit: int | None = None) -> Pla
         raise SettingError(f"{name}: holds completions, the {config.stream} stream takes pairs; set stream: sft")
     if kind == "completions" and config.use == "chosen":
         raise SettingError(f"{name}: use: chosen selects from pairs, but it holds completions; set all or safe")
+    if kind == "pairs" and config.leave_out:
+        raise SettingError(f"{name}: leave_out: read only of completions, and it holds pairs; leave it out")
     digests = tuple(_digest_of(file, name) for file in files)
     hub_id, licence = (None, None) if row is None else (row.hub_id, row.licence)
     return PlannedSource(config, tuple(files), digests, kind, layout, hub_id, commit, config.licence or licence, limit)

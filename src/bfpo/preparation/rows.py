@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from bfpo.data.layouts import AUTO, Layout, check_columns, check_layout, columns
 from bfpo.data.messages import is_absent
 from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
-from bfpo.data.rejects import Reject, Row, RowError
+from bfpo.data.rejects import EMPTY, LEFT_OUT, Reject, Row, RowError
 from bfpo.data.sources import SourceKind
 from bfpo.data.split import normalised_prompt
+from bfpo.judges.needless import check_kept
 from bfpo.preparation.contamination import EvaluationPrompts, Hit
 from bfpo.preparation.sketches import bands_and_rows, bands_of, ngrams, sketches_of
 
@@ -85,6 +86,7 @@ class RowReader:
     file: str
     layout: str
     labels: LabelWords = NO_WORDS
+    leave_out: tuple[str, ...] = ()
 
     @property
     def kind(self) -> SourceKind:
@@ -93,13 +95,18 @@ class RowReader:
 
     def read(self, line: int, columns: Mapping[str, object]) -> Pair | Completion | Reject:
         """Return the item or reject of a row; its id may repeat that of another row."""
-        return attempt(self._make, Path(self.file), Row(line, columns))
+        made = attempt(self._make, Path(self.file), Row(line, columns))
+        if isinstance(made, Reject) and made.reason == EMPTY and "incoherent" in self.leave_out:
+            return replace(made, reason=f"{LEFT_OUT}empty")
+        return made
 
     def _make(self, row: Row) -> Pair | Completion:
         layout = _all_layouts()[self.layout]
         item = layout.parse(self.labels.applied(row.columns, layout.labels) if self.labels else row.columns)
         if item.tools or any(message.extra for message in item.prompt) or any(_extras(item)):
             raise RowError("tools", "tools, tool calls and reasoning are not kept by bfpo prepare: train on the file")
+        if self.leave_out and isinstance(item, Completion):
+            check_kept(self.leave_out)(item)
         return item
 
     def columns(self) -> tuple[str, ...]:
@@ -119,6 +126,7 @@ def reader_of(
     columns: ColumnNames,
     kind: SourceKind | None = None,
     labels: LabelWords = NO_WORDS,
+    leave_out: Sequence[str] = (),
 ) -> RowReader | None:
     """Return the reader of a file; with `"auto"` the first row that fits a layout (of this kind) decides.
 
@@ -129,11 +137,11 @@ def reader_of(
     known = _all_layouts()
     if layout != AUTO:
         check_columns(columns, columns_of([known[layout]]))
-        return RowReader(str(file), layout, labels)
+        return RowReader(str(file), layout, labels, tuple(leave_out))
     check_columns(columns, columns_of(known.values()))
     of_kind = [one for name, one in known.items() if kind in (None, kind_of_layout(name))]
     found = first_that_fits(file, mapped_rows(file, columns), of_kind)
-    return None if found is None else RowReader(str(file), found.name, labels)
+    return None if found is None else RowReader(str(file), found.name, labels, tuple(leave_out))
 
 
 def raw_rows(

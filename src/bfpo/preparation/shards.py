@@ -20,7 +20,7 @@ import pyarrow
 
 from bfpo.data.labels import LabelWords
 from bfpo.data.notes import FileNotes
-from bfpo.data.rejects import Reject
+from bfpo.data.rejects import LEFT_OUT, Reject
 from bfpo.preparation.plan import PlannedSource
 from bfpo.preparation.rows import KEYS, SCHEMA, Block, RawBlock, RowReader, raw_rows, reader_of
 from bfpo.preparation.workers import Readers
@@ -115,7 +115,7 @@ def problem_of(source: PlannedSource, shard: Shard) -> str | None:
     """Return an error message if no row of a source can be used or bad rows are an error, else `None`."""
     name, facts = source.config.name, shard.facts
     reasons: dict[str, int] = facts["rejected_by_reason"]
-    if len(shard) and (not reasons or source.config.bad_rows == "skip"):
+    if len(shard) and (all(reason.startswith(LEFT_OUT) for reason in reasons) or source.config.bad_rows == "skip"):
         return None
     if not facts["rows"]:
         return f"{name}: no row was read from {', '.join(map(str, source.files))}"
@@ -157,6 +157,8 @@ def _key(source: PlannedSource, shared: Mapping[str, Any]) -> str:
     reading: list[Any] = [source.kind, source.layout, sorted(config.columns.items()), source.limit]
     if config.safe_values:
         reading += [sorted(config.safe_values), sorted(config.unsafe_values)]
+    if config.leave_out:
+        reading.append(sorted(config.leave_out))
     content = json.dumps([SHARD_VERSION, pyarrow.__version__, files, reading, shared], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -180,9 +182,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def _raw_blocks(source: PlannedSource, writer: ShardWriter) -> Iterator[RawBlock]:
-    labels = LabelWords.of(source.config.safe_values, source.config.unsafe_values)
+    config = source.config
+    reading: dict[str, Any] = {"columns": config.columns, "leave_out": config.leave_out}
+    reading["labels"] = LabelWords.of(config.safe_values, config.unsafe_values)
     for file in source.files:
-        reader = reader_of(file, layout=source.layout, columns=source.config.columns, kind=source.kind, labels=labels)
+        reader = reader_of(file, layout=source.layout, kind=source.kind, **reading)
         writer.start_file(file, reader)
         rows: list[tuple[int, Mapping[str, object]]] = []
         chars = 0

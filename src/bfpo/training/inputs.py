@@ -30,6 +30,7 @@ from bfpo.data.tokenize import (
     token_notes,
     tokenize_completions,
 )
+from bfpo.judges.needless import check_kept
 from bfpo.policy.load import Policy, initial_config, load_policy, load_tokenizer
 from bfpo.policy.source import num_embeddings, num_positions, read_config
 from bfpo.runs.folder import RunFolder
@@ -138,9 +139,19 @@ def completion_sections(config: SftConfig) -> dict[str, SftDataConfig]:
 
 def completion_rows(config: SftConfig, start: Start) -> dict[str, LoadedCompletions]:
     """Return the completions of each section; a row that the chat template refuses is a bad one."""
-    check = start.row_check()
-    sections = completion_sections(config)
-    return {name: load_completions(section, seed=config.seed, check=check) for name, section in sections.items()}
+    is_taken = start.row_check()
+
+    def loaded(section: SftDataConfig) -> LoadedCompletions:
+        is_kept = check_kept(section.leave_out)
+
+        def check(row: Pair | Completion) -> None:
+            is_taken(row)
+            if section.leave_out and isinstance(row, Completion):
+                is_kept(row)
+
+        return load_completions(section, seed=config.seed, check=check)
+
+    return {name: loaded(section) for name, section in completion_sections(config).items()}
 
 
 def completion_tokens(rows: LoadedCompletions, start: Start) -> tuple[list[SftExample], TokenizeReport]:
@@ -211,6 +222,8 @@ def _describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, An
     shown = {"rows_rejected": "rows rejected", "labels_set_safe": "with a label set to safe"}
     shown["pairs_without_label_dropped"] = "dropped for a missing label"
     lines += [f"{counts[key]} {text}" for key, text in shown.items() if counts.get(key)]
+    if left := counts.get("left_out"):
+        lines.append("left out " + ", ".join(f"{n} ({reason})" for reason, n in left.items()))
     cut = {"prompt_truncated": "prompts cut", "completion_truncated": "completions cut"}
     lines += [f"{tokens[key]} {text}" for key, text in cut.items() if tokens and tokens[key]]
     return lines
