@@ -12,7 +12,7 @@ from typing import Any
 from bfpo.config import EvaluateConfig, read_template
 from bfpo.config.evaluate import CompletionsJob, PairsJob, SuitesJob
 from bfpo.core.errors import DataError, ModelError
-from bfpo.core.schema import Completion, Pair, Score, VerdictRow
+from bfpo.core.schema import Completion, JudgeFit, Pair, Score, VerdictRow
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.labels import cell_counts
 from bfpo.data.load import load_pairs
@@ -23,6 +23,7 @@ from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts
 from bfpo.data.tokenize import TokenizeReport, TokenPair, check_tokens, row_check, token_notes, tokenize_pairs
 from bfpo.judges.asking import judge_answers
+from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import check_judge, make_judge
 from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
@@ -70,6 +71,7 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     scores: list[Score] = []
     reasons: list[str] = []
     bound: CoherenceBound | None = None
+    fits: list[JudgeFit] = []
     if isinstance(config, CompletionsJob):
         check_judge(config.judge.format)
     if isinstance(config, PairsJob):
@@ -80,13 +82,13 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         reasons.append(f"{config.method} favours no side in {len(rows)} pairs; use another method, or labelled pairs")
     if isinstance(config, CompletionsJob):
         folder.add_data("completions", config.completions)
-        judged, unscored, bound = _judge(config, _completions(config), folder)
+        judged, unscored, bound, fits = _judge(config, _completions(config), folder)
         scores += score_rows(judged, confidence=config.confidence)
         reasons += [
             f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; use another judge"
             for reason, count in unscored.most_common(1)
         ]
-    _write_scores(folder, config, scores, bound)
+    _write_scores(folder, config, scores, bound, fits)
     _log_scores(scores)
     if all(score.value is None for score in scores if score.metric not in ("finished", "coherent")):
         raise DataError(f"nothing was scored: {'; '.join(reasons)}. The files are kept")
@@ -200,11 +202,14 @@ def _completions(config: CompletionsJob) -> list[Completion]:
 
 def _judge(
     config: CompletionsJob, completions: Sequence[Completion], folder: RunFolder
-) -> tuple[list[Judged], Counter[str], CoherenceBound | None]:
-    """Return the judged rows, how many are unscored by reason, and the bound of likelihood."""
+) -> tuple[list[Judged], Counter[str], CoherenceBound | None, list[JudgeFit]]:
+    """Return the judged rows, the unscored by reason, the bound of likelihood, and how the judge fits the texts."""
     for line in describe_thoughts(completions):
         _log.info("%s", line)
-    verdicts = judge_answers(make_judge(config.judge), completions)
+    judge = make_judge(config.judge)
+    verdicts = judge_answers(judge, completions)
+    fits = judge_fit(judge, completions, verdicts)
+    log_fit(fits)
     start = None if config.coherence is None else (config.coherence.model, config.coherence.revision)
     reader = make_reader(start, [completion.prompt for completion in completions])
     readings = reader.read(completions, verdicts)
@@ -224,7 +229,7 @@ def _judge(
             for verdict, row, c, read in zip(verdicts, rows, completions, readings, strict=True)
         ),
     )
-    return rows, Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored"), reader.bound
+    return rows, Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored"), reader.bound, fits
 
 
 # ------------------------------------------------------------------------------------------------------- the scores
@@ -245,9 +250,13 @@ def _words(score: Score) -> str:
 
 
 def _write_scores(
-    folder: RunFolder, config: EvaluateConfig, scores: Sequence[Score], bound: CoherenceBound | None
+    folder: RunFolder,
+    config: EvaluateConfig,
+    scores: Sequence[Score],
+    bound: CoherenceBound | None,
+    fits: list[JudgeFit],
 ) -> None:
-    folder.write_json("scores.json", ScoresFile(config.confidence, list(scores), bound))
+    folder.write_json("scores.json", ScoresFile(config.confidence, list(scores), bound, fits or None))
     read = any(score.metric in COHERENCE for score in scores)
     lines = [
         f"Intervals: {config.confidence:.0%}, clustered by prompt.",
@@ -256,6 +265,7 @@ def _write_scores(
         "| metric | value | interval | scored | unscored |",
         "|---|---|---|---|---|",
         *(f"| {metric_title(score.metric)} | {score_cells(score)} |" for score in scores),
+        *(["", fit_table(fits)] if fits else []),
     ]
     folder.write_text("scores.md", "\n".join(lines) + "\n")
     folder.write_card("Scores", {"Scores": "\n".join(lines)})

@@ -20,6 +20,7 @@ from bfpo.data.write import completion_row
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge
 from bfpo.judges.cache import OpinionCache
+from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import Judge, check_judge, make_judge
 from bfpo.judges.label_report import score_row
 from bfpo.judges.ngrams import seen_rows, trained_on_few
@@ -81,6 +82,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     budget = RequestBudget(config.max_requests)
     judge = make_judge(config.judge, budget)
     verdicts = _ask(config, judge, rows, folder)
+    fits = judge_fit(judge, rows, verdicts)
     checked = [_Checked(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)]
     folder.add_facts(requests=budget.num_requests)
     folder.write_jsonl("verdicts.jsonl", map(_row, checked))
@@ -99,16 +101,19 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
             unscored_by_reason=_unscored(verdicts),
             quality=quality,
             calibration=bins,
+            judge_fit=fits or None,
         ),
     )
     figures = _draw(config, judge.name, bins, folder)
     text = "".join(f"Warning: {warning}.\n\n" for warning in warnings)
     text += _markdown(config, judge.name, loaded, checked, quality)
+    text += f"\n\n{fit_table(fits)}" if fits else ""
     folder.write_text("quality.md", text + "\n" + _worst(mistakes[: config.mistakes]) + "\n")
     folder.write_card(f"Check of the judge {judge.name}", {"Agreement with people's labels": text + figures})
     show(text)
     for warning in warnings:
         _log.warning("%s", warning)
+    log_fit(fits)
     show(f"\n{len(mistakes)} mistakes, the most confident first: {folder.file('mistakes.jsonl')}")
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bfpo.config import JudgeTrainConfig
 from bfpo.config.judges import ClassifierTrainConfig, NgramTrainConfig, RankerTrainConfig
 from bfpo.core.console import show
@@ -18,6 +20,7 @@ from bfpo.data.read import read_pairs
 from bfpo.data.rejects import check_rejects, describe_rejects
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts, without_thought
+from bfpo.judges.fit import fit_facts
 from bfpo.judges.ngrams import NgramSettings, few_rows, fit_ngrams, fit_ranker, save_described, write_rows
 from bfpo.judges.quality import judge_quality
 from bfpo.policy.devices import use_threads
@@ -223,9 +226,13 @@ def _cross_validation(config: NgramTrainConfig, rows: Sequence[Completion]) -> d
     if min(per_label) < config.folds:
         return {"not_done": f"{min(per_label)} prompts of the rarer label, fewer than {config.folds} folds"}
     verdicts: dict[int, Verdict] = {}
+    fits: list[dict[str, float]] = []
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
     for train, test in folds.split(rows, labels, groups):
         judge = fit_ngrams([rows[n] for n in train], [labels[n] for n in train], _settings(config))
-        verdicts.update(zip(test.tolist(), judge.judge([rows[n] for n in test]), strict=True))
+        held_out = [rows[n] for n in test]
+        verdicts.update(zip(test.tolist(), judge.judge(held_out), strict=True))
+        fits.append(fit_facts(judge, held_out, [verdicts[n] for n in test.tolist()]))
     scores = judge_quality([verdicts[n] for n in range(len(rows))], labels, groups, num_resamples=100)
-    return {"folds": config.folds, **{score.metric: score.value for score in scores}}
+    fit = {name: float(np.mean([one[name] for one in fits])) for name in fits[0]}
+    return {"folds": config.folds, **{score.metric: score.value for score in scores}, **fit}

@@ -11,7 +11,7 @@ from bfpo.config import LabelConfig
 from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
-from bfpo.core.schema import Comparison, Completion, Pair, Verdict, VerdictRow
+from bfpo.core.schema import Comparison, Completion, JudgeFit, Pair, Verdict, VerdictRow
 from bfpo.data.labels import LabelWords, as_judged, cell_counts, completions_of_pair
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.rejects import ReadResult, Reject, check_rejects
@@ -21,6 +21,7 @@ from bfpo.data.write import pair_row
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import Tally, ask_judge, ask_ranker, num_votes
 from bfpo.judges.cache import OpinionCache
+from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import check_opinions, make_judge, make_ranker
 from bfpo.judges.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
 from bfpo.judges.ngrams import trained_on_few
@@ -97,7 +98,7 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
     with OpinionCache(config.label_cache or user_cache_folder("label")) as cache:
         try:
             judged = given.judged(config)
-            votes = _ask_judges(config, judged, cache, budget, tallies)
+            votes, fits = _ask_judges(config, judged, cache, budget, tallies)
             verdicts = _verdicts(config, judged, votes)
             comparisons = _ask_ranker(config, given, verdicts, cache, budget, tallies)
         except ServerError as error:
@@ -106,7 +107,7 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
         finally:
             asked = {name: asdict(tally) for name, tally in tallies.items()}
             folder.add_facts(requests=budget.num_requests, opinions=asked)
-    _write(config, folder, given, judged, votes, verdicts, comparisons)
+    _write(config, folder, given, judged, votes, verdicts, comparisons, fits)
 
 
 def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -> list[Verdict]:
@@ -197,9 +198,10 @@ def _ask_judges(
     cache: OpinionCache,
     budget: RequestBudget,
     tallies: dict[str, Tally],
-) -> Votes:
-    """Ask the judges in turn; each is freed before the next one is loaded."""
+) -> tuple[Votes, list[JudgeFit]]:
+    """Ask the judges in turn, and see how each fits the texts; each is freed before the next one is loaded."""
     votes: Votes = {}
+    fits: list[JudgeFit] = []
     for spec in config.judges:
         judge = make_judge(spec, budget)
         if judge.name in votes:
@@ -210,7 +212,8 @@ def _ask_judges(
             votes[judge.name] = ask_judge(
                 judge, completions, cache, votes=config.votes, tally=tallies[judge.name], advance=progress.advance
             )
-    return votes
+        fits += judge_fit(judge, completions, [given[0] for given in votes[judge.name]])
+    return votes, fits
 
 
 def _ask_ranker(
@@ -241,6 +244,7 @@ def _write(
     votes: Votes,
     verdicts: Sequence[Verdict],
     comparisons: Sequence[Comparison],
+    fits: list[JudgeFit],
 ) -> None:
     interval = {
         "confidence": config.confidence,
@@ -278,18 +282,21 @@ def _write(
         folder.write_jsonl(PAIRS, map(pair_row, pairing.pairs))
         folder.add_facts(funnel=pairing.funnel, candidate_cells=pairing.candidate_cells)
         cells = pairing.cells
-    folder.write_json("scores.json", ScoresFile(config.confidence, scores))
+    folder.write_json("scores.json", ScoresFile(config.confidence, scores, judge_fit=fits or None))
     rejected = {"rows_rejected": given.reasons()} if given.pairs else {}
     folder.add_facts(labels={**counts, **({"cells": cells} if cells else {}), **rejected})
     sections = report_text(
         counts, cells, scores, folder.record["opinions"], folder.record["requests"], config.confidence
     )
+    if fits:
+        sections["Judges on these texts"] = fit_table(fits)
     if warnings := _warnings(config):
         sections = {"Warnings": "\n".join(f"- {warning}." for warning in warnings), **sections}
     folder.write_text("label.md", "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items()) + "\n")
     folder.write_card("Labels", sections)
     for warning in warnings:
         _log.warning("%s", warning)
+    log_fit(fits)
     said = {name: counts[name] for name in ("verdicts", "safe", "unsafe", "unscored")}
     _log.info("%(verdicts)d verdicts: %(safe)d safe, %(unsafe)d unsafe, %(unscored)d unscored", said)
     if config.ranker is not None:

@@ -20,11 +20,13 @@ from matplotlib.figure import Figure
 from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
 from bfpo.core.console import show
 from bfpo.core.errors import DataError, SettingError
+from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
 from bfpo.data.write import pair_row, prompt_row
 from bfpo.judges.coherence import read_coherence
+from bfpo.judges.fit import fit_table
 from bfpo.judges.judges import check_opinions
 from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, measures_form, redteam_text, tried_text
 from bfpo.judges.needless import ReadAnswer, buffer_pairs, needless_text, over_refusal, read_answers, refused_prompts
@@ -32,6 +34,7 @@ from bfpo.judges.records import NeedlessRefusals, RedteamFile, TriedTemperature
 from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_style, png_bytes, svg_bytes
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.scores.records import ScoresFile
 
 __all__ = ["preview", "run"]
 
@@ -74,14 +77,16 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     answers = Answers(completions, labelled.path / "verdicts.jsonl")
     rates = answer_rates(answers, confidence=config.confidence)
     cells: dict[str, int] = labelled.record["labels"]["cells"]
+    fits = load(ScoresFile, labelled.path / "scores.json").judge_fit
     text = redteam_text(config.model, funnel, cells, rates, answers.unscored, config.confidence)
     if tried:
         text += f"\n\n{tried_text(temperature, tried)}"
+    text += f"\n\n{fit_table(fits)}" if fits else ""
     steps = [name for name in FUNNEL_STEPS if name != "well_formed" or measures_form(rates)]
     figure = _funnel_figure([(name, funnel[name]) for name in steps], cells)
     folder.write_bytes("funnel.png", png_bytes(figure))
     folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
-    record = RedteamFile(funnel, cells, rates, answers.unscored, harmless=needless)
+    record = RedteamFile(funnel, cells, rates, answers.unscored, judge_fit=fits, harmless=needless)
     folder.write_json("redteam.json", replace(record, temperature=temperature, tried=tried) if tried else record)
     sections = {"Red-teaming": f"{text}\n\n![What became of the completions](funnel.png)"}
     if needless is not None:

@@ -13,6 +13,7 @@ from bfpo.core.records import OPTIONAL
 __all__ = [
     "Comparison",
     "Completion",
+    "JudgeFit",
     "Message",
     "Pair",
     "Prompt",
@@ -221,6 +222,24 @@ class Comparison:
 
     def __post_init__(self) -> None:
         _check_label("first_is_better", self.first_is_better)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeFit:
+    """How a judge fits `num` texts (of `model`), without labels, in shares; `held_out`: the same of its own data.
+
+    `unsure`: p(safe) in (0.3, 0.7); `confidence`: mean probability of the likelier label; `unseen`: n-grams that
+    training had not seen.
+    """
+
+    judge: str
+    num: int = 0
+    unsure: float = 0.0
+    confidence: float = 0.0
+    unseen: float | None = field(default=None, metadata=OPTIONAL)
+    held_out: dict[str, float] | None = field(default=None, metadata=OPTIONAL)
+    model: str = field(default="", metadata=OPTIONAL)
+    warnings: list[str] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

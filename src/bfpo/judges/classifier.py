@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class ClassifierJudge:
 
     def __init__(self, spec: ClassifierSpec, *, multi_label: bool | None = None) -> None:
         self.name = spec.name or "classifier"
+        self.held_out: Mapping[str, object] = {}
         self._spec = spec
         self._model, self._tokenizer = load_with_head(
             AutoModelForSequenceClassification, spec.model, spec, kind="a sequence classifier"
@@ -277,6 +278,8 @@ def load_finetuned(folder: Path, described: dict[str, Any], *, threshold: float 
     try:
         keys = {"batch_size": 8, "name": described["name"], **described["settings"]}
         keys |= {} if threshold is None else {"threshold": threshold}
-        return ClassifierJudge(ClassifierSpec(model=str(folder), safe_label="safe", **keys))
+        judge = ClassifierJudge(ClassifierSpec(model=str(folder), safe_label="safe", **keys))
+        judge.held_out = described.get("held_out", {})
+        return judge
     except (KeyError, TypeError, ValidationError) as error:
         raise ModelError(f"{folder / JUDGE_FILE}: is not what `bfpo judge-train` writes ({error})") from error

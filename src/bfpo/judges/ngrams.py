@@ -77,6 +77,7 @@ class _NgramModel:
 
     def __init__(self, name: str, settings: NgramSettings, idf: Floats, weights: Floats, *intercept: float) -> None:
         self.name, self.settings = name, settings
+        self.held_out: Mapping[str, object] = {}
         self._idf, self._weights, self._intercept = idf, weights, intercept
         digest = hashlib.sha256(json.dumps([_FORMAT_VERSION, asdict(settings), *intercept]).encode())
         digest.update(idf.tobytes() + weights.tobytes())
@@ -110,7 +111,9 @@ class _NgramModel:
             settings = settings if threshold is None else replace(settings, threshold=threshold)
             arrays = load_file(folder / _WEIGHTS)
             intercept = [float(arrays["intercept"][0])] if cls._role == "judge" else []
-            return cls(described["name"], settings, arrays["idf"], arrays["weights"], *intercept)
+            loaded = cls(described["name"], settings, arrays["idf"], arrays["weights"], *intercept)
+            loaded.held_out = described.get("cross_validation", {})
+            return loaded
         except ModelError:  # a `ValueError` too, with a message of its own
             raise
         except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
@@ -136,6 +139,12 @@ class NgramJudge(_NgramModel):
             return []
         logits = tfidf_rows(ngram_counts(texts, self.settings), self._idf) @ self._weights + self._intercept[0]
         return [self._verdict(*row) for row in zip(completions, expit(logits).tolist(), strict=True)]
+
+    def unseen(self, completions: Sequence[Completion]) -> float:
+        """Return the share of the n-grams of these texts that were in no training text, up to collisions of hashes."""
+        counts = ngram_counts([_text(completion, self.settings) for completion in completions], self.settings)
+        # A feature without a training text keeps the weight 0 at which the penalised regression starts.
+        return float(counts.data[self._weights[counts.indices] == 0].sum() / max(counts.data.sum(), 1))
 
     def _verdict(self, completion: Completion, p_safe: float) -> Verdict:
         if not _WORD.search(completion.text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bfpo.core.records import OPTIONAL
-from bfpo.core.schema import Score
+from bfpo.core.schema import JudgeFit, Score
 
 __all__ = ["CalibrationBin", "CheckedJudge", "JudgeCheckFile", "NeedlessRefusals", "RedteamFile", "TriedTemperature"]
 
@@ -43,6 +43,7 @@ class JudgeCheckFile:
     unscored_by_reason: dict[str, int] = field(default_factory=dict)
     quality: dict[str, list[Score]] = field(default_factory=dict)
     calibration: list[CalibrationBin] = field(default_factory=list)
+    judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,4 @@ class RedteamFile:
     cells: dict[str, int] = field(default_factory=dict)
     rates: dict[str, list[Score]] = field(default_factory=dict)
     unscored_by_reason: dict[str, int] = field(default_factory=dict)
-    temperature: float | None = field(default=None, metadata=OPTIONAL)
-    tried: list[TriedTemperature] | None = field(default=None, metadata=OPTIONAL)
-    harmless: NeedlessRefusals | None = field(default=None, metadata=OPTIONAL)
+    judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)

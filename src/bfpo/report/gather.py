@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.core.errors import BfpoError, DataError
+from bfpo.core.schema import JudgeFit
 from bfpo.data.tokenize import token_notes
+from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.objective.methods import method_settings
 from bfpo.report.data import Comparison, Experiment, MethodResult, ReportData, Role, Sample, Suite, SuiteComparison
 from bfpo.report.experiments import COMPARE_MAIN, experiment_of, methods_of, prompts_of, split_experiments
@@ -115,7 +117,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         data_cards=[card for card in cards if card is not None],
         runs=[record_of(run, roots) for run in listed],
         absent=[*absent_parts(others + experiments, shown, inside), *problems_of(runs)],
-        notes=[*notes_of(others, suites), *_notes_on_tokens(others, shown)],
+        notes=[*notes_of(others, suites), *_notes_on_judges(others, shown), *_notes_on_tokens(others, shown)],
         experiments=found,
         stages=stage_results(others, shown),
     )
@@ -323,6 +325,24 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
         yield f"{len(skipped)} of {len(suites)} suites were skipped and are in no mean; the reasons are given below."
     elif skipped:
         yield f"Skipped, and in no mean: {'; '.join(skipped)}."
+
+
+def _notes_on_judges(runs: Sequence[Run], shown: Mapping[Run, str]) -> Iterator[str]:
+    """Yield the warnings about judges that do not fit the texts, each once: a red-teaming has those of its labels."""
+    found: dict[str, str] = {}
+    for run in runs:
+        for fit in _fits_of(run) or ():
+            for warning in fit.warnings or ():
+                found.setdefault(warning, shown[run])
+    yield from (f"{name}: {warning}." for warning, name in found.items())
+
+
+def _fits_of(run: Run) -> list[JudgeFit] | None:
+    if run.stage in ("evaluate", "label"):
+        return run.scores.judge_fit
+    if run.stage == "judge-check":
+        return run.load(JudgeCheckFile, "quality.json").judge_fit
+    return run.load(RedteamFile, "redteam.json").judge_fit if run.stage == "redteam" else None
 
 
 def _notes_on_tokens(runs: Sequence[Run], shown: Mapping[Run, str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bfpo.core.records import OPTIONAL
-from bfpo.core.schema import Score
+from bfpo.core.schema import JudgeFit, Score
 from bfpo.stats import Interval
 
 __all__ = [
@@ -57,6 +57,7 @@ class ScoresFile:
     confidence: float = 0.0
     scores: list[Score] = field(default_factory=list)
     coherence: CoherenceBound | None = field(default=None, metadata=OPTIONAL)
+    judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

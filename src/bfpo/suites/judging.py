@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -12,10 +12,11 @@ from bfpo.config.evaluate import SuitesJob
 from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
-from bfpo.core.schema import Completion, Verdict
+from bfpo.core.schema import Completion, JudgeFit, Verdict
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, ask_ranker
 from bfpo.judges.cache import OpinionCache
+from bfpo.judges.fit import judge_fit
 from bfpo.judges.judges import Judge, make_judge, make_ranker
 from bfpo.judges.refusals import NOT_READ
 from bfpo.judges.settings import JudgeConfig, RefusalSpec
@@ -28,11 +29,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JudgedSuites:
-    """Verdicts by (suite, model) in the completions' order, judges by suite, and why a suite was skipped."""
+    """Verdicts by (suite, model) in order, judges by suite, why a suite was skipped, how judges fit the answers."""
 
     verdicts: dict[tuple[str, str], list[Verdict]]
     judges: dict[str, str]
     skipped: dict[str, str]
+    fits: list[JudgeFit] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,12 @@ def judge_suites(
                 done.skipped.update({suite.name: reason for suite in judged})
                 continue
             done.judges.update({suite.name: judge.name for suite in judged})
-            done.verdicts.update(_ask(judge, judged, answers, cache))
+            found = _ask(judge, judged, answers, cache)
+            done.verdicts.update(found)
+            for model, by_suite in answers.items():
+                texts = [completion for suite in judged for completion in by_suite[suite.name]]
+                verdicts = [verdict for suite in judged for verdict in found[suite.name, model]]
+                done.fits.extend(judge_fit(judge, texts, verdicts, model=model))
         refusals = make_judge(refusal_config, budget)
         asked = [suite for suite in suites if suite.name not in done.skipped]
         readings = _ask(refusals, asked, answers, cache)

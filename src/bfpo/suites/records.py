@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bfpo.core.records import OPTIONAL
-from bfpo.core.schema import Message, Score, Verdict
+from bfpo.core.schema import JudgeFit, Message, Score, Verdict
 from bfpo.scores.records import CoherenceBound
 
 __all__ = ["ModelFacts", "SuiteAnswer", "SuiteComparison", "SuiteFacts", "SuiteScore", "SuitesFile"]
@@ -90,6 +90,7 @@ class SuitesFile:
     comparisons: list[SuiteComparison] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     coherence: CoherenceBound | None = field(default=None, metadata=OPTIONAL)
+    judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

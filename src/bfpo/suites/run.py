@@ -21,7 +21,8 @@ from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
 from bfpo.core.records import load, load_lines
-from bfpo.core.schema import Message, Score
+from bfpo.core.schema import JudgeFit, Message, Score
+from bfpo.judges.fit import fit_table, log_fit
 from bfpo.judges.judges import check_opinions
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
@@ -64,6 +65,7 @@ class _Collected:
     answers: list[SuiteAnswer] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     bound: CoherenceBound | None = None
+    fits: list[JudgeFit] = field(default_factory=list)
 
 
 def run_suites(config: SuitesJob, folder: RunFolder) -> None:
@@ -193,6 +195,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     judged = judge_suites(config, asked, texts)
     reader = _reader(config, [prompt.messages for name in by_suite for prompt in by_suite[name]])
     found.bound = reader.bound
+    found.fits = judged.fits
     for suite in asked:
         each = prompts[suite.name]
         known: dict[str, Any] = {
@@ -371,6 +374,7 @@ def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found:
         comparisons=compare_values(found.values, confidence=config.confidence, random_seed=config.seed),
         warnings=found.warnings,
         coherence=found.bound,
+        judge_fit=found.fits or None,
     )
     folder.write_jsonl("answers.jsonl", found.answers)
     folder.write_json("scores.json", result)
@@ -378,6 +382,7 @@ def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found:
     folder.write_text("scores.md", text + "\n")
     folder.write_card("Scores", {"Scores": text})
     show(text)
+    log_fit(found.fits)
 
 
 def _model_facts(model: EvaluatedModel) -> ModelFacts:
@@ -399,6 +404,7 @@ def _page(result: SuitesFile) -> str:
     for suite in result.suites:
         if suite.status == "scored":
             lines += _table(suite, result)
+    lines += ["", fit_table(result.judge_fit)] if result.judge_fit else []
     skipped = [suite for suite in result.suites if suite.status == "skipped"]
     if skipped:
         lines += ["", "Skipped:", ""]
