@@ -7,8 +7,9 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from bfpo.core.errors import ModelError, SettingError
-from bfpo.generation.sampling import Answer, Request, answer_batches, end_token_ids
+from bfpo.generation.sampling import Answer, Request, answer_batches, end_token_ids, opening_logps
 from messages import raises
+from tiny import logp, tiny_model
 
 VOCAB, END, OTHER_END = 40, 1, 2
 
@@ -144,3 +145,16 @@ def test_end_tokens_come_from_both_places(model: Any) -> None:
 def test_no_room_is_an_error(model: Any) -> None:
     with raises(SettingError, "p5"):
         answers(model, max_new_tokens=60)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt_neox"])
+def test_the_log_probs_of_openings_are_those_of_one_text_at_a_time(family: str) -> None:
+    """Prompts longer than the sliding window, openings of different lengths and numbers, a batch that is not full."""
+    model = tiny_model(family, dtype=torch.float64).eval().requires_grad_(False)
+    prompts = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [4], [9, 8, 7]]
+    openings = [[[5, 6, 7, 8], [3]], [[1]], [[7, 8], [9, 9, 9, 2, 2], [0]]]
+    found = opening_logps(model, prompts, openings, batch_size=2)
+    expected = [[float(logp(model, ids, one)) for one in some] for ids, some in zip(prompts, openings, strict=True)]
+    assert [len(some) for some in found] == [2, 1, 3]
+    for some, wanted in zip(found, expected, strict=True):
+        assert some == pytest.approx(wanted, abs=1e-9)

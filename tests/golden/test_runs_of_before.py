@@ -39,6 +39,7 @@ NEW: dict[str, Any] = {
     "harmless": None,
     "coherence": None,
     "leave_out": [],
+    "probe": None,
 }
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}

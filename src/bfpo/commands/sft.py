@@ -17,6 +17,7 @@ from bfpo.data.tokenize import SftExample
 from bfpo.policy.load import Policy, init_policy, pad_token_id
 from bfpo.policy.probe import check_positions
 from bfpo.runs.folder import RunFolder
+from bfpo.suites.probe import load_probe, probe_lines
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.inputs import (
     checked_lines,
@@ -115,6 +116,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     reports = {name: report.as_row() for name, (_, report) in tokens.items()}
     facts = {name: (rows.counts, reports[name]) for name, rows in loaded.items()}
     report_data(folder, start, facts, config)
+    probe = load_probe(config, folder, start, {"data": tokens["data"][0]})
     policy = _policy(config)
     check_positions(policy.model, max(row["longest_tokens"] for row in reports.values()))
     folder.add_facts(trainable=str(policy.trainable_report))
@@ -144,6 +146,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
         shown=SHOWN,
         evaluates="eval_data" in tokens,
         save_total_limit=config.save_total_limit,
+        probe=probe,
     )
     folder.add_facts(metrics=metrics)
     _write_card(config, folder, policy, metrics, template_facts(config, reports))
@@ -154,8 +157,10 @@ def preview(config: SftConfig) -> list[str]:
     start = read_start(config)
     lines, reports = [], []
     for name, rows in completion_rows(config, start).items():
-        reports.append(completion_tokens(rows, start)[1].as_row())
+        tokens, report = completion_tokens(rows, start)
+        reports.append(report.as_row())
         lines += checked_lines(config, name, rows.counts, reports[-1])
+        lines += probe_lines(config, start, {name: tokens}) if name == "data" else []
     return [*lines, *positions_note(start, reports), str(_policy(config).trainable_report)]
 
 

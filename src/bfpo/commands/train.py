@@ -6,12 +6,15 @@ import logging
 from typing import Any
 
 from bfpo.config import AlignConfig
+from bfpo.data.tokenize import TokenPair
 from bfpo.policy.load import Policy
 from bfpo.runs.folder import RunFolder
+from bfpo.suites.probe import load_probe, probe_lines
 from bfpo.training.forecast import write_forecast
 from bfpo.training.inputs import (
     describe_tokens,
     load_start,
+    pair_sections,
     read_start,
     reference_cache,
     template_facts,
@@ -37,6 +40,9 @@ SHOWN = {
 }
 
 
+_TRAINED = ("data", "buffer")  # the streams that the probe may share no prompt with
+
+
 def run(config: AlignConfig, folder: RunFolder) -> None:
     """Train on the main stream, with the buffer if given, and write `model/`, `metrics.jsonl`, `data.json`, the card.
 
@@ -46,6 +52,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     prepare_process(config.threads)
     args = _arguments(config, folder)
     tokens = pair_tokens(config, folder, args)
+    probe = load_probe(config, folder, read_start(config), {name: tokens[name] for name in _TRAINED if name in tokens})
     policy = load_start(config)  # after the data: what is wrong with them is said first
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
@@ -78,6 +85,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         shown=SHOWN,
         evaluates="eval_data" in tokens,
         save_total_limit=config.save_total_limit,
+        probe=probe,
     )
     divergence = trainer.watch.message if trainer.watch is not None else None
     folder.add_facts(divergence=divergence, metrics=metrics)
@@ -87,7 +95,14 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
 
 def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on: pairs by cell of each stream, and the parameters that train."""
-    lines = describe_tokens(config, read_start(config))
+    start = read_start(config)
+    rows: list[list[TokenPair]] = []
+    if config.probe is None:
+        lines = describe_tokens(config, start)
+    else:
+        lines = describe_tokens(config, start, lambda pairs: rows.append(list(pairs)))
+        read = dict(zip(pair_sections(config), rows, strict=True))
+        lines += probe_lines(config, start, {name: some for name, some in read.items() if name in _TRAINED})
     return [*lines, str(load_start(config).trainable_report)]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
+from bfpo.config.probe import ProbeConfig
 from bfpo.core.settings import Need, PathText, StageConfig, beside, unless
 from bfpo.data.settings import DataConfig, SftDataConfig, TemplateKwargs
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
@@ -76,6 +77,9 @@ class TrainingKeys(StageConfig):
     save_total_limit: int | None = Field(default=1, ge=1, description="number of checkpoints kept; null = all")
     logging_steps: int = Field(default=10, ge=1, description="optimizer steps between rows of metrics.jsonl")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
+    probe: ProbeConfig | None = Field(
+        default=None, description="prompts that the model answers during training; null = its behaviour is not watched"
+    )
 
     needs: ClassVar[Mapping[str, Need]] = {"trainable": unless("lora"), "num_train_epochs": unless("max_steps")}
 

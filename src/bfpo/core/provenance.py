@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from bfpo._version import __version__
 
 __all__ = [
+    "Remark",
     "RunFile",
     "describe_checkout",
     "describe_platform",
@@ -27,10 +28,20 @@ PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safete
 
 
 @dataclass(frozen=True, slots=True)
+class Remark:
+    """What a training did or did not do, in one sentence; `code` names the kind. `level`: warning, or note."""
+
+    code: str
+    text: str
+    level: Literal["warning", "note"] = "warning"
+
+
+@dataclass(frozen=True, slots=True)
 class RunFile:
     """What readers take from `run.json`, to which every stage adds facts of its own.
 
-    `data`: input -> file -> its hash and size. `completions`: what `bfpo generate` counted.
+    `data`: input -> file -> its hash and size. `completions`: what `bfpo generate` counted. `remarks`: on a training
+    that has ended.
     """
 
     OPEN: ClassVar[bool] = True
@@ -46,6 +57,7 @@ class RunFile:
     seconds: float | None = None
     gpu_joules: float | None = None
     error: str = ""
+    remarks: list[Remark] = field(default_factory=list)
 
 
 def describe_versions() -> dict[str, str | None]:

@@ -1,8 +1,13 @@
-"""Prompts in tokens -> answers in tokens: batches by length, random draws that do not depend on the batch."""
+"""Prompts in tokens -> answers in tokens: batches by length, random draws that do not depend on the batch.
+
+Also the log-probs of given first tokens of answers. Axes: N prompts, L tokens of an opening, V vocabulary.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +18,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from bfpo.core.errors import ModelError, SettingError
+from bfpo.policy.head import at_least_float32
+from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.policy.source import read_config
 
-__all__ = ["Answer", "Request", "answer_batches", "end_token_ids", "saved_end_token_ids"]
+__all__ = ["Answer", "Request", "answer_batches", "end_token_ids", "opening_logps", "saved_end_token_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +119,68 @@ def answer_batches(
 def _answer(
     model: Any, batch: Sequence[Request], eos_token_ids: frozenset[int], processors: Sequence[LogitsProcessor]
 ) -> list[Answer]:
-    width = max(len(request.prompt_ids) for request in batch)
-    pad = min(eos_token_ids)
-    input_ids = torch.tensor([[pad] * (width - len(r.prompt_ids)) + list(r.prompt_ids) for r in batch])
-    mask = torch.tensor([[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in batch])
+    input_ids, mask = _left_padded([request.prompt_ids for request in batch], min(eos_token_ids), model.device)
     with torch.no_grad():
         output = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            logits_processor=LogitsProcessorList(processors),
+            input_ids=input_ids, attention_mask=mask, logits_processor=LogitsProcessorList(processors)
         )
-    rows: list[list[int]] = output[:, width:].tolist()
+    rows: list[list[int]] = output[:, input_ids.shape[1] :].tolist()
     ends = [next((place for place, token in enumerate(row) if token in eos_token_ids), None) for row in rows]
     return [Answer(r.id, tuple(row[:end]), end is not None) for r, row, end in zip(batch, rows, ends, strict=True)]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the ids and the mask of prompts, both (N, width) int64."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    return ids, mask
+
+
+@torch.no_grad()
+def opening_logps(
+    model: Any, prompts: Sequence[Sequence[int]], openings: Sequence[Sequence[Sequence[int]]], *, batch_size: int = 16
+) -> list[list[float]]:
+    """Return the summed log-prob, in nats, of each opening of an answer: `openings[n]` are those of prompt n.
+
+    A prompt goes through the model once; its openings then read a copy of its keys and values. The model must be in
+    evaluation mode.
+    """
+    found: list[list[float]] = [[0.0] * len(some) for some in openings]
+    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    causal_lm = unwrap_causal_lm(model)
+    known = inspect.signature(type(causal_lm).forward).parameters
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    for begin in range(0, len(order), batch_size):
+        places = order[begin : begin + batch_size]
+        ids, mask_NW = _left_padded([prompts[n] for n in places], 0, causal_lm.device)
+        positions_NW = (mask_NW.cumsum(1) - 1).clamp(min=0)
+
+        def run(ids: Tensor, mask: Tensor, positions: Tensor, **more: Any) -> Any:
+            more |= {"position_ids": positions} if "position_ids" in known else {}
+            return causal_lm(input_ids=ids, attention_mask=mask, use_cache=True, **more)
+
+        before = run(ids, mask_NW, positions_NW, **last_only)
+        first_NV = at_least_float32(before.logits[:, -1]).log_softmax(-1)
+        for k in range(max(len(openings[n]) for n in places)):
+            rows = [list(openings[n][k]) if k < len(openings[n]) else [] for n in places]
+            length = max(map(len, rows))
+            tokens_NL = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=ids.device)
+            given_NL = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=ids.device)
+            logps_NLV = first_NV[:, None]
+            if length > 1:
+                after = run(
+                    tokens_NL[:, :-1],
+                    torch.cat([mask_NW, torch.ones_like(given_NL[:, :-1])], dim=1),
+                    positions_NW[:, -1:] + torch.arange(1, length, device=ids.device),
+                    past_key_values=copy.deepcopy(before.past_key_values),
+                )
+                logps_NLV = torch.cat([logps_NLV, at_least_float32(after.logits).log_softmax(-1)], dim=1)
+            logps_NL = logps_NLV.gather(-1, tokens_NL[..., None])[..., 0].double() * given_NL
+            for n, logp in zip(places, logps_NL.sum(1).tolist(), strict=True):
+                if k < len(openings[n]):
+                    found[n][k] = logp
+    return found
 
 
 class _Draw(LogitsProcessor):

@@ -87,12 +87,16 @@ class MarginSpread:
 
 @dataclass(frozen=True, slots=True)
 class FactTable:
-    """A table of texts; `bars`: for each row a share in [0, 1], drawn as a bar beside it (empty: none)."""
+    """A table of texts; `bars`: for each row a share in [0, 1], drawn as a bar beside it (empty: none).
+
+    `folded`: shown on a click, such as answers that may be harmful.
+    """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     bars: list[float] = field(default_factory=list)
+    folded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,10 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What one run found: a sentence with which a page can open, further lines, tables, and curves over steps."""
+    """What one run found: a sentence with which a page can open, further lines, tables, and curves over steps.
+
+    `behaviour`: further figures of curves, by their titles.
+    """
 
     run: str
     stage: str
@@ -124,6 +131,7 @@ class StageResult:
     lines: list[str] = field(default_factory=list)
     tables: list[FactTable] = field(default_factory=list)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    behaviour: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +332,13 @@ class ReportData:
         for answer in (answer for sample in content["samples"] for answer in sample["answers"]):
             if answer["incoherent"] is None:
                 del answer["incoherent"]
+        by_kind = [one["by_kind"] for one in content["agreement"] if one["by_kind"]]
+        for table in (*by_kind, *(table for stage in content.get("stages", ()) for table in stage["tables"])):
+            if not table["folded"]:
+                del table["folded"]
+        for stage in content.get("stages", ()):
+            if not stage["behaviour"]:
+                del stage["behaviour"]
         try:
             return json.dumps(content, indent=1, allow_nan=False) + "\n"
         except ValueError as error:

@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bfpo.core.progress import TrainingProgress
+from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
 from bfpo.report.data import FactTable, StageResult
 from bfpo.report.read import Run
-from bfpo.report.wording import cell_title, count_text, duration, number, percent
+from bfpo.report.wording import cell_title, count_text, duration, number, percent, with_interval
+from bfpo.stats import wilson
 from bfpo.training.forecast import FORECAST, ForecastFile, forecast_table
+from bfpo.training.records import PROBE_FILE, ProbeAnswer, ProbeFile
 
 __all__ = ["forecast_facts", "forecast_said", "training_result"]
 
@@ -49,11 +52,12 @@ def training_result(run: Run, shown: str) -> StageResult:
     progress = run.load(TrainingProgress, "progress.json")
     status = run.record.status or "of unknown status"
     what = {"sft": "by imitation", "judge-train": "as a judge"}.get(run.stage, f"by {run.setting('method', str)}")
-    expected = run.load(ForecastFile, FORECAST)
-    lines = [*_loss_lines(run, rows), *forecast_said(expected)]
+    expected, probe = run.load(ForecastFile, FORECAST), run.load(ProbeFile, PROBE_FILE)
+    lines = [*_remarks(run), *_loss_lines(run, rows), *forecast_said(expected)]
     if status == "failed" and run.record.error:
         lines.insert(0, f"Error: {run.record.error}")
     tables = [
+        *_behaviour(probe),
         *(_by_cell(rows, stream) for stream in _STREAMS),
         forecast_facts(expected),
         _data(run),
@@ -67,6 +71,7 @@ def training_result(run: Run, shown: str) -> StageResult:
         lines=lines,
         tables=[table for table in tables if table.rows],
         curves=_curves(rows) if run.stage != "train" else {},
+        behaviour=_behaviour_curves(rows, probe),
     )
 
 
@@ -201,6 +206,54 @@ def _figure(found: Mapping[str, Any], name: str) -> str:
     return percent(value) if name == _OF_START else number(value)
 
 
+# ----------------------------------------------------------------------------------------------------- behaviour
+
+
+def _remarks(run: Run) -> Iterator[str]:
+    """Yield the remarks on a run as sentences, the weightiest first."""
+    for remark in reversed(run.record.remarks):
+        yield f"{remark.text[:1].upper()}{remark.text[1:]}."
+
+
+def _behaviour(probe: ProbeFile) -> Iterator[FactTable]:
+    """Yield the shares of answers by kind of prompt, at the start and now, and the answers side by side."""
+    now = f"at step {probe.step:,}"
+    shares = []
+    for kind in dict.fromkeys(row.kind for row in probe.rows):
+        rows = probe.of(kind)
+        for when, answers in (("at the start", [row.start for row in rows]), (now, [row.now for row in rows])):
+            nats = (sum(getattr(one, name) for one in answers) / len(rows) for name in ("refusal_logp", "own_logp"))
+            read = (_share(answers, reading) for reading in ("refused", "complied", "incoherent"))
+            shares.append([f"{kind}, {when}", str(len(rows)), *read, *(number(round(value, 2)) for value in nats)])
+    columns = ["held-out prompts", "number", "refused", "complied", "incoherent"]
+    columns += ["first tokens of a refusal, nats", "of the start's own answer, nats"]
+    yield FactTable("Behaviour on the prompts of the probe (95% intervals)", columns, shares)
+    texts = [[row.kind, row.prompt, f"{row.start.text} ({row.start.reading})", f"{row.now.text} ({row.now.reading})"]
+             for row in probe.rows]  # fmt: skip
+    title = f"Answers of the probe, the start beside step {probe.step:,} (they may be harmful)"
+    yield FactTable(title, ["kind", "prompt", "at the start", now], texts, folded=True)
+
+
+def _share(answers: Sequence[ProbeAnswer], reading: str) -> str:
+    found = wilson(sum(one.reading == reading for one in answers), len(answers))
+    return with_interval(Score(reading, found.value, found.low, found.high, found.num))
+
+
+def _behaviour_curves(rows: Sequence[Row], probe: ProbeFile) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    kinds = list(dict.fromkeys(row.kind for row in probe.rows))
+    shares = {f"{kind}, {name}": f"probe/{kind}/{name}" for kind in kinds for name in ("refused", "incoherent")}
+    nats = {
+        f"{kind}, {title}": f"probe/{kind}/{name}"
+        for kind in kinds
+        for title, name in (("a refusal", "refusal_logp"), ("the start's own answer", "own_logp"))
+    }
+    figures = {
+        "Behaviour on the prompts of the probe: share of answers": _points(rows, shares),
+        "Log-prob of the first four tokens of an answer, nats": _points(rows, nats),
+    }
+    return {title: curves for title, curves in figures.items() if curves}
+
+
 # ------------------------------------------------------------------------------------------------ data and curves
 
 
@@ -231,10 +284,15 @@ def _data(run: Run) -> FactTable:
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+    return _points(rows, {"loss": "loss", "held-out loss": "eval_loss"})
+
+
+def _points(rows: Sequence[Row], keys: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
+    """Return the points of curves by title; `keys`: title -> metric."""
     curves = {
         title: [
             (float(row["step"]), float(row[key])) for row in rows if _is_number(row.get(key)) and abs(row[key]) < _DRAWN
         ]
-        for title, key in (("loss", "loss"), ("held-out loss", "eval_loss"))
+        for title, key in keys.items()
     }
     return {title: points[:: 1 + len(points) // _POINTS] for title, points in curves.items() if len(points) > 1}

@@ -340,10 +340,11 @@ class RunFolder:
         tags: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write `README.md`: the stage's own sections, then settings, data and versions. Returns its path.
+        """Write `README.md`: remarks, the stage's own sections, then settings, data and versions. Returns its path.
 
         `head` replaces the model's metadata.
         """
+        remarks = "\n".join(f"- {remark['text']}." for remark in self._record.get("remarks", ()))
         data = {
             f"{name}: {path}": f"SHA-256 {fact['sha256']}, {fact['bytes']} bytes"
             for name, files in self._record.get("data", {}).items()
@@ -357,7 +358,7 @@ class RunFolder:
             "Sources of the data": sources,
             "Versions": versions,
         }
-        card = render_card(title, {**sections, **common}, base_model=base_model, tags=tags, head=head)
+        card = render_card(title, {"Remarks": remarks, **sections, **common}, base_model=base_model, tags=tags, head=head)
         return self.write_text(_CARD, card)
 
 

@@ -99,6 +99,7 @@ def _run_in_folder(stage: Stage, config: StageConfig, folder: RunFolder, resume:
         _log.info("nothing to resume in %s: starting a new run", folder.path)
     if folder.finished:
         _log.info("already finished, nothing to do: %s", folder.path)
+        _say_remarks(folder)
         return folder
     try:
         _check_places(config)
@@ -113,7 +114,14 @@ def _run_in_folder(stage: Stage, config: StageConfig, folder: RunFolder, resume:
     folder.set_status("finished")
     if folder.is_writer:
         _log.info("finished in %.0f s: %s", folder.record["seconds"], folder.path)
+    _say_remarks(folder)
     return folder
+
+
+def _say_remarks(folder: RunFolder) -> None:
+    """Log what there is to remark on a training, the weightiest last."""
+    for remark in folder.record.get("remarks", ()) if folder.is_writer else ():
+        _log.log(logging.WARNING if remark["level"] == "warning" else logging.INFO, "%s", remark["text"])
 
 
 def preview_stage(name: str, config: StageConfig) -> str:

@@ -121,6 +121,7 @@ class ProgressCallback(TrainerCallback):
         self._console = console or Console(stderr=True)
         self._progress: Progress | None = None
         self._started = 0.0
+        self._latest: dict[str, str] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -148,13 +149,19 @@ class ProgressCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the figures of this log."""
-        found = [(word, (logs or {}).get(name)) for name, word in self._shown.items()]
-        figures = "  ".join(f"{word} {value:.4g}" for word, value in found if value is not None)
-        if not state.is_world_process_zero or not figures:
+        found = {
+            word: f"{word} {value:.4g}"
+            for name, word in self._shown.items()
+            if (value := (logs or {}).get(name)) is not None
+        }
+        if not state.is_world_process_zero or not found:
             return
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=state.global_step, figures=figures)
+        self._latest |= found
+        if self._progress is not None:  # logs of the loss and of probes take turns
+            latest = "  ".join(self._latest[word] for word in self._shown.values() if word in self._latest)
+            self._progress.update(self._progress.task_ids[0], completed=state.global_step, figures=latest)
         else:
+            figures = "  ".join(found.values())
             seconds = time.monotonic() - self._started
             logger.info(
                 "%s: step %d/%d  %s  (%.0f s)", self._title, state.global_step, state.max_steps, figures, seconds
@@ -266,15 +273,20 @@ class InterruptCallback(TrainerCallback):
 class WholeCheckpoints(TrainerCallback):
     """Marks every checkpoint once all processes have written it, and keeps the `keep` newest (`None`: all).
 
+    The checkpoint of the step that `best` returns is kept too.
+
     The trainer's own `save_total_limit` must be off. It removes older checkpoints before the other processes are known
     to have written theirs, and orders them by the time of the file system.
 
     `marked` is called with the step of each checkpoint when it is complete, in the first process.
     """
 
-    def __init__(self, keep: int | None, marked: Callable[[int], None]) -> None:
+    def __init__(
+        self, keep: int | None, marked: Callable[[int], None], best: Callable[[], int | None] = lambda: None
+    ) -> None:
         self._keep = keep
         self._marked = marked
+        self._best = best
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Wait for the other processes, mark the checkpoint of this step, and remove older ones."""
@@ -287,7 +299,8 @@ class WholeCheckpoints(TrainerCallback):
         if self._keep is not None:
             older = [path for path in _checkpoints(folder) if _step(path) < state.global_step and _is_whole(path)]
             for path in older[: max(0, len(older) + 1 - max(self._keep, 1))]:
-                shutil.rmtree(path, ignore_errors=True)
+                if _step(path) != self._best():
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def last_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:

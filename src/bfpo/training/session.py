@@ -28,6 +28,8 @@ from transformers.utils import logging as transformers_logging
 from bfpo.config.train import TrainingKeys
 from bfpo.core.errors import ConfigError, DiskFullError, RunError
 from bfpo.core.files import is_disk_full
+from bfpo.core.provenance import Remark
+from bfpo.core.records import as_json
 from bfpo.policy.devices import runs_on_cpu, use_threads
 from bfpo.policy.save import save_policy
 from bfpo.runs.folder import RunFolder
@@ -41,6 +43,9 @@ from bfpo.training.callbacks import (
     last_whole_checkpoint,
     set_apart_damaged,
 )
+from bfpo.training.probe import PROBE_SHOWN, Probe, ProbeCallback, was_stopped
+from bfpo.training.records import PROBE_FILE
+from bfpo.training.remarks import remarks_on
 from bfpo.training.sharding import whole_state
 
 __all__ = [
@@ -132,23 +137,39 @@ def train_in_folder(
     shown: Mapping[str, str],
     evaluates: bool,
     save_total_limit: int | None = None,
+    probe: Probe | None = None,
 ) -> dict[str, float]:
     """Train from the start or the last complete checkpoint, save `model/`, and return the metrics of the end.
 
     Metrics go to `metrics.jsonl`, progress to the log or a bar and, until the end, to `progress.json`; the
-    `save_total_limit` newest checkpoints are kept.
+    `save_total_limit` newest checkpoints are kept. `probe`: is asked during training; by its rules a checkpoint before
+    the last step may become `model/`. What there is to remark on the run goes to `run.json`.
     Raises `KeyboardInterrupt` after a Ctrl-C and `StopRequest` after a SIGTERM, with a checkpoint of the step it came
     in, `DiskFullError` if the disk is full, and `RunError` for a checkpoint that holds other than tensors and numbers.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(MetricsCallback(folder.append_metrics, folder.restore_metrics))
-    progress = ProgressCallback(title, shown)
+    rows = MetricsCallback(folder.append_metrics, folder.restore_metrics)
+    trainer.add_callback(rows)
+    progress = ProgressCallback(title, {**shown, **PROBE_SHOWN} if probe else shown)
     trainer.add_callback(progress)
     trainer.add_callback(ProgressFile(lambda now: folder.write_json(PROGRESS, now)))
-    trainer.add_callback(WholeCheckpoints(save_total_limit, lambda step: _note_kept(folder, step)))
+    watch = None
+    if probe is not None:
+        watch = ProbeCallback(probe, trainer, lambda now: folder.write_json(PROBE_FILE, now))
+        trainer.add_callback(watch)
+    trainer.add_callback(
+        WholeCheckpoints(
+            save_total_limit,
+            lambda step: _note_kept(folder, step),
+            best=lambda: None if watch is None else watch.seen.best_step,
+        )
+    )
     try:
         _train(trainer, folder, _resume_point(folder))
-        metrics = _last_metrics(trainer)
+        metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
+        if watch is not None and watch.seen.best_step not in (None, trainer.state.global_step):
+            _take_best(trainer, folder, watch, [rows, progress])
+            metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
     except (UnpicklingError, RecursionError) as error:
@@ -167,7 +188,32 @@ def train_in_folder(
     state = whole_state(trainer)
     if trainer.is_world_process_zero():
         save_model_folder(folder, trainer.model, trainer.processing_class, state_dict=state)
+        _remark(folder, log, watch)
     return metrics
+
+
+def _remark(folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None) -> None:
+    """Write what there is to remark, and the cost of the probe since this start, to `run.json`."""
+    found: list[Remark] = []
+    if watch is not None:
+        folder.add_facts(probe_seconds=round(watch.seconds, 3))
+        found += watch.remarks()
+    found += remarks_on(log, folder.config, None if watch is None else watch.of_the_end())
+    if found:
+        folder.add_facts(remarks=as_json(found))
+
+
+def _take_best(trainer: Trainer, folder: RunFolder, watch: ProbeCallback, idle: list[TrainerCallback]) -> None:
+    """Restore the weights of the best checkpoint; its state does not count as the run's. `idle`: not called for it."""
+    best = folder.path / CHECKPOINTS / f"checkpoint-{watch.seen.best_step}"
+    if not best.is_dir():
+        raise RunError(f"{best}: the best checkpoint by probe.best is missing; start the run again")
+    seen = watch.seen
+    for callback in idle:
+        trainer.remove_callback(callback)
+    _restore(trainer, best)
+    watch.seen = seen
+    trainer.add_callback(idle[0])
 
 
 def _resume_point(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
@@ -216,7 +262,9 @@ def _note_kept(folder: RunFolder, step: int) -> None:
 
 
 def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
-    if checkpoint is not None and checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"]:
+    if checkpoint is not None and (
+        checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"] or was_stopped(checkpoint[1])
+    ):
         _repeat_end(trainer, checkpoint[0])
         return
     interrupt = InterruptCallback()
@@ -227,7 +275,14 @@ def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str
 
 
 def _repeat_end(trainer: Trainer, checkpoint: Path) -> None:
-    """Restore a trainer to the end of training from the checkpoint of the last step, and log the end again.
+    """Restore a trainer to the end of training from the checkpoint of the last step, and log the end again."""
+    _restore(trainer, checkpoint)
+    trainer.log({"train_runtime": 0.0, "total_flos": trainer.state.total_flos, "train_loss": math.nan})
+    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+
+
+def _restore(trainer: Trainer, checkpoint: Path) -> None:
+    """Load a checkpoint into a trainer.
 
     `Trainer.train` can load a checkpoint into a model however it is wrapped, but would then run one step too many.
     """
@@ -240,8 +295,6 @@ def _repeat_end(trainer: Trainer, checkpoint: Path) -> None:
     finally:
         trainer.is_in_train = False
         trainer.remove_callback(stop)
-    trainer.log({"train_runtime": 0.0, "total_flos": trainer.state.total_flos, "train_loss": math.nan})
-    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
 
 
 class _StopAtBegin(TrainerCallback):

@@ -48,9 +48,13 @@ def drift_figure(data: ReportData, *, width: float = 3.5, height: float = 2.5) -
 
 
 def curve_figure(
-    curves: Mapping[str, Sequence[tuple[float, float]]], *, width: float = 7.4, height: float = 2.9
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    width: float = 7.4,
+    height: float = 2.9,
+    shares: bool = False,
 ) -> Figure:
-    """Return curves over the steps by title, the later ones with markers."""
+    """Return curves over the steps by title, the later ones with markers; of `shares` the axis goes from 0 to 1."""
     with figure_style("curves"):
         figure = Figure(figsize=(width, height), dpi=100)
         axes = _panel(figure, width, height)
@@ -61,6 +65,8 @@ def curve_figure(
                 axes.plot(steps, values, "o-", color=colour, linewidth=1.2, markersize=3.5, zorder=5, label=title)
             else:
                 _line(axes, steps, values, colour, 1.8, title)
+        if shares:
+            axes.set_ylim(-0.03, 1.03)
         axes.legend(fontsize=9, frameon=False)
         axes.set_xlabel("optimizer step", fontsize=9)
     return figure

@@ -1,0 +1,108 @@
+"""The remarks on a run, on the figures of runs of SmolLM2-135M-Instruct that did and did not do what they name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bfpo.training.records import ProbeAnswer, ProbeFile, ProbeRow
+from bfpo.training.remarks import remarks_on
+
+
+def pair_rows(of_start: float = 0.6, num: int = 8, **figures: float) -> list[dict[str, Any]]:
+    """Rows of `train` whose last quarter has these figures, such as `main_accuracy`; 16 pairs of each stream a row."""
+    named = {name.replace("_", "/", 1): value for name, value in figures.items()}
+    streams = {name.partition("/")[0] for name in named}
+    first = {"loss": 1.0, "loss_over_start": 1.0, **dict.fromkeys(named, 0.5)}
+    last = {"loss": of_start, "loss_over_start": of_start, **named}
+    return [
+        {"step": row, **(last if row >= num * 3 // 4 else first), **{f"{name}/num_pairs": 16 for name in streams}}
+        for row in range(num)
+    ]
+
+
+def probed(num: int, before: int, now: int, *, harmless: tuple[int, int, int] | None = None) -> ProbeFile:
+    """A probe of `num` harmful prompts of which so many are refused at the start and now, and of harmless ones."""
+
+    def answer(refuses: bool, text: str) -> ProbeAnswer:
+        return ProbeAnswer(text, "refused" if refuses else "complied", -1.0 if refuses else -9.5, -3.9)
+
+    rows = []
+    for kind, (count, old, new) in {"harmful": (num, before, now), "harmless": harmless or (0, 0, 0)}.items():
+        rows += [
+            ProbeRow(f"{kind}/{place}", kind, "?", answer(place < old, "a"), answer(place < new, "b"))
+            for place in range(count)
+        ]
+    return ProbeFile(30, rows)
+
+
+def codes(*arguments: Any) -> list[str]:
+    return [remark.code for remark in remarks_on(*arguments)]
+
+
+@pytest.mark.parametrize(
+    ("of_start", "said"),
+    [(0.59, False), (0.95, False), (0.97, False), (0.99, True), (1.003, True), (1.4, True)],
+)
+def test_a_loss_that_ends_where_it_began(of_start: float, said: bool) -> None:
+    assert ("learned_nothing" in codes(pair_rows(of_start), {})) == said
+    assert ("learned_nothing" in codes(pair_rows(of_start, num=2), {})) == said
+    imitated = [{"step": n, "loss": 2.5 * (of_start if n >= 6 else 1.0)} for n in range(8)]
+    assert ("learned_nothing" in codes(imitated, {})) == said
+
+
+def test_too_few_rows_of_an_imitation_say_nothing_of_its_loss() -> None:
+    assert not codes([{"step": n, "loss": 2.5} for n in range(3)], {})
+    assert not codes([{"step": n, "loss": 2.5, "eval_loss": 2.0} for n in (1,)], {})
+    assert not codes([{"step": 1, "loss": float("nan"), "loss_over_start": float("nan")}], {})
+
+
+def test_a_stream_that_loses_is_named_with_the_setting_to_change() -> None:
+    (remark,) = remarks_on(pair_rows(main_accuracy=0.97, buffer_accuracy=0.68), {"buffer_weight": 1.0})
+    assert remark.code == "stream_loses"
+    assert "the buffer stream loses: accuracy 0.68 beside 0.97" in remark.text
+    assert "raise buffer_weight (it is 1, try 2)" in remark.text
+    (other,) = remarks_on(pair_rows(main_accuracy=0.7, buffer_accuracy=0.99), {"buffer_weight": 2.0})
+    assert "the main stream loses" in other.text
+    assert "lower buffer_weight (it is 2, try 1)" in other.text
+    assert not codes(pair_rows(main_accuracy=0.98, buffer_accuracy=0.94), {"buffer_weight": 2.0})
+    assert not codes(pair_rows(main_accuracy=0.97), {})
+    assert not codes(pair_rows(main_accuracy=0.75, buffer_accuracy=0.55, num=2), {})  # 16 pairs each: chance
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "drift", "said"),
+    [(0.95, -0.151, True), (1.0, -0.151, True), (0.98, 0.008, False), (0.8, 0.07, False), (0.55, -0.3, False)],
+)
+def test_accuracy_that_rises_while_the_favoured_answers_fall(accuracy: float, drift: float, said: bool) -> None:
+    rows = pair_rows(main_accuracy=accuracy, main_favoured_drift_per_token=drift)
+    assert (codes(rows, {}) == ["favoured_falls"]) == said
+    if said:
+        (remark,) = remarks_on(rows, {"anchor_weight": 0.075})
+        assert "0.151 nats a token" in remark.text
+        assert "anchor_weight (it is 0.075)" in remark.text
+
+
+@pytest.mark.parametrize(
+    ("num", "before", "now", "changed"),
+    [(200, 5, 6, False), (20, 1, 4, False), (20, 1, 15, True), (100, 7, 76, True), (60, 0, 4, False), (4, 0, 4, False)],
+)
+def test_behaviour_is_judged_by_a_paired_test(num: int, before: int, now: int, changed: bool) -> None:
+    found = remarks_on([], {}, probed(num, before, now))
+    assert [remark.code for remark in found] == ["behaviour_changed" if changed else "behaviour_unchanged"]
+    assert f"of {num} harmful prompts {now} are refused, {before} at the start" in found[0].text
+    assert ("so few prompts cannot show a change" in found[0].text) == (num == 4)
+    assert found[0].level == ("note" if changed else "warning")
+
+
+def test_needless_refusals_are_named_and_behaviour_comes_last() -> None:
+    found = remarks_on(pair_rows(0.99), {}, probed(20, 0, 12, harmless=(20, 0, 15)))
+    assert [remark.code for remark in found] == ["learned_nothing", "over_refusal", "behaviour_changed"]
+    assert "75%, before 0%" in found[1].text
+    assert codes([], {}, probed(20, 0, 12, harmless=(20, 0, 2))) == ["behaviour_changed"]
+
+
+def test_a_run_without_a_probe_says_nothing_of_behaviour() -> None:
+    assert not codes(pair_rows(0.6), {})
+    assert not codes(pair_rows(0.6), {}, ProbeFile())
