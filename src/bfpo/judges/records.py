@@ -74,4 +74,7 @@ class RedteamFile:
     cells: dict[str, int] = field(default_factory=dict)
     rates: dict[str, list[Score]] = field(default_factory=dict)
     unscored_by_reason: dict[str, int] = field(default_factory=dict)
+    temperature: float | None = field(default=None, metadata=OPTIONAL)
+    tried: list[TriedTemperature] | None = field(default=None, metadata=OPTIONAL)
+    harmless: NeedlessRefusals | None = field(default=None, metadata=OPTIONAL)
     judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
