@@ -11,7 +11,7 @@ import pytest
 
 import bfpo.generation.engines as engines
 from bfpo.config import GenerateConfig
-from bfpo.core.errors import DataError, RunError
+from bfpo.core.errors import DataError, RunError, SettingError
 from bfpo.data.read import read_completions
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
@@ -167,3 +167,20 @@ def test_preview(model: Path, prompts: Path) -> None:
 def test_no_extra_is_needed_to_generate_here() -> None:
     blocked = "import sys; sys.modules.update(openai=None, vllm=None); import bfpo.commands.generate"
     subprocess.run([sys.executable, "-c", blocked], check=True)
+
+
+def test_one_part_of_the_prompts_is_asked(model: Path, prompts: Path, tmp_path: Path) -> None:
+    ids = {}
+    for part in ("redteam", "test"):
+        split = {"parts": {"redteam": 0.6, "test": 0.4}, "part": part}
+        folder = run_stage("generate", config(model, prompts, split=split), tmp_path / part)
+        ids[part] = [row.id for row in read_completions(folder.path / "completions.jsonl")]
+        facts = folder.record["prompts"]
+        assert facts["num_prompts"] == len(ids[part])
+        assert facts["left_out"] == {"in another part of the split": 10 - len(ids[part])}
+    assert sorted(ids["redteam"] + ids["test"]) == [f"p{n}" for n in range(10)]
+    few = config(model, prompts, limit=1, split={"parts": {"redteam": 0.6, "test": 0.4}, "part": "test"})
+    assert "1 prompts: 1 benign" in preview_stage("generate", few)
+    nothing = config(model, prompts, split={"parts": {"a": 1e-9, "b": 1 - 1e-9}, "part": "a"})
+    with raises(SettingError, "split.part"):
+        run_stage("generate", nothing, tmp_path / "x")

@@ -40,6 +40,10 @@ NEW: dict[str, Any] = {
     "coherence": None,
     "leave_out": [],
     "probe": None,
+    "split": None,
+    "parts": {},
+    "each": {},
+    "trained_on": "keep",
 }
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}

@@ -137,7 +137,14 @@ def test_a_task_is_scored_sample_by_sample(root: Path, tmp_path: Path, inspect: 
     assert [(row["first"], row["num"]) for row in found["comparisons"]] == [("one", 1)]
     task, asked = inspect.asked[0]
     assert task == "tasks.py@words"
-    expected = {"task_args": {"level": 2}, "limit": 3, "seed": 0, "fail_on_error": False, "display": "none"}
+    expected = {
+        "task_args": {"level": 2},
+        "limit": 3,
+        "sample_shuffle": 1,
+        "seed": 0,
+        "fail_on_error": False,
+        "display": "none",
+    }
     assert {**asked, **expected, "max_tokens": 4, "max_connections": 2, "model_roles": {}} == asked
     assert Path(asked["log_dir"]) == tmp_path / "run" / "models" / "one" / "inspect"
     assert inspect.loaded[0][0] == f"hf/{root / 'one'}"

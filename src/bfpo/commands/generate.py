@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bfpo.config import GenerateConfig, read_template
@@ -16,7 +17,7 @@ from bfpo.data.chat import ChatEncoder, ends_with_assistant
 from bfpo.data.prompts import PromptResult, read_prompt_files
 from bfpo.data.rejects import describe_rejects
 from bfpo.data.rendered import RenderedText, is_mostly_rendered, rendered_note
-from bfpo.data.split import draw
+from bfpo.data.split import draw, part_of
 from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.data.tokenize import check_ids, ids_to_check, row_check
 from bfpo.data.write import completion_row
@@ -191,7 +192,10 @@ def _read_prompts(config: GenerateConfig, chat: ChatEncoder | None) -> PromptRes
     if not found.prompts:
         bad = f" that can be used; {describe_rejects(found.rejects, rows=len(found.rejects))}" if found.rejects else ""
         raise DataError.at(config.prompts, None, f"holds no prompt{bad or '; at least one is needed'}")
-    return found
+    prompts = part_of(found.prompts, config.split)
+    num = len(found.prompts) - len(prompts)
+    left_out = {**found.left_out, **({"in another part of the split": num} if num else {})}
+    return replace(found, prompts=prompts, left_out=left_out)
 
 
 def _fitting(

@@ -11,6 +11,7 @@ from bfpo.experiments.points import blend_name
 from bfpo.policy.blend import BlendSource, blend_weights, open_source, require_same_kind
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.records import Blend, InterpolateFile
+from bfpo.training.trained_on import record_prompts
 
 __all__ = ["preview", "run"]
 
@@ -26,6 +27,7 @@ def run(config: InterpolateConfig, folder: RunFolder) -> None:
         return
     first, second = _sources(config)
     folder.add_data("models", [*map(str, first.files), *map(str, second.files)])
+    record_prompts(folder, (config.first, config.second), ())
     models = folder.folder("models")
     missing = [weight for weight in config.weights if not (models / blend_name(weight)).exists()]
     with CountProgress("tensors", len(missing) * len(first.tensors), logger) as progress:

@@ -120,7 +120,7 @@ def _write(
     config: PrepareConfig, folder: RunFolder, sources: Sequence[PlannedSource], suites: Sequence[Suite], mixed: Mixed
 ) -> None:
     outputs: dict[str, dict[str, Any]] = {}
-    texts: dict[str, list[str]] = {}
+    samples: dict[str, list[dict[str, Any]]] = {}
     for stream in mixed.streams:
         shutil.rmtree(folder.file(stream), ignore_errors=True)  # of an interrupted run
         written = write_stream(
@@ -128,8 +128,8 @@ def _write(
         )
         files = [folder.file(stream) / f"{split}.parquet" for split, rows in written.rows.items() if rows]
         outputs |= output_facts(folder.path, files, written.rows)
-        texts[stream] = written.texts
-    data = describe_data(mixed, sources, suites, config, texts)
+        samples[stream] = written.sample
+    data = describe_data(mixed, sources, suites, config, samples)
     write_lists(folder.path, mixed)
     folder.write_json("data.json", data)
     figures = draw_data(data.streams)

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from bfpo.config import SftConfig
+from bfpo.data.split import prompt_hashes
 from bfpo.data.tokenize import SftExample
 from bfpo.policy.load import Policy, init_policy, pad_token_id
 from bfpo.policy.probe import check_positions
@@ -34,6 +36,7 @@ from bfpo.training.inputs import (
 from bfpo.training.metrics import RunningLoss
 from bfpo.training.session import common_arguments, prepare_process, train_in_folder
 from bfpo.training.sharding import prepare_sharding
+from bfpo.training.trained_on import record_prompts
 
 __all__ = ["CompletionCollator", "SftTrainer", "preview", "run"]
 
@@ -116,6 +119,8 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     reports = {name: report.as_row() for name, (_, report) in tokens.items()}
     facts = {name: (rows.counts, reports[name]) for name, rows in loaded.items()}
     report_data(folder, start, facts, config)
+    hashes = (np.frombuffer(b"".join(prompt_hashes(row.prompt) for row in loaded["data"].completions), "<u8"),)
+    record_prompts(folder, (config.model,), hashes)
     probe = load_probe(config, folder, start, {"data": tokens["data"][0]})
     policy = _policy(config)
     check_positions(policy.model, max(row["longest_tokens"] for row in reports.values()))

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from bfpo.config.suites import CoherenceConfig, EvaluatedModel, ServedModel, SuitesConfig, WeightsModel
 from bfpo.config.train import MethodSettings
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, beside, unless
-from bfpo.data.settings import DataConfig, TemplateKwargs
+from bfpo.data.settings import DataConfig, PromptSplit, TemplateKwargs
 from bfpo.data.thinking import ThinkingKey
 from bfpo.generation.settings import Engine, MaxRequests, ServerSpec, WeightsSpec
 from bfpo.judges.settings import JudgeConfig, OracleSpec
@@ -54,6 +54,7 @@ class GenerateConfig(OneOf, StageConfig):
     limit: int | None = Field(
         default=None, ge=1, description="number of prompts, drawn at random with seed; null = all"
     )
+    split: PromptSplit = None
     num_completions: int = Field(default=1, ge=1, description="number of completions per prompt")
     max_new_tokens: int = Field(default=256, ge=1, description="longest completion in tokens")
     temperature: float = Field(

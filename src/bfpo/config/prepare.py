@@ -146,7 +146,9 @@ class PrepareConfig(StageConfig):
         default=None, description="tokenizer.json, or its folder, to count tokens with; null = characters and words"
     )
     language_sample: int = Field(
-        default=2000, ge=0, description="rows of each stream whose language is guessed; 0 = none"
+        default=2000,
+        ge=0,
+        description="rows of each stream whose language and style are read; 0 = none",
     )
     processes: int | None = Field(default=None, ge=1, description="processes that read; null = as many as cores")
     cache: PathText | None = Field(

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, OneOf, PathText
-from bfpo.data.settings import TemplateKwargs
+from bfpo.data.settings import PromptSplit, TemplateKwargs
 from bfpo.generation.settings import Engine, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig
 
-__all__ = ["AlpacaEvalConfig", "CoherenceConfig", "EvaluatedModel", "ServedModel", "SuitesConfig", "WeightsModel"]
+__all__ = [
+    "AlpacaEvalConfig",
+    "CoherenceConfig",
+    "EvaluatedModel",
+    "ServedModel",
+    "SuiteChoice",
+    "SuitesConfig",
+    "WeightsModel",
+]
 
 
 class EvaluatedModel(OneOf):
@@ -70,6 +78,13 @@ class CoherenceConfig(ConfigPart):
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of it on the hub")
 
 
+class SuiteChoice(ConfigPart):
+    """What of one suite is asked, in place of what holds for all; a key that is not given holds as for all."""
+
+    limit: int | None = Field(default=None, ge=1, description="prompts of this suite; null = all")
+    split: PromptSplit = None
+
+
 class SuitesConfig(ConfigPart):
     """Suites to ask the models: sets, single ones, or files of your own."""
 
@@ -80,7 +95,16 @@ class SuitesConfig(ConfigPart):
     limit: int | None = Field(
         default=None,
         ge=1,
-        description="prompts per suite, drawn at random with seed (documents: the first); null = all",
+        description="prompts per suite, drawn by their hashes with seed, whatever else the file holds; null = all",
+    )
+    split: PromptSplit = None
+    each: dict[str, SuiteChoice] = Field(
+        default={}, description="limit and split of single suites, such as {everyday: {limit: 80}}"
+    )
+    trained_on: Literal["keep", "leave_out"] = Field(
+        default="keep",
+        description="prompts of suites that a model was trained on, by its run folder: keep = asked, and their number "
+        "is said; leave_out = asked of no model",
     )
     judges: dict[str, JudgeConfig] = Field(
         default_factory=dict, description="judges by role (harm, refusal) or by suite; else the suite's own judge"
@@ -117,6 +141,14 @@ class SuitesConfig(ConfigPart):
         description="most requests to servers per start: for each model's answers, for all verdicts and for all "
         "comparisons; null = no limit",
     )
+
+    def choice(self, suite: str) -> SuiteChoice:
+        """Return limit and split of a suite."""
+        given = self.each.get(suite, SuiteChoice())
+        return SuiteChoice(
+            limit=given.limit if "limit" in given.model_fields_set else self.limit,
+            split=given.split if "split" in given.model_fields_set else self.split,
+        )
 
     @model_validator(mode="after")
     def _win_rates_need_both(self) -> SuitesConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -22,6 +23,8 @@ __all__ = [
     "describe_sources",
     "describe_versions",
     "prepared_from",
+    "run_above",
+    "run_digest",
 ]
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy")
@@ -41,7 +44,8 @@ class RunFile:
     """What readers take from `run.json`, to which every stage adds facts of its own.
 
     `data`: input -> file -> its hash and size. `completions`: what `bfpo generate` counted. `remarks`: on a training
-    that has ended.
+    that has ended. `model_runs`: path of a model in the config ->
+    `run_digest` of the run that it is from.
     """
 
     OPEN: ClassVar[bool] = True
@@ -52,7 +56,9 @@ class RunFile:
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     completions: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, Any] = field(default_factory=dict)
+    model_runs: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str | None] = field(default_factory=dict)
+    created: str = ""
     updated: str = ""
     seconds: float | None = None
     gpu_joules: float | None = None
@@ -72,6 +78,22 @@ def describe_versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
+
+
+def run_above(path: str | Path, levels: int = 4) -> Path | None:
+    """Return the run folder that a file or a model is in, at most `levels` folders up; `None` if there is none."""
+    here = Path(path)
+    return next(
+        (folder for folder in [here, *here.absolute().parents][:levels] if (folder / "run.json").is_file()), None
+    )
+
+
+def run_digest(run: RunFile) -> str:
+    """Return a hash of a run's stage, time of creation, config and data, which a move keeps; "" without a time."""
+    if not run.created:
+        return ""
+    parts = [run.stage, run.created, run.config, run.data]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def prepared_from(file: str | Path, sha256: str) -> list[dict[str, Any]]:

@@ -33,11 +33,12 @@ from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
 from bfpo.data.rejects import EMPTY, LEFT_OUT, ReadResult, Reject, check_rejects
 from bfpo.data.settings import DataConfig, SftDataConfig
-from bfpo.data.split import RowPicker
+from bfpo.data.split import RowPicker, prompt_hashes
 
 __all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions", "load_pairs"]
 
 Row = TypeVar("Row", Pair, Completion)
+Hashes = npt.NDArray[np.uint64]
 _NO_CELL = len(CELLS)
 _CHANGED = "the files have changed since they were checked; do not write to them during a run, and start again"
 
@@ -64,8 +65,8 @@ class PairStream:
     """The pairs of `load_pairs`, read from their files again at each iteration and not kept in memory.
 
     A first pass over the files, made by `scan` or on first use, checks all rows and selects those to use. It keeps one
-    byte a row, and while it runs 24 to 48 more to find repeated ids and 16 each for a split and a limit. Arguments are
-    those of `load_pairs` (`check` is called in this pass only), and `scan` raises the same errors. Iteration raises
+    byte a row, and while it runs 40 to 64 more for repeated ids and hashes, 16 each for a split and a limit. Arguments
+    are those of `load_pairs` (`check` is called in this pass only), and `scan` raises the same errors. Iteration raises
     `DataError` if the files have changed since the scan.
     """
 
@@ -87,6 +88,11 @@ class PairStream:
     def counts(self) -> dict[str, Any]:
         """The counts, as in `LoadedPairs`."""
         return self._chosen().counts
+
+    @property
+    def hashes(self) -> Hashes:
+        """The hashes of the prompts of the pairs to use (`prompt_hashes`), ascending, each once."""
+        return self._chosen().hashes
 
     def __len__(self) -> int:
         return int(self.counts["pairs"])
@@ -149,6 +155,7 @@ class _Chosen:
     unknown_label: Unknown
     rejects: list[Reject]
     counts: dict[str, Any]
+    hashes: Hashes
 
     def of(self, rows: Iterable[Pair | Reject]) -> Iterator[Pair]:
         """Yield the pairs of the used rows, given the same rows again."""
@@ -170,6 +177,7 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
     resolve = LabelResolver(data.unknown_label)
     picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
     cells = bytearray()  # of each row: the index of its label cell
+    hashes = bytearray()  # of each usable row
     rejects: list[Reject] = []
     for row in rows:
         pair = None if isinstance(row, Reject) else resolve(row)
@@ -178,6 +186,7 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
             rejects.append(row)
         elif pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None:
             picker.add(pair)
+            hashes += prompt_hashes(pair.prompt)
             cells[-1] = CELLS.index(cell_of(pair.chosen_is_safe, pair.rejected_is_safe))
     num_rows = len(cells)
     result = ReadResult(rejects, num_rows)
@@ -185,7 +194,7 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
     resolve.check()
     by_row = np.frombuffer(cells, np.uint8)
     used = by_row != _NO_CELL
-    used[used] = picker.picked()
+    used[used] = picked = picker.picked()
     num_used = int(used.sum())
     if num_used == 0:
         raise DataError.at(data.files[0], None, "no pair is left to use; check split, unknown_label and limit")
@@ -200,7 +209,8 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
         "cells": dict(zip(CELLS, num_by_cell, strict=True)),
         **notes.facts(),
     }
-    return _Chosen(used, data.unknown_label, rejects, counts)
+    each = np.unique(np.frombuffer(hashes, "<u8").reshape(-1, 2)[picked])
+    return _Chosen(used, data.unknown_label, rejects, counts, each)
 
 
 def load_completions(

@@ -7,7 +7,7 @@ from typing import Any
 
 from bfpo.core.records import OPTIONAL
 
-__all__ = ["DataFile", "PairStreamFacts", "SourceFacts", "Spread", "StreamFacts", "SuiteHits"]
+__all__ = ["DataFile", "PairStreamFacts", "SourceFacts", "Spread", "StreamFacts", "SuiteHits", "TextStyle"]
 
 Spread = dict[str, int | float]
 """The mean, the quartiles, the ninth decile and the largest of some lengths."""
@@ -35,14 +35,30 @@ class SourceFacts:
     rows_with_conversations_as_text: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
 
+@dataclass(frozen=True, slots=True)
+class TextStyle:
+    """The style of one side of some rows of a sample: shares of its `num` texts; `refuse` of those that were read.
+
+    `refusal_phrase`: the words that most refusals begin with; `with_that_phrase`: the share of all texts that do.
+    """
+
+    num: int
+    median_words: float = 0.0
+    begin_with_space: float = 0.0
+    refuse: float | None = None
+    refusal_phrase: str | None = None
+    with_that_phrase: float | None = None
+
+
 @dataclass(slots=True)
 class StreamFacts:
-    """A stream of completions: rows by split, lengths by source, languages as guessed."""
+    """A stream of completions: rows by split, lengths by source; of a sample languages as guessed, and style."""
 
     rows: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     lengths: Lengths = field(default_factory=dict)
     languages: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    style: dict[str, dict[str, TextStyle]] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(slots=True)
@@ -64,6 +80,7 @@ class PairStreamFacts:
     lengths: Lengths = field(default_factory=dict)
     languages: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     cut_completions: int | None = field(default=None, metadata=OPTIONAL)
+    style: dict[str, dict[str, TextStyle]] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ __all__ = [
     "LabelledConfig",
     "LeaveOut",
     "PairRowsConfig",
+    "PromptSplit",
     "RowsConfig",
     "SafeWords",
     "SftDataConfig",
@@ -74,11 +75,34 @@ def check_words(safe: list[str], unsafe: list[str]) -> None:
 
 
 class SplitConfig(ConfigPart):
-    """A split by prompt: no prompt is on both sides."""
+    """A split by prompt: no prompt is in two parts."""
 
-    held_out: int = Field(ge=1, description="number of prompts held out (the test part)")
+    held_out: int | None = Field(
+        default=None, ge=1, description="number of prompts held out (the part test, the others are train)"
+    )
+    parts: dict[str, float] = Field(
+        default={},
+        description="in place of held_out: parts by name with their shares, such as {redteam: 0.7, test: 0.3}; the "
+        "hash of a prompt's first turn decides: it is in the same part of every file of pairs or prompts",
+    )
     seed: int = Field(default=0, ge=0, description="seed of the split")
-    part: Literal["train", "test"] = Field(default="train", description="which part is used here")
+    part: str = Field(default="train", description="which part is used here")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SplitConfig:
+        if bool(self.parts) == (self.held_out is not None):
+            raise ValueError("held_out, parts: give one of them")
+        if self.parts and (min(self.parts.values()) <= 0 or abs(sum(self.parts.values()) - 1) > 1e-6):
+            shares = ", ".join(f"{name}: {share:g}" for name, share in self.parts.items())
+            raise ValueError(f"parts: got {{{shares}}}; needed: shares above 0 whose sum is 1")
+        if self.part not in (names := list(self.parts) or ["train", "test"]):
+            raise ValueError(f"part: got {self.part!r}; allowed: {', '.join(names)}")
+        return self
+
+
+PromptSplit = Annotated[
+    SplitConfig | None, Field(description="use only one part of a split by prompt; null = no split")
+]
 
 
 class RowsConfig(ConfigPart):
@@ -98,9 +122,7 @@ class RowsConfig(ConfigPart):
     limit: int | None = Field(
         default=None, ge=1, description="number of rows to use, drawn at random with the stage's seed; null = all"
     )
-    split: SplitConfig | None = Field(
-        default=None, description="use only one part of a split by prompt; null = no split"
-    )
+    split: PromptSplit = None
 
     @model_validator(mode="after")
     def _both_or_none(self) -> RowsConfig:

@@ -1,4 +1,4 @@
-"""Splits by prompt and samples of pairs, by hashes: the order of rows does not matter."""
+"""Splits by prompt and samples of rows, by hashes: the order of rows does not matter."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import hashlib
 import random
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import compress
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bfpo.core.errors import SettingError
-from bfpo.core.schema import Completion, Message, Pair
+from bfpo.core.schema import Completion, Message, Pair, Prompt
 from bfpo.data.settings import SplitConfig
 
-__all__ = ["RowPicker", "draw", "normalised_prompt"]
+__all__ = ["RowPicker", "draw", "draw_prompts", "normalised_prompt", "part_of", "prompt_hashes", "smallest"]
 
 Item = TypeVar("Item")
 Mask = npt.NDArray[np.bool_]
@@ -35,11 +36,46 @@ def draw(items: Sequence[Item], limit: int | None, seed: int | str) -> list[Item
     return [items[place] for place in sorted(random.Random(seed).sample(range(len(items)), limit))]
 
 
+def draw_prompts(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt]:
+    """Return `limit` prompts in their order, chosen as `smallest` does."""
+    return [prompts[place] for place in smallest([normalised_prompt(one.messages) for one in prompts], limit, seed)]
+
+
+def smallest(texts: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    """Return the places of the `limit` texts with the smallest hashes, ascending: a text more displaces at most one."""
+    ranks = [_rank(f"draw {seed}", text) for text in texts]  # not those of a split: its parts are drawn from alike
+    return sorted(sorted(range(len(texts)), key=ranks.__getitem__)[:limit])
+
+
+def prompt_hashes(messages: Sequence[Message]) -> bytes:
+    """Return two hashes of 8 bytes: of the user's first turn, and of all the user's turns, both normalised.
+
+    System prompts and answers do not count. The first decides the part of a split by shares: a conversation is in the
+    part of its beginning.
+    """
+    turns = _said(messages)
+    return b"".join(_rank("", normalised_prompt(some))[:8] for some in (turns[:1], turns))
+
+
+def _said(messages: Sequence[Message]) -> Sequence[Message]:
+    return [turn for turn in messages if turn.role == "user"] or messages
+
+
+def part_of(prompts: Sequence[Prompt], split: SplitConfig | None) -> list[Prompt]:
+    """Return the prompts of one part of a split; all without one. Raises `SettingError` if there are none."""
+    picker = RowPicker(split=split)
+    for prompt in prompts:
+        picker.add(prompt)
+    return list(compress(prompts, picker.picked()))
+
+
 class RowPicker:
     """Picks the rows of one part of a split by prompt, and `limit` of those, keeping 16 bytes per row.
 
-    The prompts with the smallest hashes of the split's seed and the normalised prompt are held out: the order of rows
-    does not matter, and an added prompt displaces at most one. The split comes before the limit, which draws rows by a
+    By `held_out`, the prompts with the smallest hashes of the split's seed and the normalised prompt are held out: the
+    order of rows does not matter, and an added prompt displaces at most one. By `parts`, the hash of the seed and the
+    user's first turn, as a number in [0, 1), is in one of the intervals of the parts in order of name: no other row
+    matters. The split comes before the limit, which draws rows by a
     hash of `seed` and id, never the first ones: files are often sorted.
     """
 
@@ -48,11 +84,13 @@ class RowPicker:
         self._prompt_ranks, self._id_ranks = bytearray(), bytearray()
         self._num_rows = 0
 
-    def add(self, row: Pair | Completion) -> None:
+    def add(self, row: Pair | Completion | Prompt) -> None:
         """Add a row."""
         self._num_rows += 1
         if self._split is not None:
-            self._prompt_ranks += _rank(self._split.seed, normalised_prompt(row.prompt))
+            prompt = row.messages if isinstance(row, Prompt) else row.prompt
+            deciding = _said(prompt)[:1] if self._split.parts else prompt
+            self._prompt_ranks += _rank(self._split.seed, normalised_prompt(deciding))
         if self._limit is not None:
             self._id_ranks += _rank(self._seed, row.id)
 
@@ -62,7 +100,9 @@ class RowPicker:
         Raises `SettingError` if no prompt would be left on a side of the split, and for `limit < 1`.
         """
         picked = np.ones(self._num_rows, np.bool_)
-        if self._split is not None:
+        if self._split is not None and self._split.parts:
+            picked = _in_part(self._prompt_ranks, self._split)
+        elif self._split is not None and self._split.held_out is not None:
             held_out = _held_out(_as_ranks(self._prompt_ranks), self._split.held_out)
             picked = held_out if self._split.part == "test" else ~held_out
         if self._limit is not None:
@@ -85,9 +125,19 @@ def _held_out(ranks: npt.NDArray[np.bytes_], num: int) -> Mask:
     return held_out
 
 
+def _in_part(ranks: bytearray, split: SplitConfig) -> Mask:
+    names = sorted(split.parts)
+    numbers = np.frombuffer(ranks, ">u8")[::2] / 2.0**64
+    bounds = np.cumsum([split.parts[name] for name in names])
+    picked: Mask = np.searchsorted(bounds[:-1], numbers, side="right") == names.index(split.part)
+    if not picked.any():
+        raise SettingError(f"split.part: none of {len(picked)} rows is in {split.part!r}; give it a larger share")
+    return picked
+
+
 def _as_ranks(ranks: bytearray) -> npt.NDArray[np.bytes_]:
     return np.frombuffer(ranks, f"S{_RANK_BYTES}")
 
 
-def _rank(seed: int, text: str) -> bytes:
+def _rank(seed: int | str, text: str) -> bytes:
     return hashlib.sha256(f"{seed}|{text}".encode()).digest()[:_RANK_BYTES]

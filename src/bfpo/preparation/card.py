@@ -12,10 +12,11 @@ import numpy.typing as npt
 from bfpo.config.prepare import PrepareConfig
 from bfpo.core.console import in_words
 from bfpo.data.labels import CELLS
-from bfpo.data.records import DataFile, Lengths, PairStreamFacts, SourceFacts, StreamFacts, SuiteHits
+from bfpo.data.records import DataFile, Lengths, PairStreamFacts, SourceFacts, StreamFacts, SuiteHits, TextStyle
 from bfpo.preparation.mixture import Mixed
 from bfpo.preparation.parts import SPLITS, Part
 from bfpo.preparation.plan import PlannedSource, Suite
+from bfpo.preparation.style import style_of
 
 __all__ = ["card_head", "card_sections", "data_lines", "describe_data", "draw_data"]
 
@@ -37,16 +38,18 @@ def describe_data(
     sources: Sequence[PlannedSource],
     suites: Sequence[Suite],
     config: PrepareConfig,
-    languages: Mapping[str, Sequence[str]],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> DataFile:
-    """Return what `data.json` holds. `languages`: texts by stream whose language is guessed."""
+    """Return what `data.json` holds. `samples`: rows by stream whose language is guessed and whose style is read."""
     streams = {
         name: _stream_facts(mixed.of_stream(name), with_tokens=config.tokenizer is not None) for name in mixed.streams
     }
-    for name, texts in languages.items():
-        if texts:
-            streams[name].languages = _languages_of(texts)
     warnings = [text for name, facts in streams.items() if (text := _alpha_warning(name, facts, config.alpha))]
+    for name, sampled in samples.items():
+        if sampled:
+            streams[name].languages = _languages_of([row.get("completion") or row.get("chosen", "") for row in sampled])
+            streams[name].style, remarks = style_of(sampled, is_main=name == "main")
+            warnings += [f"{name}, {len(sampled)} rows read: {remark}" for remark in remarks]
     rows = [
         SourceFacts(
             name=source.config.name,
@@ -342,7 +345,27 @@ def _stream_text(facts: AnyStream) -> str:
         parts.append(
             f"Languages of {sample} completions drawn at random, as py3langid guesses: {_counts(facts.languages)}."
         )
+    if facts.style:
+        parts.append(_style_table(facts.style))
     return "\n\n".join(parts)
+
+
+def _style_table(style: Mapping[str, Mapping[str, TextStyle]]) -> str:
+    rows = [
+        (
+            cell,
+            side,
+            found.num,
+            f"{found.median_words:g}",
+            f"{found.begin_with_space:.0%}",
+            "not read" if found.refuse is None else f"{found.refuse:.0%}",
+            "" if found.with_that_phrase is None else f"{found.refusal_phrase} ({found.with_that_phrase:.0%})",
+        )
+        for cell, sides in style.items()
+        for side, found in sides.items()
+    ]
+    columns = ("cell", "text", "read", "median words", "begin with space", "refuse", "commonest refusal begins with")
+    return _table(columns, rows)
 
 
 def _two_by_two(cells: Mapping[str, int]) -> str:

@@ -50,18 +50,18 @@ _PACKAGES = ("numpy", "pyarrow", "rensa", "scipy")  # their versions affect the 
 
 
 class Written:
-    """What was written of a stream: rows by split, and the texts of a sample."""
+    """What was written of a stream: rows by split, and the rows of a sample."""
 
     def __init__(self) -> None:
         self.rows = dict.fromkeys(SPLITS, 0)
-        self.texts: list[str] = []
+        self.sample: list[dict[str, Any]] = []
 
 
 def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int) -> Written:
     """Write `train.parquet`, `validation.parquet` and `test.parquet` of one stream, whole; only splits with rows.
 
-    Rows are in the order of the mixture and of the files. `samples` texts at most are returned for the languages, drawn
-    by a hash. Raises `OSError`.
+    Rows are in the order of the mixture and of the files. `samples` rows at most are returned for languages and style,
+    drawn by a hash. Raises `OSError`.
     """
     if parts[0].source.stream == "sft":
         schema = _COMPLETIONS
@@ -80,8 +80,7 @@ def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int
             for batch, units in _batches(part):
                 made = _completions_of(part, batch, units) if schema is _COMPLETIONS else _pairs_of(part, batch, units)
                 rows = made.select(schema.names)
-                text = "completion" if schema is _COMPLETIONS else "chosen"
-                written.texts += rows.filter(pyarrow.array(wanted[units])).column(text).to_pylist()
+                written.sample += rows.filter(pyarrow.array(wanted[units])).to_pylist()
                 for number, file in files.items():
                     some = np.flatnonzero(part.split[units] == number)
                     copies = part.copies[units[some]]

@@ -26,6 +26,7 @@ from bfpo.report.models import (
     model_of,
     with_basis,
 )
+from bfpo.report.places import place_of_model, place_of_run, run_at
 from bfpo.report.read import (
     Run,
     agreement_of,
@@ -77,16 +78,13 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
     comparisons: list[SuiteComparison] = []
     for run in others:
         if run.stage == "evaluate":
-            add_scores(run, models, suites, comparisons)
-            add_margins(run.path, parts.get(run.path, ()), models)
+            add_margins(run.path, parts.get(run.path, ()), add_scores(run, models, suites, comparisons))
     if not models and not experiments:
         red = [run.path for run in others if run.stage == "redteam"]
         for run in others:
             if run.stage in ("redteam", "generate") and not any(top in run.path.parents for top in red):
                 add_answers(run, models)
-    for run in others:
-        if run.stage in _CURVE_STAGES:
-            _add_training(run, models, of_methods=run.stage == "train")
+    _add_trainings([run for run in others if run.stage in _CURVE_STAGES], models)
     for model in models.values():
         beta = model.result.settings.get("beta")
         spreads = margin_spreads(model.margin_rows, beta=beta if isinstance(beta, (int, float)) else None)
@@ -165,33 +163,37 @@ def _finished_demo(runs: Sequence[Run], roots: Sequence[Path]) -> ReportData | N
 # ------------------------------------------------------------------------------------------------ training and roles
 
 
-def _add_training(run: Run, models: dict[str, Model], *, of_methods: bool) -> None:
-    name = model_name(run.path.as_posix())
-    if not of_methods and name not in models:
-        return  # SFT curves have no margins, and an unscored model has no row
-    model = models.get(name) or model_of(models, name)
-    if of_methods and not model.result.curves:
-        config = run.record.config
-        settings = {key: config[key] for key in (*SETTINGS, "seed") if key in config}
-        model.result = replace(
-            model.result,
-            curves=run.rows(dict, "metrics.jsonl"),
-            settings=settings,
-            summary=run.setting("method", str) or "",
-            seconds=run.record.seconds,
-        )
+def _add_trainings(runs: Sequence[Run], models: dict[str, Model]) -> None:
+    """Add curves and settings to the models that were trained, which may have several rows; SFT adds no row."""
+    of_model = {name: run_at(model.place, runs) for name, model in models.items()}
+    for run in runs:
+        rows = [models[name] for name, found in of_model.items() if found is run]
+        if not rows and run.stage == "train":  # an unscored model
+            name = model_name(run.path.as_posix())
+            rows = [model_of(models, name, run.path if name in models else None, place_of_run(run))]
+        for model in rows if run.stage == "train" else ():
+            config = run.record.config
+            settings = {key: config[key] for key in (*SETTINGS, "seed") if key in config}
+            model.result = replace(
+                model.result,
+                curves=run.rows(dict, "metrics.jsonl"),
+                settings=settings,
+                summary=run.setting("method", str) or "",
+                seconds=run.record.seconds,
+            )
 
 
 def _set_roles(runs: Sequence[Run], models: dict[str, Model], main: str | None) -> None:
     if main is not None and main not in models:
         raise DataError(f"--main: got {main!r}; allowed: {', '.join(models) or 'none'}")
-    starts = {model_name(path) for run in runs if (path := run.setting("reference", str))}
-    starts |= {model_name(run.setting("model", str) or "") for run in runs if run.stage == "train"}
+    starts = [place_of_model(path, run) for run in runs if (path := run.setting("reference", str))]
+    starts += [place_of_model(run.setting("model", str), run) for run in runs if run.stage == "train"]
     ours = [name for name, model in models.items() if model.result.settings.get("method") == "bfpo"]
     if main is None:
         main = ours[0] if len(ours) == 1 else next(iter(models)) if len(models) == 1 else None
     for name, model in models.items():
-        role: Role = "main" if name == main else "start" if name in starts and not model.result.curves else "baseline"
+        started = not model.result.curves and any(model.place.is_same(start) for start in starts)
+        role: Role = "main" if name == main else "start" if started else "baseline"
         if name == "ceiling" and role == "baseline":
             role = "ceiling"
         model.result = replace(model.result, role=role)
@@ -320,6 +322,8 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
     evaluating = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("evaluate",))}
     if labelling & evaluating:
         yield "The judge that labelled the training data also judged the answers: its errors favour the model."
+    warnings = [text for run in runs if run.stage == "evaluate" for text in getattr(run.scores, "warnings", ())]
+    yield from (f"{text}." for text in dict.fromkeys(warnings))
     skipped = [suite.title or suite.name for suite in suites.values() if suite.status == "skipped"]
     if len(skipped) > _NAMED:
         yield f"{len(skipped)} of {len(suites)} suites were skipped and are in no mean; the reasons are given below."

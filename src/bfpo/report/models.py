@@ -16,6 +16,7 @@ from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import Thinking
 from bfpo.report.data import Basis, MethodResult, SampleAnswer, Suite, SuiteComparison
+from bfpo.report.places import Place, place_of_model
 from bfpo.report.read import Run, model_name, resolve
 from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.scores.scores import METRICS, Judged, judged_row
@@ -34,6 +35,8 @@ class Model:
     """The results of the runs about one model, collected step by step; `judged` and `judges` are by suite."""
 
     result: MethodResult
+    place: Place = field(default_factory=Place)
+    given: str = ""  # its name in the runs; that of the result is unique on the page
     judged: dict[str, list[Judged]] = field(default_factory=dict)
     judges: dict[str, set[str]] = field(default_factory=dict)
     asked: dict[str, set[str]] = field(default_factory=dict)
@@ -48,30 +51,42 @@ class Model:
 
 def add_scores(
     run: Run, models: dict[str, Model], suites: dict[str, Suite], comparisons: list[SuiteComparison]
-) -> None:
-    """Add the results of a run of `evaluate`, over one model, or over several models and suites."""
+) -> dict[str, Model]:
+    """Add the results of a run of `evaluate`, over one model, or over several models and suites.
+
+    Returns the models of suites by their name in the run: a model that is another one than that of the same name in an
+    earlier run gets a name of its own.
+    """
     found = run.scores
     if isinstance(found, ScoresFile):
         _add_single(run, found.scores, models)
-        return
+        return {}
+    here: dict[str, Model] = {}
     for one in found.models:
-        model_of(models, one.name or model_name(one.model))
+        name, place = one.name or model_name(one.model), place_of_model(one.model, run)
+        own = (model for model in models.values() if model.given == name and model.place.is_same(place))
+        here[one.name] = next(own, None) or model_of(models, name, run.path if name in models else None, place)
     for facts in found.suites:
         known = {name: value for name in Suite.__dataclass_fields__ if (value := getattr(facts, name))}
         earlier = suites.get(facts.name, Suite("")).blocked
         suites[facts.name] = Suite(**{**known, "blocked": {**earlier, **(facts.blocked or {})}})
     for row in found.scores:
-        if row.model in models:
-            result, score = models[row.model].result, narrowed(Score, row)
+        if row.model in here:
+            result, score = here[row.model].result, narrowed(Score, row)
             result.suite_scores.setdefault(row.suite, []).append(score)
             if score.metric.startswith("accuracy_") or suites.get(row.suite, Suite("")).kind == "accuracy":
                 result.accuracy.append(score)
     for model in models.values():
         _settle_home(model, suites)
-    comparisons += found.comparisons
+    names = {name: model.result.name for name, model in here.items()}
+    comparisons += [
+        replace(row, first=names.get(row.first, row.first), second=names.get(row.second, row.second))
+        for row in found.comparisons
+    ]
     for answer in run.rows(SuiteAnswer, "answers.jsonl"):
-        if answer.model in models:
-            _add_answer(models[answer.model], answer, _prompt_text(answer.prompt), normalised_prompt(answer.prompt))
+        if answer.model in here:
+            _add_answer(here[answer.model], answer, _prompt_text(answer.prompt), normalised_prompt(answer.prompt))
+    return here
 
 
 def inside_suites(runs: Sequence[Run]) -> dict[Path, list[Run]]:
@@ -80,7 +95,7 @@ def inside_suites(runs: Sequence[Run]) -> dict[Path, list[Run]]:
     return {top.path: [run for run in runs if top.path in run.path.parents] for top in tops}
 
 
-def add_margins(top: Path, inner: Iterable[Run], models: dict[str, Model]) -> None:
+def add_margins(top: Path, inner: Iterable[Run], models: Mapping[str, Model]) -> None:
     """Add the margins on pairs of a run over suites, from `models/NAME/accuracy`."""
     for run in inner:
         name = run.path.relative_to(top).parts[1] if len(run.path.relative_to(top).parts) > 1 else ""
@@ -117,7 +132,8 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
     """Add a run over one model: scores, accuracy by pair, and verdicts, with texts from the run of `generate`."""
     texts = _texts_of(run)
     asked = next((completion.model for completion in texts.values()), "")
-    model = model_of(models, model_name(run.setting("model", str) or asked or run.path.as_posix()), run.path)
+    path = run.setting("model", str) or asked
+    model = model_of(models, model_name(path or run.path.as_posix()), run.path, place_of_model(path, run))
     model.result.scores.extend(score for score in scores if not score.metric.startswith("accuracy"))
     model.result.accuracy.extend(score for score in scores if score.metric.startswith("accuracy"))
     if model.result.scores:  # a run of accuracy alone fills no row
@@ -137,7 +153,8 @@ def add_answers(run: Run, models: dict[str, Model]) -> None:
     texts = _read_texts(run, run.path / "generate" / "completions.jsonl" if red else run.path / "completions.jsonl")
     if not texts:
         return
-    model = model_of(models, model_name(run.setting("model", str) or run.path.as_posix()), run.path)
+    path = run.setting("model", str)
+    model = model_of(models, model_name(path or run.path.as_posix()), run.path, place_of_model(path, run))
     if red:
         _add_judged(model, texts, run.rows(VerdictRow, "label/verdicts.jsonl"))
         return
@@ -173,16 +190,16 @@ def _read_texts(run: Run, where: Path | None) -> dict[str, Completion]:
         return {}
 
 
-def model_of(models: dict[str, Model], name: str, path: Path | None = None) -> Model:
+def model_of(models: dict[str, Model], name: str, path: Path | None = None, place: Place | None = None) -> Model:
     """Return the model of a name; for a second run with that name, a new one named after its folder too."""
-    name = name or "model"
+    given = name = name or "model"
     if path is not None and name in models:
         seed = next((part for part in reversed(path.parts) if part.startswith("seed-")), path.name)
         name = f"{name} ({seed})"
         while name in models:
             name += "'"
     if name not in models:
-        models[name] = Model(MethodResult(name, name, "baseline"))
+        models[name] = Model(MethodResult(name, name, "baseline"), place or Place(), given)
     return models[name]
 
 

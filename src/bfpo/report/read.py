@@ -32,6 +32,7 @@ __all__ = [
     "find_runs",
     "margin_spreads",
     "model_name",
+    "named_parts",
     "record_of",
     "resolve",
     "shown_path",
@@ -131,9 +132,19 @@ def resolve(path: str, run: Run) -> Path | None:
 
 def model_name(path: str) -> str:
     """Return a model's name from its path: the last part that is not a step of a run, such as `bfpo`."""
-    parts = [part for part in Path(path).parts if part not in ("/", ".", "..")]
-    named = [part for part in parts if part not in _STEPS and not part.startswith("checkpoint-")]
-    return (named or parts or [path])[-1]
+    named = named_parts(Path(path))
+    return named[-1] if named else path
+
+
+def named_parts(path: Path) -> tuple[str, ...]:
+    """Return the parts of a path up to the last one that is not a step of a run; all if every one is a step."""
+    parts = [part for part in path.parts if part not in ("/", ".", "..")]
+    last = max((n for n, part in enumerate(parts) if not _is_step(part)), default=len(parts) - 1)
+    return tuple(parts[: last + 1])
+
+
+def _is_step(part: str) -> bool:
+    return part in _STEPS or part.startswith("checkpoint-")
 
 
 def shown_path(path: Path, roots: Sequence[Path]) -> str:

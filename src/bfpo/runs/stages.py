@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bfpo.core.errors import BfpoError, ConfigError, RunError
+from bfpo.core.provenance import RunFile, run_above, run_digest
 
 if TYPE_CHECKING:
     from bfpo.config import StageConfig
@@ -103,6 +104,8 @@ def _run_in_folder(stage: Stage, config: StageConfig, folder: RunFolder, resume:
         return folder
     try:
         _check_places(config)
+        if model_runs := _model_runs(folder.config):
+            folder.add_facts(model_runs=model_runs)
         stage.run()(config, folder)
     except Exception as error:
         text = str(error) if isinstance(error, BfpoError) else f"{type(error).__name__}: {error}"
@@ -122,6 +125,17 @@ def _say_remarks(folder: RunFolder) -> None:
     """Log what there is to remark on a training, the weightiest last."""
     for remark in folder.record.get("remarks", ()) if folder.is_writer else ():
         _log.log(logging.WARNING if remark["level"] == "warning" else logging.INFO, "%s", remark["text"])
+
+
+def _model_runs(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the runs that the models of a config are from, by path."""
+    from bfpo.core.records import load
+
+    named = [config, *(one for one in config.get("models") or [] if isinstance(one, dict))]
+    paths = {one.get(key) for one in named for key in ("model", "reference", "first", "second")}
+    runs = {path: run_above(path) for path in paths if isinstance(path, str) and Path(path).is_dir()}
+    found = {path: run_digest(load(RunFile, run / "run.json", [])) for path, run in runs.items() if run is not None}
+    return {path: digest for path, digest in sorted(found.items()) if digest}
 
 
 def preview_stage(name: str, config: StageConfig) -> str:

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bfpo.core.errors import DataError
+from bfpo.core.errors import DataError, SettingError
 from bfpo.core.inputs import matching_files
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import content_id
 from bfpo.data.files import iter_rows
 from bfpo.data.prompts import read_prompt_files
+from bfpo.data.settings import SplitConfig
 from bfpo.data.sources import download_dataset
-from bfpo.data.split import draw
+from bfpo.data.split import draw_prompts, part_of
 from bfpo.suites.catalogue import Suite
+from bfpo.training.trained_on import Hashes, asked_in_training
 from bfpo.world.datasets import held_out_prompts
 
 __all__ = [
@@ -32,7 +34,7 @@ __all__ = [
 ]
 
 _WORLD_SEED = 0
-_WORDS = "has a word that the suite leaves out"
+_TRAINED = "a model was trained on it"
 
 
 class UnreachableError(DataError):
@@ -49,9 +51,25 @@ class SuitePrompts:
     files: tuple[Path, ...]
     left_out: dict[str, int] = field(default_factory=dict)
 
+    def without(self, keep: Callable[[list[Prompt]], list[Prompt]], reason: str) -> SuitePrompts:
+        """Return the prompts that `keep` returns, the others counted as left out."""
+        kept = keep(self.prompts)
+        num = len(self.prompts) - len(kept)
+        return replace(self, prompts=kept, left_out={**self.left_out, **({reason: num} if num else {})})
 
-def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, seed: int) -> SuitePrompts:
+
+def find_prompts(
+    suite: Suite,
+    folders: Sequence[str],
+    *,
+    limit: int | None,
+    seed: int,
+    split: SplitConfig | None = None,
+    trained_on: Sequence[Hashes] = (),
+) -> SuitePrompts:
     """Return the prompts of a generative suite, or a seeded choice of `limit` of them, in their order.
+
+    Left out and counted before the choice are prompts of another part of a split, and those of a training.
 
     Raises `UnreachableError` if the folders hold none of its files and the hub is not available, `DataError` for a
     file that cannot be read.
@@ -65,7 +83,16 @@ def find_prompts(suite: Suite, folders: Sequence[str], *, limit: int | None, see
         found = _without(found, suite.source.without)
     if not found.prompts:
         raise DataError.at(found.source, None, f"holds no prompt of the suite {suite.name}; at least one is needed")
-    return replace(found, prompts=draw(found.prompts, limit, f"{suite.name} {seed}"))
+    try:
+        found = found.without(lambda prompts: part_of(prompts, split), "in another part of the split")
+    except SettingError as error:
+        raise SettingError(f"suite {suite.name}: {error}") from error
+    if trained_on:
+        of_training = {one.id for one in found.prompts for hashes in trained_on if asked_in_training(one, hashes)}
+        found = found.without(lambda prompts: [one for one in prompts if one.id not in of_training], _TRAINED)
+        if not found.prompts:
+            raise UnreachableError(f"all its {len(of_training)} prompts are left out: {_TRAINED}")
+    return replace(found, prompts=draw_prompts(found.prompts, limit, seed))
 
 
 def local_files(suite: Suite, folders: Sequence[str]) -> tuple[Path, ...]:
@@ -151,9 +178,11 @@ def _without(found: SuitePrompts, words: Sequence[str]) -> SuitePrompts:
     """Leave out the prompts with one of these words or phrases; a star at the end stands for any ending."""
     each = (re.escape(word.removesuffix("*")) + r"\w*" * word.endswith("*") for word in words)
     pattern = re.compile(rf"\b(?:{'|'.join(each)})\b", re.IGNORECASE)
-    kept = [one for one in found.prompts if not any(pattern.search(turn.content) for turn in one.messages)]
-    num = len(found.prompts) - len(kept)
-    return replace(found, prompts=kept, left_out={**found.left_out, **({_WORDS: num} if num else {})})
+
+    def keep(prompts: list[Prompt]) -> list[Prompt]:
+        return [one for one in prompts if not any(pattern.search(turn.content) for turn in one.messages)]
+
+    return found.without(keep, "has a word that the suite leaves out")
 
 
 def _prompts_of_rows(suite: Suite, files: Sequence[Path]) -> list[Prompt]:

@@ -141,7 +141,8 @@ class _Runner:
                 model=self._load(self._model, {**self._model_args}),
                 model_roles=roles,
                 task_args={**suite.inspect.arguments, **given},
-                limit=self._suites.limit,
+                limit=(limit := self._suites.choice(suite.name).limit),
+                sample_shuffle=None if limit is None else self._seed + 1,  # 0 would not shuffle
                 seed=self._seed,
                 fail_on_error=False,
                 log_samples=True,

@@ -18,6 +18,7 @@ from bfpo.config.evaluate import SuitesJob
 from bfpo.core.errors import MissingExtraError, first_line
 from bfpo.core.offline import no_network_if_offline
 from bfpo.core.records import load
+from bfpo.data.split import smallest
 from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
 from bfpo.runs.folder import RunFolder
@@ -155,7 +156,9 @@ def _result(
     if folder.resumed and folder.file(name).is_file():
         return load(TaskResult, folder.file(name))
     try:
-        result = runner.run(task, next(iter(suite.metrics)), limit=config.suites.limit, seed=config.seed)
+        result = runner.run(
+            task, next(iter(suite.metrics)), limit=config.suites.choice(suite.name).limit, seed=config.seed
+        )
     except TaskDataError as error:
         bring = "" if local_files(suite, config.suites.folders) else " or ".join(suite.source.files)
         raise UnreachableError(f"{error}{bring and f'; or put {bring} into a folder of suites.folders'}") from error
@@ -200,7 +203,7 @@ class TaskRunner:
         self._manager: Any = None
 
     def run(self, task: str, metric: str, *, limit: int | None, seed: int) -> TaskResult:
-        """Return the metric of every document (of the first `limit`).
+        """Return the metric of every document (of `limit` of them, chosen by their hashes).
 
         Raises `TaskDataError` with the reason if the task's data set cannot be loaded, `UnreachableError` if lm-eval
         cannot run it.
@@ -224,7 +227,7 @@ class TaskRunner:
             result = lm_eval.evaluate(
                 lm=self._model,
                 task_dict=loaded,
-                limit=limit,
+                samples=None if limit is None else {name: _drawn(each, limit, seed) for name, each in loaded.items()},
                 bootstrap_iters=0,
                 log_samples=True,
                 apply_chat_template=generates,
@@ -264,6 +267,10 @@ class TaskRunner:
 
     def _num_tokens(self, text: str) -> int:
         return len(self._model.tok_encode(text))
+
+
+def _drawn(task: Any, limit: int, seed: int) -> list[int]:
+    return smallest([json.dumps(doc, sort_keys=True, default=str) for doc in task.eval_docs], limit, seed)
 
 
 def _advice(error: Exception) -> str:

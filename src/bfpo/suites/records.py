@@ -29,6 +29,7 @@ class SuiteFacts:
     `too_long`: model -> number of prompts that were too long. `ideal`: whether the higher or lower value is better.
     `unscored`: model -> reason -> number of items without a value. `blocked`: model -> number of prompts that its
     server refuses to answer; they are unscored too. `left_out`: reason -> number of prompts that no model was asked.
+    `trained_on`: model -> number of prompts that it was asked and trained on.
     """
 
     name: str
@@ -47,6 +48,7 @@ class SuiteFacts:
     blocked: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     unscored: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
     left_out: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    trained_on: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

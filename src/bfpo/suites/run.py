@@ -21,7 +21,7 @@ from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
 from bfpo.core.records import load, load_lines
-from bfpo.core.schema import JudgeFit, Message, Score
+from bfpo.core.schema import JudgeFit, Message, Prompt, Score
 from bfpo.judges.fit import fit_table, log_fit
 from bfpo.judges.judges import check_opinions
 from bfpo.runs.folder import RunFolder
@@ -46,6 +46,7 @@ from bfpo.suites.scores import (
     values_of,
 )
 from bfpo.suites.wins import alpaca_eval, check_ranked, win_rates
+from bfpo.training.trained_on import Hashes, asked_in_training, has_no_record, trained_prompts
 
 __all__ = ["preview_suites", "run_suites"]
 
@@ -129,6 +130,12 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
         if name not in allowed:
             raise ConfigError(f"suites.judges.{name}: not a role or suite of this run; allowed: {', '.join(allowed)}")
         check_opinions([judge])
+    prompted = {suite.name for suite in suites if suite.kind == "generative"}
+    for name, choice in config.suites.each.items():
+        if name not in (names := [suite.name for suite in suites]):
+            raise ConfigError(f"suites.each.{name}: not a suite of this run; allowed: {', '.join(names)}")
+        if choice.split is not None and name not in prompted:
+            raise ConfigError(f"suites.each.{name}.split: only suites that ask prompts are split, and it is a task")
     check_opinions([], config.suites.ranker)
     check_own_files(own_suites(config.suites.use), config.suites.folders)
     if isinstance(config, SuitesAndPairsJob):
@@ -176,12 +183,19 @@ def _accuracy(config: SuitesJob, folder: RunFolder, found: _Collected) -> None:
 def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
     prompts: dict[str, SuitePrompts] = {}
     seen: dict[str, str] = {}
+    trained = _trained_prompts(config, found) if suites else {}
     for suite in suites:
         try:
             _check_not_twice(config, suite, seen)
             check_ranked(config, suite)
+            choice = config.suites.choice(suite.name)
             prompts[suite.name] = find_prompts(
-                suite, config.suites.folders, limit=config.suites.limit, seed=config.seed
+                suite,
+                config.suites.folders,
+                limit=choice.limit,
+                seed=config.seed,
+                split=choice.split,
+                trained_on=list(trained.values()) if config.suites.trained_on == "leave_out" else (),
             )
         except UnreachableError as error:
             found.facts[suite.name] = _facts(suite, "skipped", reason=str(error))
@@ -204,6 +218,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
             "prompts_sha256": prompts_digest(each.prompts),
             "num_prompts": len(each.prompts),
             "left_out": each.left_out or None,
+            "trained_on": _num_trained(each.prompts, trained) or None,
         }
         if suite.name in judged.skipped:
             found.facts[suite.name] = _facts(suite, "skipped", reason=judged.skipped[suite.name], **known)
@@ -213,6 +228,12 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         known |= {"too_long": left_out, "blocked": {model: num for model, num in blocked.items() if num} or None}
         found.facts[suite.name] = _facts(suite, "scored", judge=judged.judges.get(suite.name), **known)
         _collect_verdicts(suite, answers, judged, reader, found)
+    found.warnings += [
+        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
+        "suites.trained_on: leave_out asks none of them"
+        for fact in found.facts.values()
+        for model, num in (fact.trained_on or {}).items()
+    ]
     wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
     for won in (wins, alpaca_eval(config, asked, texts, found.facts, folder)):
         found.values += won.values
@@ -230,10 +251,30 @@ def _reader(config: SuitesJob, prompts: Sequence[tuple[Message, ...]]) -> Cohere
     )
 
 
+def _trained_prompts(config: SuitesJob, found: _Collected) -> dict[str, Hashes]:
+    """Return the hashes of the prompts that each model was trained on, by name, as far as run folders have them."""
+    trained = {}
+    for model in config.with_weights():
+        if (hashes := trained_prompts(model.model)) is not None:
+            trained[model.name] = hashes
+        elif has_no_record(model.model):
+            found.warnings.append(
+                f"{model.name}: its run folder does not record the prompts that it was trained on; it is not known "
+                "whether the suites ask them"
+            )
+    return trained
+
+
+def _num_trained(prompts: Sequence[Prompt], trained: Mapping[str, Hashes]) -> dict[str, int]:
+    counts = {name: sum(asked_in_training(one, hashes) for one in prompts) for name, hashes in trained.items()}
+    return {name: num for name, num in counts.items() if num}
+
+
 def _check_not_twice(config: SuitesJob, suite: Suite, seen: dict[str, str]) -> None:
     """Raise `UnreachableError` for a second suite that differs only in its default judge, which the user replaced."""
     judge = judge_of(config, suite)
     same = [suite.source.model_dump(), sorted(suite.metrics), None if judge is None else judge.model_dump()]
+    same.append(config.suites.choice(suite.name).model_dump())
     first = seen.setdefault(json.dumps(same), suite.name)
     if first != suite.name:
         raise UnreachableError(f"has the same prompts and, by suites.judges, the same judge as {first}")
@@ -417,6 +458,8 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
     yield from ("", f"**{suite.title}**{judge}", "")
     for reason, count in (suite.left_out or {}).items():
         yield f"{count} prompts are left out: {reason}.\n"
+    for model, count in (suite.trained_on or {}).items():
+        yield f"{model} was trained on {count} of the {suite.num_prompts} prompts.\n"
     for model, count in (suite.too_long or {}).items():
         yield f"{count} prompts are too long for {model}, or its chat template refuses them; they count as unscored.\n"
     for model, count in (suite.blocked or {}).items():

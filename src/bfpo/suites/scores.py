@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from bfpo.core.provenance import RunFile
+from bfpo.core.provenance import RunFile, run_above
 from bfpo.core.records import load
 from bfpo.scores.comparisons import paired_row, with_holm
 from bfpo.scores.scores import COHERENCE, METRICS, Judged, Metric, PairedValues
@@ -158,7 +158,6 @@ def compare_values(values: Sequence[Values], *, confidence: float, random_seed: 
     return with_holm(rows)
 
 
-_LEVELS = 4  # levels above a file at which its run folder is searched
 _DEPTH = 8  # longest chain of runs that is followed
 
 
@@ -173,18 +172,11 @@ def labelling_judges(model: str) -> list[dict[str, Any]]:
 
 
 def _follow(path: Path, found: dict[str, dict[str, Any]], seen: set[Path], depth: int) -> None:
-    record_file = next(
-        (
-            folder / "run.json"
-            for folder in [path, *path.absolute().parents][:_LEVELS]
-            if (folder / "run.json").is_file()
-        ),
-        None,
-    )
-    if record_file is None or record_file in seen or depth == 0:
+    folder = run_above(path)
+    if folder is None or folder in seen or depth == 0:
         return
-    seen.add(record_file)
-    run = load(RunFile, record_file, [])
+    seen.add(folder)
+    run = load(RunFile, folder / "run.json", [])
     judges, start = run.config.get("judges", []), run.config.get("model")
     for judge in judges if isinstance(judges, list) else []:
         found.setdefault(json.dumps(judge, sort_keys=True), judge)

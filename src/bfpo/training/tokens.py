@@ -17,6 +17,7 @@ from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.tokenize import PairTokenizer, ids_to_check
 from bfpo.runs.folder import RunFolder
 from bfpo.training.inputs import REJECTS, pair_sections, pair_streams, read_start, report_data, write_rejects
+from bfpo.training.trained_on import record_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -39,6 +40,9 @@ def pair_tokens(config: AlignConfig, folder: RunFolder, args: TrainingArguments)
     if not folder.resumed and folder.is_writer:
         for stream in streams.values():  # a bad row of any stream is found before the tokens of the first are made
             stream.scan()
+    if folder.stage == "train":
+        trained = (stream.hashes for name, stream in streams.items() if name != "eval_data")
+        record_prompts(folder, (config.model,), trained)
     with args.main_process_first(desc="tokenizing"):
         tokens = token_stores(
             folder,

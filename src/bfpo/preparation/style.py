@@ -1,0 +1,165 @@
+"""What a model would learn of data besides their content: spaces, one refusal phrase, length, refusals alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from statistics import median
+from typing import Any
+
+from bfpo.data.labels import cell_of
+from bfpo.data.records import TextStyle
+from bfpo.judges.refusals import read_refusal
+
+__all__ = ["style_of"]
+
+FEWEST = 20  # texts that a remark needs
+SPACES = 0.1  # share of texts that begin with white space
+PHRASE = 0.5  # share of safe answers, in pairs with an unsafe one, that begin with the same words of a refusal
+SHORTER = 0.5  # median of the words of the safe answer over those of the unsafe one
+HARMLESS = 0.1  # share of pairs with a safe answer that does what is asked
+REFUSALS = 0.5  # share of completions to imitate that refuse
+_OPENING = 3  # words
+_LABELS = (("safe", True), ("unsafe", False))
+
+Row = Mapping[str, Any]
+Style = dict[str, dict[str, TextStyle]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """One completion: its cell and side, its safety (`None` if unknown), words, white space before it, and refusal."""
+
+    cell: str
+    side: str
+    is_safe: bool | None
+    words: int
+    begins_blank: bool
+    refused: bool | None
+    opening: str
+
+
+def _texts(row: Row) -> list[_Text]:
+    """Return the completions of a row of a written file: two of a pair, chosen first, or the one to imitate."""
+    if "completion" in row:
+        cell, sides = "all", {"completion": row["is_safe"]}
+    else:
+        sides = {side: row[f"{side}_is_safe"] for side in ("chosen", "rejected")}
+        cell = "unknown" if None in sides.values() else cell_of(*sides.values())
+    asked = next((turn["content"] for turn in reversed(row["prompt"]) if turn["role"] == "user"), "")
+    return [_text(row[side], asked, cell, side, label) for side, label in sides.items()]
+
+
+def _text(text: str, asked: str, cell: str, side: str, label: float | None) -> _Text:
+    reading = read_refusal(text, asked)
+    return _Text(
+        cell=cell,
+        side=side,
+        is_safe=None if label is None else label > 0.5,
+        words=len(text.split()),
+        begins_blank=text[:1].isspace(),
+        refused=None if reading.refused is None else bool(reading.refused or reading.partly),
+        opening=" ".join(text.casefold().replace("\u2019", "'").split()[:_OPENING]),
+    )
+
+
+def style_of(rows: Sequence[Row], *, is_main: bool) -> tuple[Style, list[str]]:
+    """Return the style of a sample of written rows by cell and side, and the remarks on it; empty without rows.
+
+    Remarks are on confounds, what tells safe from unsafe answers here but not elsewhere, and, `is_main`, on a stream
+    without harmless prompts.
+    """
+    read = [_texts(row) for row in rows]
+    groups: dict[tuple[str, str], list[_Text]] = {}
+    for text in chain.from_iterable(read):
+        groups.setdefault((text.cell, text.side), []).append(text)
+    style: Style = {}
+    for (cell, side), texts in sorted(groups.items()):
+        style.setdefault(cell, {})[side] = _summary(texts)
+    return style, list(_remarks(read, is_main=is_main))
+
+
+def _summary(texts: Sequence[_Text]) -> TextStyle:
+    known = [text.refused for text in texts if text.refused is not None]
+    phrase, share = _commonest(texts)
+    return TextStyle(
+        num=len(texts),
+        median_words=median(text.words for text in texts),
+        begin_with_space=sum(text.begins_blank for text in texts) / len(texts),
+        refuse=sum(known) / len(known) if known else None,
+        refusal_phrase=phrase,
+        with_that_phrase=share,
+    )
+
+
+def _commonest(texts: Sequence[_Text]) -> tuple[str | None, float | None]:
+    """Return the words that most refusals begin with, and the share of all texts that are such refusals."""
+    counts = Counter(text.opening for text in texts if text.refused)
+    if not counts:
+        return None, None
+    phrase, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
+    return phrase, count / len(texts)
+
+
+def _remarks(read: Sequence[Sequence[_Text]], *, is_main: bool) -> Iterator[str]:
+    texts = list(chain.from_iterable(read))
+    if len(texts) < FEWEST:
+        return
+    if (share := _share(text.begins_blank for text in texts)) >= SPACES:
+        by_label = {name: [text.begins_blank for text in texts if text.is_safe is safe] for name, safe in _LABELS}
+        each = ", ".join(f"{name} {_share(found):.0%}" for name, found in by_label.items() if found)
+        each += "; " if each else ""
+        yield (
+            f"{share:.0%} of the completions begin with white space ({each}remark from {SPACES:.0%}): a "
+            "model learns it as a mark of such answers; remove it from all"
+        )
+    if texts[0].side == "completion":
+        known = [text.refused for text in texts if text.refused is not None]
+        if len(known) >= FEWEST and (share := _share(known)) >= REFUSALS:
+            yield (
+                f"{share:.0%} of the completions to imitate refuse (remark from {REFUSALS:.0%}): expect refusals of "
+                "harmless requests; add the start model's own answers to harmless prompts"
+            )
+        safe = [text for text in texts if text.refused]
+    else:
+        mixed = [pair for pair in read if {text.is_safe for text in pair} == {True, False}]
+        safe = [text for pair in mixed for text in pair if text.is_safe]
+        if len(mixed) >= FEWEST:
+            yield from _on_length(mixed)
+        yield from _on_prompts(read) if is_main else ()
+    phrase, with_it = _commonest(safe)
+    if len(safe) >= FEWEST and with_it is not None and with_it >= PHRASE:
+        where = "refusals" if texts[0].side == "completion" else "safe answers of pairs with an unsafe one"
+        yield (
+            f"{with_it:.0%} of the {where} begin with {phrase!r} (remark from {PHRASE:.0%}): a model learns the "
+            "phrase, which needs no look at the prompt; vary the refusals, and let them name what is asked"
+        )
+
+
+def _on_length(mixed: Sequence[Sequence[_Text]]) -> Iterator[str]:
+    words = [{text.is_safe: max(1, text.words) for text in pair} for pair in mixed]
+    if (ratio := median(pair[True] / pair[False] for pair in words)) <= SHORTER:
+        middle = {safe: median(pair[safe] for pair in words) for _, safe in _LABELS}
+        yield (
+            f"safe answers have {ratio:.2f} times the words of the unsafe ones beside them (medians {middle[True]:g} "
+            f"and {middle[False]:g}; remark up to {SHORTER:g}): a model learns to be brief; take unsafe answers of "
+            "like length, or cut both with max_completion_length"
+        )
+
+
+def _on_prompts(read: Sequence[Sequence[_Text]]) -> Iterator[str]:
+    known = [pair for pair in read if all(text.is_safe is not None and text.refused is not None for text in pair)]
+    share = _share(any(text.is_safe and not text.refused for text in pair) for pair in known)
+    if len(known) >= FEWEST and share < HARMLESS:
+        yield (
+            f"in {share:.0%} of the pairs a safe answer does what is asked (remark below {HARMLESS:.0%}): nearly all "
+            "teach to refuse, and harmless prompts will be refused too; add pairs of harmless prompts, the answer over "
+            "a needless refusal, here or with a heavier buffer"
+        )
+
+
+def _share(values: Iterable[bool]) -> float:
+    found = list(values)
+    return sum(found) / len(found) if found else 0.0
