@@ -104,3 +104,15 @@ def test_the_citation_names_the_paper():
     assert [author["family-names"] for author in paper["authors"]] == ["Zhang", "Torr", "Elhoseiny", "Bibi"]
     assert paper["year"] == 2025
     assert paper["identifiers"][0]["value"] == "arXiv:2408.15313"
+
+
+def test_every_beta_says_what_it_asks_for() -> None:
+    """Each beta of a recipe, an example or the README names its nats per answer, 1 / beta, on its line."""
+    files = [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("examples/**/*.yaml"), ROOT / "README.md"]
+    found = 0
+    for file in files:
+        for line in file.read_text().splitlines():
+            if beta := re.search(r"\bbeta(?:: |=)([\d.]+)", line):
+                found += 1
+                assert re.search(rf"\b{1 / float(beta[1]):g} nats\b", line), f"{file.name}: {line}"
+    assert found >= 9

@@ -24,6 +24,7 @@ from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
+from bfpo.data.split import part_of
 from bfpo.data.write import pair_row, prompt_row
 from bfpo.judges.coherence import read_coherence
 from bfpo.judges.fit import fit_table
@@ -237,7 +238,8 @@ def _preview_harmless(config: RedteamConfig) -> list[str]:
         asked = f"{len(read_completions(made))} answers of {made}"
     else:
         found = read_prompt_files([config.harmless], columns=config.harmless_columns, bad_rows=config.bad_rows)
-        asked = f"{min(len(found.prompts), config.limit or len(found.prompts))} prompts"
+        num = len(part_of(found.prompts, config.split))
+        asked = f"{min(num, config.limit or num)} prompts"
     chosen = (
         "other answers of the model" if config.start is None else f"greedy answers of {config.start}, or other ones"
     )

@@ -135,7 +135,9 @@ class Method(ABC):
     squared: ClassVar[bool] = False
     shifted: ClassVar[bool] = False
 
-    beta: float = setting(0.01, "KL coefficient (the paper's tau)", gt=0)
+    beta: float = setting(
+        0.01, "KL coefficient (the paper's tau): a squared loss asks for |target| / beta nats an answer", gt=0
+    )
 
     def __post_init__(self) -> None:
         for name, each in self.settings().items():
