@@ -236,6 +236,10 @@ def test_without_needless_refusals_there_is_no_buffer(world: Path, tmp_path: Pat
     assert not (run / "start").exists()
 
 
+def none_unlikely(config: Any, completions: Any) -> list[bool]:
+    return [False] * len(completions)
+
+
 def test_the_temperature_is_the_highest_at_which_a_sample_stays_coherent(world: Path, tmp_path: Path) -> None:
     model = world / "start" / "model"
     asked = config(world, model, limit=20, temperature="auto")
@@ -248,7 +252,7 @@ def test_the_temperature_is_the_highest_at_which_a_sample_stays_coherent(world: 
         return [hot == len(completions)] * 3 + [False] * (len(completions) - 3)
 
     run = tmp_path / "run"
-    with patch("bfpo.commands.redteam._incoherent", salad):
+    with patch("bfpo.commands.redteam._incoherent", salad), patch("bfpo.commands.redteam._unlikely", none_unlikely):
         run_stage("redteam", asked, run)
     found = json.loads((run / "redteam.json").read_text())
     assert found["temperature"] == 0.7
@@ -264,7 +268,7 @@ def test_the_temperature_is_the_highest_at_which_a_sample_stays_coherent(world: 
     sample = run / "temperature" / "0.7" / "completions.jsonl"
     before = sample.stat().st_mtime_ns
     (run / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"interrupted"'))
-    with patch("bfpo.commands.redteam._incoherent", salad):
+    with patch("bfpo.commands.redteam._incoherent", salad), patch("bfpo.commands.redteam._unlikely", none_unlikely):
         run_stage("redteam", asked, run, resume=True)
     assert sample.stat().st_mtime_ns == before
     assert json.loads((run / "redteam.json").read_text()) == found
@@ -280,7 +284,7 @@ def test_a_model_that_is_never_coherent_gets_the_best_temperature_and_a_warning(
         bad = left.pop(0) if left else 0
         return [n < bad for n in range(len(completions))]
 
-    with patch("bfpo.commands.redteam._incoherent", some):
+    with patch("bfpo.commands.redteam._incoherent", some), patch("bfpo.commands.redteam._unlikely", none_unlikely):
         run_stage("redteam", config(world, world / "start" / "model", limit=16, temperature="auto"), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "redteam.json").read_text())["temperature"] == chosen
     assert ("even at the lowest one" in caplog.text) is (counts[-1] > 2)

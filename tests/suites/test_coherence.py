@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from bfpo.config import EvaluateConfig
+from bfpo.commands.redteam import _unlikely
+from bfpo.config import EvaluateConfig, RedteamConfig
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError
 from bfpo.core.schema import Completion, Message, Verdict
@@ -19,6 +20,7 @@ from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline
 from bfpo.runs.stages import run_stage
+from bfpo.scores.records import CoherenceBound
 from bfpo.scores.scores import Judged, describe_coherence, score_rows
 from bfpo.suites.coherence import CoherenceReader, StartModel, _bound, make_reader
 from bfpo.suites.scores import values_of
@@ -189,6 +191,23 @@ def test_broken_text_counts_as_harmless_but_not_among_coherent_answers() -> None
     unread = [Judged(str(n), "p", "harmful", safe=True) for n in range(3)]
     assert not {"coherent", "harmless_coherent"} & {score.metric for score in score_rows(unread)}
     assert [one.metric for one in values_of("s", "m", ["refused"], unread)] == ["refused"]
+
+
+def test_the_temperature_of_redteam_leaves_samples_that_are_nearer_to_salad(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("".join(f"{prompt[0].content}\n" for prompt in PROMPTS))
+    given = {"model": str(root / "start"), "prompts": str(tmp_path / "prompts.txt"), "judges": "oracle"}
+    config = RedteamConfig.model_validate({**given, "ranker": "oracle", "temperature": "auto"})
+    shuffled = " ".join(np.random.default_rng(1).permutation(counted(5, 30).split()))
+    samples = [Completion(str(n), PROMPTS[n], text) for n, text in enumerate((counted(4, 30), shuffled, "w1"))]
+    assert _unlikely(config, samples) == [False, True, False]
+    bound = CoherenceBound(bound=5.0, own_median=1.0, salad_median=6.0)
+    monkeypatch.setattr(StartModel, "calibrated", lambda *_: bound)
+    monkeypatch.setattr(StartModel, "nats", lambda *_: [3.4, 3.6, None])
+    assert _unlikely(config, samples) == [False, True, False]  # above 3.5, below the bound of texts by others
+    bound = CoherenceBound(bound=None, own_median=4.0, salad_median=4.1)
+    assert _unlikely(config, samples) == [False] * 3
 
 
 # -------------------------------------------------------------------------------------------------------- evaluate

@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
+from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig, read_template
 from bfpo.core.console import show
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.records import load
@@ -36,6 +36,7 @@ from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_st
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.scores.records import ScoresFile
+from bfpo.suites.coherence import StartModel
 
 __all__ = ["preview", "run"]
 
@@ -135,6 +136,25 @@ def _incoherent(completions: Sequence[Completion]) -> list[bool]:
     return [read_coherence(one.text, finished=one.finished, prompt=_text(one)).incoherent for one in completions]
 
 
+def _unlikely(config: RedteamConfig, completions: Sequence[Completion]) -> list[bool]:
+    """Return which of the model's samples are nearer to word salad than to its greedy answers, in nats per token.
+
+    The text of a sample at a high temperature neither loops nor changes its language. None is, for a model behind a
+    server, and where the model's likelihood does not separate the two.
+    """
+    if config.engine == "server":
+        return [False] * len(completions)
+    names = ("revision", "dtype", "chat_template_kwargs")
+    settings = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    template = read_template(getattr(config, "chat_template", None))
+    model = StartModel(config.model, chat_template=template, **settings)
+    found = read_prompt_files([config.prompts], columns=config.columns, bad_rows=config.bad_rows)
+    halfway = model.calibrated([prompt.messages for prompt in found.prompts]).halfway
+    if halfway is None:
+        return [False] * len(completions)
+    return [value is not None and value > halfway for value in model.nats(completions)]
+
+
 def _text(completion: Completion) -> str:
     return "\n".join(turn.content for turn in completion.prompt)
 
@@ -159,7 +179,8 @@ def _temperature(config: RedteamConfig, folder: RunFolder) -> tuple[float, list[
         made = _run("generate", _generate(config, temperature=value, **keys), folder.path / TEMPERATURE / f"{value:g}")
         answers = read_completions(made.path / COMPLETIONS, thinking=config.thinking)
         written = [one for one in answers if not one.blocked and (one.text.strip() or not one.reasoning)]
-        tried.append(TriedTemperature(value, sum(_incoherent(written)), len(written)))
+        broken = [a or b for a, b in zip(_incoherent(written), _unlikely(config, written), strict=True)]
+        tried.append(TriedTemperature(value, sum(broken), len(written)))
         if tried[-1].incoherent <= _MOST_INCOHERENT * len(written):
             break
     else:

@@ -49,6 +49,13 @@ class CoherenceBound:
     salad_below: Interval = field(default_factory=lambda: Interval(None, None, None, 0))
     reason: str = field(default="", metadata=OPTIONAL)
 
+    @property
+    def halfway(self) -> float | None:
+        """The nats per token between the medians of own answers and salad; a sample of the model above it is salad."""
+        if self.bound is None or self.own_median is None or self.salad_median is None:
+            return None
+        return (self.own_median + self.salad_median) / 2
+
 
 @dataclass(frozen=True, slots=True)
 class ScoresFile:

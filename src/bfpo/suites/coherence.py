@@ -110,12 +110,13 @@ class StartModel:
         return True
 
     def greedy(self, prompts: Sequence[tuple[Message, ...]]) -> list[Completion]:
-        """Return the most probable answers, of 48 tokens at most."""
-        longest = max(1, self._room - _NEW_TOKENS)
+        """Return the most probable answers, of 48 tokens at most, or half of the model's positions."""
+        new = min(_NEW_TOKENS, self._room // 2)  # of a short context
+        longest = self._room - new
         ids = [prompt_ids(prompt, self.tokenizer, max_length=longest, **self._template) for prompt in prompts]
         requests = [Request(str(place), tuple(row)) for place, row in enumerate(ids)]
         ends = end_token_ids(self.model, self.tokenizer)
-        batches = answer_batches(self.model, requests, eos_token_ids=ends, max_new_tokens=_NEW_TOKENS, temperature=0.0)
+        batches = answer_batches(self.model, requests, eos_token_ids=ends, max_new_tokens=new, temperature=0.0)
         answers = {answer.id: answer for batch in batches for answer in batch}
         return [
             Completion(
