@@ -195,11 +195,14 @@ def _doctor(
     memory: Annotated[
         float | None, typer.Option("--memory", metavar="GIB", help="Memory per process, instead of this machine's.")
     ] = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Read data and weights too: what the setting asks of a sample of the pairs.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
     debug: Debug = False,
 ) -> None:
     """Show this machine; with --config, whether that training fits it (exit status 1 if not)."""
-    options = {"processes": processes, "sharding": sharding, "memory_gib": memory, "as_json": as_json}
+    options = {"processes": processes, "sharding": sharding, "memory_gib": memory, "data": data, "as_json": as_json}
     _call("doctor", debug, config, settings or (), **options)
 
 

@@ -1,4 +1,7 @@
-"""COMMAND `doctor`: the resources of this machine, and whether a training config fits. Uses no weights, no network."""
+"""COMMAND `doctor`: this machine, whether a training config fits, and with `--data` what it asks of its pairs.
+
+Without `--data` it reads no weights and uses no network.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,15 @@ from typing import Any
 
 import torch
 
+from bfpo.config import AlignConfig
 from bfpo.core.console import show
 from bfpo.core.errors import SettingError
 from bfpo.core.provenance import describe_platform, describe_versions
+from bfpo.core.records import as_json as as_json_values
 from bfpo.policy.devices import EXTRAS, describe_hub, find_devices, free_disk, installed_extras
 from bfpo.policy.memory import Sharding
-from bfpo.training.diagnosis import GIB, KEPT_FREE, Diagnosis, examine
+from bfpo.training.diagnosis import GIB, KEPT_FREE, Diagnosis, examine, load_training
+from bfpo.training.rehearsal import sampled_forecast
 
 __all__ = ["diagnosis_lines", "run"]
 
@@ -40,19 +46,31 @@ def run(
     sharding: Sharding,
     memory_gib: float | None,
     as_json: bool,
+    data: bool = False,
 ) -> int:
     """Show the machine, or with a config whether it fits. Returns the exit status: 1 if it does not fit, else 0.
 
-    Raises `SettingError` for options that need a config, and the errors of `examine`.
+    `data`: also what the setting asks of a sample of the pairs, for which weights and data are read. Raises
+    `SettingError` for options that need a config, and the errors of `examine` and of reading the data.
     """
     if config is None and not settings:
-        if processes != 1 or sharding != "none" or memory_gib is not None:
-            raise SettingError("--processes, --sharding, --memory: not read without --config FILE; add it")
+        if processes != 1 or sharding != "none" or memory_gib is not None or data:
+            raise SettingError("--processes, --sharding, --memory, --data: not read without --config FILE; add it")
         facts = _machine_facts()
         show(json.dumps(facts, indent=2) if as_json else "\n".join(_machine_lines(facts)))
         return 0
     found = examine(config, settings, processes=processes, sharding=sharding, memory_gib=memory_gib)
-    show(json.dumps(_diagnosis_facts(found), indent=2) if as_json else "\n".join(diagnosis_lines(found)))
+    facts, lines = _diagnosis_facts(found), diagnosis_lines(found)
+    if data and found.memory_fits is False:
+        lines += ["", "data: not read, the training does not fit the memory"]
+    elif data:
+        training = load_training(config, settings)
+        if not isinstance(training, AlignConfig):
+            raise SettingError("--data: needs a config of bfpo train, whose pairs have a target; leave it out")
+        expected, more = sampled_forecast(training)
+        facts["forecast"] = as_json_values(expected)
+        lines += ["", *more, *([f"warning: {expected.warning}"] if expected.warning else [])]
+    show(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
     return 0 if found.fits else 1
 
 

@@ -6,6 +6,8 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from bfpo.policy.probe import check_positions
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.probe import load_probe, probe_lines
 from bfpo.training.callbacks import EpochCallback
+from bfpo.training.diagnosis import fits_here
 from bfpo.training.inputs import (
     checked_lines,
     completion_rows,
@@ -34,7 +37,8 @@ from bfpo.training.inputs import (
     write_rejects,
 )
 from bfpo.training.metrics import RunningLoss
-from bfpo.training.session import common_arguments, prepare_process, train_in_folder
+from bfpo.training.rehearsal import NOT_MEASURED, NOT_SHARED, SHORT, Rows, measured_steps, schedule_lines, time_lines
+from bfpo.training.session import CHECKPOINTS, common_arguments, prepare_process, train_in_folder
 from bfpo.training.sharding import prepare_sharding
 from bfpo.training.trained_on import record_prompts
 
@@ -127,22 +131,9 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
-    common = common_arguments(
-        config,
-        folder,
-        unit="completions",
-        per_step=config.completions_per_step,
-        micro=config.completions_per_microbatch,
-    )
-    trainer = SftTrainer(
-        model=policy.model,
-        args=TrainingArguments(**common),
-        data_collator=CompletionCollator(pad_token_id(policy.tokenizer)),
-        train_dataset=tokens["data"][0],
-        eval_dataset=tokens["eval_data"][0] if "eval_data" in tokens else None,
-        processing_class=policy.tokenizer,
-        callbacks=[EpochCallback()],
-    )
+    args = _arguments(config, folder.folder(CHECKPOINTS))
+    held_out = tokens["eval_data"][0] if "eval_data" in tokens else None
+    trainer = _trainer(policy, args, tokens["data"][0], eval_dataset=held_out)
     prepare_sharding(trainer.accelerator)
     metrics = train_in_folder(
         trainer,
@@ -158,15 +149,60 @@ def run(config: SftConfig, folder: RunFolder) -> None:
 
 
 def preview(config: SftConfig) -> list[str]:
-    """Return what would be trained on: completions of each input, and the parameters that train."""
+    """Return what would be trained on, the parameters that train, the steps, and their time if they can be measured."""
     start = read_start(config)
-    lines, reports = [], []
-    for name, rows in completion_rows(config, start).items():
-        tokens, report = completion_tokens(rows, start)
+    lines, reports, rows = [], [], Rows[SftExample](lambda example: len(example["input_ids"]), seed=config.seed)
+    for name, loaded in completion_rows(config, start).items():
+        examples, report = completion_tokens(loaded, start)
+        rows.add(examples if name == "data" else ())
         reports.append(report.as_row())
-        lines += checked_lines(config, name, rows.counts, reports[-1])
-        lines += probe_lines(config, start, {name: tokens}) if name == "data" else []
-    return [*lines, *positions_note(start, reports), str(_policy(config).trainable_report)]
+        lines += checked_lines(config, name, loaded.counts, reports[-1])
+        lines += probe_lines(config, start, {name: examples}) if name == "data" else []
+    fits = fits_here(config)
+    policy = _policy(config)
+    lines += [*positions_note(start, reports), str(policy.trainable_report)]
+    return [*lines, *_rehearsed(config, rows, policy if fits else None)]
+
+
+def _rehearsed(config: SftConfig, rows: Rows[SftExample], policy: Policy | None) -> list[str]:
+    """Return the lines on the steps and, with a policy, on their time and the first loss, which are measured."""
+    num, per_step = min(config.completions_per_microbatch, len(rows.sample)), config.completions_per_step
+    if num == 0:
+        return []
+    with TemporaryDirectory() as place:
+        lines, steps = schedule_lines(_arguments(config, place), [rows], per_step, "completions")
+    if policy is None:
+        return [*lines, NOT_MEASURED]
+
+    def make(folder: Path) -> SftTrainer:
+        args = _arguments(config, folder, **SHORT, per_device_train_batch_size=num)
+        return _trainer(policy, args, rows.sample[:num])
+
+    measured = measured_steps(make)
+    if measured is None:
+        return [*lines, NOT_SHARED]
+    seconds, trainer = measured
+    loss = trainer.state.log_history[-1]["train_loss"]
+    lines.append(f"expected first loss: {loss:.4g} nats per token, that of {num} completions now")
+    return [*lines, *time_lines(seconds, [rows], num, per_step, steps, "completions", str(trainer.args.device))]
+
+
+def _arguments(config: SftConfig, output_dir: str | Path, **changed: Any) -> TrainingArguments:
+    shape: dict[str, Any] = {"unit": "completions", "per_step": config.completions_per_step}
+    common = common_arguments(config, output_dir, **shape, micro=config.completions_per_microbatch)
+    return TrainingArguments(**{**common, **changed})
+
+
+def _trainer(policy: Policy, args: TrainingArguments, data: Sequence[SftExample], **more: Any) -> SftTrainer:
+    return SftTrainer(
+        model=policy.model,
+        args=args,
+        data_collator=CompletionCollator(pad_token_id(policy.tokenizer)),
+        train_dataset=data,
+        processing_class=policy.tokenizer,
+        callbacks=[EpochCallback()],
+        **more,
+    )
 
 
 def _policy(config: SftConfig) -> Policy:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
+import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bfpo.config import AlignConfig
-from bfpo.data.tokenize import TokenPair
 from bfpo.policy.load import Policy
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.probe import load_probe, probe_lines
-from bfpo.training.forecast import write_forecast
+from bfpo.training.diagnosis import fits_here
+from bfpo.training.forecast import FORECAST, write_forecast
 from bfpo.training.inputs import (
-    describe_tokens,
     load_start,
-    pair_sections,
     read_start,
     reference_cache,
     template_facts,
 )
 from bfpo.training.margin import margin_logps
-from bfpo.training.session import common_arguments, prepare_process, train_in_folder
+from bfpo.training.rehearsal import MOST_ROWS, pair_lines, pair_rows
+from bfpo.training.session import CHECKPOINTS, common_arguments, prepare_process, train_in_folder
 from bfpo.training.tokens import pair_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
@@ -50,7 +52,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a run that must stop.
     """
     prepare_process(config.threads)
-    args = _arguments(config, folder)
+    args = _arguments(config, folder.folder(CHECKPOINTS))
     tokens = pair_tokens(config, folder, args)
     probe = load_probe(config, folder, read_start(config), {name: tokens[name] for name in _TRAINED if name in tokens})
     policy = load_start(config)  # after the data: what is wrong with them is said first
@@ -76,7 +78,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     folder.add_facts(reference=trainer.reference_name)
     if trainer.reference_report is not None:
         folder.add_facts(reference_pass=trainer.reference_report.as_row())
-    if not folder.resumed:
+    if not folder.file(FORECAST).exists():  # of a run that was resumed
         write_forecast(folder, trainer.streams, trainer.method, reduction=config.reduction)
     metrics = train_in_folder(
         trainer,
@@ -94,23 +96,24 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
 
 
 def preview(config: AlignConfig) -> list[str]:
-    """Return what would be trained on: pairs by cell of each stream, and the parameters that train."""
-    start = read_start(config)
-    rows: list[list[TokenPair]] = []
-    if config.probe is None:
-        lines = describe_tokens(config, start)
-    else:
-        lines = describe_tokens(config, start, lambda pairs: rows.append(list(pairs)))
-        read = dict(zip(pair_sections(config), rows, strict=True))
-        lines += probe_lines(config, start, {name: some for name, some in read.items() if name in _TRAINED})
-    return [*lines, str(load_start(config).trainable_report)]
+    """Return what would be trained on, the parameters that train, the steps, and their time if they can be measured."""
+    # The probe looks for its prompts in all pairs.
+    lines, rows = pair_rows(config, MOST_ROWS if config.probe is None else sys.maxsize)
+    lines += probe_lines(
+        config, read_start(config), {name: each.sample for name, each in zip(_TRAINED, rows, strict=False)}
+    )
+    fits = fits_here(config)
+    policy = load_start(config)
+    lines += [str(policy.trainable_report)]
+    return lines + pair_lines(config, rows, partial(_arguments, config), policy if fits else None)
 
 
-def _arguments(config: AlignConfig, folder: RunFolder) -> BFPOConfig:
-    common = common_arguments(config, folder, unit="pairs", per_step=config.pairs_per_step)
+def _arguments(config: AlignConfig, output_dir: str | Path, **changed: Any) -> BFPOConfig:
+    common = common_arguments(config, output_dir, unit="pairs", per_step=config.pairs_per_step)
     names = ["reduction", "anchor_weight", "buffer_weight", "reference", "attention", "max_tokens_per_microbatch"]
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
-    return BFPOConfig(**common, **own, method=config.method_object(), reference_cache=reference_cache(config))
+    own |= {"method": config.method_object(), "reference_cache": reference_cache(config)}
+    return BFPOConfig(**{**common, **own, **changed})
 
 
 def _write_card(

@@ -19,7 +19,7 @@ from bfpo.policy.skeleton import Skeleton
 from bfpo.policy.source import read_config
 from bfpo.training.inputs import lacking_tokens
 
-__all__ = ["GIB", "KEPT_FREE", "Diagnosis", "examine", "fits", "least_processes"]
+__all__ = ["GIB", "KEPT_FREE", "Diagnosis", "examine", "fits", "fits_here", "least_processes", "load_training"]
 
 GIB = 2**30
 KEPT_FREE = 0.1
@@ -76,6 +76,12 @@ def fits(needed: int, available: int) -> bool:
     return needed <= available * (1 - KEPT_FREE)
 
 
+def fits_here(config: AlignConfig | SftConfig) -> bool:
+    """Return whether one training process is estimated to fit the free memory; true where that is not known."""
+    available = _available(find_devices()[0], 1)
+    return config.quantize is not None or available is None or fits(estimate_memory(_plan(config)).total, available)
+
+
 def examine(
     path: Path | None,
     settings: Sequence[str],
@@ -95,7 +101,7 @@ def examine(
     """
     if memory_gib is not None and not (memory_gib > 0 and math.isfinite(memory_gib)):
         raise SettingError(f"--memory: got {memory_gib}; allowed: a finite number of GiB above 0")
-    config = _load(path, settings)
+    config = load_training(path, settings)
     plan = dataclasses.replace(_plan(config), processes=processes, sharding=sharding)
     measured = measure(plan)
     skeleton, memory = measured.skeleton, divide(measured, plan)
@@ -122,7 +128,8 @@ def examine(
     )
 
 
-def _load(path: Path | None, settings: Sequence[str]) -> AlignConfig | SftConfig:
+def load_training(path: Path | None, settings: Sequence[str]) -> AlignConfig | SftConfig:
+    """Return a config of `bfpo sft` if it has a key that only that has, else one of `bfpo train`."""
     keys = {setting.partition("=")[0].strip() for setting in settings}
     if path is not None:
         values, _ = read_yaml(path)

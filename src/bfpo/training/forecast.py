@@ -253,8 +253,8 @@ def _warning(streams: Sequence[_Pairs], method: Method) -> str:
         f"they start at {_nats(np.median(behind.favoured_logps / tokens))} nats a token and need "
         f"{_nats(np.median(behind.needed))} nats ({_nats(np.median(behind.gap_per_token))} a token); the target asks "
         f"for {_nats(np.median(behind.asked))} ({_nats(np.median(behind.asked / tokens))} a token) and leaves "
-        f"{short:,} of them behind. Expect no change of behaviour: imitate {mine} answers first (bfpo sft), or set beta "
-        f"to {_round_down(beta):g} or less"
+        f"{short:,} of them behind. Expect no change of behaviour: imitate {mine} answers first (bfpo sft), or set "
+        f"beta to {_round_down(beta):g} or less"
     )
 
 

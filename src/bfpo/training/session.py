@@ -49,6 +49,7 @@ from bfpo.training.remarks import remarks_on
 from bfpo.training.sharding import whole_state
 
 __all__ = [
+    "CHECKPOINTS",
     "common_arguments",
     "prepare_process",
     "save_model_folder",
@@ -73,7 +74,7 @@ def prepare_process(threads: int | None) -> None:
 
 
 def common_arguments(
-    config: TrainingKeys, folder: RunFolder, *, unit: str, per_step: int, micro: int | None = None
+    config: TrainingKeys, output_dir: str | Path, *, unit: str, per_step: int, micro: int | None = None
 ) -> dict[str, Any]:
     """Return the keyword arguments of `TrainingArguments` that both stages share.
 
@@ -93,7 +94,7 @@ def common_arguments(
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
     return {
         **{name: getattr(config, name) for name in names},
-        "output_dir": str(folder.folder(CHECKPOINTS)),
+        "output_dir": str(output_dir),
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": per_step // (micro * processes),

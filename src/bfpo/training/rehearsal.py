@@ -1,0 +1,273 @@
+"""What a dry-run says of a training: steps, warm-up, tokens, the first loss, the time of a step from measured ones."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bfpo.config.train import AlignConfig
+from bfpo.data.tokenize import TokenPair
+from bfpo.objective.losses import loss_at_start
+from bfpo.policy.devices import runs_on_cpu
+from bfpo.policy.load import Policy
+from bfpo.policy.reference.sources import choose_reference
+from bfpo.training.arguments import BFPOConfig
+from bfpo.training.forecast import ForecastFile, forecast, forecast_lines
+from bfpo.training.inputs import describe_tokens, load_start, read_start, reference_cache
+from bfpo.training.trainer import BFPOTrainer
+
+__all__ = [
+    "MOST_ROWS",
+    "NOT_MEASURED",
+    "NOT_SHARED",
+    "SHORT",
+    "Rows",
+    "measured_steps",
+    "pair_lines",
+    "pair_rows",
+    "sampled_forecast",
+    "schedule_lines",
+    "time_lines",
+]
+
+MOST_ROWS = 4
+"""Rows of each stream in a measured step, at most."""
+# The first of three steps also warms up. At learning rate 0 every step is the first one, and costs as much as any.
+SHORT: dict[str, Any] = {
+    "max_steps": 3,
+    "learning_rate": 0.0,
+    "gradient_accumulation_steps": 1,
+    "eval_strategy": "no",
+    "eval_steps": None,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+}
+NOT_MEASURED = "time of a step: not measured, a training is estimated not to fit the free memory (bfpo doctor shows it)"
+NOT_SHARED = "time of a step: not measured with several processes"
+_SLOW = 20.0  # a step of more seconds is the last one that is measured
+Row = TypeVar("Row")
+
+
+class Rows(Generic[Row]):
+    """The numbers of tokens of all rows of an input, and a random sample of at most `most` of them."""
+
+    def __init__(self, count: Callable[[Row], int], *, seed: int, most: int = MOST_ROWS) -> None:
+        self._count, self._most, self._draw = count, most, np.random.default_rng(seed)
+        self.tokens: list[int] = []
+        self.labels: list[tuple[float, float]] = []
+        self.sample: list[Row] = []
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add rows, one after the other; of pairs also their labels."""
+        for row in rows:
+            self.tokens.append(self._count(row))
+            if isinstance(row, TokenPair):
+                self.labels.append((row.chosen_is_safe, row.rejected_is_safe))
+            place = len(self.sample) if len(self.sample) < self._most else int(self._draw.integers(len(self.tokens)))
+            if place < self._most:
+                self.sample[place : place + 1] = [row]
+
+    def sampled_tokens(self, num: int) -> int:
+        """Return the tokens of the first `num` rows of the sample."""
+        return sum(map(self._count, self.sample[:num]))
+
+
+def schedule_lines(args: TrainingArguments, rows: list[Rows[Any]], per_step: int, unit: str) -> tuple[list[str], int]:
+    """Return lines on steps, warm-up and tokens of a step, and the optimizer steps; rows of the first input count."""
+    per_epoch = math.ceil(len(rows[0].tokens) / per_step)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    tokens = sum(per_step * sum(each.tokens) / len(each.tokens) for each in rows)
+    shares = " + ".join([f"{per_step:,}"] * len(rows))
+    passes = f"{per_epoch:,} are a pass over the data"
+    return [
+        f"optimizer steps: {steps:,} ({passes}), warm-up: {args.get_warmup_steps(steps):,} of them",
+        f"a step: {shares} {unit}, about {tokens:,.0f} tokens",
+    ], steps
+
+
+def measured_steps(make: Callable[[Path], Trainer]) -> tuple[list[float], Trainer] | None:
+    """Return the seconds of the measured steps of the trainer that `make` returns, and it; writes nothing.
+
+    `make` gets a folder, for arguments with `SHORT`. `None` where several processes are launched.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return None
+    timer = _Timer()
+    with TemporaryDirectory() as place, _quiet():
+        trainer = make(Path(place))
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(timer)
+        trainer.train()
+    return timer.seconds[min(1, len(timer.seconds) - 1) :], trainer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Log only warnings: what the short training says of itself is not about the one that is previewed."""
+    logger = logging.getLogger("bfpo")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+class _Timer(TrainerCallback):
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._began = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = self._now()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.seconds.append(self._now() - self._began)
+        control.should_training_stop |= self.seconds[-1] > _SLOW
+
+    @staticmethod
+    def _now() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def time_lines(
+    seconds: list[float], rows: list[Rows[Any]], num: int, per_step: int, steps: int, unit: str, place: str
+) -> list[str]:
+    """Return the line on the time of a step, scaled by tokens from measured steps of `num` rows of each input."""
+    measured = sum(each.sampled_tokens(num) for each in rows)
+    tokens = sum(per_step * sum(each.tokens) / len(each.tokens) for each in rows)
+    step = sum(seconds) / len(seconds) * tokens / measured
+    shares = " + ".join([str(num)] * len(rows))
+    return [
+        f"time of a step: about {_short(step)}, {_short(step * steps)} in all; scaled by tokens from {len(seconds)} "
+        f"measured step{'s' * (len(seconds) > 1)} of {shares} {unit}, {measured:,} tokens, on this {place}"
+    ]
+
+
+def _short(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+# Preference training
+
+
+def pair_rows(config: AlignConfig, most: int = MOST_ROWS) -> tuple[list[str], list[Rows[TokenPair]]]:
+    """Return the lines of `describe_tokens`, and the rows of the main stream and of the buffer if there is one."""
+    rows: list[Rows[TokenPair]] = []
+
+    def take(pairs: Iterator[TokenPair]) -> None:
+        rows.append(Rows(_num_tokens, seed=config.seed, most=most))
+        rows[-1].add(pairs)
+
+    lines = describe_tokens(config, read_start(config), take)
+    return lines, rows[: 1 if config.buffer is None else 2]
+
+
+def _num_tokens(pair: TokenPair) -> int:
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)  # the prompt is in a packed row once
+
+
+def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile, list[str]]:
+    """Return the forecast of a random sample of at most `most` pairs of each stream, and lines on them.
+
+    Their log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model.
+    """
+    lines, rows = pair_rows(config, most)
+    policy = load_start(config)
+    with TemporaryDirectory() as place:
+        args = BFPOConfig(
+            output_dir=place,
+            use_cpu=runs_on_cpu(),
+            bf16=config.dtype == "bfloat16",
+            attention=config.attention,
+            max_tokens_per_microbatch=config.max_tokens_per_microbatch,
+            reference="precompute",
+            reference_cache=reference_cache(config),
+        )
+        streams = [each.sample for each in rows]
+        buffer = streams[1] if len(streams) > 1 else None
+        trainer = BFPOTrainer(
+            policy.model, args, train_dataset=streams[0], buffer_dataset=buffer, processing_class=policy.tokenizer
+        )
+    found = forecast(trainer.streams, config.method_object(), reduction=config.reduction)
+    assert found is not None
+    shares = " + ".join(f"{len(each.sample):,} of {len(each.tokens):,}" for each in rows)
+    return found, [*lines, f"reference log-probs of {shares} pairs, drawn at random", *forecast_lines(found)]
+
+
+def pair_lines(
+    config: AlignConfig, rows: list[Rows[TokenPair]], arguments: Callable[..., BFPOConfig], policy: Policy | None
+) -> list[str]:
+    """Return the lines of a dry-run of `bfpo train`; without a policy nothing is measured, and that is said.
+
+    `arguments`: folder and changed arguments -> those of the training.
+    """
+    num = min(MOST_ROWS, config.pairs_per_step, *(len(each.sample) for each in rows))
+    if num == 0:
+        return []
+    method = config.method_object()
+    with TemporaryDirectory() as place:
+        lines, steps = schedule_lines(arguments(place), rows, config.pairs_per_step, "pairs")
+    lines.append(_first_loss(config, rows))
+    if policy is None:
+        return [*lines, NOT_MEASURED]
+    reference = choose_reference(
+        config.reference,
+        num_to_compute=sum(len(each.tokens) for each in rows),
+        num_pairs_seen=len(rows) * config.pairs_per_step * steps,
+        has_adapter=config.lora is not None,
+    )
+    streams = [each.sample[:num] for each in rows]
+
+    def make(folder: Path) -> Trainer:
+        changed = {"per_device_train_batch_size": num, "reference": reference, "reference_cache": None}
+        return BFPOTrainer(
+            policy.model,
+            arguments(folder, **SHORT, **changed),
+            train_dataset=streams[0],
+            buffer_dataset=streams[1] if len(streams) > 1 else None,
+            processing_class=policy.tokenizer,
+            margin_logps=[torch.zeros(num, 2) for _ in streams] if method.shifted else None,
+        )
+
+    measured = measured_steps(make)
+    if measured is None:
+        return [*lines, NOT_SHARED]
+    seconds, trainer = measured
+    lines += time_lines(seconds, rows, num, config.pairs_per_step, steps, "pairs", str(trainer.args.device))
+    report = trainer.reference_report if isinstance(trainer, BFPOTrainer) else None
+    if report is not None:
+        share = sum(sum(each.tokens) for each in rows) / sum(each.sampled_tokens(num) for each in rows)
+        lines.append(f"reference log-probs before it: about {_short(report.seconds * share)} if none of them is cached")
+    return lines
+
+
+def _first_loss(config: AlignConfig, rows: list[Rows[TokenPair]]) -> str:
+    """Return the line on the loss that the labels imply at margin 0, as the check of the first step has it."""
+    method = config.method_object()
+    if method.shifted:
+        return f"expected first loss: not known beforehand, {method.name} reads the margins of margin_model"
+    means = []
+    for each in rows:
+        chosen, rejected = torch.tensor(each.labels, dtype=torch.float64).unbind(1)
+        means.append(float(loss_at_start(chosen, rejected, method=method).mean()))
+    loss = means[0] + sum(config.buffer_weight * mean for mean in means[1:])
+    scaled = f" ({method.normaliser * loss:.4g} times 1 / beta^2)" if method.squared else ""
+    anchor = ", without the anchor" if config.anchor_weight > 0 else ""
+    return (
+        f"expected first loss: {loss:.6g}{scaled}{anchor}; what the labels imply at margin 0, the mean over all pairs"
+    )
