@@ -379,7 +379,11 @@ def test_two_processes_do_what_the_first_one_saw(world: Path, tmp_path: Path) ->
     assert steps == list(range(0, steps[-1] + 1, 4))
     assert steps[-1] < 80
     assert json.loads((tmp_path / "two" / "run.json").read_text())["status"] == "finished"
-    assert {"stopped", "best", "behaviour_changed"} <= remarks(tmp_path / "two").keys()
+    assert {"stopped", "best", "start_is_best"} <= remarks(tmp_path / "two").keys()
+    best = json.loads((tmp_path / "two" / "probe.json").read_text())["step"]
+    assert 0 < best < steps[-1]  # by this rule the one that refuses least
+    kept = tmp_path / "two" / "checkpoints" / f"checkpoint-{best}" / "model.safetensors"
+    assert same(weights(tmp_path / "two"), load_file(kept))
 
 
 def test_a_sharded_model_is_refused(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
