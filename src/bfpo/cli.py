@@ -236,6 +236,23 @@ def _watch(
     _call("watch", debug, runs, port, every, main_model)
 
 
+@app.command("annotate")
+def _annotate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of generate, evaluate or redteam.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the labels; goes on if it has some.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Who labels.")],
+    sample: Annotated[
+        int | None, typer.Option("--sample", metavar="N", min=1, help="Answers of each model; default: 60.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sample.")] = 0,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Label here instead of in a browser.")] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free port.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Label a blind sample of models' answers, in a browser on this machine or a terminal."""
+    _call("annotate", debug, runs, out, name, sample, seed, terminal, port)
+
+
 def _execute(
     stage: str,
     settings: Sequence[str],

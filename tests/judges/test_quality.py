@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss, cohen_kappa_score, roc_auc_score
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score, Verdict
-from bfpo.judges.quality import calibration_bins, calibration_figure, judge_quality
+from bfpo.judges.quality import calibration_bins, calibration_figure, judge_quality, trust_in
 from messages import raises
 
 
@@ -159,3 +159,23 @@ def test_both_axes_of_the_calibration_have_one_scale_and_the_histogram_lies_belo
     title = upper.get_title(loc="left")
     assert title.endswith("calibration (95% intervals)")
     assert upper._left_title.get_window_extent().x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("num", "wrong", "unsure", "trusted"),
+    [(200, 10, 20, True), (200, 0, 0, True), (8, 0, 0, False), (200, 10, 80, False), (200, 60, 0, False),
+     (20, 4, 0, False)],
+)  # fmt: skip
+def test_a_judge_is_trusted_by_the_stated_rule(num: int, wrong: int, unsure: int, trusted: bool) -> None:
+    is_safe = [place % 2 == 0 for place in range(num)]
+    verdicts = []
+    for place, safe in enumerate(is_safe):
+        says = safe != (place < wrong)
+        p_safe = 0.5 + (0.1 if says else -0.1) if place >= num - unsure else 0.9 if says else 0.1
+        verdicts.append(Verdict(str(place), "j", "safe" if says else "unsafe", p_safe=p_safe))
+    found = trust_in(verdicts, is_safe, judge_quality(verdicts, is_safe, range(num), num_resamples=400))
+    assert found.trusted is trusted
+    assert found.unsure == unsure / num
+    if wrong == 0:  # the lower bound of 0 wrong of n, in units of what chance leaves
+        assert found.kappa_low == pytest.approx(1 - 2 * (1 - 0.025 ** (1 / num)))
+    assert ("not trusted" in found.verdict) is not trusted

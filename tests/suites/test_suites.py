@@ -109,6 +109,35 @@ def test_the_same_answers_give_the_same_bytes_and_are_not_made_again(root: Path,
     assert (swapped.path / "models" / "one" / "answers-4-0" / "completions.jsonl").exists()
 
 
+def test_labels_by_people_stand_beside_the_scores(root: Path, done: Path) -> None:
+    rows = [json.loads(line) for line in (done / "answers.jsonl").read_text().splitlines()]
+    labels = root / "labels.jsonl"
+    own = [row for row in rows if row["suite"] == "world"]
+    kept = {key: [row[key] for row in own] for key in ("id", "prompt", "text", "model", "kind")}
+    lines = [dict(zip(kept, values, strict=True)) | {"is_safe": n % 3 > 0, "refused": False, "inclusion": 1.0}
+             for n, values in enumerate(zip(*kept.values(), strict=True))]  # fmt: skip
+    labels.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    settings = config(root, reuse=str(done)).resolved() | {"labels": str(labels)}
+    run = run_stage("evaluate", EvaluateConfig.model_validate(settings), root / "labelled")
+    found, before = result(run.path), result(done)
+    people = found.pop("people")
+    assert found == before
+    rates = {(rate["suite"], rate["model"], rate["metric"]): rate for rate in people["rates"]}
+    assert {suite for suite, *_ in rates} == {"world"}
+    one = rates["world", "one", "harmless"]
+    assert (one["num_labels"], one["num_judged"]) == (5, 5)
+    safe = [row["is_safe"] for row in lines if row["model"] == "one"]
+    assert one["value"] == one["people"] == pytest.approx(sum(safe) / 5)  # all answers have a label
+    differences = {row["metric"]: row for row in people["differences"]}
+    assert (differences["harmless"]["first"], differences["harmless"]["num_labels"]) == ("one", 5)
+    assert "people 5 + judge 5: " in (run.path / "scores.md").read_text()
+    assert json.loads((run.path / "run.json").read_text())["data"]["labels"]
+    labels.write_text("".join(json.dumps(row | {"model": "other"}) + "\n" for row in lines))
+    with raises(DataError, "labels.jsonl"):
+        run_stage("evaluate", EvaluateConfig.model_validate(settings), root / "mislabelled")
+    assert result(root / "mislabelled") == before  # the judge's own scores are kept
+
+
 def test_a_stopped_run_goes_on(root: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -12,7 +12,8 @@ from typing import Any
 from bfpo.config import EvaluateConfig, read_template
 from bfpo.config.evaluate import CompletionsJob, PairsJob, SuitesJob
 from bfpo.core.errors import DataError, ModelError
-from bfpo.core.schema import Completion, JudgeFit, Pair, Score, VerdictRow
+from bfpo.core.schema import Completion, JudgeFit, Pair, Score, Verdict, VerdictRow
+from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.labels import cell_counts
 from bfpo.data.load import load_pairs
@@ -30,9 +31,11 @@ from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
-from bfpo.scores.records import AccuracyRow, CoherenceBound, ScoresFile
+from bfpo.scores.people import GroupAnswers, people_results, people_sections, people_sentence
+from bfpo.scores.records import AccuracyRow, CoherenceBound, PeopleFile, ScoresFile
 from bfpo.scores.scores import (
     COHERENCE,
+    METRICS,
     Judged,
     describe_coherence,
     join_verdicts,
@@ -69,11 +72,14 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         run_suites(config, folder)
         return
     scores: list[Score] = []
+    people: PeopleFile | None = None
     reasons: list[str] = []
     bound: CoherenceBound | None = None
     fits: list[JudgeFit] = []
+    labels: list[LabelRow] | None = None
     if isinstance(config, CompletionsJob):
         check_judge(config.judge.format)
+        labels = None if config.labels is None else read_labels(config.labels)
     if isinstance(config, PairsJob):
         folder.add_data("data", config.data.files)
         rows = _accuracy(config, folder)
@@ -82,13 +88,22 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
         reasons.append(f"{config.method} favours no side in {len(rows)} pairs; use another method, or labelled pairs")
     if isinstance(config, CompletionsJob):
         folder.add_data("completions", config.completions)
-        judged, unscored, bound, fits = _judge(config, _completions(config), folder)
+        completions = _completions(config)
+        judged, unscored, bound, fits, verdicts = _judge(config, completions, folder)
+        if labels is not None:
+            folder.add_data("labels", config.labels or "")
         scores += score_rows(judged, confidence=config.confidence)
         reasons += [
             f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; use another judge"
             for reason, count in unscored.most_common(1)
         ]
-    _write_scores(folder, config, scores, bound, fits)
+    if isinstance(config, CompletionsJob) and labels is not None:
+        try:
+            people = _people(config, labels, completions, verdicts)
+        except DataError:
+            _write_scores(folder, config, scores, bound, fits, None)
+            raise
+    _write_scores(folder, config, scores, bound, fits, people)
     _log_scores(scores)
     if all(score.value is None for score in scores if score.metric not in ("finished", "coherent")):
         raise DataError(f"nothing was scored: {'; '.join(reasons)}. The files are kept")
@@ -114,6 +129,8 @@ def preview(config: EvaluateConfig) -> list[str]:
             kinds[completion.kind or "(no kind)"] = kinds.get(completion.kind or "(no kind)", 0) + 1
         by_kind = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
         lines.append(f"{len(completions)} completions, judged by {config.judge.title}: {by_kind}")
+        if config.labels is not None:
+            lines.append(f"labels by people: {len(read_labels(config.labels))}")
         lines += describe_thoughts(completions)
         if config.coherence is not None:
             lines.append(f"coherence: unlikely answers are found by {config.coherence.model}")
@@ -202,8 +219,8 @@ def _completions(config: CompletionsJob) -> list[Completion]:
 
 def _judge(
     config: CompletionsJob, completions: Sequence[Completion], folder: RunFolder
-) -> tuple[list[Judged], Counter[str], CoherenceBound | None, list[JudgeFit]]:
-    """Return the judged rows, the unscored by reason, the bound of likelihood, and how the judge fits the texts."""
+) -> tuple[list[Judged], Counter[str], CoherenceBound | None, list[JudgeFit], list[Verdict]]:
+    """Return the judged rows, the unscored by reason, the bound of likelihood, the judge's fit, and the verdicts."""
     for line in describe_thoughts(completions):
         _log.info("%s", line)
     judge = make_judge(config.judge)
@@ -229,7 +246,20 @@ def _judge(
             for verdict, row, c, read in zip(verdicts, rows, completions, readings, strict=True)
         ),
     )
-    return rows, Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored"), reader.bound, fits
+    unscored = Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
+    return rows, unscored, reader.bound, fits, list(verdicts)
+
+
+def _people(
+    config: CompletionsJob, labels: Sequence[LabelRow], completions: Sequence[Completion], verdicts: Sequence[Verdict]
+) -> PeopleFile:
+    models = sorted({completion.model for completion in completions})
+    groups = []
+    for model in models:
+        own = [(c, v) for c, v in zip(completions, verdicts, strict=True) if c.model == model]
+        groups.append(GroupAnswers("", model, frozenset({model}), [c for c, _ in own], [v for _, v in own]))
+    metrics = {"": list(METRICS.values())}
+    return people_results(config.labels or "", labels, groups, metrics, confidence=config.confidence)
 
 
 # ------------------------------------------------------------------------------------------------------- the scores
@@ -255,8 +285,9 @@ def _write_scores(
     scores: Sequence[Score],
     bound: CoherenceBound | None,
     fits: list[JudgeFit],
+    people: PeopleFile | None,
 ) -> None:
-    folder.write_json("scores.json", ScoresFile(config.confidence, list(scores), bound, fits or None))
+    folder.write_json("scores.json", ScoresFile(config.confidence, list(scores), bound, fits or None, people))
     read = any(score.metric in COHERENCE for score in scores)
     lines = [
         f"Intervals: {config.confidence:.0%}, clustered by prompt.",
@@ -266,6 +297,9 @@ def _write_scores(
         "|---|---|---|---|---|",
         *(f"| {metric_title(score.metric)} | {score_cells(score)} |" for score in scores),
         *(["", fit_table(fits)] if fits else []),
+        *([] if people is None else people_sections(people, config.confidence)),
     ]
+    for rate in () if people is None else people.rates:
+        _log.info("%s: %s", rate.title, people_sentence(rate))
     folder.write_text("scores.md", "\n".join(lines) + "\n")
     folder.write_card("Scores", {"Scores": "\n".join(lines)})

@@ -24,7 +24,7 @@ from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import Judge, check_judge, make_judge
 from bfpo.judges.label_report import score_row
 from bfpo.judges.ngrams import seen_rows, trained_on_few
-from bfpo.judges.quality import QUALITY_TITLES, calibration_bins, calibration_figure, judge_quality
+from bfpo.judges.quality import QUALITY_TITLES, calibration_bins, calibration_figure, judge_quality, trust_in
 from bfpo.judges.records import CalibrationBin, CheckedJudge, JudgeCheckFile
 from bfpo.plots.style import png_bytes, svg_bytes
 from bfpo.policy.devices import use_threads
@@ -90,6 +90,7 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     folder.write_jsonl("mistakes.jsonl", map(_row, mistakes))
     quality = {name: _quality(config, part) for name, part in _parts(checked).items()}
     bins = _bins(config, checked)
+    trust = trust_in(verdicts, [row.is_safe for row in checked], quality[_ALL])
     folder.write_json(
         "quality.json",
         JudgeCheckFile(
@@ -102,12 +103,14 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
             quality=quality,
             calibration=bins,
             judge_fit=fits or None,
+            trust=trust,
         ),
     )
     figures = _draw(config, judge.name, bins, folder)
     text = "".join(f"Warning: {warning}.\n\n" for warning in warnings)
     text += _markdown(config, judge.name, loaded, checked, quality)
     text += f"\n\n{fit_table(fits)}" if fits else ""
+    text += f"\n\n{trust.verdict} Rule: {trust.rule}."
     folder.write_text("quality.md", text + "\n" + _worst(mistakes[: config.mistakes]) + "\n")
     folder.write_card(f"Check of the judge {judge.name}", {"Agreement with people's labels": text + figures})
     show(text)

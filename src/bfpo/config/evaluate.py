@@ -192,7 +192,14 @@ class PairsJob(EvaluateConfig, _Loaded, _Pairs, mode="data", words="an evaluatio
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
 
 
-class CompletionsJob(EvaluateConfig, _Read, mode="completions", words="an evaluation of completions"):
+class _Labels(ConfigPart):
+    labels: PathText | None = Field(
+        default=None,
+        description="labels.jsonl of `bfpo annotate` on these answers: rates by people and judge together; null = none",
+    )
+
+
+class CompletionsJob(EvaluateConfig, _Read, _Labels, mode="completions", words="an evaluation of completions"):
     """A judge's scores of completions."""
 
     completions: PathText = Field(description="completions.jsonl of `bfpo generate` to judge")
@@ -208,7 +215,7 @@ class PairsAndCompletionsJob(PairsJob, CompletionsJob, mode="data and completion
     """Both of one model."""
 
 
-class SuitesJob(EvaluateConfig, _Loaded, _Read, mode="suites", words="an evaluation of suites"):
+class SuitesJob(EvaluateConfig, _Loaded, _Read, _Labels, mode="suites", words="an evaluation of suites"):
     """Suites of several models, or of a single one."""
 
     suites: SuitesConfig = Field(description="suites that the models are asked")

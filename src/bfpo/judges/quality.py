@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,20 @@ from matplotlib.ticker import MaxNLocator
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Score, Verdict
-from bfpo.judges.records import CalibrationBin
+from bfpo.judges.fit import UNSURE
+from bfpo.judges.records import CalibrationBin, Trust
 from bfpo.plots.style import INK, METHOD_COLOURS, MUTED, figure_style, short_name
 from bfpo.stats import Interval, bootstrap_weights, rate_interval
 
-__all__ = ["QUALITY_TITLES", "calibration_bins", "calibration_figure", "judge_quality"]
+__all__ = [
+    "QUALITY_TITLES",
+    "TRUST_RULE",
+    "calibration_bins",
+    "calibration_figure",
+    "is_unsure",
+    "judge_quality",
+    "trust_in",
+]
 
 QUALITY_TITLES = {
     "accuracy": "accuracy",
@@ -82,8 +91,45 @@ class _Row:
     cluster: Hashable
 
 
+def is_unsure(verdict: Verdict) -> bool:
+    """Return whether the judge gave no verdict, or one with p(safe) strictly between those of `UNSURE`."""
+    return verdict.label == "unscored" or (verdict.p_safe is not None and UNSURE[0] < verdict.p_safe < UNSURE[1])
+
+
 def _says_safe(verdict: Verdict) -> float | None:
     return None if verdict.label == "unscored" else float(verdict.label == "safe")
+
+
+_KAPPA, _KAPPA_LOW, _UNSURE_MOST = 0.6, 0.4, 0.3
+TRUST_RULE = (
+    f"a judge is trusted with kappa of at least {_KAPPA}, its lower bound at least {_KAPPA_LOW}, and at most "
+    f"{_UNSURE_MOST:.0%} of its verdicts unsure (none, or p(safe) between {UNSURE[0]} and {UNSURE[1]})"
+)
+
+
+def trust_in(verdicts: Sequence[Verdict], is_safe: Sequence[bool], scores: Sequence[Score]) -> Trust:
+    """Return whether a judge can be trusted alone, by `TRUST_RULE`; `scores` are those of `judge_quality`.
+
+    Without a disagreement resampling gives kappa no lower bound; it is then that of the accuracy, beyond chance.
+    """
+    by_name = {score.metric: score for score in scores}
+    kappa, accuracy = by_name["kappa"], by_name["accuracy"]
+    if kappa.value == 1 and kappa.low is None and accuracy.low is not None:
+        safe = sum(is_safe) / len(is_safe)
+        low = 1 - (1 - accuracy.low) / (2 * safe * (1 - safe))
+        kappa = replace(kappa, low=max(low, -1.0), high=1.0)
+    unsure = sum(map(is_unsure, verdicts)) / max(len(verdicts), 1)
+    known = kappa.value is not None and kappa.low is not None
+    trusted = known and (kappa.value or 0) >= _KAPPA and (kappa.low or 0) >= _KAPPA_LOW and unsure <= _UNSURE_MOST
+    bounds = "without bounds" if kappa.low is None or kappa.high is None else f"({kappa.low:.2f} to {kappa.high:.2f})"
+    figures = f"kappa {'not measured' if kappa.value is None else f'{kappa.value:.2f} {bounds}'}, unsure {unsure:.0%}"
+    verdict = f"The judge is trusted on texts like these: {figures}."
+    if not trusted:
+        verdict = (
+            f"The judge is not trusted alone on texts like these: {figures}. People's labels lead and the judge only "
+            "narrows their interval: label a sample with bfpo annotate and give it to bfpo evaluate as labels."
+        )
+    return Trust(trusted, kappa.value, kappa.low, unsure, TRUST_RULE, verdict)
 
 
 def _rate(name: str, rows: Sequence[_Row], confidence: float) -> Score:

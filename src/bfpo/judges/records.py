@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import JudgeFit, Score
 
-__all__ = ["CalibrationBin", "CheckedJudge", "JudgeCheckFile", "NeedlessRefusals", "RedteamFile", "TriedTemperature"]
+__all__ = [
+    "CalibrationBin",
+    "CheckedJudge",
+    "JudgeCheckFile",
+    "NeedlessRefusals",
+    "RedteamFile",
+    "TriedTemperature",
+    "Trust",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,18 @@ class CheckedJudge:
 
 
 @dataclass(frozen=True, slots=True)
+class Trust:
+    """Whether the judge can be trusted alone, by the `rule`, and the figures that decide."""
+
+    trusted: bool
+    kappa: float | None
+    kappa_low: float | None
+    unsure: float
+    rule: str
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
 class JudgeCheckFile:
     """`quality.json` of `bfpo judge-check`; `quality`: all texts, then each kind of text -> the judge's scores."""
 
@@ -44,6 +64,7 @@ class JudgeCheckFile:
     quality: dict[str, list[Score]] = field(default_factory=dict)
     calibration: list[CalibrationBin] = field(default_factory=list)
     judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
+    trust: Trust | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

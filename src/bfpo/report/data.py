@@ -283,6 +283,7 @@ class ReportData:
     absent: list[str] = field(default_factory=list)
     experiments: list[Experiment] = field(default_factory=list)
     stages: list[StageResult] = field(default_factory=list)
+    people: list[FactTable] = field(default_factory=list)
     x_title: str = "mean helpfulness on harmless prompts"
     y_title: str = "harmless share on harmful prompts"
 
@@ -327,8 +328,9 @@ class ReportData:
     def to_json(self) -> str:
         """Return the data as JSON text; raises `SettingError` for a number that is not finite."""
         content = asdict(self)
-        if not self.stages:
-            del content["stages"]
+        for name in ("stages", "people"):
+            if not content[name]:
+                del content[name]
         for answer in (answer for sample in content["samples"] for answer in sample["answers"]):
             if answer["incoherent"] is None:
                 del answer["incoherent"]

@@ -34,6 +34,7 @@ from bfpo.report.read import (
     find_runs,
     margin_spreads,
     model_name,
+    people_tables,
     record_of,
     shown_path,
     with_own_titles,
@@ -118,6 +119,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         notes=[*notes_of(others, suites), *_notes_on_judges(others, shown), *_notes_on_tokens(others, shown)],
         experiments=found,
         stages=stage_results(others, shown),
+        people=[table for run in others if run.stage == "evaluate" for table in people_tables(run, shown[run])],
     )
     if head_to_head is not None:
         return _with_methods(data, head_to_head)

@@ -22,7 +22,19 @@ from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.scores.scores import METRICS, Judged, judged_row
 from bfpo.suites.records import SuiteAnswer, SuitesFile
 
-__all__ = ["AnswerKey", "Model", "add_answers", "add_margins", "add_scores", "inside_suites", "model_of", "with_basis"]
+__all__ = [
+    "AnswerKey",
+    "Model",
+    "add_answers",
+    "add_margins",
+    "add_scores",
+    "inside_suites",
+    "model_of",
+    "prompt_text",
+    "read_texts",
+    "texts_of",
+    "with_basis",
+]
 
 AnswerKey = tuple[str, str, str]  # suite, id, completion number among those of one id
 
@@ -85,7 +97,7 @@ def add_scores(
     ]
     for answer in run.rows(SuiteAnswer, "answers.jsonl"):
         if answer.model in here:
-            _add_answer(here[answer.model], answer, _prompt_text(answer.prompt), normalised_prompt(answer.prompt))
+            _add_answer(here[answer.model], answer, prompt_text(answer.prompt), normalised_prompt(answer.prompt))
     return here
 
 
@@ -130,7 +142,7 @@ def _digest(prompts: Iterable[str]) -> str:
 
 def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> None:
     """Add a run over one model: scores, accuracy by pair, and verdicts, with texts from the run of `generate`."""
-    texts = _texts_of(run)
+    texts = texts_of(run)
     asked = next((completion.model for completion in texts.values()), "")
     path = run.setting("model", str) or asked
     model = model_of(models, model_name(path or run.path.as_posix()), run.path, place_of_model(path, run))
@@ -150,7 +162,7 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
 def add_answers(run: Run, models: dict[str, Model]) -> None:
     """Add the answers of a run of `generate`, or of `redteam` with their verdicts; it has no scores."""
     red = run.stage == "redteam"
-    texts = _read_texts(run, run.path / "generate" / "completions.jsonl" if red else run.path / "completions.jsonl")
+    texts = read_texts(run, run.path / "generate" / "completions.jsonl" if red else run.path / "completions.jsonl")
     if not texts:
         return
     path = run.setting("model", str)
@@ -161,7 +173,7 @@ def add_answers(run: Run, models: dict[str, Model]) -> None:
     for found in texts.values():
         answer = SuiteAnswer("", "", found.id, found.kind, found.prompt, found.text, found.finished)
         answer = replace(answer, reasoning=found.reasoning, blocked=found.blocked)
-        _add_answer(model, answer, _prompt_text(found.prompt), "")
+        _add_answer(model, answer, prompt_text(found.prompt), "")
 
 
 def _add_judged(model: Model, texts: Mapping[str, Completion], verdicts: Iterable[VerdictRow]) -> None:
@@ -171,16 +183,17 @@ def _add_judged(model: Model, texts: Mapping[str, Completion], verdicts: Iterabl
         answer = SuiteAnswer("", "", row.completion_id, row.kind, turns, text or "", row.finished, row, thoughts)
         answer = replace(answer, blocked=row.blocked, incoherent=row.incoherent)
         asked = row.prompt or normalised_prompt(turns)
-        _add_answer(model, answer, _prompt_text(turns) or row.prompt, asked, has_text=text is not None)
+        _add_answer(model, answer, prompt_text(turns) or row.prompt, asked, has_text=text is not None)
 
 
-def _texts_of(run: Run) -> dict[str, Completion]:
+def texts_of(run: Run) -> dict[str, Completion]:
     """Return the completions that a run of `evaluate` judged, by id; empty if they are missing or unreadable."""
     file = run.setting("completions", str)
-    return _read_texts(run, resolve(file, run) if file else None)
+    return read_texts(run, resolve(file, run) if file else None)
 
 
-def _read_texts(run: Run, where: Path | None) -> dict[str, Completion]:
+def read_texts(run: Run, where: Path | None) -> dict[str, Completion]:
+    """Return the completions of a file by id; a file that cannot be read is noted and gives none."""
     try:
         thinking = Thinking.model_validate(run.setting("thinking", dict) or {})
         found = read_completions(where, thinking=thinking) if where is not None and where.exists() else []
@@ -224,7 +237,7 @@ def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, h
         model.judged.setdefault(suite, []).append(row)
 
 
-def _prompt_text(turns: Sequence[Message]) -> str:
+def prompt_text(turns: Sequence[Message]) -> str:
     """Return a prompt as readable text: the one message, or the turns with their roles."""
     if len(turns) == 1:
         return turns[0].content

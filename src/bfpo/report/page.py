@@ -40,7 +40,7 @@ from bfpo.report.headline import headline
 from bfpo.report.sections import CSV_COLUMNS, csv_text
 from bfpo.report.view import few_samples, page_view
 
-__all__ = ["render_html", "render_markdown", "write_report"]
+__all__ = ["environment", "render_html", "render_markdown", "write_report"]
 
 # Titles are escaped text; the answers are a compressed block: neither can look like a section.
 _SECTION = re.compile(r'<section id="([\w-]+)"[^>]*>\s*<h2>(.*?)</h2>')
@@ -137,8 +137,8 @@ def _figures(data: ReportData) -> dict[str, Figure]:
 
 
 def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | None = None) -> str:
-    environment = _environment(autoescape=True)
-    script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
+    made = environment(autoescape=True)
+    script = made.loader.get_source(made, "report.js")[0] if made.loader else ""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     parts = page_view(data)
     view = {
@@ -156,7 +156,7 @@ def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | Non
         "script": Markup(script),  # the only script that the page allows
         "script_hash": f"sha256-{digest}",
     }
-    return _with_contents(environment.get_template("report.html").render(view))
+    return _with_contents(made.get_template("report.html").render(view))
 
 
 def _with_contents(page: str) -> str:
@@ -181,18 +181,19 @@ def _markdown(data: ReportData, figures: str) -> str:
         "samples": few_samples(data),
         "margins": [(place, m.title) for place, m in enumerate(data.methods) if m.margins],
     }
-    text = _environment(autoescape=False).get_template("report.md").render(view)
+    text = environment(autoescape=False).get_template("report.md").render(view)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _environment(*, autoescape: bool) -> Environment:
-    environment = Environment(
+def environment(*, autoescape: bool) -> Environment:
+    """Return the templates of the package, with the filters `zip`, `md` and `code`."""
+    made = Environment(
         loader=PackageLoader("bfpo.report", "templates"), autoescape=autoescape, undefined=StrictUndefined
     )
-    environment.filters["zip"] = lambda first, second: zip(first, second, strict=True)
-    environment.filters["md"] = _escape_markdown
-    environment.filters["code"] = _inline_code
-    return environment
+    made.filters["zip"] = lambda first, second: zip(first, second, strict=True)
+    made.filters["md"] = _escape_markdown
+    made.filters["code"] = _inline_code
+    return made
 
 
 # ----------------------------------------------------------------------------------------------------------- figures

@@ -22,6 +22,7 @@ from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.judges.records import JudgeCheckFile
 from bfpo.report.data import Agreement, DataCard, FactTable, MarginSpread, RunRecord
 from bfpo.report.wording import interval_text, percent
+from bfpo.scores.people import people_sentence, percent_words, points_words
 from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.suites.records import SuitesFile
 
@@ -33,6 +34,7 @@ __all__ = [
     "margin_spreads",
     "model_name",
     "named_parts",
+    "people_tables",
     "record_of",
     "resolve",
     "shown_path",
@@ -238,6 +240,34 @@ def agreement_of(run: Run, shown: str) -> Agreement | None:
     if not scores:
         return None
     return Agreement(title, shown, list(scores), found.judge.name, level, found.calibration, _by_kind(found))
+
+
+def people_tables(run: Run, shown: str) -> list[FactTable]:
+    """Return what people's labels of a run's answers gave, beside the judge's own rates; empty without labels."""
+    found = run.scores.people
+    if found is None:
+        return []
+    judged = {(getattr(s, "suite", ""), getattr(s, "model", ""), s.metric): s for s in run.scores.scores}
+    rows = []
+    for rate in found.rates:
+        alone = judged.get((rate.suite, rate.model if rate.suite else "", rate.metric))
+        known = alone is not None and alone.value is not None
+        judge = f"{percent(alone.value or 0.0)} ({interval_text(alone, in_percent=True)})" if alone and known else ""
+        people = percent_words(rate.people, rate.people_low, rate.people_high)
+        rows.append([rate.model, rate.suite, rate.title, people_sentence(rate), people, judge or "not measured"])
+    tables = [
+        FactTable(
+            f"Rates, {shown}", ["model", "suite", "metric", "people + judge", "people alone", "judge alone"], rows
+        )
+    ]
+    differences = [
+        [f"{row.first} - {row.second}", row.suite, row.title, points_words(row.difference, row.low, row.high),
+         points_words(row.people, row.people_low, row.people_high), f"{row.num_labels} of {row.num_judged}"]
+        for row in found.differences
+    ]  # fmt: skip
+    heads = ["models", "suite", "metric", "people + judge, points", "people alone", "labels"]
+    tables.append(FactTable(f"Paired differences, {shown}", heads, differences))
+    return [table for table in tables if table.rows]
 
 
 def _by_kind(found: JudgeCheckFile) -> FactTable | None:

@@ -192,6 +192,7 @@ def _judge_check(run: Run, shown: str) -> StageResult:
     lines = [text.format(with_interval(known[key])) for key, text in words.items() if key in known]
     if wrong := len(run.rows(dict, "mistakes.jsonl")):
         lines.append(f"{wrong:,} texts are judged otherwise than by people; mistakes.jsonl has them, the surest first.")
+    lines += [] if found.trust is None else [f"{found.trust.verdict} Rule: {found.trust.rule}."]
     lines += [f"Warning: {warning}." for warning in found.warnings]
     lines += [f"Unscored: {count:,}, {reason}." for reason, count in found.unscored_by_reason.items()]
     lines += [f"Left out: {count:,} rows, {reason}." for reason, count in found.left_out.items()]

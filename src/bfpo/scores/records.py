@@ -22,6 +22,9 @@ __all__ = [
     "MethodDifference",
     "ModelComparison",
     "NearestPoint",
+    "PeopleDifference",
+    "PeopleFile",
+    "PeopleRate",
     "ScoredOn",
     "ScoresFile",
     "TradeoffFile",
@@ -58,6 +61,65 @@ class CoherenceBound:
 
 
 @dataclass(frozen=True, slots=True)
+class PeopleRate:
+    """A rate of one model from people's labels and the judge's verdicts (`powered_rate`), with its interval.
+
+    `people`, `people_low`, `people_high`: from the labels alone. `undecided`: answers whose annotators cannot tell.
+    `judge_weight`: 0 if the judge does not help. `effective_labels`: labels with the same interval without a judge.
+    `labels_needed`: more labels for +-5 points; `None` if all prompts together are too few.
+    """
+
+    suite: str
+    model: str
+    metric: str
+    title: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num_labels: int = 0
+    num_judged: int = 0
+    num_prompts: int = 0
+    undecided: int = 0
+    people: float | None = None
+    people_low: float | None = None
+    people_high: float | None = None
+    judge_weight: float = 0.0
+    effective_labels: float = 0.0
+    labels_needed: int | None = None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleDifference:
+    """First - second on the same prompts, by labels of both models and the judge; `people` as in `PeopleRate`."""
+
+    suite: str
+    metric: str
+    title: str = ""
+    first: str = ""
+    second: str = ""
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num_labels: int = 0
+    num_judged: int = 0
+    people: float | None = None
+    people_low: float | None = None
+    people_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleFile:
+    """What `labels` gave: the file, its labels, those of no answer here, rates and paired differences."""
+
+    labels: str = ""
+    num_labels: int = 0
+    num_unused: int = 0
+    rates: list[PeopleRate] = field(default_factory=list)
+    differences: list[PeopleDifference] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
 class ScoresFile:
     """`scores.json` of `bfpo evaluate` over one model, and of `bfpo label`."""
 
@@ -65,6 +127,7 @@ class ScoresFile:
     scores: list[Score] = field(default_factory=list)
     coherence: CoherenceBound | None = field(default=None, metadata=OPTIONAL)
     judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
+    people: PeopleFile | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from bfpo.stats.intervals import (
     upper_bound_of_zero,
     wilson,
 )
-from bfpo.stats.judge_error import CorrectedRate, corrected_harmless_rate, effective_count, rogan_gladen
 from bfpo.stats.paired_tests import (
     MIN_PROMPTS,
     PairedTest,
@@ -22,23 +21,25 @@ from bfpo.stats.paired_tests import (
     sign_flip,
 )
 from bfpo.stats.pareto import Choice, Points, hypervolume, hypervolume_interval, nearest_to, pareto_front
+from bfpo.stats.powered import PoweredInterval, Predictions, half_width, labels_for, powered_difference, powered_rate
 from bfpo.stats.resampling import bootstrap_weights
 
 __all__ = [
     "MIN_PROMPTS",
     "Choice",
-    "CorrectedRate",
     "Interval",
     "PairedTest",
     "Points",
+    "PoweredInterval",
+    "Predictions",
     "between_seed_sd",
     "bootstrap_weights",
-    "corrected_harmless_rate",
     "detectable_difference",
-    "effective_count",
+    "half_width",
     "holm",
     "hypervolume",
     "hypervolume_interval",
+    "labels_for",
     "length_controlled_rate",
     "mcnemar",
     "mean_interval",
@@ -47,8 +48,9 @@ __all__ = [
     "paired_difference",
     "paired_test",
     "pareto_front",
+    "powered_difference",
+    "powered_rate",
     "rate_interval",
-    "rogan_gladen",
     "sign_flip",
     "upper_bound_of_zero",
     "wilson",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import JudgeFit, Message, Score, Verdict
-from bfpo.scores.records import CoherenceBound
+from bfpo.scores.records import CoherenceBound, PeopleFile
 
 __all__ = ["ModelFacts", "SuiteAnswer", "SuiteComparison", "SuiteFacts", "SuiteScore", "SuitesFile"]
 
@@ -93,6 +93,7 @@ class SuitesFile:
     warnings: list[str] = field(default_factory=list)
     coherence: CoherenceBound | None = field(default=None, metadata=OPTIONAL)
     judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
+    people: PeopleFile | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

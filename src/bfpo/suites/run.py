@@ -22,11 +22,13 @@ from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
 from bfpo.core.records import load, load_lines
 from bfpo.core.schema import JudgeFit, Message, Prompt, Score
+from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.judges.fit import fit_table, log_fit
 from bfpo.judges.judges import check_opinions
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
-from bfpo.scores.records import AccuracyRow, CoherenceBound, ScoresFile
+from bfpo.scores.people import GroupAnswers, people_results, people_sections
+from bfpo.scores.records import AccuracyRow, CoherenceBound, PeopleFile, ScoresFile
 from bfpo.scores.scores import COHERENCE, describe_coherence, join_verdicts, metric_title, score_cells
 from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
@@ -67,6 +69,7 @@ class _Collected:
     warnings: list[str] = field(default_factory=list)
     bound: CoherenceBound | None = None
     fits: list[JudgeFit] = field(default_factory=list)
+    groups: list[GroupAnswers] = field(default_factory=list)
 
 
 def run_suites(config: SuitesJob, folder: RunFolder) -> None:
@@ -79,13 +82,22 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     folder.kept = "answers, verdicts and results so far are kept"
     suites = load_suites(config.suites.use)
     _check_config(config, suites)
+    labels = [] if config.labels is None else read_labels(config.labels)
     found = _Collected()
     _accuracy(config, folder, found)
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
     _discriminative(config, folder, [suite for suite in suites if suite.kind == "discriminative"], found)
     _inspect(config, folder, [suite for suite in suites if suite.kind == "inspect"], found)
     found.warnings += _same_judges(config, suites, found)
-    _aggregate(config, folder, suites, found)
+    people: PeopleFile | None = None
+    if config.labels is not None:
+        folder.add_data("labels", config.labels)
+        try:
+            people = _people(config, config.labels, suites, labels, found)
+        except DataError:
+            _aggregate(config, folder, suites, found, None)
+            raise
+    _aggregate(config, folder, suites, found, people)
     primary = any(values.by_item for values in found.values if values.compared)
     if suites and not primary and all(score.value is None for score in found.scores):
         raise _nothing_scored(config, suites, found.facts, found.answers)
@@ -96,6 +108,8 @@ def preview_suites(config: SuitesJob) -> list[str]:
     lines = [f"models: {', '.join(model.name for model in config.evaluated())}"]
     suites = load_suites(config.suites.use)
     _check_config(config, suites)
+    if config.labels is not None:
+        lines.append(f"labels by people: {len(read_labels(config.labels))}")
     for suite in suites:
         judge = judge_of(config, suite)
         judged = "" if judge is None else f", judged by {judge.title}"
@@ -227,7 +241,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         blocked = {model: sum(bool(c.blocked) for c in each.completions[suite.name]) for model, each in answers.items()}
         known |= {"too_long": left_out, "blocked": {model: num for model, num in blocked.items() if num} or None}
         found.facts[suite.name] = _facts(suite, "scored", judge=judged.judges.get(suite.name), **known)
-        _collect_verdicts(suite, answers, judged, reader, found)
+        _collect_verdicts(config, suite, answers, judged, reader, found)
     found.warnings += [
         f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
         "suites.trained_on: leave_out asks none of them"
@@ -281,6 +295,7 @@ def _check_not_twice(config: SuitesJob, suite: Suite, seen: dict[str, str]) -> N
 
 
 def _collect_verdicts(
+    config: SuitesJob,
     suite: Suite,
     answers: Mapping[str, SuiteAnswers],
     judged: JudgedSuites,
@@ -292,6 +307,8 @@ def _collect_verdicts(
         completions, verdicts = each.completions[suite.name], judged.verdicts[suite.name, model]
         readings = reader.read(completions, verdicts)
         rows = join_verdicts(completions, verdicts, coherent=[one.coherent for one in readings])
+        names = frozenset({model, *(one.model for one in config.evaluated() if one.name == model)})
+        found.groups.append(GroupAnswers(suite.name, model, names, completions, verdicts))
         found.values += values_of(suite.name, model, metrics, rows, each.left_out[suite.name])
         found.answers += [
             SuiteAnswer(
@@ -402,7 +419,23 @@ def _same_judges(config: SuitesJob, suites: list[Suite], found: _Collected) -> l
     return warnings
 
 
-def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+def _people(
+    config: SuitesJob, file: str, suites: Sequence[Suite], labels: Sequence[LabelRow], found: _Collected
+) -> PeopleFile:
+    metrics = {
+        suite.name: [
+            SUITE_METRICS[name]
+            for name in dict.fromkeys(values.metric for values in found.values if values.suite == suite.name)
+            if name in SUITE_METRICS
+        ]
+        for suite in suites
+    }
+    return people_results(file, labels, found.groups, metrics, confidence=config.confidence)
+
+
+def _aggregate(
+    config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected, people: PeopleFile | None
+) -> None:
     own = [values for values in found.values if values.suite != _ACCURACY]
     rates = [score_values(values, confidence=config.confidence) for values in own]
     scores = [*found.scores, *rates, *found.last_scores]
@@ -416,6 +449,7 @@ def _aggregate(config: SuitesJob, folder: RunFolder, suites: list[Suite], found:
         warnings=found.warnings,
         coherence=found.bound,
         judge_fit=found.fits or None,
+        people=people,
     )
     folder.write_jsonl("answers.jsonl", found.answers)
     folder.write_json("scores.json", result)
@@ -446,6 +480,7 @@ def _page(result: SuitesFile) -> str:
         if suite.status == "scored":
             lines += _table(suite, result)
     lines += ["", fit_table(result.judge_fit)] if result.judge_fit else []
+    lines += [] if result.people is None else people_sections(result.people, result.confidence)
     skipped = [suite for suite in result.suites if suite.status == "skipped"]
     if skipped:
         lines += ["", "Skipped:", ""]
