@@ -143,7 +143,7 @@ def summary(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _shown(cell: Mapping[str, Any], judge: str) -> bool:
-    return cell["judge"] == judge and cell["rate"] == 0.35
+    return bool(cell["judge"] == judge and cell["rate"] == 0.35)
 
 
 def people_table(rows: Sequence[Mapping[str, Any]]) -> str:
