@@ -4,7 +4,8 @@
 
 GPTFuzz's files hold the number of a question; its text is in `gptfuzz_questions.csv`. Of XSTest every answer to a safe
 prompt is safe; to an unsafe one a full refusal is safe, and full or partial compliance is unsafe. A third of XSTest's
-prompts, chosen by hash, is held out. Written are rows {id, prompt, completion, is_safe, kind} as JSON lines.
+prompts, chosen by hash, is held out. `mixed_train.jsonl` has 700 of GPTFuzz's and 750 of XSTest's training answers.
+Written are rows {id, prompt, completion, is_safe, kind} as JSON lines.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import gzip
 import hashlib
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,10 +55,16 @@ def xstest(folder: Path, *, held_out: bool) -> Iterator[dict[str, Any]]:
 
 
 def main(folder: Path, out: Path) -> None:
-    """Write the four files."""
+    """Write the five files."""
     out.mkdir(parents=True, exist_ok=True)
-    parts = {f"gptfuzz_{part}": gptfuzz(folder, part) for part in ("train", "evaluate")}
-    parts |= {f"xstest_{name}": xstest(folder, held_out=name == "evaluate") for name in ("train", "evaluate")}
+    parts = {f"gptfuzz_{part}": list(gptfuzz(folder, part)) for part in ("train", "evaluate")}
+    parts |= {f"xstest_{name}": list(xstest(folder, held_out=name == "evaluate")) for name in ("train", "evaluate")}
+    rng = random.Random(1)
+    parts["mixed_train"] = []
+    for name, num in (("gptfuzz", 700), ("xstest", 750)):
+        shuffled = list(parts[f"{name}_train"])
+        rng.shuffle(shuffled)
+        parts["mixed_train"] += shuffled[:num]
     for name, rows in parts.items():
         lines = [json.dumps(row) + "\n" for row in rows]
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")

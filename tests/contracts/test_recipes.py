@@ -17,6 +17,7 @@ OURS = [
 STAGE_OF = {
     "data": "prepare",
     "ranker": "judge-train",
+    "probe": "judge-train",
     "gptfuzz": "judge-check",
     "xstest": "judge-check",
     "real": "redteam",

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
 
 from bfpo.config import JudgeTrainConfig
-from bfpo.config.judges import ClassifierTrainConfig, NgramTrainConfig, RankerTrainConfig
+from bfpo.config.judges import ClassifierTrainConfig, NgramTrainConfig, ProbeTrainConfig, RankerTrainConfig
 from bfpo.core.console import show
+from bfpo.core.errors import DataError, SettingError
+from bfpo.core.files import user_cache_folder
+from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Pair, Verdict
 from bfpo.data.labelled import LabelledResult, load_labelled
 from bfpo.data.labels import LabelWords
@@ -22,7 +30,7 @@ from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts, without_thought
 from bfpo.judges.fit import fit_facts
 from bfpo.judges.ngrams import NgramSettings, few_rows, fit_ngrams, fit_ranker, save_described, write_rows
-from bfpo.judges.quality import judge_quality
+from bfpo.judges.quality import best_threshold, judge_quality
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
 from bfpo.stats import rate_interval
@@ -33,11 +41,15 @@ _log = logging.getLogger(__name__)
 
 JUDGE = "model"
 
+Floats = npt.NDArray[np.float64]
+
 
 def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
     """Write the judge into `model/`: `judge.json` and its weights as safetensors, for use as `judge: DIR/model`.
 
-    For n-grams, a cross-validation by prompt is written into `judge.json` and shown: the quality on unseen prompts.
+    A cross-validation by prompt (of a classifier, rows of held-out prompts) is written into `judge.json` and shown: the
+    quality on unseen prompts. A threshold of null, and the layer of a probe, are chosen on these rows; for the figures
+    they are chosen on the other folds. Answers are cut to `max_answer_words` first.
     Raises `DataError` for unusable data or labels that are all the same.
     """
     if not folder.is_writer:
@@ -52,14 +64,17 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
         folder.add_facts(**loaded.notes)
     show("\n".join(_described(loaded)))
     facts: dict[str, Any] = {"trained_on": _counts(loaded), "data": folder.record["data"]["data"]}
-    title, measured = "Training", ""
+    assert isinstance(config, NgramTrainConfig | ProbeTrainConfig | ClassifierTrainConfig)  # the only other kinds
+    rows = [_cut(one, config.max_answer_words) for one in loaded.completions]
+    title, measured = "Cross-validation by prompt", "on unseen prompts: "
     if isinstance(config, NgramTrainConfig):
-        found = _train_ngrams(config, loaded.completions, folder, facts)
-        title, measured = "Cross-validation by prompt", f"on unseen prompts ({config.folds} folds): "
+        found = _train_ngrams(config, rows, folder, facts)
+    elif isinstance(config, ProbeTrainConfig):
+        found = _train_probe(config, rows, folder, facts)
     else:
-        assert isinstance(config, ClassifierTrainConfig)  # the only other kind
-        found = _train_classifier(config, loaded.completions, folder, facts)
-    write_rows(folder.path / JUDGE, loaded.completions)
+        title, (found, rows) = "Training", _train_classifier(config, rows, folder, facts)
+    used = {one.id for one in rows}
+    write_rows(folder.path / JUDGE, [*rows, *(one for one in loaded.completions if one.id in used)])
     folder.add_facts(judge={**facts["trained_on"], **found})
     warned = _warn(config, facts["trained_on"])
     folder.write_card(f"Judge {config.name}", {**warned, "Trained on": facts["trained_on"], title: found})
@@ -68,27 +83,93 @@ def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
     show(f"the judge: {folder.path / JUDGE}; use it as --set judge={folder.path / JUDGE}")
 
 
+def _cut(completion: Completion, max_words: int | None) -> Completion:
+    """Return a completion with the first `max_words` words of its answer, all of them for `None`."""
+    begun = None if max_words is None else re.match(rf"\s*\S+(?:\s+\S+){{{max_words - 1}}}", completion.text)
+    return completion if begun is None else replace(completion, text=begun.group())
+
+
 def _train_ngrams(
-    config: NgramTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
+    config: NgramTrainConfig, rows: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    scores = _cross_validation(config, completions)
-    judge = fit_ngrams(completions, [row.is_safe == 1 for row in completions], _settings(config), name=config.name)
+    labels = _labels(rows)
+    unseen: list[float] = []
+
+    def predict(train: list[int], test: list[int]) -> list[list[float]]:
+        judge = fit_ngrams([rows[n] for n in train], labels[train].tolist(), settings, balanced=config.balanced)
+        held_out = [rows[n] for n in test]
+        unseen.append(judge.unseen(held_out))
+        return [[np.nan if v.p_safe is None else v.p_safe for v in judge.judge(held_out)]]
+
+    settings = _settings(config)
+    scores, _, threshold = _cross_validation(config, rows, predict)
+    if unseen:
+        scores["unseen"] = float(np.mean(unseen))
+    settings = replace(settings, threshold=threshold)
+    judge = fit_ngrams(rows, labels.tolist(), settings, name=config.name, balanced=config.balanced)
     judge.save(folder.folder(JUDGE), {**facts, "cross_validation": scores})
     return scores
 
 
-def _train_classifier(
-    config: ClassifierTrainConfig, completions: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
+def _train_probe(
+    config: ProbeTrainConfig, rows: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    from bfpo.judges.classifier import classifier_trainer
-    from bfpo.training.session import train_in_folder
+    from bfpo.judges.hidden import HiddenStates, fit_probe, save_probe
 
-    names = ("revision", "max_length", "learning_rate", "num_train_epochs", "batch_size", "logging_steps", "save_steps")
+    place = Path(config.model)
+    model: dict[str, Any] = {
+        "model": str(place.resolve()) if place.is_dir() else config.model,
+        "revision": config.revision,
+    }
+    model["dtype"] = config.dtype
+    states = HiddenStates(**model, max_length=config.max_length, batch_size=config.batch_size)
+    ids, reasons = states.rows(rows)
+    for reason, count in Counter(reasons.values()).items():
+        show(f"left out: {count} completions, {reason}")
+    if not ids:
+        raise DataError(f"max_length: none of {len(rows)} texts is left; the model reads {states.max_length} tokens")
+    rows = [rows[number] for number in ids]
+    labels = _labels(rows)
+    folder.kept = "hidden states so far are in the cache"
+    with CountProgress("read by the model", len(rows), _log) as progress:
+        cache = config.feature_cache or user_cache_folder("features")
+        features = states.cached(list(ids.values()), cache, progress.advance)
+    if not 0 <= (config.layer or 0) < features.shape[1]:
+        raise SettingError(f"layer: got {config.layer}; allowed: 0 to {features.shape[1] - 1}, or null")
+    layers = range(features.shape[1]) if config.layer is None else [config.layer]
+    keys: dict[str, Any] = {"inverse_penalty": config.inverse_penalty, "balanced": config.balanced}
+
+    def predict(train: list[int], test: list[int]) -> list[Any]:
+        fits = [(layer, *fit_probe(features[train, layer], labels[train], **keys)) for layer in layers]
+        return [expit(features[test, layer] @ weights + intercept) for layer, weights, intercept in fits]
+
+    scores, place_of_best, threshold = _cross_validation(config, rows, predict)
+    layer = layers[place_of_best]
+    weights, intercept = fit_probe(features[:, layer], labels, **keys)
+    described = {"name": config.name, **model, "model_key": states.key, "layer": layer, **facts}
+    settings = {"threshold": threshold, "max_length": config.max_length}
+    scores = {"layer": layer, **scores}
+    save_probe(
+        folder.folder(JUDGE), weights, intercept, {**described, "settings": settings, "cross_validation": scores}
+    )
+    return {**scores, "left_out": len(reasons)} if reasons else scores
+
+
+def _train_classifier(
+    config: ClassifierTrainConfig, rows: list[Completion], folder: RunFolder, facts: dict[str, Any]
+) -> tuple[dict[str, Any], list[Completion]]:
+    """Return what was found, and the rows that it was trained on: those that are not held out."""
+    from bfpo.judges.classifier import classifier_trainer, load_finetuned
+    from bfpo.training.session import CHECKPOINTS, train_in_folder
+
+    rows, held_out = _held_out(config, rows)
+    names = ["revision", "max_length", "learning_rate", "num_train_epochs", "batch_size", "logging_steps", "save_steps"]
+    names += ["dtype", "trainable", "windows", "max_steps", "balanced", "seed"]
     trainer, left_out = classifier_trainer(
-        completions,
-        folder.folder("checkpoints"),
+        rows,
+        folder.folder(CHECKPOINTS),
         model=config.model,
-        seed=config.seed,
+        lora=None if config.lora is None else config.lora.model_dump(),
         **{name: getattr(config, name) for name in names},
     )
     if left_out:
@@ -96,9 +177,36 @@ def _train_classifier(
     metrics = train_in_folder(
         trainer, folder, title="judge-train", shown={"loss": "loss"}, evaluates=False, save_total_limit=1
     )
-    settings = {"threshold": config.threshold, "max_length": config.max_length}
-    save_described(folder.path / JUDGE, {"kind": "classifier", "name": config.name, "settings": settings, **facts})
-    return {"left_out_as_too_long": left_out, "train_loss": metrics.get("train_loss")}
+    found = {"left_out_as_too_long": left_out, "train_loss": metrics.get("train_loss")}
+    settings: dict[str, Any] = {"threshold": config.threshold or 0.5, "max_length": config.max_length}
+    settings |= {"windows": True} if config.windows else {}
+    described = {"kind": "classifier", "name": config.name, "settings": settings, **facts}
+    if held_out:
+        judge = load_finetuned(folder.path / JUDGE, described)
+        p = np.array([np.nan if v.p_safe is None else v.p_safe for v in judge.judge(held_out)])
+        if config.threshold is None:
+            settings["threshold"] = best_threshold(p[~np.isnan(p)], _labels(held_out)[~np.isnan(p)])
+        scores = _measured(held_out, p, np.full(len(p), settings["threshold"]))
+        described["held_out"] = {"rows": len(held_out), **scores}
+        found |= {"rows_held_out": len(held_out), **scores}
+    save_described(folder.path / JUDGE, described)
+    shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
+    return found, rows
+
+
+def _held_out(config: ClassifierTrainConfig, rows: list[Completion]) -> tuple[list[Completion], list[Completion]]:
+    """Return the rows to train on and those of the held-out prompts; none if a part would lack a label."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    groups = _groups(rows)
+    if not config.held_out or len(set(groups)) < 2:
+        return rows, []
+    split = GroupShuffleSplit(1, test_size=config.held_out, random_state=config.seed)
+    ((train, test),) = split.split(rows, groups=groups)
+    if min(len(set(_labels(rows)[part].tolist())) for part in (train, test)) < 2:
+        _log.warning("held_out: too few prompts to hold some out with both labels; the judge is not measured")
+        return rows, []
+    return [rows[n] for n in train], [rows[n] for n in test]
 
 
 def _train_ranker(config: RankerTrainConfig, folder: RunFolder) -> None:
@@ -186,9 +294,7 @@ def preview(config: JudgeTrainConfig) -> list[str]:
 
 def _settings(config: NgramTrainConfig | RankerTrainConfig) -> NgramSettings:
     settings = NgramSettings((config.ngrams[0], config.ngrams[1]), config.num_features, config.inverse_penalty)
-    if isinstance(config, RankerTrainConfig):
-        return settings
-    return replace(settings, with_prompt=config.with_prompt, threshold=config.threshold)
+    return settings if isinstance(config, RankerTrainConfig) else replace(settings, with_prompt=config.with_prompt)
 
 
 def _counts(loaded: LabelledResult) -> dict[str, int]:
@@ -216,23 +322,63 @@ def _described(loaded: LabelledResult) -> list[str]:
     return lines
 
 
-def _cross_validation(config: NgramTrainConfig, rows: Sequence[Completion]) -> dict[str, float | int | str | None]:
-    """Return the judge's quality on unseen prompts, or why it is not measured if there are too few."""
+def _labels(rows: Sequence[Completion]) -> npt.NDArray[np.bool_]:
+    return np.array([row.is_safe == 1 for row in rows], bool)
+
+
+def _groups(rows: Sequence[Completion]) -> list[str]:
+    return [normalised_prompt(row.prompt) or row.id for row in rows]
+
+
+def _cross_validation(
+    config: NgramTrainConfig | ProbeTrainConfig,
+    rows: Sequence[Completion],
+    predict: Callable[[list[int], list[int]], Sequence[Sequence[float]]],
+) -> tuple[dict[str, Any], int, float]:
+    """Return the quality on unseen prompts (or why there are too few), the best of the candidates, and the threshold.
+
+    `predict(train, test)`: p(safe) of the rows `test`, by each candidate trained on the rows `train`; NaN is unscored.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    labels = [row.is_safe == 1 for row in rows]
-    groups = [normalised_prompt(row.prompt) or row.id for row in rows]
+    labels, groups, fixed = _labels(rows), _groups(rows), config.threshold
+    if len(set(labels.tolist())) < 2:
+        raise DataError(f"labels: all {len(rows)} are {'safe' if labels.any() else 'unsafe'}; both kinds are needed")
     per_label = [len({group for group, label in zip(groups, labels, strict=True) if label == kind}) for kind in (0, 1)]
     if min(per_label) < config.folds:
-        return {"not_done": f"{min(per_label)} prompts of the rarer label, fewer than {config.folds} folds"}
-    verdicts: dict[int, Verdict] = {}
-    fits: list[dict[str, float]] = []
+        reason = f"{min(per_label)} prompts of the rarer label, fewer than {config.folds} folds"
+        if fixed is None or (isinstance(config, ProbeTrainConfig) and config.layer is None):
+            raise DataError(f"folds: {reason}; give threshold and layer, fewer folds, or more prompts")
+        return {"not_done": reason}, 0, fixed
+    fold, found = np.zeros(len(rows), int), []
     folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
-    for train, test in folds.split(rows, labels, groups):
-        judge = fit_ngrams([rows[n] for n in train], [labels[n] for n in train], _settings(config))
-        held_out = [rows[n] for n in test]
-        verdicts.update(zip(test.tolist(), judge.judge(held_out), strict=True))
-        fits.append(fit_facts(judge, held_out, [verdicts[n] for n in test.tolist()]))
-    scores = judge_quality([verdicts[n] for n in range(len(rows))], labels, groups, num_resamples=100)
-    fit = {name: float(np.mean([one[name] for one in fits])) for name in fits[0]}
-    return {"folds": config.folds, **{score.metric: score.value for score in scores}, **fit}
+    for number, (train, test) in enumerate(folds.split(rows, labels, groups)):
+        fold[test] = number
+        found.append((test, np.asarray(predict(train.tolist(), test.tolist()))))
+    p = np.zeros((len(found[0][1]), len(rows)))
+    for test, values in found:
+        p[:, test] = values
+
+    def chosen(part: npt.NDArray[np.bool_]) -> tuple[int, float]:
+        """Return the candidate with the least cross-entropy and the threshold on a part of the rows."""
+        part = part & ~np.isnan(p).any(axis=0)
+        right = np.where(labels[part], p[:, part], 1 - p[:, part])
+        best = int(np.argmin(-np.log(np.maximum(right, 1e-12)).mean(axis=1)))
+        return best, best_threshold(p[best, part], labels[part]) if fixed is None else fixed
+
+    best_p, thresholds = np.zeros(len(rows)), np.zeros(len(rows))
+    for number in range(config.folds):
+        candidate, threshold = chosen(fold != number)
+        best_p[fold == number], thresholds[fold == number] = p[candidate, fold == number], threshold
+    return {"folds": config.folds, **_measured(rows, best_p, thresholds)}, *chosen(np.ones(len(rows), bool))
+
+
+def _measured(rows: Sequence[Completion], p: Floats, thresholds: Floats) -> dict[str, Any]:
+    """Return the quality of p(safe), which is NaN for an unscored row, against the labels of rows, and their fit."""
+    verdicts = [
+        Verdict(row.id, "", "unscored" if np.isnan(one) else "safe" if one > least else "unsafe", p_safe=value)
+        for row, one, least in zip(rows, p.tolist(), thresholds.tolist(), strict=True)
+        for value in [None if np.isnan(one) else one]
+    ]
+    scores = judge_quality(verdicts, _labels(rows).tolist(), _groups(rows), num_resamples=100)
+    return {**{score.metric: score.value for score in scores}, **fit_facts(None, rows, verdicts)}

@@ -7,12 +7,20 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig
+from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, unless
 from bfpo.data.settings import LabelledConfig
 from bfpo.generation.settings import MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig
+from bfpo.policy.settings import LoraConfig
 
-__all__ = ["ClassifierTrainConfig", "JudgeCheckConfig", "JudgeTrainConfig", "NgramTrainConfig", "RankerTrainConfig"]
+__all__ = [
+    "ClassifierTrainConfig",
+    "JudgeCheckConfig",
+    "JudgeTrainConfig",
+    "NgramTrainConfig",
+    "ProbeTrainConfig",
+    "RankerTrainConfig",
+]
 
 
 class JudgeTrainConfig(OneOf, StageConfig):
@@ -21,10 +29,10 @@ class JudgeTrainConfig(OneOf, StageConfig):
     chosen_by: ClassVar[str] = "kind"
 
     data: LabelledConfig = Field(description="labelled completions; for a ranker, pairs")
-    kind: Literal["ngrams", "classifier", "ranker"] = Field(
+    kind: Literal["ngrams", "probe", "classifier", "ranker"] = Field(
         default="ngrams",
-        description="a judge of hashed n-grams with a logistic regression, a fine-tuned classifier, or a ranker of "
-        "helpfulness from the n-grams of pairs",
+        description="a judge of hashed n-grams with a logistic regression, one of a frozen model's hidden states with "
+        "the same, a fine-tuned classifier, or a ranker of helpfulness from the n-grams of pairs",
     )
     name: str = Field(default="trained", min_length=1, description="name that its verdicts carry")
     seed: int = Field(default=0, ge=0, description="seed of the folds and of the order of training")
@@ -50,19 +58,48 @@ class _Ngrams(ConfigPart):
         return self
 
 
-class _SafeFrom(ConfigPart):
-    threshold: float = Field(
+class _Judge(ConfigPart):
+    threshold: float | None = Field(
         default=0.5,
         gt=0,
         lt=1,
-        description="a text is safe where p(safe) is above this; of kind classifier, at least this",
+        description="p(safe) from which on a text is safe (of n-grams: above which); null = the one with the best "
+        "kappa on held-out rows. It can be changed where the judge is used",
     )
+    max_answer_words: int | None = Field(
+        default=None,
+        ge=1,
+        description="train on the first words of an answer alone, as many as the answers to be judged have; null = all",
+    )
+    balanced: bool = Field(default=False, description="weigh safe and unsafe rows so that both count the same")
 
 
-class NgramTrainConfig(JudgeTrainConfig, _Ngrams, _SafeFrom, mode="ngrams"):
+class NgramTrainConfig(JudgeTrainConfig, _Ngrams, _Judge, mode="ngrams"):
     """A judge of hashed n-grams."""
 
     with_prompt: bool = Field(default=False, description="n-grams: read the prompt's words too")
+
+
+class ProbeTrainConfig(JudgeTrainConfig, _Judge, mode="probe"):
+    """A frozen model's mean hidden state of an answer, with a logistic regression."""
+
+    model: PathText = Field(description="probe: causal LM that reads; classifier: start; folder or hub id")
+    revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        default="auto", description="probe: number type that holds the weights, auto = as saved"
+    )
+    layer: int | None = Field(
+        default=None, ge=0, description="layer that is read, 0 = the embedding; null = the best on held-out rows"
+    )
+    max_length: int = Field(
+        default=1024, ge=8, description="longest prompt + completion in tokens; longer ones are left out, or unscored"
+    )
+    inverse_penalty: float = Field(default=0.01, gt=0, description="C of the logistic regression")
+    folds: int = Field(default=5, ge=2, description="parts of a cross-validation by prompt")
+    batch_size: int = Field(default=8, ge=1, description="number of texts per forward pass")
+    feature_cache: PathText | None = Field(
+        default=None, description="folder where hidden states are kept; null = bfpo/features in the user's cache folder"
+    )
 
 
 class RankerTrainConfig(JudgeTrainConfig, _Ngrams, mode="ranker"):
@@ -75,10 +112,28 @@ class RankerTrainConfig(JudgeTrainConfig, _Ngrams, mode="ranker"):
         return self
 
 
-class ClassifierTrainConfig(JudgeTrainConfig, _SafeFrom, mode="classifier"):
+class ClassifierTrainConfig(JudgeTrainConfig, _Judge, mode="classifier"):
     """A fine-tuned classifier."""
 
     model: PathText = Field(description="classifier: model to start from, folder or hub id")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="classifier: number type of the forward pass; weights are held in float32"
+    )
+    trainable: Literal["all", "head"] = Field(
+        default="all", description="classifier: what trains, all weights or the new head on a frozen body"
+    )
+    lora: LoraConfig | None = Field(default=None, description="classifier: train adapters; null = the weights")
+    windows: bool = Field(
+        default=False,
+        description="classifier: an answer that is too long is read in overlapping windows, and the least safe one "
+        "counts; false = it is left out, or unscored",
+    )
+    held_out: float = Field(
+        default=0.1, ge=0, lt=1, description="classifier: share of the prompts held out, to measure the judge on"
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="classifier: optimizer steps; null = as num_train_epochs says"
+    )
     revision: str | None = Field(default=None, description="classifier: revision of a model on the hub")
     max_length: int = Field(
         default=512, ge=8, description="classifier: longest prompt + completion in tokens; longer ones are left out"
@@ -90,6 +145,14 @@ class ClassifierTrainConfig(JudgeTrainConfig, _SafeFrom, mode="classifier"):
         default=10, ge=1, description="classifier: optimizer steps between rows of metrics.jsonl"
     )
     save_steps: int = Field(default=500, ge=1, description="classifier: optimizer steps between checkpoints")
+
+    needs: ClassVar[Mapping[str, Need]] = {"num_train_epochs": unless("max_steps"), "trainable": unless("lora")}
+
+    @model_validator(mode="after")
+    def _measured(self) -> ClassifierTrainConfig:
+        if self.threshold is None and not self.held_out:
+            raise ValueError("threshold: null needs rows to choose on; give held_out above 0, or a number")
+        return self
 
 
 class JudgeCheckConfig(StageConfig):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,14 @@ from bfpo.judges.local import (
 from bfpo.judges.ngrams import JUDGE_FILE
 from bfpo.judges.settings import ClassifierSpec
 from bfpo.policy.devices import runs_on_cpu
-from bfpo.policy.load import load_tokenizer, pad_token_id
+from bfpo.policy.load import load_tokenizer, pad_token_id, set_trainable
 from bfpo.policy.source import cannot_load, check_code
 
 __all__ = [
     "ClassifierJudge",
     "classifier_logits",
     "classifier_row",
+    "classifier_rows",
     "classifier_trainer",
     "load_finetuned",
     "room",
@@ -93,19 +95,24 @@ class ClassifierJudge:
             text=self._spec.text,
             max_length=self._room,
             threshold=self._spec.threshold,
+            **({"windows": True} if self._spec.windows else {}),
         )
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
         """Return the verdicts, one per completion, in order."""
-        rows, reasons = fitting(dict(enumerate(completions)), self._row, self._room, length=row_length)
-        logits = classifier_logits(self._model, self._tokenizer, list(rows.values()), self._spec.batch_size)
-        found = dict(zip(rows, map(self._p_safe, logits), strict=True))
+        read, reasons = fitting(
+            dict(enumerate(completions)), self._rows, self._room, length=lambda rows: max(map(row_length, rows))
+        )
+        rows = [(number, row) for number, parts in read.items() for row in parts]
+        logits = classifier_logits(self._model, self._tokenizer, [row for _, row in rows], self._spec.batch_size)
+        found: dict[int, float] = {}
+        for (number, _), p_safe in zip(rows, map(self._p_safe, logits), strict=True):
+            found[number] = min(p_safe, found.get(number, p_safe), key=lambda p: (not math.isnan(p), p))
         return [self._verdict(c, found.get(number), reasons.get(number)) for number, c in enumerate(completions)]
 
-    def _row(self, completion: Completion) -> dict[str, list[int]]:
-        if self._spec.text == "pair":
-            return classifier_row(self._tokenizer, question(completion.prompt), completion.text)
-        return classifier_row(self._tokenizer, completion.text, None)
+    def _rows(self, completion: Completion) -> list[dict[str, list[int]]]:
+        texts = (question(completion.prompt), completion.text) if self._spec.text == "pair" else (completion.text, None)
+        return classifier_rows(self._tokenizer, *texts, window=self._room if self._spec.windows else None)
 
     def _p_safe(self, logits: torch.Tensor) -> float:
         probabilities = logits.sigmoid() if self._multi else logits.softmax(dim=-1)
@@ -158,6 +165,35 @@ def classifier_row(tokenizer: PreTrainedTokenizerBase, first: str, second: str |
     return {key: encoded[key][0] for key in ("input_ids", "token_type_ids") if key in encoded}
 
 
+def classifier_rows(
+    tokenizer: PreTrainedTokenizerBase, first: str, second: str | None, *, window: int | None
+) -> list[dict[str, list[int]]]:
+    """Return the row of `classifier_row`; of one with more than `window` tokens, its last text in overlapping windows.
+
+    Windows have `window` tokens, with those around them, and share a quarter; a first text that leaves no room for the
+    second is not cut. Raises as `classifier_row` does.
+    """
+    row = classifier_row(tokenizer, first, second)
+    length, bare = (
+        row_length(row),
+        row_length(classifier_row(tokenizer, "" if second is None else first, second and "")),
+    )
+    if window is None or length <= window or bare + 8 > window:
+        return [row]
+    encoded = tokenizer(
+        [first],
+        None if second is None else [second],
+        split_special_tokens=True,
+        truncation="longest_first" if second is None else "only_second",
+        max_length=window,
+        stride=(window - bare) // 4,
+        return_overflowing_tokens=True,
+        verbose=False,
+    )
+    keys = [key for key in ("input_ids", "token_type_ids") if key in encoded]
+    return [{key: encoded[key][number] for key in keys} for number in range(len(encoded["input_ids"]))]
+
+
 def classifier_logits(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, list[int]]], batch_size: int
 ) -> list[torch.Tensor]:
@@ -206,11 +242,19 @@ def classifier_trainer(
     save_steps: int,
     seed: int,
     revision: str | None = None,
+    dtype: str = "float32",
+    trainable: str = "all",
+    lora: Mapping[str, Any] | None = None,
+    windows: bool = False,
+    max_steps: int | None = None,
+    balanced: bool = False,
 ) -> tuple[Trainer, int]:
     """Return a trainer of `model` on labelled completions, and the number of texts that are left out as too long.
 
     A prompt and its completion are the two segments of a text, as in `ClassifierJudge`. A text longer than `max_length`
-    tokens is left out, never cut.
+    tokens is left out, never cut; with `windows` each of its windows has its label. Batches hold texts of like length.
+    `trainable`: "all", or "head" for the new head alone; `lora`: settings of adapters on all linear modules, the head's
+    too. `balanced`: the loss weighs both labels the same.
 
     Raises `DataError` if all labels are the same or no text is left, `ModelError` for a model that cannot be loaded.
     """
@@ -220,8 +264,18 @@ def classifier_trainer(
     set_seed(seed)
     tokenizer = load_tokenizer(model, revision=revision)
     classifier = _load(model, revision, tokenizer)
-    rows = [classifier_row(tokenizer, question(one.prompt), one.text) for one in completions]
-    data = [{**row, "labels": label} for row, label in zip(rows, labels, strict=True) if row_length(row) <= max_length]
+    body = f"{classifier.base_model_prefix}."
+    head = [name for name, _ in classifier.named_parameters() if not name.startswith(body)]
+    adapters = None if lora is None else {**lora, "task_type": None}
+    classifier = set_trainable(classifier, head if trainable == "head" and lora is None else "all", adapters, seed=seed)
+    window = max_length if windows else None
+    rows = [classifier_rows(tokenizer, question(one.prompt), one.text, window=window) for one in completions]
+    data: list[dict[str, Any]] = [
+        {**row, "labels": label}
+        for parts, label in zip(rows, labels, strict=True)
+        if max(map(row_length, parts)) <= max_length
+        for row in parts
+    ]
     if not data:
         raise DataError(f"max_length: all {len(rows)} texts are longer than {max_length} tokens; raise it")
     trainer = Trainer(
@@ -232,6 +286,9 @@ def classifier_trainer(
             lr_scheduler_type="linear",
             warmup_steps=0.1,
             num_train_epochs=num_train_epochs,
+            max_steps=max_steps or -1,
+            bf16=dtype == "bfloat16",
+            **_by_length(),
             per_device_train_batch_size=batch_size,
             seed=seed,
             data_seed=seed,
@@ -245,8 +302,30 @@ def classifier_trainer(
         train_dataset=data,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
+        compute_loss_func=_balanced_loss([row["labels"] for row in data]) if balanced else None,
     )
-    return trainer, len(rows) - len(data)
+    return trainer, sum(max(map(row_length, parts)) > max_length for parts in rows)
+
+
+def _by_length() -> dict[str, Any]:
+    """Return the argument for batches of texts of like length, under its name in this version of transformers."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    if "train_sampling_strategy" in known:
+        return {"train_sampling_strategy": "group_by_length"}
+    return {"group_by_length": True}
+
+
+def _balanced_loss(labels: Sequence[int]) -> Callable[..., torch.Tensor]:
+    """Return the cross-entropy in which both labels weigh the same over all rows; `Trainer` calls it."""
+    counts = torch.bincount(torch.tensor(labels), minlength=2).clamp_min(1)
+    weights = len(labels) / (2.0 * counts)
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = outputs["logits"].float()
+        each = torch.nn.functional.cross_entropy(logits, labels, weight=weights.to(logits.device), reduction="none")
+        return each.mean()
+
+    return loss
 
 
 def _load(model: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -34,6 +34,7 @@ from bfpo.world.oracle import Assessment, assess
 if TYPE_CHECKING:
     from bfpo.generation.server import RequestBudget, Server
     from bfpo.judges.classifier import ClassifierJudge
+    from bfpo.judges.hidden import ProbeJudge
 
 __all__ = [
     "Judge",
@@ -275,7 +276,7 @@ def _read_policy(file: str) -> str:
         raise SettingError(f"policy: {file} cannot be read as text ({first_line(error)})") from error
 
 
-def _trained_judge(spec: TrainedSpec) -> NgramJudge | ClassifierJudge:
+def _trained_judge(spec: TrainedSpec) -> NgramJudge | ClassifierJudge | ProbeJudge:
     folder = Path(spec.model)
     try:
         described = json.loads((folder / JUDGE_FILE).read_text(encoding="utf-8"))
@@ -285,14 +286,18 @@ def _trained_judge(spec: TrainedSpec) -> NgramJudge | ClassifierJudge:
             f"{folder}: holds no {JUDGE_FILE} that can be read ({type(error).__name__}: {error}); needed: the folder "
             "`model` of a run of `bfpo judge-train`"
         ) from error
-    judge: NgramJudge | ClassifierJudge
+    judge: NgramJudge | ClassifierJudge | ProbeJudge
     if kind == "ngrams":
         judge = NgramJudge.load(folder, threshold=spec.threshold)
     elif kind == "classifier":
         from bfpo.judges.classifier import load_finetuned
 
         judge = load_finetuned(folder, described, threshold=spec.threshold)
+    elif kind == "probe":
+        from bfpo.judges.hidden import ProbeJudge
+
+        judge = ProbeJudge(folder, described, threshold=spec.threshold)
     else:
-        raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed for a judge: ngrams, classifier")
+        raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed for a judge: ngrams, probe, classifier")
     judge.name = spec.name or judge.name
     return judge

@@ -185,9 +185,16 @@ class NgramRanker(_NgramModel):
 
 
 def fit_ngrams(
-    completions: Sequence[Completion], is_safe: Sequence[bool], settings: NgramSettings, *, name: str = "ngrams"
+    completions: Sequence[Completion],
+    is_safe: Sequence[bool],
+    settings: NgramSettings,
+    *,
+    name: str = "ngrams",
+    balanced: bool = False,
 ) -> NgramJudge:
     """Return a judge trained on labelled completions; the same rows in the same order give the same judge.
+
+    `balanced`: rows are weighed so that safe and unsafe ones count the same.
 
     Raises `DataError` if all labels are the same or no text has a word.
     """
@@ -196,7 +203,8 @@ def fit_ngrams(
     if len(set(is_safe)) < 2:
         raise DataError(f"labels: all {len(is_safe)} are {'safe' if any(is_safe) else 'unsafe'}; both kinds are needed")
     counts, idf = _counts_and_idf("completions", [_text(completion, settings) for completion in completions], settings)
-    model = LogisticRegression(C=settings.inverse_penalty, max_iter=5000)
+    weights = "balanced" if balanced else None
+    model = LogisticRegression(C=settings.inverse_penalty, class_weight=weights, max_iter=5000)
     model.fit(tfidf_rows(counts, idf), np.asarray(is_safe, bool))
     return NgramJudge(name, settings, idf, np.asarray(model.coef_[0], np.float64), float(model.intercept_[0]))
 

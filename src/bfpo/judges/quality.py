@@ -21,6 +21,7 @@ from bfpo.stats import Interval, bootstrap_weights, rate_interval
 __all__ = [
     "QUALITY_TITLES",
     "TRUST_RULE",
+    "best_threshold",
     "calibration_bins",
     "calibration_figure",
     "is_unsure",
@@ -180,6 +181,23 @@ def _kappa(said: Floats, labels: Bools, weights: Floats) -> float:
     safe, called = weights[labels].sum() / total, weights[said > 0].sum() / total
     by_chance = safe * called + (1 - safe) * (1 - called)
     return float((agree - by_chance) / (1 - by_chance)) if by_chance < 1 else np.nan
+
+
+def best_threshold(p_safe: Floats, labels: Bools) -> float:
+    """Return the threshold with the largest kappa, in the middle between two values of p(safe); 0.5 if none has one.
+
+    Of equal ones it is the nearest to 0.5; of more than 200 values, quantiles are tried.
+    """
+    values = np.unique(p_safe)
+    middles = (
+        np.quantile((values[1:] + values[:-1]) / 2, np.linspace(0, 1, 200))
+        if len(values) > 200
+        else ((values[1:] + values[:-1]) / 2)
+    )
+    weights = np.ones(len(labels))
+    kappas = [(_kappa((p_safe >= t).astype(np.float64), labels, weights), -abs(t - 0.5), t) for t in middles]
+    found = [one for one in kappas if not np.isnan(one[0])]
+    return float(np.clip(max(found)[2], 1e-6, 1 - 1e-6)) if found else 0.5
 
 
 def _roc_auc(p_safe: Floats, labels: Bools, weights: Floats) -> float:

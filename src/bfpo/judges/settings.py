@@ -214,6 +214,11 @@ class ClassifierSpec(JudgeConfig, LocalSpec, _Threshold, mode="classifier"):
         default=None, description="a classifier's class that means safe, or its number"
     )
     unsafe_label: str | int | None = Field(default=None, description="in its place, the class that means unsafe")
+    windows: bool = Field(
+        default=False,
+        description="an answer that is too long is read in overlapping windows, and the least safe one counts; false = "
+        "it is unscored",
+    )
     text: Literal["pair", "completion"] = Field(
         default="pair", description="what a classifier reads: prompt and completion, or the completion alone"
     )

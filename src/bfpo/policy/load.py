@@ -295,7 +295,7 @@ def _add_lora(model: Any, lora: LoraSettings, *, seed: int = 0) -> Any:
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **dict(lora)))
+            adapted = peft.get_peft_model(model, peft.LoraConfig(**{"task_type": "CAUSAL_LM", **dict(lora)}))
     except (TypeError, ValueError) as error:
         raise ModelError(f"lora: {dict(lora)!r} cannot be used: {error}") from error
     _check_shared_weight(adapted.get_base_model())
