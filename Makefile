@@ -1,10 +1,14 @@
 # `make demo` and `make test` do all the set-up they need; a second run installs nothing.
 # PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
+# MODEL and DATA of `make real`: the start model (folder or hub id) and a folder with the data (empty: the hub).
 # BENCH_ARGS further options of all three benchmarks (such as --threads 8).
 
 PYTHON ?= python3
 OUT ?= runs/demo
 DEMO_ARGS ?=
+MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
+DATA ?=
+REAL_OUT ?= runs/real
 BENCH_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
@@ -14,12 +18,13 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input -c constraints.txt
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
-.PHONY: help demo picture bench bench-quick test test-all test-lowest lint types imports tests format setup clean-venv
+.PHONY: help demo picture real bench bench-quick test test-all test-lowest lint types imports tests format setup clean-venv
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo      train, align and compare small models on this machine; the page is $(OUT)/report.html"
 	@echo "make picture   run the full demo with three seeds and make the picture of README.md from it"
+	@echo "make real      make a real chat model safe (MODEL=..., DATA=...); the page is $(REAL_OUT)/report.html"
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make bench     measure training against TRL, its scaling and the ramp-up; bench-quick checks that it runs"
@@ -32,6 +37,10 @@ demo: $(VENV)/.runtime
 picture: $(VENV)/.runtime
 	$(BIN)/bfpo demo --out runs/picture --resume --full --seeds 3
 	cp runs/picture/figures/scatter.png docs/images/demo.png
+
+# An hour or more on two cores; a finished stage is skipped, so that it can be interrupted. See docs/real-model.md.
+real: $(VENV)/.runtime
+	MODEL="$(MODEL)" DATA="$(DATA)" OUT="$(REAL_OUT)" BFPO=$(BIN)/bfpo PYTHON=$(BIN)/python recipes/smollm2-135m/run.sh
 
 # Shows the tables and writes them, with the figure, into docs/performance.md.
 bench: $(VENV)/.bench
