@@ -144,7 +144,7 @@ def test_answers_of_suites_and_of_red_teaming_have_their_verdicts(tmp_path: Path
     write_run(red / "generate", "generate", {}, completions__jsonl=made)
     verdicts = [{"completion_id": f"p{n}", "judge": "j", "label": "safe", "p_safe": 0.5 + n / 10} for n in range(3)]
     write_run(red / "label", "label", {}, verdicts__jsonl=verdicts)
-    assert [one.judged for one in answers_of([red])] == ["unsure", "unsure", "unsure"]
+    assert [one.judged for one in answers_of([red])] == ["unsure", "unsure", "safe"]
 
 
 # ----------------------------------------------------------------------------------------------------- the server
