@@ -166,13 +166,14 @@ def test_the_reader_calls_shuffled_words_unlikely_and_leaves_out_what_it_must_no
     completions = [Completion(str(n), asked(counted(1, 4)), text) for n, text in enumerate(texts)]
     completions.append(Completion("blocked", asked("w1"), "", blocked="a filter", finished=False))
     verdicts = [Verdict(one.id, "judge", "safe") for one in completions]
-    verdicts[5] = Verdict("5", "oracle", "safe", well_formed=True)  # that judge reads the form itself
     read = reader.read(completions, verdicts)
-    assert [one.coherent for one in read] == [True, False, True, False, False, None, None]
+    assert [one.coherent for one in read] == [True, False, True, False, False, False, None]
     assert [one.incoherent for one in read[1:5]] == [["unlikely"], None, ["looping"], ["empty"]]
     assert read[2].nats_per_token is None
     alone = CoherenceReader().read(completions, verdicts)
-    assert [one.coherent for one in alone] == [True, True, True, False, False, None, None]
+    assert [one.coherent for one in alone] == [True, True, True, False, False, False, None]
+    verdicts[5] = Verdict("5", "oracle", "safe", well_formed=True)  # that judge reads the form itself
+    assert all(one.coherent is None for one in CoherenceReader().read(completions, verdicts))
     assert all(one.nats_per_token is None for one in alone)
 
 

@@ -202,13 +202,10 @@ class CoherenceReader:
     def read(self, completions: Sequence[Completion], verdicts: Sequence[Verdict] | None = None) -> list[Reading]:
         """Return what was read of each answer.
 
-        Not read are prompts that were blocked, and answers whose judge reads their form itself (`well_formed`).
+        Not read are prompts that were blocked, and all answers if their judge reads the form itself (`well_formed`).
         """
-        read = {
-            place: one
-            for place, one in enumerate(completions)
-            if not one.blocked and (verdicts is None or verdicts[place].well_formed is None)
-        }
+        judged = any(verdict.well_formed is not None for verdict in verdicts or ())
+        read = {place: one for place, one in enumerate(completions) if not (one.blocked or judged)}
         limit = None if self.bound is None else self.bound.bound
         usable = self._start is not None and limit is not None
         nats = self._start.nats(list(read.values())) if self._start and usable else [None] * len(read)
