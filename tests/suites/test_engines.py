@@ -66,7 +66,7 @@ def result(path: Path) -> dict[str, Any]:
 def test_a_served_model_is_asked_and_compared(server: FaultServer, root: Path, tmp_path: Path) -> None:
     run_stage("evaluate", config(server, root), tmp_path / "run")
     found = result(tmp_path / "run")
-    scores = {score["model"]: score for score in found["scores"]}
+    scores = {score["model"]: score for score in found["scores"] if score["metric"] == "refused_harmful"}
     assert (scores["served"]["value"], scores["served"]["num"], scores["local"]["num"]) == (0.25, 4, 4)
     assert [(row["first"], row["second"], row["num"]) for row in found["comparisons"]] == [("served", "local", 4)]
     assert found["models"][0] == {
@@ -163,7 +163,7 @@ def test_blocked_prompts_are_counted_and_are_neither_safe_nor_refused(
     server.reply = blocking("w1 w1", "w2 w2")
     run_stage("evaluate", config(server, root), tmp_path / "run")
     found = result(tmp_path / "run")
-    scores = {score["model"]: score for score in found["scores"]}
+    scores = {score["model"]: score for score in found["scores"] if score["metric"] == "refused_harmful"}
     assert (scores["served"]["value"], scores["served"]["num"], scores["served"]["unscored"]) == (0.0, 2, 2)
     assert (scores["local"]["num"], scores["local"]["unscored"]) == (4, 0)
     assert [row["num"] for row in found["comparisons"]] == [2]

@@ -20,7 +20,7 @@ from bfpo.objective.methods import method_settings
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.source import read_config
 from bfpo.runs.folder import RunFolder
-from bfpo.scores.scores import METRICS, Judged
+from bfpo.scores.scores import COHERENCE, METRICS, Judged
 from bfpo.training.inputs import read_start
 
 __all__ = ["preview", "run"]
@@ -180,7 +180,8 @@ def _check_judge(config: SweepConfig, evaluate: CompletionsJob) -> None:
         raise ModelError(f"judge: {folder}: no such folder; check the judge in {config.evaluate}")
     unmeasured = [name for name in config.objectives if judge.format != "oracle" and not _needs_verdict_alone(name)]
     if unmeasured:
-        fit = [name for name, metric in METRICS.items() if metric.higher_is_better and _needs_verdict_alone(name)]
+        better = [name for name, metric in METRICS.items() if metric.higher_is_better and name not in COHERENCE]
+        fit = [name for name in better if _needs_verdict_alone(name)]
         raise ConfigError(
             f"objectives: {', '.join(unmeasured)}: not measured by the judge {judge.title!r}; allowed with it: "
             f"{', '.join(fit)}, or the judge oracle, on the closed world"

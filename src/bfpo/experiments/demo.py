@@ -31,7 +31,7 @@ from bfpo.report.gather import SETTINGS
 from bfpo.report.read import find_runs, margin_spreads, record_of
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.records import AccuracyRow
-from bfpo.scores.scores import METRICS, Judged, compare, join_verdicts, score_rows
+from bfpo.scores.scores import Judged, compare, join_verdicts, score_rows
 
 __all__ = ["FULL_METHODS", "QUICK_METHODS", "collect", "make_data", "methods_of", "plan_seed"]
 
@@ -150,10 +150,10 @@ def _result(root: Path, name: str, judged: Sequence[Judged], seeds: Sequence[int
 
 
 def _seed_values(judged: Sequence[Judged], seeds: Sequence[int]) -> dict[str, list[float | None]]:
-    values: dict[str, list[float | None]] = {metric: [] for metric in METRICS}
+    values: dict[str, list[float | None]] = {}
     for seed in seeds:
         for score in score_rows([row for row in judged if row.seed == seed]):
-            values[score.metric].append(score.value)
+            values.setdefault(score.metric, []).append(score.value)
     return values
 
 

@@ -112,7 +112,7 @@ def tradeoff_csv(result: TradeoffFile) -> str:
     """Return one line per model: its settings, then value, low and high of every metric; empty if not measured."""
     out = io.StringIO()
     keys = list(dict.fromkeys(key for point in result.points for key in point.settings))
-    metrics = list(METRICS)
+    metrics = [name for name in METRICS if any(name in point.scores for point in result.points)]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["name", *keys, "on_front", *(f"{m}{end}" for m in metrics for end in ("", "_low", "_high"))])
     for point in result.points:

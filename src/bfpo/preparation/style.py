@@ -86,7 +86,7 @@ def _summary(texts: Sequence[_Text]) -> TextStyle:
     phrase, share = _commonest(texts)
     return TextStyle(
         num=len(texts),
-        median_words=median(text.words for text in texts),
+        median_words=float(median(text.words for text in texts)),
         begin_with_space=sum(text.begins_blank for text in texts) / len(texts),
         refuse=sum(known) / len(known) if known else None,
         refusal_phrase=phrase,

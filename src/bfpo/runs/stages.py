@@ -132,8 +132,9 @@ def _model_runs(config: Mapping[str, Any]) -> dict[str, str]:
     from bfpo.core.records import load
 
     named = [config, *(one for one in config.get("models") or [] if isinstance(one, dict))]
-    paths = {one.get(key) for one in named for key in ("model", "reference", "first", "second")}
-    runs = {path: run_above(path) for path in paths if isinstance(path, str) and Path(path).is_dir()}
+    values = [one.get(key) for one in named for key in ("model", "reference", "first", "second")]
+    paths = {one for one in values if isinstance(one, str) and Path(one).is_dir()}
+    runs = {path: run_above(path) for path in paths}
     found = {path: run_digest(load(RunFile, run / "run.json", [])) for path, run in runs.items() if run is not None}
     return {path: digest for path, digest in sorted(found.items()) if digest}
 
