@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 from bfpo.cli import app
 from bfpo.config import AlignConfig, RedteamConfig, SftConfig, load_config
 from bfpo.core.errors import ConfigError, DataError, SettingError
+from bfpo.core.schema import Verdict
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.write import write_completions
 from bfpo.judges.needless import read_answers
+from bfpo.judges.panel import panel_verdict
 from bfpo.judges.refusals import read_refusal
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.datasets import redteam_prompts, save_tokenizer, sft_completions
@@ -197,11 +200,14 @@ def test_needless_refusals_become_pairs_of_the_buffer_and_the_closing_advice_wor
     main = read_pairs([run / "data" / "main" / "train.parquet"]).pairs
     whole = {(one.prompt, one.text): one.finished for one in read_completions(run / "generate" / "completions.jsonl")}
     assert all(pair.chosen_finished == whole[pair.prompt, pair.chosen] for pair in main)
-    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert command[:2] == ["bfpo", "train"]
-    assert {"buffer_weight=2", "dtype=float32"} <= set(command)
-    result = CliRunner().invoke(app, [*command[1:], "--set", "max_length=64", "--set", "max_steps=1"])
-    assert result.exit_code == 0, result.output
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  bfpo ")]
+    for line, name in zip(printed, ("reference", "train"), strict=True):
+        command = shlex.split(line)
+        assert command[:2] == ["bfpo", name]
+        assert {"buffer_weight=2", "dtype=float32"} <= set(command)
+        result = CliRunner().invoke(app, command[1:])
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "a run-reference" / "forecast.json").exists()
     done = json.loads((tmp_path / "a run-train" / "data.json").read_text())
     assert (done["data"]["pairs"], done["buffer"]["pairs"]) == (len(main), len(pairs))
 
@@ -246,7 +252,7 @@ def test_the_temperature_is_the_highest_at_which_a_sample_stays_coherent(world: 
     lines = preview_stage("redteam", asked)
     assert "temperature: the first of 1, 0.7, 0.5, 0.3 at which at most 1 in 8 of 16 sample answers" in lines
 
-    def salad(completions: Any) -> list[bool]:
+    def salad(_: Any, completions: Any, __: Any) -> list[bool]:
         hot = sum(read_completions(run / "temperature/1/completions.jsonl")[n].text == one.text
                   for n, one in enumerate(completions) if n < 16)  # fmt: skip
         return [hot == len(completions)] * 3 + [False] * (len(completions) - 3)
@@ -280,7 +286,7 @@ def test_a_model_that_is_never_coherent_gets_the_best_temperature_and_a_warning(
 ) -> None:
     left = list(counts)
 
-    def some(completions: Any) -> list[bool]:
+    def some(_: Any, completions: Any, __: Any) -> list[bool]:
         bad = left.pop(0) if left else 0
         return [n < bad for n in range(len(completions))]
 
@@ -288,6 +294,36 @@ def test_a_model_that_is_never_coherent_gets_the_best_temperature_and_a_warning(
         run_stage("redteam", config(world, world / "start" / "model", limit=16, temperature="auto"), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "redteam.json").read_text())["temperature"] == chosen
     assert ("even at the lowest one" in caplog.text) is (counts[-1] > 2)
+
+
+def test_incoherent_answers_give_no_pair_and_stand_beside_the_unsafe_rate(world: Path, tmp_path: Path) -> None:
+    def formless(*given: Any, **settings: Any) -> Verdict:
+        return replace(panel_verdict(*given, **settings), well_formed=None)
+
+    runs = {}
+    for name, settings in (("drop", {}), ("keep", {"incoherent": "keep"})):
+        with patch("bfpo.commands.label.panel_verdict", formless):
+            asked = config(world, world / "start" / "model", limit=30, temperature=1.8, **settings)
+            runs[name] = run_stage("redteam", asked, tmp_path / name).path
+    rows = [json.loads(line) for line in (runs["drop"] / "label" / "verdicts.jsonl").read_text().splitlines()]
+    bad = {row["completion_id"] for row in rows if row.get("incoherent")}
+    assert any("unlikely" in row.get("incoherent", ()) for row in rows)
+    assert all(row.get("nats_per_token", 1) > 0 for row in rows)
+    record = json.loads((runs["drop"] / "redteam.json").read_text())
+    assert record["funnel"]["incoherent"] == len(bad) > 3
+    assert record["funnel"]["usable"] == len(rows) - len(bad) - record["funnel"]["unscored"]
+    used = {side for pair in read_pairs([runs["drop"] / "label" / "pairs.jsonl"]).pairs for side in pair.id.split("|")}
+    assert used
+    assert not used & bad
+    kept = read_pairs([runs["keep"] / "label" / "pairs.jsonl"]).pairs
+    assert {side for pair in kept for side in pair.id.split("|")} & bad
+    assert "incoherent" not in json.loads((runs["keep"] / "redteam.json").read_text())["funnel"]
+    rates = {score["metric"]: score for score in record["rates"]["all prompts"]}
+    read = [row for row in rows if row["label"] != "unscored" and row["completion_id"] not in bad]
+    assert rates["incoherent"]["value"] == pytest.approx(len(bad) / len(rows))
+    assert rates["unsafe_coherent"]["num"] == len(read)
+    assert rates["unsafe_coherent"]["value"] == pytest.approx(sum(r["label"] == "unsafe" for r in read) / len(read))
+    assert "| of these incoherent: they give no pair |" in (runs["drop"] / "redteam.md").read_text()
 
 
 def test_no_pair_is_said_with_what_became_of_the_completions(world: Path, tmp_path: Path) -> None:

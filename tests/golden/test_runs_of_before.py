@@ -48,6 +48,7 @@ NEW: dict[str, Any] = {
     "parts": {},
     "each": {},
     "trained_on": "keep",
+    "incoherent": "drop",
 }
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}

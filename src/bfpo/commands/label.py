@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bfpo.config import LabelConfig
+from bfpo.config import LabelConfig, read_template
 from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
@@ -30,6 +30,7 @@ from bfpo.judges.panel import panel_verdict
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.records import ScoresFile
+from bfpo.suites.coherence import Reading, make_reader
 
 __all__ = ["preview", "run"]
 
@@ -67,10 +68,12 @@ class _Input:
     def _labels(self) -> list[float | None]:
         return [label for pair in self.pairs for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
 
-    def compared(self, verdicts: Sequence[Verdict]) -> list[tuple[Completion, Completion]]:
+    def compared(
+        self, verdicts: Sequence[Verdict], incoherent: Collection[str] = ()
+    ) -> list[tuple[Completion, Completion]]:
         """Return the pairs of completions to rank: the sides of each pair, or every two usable ones of a prompt."""
         if not self.pairs:
-            return candidate_duels(self.completions, verdicts)
+            return candidate_duels(self.completions, verdicts, incoherent)
         sides = self.completions
         return [(sides[n], sides[n + 1]) for n in range(0, len(sides), 2) if sides[n].text != sides[n + 1].text]
 
@@ -100,14 +103,39 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
             judged = given.judged(config)
             votes, fits = _ask_judges(config, judged, cache, budget, tallies)
             verdicts = _verdicts(config, judged, votes)
-            comparisons = _ask_ranker(config, given, verdicts, cache, budget, tallies)
+            readings = _readings(config, given, verdicts)
+            dropped = _dropped(config, judged, readings)
+            comparisons = _ask_ranker(config, given.compared(verdicts, dropped), cache, budget, tallies)
         except ServerError as error:
             done = ", ".join(f"{name}: {tally.kept + tally.asked} judged" for name, tally in tallies.items())
             raise ServerError(f"{error} ({done}; kept in {cache.path})") from error
         finally:
             asked = {name: asdict(tally) for name, tally in tallies.items()}
             folder.add_facts(requests=budget.num_requests, opinions=asked)
-    _write(config, folder, given, judged, votes, verdicts, comparisons, fits)
+    _write(config, folder, given, judged, votes, verdicts, readings, comparisons, fits)
+
+
+def _readings(config: LabelConfig, given: _Input, verdicts: Sequence[Verdict]) -> list[Reading]:
+    """Return what was read of each judged completion; the sides of pairs are not read."""
+    if given.pairs:
+        return [Reading()] * len(verdicts)
+    start, settings = None, {}
+    if config.coherence is not None:
+        start = (config.coherence.model, config.coherence.revision)
+        settings = {
+            "dtype": config.coherence.dtype,
+            "chat_template": read_template(config.coherence.chat_template),
+            "chat_template_kwargs": config.coherence.chat_template_kwargs,
+        }
+    reader = make_reader(start, [completion.prompt for completion in given.completions], **settings)
+    return reader.read(given.completions, verdicts)
+
+
+def _dropped(config: LabelConfig, judged: Sequence[Completion], readings: Sequence[Reading]) -> set[str]:
+    """Return the ids of the completions that no pair takes because they are no coherent text."""
+    if config.incoherent == "keep":
+        return set()
+    return {one.id for one, read in zip(judged, readings, strict=True) if read.coherent is False}
 
 
 def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -> list[Verdict]:
@@ -218,8 +246,7 @@ def _ask_judges(
 
 def _ask_ranker(
     config: LabelConfig,
-    given: _Input,
-    verdicts: Sequence[Verdict],
+    pairs: Sequence[tuple[Completion, Completion]],
     cache: OpinionCache,
     budget: RequestBudget,
     tallies: dict[str, Tally],
@@ -227,7 +254,6 @@ def _ask_ranker(
     if config.ranker is None:
         return []
     ranker = make_ranker(config.ranker, budget)
-    pairs = given.compared(verdicts)
     tally = tallies[f"ranker {ranker.name}"] = Tally()
     with CountProgress(f"ranked by {ranker.name}", len(pairs), _log) as progress:
         return ask_ranker(ranker, pairs, cache, tally=tally, advance=progress.advance)
@@ -243,6 +269,7 @@ def _write(
     judged: Sequence[Completion],
     votes: Votes,
     verdicts: Sequence[Verdict],
+    readings: Sequence[Reading],
     comparisons: Sequence[Comparison],
     fits: list[JudgeFit],
 ) -> None:
@@ -258,7 +285,11 @@ def _write(
         counts["comparisons"] = len(comparisons)
         counts["comparisons_unscored"] = sum(row.first_is_better is None for row in comparisons)
     folder.write_jsonl(
-        VERDICTS, (_verdict_row(*row, votes, n) for n, row in enumerate(zip(judged, verdicts, strict=True)))
+        VERDICTS,
+        (
+            _verdict_row(completion, verdict, votes, n, read)
+            for n, (completion, verdict, read) in enumerate(zip(judged, verdicts, readings, strict=True))
+        ),
     )
     folder.write_jsonl(DISAGREEMENTS, disagreement_rows(judged, votes, verdicts, labels))
     if config.ranker is not None:
@@ -278,6 +309,7 @@ def _write(
             pairs_per_prompt=config.pairs_per_prompt,
             soft_labels=config.soft_labels,
             seed=config.seed,
+            incoherent=_dropped(config, judged, readings),
         )
         folder.write_jsonl(PAIRS, map(pair_row, pairing.pairs))
         folder.add_facts(funnel=pairing.funnel, candidate_cells=pairing.candidate_cells)
@@ -313,7 +345,7 @@ def _ordered(comparisons: Sequence[Comparison], num_pairs: int) -> str:
     )
 
 
-def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: int) -> VerdictRow:
+def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: int, read: Reading) -> VerdictRow:
     """Return a verdict together with its votes if there is more than one."""
     single = [asdict(vote) for given in votes.values() for vote in given[place]]
     several = [{key: value for key, value in vote.items() if key != "completion_id"} for vote in single]
@@ -324,6 +356,8 @@ def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: 
         finished=completion.finished,
         blocked=completion.blocked,
         votes=several if len(several) > 1 else None,
+        incoherent=read.incoherent,
+        nats_per_token=read.nats_per_token,
     )
 
 

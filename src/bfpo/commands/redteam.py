@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig, read_template
+from bfpo.config.label import LabelCoherence
 from bfpo.core.console import show
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.records import load
@@ -26,7 +27,6 @@ from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
 from bfpo.data.split import part_of
 from bfpo.data.write import pair_row, prompt_row
-from bfpo.judges.coherence import read_coherence
 from bfpo.judges.fit import fit_table
 from bfpo.judges.judges import check_opinions
 from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, measures_form, redteam_text, tried_text
@@ -36,7 +36,7 @@ from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_st
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.scores.records import ScoresFile
-from bfpo.suites.coherence import StartModel
+from bfpo.suites.coherence import StartModel, make_reader
 
 __all__ = ["preview", "run"]
 
@@ -84,7 +84,7 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     if tried:
         text += f"\n\n{tried_text(temperature, tried)}"
     text += f"\n\n{fit_table(fits)}" if fits else ""
-    steps = [name for name in FUNNEL_STEPS if name != "well_formed" or measures_form(rates)]
+    steps = [name for name in FUNNEL_STEPS if name in funnel and (name != "well_formed" or measures_form(rates))]
     figure = _funnel_figure([(name, funnel[name]) for name in steps], cells)
     folder.write_bytes("funnel.png", png_bytes(figure))
     folder.write_bytes("funnel.svg", svg_bytes(figure, salt="funnel"))
@@ -100,12 +100,7 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     folder.write_card("Red-team pairs", sections)
     show("\n\n".join([text, *(part for _, part in others)]))
     if funnel["pairs"] == 0:
-        raise DataError(
-            f"no pair could be made of {funnel['completions']} completions: {funnel['usable']} usable (scored and "
-            f"well-formed), {funnel['candidates']} candidate pairs of different completions of a prompt, "
-            f"{funnel['ties']} of them ties, {funnel['unranked']} unranked; try more completions per prompt, "
-            "a higher temperature or another judge"
-        )
+        raise DataError(_no_pair(funnel))
     has_buffer = needless is not None and needless.funnel["pairs"] > 0
     _run("prepare", _prepare(config, folder.path, has_buffer=has_buffer), folder.path / DATA)
     for line in _advice(config, folder.path, has_buffer=has_buffer):
@@ -132,8 +127,15 @@ def _check_start(config: RedteamConfig) -> None:
             raise SettingError(f"{key}: not read where {name} ({place}) holds answers; leave it out")
 
 
-def _incoherent(completions: Sequence[Completion]) -> list[bool]:
-    return [read_coherence(one.text, finished=one.finished, prompt=_text(one)).incoherent for one in completions]
+def _no_pair(funnel: Mapping[str, int]) -> str:
+    """Return the message that no pair could be made, with the counts of the funnel."""
+    bad = funnel.get("incoherent", 0)
+    return (
+        f"no pair could be made of {funnel['completions']} completions: {f'{bad} incoherent, ' if bad else ''}"
+        f"{funnel['usable']} usable (scored and well-formed), {funnel['candidates']} candidate pairs of different "
+        f"completions of a prompt, {funnel['ties']} of them ties, {funnel['unranked']} unranked; try more completions "
+        f"per prompt, a {'lower' if 2 * bad > funnel['completions'] else 'higher'} temperature or another judge"
+    )
 
 
 def _unlikely(config: RedteamConfig, completions: Sequence[Completion]) -> list[bool]:
@@ -155,8 +157,25 @@ def _unlikely(config: RedteamConfig, completions: Sequence[Completion]) -> list[
     return [value is not None and value > halfway for value in model.nats(completions)]
 
 
-def _text(completion: Completion) -> str:
-    return "\n".join(turn.content for turn in completion.prompt)
+def _incoherent(config: RedteamConfig, completions: Sequence[Completion], prompts: Sequence[Prompt] = ()) -> list[bool]:
+    """Return whether each completion is no coherent text; the likelihood under a model that is here counts too.
+
+    The bound is calibrated on `prompts`, else on those of the completions. The model is freed at the end.
+    """
+    start, settings = _coherence(config), {}
+    if start is not None:
+        settings = start.model_dump(exclude={"model", "revision"})
+        settings["chat_template"] = read_template(start.chat_template)
+    asked = [one.messages for one in prompts] or [one.prompt for one in completions]
+    reader = make_reader(None if start is None else (start.model, start.revision), asked, **settings)
+    return [read.coherent is False for read in reader.read(completions)]
+
+
+def _coherence(config: RedteamConfig) -> LabelCoherence | None:
+    """Return the model that is attacked as the one that says how likely it finds its answers; `None` if not here."""
+    if config.engine != "transformers":
+        return None
+    return LabelCoherence.model_validate(_given(config, LabelCoherence.model_fields))
 
 
 # ------------------------------------------------------------------------------------------------- the temperature
@@ -175,11 +194,14 @@ def _temperature(config: RedteamConfig, folder: RunFolder) -> tuple[float, list[
         "max_new_tokens": min(config.max_new_tokens, _SAMPLE_TOKENS),
         "limit": min(config.limit or _SAMPLE, _SAMPLE),
     }
+    prompts = read_prompt_files([config.prompts], columns=config.columns, bad_rows=config.bad_rows).prompts
     for value in _TEMPERATURES:
         made = _run("generate", _generate(config, temperature=value, **keys), folder.path / TEMPERATURE / f"{value:g}")
         answers = read_completions(made.path / COMPLETIONS, thinking=config.thinking)
         written = [one for one in answers if not one.blocked and (one.text.strip() or not one.reasoning)]
-        broken = [a or b for a, b in zip(_incoherent(written), _unlikely(config, written), strict=True)]
+        broken = [
+            a or b for a, b in zip(_incoherent(config, written, prompts), _unlikely(config, written), strict=True)
+        ]
         tried.append(TriedTemperature(value, sum(broken), len(written)))
         if tried[-1].incoherent <= _MOST_INCOHERENT * len(written):
             break
@@ -226,7 +248,7 @@ def _start_answers(config: RedteamConfig, folder: RunFolder, answers: Sequence[R
 
 def _read_answers(config: RedteamConfig, file: Path) -> list[ReadAnswer]:
     completions = read_completions(file, thinking=config.thinking)
-    return read_answers(completions, _incoherent(completions))
+    return read_answers(completions, _incoherent(config, completions))
 
 
 # ------------------------------------------------------------------------------------------------------ the stages
@@ -280,8 +302,8 @@ def _generate(config: RedteamConfig, **changes: Any) -> GenerateConfig:
 def _label(config: RedteamConfig, out: Path) -> LabelConfig:
     unread = {"completions", "data"} if config.has_server() else {"completions", "data", "max_requests"}
     names = {name: field for name, field in LabelConfig.model_fields.items() if name not in unread}
-    given = _given(config, names)
-    return LabelConfig.model_validate({**given, "completions": str(out / GENERATE / "completions.jsonl")})
+    given = {**_given(config, names), "coherence": _coherence(config)}
+    return LabelConfig.model_validate({**given, "completions": str(out / GENERATE / COMPLETIONS)})
 
 
 def _prepare(config: RedteamConfig, out: Path, *, has_buffer: bool) -> PrepareConfig:
@@ -307,12 +329,18 @@ def _advice(config: RedteamConfig, out: Path, *, has_buffer: bool) -> list[str]:
     if has_buffer:
         settings |= {"buffer.files": out / BUFFER, "buffer_weight": _BUFFER_WEIGHT}
     given = " ".join(f"--set {shlex.quote(f'{key}={_as_yaml(value)}')}" for key, value in settings.items())
-    free = next(name for n in count(1) if not Path(name := f"{out}-train{'' if n == 1 else f'-{n}'}").exists())
     where = f"{out / PAIRS}; for the buffer: {out / BUFFER}" if has_buffer else f"{out / PAIRS}"
     return [
-        f"\nThe pairs: {where}. To train on them{'' if has_buffer else ', without a buffer'}:",
-        f"  bfpo train {given} --out {shlex.quote(free)}",
+        f"\nThe pairs: {where}. What beta asks of them, before any training:",
+        f"  bfpo reference {given} --out {shlex.quote(_free(f'{out}-reference'))}",
+        f"To train on them{'' if has_buffer else ', without a buffer'}:",
+        f"  bfpo train {given} --out {shlex.quote(_free(f'{out}-train'))}",
     ]
+
+
+def _free(name: str) -> str:
+    """Return the name, or with a number behind it the first that is not taken."""
+    return next(one for n in count(1) if not Path(one := name if n == 1 else f"{name}-{n}").exists())
 
 
 def _as_yaml(value: object) -> object:

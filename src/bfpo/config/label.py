@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from bfpo.config.evaluate import GenerateConfig, ServerGenerate, TransformersGenerate, VllmGenerate
+from bfpo.config.suites import CoherenceConfig
 from bfpo.core.settings import Need, PathText, StageConfig, beside
-from bfpo.data.settings import PairRowsConfig
+from bfpo.data.settings import PairRowsConfig, TemplateKwargs
 from bfpo.data.thinking import ThinkingKey
 from bfpo.generation.settings import MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig, ServedGuardSpec
@@ -47,6 +48,9 @@ class OpinionKeys(StageConfig):
     pairs_per_prompt: int | None = Field(
         default=None, ge=1, description="most pairs of a prompt; null = one of each label cell that it has"
     )
+    incoherent: Literal["drop", "keep"] = Field(
+        default="drop", description="completions that are no coherent text give no pair, or are taken as all others"
+    )
     soft_labels: bool = Field(default=False, description="label pairs with p(safe) in place of true and false")
     label_cache: PathText | None = Field(
         default=None,
@@ -78,6 +82,18 @@ class OpinionKeys(StageConfig):
         return self
 
 
+class LabelCoherence(CoherenceConfig):
+    """A model under which answers that it finds unlikely are not coherent, and how it is loaded."""
+
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = Field(
+        default="float32", description="number type that holds the weights; auto = as saved"
+    )
+    chat_template: PathText | None = Field(
+        default=None, description="file with a Jinja chat template; null = the tokenizer's own, else the default"
+    )
+    chat_template_kwargs: TemplateKwargs = Field(default={})
+
+
 class LabelConfig(OpinionKeys):
     """`bfpo label`: verdicts on completions, or safety labels of pairs; with a ranker also an order."""
 
@@ -85,6 +101,11 @@ class LabelConfig(OpinionKeys):
         default=None, description="completions.jsonl of `bfpo generate` to judge; or give data"
     )
     data: PairRowsConfig | None = Field(default=None, description="pairs whose safety labels are filled")
+    coherence: LabelCoherence | None = Field(
+        default=None,
+        description="model by which completions of unlikely text are found too; null = empty, looping and off-language "
+        "ones, from the text alone",
+    )
     relabel: bool = Field(
         default=False, description="replace known labels of pairs too, and report the agreement with them"
     )
@@ -100,10 +121,11 @@ class LabelConfig(OpinionKeys):
         **OpinionKeys.needs,
         "completions": Need("where data is set", lambda config: config.data is None),
         "data": beside("data"),
+        "coherence": beside("completions"),
         "relabel": beside("data"),
         "soft_labels": Need("without data or a ranker", lambda config: config.data or config.ranker),
         **dict.fromkeys(
-            ("strategy", "pairs_per_prompt"),
+            ("strategy", "pairs_per_prompt", "incoherent"),
             Need("without completions and a ranker", lambda config: config.data is None and config.ranker),
         ),
     }

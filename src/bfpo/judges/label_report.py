@@ -35,12 +35,14 @@ __all__ = [
 Votes = Mapping[str, Sequence[Sequence[Verdict]]]
 _GIVEN = "given label"
 
-FUNNEL_STEPS = ("prompts", "completions", "well_formed", "usable", "unsafe", "candidates", "pairs")
-"""Steps of the drawn funnel, as counted by `bfpo.judges.pairing.Pairing`."""
+FUNNEL_STEPS = ("prompts", "completions", "well_formed", "incoherent", "usable", "unsafe", "candidates", "pairs")
+"""Steps of the drawn funnel, as counted by `bfpo.judges.pairing.Pairing`; `incoherent` if there are any."""
 
 _ALL = "all prompts"
 RATE_TITLES = {
     "unsafe": "answers judged unsafe",
+    "unsafe_coherent": "answers judged unsafe, of the coherent ones",
+    "incoherent": "incoherent answers",
     "well_formed": "well-formed answers",
     "refused": "refusals",
     "finished": "ended before the token limit",
@@ -51,6 +53,7 @@ _WORDS = {
     "well_formed": "of these well-formed",
     "unscored": "of these unscored",
     "unsafe": "of these judged unsafe",
+    "incoherent": "of these incoherent: they give no pair",
     "usable": "usable: scored and well-formed",
     "candidates": "two different usable completions of one prompt",
     "unranked": "of these unranked",
@@ -244,14 +247,17 @@ class Answers:
 def answer_rates(answers: Answers, *, confidence: float = 0.95) -> dict[str, list[Score]]:
     """Return the rates of `unsafe`, `well_formed`, `refused` and `finished` answers, in all and by kind of prompt.
 
-    Intervals are over prompts. Answers that a judge could not score or does not measure are counted in no rate.
+    Where coherence was read, also `incoherent` and `unsafe_coherent`, the unsafe among the coherent. Intervals are over
+    prompts. Answers that a judge could not score or does not measure are counted in no rate.
     """
+    was_read = any(value is not None for _, value in _rows(answers, "incoherent"))
+    metrics = [metric for metric in RATE_TITLES if was_read or "coherent" not in metric]
     kinds = sorted({completion.kind for completion in answers.completions})
     groups = {_ALL: None, **({kind or "(no kind)": kind for kind in kinds} if len(kinds) > 1 else {})}
     return {
         name: [
             _rate(metric, [row for row in _rows(answers, metric) if kind is None or row[0].kind == kind], confidence)
-            for metric in RATE_TITLES
+            for metric in metrics
         ]
         for name, kind in groups.items()
     }
@@ -260,8 +266,13 @@ def answer_rates(answers: Answers, *, confidence: float = 0.95) -> dict[str, lis
 def _rows(answers: Answers, metric: str) -> list[tuple[Completion, bool | None]]:
     rows: list[tuple[Completion, bool | None]] = []
     for completion, verdict in zip(answers.completions, answers.verdicts, strict=True):
-        if metric == "unsafe":
+        # Of answers whose judge measures their form itself, coherence is not read.
+        incoherent = None if verdict.well_formed is not None else bool(verdict.incoherent)
+        if metric in ("unsafe", "unsafe_coherent"):
             value = None if verdict.label == "unscored" else verdict.label == "unsafe"
+            value = None if metric == "unsafe_coherent" and incoherent is not False else value
+        elif metric == "incoherent":
+            value = incoherent
         else:
             value = completion.finished if metric == "finished" else getattr(verdict, metric)
         value = None if completion.blocked else value
@@ -294,9 +305,9 @@ def redteam_text(
     words = dict(_WORDS)
     if not measures_form(rates):
         del words["well_formed"]
-        words["usable"] = "usable: scored"
+        words["usable"] = "usable: scored and coherent" if "incoherent" in funnel else "usable: scored"
     lines = [f"Model: {model}", "", "| step | number |", "|---|---|"]
-    lines += [f"| {words[name]} | {funnel[name]} |" for name in words]
+    lines += [f"| {words[name]} | {funnel[name]} |" for name in words if name in funnel]
     lines += [f"| pairs (chosen-rejected) {cell} | {count} |" for cell, count in cells.items()]
     lines += ["", f"Rates of the answers; intervals: {confidence:.0%}, over prompts.", ""]
     lines += ["| prompts | rate | value | interval | answers | not measured |", "|---|---|---|---|---|---|"]

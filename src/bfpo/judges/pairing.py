@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal, get_args
@@ -27,9 +27,9 @@ class Pairing:
     """The chosen pairs and the funnel's counts.
 
     `funnel` counts, in this order: `prompts`, `completions`, `well_formed` (also where the judge does not measure it),
-    `unscored`, `unsafe`, `usable` (scored and well-formed), `candidates` (two distinct usable completions of a prompt),
-    `unranked` and `ties` among them, `pairs`, `prompts_with_pairs`. `cells` counts the pairs by label cell,
-    `candidate_cells` the ranked candidates from which they were chosen.
+    `unscored`, `unsafe`, `incoherent` (if any), `usable` (scored, well-formed, not incoherent), `candidates` (two
+    distinct usable completions of a prompt), `unranked` and `ties` among them, `pairs`, `prompts_with_pairs`. `cells`
+    counts the pairs by label cell, `candidate_cells` the ranked candidates from which they were chosen.
     """
 
     pairs: list[Pair]
@@ -49,13 +49,14 @@ class _Candidate:
 
 
 def candidate_duels(
-    completions: Sequence[Completion], verdicts: Sequence[Verdict]
+    completions: Sequence[Completion], verdicts: Sequence[Verdict], incoherent: Collection[str] = ()
 ) -> list[tuple[Completion, Completion]]:
     """Return every two distinct usable completions of one prompt, in order, for a ranker to compare.
 
-    Usable: scored, and not malformed according to its judge. Texts that differ only in white space are the same.
+    Usable: scored, not malformed according to its judge, and not among the ids `incoherent`. Texts that differ only in
+    white space are the same.
     """
-    return [duel for _, group in _groups(completions, verdicts) for duel in _duels(group)]
+    return [duel for _, group in _groups(completions, verdicts) for duel in _duels(group, incoherent)]
 
 
 def choose_pairs(
@@ -68,13 +69,14 @@ def choose_pairs(
     soft_labels: bool = False,
     source: str = "redteam",
     seed: int = 0,
+    incoherent: Collection[str] = (),
 ) -> Pairing:
     """Return pairs of completions of each prompt; chosen is the more helpful one, regardless of safety.
 
     `informative` takes the most confident pair of every label cell of a prompt before a second one of any, cells where
     helpfulness and safety disagree first; `balanced` takes the cell with the fewest pairs so far; `random` any. Each
     prompt gives at most `pairs_per_prompt` (`None`: one of each of its cells). `soft_labels` uses a verdict's `p_safe`,
-    if any, as the label. Unscored completions, ties and unscored comparisons give no pair.
+    if any, as the label. Unscored and `incoherent` completions (ids), ties and unscored comparisons give no pair.
 
     Raises `SettingError` for an unknown strategy, `pairs_per_prompt` below 1, completions that share an id, or verdicts
     that are not one per completion in the same order.
@@ -87,11 +89,11 @@ def choose_pairs(
     if len(place) != len(completions):
         raise SettingError(f"completions: {len(completions) - len(place)} of {len(completions)} repeat an id")
     order = {(one.first_id, one.second_id): one for one in comparisons}
-    funnel = _count_completions(completions, verdicts)
+    funnel = _count_completions(completions, verdicts, incoherent)
     cells, candidate_cells = dict.fromkeys(CELLS, 0), dict.fromkeys(CELLS, 0)
     taken: list[_Candidate] = []
     for prompt, group in _in_seeded_order(list(_groups(completions, verdicts)), seed):
-        duels = list(_duels(group))
+        duels = list(_duels(group, incoherent))
         labels = {c.id: label for c, v in group if (label := label_of(v, soft=soft_labels)) is not None}
         found = list(_candidates(duels, labels, order, source, funnel))
         for candidate in found:
@@ -125,22 +127,25 @@ def _usable(verdict: Verdict) -> bool:
     return verdict.label != "unscored" and verdict.well_formed is not False
 
 
-def _duels(group: Sequence[_Judged]) -> Iterator[tuple[Completion, Completion]]:
+def _duels(group: Sequence[_Judged], incoherent: Collection[str]) -> Iterator[tuple[Completion, Completion]]:
     distinct: dict[str, Completion] = {}
     for completion, verdict in group:
-        if _usable(verdict) and completion.text.strip():
+        if _usable(verdict) and completion.id not in incoherent and completion.text.strip():
             distinct.setdefault(" ".join(completion.text.split()), completion)
     yield from combinations(distinct.values(), 2)
 
 
-def _count_completions(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> dict[str, int]:
+def _count_completions(
+    completions: Sequence[Completion], verdicts: Sequence[Verdict], incoherent: Collection[str]
+) -> dict[str, int]:
     return {
         "prompts": len({completion.prompt for completion in completions}),
         "completions": len(completions),
         "well_formed": sum(verdict.well_formed is not False for verdict in verdicts),
         "unscored": sum(verdict.label == "unscored" for verdict in verdicts),
         "unsafe": sum(verdict.label == "unsafe" for verdict in verdicts),
-        "usable": sum(map(_usable, verdicts)),
+        **({"incoherent": len(incoherent)} if incoherent else {}),
+        "usable": sum(_usable(verdict) and verdict.completion_id not in incoherent for verdict in verdicts),
         **dict.fromkeys(("candidates", "unranked", "ties", "pairs", "prompts_with_pairs"), 0),
     }
 

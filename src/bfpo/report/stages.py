@@ -338,6 +338,7 @@ def _funnel(funnel: Mapping[str, int], hit: Sequence[bool], *, with_form: bool) 
         "prompts with an unsafe answer": sum(hit) if hit else None,
     }
     pairs = {
+        "incoherent answers, which give no pair": given("incoherent"),
         f"answers usable for pairs: {usable}": given("usable"),
         "two different usable answers to one prompt": given("candidates"),
         "of these not ranked by helpfulness": given("unranked"),
