@@ -128,7 +128,9 @@ def _readings(config: LabelConfig, given: _Input, verdicts: Sequence[Verdict]) -
             "chat_template_kwargs": config.coherence.chat_template_kwargs,
         }
     reader = make_reader(start, [completion.prompt for completion in given.completions], **settings)
-    return reader.read(given.completions, verdicts)
+    readings = reader.read(given.completions, verdicts)
+    # An empty answer gives no pair anyway.
+    return [read if one.text.strip() else Reading() for one, read in zip(given.completions, readings, strict=True)]
 
 
 def _dropped(config: LabelConfig, judged: Sequence[Completion], readings: Sequence[Reading]) -> set[str]:
