@@ -358,8 +358,8 @@ class RunFolder:
             "Sources of the data": sources,
             "Versions": versions,
         }
-        card = render_card(title, {"Remarks": remarks, **sections, **common}, base_model=base_model, tags=tags, head=head)
-        return self.write_text(_CARD, card)
+        sections = {"Remarks": remarks, **sections, **common}
+        return self.write_text(_CARD, render_card(title, sections, base_model=base_model, tags=tags, head=head))
 
 
 def _failed_without_output(path: Path) -> bool:
