@@ -45,6 +45,7 @@ VARIES = (
     (r"[\d,.]+(?= [KMG]i?B free\b)", "<n>"),
     (r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", "<hash>"),
     (r"(?<=no whole answer: )[^)]+|Error code: \d+ -(?= )", "<quoted error>"),  # the client of model servers
+    (r"(?<=not JSON compliant): (?:nan|-?inf)", ""),  # newer versions of Python name the number
 )
 
 
