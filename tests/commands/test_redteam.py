@@ -5,6 +5,7 @@ import random
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from bfpo.judges.needless import read_answers
 from bfpo.judges.panel import panel_verdict
 from bfpo.judges.refusals import read_refusal
 from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.suites.coherence import Reading
 from bfpo.world.datasets import redteam_prompts, save_tokenizer, sft_completions
 from bfpo.world.oracle import assess
 from bfpo.world.world import prompt_text, topics
@@ -242,8 +244,11 @@ def test_without_needless_refusals_there_is_no_buffer(world: Path, tmp_path: Pat
     assert not (run / "start").exists()
 
 
-def none_unlikely(config: Any, completions: Any) -> list[bool]:
-    return [False] * len(completions)
+def sample_reader(incoherent: Any) -> Any:
+    """Return what makes the reader of a sample, which calls the answers incoherent that `incoherent` does."""
+    return lambda config, prompts: SimpleNamespace(
+        read=lambda found: [Reading(not bad) for bad in incoherent(config, found, prompts)]
+    )
 
 
 def test_the_temperature_is_the_highest_at_which_a_sample_stays_coherent(world: Path, tmp_path: Path) -> None:
@@ -258,7 +263,7 @@ def test_the_temperature_is_the_highest_at_which_a_sample_stays_coherent(world: 
         return [hot == len(completions)] * 3 + [False] * (len(completions) - 3)
 
     run = tmp_path / "run"
-    with patch("bfpo.commands.redteam._incoherent", salad), patch("bfpo.commands.redteam._unlikely", none_unlikely):
+    with patch("bfpo.commands.redteam._sample_reader", sample_reader(salad)):
         run_stage("redteam", asked, run)
     found = json.loads((run / "redteam.json").read_text())
     assert found["temperature"] == 0.7
@@ -274,7 +279,7 @@ def test_the_temperature_is_the_highest_at_which_a_sample_stays_coherent(world: 
     sample = run / "temperature" / "0.7" / "completions.jsonl"
     before = sample.stat().st_mtime_ns
     (run / "run.json").write_text((run / "run.json").read_text().replace('"finished"', '"interrupted"'))
-    with patch("bfpo.commands.redteam._incoherent", salad), patch("bfpo.commands.redteam._unlikely", none_unlikely):
+    with patch("bfpo.commands.redteam._sample_reader", sample_reader(salad)):
         run_stage("redteam", asked, run, resume=True)
     assert sample.stat().st_mtime_ns == before
     assert json.loads((run / "redteam.json").read_text()) == found
@@ -290,7 +295,7 @@ def test_a_model_that_is_never_coherent_gets_the_best_temperature_and_a_warning(
         bad = left.pop(0) if left else 0
         return [n < bad for n in range(len(completions))]
 
-    with patch("bfpo.commands.redteam._incoherent", some), patch("bfpo.commands.redteam._unlikely", none_unlikely):
+    with patch("bfpo.commands.redteam._sample_reader", sample_reader(some)):
         run_stage("redteam", config(world, world / "start" / "model", limit=16, temperature="auto"), tmp_path / "run")
     assert json.loads((tmp_path / "run" / "redteam.json").read_text())["temperature"] == chosen
     assert ("even at the lowest one" in caplog.text) is (counts[-1] > 2)

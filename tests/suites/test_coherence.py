@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 
-from bfpo.commands.redteam import _unlikely
+from bfpo.commands.redteam import _sample_reader
 from bfpo.config import EvaluateConfig, RedteamConfig
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError
-from bfpo.core.schema import Completion, Message, Verdict
+from bfpo.core.schema import Completion, Message, Prompt, Verdict
 from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline
@@ -202,13 +202,18 @@ def test_the_temperature_of_redteam_leaves_samples_that_are_nearer_to_salad(
     config = RedteamConfig.model_validate({**given, "ranker": "oracle", "temperature": "auto"})
     shuffled = " ".join(np.random.default_rng(1).permutation(counted(5, 30).split()))
     samples = [Completion(str(n), PROMPTS[n], text) for n, text in enumerate((counted(4, 30), shuffled, "w1"))]
-    assert _unlikely(config, samples) == [False, True, False]
+
+    def unlikely() -> list[bool]:
+        prompts = [Prompt(str(n), prompt) for n, prompt in enumerate(PROMPTS)]
+        return [read.coherent is False for read in _sample_reader(config, prompts).read(samples)]
+
+    assert unlikely() == [False, True, False]
     bound = CoherenceBound(bound=5.0, own_median=1.0, salad_median=6.0)
     monkeypatch.setattr(StartModel, "calibrated", lambda *_: bound)
     monkeypatch.setattr(StartModel, "nats", lambda *_: [3.4, 3.6, None])
-    assert _unlikely(config, samples) == [False, True, False]  # above 3.5, below the bound of texts by others
+    assert unlikely() == [False, True, False]  # above 3.5, below the bound of texts by others
     bound = CoherenceBound(bound=None, own_median=4.0, salad_median=4.1)
-    assert _unlikely(config, samples) == [False] * 3
+    assert unlikely() == [False] * 3
 
 
 # -------------------------------------------------------------------------------------------------------- evaluate

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bfpo.config import LabelConfig, read_template
+from bfpo.config import LabelConfig
 from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
@@ -30,7 +30,7 @@ from bfpo.judges.panel import panel_verdict
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.records import ScoresFile
-from bfpo.suites.coherence import Reading, make_reader
+from bfpo.suites.coherence import Reading, reader_of
 
 __all__ = ["preview", "run"]
 
@@ -119,15 +119,7 @@ def _readings(config: LabelConfig, given: _Input, verdicts: Sequence[Verdict]) -
     """Return what was read of each judged completion; the sides of pairs are not read."""
     if given.pairs:
         return [Reading()] * len(verdicts)
-    start, settings = None, {}
-    if config.coherence is not None:
-        start = (config.coherence.model, config.coherence.revision)
-        settings = {
-            "dtype": config.coherence.dtype,
-            "chat_template": read_template(config.coherence.chat_template),
-            "chat_template_kwargs": config.coherence.chat_template_kwargs,
-        }
-    reader = make_reader(start, [completion.prompt for completion in given.completions], **settings)
+    reader = reader_of(config.coherence, [completion.prompt for completion in given.completions])
     readings = reader.read(given.completions, verdicts)
     # An empty answer gives no pair anyway.
     return [read if one.text.strip() else Reading() for one, read in zip(given.completions, readings, strict=True)]

@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig, read_template
+from bfpo.config import GenerateConfig, LabelConfig, PrepareConfig, RedteamConfig, StageConfig
 from bfpo.config.label import LabelCoherence
 from bfpo.core.console import show
 from bfpo.core.errors import DataError, SettingError
@@ -36,7 +36,7 @@ from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_st
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.scores.records import ScoresFile
-from bfpo.suites.coherence import StartModel, make_reader
+from bfpo.suites.coherence import CoherenceReader, reader_of
 
 __all__ = ["preview", "run"]
 
@@ -138,37 +138,28 @@ def _no_pair(funnel: Mapping[str, int]) -> str:
     )
 
 
-def _unlikely(config: RedteamConfig, completions: Sequence[Completion]) -> list[bool]:
-    """Return which of the model's samples are nearer to word salad than to its greedy answers, in nats per token.
+def _incoherent(config: RedteamConfig, completions: Sequence[Completion]) -> list[bool]:
+    """Return whether each completion is no coherent text; the likelihood under a model that is here counts too."""
+    reader = reader_of(_coherence(config), [one.prompt for one in completions])
+    return [read.coherent is False for read in reader.read(completions)]
 
-    The text of a sample at a high temperature neither loops nor changes its language. None is, for a model behind a
-    server, and where the model's likelihood does not separate the two.
+
+def _sample_reader(config: RedteamConfig, prompts: Sequence[Prompt]) -> CoherenceReader:
+    """Return the reader of a sample; one nearer to word salad than to the model's greedy answers is incoherent too.
+
+    The text of a sample at a high temperature neither loops nor changes its language. A model behind a server gives no
+    likelihood, and that of another one may not separate the two.
     """
     if config.engine == "server":
-        return [False] * len(completions)
-    names = ("revision", "dtype", "chat_template_kwargs")
-    settings = {name: getattr(config, name) for name in names if hasattr(config, name)}
-    template = read_template(getattr(config, "chat_template", None))
-    model = StartModel(config.model, chat_template=template, **settings)
-    found = read_prompt_files([config.prompts], columns=config.columns, bad_rows=config.bad_rows)
-    halfway = model.calibrated([prompt.messages for prompt in found.prompts]).halfway
-    if halfway is None:
-        return [False] * len(completions)
-    return [value is not None and value > halfway for value in model.nats(completions)]
-
-
-def _incoherent(config: RedteamConfig, completions: Sequence[Completion], prompts: Sequence[Prompt] = ()) -> list[bool]:
-    """Return whether each completion is no coherent text; the likelihood under a model that is here counts too.
-
-    The bound is calibrated on `prompts`, else on those of the completions. The model is freed at the end.
-    """
-    start, settings = _coherence(config), {}
-    if start is not None:
-        settings = start.model_dump(exclude={"model", "revision"})
-        settings["chat_template"] = read_template(start.chat_template)
-    asked = [one.messages for one in prompts] or [one.prompt for one in completions]
-    reader = make_reader(None if start is None else (start.model, start.revision), asked, **settings)
-    return [read.coherent is False for read in reader.read(completions)]
+        return CoherenceReader()
+    keys = [name for name in LabelCoherence.model_fields if hasattr(config, name)]
+    asked = LabelCoherence.model_validate({name: getattr(config, name) for name in keys})
+    reader = reader_of(asked, [one.messages for one in prompts])
+    assert reader.bound is not None  # with a model
+    if (halfway := reader.bound.halfway) is not None and reader.bound.bound is not None:
+        limit = min(halfway, reader.bound.bound) if config.engine == "transformers" else halfway
+        reader.bound = replace(reader.bound, bound=limit)
+    return reader
 
 
 def _coherence(config: RedteamConfig) -> LabelCoherence | None:
@@ -199,9 +190,8 @@ def _temperature(config: RedteamConfig, folder: RunFolder) -> tuple[float, list[
         made = _run("generate", _generate(config, temperature=value, **keys), folder.path / TEMPERATURE / f"{value:g}")
         answers = read_completions(made.path / COMPLETIONS, thinking=config.thinking)
         written = [one for one in answers if not one.blocked and (one.text.strip() or not one.reasoning)]
-        broken = [
-            a or b for a, b in zip(_incoherent(config, written, prompts), _unlikely(config, written), strict=True)
-        ]
+        # The model is loaded for each try, so that it takes no memory beside the one that generates.
+        broken = [read.coherent is False for read in _sample_reader(config, prompts).read(written)]
         tried.append(TriedTemperature(value, sum(broken), len(written)))
         if tried[-1].incoherent <= _MOST_INCOHERENT * len(written):
             break

@@ -11,9 +11,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from bfpo.core.schema import Completion
 from bfpo.judges.refusal_text import in_english, normalised
 
-__all__ = ["Coherence", "Incoherence", "read_coherence"]
+__all__ = ["Coherence", "Incoherence", "read_coherence", "read_completion"]
 
 Incoherence = Literal["empty", "cut", "looping", "off_language", "unlikely"]
 
@@ -68,6 +69,12 @@ def read_coherence(text: str, *, finished: bool = True, prompt: str = "") -> Coh
     if not _LANGUAGE_ASKED.search(prompt) and _off_language(text, prompt):
         reasons.append("off_language")
     return Coherence(tuple(reasons))
+
+
+def read_completion(completion: Completion) -> Coherence:
+    """Return what is wrong with a completion, as `read_coherence` does with the text of its prompt."""
+    prompt = "\n".join(turn.content for turn in completion.prompt)
+    return read_coherence(completion.text, finished=completion.finished, prompt=prompt)
 
 
 def _units(text: str) -> list[str]:

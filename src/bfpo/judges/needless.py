@@ -9,7 +9,7 @@ from bfpo.core.schema import Completion, Pair, Score
 from bfpo.data.rejects import LEFT_OUT, RowError
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import message_extra
-from bfpo.judges.coherence import read_coherence
+from bfpo.judges.coherence import read_completion
 from bfpo.judges.records import NeedlessRefusals
 from bfpo.judges.refusals import RefusalJudge
 from bfpo.stats import rate_interval
@@ -64,8 +64,7 @@ def check_kept(leave_out: Collection[str]) -> Callable[[Completion], None]:
     """Return a check that raises `RowError` for an answer that `leave_out` (refused, incoherent, cut) leaves out."""
 
     def check(completion: Completion) -> None:
-        prompt = "\n".join(turn.content for turn in completion.prompt)
-        found = read_coherence(completion.text, finished=completion.finished, prompt=prompt)
+        found = read_completion(completion)
         reasons: list[str] = [name for name in found.reasons if ("cut" if name == "cut" else "incoherent") in leave_out]
         if not reasons and "refused" in leave_out:
             (answer,) = read_answers([completion], [False])

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bfpo.config import read_template
+from bfpo.config.label import LabelCoherence
 from bfpo.core.errors import RunError
 from bfpo.core.files import user_cache_folder, write_text_whole
 from bfpo.core.records import as_json, load
@@ -22,14 +24,14 @@ from bfpo.data.rejects import RowError
 from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import IGNORED, TokenPair, prompt_ids, row_check, tokenize_completions
 from bfpo.generation.sampling import Request, answer_batches, end_token_ids
-from bfpo.judges.coherence import read_coherence
+from bfpo.judges.coherence import read_coherence, read_completion
 from bfpo.policy.load import load_policy, pad_token_id
 from bfpo.policy.reference.cache import model_key
 from bfpo.scores.accuracy import pair_logps
 from bfpo.scores.records import CoherenceBound
 from bfpo.stats import wilson
 
-__all__ = ["CoherenceReader", "Reading", "StartModel", "make_reader", "word_salad"]
+__all__ = ["CoherenceReader", "Reading", "StartModel", "make_reader", "reader_of", "word_salad"]
 
 _log = logging.getLogger(__name__)
 
@@ -211,8 +213,7 @@ class CoherenceReader:
         nats = self._start.nats(list(read.values())) if self._start and usable else [None] * len(read)
         found = [Reading()] * len(completions)
         for (place, one), value in zip(read.items(), nats, strict=True):
-            prompt = "\n".join(turn.content for turn in one.prompt)
-            reasons: list[str] = [*read_coherence(one.text, finished=one.finished, prompt=prompt).reasons]
+            reasons: list[str] = [*read_completion(one).reasons]
             reasons += ["unlikely"] if value is not None and limit is not None and value > limit else []
             reasons = [reason for reason in reasons if reason != "cut"]
             found[place] = Reading(not reasons, reasons or None, value)
@@ -233,3 +234,16 @@ def make_reader(
     if bound.bound is None:
         _log.warning("coherence: likelihood under %s cannot be used: %s", bound.model, bound.reason)
     return CoherenceReader(model, bound)
+
+
+def reader_of(asked: LabelCoherence | None, prompts: Sequence[tuple[Message, ...]]) -> CoherenceReader:
+    """Return the reader that a section `coherence` asks for, as `make_reader`; without one that of the text alone."""
+    if asked is None:
+        return CoherenceReader()
+    return make_reader(
+        (asked.model, asked.revision),
+        prompts,
+        dtype=asked.dtype,
+        chat_template=read_template(asked.chat_template),
+        chat_template_kwargs=asked.chat_template_kwargs,
+    )
