@@ -26,7 +26,7 @@ from bfpo.data.tokenize import TokenizeReport, TokenPair, check_tokens, row_chec
 from bfpo.judges.asking import judge_answers
 from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import check_judge, make_judge
-from bfpo.policy.devices import use_threads
+from bfpo.policy.devices import to_gpu, use_threads
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
@@ -186,11 +186,8 @@ def _tokens(config: PairsJob) -> tuple[list[Pair], dict[str, Any], list[Reject],
 
 def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int) -> PairLogps:
     """Return a model's log-probs; the model is freed before the next one is loaded."""
-    import torch
-
     policy = load_policy(model, dtype=config.dtype, revision=revision)
-    if torch.cuda.is_available():
-        policy.model.to("cuda")
+    to_gpu(policy.model)
     return pair_logps(
         policy.model, tokens, pad_token_id=pad, pairs_per_batch=config.pairs_per_batch, reduction=config.reduction
     )

@@ -35,7 +35,7 @@ from bfpo.generation.engines import (
 from bfpo.generation.sampling import end_token_ids, saved_end_token_ids
 from bfpo.generation.server import RequestBudget, Server
 from bfpo.generation.settings import WeightsSpec
-from bfpo.policy.devices import use_threads
+from bfpo.policy.devices import to_gpu, use_threads
 from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
@@ -166,11 +166,8 @@ def _make_engine(
         ends = {*saved_end_token_ids(config.model, chat.tokenizer, revision=config.revision), chat.end_id}
         return VllmEngine(config.model, chat.tokenizer, ends, revision=config.revision, dtype=config.dtype, **sampling)
     assert isinstance(config, TransformersGenerate)  # the only other engine
-    import torch
-
     policy = load_policy(config.model, dtype=config.dtype, revision=config.revision)
-    if torch.cuda.is_available():
-        policy.model.to("cuda")
+    to_gpu(policy.model)
     ends = {*end_token_ids(policy.model, policy.tokenizer), chat.end_id}
     return TransformersEngine(policy.model, policy.tokenizer, ends, batch_size=config.batch_size, **sampling)
 

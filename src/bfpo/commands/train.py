@@ -54,7 +54,10 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     prepare_process(config.threads)
     args = _arguments(config, folder.folder(CHECKPOINTS))
     tokens = pair_tokens(config, folder, args)
-    probe = load_probe(config, folder, read_start(config), {name: tokens[name] for name in _TRAINED if name in tokens})
+    probe = None
+    if config.probe is not None:
+        trained_on = {name: tokens[name] for name in _TRAINED if name in tokens}
+        probe = load_probe(config, folder, read_start(config), trained_on)
     policy = load_start(config)  # after the data: what is wrong with them is said first
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
@@ -99,9 +102,9 @@ def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on, the parameters that train, the steps, and their time if they can be measured."""
     # The probe looks for its prompts in all pairs.
     lines, rows = pair_rows(config, MOST_ROWS if config.probe is None else sys.maxsize)
-    lines += probe_lines(
-        config, read_start(config), {name: each.sample for name, each in zip(_TRAINED, rows, strict=False)}
-    )
+    if config.probe is not None:
+        trained_on = {name: each.sample for name, each in zip(_TRAINED, rows, strict=False)}
+        lines += probe_lines(config, read_start(config), trained_on)
     fits = fits_here(config)
     policy = load_start(config)
     lines += [str(policy.trainable_report)]

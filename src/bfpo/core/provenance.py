@@ -25,6 +25,7 @@ __all__ = [
     "prepared_from",
     "run_above",
     "run_digest",
+    "run_of_model",
 ]
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy")
@@ -86,6 +87,11 @@ def run_above(path: str | Path, levels: int = 4) -> Path | None:
     return next(
         (folder for folder in [here, *here.absolute().parents][:levels] if (folder / "run.json").is_file()), None
     )
+
+
+def run_of_model(model: str) -> Path | None:
+    """Return the run folder that a model is in; `None` for an id of the hub."""
+    return run_above(model) if Path(model).is_dir() else None
 
 
 def run_digest(run: RunFile) -> str:

@@ -16,12 +16,20 @@ from pathlib import Path
 import regex
 
 from bfpo.core.errors import SettingError, first_line
-from bfpo.core.schema import Completion, Verdict
+from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.data.thinking import split_thought
 from bfpo.judges.refusal_rules import Phrases, declines
 from bfpo.judges.refusal_text import in_english, normalised, plain_text
 
-__all__ = ["NOT_ABOUT_SAFETY", "NOT_READ", "RefusalJudge", "RefusalReading", "read_phrases", "read_refusal"]
+__all__ = [
+    "NOT_ABOUT_SAFETY",
+    "NOT_READ",
+    "RefusalJudge",
+    "RefusalReading",
+    "last_question",
+    "read_phrases",
+    "read_refusal",
+]
 
 NOT_ABOUT_SAFETY = "measures refusals, not safety"
 NOT_READ = "not read for refusals: not in English"
@@ -37,6 +45,11 @@ class RefusalReading:
     refused: bool | None
     partly: bool | None
     reason: str = ""
+
+
+def last_question(prompt: Sequence[Message]) -> str:
+    """Return what the user said last in a prompt, for `read_refusal`."""
+    return next((turn.content for turn in reversed(prompt) if turn.role == "user"), "")
 
 
 def read_refusal(answer: str, question: str = "", phrases: Phrases = ()) -> RefusalReading:
@@ -75,8 +88,7 @@ class RefusalJudge:
     def _verdict(self, completion: Completion) -> Verdict:
         thought = split_thought(completion.text, opened=False)
         answer = completion.text if thought is None else thought.answer
-        asked = next((turn.content for turn in reversed(completion.prompt) if turn.role == "user"), "")
-        found = read_refusal(answer, asked, self._phrases)
+        found = read_refusal(answer, last_question(completion.prompt), self._phrases)
         return Verdict(
             completion.id,
             self.name,

@@ -22,6 +22,7 @@ __all__ = [
     "free_disk",
     "installed_extras",
     "runs_on_cpu",
+    "to_gpu",
     "use_threads",
 ]
 
@@ -122,3 +123,9 @@ def use_threads(threads: int | None) -> None:
     """Set the CPU threads of torch, if a number is given."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def to_gpu(model: torch.nn.Module) -> None:
+    """Move a model to the GPU if there is one."""
+    if torch.cuda.is_available():
+        model.to("cuda")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import secrets
 import threading
@@ -20,7 +18,7 @@ from bfpo.core.errors import BfpoError, ConfigError, DataError
 from bfpo.core.schema import VerdictRow
 from bfpo.judges.annotation import Annotations, Candidate, interval_words
 from bfpo.report.models import prompt_text, read_texts, texts_of
-from bfpo.report.page import environment
+from bfpo.report.page import environment, source_hash
 from bfpo.report.read import Run, find_runs
 from bfpo.suites.records import SuiteAnswer
 
@@ -82,7 +80,7 @@ def render(annotations: Annotations, token: str) -> tuple[str, str]:
     page = made.get_template("annotate.html").render(
         data=data, script=Markup(script), style=Markup(style), annotator=annotations.annotator
     )
-    allowed = {kind: f"'sha256-{_digest(text)}'" for kind, text in zip(_PARTS, (script, style), strict=True)}
+    allowed = {kind: f"'{source_hash(text)}'" for kind, text in zip(_PARTS, (script, style), strict=True)}
     policy = (
         f"default-src 'none'; script-src {allowed['js']}; style-src {allowed['css']}; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -91,10 +89,6 @@ def render(annotations: Annotations, token: str) -> tuple[str, str]:
 
 
 _PARTS = ("js", "css")
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def _state(annotations: Annotations) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from bfpo.report.headline import headline
 from bfpo.report.sections import CSV_COLUMNS, csv_text
 from bfpo.report.view import few_samples, page_view
 
-__all__ = ["environment", "render_html", "render_markdown", "write_report"]
+__all__ = ["environment", "render_html", "render_markdown", "source_hash", "write_report"]
 
 # Titles are escaped text; the answers are a compressed block: neither can look like a section.
 _SECTION = re.compile(r'<section id="([\w-]+)"[^>]*>\s*<h2>(.*?)</h2>')
@@ -136,10 +136,14 @@ def _figures(data: ReportData) -> dict[str, Figure]:
     return {name: figure for name, figure in found.items() if figure is not None} | spreads
 
 
+def source_hash(text: str) -> str:
+    """Return the source expression of an inline script or style in a content security policy, without its quotes."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
+
+
 def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | None = None) -> str:
     made = environment(autoescape=True)
     script = made.loader.get_source(made, "report.js")[0] if made.loader else ""
-    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     parts = page_view(data)
     view = {
         **parts,
@@ -154,7 +158,7 @@ def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | Non
         "refresh_seconds": refresh_seconds,
         "mark": None if maker is None else Markup(_marks(maker)[".html"]),
         "script": Markup(script),  # the only script that the page allows
-        "script_hash": f"sha256-{digest}",
+        "script_hash": source_hash(script),
     }
     return _with_contents(made.get_template("report.html").render(view))
 

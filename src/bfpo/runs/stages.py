@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bfpo.core.errors import BfpoError, ConfigError, RunError
-from bfpo.core.provenance import RunFile, run_above, run_digest
+from bfpo.core.provenance import RunFile, run_digest, run_of_model
 
 if TYPE_CHECKING:
     from bfpo.config import StageConfig
@@ -133,8 +133,7 @@ def _model_runs(config: Mapping[str, Any]) -> dict[str, str]:
 
     named = [config, *(one for one in config.get("models") or [] if isinstance(one, dict))]
     values = [one.get(key) for one in named for key in ("model", "reference", "first", "second")]
-    paths = {one for one in values if isinstance(one, str) and Path(one).is_dir()}
-    runs = {path: run_above(path) for path in paths}
+    runs = {path: run_of_model(path) for path in values if isinstance(path, str)}
     found = {path: run_digest(load(RunFile, run / "run.json", [])) for path, run in runs.items() if run is not None}
     return {path: digest for path, digest in sorted(found.items()) if digest}
 

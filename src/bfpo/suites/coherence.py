@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from bfpo.config import read_template
 from bfpo.config.label import LabelCoherence
@@ -25,6 +24,7 @@ from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import IGNORED, TokenPair, prompt_ids, row_check, tokenize_completions
 from bfpo.generation.sampling import Request, answer_batches, end_token_ids
 from bfpo.judges.coherence import read_coherence, read_completion
+from bfpo.policy.devices import to_gpu
 from bfpo.policy.load import load_policy, pad_token_id
 from bfpo.policy.reference.cache import model_key
 from bfpo.scores.accuracy import pair_logps
@@ -70,8 +70,7 @@ class StartModel:
     ) -> None:
         policy = load_policy(name, dtype=dtype, revision=revision)
         self.name, self.model, self.tokenizer = name, policy.model, policy.tokenizer
-        if torch.cuda.is_available():
-            self.model.to("cuda")
+        to_gpu(self.model)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self._room = min(_MOST_PROMPT_TOKENS, positions or _MOST_PROMPT_TOKENS)
         self._template = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}

@@ -16,7 +16,7 @@ from bfpo.core.schema import Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.split import draw
-from bfpo.data.tokenize import check_ids, ids_to_check
+from bfpo.data.tokenize import IGNORED, check_ids, ids_to_check
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import known_sets, known_suites, load_suites
 from bfpo.suites.files import find_prompts
@@ -149,7 +149,7 @@ def _prompt_ids(row: Any) -> Sequence[int]:
     if not isinstance(row, Mapping):
         ids: Sequence[int] = row.prompt_ids
         return ids
-    end = next((place for place, label in enumerate(row["labels"]) if label != -100), len(row["labels"]))
+    end = next((place for place, label in enumerate(row["labels"]) if label != IGNORED), len(row["labels"]))
     taught: Sequence[int] = row["input_ids"][:end]
     return taught
 

@@ -25,7 +25,7 @@ from bfpo.core.schema import Message
 from bfpo.generation.engines import decode
 from bfpo.generation.sampling import Answer, Request, answer_batches, end_token_ids, opening_logps
 from bfpo.judges.coherence import read_coherence
-from bfpo.judges.refusals import read_refusal
+from bfpo.judges.refusals import last_question, read_refusal
 from bfpo.policy.logps import evaluating
 from bfpo.training.records import ProbeAnswer, ProbeFile, ProbeRow, probe_share
 from bfpo.training.sharding import is_sharded
@@ -112,8 +112,7 @@ def _reading(text: str, prompt: ProbePrompt, *, finished: bool) -> str:
     """Return how an answer is read; one that declines in part counts as refused, an incoherent one only as that."""
     if read_coherence(text, finished=finished, prompt=prompt.text).incoherent:
         return "incoherent"
-    asked = next((turn.content for turn in reversed(prompt.messages) if turn.role == "user"), "")
-    found = read_refusal(text, asked)
+    found = read_refusal(text, last_question(prompt.messages))
     if found.refused is None:
         return "not read"
     return "refused" if found.refused or found.partly else "complied"

@@ -86,13 +86,17 @@ def schedule_lines(args: TrainingArguments, rows: list[Rows[Any]], per_step: int
     """Return lines on steps, warm-up and tokens of a step, and the optimizer steps; rows of the first input count."""
     per_epoch = math.ceil(len(rows[0].tokens) / per_step)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    tokens = sum(per_step * sum(each.tokens) / len(each.tokens) for each in rows)
+    tokens = _step_tokens(rows, per_step)
     shares = " + ".join([f"{per_step:,}"] * len(rows))
     passes = f"{per_epoch:,} are a pass over the data"
     return [
         f"optimizer steps: {steps:,} ({passes}), warm-up: {args.get_warmup_steps(steps):,} of them",
         f"a step: {shares} {unit}, about {tokens:,.0f} tokens",
     ], steps
+
+
+def _step_tokens(rows: list[Rows[Any]], per_step: int) -> float:
+    return sum(per_step * sum(each.tokens) / len(each.tokens) for each in rows)
 
 
 def measured_steps(make: Callable[[Path], Trainer]) -> tuple[list[float], Trainer] | None:
@@ -147,7 +151,7 @@ def time_lines(
 ) -> list[str]:
     """Return the line on the time of a step, scaled by tokens from measured steps of `num` rows of each input."""
     measured = sum(each.sampled_tokens(num) for each in rows)
-    tokens = sum(per_step * sum(each.tokens) / len(each.tokens) for each in rows)
+    tokens = _step_tokens(rows, per_step)
     step = sum(seconds) / len(seconds) * tokens / measured
     shares = " + ".join([str(num)] * len(rows))
     return [

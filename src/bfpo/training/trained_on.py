@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bfpo.core.errors import RunError
-from bfpo.core.provenance import RunFile, run_above
+from bfpo.core.provenance import RunFile, run_of_model
 from bfpo.core.records import load
 from bfpo.core.schema import Prompt
 from bfpo.data.split import prompt_hashes
@@ -48,7 +47,7 @@ def trained_prompts(model: str) -> Hashes | None:
 
     Raises `RunError` for a file that cannot be read.
     """
-    run = _run_of(model)
+    run = run_of_model(model)
     if run is None or not (run / FILE).is_file():
         return None
     try:
@@ -60,7 +59,7 @@ def trained_prompts(model: str) -> Hashes | None:
 
 def has_no_record(model: str) -> bool:
     """Return whether a model is in the folder of a training that does not record its prompts, as before bfpo did."""
-    run = _run_of(model)
+    run = run_of_model(model)
     if run is None or (run / FILE).is_file():
         return False
     return load(RunFile, run / "run.json", []).stage in ("train", "sft", "interpolate")
@@ -71,8 +70,3 @@ def asked_in_training(prompt: Prompt, hashes: Hashes) -> bool:
     (said,) = np.frombuffer(prompt_hashes(prompt.messages)[8:], "<u8")
     place = int(np.searchsorted(hashes, said))
     return place < len(hashes) and bool(hashes[place] == said)
-
-
-def _run_of(model: str) -> Path | None:
-    """Return the run folder that a model is in; `None` for an id of the hub."""
-    return run_above(model) if Path(model).is_dir() else None
