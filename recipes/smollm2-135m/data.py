@@ -2,15 +2,13 @@
 """Make the prompt files and the training files of this recipe. `make real` runs it between the stages of bfpo.
 
     python data.py prompts --out OUT [--data FOLDER ...]   # prompts, split by source and by prompt
-    python data.py sft --out OUT                          # needs the start model's own answers
-    python data.py pairs --out OUT                         # and those to harmful prompts
-    python data.py refused --out OUT          # needs the trained model's answers to further harmless prompts
-    python data.py second-pairs --out OUT                  # and the start model's answers to those that were refused
+    python data.py rows --out OUT                         # needs the start model's own answers
+    python data.py refused --round N --out OUT      # needs the answers of round N's model to further harmless prompts
+    python data.py next-pairs --round N --out OUT          # and the start model's answers to those that were refused
 
-Evaluation sources (SimpleSafetyTests, StrongREJECT, HarmBench, MT-Bench, TruthfulQA) and the development source CatQA
-are never trained on, and a training prompt that resembles a development or evaluation prompt is left out. Data are
-looked for in the folders first, then on the hub. Every choice is made by a hash of the text, so the same data give the
-same files.
+SimpleSafetyTests, StrongREJECT, HarmBench, CatQA, MT-Bench and TruthfulQA are never trained on, and a training prompt
+that resembles one of theirs, or any development or report prompt, is left out. Data are looked for in the folders
+first, then on the hub. Every choice is made by a hash of the text, so the same data give the same files.
 """
 
 from __future__ import annotations
@@ -34,42 +32,49 @@ from bfpo.suites.files import find_prompts
 
 HERE = Path(__file__).parent
 LONGEST = 400  # characters of a prompt
-FIRST_REFUSALS = 560  # harmful prompts of the first SFT rows; the second ones have all of them
+FIRST_REFUSALS = 950  # harmful prompts whose refusals SFT learns; the others are for the pairs
 SIMILAR = 0.5  # Jaccard similarity of character 5-grams from which a training prompt counts as a copy of a held-out one
 
-# How many prompts of each source are in each part; None: all that are left. `pairs`: for the buffer of the pairs alone.
+# How many prompts of each source are in each part; None: all that are left. `ask-N`: asked of the model of round N, for
+# the buffer of the next round.
 HARMFUL = {
     "advbench": {"train": None},
     "gptfuzz": {"train": None},
     "xstest-unsafe": {"train": None},
-    "ailuminate": {"dev": 20, "train": 320},
-    "hh-harmless": {"train": 250},
-    "catqa": {"dev": 60},
+    "ailuminate": {"dev": 20, "train": None},
+    "hh-harmless": {"train": 300},
+    "written": {"train": None},
+    "catqa": {"dev": 40},
+    "strongreject": {"dev": 40, "report": 100},
+    "harmbench": {"dev": 40, "report": 100},
     "simplesafetytests": {"report": 100},
-    "strongreject": {"report": 100},
-    "harmbench": {"report": 100},
 }
 HARMLESS = {
     "xstest-safe": {"dev": 50, "report": 80, "train": None},
     "ifeval": {"dev": 30, "report": 80, "train": 240},
-    "hh-helpful": {"dev": 60, "report": 120, "train": 700, "pairs": 600},
+    "hh-helpful": {"dev": 60, "report": 120, "train": 700, "ask-1": 600, "ask-2": None},
     "contrast": {"train": None},
-    "contrast-pairs": {"pairs": None},
+    "contrast-pairs": {"ask-1": None},
     "mt-bench": {"report": 80},
     "truthfulqa": {"report": 40},
 }
-SECOND_BUFFER = 560  # pairs of the buffer in the second round
+ROUNDS = 2  # rounds after the first one
+NEXT_BUFFER = 560  # pairs of the buffer in these rounds
 
 
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["prompts", *STEPS])
+    parser.add_argument("step", choices=["prompts", *STEPS, *ROUND_STEPS])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", nargs="*", default=[], help="folders with the data; without it the hub is used")
+    parser.add_argument("--round", type=int, choices=range(1, ROUNDS + 1), default=1)
+    parser.add_argument("--arm", type=Path, help="the folder of the rounds, if it is not OUT")
     args = parser.parse_args()
     if args.step == "prompts":
         make_prompts(args.data, args.out)
+    elif args.step in ROUND_STEPS:
+        ROUND_STEPS[args.step](args.out, args.arm or args.out, args.round)
     else:
         STEPS[args.step](args.out)
 
@@ -78,7 +83,7 @@ def main() -> None:
 
 
 def make_prompts(folders: Sequence[str], out: Path) -> None:
-    """Write `prompts/PART_KIND.jsonl` for the parts train, dev and report, and print their numbers."""
+    """Write `prompts/PART_KIND.jsonl` for every part, and print their numbers."""
     read = _sources(folders)
     held_out: list[set[str]] = []
     parts: dict[tuple[str, str], list[dict[str, str]]] = {}
@@ -97,18 +102,22 @@ def make_prompts(folders: Sequence[str], out: Path) -> None:
     for kind, table in (("harmful", HARMFUL), ("harmless", HARMLESS)):
         for source, wanted in table.items():
             kept = _unlike(left[source], held_out, SIMILAR)
-            for part in ("train", "pairs"):
+            for part in ("train", "ask-1", "ask-2"):
                 if part in wanted:
                     taken, kept = kept[: wanted[part]], kept[len(kept[: wanted[part]]) :]
                     parts.setdefault((part, kind), []).extend(_row(source, kind, text) for text in taken)
-    parts["pairs", "harmless"] += [row for row in parts["train", "harmless"] if row["source"] == "xstest-safe"]
+    near = [row for row in parts["train", "harmless"] if row["source"] == "xstest-safe"] + [
+        row for row in parts["ask-1", "harmless"] if row["source"] == "contrast-pairs"
+    ]
+    for number in range(1, ROUNDS + 1):  # asked again in every round: the nearest to harmful ones
+        parts[f"ask-{number}", "harmless"] += near
     for (part, kind), rows in parts.items():
         rows = sorted({row["prompt"]: row for row in rows}.values(), key=lambda row: _key(row["prompt"]))
         _write(out / "prompts" / f"{part}_{kind}.jsonl", rows)
         counts = {source: sum(row["source"] == source for row in rows) for source in {row["source"] for row in rows}}
         print(f"{part} {kind}: {len(rows)} {dict(sorted(counts.items()))}")
-        if (part, kind) == ("train", "harmful"):  # the first SFT rows hold refusals of the others
-            _write(out / "prompts" / "pairs_harmful.jsonl", rows[FIRST_REFUSALS - 61 :])
+        if (part, kind) == ("train", "harmful"):
+            _write(out / "prompts" / "pairs_harmful.jsonl", rows[FIRST_REFUSALS:])
         if part == "report":
             for source in counts:
                 _write_suite(out, source, kind, [row for row in rows if row["source"] == source])
@@ -139,7 +148,7 @@ def _write_suite(out: Path, source: str, kind: str, rows: list[dict[str, str]]) 
 
 def _sources(folders: Sequence[str]) -> dict[str, list[str]]:
     """Return the prompts of every source in the order of their hashes."""
-    found: dict[str, list[str]] = {name: list(_contrast(name)) for name in ("contrast", "contrast-pairs")}
+    found: dict[str, list[str]] = {name: list(_written(name)) for name in ("contrast", "contrast-pairs", "written")}
     for suite in load_suites(
         ["advbench", "xstest", "ailuminate", "catqa", "simplesafetytests", "strongreject", "harmbench", "mt-bench",
          "ifeval", "truthfulqa-best"]
@@ -181,9 +190,12 @@ def _sources(folders: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def _contrast(name: str) -> Iterable[str]:
-    """Yield the prompts of the blocks of this name in contrast.txt."""
-    for block in re.split(r"\n\s*\n", (HERE / "contrast.txt").read_text(encoding="utf-8"))[1:]:
+def _written(name: str) -> Iterable[str]:
+    """Yield the prompts of the blocks of this name in contrast.txt and harmful.txt."""
+    text = "\n\n".join((HERE / file).read_text(encoding="utf-8") for file in ("contrast.txt", "harmful.txt"))
+    for block in re.split(r"\n\s*\n", text):
+        if block.startswith("#"):
+            continue
         head, *lines = block.strip().splitlines()
         source, num = re.fullmatch(r"(\S+), frames per phrase: (\d+)", head).groups()  # type: ignore[union-attr]
         frames, phrases = [x for x in lines if "{}" in x], [x for x in lines if "{}" not in x]
@@ -274,47 +286,78 @@ def refusal(prompt: str, salt: str = "") -> str:
 # ---------------------------------------------------------------------------------------------------- training files
 
 
-def make_sft(out: Path) -> None:
-    """Write `sft.jsonl`: refusals of harmful prompts and the start model's own good answers to harmless ones."""
-    harmful = _read(out / "prompts" / "train_harmful.jsonl")[:FIRST_REFUSALS]
-    rows = [{"prompt": row["prompt"], "completion": refusal(row["prompt"]), "finished": True} for row in harmful]
-    rows += [
+def make_rows(out: Path) -> None:
+    """Write the rows of SFT and the pairs of the first round.
+
+    `sft.jsonl`: refusals of harmful prompts and the start model's own good answers to harmless ones; `sft-more.jsonl`:
+    with the prompts of the pairs too; `main.jsonl`: (own unsafe answer, refusal); `buffer.jsonl`: (own good answer,
+    needless refusal).
+    """
+    harmful = [row["prompt"] for row in _read(out / "prompts" / "train_harmful.jsonl")]
+    good = _good_answers(out / "start-harmless")
+    own = [
         {"prompt": prompt, "completion": answer["text"].strip(), "finished": answer["finished"]}
-        for prompt, answer in _good_answers(out).items()
+        for prompt, answer in good.items()
     ]
-    _write(out / "sft.jsonl", sorted(rows, key=lambda row: _key(row["prompt"])))
-    print(f"sft: {len(rows)} rows, {len(harmful)} of them refusals")
-
-
-def make_pairs(out: Path) -> None:
-    """Write the first pairs: `main.jsonl` (own unsafe answer, refusal), `buffer.jsonl` (own good answer, refusal)."""
+    for name, prompts in (("sft", harmful[:FIRST_REFUSALS]), ("sft-more", harmful)):
+        refusals = [{"prompt": prompt, "completion": refusal(prompt), "finished": True} for prompt in prompts]
+        rows = sorted(refusals + own, key=lambda row: _key(row["prompt"]))
+        _write(out / f"{name}.jsonl", rows)
+        print(f"{name}: {len(rows)} rows, {len(refusals)} of them refusals")
     main = [
         _pair(prompt, answer, chosen_is_safe=False)
         for prompt, answer in _answers(out / "start-harmful").items()
         if answer["text"].strip() and not _is_refused(answer, prompt)
     ]
-    buffer = [_pair(prompt, answer, chosen_is_safe=True) for prompt, answer in _good_answers(out).items()]
+    buffer = [_pair(prompt, answer, chosen_is_safe=True) for prompt, answer in good.items()]
     print("pairs: main", _write_pairs(out / "main.jsonl", main), "buffer", _write_pairs(out / "buffer.jsonl", buffer))
 
 
-def list_refused(out: Path) -> None:
-    """Write `prompts/more_harmless.jsonl`: what the first round's model refused, and new contrast prompts."""
-    asked = {row["prompt"]: row["source"] for row in _read(out / "prompts" / "pairs_harmless.jsonl")}
-    refused = {prompt for prompt, answer in _answers(out / "round-1-harmless").items() if _is_refused(answer, prompt)}
-    wanted = refused | {prompt for prompt, source in asked.items() if source == "contrast-pairs"}
-    rows = [{"prompt": prompt} for prompt in asked if prompt in wanted - set(_answers(out / "start-harmless"))]
-    _write(out / "prompts" / "more_harmless.jsonl", rows)
-    print(f"refused: {len(refused)} of {len(asked)} further harmless prompts; {len(rows)} need an own answer")
+def list_refused(out: Path, arm: Path, number: int) -> None:
+    """Write `more-N_harmless.jsonl`: what the model of round N refused and the start model did not answer yet."""
+    asked = [row["prompt"] for row in _read(out / "prompts" / f"ask-{number}_harmless.jsonl")]
+    refused = set(_refused(arm, number))
+    known = {prompt for folder in _own_folders(arm, out, number) for prompt in _answers(folder)}
+    contrast = {
+        row["prompt"] for row in _read(out / "prompts" / "ask-1_harmless.jsonl") if row["source"] != "hh-helpful"
+    }
+    rows = [{"prompt": prompt} for prompt in asked if prompt in (refused | contrast) - known]
+    _write(arm / "prompts" / f"more-{number}_harmless.jsonl", rows)
+    print(f"round {number}: {len(refused)} of {len(asked)} prompts refused; {len(rows)} need an own answer")
 
 
-def make_second_pairs(out: Path) -> None:
-    """Write `buffer-2.jsonl`: needless refusals of the first round's model, contrast prompts, and others."""
-    asked = {row["prompt"] for row in _read(out / "prompts" / "pairs_harmless.jsonl")}
-    good = _good_answers(out) | _good_answers(out, "start-more")
-    hard = [prompt for prompt in good if prompt in asked]
-    others = sorted((prompt for prompt in good if prompt not in asked), key=lambda prompt: _key(prompt + "b"))
-    rows = [_pair(p, good[p], chosen_is_safe=True) for p in (hard + others)[: max(len(hard), SECOND_BUFFER)]]
-    print("second pairs: buffer", _write_pairs(out / "buffer-2.jsonl", rows), "of which hard", len(hard))
+def make_next_pairs(out: Path, arm: Path, number: int) -> None:
+    """Write `buffer-N.jsonl` of round N + 1: needless refusals of the model of round N (twice), and others."""
+    good = {}
+    for folder in (*_own_folders(arm, out, number), arm / f"start-more-{number}"):
+        good |= _good_answers(folder)
+    refused = {prompt: answer for prompt, answer in _refused(arm, number).items() if prompt in good}
+    asked = {row["prompt"] for row in _read(out / "prompts" / f"ask-{number}_harmless.jsonl")}
+    rows = [_pair(prompt, good[prompt], chosen_is_safe=True) for prompt in refused]
+    rows += [
+        _pair(prompt, good[prompt], chosen_is_safe=True)
+        | {"rejected": answer["text"].strip(), "rejected_finished": answer["finished"]}
+        for prompt, answer in refused.items()
+    ]
+    others = sorted(
+        (prompt for prompt in good if prompt not in refused), key=lambda p: (p not in asked, _key(p + str(number)))
+    )
+    rows += [_pair(prompt, good[prompt], chosen_is_safe=True) for prompt in others[: max(NEXT_BUFFER - len(rows), 100)]]
+    print(
+        f"round {number + 1}: buffer",
+        _write_pairs(arm / f"buffer-{number + 1}.jsonl", rows),
+        "of which refused",
+        len(refused),
+    )
+
+
+def _refused(arm: Path, number: int) -> dict[str, dict[str, Any]]:
+    answers = _answers(arm / f"round-{number}-harmless")
+    return {prompt: answer for prompt, answer in answers.items() if _is_refused(answer, prompt)}
+
+
+def _own_folders(arm: Path, out: Path, number: int) -> list[Path]:
+    return [out / "start-harmless", *(arm / f"start-more-{before}" for before in range(1, number))]
 
 
 def _write_pairs(file: Path, rows: list[dict[str, Any]]) -> int:
@@ -322,14 +365,15 @@ def _write_pairs(file: Path, rows: list[dict[str, Any]]) -> int:
     return len(rows)
 
 
-def _good_answers(out: Path, folder: str = "start-harmless") -> dict[str, dict[str, Any]]:
-    return {prompt: answer for prompt, answer in _answers(out / folder).items() if _is_good(answer, prompt)}
+def _good_answers(folder: Path) -> dict[str, dict[str, Any]]:
+    return {prompt: answer for prompt, answer in _answers(folder).items() if _is_good(answer, prompt)}
 
 
 def _pair(prompt: str, answer: dict[str, Any], *, chosen_is_safe: bool) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "chosen": answer["text"].strip(),
+        "chosen_finished": answer["finished"],
         "rejected": refusal(prompt, "pair"),
         "chosen_is_safe": chosen_is_safe,
         "rejected_is_safe": True,
@@ -380,7 +424,8 @@ def _number(text: str, size: int) -> int:
     return int(_key(text)[:8], 16) % size
 
 
-STEPS = {"sft": make_sft, "pairs": make_pairs, "refused": list_refused, "second-pairs": make_second_pairs}
+STEPS = {"rows": make_rows}
+ROUND_STEPS = {"refused": list_refused, "next-pairs": make_next_pairs}
 
 if __name__ == "__main__":
     main()

@@ -1,50 +1,73 @@
 #!/usr/bin/env bash
-# The whole recipe; `make real` calls it. MODEL is the start model (folder or hub id), DATA a folder with the data (empty: the
-# hub), OUT the folder of the runs. A finished stage is skipped and an interrupted one continues, so run it again at any time.
+# The whole recipe; `make real` calls it. A finished stage is skipped and an interrupted one continues, so run it again at any
+# time. MODEL: the start model (folder or hub id). DATA: a folder with the data (empty: the hub). OUT: the folder of the runs.
+# METHOD: bfpo, dpo_safe_first or safedpo, or sft-more: steps of SFT in place of those on pairs. SEED: of SFT and of the pairs.
+# arms.sh runs it for several of them.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd)
 MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}
 DATA=${DATA:-}
 OUT=${OUT:-runs/real}
+METHOD=${METHOD:-bfpo}
+SEED=${SEED:-0}
+THREADS=${THREADS:-2}
 BFPO=${BFPO:-bfpo}
 PYTHON=${PYTHON:-python}
+SFT=$OUT/sft-$SEED ARM=$OUT/$METHOD-$SEED
 
-step() { # NAME: a data step of data.py, once
-    if [ ! -e "$OUT/.$1.done" ]; then
-        "$PYTHON" "$HERE/data.py" "$1" --out "$OUT" ${DATA:+--data "$DATA"}
-        touch "$OUT/.$1.done"
-    fi
+once() { # NAME COMMAND ...: run a command that makes files, once
+    [ -e "$1.done" ] || { "${@:2}" && mkdir -p "$(dirname "$1")" && touch "$1.done"; }
+}
+data() { # STEP ...: of data.py
+    "$PYTHON" "$HERE/data.py" "$@" --out "$OUT"
 }
 answers() { # FOLDER MODEL PROMPTS TOKENS: greedy answers
-    "$BFPO" generate --model "$2" --prompts "$OUT/prompts/$3.jsonl" --out "$OUT/$1" --set "max_new_tokens=$4" \
-        --set temperature=0 --set dtype=bfloat16 --set batch_size=64 --set threads=1 --resume
+    "$BFPO" generate --model "$2" --prompts "$3" --out "$1" --set "max_new_tokens=$4" --set temperature=0 \
+        --set dtype=bfloat16 --set batch_size=64 --set "threads=$THREADS" --resume
+}
+PROBE=(--set "probe.harmful=[$OUT/prompts/dev_harmful.jsonl]" --set "probe.harmless=[$OUT/prompts/dev_harmless.jsonl]")
+sft() { # FOLDER MODEL ROWS, further settings
+    "$BFPO" sft --config "$HERE/sft.yaml" --set "model=$2" --set "data.files=[$3]" "${PROBE[@]}" --set "seed=$SEED" \
+        --set "threads=$THREADS" --out "$1" --resume "${@:4}"
 }
 train() { # FOLDER MODEL BUFFER, further settings
+    # An anchor weighs about four times as much beside a logistic loss as beside BFPO's.
+    local anchor=(--set "method=$METHOD" --set anchor_weight=0.075)
+    [ "$METHOD" != bfpo ] || anchor=()
     "$BFPO" train --config "$HERE/train.yaml" --set "model=$2" --set "data.files=[$OUT/main.jsonl]" \
-        --set "buffer.files=[$OUT/$3.jsonl]" "${PROBE[@]}" --out "$OUT/$1" --resume "${@:4}"
+        --set "buffer.files=[$3]" --set "reference_cache=$OUT/cache" "${PROBE[@]}" --set "seed=$SEED" \
+        --set "threads=$THREADS" "${anchor[@]}" --out "$1" --resume "${@:4}"
 }
 
-PROBE=(--set "probe.harmful=[$OUT/prompts/dev_harmful.jsonl]" --set "probe.harmless=[$OUT/prompts/dev_harmless.jsonl]")
-
 mkdir -p "$OUT"
-step prompts
-answers start-harmless "$MODEL" train_harmless 64
-answers start-harmful "$MODEL" pairs_harmful 48
-step sft
-"$BFPO" sft --config "$HERE/sft.yaml" --set "model=$MODEL" --set "data.files=[$OUT/sft.jsonl]" "${PROBE[@]}" \
-    --out "$OUT/sft" --resume
-step pairs
-train round-1 "$OUT/sft/model" buffer
-# The second round: harmless prompts that the model now refuses, with the start model's answers to them.
-answers round-1-harmless "$OUT/round-1/model" pairs_harmless 12
-step refused
-answers start-more "$MODEL" more_harmless 40
-step second-pairs
-train round-2 "$OUT/round-1/model" buffer-2 --set max_steps=60 --set buffer_weight=3 --set buffer.limit=null
-"$BFPO" evaluate --config "$HERE/evaluate.yaml" --set "suites.folders=[$OUT/suites]" \
-    --set "suites.use=[$(printf '%s\n' "$OUT"/suites/*.yaml | paste -sd,)]" \
-    --set "models=[{name: start, model: $MODEL}, {name: sft, model: $OUT/sft/model}, {name: round-1, model: $OUT/round-1/model}, {name: round-2, model: $OUT/round-2/model}]" \
-    --out "$OUT/evaluate" --resume
-"$BFPO" report "$OUT/sft" "$OUT/round-1" "$OUT/round-2" "$OUT/evaluate" --out "$OUT/report.html" --title "SmolLM2-135M-Instruct, made safe"
+once "$OUT/.prompts" data prompts ${DATA:+--data "$DATA"}
+answers "$OUT/start-harmless" "$MODEL" "$OUT/prompts/train_harmless.jsonl" 48
+answers "$OUT/start-harmful" "$MODEL" "$OUT/prompts/pairs_harmful.jsonl" 32
+once "$OUT/.rows" data rows
+sft "$SFT" "$MODEL" "$OUT/sft.jsonl"
+if [ "$METHOD" = sft-more ]; then
+    sft "$ARM" "$SFT/model" "$OUT/sft-more.jsonl" --set max_steps=110 --set learning_rate=1.0e-4
+    models=("$ARM")
+else
+    train "$ARM/round-1" "$SFT/model" "$OUT/buffer.jsonl" --set buffer.limit=800
+    # Each further round: harmless prompts that the model now refuses, with the start model's answers to them.
+    for round in 1 2; do
+        last=$ARM/round-$round
+        answers "$last-harmless" "$last/model" "$OUT/prompts/ask-${round}_harmless.jsonl" 24
+        once "$ARM/.refused-$round" data refused --round "$round" --arm "$ARM"
+        answers "$ARM/start-more-$round" "$MODEL" "$ARM/prompts/more-${round}_harmless.jsonl" 48
+        once "$ARM/.pairs-$round" data next-pairs --round "$round" --arm "$ARM"
+        train "$ARM/round-$((round + 1))" "$last/model" "$ARM/buffer-$((round + 1)).jsonl" --set max_steps=60 \
+            --set buffer_weight=3
+    done
+    models=("$ARM"/round-[123])
+fi
+[ -z "${NO_SCORES:-}" ] || exit 0 # arms.sh scores all of them together
+scored="{name: start, model: $MODEL}, {name: sft, model: $SFT/model}"
+for model in "${models[@]}"; do scored+=", {name: $(basename "$model"), model: $model/model}"; done
+"$BFPO" evaluate --config "$HERE/evaluate.yaml" --set "suites.folders=[$OUT/suites]" --set "threads=$THREADS" \
+    --set "suites.use=[$(printf '%s\n' "$OUT"/suites/*.yaml | paste -sd,)]" --set "models=[$scored]" \
+    --out "$OUT/evaluate-$METHOD-$SEED" --resume
+"$BFPO" report "$SFT" "${models[@]}" "$OUT/evaluate-$METHOD-$SEED" --out "$OUT/report.html" --title "SmolLM2-135M-Instruct, made safe"
 echo "the page is $OUT/report.html"

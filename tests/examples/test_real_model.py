@@ -6,6 +6,7 @@ import csv
 import gzip
 import importlib.util
 import json
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -100,13 +101,15 @@ def test_nothing_held_out_is_trained_on(data, folder, tmp_path, monkeypatch):
     data.make_prompts([str(folder)], out)
     parts = {
         f"{part}_{kind}": _prompts(out, f"{part}_{kind}")
-        for part in ("train", "dev", "report")
+        for part in ("train", "dev", "report", "ask-1", "ask-2")
         for kind in ("harmful", "harmless")
+        if (part, kind) not in {("ask-1", "harmful"), ("ask-2", "harmful")}
     }
-    everything = [prompt for prompts in parts.values() for prompt in prompts]
+    held_out_parts = [prompts for name, prompts in parts.items() if name.startswith(("dev", "report"))]
+    everything = [p for prompts in held_out_parts for p in prompts] + parts["train_harmful"] + parts["train_harmless"]
     assert len(everything) == len(set(everything))
-    trained = [data._grams(p) for p in parts["train_harmful"] + parts["train_harmless"]]
-    held_out = [data._grams(p) for name, prompts in parts.items() if not name.startswith("train") for p in prompts]
+    trained = [data._grams(p) for name in parts if not name.startswith(("dev", "report")) for p in parts[name]]
+    held_out = [data._grams(p) for prompts in held_out_parts for p in prompts]
     assert trained
     assert held_out
     assert max(len(a & b) / len(a | b) for a in trained for b in held_out) < data.SIMILAR
@@ -147,3 +150,49 @@ def test_own_answers_that_loop_or_decline_are_left_out(data):
     )
     assert not data._is_good({"text": "it is good bread and " * 12, "finished": False}, "How do I bake bread?")
     assert not data._is_good({"text": "", "finished": True}, "How do I bake bread?")
+
+
+def _answer(prompt: str, text: str) -> str:
+    return json.dumps({"prompt": prompt, "text": text, "finished": False}) + "\n"
+
+
+def test_a_further_round_has_what_the_last_model_refused_twice(data, tmp_path):
+    out, arm = tmp_path, tmp_path / "arm"
+    bread, clouds, chess = "How do I bake bread?", "How do I kill time?", "How do I win at chess?"
+    asked = [{"prompt": clouds, "source": "hh-helpful"}, {"prompt": chess, "source": "contrast-pairs"}]
+    own = {bread: "Put the flour into a bowl and add water.", clouds: "Read a book.", chess: "Develop your pieces."}
+    refused = "I'm sorry, but I can't help you kill time."
+    for folder, rows in {
+        "start-harmless": _answer(bread, own[bread]),
+        "arm/round-1-harmless": _answer(clouds, refused) + _answer(chess, own[chess]),
+        "arm/start-more-1": _answer(clouds, own[clouds]) + _answer(chess, own[chess]),
+    }.items():
+        (out / folder).mkdir(parents=True)
+        (out / folder / "completions.jsonl").write_text(rows)
+    (out / "prompts").mkdir()
+    (out / "prompts" / "ask-1_harmless.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    data.list_refused(out, arm, 1)
+    assert set(_prompts(arm, "more-1_harmless")) == {clouds, chess}
+    data.make_next_pairs(out, arm, 1)
+    pairs = [json.loads(line) for line in (arm / "buffer-2.jsonl").read_text().splitlines()]
+    assert sorted(pair["prompt"] for pair in pairs) == sorted([bread, clouds, clouds, chess])
+    assert all(pair["chosen"] == own[pair["prompt"]] and pair["chosen_is_safe"] for pair in pairs)
+    assert [pair["rejected_finished"] for pair in pairs if pair["rejected"] == refused] == [False]
+
+
+def test_the_script_runs_every_stage_and_each_data_step_once(data, tmp_path):
+    stub = tmp_path / "stub"
+    stub.write_text(f'#!/bin/sh\necho "$(basename "$1") $2" >> "{tmp_path}/calls"\n')
+    stub.chmod(0o755)
+    environment = {"PATH": "/usr/bin:/bin", "BFPO": str(stub), "PYTHON": str(stub), "OUT": str(tmp_path / "out")}
+    for method, trained in (("bfpo", ["train"] * 3), ("safedpo", ["train"] * 3), ("sft-more", ["sft"])):
+        for again in (False, True):
+            (tmp_path / "calls").write_text("")
+            subprocess.run(["bash", RECIPE / "run.sh"], env=environment | {"METHOD": method}, check=True)
+            calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+            steps = [call[1] for call in calls if call[0] == "data.py"]
+            first = ["prompts", "rows"] if method == "bfpo" else []
+            further = [] if method == "sft-more" else ["refused", "next-pairs"] * 2
+            assert steps == ([] if again else first + further)
+            stages = [call[0] for call in calls if call[0] not in {"data.py", "generate"}]
+            assert stages == ["sft", *trained, "evaluate", "report"]

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The arms of docs/real-model.md: rivals of BFPO and further seeds, each by the stages of run.sh, and all of them scored together.
+# The variables are those of run.sh. ARMS: the arms as METHOD-SEED.
+# After the first arm others can run beside it: METHOD=... SEED=... NO_SCORES=1 run.sh.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "$0")" && pwd)
+export MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} OUT=${OUT:-runs/real} BFPO=${BFPO:-bfpo} NO_SCORES=1
+THREADS=${THREADS:-2}
+ARMS=${ARMS:-bfpo-0 dpo_safe_first-0 safedpo-0 sft-more-0 bfpo-1 dpo_safe_first-1 bfpo-2 dpo_safe_first-2}
+
+scored="{name: start, model: $MODEL}" runs=()
+for arm in $ARMS; do
+    METHOD=${arm%-*} SEED=${arm##*-} "$HERE/run.sh"
+    rounds=("$OUT/$arm"/round-[123])
+    [ "${arm##*-}" = 0 ] || rounds=("$OUT/$arm/round-3") # the way there is shown for one seed
+    for run in "$OUT/sft-${arm##*-}" "$OUT/$arm" "${rounds[@]}"; do
+        [ -d "$run/model" ] && [[ "$scored" != *"model: $run/model}"* ]] || continue
+        name=${run#"$OUT/"}
+        scored+=", {name: ${name//\//-}, model: $run/model}"
+        runs+=("$run")
+    done
+done
+"$BFPO" evaluate --config "$HERE/evaluate.yaml" --set "suites.folders=[$OUT/suites]" --set "threads=$THREADS" \
+    --set "suites.use=[$(printf '%s\n' "$OUT"/suites/*.yaml | paste -sd,)]" --set "models=[$scored]" \
+    --out "$OUT/evaluate-arms" --resume
+"$BFPO" report "${runs[@]}" "$OUT/evaluate-arms" --out "$OUT/arms.html" --title "SmolLM2-135M-Instruct: arms and seeds"
+echo "the page is $OUT/arms.html"
