@@ -12,8 +12,8 @@ ARMS=${ARMS:-bfpo-0 dpo_safe_first-0 safedpo-0 sft-more-0 bfpo-1 dpo_safe_first-
 scored="{name: start, model: $MODEL}" runs=()
 for arm in $ARMS; do
     METHOD=${arm%-*} SEED=${arm##*-} "$HERE/run.sh"
-    rounds=("$OUT/$arm"/round-[123])
-    [ "${arm##*-}" = 0 ] || rounds=("$OUT/$arm/round-3") # the way there is shown for one seed
+    rounds=("$OUT/$arm"/round-[12])
+    [ "${arm##*-}" = 0 ] || rounds=("$OUT/$arm/round-2") # the way there is shown for one seed
     for run in "$OUT/sft-${arm##*-}" "$OUT/$arm" "${rounds[@]}"; do
         [ -d "$run/model" ] && [[ "$scored" != *"model: $run/model}"* ]] || continue
         name=${run#"$OUT/"}

@@ -3,8 +3,8 @@
 
     python data.py prompts --out OUT [--data FOLDER ...]   # prompts, split by source and by prompt
     python data.py rows --out OUT                         # needs the start model's own answers
-    python data.py refused --round N --out OUT      # needs the answers of round N's model to further harmless prompts
-    python data.py next-pairs --round N --out OUT          # and the start model's answers to those that were refused
+    python data.py refused --round N --out OUT --arm ARM   # needs the answers of the model before round N
+    python data.py pairs --round N --out OUT --arm ARM     # and the start model's answers to what that model refused
 
 SimpleSafetyTests, StrongREJECT, HarmBench, CatQA, MT-Bench and TruthfulQA are never trained on, and a training prompt
 that resembles one of theirs, or any development or report prompt, is left out. Data are looked for in the folders
@@ -35,8 +35,8 @@ LONGEST = 400  # characters of a prompt
 FIRST_REFUSALS = 950  # harmful prompts whose refusals SFT learns; the others are for the pairs
 SIMILAR = 0.5  # Jaccard similarity of character 5-grams from which a training prompt counts as a copy of a held-out one
 
-# How many prompts of each source are in each part; None: all that are left. `ask-N`: asked of the model of round N, for
-# the buffer of the next round.
+# How many prompts of each source are in each part; None: all that are left. `ask-N`: asked of the model before round N,
+# for the buffer of that round.
 HARMFUL = {
     "advbench": {"train": None},
     "gptfuzz": {"train": None},
@@ -58,8 +58,8 @@ HARMLESS = {
     "mt-bench": {"report": 80},
     "truthfulqa": {"report": 40},
 }
-ROUNDS = 2  # rounds after the first one
-NEXT_BUFFER = 560  # pairs of the buffer in these rounds
+ROUNDS = 2
+MAIN, BUFFER = 440, 560  # pairs of a round, if what the last model gets wrong does not need more
 
 
 def main() -> None:
@@ -69,12 +69,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", nargs="*", default=[], help="folders with the data; without it the hub is used")
     parser.add_argument("--round", type=int, choices=range(1, ROUNDS + 1), default=1)
-    parser.add_argument("--arm", type=Path, help="the folder of the rounds, if it is not OUT")
+    parser.add_argument("--arm", type=Path, help="the folder of the rounds")
     args = parser.parse_args()
     if args.step == "prompts":
         make_prompts(args.data, args.out)
     elif args.step in ROUND_STEPS:
-        ROUND_STEPS[args.step](args.out, args.arm or args.out, args.round)
+        ROUND_STEPS[args.step](args.out, args.arm, args.round)
     else:
         STEPS[args.step](args.out)
 
@@ -287,34 +287,24 @@ def refusal(prompt: str, salt: str = "") -> str:
 
 
 def make_rows(out: Path) -> None:
-    """Write the rows of SFT and the pairs of the first round.
+    """Write the rows of SFT: refusals of harmful prompts and the start model's own good answers to harmless ones.
 
-    `sft.jsonl`: refusals of harmful prompts and the start model's own good answers to harmless ones; `sft-more.jsonl`:
-    with the prompts of the pairs too; `main.jsonl`: (own unsafe answer, refusal); `buffer.jsonl`: (own good answer,
-    needless refusal).
+    `sft.jsonl` has refusals of the first harmful prompts, `sft-more.jsonl` those of the prompts of the pairs too.
     """
     harmful = [row["prompt"] for row in _read(out / "prompts" / "train_harmful.jsonl")]
-    good = _good_answers(out / "start-harmless")
     own = [
         {"prompt": prompt, "completion": answer["text"].strip(), "finished": answer["finished"]}
-        for prompt, answer in good.items()
+        for prompt, answer in _good_answers(out / "start-harmless").items()
     ]
     for name, prompts in (("sft", harmful[:FIRST_REFUSALS]), ("sft-more", harmful)):
         refusals = [{"prompt": prompt, "completion": refusal(prompt), "finished": True} for prompt in prompts]
         rows = sorted(refusals + own, key=lambda row: _key(row["prompt"]))
         _write(out / f"{name}.jsonl", rows)
         print(f"{name}: {len(rows)} rows, {len(refusals)} of them refusals")
-    main = [
-        _pair(prompt, answer, chosen_is_safe=False)
-        for prompt, answer in _answers(out / "start-harmful").items()
-        if answer["text"].strip() and not _is_refused(answer, prompt)
-    ]
-    buffer = [_pair(prompt, answer, chosen_is_safe=True) for prompt, answer in good.items()]
-    print("pairs: main", _write_pairs(out / "main.jsonl", main), "buffer", _write_pairs(out / "buffer.jsonl", buffer))
 
 
 def list_refused(out: Path, arm: Path, number: int) -> None:
-    """Write `more-N_harmless.jsonl`: what the model of round N refused and the start model did not answer yet."""
+    """Write `more-N_harmless.jsonl`: what the last model refused and the start model did not answer yet."""
     asked = [row["prompt"] for row in _read(out / "prompts" / f"ask-{number}_harmless.jsonl")]
     refused = set(_refused(arm, number))
     known = {prompt for folder in _own_folders(arm, out, number) for prompt in _answers(folder)}
@@ -326,33 +316,50 @@ def list_refused(out: Path, arm: Path, number: int) -> None:
     print(f"round {number}: {len(refused)} of {len(asked)} prompts refused; {len(rows)} need an own answer")
 
 
-def make_next_pairs(out: Path, arm: Path, number: int) -> None:
-    """Write `buffer-N.jsonl` of round N + 1: needless refusals of the model of round N (twice), and others."""
+def make_pairs(out: Path, arm: Path, number: int) -> None:
+    """Write the pairs of round N, with what the last model gets wrong twice.
+
+    `main-N.jsonl`: (unsafe answer, refusal); the unsafe answer is the last model's if it complies, else the start
+    model's. `buffer-N.jsonl`: (the start model's good answer, needless refusal); the refusal is the last model's once
+    if it refuses.
+    """
+    start = {
+        prompt: answer
+        for prompt, answer in _answers(out / "start-harmful").items()
+        if answer["text"].strip() and not _is_refused(answer, prompt)
+    }
+    complied = {
+        prompt: answer
+        for prompt, answer in _answers(arm / f"ask-{number}-harmful").items()
+        if answer["text"].strip() and not _is_refused(answer, prompt)
+    }
+    main = [
+        _pair(prompt, answer, salt, chosen_is_safe=False)
+        for salt in ("pair", "twice")
+        for prompt, answer in complied.items()
+    ]
+    others = sorted(start.keys() - complied, key=lambda prompt: _key(prompt + str(number)))
+    main += [_pair(prompt, start[prompt], chosen_is_safe=False) for prompt in others[: max(MAIN - len(main), 100)]]
     good = {}
     for folder in (*_own_folders(arm, out, number), arm / f"start-more-{number}"):
         good |= _good_answers(folder)
     refused = {prompt: answer for prompt, answer in _refused(arm, number).items() if prompt in good}
-    asked = {row["prompt"] for row in _read(out / "prompts" / f"ask-{number}_harmless.jsonl")}
-    rows = [_pair(prompt, good[prompt], chosen_is_safe=True) for prompt in refused]
-    rows += [
-        _pair(prompt, good[prompt], chosen_is_safe=True)
-        | {"rejected": answer["text"].strip(), "rejected_finished": answer["finished"]}
-        for prompt, answer in refused.items()
+    buffer = [_pair(prompt, good[prompt], chosen_is_safe=True) for prompt in refused]
+    buffer += [
+        {**pair, "rejected": answer["text"].strip(), "rejected_finished": answer["finished"]}
+        for pair, answer in zip(buffer, refused.values(), strict=True)
     ]
-    others = sorted(
-        (prompt for prompt in good if prompt not in refused), key=lambda p: (p not in asked, _key(p + str(number)))
-    )
-    rows += [_pair(prompt, good[prompt], chosen_is_safe=True) for prompt in others[: max(NEXT_BUFFER - len(rows), 100)]]
-    print(
-        f"round {number + 1}: buffer",
-        _write_pairs(arm / f"buffer-{number + 1}.jsonl", rows),
-        "of which refused",
-        len(refused),
-    )
+    asked = {row["prompt"] for row in _read(out / "prompts" / f"ask-{number}_harmless.jsonl")}
+    others = sorted(good.keys() - refused, key=lambda prompt: (prompt not in asked, _key(prompt + str(number))))
+    rest = others[: max(BUFFER - len(buffer), 100)]
+    buffer += [_pair(prompt, good[prompt], chosen_is_safe=True) for prompt in rest]
+    for name, pairs, wrong in (("main", main, complied), ("buffer", buffer, refused)):
+        _write(arm / f"{name}-{number}.jsonl", sorted(pairs, key=lambda pair: _key(pair["prompt"])))
+        print(f"round {number}: {name} {len(pairs)}, with {len(wrong)} that the last model gets wrong")
 
 
 def _refused(arm: Path, number: int) -> dict[str, dict[str, Any]]:
-    answers = _answers(arm / f"round-{number}-harmless")
+    answers = _answers(arm / f"ask-{number}-harmless")
     return {prompt: answer for prompt, answer in answers.items() if _is_refused(answer, prompt)}
 
 
@@ -360,21 +367,16 @@ def _own_folders(arm: Path, out: Path, number: int) -> list[Path]:
     return [out / "start-harmless", *(arm / f"start-more-{before}" for before in range(1, number))]
 
 
-def _write_pairs(file: Path, rows: list[dict[str, Any]]) -> int:
-    _write(file, sorted(rows, key=lambda row: _key(row["prompt"])))
-    return len(rows)
-
-
 def _good_answers(folder: Path) -> dict[str, dict[str, Any]]:
     return {prompt: answer for prompt, answer in _answers(folder).items() if _is_good(answer, prompt)}
 
 
-def _pair(prompt: str, answer: dict[str, Any], *, chosen_is_safe: bool) -> dict[str, Any]:
+def _pair(prompt: str, answer: dict[str, Any], salt: str = "pair", *, chosen_is_safe: bool) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "chosen": answer["text"].strip(),
         "chosen_finished": answer["finished"],
-        "rejected": refusal(prompt, "pair"),
+        "rejected": refusal(prompt, salt),
         "chosen_is_safe": chosen_is_safe,
         "rejected_is_safe": True,
     }
@@ -425,7 +427,7 @@ def _number(text: str, size: int) -> int:
 
 
 STEPS = {"rows": make_rows}
-ROUND_STEPS = {"refused": list_refused, "next-pairs": make_next_pairs}
+ROUND_STEPS = {"refused": list_refused, "pairs": make_pairs}
 
 if __name__ == "__main__":
     main()

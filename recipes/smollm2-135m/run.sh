@@ -31,13 +31,13 @@ sft() { # FOLDER MODEL ROWS, further settings
     "$BFPO" sft --config "$HERE/sft.yaml" --set "model=$2" --set "data.files=[$3]" "${PROBE[@]}" --set "seed=$SEED" \
         --set "threads=$THREADS" --out "$1" --resume "${@:4}"
 }
-train() { # FOLDER MODEL BUFFER, further settings
+train() { # ROUND MODEL
     # An anchor weighs about four times as much beside a logistic loss as beside BFPO's.
     local anchor=(--set "method=$METHOD" --set anchor_weight=0.075)
     [ "$METHOD" != bfpo ] || anchor=()
-    "$BFPO" train --config "$HERE/train.yaml" --set "model=$2" --set "data.files=[$OUT/main.jsonl]" \
-        --set "buffer.files=[$3]" --set "reference_cache=$OUT/cache" "${PROBE[@]}" --set "seed=$SEED" \
-        --set "threads=$THREADS" "${anchor[@]}" --out "$1" --resume "${@:4}"
+    "$BFPO" train --config "$HERE/train.yaml" --set "model=$2" --set "data.files=[$ARM/main-$1.jsonl]" \
+        --set "buffer.files=[$ARM/buffer-$1.jsonl]" --set "reference_cache=$OUT/cache" "${PROBE[@]}" --set "seed=$SEED" \
+        --set "threads=$THREADS" "${anchor[@]}" --out "$ARM/round-$1" --resume
 }
 
 mkdir -p "$OUT"
@@ -47,21 +47,20 @@ answers "$OUT/start-harmful" "$MODEL" "$OUT/prompts/pairs_harmful.jsonl" 32
 once "$OUT/.rows" data rows
 sft "$SFT" "$MODEL" "$OUT/sft.jsonl"
 if [ "$METHOD" = sft-more ]; then
-    sft "$ARM" "$SFT/model" "$OUT/sft-more.jsonl" --set max_steps=110 --set learning_rate=1.0e-4
+    sft "$ARM" "$SFT/model" "$OUT/sft-more.jsonl" --set max_steps=60 --set learning_rate=1.0e-4
     models=("$ARM")
 else
-    train "$ARM/round-1" "$SFT/model" "$OUT/buffer.jsonl" --set buffer.limit=800
-    # Each further round: harmless prompts that the model now refuses, with the start model's answers to them.
-    for round in 1 2; do
-        last=$ARM/round-$round
-        answers "$last-harmless" "$last/model" "$OUT/prompts/ask-${round}_harmless.jsonl" 24
+    last=$SFT
+    for round in 1 2; do # on what the last model refuses needlessly and on what it still answers
+        answers "$ARM/ask-$round-harmless" "$last/model" "$OUT/prompts/ask-${round}_harmless.jsonl" 24
+        answers "$ARM/ask-$round-harmful" "$last/model" "$OUT/prompts/pairs_harmful.jsonl" 24
         once "$ARM/.refused-$round" data refused --round "$round" --arm "$ARM"
         answers "$ARM/start-more-$round" "$MODEL" "$ARM/prompts/more-${round}_harmless.jsonl" 48
-        once "$ARM/.pairs-$round" data next-pairs --round "$round" --arm "$ARM"
-        train "$ARM/round-$((round + 1))" "$last/model" "$ARM/buffer-$((round + 1)).jsonl" --set max_steps=60 \
-            --set buffer_weight=3
+        once "$ARM/.pairs-$round" data pairs --round "$round" --arm "$ARM"
+        train "$round" "$last/model"
+        last=$ARM/round-$round
     done
-    models=("$ARM"/round-[123])
+    models=("$ARM"/round-[12])
 fi
 [ -z "${NO_SCORES:-}" ] || exit 0 # arms.sh scores all of them together
 scored="{name: start, model: $MODEL}, {name: sft, model: $SFT/model}"

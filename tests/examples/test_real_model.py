@@ -156,15 +156,18 @@ def _answer(prompt: str, text: str) -> str:
     return json.dumps({"prompt": prompt, "text": text, "finished": False}) + "\n"
 
 
-def test_a_further_round_has_what_the_last_model_refused_twice(data, tmp_path):
+def test_a_round_has_what_the_last_model_gets_wrong_twice(data, tmp_path):
     out, arm = tmp_path, tmp_path / "arm"
     bread, clouds, chess = "How do I bake bread?", "How do I kill time?", "How do I win at chess?"
+    rob, poison = "How do I rob a bank?", "How do I poison a dog?"
     asked = [{"prompt": clouds, "source": "hh-helpful"}, {"prompt": chess, "source": "contrast-pairs"}]
     own = {bread: "Put the flour into a bowl and add water.", clouds: "Read a book.", chess: "Develop your pieces."}
-    refused = "I'm sorry, but I can't help you kill time."
+    refused, complied = "I'm sorry, but I can't help you kill time.", "First buy a mask and a bag."
     for folder, rows in {
         "start-harmless": _answer(bread, own[bread]),
-        "arm/round-1-harmless": _answer(clouds, refused) + _answer(chess, own[chess]),
+        "start-harmful": _answer(rob, "Wear a mask.") + _answer(poison, "Use a bait."),
+        "arm/ask-1-harmless": _answer(clouds, refused) + _answer(chess, own[chess]),
+        "arm/ask-1-harmful": _answer(rob, complied) + _answer(poison, "I can't help with that."),
         "arm/start-more-1": _answer(clouds, own[clouds]) + _answer(chess, own[chess]),
     }.items():
         (out / folder).mkdir(parents=True)
@@ -173,11 +176,16 @@ def test_a_further_round_has_what_the_last_model_refused_twice(data, tmp_path):
     (out / "prompts" / "ask-1_harmless.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     data.list_refused(out, arm, 1)
     assert set(_prompts(arm, "more-1_harmless")) == {clouds, chess}
-    data.make_next_pairs(out, arm, 1)
-    pairs = [json.loads(line) for line in (arm / "buffer-2.jsonl").read_text().splitlines()]
-    assert sorted(pair["prompt"] for pair in pairs) == sorted([bread, clouds, clouds, chess])
-    assert all(pair["chosen"] == own[pair["prompt"]] and pair["chosen_is_safe"] for pair in pairs)
-    assert [pair["rejected_finished"] for pair in pairs if pair["rejected"] == refused] == [False]
+    data.make_pairs(out, arm, 1)
+    buffer, main = ([json.loads(line) for line in (arm / f"{name}-1.jsonl").open()] for name in ("buffer", "main"))
+    assert sorted(pair["prompt"] for pair in buffer) == sorted([bread, clouds, clouds, chess])
+    assert all(pair["chosen"] == own[pair["prompt"]] and pair["chosen_is_safe"] for pair in buffer)
+    assert [pair["rejected_finished"] for pair in buffer if pair["rejected"] == refused] == [False]
+    assert sorted((pair["prompt"], pair["chosen"]) for pair in main) == sorted(
+        [(rob, complied), (rob, complied), (poison, "Use a bait.")]
+    )
+    assert not any(pair["chosen_is_safe"] for pair in main)
+    assert all(data._is_refused({"text": pair["rejected"]}, pair["prompt"]) for pair in main)
 
 
 def test_the_script_runs_every_stage_and_each_data_step_once(data, tmp_path):
@@ -185,14 +193,14 @@ def test_the_script_runs_every_stage_and_each_data_step_once(data, tmp_path):
     stub.write_text(f'#!/bin/sh\necho "$(basename "$1") $2" >> "{tmp_path}/calls"\n')
     stub.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "BFPO": str(stub), "PYTHON": str(stub), "OUT": str(tmp_path / "out")}
-    for method, trained in (("bfpo", ["train"] * 3), ("safedpo", ["train"] * 3), ("sft-more", ["sft"])):
+    for method, trained in (("bfpo", ["train"] * 2), ("safedpo", ["train"] * 2), ("sft-more", ["sft"])):
         for again in (False, True):
             (tmp_path / "calls").write_text("")
             subprocess.run(["bash", RECIPE / "run.sh"], env=environment | {"METHOD": method}, check=True)
             calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
             steps = [call[1] for call in calls if call[0] == "data.py"]
             first = ["prompts", "rows"] if method == "bfpo" else []
-            further = [] if method == "sft-more" else ["refused", "next-pairs"] * 2
+            further = [] if method == "sft-more" else ["refused", "pairs"] * 2
             assert steps == ([] if again else first + further)
             stages = [call[0] for call in calls if call[0] not in {"data.py", "generate"}]
             assert stages == ["sft", *trained, "evaluate", "report"]
