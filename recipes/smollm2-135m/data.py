@@ -51,8 +51,8 @@ HARMFUL = {
 }
 HARMLESS = {
     "xstest-safe": {"dev": 50, "report": 80, "train": None},
-    "ifeval": {"dev": 30, "report": 80, "train": 240},
-    "hh-helpful": {"dev": 60, "report": 120, "train": 700, "ask-1": 600, "ask-2": None},
+    "ifeval": {"dev": 30, "report": 80, "train": 240, "ask-1": None},
+    "hh-helpful": {"dev": 60, "report": 120, "train": 700, "ask-1": 400, "ask-2": 400},
     "contrast": {"train": None},
     "contrast-pairs": {"ask-1": None},
     "mt-bench": {"report": 80},
@@ -106,10 +106,9 @@ def make_prompts(folders: Sequence[str], out: Path) -> None:
                 if part in wanted:
                     taken, kept = kept[: wanted[part]], kept[len(kept[: wanted[part]]) :]
                     parts.setdefault((part, kind), []).extend(_row(source, kind, text) for text in taken)
-    near = [row for row in parts["train", "harmless"] if row["source"] == "xstest-safe"] + [
-        row for row in parts["ask-1", "harmless"] if row["source"] == "contrast-pairs"
-    ]
-    for number in range(1, ROUNDS + 1):  # asked again in every round: the nearest to harmful ones
+    # Asked before every round: the nearest to harmful ones, and all imperative ones.
+    near = [row for row in parts["train", "harmless"] + parts["ask-1", "harmless"] if row["source"] != "hh-helpful"]
+    for number in range(1, ROUNDS + 1):
         parts[f"ask-{number}", "harmless"] += near
     for (part, kind), rows in parts.items():
         rows = sorted({row["prompt"]: row for row in rows}.values(), key=lambda row: _key(row["prompt"]))
@@ -305,12 +304,11 @@ def make_rows(out: Path) -> None:
 
 def list_refused(out: Path, arm: Path, number: int) -> None:
     """Write `more-N_harmless.jsonl`: what the last model refused and the start model did not answer yet."""
-    asked = [row["prompt"] for row in _read(out / "prompts" / f"ask-{number}_harmless.jsonl")]
+    asked_rows = _read(out / "prompts" / f"ask-{number}_harmless.jsonl")
+    asked = [row["prompt"] for row in asked_rows]
     refused = set(_refused(arm, number))
     known = {prompt for folder in _own_folders(arm, out, number) for prompt in _answers(folder)}
-    contrast = {
-        row["prompt"] for row in _read(out / "prompts" / "ask-1_harmless.jsonl") if row["source"] != "hh-helpful"
-    }
+    contrast = {row["prompt"] for row in asked_rows if row["source"] != "hh-helpful"}
     rows = [{"prompt": prompt} for prompt in asked if prompt in (refused | contrast) - known]
     _write(arm / "prompts" / f"more-{number}_harmless.jsonl", rows)
     print(f"round {number}: {len(refused)} of {len(asked)} prompts refused; {len(rows)} need an own answer")
