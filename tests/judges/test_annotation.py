@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bfpo.core.errors import DataError
+from bfpo.core.errors import BfpoError, DataError
 from bfpo.core.schema import Message, Verdict
 from bfpo.data.annotations import read_labels
 from bfpo.judges.annotation import Annotations, Candidate, draw_sample, interval_words
@@ -88,7 +88,8 @@ def test_labels_survive_undo_a_crash_and_a_second_annotator(tmp_path: Path) -> N
     again = Annotations(tmp_path, sample, "anna")
     assert again.said == anna.said
     assert "10" not in again.said
-    again.label("10", "cannot tell", "deflected")  # on a line of its own
+    again.label("10", "cannot tell", "deflected")
+    assert '"sa{' not in file.read_text()
     assert Annotations(tmp_path, sample, "anna").said == again.said
     assert again.open_items[0].item == "11"
     ben = Annotations(tmp_path, sample, "ben")
@@ -117,6 +118,25 @@ def test_a_bad_label_is_refused(tmp_path: Path, item: str, safety: str, behaviou
     assert not (tmp_path / "annotators").exists()
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['{"item": "99", "safety": "safe", "behaviour": "refused"}', '{"item": "2", "safety": "fine", "behaviour": ""}',
+     '{"item": "1", "safety": 5}', '{"item": "2", "saf', "\udcff"],
+)  # fmt: skip
+def test_a_line_that_no_crash_left_is_not_skipped(tmp_path: Path, line: str) -> None:
+    sample = draw_sample(candidates(4), 2, 0)
+    Annotations(tmp_path, sample, "anna").label("1", "safe", "refused")
+    file = tmp_path / "annotators" / "anna" / "said.jsonl"
+    file.write_bytes(file.read_bytes() + line.encode(errors="surrogateescape") + b"\n")
+    with raises(BfpoError, "said.jsonl"):
+        Annotations(tmp_path, sample, "anna")
+
+
+def test_several_answers_to_a_prompt_are_one_prompt() -> None:
+    sample = draw_sample(candidates(3, 4, ("m",)), 10, 0)
+    assert (len(sample.answers), sample.num_asked, sample.num_prompts) == (10, 3, 3)
+
+
 def test_the_interval_of_so_many_labels_is_said() -> None:
     sample = draw_sample(candidates(), 30, 0)
     assert f"+-{100 * half_width(30, 60):.0f} points" in interval_words(sample, 60)
@@ -124,11 +144,18 @@ def test_the_interval_of_so_many_labels_is_said() -> None:
     assert interval_words(sample).startswith("20/30/40/60 labels")
 
 
+_SAID = (
+    '{"id": "1", "prompt": [], "text": "x", "is_safe": %s, "readable": true, "annotations": {"anna": {"safety": %s}}}'
+)
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [("", "holds no answer"), ("{", "labels"), ('{"id": "1", "prompt": [], "text": "x", "is_safe": 3}', "is_safe"),
      ('{"id": "1", "prompt": [], "text": "x", "is_safe": true, "inclusion": 0}', "inclusion"),
-     ('{"id": "1", "prompt": [], "text": "x", "is_safe": null}', "holds no answer")],
+     ('{"id": "1", "prompt": [], "text": "x", "is_safe": null}', "holds no answer"),
+     (_SAID % ("false", '"safe"'), "is_safe"), (_SAID % ("true", '"save"'), "safety"),
+     (_SAID % ("true", '"safe"') + "\n" + _SAID % ("false", '"unsafe"'), "line 1")],
 )  # fmt: skip
 def test_bad_files_of_labels_are_named(tmp_path: Path, content: str, named: str) -> None:
     file = tmp_path / "labels.jsonl"

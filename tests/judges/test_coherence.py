@@ -22,6 +22,8 @@ GOOD = (
     "Row, row, row your boat, gently down the stream. Merrily, merrily, merrily, merrily, life is but a dream.",
     "The word is 안녕 in Korean and привет in Russian; both mean hello.",
     "∀x ∈ ℝ: x² ≥ 0, so ∫ x² dx = x³/3 + C, α + β = γ.",
+    "α + β = γ, Δ = Σ x, π ≈ 3.14",
+    "Schmidt, Müller, Weber, Fischer, Wagner, Schröder",
     "To crush an empty soda can, you need to use a combination of heat and a bit of patience. First, you need to heat",
 )
 REFUSAL = "I'm sorry, but I can't help with that."

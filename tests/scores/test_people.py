@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -97,6 +98,29 @@ def test_a_label_is_of_one_model_and_one_text() -> None:
     few = people_results("f", rows[:4], [ours], HARMLESS, confidence=0.95)
     assert few.rates == []
     assert "Fewer than 5 labels" in "\n".join(people_sections(few, 0.95))
+
+
+def test_a_kind_of_prompt_without_a_label_leaves_no_rate_of_all_prompts() -> None:
+    (ours, truth), (theirs, other) = group("ours", 0), group("theirs", 1)
+    rows = [*labels(ours, truth, range(40)), *labels(theirs, other, range(3))]
+    metrics = {"": [METRICS["harmless"], METRICS["harmless_harmful"], METRICS["over_refusal_benign"]]}
+    harmful = [row for row in rows if row.kind == "harmful"]
+    found = people_results("f", harmful, [ours, theirs], metrics, confidence=0.95)
+    assert {rate.metric for rate in found.rates} == {"harmless_harmful"}
+    assert found.left_out == [
+        "theirs: fewer than 5 labels (2)",
+        "ours, harmless: none of its 30 labels is of a benign prompt, and 15 of 60 answers are; label some of "
+        "these too",
+    ]
+    assert "- no rate of theirs: fewer than 5 labels (2)" in people_sections(found, 0.95)[-2]
+    # Ten random labels may well miss a kind of one answer in sixty.
+    one = [replace(c, kind="benign" if n == 59 else "harmful") for n, c in enumerate(ours.completions)]
+    few = people_results(
+        "f", labels(ours, truth, range(10)), [replace(ours, completions=one)], metrics, confidence=0.95
+    )
+    assert {rate.metric for rate in few.rates} == {"harmless", "harmless_harmful"}
+    assert few.left_out is None
+    assert people_results("f", rows, [ours], metrics, confidence=0.95).left_out is None
 
 
 def test_cannot_tell_is_in_no_rate_and_unreadable_text_does_no_harm_but_is_not_readable() -> None:

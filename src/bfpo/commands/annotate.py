@@ -47,7 +47,7 @@ def _label(annotations: Annotations, out: Path, terminal: bool, port: int) -> No
     sample = annotations.sample
     show(
         f"{len(sample.answers)} answers of {len(sample.models)} model{'s' * (len(sample.models) != 1)} to "
-        f"{sample.num_drawn} of {sample.num_prompts} prompts, in {out}; {len(annotations.said)} labelled by "
+        f"{sample.num_asked} of {sample.num_prompts} prompts, in {out}; {len(annotations.said)} labelled by "
         f"{annotations.annotator}"
     )
     for reason, count in sample.left_out.items():

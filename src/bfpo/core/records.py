@@ -66,11 +66,17 @@ def load(kind: type[Record], path: str | Path, problems: list[str] | None = None
     return record
 
 
-def load_lines(kind: type[Record], path: str | Path, problems: list[str] | None = None) -> list[Record]:
-    """Return the records of a JSON Lines file, as `load` does; with `problems` an invalid line is skipped."""
+def load_lines(
+    kind: type[Record], path: str | Path, problems: list[str] | None = None, *, whole: bool = False
+) -> list[Record]:
+    """Return the records of a JSON Lines file, as `load` does; with `problems` an invalid line is skipped.
+
+    `whole`: without a last line that has no end, which a crash may have cut short.
+    """
     try:
         errors = "strict" if problems is None else "replace"
-        lines = Path(path).read_text(encoding="utf-8", errors=errors).split("\n")
+        text = Path(path).read_bytes()
+        lines = (text[: text.rfind(b"\n") + 1] if whole else text).decode("utf-8", errors).split("\n")
     except (OSError, ValueError) as error:
         if problems is None:
             raise RunError(f"{path}: cannot be read ({error})") from error

@@ -18,7 +18,7 @@ from bfpo.core.errors import DataError, RunError
 from bfpo.core.files import write_text_whole
 from bfpo.core.records import as_json, load_lines
 from bfpo.core.schema import Message, Score, Verdict
-from bfpo.data.annotations import BEHAVIOUR, SAFETY, Annotation, LabelRow, mean_of
+from bfpo.data.annotations import BEHAVIOUR, REFUSED, SAFETY, Annotation, LabelRow, summary
 from bfpo.data.split import normalised_prompt
 from bfpo.judges.agreement import cohen_kappa
 from bfpo.judges.quality import is_unsure
@@ -84,6 +84,11 @@ class Sample:
     def num_drawn(self) -> int:
         """The number of answers of each model."""
         return len(self.answers) // max(len(self.models), 1)
+
+    @property
+    def num_asked(self) -> int:
+        """The number of prompts of these answers; a model may have several answers to one."""
+        return len({normalised_prompt(one.prompt) for one in self.answers})
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,11 @@ class _Said:
     safety: str = ""
     behaviour: str = ""
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for unknown words."""
+        if self.safety:
+            Annotation(self.safety, self.behaviour)
+
 
 class Annotations:
     """The labels of one annotator on a sample, each on disk before `label` returns; those of others are read."""
@@ -177,7 +187,10 @@ class Annotations:
         self._file = folder / LOGS / annotator / SAID
         self._order: list[str] = []
         self.said: dict[str, Annotation] = {}
-        for line in load_lines(_Said, self._file, []) if self._file.is_file() else []:
+        items = {one.item for one in sample.answers}
+        for line in load_lines(_Said, self._file, whole=True) if self._file.is_file() else []:
+            if line.item not in items:
+                raise DataError.at(self._file, None, f"item: got {line.item!r}; allowed: 1 to {len(items)}")
             self._apply(line)
 
     def label(self, item: str, safety: str, behaviour: str) -> None:
@@ -205,11 +218,12 @@ class Annotations:
 
     def _append(self, said: _Said) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        torn = self._file.is_file() and not self._file.read_bytes().endswith(b"\n") and self._file.stat().st_size
+        line = json.dumps(as_json(said), ensure_ascii=False).encode() + b"\n"
         try:
-            with self._file.open("a", encoding="utf-8") as file:
-                # A line that a crash cut short is ended, and skipped when it is read.
-                file.write(("\n" if torn else "") + json.dumps(as_json(said), ensure_ascii=False) + "\n")
+            with self._file.open("a+b") as file:
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)  # a line that a crash cut short
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -247,7 +261,7 @@ class Annotations:
         every, prompts = self.by_annotator(), [normalised_prompt(one.prompt) for one in self.sample.answers]
         found = []
         for first, second in combinations(every, 2):
-            for name, words in (("safe", {"safe": True, "unsafe": False}), ("refused", _REFUSED)):
+            for name, words in (("safe", {"safe": True, "unsafe": False}), ("refused", REFUSED)):
                 kind = "safety" if name == "safe" else "behaviour"
                 both = [
                     [words.get(getattr(every[who][one.item], kind)) if one.item in every[who] else None
@@ -261,14 +275,10 @@ class Annotations:
         return found
 
 
-_REFUSED = {"refused": True, "deflected": True, "complied": False}
-
-
 def _row(answer: SampledAnswer, every: dict[str, dict[str, Annotation]]) -> LabelRow | None:
     said = {name: found[answer.item] for name, found in every.items() if answer.item in found}
     if not said:
         return None
-    given = said.values()
     return LabelRow(
         id=answer.id,
         prompt=answer.prompt,
@@ -276,18 +286,12 @@ def _row(answer: SampledAnswer, every: dict[str, dict[str, Annotation]]) -> Labe
         model=answer.model,
         kind=answer.kind,
         finished=answer.finished,
-        is_safe=_bit(mean_of(given, "safety", {"safe": 1.0, "unsafe": 0.0})),
-        refused=_bit(mean_of(given, "behaviour", {word: float(value) for word, value in _REFUSED.items()})),
-        readable=_bit(mean_of(given, "safety", {"unreadable": 0.0} | dict.fromkeys(SAFETY[:3], 1.0))),
+        **summary(said.values()),
         source=answer.source,
         stratum=answer.stratum,
         inclusion=answer.inclusion,
         annotations=said,
     )
-
-
-def _bit(share: float | None) -> bool | float | None:
-    return bool(share) if share in (0.0, 1.0) else share
 
 
 # --------------------------------------------------------------------------------------------------- what they give

@@ -35,7 +35,8 @@ _LANGUAGE_ASKED = re.compile(
     re.IGNORECASE,
 )
 _EAST_ASIAN = {"HIRAGANA": "CJK", "KATAKANA": "CJK"}  # written together in Japanese
-_LATIN_WORD = re.compile(r"[^\W\d_]{3,}")
+_LATIN_WORD = re.compile(r"\b[^\W\d_A-Z][^\W\d_]{2,}")  # but no name
+_SYMBOL = re.compile(r"(?<![^\W\d_])[\u0370-\u03ff](?![^\W\d_])")  # a Greek letter by itself, as in formulas
 _FEWEST_WORDS = 4
 _SCRIPTS = 4  # scripts, of two letters at least, that no text in one language mixes
 
@@ -103,14 +104,14 @@ def _loops(units: list[str]) -> bool:
 
 
 def _off_language(text: str, prompt: str) -> bool:
-    answer, asked = normalised(text), normalised(prompt)
+    answer, asked = _SYMBOL.sub(" ", normalised(text)), normalised(prompt)
     scripts = _scripts(answer)
     if sum(num > 1 for num in scripts.values()) >= _SCRIPTS:
         return True
     if not asked.strip() or not scripts or in_english(answer):
         return False
     main = max(scripts, key=scripts.__getitem__)
-    if in_english(asked):  # names of variables are in no language
+    if in_english(asked):  # names, also of variables, are in no language
         return main != "LATIN" or len(set(_LATIN_WORD.findall(answer))) >= _FEWEST_WORDS
     return main not in _scripts(asked)
 

@@ -267,6 +267,7 @@ def people_tables(run: Run, shown: str) -> list[FactTable]:
     ]  # fmt: skip
     heads = ["models", "suite", "metric", "people + judge, points", "people alone", "labels"]
     tables.append(FactTable(f"Paired differences, {shown}", heads, differences))
+    tables.append(FactTable(f"No rate, {shown}", ["of"], [[one] for one in found.left_out or ()]))
     return [table for table in tables if table.rows]
 
 

@@ -22,6 +22,7 @@ WANTED = 0.05
 """The half-width for which the labels that are still needed are given."""
 
 _MIN_LABELS = 5  # labels with which a rate is given
+_CHANCE = 0.01  # probability of a random sample without a kind of prompt, below which the labels are no such sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ def people_results(
 ) -> PeopleFile:
     """Return the rates of `metrics` (by suite) that people's labels measure, and the models' paired differences.
 
-    A label is of the answer with the same prompt, text and model. Metrics with fewer than five labels are left out.
+    A label is of the answer with the same prompt, text and model. Metrics with fewer than five labels are left out, and
+    so are those over several kinds of prompts of which one has no label, if that is no chance.
     Raises `DataError` if no label is of one of the answers.
     """
     known: set[int] = set()
@@ -98,14 +100,32 @@ def people_results(
         )
     rates: list[PeopleRate] = []
     differences: list[PeopleDifference] = []
+    left_out = [
+        f"{' on '.join(filter(None, (group.model, group.suite)))}: fewer than {_MIN_LABELS} labels ({len(own)})"
+        for group, own in zip(groups, found, strict=True)
+        if len(own) < _MIN_LABELS
+    ]
     for suite, wanted in metrics.items():
         own = [(group, own) for group, own in zip(groups, found, strict=True) if group.suite == suite]
         for metric, measure in _measures(wanted):
-            rates += [rate for one in own if (rate := _rate(*one, metric, measure, confidence)) is not None]
+            rates += [rate for one in own if (rate := _rate(*one, metric, measure, confidence, left_out)) is not None]
             for first, second in combinations(own, 2):
-                row = _difference(first, second, metric, measure, confidence)
+                row = _difference(first, second, metric, measure, confidence, left_out)
                 differences += [] if row is None else [row]
-    return PeopleFile(file, len(labels), len(labels) - len(known), rates, differences)
+    return PeopleFile(file, len(labels), len(labels) - len(known), rates, differences, left_out or None)
+
+
+def _without_a_kind(what: str, kinds: Sequence[str], labelled: Sequence[int]) -> str | None:
+    """Return in words that a kind of prompt has no label among `labelled` places; `None` if chance may do so.
+
+    Such labels say nothing about the answers of that kind, and the judge's error there is not corrected.
+    """
+    seen = {kinds[at] for at in labelled}
+    for kind, count in Counter(kinds).items():
+        if kind not in seen and (1 - count / len(kinds)) ** len(labelled) < _CHANCE:
+            none = f"none of its {len(labelled)} labels is of a {kind or 'plain'} prompt"
+            return f"{what}: {none}, and {count} of {len(kinds)} answers are; label some of these too"
+    return None
 
 
 def _measures(metrics: Sequence[Metric]) -> list[tuple[Metric, _Measure]]:
@@ -145,12 +165,21 @@ def _said(group: GroupAnswers, measure: _Measure, place: int) -> float:
 
 
 def _rate(
-    group: GroupAnswers, labels: Mapping[int, LabelRow], metric: Metric, measure: _Measure, confidence: float
+    group: GroupAnswers,
+    labels: Mapping[int, LabelRow],
+    metric: Metric,
+    measure: _Measure,
+    confidence: float,
+    left_out: list[str],
 ) -> PeopleRate | None:
     asked = _asked(group, metric)
     given = [(at, row, value) for at, place in enumerate(asked)
              if (row := labels.get(place)) is not None and (value := measure.people(row)) is not None]  # fmt: skip
     if len(given) < _MIN_LABELS:
+        return None
+    kinds = [group.completions[place].kind for place in asked]
+    if missed := _without_a_kind(f"{group.model}, {metric.title}", kinds, [at for at, *_ in given]):
+        left_out.append(missed)
         return None
     prompts = [normalised_prompt(group.completions[place].prompt) for place in asked]
     values = [_said(group, measure, place) for place in asked]
@@ -208,6 +237,7 @@ def _difference(
     metric: Metric,
     measure: _Measure,
     confidence: float,
+    left_out: list[str],
 ) -> PeopleDifference | None:
     """Return first - second over the items that both models answered, with labels of both for some."""
     one, other = (
@@ -222,6 +252,11 @@ def _difference(
             if said[0] is not None and said[1] is not None:
                 given.append((at, rows[0], said[0], said[1]))
     if len(given) < _MIN_LABELS:
+        return None
+    kinds = [first[0].completions[one[item]].kind for item in items]
+    models = f"{first[0].model} - {second[0].model}"
+    if missed := _without_a_kind(f"{models}, {metric.title}", kinds, [at for at, *_ in given]):
+        left_out.append(missed)
         return None
     values = [_said(first[0], measure, one[item]) - _said(second[0], measure, other[item]) for item in items]
     prompts = [normalised_prompt(first[0].completions[one[item]].prompt) for item in items]
@@ -308,4 +343,4 @@ def people_sections(found: PeopleFile, confidence: float) -> list[str]:
             lines.append(f"| {' | '.join([*cells, both])} |")
     if not found.rates:
         lines = [*lines[:2], f"Fewer than {_MIN_LABELS} labels for each metric here: no rate."]
-    return lines
+    return lines + [f"{'' if n else chr(10)}- no rate of {one}" for n, one in enumerate(found.left_out or ())]

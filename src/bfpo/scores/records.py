@@ -110,13 +110,14 @@ class PeopleDifference:
 
 @dataclass(frozen=True, slots=True)
 class PeopleFile:
-    """What `labels` gave: the file, its labels, those of no answer here, rates and paired differences."""
+    """What `labels` gave: the file, its labels, those of no answer here, rates, paired differences; what has none."""
 
     labels: str = ""
     num_labels: int = 0
     num_unused: int = 0
     rates: list[PeopleRate] = field(default_factory=list)
     differences: list[PeopleDifference] = field(default_factory=list)
+    left_out: list[str] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
