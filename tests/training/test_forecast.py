@@ -183,8 +183,23 @@ def test_the_sentence_is_said_where_the_target_leaves_most_of_those_behind_where
 def test_without_a_safe_answer_to_favour_it_is_about_all_favoured_ones() -> None:
     pairs = [pair(-200.0, -10.0, (20, 10), (1.0, 1.0)) for _ in range(3)]
     assert said(pairs, 0.1).startswith("of 3 favoured answers 3 are less likely per token than the other ones")
+    assert "imitate favoured answers first" in said(pairs, 0.1)
+    # Of two unsafe answers the less helpful one is favoured: it is not to be imitated.
+    unsafe = [pair(-10.0, -200.0, (10, 20), (0.0, 0.0)) for _ in range(3)]
+    assert "Expect no change of behaviour: set beta to" in said(unsafe, 0.1)
+    assert "imitate" not in said([*pairs, *unsafe], 0.1)
     # Of both kinds, only the safe answers over unsafe ones count.
     assert said([*pairs, *conflicts([1])], 0.1) == ""
+
+
+def test_pairs_that_ask_for_nothing_are_named() -> None:
+    alike = [pair(-20.0, -10.0, (20, 10), (1.0, 1.0))] * 3
+    assert said(alike, 0.1, "dpo_s").startswith("all 3 pairs are dropped by dpo_s or at their target")
+    assert said([*alike, *conflicts([1])], 0.1, "dpo_s") == ""
+    found = forecast([alike], make_method("bfpo", beta=0.1, alpha=1.0))
+    assert found is not None
+    assert "Expect no change" in found.warning
+    assert said([], 0.1) == ""
 
 
 @pytest.mark.parametrize("needed", [1e-9, 12.0, 1e9])

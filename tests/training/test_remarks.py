@@ -58,6 +58,15 @@ def test_too_few_rows_of_an_imitation_say_nothing_of_its_loss() -> None:
     assert not codes([{"step": 1, "loss": float("nan"), "loss_over_start": float("nan")}], {})
 
 
+def test_pairs_that_ask_for_nothing_are_said_to_teach_nothing() -> None:
+    rows = [{"step": n, "loss": 0.0, "main/loss_at_start": 0.0, "main/num_pairs": 2} for n in range(3)]
+    (remark,) = remarks_on(rows, {})
+    assert remark.code == "learned_nothing"
+    assert "all pairs are dropped by the method" in remark.text
+    assert not codes([*rows, {"step": 3, "loss": 0.1, "main/loss_at_start": 0.5, "main/num_pairs": 2}], {})
+    assert not codes([{**row, "buffer/loss_at_start": 0.7} for row in rows], {})
+
+
 def test_a_stream_that_loses_is_named_with_the_setting_to_change() -> None:
     (remark,) = remarks_on(pair_rows(main_accuracy=0.97, buffer_accuracy=0.68), {"buffer_weight": 1.0})
     assert remark.code == "stream_loses"

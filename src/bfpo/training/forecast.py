@@ -234,8 +234,13 @@ def _warning(streams: Sequence[_Pairs], method: Method) -> str:
 
     It is about the pairs that favour a safe completion over an unsafe one; without any, about all favoured pairs. Due
     if more than half of these are behind, and more than half of those that are behind stay so at their target. A
-    logistic loss has no margin at which it stops, so nothing is said of it.
+    logistic loss has no margin at which it stops, so nothing is said of it. That no pair asks for anything is said
+    of any loss.
     """
+    if not any(pairs.favoured.any() for pairs in streams):
+        num = sum(len(pairs.cell) for pairs in streams)
+        text = f"all {num:,} pairs are dropped by {method.name} or at their target from the start. Expect no change: "
+        return f"{text}use another method, or pairs with other labels" if num else ""
     if not method.squared:
         return ""
     safe = any(pairs.to_safe.any() for pairs in streams)
@@ -248,13 +253,15 @@ def _warning(streams: Sequence[_Pairs], method: Method) -> str:
     tokens = behind.favoured_tokens
     beta = float(np.quantile(method.beta * behind.asked / behind.needed, 1 - _REACHED))
     mine, other = ("safe", "unsafe") if safe else ("favoured", "other")
+    # Of two unsafe answers one is favoured too; to imitate it would teach harm.
+    harmless = not (behind.cell & np.where(behind.favoured > 0, 2, 1)).any()
+    advice = f"imitate {mine} answers first (bfpo sft), or " * harmless
     return (
         f"of {len(some.cell):,} {mine} answers {len(behind.cell):,} are less likely per token than the {other} ones: "
         f"they start at {_nats(np.median(behind.favoured_logps / tokens))} nats a token and need "
         f"{_nats(np.median(behind.needed))} nats ({_nats(np.median(behind.gap_per_token))} a token); the target asks "
         f"for {_nats(np.median(behind.asked))} ({_nats(np.median(behind.asked / tokens))} a token) and leaves "
-        f"{short:,} of them behind. Expect no change of behaviour: imitate {mine} answers first (bfpo sft), or set "
-        f"beta to {_round_down(beta):g} or less"
+        f"{short:,} of them behind. Expect no change of behaviour: {advice}set beta to {_round_down(beta):g} or less"
     )
 
 

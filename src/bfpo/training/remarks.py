@@ -48,6 +48,14 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str, weight: str | None = None
 
 def _loss(rows: Sequence[Mapping[str, Any]]) -> Iterator[Remark]:
     """Of preference pairs the start is what the same pairs have at margin 0; of completions it is the first row."""
+    starts = [row[key] for row in rows for key in ("main/loss_at_start", "buffer/loss_at_start") if key in row]
+    if starts and not any(starts):
+        yield Remark(
+            "learned_nothing",
+            "the model learned nothing: all pairs are dropped by the method, or at their target from the start; use "
+            "another method, or pairs with other labels",
+        )
+        return
     part = _mean(_last(rows, "loss_over_start"), "loss_over_start")
     if part is None:
         logged = [row for row in rows if isinstance(row.get("loss"), (int, float)) and row["loss"] > 0]
