@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bfpo.core.schema import Score
-from bfpo.report.data import Comparison, Gate, MethodResult, ReportData
+from bfpo.report.data import Basis, Comparison, Gate, MethodResult, ReportData
 from bfpo.report.headline import headline
 from bfpo.report.wording import percent, points
 
@@ -97,3 +97,46 @@ def test_percent_never_rounds_to_certainty(value: float, decimals: int, text: st
 
 def test_points() -> None:
     assert [points(value) for value in (0.123, -0.02, 0.0001)] == ["+12.3", "−2.0", "0.0"]
+
+
+def of_coherence(name: str, value: float | None, coherent: float, role: str = "baseline", metric: str = "helpfulness"):
+    scores = [score("coherent", coherent)] + ([] if value is None else [score(metric, value)])
+    return MethodResult(name, name, role, scores=scores, home="", basis={"": Basis(["guard"], "p", 100)})
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        # The one with the highest value writes broken text, and neither value is called the highest.
+        ([("A", 0.6, 0.95), ("B", 0.9, 0.5)], ": A 60.0% and B 90.0%, not ranked, since they differ in coherence."),
+        # Nothing is known of the coherent one.
+        ([("A", None, 0.95), ("B", 0.9, 0.5)], ": B 90.0%, not ranked, since they differ in coherence."),
+        # Broken text did not help, or the intervals of coherence overlap.
+        ([("A", 0.9, 0.95), ("B", 0.6, 0.5)], ": highest A 90.0%."),
+        ([("A", 0.6, 0.95), ("B", 0.9, 0.88)], ": highest B 90.0%."),
+    ],
+)
+def test_a_value_above_those_of_more_coherent_models_is_not_ranked(models: list, said: str) -> None:
+    found = headline(ReportData("t", "", [of_coherence(*model) for model in models]))
+    assert found.sentence == f"2 models were measured. Mean helpfulness on harmless prompts{said}"
+    worse = [name for name, _, coherent in models if coherent == 0.5]
+    assert ("which favours B" in found.details[0]) == bool(worse)
+
+
+def against(main: float, *others: tuple[str, float, float]) -> ReportData:
+    """The main model answers 70% well, `main` of its answers are coherent; it leads the others, (name, value, coherent)."""
+    rivals = [of_coherence(*other, metric="helpful_and_safe") for other in others]
+    leads = [Comparison(one.name, "helpful_and_safe", 0.1, 0.05, 0.15, 300) for one in rivals]
+    ours = of_coherence("BFPO", 0.7, main, "main", "helpful_and_safe")
+    return ReportData("t", "", [ours, *rivals], comparisons=leads)
+
+
+def test_no_lead_is_claimed_by_a_model_of_less_coherent_answers() -> None:
+    found = headline(against(0.6, ("A", 0.5, 0.95), ("B", 0.6, 0.6)))
+    assert not found.wins
+    assert found.sentence == (
+        "BFPO answers 70% (66% to 74%) of prompts helpfully and safely, B 60%, but fewer of its answers are coherent than "
+        "those of A, so that no lead is claimed."
+    )
+    assert headline(against(0.9, ("A", 0.5, 0.95), ("B", 0.6, 0.6))).wins  # as coherent, up to the intervals
+    assert headline(against(0.95, ("A", 0.5, 0.6))).wins  # the rival's broken text is no reason against a lead
