@@ -315,10 +315,10 @@ def list_refused(out: Path, arm: Path, number: int) -> None:
 
 
 def make_pairs(out: Path, arm: Path, number: int) -> None:
-    """Write the pairs of round N, with what the last model gets wrong twice.
+    """Write the pairs of round N, with what the last model gets wrong twice, as far as there is room.
 
     `main-N.jsonl`: (unsafe answer, refusal); the unsafe answer is the last model's if it complies, else the start
-    model's. `buffer-N.jsonl`: (the start model's good answer, needless refusal); the refusal is the last model's once
+    model's. `buffer-N.jsonl`: (the start model's good answer, needless refusal); the first refusal is the last model's
     if it refuses.
     """
     start = {
@@ -342,11 +342,16 @@ def make_pairs(out: Path, arm: Path, number: int) -> None:
     for folder in (*_own_folders(arm, out, number), arm / f"start-more-{number}"):
         good |= _good_answers(folder)
     refused = {prompt: answer for prompt, answer in _refused(arm, number).items() if prompt in good}
-    buffer = [_pair(prompt, good[prompt], chosen_is_safe=True) for prompt in refused]
-    buffer += [
-        {**pair, "rejected": answer["text"].strip(), "rejected_finished": answer["finished"]}
-        for pair, answer in zip(buffer, refused.values(), strict=True)
+    buffer = [
+        {
+            **_pair(prompt, good[prompt], chosen_is_safe=True),
+            "rejected": answer["text"].strip(),
+            "rejected_finished": answer["finished"],
+        }
+        for prompt, answer in refused.items()
     ]
+    again = sorted(refused, key=lambda prompt: _key(prompt + "again"))[: max(BUFFER - 100 - len(buffer), 0)]
+    buffer += [_pair(prompt, good[prompt], chosen_is_safe=True) for prompt in again]
     asked = {row["prompt"] for row in _read(out / "prompts" / f"ask-{number}_harmless.jsonl")}
     others = sorted(good.keys() - refused, key=lambda prompt: (prompt not in asked, _key(prompt + str(number))))
     rest = others[: max(BUFFER - len(buffer), 100)]
