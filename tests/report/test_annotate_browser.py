@@ -17,6 +17,8 @@ from run_folders import HOSTILE, write_suites
 playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install "bfpo[browser]"')
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason='needs axe: pip install "bfpo[browser]"')
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+_TOP = "document.getElementById('{}').getBoundingClientRect().top"
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the PATH: apt-get install chromium"),
@@ -52,6 +54,8 @@ def _labels_by_keyboard(browser: Any, address: str, annotations: Annotations, fo
         page.wait_for_selector("body[data-ready]")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.screenshot(path=folder / f"annotate-{width}.png", full_page=True)
+        page.set_viewport_size({"width": width, "height": 640})  # the buttons leave room to read
+        assert page.evaluate(f"{_TOP.format('controls')} - {_TOP.format('text')}") >= 120
         found = axe.Axe().run(page).response["violations"]
         assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
     status = page.locator("#status")
