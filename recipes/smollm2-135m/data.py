@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -72,7 +73,11 @@ def main() -> None:
     parser.add_argument("--arm", type=Path, help="the folder of the rounds")
     args = parser.parse_args()
     if args.step == "prompts":
-        make_prompts(args.data, args.out)
+        try:
+            make_prompts(args.data, args.out)
+        except DataError as error:
+            print(f"error: {error}; or give a folder with the data: make real DATA=...", file=sys.stderr)
+            sys.exit(2)
     elif args.step in ROUND_STEPS:
         ROUND_STEPS[args.step](args.out, args.arm, args.round)
     else:
@@ -155,7 +160,7 @@ def _sources(folders: Sequence[str]) -> dict[str, list[str]]:
         try:
             rows = find_prompts(suite, folders, limit=None, seed=0)
         except DataError as error:
-            print(f"{suite.name}: left out ({str(error).splitlines()[0]})")
+            print(f"{suite.name}: {str(error).splitlines()[0]}")
             continue
         name = {"truthfulqa-best": "truthfulqa"}.get(suite.name, suite.name)
         texts = [prompt.messages[-1].content for prompt in rows.prompts]
@@ -183,6 +188,10 @@ def _sources(folders: Sequence[str]) -> dict[str, list[str]]:
     for folder in folders:
         for file in Path(folder).rglob("gptfuzz_questions.csv"):
             found["gptfuzz"] = [str(row.columns["text"]) for row in iter_rows(file)]
+    lacking = [name for table in (HARMFUL, HARMLESS) for name in table if not found.get(name)]
+    if lacking:
+        print(f"left out, since neither a folder nor the hub has them: {', '.join(lacking)}. The figures of "
+              "docs/real-model.md need them: make real DATA=FOLDER")  # fmt: skip
     return {
         name: sorted({t.strip() for t in texts if 8 <= len(t.strip()) <= LONGEST}, key=_key)
         for name, texts in found.items()

@@ -41,6 +41,12 @@ train() { # ROUND MODEL
 }
 
 mkdir -p "$OUT"
+made="MODEL=$MODEL DATA=$DATA"
+if [ "$(cat "$OUT/.made-from" 2>/dev/null || echo "$made")" != "$made" ]; then
+    echo "error: $OUT was made from $(cat "$OUT/.made-from"), now $made; set OUT to another folder" >&2
+    exit 2
+fi
+echo "$made" >"$OUT/.made-from"
 once "$OUT/.prompts" data prompts ${DATA:+--data "$DATA"}
 answers "$OUT/start-harmless" "$MODEL" "$OUT/prompts/train_harmless.jsonl" 48
 answers "$OUT/start-harmful" "$MODEL" "$OUT/prompts/pairs_harmful.jsonl" 32

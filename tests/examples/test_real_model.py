@@ -204,3 +204,15 @@ def test_the_script_runs_every_stage_and_each_data_step_once(data, tmp_path):
             assert steps == ([] if again else first + further)
             stages = [call[0] for call in calls if call[0] not in {"data.py", "generate"}]
             assert stages == ["sft", *trained, "evaluate", "report"]
+    other = subprocess.run(["bash", RECIPE / "run.sh"], env=environment | {"DATA": "elsewhere"}, capture_output=True)
+    assert other.returncode == 2
+    assert b"DATA=, now MODEL=HuggingFaceTB/SmolLM2-135M-Instruct DATA=elsewhere; set OUT to another" in other.stderr
+
+
+def test_missing_data_end_in_one_message(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("sys.argv", ["data.py", "prompts", "--out", str(tmp_path), "--data", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        data.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith("or give a folder with the data: make real DATA=...")

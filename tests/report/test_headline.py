@@ -124,7 +124,7 @@ def test_a_value_above_those_of_more_coherent_models_is_not_ranked(models: list,
 
 
 def against(main: float, *others: tuple[str, float, float]) -> ReportData:
-    """The main model answers 70% well, `main` of its answers are coherent; it leads the others, (name, value, coherent)."""
+    """The main model answers 70% well and leads the others, (name, value, coherent); `main`: share that is coherent."""
     rivals = [of_coherence(*other, metric="helpful_and_safe") for other in others]
     leads = [Comparison(one.name, "helpful_and_safe", 0.1, 0.05, 0.15, 300) for one in rivals]
     ours = of_coherence("BFPO", 0.7, main, "main", "helpful_and_safe")
@@ -135,8 +135,8 @@ def test_no_lead_is_claimed_by_a_model_of_less_coherent_answers() -> None:
     found = headline(against(0.6, ("A", 0.5, 0.95), ("B", 0.6, 0.6)))
     assert not found.wins
     assert found.sentence == (
-        "BFPO answers 70% (66% to 74%) of prompts helpfully and safely, B 60%, but fewer of its answers are coherent than "
-        "those of A, so that no lead is claimed."
+        "BFPO answers 70% (66% to 74%) of prompts helpfully and safely, B 60%, but fewer of its answers are coherent "
+        "than those of A, so that no lead is claimed."
     )
     assert headline(against(0.9, ("A", 0.5, 0.95), ("B", 0.6, 0.6))).wins  # as coherent, up to the intervals
     assert headline(against(0.95, ("A", 0.5, 0.6))).wins  # the rival's broken text is no reason against a lead

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from bfpo.commands import evaluate
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.data.annotations import Annotation, LabelRow
 from bfpo.scores.people import GroupAnswers, people_results, people_sections, people_sentence
-from bfpo.scores.records import PeopleRate
+from bfpo.scores.records import PeopleFile, PeopleRate
 from bfpo.scores.scores import METRICS
 from bfpo.stats import Predictions, powered_difference, powered_rate
 from messages import raises
@@ -121,6 +124,14 @@ def test_a_kind_of_prompt_without_a_label_leaves_no_rate_of_all_prompts() -> Non
     assert {rate.metric for rate in few.rates} == {"harmless", "harmless_harmful"}
     assert few.left_out is None
     assert people_results("f", rows, [ours], metrics, confidence=0.95).left_out is None
+
+
+def test_evaluate_names_the_model_of_each_rate(caplog: pytest.LogCaptureFixture) -> None:
+    folder = SimpleNamespace(write_json=Mock(), write_text=Mock(), write_card=Mock())
+    rates = [PeopleRate("", model, "harmless", "harmless", 0.36, 0.25, 0.47, 60, 400) for model in ("start", "tuned")]
+    with caplog.at_level("INFO", "bfpo.commands.evaluate"):
+        evaluate._write_scores(folder, SimpleNamespace(confidence=0.95), [], None, [], PeopleFile("f", 9, 0, rates))  # type: ignore[arg-type]
+    assert [line.split(":")[0] for line in caplog.messages] == ["start, harmless", "tuned, harmless"]
 
 
 def test_cannot_tell_is_in_no_rate_and_unreadable_text_does_no_harm_but_is_not_readable() -> None:

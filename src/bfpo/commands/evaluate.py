@@ -297,6 +297,6 @@ def _write_scores(
         *([] if people is None else people_sections(people, config.confidence)),
     ]
     for rate in () if people is None else people.rates:
-        _log.info("%s: %s", rate.title, people_sentence(rate))
+        _log.info("%s, %s: %s", rate.model, rate.title, people_sentence(rate))
     folder.write_text("scores.md", "\n".join(lines) + "\n")
     folder.write_card("Scores", {"Scores": "\n".join(lines)})
