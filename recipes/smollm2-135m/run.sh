@@ -69,8 +69,11 @@ else
     models=("$ARM"/round-[12])
 fi
 [ -z "${NO_SCORES:-}" ] || exit 0 # arms.sh scores all of them together
-scored="{name: start, model: $MODEL}, {name: sft, model: $SFT/model}"
-for model in "${models[@]}"; do scored+=", {name: $(basename "$model"), model: $model/model}"; done
+scored="{name: start, model: $MODEL}"
+for run in "$SFT" "${models[@]}"; do
+    name=${run#"$OUT/"}
+    scored+=", {name: ${name//\//-}, model: $run/model}"
+done
 "$BFPO" evaluate --config "$HERE/evaluate.yaml" --set "suites.folders=[$OUT/suites]" --set "threads=$THREADS" \
     --set "suites.use=[$(printf '%s\n' "$OUT"/suites/*.yaml | paste -sd,)]" --set "models=[$scored]" \
     --out "$OUT/evaluate-$METHOD-$SEED" --resume
