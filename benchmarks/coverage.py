@@ -21,7 +21,18 @@ from benchmarks.process import program, write_results
 from bfpo.experiments.tradeoff import table_row
 from bfpo.stats.clustered import difference_bounds, rate_bounds
 
-__all__ = ["GRID", "SHAPES", "coverage_table", "paired_coverage", "rate_coverage", "summary"]
+__all__ = [
+    "CONFIDENCE",
+    "GRID",
+    "SHAPES",
+    "coverage_table",
+    "grouped",
+    "paired_coverage",
+    "rate_coverage",
+    "simulate",
+    "summary",
+    "together",
+]
 
 Floats = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -153,10 +164,10 @@ def paired_coverage(grid: Mapping[str, Sequence[Any]], trials: int) -> Iterator[
         for answers in grid["answers"]:
             for first, second in PAIRS:
                 for shape, rates in SHAPES.items() if answers > 1 else [next(iter(SHAPES.items()))]:
-                    for together in (0.0, 0.6):
+                    for share in (0.0, 0.6):
                         rng = np.random.default_rng(zlib.crc32(f"{prompts} {answers} {first} {second}".encode()))
-                        hard = _together(rng, (trials, prompts), together)
-                        luck = _together(rng, (trials, prompts, answers), together)
+                        hard = together(rng, (trials, prompts), share)
+                        luck = together(rng, (trials, prompts, answers), share)
                         hits = [
                             (each < rates(rate, own)[..., None]).mean(axis=-1)
                             for rate, own, each in zip((first, second), hard, luck, strict=True)
@@ -164,11 +175,11 @@ def paired_coverage(grid: Mapping[str, Sequence[Any]], trials: int) -> Iterator[
                         low, high = difference_bounds(hits[0] - hits[1], np.ones_like(hits[0]), CONFIDENCE)
                         inside = (low <= first - second) & (first - second <= high)
                         cell = {"prompts": prompts, "answers": answers, "rates": [first, second], "shape": shape}
-                        found = {"together": together, "method": PAIRED, "coverage": float(inside.mean())}
+                        found = {"together": share, "method": PAIRED, "coverage": float(inside.mean())}
                         yield {**cell, **found, "widths": {}}
 
 
-def _together(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> tuple[Floats, Floats]:
+def together(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> tuple[Floats, Floats]:
     """Return uniform numbers for two models; this share of them is the same for both."""
     first = rng.random(shape)
     return first, np.where(rng.random(shape) < share, first, rng.random(shape))
@@ -178,22 +189,25 @@ def _width(bounds: Bounds) -> float:
     return float((bounds[1] - bounds[0]).mean())
 
 
+def grouped(cells: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each combination of the keys, with its `cells`: lowest and mean coverage and the worst cell."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell[key] for key in keys), []).append(cell)
+    for values, found in groups.items():
+        coverage = [float(cell["coverage"]) for cell in found]
+        worst = found[int(np.argmin(coverage))]
+        yield {**dict(zip(keys, values, strict=True)), "cells": found, "mean": float(np.mean(coverage)), "worst": worst}
+
+
 def summary(cells: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each number of answers and method: lowest and mean coverage, its worst cell, mean widths."""
-    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        groups.setdefault((cell["answers"], cell["method"]), []).append(cell)
-    return [
-        {
-            "answers": answers,
-            "method": method,
-            "cells": len(found),
-            "mean_coverage": float(np.mean([cell["coverage"] for cell in found])),
-            "worst": min(found, key=lambda cell: float(cell["coverage"])),
-            "widths": {key: float(np.mean([cell["widths"][key] for cell in found])) for key in found[0]["widths"]},
-        }
-        for (answers, method), found in sorted(groups.items(), key=lambda item: (item[0][1] == PAIRED, item[0][0]))
-    ]
+    rows = []
+    for row in grouped(cells, ("answers", "method")):
+        found = row["cells"]
+        widths = {key: float(np.mean([cell["widths"][key] for cell in found])) for key in found[0]["widths"]}
+        rows.append({**row, "cells": len(found), "widths": widths})
+    return sorted(rows, key=lambda row: (row["method"] == PAIRED, row["answers"]))
 
 
 def coverage_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -202,24 +216,36 @@ def coverage_table(rows: Sequence[Mapping[str, Any]]) -> str:
     heads = ["answers per prompt", "interval", "lowest coverage", "mean", *(f"width over {key}" for key in widths)]
     lines = [table_row(heads), table_row(["---"] * len(heads))]
     for row in rows:
-        found = [f"{row['worst']['coverage']:.3f}", f"{row['mean_coverage']:.3f}"]
+        found = [f"{row['worst']['coverage']:.3f}", f"{row['mean']:.3f}"]
         found += [f"{row['widths'][key]:.2f}" if key in row["widths"] else "" for key in widths]
         lines.append(table_row([str(row["answers"]), row["method"], *found]))
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Simulate the grid and print the table."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    add_common_options(parser)
-    parser.add_argument("--trials", type=int, default=4000, help="simulated data sets per cell")
+def simulate(
+    benchmark: str,
+    settings: Mapping[str, Any],
+    measured: Callable[[int], list[dict[str, Any]]],
+    table: Callable[[Sequence[Mapping[str, Any]]], str],
+    *,
+    trials: int,
+) -> None:
+    """Read the options, simulate, write the results and print the table."""
+    parser = argparse.ArgumentParser(description="Simulate the grid and print the table.")
+    add_common_options(parser, threads=False)
+    parser.add_argument("--trials", type=int, default=trials, help="simulated data sets per cell")
     options = parser.parse_args()
     trials = 50 if options.quick else options.trials
-    rows = summary(itertools.chain(rate_coverage(GRID, trials), paired_coverage(GRID, trials // 2)))
-    settings = {**GRID, "pairs": PAIRS, "trials": trials, "confidence": CONFIDENCE}
-    path = write_results(options.out, "coverage", settings=settings, runs=rows)
-    sys.stdout.write(f"{coverage_table(rows)}\n\n{path}\n")
+    rows = measured(trials)
+    path = write_results(
+        options.out, benchmark, settings={**settings, "trials": trials, "confidence": CONFIDENCE}, runs=rows
+    )
+    sys.stdout.write(f"{table(rows)}\n\n{path}\n")
+
+
+def _measured(trials: int) -> list[dict[str, Any]]:
+    return summary(itertools.chain(rate_coverage(GRID, trials), paired_coverage(GRID, trials // 2)))
 
 
 if __name__ == "__main__":
-    program(main)
+    program(lambda: simulate("coverage", {**GRID, "pairs": PAIRS}, _measured, coverage_table, trials=4000))

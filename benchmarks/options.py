@@ -13,10 +13,11 @@ __all__ = ["RESULTS", "add_common_options", "integers", "thread_count"]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--out`, `--threads` and `--quick`."""
+def add_common_options(parser: argparse.ArgumentParser, *, threads: bool = True) -> None:
+    """Add `--out`, `--quick` and, unless it is not needed, `--threads`."""
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = the cores this process may use")
+    if threads:
+        parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = the cores this process may use")
     parser.add_argument("--quick", action="store_true", help="smoke form: tiny sizes; its numbers mean nothing")
 
 
