@@ -202,6 +202,10 @@ def test_a_finished_and_a_failed_run(files: Path) -> None:
     with raises(RunError):
         run_stage("reference", config, files / "run")
     (files / "cache").unlink()
+    record = json.loads((files / "run" / "run.json").read_text())
+    for key in ("method", "beta", "alpha", "safety_weight", "reduction"):  # as before these keys were recorded
+        del record["config"][key]
+    (files / "run" / "run.json").write_text(json.dumps(record))
     folder = run_stage("reference", config, files / "run", resume=True)
     assert folder.status == "finished"
     assert folder.record["reference_pass"]["num_stored"] == 11
@@ -231,8 +235,12 @@ def test_it_takes_the_config_of_training_and_keeps_what_it_reads(files: Path) ->
             "max_length",
         ),
         *("max_completion_length", "seed", "threads", "reference_cache", "token_cache", "attention"),
-        "max_tokens_per_microbatch",
+        *("max_tokens_per_microbatch", "method", "beta", "reduction"),
     }
+    resolved = load_config(ReferenceConfig, config_file, ["beta=0.02", "reduction=mean"]).resolved()
+    assert ReferenceConfig(**resolved).resolved() == resolved
+    shifted = {"model": "m", "data": {"files": "a"}, "method": "modpo", "margin_model": "n"}
+    assert ReferenceConfig(**ReferenceConfig(**shifted).resolved()).margin_model == "n"
     with raises(ConfigError):
         load_config(ReferenceConfig, config_file, ["reference=swap"])
     with raises(ConfigError, "reference_cache"):

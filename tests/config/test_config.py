@@ -14,6 +14,7 @@ from bfpo.config import (
     EvaluateConfig,
     GenerateConfig,
     PrepareConfig,
+    RedteamConfig,
     SftConfig,
     ToyConfig,
     load_config,
@@ -38,6 +39,36 @@ def test_defaults_of_train_are_the_published_settings():
     assert (config.pairs_per_step, config.max_length, config.num_train_epochs, config.seed) == (32, 1024, 1.0, 42)
     assert config.trainable == ["*.down_proj.weight"]
     assert config.reduction == "sum"
+
+
+@pytest.mark.parametrize(
+    ("cls", "override", "key"),
+    [
+        (EvaluateConfig, "suites.each.everyday.limit=0", "suites.each.everyday.limit"),
+        (EvaluateConfig, "suites.each.everyday.limt=3", "suites.each.everyday.limit"),
+        (EvaluateConfig, "suites.each.everyday=3", "suites.each.everyday"),
+        (EvaluateConfig, "suites.each.everyday.split.parts.a=x", "suites.each.everyday.split.parts.a"),
+        (EvaluateConfig, "suites.judges.harm.batch_size=0", "suites.judges.harm.batch_size"),
+        (AlignConfig, "data.split.parts.test=many", "data.split.parts.test"),
+        (AlignConfig, "data.columns.prompt=3", "data.columns.prompt"),
+        (AlignConfig, "data.split.parts=3", "data.split.parts"),
+    ],
+)
+def test_a_value_below_a_name_that_the_user_chose_is_named(cls, override, key):
+    model = ["models=[{name: a, model: m}]", "suites.use=demo"] if cls is EvaluateConfig else ALIGN
+    more = ["suites.judges.harm.format=refusals"] if "judges" in override else []
+    refused(cls, [*model, *more, override], key)
+
+
+def test_a_value_below_a_chosen_name_has_its_line(tmp_path):
+    file = tmp_path / "e.yaml"
+    file.write_text("models:\n- {name: a, model: m}\nsuites:\n  use: demo\n  each:\n    xstest:\n      limit: 0\n")
+    refused(EvaluateConfig, [], f"{file}:7: suites.each.xstest.limit: got 0; allowed: a whole number >= 1", path=file)
+
+
+def test_harmless_prompts_alone_are_no_red_teaming():
+    refused(RedteamConfig, ["model=m", "harmless=h.jsonl"], "prompts")
+    refused(RedteamConfig, ["model=m", "harmless=h.jsonl", "prompts=p.jsonl"], "judges", "ranker")
 
 
 def test_set_wins_over_the_file_and_the_file_over_the_default(tmp_path):

@@ -125,9 +125,9 @@ def test_prepare_keeps_it_and_writes_no_column_without_it(tmp_path: Path) -> Non
     completions = [one for split in rows_of(after, "sft").values() for one in split]
     assert {one["id"].split(":")[1] for one in completions if not one["finished"]} == {f"r{n}" for n in range(0, 40, 4)}
     streams = json.loads((after.path / "data.json").read_text())["streams"]
-    assert [facts.get("cut_completions") for facts in streams.values()] == [10, None]
+    assert [facts.get("cut_completions") for facts in streams.values()] == [10, 10]
     assert "cut_completions" not in (before.path / "data.json").read_text()
     card = (after.path / "README.md").read_text()
-    assert "10 of 80 completions were cut off when they were generated; no end token follows" in card
+    assert card.count("10 of 80 completions were cut off when they were generated; no end token follows") == 2
     read = load_pairs(DataConfig(files=[str(after.path / "main/train.parquet")])).pairs
     assert {one.rejected_finished for one in read} == {True, False}

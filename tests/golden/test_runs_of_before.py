@@ -52,6 +52,8 @@ NEW: dict[str, Any] = {
 }
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}
+# Keys that a command read there too, but did not record.
+RECORDED = {"reference": {"method", "beta", "alpha", "safety_weight", "reduction"}}
 CONFIGS = json.loads((GOLDEN / "resolved_configs.json").read_text(encoding="utf-8"))
 
 
@@ -123,9 +125,12 @@ def test_a_config_resolves_to_the_keys_and_values_of_before(number: int) -> None
     case = CONFIGS[number]
     config: Any = STAGES[case["command"]].config_class().model_validate(case["given"])
     check_stage(case["command"], config)
-    assert without_new(config.resolved()) == without_new(case["resolved"])
+    unrecorded = RECORDED.get(case["command"], set())
+    found = {key: value for key, value in config.resolved().items() if key not in unrecorded}
+    assert without_new(found) == without_new(case["resolved"])
     if case["given"].get("kind") == "ranker":  # resolved there to keys that it then refused
         return
     text = yaml.safe_dump(case["resolved"])
     again: Any = STAGES[case["command"]].config_class().model_validate(yaml.safe_load(text))
-    assert without_new(again.resolved()) == without_new(case["resolved"])
+    found = {key: value for key, value in again.resolved().items() if key not in unrecorded}
+    assert without_new(found) == without_new(case["resolved"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import LlamaForCausalLM
 
 from bfpo.config import JudgeTrainConfig
 from bfpo.core.errors import DataError, ModelError, SettingError
+from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Message
 from bfpo.data.tokenize import prompt_ids
 from bfpo.judges.hidden import HiddenStates, fit_probe
@@ -96,8 +98,15 @@ def test_the_regression_is_that_of_scikit_learns_pipeline(num: int, balanced: bo
     np.testing.assert_allclose(found, pipeline.predict_proba(features.astype(np.float64))[:, 1], atol=1e-6)
 
 
-def test_a_probe_is_trained_measured_and_judges(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_stage("judge-train", config(root), tmp_path / "run").path
+def test_a_probe_is_trained_measured_and_judges(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patched, caplog.at_level("INFO"):
+        patched.setattr("bfpo.commands.judge_train.CountProgress", partial(CountProgress, seconds_between_lines=0.0))
+        run = run_stage("judge-train", config(root), tmp_path / "run").path
+    layers = [text for text in caplog.messages if text.startswith("layers fitted, of all folds: ")]
+    assert [text.split()[5] for text in layers] == [str(n + 1) for n in range(9)]  # 3 folds of 3 layers
+    assert layers[-1].split()[7] == "9"
     described = json.loads((run / "model" / "judge.json").read_text())
     scores = described["cross_validation"]
     assert scores["accuracy"] > 0.8

@@ -438,7 +438,7 @@ def test_prompts_that_are_trained_on_are_named_and_left_out(
     with caplog.at_level("WARNING"):
         folder = run_stage("sft", config, tmp_path / "run")
     says(caplog, "probe.harmful")
-    counts = {"num_prompts": 5, "of_another_kind": 1, "too_long": 1, "trained_on": 4}
+    counts = {"num_prompts": 5, "of_another_kind": 1, "too_long": 1, "trained_on": 4, "trained_on_by_start": 4}
     assert folder.record["probe"] == {"harmful": counts}
     assert "probe: 5 harmful prompts" in preview_stage("sft", config)
     assert "probe: 16 harmful, 16 harmless prompts" in preview_stage("train", align(world))
@@ -451,6 +451,56 @@ def test_prompts_that_are_trained_on_are_named_and_left_out(
     ])}, probe=probe(world, **asked))  # fmt: skip
     with raises(DataError, "probe.harmful"):
         run_stage("train", pairs, tmp_path / "none-of-pairs")
+
+
+def test_prompts_of_the_start_and_of_its_own_start_are_left_out_too(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(world / "more.jsonl", [{"prompt": f"hurt {noun}", "completion": REFUSAL} for noun in NOUNS[24:27]])
+    run_stage("sft", sft(world, "start", "more", max_steps=1, probe=None), tmp_path / "middle")
+    pair = {"chosen": ANSWER, "rejected": REFUSAL, "chosen_is_safe": 0, "rejected_is_safe": 1}
+    main, buffer = (
+        {"files": write(tmp_path / f"{name}.jsonl", [{"prompt": f"HURT  {noun}", **pair} for noun in some])}
+        for name, some in (("main", NOUNS[20:29]), ("buffer", NOUNS[29:30]))
+    )
+    asked = write(tmp_path / "asked.jsonl", [{"prompt": f"hurt {noun}"} for noun in NOUNS[12:32]])
+    settings: dict[str, Any] = {"model": str(tmp_path / "middle" / "model"), "data": main, "buffer": buffer}
+    settings |= {"probe": probe(world, harmful=asked, harmless=None), "max_steps": 1}
+    data = {"files": write(tmp_path / "held.jsonl", [{"prompt": "hurt thing31", **pair}])}
+    config = align(world, **{**settings, "eval_data": data})
+    assert "probe: 2 harmful prompts" in preview_stage("train", config)
+    caplog.clear()
+    facts = run_stage("train", config, tmp_path / "run").record["probe"]["harmful"]
+    assert facts["num_prompts"] == 2  # thing30 and thing31, which is held out but not trained on
+    assert (facts["trained_on"], facts["trained_on_by_start"]) == (18, 15)
+    says(caplog, "15 in the training of the start")
+    caplog.clear()
+    folder = run_stage("train", config, tmp_path / "run", resume=True)
+    assert folder.record["probe"]["harmful"] == facts
+    (tmp_path / "middle" / "trained_on.npy").unlink()
+    unknown = preview_stage("train", config)
+    assert "probe: 10 harmful prompts" in unknown
+    assert "does not record the prompts" in unknown
+
+
+def test_a_probe_asks_one_part_of_its_files_and_suites(world: Path, tmp_path: Path) -> None:
+    found = {}
+    for part in "ab":
+        split = {"parts": {"a": 0.5, "b": 0.5}, "part": part}
+        config = align(world, max_steps=1, max_length=40, probe=probe(world, harmless="world", split=split, limit=99))
+        found[part] = run_stage("train", config, tmp_path / part).record["probe"]
+        rows = json.loads((tmp_path / part / "probe.json").read_text())["rows"]
+        found[f"ids {part}"] = {row["id"] for row in rows}
+    assert not found["ids a"] & found["ids b"]
+    for kind in ("harmful", "harmless"):
+        facts = [found[part][kind] for part in "ab"]
+        assert sum(one["num_prompts"] for one in facts) >= 16
+        assert facts[0]["in_another_part"] + facts[1]["in_another_part"] >= 16
+    assert [found[part]["harmful"]["num_prompts"] for part in "ba"] == [
+        found[part]["harmful"]["in_another_part"] for part in "ab"
+    ]
+    with raises(SettingError, "harmful.jsonl"):
+        preview_stage("train", align(world, probe=probe(world, split={"held_out": 16})))
 
 
 def test_suites_are_sorted_by_the_kind_of_their_prompts(world: Path, tmp_path: Path) -> None:

@@ -140,10 +140,15 @@ def _train_probe(
     keys: dict[str, Any] = {"inverse_penalty": config.inverse_penalty, "balanced": config.balanced}
 
     def predict(train: list[int], test: list[int]) -> list[Any]:
-        fits = [(layer, *fit_probe(features[train, layer], labels[train], **keys)) for layer in layers]
-        return [expit(features[test, layer] @ weights + intercept) for layer, weights, intercept in fits]
+        found = []
+        for layer in layers:
+            weights, intercept = fit_probe(features[train, layer], labels[train], **keys)
+            found.append(expit(features[test, layer] @ weights + intercept))
+            progress.advance(1)
+        return found
 
-    scores, place_of_best, threshold = _cross_validation(config, rows, predict)
+    with CountProgress("layers fitted, of all folds", config.folds * len(layers), _log) as progress:
+        scores, place_of_best, threshold = _cross_validation(config, rows, predict)
     layer = layers[place_of_best]
     weights, intercept = fit_probe(features[:, layer], labels, **keys)
     described = {"name": config.name, **model, "model_key": states.key, "layer": layer, **facts}

@@ -10,13 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from bfpo.config import SftConfig
-from bfpo.data.split import prompt_hashes
 from bfpo.data.tokenize import SftExample
 from bfpo.policy.load import Policy, init_policy, pad_token_id
 from bfpo.policy.probe import check_positions
@@ -123,9 +121,8 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     reports = {name: report.as_row() for name, (_, report) in tokens.items()}
     facts = {name: (rows.counts, reports[name]) for name, rows in loaded.items()}
     report_data(folder, start, facts, config)
-    hashes = (np.frombuffer(b"".join(prompt_hashes(row.prompt) for row in loaded["data"].completions), "<u8"),)
-    record_prompts(folder, (config.model,), hashes)
-    probe = load_probe(config, folder, start, {"data": tokens["data"][0]})
+    record_prompts(folder, (config.model,), (loaded["data"].hashes,))
+    probe = load_probe(config, folder, start)
     policy = _policy(config)
     check_positions(policy.model, max(row["longest_tokens"] for row in reports.values()))
     folder.add_facts(trainable=str(policy.trainable_report))
@@ -157,7 +154,7 @@ def preview(config: SftConfig) -> list[str]:
         rows.add(examples if name == "data" else ())
         reports.append(report.as_row())
         lines += checked_lines(config, name, loaded.counts, reports[-1])
-        lines += probe_lines(config, start, {name: examples}) if name == "data" else []
+        lines += probe_lines(config, start, (loaded.hashes,)) if name == "data" else []
     fits = fits_here(config)
     policy = _policy(config)
     lines += [*positions_note(start, reports), str(policy.trainable_report)]

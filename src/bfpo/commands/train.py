@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ from bfpo.training.diagnosis import fits_here
 from bfpo.training.forecast import FORECAST, write_forecast
 from bfpo.training.inputs import (
     load_start,
+    pair_streams,
     read_start,
     reference_cache,
     template_facts,
+    trained_hashes,
 )
 from bfpo.training.margin import margin_logps
-from bfpo.training.rehearsal import MOST_ROWS, pair_lines, pair_rows
+from bfpo.training.rehearsal import pair_lines, pair_rows
 from bfpo.training.session import CHECKPOINTS, common_arguments, prepare_process, train_in_folder
 from bfpo.training.tokens import pair_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
@@ -42,9 +43,6 @@ SHOWN = {
 }
 
 
-_TRAINED = ("data", "buffer")  # the streams that the probe may share no prompt with
-
-
 def run(config: AlignConfig, folder: RunFolder) -> None:
     """Train on the main stream, with the buffer if given, and write `model/`, `metrics.jsonl`, `data.json`, the card.
 
@@ -54,10 +52,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     prepare_process(config.threads)
     args = _arguments(config, folder.folder(CHECKPOINTS))
     tokens = pair_tokens(config, folder, args)
-    probe = None
-    if config.probe is not None:
-        trained_on = {name: tokens[name] for name in _TRAINED if name in tokens}
-        probe = load_probe(config, folder, read_start(config), trained_on)
+    probe = None if config.probe is None else load_probe(config, folder, read_start(config))
     policy = load_start(config)  # after the data: what is wrong with them is said first
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
@@ -100,11 +95,10 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
 
 def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on, the parameters that train, the steps, and their time if they can be measured."""
-    # The probe looks for its prompts in all pairs.
-    lines, rows = pair_rows(config, MOST_ROWS if config.probe is None else sys.maxsize)
-    if config.probe is not None:
-        trained_on = {name: each.sample for name, each in zip(_TRAINED, rows, strict=False)}
-        lines += probe_lines(config, read_start(config), trained_on)
+    start = read_start(config)
+    streams = pair_streams(config, start)
+    lines, rows = pair_rows(config, streams=streams)
+    lines += probe_lines(config, start, trained_hashes(streams))
     fits = fits_here(config)
     policy = load_start(config)
     lines += [str(policy.trainable_report)]

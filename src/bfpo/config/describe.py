@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from bfpo.core.settings import ConfigPart, NameOf
 
-__all__ = ["Key", "allowed", "describe_keys", "flat_members", "items_of", "section_of"]
+__all__ = ["Key", "allowed", "describe_keys", "flat_members", "items_of", "section_of", "values_of"]
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _BOUNDS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"), (Lt, "<", "lt"))
@@ -51,6 +51,14 @@ def items_of(annotation: Any) -> type[ConfigPart] | None:
     for member in flat_members(annotation):
         if get_origin(member) is list:
             return section_of(get_args(member)[0])
+    return None
+
+
+def values_of(annotation: Any) -> Any:
+    """Return the annotation of the values of a mapping with free keys, `None` for any other value."""
+    for member in flat_members(annotation):
+        if get_origin(member) is dict:
+            return get_args(member)[1]
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -179,6 +179,17 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
         **dict.fromkeys(("harmless_columns", "start"), beside("harmless")),
         "start_revision": beside("start"),
     }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _harmless_is_not_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("harmless") and not values.get("prompts"):
+            raise ValueError(
+                f"prompts: missing beside harmless ({values['harmless']}); needed: prompts to be refused, with judges "
+                "and ranker, since the pairs of the main stream are made from their answers and harmless only adds a "
+                "buffer to them"
+            )
+        return values
 
 
 class TransformersRedteam(RedteamConfig, TransformersGenerate, mode="transformers"):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from bfpo.config.describe import allowed, describe_keys, flat_members, items_of, section_of
+from bfpo.config.describe import allowed, describe_keys, flat_members, items_of, section_of, values_of
 from bfpo.core.console import one_line
 from bfpo.core.errors import ConfigError, first_line
 from bfpo.core.inputs import missing_folder
@@ -217,7 +217,12 @@ def _locate(
             value = value[part] if isinstance(value, list) and part < len(value) else value
             continue
         if model is None:
-            break
+            free = None if info is None else values_of(info.annotation)
+            if free is None or not isinstance(value, dict) or part not in value:
+                break
+            key.append(str(part))  # a name that the user has chosen
+            info, model, value = FieldInfo.from_annotation(free), section_of(free), value[part]
+            continue
         key.append(str(part))
         section = model.chosen(value)
         info = section.every_field().get(str(part)) or model.every_field().get(str(part))

@@ -17,6 +17,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, PathText
+from bfpo.data.settings import PromptSplit
 
 __all__ = ["FIGURES", "KINDS", "SHARES", "BestRule", "Condition", "ProbeConfig"]
 
@@ -102,6 +103,7 @@ class ProbeConfig(ConfigPart):
     )
     harmless: FileList | None = Field(default=None, description="prompts to be answered; as harmful")
     folders: list[PathText] = Field(default_factory=list, description="folders where files of suites are looked for")
+    split: PromptSplit = None
     limit: int = Field(default=30, ge=1, description="most prompts of each kind, drawn at random with the run's seed")
     steps: int = Field(
         default=10,

@@ -171,7 +171,7 @@ _READ_BY_REFERENCE = frozenset(
     {"model", "revision", "dtype", "trainable", "lora", "quantize", "data", "buffer", "eval_data", "chat_template"}
     | {"chat_template_kwargs", "allow_template_changes", "allow_rendered_text"}
     | {"max_length", "max_completion_length", "seed", "threads", "reference_cache", "attention", "token_cache"}
-    | {"max_tokens_per_microbatch"}
+    | {"max_tokens_per_microbatch", "method", *method_settings(), "reduction", "margin_model"}
 )
 
 

@@ -33,8 +33,8 @@ class TrainingProgress:
 class CountProgress:
     """Context manager that shows a count up to `total`, or alone if `total` is `None`.
 
-    On a terminal it is a bar, elsewhere a line to `logger` at most every `seconds_between_lines`. `shown=False`, as in
-    all processes but the first, shows nothing.
+    On a terminal it is a bar, elsewhere a line to `logger` with the time left, at most every `seconds_between_lines`.
+    `shown=False`, as in all processes but the first, shows nothing.
     """
 
     def __init__(
@@ -82,5 +82,9 @@ class CountProgress:
         now = time.monotonic()
         if self._shown and now - self._last_line >= self._between:
             self._last_line = now
-            of_total = "" if self._total is None else f" of {self._total}"
-            self._logger.info("%s: %d%s  (%.0f s)", self._title, self._count, of_total, now - self._started)
+            seconds = now - self._started
+            of_total = left = ""
+            if self._total is not None:
+                of_total = f" of {self._total}"
+                left = f", about {seconds * (self._total - self._count) / max(self._count, 1):.0f} s left"
+            self._logger.info("%s: %d%s  (%.0f s%s)", self._title, self._count, of_total, seconds, left)

@@ -60,6 +60,11 @@ class LoadedCompletions:
     rejects: list[Reject] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def hashes(self) -> Hashes:
+        """The hashes of their prompts (`prompt_hashes`), ascending, each once."""
+        return np.unique(np.frombuffer(b"".join(prompt_hashes(row.prompt) for row in self.completions), "<u8"))
+
 
 class PairStream:
     """The pairs of `load_pairs`, read from their files again at each iteration and not kept in memory.

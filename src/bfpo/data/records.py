@@ -52,12 +52,16 @@ class TextStyle:
 
 @dataclass(slots=True)
 class StreamFacts:
-    """A stream of completions: rows by split, lengths by source; of a sample languages as guessed, and style."""
+    """A stream of completions: rows by split, lengths by source; of a sample languages as guessed, and style.
+
+    `cut_completions`: how many were cut when they were generated.
+    """
 
     rows: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     lengths: Lengths = field(default_factory=dict)
     languages: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    cut_completions: int | None = field(default=None, metadata=OPTIONAL)
     style: dict[str, dict[str, TextStyle]] | None = field(default=None, metadata=OPTIONAL)
 
 

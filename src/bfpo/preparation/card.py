@@ -87,12 +87,13 @@ def _stream_facts(parts: Sequence[Part], *, with_tokens: bool) -> AnyStream:
         for number, split in enumerate(SPLITS)
     }
     num_rows, units = sum(rows.values()), _UNITS if with_tokens else _UNITS[:2]
+    cut = sum(part.num_cut() for part in parts) or None
     if parts[0].source.stream == "sft":
-        return StreamFacts(rows, num_rows, {part.source.name: _completion_lengths(part, units) for part in parts})
+        by_source = {part.source.name: _completion_lengths(part, units) for part in parts}
+        return StreamFacts(rows, num_rows, by_source, cut_completions=cut)
     cells = [_cells(part) for part in parts]
     by_split = {split: _count_cells(parts, cells, number) for number, split in enumerate(SPLITS)}
     lengths = _lengths_by_cell(parts, cells, units)
-    cut = sum(part.num_cut() for part in parts) or None
     return PairStreamFacts(rows, num_rows, by_split, **_safety(parts), lengths=lengths, cut_completions=cut)
 
 
@@ -243,13 +244,13 @@ def _stream_lines(name: str, facts: AnyStream) -> list[str]:
             lines.append(
                 f"{name}: E_safe {facts.e_safe:.3f}; helpful but unsafe: {facts.conflicts} pairs{_share(facts)}"
             )
-        if facts.cut_completions:
-            lines.append(f"{name}: {_cut_text(facts)}")
+    if facts.cut_completions:
+        lines.append(f"{name}: {_cut_text(facts)}")
     return lines
 
 
-def _cut_text(facts: PairStreamFacts) -> str:
-    cut, total = facts.cut_completions, 2 * facts.num_rows
+def _cut_text(facts: AnyStream) -> str:
+    cut, total = facts.cut_completions, facts.num_rows * (1 + isinstance(facts, PairStreamFacts))
     return f"{cut} of {total} completions were cut off when they were generated; no end token follows"
 
 
@@ -335,10 +336,10 @@ def _stream_text(facts: AnyStream) -> str:
                 f"E_safe, the mean safety of all completions whose label is known, is {facts.e_safe:.4f}. The more "
                 f"helpful completion is unsafe and the other safe in {facts.conflicts} pairs{_share(facts)}."
             )
-        if facts.cut_completions:
-            parts.append(f"{_cut_text(facts)}.")
     else:
         parts.append(f"Completions: {_counts(facts.rows)}.")
+    if facts.cut_completions:
+        parts.append(f"{_cut_text(facts)}.")
     parts.append(_lengths_table(facts.lengths))
     if facts.languages:
         sample = sum(facts.languages.values())

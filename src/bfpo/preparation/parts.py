@@ -77,8 +77,11 @@ class Part:
         return used
 
     def num_cut(self) -> int:
-        """Return how many completions of the written pairs were cut when they were generated."""
-        return int((self.shard.key("cut") * self.copies[:, None]).sum())
+        """Return how many of the written completions, of pairs both, were cut when they were generated."""
+        cut: npt.NDArray[np.bool_] = self.shard.key("cut")
+        if self.source.stream == "sft":
+            return int((cut[self.row, self.side] * self.copies).sum())
+        return int((cut * self.copies[:, None]).sum())
 
     def counts(self) -> dict[str, int]:
         """Return the number of units by fate, zeros left out."""

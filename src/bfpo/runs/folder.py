@@ -399,7 +399,8 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         f"{key} was {earlier.get(key, absent)!r}, now {now.get(key, absent)!r}"
         for key in sorted(earlier.keys() | now.keys())
         if earlier.get(key, absent) != now.get(key, absent)
-        and (key in earlier or not _is_off(now[key]))  # of a run that began before there was such a key
+        # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
+        and (key in earlier or not (_is_off(now[key]) or stage == "reference"))
         and not key.endswith("api_key_env")  # no answer depends on who asks
     ]
     if changes:

@@ -24,6 +24,7 @@ from bfpo.training.trained_on import Hashes, asked_in_training
 from bfpo.world.datasets import held_out_prompts
 
 __all__ = [
+    "ELSEWHERE",
     "SuitePrompts",
     "UnreachableError",
     "check_own_files",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _WORLD_SEED = 0
+ELSEWHERE = "in another part of the split"
 _TRAINED = "a model was trained on it"
 
 
@@ -84,7 +86,7 @@ def find_prompts(
     if not found.prompts:
         raise DataError.at(found.source, None, f"holds no prompt of the suite {suite.name}; at least one is needed")
     try:
-        found = found.without(lambda prompts: part_of(prompts, split), "in another part of the split")
+        found = found.without(lambda prompts: part_of(prompts, split), ELSEWHERE)
     except SettingError as error:
         raise SettingError(f"suite {suite.name}: {error}") from error
     if trained_on:

@@ -17,7 +17,7 @@ from bfpo.core.errors import DataError, LabelError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.load import LoadedCompletions, PairStream, load_completions
+from bfpo.data.load import Hashes, LoadedCompletions, PairStream, load_completions
 from bfpo.data.rejects import Reject
 from bfpo.data.tokenize import (
     PairTokenizer,
@@ -52,6 +52,7 @@ __all__ = [
     "reference_cache",
     "report_data",
     "template_facts",
+    "trained_hashes",
     "write_rejects",
 ]
 
@@ -131,6 +132,11 @@ def pair_streams(config: AlignConfig, start: Start) -> dict[str, PairStream]:
     return {name: PairStream(section, seed=config.seed, check=check) for name, section in pair_sections(config).items()}
 
 
+def trained_hashes(streams: Mapping[str, PairStream]) -> Iterator[Hashes]:
+    """Yield the hashes of the prompts of each stream that is trained on."""
+    return (stream.hashes for name, stream in streams.items() if name != "eval_data")
+
+
 def completion_sections(config: SftConfig) -> dict[str, SftDataConfig]:
     """Return the data sections of `bfpo sft` that are given, by name."""
     sections = {"data": config.data, "eval_data": config.eval_data}
@@ -189,15 +195,20 @@ def reference_cache(config: AlignConfig) -> str:
 
 
 def describe_tokens(
-    config: AlignConfig, start: Start, take: Callable[[Iterator[TokenPair]], object] = _use_up
+    config: AlignConfig,
+    start: Start,
+    take: Callable[[Iterator[TokenPair]], object] = _use_up,
+    *,
+    streams: Mapping[str, PairStream] | None = None,
 ) -> list[str]:
     """Return lines for each section: its pairs by cell, what was cut and changed.
 
-    `take` gets the tokens of each section and uses them up; by default pairs are counted, not kept. Raises `DataError`
-    as training does for pairs that nothing can be learned from.
+    `streams`: those of `pair_streams`, if they are needed elsewhere too. `take` gets the tokens of each section and
+    uses them up; by default pairs are counted, not kept. Raises `DataError` as training does for pairs that nothing can
+    be learned from.
     """
     lines, rows = [], []
-    for name, pairs in pair_streams(config, start).items():
+    for name, pairs in (streams or pair_streams(config, start)).items():
         tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
         take(tokenize(pairs))
         rows.append(tokenize.report.as_row())

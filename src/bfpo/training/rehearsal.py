@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bfpo.config.train import AlignConfig
+from bfpo.data.load import PairStream
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import loss_at_start
 from bfpo.policy.devices import runs_on_cpu
@@ -169,7 +170,9 @@ def _short(seconds: float) -> str:
 # Preference training
 
 
-def pair_rows(config: AlignConfig, most: int = MOST_ROWS) -> tuple[list[str], list[Rows[TokenPair]]]:
+def pair_rows(
+    config: AlignConfig, most: int = MOST_ROWS, *, streams: Mapping[str, PairStream] | None = None
+) -> tuple[list[str], list[Rows[TokenPair]]]:
     """Return the lines of `describe_tokens`, and the rows of the main stream and of the buffer if there is one."""
     rows: list[Rows[TokenPair]] = []
 
@@ -177,7 +180,7 @@ def pair_rows(config: AlignConfig, most: int = MOST_ROWS) -> tuple[list[str], li
         rows.append(Rows(_num_tokens, seed=config.seed, most=most))
         rows[-1].add(pairs)
 
-    lines = describe_tokens(config, read_start(config), take)
+    lines = describe_tokens(config, read_start(config), take, streams=streams)
     return lines, rows[: 1 if config.buffer is None else 2]
 
 

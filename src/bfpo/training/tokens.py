@@ -16,7 +16,15 @@ from bfpo.data.load import PairStream
 from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.tokenize import PairTokenizer, ids_to_check
 from bfpo.runs.folder import RunFolder
-from bfpo.training.inputs import REJECTS, pair_sections, pair_streams, read_start, report_data, write_rejects
+from bfpo.training.inputs import (
+    REJECTS,
+    pair_sections,
+    pair_streams,
+    read_start,
+    report_data,
+    trained_hashes,
+    write_rejects,
+)
 from bfpo.training.trained_on import record_prompts
 
 if TYPE_CHECKING:
@@ -41,8 +49,7 @@ def pair_tokens(config: AlignConfig, folder: RunFolder, args: TrainingArguments)
         for stream in streams.values():  # a bad row of any stream is found before the tokens of the first are made
             stream.scan()
     if folder.stage == "train":
-        trained = (stream.hashes for name, stream in streams.items() if name != "eval_data")
-        record_prompts(folder, (config.model,), trained)
+        record_prompts(folder, (config.model,), trained_hashes(streams))
     with args.main_process_first(desc="tokenizing"):
         tokens = token_stores(
             folder,

@@ -16,12 +16,13 @@ from bfpo.core.schema import Prompt
 from bfpo.data.split import prompt_hashes
 from bfpo.runs.folder import RunFolder
 
-__all__ = ["Hashes", "asked_in_training", "has_no_record", "record_prompts", "trained_prompts"]
+__all__ = ["NO_RECORD", "Hashes", "asked_in_training", "has_no_record", "merged", "record_prompts", "trained_prompts"]
 
 logger = logging.getLogger(__name__)
 
 Hashes = npt.NDArray[np.uint64]
 FILE = "trained_on.npy"
+NO_RECORD = "%s: its run does not record the prompts that it was trained on: they are not known"
 
 
 def record_prompts(folder: RunFolder, starts: Iterable[str | None], hashes: Iterable[Hashes]) -> None:
@@ -31,15 +32,20 @@ def record_prompts(folder: RunFolder, starts: Iterable[str | None], hashes: Iter
     """
     if not folder.is_writer or (folder.resumed and folder.file(FILE).exists()):
         return
-    known = [np.zeros(0, np.uint64), *hashes]
+    known = list(hashes)
     for start in filter(None, starts):
         if has_no_record(start):
-            logger.warning("%s: its run does not record the prompts that it was trained on: they are not known", start)
+            logger.warning(NO_RECORD, start)
         elif (found := trained_prompts(start)) is not None:
             known.append(found)
     content = BytesIO()
-    np.save(content, np.unique(np.concatenate(known)), allow_pickle=False)
+    np.save(content, merged(known), allow_pickle=False)
     folder.write_bytes(FILE, content.getvalue())
+
+
+def merged(hashes: Iterable[Hashes]) -> Hashes:
+    """Return all hashes, ascending, each once."""
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]))
 
 
 def trained_prompts(model: str) -> Hashes | None:
