@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +89,19 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     if isinstance(config, CompletionsJob):
         folder.add_data("completions", config.completions)
         completions = _completions(config)
-        judged, unscored, bound, fits, verdicts = _judge(config, completions, folder)
+        judged = _judge(config, completions, folder)
+        bound, fits = judged.bound, judged.fits
         if labels is not None:
             folder.add_data("labels", config.labels or "")
-        scores += score_rows(judged, confidence=config.confidence)
+        scores += score_rows(judged.rows, confidence=config.confidence)
         reasons += [
-            f"{count} of {len(judged)} completions are unscored by {config.judge.title}: {reason}; use another judge"
-            for reason, count in unscored.most_common(1)
+            f"{count} of {len(completions)} completions are unscored by {config.judge.title}: {reason}; use another "
+            "judge"
+            for reason, count in judged.unscored().most_common(1)
         ]
     if isinstance(config, CompletionsJob) and labels is not None:
         try:
-            people = _people(config, labels, completions, verdicts)
+            people = _people(config, labels, completions, judged.verdicts)
         except DataError:
             _write_scores(folder, config, scores, bound, fits, None)
             raise
@@ -214,10 +216,22 @@ def _completions(config: CompletionsJob) -> list[Completion]:
     return completions
 
 
-def _judge(
-    config: CompletionsJob, completions: Sequence[Completion], folder: RunFolder
-) -> tuple[list[Judged], Counter[str], CoherenceBound | None, list[JudgeFit], list[Verdict]]:
-    """Return the judged rows, the unscored by reason, the bound of likelihood, the judge's fit, and the verdicts."""
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    """What a judge said of completions, in their order, how it fits them, and the bound of their likelihood."""
+
+    rows: list[Judged]
+    verdicts: Sequence[Verdict]
+    fits: list[JudgeFit]
+    bound: CoherenceBound | None
+
+    def unscored(self) -> Counter[str]:
+        """Return the number of unscored completions by reason."""
+        return Counter(verdict.reason for verdict in self.verdicts if verdict.label == "unscored")
+
+
+def _judge(config: CompletionsJob, completions: Sequence[Completion], folder: RunFolder) -> _Judgement:
+    """Judge the completions, and write a row of each."""
     for line in describe_thoughts(completions):
         _log.info("%s", line)
     judge = make_judge(config.judge)
@@ -243,8 +257,7 @@ def _judge(
             for verdict, row, c, read in zip(verdicts, rows, completions, readings, strict=True)
         ),
     )
-    unscored = Counter(verdict.reason for verdict in verdicts if verdict.label == "unscored")
-    return rows, unscored, reader.bound, fits, list(verdicts)
+    return _Judgement(rows, verdicts, fits, reader.bound)
 
 
 def _people(

@@ -322,7 +322,7 @@ def _advice(config: RedteamConfig, out: Path, *, has_buffer: bool) -> list[str]:
     where = f"{out / PAIRS}; for the buffer: {out / BUFFER}" if has_buffer else f"{out / PAIRS}"
     return [
         f"\nThe pairs: {where}. What beta asks of them, before any training:",
-        f"  bfpo reference {given} --out {shlex.quote(_free(f'{out}-reference'))}",
+        f"  bfpo doctor --data {given}",
         f"To train on them{'' if has_buffer else ', without a buffer'}:",
         f"  bfpo train {given} --out {shlex.quote(_free(f'{out}-train'))}",
     ]

@@ -167,12 +167,13 @@ def _finished_demo(runs: Sequence[Run], roots: Sequence[Path]) -> ReportData | N
 
 def _add_trainings(runs: Sequence[Run], models: dict[str, Model]) -> None:
     """Add curves and settings to the models that were trained, which may have several rows; SFT adds no row."""
-    of_model = {name: run_at(model.place, runs) for name, model in models.items()}
-    for run in runs:
+    places = [(run, place_of_run(run)) for run in runs]
+    of_model = {name: run_at(model.place, places) for name, model in models.items()}
+    for run, place in places:
         rows = [models[name] for name, found in of_model.items() if found is run]
         if not rows and run.stage == "train":  # an unscored model
             name = model_name(run.path.as_posix())
-            rows = [model_of(models, name, run.path if name in models else None, place_of_run(run))]
+            rows = [model_of(models, name, run.path if name in models else None, place)]
         for model in rows if run.stage == "train" else ():
             config = run.record.config
             settings = {key: config[key] for key in (*SETTINGS, "seed") if key in config}

@@ -50,12 +50,13 @@ def place_of_model(path: str | None, by: Run) -> Place:
     return Place(by.record.model_runs.get(path, ""), folder, named_parts(folder or Path(path)))
 
 
-def run_at(place: Place, runs: Sequence[Run]) -> Run | None:
-    """Return the run of a model; of several that only the end of its path could mean, the one that shares most of it.
+def run_at(place: Place, runs: Sequence[tuple[Run, Place]]) -> Run | None:
+    """Return the run of a model, out of runs with their places.
 
-    `None` if there is none, or if two share as much.
+    Of several that only the end of its path could mean, the one that shares most of it; `None` if there is none, or if
+    two share as much.
     """
-    same = [(run, one) for run in runs if (one := place_of_run(run)).is_same(place)]
+    same = [(run, one) for run, one in runs if one.is_same(place)]
     longest = max((place.tail(one) for _, one in same), default=0)
     best = [run for run, one in same if place.tail(one) == longest]
     return best[0] if len(best) == 1 else None
