@@ -5,24 +5,18 @@
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd)
-export MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} OUT=${OUT:-runs/real} BFPO=${BFPO:-bfpo} NO_SCORES=1
-THREADS=${THREADS:-2}
+export MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} OUT=${OUT:-runs/real} BFPO=${BFPO:-bfpo}
+export THREADS=${THREADS:-2} NO_SCORES=1
 ARMS=${ARMS:-bfpo-0 dpo_safe_first-0 safedpo-0 sft-more-0 bfpo-1 dpo_safe_first-1 bfpo-2 dpo_safe_first-2}
 
-scored="{name: start, model: $MODEL}" runs=()
+runs=()
 for arm in $ARMS; do
     METHOD=${arm%-*} SEED=${arm##*-} "$HERE/run.sh"
     rounds=("$OUT/$arm"/round-[12])
     [ "${arm##*-}" = 0 ] || rounds=("$OUT/$arm/round-2") # the way there is shown for one seed
     for run in "$OUT/sft-${arm##*-}" "$OUT/$arm" "${rounds[@]}"; do
-        [ -d "$run/model" ] && [[ "$scored" != *"model: $run/model}"* ]] || continue
-        name=${run#"$OUT/"}
-        scored+=", {name: ${name//\//-}, model: $run/model}"
+        [ -d "$run/model" ] && [[ " ${runs[*]} " != *" $run "* ]] || continue
         runs+=("$run")
     done
 done
-"$BFPO" evaluate --config "$HERE/evaluate.yaml" --set "suites.folders=[$OUT/suites]" --set "threads=$THREADS" \
-    --set "suites.use=[$(printf '%s\n' "$OUT"/suites/*.yaml | paste -sd,)]" --set "models=[$scored]" \
-    --out "$OUT/evaluate-arms" --resume
-"$BFPO" report "${runs[@]}" "$OUT/evaluate-arms" --out "$OUT/arms.html" --title "SmolLM2-135M-Instruct: arms and seeds"
-echo "the page is $OUT/arms.html"
+"$HERE/score.sh" "$OUT/evaluate-arms" "$OUT/arms.html" "SmolLM2-135M-Instruct: arms and seeds" "${runs[@]}"

@@ -330,16 +330,7 @@ def make_pairs(out: Path, arm: Path, number: int) -> None:
     model's. `buffer-N.jsonl`: (the start model's good answer, needless refusal); the first refusal is the last model's
     if it refuses.
     """
-    start = {
-        prompt: answer
-        for prompt, answer in _answers(out / "start-harmful").items()
-        if answer["text"].strip() and not _is_refused(answer, prompt)
-    }
-    complied = {
-        prompt: answer
-        for prompt, answer in _answers(arm / f"ask-{number}-harmful").items()
-        if answer["text"].strip() and not _is_refused(answer, prompt)
-    }
+    start, complied = (_complied(folder) for folder in (out / "start-harmful", arm / f"ask-{number}-harmful"))
     main = [
         _pair(prompt, answer, salt, chosen_is_safe=False)
         for salt in ("pair", "twice")
@@ -368,6 +359,11 @@ def make_pairs(out: Path, arm: Path, number: int) -> None:
     for name, pairs, wrong in (("main", main, complied), ("buffer", buffer, refused)):
         _write(arm / f"{name}-{number}.jsonl", sorted(pairs, key=lambda pair: _key(pair["prompt"])))
         print(f"round {number}: {name} {len(pairs)}, with {len(wrong)} that the last model gets wrong")
+
+
+def _complied(folder: Path) -> dict[str, dict[str, Any]]:
+    answers = _answers(folder)
+    return {prompt: a for prompt, a in answers.items() if a["text"].strip() and not _is_refused(a, prompt)}
 
 
 def _refused(arm: Path, number: int) -> dict[str, dict[str, Any]]:

@@ -69,13 +69,5 @@ else
     models=("$ARM"/round-[12])
 fi
 [ -z "${NO_SCORES:-}" ] || exit 0 # arms.sh scores all of them together
-scored="{name: start, model: $MODEL}"
-for run in "$SFT" "${models[@]}"; do
-    name=${run#"$OUT/"}
-    scored+=", {name: ${name//\//-}, model: $run/model}"
-done
-"$BFPO" evaluate --config "$HERE/evaluate.yaml" --set "suites.folders=[$OUT/suites]" --set "threads=$THREADS" \
-    --set "suites.use=[$(printf '%s\n' "$OUT"/suites/*.yaml | paste -sd,)]" --set "models=[$scored]" \
-    --out "$OUT/evaluate-$METHOD-$SEED" --resume
-"$BFPO" report "$SFT" "${models[@]}" "$OUT/evaluate-$METHOD-$SEED" --out "$OUT/report.html" --title "SmolLM2-135M-Instruct, made safe"
-echo "the page is $OUT/report.html"
+export MODEL OUT BFPO THREADS
+"$HERE/score.sh" "$OUT/evaluate-$METHOD-$SEED" "$OUT/report.html" "SmolLM2-135M-Instruct, made safe" "$SFT" "${models[@]}"

@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -169,12 +169,12 @@ def draw(answers: dict[str, list[Row]], file: Path) -> None:
     """Draw declined harmful prompts against declined harmless ones, with intervals, one point a model."""
     import matplotlib.pyplot as plt
 
-    arms = {re.sub(r"-\d+(-round-\d)?$", "", name): None for name in answers}
-    colours: Callable[[str], Any] = dict(zip(arms, plt.get_cmap("tab10").colors, strict=False)).__getitem__  # type: ignore[attr-defined]
+    arms = {name: re.sub(r"-\d+(-round-\d)?$", "", name) for name in answers}
+    colours = dict(zip(dict.fromkeys(arms.values()), plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     figure, axes = plt.subplots(figsize=(7, 4.6), dpi=110)
     for name, rows in answers.items():
         y, x = (rate_interval(of(rows, *GROUPS[group])) for group in ("declined, harmful", "declined, harmless"))
-        colour = colours(re.sub(r"-\d+(-round-\d)?$", "", name))
+        colour = colours[arms[name]]
         axes.errorbar(
             100 * x.value, 100 * y.value, fmt="o", markersize=4, capsize=2, linewidth=0.8, color=colour,
             xerr=[[100 * (x.value - x.low)], [100 * (x.high - x.value)]],

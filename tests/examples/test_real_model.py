@@ -19,7 +19,16 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "smollm2-135m"
 
 @pytest.fixture(scope="module")
 def data() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("real_model_data", RECIPE / "data.py")
+    return _module("data")
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return _module("tables")
+
+
+def _module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"real_model_{name}", RECIPE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -216,3 +225,46 @@ def test_missing_data_end_in_one_message(data, tmp_path, monkeypatch, capsys):
         data.main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err.rstrip().endswith("or give a folder with the data: make real DATA=...")
+
+
+def test_the_arms_are_scored_together_each_model_once(tmp_path):
+    stub = tmp_path / "stub"
+    stub.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/calls"\n')
+    stub.chmod(0o755)
+    out = tmp_path / "out"
+    for model in ("sft-0", "bfpo-0/round-1", "bfpo-0/round-2", "safedpo-0/round-1", "safedpo-0/round-2"):
+        (out / model / "model").mkdir(parents=True)
+    for model in ("sft-1", "bfpo-1/round-1", "bfpo-1/round-2"):
+        (out / model / "model").mkdir(parents=True)
+    variables = {"OUT": str(out), "MODEL": "m", "ARMS": "bfpo-0 safedpo-0 bfpo-1"}
+    environment = {"PATH": "/usr/bin:/bin", "BFPO": str(stub), "PYTHON": str(stub), **variables}
+    subprocess.run(["bash", RECIPE / "arms.sh"], env=environment, check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    evaluated, reported = (next(call for call in calls if call.startswith(name)) for name in ("evaluate", "report"))
+    runs = ["sft-0", "bfpo-0/round-1", "bfpo-0/round-2", "safedpo-0/round-1", "safedpo-0/round-2", "sft-1"]
+    runs.append("bfpo-1/round-2")
+    models = ", ".join(f"{{name: {run.replace('/', '-')}, model: {out}/{run}/model}}" for run in runs)
+    assert f"models=[{{name: start, model: m}}, {models}]" in evaluated
+    assert reported.startswith("report " + " ".join(f"{out}/{run}" for run in runs) + f" {out}/evaluate-arms --out")
+
+
+def test_the_tables_have_rates_of_each_model_and_differences_of_arms(tables, tmp_path, monkeypatch, capsys):
+    refused, helped = "I'm sorry, but I can't help with that.", "Put the flour into a bowl, and add water and salt."
+    shares = {"start": (1, 0), "bfpo-0-round-1": (9, 9), "bfpo-0-round-2": (8, 2), "bfpo-1-round-2": (10, 0)}
+    rows = [
+        {"suite": f"report-{source}", "model": model, "id": f"{source}/{number}",
+         "prompt": [{"role": "user", "content": "How?"}],
+         "text": refused if number < shares[model][source not in tables.HARMFUL] else helped}
+        for model in shares
+        for source in (*tables.HARMFUL, *tables.GROUPS["declined, harmless"][1])
+        for number in range(10)
+    ]  # fmt: skip
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("sys.argv", ["tables.py", str(tmp_path), "--models", "start", "bfpo-0-round-2"])
+    tables.main()
+    models, arms, differences = capsys.readouterr().out.strip().split("\n\n")
+    assert models.splitlines()[0] == "|  | start | bfpo-0-round-2 |"
+    assert models.splitlines()[2] == "| declined, harmful | 10 (2-27) | 80 (61-92) |"
+    assert arms.splitlines()[0] == "|  | start, 1 seed | bfpo, 2 seeds |"
+    assert arms.splitlines()[2].endswith("; 80, 100 |")
+    assert differences.splitlines()[2].startswith("| bfpo minus start, 2 seeds | +80 (")

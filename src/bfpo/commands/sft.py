@@ -154,7 +154,7 @@ def preview(config: SftConfig) -> list[str]:
         rows.add(examples if name == "data" else ())
         reports.append(report.as_row())
         lines += checked_lines(config, name, loaded.counts, reports[-1])
-        lines += probe_lines(config, start, (loaded.hashes,)) if name == "data" else []
+        lines += probe_lines(config, start, (one.hashes for one in (loaded,))) if name == "data" else []
     fits = fits_here(config)
     policy = _policy(config)
     lines += [*positions_note(start, reports), str(policy.trainable_report)]

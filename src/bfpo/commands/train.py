@@ -97,7 +97,7 @@ def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on, the parameters that train, the steps, and their time if they can be measured."""
     start = read_start(config)
     streams = pair_streams(config, start)
-    lines, rows = pair_rows(config, streams=streams)
+    lines, rows = pair_rows(config, start, streams=streams)
     lines += probe_lines(config, start, trained_hashes(streams))
     fits = fits_here(config)
     policy = load_start(config)

@@ -343,4 +343,4 @@ def people_sections(found: PeopleFile, confidence: float) -> list[str]:
             lines.append(f"| {' | '.join([*cells, both])} |")
     if not found.rates:
         lines = [*lines[:2], f"Fewer than {_MIN_LABELS} labels for each metric here: no rate."]
-    return lines + [f"{'' if n else chr(10)}- no rate of {one}" for n, one in enumerate(found.left_out or ())]
+    return [*lines, *([""] if found.left_out else []), *(f"- no rate of {one}" for one in found.left_out or ())]

@@ -15,12 +15,13 @@ from bfpo.core.inputs import matching_files
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import content_id
 from bfpo.data.files import iter_rows
+from bfpo.data.load import Hashes
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.settings import SplitConfig
 from bfpo.data.sources import download_dataset
 from bfpo.data.split import draw_prompts, part_of
 from bfpo.suites.catalogue import Suite
-from bfpo.training.trained_on import Hashes, asked_in_training
+from bfpo.training.trained_on import asked_in_training
 from bfpo.world.datasets import held_out_prompts
 
 __all__ = [

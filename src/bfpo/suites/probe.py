@@ -14,6 +14,7 @@ from bfpo.config.train import AlignConfig, SftConfig
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Prompt
 from bfpo.data.chat import ChatEncoder
+from bfpo.data.load import Hashes
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.split import draw, part_of
 from bfpo.data.tokenize import check_ids, ids_to_check
@@ -22,7 +23,7 @@ from bfpo.suites.catalogue import known_sets, known_suites, load_suites
 from bfpo.suites.files import ELSEWHERE, find_prompts
 from bfpo.training.inputs import Start
 from bfpo.training.probe import OPENING_TOKENS, Probe, ProbePrompt
-from bfpo.training.trained_on import NO_RECORD, Hashes, asked_in_training, has_no_record, merged, trained_prompts
+from bfpo.training.trained_on import NO_RECORD, asked_in_training, has_no_record, merged, trained_prompts
 
 __all__ = ["load_probe", "probe_lines"]
 

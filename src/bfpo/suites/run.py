@@ -23,6 +23,7 @@ from bfpo.core.inputs import check_files
 from bfpo.core.records import load, load_lines
 from bfpo.core.schema import JudgeFit, Message, Prompt, Score
 from bfpo.data.annotations import LabelRow, read_labels
+from bfpo.data.load import Hashes
 from bfpo.judges.fit import fit_table, log_fit
 from bfpo.judges.judges import check_opinions
 from bfpo.runs.folder import RunFolder
@@ -48,7 +49,7 @@ from bfpo.suites.scores import (
     values_of,
 )
 from bfpo.suites.wins import alpaca_eval, check_ranked, win_rates
-from bfpo.training.trained_on import Hashes, asked_in_training, has_no_record, trained_prompts
+from bfpo.training.trained_on import asked_in_training, has_no_record, trained_prompts
 
 __all__ = ["preview_suites", "run_suites"]
 

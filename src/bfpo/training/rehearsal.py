@@ -24,7 +24,7 @@ from bfpo.policy.load import Policy
 from bfpo.policy.reference.sources import choose_reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.forecast import ForecastFile, forecast, forecast_lines
-from bfpo.training.inputs import describe_tokens, load_start, read_start, reference_cache
+from bfpo.training.inputs import Start, describe_tokens, load_start, read_start, reference_cache
 from bfpo.training.trainer import BFPOTrainer
 
 __all__ = [
@@ -171,7 +171,11 @@ def _short(seconds: float) -> str:
 
 
 def pair_rows(
-    config: AlignConfig, most: int = MOST_ROWS, *, streams: Mapping[str, PairStream] | None = None
+    config: AlignConfig,
+    start: Start,
+    most: int = MOST_ROWS,
+    *,
+    streams: Mapping[str, PairStream] | None = None,
 ) -> tuple[list[str], list[Rows[TokenPair]]]:
     """Return the lines of `describe_tokens`, and the rows of the main stream and of the buffer if there is one."""
     rows: list[Rows[TokenPair]] = []
@@ -180,7 +184,7 @@ def pair_rows(
         rows.append(Rows(_num_tokens, seed=config.seed, most=most))
         rows[-1].add(pairs)
 
-    lines = describe_tokens(config, read_start(config), take, streams=streams)
+    lines = describe_tokens(config, start, take, streams=streams)
     return lines, rows[: 1 if config.buffer is None else 2]
 
 
@@ -193,7 +197,7 @@ def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile,
 
     Their log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model.
     """
-    lines, rows = pair_rows(config, most)
+    lines, rows = pair_rows(config, read_start(config), most)
     policy = load_start(config)
     with TemporaryDirectory() as place:
         args = BFPOConfig(

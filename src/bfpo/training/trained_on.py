@@ -7,20 +7,19 @@ from collections.abc import Iterable
 from io import BytesIO
 
 import numpy as np
-import numpy.typing as npt
 
 from bfpo.core.errors import RunError
 from bfpo.core.provenance import RunFile, run_of_model
 from bfpo.core.records import load
 from bfpo.core.schema import Prompt
+from bfpo.data.load import Hashes
 from bfpo.data.split import prompt_hashes
 from bfpo.runs.folder import RunFolder
 
-__all__ = ["NO_RECORD", "Hashes", "asked_in_training", "has_no_record", "merged", "record_prompts", "trained_prompts"]
+__all__ = ["NO_RECORD", "asked_in_training", "has_no_record", "merged", "record_prompts", "trained_prompts"]
 
 logger = logging.getLogger(__name__)
 
-Hashes = npt.NDArray[np.uint64]
 FILE = "trained_on.npy"
 NO_RECORD = "%s: its run does not record the prompts that it was trained on: they are not known"
 
