@@ -27,6 +27,7 @@ __all__ = [
     "OFFERS",
     "OTHERS_WORDS",
     "POLICY",
+    "PROMISES",
     "QUESTION_WORDS",
     "REJECTS",
     "SAID",
@@ -37,6 +38,7 @@ __all__ = [
     "SPEAKER",
     "STANCE",
     "TERSE",
+    "TOPICS",
     "TURNS_BACK",
     "UNFIT",
     "UNWILLING",
@@ -550,7 +552,7 @@ HELPS = _any(
     r"\bhere(?:'s| is| are) (?:a|an|some|the|my|what|how|several|three|two|five|few|few of)\b",
     r"\b(?:that|this) (?:being )?said\b|\bhaving said that\b|\bnonetheless\b|\bnevertheless\b",
     r"\bwhat i can (?:tell|say|do|offer|share|give)\b|\bi can (?:however |still |instead |certainly |definitely |"
-    r"try to )?(?:tell|explain|say|give|offer|summari[sz]e|provide|share|describe|outline)\b",
+    r"try to )?(?:tell|explain|say|show|give|offer|summari[sz]e|provide|share|describe|outline)\b",
     r"\b(?:but|however),? (?:\w+ )?(?:i will|i'll|i can|i could) (?:\w+ )?(?:provide|give|explain|tell|answer|"
     r"describe|share|try)\b",
     r"\bin general\b|\bgenerally(?: speaking)?,|\btypically\b|\bas of my (?:last|knowledge)|\bon the other hand\b|"
@@ -559,7 +561,25 @@ HELPS = _any(
     r"\bif you mean\b",
 )
 OFFERS = re.compile(  # an offer of other help
-    r"\b(?:is there (?:anything|something)|would you like|how (?:about|can i|may i)|let me know|feel free|happy to|"
+    r"\b(?:is there (?:anything|something)|would you like|how (?:about (?:we|i|something|another|that|"
+    r"a different)\b|can i|may i)|let me know|feel free|happy to|"
     r"glad to|if you (?:have|need|'d like|would like|want) (?:any|other|more|further|help|assistance|me|to talk|"
     r"questions|a different|something)|do you (?:want|have)|can i help|happily|be (?:more than )?(?:happy|glad))"
+)
+_COULD = (
+    r"\b(?:what i can do (?:instead )?is|i(?: can|'ll| will|'d| would| could| may| might|'m| am))(?! not)(?:,? (?:"
+    r"\w+ly|also|still|instead|however|of course|always|be|able|allowed|willing|ready|here|glad|happy|pleased|"
+    r"delighted|more|than|love|like|try|to)\b,?){0,7} "
+)
+PROMISES = re.compile(  # what the speaker could do is named, and not done
+    _COULD + r"(?:tell(?:ing)? (?:(?:\w+ ){0,2}?(?:how|where|when|why|what|which|who|whether|about|more)\b|"
+    r"(?!.{0,200}\b(?:that|is|are|was|were|has|have|had|it's|can|will|may|should|must)\b))|(?:explain(?:ing)?|"
+    r"describ(?:e|ing)|outlin(?:e|ing)|summari[sz](?:e|ing)|discuss(?:ing)?|talk(?:ing)?|chat|speak|help(?:ing)?|"
+    r"assist(?:ing)?|support|show(?:ing)?|teach|guid(?:e|ing)|walk|point|direct|refer|give|giving|offer(?:ing)?|"
+    r"provid(?:e|ing)|shar(?:e|ing)|suggest(?:ing)?|recommend(?:ing)?|answer(?:ing)?|writ(?:e|ing)|work|look|"
+    r"explor(?:e|ing)|find|say (?:more|something)|do (?:something|this|that))\b"
+    r"(?! (?:you )?that (?!instead|for|to|too|in|if)\w))"
+)
+TOPICS = re.compile(  # a list of what may be asked follows
+    r"\b(?:things|topics|subjects|areas|questions) (?:that |which |in which )?(?:i|we) (?:can|could)\b"
 )

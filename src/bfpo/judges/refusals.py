@@ -74,7 +74,7 @@ class RefusalJudge:
 
     def __init__(self, *, name: str = "refusal-phrases", phrases: str | None = None) -> None:
         self.name = name
-        self.version = "refusal-phrases-2"
+        self.version = "refusal-phrases-3"
         self._phrases: Phrases = ()
         if phrases is not None:
             self._phrases = found = read_phrases(phrases)
