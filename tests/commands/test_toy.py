@@ -22,26 +22,27 @@ def folder(tmp_path_factory):
 def test_the_report_holds_the_bounds(folder):
     report = json.loads((folder.path / "toy.json").read_text())
     assert report["settings"] == {
-        "steps": 1800, "learning_rate": 0.01, "batch_size": 32, "beta": 1.0, "alpha": 0.5, "seed": 0,
+        "steps": 1800, "learning_rate": 0.01, "batch_size": 32, "beta": 1.0, "alpha": 0.5, "label_noise": 0.0,
+        "seed": 0,
     }  # fmt: skip
     methods = {method["name"]: method for method in report["methods"]}
     assert methods["bfpo"]["num_right"] == 16
     assert methods["bfpo"]["max_deviation"] < 0.03
     assert {name: method["num_right"] for name, method in methods.items() if name != "bfpo"} == {
-        "bfpo_alpha_0": 4, "dpo": 2, "ipo": 2, "linear_sum": 5,
+        "bfpo_alpha_0": 4, "dpo": 2, "ipo": 2, "linear_sum": 5, "bfpo_one_sided": 16, "bfpo_logistic": 16,
     }  # fmt: skip
     for method in methods.values():
         assert len(method["assignments"]) == 16
         for outcome in method["assignments"]:
             assert sum(outcome["final"]) == pytest.approx(1)
-            assert (outcome["closed_form"] is None) == (method["name"] == "dpo")
+            assert (outcome["closed_form"] is None) == (method["name"] in ("dpo", "bfpo_one_sided", "bfpo_logistic"))
 
 
 def test_the_table_says_what_the_numbers_say(folder):
     text = (folder.path / "toy.md").read_text()
     assert "| BFPO | both factors | 16 of 16 | 0 | 0.0" in text
-    assert "| DPO | helpfulness order only | 2 of 16 | 0 | no finite optimum |" in text
-    assert "steps 1800, learning_rate 0.01, batch_size 32, beta 1.0, alpha 0.5, seed 0" in text
+    assert "| DPO | helpfulness order only | 2 of 16 | 0 | no closed form |" in text
+    assert "steps 1800, learning_rate 0.01, batch_size 32, beta 1.0, alpha 0.5, label_noise 0.0, seed 0" in text
     assert "| 1010 | y1 > y3 > y4 > y2 |" in text
 
 
@@ -86,6 +87,7 @@ def test_a_run_too_short_to_learn_is_shown_as_it_is():
 
 def test_preview_says_what_would_run():
     assert preview(ToyConfig(steps=5)) == [
-        "trains 5 methods (bfpo, bfpo_alpha_0, dpo, ipo, linear_sum) on 16 assignments of safety to 4 actions",
-        "80 policies of 4 parameters, 5 steps of 32 pairs",
+        "trains 7 methods (bfpo, bfpo_alpha_0, dpo, ipo, linear_sum, bfpo_one_sided, bfpo_logistic) on 16 assignments "
+        "of safety to 4 actions",
+        "112 policies of 4 parameters, 5 steps of 32 pairs",
     ]

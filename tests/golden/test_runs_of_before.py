@@ -49,11 +49,12 @@ NEW: dict[str, Any] = {
     "each": {},
     "trained_on": "keep",
     "incoherent": "drop",
+    "link": "squared",
 }
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}
 # Keys that a command read there too, but did not record.
-RECORDED = {"reference": {"method", "beta", "alpha", "safety_weight", "reduction"}}
+RECORDED = {"reference": {"method", "beta", "alpha", "safety_weight", "link", "reduction"}}
 CONFIGS = json.loads((GOLDEN / "resolved_configs.json").read_text(encoding="utf-8"))
 
 

@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from bfpo.objective.losses import anchor, preference_loss
-from bfpo.objective.methods import METHODS
+from bfpo.objective.losses import anchor, margin_slope, preference_loss
+from bfpo.objective.methods import BFPO, METHODS
 
 BETAS = (0.01, 0.1, 1.0)
 
@@ -118,6 +118,23 @@ ORACLES = {
 }  # fmt: skip
 
 
+def _one_sided(h, c, r, beta):
+    target = 0.5 * (3 * c - r) - 0.5
+    sign = (target > 0) - (target < 0)
+    missing = max(0.0, abs(target) / beta - sign * h)
+    return missing**2, -2 * sign * missing
+
+
+def _logistic_link(h, c, r, beta):
+    target = 0.5 * (3 * c - r) - 0.5
+    sign = (target > 0) - (target < 0)
+    weight, x = abs(target), beta * sign * h
+    return weight * _log1p_exp(-x), -weight * beta * sign * _sigmoid(-x)
+
+
+LINKS = {"squared": _bfpo, "one_sided": _one_sided, "logistic": _logistic_link}
+
+
 def _pairs(beta: float, num_pairs: int = 60, seed: int = 0) -> tuple[list[float], list[float], list[float]]:
     """Margins from a few tenths of a nat to far beyond every target and clamp; labels as bits and as probabilities."""
     generator = random.Random(seed)
@@ -141,6 +158,36 @@ def test_value_and_gradient_are_those_of_the_formula(method, beta):
     expected = [ORACLES[method](*pair, beta) for pair in zip(margins, chosen, rejected, strict=True)]
     assert loss.tolist() == pytest.approx([value for value, _ in expected], rel=1e-11, abs=1e-13)
     assert gradient.tolist() == pytest.approx([slope for _, slope in expected], rel=1e-11, abs=1e-13)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("link", LINKS)
+def test_value_and_gradient_of_each_link_of_bfpo(link, beta):
+    """Among the pairs are the extremes, a margin on the target, and a target of 0 from labels of 1/2 and 1/2."""
+    margins, chosen, rejected = _pairs(beta, num_pairs=300, seed=3)
+    margins += [1e4, -1e4, 1 / beta, 0.5 / beta, 2.0, -2.0, 0.0]
+    chosen += [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5]
+    rejected += [0.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.5]
+    margin = torch.tensor(margins, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor(chosen, dtype=torch.float64), torch.tensor(rejected, dtype=torch.float64)
+    found = preference_loss(margin, *labels, beta=beta, link=link)
+    slope = margin_slope(margin, *labels, method=BFPO(beta=beta, link=link))
+    (gradient,) = torch.autograd.grad(found.loss.sum(), margin)
+    expected = [LINKS[link](*pair, beta) for pair in zip(margins, chosen, rejected, strict=True)]
+    assert found.loss.tolist() == pytest.approx([value for value, _ in expected], rel=1e-11, abs=1e-13)
+    assert gradient.tolist() == pytest.approx([slope for _, slope in expected], rel=1e-11, abs=1e-13)
+    assert torch.equal(slope, gradient)
+    assert torch.equal(found.favoured, preference_loss(margin, *labels, beta=beta).favoured)
+    for dtype, tolerance in ((torch.float32, 2e-5), (torch.float16, 2e-2)):
+        coarse = preference_loss(margin.detach().to(dtype), *labels, beta=beta, link=link).loss
+        assert coarse.dtype == torch.float32
+        kept = margin.detach().to(dtype).double()
+        values = [LINKS[link](*pair, beta)[0] for pair in zip(kept.tolist(), chosen, rejected, strict=True)]
+        fits = torch.tensor(values).isfinite()  # margins beyond 65504 do not fit float16
+        torch.testing.assert_close(coarse[fits], torch.tensor(values)[fits], rtol=tolerance, atol=1e-3)
+    for h, c, r, (_, slope_of_formula) in zip(margins[:300], chosen, rejected, expected, strict=False):
+        low, high = (LINKS[link](h + side * 1e-4, c, r, beta)[0] for side in (-1, 1))
+        assert slope_of_formula == pytest.approx((high - low) / 2e-4, rel=1e-5, abs=1e-3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.9])

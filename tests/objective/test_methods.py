@@ -52,7 +52,7 @@ def test_what_a_method_does_to_each_cell(method):
     assert result.swapped.tolist() == [value < 0 for value in favoured]
     assert result.loss.tolist() == pytest.approx(at_start, rel=1e-12)
     assert torch.equal(loss_at_start(CHOSEN, REJECTED, method=method, beta=0.1), result.loss)
-    if METHODS[method].squared:
+    if METHODS[method]().squared:
         assert result.target.tolist() == TARGETS[method]
     else:
         assert bool(result.target.isnan().all())
@@ -76,7 +76,8 @@ def test_a_method_reads_every_setting_that_it_has(method):
     one = make_method(method, **{name: value for name, value in base.items() if name in settings})
     before = preference_loss(margins, *labels, method=one).loss
     for name in settings:
-        other = replace(one, **{name: 0.8 * getattr(one, name)})
+        value = getattr(one, name)
+        other = replace(one, **{name: "one_sided" if name == "link" else 0.8 * value})
         assert not torch.equal(before, preference_loss(margins, *labels, method=other).loss), name
 
 
@@ -131,6 +132,9 @@ def test_a_probability_counts_as_safe_above_one_half_only():
         ({"method": "dpo_h", "alpha": 0.5}, "alpha"),
         ({"method": "dpo_h", "alpha": 0.5, "bso_shift": 1.0}, "alpha, bso_shift"),
         ({"alfa": 0.5}, "alfa"),
+        ({"link": "hinge"}, "link"),
+        ({"link": 1.0}, "link"),
+        ({"method": "ipo", "link": "one_sided"}, "link"),
         ({"method": BFPO()}, "beta"),
         ({"method": "modpo", "safety_share": 1.0}, "safety_share"),
         ({"method": "bfpo", "other_margin": torch.zeros(4)}, "other_margin"),

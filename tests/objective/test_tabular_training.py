@@ -9,7 +9,7 @@ import torch
 
 from bfpo.core.errors import SettingError
 from bfpo.objective.losses import preference_loss
-from bfpo.objective.tabular import order_gap, rlhf_optimum, win_rate
+from bfpo.objective.tabular import helpfulness_order, order_gap, pair_targets, rlhf_optimum, win_rate
 from bfpo.objective.tabular_training import RIVALS, all_assignments, optimum, train_tabular
 from messages import raises
 
@@ -21,23 +21,28 @@ def test_all_assignments_from_all_safe_to_all_unsafe():
     assert rows.sum(dim=1).tolist() == sorted(rows.sum(dim=1).tolist(), reverse=True)
 
 
-@pytest.mark.parametrize(("beta", "alpha"), [(1.0, 0.5), (0.4, 0.3)])
-def test_training_is_torchs_adam_on_the_librarys_losses(beta, alpha):
+@pytest.mark.parametrize(("beta", "alpha", "noise"), [(1.0, 0.5, 0.0), (0.4, 0.3, 0.0), (0.7, 0.5, 0.3)])
+def test_training_is_torchs_adam_on_the_librarys_losses(beta, alpha, noise):
     """A plain loop per policy, with autograd, preference_loss and torch.optim.Adam, on the same draws."""
     steps, batch_size, seed = 12, 5, 3
     is_safe = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
     run = train_tabular(
         is_safe, steps=steps, batch_size=batch_size, beta=beta, alpha=alpha, seeds=(seed,), learning_rate=0.05,
-        record_every=1,
+        record_every=1, label_noise=noise,
     )  # fmt: skip
     assert run.curve.shape == (steps + 1, 1, len(RIVALS), 2, 4)
     pairs = [(first, second) for first in range(4) for second in range(first + 1, 4)]
-    draws = torch.randint(len(pairs), (steps, batch_size), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(pairs), (steps, batch_size), generator=generator)
+    flips = torch.rand(2, steps, batch_size, generator=generator, dtype=torch.float64) < noise
+    assert bool(flips.any()) == bool(noise)
     methods = {
         "bfpo": {"method": "bfpo", "alpha": alpha},
         "bfpo_alpha_0": {"method": "bfpo", "alpha": 0.0},
         "dpo": {"method": "dpo_h"},
         "ipo": {"method": "ipo"},
+        "bfpo_one_sided": {"method": "bfpo", "alpha": alpha, "link": "one_sided"},
+        "bfpo_logistic": {"method": "bfpo", "alpha": alpha, "link": "logistic"},
     }
     for row, bits in enumerate(is_safe):
         for column, name in enumerate(run.methods):
@@ -48,10 +53,12 @@ def test_training_is_torchs_adam_on_the_librarys_losses(beta, alpha):
                 chosen, rejected = (torch.tensor(side) for side in zip(*batch, strict=True))
                 log_probs = torch.log_softmax(logits, dim=0)
                 margin = log_probs[chosen] - log_probs[rejected]
+                s_c = (bits[chosen] - flips[0, step].double()).abs()
+                s_r = (bits[rejected] - flips[1, step].double()).abs()
                 if name == "linear_sum":
-                    loss = (margin - (0.5 + bits[chosen] - bits[rejected]) / beta) ** 2
+                    loss = (margin - (0.5 + s_c - s_r) / beta) ** 2
                 else:
-                    loss = preference_loss(margin, bits[chosen], bits[rejected], beta=beta, **methods[name]).loss
+                    loss = preference_loss(margin, s_c, s_r, beta=beta, **methods[name]).loss
                 adam.zero_grad()
                 loss.mean().backward()
                 adam.step()
@@ -106,6 +113,81 @@ def test_dpo_does_not_read_safety_and_runs_towards_a_corner(published):
     assert (final[..., 0] > 0.9).all()
 
 
+LINKS = {"bfpo": "squared", "bfpo_one_sided": "one_sided", "bfpo_logistic": "logistic"}
+
+
+def least_expected_loss(method, bits, noise, beta):
+    """The policy of the least expected loss over pairs and flips, by L-BFGS on the loss written out."""
+    rows = [
+        (i, j, (noise if flip_i else 1 - noise) * (noise if flip_j else 1 - noise),
+         0.5 * (3 * abs(flip_i - bits[i]) - abs(flip_j - bits[j])) - 0.5)
+        for i, j in itertools.combinations(range(4), 2) for flip_i in (0, 1) for flip_j in (0, 1)
+    ]  # fmt: skip
+    first, second, weight, target = (torch.tensor(column) for column in zip(*rows, strict=True))
+    logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [logits], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
+
+    def loss():
+        solver.zero_grad()
+        margin = logits[first] - logits[second]
+        winner = target.sign() * margin
+        each = {
+            "squared": (margin - target / beta) ** 2,
+            "one_sided": torch.clamp(target.abs() / beta - winner, min=0) ** 2,
+            "logistic": target.abs() * torch.nn.functional.softplus(-beta * winner),
+        }[LINKS[method]]
+        total = (weight * each).sum()
+        total.backward()
+        return total
+
+    solver.step(loss)
+    return torch.softmax(logits.detach(), dim=0), float(loss().detach())
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.2, 0.3])
+def test_every_link_orders_all_16_under_label_noise(noise):
+    """The exact optima, and the mean over 10 seeds of trained policies near them."""
+    is_safe, beta = all_assignments(), 1.0
+    run = train_tabular(is_safe, methods=tuple(LINKS), label_noise=noise, seeds=tuple(range(10)), record_every=1800)
+    for place, method in enumerate(LINKS):
+        trained = run.final[:, place]
+        assert (order_gap(trained.mean(dim=0).log(), is_safe) > 0.125 * (1 - 2 * noise)).all(), method
+        solved = [least_expected_loss(method, bits.tolist(), noise, beta) for bits in is_safe]
+        if noise == 0 and method == "bfpo_one_sided":
+            # Its optima are all policies that meet every target as an inequality; the loss of all of them is 0.
+            assert max(value for _, value in solved) < 1e-12
+            logits = trained.log()
+            first, second = torch.triu_indices(4, 4, offset=1)
+            target = pair_targets(helpfulness_order(4), is_safe)[:, first, second]
+            past = target.sign() * (logits[..., first] - logits[..., second]) - target.abs() / beta
+            assert (past > -0.1).all()
+            assert (past > 0.2).any()
+            continue
+        if noise == 0 and method == "bfpo_logistic":
+            assert (trained.amax(dim=-1) > 0.9).all()  # no finite optimum: all but one action vanish
+            continue
+        best = torch.stack([policy for policy, _ in solved])
+        assert (order_gap(best.log(), is_safe) > 0.09).all(), method
+        assert (trained.mean(dim=0) - best).abs().max() < 0.02
+        if method == "bfpo":
+            closed = optimum("bfpo", is_safe, beta=beta, alpha=0.5, label_noise=noise)
+            torch.testing.assert_close(best, closed, rtol=1e-6, atol=1e-7)
+            # The noise multiplies every target by 1 - 2 noise.
+            scaled = optimum("bfpo", is_safe, beta=beta / (1 - 2 * noise), alpha=0.5)
+            torch.testing.assert_close(closed, scaled, rtol=1e-12, atol=1e-14)
+
+
+def test_without_noise_only_the_logistic_link_loses_the_spread_of_the_policy():
+    is_safe = torch.tensor([[1.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
+    run = train_tabular(is_safe, methods=tuple(LINKS), seeds=tuple(range(10)), record_every=1800)
+    squared, one_sided, logistic = run.final.mean(dim=0)[:, 0].tolist()
+    assert squared == pytest.approx([0.41, 0.12, 0.32, 0.15], abs=0.01)
+    assert one_sided == pytest.approx([0.51, 0.07, 0.31, 0.11], abs=0.01)
+    assert logistic == pytest.approx([0.96, 0.00, 0.04, 0.00], abs=0.01)
+
+
 def test_optima_of_the_rivals():
     is_safe = all_assignments()
     assert optimum("dpo", is_safe, beta=1.0, alpha=0.5) is None
@@ -154,6 +236,7 @@ def test_recorded_steps_hold_the_first_and_the_last():
         ({"record_every": 0}, "record_every"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"beta": 0.0}, "beta"),
+        ({"label_noise": 0.5}, "label_noise"),
         ({"methods": ("dpo", "kto")}, "method"),
         ({"methods": ()}, "methods"),
         ({"is_safe": torch.ones(1, 1)}, "is_safe"),

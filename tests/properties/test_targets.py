@@ -100,10 +100,10 @@ def test_what_is_reported_of_a_pair_is_consistent(method, value, chosen, rejecte
     if result.dropped.item():
         assert result.loss.item() == gradient.item() == 0
         assert result.favoured.item() == 0
-    if result.favoured.item() and not METHODS[method].squared and method != "bso_sba":
+    if result.favoured.item() and not METHODS[method]().squared and method != "bso_sba":
         # A loss without a target always pushes the favoured completion up, however far it is.
         assert gradient.item() * result.favoured.item() <= 0
-    if METHODS[method].squared:
+    if METHODS[method]().squared:
         gap = result.target.item() / beta - value
         assert gradient.item() == pytest.approx(-2 * gap, rel=1e-9, abs=1e-9)
         assert result.favoured.item() == (result.target.item() > 0) - (result.target.item() < 0)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bfpo.data.labels import CELLS, cell_of
-from bfpo.objective.losses import preference_loss
+from bfpo.objective.losses import margin_slope, preference_loss
+from bfpo.objective.methods import make_method
 from bfpo.training.metrics import CellMetrics, PairFigures, cell_index, group_index, summarise
 
 CHOSEN = [1.0, 1.0, 0.0, 0.0, 0.9, 0.5]
@@ -16,13 +17,13 @@ IS_BUFFER = [False, False, False, False, True, True]
 MARGIN = [3.0, -1.0, -2.0, 4.0, 1.0, 1.0]
 
 
-def figures(method: str = "bfpo", pairs: slice = slice(None)) -> tuple[PairFigures, torch.Tensor]:
+def figures(pairs: slice = slice(None), method: str = "bfpo", **settings: str) -> tuple[PairFigures, torch.Tensor]:
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64)[pairs]
 
     chosen, rejected, margin = column(CHOSEN), column(REJECTED), column(MARGIN)
     made = PairFigures(
-        pair_loss=preference_loss(margin, chosen, rejected, method=method, beta=0.5),
+        pair_loss=preference_loss(margin, chosen, rejected, method=method, beta=0.5, **settings),
         margin=margin,
         rounding=column([1e-3] * 6),
         beta=0.5,
@@ -31,6 +32,7 @@ def figures(method: str = "bfpo", pairs: slice = slice(None)) -> tuple[PairFigur
         chosen_tokens=column([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).long(),
         rejected_tokens=column([2.0, 2.0, 2.0, 4.0, 5.0, 6.0]).long(),
         loss_at_start=column([1.0] * 6),
+        pull=margin_slope(margin, chosen, rejected, method=make_method(method, beta=0.5, **settings)).abs(),
         anchor=column([0.5] * 6),
     )
     return made, group_index(chosen, rejected, torch.tensor(IS_BUFFER)[pairs])
@@ -83,18 +85,18 @@ def test_a_margin_within_rounding_is_neither_right_nor_wrong(noise: float) -> No
     assert not any("tied" in name for name in summarise(metrics.read(), normaliser=0.25, has_target=True))
 
 
-def test_sums_of_a_checkpoint_without_the_column_of_ties_are_read() -> None:
+def test_sums_of_a_checkpoint_of_before_have_fewer_columns() -> None:
     made, group = figures()
     metrics = CellMetrics(torch.device("cpu"))
     metrics.add(made.table(), group)
     metrics.end_step()
     held = metrics.state()
-    metrics.load([row[:-1] for row in held])
-    assert metrics.state() == held
+    metrics.load([row[:14] for row in held])
+    assert metrics.state() == [[*row[:14], 0, 0, 0, 0] for row in held]
 
 
 def test_dropped_pairs_count_for_the_loss_and_not_for_the_accuracy() -> None:
-    made, group = figures("dpo_s", slice(0, 4))
+    made, group = figures(slice(0, 4), "dpo_s")
     metrics = CellMetrics(torch.device("cpu"))
     metrics.add(made.table(), group)
     named = summarise(metrics.read(), normaliser=1.0, has_target=False)
@@ -121,3 +123,20 @@ def test_steps_are_reduced_when_they_end_and_reading_starts_anew() -> None:
     assert metrics.state() == held
     metrics.load(None)
     assert summarise(metrics.read(), normaliser=1.0, has_target=True) == {}
+
+
+def test_the_pairs_past_their_target_and_their_share_of_the_gradient() -> None:
+    """beta h = 1.5, -.5, -1, 2 with targets .5, 1, -1, -.5: the first is past its target, the third is on it."""
+    for link, past_gradient in (("squared", 4 / (4 + 6 + 0 + 10)), ("one_sided", 0.0)):
+        made, group = figures(slice(0, 4), link=link)
+        metrics = CellMetrics(torch.device("cpu"))
+        metrics.add(made.table(), group)
+        named = summarise(metrics.read(), normaliser=0.25, has_target=True)
+        assert named["main/past_target"] == 0.25
+        assert [named[f"main/{cell}/past_target"] for cell in CELLS] == [1, 0, 0, 0]
+        assert named["main/past_gradient"] == pytest.approx(past_gradient)
+        assert named["main/safe-safe/past_gradient"] == float(link == "squared")
+    made, group = figures(slice(0, 4), link="logistic")
+    metrics = CellMetrics(torch.device("cpu"))
+    metrics.add(made.table(), group)
+    assert not [name for name in summarise(metrics.read(), normaliser=1, has_target=False) if "past" in name]

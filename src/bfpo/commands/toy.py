@@ -18,8 +18,9 @@ __all__ = ["preview", "render_table", "run", "summarise"]
 
 _log = logging.getLogger(__name__)
 
-# At the paper's settings, adjacent actions of a closed form differ by 0 or by at least 0.25 / beta nats. Half of that
-# separates a drop from the noise of the last step, by which tied actions differ up to 0.07 nats.
+# At the paper's settings, adjacent actions of a closed form differ by 0 or by at least 0.25 / beta nats, under label
+# noise by (1 - 2 label_noise) of that. Half of it separates a drop from the noise of the last step, by which tied
+# actions differ up to 0.07 nats.
 _SMALLEST_DROP = 0.125
 
 
@@ -33,11 +34,12 @@ def run(config: ToyConfig, folder: RunFolder) -> None:
         batch_size=config.batch_size,
         beta=config.beta,
         alpha=config.alpha,
+        label_noise=config.label_noise,
         seeds=(config.seed,),
     )
-    names = ("steps", "learning_rate", "batch_size", "beta", "alpha", "seed")
+    names = ("steps", "learning_rate", "batch_size", "beta", "alpha", "label_noise", "seed")
     settings = {name: getattr(config, name) for name in names}
-    report = summarise(trained, beta=config.beta, alpha=config.alpha)
+    report = summarise(trained, beta=config.beta, alpha=config.alpha, label_noise=config.label_noise)
     folder.write_json("toy.json", {"settings": settings, **report})
     folder.write_text("toy.md", render_table(report, settings))
     for name, content in _draw_probabilities(trained, report).items():
@@ -62,15 +64,15 @@ def _one_line(method: Mapping[str, Any], num_assignments: int) -> str:
     return line
 
 
-def summarise(trained: TabularRun, *, beta: float, alpha: float) -> dict[str, Any]:
+def summarise(trained: TabularRun, *, beta: float, alpha: float, label_noise: float = 0.0) -> dict[str, Any]:
     """Return the results of one seed as plain values.
 
-    Per method and assignment: the final probabilities, the closed form (None for DPO), their largest difference, the
-    smallest drop in nats along the wanted order (`drop`), and `order`. That is "right" if the smallest drop is at
-    least 0.125 / beta, "wrong" if it is at most -0.125 / beta, else "tie".
+    Per method and assignment: the final probabilities, the closed form (None if the loss is not a plain square), their
+    largest difference, the smallest drop in nats along the wanted order (`drop`), and `order`. That is "right" if the
+    smallest drop is at least 0.125 (1 - 2 label_noise) / beta, "wrong" if it is at most minus that, else "tie".
     """
     is_safe = trained.is_safe
-    threshold = _SMALLEST_DROP / beta
+    threshold = _SMALLEST_DROP * (1 - 2 * label_noise) / beta
     assignments = [
         {
             "safe": "".join(str(int(bit)) for bit in bits),
@@ -82,7 +84,7 @@ def summarise(trained: TabularRun, *, beta: float, alpha: float) -> dict[str, An
     methods = []
     for row, name in enumerate(trained.methods):
         final = trained.final[0, row]
-        best = optimum(name, is_safe, beta=beta, alpha=alpha)
+        best = optimum(name, is_safe, beta=beta, alpha=alpha, label_noise=label_noise)
         drops = order_gap(final.log(), is_safe)
         outcomes = [
             {
@@ -137,7 +139,7 @@ def render_table(report: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for method in methods:
-        distance = "no finite optimum" if method["max_deviation"] is None else f"{method['max_deviation']:.4f}"
+        distance = "no closed form" if method["max_deviation"] is None else f"{method['max_deviation']:.4f}"
         lines.append(
             f"| {method['label']} | {method['summary']} | {method['num_right']} of {len(assignments)} | "
             f"{method['num_tied']} | {distance} |"
@@ -232,8 +234,9 @@ def _draw_row(page: Any, bottom: float, row: int, method: Mapping[str, Any], tra
     from matplotlib.patches import Rectangle
 
     has_optimum = method["max_deviation"] is not None
-    # The upper limit leaves space for the marks; only DPO's curves reach 1.
-    top, grid = (0.78, (0.0, 0.25, 0.5)) if has_optimum else (1.28, (0.0, 0.5, 1.0))
+    highest = float(trained.curve[:, 0, row].max())
+    # The upper limit leaves space for the marks; the curves of a logistic loss reach 1.
+    top, grid = (0.78, (0.0, 0.25, 0.5)) if highest < 0.7 else (1.28, (0.0, 0.5, 1.0))
     up = _PANEL_HEIGHT / top
     along = 0.9 * _PANEL_WIDTH / float(trained.steps[-1])
     rules, lines, colours = [], [], []
@@ -314,7 +317,7 @@ def _draw_words(page: Any, height: float, report: Mapping[str, Any]) -> None:
             page.plot([x + 0.17 * action], [y], "o", markersize=9, color=colour)
         page.text(x + 0.66, y, words, fontsize=9.5, color=_INK, va="center")
         x += 1.05 + 0.072 * len(words)
-    page.text(x, y, "Dashes at the right edge: the closed-form optimum (DPO has none).", va="center", fontsize=9.5)
+    page.text(x, y, "Dashes at the right edge: the closed-form optimum (squared losses).", va="center", fontsize=9.5)
     x += 5.35
     for order, words in (("right", "right order"), ("tie", "a tie, not right"), ("wrong", "wrong order")):
         page.text(x, y, _MARK[order][0], va="center", fontsize=11, weight="bold", color=_MARK[order][1])

@@ -134,7 +134,10 @@ else:
         __base__=StageConfig,
         method=(Literal[tuple(METHODS)], Field(default="bfpo", description="the loss")),
         **{
-            name: (float, Field(default=each.default, description=each.description, **each.bounds))
+            name: (
+                Literal[each.choices] if each.choices else float,
+                Field(default=each.default, description=each.description, **each.bounds),
+            )
             for name, each in method_settings().items()
         },
         reduction=(

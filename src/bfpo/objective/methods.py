@@ -54,7 +54,7 @@ _LARGEST_EXPONENT = 88.0
 
 def check_number(
     name: str,
-    value: float,
+    value: float | str,
     *,
     gt: float | None = None,
     ge: float | None = None,
@@ -62,9 +62,10 @@ def check_number(
     le: float | None = None,
 ) -> float:
     """Return `value` as a float; raise `SettingError` unless it is a finite number within the bounds."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if (
-        is_number
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
         and (gt is None or value > gt)
         and (ge is None or value >= ge)
         and (lt is None or value < lt)
@@ -84,16 +85,27 @@ def check_number(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of a method: its default, what it means, and its bounds by the names `gt`, `ge`, `lt`, `le`."""
+    """A setting of a method: its default, what it means, and what is allowed.
 
-    default: float
+    A number has `bounds` by the names `gt`, `ge`, `lt`, `le`; a word is one of `choices`.
+    """
+
+    default: float | str
     description: str
     bounds: Mapping[str, float]
+    choices: tuple[str, ...] = ()
+
+    def check(self, name: str, value: float | str) -> None:
+        """Raise `SettingError` unless the value is allowed."""
+        if not self.choices:
+            check_number(name, value, **self.bounds)
+        elif value not in self.choices:
+            raise SettingError(f"{name}: got {value!r}; allowed: {', '.join(map(repr, self.choices))}")
 
 
-def setting(default: float, description: str, **bounds: float) -> Any:
-    """Return the field of a method's class that is one of its settings; `bounds` as in `check_number`."""
-    return field(default=default, metadata={"setting": Setting(default, description, bounds)})
+def setting(default: float | str, description: str, *, choices: tuple[str, ...] = (), **bounds: float) -> Any:
+    """Return the field of a method's class that is one of its settings; see `Setting`."""
+    return field(default=default, metadata={"setting": Setting(default, description, bounds, choices)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +134,7 @@ class Method(ABC):
     """A method with its settings; a subclass is one method, its fields are its settings.
 
     `name`: in configs, run folders and `METHODS`. `title`: in tables and reports. `summary`: in a sentence. `paper`:
-    where the loss is from. `squared`: the loss is `(h - target/beta)^2`, so it has a target and grows as 1/beta^2; the
-    others are functions of `beta * h` alone. `shifted`: the margin of another model is subtracted from h.
+    where the loss is from. `shifted`: the margin of another model is subtracted from h.
 
     Raises `SettingError` for a setting outside its bounds.
     """
@@ -132,7 +143,6 @@ class Method(ABC):
     title: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str]
-    squared: ClassVar[bool] = False
     shifted: ClassVar[bool] = False
 
     beta: float = setting(
@@ -141,12 +151,20 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         for name, each in self.settings().items():
-            check_number(name, getattr(self, name), **each.bounds)
+            each.check(name, getattr(self, name))
 
     @classmethod
     def settings(cls) -> dict[str, Setting]:
         """Return the settings of this method by name."""
         return {each.name: each.metadata["setting"] for each in fields(cls)}
+
+    @property
+    def squared(self) -> bool:
+        """Whether the loss is a square of the distance to `target / beta`, so that it grows as 1/beta^2.
+
+        The losses of other methods are functions of `beta * h` alone.
+        """
+        return False
 
     @property
     def normaliser(self) -> float:
@@ -164,6 +182,16 @@ class Method(ABC):
 
         All (P,): `margin` h in nats, in float32 or float64; the labels checked, in floating point.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Squared(Method):
+    """A method whose loss is `(h - target / beta)^2`."""
+
+    @property
+    def squared(self) -> bool:
+        """Yes."""
+        return True
 
 
 METHODS: dict[str, type[Method]] = {}
@@ -192,7 +220,7 @@ def get_method(name: str) -> type[Method]:
     raise SettingError(f"method: got {name!r}; allowed: {', '.join(METHODS)}{hint}")
 
 
-def make_method(method: str | Method, **settings: float) -> Method:
+def make_method(method: str | Method, **settings: float | str) -> Method:
     """Return the method of this name with these settings, the others at their defaults; an object as it is.
 
     Raises `SettingError` for an unknown name, a setting that the method does not have or that is outside its bounds,
@@ -204,7 +232,7 @@ def make_method(method: str | Method, **settings: float) -> Method:
         return method
     made = get_method(method)
     _refuse_foreign(made, settings.keys() - made.settings().keys())
-    return made(**settings)
+    return made(**settings)  # type: ignore[arg-type]  # each value is checked by its setting
 
 
 def _refuse_foreign(method: type[Method], names: Collection[str]) -> None:
@@ -219,15 +247,17 @@ def _refuse_foreign(method: type[Method], names: Collection[str]) -> None:
     )
 
 
-def _to_target(margin: Tensor, target: Tensor, beta: float) -> PairLoss:
-    """Return the squared distance of the margin from `target / beta`; the sign of the target says who is favoured."""
+def _to_target(margin: Tensor, target: Tensor, beta: float, link: str = "squared") -> PairLoss:
+    """Return the loss of a margin by its target, whose sign says who is favoured; see `BFPO` for the links."""
     target = target.to(dtype=margin.dtype, device=margin.device)
-    return PairLoss(
-        loss=(margin - target / beta) ** 2,
-        target=target,
-        favoured=target.sign().char(),
-        dropped=target.new_zeros(target.shape).bool(),
-    )
+    favoured = target.sign()
+    missing = target / beta - margin
+    if link == "logistic":
+        loss = target.abs() * _logistic(beta * favoured * margin)
+        target = target.new_full(target.shape, float("nan"))  # it is a weight here: nothing is pulled to it
+    else:
+        loss = ((favoured * missing).relu() if link == "one_sided" else missing) ** 2
+    return PairLoss(loss=loss, target=target, favoured=favoured.char(), dropped=target.new_zeros(target.shape).bool())
 
 
 def _ranked(margin: Tensor, favoured: Tensor, winner_loss: Callable[[Tensor], Tensor]) -> PairLoss:
@@ -278,16 +308,29 @@ class BFPO(Method):
     """BFPO: pulls the margin to a target computed from both safety labels.
 
     Drops nothing. At alpha = 1/2 a pair with an unsafe chosen completion has a negative target: it is reversed.
+
+    `link` says how a margin h is held to its target t. "squared" (the paper): `(h - t/beta)^2`, which also pulls back a
+    margin that is past its target. "one_sided": `relu(|t|/beta - sign(t) h)^2`, which does not (the truncated square of
+    arXiv 2402.05749). "logistic": `-|t| log sigmoid(sign(t) beta h)`, which pulls for ever, by the weight |t|.
     """
 
     name = "bfpo"
     title = "BFPO"
     summary = "squared loss to a target from both safety labels; reverses pairs whose chosen completion is unsafe"
     paper = "arXiv 2408.15313"
-    squared = True
 
     alpha: float = setting(0.5, "shift of the target, subtracted from it")
     safety_weight: float = setting(3.0, "weight of the chosen completion's safety (the paper's B1)", gt=1)
+    link: str = setting(
+        "squared",
+        "how a margin is held to its target: squared (the paper), one_sided (not pulled back when past it), logistic",
+        choices=("squared", "one_sided", "logistic"),
+    )
+
+    @property
+    def squared(self) -> bool:
+        """Whether the link is a square."""
+        return self.link != "logistic"
 
     def target(self, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> Tensor:
         """Return what `beta * margin` is pulled to, (P,); see `bfpo_target`."""
@@ -297,13 +340,13 @@ class BFPO(Method):
         return (b1 * chosen_is_safe - rejected_is_safe) / (b1 - 1) - self.alpha
 
     def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
-        """Return `(h - target/beta)^2`, target = B3 (B1 s_c - s_r) - alpha, B3 = 1/(B1 - 1)."""
-        return _to_target(margin, self.target(chosen_is_safe, rejected_is_safe), self.beta)
+        """Return the link of h and the target `B3 (B1 s_c - s_r) - alpha`, B3 = 1/(B1 - 1)."""
+        return _to_target(margin, self.target(chosen_is_safe, rejected_is_safe), self.beta, self.link)
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class IPO(Method):
+class IPO(_Squared):
     """IPO, equation 17 of its paper; labels are not read.
 
     The margin is of summed log-probs, as in the equation; some implementations take per-token means.
@@ -313,7 +356,6 @@ class IPO(Method):
     title = "IPO"
     summary = "squared loss to 1/2 on the order of helpfulness"
     paper = "arXiv 2310.12036"
-    squared = True
 
     def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
         """Return `(h - 1/(2 beta))^2`, that is target 1/2."""
@@ -503,7 +545,7 @@ class _TwoObjectives(Method):
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class LinearSum(_TwoObjectives):
+class LinearSum(_Squared, _TwoObjectives):
     """Squared loss to a linear sum of two targets, one for each objective; a baseline of arXiv 2408.15313.
 
     Each half is IPO's target for its objective, so the optimum is that of RLHF on the linear sum of the rewards,
@@ -515,7 +557,6 @@ class LinearSum(_TwoObjectives):
     title = "linear reward sum"
     summary = "squared loss to the linear sum of a target of safety and one of helpfulness"
     paper = "arXiv 2310.12036"
-    squared = True
 
     def loss(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> PairLoss:
         """Return `(h - target/beta)^2`, target = w (s_c - s_r)/2 + (1 - w)/2, w = `safety_share`."""

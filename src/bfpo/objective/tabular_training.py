@@ -23,14 +23,15 @@ TargetFunction = Callable[[Tensor, Tensor, float], Tensor]
 class Rival:
     """A method of the experiment.
 
-    `target(chosen_is_safe, rejected_is_safe, alpha)`, (P,) -> (P,): what a squared loss pulls `beta * margin` to. None
-    for DPO, which has the logistic loss.
+    `target(chosen_is_safe, rejected_is_safe, alpha)`, (P,) -> (P,): what `beta * margin` is held to by the `link`; see
+    `bfpo.objective.methods.BFPO`. DPO is the logistic link of a target of 1.
     """
 
     name: str
     label: str
     summary: str
-    target: TargetFunction | None
+    target: TargetFunction
+    link: str = "squared"
 
 
 def _bfpo(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
@@ -39,6 +40,10 @@ def _bfpo(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Ten
 
 def _bfpo_alpha_0(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
     return bfpo_target(chosen_is_safe, rejected_is_safe, alpha=0.0)
+
+
+def _dpo(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
+    return torch.ones_like(chosen_is_safe)
 
 
 def _ipo(chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
@@ -55,9 +60,11 @@ RIVALS: dict[str, Rival] = {
     for rival in (
         Rival("bfpo", "BFPO", "both factors", _bfpo),
         Rival("bfpo_alpha_0", "BFPO, alpha = 0", "the same without the shift", _bfpo_alpha_0),
-        Rival("dpo", "DPO", "helpfulness order only", None),
+        Rival("dpo", "DPO", "helpfulness order only", _dpo, "logistic"),
         Rival("ipo", "IPO", "helpfulness order only", _ipo),
         Rival("linear_sum", "Linear sum", "the two rewards added 1 : 1", _linear_sum),
+        Rival("bfpo_one_sided", "BFPO, one-sided", "both factors; no pull back", _bfpo, "one_sided"),
+        Rival("bfpo_logistic", "BFPO, logistic", "both factors; no end", _bfpo, "logistic"),
     )
 }
 
@@ -83,15 +90,17 @@ def all_assignments(num_actions: int = 4) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def optimum(method: str, is_safe: Tensor, *, beta: float, alpha: float) -> Tensor | None:
-    """Return the exact optimum (A, n) of a method, or None for DPO, whose margins can grow without bound.
+def optimum(method: str, is_safe: Tensor, *, beta: float, alpha: float, label_noise: float = 0.0) -> Tensor | None:
+    """Return the exact optimum (A, n) of a method with a squared loss, None for one without.
 
-    `is_safe`: (A, n) bits, action 0 the most helpful. Raises `SettingError` for a method that is not in `RIVALS`.
+    `is_safe`: (A, n) bits, action 0 the most helpful. `label_noise`: share of bits that are flipped in the pairs; a
+    squared loss sees their mean. Raises `SettingError` for a method that is not in `RIVALS`.
     """
     _check_method(method)
     beats = helpfulness_order(is_safe.shape[-1])
-    if method == "dpo":
+    if RIVALS[method].link != "squared":
         return None
+    is_safe = label_noise + (1 - 2 * label_noise) * is_safe
     if method in ("bfpo", "bfpo_alpha_0"):
         return closed_form(pair_targets(beats, is_safe, alpha=alpha if method == "bfpo" else 0.0), beta=beta)
     reward = win_rate(beats) + (is_safe if method == "linear_sum" else torch.zeros_like(is_safe))
@@ -103,29 +112,29 @@ def _check_method(method: str) -> None:
         raise SettingError(f"method: got {method!r}; allowed: {', '.join(RIVALS)}")
 
 
-def _draws(num_pairs: int, *, steps: int, batch_size: int, seeds: Sequence[int]) -> Tensor:
-    """Return (steps, S, num_pairs): the share of each pair in each batch, drawn uniformly with replacement."""
+def _draws(num_pairs: int, *, steps: int, batch_size: int, seeds: Sequence[int], label_noise: float) -> Tensor:
+    """Return (steps, S, 4 x num_pairs): the share of each pair in each batch, drawn uniformly with replacement.
+
+    The first quarter has the true bits, the others those of the chosen action, of the rejected one, of both flipped.
+    """
     shares = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         index = torch.randint(num_pairs, (steps, batch_size), generator=generator)
-        count = torch.zeros(steps, num_pairs, dtype=torch.float64)
+        if label_noise:
+            flipped = torch.rand(2, steps, batch_size, generator=generator, dtype=torch.float64) < label_noise
+            index += num_pairs * (flipped[0] + 2 * flipped[1].long())
+        count = torch.zeros(steps, 4 * num_pairs, dtype=torch.float64)
         shares.append(count.scatter_add_(1, index, torch.ones(steps, batch_size, dtype=torch.float64)) / batch_size)
     return torch.stack(shares, dim=1)
 
 
-def _targets(
-    methods: Sequence[str], chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float
-) -> tuple[Tensor, Tensor]:
-    """Return the targets (M, A, P), 0 for a method without, and which methods have a squared loss, (M, 1, 1) bool."""
-    targets = [RIVALS[method].target for method in methods]
-    rows = [
-        torch.zeros_like(chosen_is_safe)
-        if target is None
-        else target(chosen_is_safe.flatten(), rejected_is_safe.flatten(), alpha).reshape(chosen_is_safe.shape)
-        for target in targets
-    ]
-    return torch.stack(rows), torch.tensor([target is not None for target in targets])[:, None, None]
+def _targets(methods: Sequence[str], chosen_is_safe: Tensor, rejected_is_safe: Tensor, alpha: float) -> Tensor:
+    """Return the targets (M, A, 4P), in the order of `_draws`."""
+    chosen = torch.cat([chosen_is_safe, 1 - chosen_is_safe] * 2, dim=-1)
+    rejected = torch.cat([rejected_is_safe] * 2 + [1 - rejected_is_safe] * 2, dim=-1)
+    flat = chosen.flatten(), rejected.flatten()
+    return torch.stack([RIVALS[method].target(*flat, alpha).reshape(chosen.shape) for method in methods])
 
 
 def train_tabular(
@@ -137,14 +146,16 @@ def train_tabular(
     batch_size: int = 32,
     beta: float = 1.0,
     alpha: float = 0.5,
+    label_noise: float = 0.0,
     seeds: Sequence[int] = (0,),
     record_every: int = 20,
 ) -> TabularRun:
     """Train a softmax over n actions by each method, for each assignment of safety bits and each seed.
 
     `is_safe`: (A, n) bits; action 0 is the most helpful. Each step draws `batch_size` of the n(n-1)/2 pairs of
-    different actions, uniformly with replacement, the same ones for every method and assignment of a seed; Adam at a
-    constant rate; policy and reference start uniform. The defaults are the paper's settings.
+    different actions, uniformly with replacement, the same ones for every method and assignment of a seed; each of the
+    two bits of a drawn pair is flipped with probability `label_noise`. Adam at a constant rate; policy and reference
+    start uniform. The defaults are the paper's settings.
 
     All runs are one tensor and Adam works entry by entry, so the runs do not affect each other.
 
@@ -156,6 +167,7 @@ def train_tabular(
             raise SettingError(f"{name}: got {value!r}; allowed: at least 1")
     check_number("learning_rate", learning_rate, gt=0)
     check_number("beta", beta, gt=0)
+    check_number("label_noise", label_noise, ge=0, lt=0.5)
     for method in methods:
         _check_method(method)
     is_safe = is_safe.to(torch.float64)
@@ -163,10 +175,16 @@ def train_tabular(
     if num_actions < 2:
         raise SettingError(f"is_safe: got {num_actions} action; allowed: (A, n) with at least 2 actions to pair")
     first, second = torch.triu_indices(num_actions, num_actions, offset=1)
-    draws = _draws(len(first), steps=steps, batch_size=batch_size, seeds=seeds)
-    targets, is_squared = _targets(methods, is_safe[:, first], is_safe[:, second], alpha)
+    draws = _draws(len(first), steps=steps, batch_size=batch_size, seeds=seeds, label_noise=label_noise)
+    targets = _targets(methods, is_safe[:, first], is_safe[:, second], alpha)
+    sign, weight = beta * targets.sign(), targets.abs()
+    is_logistic, is_one_sided = (
+        torch.tensor([RIVALS[method].link == link for method in methods])[:, None, None]
+        for link in ("logistic", "one_sided")
+    )
     # One row a pair: +1 for the more helpful action, -1 for the other.
-    incidence = torch.eye(num_actions, dtype=torch.float64)[first] - torch.eye(num_actions, dtype=torch.float64)[second]
+    one = torch.eye(num_actions, dtype=torch.float64)
+    incidence = (one[first] - one[second]).repeat(4, 1)
 
     logits = torch.zeros(len(seeds), len(methods), num_assignments, num_actions, dtype=torch.float64)
     adam = _Adam(logits, learning_rate)
@@ -174,7 +192,9 @@ def train_tabular(
     for step in range(1, steps + 1):
         # The reference is uniform, so a margin of log-ratios is a difference of logits.
         margin = logits @ incidence.T
-        slope = torch.where(is_squared, 2 * (margin - targets / beta), -beta * torch.sigmoid(-beta * margin))
+        past = margin - targets / beta
+        squared = 2 * torch.where(is_one_sided & (targets.sign() * past > 0), 0.0, past)
+        slope = torch.where(is_logistic, -weight * sign * torch.sigmoid(-sign * margin), squared)
         adam.step((draws[step - 1][:, None, None, :] * slope) @ incidence)
         if step % record_every == 0 or step == steps:
             recorded.append(step)

@@ -31,6 +31,8 @@ _COLUMNS = {
     "beta_margin": "β · margin",
     "target": "target",
     "accuracy": "right sign",
+    "past_target": "past the target",
+    "past_gradient": "of the gradient by those past it",
     "favoured_drift_per_token": "drift of the favoured, nats per token",
 }
 _TOKENS = {
@@ -203,7 +205,7 @@ def _figure(found: Mapping[str, Any], name: str) -> str:
         return "not measured"
     if name == "accuracy":
         return percent(value, 1)
-    return percent(value) if name == _OF_START else number(value)
+    return percent(value) if name in (_OF_START, "past_target", "past_gradient") else number(value)
 
 
 # ----------------------------------------------------------------------------------------------------- behaviour

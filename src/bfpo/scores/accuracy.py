@@ -82,7 +82,7 @@ def accuracy_rows(
     reference: PairLogps,
     *,
     method: str | Method = "bfpo",
-    **settings: float,
+    **settings: float | str,
 ) -> list[AccuracyRow]:
     """Return one row per pair: margin = (log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected).
 

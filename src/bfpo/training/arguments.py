@@ -23,7 +23,7 @@ else:
     _MethodSettings = make_dataclass(
         "_MethodSettings",
         [
-            (name, float | None, field(default=None, metadata={"help": each.description}))
+            (name, (str if each.choices else float) | None, field(default=None, metadata={"help": each.description}))
             for name, each in method_settings().items()
         ],
     )

@@ -45,6 +45,9 @@ COLUMNS = (
     "swapped_pairs",
     "anchor",
     "tied_pairs",
+    "past_pairs",
+    "pull",
+    "past_pull",
 )
 _AT = {name: place for place, name in enumerate(COLUMNS)}
 _PER_FAVOURED = ("favoured_drift", "favoured_drift_per_token")
@@ -66,7 +69,8 @@ class PairFigures:
 
     `margin` in nats, in the reduction of the loss; up to `rounding` it has no sign. `chosen_drift`, `rejected_drift`:
     log-prob of the policy minus that of the reference, summed over the completion. `loss_at_start`: what the labels
-    imply at margin 0. `anchor`: before its weight. `other_margin`: of modpo's safety model, `None` for other methods.
+    imply at margin 0. `pull`: |d loss / d margin|. `anchor`: before its weight. `other_margin`: of modpo's safety
+    model, `None` for other methods.
     """
 
     pair_loss: PairLoss
@@ -78,6 +82,7 @@ class PairFigures:
     chosen_tokens: Tensor
     rejected_tokens: Tensor
     loss_at_start: Tensor
+    pull: Tensor
     anchor: Tensor
     other_margin: Tensor | None = None
 
@@ -89,6 +94,7 @@ class PairFigures:
         drift_P = torch.where(has_favourite_P, drift_P, torch.zeros_like(drift_P))
         tokens_P = torch.where(favoured_P > 0, self.chosen_tokens, self.rejected_tokens)
         is_tied_P = has_favourite_P & (self.margin.abs() <= self.rounding)
+        is_past_P = favoured_P * self.beta * self.margin > self.pair_loss.target.abs()  # false where it is NaN
         is_right_P = ~is_tied_P & (favoured_P * self.margin > 0)  # the sign that the method pulls the margin to
         columns = {
             "num_pairs": torch.ones_like(self.margin),
@@ -106,6 +112,9 @@ class PairFigures:
             "swapped_pairs": self.pair_loss.swapped,
             "anchor": self.anchor,
             "tied_pairs": is_tied_P,
+            "past_pairs": is_past_P,
+            "pull": self.pull,
+            "past_pull": self.pull * is_past_P,
         }
         return torch.stack([columns[name].double() for name in COLUMNS], dim=1)
 
@@ -149,7 +158,7 @@ class CellMetrics:
         self._sums_GK = torch.zeros_like(self._step_GK)
         if sums is not None:
             held_GK = self._sums_GK.new_tensor(sums)
-            self._sums_GK[:, : held_GK.shape[1]] = held_GK  # checkpoints of before have no column of ties
+            self._sums_GK[:, : held_GK.shape[1]] = held_GK  # checkpoints of before have fewer columns
 
     def read(self) -> list[list[float]]:
         """Return the sums, those of a step that has not ended included, and reset them."""
@@ -176,7 +185,8 @@ def summarise(
     beside `target` (where the method has one), `chosen_tokens`, `rejected_tokens`, `anchor` (where it has a weight).
     Means over pairs with a favoured completion: `accuracy` (the margin has the sign that the method pulls it to; one
     within rounding of 0 is a tie and counts half, as by chance), `favoured_drift` in nats and
-    `favoured_drift_per_token`. `tied_pairs`: the number of ties, if there are any.
+    `favoured_drift_per_token`; with a target also `past_target`, the share whose margin is past it. `past_gradient`:
+    the part of these pairs in the sum of |d loss / d margin|. `tied_pairs`: the number of ties, if there are any.
     """
     metrics: dict[str, float] = {}
     for s, stream in enumerate(STREAMS):
@@ -203,6 +213,9 @@ def _figures(row: Sequence[float], *, normaliser: float, has_target: bool, ancho
     if num_favoured > 0:
         figures["accuracy"] = (row[_AT["right_pairs"]] + row[_AT["tied_pairs"]] / 2) / num_favoured
         figures.update({name: row[_AT[name]] / num_favoured for name in _PER_FAVOURED})
+        if has_target:
+            figures["past_target"] = row[_AT["past_pairs"]] / num_favoured
+            figures["past_gradient"] = row[_AT["past_pull"]] / pull if (pull := row[_AT["pull"]]) else 0.0
     figures.update({name: row[_AT[name]] / num_pairs for name in ("chosen_tokens", "rejected_tokens")})
     figures.update({name: int(row[_AT[name]]) for name in ("dropped_pairs", "swapped_pairs")})
     if row[_AT["tied_pairs"]] > 0:
