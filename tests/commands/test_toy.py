@@ -22,8 +22,7 @@ def folder(tmp_path_factory):
 def test_the_report_holds_the_bounds(folder):
     report = json.loads((folder.path / "toy.json").read_text())
     assert report["settings"] == {
-        "steps": 1800, "learning_rate": 0.01, "batch_size": 32, "beta": 1.0, "alpha": 0.5, "label_noise": 0.0,
-        "seed": 0,
+        "steps": 1800, "learning_rate": 0.01, "batch_size": 32, "beta": 1.0, "alpha": 0.5, "seed": 0,
     }  # fmt: skip
     methods = {method["name"]: method for method in report["methods"]}
     assert methods["bfpo"]["num_right"] == 16
@@ -42,7 +41,7 @@ def test_the_table_says_what_the_numbers_say(folder):
     text = (folder.path / "toy.md").read_text()
     assert "| BFPO | both factors | 16 of 16 | 0 | 0.0" in text
     assert "| DPO | helpfulness order only | 2 of 16 | 0 | no closed form |" in text
-    assert "steps 1800, learning_rate 0.01, batch_size 32, beta 1.0, alpha 0.5, label_noise 0.0, seed 0" in text
+    assert "steps 1800, learning_rate 0.01, batch_size 32, beta 1.0, alpha 0.5, seed 0" in text
     assert "| 1010 | y1 > y3 > y4 > y2 |" in text
 
 
@@ -83,6 +82,16 @@ def test_a_run_too_short_to_learn_is_shown_as_it_is():
     assert all(method["num_right"] == 0 for method in report["methods"])
     assert report["methods"][0]["max_deviation"] > 0.03
     assert "0 of 16" in render_table(report, {"steps": 2})
+
+
+def test_label_noise_is_in_the_result_and_scales_what_counts_as_a_drop(tmp_path):
+    folder = run_stage("toy", ToyConfig(steps=40, label_noise=0.2), tmp_path / "toy")
+    report = json.loads((folder.path / "toy.json").read_text())
+    assert report["settings"]["label_noise"] == 0.2
+    assert report["order_threshold_nats"] == pytest.approx(0.125 * 0.6)
+    bfpo = next(method for method in report["methods"] if method["name"] == "bfpo")
+    mixed = next(one for one in bfpo["assignments"] if one["safe"] == "1010")
+    assert mixed["closed_form"] == pytest.approx([0.347, 0.164, 0.299, 0.190], abs=1e-3)
 
 
 def test_preview_says_what_would_run():

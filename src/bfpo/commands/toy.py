@@ -27,6 +27,7 @@ _SMALLEST_DROP = 0.125
 def run(config: ToyConfig, folder: RunFolder) -> None:
     """Train the four-action policies and write `toy.json`, `toy.md`, `toy.png` and `toy.svg`."""
     is_safe = all_assignments()
+    noise = config.label_noise or 0.0
     trained = train_tabular(
         is_safe,
         steps=config.steps,
@@ -34,12 +35,12 @@ def run(config: ToyConfig, folder: RunFolder) -> None:
         batch_size=config.batch_size,
         beta=config.beta,
         alpha=config.alpha,
-        label_noise=config.label_noise,
+        label_noise=noise,
         seeds=(config.seed,),
     )
-    names = ("steps", "learning_rate", "batch_size", "beta", "alpha", "label_noise", "seed")
-    settings = {name: getattr(config, name) for name in names}
-    report = summarise(trained, beta=config.beta, alpha=config.alpha, label_noise=config.label_noise)
+    names = ("steps", "learning_rate", "batch_size", "beta", "alpha", "seed")
+    settings = {name: getattr(config, name) for name in names} | ({"label_noise": noise} if noise else {})
+    report = summarise(trained, beta=config.beta, alpha=config.alpha, label_noise=noise)
     folder.write_json("toy.json", {"settings": settings, **report})
     folder.write_text("toy.md", render_table(report, settings))
     for name, content in _draw_probabilities(trained, report).items():

@@ -120,7 +120,7 @@ class ToyConfig(StageConfig):
     batch_size: int = Field(default=32, ge=1, description="number of pairs per step, drawn with replacement")
     beta: float = Field(default=1.0, gt=0, description="KL coefficient (the paper's tau)")
     alpha: float = Field(default=0.5, description="shift of the target of BFPO; its ablation has 0")
-    label_noise: float = Field(
-        default=0.0, ge=0, lt=0.5, description="share of the pairs' safety bits that are flipped"
+    label_noise: float | None = Field(
+        default=None, ge=0, lt=0.5, description="share of the pairs' safety bits that are flipped; None = 0"
     )
     seed: int = Field(default=0, ge=0, description="seed of the draws")

@@ -412,7 +412,8 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
 
 
 def _is_off(value: object) -> bool:
-    return value is None or value is False or value in ({}, [], "", "stop")  # bad rows stopped every run before
+    # The last two are `bad_rows` and `link` of every run before.
+    return value is None or value is False or value in ({}, [], "", "stop", "squared")
 
 
 def _read_json(path: Path) -> Any:
