@@ -44,7 +44,9 @@ ConfigFile = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One setting, overrides the file; may be repeated."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="One setting, overrides the file; null: its default; may be repeated."
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder, new or empty.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; no effect on a finished run.")]

@@ -20,8 +20,10 @@ from bfpo.config import (
     load_config,
 )
 from bfpo.config.describe import describe_keys
+from bfpo.config.load import _apply_override
 from bfpo.core.errors import ConfigError
 from bfpo.core.yaml_text import dump_yaml, parse_yaml
+from bfpo.runs.stages import STAGES
 from messages import raises
 
 ALIGN = ["model=m", "data.files=a.jsonl"]
@@ -91,6 +93,54 @@ def test_a_key_set_on_top_takes_the_place_of_the_one_that_it_excludes(tmp_path):
     assert load_config(AlignConfig, file, ["max_steps=null"]).num_train_epochs == 3
     with raises(ConfigError, "num_train_epochs"):
         load_config(AlignConfig, file, ["max_steps=5", "num_train_epochs=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        (["buffer=null", "buffer_weight=null"], {"buffer": None, "buffer_weight": 1.0}),
+        (["buffer_weight=null", "buffer=null", "buffer.limit=null"], {"buffer": None, "buffer_weight": 1.0}),
+        (["method=dpo_h", "alpha=null", "safety_weight=null"], {"method": "dpo_h", "alpha": 0.5, "safety_weight": 3.0}),
+        (["reference=swap", "reference_cache=null"], {"reference": "swap", "reference_cache": None}),
+        (["lora.r=null", "eval_data.limit=null"], {"eval_data": None}),
+    ],
+)
+def test_null_takes_a_key_of_the_file_back_to_its_default_with_what_belongs_to_it(tmp_path, overrides, changed):
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        "model: m\ndata: {files: a}\nbuffer: {files: b}\nbuffer_weight: 2\nreference_cache: c\nmethod: bfpo\n"
+        "alpha: 0.3\nsafety_weight: 2\nlora: {r: 4}\n"
+    )
+    config = load_config(AlignConfig, file, overrides)
+    assert {key: getattr(config, key) for key in changed} == changed
+    assert config.lora.r == (16 if "lora.r=null" in overrides else 4)
+
+
+def test_a_key_of_the_file_that_is_no_longer_read_is_named_with_its_line_and_the_way_out(tmp_path):
+    file = tmp_path / "train.yaml"
+    file.write_text("model: m\ndata: {files: a}\nbuffer: {files: b}\nbuffer_weight: 2\n")
+    refused(AlignConfig, ["buffer=null"], f"{file}:4: buffer_weight", "--set buffer_weight=null", path=file)
+    refused(AlignConfig, ["buffer=null", "buffer_weight=3"], "buffer_weight", path=file)
+
+
+@pytest.mark.parametrize("override", ["data.files=null", "model=null", "buffr=null", "data.lmit=null"])
+def test_null_for_a_key_without_a_default_or_an_unknown_one_is_refused(override):
+    refused(AlignConfig, [*ALIGN, override], override.partition("=")[0])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_null_leaves_out_every_key_that_has_a_default(stage):
+    cls = STAGES[stage].config_class()
+    for key in describe_keys(cls):
+        *steps, leaf = key.name.split(".")
+        section: dict = {leaf: "of the file"}
+        values = section
+        for step in reversed(steps):
+            values = {step.removesuffix("[]"): [values] if step.endswith("[]") else values}
+        _apply_override(cls, values, {}, f"{key.name.replace('[]', '[0]')}=null")
+        # Null stays where it is a value beside another default, such as that of save_total_limit.
+        kept = key.default is None or (key.default != "null" and key.allowed.endswith("or null"))
+        assert section == ({leaf: None} if kept else {}), key.name
 
 
 def test_one_path_stands_for_a_list_and_a_path_object_for_text(tmp_path):

@@ -108,12 +108,18 @@ def of_coherence(name: str, value: float | None, coherent: float, role: str = "b
     ("models", "said"),
     [
         # The one with the highest value writes broken text, and neither value is called the highest.
-        ([("A", 0.6, 0.95), ("B", 0.9, 0.5)], ": A 60.0% and B 90.0%, not ranked, since they differ in coherence."),
+        (
+            [("A", 0.6, 0.95), ("B", 0.9, 0.5)],
+            ": A 60.0% (56.0% to 64.0%) and B 90.0% (86.0% to 94.0%), not ranked, since they differ in coherence.",
+        ),
         # Nothing is known of the coherent one.
-        ([("A", None, 0.95), ("B", 0.9, 0.5)], ": B 90.0%, not ranked, since they differ in coherence."),
+        (
+            [("A", None, 0.95), ("B", 0.9, 0.5)],
+            ": B 90.0% (86.0% to 94.0%), not ranked, since they differ in coherence.",
+        ),
         # Broken text did not help, or the intervals of coherence overlap.
-        ([("A", 0.9, 0.95), ("B", 0.6, 0.5)], ": highest A 90.0%."),
-        ([("A", 0.6, 0.95), ("B", 0.9, 0.88)], ": highest B 90.0%."),
+        ([("A", 0.9, 0.95), ("B", 0.6, 0.5)], ": highest A 90.0% (86.0% to 94.0%)."),
+        ([("A", 0.6, 0.95), ("B", 0.9, 0.88)], ": highest B 90.0% (86.0% to 94.0%)."),
     ],
 )
 def test_a_value_above_those_of_more_coherent_models_is_not_ranked(models: list, said: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bfpo.core.schema import Score
-from bfpo.report.data import MethodResult, ReportData, Suite, SuiteComparison
+from bfpo.report.data import Basis, MethodResult, ReportData, Role, Suite, SuiteComparison
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline, suite_lines
 from bfpo.report.page import render_html, render_markdown
@@ -120,3 +120,28 @@ def test_a_suite_that_measures_only_what_is_reported_beside_has_its_column(metri
     assert headline(data).sentence == f"One model was measured. My own prompts, {title}: m 75% (50% to 90%)."
     assert f"My own prompts ({title})" in render_markdown(data)
     assert "75.0%" in render_html(data)
+
+
+def refusing(name: str, role: Role, refused: tuple[float, ...], prompts: str = "p") -> MethodResult:
+    scores = {f"h{n}": [Score("refused_harmful", v, v - 0.05, v + 0.05, 100)] for n, v in enumerate(refused)}
+    scores["x"] = [Score("over_refusal_full", 0.1, 0.06, 0.15, 200, higher_is_better=False)]
+    basis = {suite: Basis(["refusal-phrases"], f"{prompts} of {suite}", 100) for suite in scores}
+    return MethodResult(name, name, role, suite_scores=scores, basis=basis)
+
+
+def test_the_headline_names_refused_harmful_prompts_beside_needless_refusals_start_first() -> None:
+    suites = [Suite("h0", "AdvBench"), Suite("h1", "HarmBench"), Suite("x", "XSTest")]
+
+    def said(*methods: MethodResult) -> str:
+        return headline(with_suite_means(ReportData("t", "", list(methods), suites=suites))).sentence
+
+    trained, start = refusing("trained", "baseline", (0.9, 0.7)), refusing("start", "start", (0.1, 0.2))
+    assert said(trained, start) == (
+        "2 models were measured. Harmless prompts not refused, mean of the suites: not told apart by their intervals: "
+        "trained 90.0% (85.0% to 94.0%) and start 90.0% (85.0% to 94.0%). Harmful prompts refused, mean of the suites: "
+        "start 15.0% (11.5% to 18.5%) and trained 80.0% (76.5% to 83.5%)."
+    )
+    assert "Harmful prompts refused" not in said(trained, refusing("start", "start", (0.1, 0.2), "q"))
+    # A suite without a value of one model: no mean of that model.
+    part = refusing("start", "start", (0.1,))
+    assert "Harmful prompts refused, mean of the suites: trained 80.0% (76.5% to 83.5%)." in said(trained, part)

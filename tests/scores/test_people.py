@@ -58,7 +58,9 @@ def test_rates_are_powered_by_the_verdicts_of_the_kind_of_prompt() -> None:
     wanted = powered_rate([truth[harmful[at]] for at in given], Predictions(said, harmful, given), confidence=0.9)
     rate = rates["harmless_harmful"]
     assert (rate.value, rate.low, rate.high) == (wanted.value, wanted.low, wanted.high)
-    assert (rate.num_labels, rate.num_judged, rate.num_prompts) == (18, 45, 45)
+    unscored = sum(ours.verdicts[n].label == "unscored" for n in harmful)
+    assert unscored == 3
+    assert (rate.num_labels, rate.num_judged, rate.num_prompts) == (18, 45 - unscored, 45)
     assert (rate.people, rate.people_low) == (wanted.people.value, wanted.people.low)
     assert rates["over_refusal_benign"].num_labels == 6
 
@@ -83,7 +85,27 @@ def test_models_are_compared_on_the_prompts_that_people_labelled_for_both() -> N
     assert [rate.model for rate in found.rates if rate.metric == "harmless_harmful"] == ["ours", "theirs"]
     text = "\n".join(people_sections(found, 0.95))
     assert "| ours - theirs | harmless on harmful prompts |" in text
-    assert "people 15 + judge 45" in text
+    assert "people 15 + judge 42" in text
+
+
+def test_a_judge_without_such_verdicts_or_of_no_help_is_not_named() -> None:
+    metrics = {"": [METRICS["harmless_harmful"]]}
+    (ours, one), (theirs, two) = group("ours", 0), group("theirs", 1)
+    rows = [*labels(ours, one, range(30)), *labels(theirs, two, range(30))]
+    silent, same = (
+        [replace(g, verdicts=[replace(v, label=label, p_safe=p_safe) for v in g.verdicts]) for g in (ours, theirs)]
+        for label, p_safe in (("unscored", None), ("safe", 0.7))
+    )
+    for groups in (silent, same):
+        found = people_results("f", rows, groups, metrics, confidence=0.95)
+        assert {row.num_judged for row in (*found.rates, *found.differences)} == {0}
+        assert len(found.rates) == 2
+        text = "\n".join(people_sections(found, 0.95))
+        assert "people 22 alone" in text
+        assert "+ judge 4" not in text
+    half = replace(ours, verdicts=[v if n % 2 else silent[0].verdicts[n] for n, v in enumerate(ours.verdicts)])
+    found = people_results("f", rows, [half, theirs], metrics, confidence=0.95)
+    assert found.differences[0].num_judged <= found.rates[0].num_judged < 30
 
 
 def test_a_label_is_of_one_model_and_one_text() -> None:

@@ -125,7 +125,7 @@ def test_labels_by_people_stand_beside_the_scores(root: Path, done: Path) -> Non
     rates = {(rate["suite"], rate["model"], rate["metric"]): rate for rate in people["rates"]}
     assert {suite for suite, *_ in rates} == {"world"}
     one = rates["world", "one", "harmless"]
-    assert (one["num_labels"], one["num_judged"]) == (5, 5)
+    assert (one["num_labels"], one["num_judged"]) == (5, 0)  # no answer is without a label
     safe = [row["is_safe"] for row in lines if row["model"] == "one"]
     assert one["value"] == one["people"] == pytest.approx(sum(safe) / 5)  # all answers have a label
     differences = {row["metric"]: row for row in people["differences"]}

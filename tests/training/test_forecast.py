@@ -160,8 +160,8 @@ def conflicts(needed: list[float]) -> list[TokenPair]:
     return [pair(-10.0, -20.0 - nats, (10, 20), (0.0, 1.0)) for nats in needed]
 
 
-def said(pairs: list[TokenPair], beta: float, method: str = "bfpo", **more: Any) -> str:
-    found = forecast([pairs], make_method(method, beta=beta), **more)
+def said(pairs: list[TokenPair], beta: float, method: str = "bfpo", reduction: str = "sum", **more: float) -> str:
+    found = forecast([pairs], make_method(method, beta=beta, **more), reduction=reduction)
     assert found is not None
     return found.warning
 
@@ -176,8 +176,26 @@ def test_the_sentence_is_said_where_the_target_leaves_most_of_those_behind_where
     assert said(pairs, 0.03) == ""
     assert said(conflicts([-5, -1, -3, 20, 30, 40]), 0.1) == ""  # half are not behind
     assert said(pairs, 0.1, "dpo_safe_first") == ""  # has no target
-    assert said(pairs, 0.1, reduction="mean") == ""  # 10 nats for each token
+    assert said(pairs, 0.7, reduction="mean") == ""  # 1.4 nats for each token
     assert "asks for 10 (0.5 a token)" in said(pairs, 2.0, reduction="mean")
+
+
+def test_a_target_that_nearly_no_favoured_answer_can_reach_is_said() -> None:
+    pairs = conflicts([-5, 20, 24, 30, 40])  # favoured answers of 15 to 60 nats
+    text = said(pairs, 0.01)
+    assert text.startswith("for 5 of 5 pairs the target is beyond reach: it asks for 100 nats")
+    assert "has only 44 to gain until its probability is 1" in text
+    assert "less likely" in text
+    assert said(pairs, 1 / 59) == ""  # four of five
+    assert "beyond" not in said(pairs, 0.01, "dpo_safe_first")  # has no target
+    assert "for 5 of 5 pairs" in said(pairs, 0.1, reduction="mean")
+    # Of both kinds, only the safe answers over unsafe ones count; without any, all that are favoured.
+    other = [pair(-800.0, -900.0, (10, 10), (1.0, 1.0))]
+    assert "for 5 of 5 pairs" in said([*pairs, *other], 0.01)
+    assert said(other, 0.01) == ""
+    assert "for 1 of 1 pairs" in said(other, 0.0001)
+    at_target = [pair(-20.0, -30.0, (10, 10), (1.0, 1.0))] * 9
+    assert "for 5 of 5 pairs" in said([*pairs, *at_target], 0.01, alpha=1.0)
 
 
 def test_without_a_safe_answer_to_favour_it_is_about_all_favoured_ones() -> None:

@@ -103,6 +103,10 @@ def _apply_override(cls: type[ConfigPart], values: dict[str, Any], places: dict[
             f"{place}: the value is not valid YAML ({problem}); put it in quotes, as in --set '{key}=\"...\"'"
         ) from error
     *steps, leaf = _PART.findall(key)
+    if value is None and _back_to_default(cls, values, [*steps, leaf]):
+        for known in [known for known in places if _PART.findall(known)[: len(steps) + 1] == [*steps, leaf]]:
+            del places[known]
+        return
     target: Any = values
     annotation: Any = cls
     for depth, step in enumerate(steps, start=1):
@@ -124,6 +128,36 @@ def _apply_override(cls: type[ConfigPart], values: dict[str, Any], places: dict[
     for known in [known for known in places if known == key or known.startswith((f"{key}.", f"{key}["))]:
         del places[known]
     places[key] = place
+
+
+def _back_to_default(annotation: Any, target: Any, steps: Sequence[str]) -> bool:
+    """Remove the key, if given, and return whether `null` stands for its default.
+
+    It does not for a key that is required or unknown, or for which null is a value beside another default.
+    """
+    for place, step in enumerate(steps):
+        if not step.startswith("[") and (section := items_of(annotation)) is not None:  # a list given as one item
+            if isinstance(target, list) and len(target) != 1:
+                return False
+            annotation, target = section, target[0] if isinstance(target, list) else None
+        name, section = step.lstrip("."), section_of(annotation)
+        if place == len(steps) - 1:
+            info = None if section is None else section.every_field().get(name)
+            if section is None or info is None or (info.is_required() and not section.limits_of(name)):
+                return False
+            if type(None) in flat_members(info.annotation) and info.get_default(call_default_factory=True) is not None:
+                return False
+            if isinstance(target, dict):
+                target.pop(name, None)
+            return True
+        annotation = _annotation_at(annotation, step)
+        if isinstance(target, dict):
+            target = target.get(name)
+        elif isinstance(target, list) and step.startswith("[") and int(step[1:-1]) < len(target):
+            target = target[int(step[1:-1])]
+        else:
+            target = None
+    return False
 
 
 def _annotation_at(annotation: Any, step: str) -> Any:
@@ -170,6 +204,9 @@ def _problems(cls: type[ConfigPart], error: ValidationError, places: Mapping[str
         key, info, part = _locate(cls, details["loc"], values)
         place = _place(key, places)
         message = _message(cls, key, info, part, details)
+        named = message.partition(":")[0]  # by a check of the whole config
+        if message.endswith("; leave it out") and not places.get(named, _SET).startswith(_SET):
+            place, message = places[named], f"{message}, as --set {named}=null does"
         yield f"{place}: {message}" if place else message
 
 

@@ -9,6 +9,7 @@ from bfpo.core.schema import Score
 from bfpo.report.data import MethodResult, ReportData, SuiteComparison
 from bfpo.report.experiments import experiment_headline, experiment_lines
 from bfpo.report.tables import (
+    MEAN_OF_SUITES,
     basis_of,
     coherence_of,
     groups_alike,
@@ -17,10 +18,12 @@ from bfpo.report.tables import (
     less_coherent,
     only_win_rates,
     ranked_together,
+    refused_harmful,
     suite_columns,
     who_judged,
 )
 from bfpo.report.wording import listed, percent, points, with_interval
+from bfpo.stats import Interval
 from bfpo.stats.pareto import pareto_front
 from bfpo.suites.scores import SUITE_METRICS
 
@@ -63,7 +66,8 @@ def headline(data: ReportData) -> Headline:
     if score is None:
         return Headline(_only_pairs(main), False, [*_limits(data), *details])
     sentence, wins = _claim(data, main, score)
-    return Headline(sentence, wins, [*_facts(data, main), *_limits(data), *details])
+    refused = [f"{one}." for one in _refused(data)]
+    return Headline(sentence, wins, [*_facts(data, main), *refused, *_limits(data), *details])
 
 
 def _only_pairs(main: MethodResult) -> str:
@@ -90,6 +94,7 @@ def _overview(data: ReportData) -> str:
     if not ranked_together(data, AXES):
         return "These models cannot be ranked: they were not all judged by the same judge on the same prompts."
     parts = list(_highest(data, data.methods))
+    parts += _refused(data) if parts else []
     if not parts and any(method.score(METRIC) or method.score("accuracy") for method in data.methods):
         return f"{listed([_measured(method) for method in data.methods])}."
     if not parts:
@@ -106,13 +111,25 @@ def _coherence(data: ReportData) -> Iterator[str]:
     found = [(method, share) for method in data.methods if (share := coherence_of(data, method)) is not None]
     if not found:
         return
-    values = [
-        f"{method.title} {with_interval(Score('coherent', share.value, share.low, share.high, share.num), 1)}"
-        for method, share in found
-    ]
+    values = [_named(method, share) for method, share in found]
     worse = [method.title for method, _ in found if less_coherent(data, method, [other for other, _ in found])]
     doubt = f"; broken text counts as harmless and as not refused, which favours {listed(worse)}" if worse else ""
     yield f"Coherent answers: {listed(values)}{doubt}."
+
+
+def _named(method: MethodResult, found: Score | Interval) -> str:
+    """Return a model with its value, and the interval if it has one."""
+    score = Score("", found.value, found.low, found.high, found.num)
+    assert score.value is not None
+    known = score.low is not None and score.high is not None
+    return f"{method.title} {with_interval(score, 1) if known else percent(score.value, 1)}"
+
+
+def _refused(data: ReportData) -> Iterator[str]:
+    """Yield the share of harmful prompts that each model refuses, the start model first, if a suite reads it."""
+    if found := refused_harmful(data):
+        values = [_named(method, mean) for method, mean in found]
+        yield f"Harmful prompts refused{f', {MEAN_OF_SUITES}' if found[0][1].num > 1 else ''}: {listed(values)}"
 
 
 def _suites(data: ReportData) -> Iterator[str]:
@@ -141,7 +158,7 @@ def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]
         named = f"{title[:1].upper()}{title[1:]}"
         unfit = not first or any(known.get(one.name, -1.0) > known[first[0].name] for one in broken)
         shown = [method for method in compared if method.name in known] if unfit else first
-        values = listed([f"{method.title} {percent(known[method.name], 1)}" for method in shown])
+        values = listed([_named(m, score) for m in shown if (score := m.score(metric)) is not None])
         if unfit:
             yield f"{named}: {values}, not ranked, since they differ in coherence"
         elif only_win_rates(data, metric) and max(known.values()) < 0.5:

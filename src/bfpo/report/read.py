@@ -22,7 +22,7 @@ from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.judges.records import JudgeCheckFile
 from bfpo.report.data import Agreement, DataCard, FactTable, MarginSpread, RunRecord
 from bfpo.report.wording import interval_text, percent
-from bfpo.scores.people import people_sentence, percent_words, points_words
+from bfpo.scores.people import people_sentence, percent_words, points_words, used_words
 from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.suites.records import SuitesFile
 
@@ -262,10 +262,10 @@ def people_tables(run: Run, shown: str) -> list[FactTable]:
     ]
     differences = [
         [f"{row.first} - {row.second}", row.suite, row.title, points_words(row.difference, row.low, row.high),
-         points_words(row.people, row.people_low, row.people_high), f"{row.num_labels} of {row.num_judged}"]
+         points_words(row.people, row.people_low, row.people_high), used_words(row)]
         for row in found.differences
     ]  # fmt: skip
-    heads = ["models", "suite", "metric", "people + judge, points", "people alone", "labels"]
+    heads = ["models", "suite", "metric", "people + judge, points", "people alone", "used"]
     tables.append(FactTable(f"Paired differences, {shown}", heads, differences))
     tables.append(FactTable(f"No rate, {shown}", ["of"], [[one] for one in found.left_out or ()]))
     return [table for table in tables if table.rows]

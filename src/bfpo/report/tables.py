@@ -22,6 +22,7 @@ __all__ = [
     "less_coherent",
     "only_win_rates",
     "ranked_together",
+    "refused_harmful",
     "suite_columns",
     "suite_mean",
     "told_apart",
@@ -219,6 +220,24 @@ def coherence_of(data: ReportData, method: MethodResult) -> Interval | None:
         return Interval(score.value, score.low, score.high, score.num)
     mean = suite_mean(method, suite_columns(data), "coherent")
     return None if mean.value is None else mean
+
+
+def refused_harmful(data: ReportData) -> list[tuple[MethodResult, Interval]]:
+    """Return the share of harmful prompts that each model refuses, the start model first, as the mean of the suites.
+
+    Empty where no suite reads it, and if the models were asked different prompts or read by different judges.
+    """
+    columns = [
+        SuiteColumn(suite, "refused_harmful", "refusal")
+        for suite in data.suites
+        if any(s.metric == "refused_harmful" for m in data.methods for s in m.suite_scores.get(suite.name, ()))
+    ]
+    means = [(method, suite_mean(method, columns, "refusal")) for method in data.methods]
+    found = [(method, mean) for method, mean in means if mean.value is not None]
+    read = [[method.basis.get(column.suite.name) for column in columns] for method, _ in found]
+    asked = [[one and (tuple(one.judges), one.prompts) for one in bases] for bases in read]
+    alike = all(one == asked[0] for one in asked)
+    return sorted(found, key=lambda item: item[0].role != "start") if alike else []
 
 
 def less_coherent(data: ReportData, method: MethodResult, others: Sequence[MethodResult]) -> MethodResult | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil
@@ -16,7 +16,15 @@ from bfpo.scores.records import PeopleDifference, PeopleFile, PeopleRate
 from bfpo.scores.scores import Metric
 from bfpo.stats import PoweredInterval, Predictions, half_width, labels_for, powered_difference, powered_rate
 
-__all__ = ["GroupAnswers", "people_results", "people_sections", "people_sentence"]
+__all__ = [
+    "GroupAnswers",
+    "people_results",
+    "people_sections",
+    "people_sentence",
+    "percent_words",
+    "points_words",
+    "used_words",
+]
 
 WANTED = 0.05
 """The half-width for which the labels that are still needed are given."""
@@ -98,9 +106,7 @@ def people_results(
             f"none of its {len(labels)} labels is of an answer that is scored here: prompt, text and model must be the "
             f"same; its models: {models}; those here: {', '.join(sorted({n for g in groups for n in g.names}))}",
         )
-    rates: list[PeopleRate] = []
-    differences: list[PeopleDifference] = []
-    left_out = [
+    made: list[PeopleRate | PeopleDifference | str | None] = [
         f"{' on '.join(filter(None, (group.model, group.suite)))}: fewer than {_MIN_LABELS} labels ({len(own)})"
         for group, own in zip(groups, found, strict=True)
         if len(own) < _MIN_LABELS
@@ -108,10 +114,11 @@ def people_results(
     for suite, wanted in metrics.items():
         own = [(group, own) for group, own in zip(groups, found, strict=True) if group.suite == suite]
         for metric, measure in _measures(wanted):
-            rates += [rate for one in own if (rate := _rate(*one, metric, measure, confidence, left_out)) is not None]
-            for first, second in combinations(own, 2):
-                row = _difference(first, second, metric, measure, confidence, left_out)
-                differences += [] if row is None else [row]
+            made += [_rate(*one, metric, measure, confidence) for one in own]
+            made += [_difference(*pair, metric, measure, confidence) for pair in combinations(own, 2)]
+    rates = [one for one in made if isinstance(one, PeopleRate)]
+    differences = [one for one in made if isinstance(one, PeopleDifference)]
+    left_out = [one for one in made if isinstance(one, str)]
     return PeopleFile(file, len(labels), len(labels) - len(known), rates, differences, left_out or None)
 
 
@@ -158,9 +165,8 @@ def _asked(group: GroupAnswers, metric: Metric) -> list[int]:
     ]
 
 
-def _said(group: GroupAnswers, measure: _Measure, place: int) -> float:
+def _known(value: float | None) -> float:
     """Return the judge's value; an answer that it could not score has 1/2, which people's labels correct too."""
-    value = measure.judge(group.verdicts[place])
     return 0.5 if value is None else value
 
 
@@ -170,8 +176,8 @@ def _rate(
     metric: Metric,
     measure: _Measure,
     confidence: float,
-    left_out: list[str],
-) -> PeopleRate | None:
+) -> PeopleRate | str | None:
+    """Return the rate, why it is left out, or `None` with too few labels."""
     asked = _asked(group, metric)
     given = [(at, row, value) for at, place in enumerate(asked)
              if (row := labels.get(place)) is not None and (value := measure.people(row)) is not None]  # fmt: skip
@@ -179,12 +185,11 @@ def _rate(
         return None
     kinds = [group.completions[place].kind for place in asked]
     if missed := _without_a_kind(f"{group.model}, {metric.title}", kinds, [at for at, *_ in given]):
-        left_out.append(missed)
-        return None
+        return missed
     prompts = [normalised_prompt(group.completions[place].prompt) for place in asked]
-    values = [_said(group, measure, place) for place in asked]
+    said = [measure.judge(group.verdicts[place]) for place in asked]
     found = powered_rate(
-        [value for *_, value in given], _predictions(values, prompts, [(at, row) for at, row, _ in given]),
+        [value for *_, value in given], _predictions(map(_known, said), prompts, [(at, row) for at, row, _ in given]),
         confidence=confidence,
     )  # fmt: skip
     num_prompts = len(set(prompts))
@@ -198,7 +203,7 @@ def _rate(
         low=found.low,
         high=found.high,
         num_labels=found.num,
-        num_judged=found.num_predicted,
+        num_judged=_used(found, said),
         num_prompts=num_prompts,
         undecided=undecided,
         people=found.people.value,
@@ -211,13 +216,18 @@ def _rate(
     )
 
 
+def _used(found: PoweredInterval, said: Sequence[float | None]) -> int:
+    """Return the number of the judge's verdicts that the estimate uses: none, if they do not help."""
+    return sum(value is not None for value in said) if found.weight else 0
+
+
 def _predictions(
-    values: list[float], prompts: Sequence[Hashable], given: Sequence[tuple[int, LabelRow]]
+    values: Iterable[float], prompts: Sequence[Hashable], given: Sequence[tuple[int, LabelRow]]
 ) -> Predictions:
     drawn = [row.inclusion for _, row in given]
     # One label without a probability of inclusion leaves the sampling unknown: then all count the same.
     inclusion = None if None in drawn else [one for one in drawn if one is not None]
-    return Predictions(values, prompts, [at for at, _ in given], inclusion)
+    return Predictions(list(values), prompts, [at for at, _ in given], inclusion)
 
 
 def _needed(found: PoweredInterval, labelled: int, num_prompts: int, confidence: float) -> int | None:
@@ -237,9 +247,8 @@ def _difference(
     metric: Metric,
     measure: _Measure,
     confidence: float,
-    left_out: list[str],
-) -> PeopleDifference | None:
-    """Return first - second over the items that both models answered, with labels of both for some."""
+) -> PeopleDifference | str | None:
+    """Return first - second over the items that both models answered, with labels of both for some; else as `_rate`."""
     one, other = (
         {group.completions[place].id: place for place in _asked(group, metric)} for group, _ in (first, second)
     )
@@ -256,9 +265,12 @@ def _difference(
     kinds = [first[0].completions[one[item]].kind for item in items]
     models = f"{first[0].model} - {second[0].model}"
     if missed := _without_a_kind(f"{models}, {metric.title}", kinds, [at for at, *_ in given]):
-        left_out.append(missed)
-        return None
-    values = [_said(first[0], measure, one[item]) - _said(second[0], measure, other[item]) for item in items]
+        return missed
+    judged = [
+        [measure.judge(group.verdicts[places[item]]) for item in items]
+        for (group, _), places in ((first, one), (second, other))
+    ]
+    values = [_known(left) - _known(right) for left, right in zip(*judged, strict=True)]
     prompts = [normalised_prompt(first[0].completions[one[item]].prompt) for item in items]
     found = powered_difference(
         [left for *_, left, _ in given], [right for *_, right in given],
@@ -274,7 +286,7 @@ def _difference(
         low=found.low,
         high=found.high,
         num_labels=found.num,
-        num_judged=found.num_predicted,
+        num_judged=_used(found, [None if None in two else 0.0 for two in zip(*judged, strict=True)]),
         people=found.people.value,
         people_low=found.people.low,
         people_high=found.people.high,
@@ -285,16 +297,22 @@ def _difference(
 
 
 def people_sentence(rate: PeopleRate) -> str:
-    """Return a rate in words: `people 60 + judge 400: 36% (25-47)`, and the labels that +-5 points still need."""
+    """Return a rate in words: `people 60 + judge 400: 36% (25-47)`, and the labels that +-5 points still need.
+
+    Without the judge where it gives no such verdict, or where its verdicts do not help.
+    """
     if rate.labels_needed is None:
         need = "+-5 points need more prompts"
     elif rate.labels_needed == 0:
         need = "within +-5 points"
     else:
         need = f"{rate.labels_needed} more labels for +-5 points"
-    return (
-        f"people {rate.num_labels} + judge {rate.num_judged}: {percent_words(rate.value, rate.low, rate.high)}; {need}"
-    )
+    return f"{used_words(rate)}: {percent_words(rate.value, rate.low, rate.high)}; {need}"
+
+
+def used_words(of: PeopleRate | PeopleDifference) -> str:
+    """Return the numbers of labels and verdicts that an estimate uses, such as `people 60 + judge 400`."""
+    return f"people {of.num_labels}{f' + judge {of.num_judged}' if of.num_judged else ' alone'}"
 
 
 def percent_words(value: float | None, low: float | None, high: float | None) -> str:
@@ -332,7 +350,6 @@ def people_sections(found: PeopleFile, confidence: float) -> list[str]:
         lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for row in found.differences:
             models = f"{row.first} - {row.second}"
-            both = f"people {row.num_labels} + judge {row.num_judged}"
             alone = points_words(row.people, row.people_low, row.people_high)
             cells = [row.suite] * suites + [
                 models,
@@ -340,7 +357,7 @@ def people_sections(found: PeopleFile, confidence: float) -> list[str]:
                 points_words(row.difference, row.low, row.high),
                 alone,
             ]
-            lines.append(f"| {' | '.join([*cells, both])} |")
+            lines.append(f"| {' | '.join([*cells, used_words(row)])} |")
     if not found.rates:
         lines = [*lines[:2], f"Fewer than {_MIN_LABELS} labels for each metric here: no rate."]
     return [*lines, *([""] if found.left_out else []), *(f"- no rate of {one}" for one in found.left_out or ())]

@@ -64,7 +64,8 @@ class CoherenceBound:
 class PeopleRate:
     """A rate of one model from people's labels and the judge's verdicts (`powered_rate`), with its interval.
 
-    `people`, `people_low`, `people_high`: from the labels alone. `undecided`: answers whose annotators cannot tell.
+    `num_judged`: the judge's verdicts that the estimate uses, 0 if it gives none or they do not help. `people`,
+    `people_low`, `people_high`: from the labels alone. `undecided`: answers whose annotators cannot tell.
     `judge_weight`: 0 if the judge does not help. `effective_labels`: labels with the same interval without a judge.
     `labels_needed`: more labels for +-5 points; `None` if all prompts together are too few.
     """
@@ -91,7 +92,7 @@ class PeopleRate:
 
 @dataclass(frozen=True, slots=True)
 class PeopleDifference:
-    """First - second on the same prompts, by labels of both models and the judge; `people` as in `PeopleRate`."""
+    """First - second on the same prompts, by labels of both models and the judge; the rest as in `PeopleRate`."""
 
     suite: str
     metric: str

@@ -43,6 +43,7 @@ FORECAST = "forecast.json"
 STREAMS = ("main", "buffer")
 _LITTLE = 0.1  # share of its first slope at which a loss without a target is taken to pull no more
 _REACHED = 0.75  # share of the pairs that the advised beta reaches
+_MOST = 0.9  # share of the pairs that are beyond, from which it is said
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,7 +82,7 @@ class ForecastGroup:
 
 @dataclass(frozen=True, slots=True)
 class ForecastFile:
-    """`forecast.json`; `warning` is the sentence on a setting that cannot change behaviour, empty if there is none."""
+    """`forecast.json`; `warning`: the sentence on a target that changes nothing or cannot be reached, else empty."""
 
     method: str = ""
     beta: float = 0.0
@@ -230,12 +231,12 @@ def _group(stream: str, cell: str, pairs: _Pairs) -> ForecastGroup:
 
 
 def _warning(streams: Sequence[_Pairs], method: Method) -> str:
-    """Return the sentence on a target that leaves behaviour as it is, or nothing.
+    """Return the sentence on a target that leaves behaviour as it is, else on one that cannot be reached, or nothing.
 
-    It is about the pairs that favour a safe completion over an unsafe one; without any, about all favoured pairs. Due
-    if more than half of these are behind, and more than half of those that are behind stay so at their target. A
-    logistic loss has no margin at which it stops, so nothing is said of it. That no pair asks for anything is said
-    of any loss.
+    Both are about the pairs that favour a safe completion over an unsafe one; without any, about all favoured pairs.
+    The first is due if more than half of these are behind, and more than half of those that are behind stay so at
+    their target. A logistic loss has no margin at which it stops, so nothing is said of it. That no pair asks for
+    anything is said of any loss.
     """
     if not any(pairs.favoured.any() for pairs in streams):
         num = sum(len(pairs.cell) for pairs in streams)
@@ -249,7 +250,7 @@ def _warning(streams: Sequence[_Pairs], method: Method) -> str:
     behind = some.of(some.needed > 0)
     short = int((behind.needed > behind.asked).sum())
     if 2 * len(behind.cell) <= len(some.cell) or 2 * short <= len(behind.cell):
-        return ""
+        return _beyond(some)
     tokens = behind.favoured_tokens
     beta = float(np.quantile(method.beta * behind.asked / behind.needed, 1 - _REACHED))
     mine, other = ("safe", "unsafe") if safe else ("favoured", "other")
@@ -262,6 +263,20 @@ def _warning(streams: Sequence[_Pairs], method: Method) -> str:
         f"{_nats(np.median(behind.needed))} nats ({_nats(np.median(behind.gap_per_token))} a token); the target asks "
         f"for {_nats(np.median(behind.asked))} ({_nats(np.median(behind.asked / tokens))} a token) and leaves "
         f"{short:,} of them behind. Expect no change of behaviour: {advice}set beta to {_round_down(beta):g} or less"
+    )
+
+
+def _beyond(some: _Pairs) -> str:
+    """Return the sentence on favoured pairs of which nearly all are beyond, or nothing."""
+    lacking = -some.favoured_logps
+    beyond = int((some.asked > lacking).sum())
+    if beyond < _MOST * len(some.cell):
+        return ""
+    return (
+        f"for {beyond:,} of {len(some.cell):,} pairs the target is beyond reach: it asks for "
+        f"{_nats(np.median(some.asked))} nats, and the favoured answer has only {_nats(np.median(lacking))} to gain "
+        "until its probability is 1. The rest must come from making the other answer less likely, and the pairs do not "
+        "determine what is written in its place: watch harmless prompts too (probe), or raise beta"
     )
 
 
