@@ -130,7 +130,7 @@ def test_labels_by_people_stand_beside_the_scores(root: Path, done: Path) -> Non
     assert one["value"] == one["people"] == pytest.approx(sum(safe) / 5)  # all answers have a label
     differences = {row["metric"]: row for row in people["differences"]}
     assert (differences["harmless"]["first"], differences["harmless"]["num_labels"]) == ("one", 5)
-    assert "people 5 + judge 5: " in (run.path / "scores.md").read_text()
+    assert "people 5 alone: " in (run.path / "scores.md").read_text()
     assert json.loads((run.path / "run.json").read_text())["data"]["labels"]
     labels.write_text("".join(json.dumps(row | {"model": "other"}) + "\n" for row in lines))
     with raises(DataError, "labels.jsonl"):
