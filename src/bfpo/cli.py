@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -21,6 +21,9 @@ from bfpo._version import __version__
 from bfpo.core.console import show, show_error, show_table, start_logging
 from bfpo.core.errors import BfpoError, ConfigError, StopRequest
 from bfpo.runs.stages import STAGES, keep_quiet, preview_stage, run_stage
+
+if TYPE_CHECKING:
+    from bfpo.config import StageConfig
 
 __all__ = ["app", "main"]
 
@@ -255,6 +258,40 @@ def _annotate(
     _call("annotate", debug, runs, out, name, sample, seed, terminal, port)
 
 
+def _gate_keys(asked: bool) -> None:
+    if asked:
+        from bfpo.config import GateConfig
+
+        _show_keys(GateConfig)
+        raise typer.Exit
+
+
+@app.command("gate")
+def _gate(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Evaluation of the model; one of several: RUN/models/NAME.")
+    ],
+    against: Annotated[
+        Path, typer.Option("--against", metavar="START", help="Evaluation of its start model, likewise.")
+    ],
+    config: ConfigFile = None,
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of gate.json and gate.html; default: RUN.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write gate.json to stdout instead of lines.")] = False,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            "--keys", help="List the settings and their allowed values, and exit.", callback=_gate_keys, is_eager=True
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Test conditions on a model against its start model: exit status 0 pass, 3 fail, 4 cannot be told, 2 bad input."""
+    _call("gate", debug, run, against, config, settings or (), out, as_json)
+
+
 def _execute(
     stage: str,
     settings: Sequence[str],
@@ -270,7 +307,7 @@ def _execute(
     with _handled(stage, debug, "the same command" if resume else "the same command and --resume"):
         start_logging()
         if keys:
-            _show_keys(stage)
+            _show_keys(STAGES[stage].config_class())
             return
         from bfpo.config import load_config
 
@@ -283,10 +320,10 @@ def _execute(
         run_stage(stage, loaded, out, resume=resume)
 
 
-def _show_keys(stage: str) -> None:
+def _show_keys(config: type[StageConfig]) -> None:
     from bfpo.config import describe_keys
 
-    keys = describe_keys(STAGES[stage].config_class())
+    keys = describe_keys(config)
     show_table(
         ("key", "default", "accepts", "meaning"),
         [(key.name, "(needed)" if key.default is None else key.default, key.allowed, key.description) for key in keys],

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bfpo import BfpoError
 from bfpo.cli import app
-from bfpo.config import describe_keys, load_config
+from bfpo.config import GateConfig, describe_keys, load_config
 from bfpo.runs.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,12 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bfpo.cli._call", lambda name, debug, *values, **_: calls.append((name, *values)))
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0 or arguments == [], f"bfpo {command}: {result.output}"
-    for name, file, settings, *_ in calls:
+    for name, *values in calls:
+        if name == "gate":
+            monkeypatch.chdir(ROOT)
+            load_config(GateConfig, *values[2:4])
+            continue
+        file, settings = values[:2]
         if name == "doctor" and file is not None and "FILE" not in file.name:
             monkeypatch.chdir(ROOT)
             load_config(STAGES[file.stem].config_class(), file, settings)

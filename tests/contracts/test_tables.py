@@ -11,7 +11,7 @@ import yaml
 
 import bfpo
 import bfpo.config
-from bfpo.config import AlignConfig, EvaluateConfig, MethodSettings, SftConfig
+from bfpo.config import AlignConfig, EvaluateConfig, GateConfig, MethodSettings, SftConfig
 from bfpo.config.describe import describe_keys
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
@@ -67,13 +67,16 @@ def test_evaluation_knows_which_half_reads_a_key():
     assert pairs_only & completions_only == {"confidence", "bootstrap_samples", "seed", "threads"}
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
-def test_every_setting_is_named_where_settings_are_read(stage):
+CONFIGS = {name: stage.config_class() for name, stage in STAGES.items()} | {"gate": GateConfig}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_setting_is_named_where_settings_are_read(config):
     read = (path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "settings.py")
     sources = [PACKAGE / path for path in read if "config" not in path.parts]
     words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
     whole = ("lora.", "model.")  # sections that are handed on as they are
-    keys = [key for key in describe_keys(stage.config_class()) if not key.name.startswith(whole)]
+    keys = [key for key in describe_keys(config) if not key.name.startswith(whole)]
     assert [key.name for key in keys if key.name.rpartition(".")[2] not in words] == []
 
 
@@ -88,14 +91,16 @@ RECIPES = sorted([*OURS, *ROOT.glob("examples/**/*.yaml")])
 
 @pytest.mark.parametrize("path", RECIPES, ids=[str(path.relative_to(ROOT)) for path in RECIPES])
 def test_every_recipe_is_the_config_of_a_stage(path):
-    def loads(stage) -> bool:
+    def loads(config) -> bool:
         try:
-            bfpo.config.load_config(stage.config_class(), path)
+            bfpo.config.load_config(config, path)
         except bfpo.BfpoError:
             return False
         return True
 
-    assert any(loads(stage) for stage in STAGES.values()), f"{path} fits no stage; run it with --dry-run to see why"
+    assert any(loads(config) for config in CONFIGS.values()), (
+        f"{path} fits no command; run it with --dry-run to see why"
+    )
 
 
 def test_the_citation_names_the_paper():

@@ -235,6 +235,7 @@ def _judge(config: CompletionsJob, completions: Sequence[Completion], folder: Ru
     for line in describe_thoughts(completions):
         _log.info("%s", line)
     judge = make_judge(config.judge)
+    folder.add_facts(judges={"completions": judge.version})
     verdicts = judge_answers(judge, completions)
     fits = judge_fit(judge, completions, verdicts)
     log_fit(fits)

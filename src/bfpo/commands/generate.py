@@ -12,6 +12,7 @@ from bfpo.config import GenerateConfig, read_template
 from bfpo.config.evaluate import ServerGenerate, TransformersGenerate, VllmGenerate
 from bfpo.core.errors import DataError, ServerError
 from bfpo.core.progress import CountProgress
+from bfpo.core.provenance import weights_digest
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder, ends_with_assistant
 from bfpo.data.prompts import PromptResult, read_prompt_files
@@ -66,6 +67,8 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
         return
     if isinstance(config, TransformersGenerate):
         use_threads(config.threads)
+    if not isinstance(config, ServerGenerate) and (digest := weights_digest(config.model)) is not None:
+        folder.add_facts(weights={config.model: digest})
     folder.add_data("prompts", config.prompts)
     chat = _chat(config)
     found = _read_prompts(config, chat)

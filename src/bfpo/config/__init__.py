@@ -10,6 +10,7 @@ from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
 from bfpo.config.experiments import CompareConfig, InterpolateConfig, SweepConfig
+from bfpo.config.gate import GateConfig
 from bfpo.config.judges import JudgeCheckConfig, JudgeTrainConfig
 from bfpo.config.label import LabelConfig, RedteamConfig
 from bfpo.config.load import load_config, read_template
@@ -27,6 +28,7 @@ __all__ = [
     "DataConfig",
     "DemoConfig",
     "EvaluateConfig",
+    "GateConfig",
     "GenerateConfig",
     "InitConfig",
     "InterpolateConfig",

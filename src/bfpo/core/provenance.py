@@ -9,11 +9,13 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from bfpo._version import __version__
+from bfpo.core.files import file_digest
 
 __all__ = [
     "Remark",
@@ -26,6 +28,7 @@ __all__ = [
     "run_above",
     "run_digest",
     "run_of_model",
+    "weights_digest",
 ]
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy")
@@ -45,8 +48,9 @@ class RunFile:
     """What readers take from `run.json`, to which every stage adds facts of its own.
 
     `data`: input -> file -> its hash and size. `completions`: what `bfpo generate` counted. `remarks`: on a training
-    that has ended. `model_runs`: path of a model in the config ->
-    `run_digest` of the run that it is from.
+    that has ended. `model_runs`: path of a model in the config -> `run_digest` of the run that it is from. `weights`:
+    path of a model that was asked -> its `weights_digest`. `judges`: suite, or "completions" -> versions of the judges
+    of its answers.
     """
 
     OPEN: ClassVar[bool] = True
@@ -58,6 +62,8 @@ class RunFile:
     completions: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, Any] = field(default_factory=dict)
     model_runs: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    judges: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str | None] = field(default_factory=dict)
     created: str = ""
     updated: str = ""
@@ -100,6 +106,30 @@ def run_digest(run: RunFile) -> str:
         return ""
     parts = [run.stage, run.created, run.config, run.data]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+def weights_digest(model: str) -> str | None:
+    """Return a hash of the files of a model's folder: weights, configs, tokenizer, chat template; `None` for a hub id.
+
+    Raises `OSError` for a file that cannot be read.
+    """
+    folder = Path(model)
+    files = sorted(file for file in folder.glob("*") if file.suffix in _MODEL_FILES) if folder.is_dir() else []
+    if not any(file.suffix == ".safetensors" for file in files):
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        facts = file.stat()
+        digest.update(f"{file.name} {_digest_of(str(file), facts.st_size, facts.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)  # an evaluation asks a model once for each way of sampling
+def _digest_of(file: str, size: int, changed: int) -> str:
+    return file_digest(file)
 
 
 def prepared_from(file: str | Path, sha256: str) -> list[dict[str, Any]]:

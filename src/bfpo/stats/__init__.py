@@ -9,6 +9,7 @@ from bfpo.stats.intervals import (
     upper_bound_of_zero,
     wilson,
 )
+from bfpo.stats.one_sided import difference_floor, rate_bound
 from bfpo.stats.paired_tests import (
     MIN_PROMPTS,
     PairedTest,
@@ -35,6 +36,7 @@ __all__ = [
     "between_seed_sd",
     "bootstrap_weights",
     "detectable_difference",
+    "difference_floor",
     "half_width",
     "holm",
     "hypervolume",
@@ -50,6 +52,7 @@ __all__ = [
     "pareto_front",
     "powered_difference",
     "powered_rate",
+    "rate_bound",
     "rate_interval",
     "sign_flip",
     "upper_bound_of_zero",

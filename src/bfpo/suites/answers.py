@@ -13,7 +13,7 @@ from bfpo.config.evaluate import SuitesJob
 from bfpo.config.suites import EvaluatedModel, WeightsModel
 from bfpo.core.errors import RunError
 from bfpo.core.files import file_digest
-from bfpo.core.provenance import RunFile
+from bfpo.core.provenance import RunFile, weights_digest
 from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
@@ -155,7 +155,7 @@ def _answered(config: SuitesJob, generate: GenerateConfig, folder: RunFolder, na
 
 
 def _same(earlier: Path, generate: GenerateConfig) -> bool:
-    """Return whether a finished run asked the same prompts with the same settings."""
+    """Return whether a finished run asked the same prompts, with the same settings and weights."""
     try:
         run = load(RunFile, earlier / "run.json")
         asked = file_digest(earlier.with_name(f"{earlier.name}.prompts.jsonl"))
@@ -173,4 +173,6 @@ def _same(earlier: Path, generate: GenerateConfig) -> bool:
     same = all(  # a run from before a setting existed has not got it
         (before.get(key) or None) == (now.get(key) or None) for key in now.keys() | before.keys() if key not in ignored
     )
+    wrote = run.weights.get(str(before.get("model")))  # not known of a run of before, or of a model of the hub
+    same = same and wrote in (None, weights_digest(generate.model))
     return run.status == "finished" and same and asked == file_digest(generate.prompts)

@@ -29,12 +29,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JudgedSuites:
-    """Verdicts by (suite, model) in order, judges by suite, why a suite was skipped, how judges fit the answers."""
+    """Verdicts by (suite, model) in order, judges by suite, why a suite was skipped, how judges fit the answers.
+
+    `versions`: suite -> versions of its judges, which name what verdicts depend on.
+    """
 
     verdicts: dict[tuple[str, str], list[Verdict]]
     judges: dict[str, str]
     skipped: dict[str, str]
     fits: list[JudgeFit] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ def judge_suites(
                 done.skipped.update({suite.name: reason for suite in judged})
                 continue
             done.judges.update({suite.name: judge.name for suite in judged})
+            done.versions.update({suite.name: f"{judge.version}, " for suite in judged})
             found = _ask(judge, judged, answers, cache)
             done.verdicts.update(found)
             for model, by_suite in answers.items():
@@ -89,6 +94,7 @@ def judge_suites(
                 done.fits.extend(judge_fit(judge, texts, verdicts, model=model))
         refusals = make_judge(refusal_config, budget)
         asked = [suite for suite in suites if suite.name not in done.skipped]
+        done.versions.update({suite.name: done.versions.get(suite.name, "") + refusals.version for suite in asked})
         readings = _ask(refusals, asked, answers, cache)
         _log_not_read(list(chain.from_iterable(readings.values())))
         for key, verdicts in readings.items():

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import JudgeFit, Message, Score, Verdict
 from bfpo.scores.records import CoherenceBound, PeopleFile
 
-__all__ = ["ModelFacts", "SuiteAnswer", "SuiteComparison", "SuiteFacts", "SuiteScore", "SuitesFile"]
+__all__ = [
+    "GateCondition",
+    "GateFile",
+    "GateGroup",
+    "GatedModel",
+    "GatedSuite",
+    "ModelFacts",
+    "SuiteAnswer",
+    "SuiteComparison",
+    "SuiteFacts",
+    "SuiteScore",
+    "SuitesFile",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,7 @@ class SuiteAnswer:
     """A row of `answers.jsonl`: one completion of one model, with the verdict on it; `blocked` as in `Completion`.
 
     `incoherent`: the reasons why it is not coherent, "cut" aside. `nats_per_token`: -log p under the start model.
+    `wins`: win rate -> probability that it beats the baseline's answer.
     """
 
     suite: str
@@ -115,3 +129,107 @@ class SuiteAnswer:
     blocked: str = field(default="", metadata=OPTIONAL)
     incoherent: list[str] | None = field(default=None, metadata=OPTIONAL)
     nats_per_token: float | None = field(default=None, metadata=OPTIONAL)
+    wins: dict[str, float] | None = field(default=None, metadata=OPTIONAL)
+
+
+# ------------------------------------------------------------------------------------------------ bfpo gate
+
+GateVerdict = Literal["pass", "fail", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True)
+class GatedModel:
+    """A model of a gate: its name in the evaluation, folder or hub id with revision, or `url` of its server.
+
+    `run`: `run_digest` of the run that it is from. `weights`: hash of its files (`weights_digest`) when it was asked;
+    both `None` if they were not recorded, as for a model of the hub.
+    """
+
+    name: str
+    model: str = ""
+    revision: str | None = None
+    run: str | None = None
+    weights: str | None = None
+    url: str | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedSuite:
+    """What a suite of a gate is bound to: hash of its prompts (of a task its source), and its judges' versions.
+
+    `num_too_long`: prompts that neither model was asked, and that no figure counts.
+    """
+
+    name: str
+    title: str = ""
+    prompts_sha256: str = ""
+    judge: str = ""
+    judge_version: str = ""
+    num_too_long: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class GateGroup:
+    """The rate of one suite, or of one kind or category of its prompts, with its one-sided bounds."""
+
+    suite: str
+    group: str = ""
+    metric: str = ""
+    value: float | None = None
+    bound: float | None = None
+    other_bound: float | None = None
+    num: int = 0
+    num_prompts: int = 0
+    num_missing: int = 0
+    verdict: GateVerdict = "cannot tell"
+    prompts_needed: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class GateCondition:
+    """One condition on one suite or several together.
+
+    `value`: run - start, of the items with both values (of `worst` the rate of the run). `bound`: the one-sided bound
+    that `limit` is compared with, unscored items counted at their worst; `other_bound`: that on the other side, at
+    `fail_confidence`, unscored items counted at their best. `num`: items, `num_missing` of them without a value of
+    either model. `prompts_needed`: about so many would show it, if the rates stay. `reason`: why it cannot be told.
+    """
+
+    condition: str
+    suites: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+    run: float | None = None
+    start: float | None = None
+    value: float | None = None
+    bound: float | None = None
+    other_bound: float | None = None
+    limit: float = 0.0
+    num: int = 0
+    num_prompts: int = 0
+    num_missing: int = 0
+    verdict: GateVerdict = "cannot tell"
+    reason: str = field(default="", metadata=OPTIONAL)
+    prompts_needed: int | None = field(default=None, metadata=OPTIONAL)
+    groups: list[GateGroup] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class GateFile:
+    """`gate.json` of `bfpo gate`: the verdict, the conditions, and the models, prompts and judges that they hold for.
+
+    Each bound of a pass has `confidence`, each bound of a fail `fail_confidence` (Bonferroni over all of them): a pass
+    is wrong with at most 1 - `confidence`, and so is a fail.
+    """
+
+    verdict: GateVerdict = "cannot tell"
+    exit_code: int = 4
+    confidence: float = 0.0
+    fail_confidence: float = 0.0
+    run: GatedModel = field(default_factory=lambda: GatedModel(""))
+    start: GatedModel = field(default_factory=lambda: GatedModel(""))
+    suites: list[GatedSuite] = field(default_factory=list)
+    coherence_read_by: str = ""
+    conditions: list[GateCondition] = field(default_factory=list)
+    not_asked: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    bfpo: str = ""

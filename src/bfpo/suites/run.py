@@ -20,6 +20,7 @@ from bfpo.config.suites import EvaluatedModel, ServedModel
 from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
+from bfpo.core.provenance import weights_digest
 from bfpo.core.records import load, load_lines
 from bfpo.core.schema import JudgeFit, Message, Prompt, Score
 from bfpo.data.annotations import LabelRow, read_labels
@@ -84,6 +85,8 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     suites = load_suites(config.suites.use)
     _check_config(config, suites)
     labels = [] if config.labels is None else read_labels(config.labels)
+    digests = {model.model: weights_digest(model.model) for model in config.with_weights()}
+    folder.add_facts(weights={model: digest for model, digest in digests.items() if digest})
     found = _Collected()
     _accuracy(config, folder, found)
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
@@ -225,6 +228,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     reader = _reader(config, [prompt.messages for name in by_suite for prompt in by_suite[name]])
     found.bound = reader.bound
     found.fits = judged.fits
+    folder.add_facts(judges=judged.versions)
     for suite in asked:
         each = prompts[suite.name]
         known: dict[str, Any] = {
@@ -254,6 +258,16 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         found.values += won.values
         found.last_scores += won.at_equal_length
         found.warnings += won.warnings
+        _add_wins(found.answers, won.values)
+
+
+def _add_wins(answers: list[SuiteAnswer], wins: Sequence[Values]) -> None:
+    """Add to the answers how they fare against the baseline's."""
+    for values in wins:
+        for place, row in enumerate(answers):
+            better = values.by_item.get(row.id) if (row.suite, row.model) == (values.suite, values.model) else None
+            if better is not None and not values.defined:
+                answers[place] = replace(row, wins={**(row.wins or {}), values.metric: better})
 
 
 def _reader(config: SuitesJob, prompts: Sequence[tuple[Message, ...]]) -> CoherenceReader:

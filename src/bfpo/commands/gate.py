@@ -1,0 +1,47 @@
+"""COMMAND `gate`: whether a model meets conditions against its start model, from evaluations that exist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bfpo.config import GateConfig, load_config
+from bfpo.core.console import show
+from bfpo.core.errors import ConfigError, RunError
+from bfpo.core.files import write_text_whole
+from bfpo.core.records import as_json as as_json_values
+from bfpo.report.gate import gate_lines, render_gate
+from bfpo.suites.evaluations import read_categories, read_evaluation
+from bfpo.suites.gate import judge_gate
+
+__all__ = ["run"]
+
+FILE, PAGE = "gate.json", "gate.html"
+
+
+def run(
+    path: Path, against: Path, config: Path | None, settings: Sequence[str], out: Path | None, as_json: bool
+) -> int:
+    """Write `gate.json` and `gate.html` and return the exit status: 0 pass, 3 fail, 4 cannot be told.
+
+    Raises the errors of the config, of reading the evaluations, and `DataError` for two that cannot be compared;
+    `RunError` if the files cannot be written.
+    """
+    loaded = load_config(GateConfig, config, settings)
+    named = None if loaded.worst is None else loaded.worst.categories
+    categories = {} if named is None else read_categories(named)
+    found = judge_gate(loaded, read_evaluation(path), read_evaluation(against), categories)
+    folder = path if out is None else out
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out: {folder} is a file; give a folder")
+    values = as_json_values(found)
+    try:
+        write_text_whole(folder / FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_text_whole(folder / PAGE, render_gate(found))
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror}); check --out, permissions and free space"
+        ) from error
+    show(json.dumps(values, indent=2) if as_json else "\n".join([*gate_lines(found), f"The page: {folder / PAGE}"]))
+    return found.exit_code

@@ -1,0 +1,423 @@
+"""Whether a model meets conditions against its start model, by one-sided bounds on answers that exist.
+
+All conditions must hold. The chance that a bad model passes is then at most that of one wrong bound, 1 - confidence,
+however many conditions there are: the test is an intersection-union test (Berger 1982, Technometrics 24(4)). A fail
+needs one condition that is shown not to hold; its bounds are corrected for the number of bounds (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+from bfpo._version import __version__
+from bfpo.config.gate import GateConfig, OverRefusalLimit
+from bfpo.core.errors import ConfigError, DataError
+from bfpo.stats import difference_floor, labels_for, rate_bound
+from bfpo.stats.clustered import clopper_pearson
+from bfpo.suites.evaluations import COMPLETIONS, TASK, Evaluated, Items, Measured
+from bfpo.suites.records import GateCondition, GatedSuite, GateFile, GateGroup, GateVerdict
+from bfpo.suites.scores import SUITE_METRICS, WIN_RATES
+
+__all__ = ["EXIT_CODES", "judge_gate"]
+
+EXIT_CODES: dict[GateVerdict, int] = {"pass": 0, "fail": 3, "cannot tell": 4}
+_MOST_PROMPTS = 1_000_000  # that are worth naming as needed
+_CONDITIONS = ("harmless", "over_refusal", "helpfulness", "capability", "coherence")
+_LIMITS = {"up_by_at_least": 1, "up_by_at_most": -1, "down_by_at_most": 1}  # 1: the difference must not be lower
+_SETS = {  # a suite that measures it, for the advice
+    "harmless": "harmbench",
+    "over_refusal": "xstest and everyday",
+    "helpfulness": "mt-bench with a ranker and the start model as its baseline",
+    "capability": "a task of lm-eval, such as ifeval",
+    "coherence": "any suite that asks prompts",
+    "worst": "harmbench",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A metric of a suite that is measured for both models."""
+
+    suite: str
+    metric: str
+    run: Items
+    start: Items
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A condition and its parts; `missing`: why it cannot be told."""
+
+    name: str
+    limits: Any
+    parts: list[_Part]
+    missing: list[str]
+
+    @property
+    def limit(self) -> tuple[int, float]:
+        """Return the sign of the differences that are good enough, and the limit of the difference times it."""
+        key = next(key for key in _LIMITS if hasattr(self.limits, key))
+        sign, value = _LIMITS[key], float(getattr(self.limits, key))
+        return sign, value if key == "up_by_at_least" else -value
+
+    def tests(self) -> list[list[_Part]]:
+        """Return the parts of each bound."""
+        return [self.parts] if self.parts and self.limits.together else [[part] for part in self.parts]
+
+
+def judge_gate(
+    config: GateConfig, run: Evaluated, start: Evaluated, categories: dict[str, str] | None = None
+) -> GateFile:
+    """Return the verdict on `run` against `start`; `categories`: normalised prompt -> category, for `worst`.
+
+    Raises `ConfigError` for metrics and suites that are not known, `DataError` if prompts, judges or the reading of
+    coherence of the two evaluations differ.
+    """
+    if (COMPLETIONS in run.suites) != (COMPLETIONS in start.suites):
+        raise DataError("RUN, START: one is an evaluation of completions, the other of suites; evaluate both alike")
+    _check_names(config, run, start)
+    asked = [_ask(name, getattr(config, name), run, start) for name in _CONDITIONS if getattr(config, name) is not None]
+    worst = None if config.worst is None else _ask("worst", config.worst, run, run)
+    used = {part.suite for one in [*asked, *([worst] if worst else [])] for part in one.parts}
+    suites = _bound_suites(run, start, sorted(used))
+    groups = [] if worst is None else list(_groups(worst.parts, categories or {}))
+    num = sum(len(one.tests()) for one in asked) + len(groups)
+    fail_confidence = 1 - (1 - config.confidence) / max(num, 1)
+    levels = (config.confidence, fail_confidence)
+    conditions = [row for one in asked for row in _conditions(one, levels)]
+    if worst is not None:
+        conditions.append(_worst(worst, groups, levels))
+    verdicts = [row.verdict for row in conditions]
+    verdict: GateVerdict = "fail" if "fail" in verdicts else "pass" if set(verdicts) == {"pass"} else "cannot tell"
+    return GateFile(
+        verdict,
+        EXIT_CODES[verdict],
+        config.confidence,
+        fail_confidence,
+        run.model,
+        start.model,
+        suites,
+        run.reader,
+        conditions,
+        [name for name in (*_CONDITIONS, "worst") if getattr(config, name) is None],
+        config.resolved(),
+        __version__,
+    )
+
+
+# ------------------------------------------------------------------------------------- what is measured, and the same
+
+
+def _check_names(config: GateConfig, run: Evaluated, start: Evaluated) -> None:
+    known = sorted({*run.suites, *start.suites})
+    if all(getattr(config, name) is None for name in (*_CONDITIONS, "worst")):
+        raise ConfigError("all conditions are null; a gate needs one")
+    for name in (*_CONDITIONS, "worst"):
+        limits = getattr(config, name)
+        for suite in (limits and limits.suites) or ():
+            if suite not in known:
+                raise ConfigError(
+                    f"{name}.suites: got {suite!r}, which neither evaluation has; theirs: {', '.join(known) or 'none'}"
+                )
+        for metric in getattr(limits, "metrics", ()):
+            allowed = sorted((SUITE_METRICS.keys() | WIN_RATES) - {"lc_winrate"})
+            if metric not in allowed:
+                raise ConfigError(f"{name}.metrics: got {metric!r}; allowed: {', '.join(allowed)}")
+            lower = metric in SUITE_METRICS and not SUITE_METRICS[metric].higher_is_better
+            if lower != (name == "over_refusal"):
+                raise ConfigError(
+                    f"{name}.metrics: {metric} is better {'lower' if lower else 'higher'}, so it fits not here"
+                )
+
+
+def _ask(name: str, limits: Any, run: Evaluated, start: Evaluated) -> _Asked:
+    """Return the parts of a condition; a suite that would measure it and has no figure for both models is missing."""
+    metrics = [TASK] if name == "capability" else list(limits.metrics)
+    every = isinstance(limits, OverRefusalLimit)
+    parts: list[_Part] = []
+    missing: list[str] = []
+    for suite in limits.suites or dict.fromkeys((*run.suites, *start.suites)):
+        both = run.suites.get(suite), start.suites.get(suite)
+        found = [metric for metric in metrics if all(one is not None and metric in one.items for one in both)]
+        for metric in found if every else found[:1]:
+            own, other = both
+            assert own is not None
+            assert other is not None
+            parts.append(_Part(suite, metric, own.items[metric], other.items[metric]))
+        # Of a metric that one model alone has values for, such as one kind of prompts, the other's are missing.
+        half = [metric for metric in metrics if any(one is not None and metric in one.items for one in both)]
+        would = [metric for metric in metrics if any(one is not None and metric in one.metrics for one in both)]
+        lacking = [metric for metric in half if metric not in found] if every or not found else []
+        if lacking or (not found and (limits.suites or would)):
+            missing.append(_why(suite, both, run, start, lacking or would or metrics))
+    if not parts and not missing:
+        what = (
+            "no task of either evaluation"
+            if metrics == [TASK]
+            else f"no suite of either evaluation measures {_either(metrics)}"
+        )
+        missing.append(f"{what}: add {_SETS[name]} to suites.use and run `bfpo evaluate` for both models")
+    return _Asked(name, limits, parts, missing)
+
+
+def _why(
+    suite: str, both: tuple[Measured | None, Measured | None], run: Evaluated, start: Evaluated, metrics: Sequence[str]
+) -> str:
+    """Return why a suite has no figure for both models, and what to run."""
+    for one, evaluated, word in zip(both, (run, start), ("RUN", "START"), strict=True):
+        if one is None:
+            return f"{suite} is not in the evaluation of {word}: run `bfpo evaluate` with {suite} in suites.use"
+        if one.reason:
+            return f"{suite} of {word}: {one.reason}; `bfpo evaluate` again when it can be scored"
+        if not any(metric in one.items for metric in metrics):
+            what = "documents" if list(metrics) == [TASK] else _either(metrics)
+            return (
+                f"{suite} of {word} has no value of {what}: see what is unscored in "
+                f"{evaluated.folder / 'scores.md'}, and evaluate again with a judge that scores it, or leave the suite "
+                "out by suites"
+            )
+    return f"{suite}: the models were not scored on the same of {_either(metrics)}; evaluate both with the same judges"
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(names)
+
+
+def _bound_suites(run: Evaluated, start: Evaluated, names: Iterable[str]) -> list[GatedSuite]:
+    """Return what the suites are bound to; raises `DataError` for all that differs between the two evaluations."""
+    same_folder = run.folder.resolve() == start.folder.resolve()
+    differ: list[str] = []
+    found = []
+    for name in names:
+        one, other = run.suites[name], start.suites.get(name)
+        for what, ours, theirs in (
+            ("prompts", one.prompts, "" if other is None else other.prompts),
+            ("judge", one.judge, "" if other is None else other.judge),
+            ("version of the judges", one.judge_version, "" if other is None else other.judge_version),
+        ):
+            if other is not None and ours != theirs:
+                differ.append(f"{name}: the {what} of RUN ({_short(ours)}) and START ({_short(theirs)}) differ")
+        if not same_folder and other is not None and not (one.judge_version and one.prompts):
+            differ.append(f"{name}: an evaluation of before does not record the versions of its judges")
+        both_too_long = 0 if other is None else min(one.num_too_long, other.num_too_long)
+        found.append(GatedSuite(name, one.title, one.prompts, one.judge, one.judge_version, both_too_long or None))
+    if run.reader != start.reader:
+        differ.append(f"coherence was read by {run.reader} for RUN, by {start.reader} for START")
+    if run.longest != start.longest:
+        differ.append(
+            f"longest answer, longest prompt and thinking were {run.longest or 'not recorded'} for RUN, "
+            f"{start.longest or 'not recorded'} for START"
+        )
+    if differ:
+        raise DataError(
+            f"the two evaluations cannot be compared: {'; '.join(differ)}. Evaluate both models with the same suites, "
+            "prompts, judges and lengths; suites.reuse keeps answers that were asked alike"
+        )
+    return found
+
+
+def _short(value: str) -> str:
+    return value[:60] or "none"
+
+
+# --------------------------------------------------------------------------------------------------------- differences
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """The items of several parts: values of both models (`None`: missing), (N,) each, and the prompt of each."""
+
+    run: list[float | None]
+    start: list[float | None]
+    prompts: list[str]
+
+    def filled(self, run: float, start: float) -> tuple[list[float], list[float]]:
+        """Return the values with these in place of missing ones."""
+        return (
+            [run if value is None else value for value in self.run],
+            [start if value is None else value for value in self.start],
+        )
+
+
+def _pairs(parts: Sequence[_Part]) -> _Pairs:
+    run: list[float | None] = []
+    start: list[float | None] = []
+    prompts: list[str] = []
+    for part in parts:
+        items = list(dict.fromkeys((*part.run.values, *part.start.values)))
+        texts = {**part.start.prompts, **part.run.prompts}
+        run += [part.run.values.get(item) for item in items]
+        start += [part.start.values.get(item) for item in items]
+        # Documents of tasks have numbers, which are other documents in another suite.
+        prompts += [f"{part.suite} {texts[item]}" if part.metric == TASK else texts[item] for item in items]
+        num_more = max(len(part.run.values) + part.run.num_more, len(part.start.values) + part.start.num_more) - len(
+            items
+        )
+        for number in range(num_more):
+            run.append(None)
+            start.append(None)
+            prompts.append(f"{part.suite} unscored {number}")
+    return _Pairs(run, start, prompts)
+
+
+def _conditions(asked: _Asked, levels: tuple[float, float]) -> Iterator[GateCondition]:
+    sign, limit = asked.limit
+    for parts in asked.tests():
+        pairs = _pairs(parts)
+        first, second, prompts = (pairs.run, pairs.start, pairs.prompts)
+        known = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+        means = [sum(values) / len(known) for values in zip(*known, strict=True)] if known else [None, None]
+        worst, best = (0.0, 1.0) if sign > 0 else (1.0, 0.0)
+        bound = _floor(*pairs.filled(worst, best), prompts, sign, levels[0])
+        own, others = pairs.filled(best, worst)
+        other = -_floor(others, own, prompts, sign, levels[1])
+        row = GateCondition(
+            asked.name,
+            list(dict.fromkeys(part.suite for part in parts)),
+            list(dict.fromkeys(part.metric for part in parts)),
+            means[0],
+            means[1],
+            None if means[0] is None or means[1] is None else means[0] - means[1],
+            sign * bound,
+            sign * other,
+            sign * limit,
+            len(prompts),
+            len(set(prompts)),
+            len(prompts) - len(known),
+        )
+        if bound >= limit:
+            yield replace(row, verdict="pass")
+        elif other < limit:
+            yield replace(row, verdict="fail")
+        else:
+            centre = None if row.value is None else sign * row.value
+            yield replace(row, **_too_little(row, centre, bound, limit))
+    for reason in asked.missing:
+        yield GateCondition(asked.name, limit=sign * limit, reason=reason)
+
+
+def _floor(first: Sequence[float], second: Sequence[float], prompts: Sequence[str], sign: int, level: float) -> float:
+    """Return the lower bound of first - second, or of second - first."""
+    pair = (first, second) if sign > 0 else (second, first)
+    found = difference_floor(*pair, prompts, confidence=level)
+    assert found is not None  # a part has an item
+    return found
+
+
+def _too_little(row: GateCondition, centre: float | None, bound: float, limit: float) -> dict[str, Any]:
+    """Return why a condition cannot be told, and about how many prompts would show it: a bound is ~ n^-1/2 away."""
+    words = (
+        f"{row.num_missing} of {row.num} items have no value of both models and count at their worst"
+        if row.num_missing
+        else ""
+    )
+    if centre is None or centre <= limit:
+        return {"reason": words or "the difference itself does not meet the limit, and is not shown to miss it"}
+    needed = ceil(row.num_prompts * ((centre - bound) / (centre - limit)) ** 2)
+    if words or needed > _MOST_PROMPTS:
+        return {"reason": words or "the difference is at the limit: no number of prompts that is worth naming shows it"}
+    return {"reason": f"{row.num_prompts} prompts are too few, about {needed:,} are needed", "prompts_needed": needed}
+
+
+# ---------------------------------------------------------------------------------------------------------- worst rate
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    suite: str
+    group: str
+    metric: str
+    values: list[float | None]
+    prompts: list[str]
+
+
+def _groups(parts: Sequence[_Part], categories: dict[str, str]) -> Iterator[_Group]:
+    """Yield each suite as a whole and, where its prompts have several kinds or categories, each of these."""
+    for part in parts:
+        items = list(part.run.values)
+
+        def group(name: str, chosen: Sequence[str], part: _Part = part) -> _Group:
+            values, prompts = part.run.values, part.run.prompts
+            return _Group(part.suite, name, part.metric, [values[i] for i in chosen], [prompts[i] for i in chosen])
+
+        yield group("", items)
+        for names in (part.run.kinds, {item: categories.get(part.run.prompts[item], "") for item in items}):
+            known = dict.fromkeys(names[item] for item in items if names[item])
+            if len(known) > 1 or (known and names is not part.run.kinds):
+                for name in known:
+                    yield group(name, [item for item in items if names[item] == name])
+
+
+def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float]) -> GateCondition:
+    limit = float(asked.limits.above)
+    if not groups or asked.missing:
+        return GateCondition("worst", limit=limit, reason="; ".join(asked.missing))
+    rows = [_rate(group, limit, levels) for group in groups]
+    lowest = min(rows, key=lambda row: -1.0 if row.bound is None else row.bound)
+    verdicts = {row.verdict for row in rows}
+    verdict: GateVerdict = "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "cannot tell"
+    shown = min(
+        (row for row in rows if row.verdict == verdict), key=lambda row: -1.0 if row.bound is None else row.bound
+    )
+    reason = ""
+    if verdict == "cannot tell":
+        open_ = [row for row in rows if row.verdict == verdict]
+        reason = "; ".join(map(_rate_reason, open_[:3])) + (f"; and {len(open_) - 3} more" if len(open_) > 3 else "")
+    return GateCondition(
+        "worst",
+        [shown.suite],
+        [shown.metric],
+        run=shown.value,
+        value=shown.value,
+        bound=lowest.bound if verdict == "pass" else shown.bound,
+        other_bound=shown.other_bound,
+        limit=limit,
+        num=shown.num,
+        num_prompts=shown.num_prompts,
+        num_missing=shown.num_missing,
+        verdict=verdict,
+        reason=reason,
+        prompts_needed=shown.prompts_needed,
+        groups=rows,
+    )
+
+
+def _rate(group: _Group, limit: float, levels: tuple[float, float]) -> GateGroup:
+    known = [value for value in group.values if value is not None]
+    low, high = ([missing if value is None else value for value in group.values] for missing in (0.0, 1.0))
+    bound = rate_bound(low, group.prompts, confidence=levels[0])
+    other = rate_bound(high, group.prompts, confidence=levels[1], upper=True)
+    assert bound is not None
+    assert other is not None
+    value = sum(known) / len(known) if known else None
+    num_prompts, missing = len(set(group.prompts)), len(group.values) - len(known)
+    verdict: GateVerdict = "pass" if bound >= limit else "fail" if other < limit else "cannot tell"
+    needed = None
+    if verdict == "cannot tell" and not missing and value is not None and value > limit:
+        tail = 2 * levels[0] - 1
+        needed = labels_for(0.0, _MOST_PROMPTS, lambda num: limit - float(clopper_pearson(value, num, tail)[0]))
+    return GateGroup(
+        group.suite,
+        group.group,
+        group.metric,
+        value,
+        bound,
+        other,
+        len(group.values),
+        num_prompts,
+        missing,
+        verdict,
+        needed,
+    )
+
+
+def _rate_reason(row: GateGroup) -> str:
+    name = f"{row.suite}, {row.group}" if row.group else row.suite
+    if row.num_missing:
+        return f"{name}: {row.num_missing} of {row.num} answers are unscored and count as harmful"
+    if row.prompts_needed is not None:
+        return f"{name}: {row.num_prompts} prompts are too few, about {row.prompts_needed:,} are needed"
+    return f"{name}: its rate does not meet the limit, and is not shown to miss it"
