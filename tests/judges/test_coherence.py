@@ -8,6 +8,15 @@ import pytest
 
 from bfpo.judges.coherence import Coherence, read_coherence
 
+VERSES = (
+    "The rain came down on the harbour wall\nand boats lay sleeping in the bay",
+    "A lantern burned behind the glass\nwhile grandfather mended nets all day",
+    "Now spring has painted every door\nand children chase the gulls away",
+)
+CHORUS = (
+    "Sing it low, sing it slow,\nbring the lonely sailor home,\nover waves and foam,\nbring the lonely sailor home."
+)
+THINGS = ("jar", "bottle", "boot", "drum", "kettle", "bucket")
 GOOD = (
     "No.",
     "42",
@@ -24,6 +33,13 @@ GOOD = (
     "∀x ∈ ℝ: x² ≥ 0, so ∫ x² dx = x³/3 + C, α + β = γ.",
     "α + β = γ, Δ = Σ x, π ≈ 3.14",
     "Schmidt, Müller, Weber, Fischer, Wagner, Schröder",
+    "The matrix is:\n" + "\n".join(" ".join(str(int(i == j)) for j in range(6)) for i in range(6)) + "\nIt is regular.",
+    "The identity is [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]].",
+    "A = [\n [0, 0, 0],\n [0, 0, 0],\n [0, 0, 0]\n]",
+    r"\begin{pmatrix} 1 & 0 & 0 & 0 \\ 0 & 1 & 0 & 0\\ 0 & 0 & 1 & 0 \end{pmatrix}",
+    "\n\n".join(stanza for verse in VERSES for stanza in (verse, CHORUS)),
+    "\n\n".join(f"[Verse]\n{verse}\n\n[Chorus]\n{CHORUS}" for verse in VERSES),
+    "\n".join(f"{n}. You can use an old {what} to make a small lamp for the garden." for n, what in enumerate(THINGS)),
     "To crush an empty soda can, you need to use a combination of heat and a bit of patience. First, you need to heat",
 )
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -35,6 +51,13 @@ LOOPS = (
     "我很抱歉，我不能。" * 4,
     "\n".join(f"{n}. The first step is to open the door." for n in range(1, 6)),
     "The coat was warm and soft. " + "She was a talented and talented actress. " * 4 + "She was a",
+    "0 0 0 " * 40,
+    "0 0 0\n" * 30,
+    "[0, 0, 0], " * 40,
+    "\n\n".join([VERSES[0], CHORUS] * 4),
+    "\n\n".join([CHORUS] * 4),
+    "\n".join(f"- I love my {what} since it makes me happy every day" for what in ("dog", "cat", "car") * 3),
+    "\n".join(f"{n}. We start with all {' '.join(THINGS[:n])}" for n in range(1, 7)),
     " ".join(f"word{n}" for n in range(300)) + " and it is something that is very different" * 12,
 )
 

@@ -24,6 +24,15 @@ _UNIT = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)?|[^\w\s\x00-\x7f]")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff]")
 _LONGEST_WORD = 30  # letters; a longer run is read letter by letter
 
+_STANZA = re.compile(r"\n[ \t]*\n")
+_ROW_END = re.compile(r"([\n\[\](){};]|\\\\)")  # between the rows of a matrix
+_ROW = re.compile(r"[\s,&|]*(?:-?\d+(?:\.\d+)?(?:[\s,&|]+|$)){2,}")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_BLANK = re.compile(r"[\s,&|]*")
+_MOST_ROWS = 12  # rows and columns of a matrix; more rows of numbers may be a loop
+# A list has one pattern if so many of its lines repeat others, are short, and have a new word for every 15 units.
+_FEWEST_ITEMS, _LONGEST_ITEM, _NEW = 4, 40, 15
+
 # An answer loops if this share of its units stands in n-grams that return soon, or almost all of its last units do.
 _NGRAM, _SOON, _FEWEST, _REPEATED = 5, 60, 8, 0.35
 _LAST, _LAST_REPEATED = 60, 0.9
@@ -65,7 +74,7 @@ def read_coherence(text: str, *, finished: bool = True, prompt: str = "") -> Coh
     reasons: list[Incoherence] = [] if finished else ["cut"]
     if not any(unicodedata.category(c)[0] in "LN" or unicodedata.category(c) in ("So", "Sm", "Sc") for c in text):
         return Coherence(("empty", *reasons))
-    if _loops(_units(text)):
+    if _loops([_units(line) for line in _without_returns(text).split("\n")]):
         reasons.append("looping")
     if not _LANGUAGE_ASKED.search(prompt) and _off_language(text, prompt):
         reasons.append("off_language")
@@ -89,18 +98,69 @@ def _units(text: str) -> list[str]:
     return found
 
 
-def _loops(units: list[str]) -> bool:
+def _without_returns(text: str) -> str:
+    """Return the text without what returns by design: a stanza of several lines after another new one, and matrices."""
+    kept: list[str] = []
+    seen: set[str] = set()
+    new = False
+    for stanza in _STANZA.split(text):
+        known = stanza.strip().lower() in seen
+        if not (known and new and "\n" in stanza.strip()):
+            kept.append(stanza)
+        new = not known
+        seen.add(stanza.strip().lower())
+    return _without_matrices("\n\n".join(kept))
+
+
+def _without_matrices(text: str) -> str:
+    """Return the text without rows of equally many numbers, up to 12 of up to 12."""
+    parts = _ROW_END.split(text)  # what is between, and each end of a row
+    widths = [len(_NUMBER.findall(part)) if _ROW.fullmatch(part) else 0 for part in parts[::2]]
+    rows: list[int] = []
+    for place, width in enumerate([*widths, 0]):
+        if width and (not rows or width == widths[rows[-1]]):
+            rows.append(place)
+        elif width or place == len(widths) or not _BLANK.fullmatch(parts[2 * place]):
+            if 1 < len(rows) <= _MOST_ROWS and widths[rows[0]] <= _MOST_ROWS:
+                for row in rows:
+                    parts[2 * row] = ""
+            rows = [place] if width else []
+    return "".join(parts)
+
+
+def _loops(lines: list[list[str]]) -> bool:
+    units = [unit for line in lines for unit in line]
     if len(units) < _FEWEST:
         return False
+    repeated = _repeated(units, [0] * len(units))
+    items: list[tuple[int, int]] = []
+    place, seen, above = 0, set[str](), [""]
+    for line in lines:
+        new, end = {unit for unit in line if unit.isalpha() and unit not in seen}, place + len(line)
+        grows = line[: len(above)] == above  # the line above, and more
+        if len(line) <= min(_LONGEST_ITEM, _NEW * len(new)) and any(repeated[place:end]) and not grows:
+            items.append((place, end))
+        seen |= new
+        place, above = end, line or above
+    if len(items) >= _FEWEST_ITEMS:
+        within = [0] * len(units)
+        for start, end in items:
+            within[start:end] = [start] * (end - start)
+        repeated = _repeated(units, within)
+    last = repeated[-_LAST:]
+    return sum(repeated) >= _REPEATED * len(units) or sum(last) >= _LAST_REPEATED * _LAST
+
+
+def _repeated(units: list[str], within: list[int]) -> list[bool]:
+    """Return which units stand in n-grams that were there soon before, from the place in `within` on."""
     last: dict[tuple[str, ...], int] = {}
     repeated = [False] * len(units)
     for place in range(len(units) - _NGRAM + 1):
         ngram = tuple(units[place : place + _NGRAM])
-        if place - last.get(ngram, -_SOON - 1) <= _SOON:
+        if last.get(ngram, -1) >= max(within[place], place - _SOON):
             repeated[place : place + _NGRAM] = [True] * _NGRAM
         last[ngram] = place
-    end = repeated[-_LAST:]
-    return sum(repeated) >= _REPEATED * len(units) or sum(end) >= _LAST_REPEATED * _LAST
+    return repeated
 
 
 def _off_language(text: str, prompt: str) -> bool:
