@@ -14,7 +14,7 @@ VERSES = (
     "Now spring has painted every door\nand children chase the gulls away",
 )
 CHORUS = (
-    "Sing it low, sing it slow,\nbring the lonely sailor home,\nover waves and foam,\nbring the lonely sailor home."
+    "Sing it low, sing it slow,\nbring the lonely sailor home,\nover wave and foam,\nbring the lonely sailor home."
 )
 THINGS = ("jar", "bottle", "boot", "drum", "kettle", "bucket")
 GOOD = (
