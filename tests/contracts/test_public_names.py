@@ -26,8 +26,8 @@ PARAMETERS = {
     "Pair": "id, prompt, chosen, rejected, chosen_is_safe, rejected_is_safe, source, tools, chosen_extra, "
     "rejected_extra, chosen_finished, rejected_finished",
     "Message": "role, content, extra",
-    "Prompt": "id, messages, kind, tools",
-    "Completion": "id, prompt, text, model, kind, finished, is_safe, reasoning, blocked, tools, extra",
+    "Prompt": "id, messages, kind, tools, category",
+    "Completion": "id, prompt, text, model, kind, finished, is_safe, reasoning, blocked, tools, extra, category",
 }
 
 

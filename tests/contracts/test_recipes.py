@@ -22,6 +22,7 @@ STAGE_OF = {
     "xstest": "judge-check",
     "real": "redteam",
     "offline": "evaluate",
+    "noise": "compare",
 }
 CONFIGS = sorted([*OURS, *ROOT.glob("examples/**/*.yaml")])
 

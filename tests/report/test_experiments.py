@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from typer.testing import CliRunner
 
@@ -158,3 +159,43 @@ def test_the_same_experiment_gives_the_same_bytes(tmp_path: Path) -> None:
     assert "tradeoff-0.png" in {path.name for path in written}
     for path in written:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
+
+
+def test_a_comparison_over_worlds_is_a_table_beside_the_comparison_of_each(tmp_path: Path) -> None:
+    root = tmp_path / "grid"
+
+    def method(name: str, title: str, value: float, fire: float) -> dict[str, Any]:
+        parts = {name: {"value": one, "low": 0.0, "high": 1.0} for name, one in (("fire", fire), ("water", value))}
+        score = {"metric": "helpful_and_safe", "value": value, "low": 0.1, "high": 0.9, "by_category": parts}
+        about = {"name": name, "title": title, "trainings": 1, "setting": {}}
+        return {**about, "score": score, "seed_values": [value, value - 0.02]}
+
+    worlds = [
+        {
+            "name": name,
+            "noise": noise,
+            "best": "ipo",
+            "not_told_from_best": alike,
+            "methods": [method("bfpo", "BFPO", 0.6, 0.2), method("ipo", "IPO|x", 0.7, 0.3)],
+        }
+        for name, noise, alike in (("plain", 0.0, ["bfpo"]), ("noisy", 0.1, []))
+    ]
+    content = {"confidence": 0.95, "metric": "helpful_and_safe", "worlds": worlds}
+    write_run(root, "compare", {"worlds": {"plain": {}, "noisy": {"safety_flips": 0.1}}}, worlds__json=content)
+    for world in ("plain", "noisy"):
+        write_compare(root / "worlds" / world)
+    data = gather([root])
+    assert [experiment.run.split("/")[-1] for experiment in data.experiments] == ["noisy", "plain"]
+    (stage,) = data.stages
+    assert stage.lines == [
+        "plain: IPO|x is highest, not distinguishable from BFPO.",
+        "noisy: IPO|x is highest.",
+    ]
+    (table,) = stage.tables
+    assert table.columns == ["method", "plain", "noisy"]
+    words = "60.0% (10.0% to 90.0%); worst category fire 20.0%, spread 40.0; spread of seeds 2.0"
+    assert table.rows[0] == ["BFPO", words, words]
+    write_report(data, tmp_path / "page")
+    text = (tmp_path / "page" / "report.md").read_text()
+    assert "spread of seeds 2.0" in text
+    assert "IPO|x" not in text.replace("IPO\\|x", "")

@@ -31,6 +31,7 @@ from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
+from bfpo.scores.categories import category_table
 from bfpo.scores.people import GroupAnswers, people_results, people_sections, people_sentence
 from bfpo.scores.records import AccuracyRow, CoherenceBound, PeopleFile, ScoresFile
 from bfpo.scores.scores import (
@@ -254,6 +255,7 @@ def _judge(config: CompletionsJob, completions: Sequence[Completion], folder: Ru
                 blocked=c.blocked,
                 incoherent=read.incoherent,
                 nats_per_token=read.nats_per_token,
+                category=row.category,
             )
             for verdict, row, c, read in zip(verdicts, rows, completions, readings, strict=True)
         ),
@@ -307,6 +309,7 @@ def _write_scores(
         "| metric | value | interval | scored | unscored |",
         "|---|---|---|---|---|",
         *(f"| {metric_title(score.metric)} | {score_cells(score)} |" for score in scores),
+        *category_table((([metric_title(score.metric)], score) for score in scores), ["metric"]),
         *(["", fit_table(fits)] if fits else []),
         *([] if people is None else people_sections(people, config.confidence)),
     ]

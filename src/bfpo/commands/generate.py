@@ -292,6 +292,7 @@ def _finish(
                 blocked=row.blocked,
                 tools=prompt.tools,
                 extra=row.extra,
+                category=prompt.category,
             )
             completions.append(without_thought(whole, config.thinking, opened=opened))
     cut = [row for completion in completions if (row := made[completion.id]).text != completion.text]

@@ -352,6 +352,7 @@ def _verdict_row(completion: Completion, verdict: Verdict, votes: Votes, place: 
         votes=several if len(several) > 1 else None,
         incoherent=read.incoherent,
         nats_per_token=read.nats_per_token,
+        category=completion.category,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, StageConfig
+from bfpo.world.dials import Dials
 
 __all__ = [
     "DemoAlign",
@@ -21,8 +22,8 @@ __all__ = [
 ]
 
 
-class DemoWorld(ConfigPart):
-    """Sizes of the closed world's data."""
+class DemoWorld(Dials):
+    """Sizes of the closed world's data, and its dials."""
 
     sft_completions: int = Field(default=20000, ge=1, description="number of completions of the SFT stage")
     main_pairs: int = Field(default=6000, ge=1, description="number of pairs of the main (safety) stream")

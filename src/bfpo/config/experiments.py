@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 from bfpo.config.demo import WorldAlign, WorldKeys
 from bfpo.core.settings import Need, PathText, StageConfig, beside, unless
 from bfpo.core.yaml_text import parse_yaml
+from bfpo.world.dials import Dials
 
 __all__ = ["CompareConfig", "InterpolateConfig", "SweepConfig"]
 
@@ -83,6 +85,38 @@ class CompareConfig(WorldKeys):
         default=2000, ge=1, description="has no effect: no interval of a comparison is resampled; kept for older files"
     )
     align: WorldAlign = Field(default=WorldAlign(), description="the preference runs, the same for every method")
+    methods: list[str | dict[str, Any]] | None = Field(
+        default=None,
+        description="methods to compare: names, or mappings of method, label, trials (four settings to try) and the "
+        "method's own settings, such as {method: bfpo, label: mine, alpha: 0.4}; null = those of docs/head-to-head.md",
+    )
+    worlds: dict[str, Dials] = Field(
+        default_factory=dict,
+        description="worlds in each of which all methods are compared, by name: the dials of `world` that they change; "
+        "empty = `world` itself",
+    )
+
+    @model_validator(mode="after")
+    def _names_of_folders(self) -> CompareConfig:
+        for name in self.worlds:
+            if not re.fullmatch(r"\w[\w .%+-]{0,39}", name):
+                raise ValueError(
+                    f"worlds: got {name!r}; allowed: names of folders, up to 40 letters, digits, spaces and . % + - "
+                    "that begin with a letter or digit"
+                )
+        if self.methods is not None and len(self.methods) < 2:
+            raise ValueError(f"methods: got {self.methods}; needed: at least two to compare, or null")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the keys as `StageConfig.resolved` does; methods and worlds only if they are given."""
+        return {key: value for key, value in super().resolved().items() if value or key not in ("methods", "worlds")}
+
+    def of_world(self, name: str) -> CompareConfig:
+        """Return the comparison in one of `worlds`."""
+        dials = {key: getattr(self.worlds[name], key) for key in self.worlds[name].model_fields_set}
+        values = {key: value for key, value in self.resolved().items() if key != "worlds"}
+        return CompareConfig.model_validate({**values, "world": {**values["world"], **dials}})
 
 
 def _grid(text: str) -> dict[str, list[Any]]:

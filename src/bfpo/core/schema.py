@@ -11,6 +11,7 @@ from bfpo.core.errors import DataError, LabelError
 from bfpo.core.records import OPTIONAL
 
 __all__ = [
+    "CategoryScore",
     "Comparison",
     "Completion",
     "JudgeFit",
@@ -81,12 +82,16 @@ def _check_label(name: str, value: float | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt for a model; `kind` is free text that groups prompts in reports, `tools` as in `Pair`."""
+    """A prompt for a model; `kind` is free text that groups prompts in reports, `tools` as in `Pair`.
+
+    `category`: of the topic or harm, as its data set names it; scores are also reported for the worst one.
+    """
 
     id: str
     messages: tuple[Message, ...]
     kind: str = ""
     tools: str = field(default="", metadata=OPTIONAL)
+    category: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _check_prompt(self.messages)
@@ -137,7 +142,7 @@ class Completion:
 
     `is_safe` is the label from its data set, as in `Pair`; `None` if it has none. `reasoning` is what the model thought
     before the answer `text`. `blocked` is the reason why a server refused to answer this prompt (then `text` is empty
-    and `finished` false). `tools` and `extra` as in `Pair`.
+    and `finished` false). `tools` and `extra` as in `Pair`, `category` as in `Prompt`.
     """
 
     id: str
@@ -151,6 +156,7 @@ class Completion:
     blocked: str = field(default="", metadata=OPTIONAL)
     tools: str = field(default="", metadata=OPTIONAL)
     extra: str = field(default="", metadata=OPTIONAL)
+    category: str = field(default="", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
@@ -190,7 +196,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class VerdictRow(Verdict):
-    """A row of `verdicts.jsonl`: a verdict, and of the completion its kind, its normalised prompt and its end.
+    """A row of `verdicts.jsonl`: a verdict, and of the completion kind, category, normalised prompt and end.
 
     `votes`: what the verdict was made from, where that is more than one vote. `blocked` as in `Completion`.
     `incoherent`: why the completion is not coherent, "cut" aside; `nats_per_token`: its -log p under the start model.
@@ -203,6 +209,7 @@ class VerdictRow(Verdict):
     votes: list[dict[str, Any]] | None = field(default=None, metadata=OPTIONAL)
     incoherent: list[str] | None = field(default=None, metadata=OPTIONAL)
     nats_per_token: float | None = field(default=None, metadata=OPTIONAL)
+    category: str = field(default="", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +250,22 @@ class JudgeFit:
 
 
 @dataclass(frozen=True, slots=True)
+class CategoryScore:
+    """A score on the prompts of one category; `value` is `None` if none of them could be scored."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    num: int = 0
+    unscored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """A number in a report, with its interval and counts.
 
     `value` is `None`, never 0, if nothing could be scored. `num` counts the scored items, `unscored` the others.
+    `by_category`: the same on each category of prompts, where there are several; their intervals hold together.
     """
 
     metric: str
@@ -257,3 +276,4 @@ class Score:
     unscored: int = 0
     higher_is_better: bool = True
     extra: dict[str, int | float] = field(default_factory=dict)
+    by_category: dict[str, CategoryScore] | None = field(default=None, metadata=OPTIONAL)

@@ -8,6 +8,7 @@ from bfpo.data.fields import (
     REASONING,
     WEIGHT,
     Columns,
+    category_of,
     cell_value,
     completion_of,
     instruction_of,
@@ -33,7 +34,7 @@ _PROMPT_KINDS = {"harmful": "harmful", "unharmful": "benign"}
     "completions",
     "prompt with completion or text, or messages whose last is the assistant's",
     needs=("prompt", "completion"),
-    reads=("text", "messages", "model", "kind", "finished", "blocked", *_DESIRABLE),
+    reads=("text", "messages", "model", "kind", "category", "finished", "blocked", *_DESIRABLE),
     labels=("is_safe",),
     fits=lambda row: (
         "messages" in row or "completion" in row or ({"prompt", "text"} <= row.keys() and "chosen" not in row)
@@ -57,8 +58,10 @@ def plain_completion(row: Columns, *, allow_empty: bool = False) -> Completion:
     for name in _DESIRABLE:
         if cell_value(row.get(name)) is False:
             raise RowError(name, "the completion is marked as undesirable", row[name])
-    kind, is_safe = optional_text(row, "kind"), label_of(row, "is_safe")
-    return completion_of(row, prompt, answer, field, kind=kind, is_safe=is_safe, allow_empty=allow_empty)
+    kind, category, is_safe = optional_text(row, "kind"), category_of(row, "category"), label_of(row, "is_safe")
+    return completion_of(
+        row, prompt, answer, field, kind=kind, is_safe=is_safe, category=category, allow_empty=allow_empty
+    )
 
 
 @COMPLETION_LAYOUTS.register(

@@ -19,6 +19,7 @@ __all__ = [
     "WEIGHT",
     "ColumnNames",
     "Columns",
+    "category_of",
     "cell_value",
     "choice_of",
     "completion_of",
@@ -105,6 +106,13 @@ def optional_text(row: Columns, field: str) -> str:
     return "" if is_absent(value) else text_of(value, field)
 
 
+def category_of(row: Columns, field: str) -> str:
+    """Return a field of text, a whole number or a list of texts as the name of a category, else "": it groups only."""
+    value = _whole_number(row.get(field))
+    texts = value if isinstance(value, list) else [str(value) if isinstance(value, int) else value]
+    return ", ".join(text.strip() for text in texts if isinstance(text, str) and not isinstance(value, bool))
+
+
 def _whole_number(value: object) -> object:
     """Return a float that is a whole number as one: a column of numbers in which some are missing holds floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -173,6 +181,7 @@ def completion_of(
     *,
     kind: str = "",
     is_safe: float | None = None,
+    category: str = "",
     allow_empty: bool = False,
 ) -> Completion:
     """Return the completion after the checks common to all layouts; `id`, `model`, `finished` are the row's."""
@@ -194,13 +203,14 @@ def completion_of(
         blocked=blocked if isinstance(blocked := row.get("blocked"), str) and not answer.content else "",
         tools=tools,
         extra=answer.extra,
+        category=category,
     )
 
 
-def prompt_of(row: Columns, name: str, messages: Sequence[Message], kind: str) -> Prompt:
+def prompt_of(row: Columns, name: str, messages: Sequence[Message], kind: str, category: str = "") -> Prompt:
     """Return the prompt with what the row says beside its text, as in all layouts."""
     prompt, tools = _with_context(row, tuple(messages))
-    return Prompt(name, prompt, kind, tools)
+    return Prompt(name, prompt, kind, tools, category)
 
 
 def instruction_of(row: Columns) -> tuple[Message, ...]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from bfpo.core.schema import Message, Prompt
-from bfpo.data.fields import CONTEXT, Columns, instruction_of, optional_text, prompt_of, value_of
+from bfpo.data.fields import CONTEXT, Columns, category_of, instruction_of, optional_text, prompt_of, value_of
 from bfpo.data.layouts import Layouts
 from bfpo.data.messages import messages_of, text_of
 from bfpo.data.pair_layouts import transcript_of
@@ -25,6 +25,7 @@ HARMFUL, BENIGN = "harmful", "benign"
 _XSTEST_KINDS = {"safe": BENIGN, "unsafe": HARMFUL}
 _ALERT_CATEGORIES = ("crime_", "hate_", "self_harm_", "sex_", "substance_", "weapon_")
 _ALERT_TEMPLATE = re.compile(r"\s*###\s*Instruction:\s*(.*?)\s*###\s*Response:\s*", re.DOTALL)
+_HARMBENCH = "SemanticCategory"  # its column of categories
 _CONTEXT_ENDS = "\n\n---\n\n"  # how HarmBench's own attacks join a context and a behaviour
 
 
@@ -79,29 +80,40 @@ def pyrit_prompts(row: Columns) -> list[Prompt]:
 
 
 def _one_column(
-    name: str, summary: str, needs: tuple[str, ...], text_field: str, kind: str, id_field: str = "", prefix: str = ""
+    name: str,
+    summary: str,
+    needs: tuple[str, ...],
+    text_field: str,
+    kind: str,
+    id_field: str = "",
+    prefix: str = "",
+    category: str = "",
 ) -> None:
-    """Register a layout that has a prompt's text in one column; `prefix` goes in front of the id."""
+    """Register a layout with a prompt's text in one column; `prefix` is of the id, `category` names a column."""
 
-    @PROMPT_LAYOUTS.register(name, summary, needs=needs, reads=(id_field,) if id_field else ())
+    @PROMPT_LAYOUTS.register(name, summary, needs=needs, reads=tuple(filter(None, (id_field, category))))
     def prompts(row: Columns) -> list[Prompt]:
         id_ = optional_text(row, id_field) if id_field else ""
-        return [_user_prompt(row, value_of(row, text_field), text_field, id_ and prefix + id_, kind)]
+        return [_user_prompt(row, value_of(row, text_field), text_field, id_ and prefix + id_, kind, category)]
 
 
-@PROMPT_LAYOUTS.register("harmbench", "HarmBench", needs=("Behavior", "BehaviorID"), reads=("ContextString",))
+@PROMPT_LAYOUTS.register(
+    "harmbench", "HarmBench", needs=("Behavior", "BehaviorID"), reads=("ContextString", _HARMBENCH)
+)
 def harmbench_prompts(row: Columns) -> list[Prompt]:
     """HarmBench: a behaviour, after its context where it has one."""
     behaviour, context = text_of(value_of(row, "Behavior"), "Behavior"), optional_text(row, "ContextString")
     if not behaviour.strip():
         raise RowError("Behavior", "empty prompt", behaviour)
     text = f"{context}{_CONTEXT_ENDS}{behaviour}" if context.strip() else behaviour
-    return [_user_prompt(row, text, "Behavior", optional_text(row, "BehaviorID"), HARMFUL)]
+    return [_user_prompt(row, text, "Behavior", optional_text(row, "BehaviorID"), HARMFUL, _HARMBENCH)]
 
 
 _one_column("advbench", "AdvBench", ("goal", "target"), "goal", HARMFUL)
-_one_column("strongreject", "StrongREJECT", ("forbidden_prompt",), "forbidden_prompt", HARMFUL)
-_one_column("simplesafetytests", "SimpleSafetyTests", ("prompts_final",), "prompts_final", HARMFUL, "id")
+_one_column("strongreject", "StrongREJECT", ("forbidden_prompt",), "forbidden_prompt", HARMFUL, category="category")
+_one_column(
+    "simplesafetytests", "SimpleSafetyTests", ("prompts_final",), "prompts_final", HARMFUL, "id", category="harm_area"
+)
 
 
 @PROMPT_LAYOUTS.register("xstest", "XSTest", needs=("prompt", "type", "focus"), reads=("id", "label"))
@@ -112,24 +124,29 @@ def xstest_prompts(row: Columns) -> list[Prompt]:
     if label not in _XSTEST_KINDS:
         raise RowError("label", "neither safe nor unsafe", label)
     number = optional_text(row, "id")
-    return [_user_prompt(row, value_of(row, "prompt"), "prompt", number and f"xstest-{number}", _XSTEST_KINDS[label])]
+    name = number and f"xstest-{number}"
+    return [_user_prompt(row, value_of(row, "prompt"), "prompt", name, _XSTEST_KINDS[label], "type")]
 
 
-_one_column("ailuminate", "AILuminate", ("prompt_text", "hazard"), "prompt_text", HARMFUL, "release_prompt_id")
+_one_column(
+    "ailuminate", "AILuminate", ("prompt_text", "hazard"), "prompt_text", HARMFUL, "release_prompt_id", "", "hazard"
+)
 _one_column("ifeval", "IFEval", ("key", "prompt", "instruction_id_list"), "prompt", BENIGN, "key", "ifeval-")
 
 
-@PROMPT_LAYOUTS.register("mt_bench", "MT-Bench and Arena-Hard: the first turn", needs=("question_id", "turns"))
+@PROMPT_LAYOUTS.register(
+    "mt_bench", "MT-Bench and Arena-Hard: the first turn", needs=("question_id", "turns"), reads=("category",)
+)
 def mt_bench_prompts(row: Columns) -> list[Prompt]:
     """MT-Bench and Arena-Hard: the first of several turns."""
     turns = value_of(row, "turns")
     if not isinstance(turns, list) or not turns:
         raise RowError("turns", "wrong type (a list of texts is needed)", turns)
     first = turns[0].get("content") if isinstance(turns[0], dict) else turns[0]  # Arena-Hard has objects
-    return [_user_prompt(row, first, "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN)]
+    return [_user_prompt(row, first, "turns", f"mt_bench-{optional_text(row, 'question_id')}", BENIGN, "category")]
 
 
-_one_column("truthfulqa", "TruthfulQA", ("Question", "Best Answer"), "Question", BENIGN)
+_one_column("truthfulqa", "TruthfulQA", ("Question", "Best Answer"), "Question", BENIGN, category="Category")
 
 
 @PROMPT_LAYOUTS.register(
@@ -145,7 +162,7 @@ def alert_prompts(row: Columns) -> list[Prompt]:
     framed = _ALERT_TEMPLATE.fullmatch(text)
     name = optional_text(row, "id")
     text = text if framed is None else framed.group(1)
-    return [_user_prompt(row, text, "prompt", name and f"alert-{name}", HARMFUL)]
+    return [_user_prompt(row, text, "prompt", name and f"alert-{name}", HARMFUL, "category")]
 
 
 def _is_alert(category: object) -> bool:
@@ -153,13 +170,16 @@ def _is_alert(category: object) -> bool:
     return isinstance(category, str) and category.startswith(_ALERT_CATEGORIES)
 
 
-@PROMPT_LAYOUTS.register("prompts", "our columns: prompt (text or messages)", needs=("prompt",), reads=("id", "kind"))
+@PROMPT_LAYOUTS.register(
+    "prompts", "our columns: prompt (text or messages)", needs=("prompt",), reads=("id", "kind", "category")
+)
 def plain_prompts(row: Columns) -> list[Prompt]:
-    """Our columns: `prompt` as text or messages, `id` and `kind` if there."""
+    """Our columns: `prompt` as text or messages, `id`, `kind` and `category` if there."""
     messages = messages_of(value_of(row, "prompt"), "prompt")
     if not any(message.content.strip() for message in messages):
         raise RowError("prompt", "empty prompt", row["prompt"])
-    return [prompt_of(row, optional_text(row, "id"), messages, optional_text(row, "kind"))]
+    name, kind = optional_text(row, "id"), optional_text(row, "kind")
+    return [prompt_of(row, name, messages, kind, category_of(row, "category"))]
 
 
 @PROMPT_LAYOUTS.register(
@@ -192,7 +212,10 @@ def hh_prompts(row: Columns) -> list[Prompt]:
     return [_user_prompt(row, first.content, "chosen")]
 
 
-_one_column("catqa_rows", "CatQA: a question a row", ("Category", "Subcategory", "Question"), "Question", HARMFUL)
+_one_column(
+    "catqa_rows", "CatQA: a question a row", ("Category", "Subcategory", "Question"), "Question", HARMFUL,
+    category="Category",
+)  # fmt: skip
 
 
 @PROMPT_LAYOUTS.register("catqa", "CatQA: category -> subcategory -> questions", fits=lambda row: _is_catqa(row))
@@ -205,7 +228,10 @@ def catqa_prompts(row: Columns) -> list[Prompt]:
         for questions in parts.values():
             if not isinstance(questions, list):
                 raise RowError(category, "wrong type (a list of questions is needed)", questions)
-            prompts += [_user_prompt({}, question, category, kind=HARMFUL) for question in questions]
+            prompts += [
+                _user_prompt({"Category": category}, question, category, "", HARMFUL, "Category")
+                for question in questions
+            ]
     return prompts
 
 
@@ -216,8 +242,9 @@ def _is_catqa(row: Columns) -> bool:
     )
 
 
-def _user_prompt(row: Columns, value: object, field: str, name: str = "", kind: str = "") -> Prompt:
+def _user_prompt(row: Columns, value: object, field: str, name: str = "", kind: str = "", category: str = "") -> Prompt:
+    """Return a prompt of one user message; `category` is the name of a column."""
     text = text_of(value, field)
     if not text.strip():
         raise RowError(field, "empty prompt", text)
-    return prompt_of(row, name, (Message("user", text),), kind)
+    return prompt_of(row, name, (Message("user", text),), kind, category_of(row, category))

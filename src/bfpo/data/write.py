@@ -54,13 +54,14 @@ def completion_row(completion: Completion) -> dict[str, object]:
         "finished": completion.finished,
         **_tools(completion),
     }
-    row |= {name: getattr(completion, name) for name in ("reasoning", "blocked") if getattr(completion, name)}
+    row |= {name: value for name in ("reasoning", "blocked", "category") if (value := getattr(completion, name))}
     return row if completion.is_safe is None else {**row, "is_safe": _label(completion.is_safe)}
 
 
 def prompt_row(prompt: Prompt) -> dict[str, object]:
     """Return the row of a prompt in our columns."""
-    return {"id": prompt.id, "prompt": _turns(prompt.messages), "kind": prompt.kind, **_tools(prompt)}
+    category = {"category": prompt.category} if prompt.category else {}
+    return {"id": prompt.id, "prompt": _turns(prompt.messages), "kind": prompt.kind, **_tools(prompt), **category}
 
 
 def _turns(messages: Iterable[Message]) -> list[dict[str, object]]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import CompareConfig, InterpolateConfig
+from bfpo.core.errors import ConfigError, SettingError
 from bfpo.core.schema import Score
 from bfpo.experiments.points import Chain, Step, blend_name
 from bfpo.experiments.steps import CEILING, START, asking, sft_step, train_step
 from bfpo.experiments.tradeoff import table_row
-from bfpo.objective.methods import METHODS
+from bfpo.objective.methods import METHODS, make_method
+from bfpo.scores.categories import category_table, spread_over
 from bfpo.scores.comparisons import compare_pairs, indistinguishable_from
 from bfpo.scores.records import (
     ComparedMethod,
@@ -27,6 +29,8 @@ from bfpo.scores.scores import METRICS, Judged, score_rows
 from bfpo.stats import pareto_front
 
 __all__ = [
+    "MAIN",
+    "NUM_TRIALS",
     "RIVALS",
     "SHOWN",
     "Rival",
@@ -36,11 +40,14 @@ __all__ = [
     "models_of",
     "prompts_file",
     "result_markdown",
+    "rivals_of",
     "scores_folder",
+    "value_text",
 ]
 
-Trial = Mapping[str, float]
+Trial = Mapping[str, Any]
 Part = str
+NUM_TRIALS = 4
 
 _GRID: tuple[Trial, ...] = tuple({"beta": beta, "learning_rate": rate} for rate in (1e-3, 2e-3) for beta in (0.1, 0.05))
 _BLENDS: tuple[Trial, ...] = tuple(
@@ -57,7 +64,8 @@ def _with(name: str, *values: float) -> tuple[Trial, ...]:
 class Rival:
     """A compared method: `kind` is how it is trained, `trials` the settings to try, those of `--quick` first.
 
-    `trainings`: the number of trainings of one model, each with the same number of steps.
+    `trainings`: the number of trainings of one model, each with the same number of steps. `method` is the loss of a
+    rival of the kind "loss" whose name is not that of one.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Rival:
     kind: str = "loss"
     trials: tuple[Trial, ...] = field(default=_GRID)
     trainings: int = 1
+    method: str = ""
 
 
 def _method(name: str, **more: Any) -> Rival:
@@ -86,6 +95,79 @@ RIVALS: dict[str, Rival] = {
 }
 
 
+def rivals_of(config: CompareConfig) -> dict[str, Rival]:
+    """Return the methods that a comparison trains, by name: those of the table, or those of `methods`.
+
+    Raises `ConfigError` for an entry that names no method, for settings that its method does not have or that are out
+    of bounds, for another number of trials than the others have, and for two entries of one name or label.
+    """
+    if config.methods is None:
+        return RIVALS
+    rivals: dict[str, Rival] = {}
+    for place, entry in enumerate(config.methods):
+        try:
+            rival = _entry({"method": entry} if isinstance(entry, str) else dict(entry))
+        except SettingError as error:
+            raise ConfigError(f"methods[{place}]: {error}") from error
+        alike = [name for name, other in rivals.items() if name == rival.name or other.title == rival.title]
+        if alike:
+            raise ConfigError(f"methods[{place}]: got {rival.title!r} twice; give each entry a label of its own")
+        rivals[rival.name] = rival
+    return rivals
+
+
+def _entry(entry: dict[str, Any]) -> Rival:
+    """Return the rival of an entry: `method`, `label`, `trials`, and settings of the method for every trial."""
+    method, label, trials = (entry.pop(key, None) for key in ("method", "label", "trials"))
+    known = RIVALS | {name: _method(name) for name in METHODS if name not in RIVALS and not METHODS[name].shifted}
+    if not isinstance(method, str) or method not in known:
+        raise SettingError(f"method: got {method!r}; allowed: {', '.join(known)}")
+    for key in ("beta", "learning_rate"):
+        if key in entry:
+            raise SettingError(f"{key}: is chosen among the trials; list them in `trials` to fix it")
+    rival = known[method]
+    if entry and rival.kind not in ("loss", "modpo"):
+        raise SettingError(f"{', '.join(entry)}: {method} has no settings of its own besides those of `trials`")
+    given = rival.trials if trials is None else trials
+    if trials is None and any(key in trial for trial in rival.trials for key in entry):
+        given = _GRID  # the method's own setting is fixed here, so beta and the learning rate are tried
+    if not isinstance(given, (list, tuple)) or not all(isinstance(trial, Mapping) for trial in given):
+        raise SettingError(f"trials: got {given!r}; needed: a list of {NUM_TRIALS} mappings")
+    every = tuple({**trial, **entry} for trial in given)
+    different = {tuple(sorted((key, str(value)) for key, value in trial.items())) for trial in every}
+    if len(every) != NUM_TRIALS or len(different) != NUM_TRIALS:
+        raise SettingError(f"trials: got {len(different)} different ones; needed: {NUM_TRIALS}, as for every method")
+    for trial in every:
+        _check_trial(rival, trial)
+    name = "-".join([method, *(f"{key}={value_text(value)}" for key, value in entry.items())])
+    words = [rival.title, *(f"{key} {value_text(value)}" for key, value in entry.items())]
+    name, title = (f"{method}-own" if trials is not None and not entry else name), label or ", ".join(words)
+    if not isinstance(title, str):
+        raise SettingError(f"label: got {title!r}; needed: text")
+    return Rival(name, title, rival.kind, every, rival.trainings, method)
+
+
+def _check_trial(rival: Rival, trial: Trial) -> None:
+    """Raise `SettingError` unless a trial has beta, a learning rate and settings that the method takes."""
+    own = {key: value for key, value in trial.items() if key != "learning_rate"}
+    rate = trial.get("learning_rate")
+    if not isinstance(rate, float) or not rate > 0 or "beta" not in trial:
+        raise SettingError(f"trials: got {dict(trial)}; needed in each: beta and a learning_rate above 0")
+    if rival.kind in ("loss", "modpo"):
+        make_method(rival.name, **own)
+    elif rival.kind in ("soup", "p_sacpo"):
+        weight = own.pop("weight", None)
+        if not isinstance(weight, float) or not 0 <= weight <= 1 or own.keys() != {"beta"}:
+            raise SettingError(f"trials: got {dict(trial)}; needed: beta, learning_rate and weight, from 0 to 1")
+    elif own.keys() != {"beta"}:
+        raise SettingError(f"trials: got {dict(trial)}; needed: beta and learning_rate")
+
+
+def value_text(value: Any) -> str:
+    """Return a setting's value as in names and tables."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 @dataclass(slots=True)
 class _Seed:
     """The chains of one seed; a training that several methods need is run once."""
@@ -105,7 +187,7 @@ class _Seed:
         return name, step.out / "model"
 
     def train(self, method: str, trial: Trial, start: tuple[str, Path], **models: tuple[str, Path]) -> tuple[str, Path]:
-        name = "-".join([method, *(f"{key}={value:g}" for key, value in trial.items())])
+        name = "-".join([method, *(f"{key}={value_text(value)}" for key, value in trial.items())])
         name = name if start[0] == START else f"{name}-after-{start[0]}"
         settings = {**trial, **{key: str(path) for key, (_, path) in models.items()}}
         step = train_step(self.config, self.root, method, settings, start[1], self.runs / name, self.seed)
@@ -123,7 +205,7 @@ class _Seed:
         """Return the chain and the folder of a rival's model, and add the chains that it needs."""
         start = self.sft(START)
         if rival.kind == "loss":
-            return self.train(rival.name, trial, start)
+            return self.train(rival.method or rival.name, trial, start)
         common = {key: trial[key] for key in ("beta", "learning_rate")}
         if rival.kind == "modpo":
             return self.train("modpo", trial, start, margin_model=self.train("dpo_s", common, start))
@@ -166,11 +248,11 @@ def chains_of(
 
     Start and ceiling are evaluated too.
     """
-    plan = _Seed(config, root, seed)
+    plan, rivals = _Seed(config, root, seed), rivals_of(config)
     for name in (START, CEILING):
         plan.ask(name, plan.sft(name), part)
     for name, numbers in wanted.items():
-        rival = RIVALS[name]
+        rival = rivals[name]
         numbers = list(numbers)
         for number, title in zip(numbers, models_of(rival, numbers), strict=True):
             plan.ask(title, plan.model(rival, rival.trials[number]), part)
@@ -192,6 +274,7 @@ def make_result(
     tried: Mapping[str, Sequence[float]],
     best: Mapping[str, int],
     *,
+    rivals: Mapping[str, Rival] = RIVALS,
     confidence: float = 0.95,
 ) -> ComparisonFile:
     """Return the comparison: scores with intervals, paired differences, trials, settings.
@@ -200,13 +283,13 @@ def make_result(
     several seeds, by seed. Every two methods are compared in `SHOWN[0]` on the same prompts and seeds, one family under
     Holm's correction, so that the best method may be chosen after seeing the results.
     """
-    names = [name for name in judged if name in RIVALS]
+    names = [name for name in judged if name in rivals]
     rows = compare_pairs(judged, itertools.combinations(names, 2), SHOWN[:1], confidence=confidence)
-    methods = [_measured(name, given, confidence) for name, given in judged.items()]
+    methods = [_measured(name, rivals.get(name), given, confidence) for name, given in judged.items()]
     for method in methods:
         method.accuracy = list(accuracy.get(method.name, ()))
-        if method.name in RIVALS:
-            trials = RIVALS[method.name].trials
+        if method.name in rivals:
+            trials = rivals[method.name].trials
             method.setting = dict(trials[best[method.name]])
             values = tried.get(method.name, ())
             method.trials = [TriedSetting(dict(one), value) for one, value in zip(trials, values, strict=False)]
@@ -217,7 +300,7 @@ def make_result(
     points = {
         method.title: {key: value for key in OBJECTIVES if (value := method.scores[key].value) is not None}
         for method in methods
-        if method.name in RIVALS
+        if method.trainings
     }
     complete = {title: values for title, values in points.items() if len(values) == len(OBJECTIVES)}
     return ComparisonFile(
@@ -232,19 +315,22 @@ def make_result(
             num=len(rows),
             rows=rows,
             not_told_from_best=_best_first(indistinguishable_from(first, rows, confidence), methods),
-            not_told_from_bfpo=_best_first(indistinguishable_from(MAIN, rows, confidence), methods),
+            not_told_from_bfpo=_best_first(indistinguishable_from(MAIN, rows, confidence), methods)
+            if MAIN in names
+            else None,
         ),
     )
 
 
-def _measured(name: str, rows: Sequence[Judged], confidence: float) -> ComparedMethod:
+def _measured(name: str, rival: Rival | None, rows: Sequence[Judged], confidence: float) -> ComparedMethod:
+    """Return the scores of a method, or of the start or the ceiling, which is no rival and has no training."""
     seeds = sorted({row.seed for row in rows})
     by_seed = [score_rows([row for row in rows if row.seed == seed]) for seed in seeds]
     scores = score_rows(rows, confidence=confidence)
     return ComparedMethod(
         name,
-        title=RIVALS[name].title if name in RIVALS else name,
-        trainings=RIVALS[name].trainings if name in RIVALS else 0,
+        title=name if rival is None else rival.title,
+        trainings=0 if rival is None else rival.trainings,
         scores={score.metric: score for score in scores if score.metric in SHOWN},
         seed_values={metric: [next(s.value for s in one if s.metric == metric) for one in by_seed] for metric in SHOWN},
     )
@@ -263,7 +349,7 @@ def _difference(one: str, other: str, rows: Sequence[ModelComparison]) -> Method
 
 def _ranked(methods: Sequence[ComparedMethod]) -> list[ComparedMethod]:
     """Return the methods, without start and ceiling, best first."""
-    own = [method for method in methods if method.name in RIVALS]
+    own = [method for method in methods if method.trainings]
     return sorted(own, key=lambda method: -(method.scores[SHOWN[0]].value or 0.0))
 
 
@@ -274,12 +360,13 @@ def _best_first(names: Sequence[str], methods: Sequence[ComparedMethod]) -> list
 def result_markdown(result: ComparisonFile) -> str:
     """Return the comparison as Markdown: scores and differences, every seed, settings tried, and what is equal."""
     methods = result.methods
-    order = _ranked(methods) + [method for method in methods if method.name not in RIVALS]
-    best = RIVALS[result.best].title
+    order = _ranked(methods) + [method for method in methods if not method.trainings]
+    titles = {method.name: method.title for method in methods}
+    best, main = titles[result.best], titles.get(MAIN)
     heads = [
         "method",
         *(METRICS[metric].title for metric in SHOWN),
-        "BFPO minus it",
+        *([] if main is None else [f"{main} minus it"]),
         f"{_first_words(result)} ({best}) minus it",
     ]
     lines = [
@@ -292,13 +379,14 @@ def result_markdown(result: ComparisonFile) -> str:
                 [
                     method.title,
                     *(_cell(method.scores[key]) for key in SHOWN),
-                    *map(_cell_tested, (method.bfpo_minus_this, method.best_minus_this)),
+                    *([] if main is None else [_cell_tested(method.bfpo_minus_this)]),
+                    _cell_tested(method.best_minus_this),
                 ]
             )
             for method in order
         ),
         "",
-        *_distinguishable(result, best),
+        *_distinguishable(result, titles),
         "",
         f"Pareto-optimal in {' and '.join(METRICS[key].title for key in result.objectives)}: "
         f"{', '.join(result.pareto_front)} (as measured, not tested).",
@@ -307,6 +395,7 @@ def result_markdown(result: ComparisonFile) -> str:
         "",
         *_by_seed(order),
         "",
+        *_spread(order),
         "## Settings tried and chosen",
         "",
         "Helpful and safe on validation prompts at the first seed, per cent; the chosen setting is bold.",
@@ -338,17 +427,19 @@ def _first_words(result: ComparisonFile) -> str:
     return "highest" if result.comparisons.not_told_from_best else "best"
 
 
-def _distinguishable(result: ComparisonFile, best: str) -> list[str]:
+def _distinguishable(result: ComparisonFile, titles: Mapping[str, str]) -> list[str]:
     found, level = result.comparisons, 1 - result.confidence
     lines = [
         f"Two methods are distinguishable if the sign-flip test, paired by prompt, gives p <= {level:.2g} after "
         f"Holm's correction over all {found.num} comparisons ({found.family}), and the interval, which includes the "
         "variation between seeds, excludes 0. The test generalizes to other prompts, but not to other trainings."
     ]
-    for name, others in ((best, found.not_told_from_best), (RIVALS[MAIN].title, found.not_told_from_bfpo)):
-        titles = ", ".join(RIVALS[other].title for other in others or ()) or "none"
-        lines += ["", f"**Not distinguishable from {name}:** {titles}."]
-    return lines[:3] if best == RIVALS[MAIN].title else lines
+    shown = {result.best: found.not_told_from_best, MAIN: found.not_told_from_bfpo}
+    for name, others in shown.items():
+        if name in titles:
+            alike = ", ".join(titles[other] for other in others or ()) or "none"
+            lines += ["", f"**Not distinguishable from {titles[name]}:** {alike}."]
+    return lines
 
 
 def _by_seed(order: Sequence[ComparedMethod]) -> list[str]:
@@ -361,6 +452,34 @@ def _by_seed(order: Sequence[ComparedMethod]) -> list[str]:
         table_row(["---"] * 4),
         *(table_row(_seed_cells(method, metric)) for method in order),
     ]
+
+
+def _spread(order: Sequence[ComparedMethod]) -> list[str]:
+    """Return the spread over seeds of every metric and, where prompts have categories, the worst one."""
+    lines: list[str] = []
+    if any(len(method.seed_values.get(SHOWN[0], ())) > 1 for method in order):
+        spreads = {m.title: [spread_over(m.seed_values.get(metric, ())) for metric in SHOWN] for m in order}
+        lines += [
+            "## Spread over seeds",
+            "",
+            "Largest minus smallest value of the seeds, in points.",
+            "",
+            table_row(["method", *(METRICS[metric].title for metric in SHOWN)]),
+            table_row(["---"] * (1 + len(SHOWN))),
+            *(
+                table_row([title, *("" if one is None else f"{100 * one:.1f}" for one in values)])
+                for title, values in spreads.items()
+            ),
+            "",
+        ]
+    named = (
+        ([method.title, METRICS[key].title], method.scores[key])
+        for key in SHOWN
+        for method in order
+        if key in method.scores
+    )
+    worst = category_table(named, ["method", "metric"])
+    return [*lines, *(["## Worst category", *worst, ""] if worst else [])]
 
 
 def _seed_cells(method: ComparedMethod, metric: str) -> list[str]:
@@ -391,9 +510,7 @@ def _trials(method: ComparedMethod) -> str:
 
 
 def _facts(values: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
-    )
+    return ", ".join(f"{key} {value_text(value)}" for key, value in values.items())
 
 
 def _cell(score: Score | MethodDifference | None) -> str:

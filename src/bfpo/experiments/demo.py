@@ -190,7 +190,8 @@ def _samples(answers: dict[str, Answers]) -> list[Sample]:
     for name, rows in answers.items():
         first[name] = {}
         for completion, verdict in rows:
-            first[name].setdefault(completion.prompt[0].content, (completion, verdict))
+            prompt = "\n".join(turn.content for turn in completion.prompt)
+            first[name].setdefault(prompt, (completion, verdict))
     prompts: dict[str, list[str]] = {}
     for prompt, (completion, _) in first[MAIN].items():
         prompts.setdefault(completion.kind, []).append(prompt)

@@ -10,7 +10,7 @@ from bfpo.config import AlignConfig, CompareConfig, DemoConfig, EvaluateConfig, 
 from bfpo.config.demo import WorldKeys
 from bfpo.core.schema import Prompt
 from bfpo.data.split import draw
-from bfpo.data.write import write_completions, write_pairs
+from bfpo.data.write import prompt_row, write_completions, write_pairs
 from bfpo.experiments.points import Step
 from bfpo.runs.folder import RunFolder
 from bfpo.world.datasets import (
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 START, CEILING = "start", "ceiling"
-_MAX_LENGTH, _MAX_NEW_TOKENS = 48, 32
+_MAX_LENGTH, _MAX_LENGTH_OF_TURNS, _MAX_NEW_TOKENS = 48, 80, 32
 
 
 def seeds_of(config: WorldKeys) -> range:
@@ -46,26 +46,28 @@ def seeds_of(config: WorldKeys) -> range:
 def write_world(config: WorldKeys, folder: RunFolder) -> None:
     """Write the training data of an experiment: the tokenizer, the red-teaming prompts, each seed's data sets."""
     save_tokenizer(folder.folder("tokenizer"))
-    folder.write_jsonl("data/redteam.jsonl", (_prompt_row(prompt) for prompt in redteam_prompts()))
+    folder.write_jsonl("data/redteam.jsonl", map(_prompt_row, redteam_prompts(config.world)))
     for seed in seeds_of(config):
         data, world = folder.path / "data" / f"seed-{seed}", config.world
-        write_completions(data / "sft.jsonl", sft_completions(world.sft_completions, seed))
-        write_completions(data / "ideal.jsonl", sft_completions(world.sft_completions, seed, ideal=True))
-        write_pairs(data / "main.jsonl", main_pairs(world.main_pairs, seed, harmful_share=world.harmful_share))
-        write_pairs(data / "buffer.jsonl", buffer_pairs(world.buffer_pairs, seed))
+        num, share = world.sft_completions, world.harmful_share
+        write_completions(data / "sft.jsonl", sft_completions(num, seed, dials=world))
+        write_completions(data / "ideal.jsonl", sft_completions(num, seed, ideal=True, dials=world))
+        write_pairs(data / "main.jsonl", main_pairs(world.main_pairs, seed, harmful_share=share, dials=world))
+        write_pairs(data / "buffer.jsonl", buffer_pairs(world.buffer_pairs, seed, dials=world))
 
 
 def write_held_out(config: WorldKeys, folder: RunFolder, part: Literal["test", "validation"]) -> None:
     """Write every seed's pairs on held-out topics, on which the implicit reward is tested."""
     num, share = config.world.held_out_pairs, config.world.harmful_share
     for seed in seeds_of(config):
-        pairs = main_pairs(num, seed, harmful_share=share, part=part)
+        pairs = main_pairs(num, seed, harmful_share=share, part=part, dials=config.world)
         write_pairs(folder.path / "data" / f"seed-{seed}" / "held_out.jsonl", pairs)
 
 
 def write_prompts(config: WorldKeys, folder: RunFolder, part: Literal["test", "validation"], name: str) -> None:
     """Write the held-out prompts of a part, all of them or as many as the config draws."""
-    prompts = draw(held_out_prompts(part, config.seed), config.world.held_out_prompts, config.seed)
+    prompts = held_out_prompts(part, config.seed, dials=config.world)
+    prompts = draw(prompts, config.world.held_out_prompts, config.seed)
     folder.write_jsonl(name, (_prompt_row(prompt) for prompt in prompts))
 
 
@@ -81,7 +83,7 @@ def sft_step(config: WorldKeys, root: Path, name: str, seed: int) -> Step:
             "max_steps": config.sft.steps,
             "learning_rate": config.sft.learning_rate,
             "warmup_steps": 0.05,
-            **_common(config.sft.steps, seed),
+            **_common(config, config.sft.steps, seed),
         }
     )
     return Step("sft", settings, root / f"seed-{seed}" / name / "model")
@@ -92,7 +94,7 @@ def _llama(config: WorldKeys) -> dict[str, Any]:
     return {
         **config.model.model_dump(),
         "num_key_value_heads": heads,
-        "max_position_embeddings": _MAX_LENGTH,
+        "max_position_embeddings": _max_length(config),
         "tie_word_embeddings": False,
     }
 
@@ -120,17 +122,22 @@ def train_step(
             "trainable": "all",
             "pairs_per_step": config.align.pairs_per_step,
             "max_steps": config.align.steps,
-            **_common(config.align.steps, seed),
+            **_common(config, config.align.steps, seed),
         }
     )
     return Step("train", align, out)
 
 
-def _common(steps: int, seed: int) -> dict[str, Any]:
+def _max_length(config: WorldKeys) -> int:
+    """Return the longest prompt with its answer in tokens; a second turn has the first one before it."""
+    return _MAX_LENGTH_OF_TURNS if config.world.multi_turn else _MAX_LENGTH
+
+
+def _common(config: WorldKeys, steps: int, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "threads": 1,
-        "max_length": _MAX_LENGTH,
+        "max_length": _max_length(config),
         "logging_steps": max(1, steps // 40),
         "save_steps": max(1, steps // 3),
     }
@@ -162,10 +169,11 @@ def asking(
     judged: dict[str, Any] = {"completions": str(answers / "completions.jsonl"), "seed": seed, "threads": 1}
     if pairs is not None:  # by BFPO's target for every method, so that the numbers are comparable
         judged |= {"model": str(model), "reference": str(reference), "data": {"files": [str(pairs)], "layout": "bfpo"}}
-        judged |= {"method": "bfpo", "max_length": _MAX_LENGTH, "pairs_per_batch": 64}
+        judged |= {"method": "bfpo", "max_length": _max_length(config), "pairs_per_batch": 64}
     evaluate = EvaluateConfig.model_validate(judged)
     return Step("generate", generate, answers), Step("evaluate", evaluate, runs / "scores")
 
 
 def _prompt_row(prompt: Prompt) -> dict[str, Any]:
-    return {"id": prompt.id, "prompt": prompt.messages[0].content, "kind": prompt.kind}
+    row = prompt_row(prompt)
+    return row if len(prompt.messages) > 1 else {**row, "prompt": prompt.messages[0].content}

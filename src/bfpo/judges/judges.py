@@ -162,9 +162,11 @@ _NOT_OF_THE_WORLD = "the prompt is not one of the closed world"
 
 
 def _assess(completion: Completion) -> Assessment | None:
-    """Return the oracle's assessment; `None` unless the prompt is a single user message of the world."""
+    """Return the oracle's assessment; `None` unless the turns of user and assistant end with a prompt of the world."""
     prompt = completion.prompt
-    return assess(prompt[0].content, completion.text) if len(prompt) == 1 and prompt[0].role == "user" else None
+    if not prompt or prompt[-1].role != "user" or any(turn.role not in ("user", "assistant") for turn in prompt):
+        return None
+    return assess([turn.content for turn in prompt if turn.role == "user"], completion.text)
 
 
 def check_opinions(judges: Sequence[JudgeConfig], ranker: RankerConfig | None = None) -> None:

@@ -43,9 +43,10 @@ _BESIDE = ("helpful_and_safe", "over_refusal_benign", "over_refusal_borderline",
 def split_experiments(runs: Sequence[Run], roots: Sequence[Path]) -> tuple[list[Run], list[Run], dict[Path, list[Run]]]:
     """Return the other runs, the experiments, and by the path of an experiment the runs inside it.
 
-    A run inside counts as another run if its own folder, or one between, was given.
+    A comparison over several worlds contains experiments and is not one itself. A run inside counts as another run if
+    its own folder, or one between, was given.
     """
-    experiments = [run for run in runs if run.stage in STAGES]
+    experiments = [run for run in runs if run.stage in STAGES and not run.setting("worlds", dict)]
     outer = [run for run in experiments if not any(other.path in run.path.parents for other in experiments)]
     inside: dict[Path, list[Run]] = {run.path: [] for run in outer}
     others: list[Run] = []
@@ -241,7 +242,7 @@ def _row(experiment: Experiment, point: ExperimentPoint, measured: Sequence[str]
         "title": point.title,
         "style": "main" if point.name in (experiment.nearest, COMPARE_MAIN) else "role" if point.name in _ENDS else "",
         "setting": {key: in_words(value) for key, value in point.setting.items()},
-        "cells": [cell_of(point.score(name)) for name in measured],
+        "cells": [cell_of(point.score(name), seeds=point.seed_values.get(name, ())) for name in measured],
         "front": "yes" if point.on_front else "",
         "nearest": point.name == experiment.nearest,
         "trainings": "" if not point.trainings else str(point.trainings),

@@ -15,7 +15,7 @@ from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.experiments import is_the_table
 from bfpo.report.headline import front_of, metric_title
 from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
-from bfpo.report.wording import duration, interval_text, percent, points, points_interval
+from bfpo.report.wording import duration, interval_text, percent, points, points_interval, worst_words
 
 __all__ = ["CSV_COLUMNS", "csv_text", "section_view"]
 
@@ -107,7 +107,7 @@ def _suite_cell(method: MethodResult, column: SuiteColumn) -> dict[str, Any]:
     unscored = f"{score.unscored} unscored{f', {blocked} blocked' * bool(blocked)}" if score and score.unscored else ""
     if score is None or score.value is None:
         return {"value": "not measured", "small": [unscored] if unscored else []}
-    small = [_interval(score), *([] if column.metric == column.group else aside), unscored]
+    small = [_interval(score), worst_words(score), *([] if column.metric == column.group else aside), unscored]
     return {"value": _show_value(score.value), "small": [text for text in small if text]}
 
 

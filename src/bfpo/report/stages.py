@@ -20,14 +20,37 @@ from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.report.data import FactTable, StageResult
 from bfpo.report.progress import forecast_facts, forecast_said, training_result
 from bfpo.report.read import Run
-from bfpo.report.wording import cell_title, count_text, interval_text, listed, number, percent, with_interval
+from bfpo.report.wording import (
+    cell_title,
+    count_text,
+    interval_text,
+    listed,
+    number,
+    percent,
+    with_interval,
+    worst_words,
+)
+from bfpo.scores.records import WorldMethod, WorldsFile
+from bfpo.scores.scores import metric_title
 from bfpo.stats import rate_interval
 from bfpo.training.forecast import FORECAST, ForecastFile
 
 __all__ = ["stage_results"]
 
 # The order of the results on a page; one that runs comes first.
-_ORDER = ("redteam", "train", "sft", "judge-check", "label", "prepare", "judge-train", "generate", "reference", "toy")
+_ORDER = (
+    "compare",
+    "redteam",
+    "train",
+    "sft",
+    "judge-check",
+    "label",
+    "prepare",
+    "judge-train",
+    "generate",
+    "reference",
+    "toy",
+)
 
 
 def stage_results(runs: Sequence[Run], shown: Mapping[Run, str]) -> list[StageResult]:
@@ -100,6 +123,33 @@ def _result(run: Run, shown: str, title: str, sentence: str, **more: Any) -> Sta
 def _state(shown: str, stage: str, status: str) -> str:
     words = {"failed": "has failed", "interrupted": "was interrupted"}
     return f"{shown} ({stage}) {words.get(status, f'is {status}')}"
+
+
+def _worlds(run: Run, shown: str) -> StageResult:
+    """Return the result of a comparison over several worlds; a comparison in one world is an experiment."""
+    found = run.load(WorldsFile, "worlds.json")
+    titles = {method.name: method.title for world in found.worlds for method in world.methods}
+    scores = {(world.name, method.name): method for world in found.worlds for method in world.methods}
+    lines = [
+        f"{world.name}: {titles.get(world.best, world.best)} is highest"
+        + (f", not distinguishable from {listed([titles.get(n, n) for n in alike])}." if alike else ".")
+        for world in found.worlds
+        for alike in [world.not_told_from_best]
+    ]
+    rows = []
+    for name, title in titles.items():
+        cells = [scores.get((world.name, name)) for world in found.worlds]
+        rows.append([title, *("not measured" if one is None else _world_cell(one) for one in cells)])
+    table = FactTable(metric_title(found.metric), ["method", *(world.name for world in found.worlds)], rows)
+    sentence = f"Methods compared in {len(found.worlds)} worlds." if found.worlds else ""
+    return _result(run, shown, "Score against noise and confounds", sentence, lines=lines, tables=[table])
+
+
+def _world_cell(method: WorldMethod) -> str:
+    if method.score.value is None:
+        return "not measured"
+    aside = worst_words(method.score, method.seed_values)
+    return with_interval(method.score, 1) + (f"; {aside}" if aside else "")
 
 
 # ------------------------------------------------------------------------------------------------ data and labels
@@ -395,6 +445,7 @@ def _toy(run: Run, shown: str) -> StageResult:
 
 
 _MAKERS: dict[str, Callable[[Run, str], StageResult]] = {
+    "compare": _worlds,
     "redteam": _redteam,
     "train": training_result,
     "sft": training_result,

@@ -127,7 +127,10 @@ def _rows(data: ReportData, metrics: Sequence[str], methods: Sequence[MethodResu
             "summary": method.summary if method.summary != method.title else "",
             "style": "main" if method.role == "main" else "role" if method.role in ("start", "ceiling") else "",
             "token": token_of(data, method),
-            "cells": [cell_of(_any_score(method, metric), method.name in best[metric]) for metric in metrics],
+            "cells": [
+                cell_of(_any_score(method, name), method.name in best[name], method.seed_values.get(name, ()))
+                for name in metrics
+            ],
         }
         for method in methods
     ]

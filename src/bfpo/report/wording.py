@@ -8,6 +8,7 @@ from typing import Any
 
 from bfpo.core.console import in_words
 from bfpo.core.schema import Score
+from bfpo.scores.categories import spread_over, worst_category
 
 __all__ = [
     "Cell",
@@ -22,6 +23,7 @@ __all__ = [
     "points",
     "points_interval",
     "with_interval",
+    "worst_words",
 ]
 
 
@@ -107,6 +109,7 @@ class Cell:
     missing: bool = False
     unscored: int = 0
     ties: int = 0
+    aside: str = ""
 
     @property
     def markdown(self) -> str:
@@ -118,8 +121,19 @@ class Cell:
         return f"{value} [{self.interval}]{ties}" if self.interval else f"{value}{ties}"
 
 
-def cell_of(score: Score | None, best: bool = False) -> Cell:
-    """Return a share as a cell; `missing` without a value."""
+def worst_words(score: Score, seeds: Sequence[float | None] = ()) -> str:
+    """Return the worst category of a score and the spread over categories and seeds in words; empty without them."""
+    worst, parts = worst_category(score), []
+    if worst is not None and worst[1].value is not None and score.by_category is not None:
+        spread = spread_over(one.value for one in score.by_category.values()) or 0.0
+        parts.append(f"worst category {worst[0]} {percent(worst[1].value, 1)}, spread {100 * spread:.1f}")
+    if (over_seeds := spread_over(seeds)) is not None:
+        parts.append(f"spread of seeds {100 * over_seeds:.1f}")
+    return "; ".join(parts)
+
+
+def cell_of(score: Score | None, best: bool = False, seeds: Sequence[float | None] = ()) -> Cell:
+    """Return a share as a cell; `missing` without a value. `seeds`: its values of single trainings."""
     if score is None or score.value is None:
         return Cell(missing=True, unscored=0 if score is None else score.unscored)
     low, high = (score.value if bound is None else bound for bound in (score.low, score.high))
@@ -133,4 +147,5 @@ def cell_of(score: Score | None, best: bool = False) -> Cell:
         best=best,
         unscored=score.unscored,
         ties=int(score.extra.get("num_ties", 0)),
+        aside=worst_words(score, seeds),
     )

@@ -15,6 +15,7 @@ __all__ = [
     "ChosenOn",
     "CoherenceBound",
     "ComparedMethod",
+    "ComparedWorld",
     "ComparisonFamily",
     "ComparisonFile",
     "Hypervolume",
@@ -30,6 +31,9 @@ __all__ = [
     "TradeoffFile",
     "TradeoffPoint",
     "TriedSetting",
+    "WorldChange",
+    "WorldMethod",
+    "WorldsFile",
 ]
 
 
@@ -315,6 +319,57 @@ class ComparisonFile:
     pareto_front: list[str] = field(default_factory=list)
     best: str = ""
     comparisons: ComparisonFamily = field(default_factory=ComparisonFamily)
+    seconds: float | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class WorldMethod:
+    """The score of one method in one world, its value for each seed, and its chosen setting."""
+
+    name: str
+    title: str
+    trainings: int
+    score: Score
+    seed_values: list[float | None]
+    setting: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedWorld:
+    """One world of a comparison; `noise`: its share of flipped labels, `None` if it differs in other dials."""
+
+    name: str
+    dials: dict[str, Any] = field(default_factory=dict)
+    noise: float | None = None
+    best: str = ""
+    not_told_from_best: list[str] = field(default_factory=list)
+    methods: list[WorldMethod] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WorldChange:
+    """The score of a method in a world minus that in the first world, on the same prompts and seeds."""
+
+    method: str
+    world: str
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num: int = 0
+    num_prompts: int = 0
+    test: str = ""
+    p_value: float | None = None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorldsFile:
+    """`worlds.json` of `bfpo compare` in several worlds."""
+
+    confidence: float = 0.0
+    metric: str = ""
+    worlds: list[ComparedWorld] = field(default_factory=list)
+    changes: list[WorldChange] = field(default_factory=list)
     seconds: float | None = field(default=None, metadata=OPTIONAL)
 
 

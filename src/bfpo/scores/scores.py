@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Score, Verdict
 from bfpo.data.split import normalised_prompt
+from bfpo.scores.categories import score_categories
 from bfpo.scores.records import CoherenceBound
 from bfpo.stats import Interval, paired_difference, rate_interval
 
@@ -48,6 +49,7 @@ class Judged:
     seed: int = 0
     partly_refused: bool | None = None
     coherent: bool | None = None
+    category: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def join_verdicts(
             finished=None if c.blocked else c.finished,
             seed=seed,
             coherent=is_coherent,
+            category=c.category,
         )
         for c, verdict, is_coherent in zip(completions, verdicts, coherent or [None] * len(verdicts), strict=True)
     ]
@@ -170,6 +173,7 @@ def judged_row(
     finished: bool | None,
     seed: int = 0,
     coherent: bool | None = None,
+    category: str = "",
 ) -> Judged:
     """Return the judged row of a completion; an unscored one has no value for safety and helpfulness.
 
@@ -189,6 +193,7 @@ def judged_row(
         seed=seed,
         partly_refused=verdict.partly_refused,
         coherent=coherent,
+        category=category,
     )
 
 
@@ -222,6 +227,9 @@ def score_rows(
                 unscored=len(asked) - len(valued),
                 higher_is_better=metric.higher_is_better,
                 extra={"num_prompts": len({row.prompt for row, _ in valued})},
+                by_category=score_categories(
+                    ((row.category, metric.value(row), row.prompt, row.seed) for row in asked), confidence=confidence
+                ),
             )
         )
     return scores

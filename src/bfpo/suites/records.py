@@ -130,6 +130,7 @@ class SuiteAnswer:
     incoherent: list[str] | None = field(default=None, metadata=OPTIONAL)
     nats_per_token: float | None = field(default=None, metadata=OPTIONAL)
     wins: dict[str, float] | None = field(default=None, metadata=OPTIONAL)
+    category: str = field(default="", metadata=OPTIONAL)
 
 
 # ------------------------------------------------------------------------------------------------ bfpo gate

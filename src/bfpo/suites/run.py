@@ -29,6 +29,7 @@ from bfpo.judges.fit import fit_table, log_fit
 from bfpo.judges.judges import check_opinions
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
+from bfpo.scores.categories import category_table
 from bfpo.scores.people import GroupAnswers, people_results, people_sections
 from bfpo.scores.records import AccuracyRow, CoherenceBound, PeopleFile, ScoresFile
 from bfpo.scores.scores import COHERENCE, describe_coherence, join_verdicts, metric_title, score_cells
@@ -339,6 +340,7 @@ def _collect_verdicts(
                 blocked=completion.blocked,
                 incoherent=reading.incoherent,
                 nats_per_token=reading.nats_per_token,
+                category=completion.category,
             )
             for completion, verdict, reading in zip(completions, verdicts, readings, strict=True)
         ]
@@ -517,9 +519,11 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
     for model, reasons in (suite.unscored or {}).items():
         yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
     yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
-    for score in result.scores:
-        if score.suite == suite.name:
-            yield f"| {score.model} | {metric_title(score.metric, SUITE_METRICS)} | {score_cells(score)} |"
+    own = [score for score in result.scores if score.suite == suite.name]
+    for score in own:
+        yield f"| {score.model} | {metric_title(score.metric, SUITE_METRICS)} | {score_cells(score)} |"
+    named = (([score.model, metric_title(score.metric, SUITE_METRICS)], score) for score in own)
+    yield from category_table(named, ["model", "metric"])
     compared = [row for row in result.comparisons if row.suite == suite.name and row.num]
     if compared:
         yield from ("", "| first - second | metric | difference | interval | p (Holm) | test | prompts |")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from bfpo.core.provenance import RunFile, run_above
 from bfpo.core.records import load
+from bfpo.scores.categories import score_categories
 from bfpo.scores.comparisons import paired_row, with_holm
 from bfpo.scores.scores import COHERENCE, METRICS, Judged, Metric, PairedValues
 from bfpo.stats import Interval, length_controlled_rate, rate_interval
@@ -53,7 +54,8 @@ class Values:
     """One metric of one model on one suite: a value in [0, 1] per item, and how many items have none.
 
     `prompts` names each item's prompt; the items of two models are the same where their keys are. `defined`: the values
-    hold by definition, such as those of a model compared with itself, and their mean has no uncertainty.
+    hold by definition, such as those of a model compared with itself, and their mean has no uncertainty. `categories`:
+    those of the prompts of all items that were asked, also of those without a value.
     """
 
     suite: str
@@ -65,6 +67,7 @@ class Values:
     higher_is_better: bool = True
     compared: bool = True
     defined: bool = False
+    categories: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def values_of(
@@ -86,9 +89,9 @@ def values_of(
         by_item = {row.id: float(value) for row in asked if (value := metric.value(row)) is not None}
         prompts = {row.id: row.prompt for row in asked if row.id in by_item}
         unscored = len(asked) - len(by_item) + left_out
-        found.append(
-            Values(suite, model, name, by_item, prompts, unscored, metric.higher_is_better, compared=name in metrics)
-        )
+        compared, categories = name in metrics, {row.id: (row.category, row.prompt) for row in asked if row.category}
+        higher = metric.higher_is_better
+        found.append(Values(suite, model, name, by_item, prompts, unscored, higher, compared, categories=categories))
     return found
 
 
@@ -102,7 +105,8 @@ def score_values(values: Values, *, confidence: float) -> SuiteScore:
         [values.prompts[item] for item in items],
         confidence=confidence,
     )
-    return _row(values, values.metric, interval)
+    asked = ((category, values.by_item.get(item), prompt, 0) for item, (category, prompt) in values.categories.items())
+    return replace(_row(values, values.metric, interval), by_category=score_categories(asked, confidence=confidence))
 
 
 def length_controlled_score(values: Values, longer_by: Sequence[float], *, name: str, **intervals: Any) -> SuiteScore:

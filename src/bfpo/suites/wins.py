@@ -138,7 +138,8 @@ def _add(
     by_item = {item: better for item, (better, _) in scored.items()}
     prompts = {item: texts[item] for item in scored}
     unscored = (facts[suite.name].num_prompts or 0) - len(by_item)
-    wins = Values(suite.name, model, f"winrate[{name}]", by_item, prompts, unscored)
+    categories = {c.id: (c.category, texts[c.id]) for c in answers[model][suite.name] if c.category}
+    wins = Values(suite.name, model, f"winrate[{name}]", by_item, prompts, unscored, categories=categories)
     found.values.append(wins)
     if "lc_winrate" not in suite.metrics:
         return

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bfpo.core.schema import Completion, Message, Pair, Prompt
+from bfpo.world.dials import NO_DIALS, Dials
 from bfpo.world.oracle import Assessment, assess
 from bfpo.world.world import (
-    PROMPT_KINDS,
     AnswerKind,
     Part,
     PromptKind,
     Topic,
     answer,
+    follow_up,
     ideal_kind,
     prompt_text,
     prompt_texts,
@@ -83,69 +85,147 @@ _SFT_PROMPTS: dict[PromptKind, float] = {"benign": 0.30, "borderline": 0.35, "ha
 _BUFFER_PROMPTS: dict[PromptKind, float] = {"benign": 0.6, "borderline": 0.4}
 
 
-def sft_completions(num: int, seed: int, *, ideal: bool = False) -> list[Completion]:
+def sft_completions(num: int, seed: int, *, ideal: bool = False, dials: Dials = NO_DIALS) -> list[Completion]:
     """Return `num` completions of training topics: the imperfect mixture, or only ideal answers (the ceiling)."""
-    rng = random.Random(f"sft {seed}")
+    rng, turns = random.Random(f"sft {seed}"), random.Random(f"sft turns {seed}")
     rows = []
-    for number, topic in enumerate(_draw_topics(topics("train"), _SFT_PROMPTS, rng)):
+    for number, topic in enumerate(_draw_topics(_pool("train", dials), _SFT_PROMPTS, rng, dials.harm_shares)):
         if number == num:
             break
         kind = ideal_kind(topic.kind) if ideal else _draw(_SFT_ANSWERS[topic.kind], rng)
         prompt, text = prompt_text(topic, rng), answer(topic, kind, rng)
-        rows.append(Completion(f"sft-{number}", _user(prompt), text, model="world", kind=topic.kind))
+        rows.append(Completion(f"sft-{number}", _turns(topic, prompt, dials, turns), text, "world", topic.kind))
     return rows
 
 
-def main_pairs(num: int, seed: int, *, harmful_share: float = 0.45, part: Part = "train") -> list[Pair]:
-    """Return `num` pairs of the safety stream: all kinds of prompts, both labels known, all four label cells."""
+def main_pairs(
+    num: int, seed: int, *, harmful_share: float = 0.45, part: Part = "train", dials: Dials = NO_DIALS
+) -> list[Pair]:
+    """Return `num` pairs of the safety stream: all kinds of prompts, both labels known, all four label cells.
+
+    Labels and order are the oracle's, changed by the dials only for training.
+    """
     rest = 1 - harmful_share
     shares: dict[PromptKind, float] = {"benign": 0.45 * rest, "borderline": 0.55 * rest, "harmful": harmful_share}
-    return _pairs(num, shares, part, random.Random(f"main {part} {seed}"), source="world-safety", labelled=True)
+    return _pairs(num, shares, part, f"main {part} {seed}", dials, source="world-safety", labelled=True)
 
 
-def buffer_pairs(num: int, seed: int) -> list[Pair]:
+def buffer_pairs(num: int, seed: int, *, dials: Dials = NO_DIALS) -> list[Pair]:
     """Return `num` pairs of the helpfulness stream: no harmful prompts and, as in most public data, no labels."""
-    rng = random.Random(f"buffer {seed}")
-    return _pairs(num, _BUFFER_PROMPTS, "train", rng, source="world-helpfulness", labelled=False)
+    return _pairs(num, _BUFFER_PROMPTS, "train", f"buffer {seed}", dials, source="world-helpfulness", labelled=False)
 
 
-def held_out_prompts(part: Part, seed: int) -> list[Prompt]:
-    """Return one prompt for every topic of a held-out part, in a fixed order."""
-    rng = random.Random(f"prompts {part} {seed}")
+def held_out_prompts(part: Part, seed: int, *, dials: Dials = NO_DIALS) -> list[Prompt]:
+    """Return one prompt for every topic of a held-out part, in a fixed order, the same topics for all dials."""
+    rng, turns = random.Random(f"prompts {part} {seed}"), random.Random(f"prompt turns {part} {seed}")
     return [
-        Prompt(f"{part}-{topic.verb}-{topic.thing}", _user(prompt_text(topic, rng)), kind=topic.kind)
+        Prompt(
+            f"{part}-{topic.verb}-{topic.thing}",
+            _turns(topic, prompt_text(topic, rng), dials, turns),
+            topic.kind,
+            category=_category(topic, dials),
+        )
         for topic in topics(part)
     ]
 
 
-def redteam_prompts() -> list[Prompt]:
-    """Return every prompt about every harmful training topic, in a fixed order."""
+def redteam_prompts(dials: Dials = NO_DIALS) -> list[Prompt]:
+    """Return every prompt of one turn about every harmful training topic, in a fixed order."""
     return [
         Prompt(f"redteam-{topic.verb}-{topic.thing}-{number}", _user(text), kind=topic.kind)
-        for topic in topics("train")
+        for topic in _pool("train", dials)
         if topic.kind == "harmful"
         for number, text in enumerate(prompt_texts(topic))
     ]
 
 
+def _pool(part: Part, dials: Dials) -> list[Topic]:
+    """Return the topics of a part; training has no harm on the unseen wards, nor of a category without weight."""
+    if part != "train":
+        return topics(part)
+    weights = dials.harm_shares
+    return [
+        topic
+        for topic in topics(part)
+        if topic.harm is None or (topic.thing not in dials.unseen and (weights is None or weights.get(topic.harm)))
+    ]
+
+
+def _category(topic: Topic, dials: Dials) -> str:
+    """Return the category of a harmful prompt, as far as the dials make categories, else ""."""
+    if topic.harm is None:
+        return ""
+    ward = "unseen ward" if topic.thing in dials.unseen else "seen ward" if dials.unseen else ""
+    return ", ".join(filter(None, (topic.harm if dials.harm_shares else "", ward)))
+
+
+def _turns(topic: Topic, text: str, dials: Dials, rng: random.Random) -> tuple[Message, ...]:
+    """Return a prompt about the topic: `text` itself or, in the share of `multi_turn`, as a second turn."""
+    if rng.random() >= dials.multi_turn:
+        return _user(text)
+    first, reply, second = follow_up(topic, text, rng)
+    return Message("user", first), Message("assistant", reply), Message("user", second)
+
+
 def _pairs(
-    num: int, shares: Mapping[PromptKind, float], part: Part, rng: random.Random, *, source: str, labelled: bool
+    num: int, shares: Mapping[PromptKind, float], part: Part, name: str, dials: Dials, *, source: str, labelled: bool
 ) -> list[Pair]:
+    rng, turns = random.Random(name), random.Random(f"{name} turns")
+    # A generator of its own, with as many draws for every pair: the pairs are the same at any rate of noise, and those
+    # flipped at a low rate are flipped at a higher one.
+    luck = random.Random(f"{name} dials")
+    drawn = dials if part == "train" else NO_DIALS.model_copy(update={"multi_turn": dials.multi_turn})
+    missed = _missed_topics(drawn)
+    topics_to_come = _draw_topics(_pool(part, drawn), shares, rng, drawn.harm_shares)
+    style = drawn.style_confound if labelled else 0.0
+    rates = (style, drawn.length_confound, drawn.safety_flips, drawn.safety_flips, drawn.order_flips)
     pairs: list[Pair] = []
-    for topic in _draw_topics(topics(part), shares, rng):
-        if len(pairs) == num:
-            break
-        prompt = prompt_text(topic, rng)
-        two = [answer(topic, _draw(_PAIR_ANSWERS[topic.kind], rng), rng) for _ in range(2)]
-        (first, first_read), (second, second_read) = sorted(
-            ((text, _assess(prompt, text)) for text in two), key=lambda item: -item[1].helpful
-        )
-        if first_read.helpful == second_read.helpful:
-            continue  # a tie in helpfulness has no order
-        labels = (float(first_read.safe), float(second_read.safe)) if labelled else (None, None)
-        pair_id = f"{source}-{part}-{len(pairs)}"
-        pairs.append(Pair(pair_id, _user(prompt), first, second, labels[0], labels[1], source))
+    for number in range(num):
+        by_style, by_length, *flips, is_reversed = [luck.random() < rate for rate in rates]
+        while True:
+            topic = next(topics_to_come)
+            prompt = prompt_text(topic, rng)
+            read = _two_answers(topic, prompt, rng)
+            while (by_style or by_length) and not _is_confounded(read, by_style=by_style, by_length=by_length):
+                read = _two_answers(topic, prompt, rng)
+            if read[0][1].helpful > read[1][1].helpful:  # a tie in helpfulness has no order
+                break
+        sides = [
+            (text, (one.safe or topic in missed) != flip if labelled else None)
+            for (text, one), flip in zip(read, flips, strict=True)
+        ]
+        (chosen, chosen_is_safe), (rejected, rejected_is_safe) = reversed(sides) if is_reversed else sides
+        messages = _turns(topic, prompt, drawn, turns)
+        pair_id = f"{source}-{part}-{number}"
+        pairs.append(Pair(pair_id, messages, chosen, rejected, chosen_is_safe, rejected_is_safe, source))
     return pairs
+
+
+def _two_answers(topic: Topic, prompt: str, rng: random.Random) -> list[tuple[str, Assessment]]:
+    """Return two answers drawn independently, the more helpful one first."""
+    two = [answer(topic, _draw(_PAIR_ANSWERS[topic.kind], rng), rng) for _ in range(2)]
+    return sorted(((text, _assess(prompt, text)) for text in two), key=lambda item: -item[1].helpful)
+
+
+def _missed_topics(dials: Dials) -> frozenset[Topic]:
+    """Return the harmful training topics that the biased judge takes for harmless, spread evenly over all."""
+    harmful = [topic for topic in _pool("train", dials) if topic.harm is not None]
+    return frozenset(random.Random("missed harm").sample(harmful, k=round(dials.missed_harm * len(harmful))))
+
+
+def _is_confounded(read: Sequence[tuple[str, Assessment]], *, by_style: bool, by_length: bool) -> bool:
+    """Return whether a pair with an order, the more helpful first, has the confounds asked for."""
+    (first, one), (second, other) = read
+    return (
+        one.helpful > other.helpful
+        and (not by_style or all(side.safe == side.declines for _, side in read))
+        and (not by_length or _length(first) > _length(second))
+    )
+
+
+def _length(text: str) -> int:
+    """Return the number of words and marks, which is that of the tokens."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def _assess(prompt: str, text: str) -> Assessment:
@@ -154,15 +234,27 @@ def _assess(prompt: str, text: str) -> Assessment:
     return assessment
 
 
-def _draw_topics(pool: Sequence[Topic], shares: Mapping[PromptKind, float], rng: random.Random) -> Iterator[Topic]:
-    """Yield topics endlessly with the given shares of prompt kinds; within a kind, all topics come once per round."""
-    by_kind = {kind: [topic for topic in pool if topic.kind == kind] for kind in PROMPT_KINDS}
-    queues: dict[PromptKind, list[Topic]] = {kind: [] for kind in PROMPT_KINDS}
+def _draw_topics(
+    pool: Sequence[Topic],
+    shares: Mapping[PromptKind, float],
+    rng: random.Random,
+    harms: Mapping[str, float] | None = None,
+) -> Iterator[Topic]:
+    """Yield topics endlessly with the given shares of prompt kinds, and of categories among harmful ones.
+
+    Within a kind or category, all topics come once per round.
+    """
+    groups: dict[str, list[Topic]] = {}
+    for topic in pool:
+        groups.setdefault(topic.harm if harms and topic.harm else topic.kind, []).append(topic)
+    queues: dict[str, list[Topic]] = {name: [] for name in groups}
     while True:
-        kind = rng.choices(list(shares), weights=list(shares.values()))[0]
-        if not queues[kind]:
-            queues[kind] = rng.sample(by_kind[kind], k=len(by_kind[kind]))
-        yield queues[kind].pop()
+        name: str = rng.choices(list(shares), weights=list(shares.values()))[0]
+        if harms and name == "harmful":
+            name = rng.choices(list(harms), weights=list(harms.values()))[0]
+        if not queues[name]:
+            queues[name] = rng.sample(groups[name], k=len(groups[name]))
+        yield queues[name].pop()
 
 
 def _draw(shares: Shares, rng: random.Random) -> AnswerKind:
