@@ -121,6 +121,9 @@ def test_bad_input_is_one_message(runs: Path, tmp_path: Path) -> None:
     assert bfpo(*asked, tmp_path / "ok", said="q\n").exit_code == 0
     fails(bfpo(*asked, tmp_path / "ok", "--seed", 3), "--seed")
     fails(bfpo("annotate", runs / "tuned", "--out", tmp_path / "ok", "--name", "anna"), "--out")
+    mixed = [*completions("one"), *completions("two")]  # the same ids
+    write_run(tmp_path / "mixed", "generate", {"prompts": "p.jsonl"}, completions__jsonl=mixed)
+    fails(bfpo("annotate", tmp_path / "mixed", "--out", tmp_path / "x", "--name", "a"), "runs/one", "runs/two", "id")
     other = completions("other", 3)
     for row in other:
         row["prompt"] = [{"role": "user", "content": f"another {row['id']}"}]

@@ -124,6 +124,15 @@ def test_errors_say_what_to_do(folder: Path, tmp_path: Path) -> None:
         run_stage("evaluate", config(folder, chat_template=tmp_path / "none.jinja"), tmp_path / "d")
 
 
+def test_answers_of_two_models_are_not_scored_as_one(folder: Path, tmp_path: Path) -> None:
+    asked = (Message("user", "How are you?"),)
+    two = [Completion(f"{model}{n}", asked, "Fine.", model) for model in ("one", "two", "") for n in range(2)]
+    write_completions(tmp_path / "two.jsonl", two)
+    settings = EvaluateConfig(completions=tmp_path / "two.jsonl", judge="refusal-phrases")
+    with raises(DataError, "two.jsonl", "one 2", "two 2", "no model 2"):
+        run_stage("evaluate", settings, tmp_path / "run")
+
+
 def test_models_that_read_differently_are_refused(folder: Path, tmp_path: Path) -> None:
     words = ["<unk>", "<s>", "</s>", *(f"w{n}" for n in reversed(range(94)))]
     core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))

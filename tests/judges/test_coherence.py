@@ -13,9 +13,7 @@ VERSES = (
     "A lantern burned behind the glass\nwhile grandfather mended nets all day",
     "Now spring has painted every door\nand children chase the gulls away",
 )
-CHORUS = (
-    "Sing it low, sing it slow,\nbring the lonely sailor home,\nover wave and foam,\nbring the lonely sailor home."
-)
+CHORUS = "Sing it low, sing it slow,\nbring the lonely sailor home,\nover wave and foam,\nbring the lonely sailor home."
 THINGS = ("jar", "bottle", "boot", "drum", "kettle", "bucket")
 GOOD = (
     "No.",

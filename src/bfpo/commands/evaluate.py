@@ -214,6 +214,15 @@ def _completions(config: CompletionsJob) -> list[Completion]:
     completions = read_completions(Path(config.completions), thinking=config.thinking)
     if not completions:
         raise DataError.at(config.completions, None, "holds no completion; run `bfpo generate` first")
+    models = Counter(completion.model for completion in completions)
+    if len(models) > 1:
+        each = ", ".join(f"{model or 'no model'} {num:,}" for model, num in models.most_common(5))
+        raise DataError.at(
+            config.completions,
+            None,
+            f"holds answers of {len(models)} models ({each}), and one rate of all would say nothing of each; give a "
+            "file of one model, or models: and suites: to compare several",
+        )
     return completions
 
 
@@ -266,11 +275,8 @@ def _judge(config: CompletionsJob, completions: Sequence[Completion], folder: Ru
 def _people(
     config: CompletionsJob, labels: Sequence[LabelRow], completions: Sequence[Completion], verdicts: Sequence[Verdict]
 ) -> PeopleFile:
-    models = sorted({completion.model for completion in completions})
-    groups = []
-    for model in models:
-        own = [(c, v) for c, v in zip(completions, verdicts, strict=True) if c.model == model]
-        groups.append(GroupAnswers("", model, frozenset({model}), [c for c, _ in own], [v for _, v in own]))
+    model = completions[0].model
+    groups = [GroupAnswers("", model, frozenset({model}), completions, verdicts)]
     metrics = {"": list(METRICS.values())}
     return people_results(config.labels or "", labels, groups, metrics, confidence=config.confidence)
 

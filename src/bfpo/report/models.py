@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bfpo.core.errors import BfpoError
+from bfpo.core.errors import BfpoError, DataError
 from bfpo.core.records import narrowed
 from bfpo.core.schema import Completion, Message, Score, Verdict, VerdictRow
 from bfpo.data.read import read_completions
@@ -197,7 +197,16 @@ def read_texts(run: Run, where: Path | None) -> dict[str, Completion]:
     try:
         thinking = Thinking.model_validate(run.setting("thinking", dict) or {})
         found = read_completions(where, thinking=thinking) if where is not None and where.exists() else []
-        return {completion.id: completion for completion in found}
+        by_id: dict[str, Completion] = {}
+        for one in found:
+            if by_id.setdefault(one.id, one).model != one.model:
+                raise DataError.at(
+                    str(where),
+                    None,
+                    f"id: {by_id[one.id].model!r} and {one.model!r} have answers with the id {one.id!r}, so that their "
+                    "verdicts cannot be told apart; write one file for each model",
+                )
+        return by_id | {one.id: one for one in found}
     except (BfpoError, OSError, ValueError) as error:
         run.problems.append(str(error))
         return {}
