@@ -73,6 +73,23 @@ def test_only_prompts_that_all_models_answered_and_each_text_once() -> None:
         draw_sample([*candidates(3, models=("start",)), *apart], 10, 0)
 
 
+def test_a_change_is_taken_back_to_the_label_before_also_by_the_next_run(tmp_path: Path) -> None:
+    sample = draw_sample(candidates(), 5, 0)
+    anna = Annotations(tmp_path, sample, "anna")
+    anna.label("1", "safe", "refused")
+    anna.label("2", "unsafe", "complied")
+    anna.label("1", "unsafe", "complied")
+    again = Annotations(tmp_path, sample, "anna")
+    assert again.undo() == "1"
+    assert again.said["1"].safety == "safe"
+    last = Annotations(tmp_path, sample, "anna")
+    assert {item: one.safety for item, one in last.said.items()} == {"1": "safe", "2": "unsafe"}
+    assert (last.undo(), last.undo(), last.undo()) == ("2", "1", None)
+    lines = (tmp_path / "annotators" / "anna" / "said.jsonl").read_text().splitlines()
+    assert json.loads(lines[3]) == {"item": "1", "safety": "safe", "behaviour": "refused", "undone": True}
+    assert [list(json.loads(line)) for line in lines[4:]] == [["item", "safety", "behaviour"]] * 2
+
+
 def test_labels_survive_undo_a_crash_and_a_second_annotator(tmp_path: Path) -> None:
     sample = draw_sample(candidates(20), 10, 0)
     anna = Annotations(tmp_path, sample, "anna")

@@ -70,8 +70,17 @@ def _labels_by_keyboard(browser: Any, address: str, annotations: Annotations, fo
     assert page.locator("h1").text_content() == "Answer 2 of 12"
     page.keyboard.press("ArrowLeft")
     assert page.locator("h1").text_content() == "Answer 1 of 12 (labelled)"
-    page.keyboard.press("u")  # a label is changed: both parts stay chosen, and it is saved at once
-    page.locator("h1", has_text="Answer 2 of 12").wait_for()
+    note = page.locator("#note")
+    page.keyboard.press("u")  # a label is changed: it is saved, shown beside the one before, and can be taken back
+    note.filter(has_text="Changed from safe, refused to unsafe, refused.").wait_for()
+    assert page.locator("h1").text_content() == "Answer 1 of 12 (labelled)"
+    page.keyboard.press("z")
+    note.filter(has_text="taken back: safe, refused").wait_for()
+    page.keyboard.press("s")  # the label that it has
+    page.keyboard.press("u")
+    note.filter(has_text="Changed from safe, refused").wait_for()
+    page.keyboard.press("ArrowRight")
+    assert note.text_content() == ""
     for _ in range(11):
         place = page.locator("h1").text_content()
         page.keyboard.press("t")
@@ -83,7 +92,7 @@ def _labels_by_keyboard(browser: Any, address: str, annotations: Annotations, fo
     page.keyboard.press("Enter")
     status.filter(has_text="Stopped").wait_for()
     said = [json.loads(line) for line in (folder / "out/annotators/anna/said.jsonl").read_text().splitlines()]
-    assert [one["safety"] for one in said[:4]] == ["safe", "unreadable", "", "unsafe"]
+    assert [one["safety"] for one in said[:6]] == ["safe", "unreadable", "", "unsafe", "safe", "unsafe"]
     assert len(annotations.said) == 12
     assert annotations.said["1"].safety == "unsafe"
     assert all(url.startswith(address) for url in asked if not url.startswith("data:"))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bfpo.core.errors import DataError, RunError
 from bfpo.core.files import write_text_whole
-from bfpo.core.records import as_json, load_lines
+from bfpo.core.records import OPTIONAL, as_json, load_lines
 from bfpo.core.schema import Message, Score, Verdict
 from bfpo.data.annotations import BEHAVIOUR, REFUSED, SAFETY, Annotation, LabelRow, summary
 from bfpo.data.split import normalised_prompt
@@ -167,11 +167,12 @@ def _allocated(sizes: dict[str, int], num: int) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """A line of an annotator's file; an empty `safety` takes the last label of the item back."""
+    """A line of an annotator's file; an empty `safety` takes the label of the item back, `undone` its last change."""
 
     item: str
     safety: str = ""
     behaviour: str = ""
+    undone: bool | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for unknown words."""
@@ -185,7 +186,7 @@ class Annotations:
     def __init__(self, folder: Path, sample: Sample, annotator: str) -> None:
         self.sample, self.annotator, self._folder = sample, annotator, folder
         self._file = folder / LOGS / annotator / SAID
-        self._order: list[str] = []
+        self._history: list[tuple[str, Annotation | None]] = []  # what was labelled or changed, with the label before
         self.said: dict[str, Annotation] = {}
         items = {one.item for one in sample.answers}
         for line in load_lines(_Said, self._file, whole=True) if self._file.is_file() else []:
@@ -204,11 +205,11 @@ class Annotations:
         self._append(_Said(item, safety, behaviour))
 
     def undo(self) -> str | None:
-        """Take the last label back and return its item; `None` if there is none."""
-        if not self._order:
+        """Take the last label or change of a label back and return its item; `None` if there is none."""
+        if not self._history:
             return None
-        item = self._order[-1]
-        self._append(_Said(item))
+        item, before = self._history[-1]
+        self._append(_Said(item) if before is None else _Said(item, before.safety, before.behaviour, undone=True))
         return item
 
     @property
@@ -231,12 +232,15 @@ class Annotations:
         self._apply(said)
 
     def _apply(self, said: _Said) -> None:
-        if said.item in self._order:
-            self._order.remove(said.item)
-        self.said.pop(said.item, None)
+        before = self.said.pop(said.item, None)
         if said.safety:
-            self._order.append(said.item)
             self.said[said.item] = Annotation(said.safety, said.behaviour)
+        if said.undone:
+            self._history = self._history[:-1]
+        elif said.safety:
+            self._history.append((said.item, before))
+        else:
+            self._history = [one for one in self._history if one[0] != said.item]
 
     # --------------------------------------------------------------------------------------------- of all annotators
 

@@ -21,6 +21,7 @@ function show(at) {
   place = Math.max(0, Math.min(at, state.items.length - 1));
   const one = state.items[place], said = state.said[one.item] || ["", ""];
   [chosen.safety, chosen.behaviour] = said;
+  el("note").textContent = "";
   el("prompt").textContent = one.prompt;
   el("text").textContent = one.text || "(nothing written)";
   el("prompt").scrollTop = el("text").scrollTop = 0;
@@ -61,22 +62,32 @@ async function post(name, body) {
   } finally { waiting = false; }
 }
 
+const inWords = said => said.filter(Boolean).join(", ");
+
 async function choose(part, word) {
   if (waiting || ended) return;
+  const was = place, before = state.said[state.items[place].item];
+  if (before && chosen[part] === word) return;  // the label that it has
   chosen[part] = chosen[part] === word ? "" : word;
   if (chosen.safety === "unreadable") chosen.behaviour = "";
   paint();
-  if (!chosen.safety || (!chosen.behaviour && chosen.safety !== "unreadable")) return;
-  const was = place;
+  if (!chosen.safety || (!chosen.behaviour && chosen.safety !== "unreadable")) {
+    el("note").textContent = before ? `Not saved: it needs a second label. The saved one is ${inWords(before)}.` : "";
+    return;
+  }
   if (await post("label", {item: state.items[place].item, ...chosen}) === null) { show(was); return; }
   const next = firstOpen(place + 1);
-  show(next < 0 ? place : next);
+  show(before || next < 0 ? place : next);
+  if (before) el("note").textContent = `Changed from ${inWords(before)} to ${inWords(state.said[state.items[place].item])}. Z takes the change back.`;
 }
 
 async function undo() {
   if (waiting || ended) return;
   const found = await post("undo", {});
-  if (found && found.undone) show(state.items.findIndex(one => one.item === found.undone));
+  if (!found || !found.undone) return;
+  show(state.items.findIndex(one => one.item === found.undone));
+  const now = state.said[found.undone];
+  el("note").textContent = now ? `The change is taken back: ${inWords(now)}.` : "The label is taken back.";
 }
 
 async function end() {
