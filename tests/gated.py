@@ -16,8 +16,7 @@ from bfpo.data.write import write_completions
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.scores import join_verdicts
-from bfpo.suites.lm_eval import TaskResult
-from bfpo.suites.records import ModelFacts, SuiteAnswer, SuiteFacts, SuiteScore, SuitesFile
+from bfpo.suites.records import ModelFacts, SuiteAnswer, SuiteFacts, SuiteScore, SuitesFile, TaskResult
 from bfpo.suites.scores import Values, score_values, values_of
 from bfpo.world.world import AnswerKind, answer, prompt_text, topics
 

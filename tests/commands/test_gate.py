@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -323,6 +325,11 @@ def test_the_page_shows_the_verdict_and_runs_nothing(tmp_path: Path) -> None:
         (again / name).read_bytes() for name in ("gate.json", "gate.html")
     ]
     assert not (run / "gate.json").exists()
+
+
+def test_a_gate_loads_no_model_library() -> None:
+    code = "import sys, bfpo.commands.gate; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_json_on_the_console_is_the_file(tmp_path: Path) -> None:

@@ -21,9 +21,7 @@ from bfpo.data.split import normalised_prompt
 from bfpo.scores.records import CoherenceBound, ScoresFile
 from bfpo.scores.scores import Judged, judged_row
 from bfpo.suites.catalogue import known_suites, load_suites
-from bfpo.suites.inspect import InspectResult
-from bfpo.suites.lm_eval import TaskResult
-from bfpo.suites.records import GatedModel, SuiteAnswer, SuiteFacts, SuitesFile
+from bfpo.suites.records import GatedModel, InspectResult, SuiteAnswer, SuiteFacts, SuitesFile, TaskResult
 from bfpo.suites.scores import SUITE_METRICS
 
 __all__ = ["COMPLETIONS", "TASK", "Evaluated", "Items", "Measured", "read_categories", "read_evaluation"]

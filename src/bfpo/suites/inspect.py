@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,25 +22,11 @@ from bfpo.policy.load import load_tokenizer
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
 from bfpo.suites.files import UnreachableError, local_files
+from bfpo.suites.records import InspectResult
 
 __all__ = ["run_inspect"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class InspectResult:
-    """One metric of one model: `value` from the log, divided by `InspectTask.largest`, `None` if nothing was scored.
-
-    `by_sample` holds the samples' values if the metric is their mean, else it is empty. `num` samples were scored;
-    `unscored` have a score without a value or ended in an error.
-    """
-
-    value: float | None
-    by_sample: dict[str, float]
-    num: int
-    unscored: int
-    version: str
 
 
 def run_inspect(

@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bfpo.policy.load import load_tokenizer
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
 from bfpo.suites.files import UnreachableError, local_files, read_documents
+from bfpo.suites.records import TaskResult
 
 __all__ = ["TaskRunner", "run_tasks"]
 
@@ -33,20 +33,6 @@ _NO_CHECK = (
     "a check could not be run: IFEval needs NLTK's file tokenizers/punkt_tab, which is not here (python -m "
     "nltk.downloader punkt_tab gets it; without a network, copy ~/nltk_data from a machine that has it)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """The value of one metric per document, in [0, 1]; `reasons` counts the documents without a value, by reason."""
-
-    by_document: dict[str, float]
-    version: str
-    reasons: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def unscored(self) -> int:
-        """Return the number of documents without a value."""
-        return sum(self.reasons.values())
 
 
 def run_tasks(

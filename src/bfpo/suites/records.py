@@ -15,12 +15,14 @@ __all__ = [
     "GateGroup",
     "GatedModel",
     "GatedSuite",
+    "InspectResult",
     "ModelFacts",
     "SuiteAnswer",
     "SuiteComparison",
     "SuiteFacts",
     "SuiteScore",
     "SuitesFile",
+    "TaskResult",
 ]
 
 
@@ -131,6 +133,35 @@ class SuiteAnswer:
     nats_per_token: float | None = field(default=None, metadata=OPTIONAL)
     wins: dict[str, float] | None = field(default=None, metadata=OPTIONAL)
     category: str = field(default="", metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """The value of one metric per document, in [0, 1]; `reasons` counts the documents without a value, by reason."""
+
+    by_document: dict[str, float]
+    version: str
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def unscored(self) -> int:
+        """Return the number of documents without a value."""
+        return sum(self.reasons.values())
+
+
+@dataclass(frozen=True, slots=True)
+class InspectResult:
+    """One metric of one model: `value` from the log, divided by `InspectTask.largest`, `None` if nothing was scored.
+
+    `by_sample` holds the samples' values if the metric is their mean, else it is empty. `num` samples were scored;
+    `unscored` have a score without a value or ended in an error.
+    """
+
+    value: float | None
+    by_sample: dict[str, float]
+    num: int
+    unscored: int
+    version: str
 
 
 # ------------------------------------------------------------------------------------------------ bfpo gate
