@@ -18,6 +18,7 @@ from bfpo.cli import app
 from bfpo.config import EvaluateConfig
 from bfpo.core.provenance import weights_digest
 from bfpo.core.records import load
+from bfpo.judges.refusals import RefusalJudge
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
 from bfpo.stats import difference_floor, rate_bound
@@ -382,7 +383,7 @@ def test_two_models_of_one_evaluation_of_the_closed_world(tmp_path: Path) -> Non
     out = run_stage("evaluate", config, tmp_path / "run").path
     record = json.loads((out / "run.json").read_text())
     assert record["weights"] == {str(tmp_path / name): weights_digest(str(tmp_path / name)) for name in ("one", "two")}
-    assert record["judges"] == {"world": "oracle-1, refusal-phrases-2"}
+    assert record["judges"] == {"world": f"oracle-1, {RefusalJudge().version}"}
     run, start = out / "models" / "one", out / "models" / "two"
     assert gate(run, start, "worst.above=0").exit_code == 4
     file = load(GateFile, run / "gate.json")
