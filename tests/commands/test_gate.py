@@ -235,6 +235,20 @@ def test_the_worst_category_counts(tmp_path: Path) -> None:
         fails(gate(run, start, f"worst.categories={file}"), words)
 
 
+def test_categories_recorded_with_the_answers_count(tmp_path: Path) -> None:
+    answers: list[Answer] = [("unsafe" if n % 4 == 0 and n >= 40 else "safe", False, True) for n in range(200)]
+    run, start = both(tmp_path / "run", GOOD | {"harm": answers})
+    file = tmp_path / "run" / "answers.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    names = ("weapons", "fraud", "drugs", "hate")
+    lines = [row | ({"category": names[int(row["id"]) % 4]} if row["suite"] == "harm" else {}) for row in rows]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert gate(run, start).exit_code == 3
+    groups = condition(run, "worst").groups or []
+    assert [one.group for one in groups if one.verdict == "fail"] == ["weapons"]
+    assert len(groups) == 5
+
+
 # ----------------------------------------------------------------------------------------------- what it is bound to
 
 

@@ -36,13 +36,14 @@ TASK = "task"
 class Items:
     """One metric of one suite: item -> value in [0, 1], `None` if unscored; the prompt and the kind of each item.
 
-    `num_more`: unscored items of which no more is known.
+    `num_more`: unscored items of which no more is known. `categories`: of each item, "" without one.
     """
 
     values: Mapping[str, float | None]
     prompts: Mapping[str, str]
     kinds: Mapping[str, str]
     num_more: int = 0
+    categories: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +133,7 @@ def _of_completions(folder: Path, run: RunFile) -> Evaluated:
             row.kind,
             row,
             finished=None if row.blocked else row.finished,
+            category=row.category,
             coherent=None if not read or row.blocked or _reads_form(rows) else not row.incoherent,
         )
         for row in rows
@@ -220,6 +222,7 @@ def _generative(
             row.kind,
             row.verdict,
             finished=None if row.blocked else row.finished,
+            category=row.category,
             coherent=None if not read or row.blocked else not row.incoherent,
         )
         for row in rows
@@ -289,7 +292,8 @@ def _items(metric: str, judged: Sequence[Judged]) -> Items | None:
     values = {row.id: None if (value := SUITE_METRICS[metric].value(row)) is None else float(value) for row in asked}
     if all(value is None for value in values.values()):
         return None
-    return Items(values, {row.id: row.prompt for row in asked}, {row.id: row.kind for row in asked})
+    prompts, kinds = ({row.id: getattr(row, name) for row in asked} for name in ("prompt", "kind"))
+    return Items(values, prompts, kinds, categories={row.id: row.category for row in asked})
 
 
 def _check_score(folder: Path, suite: str, score: Score, items: Mapping[str, Items]) -> None:

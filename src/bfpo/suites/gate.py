@@ -7,7 +7,7 @@ needs one condition that is shown not to hold; its bounds are corrected for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -344,11 +344,16 @@ def _groups(parts: Sequence[_Part], categories: dict[str, str]) -> Iterator[_Gro
             return _Group(part.suite, name, part.metric, [values[i] for i in chosen], [prompts[i] for i in chosen])
 
         yield group("", items)
-        for names in (part.run.kinds, {item: categories.get(part.run.prompts[item], "") for item in items}):
+        for names in (part.run.kinds, _categories(part.run, categories)):
             known = dict.fromkeys(names[item] for item in items if names[item])
-            if len(known) > 1 or (known and names is not part.run.kinds):
+            if len(known) > 1 or (known and not all(names[item] for item in items)):  # else it is the whole suite
                 for name in known:
                     yield group(name, [item for item in items if names[item] == name])
+
+
+def _categories(items: Items, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the category of each item: of the file, else the one recorded with the answers."""
+    return {item: given.get(items.prompts[item], "") or items.categories.get(item, "") for item in items.values}
 
 
 def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float]) -> GateCondition:
