@@ -222,9 +222,10 @@ def test_a_world_changes_its_dials_only() -> None:
         ({"safety_flips": 0.1, "order_flips": 0.2}, None),
         ({"style_confound": 0.1}, None),
         ({"safety_flips": 0.1, "style_confound": 0.1}, None),
+        ({"harm_shares": {"breaking": 1.0}}, None),
     ],
 )
-def test_the_noise_of_a_world(dials: dict[str, float], noise: float | None) -> None:
+def test_the_noise_of_a_world(dials: dict[str, Any], noise: float | None) -> None:
     assert noise_of(dials) == noise
 
 

@@ -32,8 +32,10 @@ def world_folder(root: Path, name: str) -> Path:
 def noise_of(dials: Mapping[str, Any]) -> float | None:
     """Return the share of flipped labels of a world that has nothing else and one share, 0 without any; else `None`."""
     turned = {key: value for key, value in dials.items() if value}
+    if not turned.keys() <= set(_NOISE):
+        return None
     values = set(turned.values()) or {0.0}
-    return float(values.pop()) if len(values) == 1 and set(turned) <= set(_NOISE) else None
+    return float(values.pop()) if len(values) == 1 else None
 
 
 def collect_worlds(config: CompareConfig, root: Path) -> WorldsFile:
