@@ -50,7 +50,7 @@ def write_inputs() -> None:
         texts = [answer(topic, kind, rng) for kind in rng.sample(list(ANSWER_KINDS), 2)]
         completions += [Completion(f"{n}/{k}", prompt, t, "m", topic.kind, k == 0) for k, t in enumerate(texts)]
         pairs.append(Pair(f"p{n}", prompt, *texts, [None, 1.0, 0.0][n % 3], [0.0, None][n % 2], "world"))
-    completions.append(Completion("else", (Message("user", "Who was Ada Lovelace?"),), "", kind="benign"))
+    completions.append(Completion("else", (Message("user", "Who was Ada Lovelace?"),), "", "m", "benign"))
     write_completions(Path("completions.jsonl"), completions)
     write_completions(Path("talk.jsonl"), completions[:-1])
     write_pairs(Path("pairs.jsonl"), pairs)

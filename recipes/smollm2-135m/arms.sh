@@ -7,7 +7,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
 export MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct} OUT=${OUT:-runs/real} BFPO=${BFPO:-bfpo}
 export THREADS=${THREADS:-2} NO_SCORES=1
-ARMS=${ARMS:-bfpo-0 dpo_safe_first-0 safedpo-0 sft-more-0 bfpo-1 dpo_safe_first-1 bfpo-2 dpo_safe_first-2}
+ARMS=${ARMS:-bfpo-0 bfpo_squared-0 dpo_safe_first-0 safedpo-0 sft-more-0 bfpo-1 dpo_safe_first-1 bfpo-2 dpo_safe_first-2}
 
 runs=()
 for arm in $ARMS; do

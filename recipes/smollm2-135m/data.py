@@ -33,7 +33,7 @@ from bfpo.suites.files import find_prompts
 
 HERE = Path(__file__).parent
 LONGEST = 400  # characters of a prompt
-FIRST_REFUSALS = 950  # harmful prompts whose refusals SFT learns; the others are for the pairs
+FIRST_REFUSALS = 1500  # harmful prompts whose refusals SFT learns; the others are for the pairs
 SIMILAR = 0.5  # Jaccard similarity of character 5-grams from which a training prompt counts as a copy of a held-out one
 
 # How many prompts of each source are in each part; None: all that are left. `ask-N`: asked of the model before round N,

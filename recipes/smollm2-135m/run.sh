@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole recipe; `make real` calls it. A finished stage is skipped and an interrupted one continues, so run it again at any
 # time. MODEL: the start model (folder or hub id). DATA: a folder with the data (empty: the hub). OUT: the folder of the runs.
-# METHOD: bfpo, dpo_safe_first or safedpo, or sft-more: steps of SFT in place of those on pairs. SEED: of SFT and of the pairs.
+# METHOD: bfpo, bfpo_squared, dpo_safe_first or safedpo, or sft-more: steps of SFT in place of those on pairs. SEED: of SFT and of the pairs.
 # arms.sh runs it for several of them.
 set -euo pipefail
 
@@ -32,12 +32,16 @@ sft() { # FOLDER MODEL ROWS, further settings
         --set "threads=$THREADS" --out "$1" --resume "${@:4}"
 }
 train() { # ROUND MODEL
-    # An anchor weighs about four times as much beside a logistic loss as beside BFPO's.
-    local anchor=(--set "method=$METHOD" --set anchor_weight=0.075)
-    [ "$METHOD" != bfpo ] || anchor=()
+    local own=()
+    case $METHOD in
+    bfpo) ;;
+    bfpo_squared) own=(--set link=squared) ;;
+    *) # An anchor weighs about four times as much beside a logistic loss as beside BFPO's.
+        own=(--set "method=$METHOD" --set link=null --set safety_weight=null --set anchor_weight=0.075) ;;
+    esac
     "$BFPO" train --config "$HERE/train.yaml" --set "model=$2" --set "data.files=[$ARM/main-$1.jsonl]" \
         --set "buffer.files=[$ARM/buffer-$1.jsonl]" --set "reference_cache=$OUT/cache" "${PROBE[@]}" --set "seed=$SEED" \
-        --set "threads=$THREADS" "${anchor[@]}" --out "$ARM/round-$1" --resume
+        --set "threads=$THREADS" "${own[@]}" --out "$ARM/round-$1" --resume
 }
 
 mkdir -p "$OUT"

@@ -124,8 +124,8 @@ def differences(arms: Arms, first: str) -> str:
     names = ["declined, harmful", "declined, harmless", "XSTest, MT-Bench and IFEval", "everyday (HH first turns)"]
     lines = {}
     for other, seeds in arms.items():
-        if other != first:
-            shared = [seed for seed in arms[first] if seed in seeds or "" in seeds]
+        shared = [seed for seed in arms.get(first, ()) if seed in seeds or "" in seeds]
+        if other != first and shared:
             cells = [_difference(arms[first], seeds, shared, GROUPS[name]) for name in names]
             lines[f"{first} minus {other}, {len(shared)} seed{'s' * (len(shared) > 1)}"] = cells
     return _table(["", *names], lines)

@@ -20,7 +20,14 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_a_run_knows_the_commit_of_its_checkout_and_whether_it_was_changed(tmp_path: Path) -> None:
-    for name in ("__init__.py", "_version.py", "core/__init__.py", "core/errors.py", "core/provenance.py"):
+    for name in (
+        "__init__.py",
+        "_version.py",
+        "core/__init__.py",
+        "core/errors.py",
+        "core/files.py",
+        "core/provenance.py",
+    ):
         (tmp_path / "src" / "bfpo" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, tmp_path / "src" / "bfpo" / name)
 

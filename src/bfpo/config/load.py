@@ -103,7 +103,7 @@ def _apply_override(cls: type[ConfigPart], values: dict[str, Any], places: dict[
             f"{place}: the value is not valid YAML ({problem}); put it in quotes, as in --set '{key}=\"...\"'"
         ) from error
     *steps, leaf = _PART.findall(key)
-    if value is None and _back_to_default(cls, values, [*steps, leaf]):
+    if value is None and text.strip() and _back_to_default(cls, values, [*steps, leaf]):
         for known in [known for known in places if _PART.findall(known)[: len(steps) + 1] == [*steps, leaf]]:
             del places[known]
         return
