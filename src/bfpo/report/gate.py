@@ -23,6 +23,7 @@ _TITLES = {
 }
 _STYLES = {"pass": "good", "fail": "bad", "cannot tell": "note"}
 _WORDS = {"pass": "pass", "fail": "fail", "cannot tell": "cannot be told"}
+_NAMED = 3  # most suites that a title names
 
 
 def gate_lines(file: GateFile) -> list[str]:
@@ -45,7 +46,8 @@ def _line(row: GateCondition) -> str:
 
 
 def _title(row: GateCondition) -> str:
-    suites = f", {', '.join(row.suites)}" if row.suites else ""
+    names = ", ".join(row.suites) if len(row.suites) <= _NAMED else f"{len(row.suites)} suites"
+    suites = f", {names}" if names else ""
     kinds = "; ".join(metric_title(name, SUITE_METRICS) for name in row.metrics) if _is_rise(row) else ""
     return (kinds or _TITLES[row.condition]) + suites
 
@@ -88,7 +90,7 @@ def render_gate(file: GateFile) -> str:
     rows = [
         {
             "title": _title(row),
-            "about": ", ".join(row.metrics),
+            "about": "; ".join([*row.metrics, ", ".join(row.suites)] if len(row.suites) > _NAMED else row.metrics),
             "run": "" if row.run is None else percent(row.run, 1),
             "start": "" if row.start is None else percent(row.start, 1),
             "value": "" if row.value is None or row.condition == "worst" else points(row.value),
