@@ -212,7 +212,8 @@ def test_the_script_runs_every_stage_and_each_data_step_once(data, tmp_path):
             further = [] if method == "sft-more" else ["refused", "pairs"] * 2
             assert steps == ([] if again else first + further)
             stages = [call[0] for call in calls if call[0] not in {"data.py", "generate"}]
-            assert stages == ["sft", *trained, "evaluate", "report"]
+            assert stages == ["sft", *trained, "evaluate", "report", "gate"]
+            assert calls[-1][1].startswith(f"{tmp_path}/out/evaluate-{method}-0/models/{method}-0")
     other = subprocess.run(["bash", RECIPE / "run.sh"], env=environment | {"DATA": "elsewhere"}, capture_output=True)
     assert other.returncode == 2
     assert b"DATA=, now MODEL=HuggingFaceTB/SmolLM2-135M-Instruct DATA=elsewhere; set OUT to another" in other.stderr
