@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from bfpo.data.labels import CELLS, cell_of
-from bfpo.objective.losses import margin_slope, preference_loss
-from bfpo.objective.methods import make_method
+from bfpo.objective.losses import preference_loss
 from bfpo.training.metrics import CellMetrics, PairFigures, cell_index, group_index, summarise
 
 CHOSEN = [1.0, 1.0, 0.0, 0.0, 0.9, 0.5]
@@ -32,7 +31,6 @@ def figures(pairs: slice = slice(None), method: str = "bfpo", **settings: str) -
         chosen_tokens=column([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).long(),
         rejected_tokens=column([2.0, 2.0, 2.0, 4.0, 5.0, 6.0]).long(),
         loss_at_start=column([1.0] * 6),
-        pull=margin_slope(margin, chosen, rejected, method=make_method(method, beta=0.5, **settings)).abs(),
         anchor=column([0.5] * 6),
     )
     return made, group_index(chosen, rejected, torch.tensor(IS_BUFFER)[pairs])

@@ -10,7 +10,7 @@ from torch import Tensor
 from bfpo.core.errors import LabelError, SettingError
 from bfpo.objective.methods import BFPO, Method, PairLoss, check_number, make_method
 
-__all__ = ["add_anchor", "anchor", "bfpo_target", "check_labels", "loss_at_start", "margin_slope", "preference_loss"]
+__all__ = ["add_anchor", "anchor", "bfpo_target", "check_labels", "loss_at_start", "preference_loss"]
 
 
 def preference_loss(
@@ -82,22 +82,6 @@ def loss_at_start(
     margin = torch.zeros(chosen_is_safe.shape, dtype=torch.float64, device=chosen_is_safe.device)
     method = make_method(method, **settings)
     return preference_loss(margin, chosen_is_safe, rejected_is_safe, method=method, other_margin=other_margin).loss
-
-
-def margin_slope(
-    margin: Tensor,
-    chosen_is_safe: Tensor,
-    rejected_is_safe: Tensor,
-    *,
-    method: str | Method = "bfpo",
-    other_margin: Tensor | None = None,
-) -> Tensor:
-    """Return d loss / d margin of P pairs, (P,), per nat and without gradient; see `preference_loss`."""
-    with torch.enable_grad():
-        margin = margin.detach().requires_grad_()
-        labels = (chosen_is_safe, rejected_is_safe)
-        loss = preference_loss(margin, *labels, method=method, other_margin=other_margin).loss
-        return torch.autograd.grad(loss.sum(), margin)[0]
 
 
 def anchor(

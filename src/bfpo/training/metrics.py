@@ -69,8 +69,7 @@ class PairFigures:
 
     `margin` in nats, in the reduction of the loss; up to `rounding` it has no sign. `chosen_drift`, `rejected_drift`:
     log-prob of the policy minus that of the reference, summed over the completion. `loss_at_start`: what the labels
-    imply at margin 0. `pull`: |d loss / d margin|. `anchor`: before its weight. `other_margin`: of modpo's safety
-    model, `None` for other methods.
+    imply at margin 0. `anchor`: before its weight. `other_margin`: of modpo's safety model, `None` for other methods.
     """
 
     pair_loss: PairLoss
@@ -82,7 +81,6 @@ class PairFigures:
     chosen_tokens: Tensor
     rejected_tokens: Tensor
     loss_at_start: Tensor
-    pull: Tensor
     anchor: Tensor
     other_margin: Tensor | None = None
 
@@ -95,6 +93,8 @@ class PairFigures:
         tokens_P = torch.where(favoured_P > 0, self.chosen_tokens, self.rejected_tokens)
         is_tied_P = has_favourite_P & (self.margin.abs() <= self.rounding)
         is_past_P = favoured_P * self.beta * self.margin > self.pair_loss.target.abs()  # false where it is NaN
+        # |d loss / d margin| of a square of the distance d to the target is 2 d, also where it is one-sided.
+        pull_P = 2 * self.pair_loss.loss.detach().sqrt()
         is_right_P = ~is_tied_P & (favoured_P * self.margin > 0)  # the sign that the method pulls the margin to
         columns = {
             "num_pairs": torch.ones_like(self.margin),
@@ -113,8 +113,8 @@ class PairFigures:
             "anchor": self.anchor,
             "tied_pairs": is_tied_P,
             "past_pairs": is_past_P,
-            "pull": self.pull,
-            "past_pull": self.pull * is_past_P,
+            "pull": pull_P,
+            "past_pull": pull_P * is_past_P,
         }
         return torch.stack([columns[name].double() for name in COLUMNS], dim=1)
 

@@ -25,7 +25,7 @@ from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, longest_text
 from bfpo.data.store import reference_logps
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
-from bfpo.objective.losses import add_anchor, anchor, loss_at_start, margin_slope, preference_loss
+from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.precision import margin_rounding
@@ -267,7 +267,6 @@ class BFPOTrainer(Trainer):
             chosen_tokens=found.num_tokens[:num_pairs],
             rejected_tokens=found.num_tokens[num_pairs:],
             loss_at_start=self._loss_at_start(inputs, other_P),
-            pull=margin_slope(margin_P, *labels, method=self.method, other_margin=other_P).abs(),
             anchor=anchor_P.detach(),
             other_margin=other_P,
         )
