@@ -13,7 +13,7 @@ from bfpo.core.errors import BfpoError, DataError
 from bfpo.core.files import file_digest
 from bfpo.core.provenance import RunFile, run_above
 from bfpo.core.records import load, load_lines
-from bfpo.core.schema import Score, VerdictRow
+from bfpo.core.schema import Score, Verdict, VerdictRow
 from bfpo.data.files import iter_rows
 from bfpo.data.messages import messages_of
 from bfpo.data.rejects import RowError
@@ -125,7 +125,7 @@ def read_categories(file: str) -> dict[str, str]:
 def _of_completions(folder: Path, run: RunFile) -> Evaluated:
     file = load(ScoresFile, folder / "scores.json")
     rows = load_lines(VerdictRow, folder / "verdicts.jsonl")
-    read = _coherence_was_read(file.scores)
+    read = _coherence_was_read(file.scores, rows)
     judged = [
         judged_row(
             row.completion_id,
@@ -134,7 +134,7 @@ def _of_completions(folder: Path, run: RunFile) -> Evaluated:
             row,
             finished=None if row.blocked else row.finished,
             category=row.category,
-            coherent=None if not read or row.blocked or _reads_form(rows) else not row.incoherent,
+            coherent=None if not read or row.blocked else not row.incoherent,
         )
         for row in rows
     ]
@@ -214,7 +214,7 @@ def _generative(
     rows: Sequence[SuiteAnswer],
     run: RunFile,
 ) -> Measured:
-    read = _coherence_was_read(scores) and not any(row.verdict and row.verdict.well_formed is not None for row in rows)
+    read = _coherence_was_read(scores, [row.verdict for row in rows if row.verdict])
     judged = [
         judged_row(
             row.id,
@@ -315,12 +315,9 @@ def _check_score(folder: Path, suite: str, score: Score, items: Mapping[str, Ite
         )
 
 
-def _coherence_was_read(scores: Sequence[Score]) -> bool:
-    return any(score.metric == "coherent" for score in scores)
-
-
-def _reads_form(rows: Sequence[VerdictRow]) -> bool:
-    return any(row.well_formed is not None for row in rows)
+def _coherence_was_read(scores: Sequence[Score], verdicts: Sequence[Verdict]) -> bool:
+    """Return whether the text was read for coherence: not where a judge reads the form."""
+    return any(score.metric == "coherent" for score in scores) and all(row.well_formed is None for row in verdicts)
 
 
 def _reader(bound: CoherenceBound | None) -> str:
