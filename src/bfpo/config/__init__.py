@@ -15,6 +15,7 @@ from bfpo.config.judges import JudgeCheckConfig, JudgeTrainConfig
 from bfpo.config.label import LabelConfig, RedteamConfig
 from bfpo.config.load import load_config, read_template
 from bfpo.config.prepare import PrepareConfig
+from bfpo.config.tamper import TamperConfig
 from bfpo.config.train import AlignConfig, MethodSettings, ReferenceConfig, SftConfig
 from bfpo.core.settings import ConfigPart, StageConfig
 from bfpo.data.settings import DataConfig, SftDataConfig, SplitConfig
@@ -48,6 +49,7 @@ __all__ = [
     "SplitConfig",
     "StageConfig",
     "SweepConfig",
+    "TamperConfig",
     "ToyConfig",
     "describe_keys",
     "load_config",

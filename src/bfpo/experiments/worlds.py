@@ -18,7 +18,7 @@ from bfpo.scores.comparisons import paired_row, with_holm
 from bfpo.scores.records import ComparedWorld, ComparisonFile, WorldChange, WorldMethod, WorldsFile
 from bfpo.scores.scores import METRICS, Judged, pair_values
 
-__all__ = ["collect_worlds", "draw_worlds", "noise_of", "world_folder", "worlds_markdown"]
+__all__ = ["collect_worlds", "draw_worlds", "noise_of", "score_line", "world_folder", "worlds_markdown"]
 
 METRIC = SHOWN[0]
 _NOISE = ("safety_flips", "order_flips")
@@ -230,7 +230,7 @@ def draw_worlds(result: WorldsFile) -> dict[str, bytes]:
             for number, (name, title) in enumerate(order.items()):
                 found = [next(one.score for one in world.methods if one.name == name) for world in worlds]
                 shift = step * (number - (len(order) - 1) / 2) * (0.35 if worlds is noisy else 1.0)
-                _line(
+                score_line(
                     axes,
                     [place + shift for place in places],
                     found,
@@ -251,8 +251,8 @@ def draw_worlds(result: WorldsFile) -> dict[str, bytes]:
     return {"worlds.png": png_bytes(figure), "worlds.svg": svg_bytes(figure, salt="worlds")}
 
 
-def _line(axes: Any, places: Sequence[float], scores: Sequence[Score], **style: Any) -> None:
-    """Draw the measured scores of a method with their intervals."""
+def score_line(axes: Any, places: Sequence[float], scores: Sequence[Score], **style: Any) -> None:
+    """Draw the measured scores of a method with their intervals, in per cent."""
     known = [(x, one.value, one) for x, one in zip(places, scores, strict=True) if one.value is not None]
     below = [100 * (value - (value if one.low is None else one.low)) for _, value, one in known]
     above = [100 * ((value if one.high is None else one.high) - value) for _, value, one in known]

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bfpo.core.errors import ModelError
+from bfpo.policy.load import load_policy
 
-__all__ = ["save_policy"]
+__all__ = ["save_adapted", "save_policy"]
 
 
 def save_policy(
@@ -40,6 +41,16 @@ def save_policy(
     else:
         deepcopy(model).merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_adapted(
+    model: str | Path, adapter: str | Path, folder: str | Path, *, dtype: str = "float32", revision: str | None = None
+) -> None:
+    """Write a model with a LoRA adapter, such as a checkpoint of its training, merged; raises as `load_policy`."""
+    import peft
+
+    base = load_policy(model, dtype=dtype, revision=revision)
+    save_policy(peft.PeftModel.from_pretrained(base.model, str(adapter)), base.tokenizer, folder)
 
 
 def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -120,7 +120,8 @@ class Agreement:
 class StageResult:
     """What one run found: a sentence with which a page can open, further lines, tables, and curves over steps.
 
-    `behaviour`: further figures of curves, by their titles.
+    `behaviour`: further figures of curves, by their titles; a point is step and value, and the bounds of its interval
+    if it has one.
     """
 
     run: str
@@ -131,7 +132,7 @@ class StageResult:
     lines: list[str] = field(default_factory=list)
     tables: list[FactTable] = field(default_factory=list)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    behaviour: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
+    behaviour: dict[str, Mapping[str, Sequence[tuple[float, ...]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

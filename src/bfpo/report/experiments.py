@@ -34,6 +34,8 @@ COMPARE_MAIN = "bfpo"
 """The method that a comparison compares with all others."""
 
 STAGES = ("sweep", "compare", "interpolate")
+HOLDERS = ("tamper",)
+"""Stages whose inner runs are not shown either, and that are results of single runs."""
 _ROLES: dict[str, Role] = {COMPARE_MAIN: "main", "start": "start", "ceiling": "ceiling"}
 _ENDS = ("start", "ceiling")
 _TITLES = {"sweep": "The trade-off", "compare": "Head to head", "interpolate": "Interpolation of two models"}
@@ -46,7 +48,7 @@ def split_experiments(runs: Sequence[Run], roots: Sequence[Path]) -> tuple[list[
     A comparison over several worlds contains experiments and is not one itself. A run inside counts as another run if
     its own folder, or one between, was given.
     """
-    experiments = [run for run in runs if run.stage in STAGES and not run.setting("worlds", dict)]
+    experiments = [run for run in runs if run.stage in STAGES + HOLDERS and not run.setting("worlds", dict)]
     outer = [run for run in experiments if not any(other.path in run.path.parents for other in experiments)]
     inside: dict[Path, list[Run]] = {run.path: [] for run in outer}
     others: list[Run] = []
@@ -55,9 +57,9 @@ def split_experiments(runs: Sequence[Run], roots: Sequence[Path]) -> tuple[list[
         given = holder is not None and any(holder in root.parents for root in roots if _within(run.path, root))
         if holder is not None and not given:
             inside[holder].append(run)
-        elif run not in outer:
+        elif run not in outer or run.stage in HOLDERS:
             others.append(run)
-    return others, outer, inside
+    return others, [run for run in outer if run.stage in STAGES], inside
 
 
 def _within(path: Path, root: Path) -> bool:

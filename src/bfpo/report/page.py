@@ -244,7 +244,7 @@ def _with_curves(views: list[dict[str, Any]]) -> list[dict[str, Any]]:
         figure = Markup(inline_svg(curve_figure(one.curves), f"curves{place}", label)) if one.curves else None
         more = []
         for number, (title, curves) in enumerate(one.behaviour.items()):
-            drawn = curve_figure(curves, shares=all(0 <= y <= 1 for points in curves.values() for _, y in points))
+            drawn = curve_figure(curves, shares=all(0 <= y <= 1 for points in curves.values() for _, y, *_ in points))
             more.append((title, Markup(inline_svg(drawn, f"behaviour{place}-{number}", _attribute(title)))))
         found.append({**view, "figure": figure, "behaviour": more})
     return found

@@ -241,7 +241,7 @@ def _share(answers: Sequence[ProbeAnswer], reading: str) -> str:
     return with_interval(Score(reading, found.value, found.low, found.high, found.num))
 
 
-def _behaviour_curves(rows: Sequence[Row], probe: ProbeFile) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def _behaviour_curves(rows: Sequence[Row], probe: ProbeFile) -> dict[str, Mapping[str, Sequence[tuple[float, ...]]]]:
     kinds = list(dict.fromkeys(row.kind for row in probe.rows))
     shares = {f"{kind}, {name}": f"probe/{kind}/{name}" for kind in kinds for name in ("refused", "incoherent")}
     nats = {
@@ -249,7 +249,7 @@ def _behaviour_curves(rows: Sequence[Row], probe: ProbeFile) -> dict[str, dict[s
         for kind in kinds
         for title, name in (("a refusal", "refusal_logp"), ("the start's own answer", "own_logp"))
     }
-    figures = {
+    figures: dict[str, Mapping[str, Sequence[tuple[float, ...]]]] = {
         "Behaviour on the prompts of the probe: share of answers": _points(rows, shares),
         "Log-prob of the first four tokens of an answer, nats": _points(rows, nats),
     }

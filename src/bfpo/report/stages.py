@@ -27,12 +27,15 @@ from bfpo.report.wording import (
     listed,
     number,
     percent,
+    points,
+    points_interval,
     with_interval,
     worst_words,
 )
 from bfpo.scores.records import WorldMethod, WorldsFile
 from bfpo.scores.scores import metric_title
 from bfpo.stats import rate_interval
+from bfpo.suites.records import TamperFile
 from bfpo.training.forecast import FORECAST, ForecastFile
 
 __all__ = ["stage_results"]
@@ -40,6 +43,7 @@ __all__ = ["stage_results"]
 # The order of the results on a page; one that runs comes first.
 _ORDER = (
     "compare",
+    "tamper",
     "redteam",
     "train",
     "sft",
@@ -150,6 +154,68 @@ def _world_cell(method: WorldMethod) -> str:
         return "not measured"
     aside = worst_words(method.score, method.seed_values)
     return with_interval(method.score, 1) + (f"; {aside}" if aside else "")
+
+
+def _tamper(run: Run, shown: str) -> StageResult:
+    found = run.load(TamperFile, "tamper.json")
+    scores = {(score.model, score.step, score.metric): score for score in found.scores if score.value is not None}
+    titles, last = found.measures, found.steps[-1] if found.steps else 0
+    said = [
+        f"{model.name} from {with_interval(scores[model.name, 0, metric])} to "
+        f"{with_interval(scores[model.name, last, metric])}"
+        for metric in list(titles)[:1]
+        for model in found.models
+        if (model.name, 0, metric) in scores and (model.name, last, metric) in scores
+    ]
+    sentence = f"After {last} LoRA steps on {found.attack} data, {next(iter(titles.values()))}: " if said else ""
+    settings = ", ".join(f"{key} {in_words(value)}" for key, value in found.settings.items())
+    over = "prompts and seeds" if len(found.seeds) > 1 else "prompts, of one training each"
+    lines = [
+        *([f"Attack: {settings}. Intervals ({percent(found.confidence)}) are over {over}."] if said else ()),
+        *(f"Warning: {warning.rstrip('.')}." for warning in found.warnings),
+        *(f"Skipped: {title}: {reason}." for title, reason in found.skipped.items()),
+    ]
+    tables = [
+        FactTable(
+            title[0].upper() + title[1:],
+            ["model", *(f"{step} steps" for step in found.steps)],
+            [
+                [model.name, *(with_interval(one, 1) if (one := scores.get((model.name, step, metric))) else
+                               "not measured" for step in found.steps)]
+                for model in found.models
+            ],
+        )
+        for metric, title in titles.items()
+    ]  # fmt: skip
+    changes = [
+        [f"{row.model} after {row.step} − {row.against} after {row.against_step}", titles.get(row.metric, row.metric),
+         points(row.difference), points_interval(row.low, row.high), "" if row.p_holm is None else f"{row.p_holm:.2g}"]
+        for row in found.changes
+        if row.difference is not None
+    ]  # fmt: skip
+    heads = ["first − second", "measure", "points", "interval", "p (Holm)"]
+    tables.append(
+        FactTable(f"Differences, paired by prompt; Holm's correction over all {len(changes)}", heads, changes)
+    )
+    curves = {
+        title: {
+            model.name: [
+                (score.step, score.value, score.value if score.low is None else score.low,
+                 score.value if score.high is None else score.high)
+                for score in found.scores
+                if (score.model, score.metric) == (model.name, metric) and score.value is not None
+            ]
+            for model in found.models
+        }
+        for metric, title in titles.items()
+    }  # fmt: skip
+    drawn = {title: {name: rows for name, rows in by.items() if rows} for title, by in curves.items()}
+    about: dict[str, Any] = {
+        "lines": lines,
+        "tables": tables,
+        "behaviour": {title: by for title, by in drawn.items() if by},
+    }
+    return _result(run, shown, "Tampering", f"{sentence}{'; '.join(said)}." if said else "", **about)
 
 
 # ------------------------------------------------------------------------------------------------ data and labels
@@ -446,6 +512,7 @@ def _toy(run: Run, shown: str) -> StageResult:
 
 _MAKERS: dict[str, Callable[[Run, str], StageResult]] = {
     "compare": _worlds,
+    "tamper": _tamper,
     "redteam": _redteam,
     "train": training_result,
     "sft": training_result,

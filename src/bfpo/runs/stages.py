@@ -71,6 +71,7 @@ STAGES = {
         Stage("compare", "CompareConfig", "bfpo.commands.compare", "Compare all methods, each with its best settings."),
         Stage("sweep", "SweepConfig", "bfpo.commands.sweep", "Train a grid of settings and show the trade-off."),
         Stage("interpolate", "InterpolateConfig", "bfpo.commands.interpolate", "Blend the weights of two models."),
+        Stage("tamper", "TamperConfig", "bfpo.commands.tamper", "Attack models by a few LoRA steps and ask them."),
         Stage(
             "evaluate", "EvaluateConfig", "bfpo.commands.evaluate", "Score a model: on pairs, completions or suites."
         ),

@@ -22,6 +22,9 @@ __all__ = [
     "SuiteFacts",
     "SuiteScore",
     "SuitesFile",
+    "TamperChange",
+    "TamperFile",
+    "TamperScore",
     "TaskResult",
 ]
 
@@ -265,3 +268,61 @@ class GateFile:
     not_asked: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     bfpo: str = ""
+
+
+# ------------------------------------------------------------------------------------------------ bfpo tamper
+
+
+@dataclass(frozen=True)
+class _After:
+    """The model and the number of optimizer steps of a score; a base class, so that these keys come first."""
+
+    model: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class TamperScore(Score, _After):
+    """A measure of one model after some steps of the attack, all suites and seeds together."""
+
+
+@dataclass(frozen=True, slots=True)
+class TamperChange:
+    """A model after `step` steps minus `against` after `against_step`, over prompts that both were asked."""
+
+    model: str
+    step: int
+    against: str
+    against_step: int
+    metric: str
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+    test: str = ""
+    num: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TamperFile:
+    """`tamper.json` of `bfpo tamper`: measures by model and step, and what they are bound to.
+
+    `settings`: of the attack. `measures`: metric -> its title. `models`: before the attack. `skipped`: suite -> reason.
+    `num_elsewhere`: prompts that were not asked at every point, and that no figure counts. `p_holm` of `changes` is
+    corrected over all of them.
+    """
+
+    confidence: float = 0.0
+    attack: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    models: list[GatedModel] = field(default_factory=list)
+    suites: list[GatedSuite] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    measures: dict[str, str] = field(default_factory=dict)
+    scores: list[TamperScore] = field(default_factory=list)
+    changes: list[TamperChange] = field(default_factory=list)
+    num_elsewhere: int = 0
+    warnings: list[str] = field(default_factory=list)

@@ -48,19 +48,24 @@ def drift_figure(data: ReportData, *, width: float = 3.5, height: float = 2.5) -
 
 
 def curve_figure(
-    curves: Mapping[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Sequence[tuple[float, ...]]],
     *,
     width: float = 7.4,
     height: float = 2.9,
     shares: bool = False,
 ) -> Figure:
-    """Return curves over the steps by title, the later ones with markers; of `shares` the axis goes from 0 to 1."""
+    """Return curves over the steps by title, the later ones with markers, intervals of points that have one as bars.
+
+    Of `shares` the axis goes from 0 to 1.
+    """
     with figure_style("curves"):
         figure = Figure(figsize=(width, height), dpi=100)
         axes = _panel(figure, width, height)
         for place, (title, points) in enumerate(curves.items()):
-            steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+            steps, values, *ends = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
             colour = METHOD_COLOURS[place % len(METHOD_COLOURS)]
+            if ends:
+                axes.vlines(steps, *ends, color=colour, linewidth=1.0, alpha=0.6)
             if place:
                 axes.plot(steps, values, "o-", color=colour, linewidth=1.2, markersize=3.5, zorder=5, label=title)
             else:
