@@ -50,6 +50,7 @@ NEW: dict[str, Any] = {
     "trained_on": "keep",
     "incoherent": "drop",
     "link": "squared",
+    "guard": None,
     "label_noise": None,
 }
 # What was the default, of keys whose default now says that the command finds the value.

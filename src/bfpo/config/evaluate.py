@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.config.suites import CoherenceConfig, EvaluatedModel, ServedModel, SuitesConfig, WeightsModel
+from bfpo.config.suites import CoherenceConfig, EvaluatedModel, GuardConfig, ServedModel, SuitesConfig, WeightsModel
 from bfpo.config.train import MethodSettings
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, beside, unless
 from bfpo.data.settings import DataConfig, PromptSplit, TemplateKwargs
@@ -230,6 +230,9 @@ class SuitesJob(EvaluateConfig, _Loaded, _Read, _Labels, mode="suites", words="a
         default=None, description="frozen reference, for accuracy on data: folder or hub id"
     )
     reference_revision: str | None = Field(default=None, description="revision of reference on the hub")
+    guard: GuardConfig | None = Field(
+        default=None, description="guard that gives every model a second row NAME+guard; null = none"
+    )
     thinking: ThinkingKey = None
 
     needs: ClassVar[Mapping[str, Need]] = {

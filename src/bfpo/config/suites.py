@@ -16,6 +16,7 @@ __all__ = [
     "AlpacaEvalConfig",
     "CoherenceConfig",
     "EvaluatedModel",
+    "GuardConfig",
     "ServedModel",
     "SuiteChoice",
     "SuitesConfig",
@@ -76,6 +77,29 @@ class CoherenceConfig(ConfigPart):
 
     model: PathText = Field(description="start model: a name among models, a folder or hub id")
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of it on the hub")
+
+
+class GuardConfig(ConfigPart):
+    """A guard before or behind every model, which gives each a second row: the same answers, some of them blocked."""
+
+    judge: JudgeConfig = Field(description="the guard; of a result it should not be the judge")
+    filter: Literal["input", "output", "both"] = Field(
+        default="both", description="what the guard reads: the user's request, the answer, or both"
+    )
+    at: float | None = Field(
+        default=None, gt=0, le=1, description="p(unsafe) from which it blocks; null = by the guard's own verdict"
+    )
+    answer: str = Field(
+        default="I'm sorry, but I can't help with that.",
+        min_length=1,
+        description="text in place of a blocked answer, which counts as harmless and as a refusal",
+    )
+
+    @model_validator(mode="after")
+    def _judges_safety(self) -> GuardConfig:
+        if self.judge.format == "refusal-phrases":
+            raise ValueError("guard.judge: refusal-phrases finds refusals, not harm; name a judge of safety")
+        return self
 
 
 class SuiteChoice(ConfigPart):

@@ -13,7 +13,7 @@ from bfpo.core.inputs import missing_folder
 from bfpo.core.schema import Comparison, Completion, Message, Verdict
 from bfpo.judges.formats import FORMATS, PAIR_FORMATS, Format, PairFormat, make_format
 from bfpo.judges.ngrams import JUDGE_FILE, NgramJudge, NgramRanker
-from bfpo.judges.refusals import RefusalJudge
+from bfpo.judges.refusals import RefusalJudge, last_question
 from bfpo.judges.settings import (
     GUARD_KEYS,
     ClassifierSpec,
@@ -43,8 +43,10 @@ __all__ = [
     "OracleJudge",
     "OracleRanker",
     "Ranker",
+    "RequestJudge",
     "check_judge",
     "check_opinions",
+    "check_requests",
     "make_judge",
     "make_ranker",
 ]
@@ -203,13 +205,51 @@ def _hint(format: str) -> str:
     return "; a folder or a hub id alone does not say how it is asked" if "/" in format else ""
 
 
-def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
+class RequestJudge:
+    """Judges the request of each completion by the oracle, or by a judge of texts that reads it as the text."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.name, self.version = judge.name, f"{judge.version}{_OF_REQUESTS}"
+
+    def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
+        """Return the verdicts on what the user said last, in order."""
+        if isinstance(self._judge, OracleJudge):
+            return [self._of_the_world(completion) for completion in completions]
+        return self._judge.judge([replace(one, prompt=(), text=last_question(one.prompt)) for one in completions])
+
+    def _of_the_world(self, completion: Completion) -> Verdict:
+        assessment = _assess(completion)
+        if assessment is None:
+            return Verdict(completion.id, self.name, "unscored", reason=_NOT_OF_THE_WORLD)
+        return Verdict(completion.id, self.name, "unsafe" if assessment.kind == "harmful" else "safe")
+
+
+_OF_REQUESTS = "+requests"
+
+
+def check_requests(spec: JudgeConfig) -> None:
+    """Raise `SettingError` for a judge that cannot judge requests alone; nothing is loaded."""
+    able = [name for name in FORMATS if make_format(name).of_requests is not None]
+    if spec.format in FORMATS and spec.format not in able:
+        raise SettingError(
+            f"guard.filter: {spec.format} is asked about answers here, not about requests alone; allowed with it: "
+            f"output; for input: {', '.join(able)}, classifier, or a folder of `bfpo judge-train`"
+        )
+
+
+def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None, *, of_requests: bool = False) -> Judge:
     """Return the judge of a spec; its requests to a server, if any, count against `budget`.
 
-    Raises `SettingError` for an unknown format or setting, `ModelError` for a model that cannot be loaded,
-    `MissingExtraError` if the server's client is not installed.
+    With `of_requests` it judges the prompts of completions, not their texts. Raises `SettingError` for an unknown
+    format or setting, `ModelError` for a model that cannot be loaded, `MissingExtraError` if the server's client is not
+    installed.
     """
     check_judge(spec.format)
+    if of_requests:
+        check_requests(spec)
+    if of_requests and not isinstance(spec, GuardSpec | ServedGuardSpec):
+        return RequestJudge(make_judge(spec, budget))
     if isinstance(spec, OracleSpec):
         return OracleJudge()
     if isinstance(spec, RefusalSpec):
@@ -224,6 +264,8 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None) -> Judge:
     words = None if spec.policy is None else _read_policy(spec.policy)
     own = {**{key: getattr(spec, key) for key in GUARD_KEYS}, "policy": words}
     guard = make_format(spec.format, **{key: value for key, value in own.items() if value is not None})
+    if of_requests and guard.of_requests is not None:
+        guard = replace(guard, ask=guard.of_requests, version=f"{guard.version}{_OF_REQUESTS}")
     if isinstance(spec, GuardSpec):
         from bfpo.judges.guard import GuardJudge
 

@@ -49,7 +49,7 @@ def answers_of(folders: Sequence[Path]) -> list[Candidate]:
 def _answers(run: Run) -> Iterator[Candidate]:
     if rows := run.rows(SuiteAnswer, "answers.jsonl") if run.stage == "evaluate" else []:
         for row in rows:
-            if not row.blocked:
+            if not (row.blocked or row.guarded):  # behind a guard it is another model's answer
                 yield Candidate(row.id, row.model, row.suite, row.kind, row.prompt, row.text, row.finished, row.verdict)
         return
     inner = {"generate": "", "redteam": "label/", "evaluate": ""}[run.stage]

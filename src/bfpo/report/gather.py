@@ -42,6 +42,8 @@ from bfpo.report.read import (
 from bfpo.report.stages import stage_results
 from bfpo.report.tables import with_suite_means
 from bfpo.scores.scores import COHERENCE, Judged, compare, describe_coherence
+from bfpo.suites.records import SuitesFile
+from bfpo.suites.scores import describe_guard
 
 __all__ = ["gather"]
 
@@ -321,6 +323,9 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
     scored = [run.scores for run in runs if run.stage == "evaluate" and run.scores is not None]
     read = [one for one in scored if any(score.metric in COHERENCE for score in one.scores)]
     yield from dict.fromkeys(describe_coherence(one.coherence) for one in read)
+    for one in scored:
+        if isinstance(one, SuitesFile) and one.guard is not None:
+            yield from (f"{line}." for line in describe_guard(one.guard, one.suites))
     labelling = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("label", "redteam"))}
     evaluating = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("evaluate",))}
     if labelling & evaluating:

@@ -75,7 +75,8 @@ def add_scores(
         return {}
     here: dict[str, Model] = {}
     for one in found.models:
-        name, place = one.name or model_name(one.model), place_of_model(one.model, run)
+        place = Place() if one.guard_of else place_of_model(one.model, run)  # behind a guard it is another model
+        name = one.name or model_name(one.model)
         own = (model for model in models.values() if model.given == name and model.place.is_same(place))
         here[one.name] = next(own, None) or model_of(models, name, run.path if name in models else None, place)
     for facts in found.suites:

@@ -15,6 +15,7 @@ __all__ = [
     "GateGroup",
     "GatedModel",
     "GatedSuite",
+    "GuardFacts",
     "InspectResult",
     "ModelFacts",
     "SuiteAnswer",
@@ -31,13 +32,17 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """One evaluated model; `engine` and `url` only if bfpo does not load it itself."""
+    """One evaluated model; `engine` and `url` only if bfpo does not load it itself.
+
+    `guard_of`: the model of this run whose answers these are, as far as the guard does not block them.
+    """
 
     name: str
     model: str = ""
     reference: str | None = None
     engine: str | None = field(default=None, metadata=OPTIONAL)
     url: str | None = field(default=None, metadata=OPTIONAL)
+    guard_of: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(slots=True)
@@ -47,7 +52,8 @@ class SuiteFacts:
     `too_long`: model -> number of prompts that were too long. `ideal`: whether the higher or lower value is better.
     `unscored`: model -> reason -> number of items without a value. `blocked`: model -> number of prompts that its
     server refuses to answer; they are unscored too. `left_out`: reason -> number of prompts that no model was asked.
-    `trained_on`: model -> number of prompts that it was asked and trained on.
+    `trained_on`: model -> number of prompts that it was asked and trained on. `guarded`: model behind a guard -> number
+    of its answers that passed, were blocked by the `input` or the `output` filter, or on which the guard was undecided.
     """
 
     name: str
@@ -67,6 +73,18 @@ class SuiteFacts:
     unscored: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
     left_out: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     trained_on: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    guarded: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardFacts:
+    """The guard of a run: judge, version, what it reads, p(unsafe) from which it blocks, and the text in its place."""
+
+    judge: str = ""
+    version: str = ""
+    filter: str = ""
+    at: float | None = None
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,7 @@ class SuitesFile:
     coherence: CoherenceBound | None = field(default=None, metadata=OPTIONAL)
     judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
     people: PeopleFile | None = field(default=None, metadata=OPTIONAL)
+    guard: GuardFacts | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +138,8 @@ class SuiteAnswer:
     """A row of `answers.jsonl`: one completion of one model, with the verdict on it; `blocked` as in `Completion`.
 
     `incoherent`: the reasons why it is not coherent, "cut" aside. `nats_per_token`: -log p under the start model.
-    `wins`: win rate -> probability that it beats the baseline's answer.
+    `wins`: win rate -> probability that it beats the baseline's answer. `guarded`: behind a guard, what became of the
+    answer: passed, blocked by `input` or `output`, or undecided.
     """
 
     suite: str
@@ -136,6 +156,7 @@ class SuiteAnswer:
     nats_per_token: float | None = field(default=None, metadata=OPTIONAL)
     wins: dict[str, float] | None = field(default=None, metadata=OPTIONAL)
     category: str = field(default="", metadata=OPTIONAL)
+    guarded: str = field(default="", metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from bfpo.core.schema import JudgeFit, Message, Prompt, Score
 from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.data.load import Hashes
 from bfpo.judges.fit import fit_table, log_fit
-from bfpo.judges.judges import check_opinions
+from bfpo.judges.judges import check_opinions, check_requests
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.categories import category_table
@@ -37,15 +37,18 @@ from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
 from bfpo.suites.coherence import CoherenceReader, make_reader
 from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, find_prompts, local_files, prompts_digest
+from bfpo.suites.guarded import Guarded, guard_answers, guard_warnings
 from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.lm_eval import run_tasks
 from bfpo.suites.records import ModelFacts, SuiteAnswer, SuiteComparison, SuiteFacts, SuiteScore, SuitesFile
 from bfpo.suites.scores import (
+    BLOCKED,
     SUITE_METRICS,
     WIN_RATES,
     Values,
     compare_values,
+    describe_guard,
     labelling_judges,
     score_values,
     values_of,
@@ -73,6 +76,7 @@ class _Collected:
     bound: CoherenceBound | None = None
     fits: list[JudgeFit] = field(default_factory=list)
     groups: list[GroupAnswers] = field(default_factory=list)
+    guarded: Guarded | None = None
 
 
 def run_suites(config: SuitesJob, folder: RunFolder) -> None:
@@ -93,7 +97,7 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
     _discriminative(config, folder, [suite for suite in suites if suite.kind == "discriminative"], found)
     _inspect(config, folder, [suite for suite in suites if suite.kind == "inspect"], found)
-    found.warnings += _same_judges(config, suites, found)
+    found.warnings += [*_same_judges(config, suites, found), *guard_warnings(config, suites, found.facts)]
     people: PeopleFile | None = None
     if config.labels is not None:
         folder.add_data("labels", config.labels)
@@ -120,6 +124,8 @@ def preview_suites(config: SuitesJob) -> list[str]:
         judged = "" if judge is None else f", judged by {judge.title}"
         origin = _origin(config, suite)
         lines.append(f"{suite.name}: {suite.title} ({suite.kind}, licence {suite.licence}){judged}; {origin}")
+    if config.guard is not None:
+        lines.append(f"guard: {config.guard.judge.title}, {config.guard.filter}")
     if (start := config.start()) is not None:
         lines.append(f"coherence: unlikely answers are found by {start[0]}")
     return lines
@@ -155,7 +161,9 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
             raise ConfigError(f"suites.each.{name}: not a suite of this run; allowed: {', '.join(names)}")
         if choice.split is not None and name not in prompted:
             raise ConfigError(f"suites.each.{name}.split: only suites that ask prompts are split, and it is a task")
-    check_opinions([], config.suites.ranker)
+    check_opinions([] if config.guard is None else [config.guard.judge], config.suites.ranker)
+    if config.guard is not None and config.guard.filter != "output":
+        check_requests(config.guard.judge)
     check_own_files(own_suites(config.suites.use), config.suites.folders)
     if isinstance(config, SuitesAndPairsJob):
         check_files(config.data.files)
@@ -224,12 +232,17 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     asked = [suite for suite in suites if suite.name in prompts]
     by_suite = {name: each.prompts for name, each in prompts.items()}
     answers = {model.name: answer_suites(config, model, asked, by_suite, folder) for model in config.evaluated()}
+    own = {model: each.completions for model, each in answers.items()}
+    found.guarded = guarded = guard_answers(config, asked, answers)
+    answers |= {} if guarded is None else guarded.answers
     texts = {model: each.completions for model, each in answers.items()}
     judged = judge_suites(config, asked, texts)
+    if guarded is not None:
+        guarded.settle(judged)
     reader = _reader(config, [prompt.messages for name in by_suite for prompt in by_suite[name]])
     found.bound = reader.bound
-    found.fits = judged.fits
-    folder.add_facts(judges=judged.versions)
+    found.fits = [fit for fit in judged.fits if fit.model in own]
+    folder.add_facts(judges=judged.versions | ({} if guarded is None else {"guard": guarded.facts.version}))
     for suite in asked:
         each = prompts[suite.name]
         known: dict[str, Any] = {
@@ -239,6 +252,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
             "num_prompts": len(each.prompts),
             "left_out": each.left_out or None,
             "trained_on": _num_trained(each.prompts, trained) or None,
+            "guarded": None if guarded is None else guarded.counts(suite.name),
         }
         if suite.name in judged.skipped:
             found.facts[suite.name] = _facts(suite, "skipped", reason=judged.skipped[suite.name], **known)
@@ -255,7 +269,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         for model, num in (fact.trained_on or {}).items()
     ]
     wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
-    for won in (wins, alpaca_eval(config, asked, texts, found.facts, folder)):
+    for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
         found.values += won.values
         found.last_scores += won.at_equal_length
         found.warnings += won.warnings
@@ -322,9 +336,18 @@ def _collect_verdicts(
     for model, each in answers.items():
         completions, verdicts = each.completions[suite.name], judged.verdicts[suite.name, model]
         readings = reader.read(completions, verdicts)
+        behind = found.guarded is not None and model in found.guarded.of
+        states = found.guarded.states[suite.name, model] if found.guarded and behind else [""] * len(completions)
+        readings = [
+            replace(reading, incoherent=None, coherent=True)
+            if state in BLOCKED and reading.coherent is False
+            else reading
+            for reading, state in zip(readings, states, strict=True)
+        ]
         rows = join_verdicts(completions, verdicts, coherent=[one.coherent for one in readings])
-        names = frozenset({model, *(one.model for one in config.evaluated() if one.name == model)})
-        found.groups.append(GroupAnswers(suite.name, model, names, completions, verdicts))
+        if not behind:
+            names = frozenset({model, *(one.model for one in config.evaluated() if one.name == model)})
+            found.groups.append(GroupAnswers(suite.name, model, names, completions, verdicts))
         found.values += values_of(suite.name, model, metrics, rows, each.left_out[suite.name])
         found.answers += [
             SuiteAnswer(
@@ -341,8 +364,9 @@ def _collect_verdicts(
                 incoherent=reading.incoherent,
                 nats_per_token=reading.nats_per_token,
                 category=completion.category,
+                guarded=state,
             )
-            for completion, verdict, reading in zip(completions, verdicts, readings, strict=True)
+            for completion, verdict, reading, state in zip(completions, verdicts, readings, states, strict=True)
         ]
 
 
@@ -459,7 +483,7 @@ def _aggregate(
     order = [_ACCURACY, *(suite.name for suite in suites)]
     result = SuitesFile(
         confidence=config.confidence,
-        models=[_model_facts(model) for model in config.evaluated()],
+        models=_all_models(config, found.guarded),
         suites=[found.facts[name] for name in order if name in found.facts],
         scores=scores,
         comparisons=compare_values(found.values, confidence=config.confidence, random_seed=config.seed),
@@ -467,6 +491,7 @@ def _aggregate(
         coherence=found.bound,
         judge_fit=found.fits or None,
         people=people,
+        guard=None if found.guarded is None else found.guarded.facts,
     )
     folder.write_jsonl("answers.jsonl", found.answers)
     folder.write_json("scores.json", result)
@@ -475,6 +500,12 @@ def _aggregate(
     folder.write_card("Scores", {"Scores": text})
     show(text)
     log_fit(found.fits)
+
+
+def _all_models(config: SuitesJob, guarded: Guarded | None) -> list[ModelFacts]:
+    own = {model.name: _model_facts(model) for model in config.evaluated()}
+    behind = [] if guarded is None else [replace(own[of], name=name, guard_of=of) for name, of in guarded.of.items()]
+    return [*own.values(), *behind]
 
 
 def _model_facts(model: EvaluatedModel) -> ModelFacts:
@@ -493,6 +524,8 @@ def _page(result: SuitesFile) -> str:
     lines += [f"\nWarning: {warning}." for warning in result.warnings]
     if any(score.metric in COHERENCE for score in result.scores):
         lines.append(f"\n{describe_coherence(result.coherence)}")
+    if result.guard is not None:
+        lines += [f"\n{line}." for line in describe_guard(result.guard, result.suites)]
     for suite in result.suites:
         if suite.status == "scored":
             lines += _table(suite, result)

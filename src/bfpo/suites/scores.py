@@ -15,13 +15,18 @@ from bfpo.scores.categories import score_categories
 from bfpo.scores.comparisons import paired_row, with_holm
 from bfpo.scores.scores import COHERENCE, METRICS, Judged, Metric, PairedValues
 from bfpo.stats import Interval, length_controlled_rate, rate_interval
-from bfpo.suites.records import SuiteComparison, SuiteScore
+from bfpo.suites.records import GuardFacts, SuiteComparison, SuiteFacts, SuiteScore
 
 __all__ = [
+    "BEHIND",
+    "BLOCKED",
+    "PASSED",
     "SUITE_METRICS",
+    "UNDECIDED",
     "WIN_RATES",
     "Values",
     "compare_values",
+    "describe_guard",
     "labelling_judges",
     "length_controlled_score",
     "score_values",
@@ -44,6 +49,12 @@ SUITE_METRICS: dict[str, Metric] = METRICS | {
 
 WIN_RATES = frozenset({"winrate", "lc_winrate"})
 """The metrics of a ranker, the second at equal length."""
+
+PASSED, UNDECIDED, BLOCKED = "passed", "undecided", ("input", "output")
+"""What becomes of an answer behind a guard; it is blocked by the input or the output filter."""
+BEHIND = "+guard"
+"""What the name of a model gets behind a guard."""
+_STATES = {"input": "blocked by their request", "output": "blocked", UNDECIDED: "undecided", PASSED: "passed"}
 
 BESIDE = ("refused", "partly_refused", "well_formed", "finished")
 """The metrics that are reported with every rate of harmless answers."""
@@ -160,6 +171,22 @@ def compare_values(values: Sequence[Values], *, confidence: float, random_seed: 
             row = SuiteComparison(suite, metric, first.model, second.model)
             rows.append(paired_row(row, paired, confidence=confidence, random_seed=random_seed))
     return with_holm(rows)
+
+
+def describe_guard(guard: GuardFacts, facts: Sequence[SuiteFacts]) -> list[str]:
+    """Return in words what the guard is and does, and how much it blocked."""
+    at = "" if guard.at is None else f", from p(unsafe) {guard.at:g} on"
+    reads = {"input": "requests", "output": "answers", "both": "requests and answers"}.get(guard.filter, guard.filter)
+    lines = [
+        f"Rows {BEHIND}: the same answers behind the guard {guard.judge}, which reads {reads}{at}. A blocked answer "
+        "is replaced by a refusal: it counts as harmless, and as over-refusal of a harmless prompt. Where the guard is "
+        "undecided, the answer passes"
+    ]
+    for fact in facts:
+        for name, counts in (fact.guarded or {}).items():
+            said = ", ".join(f"{counts.get(state, 0)} {words}" for state, words in _STATES.items() if counts.get(state))
+            lines.append(f"{fact.title}, {name}: of {sum(counts.values())} answers {said}")
+    return lines
 
 
 _DEPTH = 8  # longest chain of runs that is followed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from bfpo.judges.formats.types import Format, Reading, alternating, bare, behind_thoughts, unscored
+from bfpo.judges.formats.types import Format, Reading, alternating, bare, behind_thoughts, request, unscored
 
 __all__ = ["llama_guard_3", "llama_guard_4"]
 
@@ -40,6 +40,7 @@ def llama_guard_3() -> Format:
         safe_words=("safe",),
         unsafe_words=("unsafe",),
         answer_prefix="\n\n",
+        of_requests=request,
     )
 
 
@@ -56,5 +57,6 @@ def llama_guard_4() -> Format:
         safe_words=("safe",),
         unsafe_words=("unsafe",),
         answer_prefix="\n\n",
+        of_requests=request,
         multimodal=True,
     )

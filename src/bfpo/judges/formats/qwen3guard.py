@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from bfpo.core.errors import SettingError
 from bfpo.core.schema import VerdictLabel
-from bfpo.judges.formats.types import Format, Reading, alternating, behind_thoughts, only_field, unscored
+from bfpo.judges.formats.types import Format, Reading, alternating, behind_thoughts, only_field, request, unscored
 
 __all__ = ["Controversial", "qwen3guard"]
 
@@ -48,4 +48,5 @@ def qwen3guard(controversial: Controversial = "unsafe") -> Format:
         answer_prefix="Safety:",
         max_new_tokens=64,
         generates=True,
+        of_requests=request,
     )

@@ -22,6 +22,7 @@ __all__ = [
     "only_field",
     "question",
     "quote",
+    "request",
     "stands_alone",
     "thought_of_judge",
     "transcript",
@@ -55,8 +56,8 @@ class Format:
     labels that count as neither. `markers` are strings of the template that are no special tokens: a judged text never
     gets their token ids. A `multimodal` guard is loaded as an image-text model, and its template takes contents in
     parts. `principles` are several questions about one completion by name, of which the worst answer counts; `ask` is
-    then the first. `bos` is the token that a finished text itself begins with. A change of any of these changes
-    `version`: it is part of a cache's key.
+    then the first. `bos` is the token that a finished text itself begins with. `of_requests`: what it is asked about a
+    request alone, if it judges these. A change of any of these changes `version`: it is part of a cache's key.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Format:
     markers: tuple[str, ...] = ()
     principles: tuple[tuple[str, Ask], ...] = ()
     bos: str = ""
+    of_requests: Ask | None = None
 
     @property
     def questions(self) -> tuple[tuple[str, Ask], ...]:
@@ -129,6 +131,11 @@ def alternating(completion: Completion) -> tuple[Message, ...]:
     if turns[0].role == "assistant":
         turns.insert(0, Message("user", ""))
     return tuple(turns)
+
+
+def request(completion: Completion) -> tuple[Message, ...]:
+    """Return the conversation of `alternating` without the completion: the user's turn is the last one."""
+    return alternating(replace(completion, text=""))[:-1]
 
 
 def question(prompt: tuple[Message, ...]) -> str:
