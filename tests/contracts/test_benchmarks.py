@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import rampup, report, scaling, throughput
+from benchmarks import balance, rampup, report, scaling, throughput
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.process import read_results, write_results
 from benchmarks.summary import (
@@ -26,7 +26,7 @@ from benchmarks.summary import (
 from benchmarks.workload import EOS, MODELS, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
 from bfpo import BfpoError
 from bfpo.core.errors import TrainingError
-from bfpo.data.pack import collate_pairs, longest_text
+from bfpo.data.pack import collate_pairs, longest_text, pair_sizes
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
 from messages import raises
@@ -43,6 +43,26 @@ def test_the_sizes_are_those_that_are_named():
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {f"model.layers.{i}.mlp.down_proj.weight" for i in range(SHAPE.layers)}
     assert torch.equal(make_model(SHAPE).lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("lengths", balance.LENGTHS)
+def test_eight_processes_share_the_pairs_of_a_step_evenly(lengths):
+    """16 pairs each: dealt by length no process waits for more than a twentieth; at random they would."""
+    generator = np.random.default_rng(1)
+    steps = [pair_sizes(balance.draw_lengths(lengths, 16 * 8, generator), form="packed") for _ in range(20)]
+    dealt = [balance.useful(sizes, 8, dealt=True) for sizes in steps]
+    assert min(dealt) >= 0.95
+    assert np.median([balance.useful(sizes, 8, dealt=False) for sizes in steps]) < 0.9
+
+
+def test_the_table_of_shares(tmp_path, capsys):
+    balance.main(["--quick", "--pairs", "16", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| lengths |")
+    assert len(lines) == 2 + 2 * len(balance.LENGTHS)
+    results = read_results(tmp_path, "balance")
+    assert results is not None
+    assert all(run["dealt"][1] >= run["random"][1] for run in results["runs"])
 
 
 def test_pairs_have_the_lengths_of_chat_data_and_depend_on_the_seed_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pickle
 
 import numpy as np
@@ -18,7 +19,9 @@ from bfpo.data.pack import (
     PackedLayout,
     PairCollator,
     collate_pairs,
+    deal,
     longest_text,
+    pair_sizes,
     split_by_tokens,
 )
 from bfpo.data.streams import PairItem, TwoStreamDataset
@@ -148,3 +151,24 @@ def test_a_pickled_layout_leaves_its_tensors_behind() -> None:
     copy = pickle.loads(pickle.dumps(LAYOUT))
     assert copy.lengths == LAYOUT.lengths
     assert copy._made == {}
+
+
+def test_pairs_are_dealt_by_length() -> None:
+    assert deal([5, 9, 1, 4, 8], 2) == [[1, 2, 3], [0, 4]]  # 9 + 4 + 1 and 8 + 5
+    assert deal([3, 1], 4) == [[0], [1], [], []]
+    generator = np.random.default_rng(0)
+    for num in (1, 5, 9):
+        sizes: list[int] = generator.integers(1, 60, num).tolist()
+        shares = deal(sizes, 3)
+        assert sorted(itertools.chain(*shares)) == list(range(num))
+        best = min(
+            max(sum(size for size, owner in zip(sizes, owners, strict=True) if owner == k) for k in range(3))
+            for owners in itertools.product(range(3), repeat=num)
+        )
+        assert max(sum(sizes[place] for place in share) for share in shares) <= (4 / 3 - 1 / 9) * best
+
+
+def test_sizes_of_pairs_by_form() -> None:
+    lengths = np.array([[2, 1, 2], [5, 7, 3]])
+    assert pair_sizes(lengths, form="packed").tolist() == [5, 15]
+    assert pair_sizes(lengths, form="padded").tolist() == [4, 12]

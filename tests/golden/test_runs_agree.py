@@ -139,12 +139,13 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from tiny import tiny_model, tiny_pairs, tiny_trainer
 trainer = tiny_trainer(
-    Path({folder!r}), model=tiny_model(dtype=torch.float64), main=tiny_pairs(24, 1),
+    Path({folder!r}), model=tiny_model(dtype=torch.float64), main=tiny_pairs({num_pairs}, 1),
     buffer=tiny_pairs(7, 2, cells="safe"), anchor_weight=0.3, buffer_weight=0.5, max_steps=5, reference={reference!r},
     per_device_train_batch_size=4, gradient_accumulation_steps={accumulation}, logging_steps=1,
     max_tokens_per_microbatch={max_tokens}, ddp_find_unused_parameters=False, eval_dataset=tiny_pairs(5, 9),
+    save_strategy="steps", save_steps=2,
 )
-trainer.train()
+trainer.train(resume_from_checkpoint={resume!r})
 metrics = trainer.evaluate()
 if trainer.is_world_process_zero():
     logs = [row for row in trainer.state.log_history if "learning_rate" in row]
@@ -156,20 +157,25 @@ if torch.distributed.is_initialized():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reference", ["swap", "precompute"])
-def test_two_processes_agree_with_one_of_twice_the_accumulation(tmp_path: Path, reference: str) -> None:
-    """At 25 tokens the processes cut their shares into different numbers of micro-batches."""
+@pytest.mark.parametrize(("reference", "num_pairs"), [("swap", 24), ("precompute", 22), ("swap", 17)])
+def test_two_processes_agree_with_one_of_twice_the_accumulation(tmp_path: Path, reference: str, num_pairs: int) -> None:
+    """Steps of 8, the last of an epoch of 8, 6 and 1; at 25 tokens the shares differ in their number of micro-batches.
+
+    The third run continues that of two processes from its second step.
+    """
     results = []
-    for processes in (1, 2):
-        out = tmp_path / f"{processes}.pt"
-        script = tmp_path / f"run{processes}.py"
+    for name, processes, resume in (("1", 1, None), ("2", 2, None), ("2", 2, str(tmp_path / "2" / "checkpoint-2"))):
+        out = tmp_path / f"{len(results)}.pt"
+        script = tmp_path / f"run{len(results)}.py"
         script.write_text(
             PROCESSES.format(
                 tests=str(Path(__file__).parents[1]),
-                folder=str(tmp_path / str(processes)),
+                folder=str(tmp_path / name),
                 reference=reference,
+                num_pairs=num_pairs,
                 accumulation=2 // processes,
                 max_tokens=25,
+                resume=resume,
                 out=str(out),
             )
         )
@@ -183,13 +189,15 @@ def test_two_processes_agree_with_one_of_twice_the_accumulation(tmp_path: Path, 
         )
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(out, weights_only=False))
-    one, two = results
-    # the two processes see the same pairs of each step, in another order within it
-    assert largest_difference(one["weights"], two["weights"]) < 1e-6
+    one = results[0]
     assert len(one["logs"]) == 5
-    for row, other in zip(one["logs"], two["logs"], strict=True):
-        assert row.keys() == other.keys()
-        for name, value in row.items():
-            assert value == pytest.approx(other[name], rel=1e-6, abs=1e-9), name
-    assert one["metrics"]["eval_num_pairs"] == two["metrics"]["eval_num_pairs"] == 5
-    assert one["metrics"]["eval_loss"] == pytest.approx(two["metrics"]["eval_loss"], rel=1e-6)
+    for two in results[1:]:
+        # The processes share out the pairs of each step, and sum them in another order.
+        assert largest_difference(one["weights"], two["weights"]) < 1e-6
+        assert len(two["logs"]) == 5
+        for row, other in zip(one["logs"], two["logs"], strict=True):
+            assert row.keys() == other.keys()
+            for name in row.keys() - {"epoch"}:  # which counts batches: 5 of one process, 3 of each of two, in 17 pairs
+                assert row[name] == pytest.approx(other[name], rel=1e-6, abs=1e-9), name
+        assert one["metrics"]["eval_num_pairs"] == two["metrics"]["eval_num_pairs"] == 5
+        assert one["metrics"]["eval_loss"] == pytest.approx(two["metrics"]["eval_loss"], rel=1e-6)

@@ -8,6 +8,7 @@ Axes: P pairs; N = 2P completions, the P chosen ones first; T tokens of a row; M
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -31,8 +32,10 @@ __all__ = [
     "PackedLayout",
     "PairCollator",
     "collate_pairs",
+    "deal",
     "longest_text",
     "on_device",
+    "pair_sizes",
     "split_by_tokens",
 ]
 
@@ -215,12 +218,16 @@ class PairCollator:
         pairs = [*(item.main for item in items), *buffer]
         indices = [item.main_index for item in items]
         indices += [item.buffer_index for item in items] if buffer else []
-        _check_reference(pairs)
-        groups = split_by_tokens([_lengths(pair) for pair in pairs], form=self.form, max_tokens=self.max_tokens)
         return {
             "pair_index": torch.tensor(indices, dtype=torch.int64),
-            "microbatches": [self._microbatch(pairs, indices, len(items), group) for group in groups],
+            "microbatches": self.microbatches(pairs, indices, len(items)),
         }
+
+    def microbatches(self, pairs: Sequence[TokenPair], indices: Sequence[int], num_main: int) -> list[MicroBatch]:
+        """Return the micro-batches of pairs, `num_main` main ones first; `indices` are their positions in streams."""
+        _check_reference(pairs)
+        groups = split_by_tokens([_lengths(pair) for pair in pairs], form=self.form, max_tokens=self.max_tokens)
+        return [self._microbatch(pairs, indices, num_main, group) for group in groups]
 
     def _microbatch(
         self, pairs: Sequence[TokenPair], indices: Sequence[int], num_main: int, places: Sequence[int]
@@ -241,7 +248,7 @@ def split_by_tokens(lengths: Sequence[tuple[int, int, int]], *, form: Form, max_
     if max_tokens is None:
         return [list(range(len(lengths)))]
     packed = form == "packed"
-    sizes = [p + c + r if packed else p + max(c, r) for p, c, r in lengths]  # padded: of each of the two rows
+    sizes: list[int] = pair_sizes(np.array(lengths).reshape(-1, 3), form=form).tolist()
     order = sorted(range(len(lengths)), key=lambda place: -sizes[place])
     groups: list[list[int]] = []
     room: list[int] = []  # packed: tokens, padded: rows
@@ -256,6 +263,28 @@ def split_by_tokens(lengths: Sequence[tuple[int, int, int]], *, form: Form, max_
         groups[k].append(place)
         room[k] -= needs  # below 0 for a pair that is longer by itself
     return [sorted(group) for group in groups]
+
+
+def pair_sizes(lengths: npt.NDArray[Any], *, form: Form) -> npt.NDArray[Any]:
+    """Return the tokens of (P, 3) pairs, (P,): packed, of the whole pair; padded, of each of its two rows."""
+    completions = lengths[:, 1:].sum(axis=1) if form == "packed" else lengths[:, 1:].max(axis=1)
+    sizes: npt.NDArray[Any] = lengths[:, 0] + completions
+    return sizes
+
+
+def deal(sizes: Sequence[int], num_shares: int) -> list[list[int]]:
+    """Return the places of each share: the largest first, each to the share that has the least so far.
+
+    The largest share is at most 4/3 - 1/(3 `num_shares`) times that of the best division (R. L. Graham, "Bounds on
+    multiprocessing timing anomalies", 1969). The same sizes give the same shares in every process.
+    """
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    loads = [(0, share) for share in range(num_shares)]
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        load, share = loads[0]
+        heapq.heapreplace(loads, (load + sizes[place], share))
+        shares[share].append(place)
+    return [sorted(share) for share in shares]
 
 
 def collate_pairs(pairs: Sequence[TokenPair], *, pad_token_id: int = 0, form: Form = "packed") -> MicroBatch:

@@ -90,12 +90,15 @@ class TwoStreamDataset(Dataset[PairItem]):
             raise IndexError(f"index: got {index}; the main stream holds {len(self._main)} pairs")
         if self._buffer is None:
             return PairItem(self._main[index], index)
-        position = int(self._epoch_order(self._buffer)[index])
+        position = int(self.buffer_index()[index])
         return PairItem(self._main[index], index, self._buffer[position], position)
 
-    def _epoch_order(self, buffer: Sequence[TokenPair]) -> npt.NDArray[np.int64]:
+    def buffer_index(self) -> npt.NDArray[np.int64]:
+        """Return the buffer pair of each main pair in this epoch, `(num_main,)`; empty without a buffer."""
+        if self._buffer is None:
+            return np.empty(0, np.int64)
         epoch = self.epoch
         if self._order is None or self._order[0] != epoch:
-            order = buffer_order(num_main=len(self._main), num_buffer=len(buffer), seed=self._seed, epoch=epoch)
+            order = buffer_order(num_main=len(self._main), num_buffer=len(self._buffer), seed=self._seed, epoch=epoch)
             self._order = (epoch, order)
         return self._order[1]

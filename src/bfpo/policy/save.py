@@ -26,7 +26,9 @@ def save_policy(
 ) -> None:
     """Write the model (safetensors) and its tokenizer to a folder; an adapter is merged into the weights first.
 
-    A quantised base is written dequantised. The model in memory keeps its adapter. Its config allows the key-value
+    LoRA is merged weight by weight and the results are held on the CPU: the model's device needs room for one weight.
+    Other adapters are merged in a copy of the model. A quantised base is written dequantised. The model in memory keeps
+    its adapter. Its config allows the key-value
     cache in generation again, which training had switched off. `state_dict`: the whole weights of a sharded model, by
     its own names; its parameters are then not read.
     """
@@ -34,12 +36,18 @@ def save_policy(
     adapted = hasattr(model, "merge_adapter")
     base = model.get_base_model() if adapted else model
     base.config.use_cache = True
-    if state_dict is not None or getattr(base, "is_quantized", False):
-        _save_plain(base, _whole_weights(model, state_dict), folder)
-    elif not adapted:
+    parts_only = state_dict is not None or getattr(base, "is_quantized", False)
+    if not adapted and not parts_only:
         base.save_pretrained(folder)
     else:
-        deepcopy(model).merge_and_unload().save_pretrained(folder)
+        try:
+            weights = _whole_weights(model, state_dict)
+        except ModelError:
+            if parts_only:
+                raise
+            deepcopy(model).merge_and_unload().save_pretrained(folder)
+        else:
+            _save_plain(base, weights, folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -54,7 +62,7 @@ def save_adapted(
 
 
 def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the weights of a model with its LoRA adapter merged in, by the names of the bare model.
+    """Return the weights of a model with its LoRA adapter merged in, by the names of the bare model, on the CPU.
 
     `state_dict`: the model's state if its own parameters are only shards; by default it is read from the model. For a
     base in four bits this is the model that was trained: the dequantised weights plus the update. Merging as peft does
@@ -79,7 +87,7 @@ def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -
         if path.endswith(".base_layer") and leaf == "weight":
             delta = _delta(base, path.removesuffix(".base_layer"), adapter, state)
             whole = (whole + delta.to(whole.device)).to(whole.dtype)
-        weights[bare] = whole.contiguous()
+        weights[bare] = whole.to("cpu").contiguous()
     return weights
 
 

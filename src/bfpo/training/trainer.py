@@ -10,19 +10,21 @@ Axes: P pairs, N = 2P completions (the P chosen ones first), K columns of metric
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from bfpo.core.errors import SettingError
-from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, longest_text, on_device
-from bfpo.data.store import reference_logps
+from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, deal, longest_text, on_device, pair_sizes
+from bfpo.data.store import reference_logps, token_lengths
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
@@ -56,8 +58,8 @@ class BFPOTrainer(Trainer):
     is drawn in shuffled cycles. The loss of an optimizer step is the mean over its main pairs + `buffer_weight` x the
     mean over its buffer pairs, dropped pairs counted as 0, however the step is cut into micro-batches and processes:
     every micro-batch is weighted by its pairs, so that a shorter last one changes nothing. Batches of the loader are
-    cut into micro-batches of at most `max_tokens_per_microbatch` tokens. (With several processes and a ragged last
-    step, accelerate repeats a few pairs to fill it up; `dataloader_drop_last` avoids that.)
+    cut into micro-batches of at most `max_tokens_per_microbatch` tokens. Several processes deal the pairs of a step
+    among themselves by length, so that none waits for the longest answers of another.
 
     `model` must have dropout off and trainable parameters chosen (`bfpo.policy.load.load_policy` does both); as it is
     now, with its adapter off, it is the reference, unless `reference` is an object of that protocol. `margin_logps`,
@@ -144,26 +146,59 @@ class BFPOTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """Return the batches of one optimizer step and the number of its pairs of each stream, over all processes.
 
-        Every process gets the maximum number of micro-batches over processes (see `_in_step`).
+        With several processes the batches hold this process' share of the step, see `_share_of_step`.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_pairs = sum(len(batch["pair_index"]) for batch in batches) // len(self.streams)
-        if self.args.world_size > 1:
-            num_pairs = int(self.accelerator.gather(torch.tensor([num_pairs], device=device)).sum())
-            for batch in batches:
-                batch["microbatches"] = self._in_step(batch["microbatches"])
-        return batches, num_pairs
+        if self.args.world_size == 1 or not batches:
+            return batches, sum(len(batch["pair_index"]) for batch in batches) // len(self.streams)
+        microbatches, num_pairs = self._share_of_step([batch["pair_index"] for batch in batches])
+        # The last batch ends the step, and is the only one that is sure to get a micro-batch.
+        cuts = [len(microbatches) * k // len(batches) for k in range(len(batches) + 1)]
+        return [{"microbatches": microbatches[start:stop]} for start, stop in pairwise(cuts)], num_pairs
 
-    def _in_step(self, microbatches: list[MicroBatch]) -> list[MicroBatch]:
-        """Return the same number of micro-batches in every process, filled up with copies of weight 0.
+    def _share_of_step(self, loaded: Sequence[Tensor]) -> tuple[list[MicroBatch], int]:
+        """Return this process' micro-batches of a step, and the step's pairs of each stream.
+
+        `loaded`: the indices of each batch of this process, main pairs first. All processes learn each other's, leave
+        out what accelerate has repeated to fill up the last batch of an epoch, and deal the pairs of both streams by
+        their tokens. The loss is the same however a step is divided.
+        """
+        mine = [index_P[: len(index_P) // len(self.streams)].to(self.args.device) for index_P in loaded]
+        main = torch.cat([self.accelerator.gather(index_P) for index_P in mine]).cpu().numpy()
+        # `gather_for_metrics` leaves it out too, but not in an epoch that a resumed run has entered midway.
+        data = cast(TwoStreamDataset, self.train_dataset)
+        ragged = len(data) % (self.args.train_batch_size * self.args.world_size)
+        if self.accelerator.gradient_state.end_of_dataloader and ragged and not self.args.dataloader_drop_last:
+            main = main[: len(main) - len(mine[-1]) * self.args.world_size + ragged]
+        main.sort()
+        places = [main, *([data.buffer_index()[main]] if data.has_buffer else [])]
+        sizes = np.concatenate([sizes[index] for sizes, index in zip(self._sizes, places, strict=True)])
+        indices = np.concatenate(places)
+        share = deal(sizes.tolist(), self.args.world_size)[self.args.process_index]
+
+        def microbatches(of: Sequence[int]) -> list[MicroBatch]:
+            pairs = [self.streams[int(place >= len(main))][int(indices[place])] for place in of]
+            num_main = sum(place < len(main) for place in of)
+            cut: list[MicroBatch] = self.data_collator.microbatches(pairs, indices[of].tolist(), num_main)
+            return cut
+
+        found = microbatches(share) if share else []
+        return self._in_step(found, lambda: microbatches([int(sizes.argmin())])[0]), len(main)
+
+    def _in_step(self, microbatches: list[MicroBatch], cheapest: Callable[[], MicroBatch]) -> list[MicroBatch]:
+        """Return the same number of micro-batches in every process, filled up with `cheapest()` at weight 0.
 
         Sharded weights are gathered once for each micro-batch, by all processes together.
         """
         if self.args.world_size == 1:
             return microbatches
         counts = self.accelerator.gather(torch.tensor([len(microbatches)], device=self.args.device))
-        filler = {**microbatches[0], "is_filler": True}
-        return [filler] * (int(counts.max()) - len(microbatches)) + microbatches
+        missing = int(counts.max()) - len(microbatches)
+        return ([{**cheapest(), "is_filler": True}] * missing if missing else []) + microbatches
+
+    @cached_property
+    def _sizes(self) -> list[Any]:
+        return [pair_sizes(token_lengths(pairs), form=self.form) for pairs in self.streams]
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -183,7 +218,7 @@ class BFPOTrainer(Trainer):
                 self._check_first_step(float(losses[-1]), seen, microbatch, num_items_in_batch)
             if check and number == 1:
                 self._check_form(model, microbatch)
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.args.device)
 
     @contextmanager
     def _accumulating(self, model: nn.Module) -> Iterator[None]:
@@ -443,7 +478,8 @@ class BFPOTrainer(Trainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the (P, K) table of metrics as predictions and the label cells (P,) as labels."""
         tables, groups, places = [], [], []
-        for microbatch in self._in_step(inputs["microbatches"]):
+        cut: list[MicroBatch] = inputs["microbatches"]
+        for microbatch in self._in_step(cut, lambda: min(cut, key=lambda one: one["input_ids"].numel())):
             on_it = on_device(microbatch, self.args.device)
             with torch.no_grad(), self.compute_loss_context_manager():
                 figures, _ = self.pair_losses(model, on_it)

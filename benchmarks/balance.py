@@ -1,0 +1,89 @@
+"""SIMULATION: how evenly the pairs of a step are shared by several processes, by length and at random.
+
+    python -m benchmarks.balance [--ranks 1,2,8,64,512] [--pairs 8] [--steps 40] [--out FOLDER]
+
+A step ends when its slowest process does, so the useful part is the step's tokens over (processes x the most tokens of
+one). "At random" gives each process its pairs in the order of the sampler, as data loaders do; "dealt" is what training
+does (`bfpo.data.pack.deal`). Lengths are simulated: no process is started and nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from statistics import quantiles
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.options import add_common_options, integers
+from benchmarks.process import program, write_results
+from bfpo.data.pack import deal, pair_sizes
+
+__all__ = ["LENGTHS", "draw_lengths", "useful"]
+
+# Median and spread (of the logarithm) of prompt and completion, and the limit of each: log-normal, as lengths of chats
+# roughly are.
+LENGTHS: dict[str, tuple[tuple[float, float, int], tuple[float, float, int]]] = {
+    "short turns": ((30, 0.8, 512), (60, 0.9, 512)),
+    "chat": ((120, 1.1, 2048), (250, 0.9, 2048)),
+    "long tail": ((60, 1.4, 4096), (80, 1.5, 4096)),
+}
+
+
+def draw_lengths(name: str, num: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return tokens of prompt, chosen and rejected of pairs, (num, 3), each at least 1."""
+    prompt, completion = LENGTHS[name]
+    columns = [
+        np.exp(generator.normal(np.log(median), spread, num)).clip(1, limit)
+        for median, spread, limit in (prompt, completion, completion)
+    ]
+    return np.stack(columns, axis=1).astype(np.int64)
+
+
+def useful(sizes: npt.NDArray[np.int64], ranks: int, *, dealt: bool) -> float:
+    """Return the useful part of one step whose pairs have these tokens."""
+    if dealt:
+        shares = deal(sizes.tolist(), ranks)
+        slowest = max(int(sizes[share].sum()) for share in shares)
+    else:
+        slowest = max(int(share.sum()) for share in np.array_split(sizes, ranks))
+    return float(sizes.sum() / (ranks * slowest))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate, show the table as Markdown, and write every quantile where `--out` says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_common_options(parser)
+    parser.add_argument("--ranks", type=integers, default=[1, 2, 4, 8, 16, 64, 128, 512])
+    parser.add_argument("--pairs", type=integers, default=[4, 16], help="pairs of a process in a step, both streams")
+    parser.add_argument("--steps", type=int, default=40)
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.ranks, options.steps = [1, 8], 5
+    runs: list[dict[str, Any]] = []
+    for name in LENGTHS:
+        for pairs in options.pairs:
+            for ranks in options.ranks:
+                generator = np.random.default_rng(0)
+                steps = [
+                    pair_sizes(draw_lengths(name, pairs * ranks, generator), form="packed")
+                    for _ in range(options.steps)
+                ]
+                row: dict[str, Any] = {"lengths": name, "pairs": pairs, "ranks": ranks}
+                for way, dealt in (("random", False), ("dealt", True)):
+                    row[way] = quantiles([useful(sizes, ranks, dealt=dealt) for sizes in steps], n=4)
+                runs.append(row)
+    lines = ["| lengths | pairs per process | processes | at random | dealt |", "|---|---|---|---|---|"]
+    for row in runs:
+        cells = [f"{row[way][1]:.2f} ({row[way][0]:.2f} to {row[way][2]:.2f})" for way in ("random", "dealt")]
+        lines.append(f"| {row['lengths']} | {row['pairs']} | {row['ranks']} | {' | '.join(cells)} |")
+    sys.stdout.write("\n".join(lines) + "\n")
+    settings = {"steps": options.steps, "lengths": LENGTHS}
+    write_results(options.out, "balance", settings=settings, runs=runs)
+
+
+if __name__ == "__main__":
+    program(main)
