@@ -62,11 +62,15 @@ if [ "$METHOD" = sft-more ]; then
 else
     last=$SFT
     for round in 1 2; do # on what the last model refuses needlessly and on what it still answers
-        answers "$ARM/ask-$round-harmless" "$last/model" "$OUT/prompts/ask-${round}_harmless.jsonl" 24
-        answers "$ARM/ask-$round-harmful" "$last/model" "$OUT/prompts/pairs_harmful.jsonl" 24
-        once "$ARM/.refused-$round" data refused --round "$round" --arm "$ARM"
-        answers "$ARM/start-more-$round" "$MODEL" "$ARM/prompts/more-${round}_harmless.jsonl" 48
-        once "$ARM/.pairs-$round" data pairs --round "$round" --arm "$ARM"
+        from=$ARM
+        [ $round = 2 ] || from=$OUT/first-$SEED # what SFT gets wrong: the same for all methods
+        answers "$from/ask-$round-harmless" "$last/model" "$OUT/prompts/ask-${round}_harmless.jsonl" 24
+        answers "$from/ask-$round-harmful" "$last/model" "$OUT/prompts/pairs_harmful.jsonl" 24
+        once "$from/.refused-$round" data refused --round "$round" --arm "$from"
+        answers "$from/start-more-$round" "$MODEL" "$from/prompts/more-${round}_harmless.jsonl" 48
+        once "$from/.pairs-$round" data pairs --round "$round" --arm "$from"
+        mkdir -p "$ARM"
+        [ $round = 2 ] || once "$ARM/.first" cp -r "$from/." "$ARM"
         train "$round" "$last/model"
         last=$ARM/round-$round
     done
