@@ -52,6 +52,8 @@ NEW: dict[str, Any] = {
     "link": "squared",
     "guard": None,
     "label_noise": None,
+    "depth": None,
+    "deep_refusals": None,
 }
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}

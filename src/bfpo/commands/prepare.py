@@ -16,13 +16,14 @@ from bfpo.core.errors import DataError, DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full
 from bfpo.core.progress import CountProgress
 from bfpo.preparation.card import card_head, card_sections, data_lines, describe_data, draw_data
+from bfpo.preparation.compliance import unsafe_prompts
 from bfpo.preparation.mixture import Mixed, mix
 from bfpo.preparation.parts import Part
 from bfpo.preparation.plan import PlannedSource, Suite, plan_source, read_suite
 from bfpo.preparation.rows import BlockReader
 from bfpo.preparation.shards import find_or_make, problem_of, remove_leftovers
 from bfpo.preparation.workers import Readers
-from bfpo.preparation.write import make_manifest, output_facts, write_lists, write_stream
+from bfpo.preparation.write import Written, make_manifest, output_facts, write_lists, write_stream
 from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
@@ -104,7 +105,7 @@ def _read(config: PrepareConfig, sources: Sequence[PlannedSource], suites: Seque
     problems = [text for source, shard in read if (text := problem_of(source, shard))]
     if problems:
         raise DataError("\n".join(problems))
-    return [Part.of(source.config, shard, is_pairs=source.kind == "pairs") for source, shard in read]
+    return [Part.of(source.config, shard, is_pairs=source.gives_pairs) for source, shard in read]
 
 
 def _tokenizer_file(path: str | None) -> str | None:
@@ -120,16 +121,21 @@ def _write(
     config: PrepareConfig, folder: RunFolder, sources: Sequence[PlannedSource], suites: Sequence[Suite], mixed: Mixed
 ) -> None:
     outputs: dict[str, dict[str, Any]] = {}
-    samples: dict[str, list[dict[str, Any]]] = {}
+    written: dict[str, Written] = {}
+    harmful = unsafe_prompts(mixed.parts)
     for stream in mixed.streams:
         shutil.rmtree(folder.file(stream), ignore_errors=True)  # of an interrupted run
-        written = write_stream(
-            folder.file(stream), mixed.of_stream(stream), samples=config.language_sample, seed=config.seed
+        made = write_stream(
+            folder.file(stream),
+            mixed.of_stream(stream),
+            samples=config.language_sample,
+            seed=config.seed,
+            unsafe_prompts=harmful,
         )
-        files = [folder.file(stream) / f"{split}.parquet" for split, rows in written.rows.items() if rows]
-        outputs |= output_facts(folder.path, files, written.rows)
-        samples[stream] = written.sample
-    data = describe_data(mixed, sources, suites, config, samples)
+        files = [folder.file(stream) / f"{split}.parquet" for split, rows in made.rows.items() if rows]
+        outputs |= output_facts(folder.path, files, made.rows)
+        written[stream] = made
+    data = describe_data(mixed, sources, suites, config, written)
     write_lists(folder.path, mixed)
     folder.write_json("data.json", data)
     figures = draw_data(data.streams)

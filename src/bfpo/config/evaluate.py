@@ -8,7 +8,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bfpo.config.suites import CoherenceConfig, EvaluatedModel, GuardConfig, ServedModel, SuitesConfig, WeightsModel
+from bfpo.config.suites import (
+    CoherenceConfig,
+    DepthConfig,
+    EvaluatedModel,
+    GuardConfig,
+    ServedModel,
+    SuitesConfig,
+    WeightsModel,
+)
 from bfpo.config.train import MethodSettings
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, beside, unless
 from bfpo.data.settings import DataConfig, PromptSplit, TemplateKwargs
@@ -108,8 +116,8 @@ class EvaluateConfig(OneOf, StageConfig):
     bootstrap_samples: int = Field(
         default=2000,
         ge=1,
-        description="number of resamples (of prompts) behind the interval of a win rate at equal length; the others "
-        "need none",
+        description="number of resamples (of prompts) behind the intervals of a win rate at equal length and of KL by "
+        "position; the others need none",
     )
     seed: int = Field(default=0, ge=0, description="seed of resampling, of random signs in tests, and of data.limit")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
@@ -234,6 +242,11 @@ class SuitesJob(EvaluateConfig, _Loaded, _Read, _Labels, mode="suites", words="a
         default=None, description="guard that gives every model a second row NAME+guard; null = none"
     )
     thinking: ThinkingKey = None
+    depth: DepthConfig | None = Field(
+        default=None,
+        description="how deep safety goes: answers begun with a harmful compliance, KL to the start by position; "
+        "null = not measured",
+    )
 
     needs: ClassVar[Mapping[str, Need]] = {
         "models": beside("models"),
@@ -276,7 +289,25 @@ class SuitesJob(EvaluateConfig, _Loaded, _Read, _Labels, mode="suites", words="a
             )
         if self.suites.baseline is not None and self.suites.baseline not in names:
             raise ValueError(f"suites.baseline: got {self.suites.baseline!r}; allowed: {', '.join(names)}")
+        if self.depth is not None:
+            self._check_depth(self.depth)
         return self
+
+    def _check_depth(self, depth: DepthConfig) -> None:
+        loaded = [model.name for model in self.with_weights()]
+        if depth.start not in loaded:
+            raise ValueError(
+                f"depth.start: got {depth.start!r}; allowed: a model whose weights are loaded here: "
+                f"{', '.join(loaded) or 'models has none'}"
+            )
+        served = [model.name for model in self.evaluated() if isinstance(model, ServedModel)]
+        if depth.prefill is not None and depth.prefill.assist is not None and served:
+            raise ValueError(
+                f"depth.prefill.assist: {', '.join(served)} is behind a server, which does not say what its most "
+                "probable tokens are; leave assist out, or evaluate such models separately"
+            )
+        if depth.divergence is not None and len(loaded) < 2:
+            raise ValueError("depth.divergence: needs the weights of a model beside the start's; add it to models")
 
 
 class SuitesAndPairsJob(SuitesJob, _Pairs, mode="suites and data", words=""):

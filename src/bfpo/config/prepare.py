@@ -12,7 +12,29 @@ from pydantic import Field, model_validator
 from bfpo.core.settings import ConfigPart, FileList, Need, PathText, StageConfig, beside
 from bfpo.data.settings import ColumnKeys, LeaveOut, SafeWords, UnsafeWords, check_words
 
-__all__ = ["HeldOutConfig", "MixtureSourceConfig", "NearDuplicatesConfig", "PrepareConfig", "SuiteConfig"]
+__all__ = [
+    "DeepRefusalsConfig",
+    "HeldOutConfig",
+    "MixtureSourceConfig",
+    "NearDuplicatesConfig",
+    "PrepareConfig",
+    "SuiteConfig",
+]
+
+
+class DeepRefusalsConfig(ConfigPart):
+    """Refusals after a harmful beginning, from pairs of an unsafe answer and a safe one that declines."""
+
+    most_words: int = Field(
+        default=40,
+        ge=1,
+        description="most words of the unsafe answer that are given; each row's number is from 1 to it",
+    )
+    transitions: list[str] = Field(
+        default=["\n\n"],
+        min_length=1,
+        description="texts between the beginning and the refusal, one drawn for each row",
+    )
 
 
 class MixtureSourceConfig(ConfigPart):
@@ -54,6 +76,11 @@ class MixtureSourceConfig(ConfigPart):
         default="stop", description="a row that cannot be read stops the run or is skipped"
     )
     leave_out: LeaveOut = Field(default=[])
+    deep_refusals: DeepRefusalsConfig | None = Field(
+        default=None,
+        description="make each row a refusal after the first words of the unsafe answer, of pairs that have both: a "
+        "completion in the sft stream, else a pair against the rest of that answer; null = rows as they are",
+    )
 
     @model_validator(mode="after")
     def _both_or_none(self) -> MixtureSourceConfig:
@@ -74,6 +101,8 @@ class MixtureSourceConfig(ConfigPart):
             raise ValueError("oversample: not read without count or weight; give one of them")
         if self.use is not None and self.stream != "sft":
             raise ValueError(f"use: not read in the {self.stream} stream, which takes pairs; leave it out")
+        if self.use is not None and self.deep_refusals is not None:
+            raise ValueError("use: not read beside deep_refusals, which takes the refusals; leave it out")
         if self.leave_out and self.stream != "sft":
             raise ValueError(f"leave_out: not read in the {self.stream} stream, which takes pairs; leave it out")
         return self
@@ -148,7 +177,8 @@ class PrepareConfig(StageConfig):
     language_sample: int = Field(
         default=2000,
         ge=0,
-        description="rows of each stream whose language and style are read; 0 = none",
+        description="rows of each stream whose language and style are read, and pairs that are read for answers "
+        "preferred to a refusal; 0 = none",
     )
     processes: int | None = Field(default=None, ge=1, description="processes that read; null = as many as cores")
     cache: PathText | None = Field(

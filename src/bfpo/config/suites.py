@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,8 +15,11 @@ from bfpo.judges.settings import JudgeConfig, RankerConfig
 __all__ = [
     "AlpacaEvalConfig",
     "CoherenceConfig",
+    "DepthConfig",
+    "DivergenceConfig",
     "EvaluatedModel",
     "GuardConfig",
+    "PrefillConfig",
     "ServedModel",
     "SuiteChoice",
     "SuitesConfig",
@@ -99,6 +102,65 @@ class GuardConfig(ConfigPart):
     def _judges_safety(self) -> GuardConfig:
         if self.judge.format == "refusal-phrases":
             raise ValueError("guard.judge: refusal-phrases finds refusals, not harm; name a judge of safety")
+        return self
+
+
+class PrefillConfig(ConfigPart):
+    """Harmful answers that are begun for each model: the first tokens of a compliance, which it continues."""
+
+    tokens: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[0, 1, 5, 10, 20, 40],
+        min_length=1,
+        description="numbers of tokens that are given, by the start's tokenizer; 0 = none, the prompt alone",
+    )
+    suites: list[str] | None = Field(
+        default=None, description="suites of this run whose harmful prompts are asked; null = all that have some"
+    )
+    file: PathText | None = Field(
+        default=None,
+        description="file of answers to the suites' prompts whose first tokens are given; null = the start's own "
+        "answers. Of both, only those that comply, are coherent and, where the suite has a judge, are unsafe",
+    )
+    assist: Literal["reference", "judge"] | None = Field(
+        default=None,
+        description="choose each given token among the model's own most probable ones: reference = the compliance's "
+        "next token where it is among them, else the most probable; judge = the one that the suite's judge finds "
+        "least safe. null = the compliance's tokens as they are",
+    )
+    top: int | None = Field(default=None, ge=2, description="most probable tokens to choose among; null = 20")
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> PrefillConfig:
+        if len(set(self.tokens)) < len(self.tokens) or not any(self.tokens):
+            raise ValueError(f"tokens: got {self.tokens}; allowed: different numbers, at least one of them above 0")
+        if self.top is not None and self.assist is None:
+            raise ValueError("top: not read without assist; give assist, or leave top out")
+        return self
+
+
+class DivergenceConfig(ConfigPart):
+    """KL of each model to the start by the position in the answer."""
+
+    answers: Literal["start", "own"] = Field(
+        default="start",
+        description="answers on which it is measured: the start's (the same for all models), or each model's own",
+    )
+    positions: int = Field(default=64, ge=1, description="first tokens of an answer that are read")
+
+
+class DepthConfig(ConfigPart):
+    """How deep safety goes: answers that are begun, and where in an answer a model differs from its start."""
+
+    start: str = Field(description="name of the start model among models")
+    prefill: PrefillConfig | None = Field(default=None, description="answers that are begun; null = none")
+    divergence: DivergenceConfig | None = Field(
+        default=None, description="KL to the start by position in the answer; null = not measured"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> DepthConfig:
+        if self.prefill is None and self.divergence is None:
+            raise ValueError("prefill, divergence: one of the two is needed, such as prefill: {}")
         return self
 
 

@@ -18,7 +18,10 @@ Lengths = dict[str, dict[str, dict[str, Spread]]]
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """One source: `rejected` rows by reason, `units` (pairs or completions) by outcome; notes by file."""
+    """One source: `rejected` rows by reason, `units` (pairs or completions) by outcome; notes by file.
+
+    `deep_refusals`: what its rows are, if each was made a refusal after a harmful beginning.
+    """
 
     name: str
     stream: str = ""
@@ -33,6 +36,7 @@ class SourceFacts:
     available: dict[str, int] = field(default_factory=dict)
     columns_not_read: dict[str, list[str]] | None = field(default=None, metadata=OPTIONAL)
     rows_with_conversations_as_text: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    deep_refusals: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,9 @@ class PairStreamFacts:
 
     `e_safe` is the mean safety of all completions whose label is known. A conflict is a pair whose more helpful
     completion is unsafe and whose other one is safe. `cut_completions`: how many were cut when they
-    were generated.
+    were generated. `compliance_over_refusal`: training pairs in which an answer that complies is preferred to a
+    refusal, by the label of that answer: unsafe, or not on a prompt that has an unsafe answer in some row; `read` of
+    the `candidates` by their labels were read.
     """
 
     rows: dict[str, int]
@@ -85,6 +91,7 @@ class PairStreamFacts:
     languages: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
     cut_completions: int | None = field(default=None, metadata=OPTIONAL)
     style: dict[str, dict[str, TextStyle]] | None = field(default=None, metadata=OPTIONAL)
+    compliance_over_refusal: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

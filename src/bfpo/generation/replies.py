@@ -9,7 +9,16 @@ from typing import Any
 
 from bfpo.core.schema import canonical_json
 
-__all__ = ["Answer", "Token", "blocked_reason", "may_pass", "read_chat", "read_completion", "unsupported_parameter"]
+__all__ = [
+    "Answer",
+    "Token",
+    "blocked_reason",
+    "may_pass",
+    "read_chat",
+    "read_completion",
+    "refuses_to_continue",
+    "unsupported_parameter",
+]
 
 # Codes and finish reasons of content filters (Azure, OpenAI, Gemini, Bedrock, DashScope, Zhipu, OpenRouter, LiteLLM).
 _FILTER_CODE = re.compile(
@@ -40,6 +49,9 @@ _UNSUPPORTED = re.compile(
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
 _LIMIT = ("length", "max_tokens")
 _LONGEST_REASON = 300
+_CONTINUING = re.compile(
+    r"continue_final_message|add_generation_prompt|pre-?fill|(?:last|final) (?:message|turn|role)|end with a user", re.I
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +131,12 @@ def unsupported_parameter(body: Any) -> str | None:
     places = {name: re.search(rf"(?<!\w){name}(?!\w)", said.message) for name in _PARAMETERS}
     named = {name: found.start() for name, found in places.items() if found is not None}
     return min(named, key=lambda name: named[name], default=None)
+
+
+def refuses_to_continue(body: Any) -> bool:
+    """Return whether an error with this body says that a message of the assistant is not continued."""
+    said = _said(body)
+    return bool(_CONTINUING.search(f"{said.parameter} {said.message}"))
 
 
 def _reason(head: str, message: str, filters: Sequence[str] = ()) -> str:

@@ -23,6 +23,7 @@ from bfpo.generation.replies import (
     may_pass,
     read_chat,
     read_completion,
+    refuses_to_continue,
     unsupported_parameter,
 )
 from bfpo.generation.settings import ServerSpec
@@ -273,6 +274,12 @@ class Server:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if blocked_reason(error.status_code, error.body) is not None:
                     raise
+                if self._continues(question) and refuses_to_continue(error.body):
+                    raise ServerError(
+                        f"{self.url}: does not continue a message of the assistant (status {error.status_code}: "
+                        f"{self._clean(error)}); begun answers need a server that does, such as vLLM or SGLang "
+                        "(continue_final_message), or the weights here"
+                    ) from None
                 part = unsupported_parameter(error.body)
                 if part is None:
                     refusal = refusal or error
@@ -339,11 +346,14 @@ class Server:
             common["tools"] = from_canonical(question.tools)
         if question.template_arguments and "chat_template_kwargs" not in form.left_out:
             extra["chat_template_kwargs"] = self._merged_arguments(question.template_arguments)
-        if self._is_writer and ends_with_assistant(turns):  # as vLLM and SGLang name it
+        if self._continues(question):  # as vLLM and SGLang name it
             extra |= {"add_generation_prompt": False, "continue_final_message": True}
         create = client.chat.completions.with_raw_response.create
         raw = await create(messages=messages, **common, **logprobs, extra_body=extra)
         return read_chat(json.loads(raw.content), writes=self._is_writer)
+
+    def _continues(self, question: Question) -> bool:
+        return self._is_writer and not isinstance(question.content, str) and ends_with_assistant(question.content)
 
     def _merged_arguments(self, own: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of the server's template: the user's and those of the question."""

@@ -13,10 +13,12 @@ from bfpo.config.prepare import PrepareConfig
 from bfpo.core.console import in_words
 from bfpo.data.labels import CELLS
 from bfpo.data.records import DataFile, Lengths, PairStreamFacts, SourceFacts, StreamFacts, SuiteHits, TextStyle
+from bfpo.preparation.compliance import OTHER, UNSAFE, compliance_warnings
 from bfpo.preparation.mixture import Mixed
 from bfpo.preparation.parts import SPLITS, Part
 from bfpo.preparation.plan import PlannedSource, Suite
 from bfpo.preparation.style import style_of
+from bfpo.preparation.write import Written
 
 __all__ = ["card_head", "card_sections", "data_lines", "describe_data", "draw_data"]
 
@@ -38,15 +40,21 @@ def describe_data(
     sources: Sequence[PlannedSource],
     suites: Sequence[Suite],
     config: PrepareConfig,
-    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    written: Mapping[str, Written],
 ) -> DataFile:
-    """Return what `data.json` holds. `samples`: rows by stream whose language is guessed and whose style is read."""
+    """Return what `data.json` holds. `written`: by stream, empty for a preview; of its sample language and style are
+    read.
+    """
     streams = {
         name: _stream_facts(mixed.of_stream(name), with_tokens=config.tokenizer is not None) for name in mixed.streams
     }
     warnings = [text for name, facts in streams.items() if (text := _alpha_warning(name, facts, config.alpha))]
-    for name, sampled in samples.items():
-        if sampled:
+    for name, made in written.items():
+        facts = streams[name]
+        if isinstance(facts, PairStreamFacts) and made.compliances:
+            facts.compliance_over_refusal = {**made.compliances, **made.candidates}
+            warnings += compliance_warnings(name, facts.compliance_over_refusal)
+        if sampled := made.sample:
             streams[name].languages = _languages_of([row.get("completion") or row.get("chosen", "") for row in sampled])
             streams[name].style, remarks = style_of(sampled, is_main=name == "main")
             warnings += [f"{name}, {len(sampled)} rows read: {remark}" for remark in remarks]
@@ -65,6 +73,7 @@ def describe_data(
             available=part.available,
             columns_not_read=part.shard.facts.get("columns_not_read"),
             rows_with_conversations_as_text=part.shard.facts.get("rows_with_conversations_as_text"),
+            deep_refusals=None if source.deep is None else source.deep.in_words(),
         )
         for source, part in zip(sources, mixed.parts, strict=True)
     ]
@@ -231,6 +240,7 @@ def _source_lines(sources: Sequence[SourceFacts]) -> list[str]:
         if source.rejected:
             texts.append(f"rejected {sum(source.rejected.values())} ({_counts(source.rejected)})")
         texts.append(_counts(source.units))
+        texts += [source.deep_refusals] if source.deep_refusals else []
         lines.append(f"{source.name} ({source.stream}): {'; '.join(texts)}")
     return lines
 
@@ -246,7 +256,20 @@ def _stream_lines(name: str, facts: AnyStream) -> list[str]:
             )
     if facts.cut_completions:
         lines.append(f"{name}: {_cut_text(facts)}")
+    if text := _compliance_text(facts):
+        lines.append(f"{name}: {text}")
     return lines
+
+
+def _compliance_text(facts: AnyStream) -> str:
+    counts = facts.compliance_over_refusal if isinstance(facts, PairStreamFacts) else None
+    if not counts:
+        return ""
+    kinds = {kind: counts[kind] for kind in (UNSAFE, OTHER) if kind in counts}
+    return (
+        f"training pairs that prefer an answer that complies to a refusal, by that answer: {_counts(kinds)} "
+        f"({counts['read']} of {counts['candidates']} pairs on harmful prompts were read)"
+    )
 
 
 def _cut_text(facts: AnyStream) -> str:
@@ -285,6 +308,10 @@ def card_sections(data: DataFile, *, has_figure: bool) -> dict[str, str]:
         sections[f"Stream {name}"] = _stream_text(facts)
     if has_figure:
         sections["Figure"] = "![Pairs by label cell, and the words of their completions](data.png)"
+    if deep := [one for one in data.sources if one.deep_refusals]:
+        sections["Deep refusals"] = "\n".join(
+            f"- {one.name} ({one.stream}), {one.units.get('used', 0)} rows: {one.deep_refusals}" for one in deep
+        )
     sections["Cleaning"] = _cleaning_text(data)
     return sections
 
@@ -340,6 +367,8 @@ def _stream_text(facts: AnyStream) -> str:
         parts.append(f"Completions: {_counts(facts.rows)}.")
     if facts.cut_completions:
         parts.append(f"{_cut_text(facts)}.")
+    if text := _compliance_text(facts):
+        parts.append(f"{text[:1].upper()}{text[1:]}.")
     parts.append(_lengths_table(facts.lengths))
     if facts.languages:
         sample = sum(facts.languages.values())

@@ -17,6 +17,7 @@ from bfpo.data.layouts import AUTO
 from bfpo.data.notes import FileNotes
 from bfpo.data.prompts import read_prompts
 from bfpo.data.sources import SOURCES, SourceKind, resolve_files
+from bfpo.preparation.deep import DeepRefusals
 from bfpo.preparation.rows import kind_of_layout, reader_of
 
 __all__ = ["PlannedSource", "Suite", "plan_source", "read_suite"]
@@ -35,6 +36,18 @@ class PlannedSource:
     revision: str | None
     licence: str | None
     limit: int | None = None
+
+    @property
+    def deep(self) -> DeepRefusals | None:
+        """What makes its rows refusals after a harmful beginning; `None` for rows as they are."""
+        if (asked := self.config.deep_refusals) is None:
+            return None
+        return DeepRefusals(asked.most_words, tuple(asked.transitions), as_pairs=self.config.stream != "sft")
+
+    @property
+    def gives_pairs(self) -> bool:
+        """Whether its usable rows are pairs."""
+        return self.kind == "pairs" and (self.deep is None or self.deep.as_pairs)
 
     def as_row(self, files: Mapping[str, Any]) -> dict[str, Any]:
         """Return its entry in the manifest; `files`: hash and size by path."""
@@ -77,6 +90,8 @@ def plan_source(config: MixtureSourceConfig, *, limit: int | None = None) -> Pla
         raise SettingError(f"{name}: holds completions, the {config.stream} stream takes pairs; set stream: sft")
     if kind == "completions" and config.use == "chosen":
         raise SettingError(f"{name}: use: chosen selects from pairs, but it holds completions; set all or safe")
+    if kind == "completions" and config.deep_refusals is not None:
+        raise SettingError(f"{name}: deep_refusals: made from pairs, and it holds completions; leave it out")
     if kind == "pairs" and config.leave_out:
         raise SettingError(f"{name}: leave_out: read only of completions, and it holds pairs; leave it out")
     digests = tuple(_digest_of(file, name) for file in files)

@@ -30,6 +30,7 @@ from bfpo.data.sources import SourceKind
 from bfpo.data.split import normalised_prompt
 from bfpo.judges.needless import check_kept
 from bfpo.preparation.contamination import EvaluationPrompts, Hit
+from bfpo.preparation.deep import DeepRefusals
 from bfpo.preparation.sketches import bands_and_rows, bands_of, ngrams, sketches_of
 
 __all__ = ["KEYS", "SCHEMA", "Block", "BlockReader", "RawBlock", "RowReader", "kind_of_layout", "raw_rows", "reader_of"]
@@ -87,6 +88,7 @@ class RowReader:
     layout: str
     labels: LabelWords = NO_WORDS
     leave_out: tuple[str, ...] = ()
+    deep: DeepRefusals | None = None
 
     @property
     def kind(self) -> SourceKind:
@@ -107,7 +109,7 @@ class RowReader:
             raise RowError("tools", "tools, tool calls and reasoning are not kept by bfpo prepare: train on the file")
         if self.leave_out and isinstance(item, Completion):
             check_kept(self.leave_out)(item)
-        return item
+        return self.deep(item) if self.deep is not None and isinstance(item, Pair) else item
 
     def columns(self) -> tuple[str, ...]:
         """Return the columns that are read."""
@@ -127,6 +129,7 @@ def reader_of(
     kind: SourceKind | None = None,
     labels: LabelWords = NO_WORDS,
     leave_out: Sequence[str] = (),
+    deep: DeepRefusals | None = None,
 ) -> RowReader | None:
     """Return the reader of a file; with `"auto"` the first row that fits a layout (of this kind) decides.
 
@@ -137,11 +140,11 @@ def reader_of(
     known = _all_layouts()
     if layout != AUTO:
         check_columns(columns, columns_of([known[layout]]))
-        return RowReader(str(file), layout, labels, tuple(leave_out))
+        return RowReader(str(file), layout, labels, tuple(leave_out), deep)
     check_columns(columns, columns_of(known.values()))
     of_kind = [one for name, one in known.items() if kind in (None, kind_of_layout(name))]
     found = first_that_fits(file, mapped_rows(file, columns), of_kind)
-    return None if found is None else RowReader(str(file), found.name, labels, tuple(leave_out))
+    return None if found is None else RowReader(str(file), found.name, labels, tuple(leave_out), deep)
 
 
 def raw_rows(
@@ -223,7 +226,11 @@ class BlockReader:
                 lines.append(line)
                 given.append(not is_absent(columns.get("id")))
         # Unconditional text has no prompt, so it is split by the text itself.
-        texts = [normalised_prompt(item.prompt) or "\n".join(_texts(item)) for item in items]
+        # A row with a harmful beginning stays in the split of its prompt.
+        asked = [item.prompt[:-1] if raw.reader.deep else item.prompt for item in items]
+        texts = [
+            normalised_prompt(prompt) or "\n".join(_texts(item)) for prompt, item in zip(asked, items, strict=True)
+        ]
         batch = _batch_of(items)
         keys = _keys_of(items, texts, given)
         if self._tokenizer is not None and items:

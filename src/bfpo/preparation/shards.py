@@ -159,6 +159,8 @@ def _key(source: PlannedSource, shared: Mapping[str, Any]) -> str:
         reading += [sorted(config.safe_values), sorted(config.unsafe_values)]
     if config.leave_out:
         reading.append(sorted(config.leave_out))
+    if source.deep is not None:
+        reading.append(repr(source.deep))
     content = json.dumps([SHARD_VERSION, pyarrow.__version__, files, reading, shared], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -183,7 +185,7 @@ def _is_alive(pid: int) -> bool:
 
 def _raw_blocks(source: PlannedSource, writer: ShardWriter) -> Iterator[RawBlock]:
     config = source.config
-    reading: dict[str, Any] = {"columns": config.columns, "leave_out": config.leave_out}
+    reading: dict[str, Any] = {"columns": config.columns, "leave_out": config.leave_out, "deep": source.deep}
     reading["labels"] = LabelWords.of(config.safe_values, config.unsafe_values)
     for file in source.files:
         reader = reader_of(file, layout=source.layout, kind=source.kind, **reading)

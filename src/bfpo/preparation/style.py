@@ -49,17 +49,18 @@ def _texts(row: Row) -> list[_Text]:
         sides = {side: row[f"{side}_is_safe"] for side in ("chosen", "rejected")}
         cell = "unknown" if None in sides.values() else cell_of(*sides.values())
     asked = next((turn["content"] for turn in reversed(row["prompt"]) if turn["role"] == "user"), "")
-    return [_text(row[side], asked, cell, side, label) for side, label in sides.items()]
+    begun = bool(row["prompt"]) and row["prompt"][-1]["role"] == "assistant"  # the space belongs to what is continued
+    return [_text(row[side], asked, cell, side, label, begun=begun) for side, label in sides.items()]
 
 
-def _text(text: str, asked: str, cell: str, side: str, label: float | None) -> _Text:
+def _text(text: str, asked: str, cell: str, side: str, label: float | None, *, begun: bool) -> _Text:
     reading = read_refusal(text, asked)
     return _Text(
         cell=cell,
         side=side,
         is_safe=None if label is None else label > 0.5,
         words=len(text.split()),
-        begins_blank=text[:1].isspace(),
+        begins_blank=text[:1].isspace() and not begun,
         refused=None if reading.refused is None else bool(reading.refused or reading.partly),
         opening=" ".join(text.casefold().replace("\u2019", "'").split()[:_OPENING]),
     )

@@ -6,6 +6,7 @@ The same rows give the same bytes; one row group is in memory at a time.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
@@ -21,6 +22,7 @@ import pyarrow.parquet
 from bfpo._version import __version__
 from bfpo.core.files import file_digest, open_whole
 from bfpo.data.fields import FINISHED
+from bfpo.preparation.compliance import count_compliances, pairs_to_read
 from bfpo.preparation.mixture import Mixed, sample
 from bfpo.preparation.parts import SPLITS, Part
 from bfpo.preparation.rows import SCHEMA
@@ -50,24 +52,33 @@ _PACKAGES = ("numpy", "pyarrow", "rensa", "scipy")  # their versions affect the 
 
 
 class Written:
-    """What was written of a stream: rows by split, and the rows of a sample."""
+    """What was written of a stream: rows by split, the rows of a sample, and pairs that prefer to comply by kind."""
 
     def __init__(self) -> None:
         self.rows = dict.fromkeys(SPLITS, 0)
         self.sample: list[dict[str, Any]] = []
+        self.compliances: Counter[str] = Counter()
+        self.candidates: dict[str, int] = {}
 
 
-def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int) -> Written:
+def write_stream(
+    folder: Path, parts: Sequence[Part], *, samples: int, seed: int, unsafe_prompts: npt.NDArray[np.uint64]
+) -> Written:
     """Write `train.parquet`, `validation.parquet` and `test.parquet` of one stream, whole; only splits with rows.
 
     Rows are in the order of the mixture and of the files. `samples` rows at most are returned for languages and style,
-    drawn by a hash. Raises `OSError`.
+    drawn by a hash, and as many pairs are read for answers that are preferred to a refusal. `unsafe_prompts`: sorted
+    hashes of prompts that have an unsafe answer. Raises `OSError`.
     """
     if parts[0].source.stream == "sft":
         schema = _COMPLETIONS
     else:
         schema = SCHEMA if any(part.num_cut() for part in parts) else _PAIRS
     written = Written()
+    to_read: list[npt.NDArray[np.bool_]] = []
+    if schema is not _COMPLETIONS and samples:
+        to_read, num = pairs_to_read(parts, unsafe_prompts, samples)
+        written.candidates = {"read": int(sum(mask.sum() for mask in to_read)), "candidates": num}
     share = [int(part.copies.astype(bool).sum()) for part in parts]
     present = {number for part in parts for number in np.unique(part.split[part.copies > 0]).tolist()}
     with ExitStack() as stack:
@@ -75,11 +86,14 @@ def write_stream(folder: Path, parts: Sequence[Part], *, samples: int, seed: int
             number: stack.enter_context(_split_file(folder / f"{SPLITS[number]}.parquet", schema))
             for number in sorted(present)
         }
-        for part, own in zip(parts, share, strict=True):
+        for number_of_part, (part, own) in enumerate(zip(parts, share, strict=True)):
             wanted = sample(part, -(-samples * own // max(1, sum(share))), seed=seed)
             for batch, units in _batches(part):
                 made = _completions_of(part, batch, units) if schema is _COMPLETIONS else _pairs_of(part, batch, units)
                 rows = made.select(schema.names)
+                if to_read and (read := to_read[number_of_part][units]).any():
+                    some_rows = rows.filter(pyarrow.array(read)).to_pylist()
+                    written.compliances += count_compliances(some_rows, part.copies[units][read].tolist())
                 written.sample += rows.filter(pyarrow.array(wanted[units])).to_pylist()
                 for number, file in files.items():
                     some = np.flatnonzero(part.split[units] == number)

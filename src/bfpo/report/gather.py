@@ -122,6 +122,11 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         experiments=found,
         stages=stage_results(others, shown),
         people=[table for run in others if run.stage == "evaluate" for table in people_tables(run, shown[run])],
+        depth={
+            shown[run]: depth
+            for run in others
+            if run.stage == "evaluate" and (depth := getattr(run.scores, "depth", None)) is not None
+        },
     )
     if head_to_head is not None:
         return _with_methods(data, head_to_head)

@@ -99,6 +99,9 @@ def add_scores(
     for answer in run.rows(SuiteAnswer, "answers.jsonl"):
         if answer.model in here:
             _add_answer(here[answer.model], answer, prompt_text(answer.prompt), normalised_prompt(answer.prompt))
+    for answer in run.rows(SuiteAnswer, "begun.jsonl"):  # shown, and in no rate of the model
+        if answer.model in here:
+            _add_answer(here[answer.model], answer, prompt_text(answer.prompt), "", counts=False)
     return here
 
 
@@ -226,8 +229,10 @@ def model_of(models: dict[str, Model], name: str, path: Path | None = None, plac
     return models[name]
 
 
-def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, has_text: bool = True) -> None:
-    """Add an answer; `prompt` is the readable text, `asked` the normalised prompt."""
+def _add_answer(
+    model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, has_text: bool = True, counts: bool = True
+) -> None:
+    """Add an answer; `prompt` is the readable text, `asked` the normalised prompt, `counts` whether it is judged."""
     suite, finished = answer.suite, None if answer.blocked else answer.finished
     place = 0
     while (key := (suite, answer.id, str(place))) in model.answers:
@@ -240,7 +245,7 @@ def _add_answer(model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, h
         text = answer.blocked or answer.text
         shown = SampleAnswer(model.result.name, text, verdict, finished, answer.reasoning, answer.incoherent)
         model.answers[key] = (prompt, answer.kind, shown)
-    if verdict is not None:
+    if verdict is not None and counts:
         model.judges.setdefault(suite, set()).add(verdict.judge)
         model.asked.setdefault(suite, set()).add(asked or prompt)
         row = judged_row(f"{suite} {answer.id} {place}", prompt, answer.kind, verdict, finished=finished)

@@ -23,9 +23,10 @@ from bfpo.core.files import write_bytes_whole
 from bfpo.judges.quality import calibration_figure
 from bfpo.plots.style import inline_svg, png_bytes, svg_bytes
 from bfpo.report.answers import answer_block
-from bfpo.report.data import ReportData
+from bfpo.report.data import FactTable, ReportData
 from bfpo.report.experiments import experiment_view, is_the_table
 from bfpo.report.figures.bars import refusal_figure, spread_figure
+from bfpo.report.figures.depth import depth_figures
 from bfpo.report.figures.marks import token_of
 from bfpo.report.figures.tradeoff import experiment_figure, scatter_figure
 from bfpo.report.figures.training import (
@@ -39,6 +40,7 @@ from bfpo.report.figures.training import (
 from bfpo.report.headline import headline
 from bfpo.report.sections import CSV_COLUMNS, csv_text
 from bfpo.report.view import few_samples, page_view
+from bfpo.suites.depth_tables import about_prefill, depth_tables
 
 __all__ = ["environment", "render_html", "render_markdown", "source_hash", "write_report"]
 
@@ -132,6 +134,7 @@ def _figures(data: ReportData) -> dict[str, Figure]:
         for place, one in enumerate(data.experiments)
         if not is_the_table(data, one)
     }
+    found |= {name: figure for run in _depth(data) for name, _, figure in run["figures"]}
     spreads = {f"margins-{place}": spread_figure(m) for place, m in enumerate(data.methods) if m.margins}
     return {name: figure for name, figure in found.items() if figure is not None} | spreads
 
@@ -152,6 +155,10 @@ def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | Non
         "scatter": _scatter(data),
         **_training(data),
         "experiments": _experiments(data),
+        "depth": [
+            {**run, "figures": [_panel(title, figure, name, title) for name, title, figure in run["figures"]]}
+            for run in _depth(data)
+        ],
         "stages": _with_curves(parts["stages"]),
         "agreement": _with_calibration(data, parts["agreement"]),
         "answers": answer_block(data),
@@ -179,6 +186,7 @@ def _markdown(data: ReportData, figures: str) -> str:
             {**experiment_view(data, one), "figure": not is_the_table(data, one) and experiment_figure(one) is not None}
             for one in data.experiments
         ],
+        "depth": _depth(data),
         "scatter": scatter_figure(data) is not None,
         "panels": any(map(has_curves, data.methods)),
         "refusal": refusal_figure(data) is not None,
@@ -233,6 +241,19 @@ def _experiments(data: ReportData) -> list[dict[str, Any]]:
             shown = _two_widths(wide, narrow, f"tradeoff{place}", label)
         found.append({**experiment_view(data, experiment), "figure": shown})
     return found
+
+
+def _depth(data: ReportData) -> list[dict[str, Any]]:
+    """Return what each run measured of depth: about it, tables, and figures with their names and titles."""
+    return [
+        {
+            "run": run,
+            "about": about_prefill(found),
+            "tables": [FactTable(*table) for table in depth_tables(found)],
+            "figures": [(f"depth-{at}-{nth}", *one) for nth, one in enumerate(depth_figures(found))],
+        }
+        for at, (run, found) in enumerate(data.depth.items())
+    ]
 
 
 def _with_curves(views: list[dict[str, Any]]) -> list[dict[str, Any]]:

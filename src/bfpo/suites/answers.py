@@ -27,7 +27,7 @@ from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import Suite
 
-__all__ = ["SuiteAnswers", "answer_suites", "context_of"]
+__all__ = ["SuiteAnswers", "answer_suites", "chat_of", "context_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,15 +46,17 @@ def answer_suites(
     suites: Sequence[Suite],
     prompts: Mapping[str, Sequence[Prompt]],
     folder: RunFolder,
+    *,
+    part: str = "",
 ) -> SuiteAnswers:
     """Return a model's answers to the prompts of each suite; existing ones, also of `suites.reuse`, are kept.
 
-    A prompt longer than `max_prompt_length`, or than the model's context allows, or that the model's chat template
-    refuses, is left out and counted.
+    `part` is in the name of their folder. A prompt longer than `max_prompt_length`, or than the model's context allows,
+    or that the model's chat template refuses, is left out and counted.
     """
     answers = SuiteAnswers()
     for (longest, temperature), group in _sampling_groups(config, suites).items():
-        name = f"models/{model.name}/answers-{longest}-{temperature:g}"
+        name = f"models/{model.name}/answers{part}-{longest}-{temperature:g}"
         rows, left_out = _rows(config, model, group, prompts, longest)
         answers.left_out.update(left_out)
         answers.completions.update({suite.name: [] for suite in group})
@@ -98,9 +100,7 @@ def _fits(config: SuitesJob, model: EvaluatedModel, longest: int) -> Callable[[P
     """Return whether the template takes a prompt, and it leaves room for an answer; always true for a server."""
     if not isinstance(model, WeightsModel):
         return lambda prompt: True
-    tokenizer = load_tokenizer(model.model, revision=model.revision)
-    variables = model.chat_template_kwargs or config.chat_template_kwargs
-    chat = ChatEncoder(tokenizer, read_template(config.chat_template), variables)
+    chat = chat_of(config, model)
     limit = min(config.suites.max_prompt_length, context_of(model) - longest)
 
     def fits(prompt: Prompt) -> bool:
@@ -112,6 +112,13 @@ def _fits(config: SuitesJob, model: EvaluatedModel, longest: int) -> Callable[[P
         return len(encoded.prompt) <= limit
 
     return fits
+
+
+def chat_of(config: SuitesJob, model: WeightsModel) -> ChatEncoder:
+    """Return the tokenizer of a model with its chat template."""
+    variables = model.chat_template_kwargs or config.chat_template_kwargs
+    tokenizer = load_tokenizer(model.model, revision=model.revision)
+    return ChatEncoder(tokenizer, read_template(config.chat_template), variables)
 
 
 def context_of(model: EvaluatedModel) -> int:

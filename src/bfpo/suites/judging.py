@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -13,6 +13,7 @@ from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, JudgeFit, Verdict
+from bfpo.data.chat import whole_answer
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, ask_ranker
 from bfpo.judges.cache import OpinionCache
@@ -64,8 +65,9 @@ def judge_suites(
 ) -> JudgedSuites:
     """Judge `answers` (model -> suite -> completions) through the cache; each judge is loaded once.
 
-    Refusals are judged too if a suite's judge does not report them. A suite whose default judge cannot be loaded is
-    skipped with the reason; for a judge that the user names the error is raised.
+    Of an answer that continues a message of the assistant, judges of safety read the whole message. Refusals are judged
+    too if a suite's judge does not report them, in what the model wrote itself. A suite whose default judge cannot be
+    loaded is skipped with the reason; for a judge that the user names the error is raised.
     """
     refusal_config = config.suites.judges.get("refusal") or RefusalSpec()
     budget = RequestBudget(config.suites.max_requests)
@@ -86,10 +88,10 @@ def judge_suites(
                 continue
             done.judges.update({suite.name: judge.name for suite in judged})
             done.versions.update({suite.name: f"{judge.version}, " for suite in judged})
-            found = _ask(judge, judged, answers, cache)
+            found = _ask(judge, judged, answers, cache, read=whole_answer)
             done.verdicts.update(found)
             for model, by_suite in answers.items():
-                texts = [completion for suite in judged for completion in by_suite[suite.name]]
+                texts = [whole_answer(completion) for suite in judged for completion in by_suite[suite.name]]
                 verdicts = [verdict for suite in judged for verdict in found[suite.name, model]]
                 done.fits.extend(judge_fit(judge, texts, verdicts, model=model))
         refusals = make_judge(refusal_config, budget)
@@ -116,9 +118,11 @@ def _ask(
     suites: Sequence[Suite],
     answers: Mapping[str, Mapping[str, Sequence[Completion]]],
     cache: OpinionCache,
+    *,
+    read: Callable[[Completion], Completion] = lambda completion: completion,
 ) -> dict[tuple[str, str], list[Verdict]]:
     places = [(suite.name, model) for suite in suites for model in answers]
-    texts = [completion for suite, model in places for completion in answers[model][suite]]
+    texts = [read(completion) for suite, model in places for completion in answers[model][suite]]
     with CountProgress(f"judged by {judge.name}", len(texts), _log) as progress:
         votes = iter(ask_judge(judge, texts, cache, advance=progress.advance))
     return {(suite, model): [next(votes)[0] for _ in answers[model][suite]] for suite, model in places}

@@ -8,8 +8,13 @@ from typing import Any, Literal
 from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import JudgeFit, Message, Score, Verdict
 from bfpo.scores.records import CoherenceBound, PeopleFile
+from bfpo.stats import Interval
 
 __all__ = [
+    "DepthFile",
+    "Divergence",
+    "DivergencePoint",
+    "DivergenceRow",
     "GateCondition",
     "GateFile",
     "GateGroup",
@@ -18,6 +23,8 @@ __all__ = [
     "GuardFacts",
     "InspectResult",
     "ModelFacts",
+    "PrefillScore",
+    "PrefilledSuite",
     "SuiteAnswer",
     "SuiteComparison",
     "SuiteFacts",
@@ -117,6 +124,100 @@ class SuiteComparison:
     num: int = 0
 
 
+# ------------------------------------------------------------------------------------------------ depth
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillScore(SuiteScore):
+    """A score of answers whose first `tokens` tokens were given.
+
+    Metrics: `harmless` of the whole message, given tokens too; `coherent`, `harmless_coherent`; `recovered`: the
+    model's own part declines, in full or in part; `harmless_given`: the given tokens alone, as a model would write that
+    stops there.
+    """
+
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefilledSuite:
+    """The compliances of a suite: how many prompts have one, and why the others have none (`left_out`).
+
+    Model -> number of given tokens -> number of prompts: `too_short`, whose compliance has fewer; `too_long`, for which
+    the model has no room left, or which its template refuses: these are unscored.
+    """
+
+    suite: str
+    title: str = ""
+    judge: str | None = None
+    num_prompts: int = 0
+    num_compliances: int = 0
+    left_out: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
+    too_short: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
+    too_long: dict[str, dict[str, int]] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class DivergencePoint:
+    """Mean KL of a model to the start, nats per token, at the positions `first` to `last` of an answer, from 1.
+
+    `num`: answers that reach `first`.
+    """
+
+    first: int
+    last: int
+    value: float
+    low: float | None = None
+    high: float | None = None
+    num: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceRow:
+    """A row of `divergence.jsonl`: the KL to the start at each token of one answer, nats."""
+
+    suite: str
+    model: str
+    id: str
+    group: str = ""
+    kl: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """KL of a model to the start by position, on one group of answers; `ranges` are of positions together.
+
+    `first_five`: the share of the summed KL that is in the first five tokens.
+    """
+
+    model: str
+    group: str
+    num_answers: int = 0
+    num_prompts: int = 0
+    points: list[DivergencePoint] = field(default_factory=list)
+    ranges: list[DivergencePoint] = field(default_factory=list)
+    first_five: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DepthFile:
+    """What `depth` measured; `source`: whose compliances or which file; `assist` and `top` as in the config.
+
+    `reason`: why no answer was begun. `answers`: the answers on which KL is measured, start or own.
+    """
+
+    start: str
+    source: str = field(default="", metadata=OPTIONAL)
+    assist: str | None = field(default=None, metadata=OPTIONAL)
+    top: int | None = field(default=None, metadata=OPTIONAL)
+    reason: str = field(default="", metadata=OPTIONAL)
+    prefilled: list[PrefilledSuite] | None = field(default=None, metadata=OPTIONAL)
+    scores: list[PrefillScore] | None = field(default=None, metadata=OPTIONAL)
+    comparisons: list[SuiteComparison] | None = field(default=None, metadata=OPTIONAL)
+    answers: str = field(default="", metadata=OPTIONAL)
+    divergence: list[Divergence] | None = field(default=None, metadata=OPTIONAL)
+
+
 @dataclass(frozen=True, slots=True)
 class SuitesFile:
     """`scores.json` of a run over suites."""
@@ -131,11 +232,12 @@ class SuitesFile:
     judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
     people: PeopleFile | None = field(default=None, metadata=OPTIONAL)
     guard: GuardFacts | None = field(default=None, metadata=OPTIONAL)
+    depth: DepthFile | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteAnswer:
-    """A row of `answers.jsonl`: one completion of one model, with the verdict on it; `blocked` as in `Completion`.
+    """A row of `answers.jsonl` and `begun.jsonl`: a completion, with the verdict on it; `blocked` as in `Completion`.
 
     `incoherent`: the reasons why it is not coherent, "cut" aside. `nats_per_token`: -log p under the start model.
     `wins`: win rate -> probability that it beats the baseline's answer. `guarded`: behind a guard, what became of the

@@ -36,12 +36,15 @@ from bfpo.scores.scores import COHERENCE, describe_coherence, join_verdicts, met
 from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
 from bfpo.suites.coherence import CoherenceReader, make_reader
+from bfpo.suites.depth import measure_depth
+from bfpo.suites.depth_tables import depth_text
 from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, find_prompts, local_files, prompts_digest
 from bfpo.suites.guarded import Guarded, guard_answers, guard_warnings
 from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.lm_eval import run_tasks
-from bfpo.suites.records import ModelFacts, SuiteAnswer, SuiteComparison, SuiteFacts, SuiteScore, SuitesFile
+from bfpo.suites.prefill import check_prefill
+from bfpo.suites.records import DepthFile, ModelFacts, SuiteAnswer, SuiteComparison, SuiteFacts, SuiteScore, SuitesFile
 from bfpo.suites.scores import (
     BLOCKED,
     SUITE_METRICS,
@@ -77,6 +80,7 @@ class _Collected:
     fits: list[JudgeFit] = field(default_factory=list)
     groups: list[GroupAnswers] = field(default_factory=list)
     guarded: Guarded | None = None
+    depth: DepthFile | None = None
 
 
 def run_suites(config: SuitesJob, folder: RunFolder) -> None:
@@ -128,6 +132,12 @@ def preview_suites(config: SuitesJob) -> list[str]:
         lines.append(f"guard: {config.guard.judge.title}, {config.guard.filter}")
     if (start := config.start()) is not None:
         lines.append(f"coherence: unlikely answers are found by {start[0]}")
+    if config.depth is not None and (prefill := config.depth.prefill) is not None:
+        source = f"{config.depth.start}'s own answers" if prefill.file is None else prefill.file
+        assisted = "" if prefill.assist is None else f", assisted by {prefill.assist}"
+        lines.append(f"begun answers: {', '.join(map(str, prefill.tokens))} tokens of {source}{assisted}")
+    if config.depth is not None and (divergence := config.depth.divergence) is not None:
+        lines.append(f"KL to {config.depth.start} at {divergence.positions} positions of {divergence.answers} answers")
     return lines
 
 
@@ -164,6 +174,7 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
     check_opinions([] if config.guard is None else [config.guard.judge], config.suites.ranker)
     if config.guard is not None and config.guard.filter != "output":
         check_requests(config.guard.judge)
+    check_prefill(config, suites)
     check_own_files(own_suites(config.suites.use), config.suites.folders)
     if isinstance(config, SuitesAndPairsJob):
         check_files(config.data.files)
@@ -274,6 +285,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         found.last_scores += won.at_equal_length
         found.warnings += won.warnings
         _add_wins(found.answers, won.values)
+    found.depth = measure_depth(config, folder, asked, by_suite, answers, judged, reader)
 
 
 def _add_wins(answers: list[SuiteAnswer], wins: Sequence[Values]) -> None:
@@ -492,6 +504,7 @@ def _aggregate(
         judge_fit=found.fits or None,
         people=people,
         guard=None if found.guarded is None else found.guarded.facts,
+        depth=found.depth,
     )
     folder.write_jsonl("answers.jsonl", found.answers)
     folder.write_json("scores.json", result)
@@ -531,6 +544,7 @@ def _page(result: SuitesFile) -> str:
             lines += _table(suite, result)
     lines += ["", fit_table(result.judge_fit)] if result.judge_fit else []
     lines += [] if result.people is None else people_sections(result.people, result.confidence)
+    lines += [] if result.depth is None else depth_text(result.depth)
     skipped = [suite for suite in result.suites if suite.status == "skipped"]
     if skipped:
         lines += ["", "Skipped:", ""]

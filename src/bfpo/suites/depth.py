@@ -1,0 +1,225 @@
+"""How deep safety goes: begun answers, and the KL of each model to the start by position in the answer.
+
+Where training moved only the first tokens, the KL on harmful answers is high there and low behind them (Qi et al., ICLR
+2025).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bfpo.config import read_template
+from bfpo.config.evaluate import SuitesJob
+from bfpo.config.suites import DivergenceConfig, WeightsModel
+from bfpo.core.errors import ModelError
+from bfpo.core.progress import CountProgress
+from bfpo.core.schema import Completion, Prompt, Verdict
+from bfpo.data.split import normalised_prompt
+from bfpo.data.tokenize import IGNORED, SftExample, tokenize_completions
+from bfpo.policy.devices import to_gpu
+from bfpo.policy.divergence import token_divergence
+from bfpo.policy.load import load_policy, load_tokenizer
+from bfpo.policy.logps import evaluating
+from bfpo.runs.folder import RunFolder
+from bfpo.stats import Interval, bootstrap_weights
+from bfpo.stats.resampling import Floats
+from bfpo.suites.answers import SuiteAnswers, context_of
+from bfpo.suites.catalogue import Suite
+from bfpo.suites.coherence import CoherenceReader
+from bfpo.suites.judging import JudgedSuites
+from bfpo.suites.prefill import is_harmful, measure_prefill
+from bfpo.suites.records import DepthFile, Divergence, DivergencePoint, DivergenceRow
+
+__all__ = ["divergence_of", "measure_depth"]
+
+_log = logging.getLogger(__name__)
+
+COMPLIED, DECLINED, HARMLESS = "harmful prompts, complied", "harmful prompts, declined", "harmless prompts"
+_RANGES = ((1, 1), (2, 5), (6, 10), (11, 20), (21, 40), (41, 80), (81, 160))
+_FIRST = 5
+
+
+def measure_depth(
+    config: SuitesJob,
+    folder: RunFolder,
+    suites: Sequence[Suite],
+    prompts: Mapping[str, Sequence[Prompt]],
+    answers: Mapping[str, SuiteAnswers],
+    judged: JudgedSuites,
+    reader: CoherenceReader,
+) -> DepthFile | None:
+    """Return what `depth` asks for; the arguments are those of the run without given tokens.
+
+    Writes `begun.jsonl`, the answers that were begun, and `divergence.jsonl`. Raises as `measure_prefill` does, and
+    `ModelError` for models of different tokens.
+    """
+    depth = config.depth
+    if depth is None:
+        return None
+    found = DepthFile(depth.start)
+    if depth.prefill is not None:
+        found, begun = measure_prefill(config, depth.prefill, folder, suites, prompts, answers, judged, reader)
+        folder.write_jsonl("begun.jsonl", begun)
+    if depth.divergence is not None:
+        asked = [suite for suite in suites if suite.name not in judged.skipped]
+        rows, by_row = _measured(config, depth.divergence, asked, answers, judged)
+        folder.write_jsonl("divergence.jsonl", rows)
+        groups: dict[tuple[str, str], list[int]] = {}
+        for place, row in enumerate(rows):
+            groups.setdefault((row.model, row.group), []).append(place)
+        curves = [
+            divergence_of(
+                [rows[place].kl for place in places],
+                [by_row[place] for place in places],
+                model=model,
+                group=group,
+                positions=depth.divergence.positions,
+                **config.interval_settings(),
+            )
+            for (model, group), places in sorted(groups.items())
+        ]
+        found = replace(found, answers=depth.divergence.answers, divergence=curves)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- the models
+
+
+def _measured(
+    config: SuitesJob,
+    spec: DivergenceConfig,
+    suites: Sequence[Suite],
+    answers: Mapping[str, SuiteAnswers],
+    judged: JudgedSuites,
+) -> tuple[list[DivergenceRow], list[str]]:
+    """Return the KL of each model on each answer, and the normalised prompt of each."""
+    assert config.depth is not None
+    models = {model.name: model for model in config.with_weights()}
+    start = models.pop(config.depth.start)
+    weights = _loaded(config, start)
+    rows, prompts = [], []
+    for name, model in models.items():
+        read = list(_answers(suites, answers, judged, name if spec.answers == "own" else start.name))
+        completions = [completion for _, completion, _ in read]
+        tokens, others = (
+            _tokens(config, one, completions, spec.positions, room=min(context_of(model), context_of(start)))
+            for one in (model, start)
+        )
+        if tokens != others:
+            raise ModelError(
+                f"depth.divergence: {name} and {start.name} tokenize the answers differently; KL needs the same "
+                "tokenizer and chat template for both (chat_template sets one)"
+            )
+        policy = _loaded(config, model)
+        with evaluating(policy), evaluating(weights), CountProgress(f"KL of {name}", len(read), _log) as progress:
+            for (suite, completion, group), example in zip(read, tokens, strict=True):
+                ids, first = example["input_ids"], example["labels"].count(IGNORED)
+                kl = token_divergence(policy, weights, ids[:first], ids[first:]).tolist()
+                progress.advance(1)
+                if kl:
+                    rows.append(DivergenceRow(suite, name, completion.id, group, kl))
+                    prompts.append(normalised_prompt(completion.prompt))
+        del policy
+    return rows, prompts
+
+
+def _loaded(config: SuitesJob, model: WeightsModel) -> Any:
+    policy = load_policy(model.model, dtype=config.dtype, revision=model.revision)
+    to_gpu(policy.model)
+    return policy.model
+
+
+def _tokens(
+    config: SuitesJob, model: WeightsModel, completions: Sequence[Completion], positions: int, *, room: int
+) -> list[SftExample]:
+    longest = min(config.suites.max_prompt_length + positions, room)
+    examples, _ = tokenize_completions(
+        completions,
+        load_tokenizer(model.model, revision=model.revision),
+        max_length=longest,
+        max_completion_length=min(positions, longest - 1),
+        chat_template=read_template(config.chat_template),
+        chat_template_kwargs=model.chat_template_kwargs or config.chat_template_kwargs,
+    )
+    return examples
+
+
+def _answers(
+    suites: Sequence[Suite], answers: Mapping[str, SuiteAnswers], judged: JudgedSuites, model: str
+) -> Iterator[tuple[str, Completion, str]]:
+    """Yield suite, answer and group of the answers of a model that have a text."""
+    for suite in suites:
+        pairs = zip(answers[model].completions[suite.name], judged.verdicts[suite.name, model], strict=True)
+        for completion, verdict in pairs:
+            if completion.text.strip():
+                yield suite.name, completion, _group(suite, completion, verdict)
+
+
+def _group(suite: Suite, completion: Completion, verdict: Verdict) -> str:
+    if not is_harmful(suite, completion.kind):
+        return HARMLESS
+    if verdict.refused is None:
+        return "harmful prompts, not read for refusals"
+    return DECLINED if verdict.refused or verdict.partly_refused else COMPLIED
+
+
+# -------------------------------------------------------------------------------------------------------- the curves
+
+
+def divergence_of(
+    rows: Sequence[Sequence[float]],
+    prompts: Sequence[str],
+    *,
+    model: str = "",
+    group: str = "",
+    positions: int | None = None,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    random_seed: int = 0,
+) -> Divergence:
+    """Return the mean KL at each position over answers, with percentile intervals over resampled prompts.
+
+    `rows`: the KL at each token of each answer, of `positions` at most; `prompts` groups answers. A position that fewer
+    than two prompts reach has no interval.
+    """
+    longest = max(map(len, rows))
+    kl_NT = np.zeros((len(rows), longest))
+    read_NT = np.zeros((len(rows), longest))
+    for place, row in enumerate(rows):
+        kl_NT[place, : len(row)], read_NT[place, : len(row)] = row, 1.0
+    weights_RN = np.stack(list(bootstrap_weights(prompts, num_resamples, random_seed)))
+    tail = 50 * (1 - confidence)
+
+    def interval(top_N: Floats, bottom_N: Floats) -> Interval:
+        """Return the ratio of two sums over answers."""
+        reached = bottom_N > 0
+        if not reached.any():
+            return Interval(None, None, None, 0)
+        value, num = float(top_N.sum() / bottom_N.sum()), int(reached.sum())
+        if len({prompt for prompt, one in zip(prompts, reached, strict=True) if one}) < 2:
+            return Interval(value, None, None, num)
+        below_R = weights_RN @ bottom_N
+        ratios = (weights_RN @ top_N)[below_R > 0] / below_R[below_R > 0]
+        low, high = np.percentile(ratios, [tail, 100 - tail])
+        return Interval(value, float(low), float(high), num)
+
+    def point(first: int, last: int) -> DivergencePoint:
+        some = slice(first - 1, last)
+        found = interval(kl_NT[:, some].sum(1), read_NT[:, some].sum(1))
+        assert found.value is not None  # `first` is reached
+        return DivergencePoint(first, last, found.value, found.low, found.high, found.num)
+
+    return Divergence(
+        model=model,
+        group=group,
+        num_answers=len(rows),
+        num_prompts=len(set(prompts)),
+        points=[point(place, place) for place in range(1, longest + 1)],
+        ranges=[point(first, min(last, positions or longest)) for first, last in _RANGES if first <= longest],
+        first_five=interval(kl_NT[:, :_FIRST].sum(1), kl_NT.sum(1)),
+    )
