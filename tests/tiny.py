@@ -126,6 +126,7 @@ def tiny_trainer(
     reference: Any = None,
     callbacks: list[TrainerCallback] | None = None,
     margin_logps: Any = None,
+    categories: Any = None,
     **settings: Any,
 ) -> BFPOTrainer:
     """A silent trainer on the CPU; 12 main pairs and no buffer unless given."""
@@ -152,6 +153,7 @@ def tiny_trainer(
         reference=reference,
         callbacks=callbacks,
         margin_logps=margin_logps,
+        categories=categories,
     )
     made.remove_callback(PrinterCallback)
     return made

@@ -15,7 +15,7 @@ from bfpo.config import CompareConfig
 from bfpo.core.errors import ConfigError
 from bfpo.core.records import load
 from bfpo.core.schema import CategoryScore, Score
-from bfpo.experiments.compare import NUM_TRIALS, RIVALS, chains_of, make_result, result_markdown, rivals_of
+from bfpo.experiments.compare import FURTHER, NUM_TRIALS, RIVALS, chains_of, make_result, result_markdown, rivals_of
 from bfpo.experiments.steps import CEILING, START
 from bfpo.experiments.worlds import draw_worlds, noise_of, world_folder, worlds_markdown
 from bfpo.objective.methods import METHODS
@@ -28,7 +28,7 @@ from small_world import SMALL
 
 
 def test_every_rival_tries_as_many_different_settings() -> None:
-    for rival in RIVALS.values():
+    for rival in (RIVALS | FURTHER).values():
         assert len({tuple(sorted(trial.items())) for trial in rival.trials}) == len(rival.trials) == NUM_TRIALS
         assert rival.kind != "loss" or rival.name in METHODS
     assert "bso_sba" not in RIVALS  # docs/head-to-head.md says why
@@ -41,6 +41,7 @@ def test_recipes_share_their_stages_and_have_the_same_steps_and_anchor(tmp_path:
     trains = {name: chain.steps[0].config for name, chain in chains.items() if chain.steps[0].stage == "train"}
     assert {train.max_steps for train in trains.values()} == {config.align.steps}
     assert {train.anchor_weight for train in trains.values()} == {config.align.anchor_weight}
+    assert {train.anchor_scale for train in trains.values()} == {"gradient"}
     assert {train.seed for train in trains.values()} == {3}
     base = "beta=0.1-learning_rate=0.001"
     sacpo = f"dpo_s-{base}-after-dpo_h-{base}"

@@ -264,3 +264,31 @@ def test_rejected_rows_are_written_and_counted(data: Path) -> None:
     run_stage("train", align(data, data=source, eval_data=None, eval_steps=None, max_steps=1), data / "skips")
     rejects = [json.loads(line) for line in (data / "skips" / "rejects.jsonl").read_text().splitlines()]
     assert [(row["input"], row["line"]) for row in rejects] == [("data", 13)]
+
+
+def test_a_pointwise_method_trains_on_single_answers_from_files(data: Path) -> None:
+    rows = [{"prompt": f"w{i} w3", "completion": f"w{i % 7} w9", "label": i % 3 > 0} for i in range(12)]
+    write(data / "answers.jsonl", rows)
+    answers = {"files": str(data / "answers.jsonl"), "layout": "unpaired"}
+    config = align(data, method="kto", data=answers, anchor_weight=0.1, anchor_scale="gradient", reference="swap")
+    folder = run_stage("train", config, data / "kto")
+    assert folder.status == "finished"
+    assert json.loads((data / "kto/data.json").read_text())["data"]["cells"]["unsafe-safe"] == 4
+    rows = folder.read_metrics()
+    assert all({"state/main", "state/buffer"} <= row.keys() for row in rows if "main/loss" in row)
+    assert rows[0]["main/loss_at_start"] == pytest.approx(0.5)  # one answer a row, w (1 - sigmoid(0))
+    assert rows[0]["buffer/loss_at_start"] == pytest.approx(1.0)  # two
+    text = preview_stage("train", config)
+    assert "expected first loss: 1.5" in text
+
+
+def test_categories_of_the_data_get_their_margins(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    write(data / "named.jsonl", [{**row, "category": ["theft", "fraud"][i % 2]} for i, row in enumerate(rows)])
+    config = align(data, method="cat_dpo", data={"files": str(data / "named.jsonl")})
+    rows = run_stage("train", config, data / "named").read_metrics()
+    shown = [{name for name in row if name.startswith("state/")} for row in rows if "main/loss" in row]
+    assert shown[0] == {"state/no category", "state/fraud", "state/theft"}
+    assert "no pair has a category" not in caplog.text
+    run_stage("train", align(data, method="cat_dpo"), data / "unnamed")
+    assert "no pair has a category" in caplog.text

@@ -17,14 +17,14 @@ from bfpo.objective.methods import method_settings
 from bfpo.runs.stages import STAGES
 
 PARAMETERS = {
-    "preference_loss": ("margin, chosen_is_safe, rejected_is_safe, method, other_margin, settings"),
+    "preference_loss": ("margin, chosen_is_safe, rejected_is_safe, method, other_margin, beside, settings"),
     "bfpo_target": "chosen_is_safe, rejected_is_safe, alpha, safety_weight",
     "anchor": "favoured, mean_nll_chosen, mean_nll_rejected, chosen_is_safe, rejected_is_safe",
     "read_pairs": "files, layout, columns, source, labels, check",
     "load_config": "cls, path, overrides",
     "run_stage": "name, config, out, resume",
     "Pair": "id, prompt, chosen, rejected, chosen_is_safe, rejected_is_safe, source, tools, chosen_extra, "
-    "rejected_extra, chosen_finished, rejected_finished",
+    "rejected_extra, chosen_finished, rejected_finished, category, unpaired",
     "Message": "role, content, extra",
     "Prompt": "id, messages, kind, tools, category",
     "Completion": "id, prompt, text, model, kind, finished, is_safe, reasoning, blocked, tools, extra, category",

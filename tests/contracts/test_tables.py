@@ -51,7 +51,7 @@ def test_the_config_offers_every_layout():
     pairs = "bfpo, trl, pku, hh, redteam, helpsteer2, helpsteer3, sharegpt, messages, alpaca_pairs"
     completions = "completions, alpaca, conversations, beavertails, wildguardmix"
     keys = {key.name: key.allowed for key in describe_keys(AlignConfig)}
-    assert keys["data.layout"] == keys["buffer.layout"] == f"auto, {pairs}"
+    assert keys["data.layout"] == keys["buffer.layout"] == f"auto, {pairs}, unpaired"
     assert {key.name: key.allowed for key in describe_keys(SftConfig)}["data.layout"] == f"auto, {completions}, {pairs}"
     assert (PAIR_LAYOUTS.names, COMPLETION_LAYOUTS.names) == (tuple(pairs.split(", ")), tuple(completions.split(", ")))
     assert not PAIR_LAYOUTS.keys() & COMPLETION_LAYOUTS.keys()

@@ -126,7 +126,9 @@ PKU_ALL: dict[str, Any] = {
 def test_every_layout_that_pku_saferlhf_has_had(columns: tuple[str, ...]) -> None:
     row = {**PKU, **{name: PKU_ALL[name] for name in columns}}
     assert PAIR_LAYOUTS.detect(row) is PAIR_LAYOUTS["pku"]
-    assert parse("pku", row) == parse("pku", PKU)  # the safer response is not the chosen one
+    found = parse("pku", row)
+    assert replace(found, category="") == parse("pku", PKU)  # the safer response is not the chosen one
+    assert found.category == ("Violence" if "response_1_harm_category" in columns else "")
 
 
 REDTEAM: dict[str, Any] = {

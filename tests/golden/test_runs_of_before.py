@@ -54,7 +54,10 @@ NEW: dict[str, Any] = {
     "label_noise": None,
     "depth": None,
     "deep_refusals": None,
+    "anchor_scale": "loss",
 }
+# New keys whose default is another one in `bfpo compare`; a comparison of before goes on with the value in NEW alone.
+OF_COMPARE: dict[str, Any] = {"anchor_scale": "gradient"}
 # What was the default, of keys whose default now says that the command finds the value.
 WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}
 # Keys that a command read there too, but did not record.
@@ -81,7 +84,11 @@ def without_new(value: Any) -> Any:
         return [without_new(item) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {key: without_new(item) for key, item in value.items() if key not in NEW or item != NEW[key]}
+    kept = {
+        key: without_new(item)
+        for key, item in value.items()
+        if key not in NEW or item not in (NEW[key], OF_COMPARE.get(key, NEW[key]))
+    }
     return {key: WAS[key] if key in WAS and item in (None, "auto") else item for key, item in kept.items()}
 
 

@@ -8,6 +8,7 @@ import torch
 from bfpo.core.errors import LabelError, SettingError
 from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
 from bfpo.objective.methods import METHODS
+from losses import loss_of
 from messages import raises
 
 CHOSEN = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
@@ -37,7 +38,7 @@ def test_the_published_settings_start_between_2500_and_10000_a_pair():
 def test_extreme_margins_at_a_small_and_a_large_beta_stay_finite(method, size, dtype):
     for beta in (1e-3, 1.0):
         margin = torch.full((4,), size, dtype=dtype, requires_grad=True)
-        loss = preference_loss(margin, CHOSEN, REJECTED, method=method, beta=beta).loss
+        loss = loss_of(margin, CHOSEN, REJECTED, method=method, beta=beta).loss
         (gradient,) = torch.autograd.grad(loss.mean(), margin)
         assert bool(loss.isfinite().all())
         assert bool(gradient.isfinite().all())
@@ -77,7 +78,9 @@ def test_half_precision_is_computed_in_float32(dtype):
     assert loss.tolist() == pytest.approx([(0.5 - 50) ** 2, (-0.5 - 100) ** 2, (1 + 100) ** 2, (2 + 50) ** 2])
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name in ("dpo_s", "safedpo", "bso", "bso_sba")])
+@pytest.mark.parametrize(
+    "method", [name for name in METHODS if name in ("dpo_s", "safedpo", "bso", "bso_sba", "bso_phi")]
+)
 def test_a_dropped_pair_has_neither_loss_nor_gradient_even_if_its_margin_is_not_finite(method):
     margin = torch.tensor([0.3, 0.3, 0.3, float("nan")], dtype=torch.float64, requires_grad=True)
     result = preference_loss(margin, CHOSEN, REJECTED, method=method, beta=0.1)
@@ -90,9 +93,9 @@ def test_a_dropped_pair_has_neither_loss_nor_gradient_even_if_its_margin_is_not_
 def test_a_mean_over_all_pairs_is_the_mean_of_the_means_of_equal_parts(method):
     margin = torch.linspace(-1, 1, 8, dtype=torch.float64)
     chosen, rejected = CHOSEN.repeat(2), REJECTED.repeat(2)
-    whole = preference_loss(margin, chosen, rejected, method=method, beta=0.1).loss.mean()
+    whole = loss_of(margin, chosen, rejected, method=method, beta=0.1).loss.mean()
     parts = [
-        preference_loss(margin[part], chosen[part], rejected[part], method=method, beta=0.1).loss.mean()
+        loss_of(margin[part], chosen[part], rejected[part], method=method, beta=0.1).loss.mean()
         for part in (slice(0, 4), slice(4, 8))
     ]
     assert whole.item() == pytest.approx(sum(part.item() for part in parts) / 2, rel=1e-14)
@@ -111,7 +114,7 @@ def test_the_anchor_imitates_the_favoured_completion_only_where_it_is_safe():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_ever_imitates_an_unsafe_completion(method):
-    favoured = preference_loss(torch.zeros(4, dtype=torch.float64), CHOSEN, REJECTED, method=method, beta=0.1).favoured
+    favoured = loss_of(torch.zeros(4, dtype=torch.float64), CHOSEN, REJECTED, method=method, beta=0.1).favoured
     nll_chosen, nll_rejected = torch.full((2, 4), 1.0, dtype=torch.float64)
     value = anchor(favoured, nll_chosen * 2, nll_rejected * 3, CHOSEN, REJECTED)
     allowed = []
@@ -144,7 +147,7 @@ def test_an_anchor_weight_means_the_same_at_every_beta(method):
     term = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)
     totals = []
     for beta in (0.01, 0.1, 1.0):
-        loss = preference_loss(scaled / beta, CHOSEN, REJECTED, method=method, beta=beta).loss
+        loss = loss_of(scaled / beta, CHOSEN, REJECTED, method=method, beta=beta).loss
         total = add_anchor(loss, term, anchor_weight=0.3, method=method, beta=beta)
         totals.append(total * METHODS[method](beta=beta).normaliser)
         torch.testing.assert_close(totals[-1], loss * METHODS[method](beta=beta).normaliser + 0.3 * term)

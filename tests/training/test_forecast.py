@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,12 +18,14 @@ from bfpo.data.store import write_tokens
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.methods import BFPO, METHODS, make_method
 from bfpo.training.forecast import ForecastFile, forecast, forecast_lines, forecast_table
+from losses import PLAIN
 
 SETTINGS: dict[str, dict[str, float]] = {
     "bfpo": {"alpha": 0.4, "safety_weight": 2.5},
     "linear_sum": {"safety_share": 0.7},
     "safedpo": {"safedpo_delta": 3.0},
     "bso": {"bso_shift": 2.0},
+    "bso_phi": {"bso_shift": 2.0},
     "bso_sba": {"bso_shift": 2.0, "sba_lambda": 0.5, "sba_clamp": 30.0},
 }
 STOPS = {"bfpo", "ipo", "linear_sum"}
@@ -59,7 +62,7 @@ def expected_pull(name: str, beta: float, s: float, u: float) -> tuple[int, floa
         "dpo_s": order,
         "dpo_mix": 0 if order < 0 else 1,
         "dpo_safe_first": order or 1,
-        **dict.fromkeys(("safedpo", "bso", "bso_sba"), 1 if safe else -1 if other else 0),
+        **dict.fromkeys(("safedpo", "bso", "bso_sba", "bso_phi"), 1 if safe else -1 if other else 0),
     }.get(name, 1)
     shift = next(iter(given.values()), 0.0) if order else 0.0
 
@@ -68,6 +71,8 @@ def expected_pull(name: str, beta: float, s: float, u: float) -> tuple[int, floa
             log_r = shift - x
             inside = abs(log_r) <= given["sba_clamp"]
             return (math.exp(1.5 * log_r) + math.exp(-0.5 * log_r)) * inside
+        if name == "bso_phi":
+            return 2 * math.exp(0.5 * (shift - x)) * (abs(shift - x) <= 30)
         return 1 / (1 + math.exp(x - shift))
 
     if favoured == 0 or name in ("robust_dpo", "modpo"):
@@ -123,7 +128,7 @@ def expected_groups(streams: list[list[TokenPair]], name: str, beta: float, redu
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_method_as_its_formulas_say(name: str, reduction: str, tmp_path: Path) -> None:
     for case, beta in enumerate((0.01, 0.1, 2.0)):
         main = drawn(41, case, soft=case == 1, extreme=case == 2)
@@ -147,6 +152,25 @@ def test_every_method_as_its_formulas_say(name: str, reduction: str, tmp_path: P
         assert forecast([stored, buffer], method, reduction=reduction) == found
         assert (found.warning == "") or method.squared
         assert all(len(line) < 160 for line in forecast_lines(found))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in PLAIN])
+def test_of_a_method_that_reads_more_it_is_not_known_where_it_stops(name: str) -> None:
+    """Who is favoured is: the answer that wins by DPO safe-first; of two unsafe ones none, by a pointwise method."""
+    pairs = drawn(41, 3)
+    found, plain = (forecast([pairs], make_method(method, beta=0.1)) for method in (name, "dpo_safe_first"))
+    assert found is not None
+    assert plain is not None
+    for group, same in zip(found.groups, plain.groups, strict=True):
+        none = METHODS[name].pointwise and group.cell == "unsafe-unsafe"
+        assert (group.asked, group.short, group.beyond) == (None, None, None)
+        assert group.favoured_logps == (None if none else same.favoured_logps)
+        assert group.at_target == (group.pairs if none else 0)
+
+
+def test_of_single_answers_there_is_no_forecast() -> None:
+    alone = replace(drawn(1, 0)[0], rejected_ids=np.zeros(0, np.int32))
+    assert forecast([[alone]], make_method("kto")) is None
 
 
 def test_without_log_probs_there_is_no_forecast() -> None:

@@ -15,6 +15,7 @@ from bfpo.training.diagnosis import fits_here
 from bfpo.training.forecast import FORECAST, write_forecast
 from bfpo.training.inputs import (
     load_start,
+    pair_categories,
     pair_streams,
     read_start,
     reference_cache,
@@ -72,6 +73,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         # A resumed run keeps what `auto` chose, even if the cache has grown since: its numbers stay bit-equal.
         reference=folder.record.get("reference"),
         margin_logps=others,
+        categories=pair_categories(config),
     )
     folder.add_facts(reference=trainer.reference_name)
     if trainer.reference_report is not None:
@@ -107,7 +109,15 @@ def preview(config: AlignConfig) -> list[str]:
 
 def _arguments(config: AlignConfig, output_dir: str | Path, **changed: Any) -> BFPOConfig:
     common = common_arguments(config, output_dir, unit="pairs", per_step=config.pairs_per_step)
-    names = ["reduction", "anchor_weight", "buffer_weight", "reference", "attention", "max_tokens_per_microbatch"]
+    names = [
+        "reduction",
+        "anchor_weight",
+        "anchor_scale",
+        "buffer_weight",
+        "reference",
+        "attention",
+        "max_tokens_per_microbatch",
+    ]
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
     own |= {"method": config.method_object(), "reference_cache": reference_cache(config)}
     return BFPOConfig(**{**common, **own, **changed})

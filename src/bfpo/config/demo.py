@@ -66,11 +66,19 @@ class WorldAlign(ConfigPart):
     steps: int = Field(default=400, ge=1, description="optimizer steps")
     pairs_per_step: int = Field(default=16, ge=1, description="number of pairs of each stream per optimizer step")
     anchor_weight: float = Field(default=0.3, ge=0, description="weight of the anchor beside the normalised loss")
+    anchor_scale: Literal["loss", "gradient"] = Field(
+        default="gradient",
+        description="what anchor_weight is relative to: the normalised loss, or its gradient at the start",
+    )
 
 
 class DemoAlign(WorldAlign):
     """Settings of the demo's preference runs: shared ones, and those of each method."""
 
+    anchor_scale: Literal["loss", "gradient"] = Field(
+        default="loss",
+        description="what anchor_weight is relative to: the normalised loss, or its gradient at the start",
+    )
     bfpo: DemoMethod = Field(default=DemoMethod(beta=0.05), description="BFPO")
     dpo_h: DemoMethod = Field(default=DemoMethod(), description="DPO on helpfulness pairs")
     dpo_s: DemoMethod = Field(default=DemoMethod(), description="DPO on safety pairs")

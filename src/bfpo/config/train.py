@@ -9,7 +9,8 @@ from pydantic import Field, create_model, model_validator
 
 from bfpo.config.probe import ProbeConfig
 from bfpo.core.settings import Need, PathText, StageConfig, beside, unless
-from bfpo.data.settings import DataConfig, SftDataConfig, TemplateKwargs
+from bfpo.data.pair_layouts import UNPAIRED
+from bfpo.data.settings import SftDataConfig, TemplateKwargs, TrainDataConfig
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
 from bfpo.policy.settings import InitConfig, LoraConfig
 
@@ -200,20 +201,25 @@ class AlignConfig(MethodSettings, TrainingKeys):
         default=None,
         description="folder of token ids that several runs share; null = tokens/ of the run, for itself",
     )
-    data: DataConfig = Field(description="main stream: pairs with safety labels; it sets the epoch")
-    buffer: DataConfig | None = Field(
+    data: TrainDataConfig = Field(description="main stream: pairs with safety labels; it sets the epoch")
+    buffer: TrainDataConfig | None = Field(
         default=None, description="second stream, as many pairs a step as the main one; null = none"
     )
     buffer_weight: float = Field(
         default=1.0, gt=0, description="weight of the buffer's mean loss beside the main stream's"
     )
-    eval_data: DataConfig | None = Field(
+    eval_data: TrainDataConfig | None = Field(
         default=None, description="held-out pairs, for loss and accuracy by label cell"
     )
     anchor_weight: float = Field(
         default=0.0,
         ge=0,
         description="weight of the favoured completion's mean token NLL, where it is safe, beside loss x beta^2",
+    )
+    anchor_scale: Literal["loss", "gradient"] = Field(
+        default="loss",
+        description="what anchor_weight is relative to: the normalised loss, or its gradient at the start, of which a "
+        "weight is the same share for every method",
     )
     pairs_per_step: int = Field(
         default=32, ge=1, description="number of pairs of each stream per optimizer step, all processes"
@@ -236,6 +242,7 @@ class AlignConfig(MethodSettings, TrainingKeys):
     needs: ClassVar[Mapping[str, Need]] = {
         **TrainingKeys.needs,
         "buffer_weight": beside("buffer"),
+        "anchor_scale": Need("where anchor_weight is 0", lambda config: config.anchor_weight > 0),
         "reference_cache": Need(
             f"where reference is {' or '.join(_WITHOUT_CACHE)}", lambda config: config.reference not in _WITHOUT_CACHE
         ),
@@ -248,6 +255,14 @@ class AlignConfig(MethodSettings, TrainingKeys):
             raise ValueError(
                 f"margin_model: {self.method} needs a model of safety, as bfpo train with method dpo_s makes it"
             )
+        for name in ("data", "buffer", "eval_data"):
+            section: TrainDataConfig | None = getattr(self, name)
+            if section is not None and section.layout == UNPAIRED and not METHODS[self.method].pointwise:
+                pointwise = ", ".join(name for name, method in METHODS.items() if method.pointwise)
+                raise ValueError(
+                    f"{name}.layout: {UNPAIRED} is for single answers, and the method {self.method!r} compares two "
+                    f"answers to a prompt; give pairs, or set method to one of {pointwise}"
+                )
         if self.lora is not None and self.lora.lora_dropout > 0:
             raise ValueError(
                 f"lora_dropout: got {self.lora.lora_dropout:g}; allowed here: 0, preference training has every dropout "

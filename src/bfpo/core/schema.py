@@ -106,7 +106,9 @@ class Pair:
     `chosen` is the more helpful one, regardless of safety. A label is a bit, the probability in [0, 1] that the
     completion is safe, or `None` (unknown). An empty prompt is allowed (unconditional text). `tools` is canonical JSON
     of the tools that a chat template describes to the model; `chosen_extra` and `rejected_extra` are the `extra` of the
-    completions' messages. `chosen_finished` and `rejected_finished` as `finished` in `Completion`.
+    completions' messages. `chosen_finished` and `rejected_finished` as `finished` in `Completion`. `category` as in
+    `Prompt`. `unpaired`: there is no rejected completion (its text is empty); a desirable answer then stands as a safe
+    one over an unsafe one, an undesirable one as an unsafe one over a safe one.
 
     Raises `DataError` for a wrong type and `LabelError` for a label outside [0, 1].
     """
@@ -123,6 +125,8 @@ class Pair:
     rejected_extra: str = field(default="", metadata=OPTIONAL)
     chosen_finished: bool = True
     rejected_finished: bool = True
+    category: str = field(default="", metadata=OPTIONAL)
+    unpaired: bool = field(default=False, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)

@@ -21,11 +21,11 @@ from bfpo.data.layouts import Layouts
 from bfpo.data.messages import answer_of, check_weight, messages_of
 from bfpo.data.rejects import RowError
 
-__all__ = ["COMPLETION_LAYOUTS", "plain_completion"]
+__all__ = ["COMPLETION_LAYOUTS", "DESIRABLE", "plain_completion"]
 
 COMPLETION_LAYOUTS: Layouts[Completion] = Layouts(reads=("id", WEIGHT, *REASONING, *CONTEXT))
 
-_DESIRABLE = ("label", "kto_tag")  # of KTO data sets, in TRL and in LLaMA-Factory
+DESIRABLE = ("label", "kto_tag")  # of KTO data sets, in TRL and in LLaMA-Factory
 _HARM_LABELS = {"harmful": 0.0, "unharmful": 1.0}
 _PROMPT_KINDS = {"harmful": "harmful", "unharmful": "benign"}
 
@@ -34,7 +34,7 @@ _PROMPT_KINDS = {"harmful": "harmful", "unharmful": "benign"}
     "completions",
     "prompt with completion or text, or messages whose last is the assistant's",
     needs=("prompt", "completion"),
-    reads=("text", "messages", "model", "kind", "category", "finished", "blocked", *_DESIRABLE),
+    reads=("text", "messages", "model", "kind", "category", "finished", "blocked", *DESIRABLE),
     labels=("is_safe",),
     fits=lambda row: (
         "messages" in row or "completion" in row or ({"prompt", "text"} <= row.keys() and "chosen" not in row)
@@ -55,7 +55,7 @@ def plain_completion(row: Columns, *, allow_empty: bool = False) -> Completion:
         if "prompt" not in row or field not in row:
             raise RowError("prompt, completion (or messages)", "missing column", sorted(map(str, row)))
         prompt, answer = messages_of(row["prompt"], "prompt"), answer_of(row[field], field)
-    for name in _DESIRABLE:
+    for name in DESIRABLE:
         if cell_value(row.get(name)) is False:
             raise RowError(name, "the completion is marked as undesirable", row[name])
     kind, category, is_safe = optional_text(row, "kind"), category_of(row, "category"), label_of(row, "is_safe")

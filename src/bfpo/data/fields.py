@@ -135,6 +135,7 @@ def pair_of(
     rejected: str | Message,
     labels: tuple[float | None, float | None],
     fields: tuple[str, str] = ("chosen", "rejected"),
+    category: str = "",
 ) -> Pair:
     """Return the pair after the checks common to all layouts; without an id it gets one from its content."""
     prompt, tools = _with_context(row, prompt)
@@ -163,6 +164,7 @@ def pair_of(
         rejected_extra=rejected.extra,
         chosen_finished=finished[0],
         rejected_finished=finished[1],
+        category=category or category_of(row, "category"),
     )
 
 

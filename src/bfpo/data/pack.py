@@ -151,9 +151,13 @@ class PackedLayout:
         for segment in self:
             before = np.arange(segment.start, segment.rejected_start)
             after = np.arange(segment.rejected_start, segment.stop)
-            keys += [before, before[: segment.num_prompt], after]
-            num_queries += [len(before), len(after)]
-            num_keys += [len(before), segment.num_prompt + len(after)]
+            keys.append(before)
+            num_queries.append(len(before))
+            num_keys.append(len(before))
+            if len(after):  # an unpaired answer has no second problem
+                keys += [before[: segment.num_prompt], after]
+                num_queries.append(len(after))
+                num_keys.append(segment.num_prompt + len(after))
         return VarlenIndex(
             keys=torch.from_numpy(np.concatenate(keys)).to(device),
             query_starts=torch.tensor(np.cumsum([0, *num_queries]), dtype=torch.int32, device=device),
@@ -253,7 +257,7 @@ def split_by_tokens(lengths: Sequence[tuple[int, int, int]], *, form: Form, max_
     groups: list[list[int]] = []
     room: list[int] = []  # packed: tokens, padded: rows
     for place in order:
-        needs = sizes[place] if packed else 2
+        needs = sizes[place] if packed else 1 + (lengths[place][2] > 0)
         fits = range(len(groups)) if packed else range(max(0, len(groups) - 1), len(groups))
         k = next((k for k in fits if room[k] >= needs), len(groups))
         if k == len(groups):
@@ -298,11 +302,13 @@ def collate_pairs(pairs: Sequence[TokenPair], *, pad_token_id: int = 0, form: Fo
                            c v 0 0
     ```
 
-    Raises `DataError` for a pair with an empty prompt or completion, with its id: nothing would predict its first
-    token.
+    An unpaired answer, a pair without a rejected token, has no rejected row; its log-prob is 0.
+
+    Raises `DataError` for a pair with an empty prompt or chosen completion, with its id: nothing would predict its
+    first token.
     """
     for pair in pairs:
-        if not (len(pair.prompt_ids) and len(pair.chosen_ids) and len(pair.rejected_ids)):
+        if not (len(pair.prompt_ids) and len(pair.chosen_ids)):
             raise DataError(
                 f"pair {pair.pair_id}: has {' and '.join(_empty_parts(pair))} without a token; a prompt needs at least "
                 "one to predict from (such as a beginning-of-sequence token), a completion at least one to predict"
@@ -345,7 +351,8 @@ def _packed(pairs: Sequence[TokenPair]) -> MicroBatch:
         # the prompt, not the last chosen one, which precedes it in the row.
         last = segment.start + segment.num_prompt - 1
         sources.append(np.arange(last, segment.rejected_start - 1))
-        sources.append(np.concatenate([[last], np.arange(segment.rejected_start, segment.stop - 1)]))
+        rejected = np.concatenate([[last], np.arange(segment.rejected_start, segment.stop - 1)])
+        sources.append(rejected[: segment.num_rejected])
         targets += [pair.chosen_ids, pair.rejected_ids]
         sequences += [np.full(segment.num_chosen, p), np.full(segment.num_rejected, len(pairs) + p)]
     return {
@@ -357,18 +364,20 @@ def _packed(pairs: Sequence[TokenPair]) -> MicroBatch:
 
 
 def _padded(pairs: Sequence[TokenPair], pad_token_id: int) -> MicroBatch:
-    rows = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-    rows += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    width = max(len(prompt) + len(completion) for prompt, completion in rows)
+    rows = [(p, pair.prompt_ids, pair.chosen_ids) for p, pair in enumerate(pairs)]
+    rows += [
+        (p, pair.prompt_ids, pair.rejected_ids) for p, pair in enumerate(pairs, len(pairs)) if len(pair.rejected_ids)
+    ]
+    width = max(len(prompt) + len(completion) for _, prompt, completion in rows)
     input_ids = np.full((len(rows), width), pad_token_id, np.int64)
     sources, targets, sequences = [], [], []
-    for n, (prompt, completion) in enumerate(rows):
+    for n, (sequence, prompt, completion) in enumerate(rows):
         start, stop = len(prompt), len(prompt) + len(completion)
         input_ids[n, :start] = prompt
         input_ids[n, start:stop] = completion
         sources.append(np.arange(n * width + start - 1, n * width + stop - 1))
         targets.append(completion)
-        sequences.append(np.full(len(completion), n))
+        sequences.append(np.full(len(completion), sequence))
     return {"input_ids": torch.from_numpy(input_ids), **_places(sources, targets, sequences)}
 
 

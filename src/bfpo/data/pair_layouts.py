@@ -6,28 +6,39 @@ import re
 from collections.abc import Sequence
 
 from bfpo.core.schema import Message, Pair, Role
+from bfpo.data.completion_layouts import DESIRABLE
 from bfpo.data.fields import (
     CONTEXT,
     FINISHED,
+    REASONING,
     WEIGHT,
     Columns,
+    category_of,
     cell_value,
     choice_of,
+    completion_of,
     instruction_of,
     label_of,
+    optional_text,
     pair_of,
     value_of,
 )
 from bfpo.data.layouts import Layouts
 from bfpo.data.messages import answer_of, check_weight, is_parts, messages_of, text_of
 from bfpo.data.rejects import CellText, RowError
+from bfpo.data.thinking import message_extra
 
-__all__ = ["PAIR_LAYOUTS", "transcript_of"]
+__all__ = ["PAIR_LAYOUTS", "UNPAIRED", "UNPAIRED_LAYOUTS", "transcript_of"]
 
-PAIR_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source", WEIGHT, *FINISHED, *CONTEXT))
+PAIR_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source", "category", WEIGHT, *FINISHED, *CONTEXT))
+
+UNPAIRED = "unpaired"
+UNPAIRED_LAYOUTS: Layouts[Pair] = Layouts(reads=("id", "source", WEIGHT, *REASONING, *CONTEXT))
+"""Rows of single answers, for pointwise methods: never detected, since such rows also hold texts to imitate."""
 
 _COMPLETIONS, _LABELS = ("chosen", "rejected"), ("chosen_is_safe", "rejected_is_safe")
 _OURS = ("prompt", *_COMPLETIONS, *_LABELS)
+_PKU_HARMS = ("response_0_harm_category", "response_1_harm_category")
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 _HELPSTEER_ROLES: dict[str, Role] = {"User": "user", "Assistant": "assistant"}
@@ -112,6 +123,7 @@ def _only_answer(turns: Sequence[Message], field: str) -> Message:
     "pku",
     "PKU-SafeRLHF: two responses, the id of the more helpful one, a safety label for each",
     needs=("prompt", "response_0", "response_1", "better_response_id"),
+    reads=_PKU_HARMS,
     labels=("is_response_0_safe", "is_response_1_safe"),
 )
 def pku_pair(row: Columns) -> Pair:
@@ -122,7 +134,17 @@ def pku_pair(row: Columns) -> Pair:
     first = choice_of(row, "better_response_id", (0, 1))
     second = 1 - first
     fields = (f"response_{first}", f"response_{second}")
-    return pair_of(row, prompt, responses[first], responses[second], (labels[first], labels[second]), fields)
+    both = (labels[first], labels[second])
+    return pair_of(row, prompt, responses[first], responses[second], both, fields, _pku_category(row))
+
+
+def _pku_category(row: Columns) -> str:
+    """Return the first category of harm that is marked true, of either response, "" for none."""
+    for field in _PKU_HARMS:
+        marks = row.get(field)
+        if isinstance(marks, dict) and (name := next((name for name, marked in marks.items() if marked is True), None)):
+            return str(name)
+    return ""
 
 
 @PAIR_LAYOUTS.register(
@@ -279,3 +301,38 @@ def alpaca_pair(row: Columns) -> Pair:
     chosen, rejected = (answer_of(value, name) for value, name in zip(both, field, strict=True))
     labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
     return pair_of(row, instruction_of(row), chosen, rejected, labels)
+
+
+@UNPAIRED_LAYOUTS.register(
+    UNPAIRED,
+    "single answers: prompt with completion or text, and whether it is desirable (label, kto_tag) or safe (is_safe)",
+    needs=("prompt", "completion"),
+    reads=("text", "model", "category", "finished", *DESIRABLE),
+    labels=("is_safe",),
+    fits=lambda row: "prompt" in row and ("completion" in row or "text" in row),
+)
+def unpaired_answer(row: Columns) -> Pair:
+    """A single answer as a pair without a rejected one; it is desirable if its `label` says so and it is safe.
+
+    With one of the two columns that one decides; with neither the label is unknown.
+    """
+    field = "completion" if "completion" in row else "text"
+    prompt, answer = messages_of(value_of(row, "prompt"), "prompt"), answer_of(value_of(row, field), field)
+    one = completion_of(row, prompt, answer, field, category=category_of(row, "category"))
+    given = [label_of(row, name) for name in (*DESIRABLE, "is_safe") if name in row]
+    known = [label for label in given if label is not None]
+    label = min(known) if known else None
+    return Pair(
+        one.id,
+        one.prompt,
+        one.text,
+        "",
+        label,
+        None if label is None else 1 - label,
+        optional_text(row, "source"),
+        tools=one.tools,
+        chosen_extra=message_extra(one),
+        chosen_finished=one.finished,
+        category=one.category,
+        unpaired=True,
+    )

@@ -19,7 +19,7 @@ from bfpo.data.labels import NO_WORDS, LabelWords
 from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout, columns_of
 from bfpo.data.messages import is_absent
 from bfpo.data.notes import FileNotes
-from bfpo.data.pair_layouts import PAIR_LAYOUTS
+from bfpo.data.pair_layouts import PAIR_LAYOUTS, UNPAIRED_LAYOUTS
 from bfpo.data.rejects import DUPLICATE_ID, CompletionResult, ReadResult, Reject, Row, RowError
 from bfpo.data.thinking import Thinking, without_thought
 
@@ -45,10 +45,10 @@ def read_pairs(
 ) -> ReadResult:
     """Read preference pairs from JSON lines or documents, CSV, Parquet and Arrow; a folder stands for its files.
 
-    `layout` names one of `PAIR_LAYOUTS`; `"auto"` decides for each file from its first row whose columns fit one, and
-    `ReadResult.layouts` says which. `columns` maps a name that the layout knows to the file's name for it. `source`
-    replaces the rows' own. A row without an id gets one from its content, with `-2`, `-3` for repetitions. `labels`:
-    what label columns hold in place of true and false.
+    `layout` names one of `PAIR_LAYOUTS` or `UNPAIRED_LAYOUTS`; `"auto"` decides for each file from its first row whose
+    columns fit one of pairs, and `ReadResult.layouts` says which. `columns` maps a name that the layout knows to the
+    file's name for it. `source` replaces the rows' own. A row without an id gets one from its content, with `-2`, `-3`
+    for repetitions. `labels`: what label columns hold in place of true and false.
 
     Raises `SettingError` for an unknown layout or a name no layout knows, `DataError` for a file that cannot be read
     or fits no layout. Bad rows are in `ReadResult.rejects`.
@@ -93,7 +93,8 @@ def iter_pairs(
     the same files more than once. `check` raises `RowError` for a pair that cannot be used.
     """
     ids = ids or PairIds()
-    for file, found in _files_with_layouts(files, PAIR_LAYOUTS, layout, columns, layouts, notes):
+    known = UNPAIRED_LAYOUTS if layout in UNPAIRED_LAYOUTS else PAIR_LAYOUTS
+    for file, found in _files_with_layouts(files, known, layout, columns, layouts, notes):
         ids.start(file)
         make = partial(_pair_of, layout=found, source=source, ids=ids, labels=labels, check=check)
         for row in _rows(file, columns, found, notes):

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from bfpo.core.settings import ConfigPart, FileList, NameOf
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.layouts import AUTO
-from bfpo.data.pair_layouts import PAIR_LAYOUTS
+from bfpo.data.pair_layouts import PAIR_LAYOUTS, UNPAIRED
 from bfpo.data.thinking import ThinkingKey
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SftDataConfig",
     "SplitConfig",
     "TemplateKwargs",
+    "TrainDataConfig",
     "UnsafeWords",
     "check_words",
 ]
@@ -148,6 +149,15 @@ class FilesConfig(RowsConfig):
 
 class DataConfig(FilesConfig, PairRowsConfig):
     """Preference pairs on disk, to train or to test on."""
+
+
+class TrainDataConfig(DataConfig):
+    """Preference pairs on disk, or single answers, to train on."""
+
+    layout: Annotated[str, NameOf(lambda: (AUTO, *PAIR_LAYOUTS.names, UNPAIRED))] = Field(
+        default=AUTO,
+        description="form of the rows; auto finds that of pairs from the columns; unpaired = single answers",
+    )
 
 
 LeaveOut = Annotated[

@@ -52,7 +52,8 @@ _ROWS_PER_BATCH, _CHARACTERS_PER_BATCH = 512, 1 << 20
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenPair:
     """A pair as token ids, `(T,)` int32 each; both completions follow the same prompt and end with the end token
-    unless they were cut. `ref_` log-probs (nats, summed) are `None` until precomputed.
+    unless they were cut. `ref_` log-probs (nats, summed) are `None` until precomputed. An unpaired answer is the
+    chosen completion, with no rejected id.
     """
 
     pair_id: str
@@ -211,9 +212,10 @@ class PairTokenizer:
     def _token_pair(self, pair: Pair, encoded: EncodedChat) -> TokenPair:
         assert pair.chosen_is_safe is not None  # checked by _rendered
         assert pair.rejected_is_safe is not None
-        finished = (pair.chosen_finished, pair.rejected_finished)
+        finished = (pair.chosen_finished, pair.rejected_finished)[: 1 if pair.unpaired else 2]
         prompt, answers = _shared_prompt(f"pair {pair.id}", encoded, finished, self._chat, self._counter)
-        prompt, (chosen, rejected) = _cut(prompt, answers, self._chat, self._limits, self._counter)
+        prompt, answers = _cut(prompt, answers, self._chat, self._limits, self._counter)
+        chosen, rejected = [*answers, []][:2]
         self._counter.add(num_identical=chosen == rejected)
         for ids in (prompt, chosen, rejected):
             check_ids(ids, self._chat.tokenizer, self._num_embeddings, f"pair {pair.id}")
@@ -372,6 +374,7 @@ def _render(row: Pair | Completion | Prompt, chat: ChatEncoder) -> RenderedChat:
     if isinstance(row, Pair):
         name = f"pair {row.id}"
         texts = {"chosen": (row.chosen, row.chosen_extra), "rejected": (row.rejected, row.rejected_extra)}
+        texts = {"chosen": texts["chosen"]} if row.unpaired else texts
     else:
         name, texts = f"completion {row.id}", {"text": (row.text, message_extra(row))}
     for field_name, (text, extra) in texts.items():

@@ -39,6 +39,7 @@ def pair_row(pair: Pair) -> dict[str, object]:
         "rejected_is_safe": _label(pair.rejected_is_safe),
         "source": pair.source,
         **_tools(pair),
+        **({"category": pair.category} if pair.category else {}),
         **{name: False for name in FINISHED if not getattr(pair, name)},
     }
 

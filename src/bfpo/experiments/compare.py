@@ -29,6 +29,7 @@ from bfpo.scores.scores import METRICS, Judged, score_rows
 from bfpo.stats import pareto_front
 
 __all__ = [
+    "FURTHER",
     "MAIN",
     "NUM_TRIALS",
     "RIVALS",
@@ -95,6 +96,18 @@ RIVALS: dict[str, Rival] = {
 }
 
 
+FURTHER: dict[str, Rival] = {
+    rival.name: rival
+    for rival in (
+        _method("bso_phi", trials=_with("bso_shift", 30.0, 10.0)),
+        *map(_method, ("kto", "kldo", "hypo")),
+        _method("b_dpo", trials=_with("b_dpo_scale", 1.0, 2.0)),
+        _method("cat_dpo", trials=_with("cat_rate", 0.1, 0.02)),
+    )
+}
+"""Methods with trials of their own that a comparison without `methods` does not train."""
+
+
 def rivals_of(config: CompareConfig) -> dict[str, Rival]:
     """Return the methods that a comparison trains, by name: those of the table, or those of `methods`.
 
@@ -119,7 +132,8 @@ def rivals_of(config: CompareConfig) -> dict[str, Rival]:
 def _entry(entry: dict[str, Any]) -> Rival:
     """Return the rival of an entry: `method`, `label`, `trials`, and settings of the method for every trial."""
     method, label, trials = (entry.pop(key, None) for key in ("method", "label", "trials"))
-    known = RIVALS | {name: _method(name) for name in METHODS if name not in RIVALS and not METHODS[name].shifted}
+    others = {name: _method(name) for name, each in METHODS.items() if not each.shifted}
+    known = RIVALS | {name: FURTHER.get(name, rival) for name, rival in others.items() if name not in RIVALS}
     if not isinstance(method, str) or method not in known:
         raise SettingError(f"method: got {method!r}; allowed: {', '.join(known)}")
     for key in ("beta", "learning_rate"):

@@ -116,6 +116,7 @@ def train_step(
             "method": method,
             **settings,
             "anchor_weight": config.align.anchor_weight,
+            **({"anchor_scale": config.align.anchor_scale} if config.align.anchor_weight else {}),
             "data": {"files": [str(data / "main.jsonl")], "layout": "bfpo"},
             "buffer": {"files": [str(data / "buffer.jsonl")], "layout": "bfpo", "unknown_label": "safe"},
             "reference_cache": str(root / "reference"),

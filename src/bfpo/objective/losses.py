@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from bfpo.core.errors import LabelError, SettingError
-from bfpo.objective.methods import BFPO, Method, PairLoss, check_number, make_method
+from bfpo.objective.methods import BFPO, Beside, Method, PairLoss, ReadsBeside, check_number, make_method
 
-__all__ = ["add_anchor", "anchor", "bfpo_target", "check_labels", "loss_at_start", "preference_loss"]
+__all__ = [
+    "add_anchor",
+    "anchor",
+    "anchor_factor",
+    "bfpo_target",
+    "check_labels",
+    "loss_at_start",
+    "preference_loss",
+    "pull_at_start",
+]
 
 
 def preference_loss(
@@ -20,6 +29,7 @@ def preference_loss(
     *,
     method: str | Method = "bfpo",
     other_margin: Tensor | None = None,
+    beside: Beside | None = None,
     **settings: float | str,
 ) -> PairLoss:
     """Return the loss of P pairs by one method, with what the method did to each pair.
@@ -28,7 +38,8 @@ def preference_loss(
     summed log-probs as published (of means if the caller reduces so). `chosen_is_safe`, `rejected_is_safe`: (P,) bits
     or probabilities. `method`: a name of `METHODS` with its `settings` (`beta` and its own), or an object, as
     `BFPO(beta=0.1)`. `other_margin`: (P,) the margin of another model against the same reference, read by methods that
-    are `shifted` and no other; None = 0 everywhere. Computed in the margin's dtype, half precision in float32.
+    are `shifted` and no other; None = 0 everywhere. `beside`: what methods with `reads` need besides, no others.
+    Computed in the margin's dtype, half precision in float32.
 
     Take the mean over all P pairs, dropped ones included, for the loss of a step.
 
@@ -51,7 +62,16 @@ def preference_loss(
         margin = margin.float()
     if other_margin is not None:
         margin = _shifted(margin, other_margin, method)
-    return method.loss(margin, chosen_is_safe, rejected_is_safe)
+    if beside is None:
+        return method.loss(margin, chosen_is_safe, rejected_is_safe)
+    if not isinstance(method, ReadsBeside):
+        raise SettingError(f"beside: the method {method.name!r} does not read it; leave it out")
+    for name in method.reads:
+        shape = tuple(getattr(beside, name).shape)
+        wanted = {"group": tuple(margin.shape), "state": shape[:1]}.get(name, (2, *margin.shape))
+        if shape != wanted:
+            raise SettingError(f"beside.{name}: got shape {shape} with {len(margin)} pairs; allowed: {wanted}")
+    return method.loss_beside(margin, chosen_is_safe, rejected_is_safe, beside.to(margin))
 
 
 def _shifted(margin: Tensor, other_margin: Tensor, method: Method) -> Tensor:
@@ -71,17 +91,26 @@ def loss_at_start(
     *,
     method: str | Method = "bfpo",
     other_margin: Tensor | None = None,
+    beside: Beside | None = None,
+    drift: float | Tensor = 0.0,
     **settings: float | str,
 ) -> Tensor:
     """Return the (P,) float64 loss before the first step, where policy = reference and every margin is 0.
 
-    For BFPO that is `target^2 / beta^2`. A trainer with any other first loss is set up wrongly. Arguments and errors as
-    in `preference_loss`.
+    For BFPO that is `target^2 / beta^2`. A trainer with any other first loss is set up wrongly. `beside`: of what was
+    read, its drift aside, and the state of a pointwise method, which is 0 then; without it a method that reads it is
+    taken to know nothing. `drift`: a number or (P,), in place of 0: the margin, the drift of the chosen answers, and
+    minus that of the rejected ones. Other arguments and errors as in `preference_loss`.
     """
     chosen_is_safe, rejected_is_safe = check_labels(chosen_is_safe, rejected_is_safe)
-    margin = torch.zeros(chosen_is_safe.shape, dtype=torch.float64, device=chosen_is_safe.device)
+    margin = torch.zeros(chosen_is_safe.shape, dtype=torch.float64, device=chosen_is_safe.device) + drift
     method = make_method(method, **settings)
-    return preference_loss(margin, chosen_is_safe, rejected_is_safe, method=method, other_margin=other_margin).loss
+    if isinstance(method, ReadsBeside):
+        found = Beside.at_rest(margin) if beside is None else beside
+        beside = found.to(margin).at(torch.stack([margin, -margin]), reset=method.pointwise)
+    return preference_loss(
+        margin, chosen_is_safe, rejected_is_safe, method=method, other_margin=other_margin, beside=beside
+    ).loss
 
 
 def anchor(
@@ -119,17 +148,55 @@ def anchor(
 
 
 def add_anchor(
-    loss: Tensor, anchor: Tensor, *, anchor_weight: float, method: str | Method = "bfpo", **settings: float | str
+    loss: Tensor,
+    anchor: Tensor,
+    *,
+    anchor_weight: float,
+    anchor_scale: str = "loss",
+    method: str | Method = "bfpo",
+    **settings: float | str,
 ) -> Tensor:
     """Return `loss + anchor_weight * anchor / normaliser`, (P,): the total that is averaged and minimised.
 
     Times the normaliser (beta^2 for a squared loss) that is `normalised loss + anchor_weight * anchor`, a function of
-    `beta * margin` and the anchor alone, so that one `anchor_weight` means the same at every beta.
+    `beta * margin` and the anchor alone, so that one `anchor_weight` means the same at every beta. `anchor_scale`: see
+    `anchor_factor`.
 
-    Raises `SettingError` as `make_method` does and for an `anchor_weight` below 0 or not finite.
+    Raises `SettingError` as `make_method` does, for an `anchor_weight` below 0 or not finite, and another scale.
     """
     check_number("anchor_weight", anchor_weight, ge=0)
-    return loss + (anchor_weight / make_method(method, **settings).normaliser) * anchor
+    return loss + anchor_factor(anchor_weight, anchor_scale, make_method(method, **settings)) * anchor
+
+
+def anchor_factor(anchor_weight: float, anchor_scale: str, method: Method) -> float:
+    """Return what the anchor is multiplied by beside a method's loss.
+
+    With the scale "loss" that is `anchor_weight / normaliser`: one weight beside every normalised loss, whose gradients
+    differ between methods. With "gradient" it is that times `pull_at_start`, so that at the start one weight has the
+    same share in the gradient of every method. Raises `SettingError` for another scale.
+    """
+    if anchor_scale not in ("loss", "gradient"):
+        raise SettingError(f"anchor_scale: got {anchor_scale!r}; allowed: 'loss', 'gradient'")
+    scale = pull_at_start(method) if anchor_scale == "gradient" and anchor_weight else 1.0
+    return anchor_weight / method.normaliser * scale
+
+
+def pull_at_start(method: Method) -> float:
+    """Return the least gradient of the normalised loss at the start, per nat of beta x an answer's log-ratio.
+
+    Of its absolute value, the mean over the two answers of a pair, least among the label cells that the method pulls at
+    all: 1 for BFPO (two safe answers, or two unsafe ones), 1/2 for DPO, 1/4 for KTO. The least, because an offset such
+    as SafeDPO's makes others large only until it is reached. A number of the method and its settings alone.
+    """
+    bits = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]], dtype=torch.float64)
+    drift = torch.zeros_like(bits, requires_grad=True)
+    margin = drift[0] - drift[1]
+    rest = method.at_rest(margin)
+    beside = None if rest is None else rest.at(drift)
+    loss = preference_loss(margin, *bits, method=method, beside=beside).loss
+    (slope,) = torch.autograd.grad(loss.sum(), drift)
+    by_cell = slope.abs().mean(0)
+    return float(by_cell[by_cell > 0].min()) * method.normaliser / method.beta
 
 
 def bfpo_target(

@@ -145,6 +145,8 @@ def _by_segment(
             (queries[after], key_1AKD, value_1AKD),
         ):
             num_queries, num_keys = query_1AQD.shape[2], seen[0].shape[2]
+            if num_queries == 0:  # an unpaired answer has no rejected tokens
+                continue
             mask_QK = None  # plain causal attention, for which torch has faster kernels than for a mask
             if num_queries != num_keys or window is not None or attend is not _sdpa:
                 make = partial(_mask, num_queries, num_keys, window, query.device)

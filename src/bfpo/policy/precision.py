@@ -112,7 +112,7 @@ def margin_rounding(
         # Two means over tokens are each of the size of one token's log-prob.
         size_P = lengths_2P.sum(0) if reduction == "sum" else torch.full_like(lengths_2P[0], 2.0)
         return _LARGEST_ERROR[dtype] * (1 + size_P * log_vocabulary)
-    variance_P = (1 / lengths_2P if reduction == "mean" else lengths_2P).sum(0)
+    variance_P = (1 / lengths_2P.clamp(min=1) if reduction == "mean" else lengths_2P).sum(0)
     return _TOKEN_ERROR[dtype] * log_vocabulary * variance_P.sqrt()
 
 

@@ -48,7 +48,7 @@ from bfpo.suites.scores import describe_guard
 __all__ = ["gather"]
 
 COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over_refusal_borderline", "well_formed")
-SETTINGS = ("method", *method_settings(), "anchor_weight", "learning_rate", "max_steps")
+SETTINGS = ("method", *method_settings(), "anchor_weight", "anchor_scale", "learning_rate", "max_steps")
 ROLES: tuple[Role, ...] = ("main", "baseline", "start", "ceiling")
 _CURVE_STAGES = ("train", "sft")
 _NAMED = 4  # largest number of skipped suites that the top of the page names

@@ -412,8 +412,8 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
 
 
 def _is_off(value: object) -> bool:
-    # The last two are `bad_rows` and `link` of every run before.
-    return value is None or value is False or value in ({}, [], "", "stop", "squared")
+    # The last three are `bad_rows`, `link` and `anchor_scale` of every run before.
+    return value is None or value is False or value in ({}, [], "", "stop", "squared", "loss")
 
 
 def _read_json(path: Path) -> Any:

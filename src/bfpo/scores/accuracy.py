@@ -104,11 +104,13 @@ def accuracy_rows(
         return []
     margin = (policy.chosen - reference.chosen) - (policy.rejected - reference.rejected)
     is_tied = np.abs(margin) <= np.maximum(policy.rounding, reference.rounding)
+    margin_P = torch.from_numpy(margin)
     outcome = preference_loss(
-        torch.from_numpy(margin),
+        margin_P,
         torch.tensor([pair.chosen_is_safe for pair in pairs], dtype=torch.float64),
         torch.tensor([pair.rejected_is_safe for pair in pairs], dtype=torch.float64),
         method=method,
+        beside=method.at_rest(margin_P),  # who is favoured depends on the labels alone
     )
     return [
         AccuracyRow(

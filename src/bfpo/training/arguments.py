@@ -38,7 +38,7 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
     rows of "packed" pairs with a shared prompt, "padded" ones, or "auto": packed where the model takes them. `method`:
     a name of `METHODS`, with its settings as further arguments (`beta`, `alpha`, ...; the method's default where not
     given), or an object, as `BFPO(beta=0.1)`. `reduction`: "sum" (the paper) or "mean" of a completion's log-probs.
-    `anchor_weight`: see `add_anchor`. `buffer_weight`: of the buffer's mean loss, relative to the main stream's.
+    `anchor_weight`, `anchor_scale`: see `add_anchor`. `buffer_weight`: of the buffer's mean loss, beside the main's.
     `reference`: "auto", "precompute", "swap" or "adapter_off". `reference_cache`: root folder of the reference
     log-probs that "auto" and "precompute" read and add to; `None` keeps none
     (`bfpo.core.files.user_cache_folder("reference")` is that of the command line). `check_start`: stop a run whose
@@ -54,6 +54,7 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
     method: MethodOrName = field(default="bfpo", metadata={"help": "the loss"})
     reduction: str = field(default="sum", metadata={"help": "log-probs of a completion: sum or mean over tokens"})
     anchor_weight: float = field(default=0.0, metadata={"help": "weight of the anchor relative to the normalised loss"})
+    anchor_scale: str = field(default="loss", metadata={"help": "what anchor_weight is relative to: loss or gradient"})
     buffer_weight: float = field(default=1.0, metadata={"help": "weight of the buffer's mean loss"})
     reference: str = field(default="auto", metadata={"help": "auto, precompute, swap or adapter_off"})
     reference_cache: str | None = field(default=None, metadata={"help": "folder of reference log-probs; None = none"})
@@ -82,6 +83,8 @@ class BFPOConfig(_MethodSettings, TrainingArguments):
             setattr(self, name, getattr(self._method, name))
         check_number("anchor_weight", self.anchor_weight, ge=0)
         check_number("buffer_weight", self.buffer_weight, gt=0)
+        if self.anchor_scale not in ("loss", "gradient"):
+            raise SettingError(f"anchor_scale: got {self.anchor_scale!r}; allowed: 'loss', 'gradient'")
         if self.reduction not in ("sum", "mean"):
             raise SettingError(f"reduction: got {self.reduction!r}; allowed: 'sum', 'mean'")
         if self.attention not in ("auto", "packed", "padded"):

@@ -16,8 +16,8 @@ from torch import Tensor
 from bfpo.core.errors import TrainingError
 from bfpo.data.store import safety_labels, token_lengths
 from bfpo.data.tokenize import TokenPair
-from bfpo.objective.losses import loss_at_start, preference_loss
-from bfpo.objective.methods import Method
+from bfpo.objective.losses import loss_at_start
+from bfpo.objective.methods import Beside, Method
 from bfpo.policy.precision import margin_rounding
 
 __all__ = ["DivergenceWatch", "StartCheck", "check_finite", "check_form", "check_rows", "implied_losses"]
@@ -62,16 +62,18 @@ class StartCheck:
         *,
         largest_margin: float | None = None,
         other_margin: Tensor | None = None,
+        beside: Beside | None = None,
     ) -> None:
         """Compare the `observed` loss with the sum of `weights` (P,) x what each pair's labels imply.
 
-        `other_margin` (P,): see `preference_loss`. Raises `TrainingError` with both numbers where they differ by more
-        than rounding of the margins explains.
+        `other_margin` (P,), `beside`: see `preference_loss`. Raises `TrainingError` with both numbers where they differ
+        by more than rounding of the margins explains.
         """
         chosen, rejected = _labels(pairs)
 
-        def losses(margin: Tensor) -> Tensor:
-            return preference_loss(margin, chosen, rejected, method=self.method, other_margin=other_margin).loss
+        def losses(drift: Tensor) -> Tensor:
+            more: dict[str, Any] = {"other_margin": other_margin, "beside": beside}
+            return loss_at_start(chosen, rejected, method=self.method, drift=drift, **more)
 
         # The tolerance comes from the loss itself, evaluated at both ends of the rounding of each margin. Its slope at
         # 0 is 2 target / beta if it is squared, 200 a nat as published, and about beta / 2 if logistic.
@@ -103,7 +105,7 @@ def check_rows(batch: Mapping[str, Any], pairs: Sequence[TokenPair]) -> None:
     for p, pair in enumerate(pairs):
         for side, row, ids in (("chosen", p, pair.chosen_ids), ("rejected", len(pairs) + p, pair.rejected_ids)):
             mine = sequence == row
-            before = [pair.prompt_ids[-1], *ids[:-1]]
+            before = [pair.prompt_ids[-1], *ids[:-1]][: len(ids)]
             if targets[mine].tolist() != list(ids) or read[mine].tolist() != before:
                 raise TrainingError(
                     f"first step: pair {pair.pair_id}: place {row} of the batch must hold its {side} completion and "

@@ -120,7 +120,8 @@ class _Pairs:
 def forecast(streams: Sequence[Sequence[TokenPair]], method: Method, *, reduction: str = "sum") -> ForecastFile | None:
     """Return what the method asks of the pairs of the main stream and the buffer, if one is given.
 
-    `None` if a pair lacks reference log-probs. `reduction`: of the margin, "sum" or "mean". O(pairs).
+    `None` if a pair lacks reference log-probs, and for unpaired answers. `reduction`: of the margin, "sum" or "mean".
+    O(pairs).
     """
     found = [_figures(pairs, method, reduction) for pairs in streams]
     known = [figures for figures in found if figures is not None]
@@ -138,7 +139,7 @@ def forecast(streams: Sequence[Sequence[TokenPair]], method: Method, *, reductio
 
 def _figures(pairs: Sequence[TokenPair], method: Method, reduction: str) -> _Pairs | None:
     reference = reference_logps(pairs)
-    if reference is None:
+    if reference is None or not token_lengths(pairs)[:, 2].all():
         return None
     labels = np.stack(safety_labels(pairs))
     favoured, target = _pull(method, labels)
@@ -166,19 +167,20 @@ def _pull(method: Method, labels: Floats) -> tuple[npt.NDArray[np.int64], Floats
 
     With a target that is its size. Without one, it is where the slope of the loss has fallen to `_LITTLE` of that at
     margin 0; such losses read no more of a label than whether it is above 0.5. With the margin of another model (modpo)
-    it depends on that.
+    it depends on that, and for methods that read more than the margin on what they read.
     """
     import torch
 
     from bfpo.objective.losses import preference_loss
 
     chosen, rejected = torch.from_numpy(labels)
-    found = preference_loss(torch.zeros_like(chosen), chosen, rejected, method=method)
+    still = torch.zeros_like(chosen)
+    found = preference_loss(still, chosen, rejected, method=method, beside=method.at_rest(still))
     favoured = found.favoured.numpy().astype(np.int64)
     if method.squared:
         return favoured, found.target.abs().numpy()
     ends = np.full(len(CELLS), np.nan)
-    if not method.shifted:
+    if not method.shifted and not method.reads:
         grid = torch.linspace(0, 128, 2**13 + 1, dtype=torch.float64)
         for cell in range(len(CELLS)):
             chosen, rejected = (torch.full_like(grid, float(not cell & bit)) for bit in (2, 1))
@@ -334,7 +336,9 @@ def write_forecast(
     if not folder.is_writer:
         return
     if found is None:
-        logger.info("forecast: none, the reference is computed inside the steps; bfpo reference makes one")
+        known = all(reference_logps(pairs) is not None for pairs in streams)
+        reason = "the reference is computed inside the steps; bfpo reference makes one"
+        logger.info("forecast: none, %s", "it is about pairs, and these are single answers" if known else reason)
         return
     for line in forecast_lines(found):
         logger.info("%s", line)

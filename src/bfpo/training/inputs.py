@@ -31,6 +31,7 @@ from bfpo.data.tokenize import (
     tokenize_completions,
 )
 from bfpo.judges.needless import check_kept
+from bfpo.objective.methods import ReadsBeside
 from bfpo.policy.load import Policy, initial_config, load_policy, load_tokenizer
 from bfpo.policy.source import num_embeddings, num_positions, read_config
 from bfpo.runs.folder import RunFolder
@@ -45,6 +46,7 @@ __all__ = [
     "describe_tokens",
     "lacking_tokens",
     "load_start",
+    "pair_categories",
     "pair_sections",
     "pair_streams",
     "positions_note",
@@ -130,6 +132,20 @@ def pair_streams(config: AlignConfig, start: Start) -> dict[str, PairStream]:
     """Return the pairs of each section, read on first use; a row that the chat template refuses is a bad one."""
     check = start.row_check()
     return {name: PairStream(section, seed=config.seed, check=check) for name, section in pair_sections(config).items()}
+
+
+def pair_categories(config: AlignConfig) -> list[list[str]] | None:
+    """Return the category of each pair of each section, "" for none; `None` for a method that does not read them.
+
+    The files are read for it once more, so that no other method's tokens carry a column of names.
+    """
+    method = config.method_object()
+    if not isinstance(method, ReadsBeside) or method.state_by != "category":
+        return None
+    found = [[pair.category for pair in stream] for stream in pair_streams(config, read_start(config)).values()]
+    if not any(name for names in found for name in names):
+        logger.warning("%s: no pair has a category (column: category), so all of them share one margin", method.name)
+    return found
 
 
 def trained_hashes(streams: Mapping[str, PairStream]) -> Iterator[Hashes]:

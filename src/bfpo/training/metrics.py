@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from bfpo.data.labels import CELLS
-from bfpo.objective.methods import PairLoss
+from bfpo.objective.losses import anchor_factor
+from bfpo.objective.methods import Beside, PairLoss
 from bfpo.training.arguments import BFPOConfig
+from bfpo.training.beside import MethodInputs
 from bfpo.training.checks import DivergenceWatch
 
 __all__ = ["CellMetrics", "PairFigures", "RunningLoss", "TrainingRecord", "cell_index", "group_index", "summarise"]
@@ -70,6 +73,7 @@ class PairFigures:
     `margin` in nats, in the reduction of the loss; up to `rounding` it has no sign. `chosen_drift`, `rejected_drift`:
     log-prob of the policy minus that of the reference, summed over the completion. `loss_at_start`: what the labels
     imply at margin 0. `anchor`: before its weight. `other_margin`: of modpo's safety model, `None` for other methods.
+    `beside`: what the method read besides, if it reads more.
     """
 
     pair_loss: PairLoss
@@ -83,6 +87,7 @@ class PairFigures:
     loss_at_start: Tensor
     anchor: Tensor
     other_margin: Tensor | None = None
+    beside: Beside | None = None
 
     def table(self) -> Tensor:
         """Return one row per pair and one of `COLUMNS` per column, (P, K) float64; to be summed over pairs."""
@@ -105,7 +110,7 @@ class PairFigures:
             "favoured_pairs": has_favourite_P,
             "right_pairs": is_right_P,
             "favoured_drift": drift_P,
-            "favoured_drift_per_token": drift_P / tokens_P,
+            "favoured_drift_per_token": drift_P / tokens_P.clamp(min=1),
             "chosen_tokens": self.chosen_tokens,
             "rejected_tokens": self.rejected_tokens,
             "dropped_pairs": self.pair_loss.dropped,
@@ -229,11 +234,13 @@ class TrainingRecord:
     """Sums for the rows of the log, saved in checkpoints: a resumed run logs the same as an uninterrupted one.
 
     `callback` must be among the trainer's callbacks. `reduce` sums a tensor over all processes. `watch` is `None` until
-    the first row.
+    the first row. `inputs`: those of a method that reads more than the margin; their state is saved and logged too.
     """
 
-    def __init__(self, args: BFPOConfig, *, reduce: Callable[[Tensor], Tensor]) -> None:
-        self._args = args
+    def __init__(
+        self, args: BFPOConfig, *, reduce: Callable[[Tensor], Tensor], inputs: MethodInputs | None = None
+    ) -> None:
+        self._args, self._inputs = args, inputs
         self._method = args.method_object()
         self._reduce = reduce
         self._metrics = CellMetrics(args.device)
@@ -253,6 +260,7 @@ class TrainingRecord:
         if not self._metrics.empty:
             sums = self._metrics.read()
             logs.update(self._named(sums))
+            logs.update({} if self._inputs is None else self._inputs.figures)
             self._update_watch(sums, logs, state, last=ends or state.global_step >= state.max_steps)
 
     def of_evaluation(self, table: Any, group: Any) -> dict[str, float]:
@@ -265,19 +273,24 @@ class TrainingRecord:
 
     def _end_step(self) -> Tensor:
         mean = _weighted_mean(self._metrics.end_step(self._reduce), buffer_weight=self._args.buffer_weight)
+        if self._inputs is not None:
+            self._inputs.end_step(self._reduce)
         return mean["loss"] + self._anchor_factor * mean["anchor"]
 
-    @property
+    @cached_property
     def _anchor_factor(self) -> float:
         """How often the loss of a pair contains its anchor."""
-        return self._args.anchor_weight / self._method.normaliser
+        return anchor_factor(self._args.anchor_weight, self._args.anchor_scale, self._method)
 
     def _state(self) -> dict[str, Any]:
         watch = None if self.watch is None else {"warmup_steps": self.watch.warmup_steps, **self.watch.state()}
-        return {"sums": self._metrics.state(), "watch": watch}
+        method = {} if self._inputs is None else {"method": self._inputs.state()}
+        return {"sums": self._metrics.state(), "watch": watch, **method}
 
     def _load(self, state: Mapping[str, Any] | None) -> None:
         self._metrics.load(state["sums"] if state else None)
+        if self._inputs is not None:
+            self._inputs.load(state["method"] if state else None)
         self.watch = None
         if state and state["watch"]:
             self.watch = DivergenceWatch(self._args.learning_rate, state["watch"]["warmup_steps"])

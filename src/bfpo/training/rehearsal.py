@@ -17,14 +17,23 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from bfpo.config.train import AlignConfig
 from bfpo.data.load import PairStream
+from bfpo.data.pair_layouts import UNPAIRED
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import loss_at_start
+from bfpo.objective.methods import METHODS, ReadsBeside
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import Policy
 from bfpo.policy.reference.sources import choose_reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.forecast import ForecastFile, forecast, forecast_lines
-from bfpo.training.inputs import Start, describe_tokens, load_start, read_start, reference_cache
+from bfpo.training.inputs import (
+    Start,
+    describe_tokens,
+    load_start,
+    pair_sections,
+    read_start,
+    reference_cache,
+)
 from bfpo.training.trainer import BFPOTrainer
 
 __all__ = [
@@ -208,6 +217,7 @@ def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile,
             max_tokens_per_microbatch=config.max_tokens_per_microbatch,
             reference="precompute",
             reference_cache=reference_cache(config),
+            method="kldo" if METHODS[config.method].pointwise else "bfpo",  # neither needs more than the pairs
         )
         streams = [each.sample for each in rows]
         buffer = streams[1] if len(streams) > 1 else None
@@ -270,12 +280,16 @@ def pair_lines(
 def _first_loss(config: AlignConfig, rows: list[Rows[TokenPair]]) -> str:
     """Return the line on the loss that the labels imply at margin 0, as the check of the first step has it."""
     method = config.method_object()
+    if isinstance(method, ReadsBeside) and not method.starts_known:
+        return f"expected first loss: not known beforehand, {method.name} reads the reference's own margins"
     if method.shifted:
         return f"expected first loss: not known beforehand, {method.name} reads the margins of margin_model"
     means = []
-    for each in rows:
+    for each, section in zip(rows, pair_sections(config).values(), strict=False):
         chosen, rejected = torch.tensor(each.labels, dtype=torch.float64).unbind(1)
-        means.append(float(loss_at_start(chosen, rejected, method=method).mean()))
+        if (beside := method.at_rest(chosen)) is not None:
+            beside.present[1] = section.layout != UNPAIRED
+        means.append(float(loss_at_start(chosen, rejected, method=method, beside=beside).mean()))
     loss = means[0] + sum(config.buffer_weight * mean for mean in means[1:])
     scaled = f" ({method.normaliser * loss:.4g} times 1 / beta^2)" if method.squared else ""
     anchor = ", without the anchor" if config.anchor_weight > 0 else ""

@@ -27,7 +27,8 @@ from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, deal, longes
 from bfpo.data.store import reference_logps, token_lengths
 from bfpo.data.streams import TwoStreamDataset
 from bfpo.data.tokenize import TokenPair
-from bfpo.objective.losses import add_anchor, anchor, loss_at_start, preference_loss
+from bfpo.objective.losses import anchor, anchor_factor, loss_at_start, preference_loss
+from bfpo.objective.methods import Beside, ReadsBeside
 from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.precision import margin_rounding
@@ -35,6 +36,7 @@ from bfpo.policy.probe import choose_form
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass, ReferenceReport
 from bfpo.policy.reference.sources import Reference, choose_reference, make_reference
 from bfpo.training.arguments import BFPOConfig
+from bfpo.training.beside import MethodInputs, check_paired, looked_up
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import (
     DivergenceWatch,
@@ -64,7 +66,8 @@ class BFPOTrainer(Trainer):
     `model` must have dropout off and trainable parameters chosen (`bfpo.policy.load.load_policy` does both); as it is
     now, with its adapter off, it is the reference, unless `reference` is an object of that protocol. `margin_logps`,
     which modpo needs: the log-probs of the safety model as `bfpo.training.margin` gives them, (P, 2) for the main
-    stream, the buffer if there is one, and one held-out list. `processing_class` is the tokenizer, needed for the
+    stream, the buffer if there is one, and one held-out list. `categories`: of the same lists, the category of harm of
+    each pair, "" for none; cat_dpo reads them. `processing_class` is the tokenizer, needed for the
     padding id and saved with the model. `streams`: the main stream and the buffer, with what was precomputed.
 
     Raises `SettingError` for settings that do not fit, `TrainingError` for a first step that is not what the labels
@@ -86,6 +89,7 @@ class BFPOTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase,
         reference: Reference | Literal["auto", "precompute", "swap", "adapter_off"] | None = None,
         margin_logps: Sequence[Tensor] | None = None,
+        categories: Sequence[Sequence[str]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
@@ -109,6 +113,8 @@ class BFPOTrainer(Trainer):
         prepare_sharding(self.accelerator)
         streams = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else [])]
         lists = [*streams, *evals.values()]
+        self.method = args.method_object()
+        check_paired(self.method, lists)
         with self.accelerator.autocast():
             self.form = choose_form(
                 self.model,
@@ -128,10 +134,10 @@ class BFPOTrainer(Trainer):
         self.train_dataset = TwoStreamDataset(*self.streams, seed=args.data_seed or 0)
         sets = {name: TwoStreamDataset(pairs) for name, pairs in zip(evals, lists[len(streams) :], strict=True)}
         self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
-        self.method = args.method_object()
         self._implied = [implied_losses(pairs, self.method).to(args.device) for pairs in self.streams]
         self._margin_logps = check_margin_logps(self.method, margin_logps, lists)
-        self._record = TrainingRecord(args, reduce=self._sum_over_processes)
+        self._inputs = self._method_inputs(lists, categories)
+        self._record = TrainingRecord(args, reduce=self._sum_over_processes, inputs=self._inputs)
         self.add_callback(self._record.callback)
 
     @property
@@ -150,11 +156,22 @@ class BFPOTrainer(Trainer):
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.world_size == 1 or not batches:
+            whole = [one for batch in batches for one in batch["microbatches"]]
+            self._start_step(self.model_wrapped, whole, training=True)
             return batches, sum(len(batch["pair_index"]) for batch in batches) // len(self.streams)
         microbatches, num_pairs = self._share_of_step([batch["pair_index"] for batch in batches])
+        self._start_step(self.model_wrapped, microbatches, training=True)
         # The last batch ends the step, and is the only one that is sure to get a micro-batch.
         cuts = [len(microbatches) * k // len(batches) for k in range(len(batches) + 1)]
         return [{"microbatches": microbatches[start:stop]} for start, stop in pairwise(cuts)], num_pairs
+
+    def _start_step(self, model: nn.Module, microbatches: list[MicroBatch], *, training: bool) -> None:
+        """Let the method look at all pairs of a step before its first micro-batch, if it must."""
+        if self._inputs is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                self._inputs.start_step(
+                    model, microbatches, even=self._in_step, reduce=self._sum_over_processes, training=training
+                )
 
     def _share_of_step(self, loaded: Sequence[Tensor]) -> tuple[list[MicroBatch], int]:
         """Return this process' micro-batches of a step, and the step's pairs of each stream.
@@ -254,6 +271,8 @@ class BFPOTrainer(Trainer):
         table_PK = figures.table()
         if self.model.training:
             self._record.add(table_PK, _groups(inputs))
+            if self._inputs is not None and figures.beside is not None:
+                self._inputs.add(inputs, figures.beside)
         if "hand_on" in inputs:
             inputs["hand_on"]((figures, total_P.detach()))
         return (loss, {"table": table_PK}) if return_outputs else loss
@@ -272,20 +291,25 @@ class BFPOTrainer(Trainer):
         # Sums of log-probs are hundreds to thousands of nats and the margin is a small difference of four of them, so
         # all of this is float64. `drift` is log(pi / pi_ref) of a completion: the margin is its chosen minus rejected.
         drift_N = found.logps - ref_logps_N
-        tokens_N = found.num_tokens.double()
+        tokens_N = found.num_tokens.double().clamp(min=1)  # an unpaired answer has no other one: its sums are 0
         per_N = tokens_N if args.reduction == "mean" else torch.ones_like(tokens_N)
         margin_P = _chosen_minus_rejected(drift_N / per_N)
         # MODPO: the margin of the safety model against the same reference; it has no gradient.
         other_P = None
         if self._margin_logps is not None:
-            other_P = _chosen_minus_rejected((self._other_logps(inputs) - ref_logps_N) / per_N)
+            logps_P2 = looked_up(self._margin_logps, inputs, training=self.model.training)
+            other_P = _chosen_minus_rejected((logps_P2.T.flatten() - ref_logps_N) / per_N)
+        beside = None
+        if self._inputs is not None:
+            values = {"drift": drift_N, "reference": ref_logps_N, "logps": found.logps, "tokens": found.num_tokens}
+            beside = self._inputs.of(inputs, **values, per=per_N, training=self.model.training)
         labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
-        pair_loss = preference_loss(margin_P, *labels, method=self.method, other_margin=other_P)
+        pair_loss = preference_loss(margin_P, *labels, method=self.method, other_margin=other_P, beside=beside)
         total_P, anchor_P = pair_loss.loss, torch.zeros_like(margin_P)
         if args.anchor_weight > 0:
             nll_N = -found.logps / tokens_N  # per token, whatever the reduction
             anchor_P = anchor(pair_loss.favoured, nll_N[:num_pairs], nll_N[num_pairs:], *labels)
-            total_P = add_anchor(total_P, anchor_P, anchor_weight=args.anchor_weight, method=self.method)
+            total_P = total_P + self._anchor_factor * anchor_P
         check = self._start_check
         figures = PairFigures(
             pair_loss=pair_loss,
@@ -301,11 +325,16 @@ class BFPOTrainer(Trainer):
             rejected_drift=drift_N.detach()[num_pairs:],
             chosen_tokens=found.num_tokens[:num_pairs],
             rejected_tokens=found.num_tokens[num_pairs:],
-            loss_at_start=self._loss_at_start(inputs, other_P),
+            loss_at_start=self._loss_at_start(inputs, other_P, beside),
             anchor=anchor_P.detach(),
             other_margin=other_P,
+            beside=beside,
         )
         return figures, total_P
+
+    @cached_property
+    def _anchor_factor(self) -> float:
+        return anchor_factor(self.args.anchor_weight, self.args.anchor_scale, self.method)
 
     def _weights(self, is_buffer: Tensor, num_pairs: Tensor | int | None) -> Tensor:
         """Return (P,) weights that sum to 1 over the main pairs of a step, and to `buffer_weight` over the buffer's."""
@@ -316,26 +345,14 @@ class BFPOTrainer(Trainer):
             main_P = buffer_P = ones_P * (self.accelerator.num_processes / num_pairs)
         return torch.where(is_buffer, self.args.buffer_weight * buffer_P, main_P)
 
-    def _other_logps(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Return the safety model's log-probs of the completions of a micro-batch, (N,) float64."""
-        assert self._margin_logps is not None
-        index = inputs["pair_index"].cpu()
-        if not self.model.training:
-            logps_P2 = self._margin_logps[-1][index]
-        else:
-            logps_P2 = torch.stack(
-                [self._margin_logps[s][i] for s, i in zip(inputs["is_buffer"].long().tolist(), index, strict=True)]
-            )
-        return logps_P2.T.flatten().to(inputs["pair_index"].device)  # all chosen ones, then all rejected ones
-
-    def _loss_at_start(self, inputs: Mapping[str, Any], other_margin: Tensor | None) -> Tensor:
+    def _loss_at_start(self, inputs: Mapping[str, Any], other_margin: Tensor | None, beside: Beside | None) -> Tensor:
         """Return the loss of each pair at margin 0, (P,); zeros in evaluation, which does not report it."""
         index, is_buffer = inputs["pair_index"], inputs["is_buffer"]
         if not self.model.training:
             return torch.zeros(len(index), dtype=torch.float64, device=index.device)
-        if other_margin is not None:
+        if other_margin is not None or beside is not None:
             labels = (inputs["chosen_is_safe"], inputs["rejected_is_safe"])
-            return loss_at_start(*labels, method=self.method, other_margin=other_margin)
+            return loss_at_start(*labels, method=self.method, other_margin=other_margin, beside=beside)
         main = self._implied[0][index[~is_buffer]]  # main pairs come first in every micro-batch
         return torch.cat([main, self._implied[1][index[is_buffer]]]) if len(self.streams) > 1 else main
 
@@ -361,7 +378,8 @@ class BFPOTrainer(Trainer):
             # The labels imply nothing about the anchor, which is a log-prob of the model: its share is subtracted.
             loss -= float((weights_P * (total_P - figures.pair_loss.loss.detach()).cpu()).sum())
             other_P = None if figures.other_margin is None else figures.other_margin.cpu()
-            facts = {"largest_margin": float(figures.margin.abs().max()), "other_margin": other_P}
+            beside = None if figures.beside is None else figures.beside.to(torch.zeros((), dtype=torch.float64))
+            facts = {"largest_margin": float(figures.margin.abs().max()), "other_margin": other_P, "beside": beside}
         check(loss, pairs, weights_P, **facts)
 
     @property
@@ -450,6 +468,27 @@ class BFPOTrainer(Trainer):
         batch = collate_pairs(pairs, pad_token_id=self.data_collator.pad_token_id, form=self.form)
         return on_device(batch, self.args.device)
 
+    def _method_inputs(
+        self, lists: Sequence[Sequence[TokenPair]], categories: Sequence[Sequence[str]] | None
+    ) -> MethodInputs | None:
+        """Return what the method reads beside the margin, `None` for nothing. Called while the model is the start."""
+        if not isinstance(self.method, ReadsBeside):
+            return None
+        with self.accelerator.autocast():
+            return MethodInputs(
+                self.method,
+                self.model,
+                lists,
+                self.args,
+                tokenizer=self.processing_class,
+                collate=self._collate,
+                form=self.form,
+                mixed_precision=str(self.accelerator.mixed_precision),
+                sharded=is_sharded(self),
+                num_streams=len(self.streams),
+                categories=categories,
+            )
+
     # Logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -479,6 +518,7 @@ class BFPOTrainer(Trainer):
         """Return the (P, K) table of metrics as predictions and the label cells (P,) as labels."""
         tables, groups, places = [], [], []
         cut: list[MicroBatch] = inputs["microbatches"]
+        self._start_step(model, cut, training=False)
         for microbatch in self._in_step(cut, lambda: min(cut, key=lambda one: one["input_ids"].numel())):
             on_it = on_device(microbatch, self.args.device)
             with torch.no_grad(), self.compute_loss_context_manager():

@@ -197,7 +197,8 @@ def _pairs(
         (chosen, chosen_is_safe), (rejected, rejected_is_safe) = reversed(sides) if is_reversed else sides
         messages = _turns(topic, prompt, drawn, turns)
         pair_id = f"{source}-{part}-{number}"
-        pairs.append(Pair(pair_id, messages, chosen, rejected, chosen_is_safe, rejected_is_safe, source))
+        labels = (chosen_is_safe, rejected_is_safe)
+        pairs.append(Pair(pair_id, messages, chosen, rejected, *labels, source, category=_category(topic, drawn)))
     return pairs
 
 
