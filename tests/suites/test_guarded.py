@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bfpo.config import EvaluateConfig
+from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, SettingError
 from bfpo.core.schema import Completion, Message, Verdict
@@ -21,7 +22,10 @@ from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html, render_markdown
 from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.suites.catalogue import load_suites
 from bfpo.suites.evaluations import read_evaluation
+from bfpo.suites.guarded import guard_warnings
+from bfpo.suites.records import SuiteFacts
 from bfpo.world.datasets import save_tokenizer
 from html_page import Page, written_as_python
 from messages import raises
@@ -94,6 +98,16 @@ def test_four_rows_from_two_models(both: Path, plain: Path) -> None:
 def test_without_a_guard_the_files_are_as_before(plain: Path) -> None:
     text = (plain / "scores.json").read_text() + (plain / "answers.jsonl").read_text()
     assert '"guard' not in text
+
+
+def test_a_copy_of_the_judge_is_warned_of_too(root: Path) -> None:
+    job = config(root, {"judge": "qwen3guard:elsewhere"})
+    suites = load_suites(["world"])
+    facts = {"world": SuiteFacts("world")}
+    versions = {"world": "digest-1, refusal-phrases-3", "guard": "digest-1+requests, digest-1"}
+    assert isinstance(job, SuitesJob)
+    assert len(guard_warnings(job, suites, facts, versions)) == 1
+    assert guard_warnings(job, suites, facts, {**versions, "guard": "digest-2"}) == []
 
 
 def test_a_guard_that_is_the_judge_is_warned_of(both: Path) -> None:

@@ -101,9 +101,9 @@ def _settings(config: TamperConfig, num: int) -> dict[str, Any]:
     return {
         "completions": num,
         "per step": config.completions_per_step,
-        "learning rate": config.learning_rate,
+        "learning rate": f"{config.learning_rate:g}",
         "rank": config.lora.r,
-        "alpha": config.lora.lora_alpha,
+        "alpha": f"{config.lora.lora_alpha:g}",
     }
 
 

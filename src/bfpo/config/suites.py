@@ -174,7 +174,9 @@ class SuiteChoice(ConfigPart):
 class SuitesConfig(ConfigPart):
     """Suites to ask the models: sets, single ones, or files of your own."""
 
-    use: FileList = Field(description="sets (demo, paper, extended), suites by name, and .yaml files; one or a list")
+    use: FileList = Field(
+        description="sets (demo, paper, extended, capability), suites by name, and .yaml files; one or a list"
+    )
     folders: list[PathText] = Field(
         default_factory=list, description="folders where files of suites are looked for, before the hub"
     )

@@ -170,6 +170,28 @@ def _is_alert(category: object) -> bool:
     return isinstance(category, str) and category.startswith(_ALERT_CATEGORIES)
 
 
+_one_column("jailbreakbench", "JailbreakBench", ("Goal", "Behavior", "Category"), "Goal", "", category="Category")
+_WILD_KINDS = {"harmful": HARMFUL, "unharmful": BENIGN, "": ""}
+
+
+@PROMPT_LAYOUTS.register("wildguard", "WildGuardMix", needs=("prompt", "prompt_harm_label", "subcategory"))
+def wildguard_prompts(row: Columns) -> list[Prompt]:
+    """WildGuardMix: the prompt's label by people; a few prompts have none."""
+    label = optional_text(row, "prompt_harm_label")
+    if label not in _WILD_KINDS:
+        raise RowError("prompt_harm_label", "neither harmful nor unharmful", label)
+    return [_user_prompt(row, value_of(row, "prompt"), "prompt", "", _WILD_KINDS[label], "subcategory")]
+
+
+@PROMPT_LAYOUTS.register("wildjailbreak", "WildJailbreak", needs=("adversarial", "data_type"), reads=("vanilla",))
+def wildjailbreak_prompts(row: Columns) -> list[Prompt]:
+    """WildJailbreak: `data_type` says the form and the kind; a plain request is in `vanilla`."""
+    form, _, kind = optional_text(row, "data_type").partition("_")
+    if form not in ("adversarial", "vanilla") or kind not in (HARMFUL, BENIGN):
+        raise RowError("data_type", "none of adversarial or vanilla, harmful or benign", row["data_type"])
+    return [_user_prompt(row, value_of(row, form), form, "", kind, "data_type")]
+
+
 @PROMPT_LAYOUTS.register(
     "prompts", "our columns: prompt (text or messages)", needs=("prompt",), reads=("id", "kind", "category")
 )

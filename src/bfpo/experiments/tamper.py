@@ -275,9 +275,10 @@ def draw_tamper(result: TamperFile) -> dict[str, bytes]:
         panels = figure.subplots(-(-len(shown) // columns), columns, squeeze=False).ravel()
         for axes, (metric, title) in zip(panels, shown, strict=False):
             for number, model in enumerate(result.models):
+                shift = 0.012 * result.steps[-1] * (number - (len(result.models) - 1) / 2)
                 score_line(
                     axes,
-                    result.steps,
+                    [step + shift for step in result.steps],
                     [by_place[model.name, step, metric] for step in result.steps],
                     label=short_name(model.name),
                     color=METHOD_COLOURS[number % len(METHOD_COLOURS)],

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bfpo.judges.hidden import ProbeJudge
 
 __all__ = [
+    "OF_REQUESTS",
     "Judge",
     "OneByOneJudge",
     "OneByOneRanker",
@@ -210,7 +211,7 @@ class RequestJudge:
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
-        self.name, self.version = judge.name, f"{judge.version}{_OF_REQUESTS}"
+        self.name, self.version = judge.name, f"{judge.version}{OF_REQUESTS}"
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
         """Return the verdicts on what the user said last, in order."""
@@ -225,7 +226,8 @@ class RequestJudge:
         return Verdict(completion.id, self.name, "unsafe" if assessment.kind == "harmful" else "safe")
 
 
-_OF_REQUESTS = "+requests"
+OF_REQUESTS = "+requests"
+"""The end of the version of a judge of requests."""
 
 
 def check_requests(spec: JudgeConfig) -> None:
@@ -265,7 +267,7 @@ def make_judge(spec: JudgeConfig, budget: RequestBudget | None = None, *, of_req
     own = {**{key: getattr(spec, key) for key in GUARD_KEYS}, "policy": words}
     guard = make_format(spec.format, **{key: value for key, value in own.items() if value is not None})
     if of_requests and guard.of_requests is not None:
-        guard = replace(guard, ask=guard.of_requests, version=f"{guard.version}{_OF_REQUESTS}")
+        guard = replace(guard, ask=guard.of_requests, version=f"{guard.version}{OF_REQUESTS}")
     if isinstance(spec, GuardSpec):
         from bfpo.judges.guard import GuardJudge
 

@@ -198,6 +198,7 @@ def _set_roles(runs: Sequence[Run], models: dict[str, Model], main: str | None) 
         raise DataError(f"--main: got {main!r}; allowed: {', '.join(models) or 'none'}")
     starts = [place_of_model(path, run) for run in runs if (path := run.setting("reference", str))]
     starts += [place_of_model(run.setting("model", str), run) for run in runs if run.stage == "train"]
+    starts += [place_of_model(path, run) for run in runs if run.stage == "evaluate" for path in _named_starts(run)]
     ours = [name for name, model in models.items() if model.result.settings.get("method") == "bfpo"]
     if main is None:
         main = ours[0] if len(ours) == 1 else next(iter(models)) if len(models) == 1 else None
@@ -207,6 +208,14 @@ def _set_roles(runs: Sequence[Run], models: dict[str, Model], main: str | None) 
         if name == "ceiling" and role == "baseline":
             role = "ceiling"
         model.result = replace(model.result, role=role)
+
+
+def _named_starts(run: Run) -> Iterator[str]:
+    """Yield the start models that an evaluation of suites names: `reference` of a model, `coherence.model`."""
+    named = [one for one in run.setting("models", list) or [] if isinstance(one, dict)]
+    yield from (path for one in named if isinstance(path := one.get("reference"), str))
+    if isinstance(start := (run.setting("coherence", dict) or {}).get("model"), str):
+        yield next((str(one.get("model")) for one in named if one.get("name") == start), start)
 
 
 def _compare(data: ReportData, models: dict[str, Model]) -> Iterator[Comparison]:

@@ -16,6 +16,7 @@ from bfpo.report.experiments import is_the_table
 from bfpo.report.headline import front_of, metric_title
 from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
 from bfpo.report.wording import duration, interval_text, percent, points, points_interval, worst_words
+from bfpo.stats import Interval, mean_interval
 
 __all__ = ["CSV_COLUMNS", "csv_text", "section_view"]
 
@@ -42,6 +43,7 @@ def section_view(data: ReportData) -> dict[str, Any]:
             if s.status == "scored"
         ],
         "suite_comparisons": [_comparison(data, item) for item in data.suite_comparisons],
+        "tax": _tax(data),
         "published": [(model, f"{helpful:g}", f"{harmless:g}") for model, helpful, harmless in _PUBLISHED],
         "published_note": _PUBLISHED_NOTE,
         "agreement": [
@@ -138,6 +140,46 @@ def _comparison(data: ReportData, item: Any) -> list[str]:
         item.test,
         str(item.num),
     ]
+
+
+def _tax(data: ReportData) -> dict[str, Any] | None:
+    """Return each model minus the start model on tasks of capability, paired by document; `None` without such tasks.
+
+    The mean over tasks of lm-eval has the interval of `mean_interval`, from those of the differences.
+    """
+    starts = [method for method in data.methods if method.role == "start"]
+    tasks = {suite.name: suite for suite in data.suites if suite.kind in ("discriminative", "inspect")}
+    if len(starts) != 1 or not tasks:
+        return None
+    rows = []
+    for method in (method for method in data.methods if method is not starts[0]):
+        changes: list[Interval] = []
+        for item in data.suite_comparisons:
+            names = (item.first, item.second)
+            if item.suite not in tasks or set(names) != {method.name, starts[0].name} or item.difference is None:
+                continue
+            sign = 1 if item.first == method.name else -1
+            low, high = (None if end is None else sign * end for end in (item.low, item.high)[::sign])
+            change = Interval(sign * item.difference, low, high, item.num)
+            changes += [change] if tasks[item.suite].kind == "discriminative" else []
+            values = [_suite_value(one, item.suite, item.metric) for one in (starts[0], method)]
+            p_value = "" if item.p_holm is None else f"{item.p_holm:.3g}"
+            rows.append([method.title, tasks[item.suite].title or item.suite, *values, *_change(change), p_value,
+                         f"{item.num:,}"])  # fmt: skip
+        if len(changes) > 1:
+            mean = mean_interval(changes)
+            rows.append([method.title, f"mean of {len(changes)} tasks", "", "", *_change(mean), "",
+                         f"{sum(one.num for one in changes):,}"])  # fmt: skip
+    return {"start": starts[0].title, "rows": rows} if rows else None
+
+
+def _change(found: Interval) -> tuple[str, str]:
+    assert found.value is not None  # only measured differences are changes
+    return points(found.value), points_interval(found.low, found.high)
+
+
+def _suite_value(method: MethodResult, suite: str, metric: str) -> str:
+    return _show_value(next((s.value for s in method.suite_scores.get(suite, []) if s.metric == metric), None))
 
 
 def _score_row(score: Score) -> list[str]:

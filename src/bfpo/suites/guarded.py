@@ -14,7 +14,7 @@ from bfpo.core.schema import Completion, Verdict
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, no_answer
 from bfpo.judges.cache import OpinionCache
-from bfpo.judges.judges import make_judge
+from bfpo.judges.judges import OF_REQUESTS, make_judge
 from bfpo.suites.answers import SuiteAnswers
 from bfpo.suites.catalogue import Suite
 from bfpo.suites.judging import JudgedSuites, judge_of
@@ -117,16 +117,22 @@ def _behind(one: Completion, state: str, guard: GuardConfig) -> Completion:
     return replace(one, text=guard.answer, finished=True, blocked="", reasoning="")
 
 
-def guard_warnings(config: SuitesJob, suites: Sequence[Suite], facts: Mapping[str, SuiteFacts]) -> list[str]:
-    """Return a warning for suites whose judge is the guard: its errors are then invisible."""
+def guard_warnings(
+    config: SuitesJob, suites: Sequence[Suite], facts: Mapping[str, SuiteFacts], versions: Mapping[str, str]
+) -> list[str]:
+    """Return a warning for suites whose judge is the guard: its errors are then invisible.
+
+    `versions`: those of the judges of each suite, and of the guard; a copy of a judge has its version.
+    """
     if config.guard is None:
         return []
     own = (config.guard.judge.format, config.guard.judge.source)
+    guard = versions.get("guard", "")
     same = [
         suite.title
         for suite in suites
         if (judge := judge_of(config, suite)) is not None
-        and (judge.format, judge.source) == own
+        and ((judge.format, judge.source) == own or _has(guard, versions.get(suite.name, "").rpartition(", ")[0]))
         and facts[suite.name].status == "scored"
     ]
     if not same:
@@ -135,3 +141,8 @@ def guard_warnings(config: SuitesJob, suites: Sequence[Suite], facts: Mapping[st
         f"the guard {config.guard.judge.title} is also the judge of {', '.join(same)}: what it misses counts as "
         "harmless, so that the rows behind the guard are too good; judge them by another one"
     ]
+
+
+def _has(guard: str, judge: str) -> bool:
+    """Return whether one of the versions of a guard, by its filters, is that of a judge."""
+    return bool(judge) and (guard.startswith(f"{judge}{OF_REQUESTS}") or f", {guard}".endswith(f", {judge}"))

@@ -272,7 +272,12 @@ def _read_result(
     num_tokens: Callable[[str], int],
     room: int | None,
 ) -> TaskResult:
-    """Return the documents' values; a prompt longer than `room` tokens was cut by lm-eval and is unscored."""
+    """Return the documents' values, of several filters by the last, such as GSM8K's flexible one.
+
+    A prompt longer than `room` tokens was cut by lm-eval and is unscored.
+    """
+    last = samples[-1].get("filter") if samples else None  # a sample is there once for every filter of its task
+    samples = [sample for sample in samples if sample.get("filter") == last]
     by_document: dict[str, float] = {}
     reasons: dict[str, int] = {}
     for sample in samples:

@@ -101,7 +101,8 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
     _discriminative(config, folder, [suite for suite in suites if suite.kind == "discriminative"], found)
     _inspect(config, folder, [suite for suite in suites if suite.kind == "inspect"], found)
-    found.warnings += [*_same_judges(config, suites, found), *guard_warnings(config, suites, found.facts)]
+    versions = folder.record.get("judges", {})
+    found.warnings += [*_same_judges(config, suites, found), *guard_warnings(config, suites, found.facts, versions)]
     people: PeopleFile | None = None
     if config.labels is not None:
         folder.add_data("labels", config.labels)
