@@ -121,7 +121,8 @@ def test_figures_and_remarks_are_in_json_card_and_log(tmp_path: Path, caplog: py
         "with_that_phrase": 8 / 30,
     }
     assert (style["safe-safe"]["chosen"]["begin_with_space"], style["safe-safe"]["chosen"]["refuse"]) == (1.0, 0.0)
-    (warning,) = data["warnings"]
+    order, warning = data["warnings"]
+    assert order.startswith("main: 26 training pairs prefer an unsafe answer that complies to a refusal")
     assert warning.startswith(
         "main, 40 rows read: 50% of the completions begin with white space (safe 20%, unsafe 100%;"
     )
