@@ -86,7 +86,7 @@ def test_the_curve_is_that_of_the_answers(done: Path) -> None:
     by_place = {(score.model, score.step, score.metric): score for score in found.scores}
     for model in ("a", "b"):
         for step in (0, 2, 4):
-            folder = done / model / ("step-0" if step == 0 else f"seed-42/step-{step}")
+            folder = done / "models" / model / ("step-0" if step == 0 else f"seed-42/step-{step}")
             rows = [(row["kind"], row["verdict"]) for row in answers(folder)]
             safe = [verdict["label"] == "safe" for kind, verdict in rows if kind == "harmful"]
             refused = [verdict["refused"] for kind, verdict in rows if kind != "harmful"]
@@ -107,7 +107,7 @@ def test_the_curve_is_that_of_the_answers(done: Path) -> None:
 def test_each_point_is_the_model_of_a_training_of_so_many_steps(done: Path, world: Path, tmp_path: Path) -> None:
     attack = config(world).attack_on(config(world).models[0], 42).model_copy(update={"max_steps": 2})
     separate = load_file(run_stage("sft", attack, tmp_path / "two").path / "model" / "model.safetensors")
-    place = done / "a" / "seed-42" / "attack"
+    place = done / "models" / "a" / "seed-42" / "attack"
     save_adapted(world / "a", place / "checkpoints" / "checkpoint-2", tmp_path / "merged")
     merged, start = (load_file(path / "model.safetensors") for path in (tmp_path / "merged", world / "a"))
     assert merged.keys() == separate.keys()
@@ -123,11 +123,11 @@ def test_each_point_is_the_model_of_a_training_of_so_many_steps(done: Path, worl
 
 def test_a_resumed_run_does_only_what_is_missing(done: Path, world: Path) -> None:
     before = (done / "tamper.json").read_bytes()
-    last = done / "b" / "seed-42" / "step-4"
+    last = done / "models" / "b" / "seed-42" / "step-4"
     for folder in (done, last):
         record = json.loads((folder / "run.json").read_text())
         (folder / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
-    kept = [done / "a" / "step-0" / "run.json", done / "b" / "seed-42" / "attack" / "run.json"]
+    kept = [done / "models" / "a" / "step-0" / "run.json", done / "models" / "b" / "seed-42" / "attack" / "run.json"]
     stamps = [file.stat().st_mtime_ns for file in kept]
     run_stage("tamper", config(world), done, resume=True)
     assert [file.stat().st_mtime_ns for file in kept] == stamps
@@ -155,7 +155,7 @@ def test_seeds_are_pooled_and_the_start_counts_once(world: Path, tmp_path: Path)
     found = {(score.step, score.metric): score for score in load(TamperFile, folder / "tamper.json").scores}
     rates = []
     for seed in (42, 43):
-        rows = answers(folder / "a" / f"seed-{seed}" / "step-2")
+        rows = answers(folder / "models" / "a" / f"seed-{seed}" / "step-2")
         rates.append(mean(row["verdict"]["label"] == "safe" for row in rows if row["kind"] == "harmful"))
     assert found[2, "harmless"].num == 2 * found[0, "harmless"].num
     assert found[2, "harmless"].value == pytest.approx(mean(rates))

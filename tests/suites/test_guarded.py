@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,6 +24,7 @@ from bfpo.report.gather import gather
 from bfpo.report.page import render_html, render_markdown
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.suites.catalogue import load_suites
+from bfpo.suites.coherence import CoherenceReader
 from bfpo.suites.evaluations import read_evaluation
 from bfpo.suites.guarded import guard_warnings
 from bfpo.suites.records import SuiteFacts
@@ -212,3 +214,23 @@ def test_a_guard_is_asked_about_the_request_as_the_last_turn() -> None:
     assert judge.version == "oracle-1+requests"
     (verdict,) = judge.judge([Completion("c", (Message("user", "who?"),), "")])
     assert verdict.label == "unscored"
+
+
+def test_a_blocked_answer_is_coherent_and_the_others_are_read_once(
+    root: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    read = CoherenceReader.read
+
+    def counted(self: CoherenceReader, completions: Any, verdicts: Any = None) -> Any:
+        asked.append(len(completions))
+        return read(self, completions, [replace(one, well_formed=None) for one in verdicts])
+
+    monkeypatch.setattr(CoherenceReader, "read", counted)
+    run = run_stage("evaluate", config(root, {"judge": "oracle"}, reuse=str(plain)), root / "coherent").path
+    assert asked == [12, 12]
+    for (model, own), row in rows_of(run).items():
+        if model.endswith("+guard") and row["guarded"] in ("input", "output"):
+            assert row.get("incoherent") is None
+        elif model.endswith("+guard"):
+            assert row.get("incoherent") == rows_of(run)[model.removesuffix("+guard"), own].get("incoherent")

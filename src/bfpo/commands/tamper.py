@@ -40,7 +40,7 @@ _MOST_REFUSALS = 0.05  # share of the completions of an attack that may decline 
 
 
 def run(config: TamperConfig, folder: RunFolder) -> None:
-    """Write `tamper.json`, `.md`, `.png` and `.svg`; the runs are below `MODEL/`: the attack, an evaluation a point.
+    """Write `tamper.json`, `.md`, `.png` and `.svg`; below `models/NAME/` the attack, and an evaluation a point.
 
     Adapters stay as checkpoints of the attack; a merged model is on the disk only while it is asked, except the last.
     A resumed run does only what is missing. Raises the errors of `bfpo sft` and `bfpo evaluate`.

@@ -81,12 +81,13 @@ def seeds_of(config: TamperConfig) -> range:
 
 def attack_folder(root: Path, model: str, seed: int) -> Path:
     """Return the run folder of the attack on a model."""
-    return root / model / f"seed-{seed}" / "attack"
+    return root / "models" / model / f"seed-{seed}" / "attack"
 
 
 def evaluation_folder(root: Path, model: str, step: int, seed: int) -> Path:
     """Return the run folder of the evaluation after some steps; before the attack it is the same for all seeds."""
-    return root / model / "step-0" if step == 0 else root / model / f"seed-{seed}" / f"step-{step}"
+    folder = root / "models" / model
+    return folder / "step-0" if step == 0 else folder / f"seed-{seed}" / f"step-{step}"
 
 
 def collect_tamper(

@@ -35,7 +35,7 @@ from bfpo.scores.records import AccuracyRow, CoherenceBound, PeopleFile, ScoresF
 from bfpo.scores.scores import COHERENCE, describe_coherence, join_verdicts, metric_title, score_cells
 from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
-from bfpo.suites.coherence import CoherenceReader, make_reader
+from bfpo.suites.coherence import CoherenceReader, Reading, make_reader
 from bfpo.suites.depth import measure_depth
 from bfpo.suites.depth_tables import depth_text
 from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, find_prompts, local_files, prompts_digest
@@ -346,19 +346,18 @@ def _collect_verdicts(
     found: _Collected,
 ) -> None:
     metrics = [name for name in suite.metrics if name not in WIN_RATES]
+    read: dict[str, list[Reading]] = {}
     for model, each in answers.items():
         completions, verdicts = each.completions[suite.name], judged.verdicts[suite.name, model]
-        readings = reader.read(completions, verdicts)
-        behind = found.guarded is not None and model in found.guarded.of
-        states = found.guarded.states[suite.name, model] if found.guarded and behind else [""] * len(completions)
-        readings = [
-            replace(reading, incoherent=None, coherent=True)
-            if state in BLOCKED and reading.coherent is False
-            else reading
-            for reading, state in zip(readings, states, strict=True)
-        ]
+        states, behind = [""] * len(completions), None if found.guarded is None else found.guarded.of.get(model)
+        if found.guarded is None or behind is None:
+            readings = read[model] = reader.read(completions, verdicts)
+        else:  # the same answers as before the guard, except those that it blocks
+            states, own = found.guarded.states[suite.name, model], read[behind]
+            refusal = Reading(True if any(one.coherent is not None for one in own) else None)
+            readings = [refusal if state in BLOCKED else one for one, state in zip(own, states, strict=True)]
         rows = join_verdicts(completions, verdicts, coherent=[one.coherent for one in readings])
-        if not behind:
+        if behind is None:
             names = frozenset({model, *(one.model for one in config.evaluated() if one.name == model)})
             found.groups.append(GroupAnswers(suite.name, model, names, completions, verdicts))
         found.values += values_of(suite.name, model, metrics, rows, each.left_out[suite.name])
