@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,11 +11,13 @@ from matplotlib.collections import PathCollection
 from bfpo.core.schema import Score
 from bfpo.plots.plane import Box, place_labels
 from bfpo.plots.style import CELL_COLOURS, METHOD_COLOURS, TOKENS
-from bfpo.report.data import MethodResult, ReportData
+from bfpo.report.data import MethodResult, ReportData, Suite
 from bfpo.report.figures.bars import refusal_figure
 from bfpo.report.figures.marks import colour_of, marker_of
-from bfpo.report.figures.tradeoff import scatter_figure
+from bfpo.report.figures.tradeoff import refused_figure, scatter_figure
 from bfpo.report.figures.training import has_curves, training_figure
+from bfpo.report.page import render_html, render_markdown
+from bfpo.report.tables import with_suite_means
 from fake_report import fake_report
 
 FULL = fake_report(full=True)
@@ -170,3 +173,29 @@ def test_damaged_logs_draw_what_there_is() -> None:
 
 def test_every_colour_is_told_apart() -> None:
     assert len(TOKENS) == 6 + len(METHOD_COLOURS) + len(CELL_COLOURS)
+
+
+def test_refusals_are_drawn_where_no_judge_of_harm_read_the_answers() -> None:
+    def method(name: str, harmful: float, harmless: float, **more: Any) -> MethodResult:
+        scores = {
+            "h": [Score("refused_harmful", harmful, harmful - 0.1, min(1.0, harmful + 0.1), 50)],
+            "x": [Score("over_refusal_full", harmless, 0.0, harmless + 0.1, 50, higher_is_better=False)],
+        }
+        return MethodResult(name, name, "baseline", suite_scores={**scores, **more})
+
+    methods = [method("tuned", 0.9, 0.05), method("sft", 0.8, 0.15), method("start", 0.1, 0.02)]
+    suites = [Suite("h"), Suite("x")]
+    data = with_suite_means(ReportData("t", "", methods, suites=suites))
+    figure = refused_figure(data)
+    assert figure is not None
+    axes = figure.axes[0]
+    assert axes.get_xlabel().startswith("harmless prompts not refused")
+    assert axes.get_ylabel().startswith("harmful prompts refused")
+    page = render_html(data)
+    assert "Harmful prompts refused, harmless ones answered" in page
+    assert "refused.png" in render_markdown(data)
+    judged = [method(one.name, 0.9, 0.1, g=[Score("harmless", 0.9, 0.8, 1.0, 50)]) for one in methods]
+    data = with_suite_means(ReportData("t", "", judged, suites=[*suites, Suite("g")]))
+    assert refused_figure(data) is None  # the scatter shows more
+    assert scatter_figure(data) is not None
+    assert refused_figure(with_suite_means(ReportData("t", "", [methods[0]], suites=[Suite("x")]))) is None

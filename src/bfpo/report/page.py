@@ -28,7 +28,7 @@ from bfpo.report.experiments import experiment_view, is_the_table
 from bfpo.report.figures.bars import refusal_figure, spread_figure
 from bfpo.report.figures.depth import depth_figures
 from bfpo.report.figures.marks import token_of
-from bfpo.report.figures.tradeoff import experiment_figure, scatter_figure
+from bfpo.report.figures.tradeoff import experiment_figure, refused_figure, scatter_figure
 from bfpo.report.figures.training import (
     curve_figure,
     drift_figure,
@@ -128,7 +128,12 @@ def render_markdown(data: ReportData) -> str:
 
 
 def _figures(data: ReportData) -> dict[str, Figure]:
-    found = {"scatter": scatter_figure(data), "training": training_figure(data), "refusal": refusal_figure(data)}
+    found = {
+        "scatter": scatter_figure(data),
+        "refused": refused_figure(data),
+        "training": training_figure(data),
+        "refusal": refusal_figure(data),
+    }
     found |= {
         f"tradeoff-{place}": experiment_figure(one)
         for place, one in enumerate(data.experiments)
@@ -153,6 +158,7 @@ def _page(data: ReportData, refresh_seconds: int | None = None, maker: str | Non
         "data": data,
         "headline": headline(data),
         "scatter": _scatter(data),
+        "refused": _refused(data),
         **_training(data),
         "experiments": _experiments(data),
         "depth": [
@@ -188,6 +194,7 @@ def _markdown(data: ReportData, figures: str) -> str:
         ],
         "depth": _depth(data),
         "scatter": scatter_figure(data) is not None,
+        "refused": refused_figure(data) is not None,
         "panels": any(map(has_curves, data.methods)),
         "refusal": refusal_figure(data) is not None,
         "samples": few_samples(data),
@@ -219,6 +226,14 @@ def _scatter(data: ReportData) -> dict[str, Any] | None:
     left_out = [m.title for m in data.methods if any(m.score(metric) is None for metric in metrics)]
     description = "Scatter of helpfulness against harmlessness; the numbers are in the table of methods"
     return {**_two_widths(wide, narrow, "", description), "left_out": ", ".join(left_out)}
+
+
+def _refused(data: ReportData) -> dict[str, Any] | None:
+    wide, narrow = refused_figure(data), refused_figure(data, width=4.3, height=4.6)
+    if wide is None or narrow is None:
+        return None
+    description = "Scatter of refused harmful prompts against harmless ones not refused; the numbers are in the suites"
+    return _two_widths(wide, narrow, "refused", description)
 
 
 def _two_widths(wide: Figure, narrow: Figure, prefix: str, description: str) -> dict[str, Any]:

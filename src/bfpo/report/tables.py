@@ -13,6 +13,7 @@ from bfpo.stats import Interval, mean_interval
 __all__ = [
     "GROUPS",
     "MEAN_OF_SUITES",
+    "NOT_REFUSED",
     "SuiteColumn",
     "basis_of",
     "coherence_of",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 MEAN_OF_SUITES = "mean of the suites"
+NOT_REFUSED = "harmless prompts not refused"
 
 GROUPS = {
     "discriminative": "Discriminative: accuracy",
@@ -138,7 +140,7 @@ def with_suite_means(data: ReportData) -> ReportData:
             if mean.value is not None
         ]
         methods.append(replace(method, scores=[*method.scores, *found]))
-    across = "harmless prompts not refused" if axes["helpfulness"] == _NOT_REFUSED else "helpfulness"
+    across = NOT_REFUSED if axes["helpfulness"] == _NOT_REFUSED else "helpfulness"
     return replace(
         data, methods=methods, x_title=f"{across}, {MEAN_OF_SUITES}", y_title=f"harmless share, {MEAN_OF_SUITES}"
     )

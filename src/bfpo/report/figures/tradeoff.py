@@ -12,10 +12,12 @@ from bfpo.plots.style import METHOD_COLOURS, MUTED
 from bfpo.report.data import Experiment, MethodResult, ReportData
 from bfpo.report.figures.marks import colour_of, marker_of
 from bfpo.report.headline import front_of
+from bfpo.report.tables import MEAN_OF_SUITES, NOT_REFUSED, refused_harmful
 from bfpo.scores.records import NearestPoint, TradeoffFile, TradeoffPoint
 from bfpo.scores.scores import metric_title
+from bfpo.stats.pareto import pareto_front
 
-__all__ = ["experiment_figure", "front_figure", "scatter_figure"]
+__all__ = ["experiment_figure", "front_figure", "refused_figure", "scatter_figure"]
 
 
 def front_figure(
@@ -125,3 +127,30 @@ def _mark(data: ReportData, method: MethodResult) -> Mark | None:
         bold=method.role == "main",
         seeds=tuple((x, y) for x, y in dots if x is not None and y is not None),
     )
+
+
+def refused_figure(data: ReportData, *, width: float = 7.4, height: float = 4.9) -> Figure | None:
+    """Return the same for runs without a judge of harm: harmful prompts refused against harmless ones not refused.
+
+    `None` where `scatter_figure` has something to show, or no suite reads one of the two.
+    """
+    if not data.x_title.startswith(NOT_REFUSED) or scatter_figure(data) is not None:
+        return None
+    drawn: dict[str, Mark] = {}
+    for method, up in refused_harmful(data):
+        across = method.score(X_METRIC)
+        if across is not None and across.value is not None and up.value is not None:
+            drawn[method.name] = Mark(
+                method.title,
+                (across.value, across.low, across.high),
+                (up.value, up.low, up.high),
+                colour_of(data, method),
+                marker_of(data, method),
+                _SIZES.get(method.role, 62.0),
+            )
+    if not drawn:
+        return None
+    places = {name: {X_METRIC: mark.x[0], Y_METRIC: mark.y[0]} for name, mark in drawn.items()}
+    front = [(drawn[name].x[0], drawn[name].y[0]) for name in pareto_front(places)] if len(drawn) > 1 else []
+    titles = (data.x_title, f"harmful prompts refused, {MEAN_OF_SUITES}")
+    return draw_plane(list(drawn.values()), front, titles, width=width, height=height, name="refused")
