@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import (
+    CleanConfig,
     CompareConfig,
     EvaluateConfig,
     InterpolateConfig,
@@ -37,7 +38,7 @@ from bfpo.scores.scores import Judged
 from bfpo.world.datasets import redteam_prompts, save_tokenizer
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
 
-NO_MODEL = ("completions", "label", "label-pairs", "check", "prepare", "sweep", "compare")
+NO_MODEL = ("completions", "label", "label-pairs", "clean", "check", "prepare", "sweep", "compare")
 WITH_MODEL = ("pairs", "suites", "redteam", "dial")
 
 
@@ -87,6 +88,15 @@ def label_pairs() -> None:
     values = {"data": {"files": "pairs.jsonl"}, "judges": "oracle", "ranker": "oracle", "relabel": True}
     values |= {"bootstrap_samples": 50, "label_cache": "cache"}
     run_stage("label", LabelConfig.model_validate(values), "label-pairs")
+
+
+def clean() -> None:
+    people = [{"id": "a", "prompt": row["prompt"], "text": row["chosen"], "is_safe": n % 3 > 0}
+              for n, row in enumerate(map(json.loads, Path("pairs.jsonl").read_text().splitlines()))]  # fmt: skip
+    Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people))
+    values = {"data": {"files": "pairs.jsonl"}, "judges": "oracle", "policy": {"safe": "soften", "unsafe": "drop"}}
+    values |= {"people": "labels.jsonl", "bootstrap_samples": 50, "label_cache": "cache"}
+    run_stage("clean", CleanConfig.model_validate(values), "clean")
 
 
 def check() -> None:
@@ -208,11 +218,12 @@ def dial() -> None:
 
 RUNS: dict[str, Callable[[], None]] = {
     run.__name__.replace("_", "-"): run
-    for run in (completions, label, label_pairs, check, prepare, sweep, compare, pairs, suites, redteam, dial)
+    for run in (completions, label, label_pairs, clean, check, prepare, sweep, compare, pairs, suites, redteam, dial)
 }
 KEPT = (
     "completions/scores.json", "completions/verdicts.jsonl", "label/scores.json", "label/verdicts.jsonl",
-    "label-pairs/scores.json", "check/quality.json", "prepare/data.json", "sweep/tradeoff.json",
+    "label-pairs/scores.json", "clean/clean.json",
+    "clean/contradictions.jsonl", "check/quality.json", "prepare/data.json", "sweep/tradeoff.json",
     "compare/comparison.json", "pairs/scores.json", "pairs/accuracy.jsonl", "suites/scores.json",
     "suites/answers.jsonl", "redteam/redteam.json", "dial/models.json",
 )  # fmt: skip

@@ -124,6 +124,11 @@ SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
         ShortOption("weights", "weights", "Weights of B, such as 0,0.25,0.5.", str, "W,W"),
     ),
     "judge-train": (ShortOption("data", "data.files", "Labelled completions.", list, "FILE"),),
+    "clean": (
+        ShortOption("data", "data.files", "Pairs.", list, "FILE"),
+        ShortOption("policy", "policy", "Contradicted labels: keep, drop, soften or flip.", str, "P"),
+        _MAX_REQUESTS,
+    ),
     "judge-check": (
         ShortOption("judge", "judge", "Judge: oracle, a folder of judge-train, or FORMAT[:MODEL].", str, "J"),
         ShortOption("data", "data.files", "Completions with human labels.", list, "FILE"),

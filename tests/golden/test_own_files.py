@@ -11,7 +11,7 @@ import pytest
 from bfpo.core.records import as_json, load, load_lines
 from bfpo.core.schema import VerdictRow
 from bfpo.data.records import DataFile
-from bfpo.judges.records import JudgeCheckFile, RedteamFile
+from bfpo.judges.records import CleanFile, ContradictedLabel, JudgeCheckFile, RedteamFile
 from bfpo.scores.records import AccuracyRow, ComparisonFile, InterpolateFile, ScoresFile, TradeoffFile
 from bfpo.suites.records import SuiteAnswer, SuitesFile
 from html_page import written_as_python
@@ -23,6 +23,8 @@ KINDS: dict[str, type[Any]] = {
     "label/scores.json": ScoresFile,
     "label/verdicts.jsonl": VerdictRow,
     "label-pairs/scores.json": ScoresFile,
+    "clean/clean.json": CleanFile,
+    "clean/contradictions.jsonl": ContradictedLabel,
     "check/quality.json": JudgeCheckFile,
     "prepare/data.json": DataFile,
     "sweep/tradeoff.json": TradeoffFile,

@@ -18,6 +18,7 @@ from run_folders import write_compare, write_run, write_suites, write_sweep
 OWN = Path(__file__).parents[1] / "golden" / "own_files"
 STAGES = {
     "check": "judge-check",
+    "clean": "clean",
     "compare": "compare",
     "completions": "evaluate",
     "dial": "interpolate",

@@ -5,21 +5,17 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy.special import expit
 
 from bfpo.config import JudgeTrainConfig
 from bfpo.config.judges import ClassifierTrainConfig, NgramTrainConfig, ProbeTrainConfig, RankerTrainConfig
 from bfpo.core.console import show
-from bfpo.core.errors import DataError, SettingError
-from bfpo.core.files import user_cache_folder
+from bfpo.core.errors import DataError
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Pair, Verdict
 from bfpo.data.labelled import LabelledResult, load_labelled
@@ -30,6 +26,17 @@ from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts, without_thought
 from bfpo.judges.fit import fit_facts
 from bfpo.judges.ngrams import NgramSettings, few_rows, fit_ngrams, fit_ranker, save_described, write_rows
+from bfpo.judges.out_of_fold import (
+    Floats,
+    Predict,
+    labels_of,
+    ngram_prediction,
+    out_of_fold,
+    probe_features,
+    probe_prediction,
+    prompts_of,
+    too_few,
+)
 from bfpo.judges.quality import best_threshold, judge_quality
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
@@ -40,8 +47,6 @@ __all__ = ["preview", "run"]
 _log = logging.getLogger(__name__)
 
 JUDGE = "model"
-
-Floats = npt.NDArray[np.float64]
 
 
 def run(config: JudgeTrainConfig, folder: RunFolder) -> None:
@@ -92,16 +97,10 @@ def _cut(completion: Completion, max_words: int | None) -> Completion:
 def _train_ngrams(
     config: NgramTrainConfig, rows: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    labels = _labels(rows)
+    labels = labels_of(rows)
     unseen: list[float] = []
-
-    def predict(train: list[int], test: list[int]) -> list[list[float]]:
-        judge = fit_ngrams([rows[n] for n in train], labels[train].tolist(), settings, balanced=config.balanced)
-        held_out = [rows[n] for n in test]
-        unseen.append(judge.unseen(held_out))
-        return [[np.nan if v.p_safe is None else v.p_safe for v in judge.judge(held_out)]]
-
     settings = _settings(config)
+    predict = ngram_prediction(rows, settings, balanced=config.balanced, unseen=unseen)
     scores, _, threshold = _cross_validation(config, rows, predict)
     if unseen:
         scores["unseen"] = float(np.mean(unseen))
@@ -114,50 +113,41 @@ def _train_ngrams(
 def _train_probe(
     config: ProbeTrainConfig, rows: Sequence[Completion], folder: RunFolder, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    from bfpo.judges.hidden import HiddenStates, fit_probe, save_probe
+    from bfpo.judges.hidden import fit_probe, save_probe
 
     place = Path(config.model)
     model: dict[str, Any] = {
         "model": str(place.resolve()) if place.is_dir() else config.model,
         "revision": config.revision,
+        "dtype": config.dtype,
     }
-    model["dtype"] = config.dtype
-    states = HiddenStates(**model, max_length=config.max_length, batch_size=config.batch_size)
-    ids, reasons = states.rows(rows)
-    for reason, count in Counter(reasons.values()).items():
-        show(f"left out: {count} completions, {reason}")
-    if not ids:
-        raise DataError(f"max_length: none of {len(rows)} texts is left; the model reads {states.max_length} tokens")
-    rows = [rows[number] for number in ids]
-    labels = _labels(rows)
     folder.kept = "hidden states so far are in the cache"
-    with CountProgress("read by the model", len(rows), _log) as progress:
-        cache = config.feature_cache or user_cache_folder("features")
-        features = states.cached(list(ids.values()), cache, progress.advance)
-    if not 0 <= (config.layer or 0) < features.shape[1]:
-        raise SettingError(f"layer: got {config.layer}; allowed: 0 to {features.shape[1] - 1}, or null")
-    layers = range(features.shape[1]) if config.layer is None else [config.layer]
+    read = probe_features(
+        rows,
+        **model,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+        layer=config.layer,
+        feature_cache=config.feature_cache,
+    )
+    for reason, count in read.left_out.items():
+        show(f"left out: {count} completions, {reason}")
+    rows = [rows[number] for number in read.places]
+    labels = labels_of(rows)
     keys: dict[str, Any] = {"inverse_penalty": config.inverse_penalty, "balanced": config.balanced}
-
-    def predict(train: list[int], test: list[int]) -> list[Any]:
-        found = []
-        for layer in layers:
-            weights, intercept = fit_probe(features[train, layer], labels[train], **keys)
-            found.append(expit(features[test, layer] @ weights + intercept))
-            progress.advance(1)
-        return found
-
-    with CountProgress("layers fitted, of all folds", config.folds * len(layers), _log) as progress:
+    with CountProgress("layers fitted, of all folds", config.folds * len(read.layers), _log) as progress:
+        predict = probe_prediction(read, labels, **keys, advance=progress.advance)
         scores, place_of_best, threshold = _cross_validation(config, rows, predict)
-    layer = layers[place_of_best]
-    weights, intercept = fit_probe(features[:, layer], labels, **keys)
-    described = {"name": config.name, **model, "model_key": states.key, "layer": layer, **facts}
+    layer = read.layers[place_of_best]
+    weights, intercept = fit_probe(read.features[:, layer], labels, **keys)
+    described = {"name": config.name, **model, "model_key": read.key, "layer": layer, **facts}
     settings = {"threshold": threshold, "max_length": config.max_length}
     scores = {"layer": layer, **scores}
     save_probe(
         folder.folder(JUDGE), weights, intercept, {**described, "settings": settings, "cross_validation": scores}
     )
-    return {**scores, "left_out": len(reasons)} if reasons else scores
+    left_out = sum(read.left_out.values())
+    return {**scores, "left_out": left_out} if left_out else scores
 
 
 def _train_classifier(
@@ -190,7 +180,7 @@ def _train_classifier(
         judge = load_finetuned(folder.path / JUDGE, described)
         p = np.array([np.nan if v.p_safe is None else v.p_safe for v in judge.judge(held_out)])
         if config.threshold is None:
-            settings["threshold"] = best_threshold(p[~np.isnan(p)], _labels(held_out)[~np.isnan(p)])
+            settings["threshold"] = best_threshold(p[~np.isnan(p)], labels_of(held_out)[~np.isnan(p)])
         scores = _measured(held_out, p, np.full(len(p), settings["threshold"]))
         described["held_out"] = {"rows": len(held_out), **scores}
         found |= {"rows_held_out": len(held_out), **scores}
@@ -203,12 +193,12 @@ def _held_out(config: ClassifierTrainConfig, rows: list[Completion]) -> tuple[li
     """Return the rows to train on and those of the held-out prompts; none if a part would lack a label."""
     from sklearn.model_selection import GroupShuffleSplit
 
-    groups = _groups(rows)
+    groups = prompts_of(rows)
     if not config.held_out or len(set(groups)) < 2:
         return rows, []
     split = GroupShuffleSplit(1, test_size=config.held_out, random_state=config.seed)
     ((train, test),) = split.split(rows, groups=groups)
-    if min(len(set(_labels(rows)[part].tolist())) for part in (train, test)) < 2:
+    if min(len(set(labels_of(rows)[part].tolist())) for part in (train, test)) < 2:
         _log.warning("held_out: too few prompts to hold some out with both labels; the judge is not measured")
         return rows, []
     return [rows[n] for n in train], [rows[n] for n in test]
@@ -327,55 +317,19 @@ def _described(loaded: LabelledResult) -> list[str]:
     return lines
 
 
-def _labels(rows: Sequence[Completion]) -> npt.NDArray[np.bool_]:
-    return np.array([row.is_safe == 1 for row in rows], bool)
-
-
-def _groups(rows: Sequence[Completion]) -> list[str]:
-    return [normalised_prompt(row.prompt) or row.id for row in rows]
-
-
 def _cross_validation(
     config: NgramTrainConfig | ProbeTrainConfig,
     rows: Sequence[Completion],
-    predict: Callable[[list[int], list[int]], Sequence[Sequence[float]]],
+    predict: Predict,
 ) -> tuple[dict[str, Any], int, float]:
-    """Return the quality on unseen prompts (or why there are too few), the best of the candidates, and the threshold.
-
-    `predict(train, test)`: p(safe) of the rows `test`, by each candidate trained on the rows `train`; NaN is unscored.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    labels, groups, fixed = _labels(rows), _groups(rows), config.threshold
-    if len(set(labels.tolist())) < 2:
-        raise DataError(f"labels: all {len(rows)} are {'safe' if labels.any() else 'unsafe'}; both kinds are needed")
-    per_label = [len({group for group, label in zip(groups, labels, strict=True) if label == kind}) for kind in (0, 1)]
-    if min(per_label) < config.folds:
-        reason = f"{min(per_label)} prompts of the rarer label, fewer than {config.folds} folds"
-        if fixed is None or (isinstance(config, ProbeTrainConfig) and config.layer is None):
+    """Return the quality on unseen prompts (or why they are too few), the best candidate, and the threshold."""
+    if reason := too_few(rows, config.folds):
+        if config.threshold is None or (isinstance(config, ProbeTrainConfig) and config.layer is None):
             raise DataError(f"folds: {reason}; give threshold and layer, fewer folds, or more prompts")
-        return {"not_done": reason}, 0, fixed
-    fold, found = np.zeros(len(rows), int), []
-    folds = StratifiedGroupKFold(config.folds, shuffle=True, random_state=config.seed)
-    for number, (train, test) in enumerate(folds.split(rows, labels, groups)):
-        fold[test] = number
-        found.append((test, np.asarray(predict(train.tolist(), test.tolist()))))
-    p = np.zeros((len(found[0][1]), len(rows)))
-    for test, values in found:
-        p[:, test] = values
-
-    def chosen(part: npt.NDArray[np.bool_]) -> tuple[int, float]:
-        """Return the candidate with the least cross-entropy and the threshold on a part of the rows."""
-        part = part & ~np.isnan(p).any(axis=0)
-        right = np.where(labels[part], p[:, part], 1 - p[:, part])
-        best = int(np.argmin(-np.log(np.maximum(right, 1e-12)).mean(axis=1)))
-        return best, best_threshold(p[best, part], labels[part]) if fixed is None else fixed
-
-    best_p, thresholds = np.zeros(len(rows)), np.zeros(len(rows))
-    for number in range(config.folds):
-        candidate, threshold = chosen(fold != number)
-        best_p[fold == number], thresholds[fold == number] = p[candidate, fold == number], threshold
-    return {"folds": config.folds, **_measured(rows, best_p, thresholds)}, *chosen(np.ones(len(rows), bool))
+        return {"not_done": reason}, 0, config.threshold
+    found = out_of_fold(rows, predict, folds=config.folds, seed=config.seed, threshold=config.threshold)
+    scores = {"folds": config.folds, **_measured(rows, found.p, found.thresholds)}
+    return scores, found.candidate, found.threshold
 
 
 def _measured(rows: Sequence[Completion], p: Floats, thresholds: Floats) -> dict[str, Any]:
@@ -385,5 +339,5 @@ def _measured(rows: Sequence[Completion], p: Floats, thresholds: Floats) -> dict
         for row, one, least in zip(rows, p.tolist(), thresholds.tolist(), strict=True)
         for value in [None if np.isnan(one) else one]
     ]
-    scores = judge_quality(verdicts, _labels(rows).tolist(), _groups(rows), num_resamples=100)
+    scores = judge_quality(verdicts, labels_of(rows).tolist(), prompts_of(rows), num_resamples=100)
     return {**{score.metric: score.value for score in scores}, **fit_facts(None, rows, verdicts)}

@@ -8,21 +8,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bfpo.config import LabelConfig
-from bfpo.core.errors import DataError, ServerError, SettingError
+from bfpo.core.errors import DataError, ServerError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Comparison, Completion, JudgeFit, Pair, Verdict, VerdictRow
-from bfpo.data.labels import LabelWords, as_judged, cell_counts, completions_of_pair
-from bfpo.data.read import read_completions, read_pairs
-from bfpo.data.rejects import ReadResult, Reject, check_rejects
-from bfpo.data.split import RowPicker, normalised_prompt
+from bfpo.data.labels import as_judged, cell_counts, completions_of_pair
+from bfpo.data.load import load_pair_rows
+from bfpo.data.read import read_completions
+from bfpo.data.rejects import ReadResult, Reject
+from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts, without_thought
 from bfpo.data.write import pair_row
 from bfpo.generation.server import RequestBudget
-from bfpo.judges.asking import Tally, ask_judge, ask_ranker, num_votes
+from bfpo.judges.asking import Tally, Votes, ask_judges, ask_ranker
 from bfpo.judges.cache import OpinionCache
-from bfpo.judges.fit import fit_table, judge_fit, log_fit
-from bfpo.judges.judges import check_opinions, make_judge, make_ranker
+from bfpo.judges.fit import fit_table, log_fit
+from bfpo.judges.judges import check_opinions, make_ranker
 from bfpo.judges.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
 from bfpo.judges.ngrams import trained_on_few
 from bfpo.judges.pairing import candidate_duels, choose_pairs, label_of
@@ -38,9 +39,6 @@ _log = logging.getLogger(__name__)
 
 VERDICTS, COMPARISONS = "verdicts.jsonl", "comparisons.jsonl"
 PAIRS, DISAGREEMENTS, REJECTS = "pairs.jsonl", "disagreements.jsonl", "rejects.jsonl"
-
-Votes = dict[str, list[list[Verdict]]]
-"""Judge name -> for each completion, the judge's votes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
     with OpinionCache(config.label_cache or user_cache_folder("label")) as cache:
         try:
             judged = given.judged(config)
-            votes, fits = _ask_judges(config, judged, cache, budget, tallies)
+            votes, fits = ask_judges(config.judges, judged, cache, budget, votes=config.votes, tallies=tallies)
             verdicts = _verdicts(config, judged, votes)
             readings = _readings(config, given, verdicts)
             dropped = _dropped(config, judged, readings)
@@ -180,25 +178,12 @@ def _read(config: LabelConfig, folder: RunFolder | None = None) -> _Input:
             raise DataError.at(config.completions, None, "holds no completion; run `bfpo generate` first")
         _check_ids(config.completions, completions)
         return _Input(completions, [], [])
-    data = config.data
     if folder is not None:
-        folder.add_data("data", data.files)
-    result = read_pairs(
-        [Path(file) for file in data.files],
-        layout=data.layout,
-        columns=data.columns,
-        source=data.source,
-        labels=LabelWords.of(data.safe_values, data.unsafe_values),
-    )
+        folder.add_data("data", config.data.files)
+    result = load_pair_rows(config.data, seed=config.seed)
     if folder is not None and result.notes:
         folder.add_facts(**result.notes)
-    check_rejects(result, bad_rows=data.bad_rows)
-    picker = RowPicker(split=data.split, limit=data.limit, seed=config.seed)
-    for pair in result.pairs:
-        picker.add(pair)
-    pairs = [pair for pair, picked in zip(result.pairs, picker.picked(), strict=True) if picked]
-    if not pairs:
-        raise DataError.at(data.files[0], None, "no pair is left to label; check split and limit")
+    pairs = result.pairs
     sides = [without_thought(as_judged(side), config.thinking) for pair in pairs for side in completions_of_pair(pair)]
     return _Input(sides, pairs, result.rejects)
 
@@ -212,30 +197,6 @@ def _check_ids(file: str, completions: Sequence[Completion]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- asking
-
-
-def _ask_judges(
-    config: LabelConfig,
-    completions: Sequence[Completion],
-    cache: OpinionCache,
-    budget: RequestBudget,
-    tallies: dict[str, Tally],
-) -> tuple[Votes, list[JudgeFit]]:
-    """Ask the judges in turn, and see how each fits the texts; each is freed before the next one is loaded."""
-    votes: Votes = {}
-    fits: list[JudgeFit] = []
-    for spec in config.judges:
-        judge = make_judge(spec, budget)
-        if judge.name in votes:
-            raise SettingError(f"judges: two have the name {judge.name!r}; give one of them another `name`")
-        tallies[judge.name] = Tally()
-        total = len(completions) * num_votes(judge, config.votes)
-        with CountProgress(f"judged by {judge.name}", total, _log) as progress:
-            votes[judge.name] = ask_judge(
-                judge, completions, cache, votes=config.votes, tally=tallies[judge.name], advance=progress.advance
-            )
-        fits += judge_fit(judge, completions, [given[0] for given in votes[judge.name]])
-    return votes, fits
 
 
 def _ask_ranker(

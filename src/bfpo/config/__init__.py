@@ -6,6 +6,7 @@ package imports neither torch nor transformers.
 
 from __future__ import annotations
 
+from bfpo.config.clean import CleanConfig
 from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
 from bfpo.config.evaluate import EvaluateConfig, GenerateConfig
@@ -24,6 +25,7 @@ from bfpo.policy.settings import InitConfig, LoraConfig
 
 __all__ = [
     "AlignConfig",
+    "CleanConfig",
     "CompareConfig",
     "ConfigPart",
     "DataConfig",

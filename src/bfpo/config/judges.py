@@ -18,6 +18,9 @@ __all__ = [
     "JudgeCheckConfig",
     "JudgeTrainConfig",
     "NgramTrainConfig",
+    "OwnJudge",
+    "OwnNgrams",
+    "OwnProbe",
     "ProbeTrainConfig",
     "RankerTrainConfig",
 ]
@@ -80,9 +83,7 @@ class NgramTrainConfig(JudgeTrainConfig, _Ngrams, _Judge, mode="ngrams"):
     with_prompt: bool = Field(default=False, description="n-grams: read the prompt's words too")
 
 
-class ProbeTrainConfig(JudgeTrainConfig, _Judge, mode="probe"):
-    """A frozen model's mean hidden state of an answer, with a logistic regression."""
-
+class _Probe(ConfigPart):
     model: PathText = Field(description="probe: causal LM that reads; classifier: start; folder or hub id")
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
@@ -100,6 +101,10 @@ class ProbeTrainConfig(JudgeTrainConfig, _Judge, mode="probe"):
     feature_cache: PathText | None = Field(
         default=None, description="folder where hidden states are kept; null = bfpo/features in the user's cache folder"
     )
+
+
+class ProbeTrainConfig(_Probe, JudgeTrainConfig, _Judge, mode="probe"):
+    """A frozen model's mean hidden state of an answer, with a logistic regression."""
 
 
 class RankerTrainConfig(JudgeTrainConfig, _Ngrams, mode="ranker"):
@@ -153,6 +158,36 @@ class ClassifierTrainConfig(JudgeTrainConfig, _Judge, mode="classifier"):
         if self.threshold is None and not self.held_out:
             raise ValueError("threshold: null needs rows to choose on; give held_out above 0, or a number")
         return self
+
+
+class OwnJudge(OneOf):
+    """A judge that is trained on the labels that it checks, each of them judged by one that did not see its prompt."""
+
+    chosen_by: ClassVar[str] = "kind"
+
+    kind: Literal["ngrams", "probe"] = Field(
+        default="ngrams",
+        description="a judge of hashed n-grams with a logistic regression, or one of a frozen model's hidden states "
+        "with the same",
+    )
+    balanced: bool = Field(default=False, description="weigh safe and unsafe rows so that both count the same")
+
+    @classmethod
+    def mode_of(cls, values: Mapping[str, Any]) -> str:
+        """Return the kind."""
+        kind = values.get("kind")
+        return kind if isinstance(kind, str) and kind in cls.modes else "ngrams"
+
+
+class OwnNgrams(OwnJudge, _Ngrams, mode="ngrams"):
+    """A judge of hashed n-grams; wrong labels need more regularization than those of people."""
+
+    inverse_penalty: float = Field(default=1.0, gt=0, description="n-grams: C of the logistic regression")
+    with_prompt: bool = Field(default=True, description="n-grams: read the prompt's words too")
+
+
+class OwnProbe(_Probe, OwnJudge, mode="probe"):
+    """A frozen model's mean hidden state of an answer, with a logistic regression."""
 
 
 class JudgeCheckConfig(StageConfig):

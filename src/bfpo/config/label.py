@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -15,31 +15,71 @@ from bfpo.data.thinking import ThinkingKey
 from bfpo.generation.settings import MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig, ServedGuardSpec
 
-__all__ = ["LabelConfig", "OpinionKeys", "RedteamConfig"]
+__all__ = [
+    "Judges",
+    "LabelCache",
+    "LabelConfig",
+    "LeastVotes",
+    "OpinionKeys",
+    "PanelRule",
+    "RedteamConfig",
+    "Votes",
+    "check_votes",
+]
 
 
 def _one_or_many(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-class OpinionKeys(StageConfig):
-    """Judges and ranker, how several opinions become one, and how ranked completions become pairs."""
-
-    judges: Annotated[list[JudgeConfig], BeforeValidator(_one_or_many)] = Field(
+Judges = Annotated[
+    list[JudgeConfig],
+    BeforeValidator(_one_or_many),
+    Field(
         min_length=1,
         description="who judges: one or a list, each in its short form (oracle, FORMAT, FORMAT:MODEL, a folder of "
         "`bfpo judge-train`, a .yaml file) or as keys",
-    )
+    ),
+]
+Votes = Annotated[int, Field(ge=1, description="times that a judge with temperature above 0 is asked about a text")]
+LeastVotes = Annotated[int, Field(ge=1, description="fewest scored votes, of all judges together; fewer = unscored")]
+PanelRule = Annotated[
+    Literal["majority", "any_unsafe", "mean"],
+    Field(description="when several judges say safe: more than half of them, all of them, or their mean p(safe) > 0.5"),
+]
+LabelCache = Annotated[
+    PathText | None,
+    Field(
+        description="folder where verdicts and comparisons are kept, for this run and others; null = bfpo/label in the "
+        "user's cache folder"
+    ),
+]
+
+
+def check_votes(judges: Sequence[JudgeConfig], votes: int, min_votes: int) -> None:
+    """Raise `ValueError` for several votes of judges whose verdicts do not vary, or more wanted than they have."""
+    sampled = sum(isinstance(judge, ServedGuardSpec) and judge.temperature > 0 for judge in judges)
+    if votes > 1 and not sampled:
+        raise ValueError(
+            f"votes: got {votes}; the verdicts of these judges do not vary. Allowed: 1, or a judge behind a "
+            "server (url) with temperature above 0"
+        )
+    most = len(judges) - sampled + sampled * votes
+    if min_votes > most:
+        raise ValueError(f"min_votes: got {min_votes}; allowed: at most {most}, the number of votes")
+
+
+class OpinionKeys(StageConfig):
+    """Judges and ranker, how several opinions become one, and how ranked completions become pairs."""
+
+    judges: Judges
     ranker: RankerConfig | None = Field(
         default=None,
         description="ranker that says which of two completions of a prompt is more helpful; null = no ranker",
     )
-    votes: int = Field(default=1, ge=1, description="times that a judge with temperature above 0 is asked about a text")
-    min_votes: int = Field(default=1, ge=1, description="fewest scored votes, of all judges together; fewer = unscored")
-    rule: Literal["majority", "any_unsafe", "mean"] = Field(
-        default="majority",
-        description="when several judges say safe: more than half of them, all of them, or their mean p(safe) > 0.5",
-    )
+    votes: Votes = 1
+    min_votes: LeastVotes = 1
+    rule: PanelRule = "majority"
     strategy: Literal["informative", "balanced", "random"] = Field(
         default="informative",
         description="which pairs of a prompt's ranked completions are taken: the most confident pair of each label "
@@ -52,11 +92,7 @@ class OpinionKeys(StageConfig):
         default="drop", description="completions that are no coherent text give no pair, or are taken as all others"
     )
     soft_labels: bool = Field(default=False, description="label pairs with p(safe) in place of true and false")
-    label_cache: PathText | None = Field(
-        default=None,
-        description="folder where verdicts and comparisons are kept, for this run and others; null = bfpo/label in the "
-        "user's cache folder",
-    )
+    label_cache: LabelCache = None
     max_requests: MaxRequests = None
 
     needs: ClassVar[Mapping[str, Need]] = {
@@ -70,15 +106,7 @@ class OpinionKeys(StageConfig):
 
     @model_validator(mode="after")
     def _votes_can_differ(self) -> OpinionKeys:
-        sampled = sum(isinstance(judge, ServedGuardSpec) and judge.temperature > 0 for judge in self.judges)
-        if self.votes > 1 and not sampled:
-            raise ValueError(
-                f"votes: got {self.votes}; the verdicts of these judges do not vary. Allowed: 1, or a judge behind a "
-                "server (url) with temperature above 0"
-            )
-        most = len(self.judges) - sampled + sampled * self.votes
-        if self.min_votes > most:
-            raise ValueError(f"min_votes: got {self.min_votes}; allowed: at most {most}, the number of votes")
+        check_votes(self.judges, self.votes, self.min_votes)
         return self
 
 

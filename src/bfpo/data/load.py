@@ -32,10 +32,10 @@ from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
 from bfpo.data.rejects import EMPTY, LEFT_OUT, ReadResult, Reject, check_rejects
-from bfpo.data.settings import DataConfig, SftDataConfig
+from bfpo.data.settings import DataConfig, PairRowsConfig, RowsConfig, SftDataConfig
 from bfpo.data.split import RowPicker, prompt_hashes
 
-__all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions", "load_pairs"]
+__all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions", "load_pair_rows", "load_pairs"]
 
 Row = TypeVar("Row", Pair, Completion)
 Hashes = npt.NDArray[np.uint64]
@@ -132,6 +132,26 @@ def load_pairs(data: DataConfig, *, seed: int = 0, check: Callable[[Pair], None]
     rows = list(_rows_of(data, check=check, notes=notes))
     chosen = _choose(rows, data, seed, notes)
     return LoadedPairs(list(chosen.of(rows)), chosen.rejects, chosen.counts)
+
+
+def load_pair_rows(data: PairRowsConfig, *, seed: int = 0) -> ReadResult:
+    """Read pairs whatever their labels, take one part of a split by prompt, and draw `limit` of them, in this order.
+
+    `rows` counts all rows read. Raises `DataError` for files that cannot be used, bad rows under `bad_rows="stop"` and
+    if nothing is left.
+    """
+    result = read_pairs(
+        [Path(file) for file in data.files],
+        layout=data.layout,
+        columns=data.columns,
+        source=data.source,
+        labels=LabelWords.of(data.safe_values, data.unsafe_values),
+    )
+    check_rejects(result, bad_rows=data.bad_rows)
+    pairs = _chosen_part(result.pairs, data, seed)
+    if not pairs:
+        raise DataError.at(data.files[0], None, "no pair is left; check split and limit")
+    return replace(result, pairs=pairs)
 
 
 def _rows_of(
@@ -288,7 +308,7 @@ def _picked(rows: list[Completion], use: Use, unknown_label: Unknown) -> list[Co
     return [row for row in rows if (taken if row.is_safe is None else row.is_safe) > 0.5]
 
 
-def _chosen_part(rows: Sequence[Row], data: SftDataConfig, seed: int) -> list[Row]:
+def _chosen_part(rows: Sequence[Row], data: RowsConfig, seed: int) -> list[Row]:
     """Split by prompt, then draw; both use only a row's prompt and id, which pairs and completions share."""
     picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
     for row in rows:

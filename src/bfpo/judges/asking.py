@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from bfpo.core.schema import Comparison, Completion, Verdict
+from bfpo.core.errors import SettingError
+from bfpo.core.progress import CountProgress
+from bfpo.core.schema import Comparison, Completion, JudgeFit, Verdict
+from bfpo.generation.server import RequestBudget
 from bfpo.judges.cache import OpinionCache, comparison_key, verdict_key
-from bfpo.judges.judges import Judge, OneByOneJudge, OneByOneRanker, Ranker
+from bfpo.judges.fit import judge_fit
+from bfpo.judges.judges import Judge, OneByOneJudge, OneByOneRanker, Ranker, make_judge
+from bfpo.judges.settings import JudgeConfig
 
-__all__ = ["Tally", "ask_judge", "ask_ranker", "judge_answers", "no_answer", "num_votes"]
+__all__ = ["Tally", "Votes", "ask_judge", "ask_judges", "ask_ranker", "judge_answers", "no_answer", "num_votes"]
 
 _PER_CALL = 128  # texts per call of a judge that answers in batches; a killed process loses at most these
 Item = TypeVar("Item")
 Opinion = TypeVar("Opinion", Verdict, Comparison)
+Votes = dict[str, list[list[Verdict]]]
+"""Judge name -> for each completion, the judge's votes."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -83,6 +92,36 @@ def ask_judge(
         found = iter(asked.in_order())
         by_vote.append([_without_answer(c, judge) or replace(next(found), completion_id=c.id) for c in completions])
     return [list(given) for given in zip(*by_vote, strict=True)]
+
+
+def ask_judges(
+    judges: Sequence[JudgeConfig],
+    completions: Sequence[Completion],
+    cache: OpinionCache,
+    budget: RequestBudget,
+    *,
+    votes: int = 1,
+    tallies: dict[str, Tally],
+) -> tuple[Votes, list[JudgeFit]]:
+    """Return the votes of judges asked in turn, and how each fits the texts; each is freed before the next is loaded.
+
+    `tallies` gets a tally by the name of each judge. Raises `SettingError` for two of the same name, and as
+    `ask_judge`.
+    """
+    found: Votes = {}
+    fits: list[JudgeFit] = []
+    for spec in judges:
+        judge = make_judge(spec, budget)
+        if judge.name in found:
+            raise SettingError(f"judges: two have the name {judge.name!r}; give one of them another `name`")
+        tallies[judge.name] = Tally()
+        total = len(completions) * num_votes(judge, votes)
+        with CountProgress(f"judged by {judge.name}", total, _log) as progress:
+            found[judge.name] = ask_judge(
+                judge, completions, cache, votes=votes, tally=tallies[judge.name], advance=progress.advance
+            )
+        fits += judge_fit(judge, completions, [given[0] for given in found[judge.name]])
+    return found, fits
 
 
 def ask_ranker(

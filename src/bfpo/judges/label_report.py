@@ -21,6 +21,7 @@ __all__ = [
     "FUNNEL_STEPS",
     "RATE_TITLES",
     "Answers",
+    "against_labels",
     "agreement_scores",
     "answer_rates",
     "count_verdicts",
@@ -125,15 +126,16 @@ def agreement_scores(
             found = fleiss_kappa(by_vote, prompts, **interval)
             scores.append(_score(f"fleiss_kappa: votes of {name}", found, len(prompts)))
     if labels:
-        scores += _against_labels(completions, verdicts, labels, **interval)
+        scores += against_labels(completions, verdicts, labels, **interval)
     if comparisons:
         scores.append(_order_score(comparisons, confidence))
     return scores
 
 
-def _against_labels(
+def against_labels(
     completions: Sequence[Completion], verdicts: Sequence[Verdict], labels: Mapping[str, float], **interval: Any
 ) -> list[Score]:
+    """Return Cohen's kappa and the share of equal labels of verdicts against labels by completion id."""
     rows = [
         (_scored(verdict), labels[completion.id] > 0.5, normalised_prompt(completion.prompt))
         for completion, verdict in zip(completions, verdicts, strict=True)

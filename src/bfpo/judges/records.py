@@ -1,15 +1,18 @@
-"""The files of `bfpo judge-check` and `bfpo redteam`."""
+"""The files of `bfpo judge-check`, `bfpo clean` and `bfpo redteam`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from bfpo.core.records import OPTIONAL
-from bfpo.core.schema import JudgeFit, Score
+from bfpo.core.schema import JudgeFit, Message, Score
 
 __all__ = [
     "CalibrationBin",
     "CheckedJudge",
+    "CleanFile",
+    "CleanedCell",
+    "ContradictedLabel",
     "JudgeCheckFile",
     "NeedlessRefusals",
     "RedteamFile",
@@ -65,6 +68,63 @@ class JudgeCheckFile:
     calibration: list[CalibrationBin] = field(default_factory=list)
     judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
     trust: Trust | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanedCell:
+    """Pairs of one label cell: before and after, and of those before how many had a label that was contradicted.
+
+    `dropped`, `softened`, `flipped`: what was done to such pairs; a label that changes sides changes the cell.
+    """
+
+    before: int = 0
+    contradicted: int = 0
+    dropped: int = 0
+    softened: int = 0
+    flipped: int = 0
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContradictedLabel:
+    """A row of `contradictions.jsonl`: a label that the judge contradicts, what was done, and the label afterwards.
+
+    `id`: of the pair, with the side. `new_label`: `None` if the pair was dropped. `people`: people's label of the text.
+    """
+
+    id: str
+    label: float
+    verdict: str
+    p_safe: float | None
+    judge: str
+    done: str
+    new_label: float | None
+    cell: str
+    people: float | None = field(default=None, metadata=OPTIONAL)
+    prompt: tuple[Message, ...] = ()
+    text: str = ""
+    reason: str = field(default="", metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanFile:
+    """`clean.json`: labels and pairs before and after, by cell, and agreement with the judge and with people.
+
+    `labels`: the numbers of known, unknown, unscored and contradicted labels, and of those that say safe and unsafe.
+    `certainty`: p(safe) and p(unsafe) from which on a verdict contradicts.
+    """
+
+    judge: str = ""
+    certainty: dict[str, float] = field(default_factory=dict)
+    confidence: float = 0.0
+    pairs: int = 0
+    pairs_left: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    cells: dict[str, CleanedCell] = field(default_factory=dict)
+    agreement: list[Score] = field(default_factory=list)
+    people: list[Score] | None = field(default=None, metadata=OPTIONAL)
+    warnings: list[str] | None = field(default=None, metadata=OPTIONAL)
+    judge_fit: list[JudgeFit] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

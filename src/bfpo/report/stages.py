@@ -6,7 +6,7 @@ Training is in `bfpo.report.progress`. Only what a run has measured is shown; a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from bfpo.core.console import in_words
@@ -16,7 +16,7 @@ from bfpo.data.records import DataFile, PairStreamFacts
 from bfpo.judges.label_report import RATE_TITLES, measures_form, tried_text
 from bfpo.judges.needless import NEEDLESS_STEPS
 from bfpo.judges.quality import QUALITY_TITLES
-from bfpo.judges.records import JudgeCheckFile, RedteamFile
+from bfpo.judges.records import CleanedCell, CleanFile, JudgeCheckFile, RedteamFile
 from bfpo.report.data import FactTable, StageResult
 from bfpo.report.progress import forecast_facts, forecast_said, training_result
 from bfpo.report.read import Run
@@ -49,6 +49,7 @@ _ORDER = (
     "sft",
     "judge-check",
     "label",
+    "clean",
     "prepare",
     "judge-train",
     "generate",
@@ -259,6 +260,34 @@ def _label(run: Run, shown: str) -> StageResult:
         _reasons(facts.labels.get("unscored_by_reason")),
     ]
     return _result(run, shown, "Labels", sentence, tables=tables)
+
+
+def _clean(run: Run, shown: str) -> StageResult:
+    found = run.load(CleanFile, "clean.json")
+    counts, sentence = found.labels, ""
+    if counts.get("known"):
+        sentence = (
+            f"{found.judge or 'No judge'} contradicts {counts['contradicted']:,} of {counts['known']:,} labels; "
+            f"{found.pairs_left:,} of {found.pairs:,} pairs are left."
+        )
+    columns = [one.name for one in fields(CleanedCell)]
+    rows = [
+        [cell_title(name) if name in CELLS else name, *(count_text(getattr(cell, column)) for column in columns)]
+        for name, cell in found.cells.items()
+    ]
+    titles = ["measure", "value", f"{percent(_confidence(run))} interval", "texts", "left out"]
+    people = [
+        [score.metric, "not measured" if score.value is None else percent(score.value, 1),
+         interval_text(score, in_percent=True), f"{score.num:,}",
+         f"{score.unscored:,}"]
+        for score in found.people or ()
+    ]  # fmt: skip
+    tables = [
+        FactTable("Pairs by label cell (more helpful over less helpful)", ["cell", *columns], rows),
+        FactTable("On the texts that people labelled", titles, people),
+    ]
+    lines = [f"Warning: {warning}." for warning in found.warnings or ()]
+    return _result(run, shown, "Cleaned labels", sentence, lines=lines, tables=tables)
 
 
 def _judges(run: Run) -> list[str]:
@@ -518,6 +547,7 @@ _MAKERS: dict[str, Callable[[Run, str], StageResult]] = {
     "sft": training_result,
     "judge-check": _judge_check,
     "label": _label,
+    "clean": _clean,
     "prepare": _prepare,
     "judge-train": _judge_train,
     "generate": _generate,

@@ -67,6 +67,7 @@ STAGES = {
         Stage("judge-train", "JudgeTrainConfig", "bfpo.commands.judge_train", "Train a small safety judge."),
         Stage("judge-check", "JudgeCheckConfig", "bfpo.commands.judge_check", "Compare a judge with human labels."),
         Stage("label", "LabelConfig", "bfpo.commands.label", "Judge completions, or label the safety of pairs."),
+        Stage("clean", "CleanConfig", "bfpo.commands.clean", "Find wrong safety labels of pairs and drop them."),
         Stage("redteam", "RedteamConfig", "bfpo.commands.redteam", "Make pairs from a model's own answers."),
         Stage("compare", "CompareConfig", "bfpo.commands.compare", "Compare all methods, each with its best settings."),
         Stage("sweep", "SweepConfig", "bfpo.commands.sweep", "Train a grid of settings and show the trade-off."),
