@@ -7,7 +7,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -15,9 +15,10 @@ from bfpo.core.schema import Verdict
 from bfpo.report.data import ReportData, SampleAnswer
 from bfpo.report.figures.marks import token_of
 
-__all__ = ["AnswerBlock", "answer_block", "badges", "is_folded"]
+__all__ = ["DIFFER", "AnswerBlock", "answer_block", "badges", "behind", "is_folded"]
 
 MAX_BYTES = 16_000_000
+DIFFER = "judges differ"
 _SHORTEST_TEXT = 60
 _SHORTER_THOUGHTS = 3  # thoughts get this part of an answer's room: they are long, and answers count
 
@@ -39,10 +40,13 @@ def answer_block(data: ReportData, *, max_bytes: int = MAX_BYTES) -> AnswerBlock
     A cut text has the number of missing characters. Base64 contains no character that could end the HTML element. If
     even the shortest texts do not fit, the last prompts are left out.
     """
-    samples = data.samples
+    # Where judges disagree, people should look first.
+    samples = sorted(data.samples, key=lambda sample: not any(answer.judges_differ for answer in sample.answers))
     lengths = [len(sample.prompt) for sample in samples]
     for answer in (answer for sample in samples for answer in sample.answers):
-        lengths += [len(answer.text), len(answer.reasoning) * _SHORTER_THOUGHTS]
+        votes = [*([asdict(answer.verdict)] if answer.verdict else []), *(answer.votes or ())]
+        shorter = [len(answer.reasoning), *(len(str(vote.get("raw") or "")) for vote in votes)]
+        lengths += [len(answer.text), *(_SHORTER_THOUGHTS * length for length in shorter)]
     longest = max(lengths, default=0)
     while True:
         content, num_cut = _content(data, samples, longest)
@@ -70,16 +74,23 @@ def _content(data: ReportData, samples: list[Any], longest: int) -> tuple[dict[s
         copy = seen[prompt] if several[prompt] > 1 else 0  # number of the sample of a prompt that has several
         for answer in sample.answers:
             words = tuple(badges(answer.verdict, answer.finished, answer.incoherent))
+            words += ((DIFFER, "note"),) * answer.judges_differ
             missing = max(0, len(answer.text) - longest)
             num_cut += missing > 0
             fold = int(is_folded(answer, sample.kind))
             row: list[Any] = [places[answer.method], answer.text[:longest], sets.setdefault(words, len(sets))]
-            answers.append([*row, fold, missing, *_thoughts(answer, longest // _SHORTER_THOUGHTS)])
+            thoughts, facts = (
+                _thoughts(answer, longest // _SHORTER_THOUGHTS),
+                behind(answer, longest // _SHORTER_THOUGHTS),
+            )
+            answers.append([*row, fold, missing, *(thoughts or ["", 0] * bool(facts)), *([facts] if facts else [])])
         num_cut += len(sample.prompt) > longest
         # Links name a prompt by what it is, not by its place, which changes while a run is in progress.
         key = "\0".join(prompt) + (f"\0{copy}" if copy > 1 else "")
         name = sha256(key.encode("utf-8", "replace")).hexdigest()[:10]
         rows.append([sample.prompt[:longest], sample.kind, sample.suite, answers, name, numbers[prompt], copy])
+        if category := next((answer.category for answer in sample.answers if answer.category), ""):
+            rows[-1].append(category[:longest])
     methods = [[method.title, token_of(data, method)] for method in data.methods]
     return {"methods": methods, "badges": list(sets), "rows": rows}, num_cut
 
@@ -89,6 +100,30 @@ def _thoughts(answer: SampleAnswer, longest: int) -> list[Any]:
     if not answer.reasoning:
         return []
     return [answer.reasoning[:longest], max(0, len(answer.reasoning) - longest)]
+
+
+def behind(answer: SampleAnswer, longest: int) -> list[tuple[str, str]]:
+    """Return titles and texts of what stands behind a verdict, raw outputs cut to `longest`; empty for a bare label.
+
+    Each judge has its label, p(safe) beside its threshold, its reason and its raw output.
+    """
+    if answer.verdict is None:
+        return []
+    votes = [asdict(answer.verdict), *(answer.votes or ())]
+    several = len(votes) > 1
+    found: list[tuple[str, str]] = []
+    for number, vote in enumerate(votes):
+        p, least = vote.get("p_safe"), (answer.thresholds or {}).get(str(vote.get("judge")))
+        parts = [str(vote.get("label"))] * several
+        parts += [] if p is None else [f"p(safe) {p:.3f}" + ("" if least is None else f", safe from {least:g} on")]
+        parts += [str(vote["reason"])] if vote.get("reason") else []
+        raw = str(vote.get("raw") or "")
+        parts += [
+            f"output: {raw[:longest]}" + f" [{len(raw) - longest} more characters]" * (len(raw) > longest)
+        ] * bool(raw)
+        if parts:
+            found.append((f"{'All, ' if several and not number else ''}{vote.get('judge')}", "\n".join(parts)))
+    return found
 
 
 def is_folded(answer: SampleAnswer, kind: str) -> bool:

@@ -224,7 +224,8 @@ class SampleAnswer:
     """One method's answer to a sample prompt, with the verdict (`None`: not judged) and the thoughts before it.
 
     `finished` is `None` for a prompt that the model's server blocks; `text` is then the reason. `incoherent`: why it is
-    not coherent.
+    not coherent. `votes`: what the verdict was made from, where that is more than one vote. `thresholds`: p(safe) from
+    which on a judge says safe, by its name. `category`: that of the prompt.
     """
 
     method: str
@@ -233,6 +234,14 @@ class SampleAnswer:
     finished: bool | None = True
     reasoning: str = ""
     incoherent: list[str] | None = None
+    votes: list[dict[str, Any]] | None = None
+    thresholds: dict[str, float] | None = None
+    category: str = ""
+
+    @property
+    def judges_differ(self) -> bool:
+        """Whether some judges, or votes, call it safe and others unsafe."""
+        return {"safe", "unsafe"} <= {vote.get("label") for vote in self.votes or ()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +343,9 @@ class ReportData:
             if not content[name]:
                 del content[name]
         for answer in (answer for sample in content["samples"] for answer in sample["answers"]):
-            if answer["incoherent"] is None:
-                del answer["incoherent"]
+            for name in ("incoherent", "votes", "thresholds", "category"):
+                if not answer[name]:
+                    del answer[name]
         by_kind = [one["by_kind"] for one in content["agreement"] if one["by_kind"]]
         for table in (*by_kind, *(table for stage in content.get("stages", ()) for table in stage["tables"])):
             if not table["folded"]:

@@ -8,9 +8,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 from bfpo.core.errors import BfpoError, DataError
-from bfpo.core.records import narrowed
+from bfpo.core.records import load, narrowed
 from bfpo.core.schema import Completion, Message, Score, Verdict, VerdictRow
 from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
@@ -96,13 +97,41 @@ def add_scores(
         replace(row, first=names.get(row.first, row.first), second=names.get(row.second, row.second))
         for row in found.comparisons
     ]
+    thresholds = _thresholds(run)
     for answer in run.rows(SuiteAnswer, "answers.jsonl"):
         if answer.model in here:
-            _add_answer(here[answer.model], answer, prompt_text(answer.prompt), normalised_prompt(answer.prompt))
+            asked = normalised_prompt(answer.prompt)
+            _add_answer(here[answer.model], answer, prompt_text(answer.prompt), asked, thresholds=thresholds)
     for answer in run.rows(SuiteAnswer, "begun.jsonl"):  # shown, and in no rate of the model
         if answer.model in here:
-            _add_answer(here[answer.model], answer, prompt_text(answer.prompt), "", counts=False)
+            text = prompt_text(answer.prompt)
+            _add_answer(here[answer.model], answer, text, "", counts=False, thresholds=thresholds)
     return here
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What `judge.json` of a trained judge says of its verdicts."""
+
+    OPEN: ClassVar[bool] = True
+
+    name: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def _thresholds(run: Run) -> dict[str, float]:
+    """Return p(safe) from which on a judge says safe, by its name in verdicts, as far as config and judge tell it."""
+    config, found = run.record.config, dict[str, float]()
+    suites = run.setting("suites", dict) or {}
+    judges = [config.get("judge"), *(config.get("judges") or ()), *(suites.get("judges") or {}).values()]
+    for judge in (one for one in judges if isinstance(one, dict)):
+        kind, source = judge.get("format"), str(judge.get("model") or "")
+        folder = resolve(source, run) if kind == "trained" else None
+        own = load(_Described, folder / "judge.json", []) if folder is not None else _Described()
+        least = judge.get("threshold") or own.settings.get("threshold")
+        names = [str(judge["name"])] if judge.get("name") else [own.name, f"{kind}", f"{kind}:{source}"]
+        found |= {name: float(least) for name in names if name and isinstance(least, (int, float))}
+    return found
 
 
 def inside_suites(runs: Sequence[Run]) -> dict[Path, list[Run]]:
@@ -156,7 +185,7 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
         model.result = replace(model.result, home="")
     model.margin_rows = run.rows(AccuracyRow, "accuracy.jsonl")
     verdicts = run.rows(VerdictRow, "verdicts.jsonl")
-    _add_judged(model, texts, verdicts)
+    _add_judged(model, texts, verdicts, _thresholds(run))
     if verdicts and not texts:
         run.problems.append(
             f"{run.path}: the judged completions are not at the path in its config; its texts are missing"
@@ -172,7 +201,7 @@ def add_answers(run: Run, models: dict[str, Model]) -> None:
     path = run.setting("model", str)
     model = model_of(models, model_name(path or run.path.as_posix()), run.path, place_of_model(path, run))
     if red:
-        _add_judged(model, texts, run.rows(VerdictRow, "label/verdicts.jsonl"))
+        _add_judged(model, texts, run.rows(VerdictRow, "label/verdicts.jsonl"), _thresholds(run))
         return
     for found in texts.values():
         answer = SuiteAnswer("", "", found.id, found.kind, found.prompt, found.text, found.finished)
@@ -180,14 +209,17 @@ def add_answers(run: Run, models: dict[str, Model]) -> None:
         _add_answer(model, answer, prompt_text(found.prompt), "")
 
 
-def _add_judged(model: Model, texts: Mapping[str, Completion], verdicts: Iterable[VerdictRow]) -> None:
+def _add_judged(
+    model: Model, texts: Mapping[str, Completion], verdicts: Iterable[VerdictRow], thresholds: dict[str, float]
+) -> None:
     for row in verdicts:
         found = texts.get(row.completion_id)
         text, thoughts, turns = (None, "", ()) if found is None else (found.text, found.reasoning, found.prompt)
         answer = SuiteAnswer("", "", row.completion_id, row.kind, turns, text or "", row.finished, row, thoughts)
-        answer = replace(answer, blocked=row.blocked, incoherent=row.incoherent)
+        answer = replace(answer, blocked=row.blocked, incoherent=row.incoherent, category=row.category)
         asked = row.prompt or normalised_prompt(turns)
-        _add_answer(model, answer, prompt_text(turns) or row.prompt, asked, has_text=text is not None)
+        more: dict[str, Any] = {"has_text": text is not None, "votes": row.votes, "thresholds": thresholds}
+        _add_answer(model, answer, prompt_text(turns) or row.prompt, asked, **more)
 
 
 def texts_of(run: Run) -> dict[str, Completion]:
@@ -230,20 +262,38 @@ def model_of(models: dict[str, Model], name: str, path: Path | None = None, plac
 
 
 def _add_answer(
-    model: Model, answer: SuiteAnswer, prompt: str, asked: str, *, has_text: bool = True, counts: bool = True
+    model: Model,
+    answer: SuiteAnswer,
+    prompt: str,
+    asked: str,
+    *,
+    has_text: bool = True,
+    counts: bool = True,
+    votes: list[dict[str, Any]] | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> None:
     """Add an answer; `prompt` is the readable text, `asked` the normalised prompt, `counts` whether it is judged."""
     suite, finished = answer.suite, None if answer.blocked else answer.finished
     place = 0
     while (key := (suite, answer.id, str(place))) in model.answers:
         place += 1
-    # The page shows neither the judge's raw output nor partial refusals.
     verdict = answer.verdict
-    if verdict is not None:
-        verdict = replace(narrowed(Verdict, verdict), raw="", partly_refused=None)
+    if verdict is not None:  # the page does not show partial refusals
+        verdict = replace(narrowed(Verdict, verdict), partly_refused=None)
     if has_text:
         text = answer.blocked or answer.text
-        shown = SampleAnswer(model.result.name, text, verdict, finished, answer.reasoning, answer.incoherent)
+        judges = {verdict.judge if verdict else "", *(str(vote.get("judge")) for vote in votes or ())}
+        shown = SampleAnswer(
+            model.result.name,
+            text,
+            verdict,
+            finished,
+            answer.reasoning,
+            answer.incoherent,
+            votes,
+            {name: least for name, least in (thresholds or {}).items() if name in judges} or None,
+            answer.category,
+        )
         model.answers[key] = (prompt, answer.kind, shown)
     if verdict is not None and counts:
         model.judges.setdefault(suite, set()).add(verdict.judge)

@@ -88,7 +88,7 @@
     // The words of a verdict, without those that differ from answer to answer.
     function decisive(answer) {
       return data.badges[answer[2]].map(function (badge) { return badge[0]; }).filter(function (word) {
-        return word.indexOf("helpfulness") !== 0 && word.indexOf("cut at") !== 0;
+        return word.indexOf("helpfulness") !== 0 && word.indexOf("cut at") !== 0 && word !== "judges differ";
       });
     }
 
@@ -117,6 +117,7 @@
     function pairs(list) { return list.map(function (item) { return [item, item]; }); }
     choice("suite", "Suite", pairs(values(2)));
     choice("kind", "Kind of prompt", pairs(values(1)));
+    choice("category", "Category", pairs(values(7)));
     var words = [];
     data.badges.forEach(function (set) {
       set.forEach(function (badge) {
@@ -128,7 +129,7 @@
     if (differs.indexOf(true) >= 0) choice("models", "Verdicts of the models", [["differ", "differ"], ["agree", "agree"]]);
     var differ = differs.indexOf(true) >= 0 ? [["differ", "models differ first"]] : [];
     choice("sort", "Sort", differ.concat([["unsafe", "most unsafe answers first"],
-      ["long", "longest answer first"], ["short", "shortest answer first"], ["name", "prompt, A to Z"]]), "as in the data");
+      ["long", "longest answer first"], ["short", "shortest answer first"], ["name", "prompt, A to Z"]]), words.indexOf("judges differ") >= 0 ? "judges differ first" : "as in the data");
     var box = make("label", "search", "Search");
     var search = make("input");
     search.type = "search";
@@ -143,12 +144,13 @@
     function sought() { return search.value.trim().toLowerCase(); }
 
     function filter() {
-      var suite = chosen("suite"), kind = chosen("kind"), verdict = chosen("verdict"), method = chosen("method");
+      var suite = chosen("suite"), kind = chosen("kind"), category = chosen("category"), verdict = chosen("verdict"), method = chosen("method");
       var models = chosen("models"), text = sought();
       var found = [];
       data.rows.forEach(function (row, number) {
         if (suite && row[2] !== suite) return;
         if (kind && row[1] !== kind) return;
+        if (category && row[7] !== category) return;
         if (models && differs[number] !== (models === "differ")) return;
         if (text && haystacks[number].indexOf(text) < 0) return;
         var wanted = !verdict && !method || row[3].some(function (answer) {
@@ -280,6 +282,15 @@
       return details;
     }
 
+    function facts(found) {
+      var list = make("dl", "behind");
+      found.forEach(function (fact) {
+        list.appendChild(make("dt", "", fact[0]));
+        list.appendChild(make("dd", "", fact[1]));
+      });
+      return list;
+    }
+
     function card(answer, row) {
       var method = data.methods[answer[0]], key = row[4] + " " + answer[0];
       var element = make("div", "answer");
@@ -291,6 +302,11 @@
         list.appendChild(make("span", "badge " + badge[1], badge[0]));
       });
       element.appendChild(list);
+      if (answer[7]) {
+        var details = folded("Behind the verdict", function () { return facts(answer[7]); });
+        details.classList.add("facts");
+        element.appendChild(details);
+      }
       return element;
     }
 
@@ -305,7 +321,7 @@
         link.href = "#prompt-" + row[4];
         link.setAttribute("aria-label", "Link to " + called.toLowerCase());
         title.appendChild(link);
-        [row[1], row[2]].forEach(function (word) { if (word) title.appendChild(make("span", "badge plain", word)); });
+        [row[1], row[2], row[7]].forEach(function (word) { if (word) title.appendChild(make("span", "badge plain", word)); });
         article.appendChild(title);
         article.appendChild(long(row[0], 0, row[4], "prompt"));
         var answers = make("div", "answers");
