@@ -34,7 +34,9 @@ class CleanConfig(StageConfig):
     """`bfpo clean`: find the safety labels of pairs that a judge contradicts, and drop, soften or flip them."""
 
     data: PairRowsConfig = Field(description="pairs whose safety labels are checked")
-    judges: Judges | None = Field(default=None)
+    judges: Judges | None = Field(
+        default=None, description="who checks the labels: one or a list, as in `bfpo label`; null = own"
+    )
     own: OwnJudge = Field(
         default_factory=OwnNgrams,
         description="in place of judges, one that is trained on these labels: a cross-validation by prompt, in which "
