@@ -81,7 +81,7 @@ def written(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def test_only_training_reads_them_and_never_by_guessing(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", [{**ROW, "label": True}])
-    with raises(DataError, "columns"):
+    with raises(DataError, "columns", "unpaired", "kto"):
         load_pairs(DataConfig(files=[file]))
     with raises(ValueError, "layout"):
         DataConfig(files=[file], layout="unpaired")

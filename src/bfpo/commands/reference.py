@@ -7,6 +7,7 @@ from typing import Any
 from bfpo.config import ReferenceConfig
 from bfpo.core.errors import RunError
 from bfpo.data.tokenize import TokenPair
+from bfpo.objective.methods import METHODS
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.reference.forward_pass import ReferencePass
 from bfpo.runs.folder import RunFolder
@@ -79,5 +80,7 @@ def _arguments(config: ReferenceConfig, folder: RunFolder) -> BFPOConfig:
         eval_strategy="no",
         bf16=config.dtype == "bfloat16",
         disable_tqdm=True,
+        # What it reads beside the pairs is computed too; the margins of modpo's other model are not of this reference.
+        method="bfpo" if METHODS[config.method].shifted else config.method_object(),
         **own,
     )

@@ -119,10 +119,13 @@ def _with_conversations(row: Row, kind: type[str]) -> Row:
     return Row(row.line, {**row.columns, **read}, row.bad, tuple(read)) if read else row
 
 
-def first_that_fits(file: Path, rows: Iterable[Row], layouts: Iterable[Layout[Item]]) -> Layout[Item] | None:
+def first_that_fits(
+    file: Path, rows: Iterable[Row], layouts: Iterable[Layout[Item]], *, others: Iterable[Layout[Item]] = ()
+) -> Layout[Item] | None:
     """Return the first layout that fits the first row which fits any; `None` if no row has columns.
 
-    Raises `DataError`, with what the layouts need, if rows have columns but fit no layout.
+    `others` are not detected, but named where one of them fits. Raises `DataError`, with what the layouts need, if rows
+    have columns but fit no layout.
     """
     known = list(layouts)
     first: Row | None = None
@@ -138,6 +141,8 @@ def first_that_fits(file: Path, rows: Iterable[Row], layouts: Iterable[Layout[It
     seen = ", ".join(map(one_line, first.columns)) or "none"
     needs = "; ".join(f"{layout.name} needs {', '.join(layout.needs)}" for layout in known if layout.needs)
     what = f"the columns fit no layout; columns seen: {seen}; layouts: {needs}"
+    if fitting := next((other for other in others if other.fits(first.columns)), None):
+        what = f"the columns are those of {fitting.summary}, which `layout: {fitting.name}` reads; {what}"
     raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
 
 

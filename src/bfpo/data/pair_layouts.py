@@ -305,7 +305,7 @@ def alpaca_pair(row: Columns) -> Pair:
 
 @UNPAIRED_LAYOUTS.register(
     UNPAIRED,
-    "single answers: prompt with completion or text, and whether it is desirable (label, kto_tag) or safe (is_safe)",
+    "single answers for the methods kto and kldo of bfpo train",
     needs=("prompt", "completion"),
     reads=("text", "model", "category", "finished", *DESIRABLE),
     labels=("is_safe",),

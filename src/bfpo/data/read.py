@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -94,7 +94,8 @@ def iter_pairs(
     """
     ids = ids or PairIds()
     known = UNPAIRED_LAYOUTS if layout in UNPAIRED_LAYOUTS else PAIR_LAYOUTS
-    for file, found in _files_with_layouts(files, known, layout, columns, layouts, notes):
+    others = UNPAIRED_LAYOUTS.values()
+    for file, found in _files_with_layouts(files, known, layout, columns, layouts, notes, others=others):
         ids.start(file)
         make = partial(_pair_of, layout=found, source=source, ids=ids, labels=labels, check=check)
         for row in _rows(file, columns, found, notes):
@@ -133,13 +134,16 @@ def _files_with_layouts(
     columns: ColumnNames | None,
     layouts: dict[str, str] | None,
     notes: FileNotes | None,
+    *,
+    others: Iterable[Layout[Made]] = (),
 ) -> Iterator[tuple[Path, Layout[Made] | None]]:
     """Yield each file with its layout, `None` if no row has columns; fills `layouts` with their names."""
     check_layout(layout, known)
     check_columns(columns, columns_of(known.values()))
     for file in expand_files(files) if notes is None else notes.files(files):
         auto = layout == AUTO
-        found = first_that_fits(file, mapped_rows(file, columns), known.values()) if auto else known[layout]
+        rows = mapped_rows(file, columns)
+        found = first_that_fits(file, rows, known.values(), others=others) if auto else known[layout]
         if found is not None and layouts is not None:
             layouts[str(file)] = found.name
         yield file, found

@@ -99,7 +99,7 @@ RIVALS: dict[str, Rival] = {
 FURTHER: dict[str, Rival] = {
     rival.name: rival
     for rival in (
-        _method("bso_phi", trials=_with("bso_shift", 30.0, 10.0)),
+        _method("bso_phi", trials=_with("bso_shift", 10.0, 2.0)),
         *map(_method, ("kto", "kldo", "hypo")),
         _method("b_dpo", trials=_with("b_dpo_scale", 1.0, 2.0)),
         _method("cat_dpo", trials=_with("cat_rate", 0.1, 0.02)),

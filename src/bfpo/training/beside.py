@@ -161,8 +161,8 @@ class MethodInputs:
         if sharded and look_up.num_missing():
             raise SettingError(
                 f"{self.method.name}: it needs log-probs of {look_up.num_missing()} more texts before training, and "
-                "until FSDP or DeepSpeed shards the model it is on the CPU, where they would take too long; train "
-                "without sharding"
+                "until FSDP or DeepSpeed shards the model it is on the CPU, where they would take too long; fill the "
+                "cache beforehand with bfpo reference --config FILE, launched without sharding"
             )
         found, _ = look_up.run(collate=self._collate, max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS)
         columns = [reference_logps(pairs) for pairs in found]

@@ -16,11 +16,12 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bfpo.config.train import AlignConfig
+from bfpo.core.errors import SettingError
 from bfpo.data.load import PairStream
 from bfpo.data.pair_layouts import UNPAIRED
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import loss_at_start
-from bfpo.objective.methods import METHODS, ReadsBeside
+from bfpo.objective.methods import ReadsBeside
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import Policy
 from bfpo.policy.reference.sources import choose_reference
@@ -204,8 +205,11 @@ def _num_tokens(pair: TokenPair) -> int:
 def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile, list[str]]:
     """Return the forecast of a random sample of at most `most` pairs of each stream, and lines on them.
 
-    Their log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model.
+    Their log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model, and
+    `SettingError` for single answers.
     """
+    if alone := [name for name, section in pair_sections(config).items() if section.layout == UNPAIRED]:
+        raise SettingError(f"--data: it is about pairs, and {', '.join(alone)} has single answers; leave it out")
     lines, rows = pair_rows(config, read_start(config), most)
     policy = load_start(config)
     with TemporaryDirectory() as place:
@@ -217,7 +221,6 @@ def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile,
             max_tokens_per_microbatch=config.max_tokens_per_microbatch,
             reference="precompute",
             reference_cache=reference_cache(config),
-            method="kldo" if METHODS[config.method].pointwise else "bfpo",  # neither needs more than the pairs
         )
         streams = [each.sample for each in rows]
         buffer = streams[1] if len(streams) > 1 else None
