@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bfpo.config import AlignConfig, SftConfig
-from bfpo.core.errors import ConfigError, DataError, ModelError, RunError
+from bfpo.config import AlignConfig, ReferenceConfig, SftConfig
+from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, SettingError
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.callbacks import MetricsCallback
+from bfpo.training.rehearsal import sampled_forecast
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
@@ -280,6 +281,11 @@ def test_a_pointwise_method_trains_on_single_answers_from_files(data: Path) -> N
     assert rows[0]["buffer/loss_at_start"] == pytest.approx(1.0)  # two
     text = preview_stage("train", config)
     assert "expected first loss: 1.5" in text
+    filled = ReferenceConfig.model_validate({**config.resolved(), "reference": "precompute"})
+    record = run_stage("reference", filled, data / "reference").record
+    assert record["reference_pass"]["num_pairs"] == 12 + 5 + 3
+    with raises(SettingError, "--data", "single answers"):
+        sampled_forecast(config)
 
 
 def test_categories_of_the_data_get_their_margins(data: Path, caplog: pytest.LogCaptureFixture) -> None:

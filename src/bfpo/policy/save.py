@@ -58,7 +58,8 @@ def save_adapted(
     import peft
 
     base = load_policy(model, dtype=dtype, revision=revision)
-    save_policy(peft.PeftModel.from_pretrained(base.model, str(adapter)), base.tokenizer, folder)
+    adapted = peft.PeftModel.from_pretrained(base.model, str(adapter), trust_remote_code=False)
+    save_policy(adapted, base.tokenizer, folder)
 
 
 def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
