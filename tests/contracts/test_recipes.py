@@ -13,23 +13,21 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = [
     path for path in ROOT.glob("recipes/**/*.yaml") if path.parent.name != "accelerate"
 ]  # those have their own test
-# Files named for what they make or are about, in place of their stage.
+# Files named for what they make or are about, in folders that are not named after their stage either.
 STAGE_OF = {
     "data": "prepare",
     "ranker": "judge-train",
     "probe": "judge-train",
     "gptfuzz": "judge-check",
     "xstest": "judge-check",
-    "real": "redteam",
-    "offline": "evaluate",
-    "noise": "compare",
 }
 CONFIGS = sorted([*OURS, *ROOT.glob("examples/**/*.yaml")])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_recipe_loads(path):
-    stage = STAGE_OF.get(path.stem, path.stem)
+    names = (path.stem, *reversed(path.relative_to(ROOT).parts[:-1]))
+    stage = STAGE_OF.get(path.stem) or next(name for name in names if name in STAGES or name == "gate")
     assert load_config(GateConfig if stage == "gate" else STAGES[stage].config_class(), path, [])
 
 
