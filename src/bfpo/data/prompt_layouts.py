@@ -186,9 +186,10 @@ def wildguard_prompts(row: Columns) -> list[Prompt]:
 @PROMPT_LAYOUTS.register("wildjailbreak", "WildJailbreak", needs=("adversarial", "data_type"), reads=("vanilla",))
 def wildjailbreak_prompts(row: Columns) -> list[Prompt]:
     """WildJailbreak: `data_type` says the form and the kind; a plain request is in `vanilla`."""
-    form, _, kind = optional_text(row, "data_type").partition("_")
+    data_type = optional_text(row, "data_type")
+    form, _, kind = data_type.partition("_")
     if form not in ("adversarial", "vanilla") or kind not in (HARMFUL, BENIGN):
-        raise RowError("data_type", "none of adversarial or vanilla, harmful or benign", row["data_type"])
+        raise RowError("data_type", "none of adversarial or vanilla, harmful or benign", data_type)
     return [_user_prompt(row, value_of(row, form), form, "", kind, "data_type")]
 
 

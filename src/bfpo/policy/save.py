@@ -104,7 +104,8 @@ def _save_plain(base: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
     lacking = {name for name, _ in plain.named_parameters()} - weights.keys()
     if lacking:
         raise ModelError(f"the model cannot be saved: {len(lacking)} weights are missing, such as {min(lacking)}")
-    plain.generation_config = base.generation_config
+    if hasattr(base, "generation_config"):  # a classifier has none
+        plain.generation_config = base.generation_config
     plain.save_pretrained(folder, state_dict=dict(weights))
 
 
