@@ -38,7 +38,7 @@ from bfpo.judges.out_of_fold import (
     probe_prediction,
     too_few,
 )
-from bfpo.judges.panel import panel_verdict
+from bfpo.judges.panel import panel_verdicts
 from bfpo.judges.records import CleanFile
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
@@ -138,10 +138,7 @@ def _asked(config: CleanConfig, sides: Sequence[Completion], folder: RunFolder) 
         finally:
             asked = {name: asdict(tally) for name, tally in tallies.items()}
             folder.add_facts(requests=budget.num_requests, opinions=asked)
-    panel = (
-        panel_verdict({name: given[n] for name, given in votes.items()}, rule=config.rule, min_votes=config.min_votes)
-        for n in range(len(known))
-    )
+    panel = panel_verdicts(votes, rule=config.rule, min_votes=config.min_votes)
     return _in_place(sides, dict(zip(known, panel, strict=True))), fits
 
 

@@ -27,7 +27,7 @@ from bfpo.judges.judges import check_opinions, make_ranker
 from bfpo.judges.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
 from bfpo.judges.ngrams import trained_on_few
 from bfpo.judges.pairing import candidate_duels, choose_pairs, label_of
-from bfpo.judges.panel import panel_verdict
+from bfpo.judges.panel import panel_verdicts
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.records import ScoresFile
@@ -100,7 +100,7 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
         try:
             judged = given.judged(config)
             votes, fits = ask_judges(config.judges, judged, cache, budget, votes=config.votes, tallies=tallies)
-            verdicts = _verdicts(config, judged, votes)
+            verdicts = panel_verdicts(votes, rule=config.rule, min_votes=config.min_votes)
             readings = _readings(config, given, verdicts)
             dropped = _dropped(config, judged, readings)
             comparisons = _ask_ranker(config, given.compared(verdicts, dropped), cache, budget, tallies)
@@ -128,14 +128,6 @@ def _dropped(config: LabelConfig, judged: Sequence[Completion], readings: Sequen
     if config.incoherent == "keep":
         return set()
     return {one.id for one, read in zip(judged, readings, strict=True) if read.coherent is False}
-
-
-def _verdicts(config: LabelConfig, judged: Sequence[Completion], votes: Votes) -> list[Verdict]:
-    """Return the panel's verdict on each completion, in order."""
-    return [
-        panel_verdict({name: given[n] for name, given in votes.items()}, rule=config.rule, min_votes=config.min_votes)
-        for n in range(len(judged))
-    ]
 
 
 def preview(config: LabelConfig) -> list[str]:

@@ -26,8 +26,7 @@ class Rule:
 
     A label is contradicted if the verdict is the other one and p(safe) is at least `least_safe`, or p(unsafe) at least
     `least_unsafe`; a verdict without a probability counts as sure. `safe`, `unsafe`: what is done to a label that says
-    so. "soften" gives
-    (1 - weight) label + weight p(safe), "flip" the verdict.
+    so. "soften" gives (1 - weight) label + weight p(safe), "flip" the verdict.
     """
 
     safe: str

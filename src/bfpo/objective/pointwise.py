@@ -11,19 +11,15 @@ from bfpo.objective.base import Beside, PairLoss, ReadsBeside, register, setting
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["KLDO", "KTO", "desirable_chosen", "desirable_rejected"]
+__all__ = ["KLDO", "KTO", "desirable_answers"]
 
 _LARGEST_POWER = 30.0  # e^30 is 1e13; from here on exp is continued by its tangent, so that float32 holds it
 
 
-def desirable_chosen(chosen_is_safe: Tensor) -> Tensor:
-    """Return whether the chosen answer is desirable, (P,) bool: it is safe."""
-    return chosen_is_safe > 0.5
-
-
-def desirable_rejected(chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> Tensor:
-    """Return whether the rejected answer is desirable, (P,) bool: it is safe and the chosen one is not."""
-    return (rejected_is_safe > 0.5) & ~(chosen_is_safe > 0.5)
+def desirable_answers(chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whether the chosen answers are desirable (safe), and the rejected ones (alone safe), (P,) bool each."""
+    chosen = chosen_is_safe > 0.5
+    return chosen, (rejected_is_safe > 0.5) & ~chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +38,9 @@ class Pointwise(ReadsBeside):
     def answer_losses(self, desirable: Tensor, beside: Beside) -> Tensor:
         """Return the loss of each answer, (2, P); `desirable` (2, P) bool."""
 
-    def desirable(self, chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> tuple[Tensor, Tensor]:
-        """Return whether the chosen and the rejected answers are desirable, (P,) bool each."""
-        return desirable_chosen(chosen_is_safe), desirable_rejected(chosen_is_safe, rejected_is_safe)
-
     def loss_beside(self, margin: Tensor, chosen_is_safe: Tensor, rejected_is_safe: Tensor, beside: Beside) -> PairLoss:
         """Return the sum of the losses of each pair's answers; a pair favours its desirable answer, if it has one."""
-        chosen, rejected = self.desirable(chosen_is_safe, rejected_is_safe)
+        chosen, rejected = desirable_answers(chosen_is_safe, rejected_is_safe)
         desirable = beside.present.new_zeros(beside.present.shape)
         desirable[0], desirable[1] = chosen, rejected
         # Masked before, too: an absent side has drift 0, and no gradient whatever its loss.
@@ -128,7 +120,7 @@ class KLDO(Pointwise):
 
     def observe(self, chosen_is_safe: Tensor, rejected_is_safe: Tensor, beside: Beside) -> Tensor:
         """Return by stream the sum of e^(r - b) over undesirable answers, and their number, (S, 2)."""
-        chosen, rejected = self.desirable(chosen_is_safe, rejected_is_safe)
+        chosen, rejected = desirable_answers(chosen_is_safe, rejected_is_safe)
         counted = beside.present.clone()
         counted[0] &= ~chosen
         counted[1] &= ~rejected

@@ -19,7 +19,7 @@ from bfpo.data.pack import MicroBatch, on_device, split_by_tokens
 from bfpo.data.store import reference_logps, safety_labels, token_lengths
 from bfpo.data.tokenize import Ids, TokenPair
 from bfpo.objective.methods import METHODS, Beside, Method, ReadsBeside
-from bfpo.objective.pointwise import desirable_chosen, desirable_rejected
+from bfpo.objective.pointwise import desirable_answers
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass
 from bfpo.training.arguments import BFPOConfig
@@ -262,8 +262,9 @@ class MethodInputs:
             for is_buffer, index in zip(batch["is_buffer"].tolist(), batch["pair_index"].tolist(), strict=True)
         ]
         pairs = [self._companions[number][index] for number, index, _ in places]
-        lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-        groups = split_by_tokens(lengths, form=self._form, max_tokens=self._args.max_tokens_per_microbatch)
+        groups = split_by_tokens(
+            token_lengths(pairs).tolist(), form=self._form, max_tokens=self._args.max_tokens_per_microbatch
+        )
         return [self._batch([places[i] for i in group]) for group in groups if group]
 
     def _batch(self, places: Sequence[tuple[int, int, bool]]) -> MicroBatch:
@@ -303,6 +304,6 @@ def _balance(pairs: Sequence[TokenPair]) -> Tensor:
     """Return how many pairs there are for each desirable, and for each undesirable answer, (2,) float64."""
     chosen, rejected = (torch.tensor(each) for each in safety_labels(pairs))
     present = torch.tensor(token_lengths(pairs)[:, 1:]).T > 0
-    wanted = torch.stack([desirable_chosen(chosen), desirable_rejected(chosen, rejected)])
+    wanted = torch.stack(desirable_answers(chosen, rejected))
     counts = torch.stack([(wanted & present).sum(), (~wanted & present).sum()]).double()
     return len(pairs) / counts.clamp(min=1)

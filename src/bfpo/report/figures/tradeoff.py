@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from matplotlib.figure import Figure
 
+from bfpo.core.schema import Score
 from bfpo.plots.plane import MOST_LABELS, Mark, draw_plane
 from bfpo.plots.style import METHOD_COLOURS, MUTED
 from bfpo.report.data import Experiment, MethodResult, ReportData
@@ -15,6 +16,7 @@ from bfpo.report.headline import front_of
 from bfpo.report.tables import MEAN_OF_SUITES, NOT_REFUSED, refused_harmful
 from bfpo.scores.records import NearestPoint, TradeoffFile, TradeoffPoint
 from bfpo.scores.scores import metric_title
+from bfpo.stats import Interval
 from bfpo.stats.pareto import pareto_front
 
 __all__ = ["experiment_figure", "front_figure", "refused_figure", "scatter_figure"]
@@ -112,10 +114,23 @@ def scatter_figure(data: ReportData, *, width: float = 7.4, height: float = 4.9)
 
 def _mark(data: ReportData, method: MethodResult) -> Mark | None:
     across, up = method.score(X_METRIC), method.score(Y_METRIC)
-    if across is None or up is None or across.value is None or up.value is None:
+    mark = None if across is None or up is None else _plain_mark(data, method, across, up)
+    if mark is None:
         return None
     dots = zip(method.seed_values.get(X_METRIC, []), method.seed_values.get(Y_METRIC, []), strict=False)
     formed = method.value("well_formed")
+    return replace(
+        mark,
+        hollow=formed is not None and formed < data.well_formed_threshold,
+        bold=method.role == "main",
+        seeds=tuple((x, y) for x, y in dots if x is not None and y is not None),
+    )
+
+
+def _plain_mark(data: ReportData, method: MethodResult, across: Score, up: Score | Interval) -> Mark | None:
+    """Return a method's mark with its intervals; `None` if one of the two was not measured."""
+    if across.value is None or up.value is None:
+        return None
     return Mark(
         method.title,
         (across.value, across.low, across.high),
@@ -123,9 +138,6 @@ def _mark(data: ReportData, method: MethodResult) -> Mark | None:
         colour_of(data, method),
         marker_of(data, method),
         _SIZES.get(method.role, 62.0),
-        hollow=formed is not None and formed < data.well_formed_threshold,
-        bold=method.role == "main",
-        seeds=tuple((x, y) for x, y in dots if x is not None and y is not None),
     )
 
 
@@ -134,20 +146,13 @@ def refused_figure(data: ReportData, *, width: float = 7.4, height: float = 4.9)
 
     `None` where `scatter_figure` has something to show, or no suite reads one of the two.
     """
-    if not data.x_title.startswith(NOT_REFUSED) or scatter_figure(data) is not None:
+    if not data.x_title.startswith(NOT_REFUSED) or any(_mark(data, method) for method in data.methods):
         return None
     drawn: dict[str, Mark] = {}
     for method, up in refused_harmful(data):
         across = method.score(X_METRIC)
-        if across is not None and across.value is not None and up.value is not None:
-            drawn[method.name] = Mark(
-                method.title,
-                (across.value, across.low, across.high),
-                (up.value, up.low, up.high),
-                colour_of(data, method),
-                marker_of(data, method),
-                _SIZES.get(method.role, 62.0),
-            )
+        if across is not None and (mark := _plain_mark(data, method, across, up)) is not None:
+            drawn[method.name] = mark
     if not drawn:
         return None
     places = {name: {X_METRIC: mark.x[0], Y_METRIC: mark.y[0]} for name, mark in drawn.items()}
