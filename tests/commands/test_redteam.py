@@ -307,7 +307,7 @@ def test_incoherent_answers_give_no_pair_and_stand_beside_the_unsafe_rate(world:
 
     runs = {}
     for name, settings in (("drop", {}), ("keep", {"incoherent": "keep"})):
-        with patch("bfpo.commands.label.panel_verdict", formless):
+        with patch("bfpo.judges.panel.panel_verdict", formless):
             asked = config(world, world / "start" / "model", limit=30, temperature=1.8, **settings)
             runs[name] = run_stage("redteam", asked, tmp_path / name).path
     rows = [json.loads(line) for line in (runs["drop"] / "label" / "verdicts.jsonl").read_text().splitlines()]
