@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import bdtr, gammaln, ndtri, xlog1py, xlogy
 
 from bfpo.core.errors import SettingError
@@ -87,6 +86,8 @@ def _statistic(total: Floats | float, squares: Floats | float, num: int, errors:
 
 def _buehler(total: float, squares: float, num: int, confidence: float) -> float:
     """Return the largest difference under which an outcome of at least this statistic is rarer than 1 - confidence."""
+    from scipy.optimize import brentq
+
     # The quantile of the confidence makes the chance depend little on the rates, so the worst ones cost little.
     most = _most_against(total, squares, num, min(float(ndtri(confidence)), _MOST_ERRORS))
     if most[0] == num:  # all outcomes

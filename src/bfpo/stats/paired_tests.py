@@ -8,7 +8,6 @@ from math import sqrt
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import binomtest, norm, permutation_test
 
 from bfpo.core.errors import SettingError
 from bfpo.stats.clustered import clopper_pearson, relative_variance
@@ -81,6 +80,8 @@ def mcnemar(first: Sequence[bool | float], second: Sequence[bool | float]) -> Pa
     for lengths that differ or values other than 0 and 1. Prompts must be independent; for several answers per prompt
     use `sign_flip`.
     """
+    from scipy.stats import binomtest
+
     left, right = paired_values(first, second)
     if not (_is_binary(left) and _is_binary(right)):
         raise SettingError("first, second: McNemar's test needs zeros and ones; for other values use sign_flip")
@@ -125,6 +126,8 @@ def sign_flip(
 
 
 def _flip(sums: Floats, num_resamples: int, random_seed: int) -> float:
+    from scipy.stats import permutation_test
+
     def total(flipped: Floats, axis: int = -1) -> Floats:
         # Equal sums, added in another order, differ in the last bits; rounding makes them ties.
         return np.asarray(np.round(flipped.sum(axis=axis), 9), np.float64)
@@ -207,6 +210,8 @@ def detectable_difference(
 
 def _solve(num_clusters: int, square: float, reach: float, alpha: float, power: float) -> float | None:
     """Return d of Connor's formula with `square` as the discordance; `None` if d exceeds `reach`, its maximum."""
+    from scipy.stats import norm
+
     if num_clusters < 0:
         raise SettingError(f"num_clusters: got {num_clusters}; a count, 0 or more, is needed")
     if not 0 < alpha < power < 1:
