@@ -187,7 +187,9 @@ class SweepConfig(StageConfig):
         description="share of the prompts on which the model for at_least is chosen, by their hash; its scores are "
         "reported on the others; 0 = on the same",
     )
-    processes: int = Field(default=1, ge=1, description="points that run at the same time")
+    processes: int | None = Field(
+        default=None, ge=1, description="points that run at the same time; null = as many as cores, on a GPU one"
+    )
     memory_gib: float | None = Field(
         default=None, gt=0, description="memory that trainings at the same time may need, by estimate; null = no budget"
     )
