@@ -47,14 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     measured = measure(arm, file, before=options.before)
                     check_counts(measured["counts"], [run for run in runs if run["rows"] == measured["counts"]["rows"]])
                     runs.append({"arm": arm, "rows": measured["counts"]["rows"], "repeat": repeat, **measured})
-    settings = {
+                write_results(options.out, "prepare", settings=_settings(options), runs=runs)
+    show_tables(options.out, ["prepare"])
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {
         "data": "synthetic transcripts" if options.data is None else options.data.name,
-        "rows": options.rows,
         "repeats": options.repeats,
         "load": [round(value, 1) for value in os.getloadavg()],
     }
-    write_results(options.out, "prepare", settings=settings, runs=runs)
-    show_tables(options.out, ["prepare"])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

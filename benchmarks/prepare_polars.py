@@ -50,11 +50,8 @@ def prepare(file: Path, folder: Path) -> dict[str, Any]:
     rows = rows.with_columns(split=split.then(pl.lit("validation")).otherwise(pl.lit("train")))
     for (name,), part in rows.group_by("split", maintain_order=True):
         part.select(*TEXTS, *LABELS).write_parquet(folder / f"{name}.parquet", compression="zstd", compression_level=3)
-    lengths = {
-        f"{text}_{unit}": count(pl.col(text)).quantile(0.5)
-        for text in TEXTS
-        for unit, count in (("chars", lambda c: c.str.len_chars()), ("words", lambda c: c.str.count_matches(r"\S+")))
-    }
+    lengths: dict[str, Any] = {f"{text}_chars": pl.col(text).str.len_chars().quantile(0.5) for text in TEXTS}
+    lengths |= {f"{text}_words": pl.col(text).str.count_matches(r"\S+").quantile(0.5) for text in TEXTS}
     cells = rows.group_by(*LABELS).agg(pl.len(), **lengths)
     return {
         "rows": num_rows,
