@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,21 @@ pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
 
+def node(**settings: Any) -> dict[str, Any]:
+    """Return the settings of a node with one core; of an agent without a port, a node waits 15 s and then stops."""
+    agents = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in agents]
+        ports = [one.getsockname()[1] for one in sockets]
+    return {"num_cpus": 1, **dict(zip(agents, ports, strict=True)), **settings}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args=node(include_dashboard=False))
     ray.init(address=made.address, logging_level="ERROR", log_to_driver=False)
     yield made
     ray.shutdown()
@@ -37,7 +48,7 @@ def on_ray(**keys: Any) -> ExecutorConfig:
 
 
 def test_a_node_that_is_killed_loses_nothing_and_counts_nothing_twice(cluster: Any, tmp_path: Path) -> None:
-    second = cluster.add_node(num_cpus=1)
+    second = cluster.add_node(**node())
     cluster.wait_for_nodes()
     items = [(n, str(tmp_path)) for n in range(60)]
     found: list[tuple[int, int]] = []

@@ -48,7 +48,7 @@ def run_chains(
     def may_start(chain: Chain, running: Sequence[Chain]) -> bool:
         return _may_start(chain, running, ended, memory)
 
-    workers = Workers(executor, dict, one_per=one_per, most=len(chains), threads=1)
+    workers: Workers[object] = Workers(executor, object, one_per=one_per, most=len(chains), threads=1)
     run = partial(_run_chain, str(logs))
     with workers, ChainProgress(len(chains)) as progress:
         for number, seconds in workers.map(

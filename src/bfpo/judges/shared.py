@@ -72,7 +72,8 @@ class _Shared(Generic[Item, Opinion]):
     """Name and version as the workers know them, and opinions on parts."""
 
     def __init__(self, workers: Workers[Any], ask: Callable[[Any, Sequence[Item]], list[Opinion]]) -> None:
-        self._workers, self._ask = workers, ask
+        self._workers = workers
+        self._ask: Callable[[Any, Sequence[Item]], list[Opinion]] = ask
         self.name, self.version, held_out = workers.call(_described)
         if held_out is not None:  # of a trained judge
             self.held_out: Mapping[str, object] = held_out
