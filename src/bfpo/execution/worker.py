@@ -6,7 +6,9 @@ import logging
 import os
 import pickle
 import platform
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,21 @@ _OF_A_LAUNCHER = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 )
 
-Setup = tuple[bytes, Mapping[str, str], str, bool, str]
-"""How a worker begins: the pickled maker of its state, variables of its environment, its folder, whether it logs, and
-the version of bfpo that asks."""
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How a worker begins: the pickled maker of its state, and what it takes over from the process that asks.
+
+    `environment`: variables; `folder`: the working directory; `paths`: where modules are; `logs`: whether warnings of
+    the worker are written; `version`: that of bfpo.
+    """
+
+    make: bytes
+    environment: Mapping[str, str]
+    folder: str
+    paths: tuple[str, ...]
+    logs: bool
+    version: str = __version__
 
 
 class WorkerDiedError(Exception):
@@ -37,24 +51,24 @@ class Worker:
     """
 
     def __init__(self, setup: Setup) -> None:
-        make, environment, folder, logs, self._version = setup
         for name in _OF_A_LAUNCHER & os.environ.keys():
             del os.environ[name]
-        os.environ.update(environment)
-        if Path(folder).is_dir():  # relative paths of a config are those of the process that asks
-            os.chdir(folder)
-        if logs:
+        os.environ.update(setup.environment)
+        sys.path += [path for path in setup.paths if path not in sys.path]
+        if Path(setup.folder).is_dir():  # relative paths of a config are those of the process that asks
+            os.chdir(setup.folder)
+        if setup.logs:
             start_logging(logging.WARNING)
-        self._make, self._state = make, None
+        self._setup, self._state = setup, None
 
     def prepare(self) -> None:
         """Make the state; raises `RunError` on a machine with another version of bfpo."""
-        if self._version != __version__:
+        if self._setup.version != __version__:
             raise RunError(
-                f"{platform.node()}: has bfpo {__version__}, and the work is for {self._version}; install one version "
-                "on all nodes"
+                f"{platform.node()}: has bfpo {__version__}, and the work is for {self._setup.version}; install one "
+                "version on all nodes"
             )
-        self._state = pickle.loads(self._make)()
+        self._state = pickle.loads(self._setup.make)()
 
     def run(self, function: Callable[[Any, Any], Any], item: Any) -> Any:
         """Return the result of a function of the state and an item."""
@@ -66,7 +80,7 @@ def setup_of(make: bytes, environment: Mapping[str, str], *, logs: bool) -> Setu
     quiet = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     logging_here = bool(logging.getLogger("bfpo").handlers)
     environment = {**quiet, "TOKENIZERS_PARALLELISM": "false", **environment}
-    return make, environment, str(Path.cwd()), logs and logging_here, __version__
+    return Setup(make, environment, str(Path.cwd()), tuple(map(os.path.abspath, sys.path)), logs and logging_here)
 
 
 _PASSED_ON = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE")
