@@ -11,13 +11,14 @@ from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.data.load import PairStream
 from bfpo.data.prompts import read_prompt_files
+from bfpo.execution.settings import RayExecutor
+from bfpo.execution.workers import OnePer, describe_workers, num_gpus
 from bfpo.experiments.points import Point, chains_of, plan_points, read_judged, scores_of
 from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
-from bfpo.experiments.workers import run_chains, usable_cores
+from bfpo.experiments.workers import run_chains
 from bfpo.generation.settings import ServerSpec
 from bfpo.judges.judges import check_judge
 from bfpo.objective.methods import method_settings
-from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.source import read_config
 from bfpo.runs.folder import RunFolder
@@ -48,7 +49,7 @@ def run(config: SweepConfig, folder: RunFolder) -> None:
     memory = {} if config.memory_gib is None else _memory(config, points)
     chains = chains_of(config, points, folder.path, memory)
     budget = None if config.memory_gib is None else int(config.memory_gib * _GIB)
-    run_chains(chains, _at_once(config), folder.path / "logs", memory=budget)
+    run_chains(chains, config.executor, folder.path / "logs", memory=budget, one_per=_one_per(config))
     _write_result(config, folder, points)
 
 
@@ -60,7 +61,7 @@ def preview(config: SweepConfig) -> list[str]:
     chains = chains_of(config, points, Path("OUT"), memory)
     return [
         *found,
-        f"{len(points)} models, {_at_once(config)} at a time",
+        f"{len(points)} models, {describe_workers(config.executor, _one_per(config))}",
         *(
             f"{chain.name}: {', '.join(step.stage for step in chain.steps)}, {_memory_words(chain.memory)}"
             if config.blends is None
@@ -70,9 +71,9 @@ def preview(config: SweepConfig) -> list[str]:
     ]
 
 
-def _at_once(config: SweepConfig) -> int:
-    """Return how many points run at the same time: on a CPU each has one thread, and a GPU is not shared unasked."""
-    return config.processes or (usable_cores() if runs_on_cpu() else 1)
+def _one_per(config: SweepConfig) -> OnePer:
+    """Return what automatic workers are counted by: GPUs, or cores on a machine without them."""
+    return "gpu" if isinstance(config.executor, RayExecutor) or num_gpus() else "core"
 
 
 def _memory_words(memory: int) -> str:
