@@ -19,23 +19,27 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.options import add_common_options, thread_count
-from benchmarks.process import QUIET, program, write_results
+from benchmarks.process import QUIET, program, read_results, write_results
 from benchmarks.sft_training import SftRun, measure
 from benchmarks.tables import show_tables
 from benchmarks.throughput import AGREEMENT
 from benchmarks.workload import MODELS
-from bfpo.core.errors import TrainingError
+from bfpo.core.errors import RunError, TrainingError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, check that all went the same way, write the results after each repeat, and show the table."""
     options = parse(arguments)
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "quick", "models")}
+    left_out = ("out", "quick", "models", "repeats", "append")
+    settings = {name: value for name, value in vars(options).items() if name not in left_out}
+    known = read_results(options.out, "sft") if options.append else None
+    if known is not None and known["settings"] != settings:
+        raise RunError(f"--append: {options.out} holds runs with the settings {known['settings']}, not {settings}")
     os.environ.update(QUIET, OMP_NUM_THREADS=str(options.threads))
     # Each measurement is a fork of a process that has imported both trainers and nothing else.
     context = get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.sft_training", "trl.trainer.sft_trainer", "bfpo.training.sft_trainer"])
-    runs: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = [] if known is None else known["runs"]
     for repeat in range(options.repeats):
         found = one_repeat(options, repeat, context)
         check_same_way(found)
@@ -54,6 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps; the first is not timed")
     parser.add_argument("--texts", type=int, default=8, help="texts per optimizer step")
     parser.add_argument("--length-scale", type=float, default=1.0, help="factor on the lengths of HH-RLHF")
+    parser.add_argument("--append", action="store_true", help="add to what --out holds: another model")
     options = parser.parse_args(arguments)
     if options.quick:
         options.models, options.repeats, options.length_scale = ["XS"], 1, 0.2

@@ -85,7 +85,7 @@ def _start(name: str) -> tuple[Any, Any]:
         return make_model(MODELS[name]).requires_grad_(True), make_tokenizer(MODELS[name].vocabulary)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="float32", **local)
-    return model, AutoTokenizer.from_pretrained(name, **local)  # type: ignore[no-untyped-call]
+    return model, AutoTokenizer.from_pretrained(name, **local)
 
 
 def _arguments(run: SftRun, folder: str, arguments_class: Any) -> dict[str, Any]:

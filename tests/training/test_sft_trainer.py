@@ -196,7 +196,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
 
 def test_memory_of_the_data_is_flat_in_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes a row that tokens, data set and batches keep: lengths and places, and of 400 tokens not one."""
-    monkeypatch.setattr(bfpo.data.store, "_PAIRS_PER_BLOCK", 256)
+    monkeypatch.setattr(bfpo.data.store, "_PAIRS_PER_BLOCK", 128)
     monkeypatch.setattr(bfpo.data.tokenize, "_ROWS_PER_BATCH", 32)
     tokenizer = byte_tokenizer()
     kept, peak = {}, {}
@@ -210,10 +210,10 @@ def test_memory_of_the_data_is_flat_in_their_number(tmp_path: Path, monkeypatch:
         assert sum(len(collate([data[i]])["microbatches"][0]["targets"]) for i in range(num)) > 250 * num
         yield store
 
-    for num in (256, 256, 2304):  # the first time, what Python keeps once is made
+    for num in (128, 128, 640):  # the first time, what Python keeps once is made
         for store in passes(num):
             assert store.lengths.sum() > 400 * num
             kept[num], peak[num] = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-    assert (kept[2304] - kept[256]) / 2048 < 60
-    assert (peak[2304] - peak[256]) / 2048 < 200
+    assert (kept[640] - kept[128]) / 512 < 80
+    assert (peak[640] - peak[128]) / 512 < 200
