@@ -207,7 +207,8 @@ def sft_tables(results: dict[str, Any]) -> list[Table]:
     repeats = ", ".join(f"{arm[0]}: {len(of(arm))}" for arm in {arm[0]: arm for arm in arms}.values())
     share = sum(run["completion_tokens"] for run in runs) / sum(run["loop_tokens"] for run in runs)
     note = (
-        f"Median [quartiles] of repeats with texts of their own ({repeats}), {settings['steps'] - 1} timed optimizer steps of {settings['texts']} texts each, lengths of HH-RLHF times "
+        f"Median [quartiles] of repeats with texts of their own ({repeats}), {settings['steps'] - 1} timed "
+        f"optimizer steps of {settings['texts']} texts each, lengths of HH-RLHF times "
         f"{settings['length_scale']:g} ({share:.0%} of the tokens are of completions), {settings['threads']} "
         f"thread(s), {settings['dtype']}, all weights train. Tokens: prompt and completion once each. CPU-second: of "
         f"the process, not of the clock; the load of the machine was {number(loads, 1)}. Ratios, repeat by repeat: "

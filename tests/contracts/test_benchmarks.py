@@ -130,6 +130,7 @@ def test_the_table_of_imitation_takes_ratios_against_trl_packed_and_its_best():
     ]
     assert [row[1] for row in table.rows[1:]] == ["TRL, packed, 8 texts a forward", "TRL, no packing, 1 text a forward"]
     assert "30% of the tokens" in table.note
+    assert "(S: 2)" in table.note
 
 
 def test_runs_of_imitation_that_went_another_way_are_named():
