@@ -403,6 +403,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         and (key in earlier or not (_is_off(now[key]) or stage == "reference"))
         # No answer depends on who asks, and no loss of a step on how it is cut.
         and not key.endswith(("api_key_env", "_per_microbatch"))
+        and key.partition(".")[0] not in ("executor", "processes")  # how many do the work
     ]
     if changes:
         raise RunError(
