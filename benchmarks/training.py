@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -182,7 +183,7 @@ def trl_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
     return trainer
 
 
-def add_clock(trainer: Any) -> Any:
+def add_clock(trainer: Any, now: Callable[[], float] = time.perf_counter) -> Any:
     """Return a callback, added to the trainer, that notes when steps start and end and counts the first one."""
     from transformers import PrinterCallback, TrainerCallback
 
@@ -195,10 +196,10 @@ def add_clock(trainer: Any) -> Any:
             self.flops = 0
 
         def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
-            self.start = time.perf_counter()
+            self.start = now()
 
         def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
-            self.starts.append(time.perf_counter())
+            self.starts.append(now())
             if len(self.starts) == 1:
                 self.counter.__enter__()
 
@@ -207,10 +208,10 @@ def add_clock(trainer: Any) -> Any:
                 self.counter.__exit__(None, None, None)
                 self.flops = self.counter.get_total_flops()
                 self.counter = None
-            self.ends.append(time.perf_counter())
+            self.ends.append(now())
 
         def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
-            self.stop = time.perf_counter()
+            self.stop = now()
 
     clock = Clock()
     trainer.add_callback(clock)

@@ -11,7 +11,16 @@ import numpy.typing as npt
 
 from bfpo.data.tokenize import TokenPair
 
-__all__ = ["MODELS", "ModelShape", "make_model", "make_pairs", "make_tokenizer", "pairs_of_length", "text_rows"]
+__all__ = [
+    "MODELS",
+    "ModelShape",
+    "make_model",
+    "make_pairs",
+    "make_texts",
+    "make_tokenizer",
+    "pairs_of_length",
+    "text_rows",
+]
 
 UNKNOWN, BOS, EOS = range(3)
 FIRST_WORD = 3
@@ -94,6 +103,20 @@ def make_pairs(num: int, *, vocabulary: int, seed: int, scale: float = 1.0) -> l
     return _random_pairs(sizes, vocabulary, generator)
 
 
+def make_texts(num: int, *, vocabulary: int, seed: int, scale: float = 1.0) -> list[TokenPair]:
+    """Return random prompts with one completion each, of the lengths of HH-RLHF.
+
+    Log-normal as its chosen answers after their dialogues: prompts of 10-480 tokens (median 86), completions of 8-240
+    (median 40), the end token included. `scale` shortens all of it, for smoke runs.
+    """
+    generator = np.random.default_rng(seed)
+    prompts = _lengths(generator, num, median=86 * scale, low=10 * scale, high=480 * scale, sigma=1.1)
+    completions = _lengths(generator, num, median=40 * scale, low=8 * scale, high=240 * scale, sigma=0.8)
+    return _random_pairs(
+        [(int(a), int(b), 0) for a, b in zip(prompts, completions, strict=True)], vocabulary, generator
+    )
+
+
 def pairs_of_length(num: int, *, length: int, vocabulary: int, seed: int) -> list[TokenPair]:
     """Return random pairs whose prompts and completions all have `length // 2` tokens."""
     half = length // 2
@@ -112,7 +135,7 @@ def _random_pairs(
 ) -> list[TokenPair]:
     def words(count: int, *, ended: bool) -> npt.NDArray[np.int32]:
         ids = generator.integers(FIRST_WORD, vocabulary, size=count).astype(np.int32)
-        if ended:
+        if ended and count:
             ids[-1] = EOS
         return ids
 

@@ -131,12 +131,11 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
     """Return the diagnosis as lines of text."""
     plan, memory = found.plan, found.memory
     scale = _scale(memory.total)
-    unit = f"{plan.rows} rows of {plan.tokens // plan.rows} tokens" if plan.imitates else f"{plan.tokens} tokens"
     lines = [
         f"config of:  bfpo {found.stage}",
         f"model:      {found.model}",
         f"trains:     {found.trains}",
-        f"a pass:     {unit}, {plan.dtype}, activations {'recomputed' if plan.checkpointing else 'kept'}",
+        f"a pass:     {plan.tokens} tokens, {plan.dtype}, activations {'recomputed' if plan.checkpointing else 'kept'}",
         f"reference:  {found.reference}",
         *_margin_lines(found),
         f"processes:  {plan.processes}, sharding {plan.sharding}",

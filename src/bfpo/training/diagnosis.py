@@ -160,8 +160,8 @@ def _plan(config: AlignConfig | SftConfig) -> Plan:
         "checkpointing": config.gradient_checkpointing,
     }
     if isinstance(config, SftConfig):
-        rows = config.completions_per_microbatch
-        own: dict[str, Any] = {"tokens": rows * config.max_length, "rows": rows, "imitates": True}
+        tokens = max(config.max_tokens_per_microbatch, config.max_length)
+        own: dict[str, Any] = {"tokens": min(tokens, config.max_length * _most_completions(config))}
         if config.init is not None:
             model = initial_config(config.init.config, load_tokenizer(config.init.tokenizer))
             return Plan(model, **own, **shared)
@@ -173,6 +173,11 @@ def _plan(config: AlignConfig | SftConfig) -> Plan:
             own["margin"] = read_config(config.margin_model)
     assert config.model is not None  # checked by the config
     return Plan(read_config(config.model, revision=config.revision), **own, **shared)
+
+
+def _most_completions(config: SftConfig) -> int:
+    """Return the most completions of a forward pass, whatever their tokens."""
+    return min(config.completions_per_step, config.completions_per_microbatch or config.completions_per_step)
 
 
 def _swaps(config: AlignConfig) -> bool:
@@ -256,11 +261,10 @@ def _remedy(change: str, plan: Plan, available: int) -> Remedy:
 
 
 def _changes(config: AlignConfig | SftConfig, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
-    if plan.imitates:
-        if plan.rows > 1:
-            yield "completions_per_microbatch: 1", {"tokens": config.max_length, "rows": 1}
-    elif plan.tokens > 2 * config.max_length:  # no pair needs more: its prompt is packed once
-        yield f"max_tokens_per_microbatch: {2 * config.max_length}", {"tokens": 2 * config.max_length}
+    # No row needs more: a pair's prompt is packed once.
+    least = config.max_length * (2 if isinstance(config, AlignConfig) else 1)
+    if plan.tokens > least:
+        yield f"max_tokens_per_microbatch: {least}", {"tokens": least}
     if not plan.checkpointing:
         yield "gradient_checkpointing: true", {"checkpointing": True}
     if plan.dtype != "bfloat16":

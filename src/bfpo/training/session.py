@@ -73,31 +73,26 @@ def prepare_process(threads: int | None) -> None:
 # Training
 
 
-def common_arguments(
-    config: TrainingKeys, output_dir: str | Path, *, unit: str, per_step: int, micro: int | None = None
-) -> dict[str, Any]:
+def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str, per_step: int) -> dict[str, Any]:
     """Return the keyword arguments of `TrainingArguments` that both stages share.
 
-    `per_step` and `micro` count rows per optimizer step over all processes and per batch of one; `None`: a batch is the
-    process' share of the step. Raises `ConfigError` if the processes cannot share a step evenly.
+    `per_step` counts rows per optimizer step over all processes; a batch is the process' share of it. Raises
+    `ConfigError` if the processes cannot share a step evenly.
     """
     processes = _num_processes()
-    if per_step % ((micro or 1) * processes):
-        per_pass = "" if micro is None else f" of {micro} {unit} per forward pass"
+    if per_step % processes:
         raise ConfigError(
-            f"{unit}_per_step: got {per_step}; with {processes} processes{per_pass} it must be a multiple of "
-            f"{(micro or 1) * processes}"
+            f"{unit}_per_step: got {per_step}; with {processes} processes it must be a multiple of {processes}"
         )
-    micro = micro or per_step // processes
     on_cpu = runs_on_cpu()
     evaluates = config.eval_steps is not None
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
     return {
         **{name: getattr(config, name) for name in names},
         "output_dir": str(output_dir),
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": per_step // (micro * processes),
+        "per_device_train_batch_size": per_step // processes,
+        "per_device_eval_batch_size": per_step // processes,
+        "gradient_accumulation_steps": 1,
         "max_steps": config.max_steps or -1,
         "num_train_epochs": config.num_train_epochs,
         "data_seed": config.seed,
