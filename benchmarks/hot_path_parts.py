@@ -90,16 +90,17 @@ def make(case: Case, dtype: str) -> tuple[Any, Any]:
         tie_word_embeddings=case.trains == "all",
         **case.settings,
     )
-    model: Any = LlamaForCausalLM(config).to(torch.float64 if dtype == "float64" else torch.float32)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.float64 if dtype == "float64" else torch.float32)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(case.trains == "all" or case.trains in name)
         if dtype == "bfloat16" and not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
     generator = np.random.default_rng(0)
-    pairs = [
-        TokenPair(str(i), *(generator.integers(3, case.vocabulary, n).astype(np.int32) for n in each), 1.0, 0.0)
-        for i, each in enumerate(case.lengths)
-    ]
+    pairs = []
+    for i, lengths in enumerate(case.lengths):
+        prompt, chosen, rejected = (generator.integers(3, case.vocabulary, n).astype(np.int32) for n in lengths)
+        pairs.append(TokenPair(str(i), prompt, chosen, rejected, 1.0, 0.0))
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
         choose_form(model, "packed", longest_text=max(p + max(c, r) for p, c, r in case.lengths))
     return model.train(), collate_pairs(pairs)
@@ -120,7 +121,8 @@ def runner(case: Case, dtype: str | None = None) -> Callable[[], list[float]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"), torch.set_grad_enabled(case.backward):
             logps = sequence_logps(model, batch).logps
         if case.backward:
-            logps.square().mean().backward()
+            loss: Any = logps.square().mean()
+            loss.backward()
         model.zero_grad()
         found: list[float] = logps.tolist()
         return found
