@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up they need; a second run installs nothing.
 # PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
 # MODEL and DATA of `make real`: the start model (folder or hub id) and a folder with the data (empty: the hub).
-# BENCH_ARGS further options of all four benchmarks (such as --threads 8), BENCH_MODEL a folder with a model for that of SFT.
+# BENCH_ARGS further options of all benchmarks (such as --threads 8), BENCH_MODEL a folder with a model for that of SFT.
 
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -50,6 +50,7 @@ real: $(VENV)/.runtime
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.sft --models S M $(BENCH_MODEL) $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.hot_path $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.report
@@ -58,6 +59,7 @@ bench: $(VENV)/.bench
 bench-quick: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.sft --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.hot_path --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup --quick --out runs/bench-quick $(BENCH_ARGS)
 
