@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from bfpo.config import SftConfig
 from bfpo.data.tokenize import SftExample
@@ -21,6 +21,7 @@ from bfpo.policy.probe import check_positions
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.probe import load_probe, probe_lines
 from bfpo.training.callbacks import EpochCallback
+from bfpo.training.checkpoint import TrainedSaver
 from bfpo.training.diagnosis import fits_here
 from bfpo.training.inputs import (
     checked_lines,
@@ -66,7 +67,7 @@ class CompletionCollator:
         return {"input_ids": torch.tensor(rows), "labels": torch.tensor(labels)}
 
 
-class SftTrainer(Trainer):
+class SftTrainer(TrainedSaver):
     """`transformers.Trainer` on token-level cross-entropy, averaged over the completion tokens of a whole step.
 
     `loss` and `train_loss` in its log are means over the optimizer steps since the last row and of the whole run.

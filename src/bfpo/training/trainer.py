@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from bfpo.core.errors import SettingError
 from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, deal, longest_text, on_device, pair_sizes
@@ -38,6 +38,7 @@ from bfpo.policy.reference.sources import Reference, choose_reference, make_refe
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.beside import MethodInputs, check_paired, looked_up
 from bfpo.training.callbacks import EpochCallback
+from bfpo.training.checkpoint import TrainedSaver
 from bfpo.training.checks import (
     DivergenceWatch,
     StartCheck,
@@ -53,7 +54,7 @@ from bfpo.training.sharding import is_sharded, prepare_sharding
 __all__ = ["BFPOConfig", "BFPOTrainer"]
 
 
-class BFPOTrainer(Trainer):
+class BFPOTrainer(TrainedSaver):
     """Train a causal LM on preference pairs with safety labels, with an optional second stream.
 
     `train_dataset` is the main stream and sets the epoch; each of its pairs comes with one of `buffer_dataset`, which
