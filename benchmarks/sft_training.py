@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,7 +57,7 @@ def _measured(run: SftRun, folder: str) -> dict[str, Any]:
     texts = run.texts(len(tokenizer))
     model_rss = rss()
     trainer = (_our_trainer if run.trainer == "bfpo" else _trl_trainer)(run, model, tokenizer, texts, folder)
-    clock = add_clock(trainer, time.process_time)
+    clock = add_clock(trainer, cpu=True)
     reset_peak()
     trainer.train()
     peak = peak_rss()

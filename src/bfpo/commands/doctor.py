@@ -117,6 +117,7 @@ def _diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
         "memory_source": found.memory_source,
         "available_bytes": found.available,
         "kept_free_share": KEPT_FREE,
+        "checkpoint_bytes": found.checkpoint,
         "disk_bytes": found.disk,
         "disk_free_bytes": found.disk_free,
         "memory_fits": found.memory_fits,
@@ -145,7 +146,8 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
     ]
     lines += [_row(_PARTS[name], value, scale) for name, value in dataclasses.asdict(memory).items() if value]
     lines += [_row("in all", memory.total, scale), _row(f"free ({found.memory_source})", found.available, scale)]
-    lines += ["disk, for checkpoints and the model", _row("in all", found.disk, scale)]
+    lines += ["disk, for checkpoints and the model", _row("one checkpoint", found.checkpoint, scale)]
+    lines += [_row("in all", found.disk, scale)]
     lines += ["" if found.disk_free is None else _row("free", found.disk_free, scale) + "\n"]
     lines.append(_verdict(found))
     if found.remedies:

@@ -49,6 +49,7 @@ class Diagnosis:
     margin_bytes: int
     memory_source: str
     available: int | None
+    checkpoint: int
     disk: int
     disk_free: int | None
     remedies: tuple[Remedy, ...]
@@ -121,7 +122,8 @@ def examine(
         margin_bytes=measured.margin_bytes,
         memory_source=source,
         available=available,
-        disk=_disk_bytes(config, skeleton),
+        checkpoint=_checkpoint_bytes(config, skeleton, sharding),
+        disk=_disk_bytes(config, skeleton, sharding),
         disk_free=free_disk(folder) if memory_gib is None else None,
         remedies=remedies,
         lacking=tuple(lacking_tokens(config)),
@@ -207,16 +209,21 @@ def _available(device: Device, processes: int) -> int | None:
     return device.free_bytes // processes if device.name == "cpu" else device.free_bytes
 
 
-def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton) -> int:
-    """Return the bytes of the kept checkpoints, of one more while it is written, and of the final model.
+def _checkpoint_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton, sharding: Sharding) -> int:
+    """Return the bytes of a checkpoint: what trains, and two AdamW moments for each number of it.
 
-    A checkpoint holds the model (with LoRA, only the adapter) and two AdamW moments per trained parameter.
+    DeepSpeed's (`zero2`) also holds frozen weights, unless adapters train.
     """
     sizes = skeleton.sizes
-    trained = sizes.num_trainable * sizes.held_bytes
-    model = sizes.num_frozen * sizes.computed_bytes + trained
-    checkpoint = 2 * trained + (trained if config.lora is not None else model)
-    return (1 + (config.save_total_limit or 1)) * checkpoint + model
+    frozen = sizes.num_frozen * sizes.computed_bytes if sharding == "zero2" and config.lora is None else 0
+    return 3 * sizes.num_trainable * sizes.held_bytes + frozen
+
+
+def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton, sharding: Sharding) -> int:
+    """Return the bytes of the kept checkpoints, of one more while it is written, and of the final model."""
+    sizes = skeleton.sizes
+    model = sizes.num_frozen * sizes.computed_bytes + sizes.num_trainable * sizes.held_bytes
+    return (1 + (config.save_total_limit or 1)) * _checkpoint_bytes(config, skeleton, sharding) + model
 
 
 def least_processes(

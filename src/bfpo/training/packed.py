@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from bfpo.core.errors import SettingError
 from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, deal, longest_text, on_device, pair_sizes
@@ -31,13 +31,14 @@ from bfpo.policy.logps import evaluating, sequence_logps
 from bfpo.policy.precision import margin_rounding
 from bfpo.policy.probe import choose_form
 from bfpo.training.callbacks import EpochCallback
+from bfpo.training.checkpoint import TrainedSaver
 from bfpo.training.checks import check_form, check_rows
 from bfpo.training.sharding import prepare_sharding
 
 __all__ = ["PackedTrainer"]
 
 
-class PackedTrainer(Trainer):
+class PackedTrainer(TrainedSaver):
     """Train a causal LM on micro-batches of packed or padded rows.
 
     Batches of the loader are cut into micro-batches of at most `max_tokens` tokens and `max_pairs` pairs. Several

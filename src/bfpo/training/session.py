@@ -43,6 +43,7 @@ from bfpo.training.callbacks import (
     last_whole_checkpoint,
     set_apart_damaged,
 )
+from bfpo.training.checkpoint import only_trained, resumable
 from bfpo.training.probe import PROBE_SHOWN, Probe, ProbeCallback, was_stopped
 from bfpo.training.records import PROBE_FILE
 from bfpo.training.remarks import remarks_on
@@ -161,11 +162,12 @@ def train_in_folder(
         )
     )
     try:
-        _train(trainer, folder, _resume_point(folder))
-        metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
-        if watch is not None and watch.seen.best_step not in (None, trainer.state.global_step):
-            _take_best(trainer, folder, watch, [rows, progress])
-            metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
+        with only_trained(trainer):
+            _train(trainer, folder, _resume_point(folder))
+            metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
+            if watch is not None and watch.seen.best_step not in (None, trainer.state.global_step):
+                _take_best(trainer, folder, watch, [rows, progress])
+                metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
     except (UnpicklingError, RecursionError) as error:
@@ -266,7 +268,11 @@ def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str
     interrupt = InterruptCallback()
     trainer.add_callback(interrupt)
     with interrupt:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint[0]))
+        if checkpoint is None:
+            trainer.train()
+        else:
+            with resumable(trainer, checkpoint[0]) as place:
+                trainer.train(resume_from_checkpoint=str(place))
     interrupt.raise_if_requested()
 
 
@@ -285,7 +291,8 @@ def _restore(trainer: Trainer, checkpoint: Path) -> None:
     stop = _StopAtBegin()
     trainer.add_callback(stop)  # last, so the others' `on_train_begin` has run
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+        with resumable(trainer, checkpoint) as place:
+            trainer.train(resume_from_checkpoint=str(place))
     except _BegunError:
         pass
     finally:
