@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up they need; a second run installs nothing.
 # PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
 # MODEL and DATA of `make real`: the start model (folder or hub id) and a folder with the data (empty: the hub).
-# BENCH_ARGS further options of all three benchmarks (such as --threads 8).
+# BENCH_ARGS further options of all benchmarks (such as --threads 8).
 
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -27,7 +27,7 @@ help:
 	@echo "make real      make a real chat model safe (MODEL=..., DATA=...); the page is $(REAL_OUT)/report.html"
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same and the slow tests"
-	@echo "make bench     measure training against TRL, its scaling and the ramp-up; bench-quick checks that it runs"
+	@echo "make bench     measure training against TRL, its scaling, the ramp-up and generation; bench-quick checks that it runs"
 	@echo "make format    format the code"
 
 demo: $(VENV)/.runtime
@@ -47,6 +47,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.generation $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.report
 
 # Tiny sizes, to check that everything runs; results are written only to runs/.
@@ -54,6 +55,7 @@ bench-quick: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.generation --quick --out runs/bench-quick $(BENCH_ARGS)
 
 test: lint types imports tests
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from bfpo.config import GenerateConfig, read_template
@@ -38,6 +38,7 @@ from bfpo.generation.server import RequestBudget, Server
 from bfpo.generation.settings import WeightsSpec
 from bfpo.policy.devices import to_gpu, use_threads
 from bfpo.policy.load import load_policy, load_tokenizer
+from bfpo.policy.precision import decoding_dtype
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 
@@ -140,7 +141,7 @@ def _complete(
     if not todo:
         return
     answered = next((task for name, task in tasks.items() if name in made and not made[name].blocked), None)
-    engine = _make_engine(config, chat, budget, answered)
+    engine = _make_engine(config, chat, budget, answered, folder)
     with CountProgress("completions", len(tasks), _log) as progress:
         progress.advance(len(tasks) - len(todo))
 
@@ -154,10 +155,12 @@ def _complete(
         finally:
             if isinstance(engine, ServerEngine) and engine.not_sent:
                 folder.add_facts(not_sent=engine.not_sent)
+            if isinstance(engine, TransformersEngine):
+                folder.add_facts(decoding={**folder.record["decoding"], **asdict(engine.work)})
 
 
 def _make_engine(
-    config: GenerateConfig, chat: ChatEncoder | None, budget: RequestBudget, answered: Task | None
+    config: GenerateConfig, chat: ChatEncoder | None, budget: RequestBudget, answered: Task | None, folder: RunFolder
 ) -> Engine:
     sampling: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
     if isinstance(config, ServerGenerate):
@@ -169,10 +172,26 @@ def _make_engine(
         ends = {*saved_end_token_ids(config.model, chat.tokenizer, revision=config.revision), chat.end_id}
         return VllmEngine(config.model, chat.tokenizer, ends, revision=config.revision, dtype=config.dtype, **sampling)
     assert isinstance(config, TransformersGenerate)  # the only other engine
-    policy = load_policy(config.model, dtype=config.dtype, revision=config.revision)
+    policy = load_policy(config.model, dtype=_dtype(config, folder), revision=config.revision)
     to_gpu(policy.model)
     ends = {*end_token_ids(policy.model, policy.tokenizer), chat.end_id}
     return TransformersEngine(policy.model, policy.tokenizer, ends, batch_size=config.batch_size, **sampling)
+
+
+def _dtype(config: TransformersGenerate, folder: RunFolder) -> str:
+    """Return the number type that holds the weights, record it and say it; a resumed run keeps its own."""
+    chosen = folder.record.get("decoding", {}).get("dtype")
+    asked = chosen or folder.config.get("dtype", config.dtype)
+    dtype, why = decoding_dtype(asked, read_config(config.model, revision=config.revision).dtype)
+    why = "as before" if chosen else why
+    folder.add_facts(decoding={"dtype": dtype, "dtype_chosen": why})
+    _log.log(
+        logging.WARNING if "no instructions" in why and dtype != "float32" else logging.INFO,
+        "weights in %s (%s)",
+        dtype,
+        why,
+    )
+    return dtype
 
 
 def _chat(config: GenerateConfig) -> ChatEncoder | None:

@@ -402,6 +402,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
         and (key in earlier or not (_is_off(now[key]) or stage == "reference"))
         and not key.endswith("api_key_env")  # no answer depends on who asks
+        and not _found_by_the_command(stage, key, now.get(key))
     ]
     if changes:
         raise RunError(
@@ -409,6 +410,13 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
             f"resume with --config {path / _CONFIG}, or start a new run in another --out"
         )
     return record
+
+
+def _found_by_the_command(stage: str, key: str, value: object) -> bool:
+    """Return whether a run goes on with what it has: batches change no answer, the run records its number type."""
+    if key.rpartition(".")[2] == "batch_size":
+        return value is None or stage == "generate"
+    return key == "dtype" and (stage, value) in (("generate", "auto"), ("redteam", "auto"), ("evaluate", None))
 
 
 def _is_off(value: object) -> bool:
