@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input -c constraints.txt
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
-.PHONY: help demo picture real bench bench-quick test test-all test-lowest lint types imports tests format setup clean-venv
+.PHONY: help demo picture real bench bench-quick docs test test-all test-lowest lint types imports tests format setup clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make real      make a real chat model safe (MODEL=..., DATA=...); the page is $(REAL_OUT)/report.html"
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same and the slow tests"
+	@echo "make docs      build the documentation into site/, links checked; open site/index.html"
 	@echo "make bench     measure training against TRL, its scaling, the ramp-up and generation; bench-quick checks that it runs"
 	@echo "make format    format the code"
 
@@ -56,6 +57,11 @@ bench-quick: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.generation --quick --out runs/bench-quick $(BENCH_ARGS)
+
+# Links, anchors and the navigation are checked; the pages of commands, keys and the Python API are made of the code.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site: site/index.html"
 
 test: lint types imports tests
 
@@ -120,6 +126,11 @@ $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the development tools"
 	@$(PIP_INSTALL) -e ".[dev]" || $(NO_PIP)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	@echo "installing mkdocs"
+	@$(PIP_INSTALL) -e ".[docs]" || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.runtime

@@ -200,7 +200,9 @@ def _doctor(
     processes: Annotated[int, typer.Option("--processes", metavar="N", min=1, help="Processes, one per GPU.")] = 1,
     sharding: Annotated[
         Literal["none", "zero2", "fsdp"],
-        typer.Option("--sharding", help="How the processes are sharded; fsdp also stands for ZeRO-3."),
+        typer.Option(
+            "--sharding", metavar="none|zero2|fsdp", help="How the processes are sharded; fsdp also stands for ZeRO-3."
+        ),
     ] = "none",
     memory: Annotated[
         float | None, typer.Option("--memory", metavar="GIB", help="Memory per process, instead of this machine's.")
