@@ -2,7 +2,7 @@
 
     python -m benchmarks.generation [--model FOLDER --prompts FILE] [--quick]
 
-Without a model: M with random weights, random prompts, and so many end tokens that answers have the lengths of
+Without a model: one with random weights, random prompts, and so many end tokens that answers have the lengths of
 Anthropic HH (median 43 tokens, mean 59). With one: its answers to the prompts, of one paragraph each. One process;
 within a repeat, which has prompts of its own, the order of the arms is shuffled. CPU seconds of the process, over all
 threads.
@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     models, workload, name = _real(options) if options.model else _random(options)
     arms = [BEFORE, DEFAULT, *(_plain(size) for size in options.batches)]
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "quick", "model", "prompts")}
+    settings = {
+        key: value for key, value in vars(options).items() if key not in ("out", "quick", "model", "prompts", "size")
+    }
     settings |= {"model": name, "dtype": str(models[1].dtype).removeprefix("torch.")}
     runs: list[dict[str, Any]] = []
     for repeat in range(options.repeats):
@@ -86,6 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_common_options(parser)
     parser.add_argument("--model", default="", help="folder or hub id of a chat model; else M with random weights")
+    parser.add_argument("--size", choices=MODELS, default="M", help="size of the model with random weights")
     parser.add_argument("--prompts", type=Path, default=None, help="file of prompts for --model")
     parser.add_argument("--num", type=int, default=48, help="prompts of a repeat")
     parser.add_argument("--repeats", type=int, default=3, help="each with prompts of its own")
@@ -95,7 +98,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if bool(options.model) != bool(options.prompts):
         parser.error("--model, --prompts: give both or none")
     if options.quick:
-        options.num, options.repeats, options.max_new_tokens, options.batches = 6, 1, 8, [4]
+        options.size, options.num, options.repeats, options.max_new_tokens, options.batches = "XS", 6, 1, 8, [4]
     options.threads = thread_count(options.threads)
     return options
 
@@ -105,8 +108,7 @@ def _plain(size: int) -> str:
 
 
 def _random(options: argparse.Namespace) -> tuple[list[Any], Workload, str]:
-    name = "XS" if options.quick else "M"
-    shape = MODELS[name]
+    shape = MODELS[options.size]
     held, _ = decoding_dtype("auto")
     models = [make_model(shape).to(dtype).eval() for dtype in (torch.float32, DTYPES[held])]
     words = random.Random(0).sample(range(FIRST_WORD, shape.vocabulary), max(1, shape.vocabulary // MEAN_LENGTH))
@@ -116,7 +118,7 @@ def _random(options: argparse.Namespace) -> tuple[list[Any], Workload, str]:
         lengths = [min(500, max(10, round(draw.lognormvariate(4.0, 0.6)))) for _ in range(options.num)]
         return [tuple(draw.randrange(FIRST_WORD, shape.vocabulary) for _ in range(length)) for length in lengths]
 
-    return models, Workload(prompts, words), f"{name}, random weights"
+    return models, Workload(prompts, words), f"Model {options.size}, random weights"
 
 
 def _real(options: argparse.Namespace) -> tuple[list[Any], Workload, str]:

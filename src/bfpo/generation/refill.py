@@ -58,11 +58,11 @@ class _Span:
     stop: int
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """Keys and values of one layer, (slots, heads, columns, size of a head), of which `span` is read."""
 
     def __init__(self, span: _Span, num: int, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._span, self._shape = span, (num, capacity)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
