@@ -16,6 +16,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are shown. Bytecode is compiled at the first import, and only for imported modules.
 PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input -c constraints.txt
+# Without the bytecode every process would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
 .PHONY: help demo picture real bench bench-quick docs test test-all test-lowest lint types imports tests format setup clean-venv

@@ -43,6 +43,7 @@ def test_recipes_share_their_stages_and_have_the_same_steps_and_anchor(tmp_path:
     assert {train.anchor_weight for train in trains.values()} == {config.align.anchor_weight}
     assert {train.anchor_scale for train in trains.values()} == {"gradient"}
     assert {train.seed for train in trains.values()} == {3}
+    assert {train.token_cache for train in trains.values()} == {str(tmp_path / "tokens")}  # tokenized once
     base = "beta=0.1-learning_rate=0.001"
     sacpo = f"dpo_s-{base}-after-dpo_h-{base}"
     assert chains[sacpo].needs == (f"dpo_h-{base}",)

@@ -11,7 +11,7 @@ from bfpo.config.demo import WorldKeys
 from bfpo.core.schema import Prompt
 from bfpo.data.split import draw
 from bfpo.data.write import prompt_row, write_completions, write_pairs
-from bfpo.experiments.points import Step
+from bfpo.experiments.points import REFERENCE, TOKENS, Step
 from bfpo.runs.folder import RunFolder
 from bfpo.world.datasets import (
     buffer_pairs,
@@ -119,7 +119,8 @@ def train_step(
             **({"anchor_scale": config.align.anchor_scale} if config.align.anchor_weight else {}),
             "data": {"files": [str(data / "main.jsonl")], "layout": "bfpo"},
             "buffer": {"files": [str(data / "buffer.jsonl")], "layout": "bfpo", "unknown_label": "safe"},
-            "reference_cache": str(root / "reference"),
+            "reference_cache": str(root / REFERENCE),
+            "token_cache": str(root / TOKENS),
             "trainable": "all",
             "pairs_per_step": config.align.pairs_per_step,
             "max_steps": config.align.steps,

@@ -69,7 +69,7 @@ def _changes(config: CompareConfig, root: Path, worlds: Sequence[ComparedWorld])
         for name, judged in _judged(config, root, world).items():
             if name not in (START, CEILING):
                 paired = pair_values(judged, before[name], METRIC)
-                row = WorldChange(name, world.name, num_prompts=len(set(paired.prompts)))
+                row = WorldChange(name, world.name)
                 rows.append(paired_row(row, paired, confidence=config.confidence, random_seed=0))
     yield from with_holm(rows)
 

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TypeVar
 
-from bfpo.scores.records import ModelComparison
+from bfpo.scores.records import ModelComparison, PairedDifference
 from bfpo.scores.scores import Judged, PairedValues, pair_values
 from bfpo.stats import holm, paired_difference, paired_test
 
 __all__ = ["compare_pairs", "indistinguishable_from", "is_distinguishable", "paired_row", "with_holm"]
 
 
-class _Tested(Protocol):
-    """A dataclass with the fields of a comparison."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def p_value(self) -> float | None: ...
-
-
-Row = TypeVar("Row", bound=_Tested)
+Row = TypeVar("Row", bound=PairedDifference)
 
 
 def compare_pairs(
@@ -45,7 +36,7 @@ def compare_pairs(
     for first, second in pairs:
         for metric in metrics:
             paired = pair_values(judged[first], judged[second], metric)
-            row = ModelComparison(metric, first, second, num_prompts=len(set(paired.prompts)))
+            row = ModelComparison(metric, first, second)
             rows.append(paired_row(row, paired, confidence=confidence, random_seed=random_seed))
     return with_holm(rows)
 
@@ -66,6 +57,7 @@ def paired_row(row: Row, paired: PairedValues, *, confidence: float, random_seed
         low=difference.low,
         high=difference.high,
         num=difference.num,
+        num_prompts=len(set(paired.prompts)),
         test=test.test,
         p_value=test.p_value,
     )

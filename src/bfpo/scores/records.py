@@ -23,6 +23,7 @@ __all__ = [
     "MethodDifference",
     "ModelComparison",
     "NearestPoint",
+    "PairedDifference",
     "PeopleDifference",
     "PeopleFile",
     "PeopleRate",
@@ -171,12 +172,9 @@ class AccuracyRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelComparison:
-    """First - second of a metric on the same prompts: interval, test, and the p-value corrected over its family."""
+class PairedDifference:
+    """A difference over the same prompts with its interval, test and p-value; `p_holm` is corrected over its family."""
 
-    metric: str
-    first: str
-    second: str
     difference: float | None = None
     low: float | None = None
     high: float | None = None
@@ -185,6 +183,18 @@ class ModelComparison:
     test: str = ""
     p_value: float | None = None
     p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class _TwoModels:  # what is compared is a base class of its own, so that it comes first in the file
+    metric: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelComparison(PairedDifference, _TwoModels):
+    """First - second of a metric on the same prompts."""
 
 
 @dataclass(slots=True)
@@ -346,20 +356,15 @@ class ComparedWorld:
     methods: list[WorldMethod] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class WorldChange:
-    """The score of a method in a world minus that in the first world, on the same prompts and seeds."""
-
+@dataclass(frozen=True)
+class _MethodInWorld:
     method: str
     world: str
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    num: int = 0
-    num_prompts: int = 0
-    test: str = ""
-    p_value: float | None = None
-    p_holm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorldChange(PairedDifference, _MethodInWorld):
+    """The score of a method in a world minus that in the first world, on the same prompts and seeds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from bfpo.core.records import OPTIONAL
 from bfpo.core.schema import JudgeFit, Message, Score, Verdict
-from bfpo.scores.records import CoherenceBound, PeopleFile
+from bfpo.scores.records import CoherenceBound, PairedDifference, PeopleFile
 from bfpo.stats import Interval
 
 __all__ = [
@@ -107,21 +107,17 @@ class SuiteScore(Score, _Place):
     """A score of one model on one suite."""
 
 
-@dataclass(frozen=True, slots=True)
-class SuiteComparison:
-    """Two models on the same prompts of a suite: first minus second, with the test and Holm's correction."""
-
+@dataclass(frozen=True)
+class _OfSuite:
     suite: str
     metric: str
     first: str
     second: str
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
-    p_holm: float | None = None
-    test: str = ""
-    num: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteComparison(PairedDifference, _OfSuite):
+    """First - second of two models on the same prompts of a suite."""
 
 
 # ------------------------------------------------------------------------------------------------ depth
@@ -409,22 +405,18 @@ class TamperScore(Score, _After):
     """A measure of one model after some steps of the attack, all suites and seeds together."""
 
 
-@dataclass(frozen=True, slots=True)
-class TamperChange:
-    """A model after `step` steps minus `against` after `against_step`, over prompts that both were asked."""
-
+@dataclass(frozen=True)
+class _TwoPoints:
     model: str
     step: int
     against: str
     against_step: int
     metric: str
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
-    p_holm: float | None = None
-    test: str = ""
-    num: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TamperChange(PairedDifference, _TwoPoints):
+    """A model after `step` steps minus `against` after `against_step`, over prompts that both were asked."""
 
 
 @dataclass(frozen=True, slots=True)
