@@ -403,6 +403,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         and (key in earlier or not (_is_off(now[key]) or stage == "reference"))
         and not key.endswith("api_key_env")  # no answer depends on who asks
         and not _found_by_the_command(stage, key, now.get(key))
+        and key.partition(".")[0] not in ("executor", "processes")  # nor on how many do
     ]
     if changes:
         raise RunError(
