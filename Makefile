@@ -31,7 +31,7 @@ help:
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make docs      build the documentation into site/, links checked; open site/index.html"
-	@echo "make bench     measure training against TRL, its scaling and the ramp-up; bench-quick checks that it runs"
+	@echo "make bench     measure training against TRL, its scaling, the ramp-up and generation; bench-quick checks that it runs"
 	@echo "make format    format the code"
 
 demo: $(VENV)/.runtime
@@ -53,6 +53,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.hot_path $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.generation $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.report
 
 # Tiny sizes, to check that everything runs; results are written only to runs/.
@@ -62,6 +63,7 @@ bench-quick: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.hot_path --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.generation --quick --out runs/bench-quick $(BENCH_ARGS)
 
 # Links, anchors and the navigation are checked; the pages of commands, keys and the Python API are made of the code.
 docs: $(VENV)/.docs

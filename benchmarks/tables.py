@@ -248,12 +248,39 @@ def hot_path_tables(results: dict[str, Any]) -> list[Table]:
     ]
 
 
+def generation_tables(results: dict[str, Any]) -> list[Table]:
+    """Return the table of generation: tokens per CPU second, and the share of row-steps that were of use."""
+    runs, settings = results["runs"], results["settings"]
+    arms = list(dict.fromkeys(run["arm"] for run in sorted(runs, key=lambda run: run["arm"])))
+    rates = {arm: [run["tokens"] / run["cpu_seconds"] for run in runs if run["arm"] == arm] for arm in arms}
+    rows = [
+        [
+            arm,
+            number(spread(rates[arm]), 1),
+            number(spread(ours / theirs for ours, theirs in zip(rates[arm], rates[arms[0]], strict=True)), 2),
+            number(spread(run["tokens"] / run["row_steps"] for run in runs if run["arm"] == arm), 2),
+        ]
+        for arm in arms
+    ]
+    lengths = spread(run["tokens"] / settings["num"] for run in runs)
+    load = number(spread(run["load"] for run in runs), 0)
+    note = (
+        f"{settings['model']}, temperature 1, {settings['num']} prompts a repeat, {settings['repeats']} repeats. "
+        f"Answers: {number(lengths, 0)} tokens on average, at most {settings['max_new_tokens']}. Weights of `default` "
+        f"and transformers: {settings['dtype']}. {settings['threads']} thread(s), load of the machine {load}. "
+        "Median [quartiles]; ratios repeat by repeat. Useful: row-steps that made a token of an answer."
+    )
+    columns = ["how", "tokens per CPU second", "times before", "useful row-steps"]
+    return [Table("Generation", note, columns, rows)]
+
+
 TABLES = {
     "throughput": throughput_tables,
     "sft": sft_tables,
     "hot_path": hot_path_tables,
     "scaling": scaling_tables,
     "rampup": rampup_tables,
+    "generation": generation_tables,
 }
 
 

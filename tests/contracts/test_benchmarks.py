@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import balance, hot_path, rampup, report, scaling, sft, throughput
+from benchmarks import balance, generation, hot_path, rampup, report, scaling, sft, throughput
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.process import read_results, write_results
 from benchmarks.sft_training import trl_row
@@ -74,6 +74,18 @@ def test_the_table_of_shares(tmp_path, capsys):
     results = read_results(tmp_path, "balance")
     assert results is not None
     assert all(run["dealt"][1] >= run["random"][1] for run in results["runs"])
+
+
+def test_the_defaults_of_generation_waste_no_row_step_and_draw_as_before(tmp_path, capsys):
+    sizes = ["--size", "XS", "--num", "9", "--repeats", "1", "--max-new-tokens", "64", "--batches", "4"]
+    generation.main([*sizes, "--threads", "1", "--out", str(tmp_path)])
+    results = read_results(tmp_path, "generation")
+    assert results is not None
+    runs = {run["arm"]: run for run in results["runs"]}
+    assert len(runs) == 3
+    default, before = runs[generation.DEFAULT], runs[generation.BEFORE]
+    assert default["tokens"] == before["tokens"] == default["row_steps"] < before["row_steps"]
+    assert "useful row-steps" in capsys.readouterr().out
 
 
 def test_pairs_have_the_lengths_of_chat_data_and_depend_on_the_seed_alone():

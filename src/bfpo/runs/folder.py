@@ -403,6 +403,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         and (key in earlier or not (_is_off(now[key]) or stage == "reference"))
         # No answer depends on who asks, and no loss of a step on how it is cut.
         and not key.endswith(("api_key_env", "_per_microbatch"))
+        and not _found_by_the_command(stage, key, now.get(key))
         and key.partition(".")[0] not in ("executor", "processes")  # how many do the work
     ]
     if changes:
@@ -411,6 +412,13 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
             f"resume with --config {path / _CONFIG}, or start a new run in another --out"
         )
     return record
+
+
+def _found_by_the_command(stage: str, key: str, value: object) -> bool:
+    """Return whether a run goes on with what it has: batches change no answer, the run records its number type."""
+    if key.rpartition(".")[2] == "batch_size":
+        return value is None or stage == "generate"
+    return key == "dtype" and (stage, value) in (("generate", "auto"), ("redteam", "auto"), ("evaluate", None))
 
 
 def _is_off(value: object) -> bool:

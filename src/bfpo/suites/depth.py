@@ -128,7 +128,7 @@ def _measured(
 
 
 def _loaded(config: SuitesJob, model: WeightsModel) -> Any:
-    policy = load_policy(model.model, dtype=config.dtype, revision=model.revision)
+    policy = load_policy(model.model, dtype=config.dtype_of_logps, revision=model.revision)
     to_gpu(policy.model)
     return policy.model
 
