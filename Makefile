@@ -54,6 +54,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.generation $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.report
 
 # Tiny sizes, to check that everything runs; results are written only to runs/.
@@ -64,6 +65,7 @@ bench-quick: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.generation --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.prepare --quick --out runs/bench-quick
 
 # Links, anchors and the navigation are checked; the pages of commands, keys and the Python API are made of the code.
 docs: $(VENV)/.docs

@@ -274,6 +274,32 @@ def generation_tables(results: dict[str, Any]) -> list[Table]:
     return [Table("Generation", note, columns, rows)]
 
 
+def prepare_tables(results: dict[str, Any]) -> list[Table]:
+    """Return the table of `bfpo prepare` beside the script, by rows; ratios are taken repeat by repeat."""
+    runs, settings = results["runs"], results["settings"]
+    script = {(run["rows"], run["repeat"]): run for run in runs if run["arm"] == "polars and rensa"}
+    rows = []
+    for size, arm in dict.fromkeys((run["rows"], run["arm"]) for run in sorted(runs, key=lambda run: run["rows"])):
+        own = [run for run in runs if (run["rows"], run["arm"]) == (size, arm)]
+        beside = [run["cpu_seconds"] / script[size, run["repeat"]]["cpu_seconds"] for run in own]
+        rows.append(
+            [
+                f"{size:,}",
+                arm,
+                number(spread(run["cpu_seconds"] for run in own), 2),
+                number(spread(beside), 2),
+                number(spread(run["peak_bytes"] / MIB for run in own), 0),
+            ]
+        )
+    note = (
+        f"Data: {settings['data']}. CPU seconds (user and system) of whole processes, imports included; median "
+        f"[quartiles] of {settings['repeats']} repeats in shuffled order; load of the machine (1, 5, 15 minutes) "
+        f"{', '.join(map(str, settings['load']))}. One process of bfpo. Peak: resident memory of the process."
+    )
+    columns = ["rows", "program", "CPU seconds", "times the script", "peak MiB"]
+    return [Table("Preparing data", note, columns, rows)]
+
+
 TABLES = {
     "throughput": throughput_tables,
     "sft": sft_tables,
@@ -281,6 +307,7 @@ TABLES = {
     "scaling": scaling_tables,
     "rampup": rampup_tables,
     "generation": generation_tables,
+    "prepare": prepare_tables,
 }
 
 

@@ -94,10 +94,11 @@ def previewed(sweep: tuple[Path, SweepConfig], **changes: Any) -> list[str]:
 
 @pytest.mark.parametrize("budget", [4.0, None])
 def test_what_there_is_and_the_memory_of_each_training_are_told_beforehand(
-    sweep: tuple[Path, SweepConfig], budget: float | None
+    sweep: tuple[Path, SweepConfig], budget: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bfpo.execution.workers.usable_cores", lambda: 3)
     lines = previewed(sweep, memory_gib=budget)
-    assert {"6 prompts, judged by oracle", "data: 8 pairs", "2 models, 1 at a time"} <= set(lines)
+    assert {"6 prompts, judged by oracle", "data: 8 pairs", "2 models, 3 at a time"} <= set(lines)
     assert any(re.fullmatch(r"beta=0.1: train, generate, evaluate, 0\.\d\d GiB", line) for line in lines)
 
 

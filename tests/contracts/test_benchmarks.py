@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import balance, generation, hot_path, rampup, report, scaling, sft, throughput
+from benchmarks import balance, generation, hot_path, prepare, rampup, report, scaling, sft, throughput
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.process import read_results, write_results
 from benchmarks.sft_training import trl_row
@@ -24,7 +24,7 @@ from benchmarks.summary import (
     speed_ratio,
     throughput_arms,
 )
-from benchmarks.tables import sft_tables
+from benchmarks.tables import TABLES, sft_tables, show_tables
 from benchmarks.workload import (
     EOS,
     MODELS,
@@ -36,7 +36,7 @@ from benchmarks.workload import (
     text_rows,
 )
 from bfpo import BfpoError
-from bfpo.core.errors import TrainingError
+from bfpo.core.errors import RunError, TrainingError
 from bfpo.data.pack import collate_pairs, longest_text, pair_sizes
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
@@ -354,3 +354,38 @@ def test_the_smoke_form_runs_against_trl(tmp_path):
         (trainer, reference) for trainer in ("bfpo", "trl") for reference in ("precomputed", "online")
     }
     assert all(overall_factor(arm) >= 1 for arm in arms)
+
+
+def test_bfpo_prepare_and_the_script_count_the_same_rows(tmp_path):
+    pytest.importorskip("polars")
+    pytest.importorskip("py3langid")
+    file = tmp_path / "pairs.jsonl"
+    prepare.write_transcripts(file, 120)
+    ours, script = (prepare.measure(arm, file, before=None) for arm in (prepare.OURS, prepare.SCRIPT))
+    assert ours["counts"] == script["counts"]
+    assert ours["counts"]["duplicates"] > 0
+    assert sum(ours["counts"]["cells"].values()) + ours["counts"]["duplicates"] == 120
+
+
+def test_other_counts_are_not_the_same_work(tmp_path):
+    counts = {"rows": 3, "rejected": 1, "duplicates": 0, "cells": {"safe-safe": 2}}
+    prepare.check_counts(counts, [{"arm": prepare.SCRIPT, "counts": dict(counts)}])
+    with raises(RunError, "rejected"):
+        prepare.check_counts(counts | {"rejected": 2}, [{"arm": prepare.SCRIPT, "counts": counts}])
+
+
+def test_the_table_of_preparing_compares_within_a_repeat(tmp_path, capsys):
+    runs = [
+        {"arm": arm, "rows": 10, "repeat": repeat, "cpu_seconds": seconds * (1 + repeat), "peak_bytes": 2**20}
+        for arm, seconds in ((prepare.SCRIPT, 2.0), (prepare.OURS, 3.0))
+        for repeat in (0, 1)
+    ]
+    settings = {"data": "some.jsonl", "repeats": 2, "load": [1.0, 2.0, 3.0]}
+    write_results(tmp_path, "prepare", settings=settings, runs=runs)
+    show_tables(tmp_path, ["prepare"])
+    (table,) = TABLES["prepare"](read_results(tmp_path, "prepare"))
+    assert [row[1:4] for row in table.rows] == [
+        [prepare.SCRIPT, "3.00 [2.50-3.50]", "1.00"],
+        [prepare.OURS, "4.50 [3.75-5.25]", "1.50"],
+    ]
+    assert "Preparing data" in capsys.readouterr().out

@@ -11,7 +11,8 @@ from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.data.load import PairStream
 from bfpo.data.prompts import read_prompt_files
-from bfpo.execution.workers import describe_workers
+from bfpo.execution.settings import RayExecutor
+from bfpo.execution.workers import OnePer, describe_workers, num_gpus
 from bfpo.experiments.points import Point, chains_of, plan_points, read_judged, scores_of
 from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
 from bfpo.experiments.workers import run_chains
@@ -48,7 +49,7 @@ def run(config: SweepConfig, folder: RunFolder) -> None:
     memory = {} if config.memory_gib is None else _memory(config, points)
     chains = chains_of(config, points, folder.path, memory)
     budget = None if config.memory_gib is None else int(config.memory_gib * _GIB)
-    run_chains(chains, config.executor, folder.path / "logs", memory=budget, one_per="gpu")
+    run_chains(chains, config.executor, folder.path / "logs", memory=budget, one_per=_one_per(config))
     _write_result(config, folder, points)
 
 
@@ -60,7 +61,7 @@ def preview(config: SweepConfig) -> list[str]:
     chains = chains_of(config, points, Path("OUT"), memory)
     return [
         *found,
-        f"{len(points)} models, {describe_workers(config.executor)}",
+        f"{len(points)} models, {describe_workers(config.executor, _one_per(config))}",
         *(
             f"{chain.name}: {', '.join(step.stage for step in chain.steps)}, {_memory_words(chain.memory)}"
             if config.blends is None
@@ -68,6 +69,11 @@ def preview(config: SweepConfig) -> list[str]:
             for chain in chains
         ),
     ]
+
+
+def _one_per(config: SweepConfig) -> OnePer:
+    """Return what automatic workers are counted by: GPUs, or cores on a machine without them."""
+    return "gpu" if isinstance(config.executor, RayExecutor) or num_gpus() else "core"
 
 
 def _memory_words(memory: int) -> str:

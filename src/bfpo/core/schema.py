@@ -30,6 +30,7 @@ __all__ = [
 Role = Literal["system", "user", "assistant", "tool"]
 VerdictLabel = Literal["safe", "unsafe", "unscored"]
 _ROLES = get_args(Role)
+_PAIR_TEXTS = ("id", "chosen", "rejected", "source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +131,12 @@ class Pair:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
-        for name in ("id", "chosen", "rejected", "source"):
-            if not isinstance(getattr(self, name), str):
-                raise DataError(f"{name}: got {type(getattr(self, name)).__name__}; a string is needed")
-        for name in ("chosen_is_safe", "rejected_is_safe"):
-            value = getattr(self, name)
+        for name, text in zip(_PAIR_TEXTS, (self.id, self.chosen, self.rejected, self.source), strict=True):
+            if not isinstance(text, str):
+                raise DataError(f"{name}: got {type(text).__name__}; a string is needed")
+        for name, value in (("chosen_is_safe", self.chosen_is_safe), ("rejected_is_safe", self.rejected_is_safe)):
             _check_label(name, value)
-            if value is not None:
+            if value is not None and type(value) is not float:
                 object.__setattr__(self, name, float(value))
 
 

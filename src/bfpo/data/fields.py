@@ -150,9 +150,8 @@ def pair_of(
     content += [text for text in (chosen.extra, rejected.extra, tools) if text]
     finished = [_finished(row, field) for field in FINISHED]
     content += [] if all(finished) else finished
-    digest = hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
     return Pair(
-        id=id_of(row) or digest[:16],
+        id=id_of(row) or _short_hash(content),
         prompt=prompt,
         chosen=chosen.content,
         rejected=rejected.content,
@@ -223,8 +222,14 @@ def instruction_of(row: Columns) -> tuple[Message, ...]:
 
 def content_id(messages: Sequence[Message], tools: str = "") -> str:
     """Return an id made from messages: 16 hex digits of a hash."""
-    content = json.dumps([*_parts_of(messages), *([tools] if tools else [])], ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return _short_hash([*_parts_of(messages), *([tools] if tools else [])])
+
+
+_TO_JSON = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _short_hash(content: list[object]) -> str:
+    return hashlib.sha256(_TO_JSON(content).encode()).hexdigest()[:16]
 
 
 def _parts_of(messages: Sequence[Message]) -> list[list[str]]:

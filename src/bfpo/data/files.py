@@ -146,14 +146,14 @@ def first_that_fits(
     raise DataError.at(file, first.line, f"{what}. `columns` renames (our name: the file's)")
 
 
-def attempt(make: Callable[[Row], Item], file: Path, row: Row) -> Item | Reject:
+def attempt(make: Callable[[Row], Item], file: str | Path, row: Row) -> Item | Reject:
     """Return what `make` returns for a row, or the reject with its error."""
     try:
         if row.bad is not None:
             raise row.bad
         return make(row)
     except RowError as bad:
-        return Reject.of(file, row.line, bad)
+        return Reject.of(Path(file), row.line, bad)
 
 
 def made_or_error(file: Path, rows: Iterable[Row], make: Callable[[Row], Item]) -> list[Item]:

@@ -157,26 +157,30 @@ def _pku_category(row: Columns) -> str:
 )
 def hh_pair(row: Columns) -> Pair:
     """HH-RLHF's transcripts: the last assistant turn of each is the completion, the turns before must be the same."""
-    turns = {field: transcript_of(value_of(row, field), field) for field in _COMPLETIONS}
-    for field, messages in turns.items():
-        if messages[-1].role != "assistant":
-            raise RowError(field, "the transcript does not end with the assistant", messages[-1].role)
-    prompt = turns["chosen"][:-1]
-    if prompt != turns["rejected"][:-1]:
-        raise RowError("chosen, rejected", "the two transcripts do not share their prompt", len(prompt))
+    chosen, rejected = (_turns_of(value_of(row, field), field) for field in _COMPLETIONS)
+    for field, turns in zip(_COMPLETIONS, (chosen, rejected), strict=True):
+        if turns[-1][0] != "assistant":
+            raise RowError(field, "the transcript does not end with the assistant", turns[-1][0])
+    if chosen[:-1] != rejected[:-1]:
+        raise RowError("chosen, rejected", "the two transcripts do not share their prompt", len(chosen) - 1)
     labels = (label_of(row, _LABELS[0]), label_of(row, _LABELS[1]))
-    return pair_of(row, prompt, turns["chosen"][-1], turns["rejected"][-1], labels)
+    prompt = tuple([Message(*turn) for turn in chosen[:-1]])
+    return pair_of(row, prompt, chosen[-1][1], rejected[-1][1], labels)
 
 
 def transcript_of(value: object, field: str) -> tuple[Message, ...]:
     """Return the turns of a transcript of `Human:` and `Assistant:`, each after an empty line. Raises `RowError`."""
+    return tuple([Message(*turn) for turn in _turns_of(value, field)])
+
+
+def _turns_of(value: object, field: str) -> list[tuple[Role, str]]:
     text = text_of(value, field) if isinstance(value, str) else ""
     before, *rest = _TURN.split("\n\n" + text.lstrip())
     if before or not rest:
         raise RowError(
             field, f"not a transcript of Human: and Assistant: turns, which {_NO_PROMPT}", text[:60] or value
         )
-    return tuple(Message(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True))
+    return [(_HH_ROLES[who], said.strip()) for who, said in zip(rest[::2], rest[1::2], strict=True)]
 
 
 @PAIR_LAYOUTS.register(

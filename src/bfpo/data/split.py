@@ -25,8 +25,13 @@ _RANK_BYTES = 16  # of the hash's 32: enough for about 2^64 rows without a colli
 
 def normalised_prompt(messages: Iterable[Message]) -> str:
     """Return a prompt as text, normalised for case, white space and Unicode form (NFKC)."""
-    turns = (f"{message.role}: {unicodedata.normalize('NFKC', message.content)}" for message in messages)
-    return "\n".join(" ".join(unicodedata.normalize("NFKC", turn.casefold()).split()) for turn in turns)
+    return "\n".join([" ".join(_folded(f"{turn.role}: ", turn.content).split()) for turn in messages])
+
+
+def _folded(role: str, text: str) -> str:
+    if text.isascii():  # where the Unicode form changes nothing
+        return f"{role}{text}".lower()
+    return unicodedata.normalize("NFKC", f"{role}{unicodedata.normalize('NFKC', text)}".casefold())
 
 
 def draw(items: Sequence[Item], limit: int | None, seed: int | str) -> list[Item]:

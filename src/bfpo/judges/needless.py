@@ -12,7 +12,6 @@ from bfpo.data.thinking import message_extra
 from bfpo.judges.coherence import read_completion
 from bfpo.judges.records import NeedlessRefusals
 from bfpo.judges.refusals import RefusalJudge
-from bfpo.stats import rate_interval
 
 __all__ = [
     "NEEDLESS_STEPS",
@@ -158,6 +157,8 @@ def over_refusal(answers: Sequence[ReadAnswer], *, confidence: float = 0.95) -> 
     """Return the share of the answers that are refused; the interval is over prompts, unread answers count apart."""
     read = [answer for answer in answers if answer.refused is not None]
     prompts = [normalised_prompt(answer.completion.prompt) for answer in read]
+    from bfpo.stats import rate_interval  # which `bfpo prepare` does not need
+
     found = rate_interval([answer.refused is True for answer in read], prompts, confidence=confidence)
     unread = len(answers) - len(read)
     return Score("over_refusal", found.value, found.low, found.high, found.num, unread, higher_is_better=False)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = ["PlainText", "in_english", "normalised", "plain_text"]
 
@@ -14,6 +16,7 @@ _READ = 12_000  # characters of an answer that are read at all
 _LANGUAGE_CHARS = 1500
 _APOSTROPHES = dict.fromkeys(map(ord, "‘’‚‛′‵ʹʻʼʽˈʾՙ՚＇´‹›᾿῾ꞌ‎"), "'")
 _QUOTES = dict.fromkeys(map(ord, "“”„‟″«»〝〞〟＂「」『』"), '"')
+_PLAIN_MARKS = _APOSTROPHES | _QUOTES
 _FENCE = re.compile(r"```[^\n`]{0,40}\n(.{0,6000}?)(?:```|\Z)|```", re.DOTALL)
 _CODE = re.compile(r"`[^`\n]{1,300}`")
 _TAG = re.compile(r"</?[a-z][^<>\n]{0,80}>", re.IGNORECASE)
@@ -57,10 +60,13 @@ class PlainText:
 
 def normalised(text: str) -> str:
     """Return the text with one kind of apostrophe and of quote, NFKC, without invisible characters and tags."""
-    text = text[:_READ].translate(_APOSTROPHES | _QUOTES)
+    text = text[:_READ]
+    if not text.isascii():
+        text = text.translate(_PLAIN_MARKS)
     text = re.sub(r"(?<=[^\W\d_])[`´](?=[^\W\d_])", "'", text)
     text = unicodedata.normalize("NFKC", text)[: 2 * _READ]
-    text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Cc") or c in "\n\t")
+    if unseen := {ord(c) for c in set(text) if unicodedata.category(c) in ("Cf", "Mn", "Cc") and c not in "\n\t"}:
+        text = text.translate(dict.fromkeys(unseen))
     return re.sub(r"[ \t\u3000]+", " ", _TAG.sub(" ", text))
 
 
@@ -163,12 +169,12 @@ def in_english(text: str) -> bool:
     """
     prose = _CODE.sub(" ", _FENCE.sub(" ", text[:_LANGUAGE_CHARS]))
     prose = prose if re.search(r"[^\W\d_]{2}", prose) else text[:_LANGUAGE_CHARS]
-    letters = [c for c in prose if c.isalpha()]
-    latin = sum("LATIN" in unicodedata.name(c, "LATIN") for c in letters)
+    letters = {c: number for c, number in Counter(prose).items() if c.isalpha()}
+    latin = sum(number for c, number in letters.items() if _is_latin(c))
     # A character of Chinese or Korean says about as much as two Latin letters.
-    if 2 * (len(letters) - latin) > latin:
+    if 2 * (sum(letters.values()) - latin) > latin:
         return False
-    words = [word.lower() for word in _WORD.findall(prose) if "LATIN" in unicodedata.name(word[0], "LATIN")]
+    words = [word.lower() for word in _WORD.findall(prose) if _is_latin(word[0])]
     for part in (words[:_FIRST_WORDS], words):  # an English opening may introduce words of another language
         if sum(word in _ENGLISH for word in part) >= _SHARE * len(part):
             return True
@@ -179,3 +185,8 @@ def in_english(text: str) -> bool:
 
     scores = {str(language): float(score) for language, score in py3langid.rank(" ".join(words))}
     return max(scores.values()) - scores["en"] <= (0.0 if foreign else _MARGIN)
+
+
+@lru_cache(maxsize=4096)
+def _is_latin(character: str) -> bool:
+    return "LATIN" in unicodedata.name(character, "LATIN")

@@ -74,6 +74,11 @@ def _all_layouts() -> dict[str, Layout[Pair | Completion]]:
     return {**COMPLETION_LAYOUTS, **PAIR_LAYOUTS}
 
 
+def _layout(name: str) -> Layout[Any]:
+    """Return a layout by its name, without a table of all of them for each row."""
+    return COMPLETION_LAYOUTS[name] if name in COMPLETION_LAYOUTS else PAIR_LAYOUTS[name]
+
+
 def kind_of_layout(name: str) -> SourceKind | None:
     """Return what rows of a layout are, `None` for `"auto"`; raises `SettingError` for a name no layout has."""
     check_layout(name, _all_layouts())
@@ -97,14 +102,15 @@ class RowReader:
 
     def read(self, line: int, columns: Mapping[str, object]) -> Pair | Completion | Reject:
         """Return the item or reject of a row; its id may repeat that of another row."""
-        made = attempt(self._make, Path(self.file), Row(line, columns))
+        made = attempt(self._make, self.file, Row(line, columns))
         if isinstance(made, Reject) and made.reason == EMPTY and "incoherent" in self.leave_out:
             return replace(made, reason=f"{LEFT_OUT}empty")
         return made
 
     def _make(self, row: Row) -> Pair | Completion:
-        layout = _all_layouts()[self.layout]
-        item = layout.parse(self.labels.applied(row.columns, layout.labels) if self.labels else row.columns)
+        layout = _layout(self.layout)
+        columns = self.labels.applied(row.columns, layout.labels) if self.labels else row.columns
+        item: Pair | Completion = layout.parse(columns)
         if item.tools or any(message.extra for message in item.prompt) or any(_extras(item)):
             raise RowError("tools", "tools, tool calls and reasoning are not kept by bfpo prepare: train on the file")
         if self.leave_out and isinstance(item, Completion):
@@ -113,7 +119,7 @@ class RowReader:
 
     def columns(self) -> tuple[str, ...]:
         """Return the columns that are read."""
-        layout = _all_layouts()[self.layout]
+        layout = _layout(self.layout)
         return (*layout.needs, *layout.reads)
 
 
@@ -284,17 +290,20 @@ def _finished(item: Pair | Completion) -> tuple[bool, bool]:
 
 
 def _batch_of(items: Sequence[Pair | Completion]) -> Any:
-    rows = [
-        (
-            item.id,
-            [{"role": message.role, "content": message.content} for message in item.prompt],
-            *_completions_of(item),
-        )
-        for item in items
-    ]
-    columns = zip(*rows, strict=True) if rows else ((),) * len(SCHEMA)
-    arrays = [pyarrow.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)]
-    return pyarrow.record_batch(arrays, schema=SCHEMA)
+    turns = [turn for item in items for turn in item.prompt]
+    messages = pyarrow.StructArray.from_arrays(
+        [
+            pyarrow.array([turn.role for turn in turns], pyarrow.string()),
+            pyarrow.array([turn.content for turn in turns], pyarrow.string()),
+        ],
+        fields=list(_MESSAGE),
+    )
+    ends = np.cumsum([0, *(len(item.prompt) for item in items)], dtype=np.int32)
+    rest = [_completions_of(item) for item in items]
+    columns = zip(*rest, strict=True) if rest else ((),) * (len(SCHEMA) - 2)
+    arrays = [pyarrow.array(column, kind.type) for column, kind in zip(columns, list(SCHEMA)[2:], strict=True)]
+    ids = pyarrow.array([item.id for item in items], pyarrow.string())
+    return pyarrow.record_batch([ids, pyarrow.ListArray.from_arrays(ends, messages), *arrays], schema=SCHEMA)
 
 
 def _completions_of(item: Pair | Completion) -> tuple[object, ...]:
@@ -305,31 +314,41 @@ def _completions_of(item: Pair | Completion) -> tuple[object, ...]:
 
 def _keys_of(items: Sequence[Pair | Completion], texts: Sequence[str], given: Sequence[bool]) -> npt.NDArray[Any]:
     keys = np.zeros(len(items), KEYS)
-    for row, (item, text) in enumerate(zip(items, texts, strict=True)):
-        first, second = _texts(item)
-        prompt = _digest(*(part for message in item.prompt for part in (message.role, message.content)))
-        completions = (_continued(prompt, first), _continued(prompt, second))
-        labels, finished = _labels_of(item), _finished(item)
-        cut = () if all(finished) or isinstance(item, Completion) else finished
-        keys[row] = (
-            _hash(item.id),
-            given[row],
-            _hash(text),
-            _hash(*map(repr, (*completions, *labels, *cut))),
-            completions,
-            [np.nan if label is None else label for label in labels],
-            False,
-            [not whole for whole in finished],
-            [sum(len(turn.content) for turn in item.prompt), len(first), len(second)],
-            [sum(len(turn.content.split()) for turn in item.prompt), len(first.split()), len(second.split())],
-            (0, 0, 0),
-        )
+    if not items:
+        return keys
+    pairs = [_texts(item) for item in items]
+    prompts = [_digest(*[part for turn in item.prompt for part in (turn.role, turn.content)]) for item in items]
+    completions = [
+        (_continued(prompt, first), _continued(prompt, second))
+        for prompt, (first, second) in zip(prompts, pairs, strict=True)
+    ]
+    labels, finished = [_labels_of(item) for item in items], [_finished(item) for item in items]
+    contents = []
+    for item, both, known, whole in zip(items, completions, labels, finished, strict=True):
+        cut = () if all(whole) or isinstance(item, Completion) else whole
+        contents.append(_digest(*map(repr, (*both, *known, *cut))).digest())
+    keys["id"] = _numbers([_digest(item.id).digest() for item in items])
+    keys["id_is_given"] = given
+    keys["prompt"] = _numbers([_digest(text).digest() for text in texts])
+    keys["content"] = _numbers(contents)
+    keys["completions"] = completions
+    keys["labels"] = np.array(labels, np.float64)  # None is NaN
+    keys["cut"] = ~np.array(finished, bool)
+    for name, size in (("chars", len), ("words", _num_words)):
+        keys[name] = [
+            (sum([size(turn.content) for turn in item.prompt]), size(first), size(second))
+            for item, (first, second) in zip(items, pairs, strict=True)
+        ]
     return keys
+
+
+def _num_words(text: str) -> int:
+    return len(text.split())
 
 
 def _digest(*texts: str) -> Any:
     # Lengths are included, so that different lists of texts never give the same bytes.
-    return blake2b("".join(f"{len(text)}:{text}" for text in texts).encode("utf-8", "surrogatepass"), digest_size=8)
+    return blake2b("".join([f"{len(text)}:{text}" for text in texts]).encode("utf-8", "surrogatepass"), digest_size=8)
 
 
 def _continued(digest: Any, text: str) -> int:
@@ -338,5 +357,5 @@ def _continued(digest: Any, text: str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _hash(*texts: str) -> int:
-    return int.from_bytes(_digest(*texts).digest(), "little")
+def _numbers(digests: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(b"".join(digests), "<u8")

@@ -15,6 +15,7 @@ _RECALL = 0.99  # of pairs exactly at the threshold
 _MINHASH_SEED = 1
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _COMPARED_AT_ONCE = 1 << 14
+_HASHED_AT_ONCE = 1 << 14
 
 Indices = npt.NDArray[np.int64]
 
@@ -39,9 +40,13 @@ def ngrams(texts: Sequence[str], characters: int) -> list[npt.NDArray[np.uint64]
     padded = [text.ljust(characters, "\0") for text in texts]
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), "<u4")
     hashes = np.zeros(len(codes) - characters + 1, np.uint64)
-    for place in range(characters):  # the overflow is intended
-        hashes = (hashes + codes[place : place + len(hashes)]) * _MULTIPLIER
-        hashes ^= hashes >> np.uint64(32)
+    high = np.empty(_HASHED_AT_ONCE, np.uint64)
+    for start in range(0, len(hashes), _HASHED_AT_ONCE):  # so few at a time that they stay in the cache
+        some = hashes[start : start + _HASHED_AT_ONCE]
+        for place in range(start, start + characters):  # the overflow is intended
+            some += codes[place : place + len(some)]
+            some *= _MULTIPLIER
+            some ^= np.right_shift(some, np.uint64(32), out=high[: len(some)])
     ends = np.cumsum([len(text) for text in padded])
     return [hashes[end - len(text) : end - characters + 1] for text, end in zip(padded, ends.tolist(), strict=True)]
 

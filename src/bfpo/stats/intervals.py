@@ -40,6 +40,8 @@ def wilson(successes: int, num: int, *, confidence: float = 0.95) -> Interval:
     Its coverage is the confidence on average over rates, and lower at some of them. `num` = 0 gives an interval of
     `None`. Raises `SettingError` for impossible counts or a confidence outside (0, 1).
     """
+    from scipy.stats import binomtest  # slow to import, so only where it computes
+
     check_confidence(confidence)
     if num < 0 or not 0 <= successes <= num:
         raise SettingError(f"successes, num: got {successes} of {num}; needed: 0 <= successes <= num")
@@ -59,6 +61,8 @@ def upper_bound_of_zero(num: int, *, confidence: float = 0.95) -> float | None:
     number of prompts. The upper bound of a *two*-sided interval is higher, about 3.7/num. Raises `SettingError` for a
     negative count or a confidence outside (0, 1).
     """
+    from scipy.stats import binomtest  # slow to import, so only where it computes
+
     check_confidence(confidence)
     if num < 0:
         raise SettingError(f"num: got {num}; a count of trials, 0 or more, is needed")
@@ -165,6 +169,8 @@ def between_seed_sd(
     seed gives `None`. Equal means give 0 without bounds, since unobserved variation may still exist. Raises
     `SettingError` for lengths that differ or a value that is not finite.
     """
+    from scipy.stats import chi2
+
     check_confidence(confidence)
     data = np.asarray(values, dtype=np.float64)
     if data.ndim != 1 or not np.isfinite(data).all():

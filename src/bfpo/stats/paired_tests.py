@@ -79,6 +79,8 @@ def mcnemar(first: Sequence[bool | float], second: Sequence[bool | float]) -> Pa
     for lengths that differ or values other than 0 and 1. Prompts must be independent; for several answers per prompt
     use `sign_flip`.
     """
+    from scipy.stats import binomtest
+
     left, right = paired_values(first, second)
     if not (_is_binary(left) and _is_binary(right)):
         raise SettingError("first, second: McNemar's test needs zeros and ones; for other values use sign_flip")
@@ -209,6 +211,8 @@ def detectable_difference(
 
 def _solve(num_clusters: int, square: float, reach: float, alpha: float, power: float) -> float | None:
     """Return d of Connor's formula with `square` as the discordance; `None` if d exceeds `reach`, its maximum."""
+    from scipy.stats import norm
+
     if num_clusters < 0:
         raise SettingError(f"num_clusters: got {num_clusters}; a count, 0 or more, is needed")
     if not 0 < alpha < power < 1:
