@@ -47,7 +47,6 @@ def wilson(successes: int, num: int, *, confidence: float = 0.95) -> Interval:
         raise SettingError(f"successes, num: got {successes} of {num}; needed: 0 <= successes <= num")
     if num == 0:
         return Interval(None, None, None, 0)
-    from scipy.stats import binomtest
 
     bounds = binomtest(int(successes), int(num)).proportion_ci(confidence_level=confidence, method="wilson")
     return Interval(successes / num, float(bounds.low), float(bounds.high), num)
@@ -68,7 +67,6 @@ def upper_bound_of_zero(num: int, *, confidence: float = 0.95) -> float | None:
         raise SettingError(f"num: got {num}; a count of trials, 0 or more, is needed")
     if num == 0:
         return None
-    from scipy.stats import binomtest
 
     test = binomtest(0, int(num), alternative="less")
     return float(test.proportion_ci(confidence_level=confidence, method="exact").high)
@@ -184,7 +182,6 @@ def between_seed_sd(
         return Interval(0.0, None, None, num_seeds)
     sd = float(means.std(ddof=1))
     tail = (1 - confidence) / 2
-    from scipy.stats import chi2
 
     # (n - 1) sd^2 / sigma^2 is chi-square distributed; its upper quantile gives the lower bound of sigma.
     upper, lower = chi2.ppf([1 - tail, tail], num_seeds - 1)

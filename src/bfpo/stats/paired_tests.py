@@ -219,7 +219,6 @@ def _solve(num_clusters: int, square: float, reach: float, alpha: float, power: 
         raise SettingError(f"alpha, power: got {alpha}, {power}; needed: 0 < alpha < power < 1, such as 0.05 and 0.8")
     if num_clusters == 0 or square == 0:
         return None
-    from scipy.stats import norm
 
     z_alpha, z_beta = float(norm.isf(alpha / 2)), float(norm.ppf(power))
     # (sqrt(n) d - z_alpha sqrt(s))^2 = z_beta^2 (s - d^2) is a quadratic a d^2 - 2 b d + c = 0. d is the
