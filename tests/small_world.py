@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 SMALL: dict[str, Any] = {
-    "processes": 2,
+    "executor": {"workers": 2},
     "world": {
         "sft_completions": 60,
         "main_pairs": 30,

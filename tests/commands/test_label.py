@@ -20,7 +20,7 @@ from bfpo.core.errors import ConfigError, DataError, ServerError, SettingError
 from bfpo.core.schema import Completion, Message, Pair, Verdict
 from bfpo.data.read import read_pairs
 from bfpo.data.write import write_completions, write_pairs
-from bfpo.judges import asking
+from bfpo.judges import shared
 from bfpo.judges.judges import OracleJudge
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.oracle import assess
@@ -174,7 +174,7 @@ class Fake:
 def test_a_panel_its_disagreements_and_soft_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"oracle": Fake("one"), "harmbench": Fake("two", 0.25)}
     made["harmbench"].version = "fake-2"
-    monkeypatch.setattr(asking, "make_judge", lambda spec, budget: made[spec.format])
+    monkeypatch.setattr(shared, "make_judge", lambda spec, budget, **_: made[spec.format])
     prompt = (Message("user", "q"),)
     pairs = [Pair(f"p{n}", prompt, f"{n / 8}", f"{n / 8 + 0.0625}") for n in range(8)]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
@@ -198,7 +198,7 @@ def test_a_panel_its_disagreements_and_soft_labels(tmp_path: Path, monkeypatch: 
 
 
 def test_disagreements_are_sorted_by_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "make_judge", lambda spec, budget: Fake())
+    monkeypatch.setattr(shared, "make_judge", lambda spec, budget, **_: Fake())
     pairs = [
         Pair(f"p{n}", (Message("user", "q"),), text, "0.0", True, None)
         for n, text in enumerate(("0.4", "0.1", "0.9", "0.3"))
@@ -212,9 +212,11 @@ def test_disagreements_are_sorted_by_distance(tmp_path: Path, monkeypatch: pytes
 
 def test_a_second_run_asks_nothing(server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fake, "asked", 0)
-    make = asking.make_judge
+    make = shared.make_judge
     monkeypatch.setattr(
-        asking, "make_judge", lambda spec, budget: Fake() if spec.format == "oracle" else make(spec, budget)
+        shared,
+        "make_judge",
+        lambda spec, budget, **more: Fake() if spec.format == "oracle" else make(spec, budget, **more),
     )
     server.answer = lambda text: guard_answer("bad" if text.startswith("0.1") else "")
     file = write_texts(tmp_path / "completions.jsonl", ["0.1", "0.9", "0.1", "0.1"])

@@ -14,7 +14,7 @@ from bfpo.config import SweepConfig, load_config
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.experiments.points import Chain
 from bfpo.experiments.tradeoff import choose_nearest, nearest_words, tradeoff, tradeoff_csv, tradeoff_markdown
-from bfpo.experiments.workers import _next
+from bfpo.experiments.workers import _may_start
 from bfpo.report.figures.tradeoff import front_figure
 from bfpo.scores.scores import COHERENCE, METRICS, Judged
 from messages import raises
@@ -118,16 +118,17 @@ def test_what_could_not_be_measured_enters_no_front() -> None:
         tradeoff({"silent": judged["silent"]}, settings, OBJECTIVES, ZERO)
 
 
-def test_chains_start_within_processes_needs_and_memory() -> None:
+def test_chains_start_within_needs_and_memory() -> None:
     a, b, c = (Chain(name, 0, (), memory=memory) for name, memory in (("a", 6), ("b", 5), ("c", 4)))
     after = Chain("d", 0, (), needs=("a", "b"))
-    assert _next([a, b, c], set(), [], 2, None) == [a, b]
-    assert _next([a, b, c], set(), [], 3, 10) == [a, c]
-    assert _next([a], set(), [], 3, 5) == [a]  # too large for the budget: alone
-    assert _next([a], set(), [c], 3, 5) == []
-    assert _next([after], {(0, "a")}, [], 2, None) == []
-    assert _next([after], {(0, "a"), (1, "b")}, [], 2, None) == []
-    assert _next([after], {(0, "a"), (0, "b")}, [], 2, None) == [after]
+    assert _may_start(b, [a], set(), None)
+    assert not _may_start(b, [a], set(), 10)
+    assert _may_start(c, [a], set(), 10)
+    assert _may_start(a, [], set(), 5)  # too large for the budget: alone
+    assert not _may_start(a, [c], set(), 5)
+    assert not _may_start(after, [], {(0, "a")}, None)
+    assert not _may_start(after, [], {(0, "a"), (1, "b")}, None)
+    assert _may_start(after, [], {(0, "a"), (0, "b")}, None)
 
 
 def test_the_grid_is_read_from_text() -> None:

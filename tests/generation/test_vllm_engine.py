@@ -15,7 +15,6 @@ from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
-from bfpo.generation import engines as vllm_engine
 from bfpo.generation.engines import completion_seed
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.save import save_policy
@@ -76,7 +75,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm(model: Path, monkeypatch: pytest.MonkeyPatch) -> FakeVllm:
     fake = FakeVllm(load_tokenizer(model).eos_token_id)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "vllm", fake.module())
-    monkeypatch.setattr(vllm_engine, "_TASKS_PER_CALL", 4)
+    monkeypatch.setattr("bfpo.commands.generate._VLLM_PER_SHARD", 4)
     return fake
 
 

@@ -55,7 +55,10 @@ NEW: dict[str, Any] = {
     "depth": None,
     "deep_refusals": None,
     "anchor_scale": "loss",
+    "executor": {"backend": "local", "workers": "auto", "gpus_per_worker": None},
 }
+# Keys that are gone, with what another key has in their place.
+GONE = {"processes"}
 # New keys whose default is another one in `bfpo compare`; a comparison of before goes on with the value in NEW alone.
 OF_COMPARE: dict[str, Any] = {"anchor_scale": "gradient"}
 # What was the default, of keys whose default now says that the command finds the value.
@@ -87,7 +90,7 @@ def without_new(value: Any) -> Any:
     kept = {
         key: without_new(item)
         for key, item in value.items()
-        if key not in NEW or item not in (NEW[key], OF_COMPARE.get(key, NEW[key]))
+        if key not in GONE and (key not in NEW or item not in (NEW[key], OF_COMPARE.get(key, NEW[key])))
     }
     return {key: WAS[key] if key in WAS and item in (None, "auto") else item for key, item in kept.items()}
 

@@ -141,7 +141,7 @@ def p_of(text: str) -> float | None:
 def test_the_output_filter_reads_answers_alone(
     root: Path, plain: Path, at: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bfpo.suites.guarded.make_judge", lambda *_, of_requests: None if of_requests else ByLength())
+    monkeypatch.setattr("bfpo.judges.shared.make_judge", lambda *_, of_requests: None if of_requests else ByLength())
     guard = {"judge": "oracle", "filter": "output", "answer": "no", "at": at}
     run = run_stage("evaluate", config(root, guard, reuse=str(plain)), root / f"output-{at}").path
     rows, before = rows_of(run), rows_of(plain)

@@ -235,7 +235,7 @@ def test_a_judge_that_does_not_load_skips_its_suite_or_stops_where_it_is_named(
             raise ModelError("cais/HarmBench: cannot be loaded")
         return make(spec, budget)
 
-    monkeypatch.setattr(suite_judging, "make_judge", fail_for_guards)
+    monkeypatch.setattr("bfpo.judges.shared.make_judge", fail_for_guards)
     judge = {"role": "harm", "default": "harmbench"}
     (root / "guarded.yaml").write_text(yaml.safe_dump(WORLD | {"name": "guarded", "judge": judge}))
     use = [str(root / "guarded.yaml")]

@@ -9,6 +9,7 @@ from typing import Any
 
 from bfpo.config import CompareConfig
 from bfpo.core.console import show
+from bfpo.execution.workers import describe_workers
 from bfpo.experiments.compare import (
     NUM_TRIALS,
     chains_of,
@@ -21,7 +22,7 @@ from bfpo.experiments.compare import (
 )
 from bfpo.experiments.points import read_accuracy, read_judged
 from bfpo.experiments.steps import CEILING, START, seeds_of, write_held_out, write_prompts, write_world
-from bfpo.experiments.workers import run_chains, usable_cores
+from bfpo.experiments.workers import run_chains
 from bfpo.experiments.worlds import collect_worlds, draw_worlds, world_folder, worlds_markdown
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
@@ -51,10 +52,10 @@ def run(config: CompareConfig, folder: RunFolder) -> None:
     write_held_out(config, folder, "test")
     write_prompts(config, folder, "validation", str(prompts_file(folder.path, "validation").relative_to(folder.path)))
     write_prompts(config, folder, "test", str(prompts_file(folder.path, "test").relative_to(folder.path)))
-    processes, logs = config.processes or usable_cores(), folder.path / "logs"
+    logs = folder.path / "logs"
     numbers = range(_num_trials(config))
     trials = chains_of(config, folder.path, config.seed, dict.fromkeys(rivals, numbers), "validation")
-    run_chains(trials, processes, logs)
+    run_chains(trials, config.executor, logs)
     tried = {
         name: [_validation_score(config, folder, model) for model in models_of(rival, numbers)]
         for name, rival in rivals.items()
@@ -63,7 +64,7 @@ def run(config: CompareConfig, folder: RunFolder) -> None:
     folder.write_json("trials.json", {"chosen_by": CHOSEN_BY, "scores": tried, "chosen": best})
     chosen = {name: [number] for name, number in best.items()}
     finals = [chain for seed in seeds_of(config) for chain in chains_of(config, folder.path, seed, chosen, "test")]
-    run_chains(finals, processes, logs)
+    run_chains(finals, config.executor, logs)
     names = {START: START, CEILING: CEILING} | {name: models_of(rivals[name], [best[name]])[0] for name in rivals}
     judged = {
         name: [row for seed in seeds_of(config) for row in _judged(folder, model, seed, "test")]
@@ -101,7 +102,7 @@ def preview(config: CompareConfig) -> list[str]:
     return [
         *worlds,
         f"{len(rivals)} methods x {_num_trials(config)} settings on validation prompts at seed {config.seed}, then "
-        f"{config.seeds} seeds on test prompts; {config.processes or usable_cores()} runs at a time",
+        f"{config.seeds} seeds on test prompts; {describe_workers(config.executor, 'core')}",
         ", ".join(rival.title for rival in rivals.values()),
     ]
 

@@ -6,10 +6,11 @@ from datetime import datetime, timezone
 
 from bfpo.config import DemoConfig
 from bfpo.core.console import show
+from bfpo.execution.workers import describe_workers
 from bfpo.experiments.demo import collect, make_data, methods_of, plan_seed
 from bfpo.experiments.points import Chain
 from bfpo.experiments.steps import seeds_of
-from bfpo.experiments.workers import run_chains, usable_cores
+from bfpo.experiments.workers import run_chains
 from bfpo.runs.folder import RunFolder
 
 __all__ = ["preview", "run"]
@@ -21,7 +22,7 @@ def run(config: DemoConfig, folder: RunFolder) -> None:
     Raises `RunError` if a chain of stages fails; a resumed demo skips finished runs.
     """
     make_data(config, folder)
-    run_chains(_chains(config, folder), _processes(config), folder.path / "logs")
+    run_chains(_chains(config, folder), config.executor, folder.path / "logs")
     from bfpo.report.page import write_report
 
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -35,7 +36,7 @@ def preview(config: DemoConfig) -> list[str]:
     """Return what the demo would run."""
     methods = methods_of(config)
     return [
-        f"{config.seeds} x (start, ceiling, {', '.join(methods)}), {_processes(config)} at a time",
+        f"{config.seeds} x (start, ceiling, {', '.join(methods)}), {describe_workers(config.executor, 'core')}",
         f"pairs of each seed: {config.world.main_pairs} main, {config.world.buffer_pairs} buffer; "
         f"a Llama of {config.model.num_hidden_layers} blocks and width {config.model.hidden_size}, all weights trained",
     ]
@@ -43,10 +44,6 @@ def preview(config: DemoConfig) -> list[str]:
 
 def _chains(config: DemoConfig, folder: RunFolder) -> list[Chain]:
     return [chain for seed in seeds_of(config) for chain in plan_seed(config, folder.path, seed)]
-
-
-def _processes(config: DemoConfig) -> int:
-    return config.processes or usable_cores()
 
 
 def _command(config: DemoConfig) -> str:

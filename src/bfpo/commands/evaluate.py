@@ -25,7 +25,8 @@ from bfpo.data.thinking import describe_thoughts
 from bfpo.data.tokenize import TokenizeReport, TokenPair, check_tokens, row_check, token_notes, tokenize_pairs
 from bfpo.judges.asking import judge_answers
 from bfpo.judges.fit import fit_table, judge_fit, log_fit
-from bfpo.judges.judges import check_judge, make_judge
+from bfpo.judges.judges import check_judge
+from bfpo.judges.shared import open_judge
 from bfpo.policy.devices import to_gpu, use_threads
 from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
 from bfpo.policy.source import num_embeddings, read_config
@@ -244,10 +245,10 @@ def _judge(config: CompletionsJob, completions: Sequence[Completion], folder: Ru
     """Judge the completions, and write a row of each."""
     for line in describe_thoughts(completions):
         _log.info("%s", line)
-    judge = make_judge(config.judge)
-    folder.add_facts(judges={"completions": judge.version})
-    verdicts = judge_answers(judge, completions)
-    fits = judge_fit(judge, completions, verdicts)
+    with open_judge(config.judge, config.executor, threads=config.threads) as judge:
+        folder.add_facts(judges={"completions": judge.version})
+        verdicts = judge_answers(judge, completions)
+        fits = judge_fit(judge, completions, verdicts)
     log_fit(fits)
     start = None if config.coherence is None else (config.coherence.model, config.coherence.revision)
     reader = make_reader(start, [completion.prompt for completion in completions])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from bfpo.config import GenerateConfig, read_template
@@ -22,6 +23,7 @@ from bfpo.data.split import draw, part_of
 from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.data.tokenize import check_ids, ids_to_check, row_check
 from bfpo.data.write import completion_row
+from bfpo.execution.workers import Workers, in_process
 from bfpo.generation.engines import (
     Engine,
     Made,
@@ -48,6 +50,8 @@ _log = logging.getLogger(__name__)
 COMPLETIONS, RAW, REJECTS = "completions.jsonl", "completions.raw.jsonl", "rejects.jsonl"
 _PARTIAL = "completions.partial.jsonl"
 _END_TOKENS = 32  # of a prompt, enough for an opening mark
+_BATCHES_PER_SHARD = 8  # of completions that one worker makes at a time
+_VLLM_PER_SHARD = 256  # vLLM batches within a call
 
 
 def run(config: GenerateConfig, folder: RunFolder) -> None:
@@ -59,6 +63,8 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     Completions are appended to `completions.partial.jsonl` as they arrive, so that a resumed run makes only the missing
     ones. Draws depend on the seed and the completion's id alone: a resumed run makes the same completions (to a server:
     the same requests) as an uninterrupted one.
+
+    Several workers share the completions in shards, which do not depend on the number of workers.
 
     Raises `DataError` for an unreadable prompt file or a prompt longer than `max_prompt_length`, `ServerError` if
     completions of a server are missing, `MissingExtraError` for an engine that is not installed.
@@ -88,7 +94,7 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     folder.kept = "the completions made so far are kept"
     budget = RequestBudget(config.max_requests if isinstance(config, ServerGenerate) else None)
     try:
-        _complete(config, chat, tasks, made, folder, budget)
+        _complete(config, tasks, made, folder, budget)
     except ServerError as error:
         missing = len(tasks.keys() - made.keys())
         raise ServerError(
@@ -129,7 +135,6 @@ def preview(config: GenerateConfig) -> list[str]:
 
 def _complete(
     config: GenerateConfig,
-    chat: ChatEncoder | None,
     tasks: Mapping[str, Task],
     made: dict[str, Made],
     folder: RunFolder,
@@ -139,8 +144,6 @@ def _complete(
     todo = [task for task in tasks.values() if task.id not in made]
     if not todo:
         return
-    answered = next((task for name, task in tasks.items() if name in made and not made[name].blocked), None)
-    engine = _make_engine(config, chat, budget, answered)
     with CountProgress("completions", len(tasks), _log) as progress:
         progress.advance(len(tasks) - len(todo))
 
@@ -149,26 +152,69 @@ def _complete(
             made.update({row.id: row for row in rows})
             progress.advance(len(rows))
 
-        try:
-            engine.complete(todo, keep)
-        finally:
-            if isinstance(engine, ServerEngine) and engine.not_sent:
-                folder.add_facts(not_sent=engine.not_sent)
+        if isinstance(config, ServerGenerate):
+            answered = next((task for name, task in tasks.items() if name in made and not made[name].blocked), None)
+            engine = _server_engine(config, budget, answered)
+            try:
+                engine.complete(todo, keep)
+            finally:
+                if engine.not_sent:
+                    folder.add_facts(not_sent=engine.not_sent)
+            return
+        assert isinstance(config, TransformersGenerate | VllmGenerate)  # the only other engines
+        shards = [[task for task in shard if task.id not in made] for shard in _shards(config, tasks.values())]
+        shards = [shard for shard in shards if shard]
+        make = partial(_make_engine, config, max(len(task.prompt_ids) for task in tasks.values()))
+        if in_process(config.executor):
+            here = make()
+            for shard in shards:
+                here.complete(shard, keep)
+            return
+        with Workers(config.executor, make, most=len(shards)) as workers:
+            for _, rows in workers.map(shards, _complete_shard, title=_shard_title):
+                keep(rows)
 
 
-def _make_engine(
-    config: GenerateConfig, chat: ChatEncoder | None, budget: RequestBudget, answered: Task | None
-) -> Engine:
+def _shards(config: TransformersGenerate | VllmGenerate, tasks: Collection[Task]) -> list[list[Task]]:
+    """Return the tasks in the parts that are made together, so that what is in a batch depends on the tasks alone.
+
+    Those with the longest prompts come first where memory could run out.
+    """
+    if isinstance(config, VllmGenerate):
+        order, size = list(tasks), _VLLM_PER_SHARD
+    else:
+        order = sorted(tasks, key=lambda task: -len(task.prompt_ids))
+        size = _BATCHES_PER_SHARD * config.batch_size
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _complete_shard(engine: Engine, tasks: Sequence[Task]) -> list[Made]:
+    made: list[Made] = []
+    engine.complete(tasks, made.extend)
+    return made
+
+
+def _shard_title(tasks: Sequence[Task]) -> str:
+    return f"the {len(tasks)} completions from {tasks[0].id!r} on"
+
+
+def _server_engine(config: ServerGenerate, budget: RequestBudget, answered: Task | None) -> ServerEngine:
     sampling: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
-    if isinstance(config, ServerGenerate):
-        server = Server(config, config.model, writer=True, budget=budget, **sampling)
-        return ServerEngine(server, max_new_tokens=config.max_new_tokens, seed=config.seed, answered=answered)
-    assert chat is not None  # only a server renders the prompts itself
+    server = Server(config, config.model, writer=True, budget=budget, **sampling)
+    return ServerEngine(server, max_new_tokens=config.max_new_tokens, seed=config.seed, answered=answered)
+
+
+def _make_engine(config: TransformersGenerate | VllmGenerate, longest_prompt: int) -> Engine:
+    """Return the engine of a model that is loaded here, in this process or in a worker."""
+    sampling: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p}
     sampling |= {"max_new_tokens": config.max_new_tokens, "seed": config.seed}
+    chat = _chat(config)
+    assert chat is not None  # only a server renders the prompts itself
     if isinstance(config, VllmGenerate):
         ends = {*saved_end_token_ids(config.model, chat.tokenizer, revision=config.revision), chat.end_id}
+        sampling |= {"longest_prompt": longest_prompt, "num_gpus": int(config.executor.gpus_per_worker or 1) or 1}
         return VllmEngine(config.model, chat.tokenizer, ends, revision=config.revision, dtype=config.dtype, **sampling)
-    assert isinstance(config, TransformersGenerate)  # the only other engine
+    use_threads(config.threads)
     policy = load_policy(config.model, dtype=config.dtype, revision=config.revision)
     to_gpu(policy.model)
     ends = {*end_token_ids(policy.model, policy.tokenizer), chat.end_id}

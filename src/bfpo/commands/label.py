@@ -23,11 +23,12 @@ from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import Tally, Votes, ask_judges, ask_ranker
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.fit import fit_table, log_fit
-from bfpo.judges.judges import check_opinions, make_ranker
+from bfpo.judges.judges import check_opinions
 from bfpo.judges.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
 from bfpo.judges.ngrams import trained_on_few
 from bfpo.judges.pairing import candidate_duels, choose_pairs, label_of
 from bfpo.judges.panel import panel_verdicts
+from bfpo.judges.shared import open_ranker
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.records import ScoresFile
@@ -99,7 +100,16 @@ def run(config: LabelConfig, folder: RunFolder) -> None:
     with OpinionCache(config.label_cache or user_cache_folder("label")) as cache:
         try:
             judged = given.judged(config)
-            votes, fits = ask_judges(config.judges, judged, cache, budget, votes=config.votes, tallies=tallies)
+            votes, fits = ask_judges(
+                config.judges,
+                judged,
+                cache,
+                budget,
+                votes=config.votes,
+                tallies=tallies,
+                executor=config.executor,
+                threads=config.threads,
+            )
             verdicts = panel_verdicts(votes, rule=config.rule, min_votes=config.min_votes)
             readings = _readings(config, given, verdicts)
             dropped = _dropped(config, judged, readings)
@@ -200,10 +210,10 @@ def _ask_ranker(
 ) -> list[Comparison]:
     if config.ranker is None:
         return []
-    ranker = make_ranker(config.ranker, budget)
-    tally = tallies[f"ranker {ranker.name}"] = Tally()
-    with CountProgress(f"ranked by {ranker.name}", len(pairs), _log) as progress:
-        return ask_ranker(ranker, pairs, cache, tally=tally, advance=progress.advance)
+    with open_ranker(config.ranker, config.executor, budget, threads=config.threads) as ranker:
+        tally = tallies[f"ranker {ranker.name}"] = Tally()
+        with CountProgress(f"ranked by {ranker.name}", len(pairs), _log) as progress:
+            return ask_ranker(ranker, pairs, cache, tally=tally, advance=progress.advance)
 
 
 # -------------------------------------------------------------------------------------------------------- the output

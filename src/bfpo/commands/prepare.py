@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, _WORK = "manifest.json", "work"
 _PREVIEW_ROWS = 2000
-_NOT_OF_THE_DATA = {"processes", "cache", "alpha", "language_sample", "tokenizer"}  # settings that change no row
+_NOT_OF_THE_DATA = {"executor", "cache", "alpha", "language_sample", "tokenizer"}  # settings that change no row
 
 
 def run(config: PrepareConfig, folder: RunFolder) -> None:
@@ -97,7 +96,7 @@ def _read(config: PrepareConfig, sources: Sequence[PlannedSource], suites: Seque
         "tokenizer": None if tokenizer is None else file_digest(tokenizer),
     }
     shards = []
-    with Readers(make, config.processes or os.cpu_count() or 1) as readers:
+    with Readers(make, config.executor) as readers:
         for source in sources:
             with CountProgress(f"reading {source.config.name}", None, logger) as progress:
                 shards.append(find_or_make(work, source, readers, shared, progress.advance))

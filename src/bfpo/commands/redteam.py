@@ -291,6 +291,7 @@ def _generate(config: RedteamConfig, **changes: Any) -> GenerateConfig:
 
 def _label(config: RedteamConfig, out: Path) -> LabelConfig:
     unread = {"completions", "data"} if config.has_server() else {"completions", "data", "max_requests"}
+    unread |= set() if config.loads_model() else {"executor"}
     names = {name: field for name, field in LabelConfig.model_fields.items() if name not in unread}
     given = {**_given(config, names), "coherence": _coherence(config)}
     return LabelConfig.model_validate({**given, "completions": str(out / GENERATE / COMPLETIONS)})

@@ -11,6 +11,7 @@ from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.data.load import PairStream
 from bfpo.data.prompts import read_prompt_files
+from bfpo.execution.workers import describe_workers
 from bfpo.experiments.points import Point, chains_of, plan_points, read_judged, scores_of
 from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
 from bfpo.experiments.workers import run_chains
@@ -47,7 +48,7 @@ def run(config: SweepConfig, folder: RunFolder) -> None:
     memory = {} if config.memory_gib is None else _memory(config, points)
     chains = chains_of(config, points, folder.path, memory)
     budget = None if config.memory_gib is None else int(config.memory_gib * _GIB)
-    run_chains(chains, config.processes, folder.path / "logs", memory=budget)
+    run_chains(chains, config.executor, folder.path / "logs", memory=budget, one_per="gpu")
     _write_result(config, folder, points)
 
 
@@ -59,7 +60,7 @@ def preview(config: SweepConfig) -> list[str]:
     chains = chains_of(config, points, Path("OUT"), memory)
     return [
         *found,
-        f"{len(points)} models, {config.processes} at a time",
+        f"{len(points)} models, {describe_workers(config.executor)}",
         *(
             f"{chain.name}: {', '.join(step.stage for step in chain.steps)}, {_memory_words(chain.memory)}"
             if config.blends is None

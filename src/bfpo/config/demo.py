@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, StageConfig
+from bfpo.execution.settings import ExecutedRuns
 from bfpo.world.dials import Dials
 
 __all__ = [
@@ -89,13 +90,12 @@ class DemoAlign(WorldAlign):
     bso: DemoMethod = Field(default=DemoMethod(), description="BSO, logistic generator")
 
 
-class WorldKeys(StageConfig):
+class WorldKeys(StageConfig, ExecutedRuns):
     """Keys shared by the experiments on the closed world."""
 
     seeds: int = Field(default=1, ge=1, description="number of seeds")
     seed: int = Field(default=0, ge=0, description="the first seed")
     temperature: float = Field(default=0.7, ge=0, description="sampling temperature of every model's answers")
-    processes: int | None = Field(default=None, ge=1, description="runs at the same time; null = one per core")
     world: DemoWorld = Field(default=DemoWorld(), description="sizes of the data")
     model: DemoModel = Field(default=DemoModel(), description="size of the model")
     sft: DemoSft = Field(default=DemoSft(), description="the SFT runs")

@@ -21,8 +21,9 @@ from bfpo.config.train import MethodSettings
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, beside, unless
 from bfpo.data.settings import DataConfig, PromptSplit, TemplateKwargs
 from bfpo.data.thinking import ThinkingKey
+from bfpo.execution.settings import Executed
 from bfpo.generation.settings import Engine, MaxRequests, ServerSpec, WeightsSpec
-from bfpo.judges.settings import JudgeConfig, OracleSpec
+from bfpo.judges.settings import JudgeConfig, OracleSpec, loads_model
 
 __all__ = [
     "CompletionsJob",
@@ -90,15 +91,17 @@ class GenerateConfig(OneOf, StageConfig):
         return self
 
 
-class TransformersGenerate(GenerateConfig, WeightsSpec, mode="transformers"):
+class TransformersGenerate(GenerateConfig, WeightsSpec, Executed, mode="transformers"):
     """A model that transformers runs here."""
 
     batch_size: int = Field(default=16, ge=1, description="number of completions generated at once")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
 
-class VllmGenerate(GenerateConfig, WeightsSpec, mode="vllm"):
+class VllmGenerate(GenerateConfig, WeightsSpec, Executed, mode="vllm"):
     """A model that vLLM runs here."""
+
+    several_gpus: ClassVar[bool] = True
 
 
 class ServerGenerate(GenerateConfig, ServerSpec, mode="server"):
@@ -207,7 +210,9 @@ class _Labels(ConfigPart):
     )
 
 
-class CompletionsJob(EvaluateConfig, _Read, _Labels, mode="completions", words="an evaluation of completions"):
+class CompletionsJob(
+    EvaluateConfig, _Read, _Labels, Executed, mode="completions", words="an evaluation of completions"
+):
     """A judge's scores of completions."""
 
     completions: PathText = Field(description="completions.jsonl of `bfpo generate` to judge")
@@ -218,12 +223,16 @@ class CompletionsJob(EvaluateConfig, _Read, _Labels, mode="completions", words="
     )
     thinking: ThinkingKey = None
 
+    needs: ClassVar[Mapping[str, Need]] = {
+        "executor": Need("without a judge that loads a model", lambda config: loads_model(config.judge))
+    }
+
 
 class PairsAndCompletionsJob(PairsJob, CompletionsJob, mode="data and completions", words=""):
     """Both of one model."""
 
 
-class SuitesJob(EvaluateConfig, _Loaded, _Read, _Labels, mode="suites", words="an evaluation of suites"):
+class SuitesJob(EvaluateConfig, _Loaded, _Read, _Labels, Executed, mode="suites", words="an evaluation of suites"):
     """Suites of several models, or of a single one."""
 
     suites: SuitesConfig = Field(description="suites that the models are asked")

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from bfpo.config.demo import WorldAlign, WorldKeys
 from bfpo.core.settings import Need, PathText, StageConfig, beside, unless
 from bfpo.core.yaml_text import parse_yaml
+from bfpo.execution.settings import ExecutedRuns
 from bfpo.world.dials import Dials
 
 __all__ = ["CompareConfig", "InterpolateConfig", "SweepConfig"]
@@ -154,7 +155,7 @@ def _bounds(key: str, text: str) -> dict[str, float]:
     return bounds
 
 
-class SweepConfig(StageConfig):
+class SweepConfig(StageConfig, ExecutedRuns):
     """`bfpo sweep`: the trade-off of a grid of trainings, or of the models of `bfpo interpolate`."""
 
     train: PathText | None = Field(default=None, description="config file of `bfpo train`, to which the grid is set")
@@ -187,7 +188,6 @@ class SweepConfig(StageConfig):
         description="share of the prompts on which the model for at_least is chosen, by their hash; its scores are "
         "reported on the others; 0 = on the same",
     )
-    processes: int = Field(default=1, ge=1, description="points that run at the same time")
     memory_gib: float | None = Field(
         default=None, gt=0, description="memory that trainings at the same time may need, by estimate; null = no budget"
     )

@@ -12,8 +12,9 @@ from bfpo.config.suites import CoherenceConfig
 from bfpo.core.settings import Need, PathText, StageConfig, beside
 from bfpo.data.settings import PairRowsConfig, TemplateKwargs
 from bfpo.data.thinking import ThinkingKey
+from bfpo.execution.settings import Executed
 from bfpo.generation.settings import MaxRequests, ServerSpec
-from bfpo.judges.settings import JudgeConfig, RankerConfig, ServedGuardSpec
+from bfpo.judges.settings import JudgeConfig, RankerConfig, ServedGuardSpec, loads_model
 
 __all__ = [
     "Judges",
@@ -69,7 +70,7 @@ def check_votes(judges: Sequence[JudgeConfig], votes: int, min_votes: int) -> No
         raise ValueError(f"min_votes: got {min_votes}; allowed: at most {most}, the number of votes")
 
 
-class OpinionKeys(StageConfig):
+class OpinionKeys(StageConfig, Executed):
     """Judges and ranker, how several opinions become one, and how ranked completions become pairs."""
 
     judges: Judges
@@ -103,6 +104,10 @@ class OpinionKeys(StageConfig):
     def has_server(self) -> bool:
         """Return whether a judge or the ranker is behind a server."""
         return any(isinstance(part, ServerSpec) for part in (*self.judges, self.ranker))
+
+    def loads_model(self) -> bool:
+        """Return whether a judge or the ranker is a model that is loaded here."""
+        return any(loads_model(part) for part in (*self.judges, self.ranker))
 
     @model_validator(mode="after")
     def _votes_can_differ(self) -> OpinionKeys:
@@ -147,6 +152,7 @@ class LabelConfig(OpinionKeys):
 
     needs: ClassVar[Mapping[str, Need]] = {
         **OpinionKeys.needs,
+        "executor": Need("without a judge or ranker that loads a model", lambda config: config.loads_model()),
         "completions": Need("where data is set", lambda config: config.data is None),
         "data": beside("data"),
         "coherence": beside("completions"),
@@ -203,6 +209,9 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
 
     needs: ClassVar[Mapping[str, Need]] = {
         **OpinionKeys.needs,
+        "executor": Need(
+            "without a model that is loaded here", lambda config: config.engine != "server" or config.loads_model()
+        ),
         "max_requests": Need("without a url", lambda config: config.has_server() or config.engine == "server"),
         **dict.fromkeys(("harmless_columns", "start"), beside("harmless")),
         "start_revision": beside("start"),
@@ -226,6 +235,8 @@ class TransformersRedteam(RedteamConfig, TransformersGenerate, mode="transformer
 
 class VllmRedteam(RedteamConfig, VllmGenerate, mode="vllm"):
     """A model that vLLM runs here."""
+
+    several_gpus: ClassVar[bool] = False  # judges have one
 
 
 class ServerRedteam(RedteamConfig, ServerGenerate, mode="server"):

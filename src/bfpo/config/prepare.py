@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, Need, PathText, StageConfig, beside
 from bfpo.data.settings import ColumnKeys, LeaveOut, SafeWords, UnsafeWords, check_words
+from bfpo.execution.settings import ExecutedRuns
 
 __all__ = [
     "DeepRefusalsConfig",
@@ -146,7 +147,7 @@ class SuiteConfig(ConfigPart):
     )
 
 
-class PrepareConfig(StageConfig):
+class PrepareConfig(StageConfig, ExecutedRuns):
     """`bfpo prepare`: sources -> pairs and completions in fixed splits, checked, with a data card and a manifest."""
 
     sources: list[MixtureSourceConfig] = Field(min_length=1, description="what is mixed, one section each")
@@ -180,7 +181,6 @@ class PrepareConfig(StageConfig):
         description="rows of each stream whose language and style are read, and pairs that are read for answers "
         "preferred to a refusal; 0 = none",
     )
-    processes: int | None = Field(default=None, ge=1, description="processes that read; null = as many as cores")
     cache: PathText | None = Field(
         default=None,
         description="folder that keeps what was read of each source for other runs; null = the run's, until it ends",

@@ -1,16 +1,14 @@
-"""Runs chains in worker processes, each of which imports torch once, and shows their progress."""
+"""Runs chains in the workers of an executor and shows their progress."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from multiprocessing import active_children, get_context
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,100 +18,67 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from bfpo.core.console import one_line, start_logging
 from bfpo.core.errors import BfpoError, RunError
-from bfpo.core.processes import end_with_parent
+from bfpo.execution.settings import ExecutorConfig
+from bfpo.execution.workers import OnePer, Workers
 from bfpo.experiments.points import Chain
 from bfpo.runs.stages import run_stage
 
-__all__ = ["run_chains", "usable_cores"]
-
-_POLL_SECONDS = 0.5
+__all__ = ["run_chains"]
 
 
-def run_chains(chains: Sequence[Chain], processes: int, logs: Path, *, memory: int | None = None) -> None:
-    """Run every chain once its `needs` have ended, at most `processes` at a time; finished stages are skipped.
+def run_chains(
+    chains: Sequence[Chain],
+    executor: ExecutorConfig,
+    logs: Path,
+    *,
+    memory: int | None = None,
+    one_per: OnePer = "core",
+) -> None:
+    """Run every chain once its `needs` have ended, each in a worker with one thread; finished stages are skipped.
 
     `memory`: the estimated bytes that simultaneous chains may need together; a chain that needs more runs alone.
+    `one_per`: what automatic workers are counted by. A chain whose worker dies goes on in another one.
 
     The output of a chain goes to `logs/<seed>-<name>.log`. The first failure stops the others and is raised with the
     chain's name and log file: a `RunError` for bad input, else a `RuntimeError`.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    waiting = list(chains)
     ended: set[tuple[int, str]] = set()
-    running: dict[Future[float], Chain] = {}
-    with _pool(processes, len(chains)) as pool, ChainProgress(len(chains)) as progress:
-        while waiting or running:
-            for chain in _next(waiting, ended, list(running.values()), processes, memory):
-                waiting.remove(chain)
-                running[pool.submit(_run_chain, chain, str(_log_file(logs, chain)))] = chain
-            progress.show(running.values())
-            done, _ = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            for future in done:
-                chain = running.pop(future)
-                seconds = _result(future, chain, logs)
-                ended.add((chain.seed, chain.name))
-                progress.end(chain, seconds)
+
+    def may_start(chain: Chain, running: Sequence[Chain]) -> bool:
+        return _may_start(chain, running, ended, memory)
+
+    workers: Workers[object] = Workers(executor, object, one_per=one_per, most=len(chains), threads=1)
+    run = partial(_run_chain, str(logs))
+    with workers, ChainProgress(len(chains)) as progress:
+        for number, seconds in workers.map(
+            chains, run, title=lambda chain: chain.title, may_start=may_start, waiting=progress.show
+        ):
+            ended.add((chains[number].seed, chains[number].name))
+            progress.end(chains[number], seconds)
 
 
-def _next(
-    waiting: Sequence[Chain],
-    ended: set[tuple[int, str]],
-    running: Sequence[Chain],
-    processes: int,
-    memory: int | None,
-) -> list[Chain]:
-    """Return the chains to start now, in their order."""
-    started: list[Chain] = []
-    for chain in waiting:
-        beside = [*running, *started]
-        ready = all((chain.seed, name) in ended for name in chain.needs)
-        room = memory is None or not beside or sum(one.memory for one in beside) + chain.memory <= memory
-        if ready and room and len(beside) < processes:
-            started.append(chain)
-    return started
+def _may_start(chain: Chain, running: Sequence[Chain], ended: Collection[tuple[int, str]], memory: int | None) -> bool:
+    """Return whether what a chain needs has ended, and there is memory for it beside those that run."""
+    ready = all((chain.seed, name) in ended for name in chain.needs)
+    return ready and (memory is None or not running or sum(one.memory for one in running) + chain.memory <= memory)
 
 
-@contextmanager
-def _pool(processes: int, most: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of new processes with one torch thread each, terminated when the experiment is stopped."""
-    # Read by the new processes; more threads than cores would be slower.
-    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    pool = ProcessPoolExecutor(
-        max(1, min(processes, most)), mp_context=get_context("spawn"), initializer=end_with_parent
-    )
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in active_children():
-            process.terminate()
-        raise
-    pool.shutdown()
-
-
-def _run_chain(chain: Chain, log_file: str) -> float:
+def _run_chain(logs: str, _: object, chain: Chain) -> float:
     """Run the stages of a chain in this process and return the time in seconds."""
     start = time.monotonic()
-    with Path(log_file).open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-        start_logging()  # to stderr, which is the log now
-        for step in chain.steps:
-            run_stage(step.stage, step.config, step.out, resume=True)
-    return time.monotonic() - start
-
-
-def _result(future: Future[float], chain: Chain, logs: Path) -> float:
+    file = _log_file(Path(logs), chain)
     try:
-        return future.result()
+        with file.open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+            start_logging()  # to stderr, which is the log now
+            for step in chain.steps:
+                run_stage(step.stage, step.config, step.out, resume=True)
     except BfpoError as error:
-        raise RunError(f"{chain.title}: {error} (log: {_log_file(logs, chain)})") from error
+        raise RunError(f"{chain.title}: {error} (log: {file})") from error
     except Exception as error:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise RuntimeError(f"{chain.title}: {text} (log: {_log_file(logs, chain)})") from error
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use, the default number of simultaneous chains."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        raise RuntimeError(f"{chain.title}: {text} (log: {file})") from error
+    return time.monotonic() - start
 
 
 def _log_file(logs: Path, chain: Chain) -> Path:

@@ -163,11 +163,8 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-_TASKS_PER_CALL = 256  # vLLM batches within a call; completions are kept after each call
-
-
 class VllmEngine:
-    """A model that vLLM loads (`vllm.LLM`) at the first use, with room for the longest of its tasks.
+    """A model that vLLM loads (`vllm.LLM`) at the first use on `num_gpus` GPUs, with room for the longest prompt.
 
     The text is decoded from the tokens up to the first of `eos_token_ids`, as with transformers. Each completion has
     its own seed; the draws differ from those of transformers and repeat only on the same machine.
@@ -183,25 +180,28 @@ class VllmEngine:
         *,
         revision: str | None = None,
         dtype: str = "auto",
+        longest_prompt: int,
         max_new_tokens: int,
         temperature: float = 1.0,
         top_p: float = 1.0,
         seed: int = 0,
+        num_gpus: int = 1,
     ) -> None:
         self._vllm = _import_vllm()
+        self._length, self._num_gpus = longest_prompt + max_new_tokens, num_gpus
+        self._llm: Any = None
         self._model, self._revision, self._dtype = model, revision, dtype
         self._tokenizer, self._ends = tokenizer, frozenset(eos_token_ids)
         self._max_new_tokens, self._seed = max_new_tokens, seed
         self._temperature, self._top_p = temperature, top_p
 
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
-        """Make the completions, 256 per call; raises `ModelError` for a model that vLLM cannot load."""
-        llm = self._load(max(len(task.prompt_ids) for task in tasks) + self._max_new_tokens)
-        for start in range(0, len(tasks), _TASKS_PER_CALL):
-            batch = tasks[start : start + _TASKS_PER_CALL]
-            prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(task.prompt_ids)) for task in batch]
-            outputs = llm.generate(prompts, [self._sampling_of(task) for task in batch], use_tqdm=False)
-            report([self._made(task, output.outputs[0]) for task, output in zip(batch, outputs, strict=True)])
+        """Make the completions in one call; raises `ModelError` for a model that vLLM cannot load."""
+        if self._llm is None:
+            self._llm = self._load(self._length)
+        prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(task.prompt_ids)) for task in tasks]
+        outputs = self._llm.generate(prompts, [self._sampling_of(task) for task in tasks], use_tqdm=False)
+        report([self._made(task, output.outputs[0]) for task, output in zip(tasks, outputs, strict=True)])
 
     def _load(self, length: int) -> Any:
         try:
@@ -210,6 +210,7 @@ class VllmEngine:
                 revision=self._revision,
                 dtype=self._dtype,
                 max_model_len=length,
+                **({"tensor_parallel_size": self._num_gpus} if self._num_gpus > 1 else {}),
                 load_format="safetensors",
                 trust_remote_code=False,
             )

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 from bfpo.core.errors import SettingError
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Comparison, Completion, JudgeFit, Verdict
+from bfpo.execution.settings import ExecutorConfig, LocalExecutor
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.cache import OpinionCache, comparison_key, verdict_key
 from bfpo.judges.fit import judge_fit
-from bfpo.judges.judges import Judge, OneByOneJudge, OneByOneRanker, Ranker, make_judge
+from bfpo.judges.judges import Judge, OneByOneJudge, OneByOneRanker, Ranker
 from bfpo.judges.settings import JudgeConfig
+from bfpo.judges.shared import compared_parts, judged_parts, open_judge, parts_of
 
 __all__ = ["Tally", "Votes", "ask_judge", "ask_judges", "ask_ranker", "judge_answers", "no_answer", "num_votes"]
 
-_PER_CALL = 128  # texts per call of a judge that answers in batches; a killed process loses at most these
 Item = TypeVar("Item")
 Opinion = TypeVar("Opinion", Verdict, Comparison)
 Votes = dict[str, list[list[Verdict]]]
 """Judge name -> for each completion, the judge's votes."""
 _log = logging.getLogger(__name__)
+_HERE = LocalExecutor(workers=1)
 
 
 @dataclass(slots=True)
@@ -54,7 +57,9 @@ def no_answer(completion: Completion) -> str:
 
 def judge_answers(judge: Judge, completions: Sequence[Completion]) -> list[Verdict]:
     """Return a judge's verdicts, one per completion, in order; one without an answer is unscored, not asked about."""
-    asked = iter(judge.judge([completion for completion in completions if not no_answer(completion)]))
+    parts = parts_of([completion for completion in completions if not no_answer(completion)])
+    found = dict(judged_parts(judge, parts))
+    asked = (verdict for number in range(len(parts)) for verdict in found[number])
     return [_without_answer(completion, judge) or next(asked) for completion in completions]
 
 
@@ -88,7 +93,7 @@ def ask_judge(
         if isinstance(judge, OneByOneJudge):
             judge.judge_each(list(todo.values()), asked.reporter(list(todo)), vote=vote)
         else:
-            asked.in_parts(todo, judge.judge)
+            asked.in_parts(todo, partial(judged_parts, judge))
         found = iter(asked.in_order())
         by_vote.append([_without_answer(c, judge) or replace(next(found), completion_id=c.id) for c in completions])
     return [list(given) for given in zip(*by_vote, strict=True)]
@@ -102,25 +107,27 @@ def ask_judges(
     *,
     votes: int = 1,
     tallies: dict[str, Tally],
+    executor: ExecutorConfig = _HERE,
+    threads: int | None = None,
 ) -> tuple[Votes, list[JudgeFit]]:
     """Return the votes of judges asked in turn, and how each fits the texts; each is freed before the next is loaded.
 
-    `tallies` gets a tally by the name of each judge. Raises `SettingError` for two of the same name, and as
-    `ask_judge`.
+    `tallies` gets a tally by the name of each judge; `executor` and `threads` as in `open_judge`. Raises `SettingError`
+    for two of the same name, and as `ask_judge`.
     """
     found: Votes = {}
     fits: list[JudgeFit] = []
     for spec in judges:
-        judge = make_judge(spec, budget)
-        if judge.name in found:
-            raise SettingError(f"judges: two have the name {judge.name!r}; give one of them another `name`")
-        tallies[judge.name] = Tally()
-        total = len(completions) * num_votes(judge, votes)
-        with CountProgress(f"judged by {judge.name}", total, _log) as progress:
-            found[judge.name] = ask_judge(
-                judge, completions, cache, votes=votes, tally=tallies[judge.name], advance=progress.advance
-            )
-        fits += judge_fit(judge, completions, [given[0] for given in found[judge.name]])
+        with open_judge(spec, executor, budget, threads=threads) as judge:
+            if judge.name in found:
+                raise SettingError(f"judges: two have the name {judge.name!r}; give one of them another `name`")
+            tallies[judge.name] = Tally()
+            total = len(completions) * num_votes(judge, votes)
+            with CountProgress(f"judged by {judge.name}", total, _log) as progress:
+                found[judge.name] = ask_judge(
+                    judge, completions, cache, votes=votes, tally=tallies[judge.name], advance=progress.advance
+                )
+            fits += judge_fit(judge, completions, [given[0] for given in found[judge.name]])
     return found, fits
 
 
@@ -141,7 +148,7 @@ def ask_ranker(
     if isinstance(ranker, OneByOneRanker):
         ranker.compare_each(list(todo.values()), asked.reporter(list(todo)))
     else:
-        asked.in_parts(todo, ranker.compare)
+        asked.in_parts(todo, partial(compared_parts, ranker))
     found = iter(asked.in_order())
     return [
         Comparison(first.id, second.id, ranker.name, None, reason=reason)
@@ -186,12 +193,15 @@ class _Asking(Generic[Opinion]):
 
         return report
 
-    def in_parts(self, todo: Mapping[str, Item], ask: Callable[[Sequence[Item]], Sequence[Opinion]]) -> None:
-        """Ask in parts and store each part's opinions."""
-        keys, items = list(todo), list(todo.values())
-        for start in range(0, len(items), _PER_CALL):
-            part = slice(start, start + _PER_CALL)
-            opinions = dict(zip(keys[part], ask(items[part]), strict=True))
+    def in_parts(
+        self,
+        todo: Mapping[str, Item],
+        ask: Callable[[Sequence[Sequence[Item]]], Iterator[tuple[int, Sequence[Opinion]]]],
+    ) -> None:
+        """Ask in parts and store each part's opinions as they arrive."""
+        keys = parts_of(list(todo))
+        for number, found in ask(parts_of(list(todo.values()))):
+            opinions = dict(zip(keys[number], found, strict=True))
             self._cache.keep(opinions)
             for key, opinion in opinions.items():
                 self._take(key, opinion, lasting=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,6 +32,7 @@ __all__ = [
     "ServedRankerSpec",
     "TrainedRankerSpec",
     "TrainedSpec",
+    "loads_model",
 ]
 
 
@@ -269,6 +271,17 @@ class GuardSpec(JudgeConfig, LocalSpec, _GuardKeys, mode="without url", words="a
 
 class ServedGuardSpec(JudgeConfig, _Served, _GuardKeys, mode="with url", words="a guard with url"):
     """A guard model behind a server."""
+
+
+def loads_model(spec: JudgeConfig | RankerConfig | None) -> bool:
+    """Return whether a judge or ranker is a neural model that is loaded here, which several workers can share out."""
+    if not isinstance(spec, TrainedSpec):
+        return isinstance(spec, LocalSpec)
+    try:
+        kind = json.loads((Path(spec.model) / "judge.json").read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # reported where the judge is made
+        return False
+    return kind in ("classifier", "probe")
 
 
 # ----------------------------------------------------------------------------------------------------------- rankers

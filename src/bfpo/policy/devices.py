@@ -32,6 +32,7 @@ EXTRAS = {
     "deepspeed": "ZeRO-2 and ZeRO-3",
     "trl": "the loss as a TRL trainer",
     "vllm": "`engine: vllm` of `bfpo generate`",
+    "ray": "workers on several machines (`executor.backend: ray`)",
     "wandb": "a tracker",
     "tensorboard": "a tracker",
 }

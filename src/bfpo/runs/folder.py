@@ -402,6 +402,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
         and (key in earlier or not (_is_off(now[key]) or stage == "reference"))
         and not key.endswith("api_key_env")  # no answer depends on who asks
+        and key.partition(".")[0] not in ("executor", "processes")  # nor on how many do
     ]
     if changes:
         raise RunError(

@@ -144,6 +144,7 @@ def _generate(
         "threads": config.threads,
         "max_requests": config.suites.max_requests,
         "thinking": config.thinking,
+        "executor": config.executor,
     }
     known = GenerateConfig.modes[model.engine].model_fields
     return GenerateConfig.model_validate({name: value for name, value in settings.items() if name in known})
@@ -173,6 +174,7 @@ def _same(earlier: Path, generate: GenerateConfig) -> bool:
         "prompts",
         "batch_size",
         "threads",
+        "executor",
         "max_requests",
         *ServerSpec.model_fields.keys() - {"url", "extra_body"},
     }

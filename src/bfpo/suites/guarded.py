@@ -14,7 +14,8 @@ from bfpo.core.schema import Completion, Verdict
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, no_answer
 from bfpo.judges.cache import OpinionCache
-from bfpo.judges.judges import OF_REQUESTS, make_judge
+from bfpo.judges.judges import OF_REQUESTS
+from bfpo.judges.shared import open_judge
 from bfpo.suites.answers import SuiteAnswers
 from bfpo.suites.catalogue import Suite
 from bfpo.suites.judging import JudgedSuites, judge_of
@@ -72,10 +73,13 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
     budget = RequestBudget(config.suites.max_requests)
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for part in BLOCKED if guard.filter == "both" else (guard.filter,):
-            judge = make_judge(guard.judge, budget, of_requests=part == "input")
-            versions.append(judge.version)
             read = [replace(one, text="", blocked="", finished=True) for one in texts] if part == "input" else texts
-            verdicts = [votes[0] for votes in ask_judge(judge, read, cache)]
+            of_requests = part == "input"
+            with open_judge(
+                guard.judge, config.executor, budget, threads=config.threads, of_requests=of_requests
+            ) as judge:
+                versions.append(judge.version)
+                verdicts = [votes[0] for votes in ask_judge(judge, read, cache)]
             stopped[part] = [
                 False if no_answer(one) else _stops(verdict, guard) for one, verdict in zip(read, verdicts, strict=True)
             ]

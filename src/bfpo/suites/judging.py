@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -18,9 +19,10 @@ from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, ask_ranker
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.fit import judge_fit
-from bfpo.judges.judges import Judge, make_judge, make_ranker
+from bfpo.judges.judges import Judge
 from bfpo.judges.refusals import NOT_READ
 from bfpo.judges.settings import JudgeConfig, RefusalSpec
+from bfpo.judges.shared import open_judge, open_ranker
 from bfpo.suites.catalogue import Suite
 
 __all__ = ["JudgedSuites", "Preference", "judge_of", "judge_suites", "rank_suites", "with_refusal"]
@@ -78,26 +80,21 @@ def judge_suites(
             groups.setdefault(chosen.model_dump_json(), (chosen, []))[1].append(suite)
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for judge_config, judged in groups.values():
-            try:
-                judge = make_judge(judge_config, budget)
-            except (ModelError, MissingExtraError) as error:
-                if _is_given(config, judged):
-                    raise
-                reason = f"its judge {judge_config.title} cannot be loaded: {error}"
-                done.skipped.update({suite.name: reason for suite in judged})
-                continue
-            done.judges.update({suite.name: judge.name for suite in judged})
-            done.versions.update({suite.name: f"{judge.version}, " for suite in judged})
-            found = _ask(judge, judged, answers, cache, read=whole_answer)
-            done.verdicts.update(found)
-            for model, by_suite in answers.items():
-                texts = [whole_answer(completion) for suite in judged for completion in by_suite[suite.name]]
-                verdicts = [verdict for suite in judged for verdict in found[suite.name, model]]
-                done.fits.extend(judge_fit(judge, texts, verdicts, model=model))
-        refusals = make_judge(refusal_config, budget)
-        asked = [suite for suite in suites if suite.name not in done.skipped]
-        done.versions.update({suite.name: done.versions.get(suite.name, "") + refusals.version for suite in asked})
-        readings = _ask(refusals, asked, answers, cache)
+            with ExitStack() as stack:
+                opened = open_judge(judge_config, config.executor, budget, threads=config.threads)
+                try:
+                    judge = stack.enter_context(opened)
+                except (ModelError, MissingExtraError) as error:
+                    if _is_given(config, judged):
+                        raise
+                    reason = f"its judge {judge_config.title} cannot be loaded: {error}"
+                    done.skipped.update({suite.name: reason for suite in judged})
+                    continue
+                _judge_suites(judge, judged, answers, cache, done)
+        with open_judge(refusal_config, config.executor, budget, threads=config.threads) as refusals:
+            asked = [suite for suite in suites if suite.name not in done.skipped]
+            done.versions.update({suite.name: done.versions.get(suite.name, "") + refusals.version for suite in asked})
+            readings = _ask(refusals, asked, answers, cache)
         _log_not_read(list(chain.from_iterable(readings.values())))
         for key, verdicts in readings.items():
             done.judges.setdefault(key[0], refusals.name)
@@ -106,6 +103,24 @@ def judge_suites(
                 for verdict, refusal in zip(done.verdicts.get(key, verdicts), verdicts, strict=True)
             ]
     return done
+
+
+def _judge_suites(
+    judge: Judge,
+    suites: Sequence[Suite],
+    answers: Mapping[str, Mapping[str, Sequence[Completion]]],
+    cache: OpinionCache,
+    done: JudgedSuites,
+) -> None:
+    """Add a judge's verdicts on its suites, and how it fits each model's answers."""
+    done.judges.update({suite.name: judge.name for suite in suites})
+    done.versions.update({suite.name: f"{judge.version}, " for suite in suites})
+    found = _ask(judge, suites, answers, cache, read=whole_answer)
+    done.verdicts.update(found)
+    for model, by_suite in answers.items():
+        texts = [whole_answer(completion) for suite in suites for completion in by_suite[suite.name]]
+        verdicts = [verdict for suite in suites for verdict in found[suite.name, model]]
+        done.fits.extend(judge_fit(judge, texts, verdicts, model=model))
 
 
 def _is_given(config: SuitesJob, suites: Sequence[Suite]) -> bool:
@@ -159,9 +174,12 @@ def rank_suites(
     spec, baseline = config.suites.ranker, config.suites.baseline
     assert spec is not None
     assert baseline is not None
-    ranker = make_ranker(spec, RequestBudget(config.suites.max_requests))
+    budget = RequestBudget(config.suites.max_requests)
     found: dict[tuple[str, str], dict[str, Preference]] = {}
-    with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
+    with (
+        open_ranker(spec, config.executor, budget, threads=config.threads) as ranker,
+        OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache,
+    ):
         for suite in suites:
             others = {completion.id: completion for completion in answers[baseline][suite.name]}
             for model in answers:
@@ -174,4 +192,4 @@ def rank_suites(
                     own.id: Preference(opinion.first_is_better, len(own.text) - len(other.text))
                     for (own, other), opinion in zip(pairs, opinions, strict=True)
                 }
-    return ranker.name, found
+        return ranker.name, found

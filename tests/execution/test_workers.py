@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bfpo.execution.workers as workers_module
+from bfpo.core.errors import DataError, MissingExtraError, RunError, SettingError
+from bfpo.execution.settings import ExecutorConfig
+from bfpo.execution.worker import usable_cores
+from bfpo.execution.workers import Workers, num_local
+from execution import jobs
+from messages import raises
+
+
+def local(workers: int | str = 2, **keys: Any) -> ExecutorConfig:
+    return ExecutorConfig.model_validate({"workers": workers, **keys})
+
+
+def test_every_item_has_one_result_and_each_worker_makes_its_state_once(tmp_path: Path) -> None:
+    with Workers(local(2), partial(jobs.State, 3, str(tmp_path))) as workers:
+        assert len(workers) == 2
+        found = dict(workers.map(range(20), jobs.times))
+        assert found == {n: 3 * n for n in range(20)}
+        assert workers.call(jobs.pid) != os.getpid()
+        assert list(workers.in_order(range(12), jobs.slow_first)) == list(range(12))
+    assert 1 <= len(list(tmp_path.iterdir())) <= 2
+
+
+def test_results_in_order_hold_few_items_back(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def items() -> Any:
+        for n in range(200):
+            read.append(n)
+            yield n
+
+    with Workers(local(2), partial(jobs.State, 1)) as workers:
+        ordered = workers.in_order(items(), jobs.slow_first)
+        assert next(ordered) == 0
+        assert len(read) <= 4 * 2 + 1
+        assert list(ordered) == list(range(1, 200))
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_counted_twice(tmp_path: Path) -> None:
+    items = [(n, str(tmp_path), 2) for n in range(8)]
+    with Workers(local(2), partial(jobs.State, 1)) as workers:
+        found = list(workers.map(items, jobs.dies, depth=2))
+    assert Counter(number for number, _ in found) == Counter(range(8))
+    assert [result[0] for _, result in sorted(found)] == list(range(8))
+    assert len(list(tmp_path.glob("death-*"))) == 2
+    assert {file.name: file.read_text() for file in tmp_path.glob("done-*")} == {f"done-{n}": "x" for n in range(8)}
+
+
+def test_an_item_that_kills_worker_after_worker_is_named(tmp_path: Path) -> None:
+    items = [(n, str(tmp_path), 9) for n in range(5)]
+    with Workers(local(1), partial(jobs.State, 1)) as workers, raises(RunError, "shard 3"):
+        list(workers.map(items, jobs.dies, title=lambda item: f"shard {item[0]}"))
+    assert len(list(tmp_path.glob("death-*"))) == 3
+
+
+def test_errors_of_the_work_are_raised_as_they_are() -> None:
+    with Workers(local(2), partial(jobs.State, 1)) as workers, raises(DataError, "file.jsonl:7"):
+        list(workers.map(range(6), jobs.fails))
+    with Workers(local(1), jobs.no_state) as workers, pytest.raises(RuntimeError, match="no model"):
+        list(workers.map(range(6), jobs.times))
+    with Workers(local(1), jobs.dead_state) as workers, raises(RunError, "start"):
+        list(workers.map(range(6), jobs.times))
+
+
+def test_no_process_is_left_behind(tmp_path: Path) -> None:
+    def stopped() -> None:
+        with Workers(local(2), partial(jobs.State, 1, str(tmp_path))) as workers:
+            next(workers.map(range(50), jobs.pid))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    pids = [int(file.name.removeprefix("made-")) for file in tmp_path.iterdir()]
+    assert pids
+    for one in pids:
+        for _ in range(100):
+            if not Path(f"/proc/{one}").exists() or "Z" in Path(f"/proc/{one}/stat").read_text().split()[2]:
+                break
+            time.sleep(0.05)
+        else:
+            pytest.fail(f"process {one} still runs")
+
+
+def test_a_worker_sees_its_own_gpus_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "num_gpus", lambda: 4)
+    monkeypatch.setattr("bfpo.execution.local.usable_cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.setenv("RANK", "0")
+    assert num_local(local("auto")) == 4
+    assert num_local(local("auto", gpus_per_worker=2)) == 2
+    assert num_local(local("auto"), "core") == usable_cores()
+    with Workers(local(2), partial(jobs.State, 1)) as workers:
+        assert {result for _, result in workers.map(range(6), jobs.seen)} <= {("4", "4", None), ("5", "4", None)}
+    names = {
+        (workers, each): workers_module._visible_gpus(local(workers, gpus_per_worker=each), workers, "gpu")
+        for workers, each in ((4, None), (6, None), (2, 2), (8, 0.5), (3, 0))
+    }
+    assert names[4, None] == ["4", "5", "6", "7"]
+    assert names[6, None] == ["4", "5", "6", "7", "4", "5"]
+    assert names[2, 2] == ["4,5", "6,7"]
+    assert names[8, 0.5] == ["4", "4", "5", "5", "6", "6", "7", "7"]
+    assert names[3, 0] == ["", "", ""]
+    assert workers_module._visible_gpus(local(9), 9, "core") is None
+    with raises(SettingError, "gpus_per_worker"):
+        workers_module._visible_gpus(local(3, gpus_per_worker=2), 3, "gpu")
+
+
+def test_what_waits_for_another_starts_after_it(tmp_path: Path) -> None:
+    ended: list[int] = []
+    with Workers(local(2), partial(jobs.State, 1)) as workers:
+        running_at_most: list[int] = []
+
+        def may_start(item: int, running: Any) -> bool:
+            return not running if item == 0 else 0 in ended
+
+        for number, _ in workers.map(
+            [3, 0, 1, 2], jobs.times, may_start=may_start, waiting=lambda some: running_at_most.append(len(some))
+        ):
+            ended.append([3, 0, 1, 2][number])
+    assert ended[0] == 0
+    assert sorted(ended) == [0, 1, 2, 3]
+    assert max(running_at_most) <= 2
+    with Workers(local(1), partial(jobs.State, 1)) as workers, raises(RunError, "waits"):
+        list(workers.map([1], jobs.times, may_start=lambda item, running: False))
+
+
+@pytest.mark.parametrize(
+    ("keys", "key"),
+    [
+        ({"workers": 0}, "workers"),
+        ({"workers": "all"}, "workers"),
+        ({"backend": "slurm"}, "backend"),
+        ({"address": "host:6379"}, "address"),
+        ({"cpus_per_worker": 2}, "cpus_per_worker"),
+        ({"gpus_per_worker": 1.5}, "gpus_per_worker"),
+        ({"backend": "ray", "cpus_per_worker": 0}, "cpus_per_worker"),
+    ],
+)
+def test_settings_that_cannot_be(keys: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        ExecutorConfig.model_validate(keys)
+
+
+def test_without_ray_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with raises(MissingExtraError, "bfpo[ray]"):
+        Workers(ExecutorConfig.model_validate({"backend": "ray"}), partial(jobs.State, 1))
