@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up they need; a second run installs nothing.
 # PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
 # MODEL and DATA of `make real`: the start model (folder or hub id) and a folder with the data (empty: the hub).
-# BENCH_ARGS further options of all three benchmarks (such as --threads 8).
+# BENCH_ARGS further options of all four benchmarks (such as --threads 8).
 
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -48,6 +48,7 @@ real: $(VENV)/.runtime
 # Shows the tables and writes them, with the figure, into docs/performance.md.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.hot_path $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.report
@@ -55,6 +56,7 @@ bench: $(VENV)/.bench
 # Tiny sizes, to check that everything runs; results are written only to runs/.
 bench-quick: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.hot_path --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup --quick --out runs/bench-quick $(BENCH_ARGS)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import balance, rampup, report, scaling, throughput
+from benchmarks import balance, hot_path, rampup, report, scaling, throughput
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.process import read_results, write_results
 from benchmarks.summary import (
@@ -118,7 +118,7 @@ def test_our_path_does_what_is_needed_and_little_else():
     with flop_counter() as counter:
         sequence_logps(model, batch).logps.sum().backward()
     needed = needed_flops(SHAPE, [tuple(map(len, ids_of(pair))) for pair in pairs])  # type: ignore[misc]
-    # What is more: the head's one dummy row, scores computed again in the backward pass, the mask of rejected rows.
+    # What is more: scores computed again in the backward pass, and those that the mask hides.
     assert needed <= counter.get_total_flops() < 1.1 * needed
 
 
@@ -264,7 +264,7 @@ def test_other_work_is_found(changed):
 
 
 def test_every_program_names_its_options():
-    for program in (throughput, scaling, rampup):
+    for program in (throughput, hot_path, scaling, rampup):
         options = program.parse(["--quick", "--threads", "1"])
         assert options.threads == 1
         json.dumps({name: value for name, value in vars(options).items() if name != "out"})
@@ -275,9 +275,9 @@ def test_every_program_names_its_options():
 @pytest.mark.slow
 def test_the_smoke_form_runs_against_trl(tmp_path):
     pytest.importorskip("trl")
-    for program in (throughput, scaling, rampup):
+    for program in (throughput, hot_path, scaling, rampup):
         program.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
-    runs = [read_results(tmp_path, name) for name in ("throughput", "scaling", "rampup")]
+    runs = [read_results(tmp_path, name) for name in ("throughput", "hot_path", "scaling", "rampup")]
     assert all(found is not None and found["runs"] for found in runs)
     arms = throughput_arms(runs[0]["runs"])  # type: ignore[index]
     assert {(arm.trainer, arm.reference) for arm in arms} == {

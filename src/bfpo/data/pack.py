@@ -91,7 +91,7 @@ class PackedLayout:
 
     The positions of rejected tokens continue from the prompt, and they do not see chosen tokens. Index tensors are made
     once for each device and kept, but not pickled. `windows`: the sliding windows that attention layers have used,
-    `None` for a layer that sees everything. `by_segment`: attention takes one problem at a time on every device.
+    `None` for a layer that sees everything. `by_segment`: torch's own attention on every device.
     """
 
     lengths: Sequence[tuple[int, int, int]]
