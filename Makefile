@@ -21,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-versi
 unexport PYTHONDONTWRITEBYTECODE
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
-.PHONY: help demo picture real bench bench-quick docs test test-all test-lowest lint types imports tests format setup clean-venv
+.PHONY: help demo picture real bench bench-quick docs test test-all test-trl test-lowest lint types imports tests format setup clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -77,6 +77,10 @@ test: lint types imports tests
 # Some slow tests need TRL, bitsandbytes, lm-eval and a browser (Debian: chromium).
 test-all: lint types imports $(VENV)/.dev $(VENV)/.bench $(VENV)/.quant $(VENV)/.evidence
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
+
+# The trainer on TRL, whose releases change: CI runs this apart and says loudly if it fails, without stopping.
+test-trl: $(VENV)/.dev $(VENV)/.bench
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/integrations
 
 # Tests with the lowest supported versions of the dependencies, in a separate environment.
 test-lowest: $(VENV)/.made
