@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all the set-up they need; a second run installs nothing.
 # PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
 # MODEL and DATA of `make real`: the start model (folder or hub id) and a folder with the data (empty: the hub).
-# BENCH_ARGS further options of the benchmarks of training and of the ramp-up (such as --threads 8).
+# BENCH_ARGS further options of all benchmarks (such as --threads 8), BENCH_MODEL a folder with a model for that of SFT.
 
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -10,6 +10,7 @@ MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 DATA ?=
 REAL_OUT ?= runs/real
 BENCH_ARGS ?=
+BENCH_MODEL ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 VENV := .venv
@@ -20,7 +21,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-versi
 unexport PYTHONDONTWRITEBYTECODE
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
-.PHONY: help demo picture real bench bench-quick docs test test-all test-lowest lint types imports tests format setup clean-venv
+.PHONY: help demo picture real bench bench-quick docs test test-all test-trl test-lowest lint types imports tests format setup clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -30,7 +31,7 @@ help:
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make docs      build the documentation into site/, links checked; open site/index.html"
-	@echo "make bench     measure training against TRL, its scaling and the ramp-up; bench-quick checks that it runs"
+	@echo "make bench     measure training against TRL, its scaling, the ramp-up and generation; bench-quick checks that it runs"
 	@echo "make format    format the code"
 
 demo: $(VENV)/.runtime
@@ -48,16 +49,22 @@ real: $(VENV)/.runtime
 # Shows the tables and writes them, with the figure, into docs/performance.md.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.sft --models S M $(BENCH_MODEL) $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.hot_path $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.generation $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.prepare
 	$(BIN)/python -m benchmarks.report
 
 # Tiny sizes, to check that everything runs; results are written only to runs/.
 bench-quick: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.sft --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.hot_path --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup --quick --out runs/bench-quick $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.generation --quick --out runs/bench-quick $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.prepare --quick --out runs/bench-quick
 
 # Links, anchors and the navigation are checked; the pages of commands, keys and the Python API are made of the code.
@@ -70,6 +77,10 @@ test: lint types imports tests
 # Some slow tests need TRL, bitsandbytes, lm-eval and a browser (Debian: chromium).
 test-all: lint types imports $(VENV)/.dev $(VENV)/.bench $(VENV)/.quant $(VENV)/.evidence
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) -m "not gpu"
+
+# The trainer on TRL, whose releases change: CI runs this apart and says loudly if it fails, without stopping.
+test-trl: $(VENV)/.dev $(VENV)/.bench
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/integrations
 
 # Tests with the lowest supported versions of the dependencies, in a separate environment.
 test-lowest: $(VENV)/.made

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.workload import ModelShape
+from benchmarks.workload import ModelShape, Trains
 
 __all__ = ["flop_counter", "needed_flops", "useful_tokens"]
 
@@ -18,25 +18,31 @@ def useful_tokens(lengths: Iterable[Lengths]) -> int:
     return sum(map(sum, lengths))
 
 
-def needed_flops(shape: ModelShape, lengths: Iterable[Lengths], *, causal: bool = True) -> int:
+def needed_flops(
+    shape: ModelShape, lengths: Iterable[Lengths], *, causal: bool = True, trains: Trains = "down_proj"
+) -> int:
     """Return the operations that a step on pairs of (prompt, chosen, rejected) tokens cannot do without.
 
     Each token passes the layers once; the head sees completion positions only; activation gradients go down to the
-    first `down_proj`, which like all the others gets a weight gradient, and nothing else does; the reference is known.
-    A multiply-add counts as 2; only matrix products count. `causal=False` counts attention over all keys, seen or not,
-    as a kernel with a dense mask does.
+    first layer whose weights train, and only what trains gets a weight gradient; the reference is known. With LoRA the
+    adapters, around a hundredth of the rest, are left out. A multiply-add counts as 2; only matrix
+    products count. `causal=False` counts attention over all keys, seen or not, as a kernel with a dense mask does.
+    A rejected completion of no tokens makes it one sequence, as in `bfpo sft`.
     """
     total = 0
-    linear = 4 * shape.hidden**2 + 3 * shape.hidden * shape.intermediate
-    down_proj = shape.hidden * shape.intermediate
+    linear = shape.layer_weights()
+    # The first layer's gradient stops at its down_proj; with other weights it passes the layer's attention and MLP.
+    backward_layers = shape.layers - 1 if trains == "down_proj" else shape.layers
+    trained = {"down_proj": shape.hidden * shape.intermediate, "all": linear, "lora": 0, "qlora": 0}[trains]
+    trained_head = 2 * shape.hidden * shape.vocabulary if trains == "all" else 0
     for prompt, chosen, rejected in lengths:
         tokens, predicted = prompt + chosen + rejected, chosen + rejected
         attention = 4 * shape.hidden * _seen_keys(prompt, chosen, rejected, causal=causal)
         forward = shape.layers * (2 * linear * tokens + attention)
-        # The first layer's gradient stops at its down_proj. Attention's takes twice its forward.
-        activation_gradients = (shape.layers - 1) * (2 * linear * tokens + 2 * attention)
-        weight_gradients = shape.layers * 2 * down_proj * tokens
-        head = 4 * shape.hidden * shape.vocabulary * predicted
+        # Attention's gradient takes twice its forward.
+        activation_gradients = backward_layers * (2 * linear * tokens + 2 * attention)
+        weight_gradients = shape.layers * 2 * trained * tokens
+        head = (4 * shape.hidden * shape.vocabulary + trained_head) * predicted
         total += forward + activation_gradients + weight_gradients + head
     return total
 

@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.figure import SALT, performance_figure
+from benchmarks.gpu.table import gpu_tables
 from benchmarks.options import RESULTS
 from benchmarks.process import ROOT, program, read_results
-from benchmarks.tables import TABLES, machine_line, markdown
+from benchmarks.tables import TABLES as CPU_TABLES
+from benchmarks.tables import machine_line, markdown
 from bfpo.core.console import show
 from bfpo.core.errors import RunError
 from bfpo.core.files import write_bytes_whole, write_text_whole
 from bfpo.plots.style import svg_bytes
 
+TABLES = {**CPU_TABLES, "gpu": gpu_tables}
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
+from benchmarks.hot_path_parts import CASES
 from benchmarks.process import read_results
 from benchmarks.summary import (
     Spread,
@@ -25,6 +26,7 @@ from benchmarks.summary import (
 from bfpo.core.console import show, show_table
 
 __all__ = [
+    "SIDES",
     "TABLES",
     "Table",
     "machine_line",
@@ -32,10 +34,12 @@ __all__ = [
     "peak_mib",
     "scaling_points",
     "seconds_per_step",
+    "sft_tables",
     "show_tables",
 ]
 
 MIB = 2**20
+SIDES = ("before", "after")
 UNKNOWN = "unknown"
 
 
@@ -164,6 +168,112 @@ def rampup_tables(results: dict[str, Any]) -> list[Table]:
     ]
 
 
+def sft_tables(results: dict[str, Any]) -> list[Table]:
+    """Return the table of training on completions."""
+    runs, settings = sorted(results["runs"], key=lambda run: run["repeat"]), results["settings"]
+    names = ("model", "trainer", "form", "texts_per_forward")
+    arms = list(dict.fromkeys(tuple(run[name] for name in names) for run in runs))
+
+    def of(arm: tuple[Any, ...]) -> list[dict[str, Any]]:
+        return [run for run in runs if tuple(run[name] for name in names) == arm]
+
+    def rate(run: dict[str, Any]) -> float:
+        return float(run["loop_tokens"] / run["loop_cpu_seconds"])
+
+    def above(run: dict[str, Any]) -> float:
+        return float(run["peak_above_model"] - run["state_bytes"])
+
+    def ratio(arm: tuple[Any, ...], other: tuple[Any, ...], value: Any) -> str:
+        return number(spread(value(a) / value(b) for a, b in zip(of(arm), of(other), strict=True)), 2)
+
+    rows = []
+    for arm in sorted(arms, key=lambda arm: (arm[0], arm[1], arm[2] == "padded", -arm[3])):
+        theirs = [one for one in arms if one[:2] == (arm[0], "trl")]
+        packed = next(one for one in theirs if one[2] == "packed")
+        best = max(theirs, key=lambda one: spread(map(rate, of(one))).median)
+        known = all(run["peak_above_model"] is not None for run in (*of(arm), *of(packed)))
+        title = f"{'bfpo' if arm[1] == 'bfpo' else 'TRL, packed' if arm[2] == 'packed' else 'TRL, no packing'}"
+        rows.append(
+            [
+                arm[0],
+                f"{title}, {arm[3]} text{'s' * (arm[3] > 1)} a forward",
+                number(spread(map(rate, of(arm))), 0),
+                ratio(arm, packed, rate),
+                ratio(arm, best, rate),
+                number(spread(run["peak_above_model"] / MIB for run in of(arm)), 0) if known else UNKNOWN,
+                ratio(arm, packed, lambda run: run["peak_above_model"]) if known else UNKNOWN,
+                number(spread(above(run) / MIB for run in of(arm)), 0) if known else UNKNOWN,
+                ratio(arm, packed, above) if known else UNKNOWN,
+            ]
+        )
+    loads = spread(run["load_average"] for run in runs)
+    repeats = ", ".join(f"{arm[0]}: {len(of(arm))}" for arm in {arm[0]: arm for arm in arms}.values())
+    share = sum(run["completion_tokens"] for run in runs) / sum(run["loop_tokens"] for run in runs)
+    note = (
+        f"Median [quartiles] of repeats with texts of their own ({repeats}), {settings['steps'] - 1} timed "
+        f"optimizer steps of {settings['texts']} texts each, lengths of HH-RLHF times "
+        f"{settings['length_scale']:g} ({share:.0%} of the tokens are of completions), {settings['threads']} "
+        f"thread(s), {settings['dtype']}, all weights train. Tokens: prompt and completion once each. CPU-second: of "
+        f"the process, not of the clock; the load of the machine was {number(loads, 1)}. Ratios, repeat by repeat: "
+        "against TRL's packed row of the same model; *its best* is the faster TRL row. Activations: the peak without "
+        "gradients and optimizer state, which both need."
+    )
+    columns = ["model", "trainer", "tokens per CPU-second", "times TRL packed", "times its best"]
+    columns += ["peak above the model, MiB", "of TRL's packed", "activations, MiB", "of TRL's packed"]
+    return [Table("Training on completions", note, columns, rows)]
+
+
+def hot_path_tables(results: dict[str, Any]) -> list[Table]:
+    """Return the tables of parts of a step before and after a commit: CPU time, errors of log-probs."""
+    settings = results["settings"]
+    times = [run for run in results["runs"] if run["kind"] == "time"]
+    rows = []
+    for name in dict.fromkeys(run["case"] for run in times):
+        before, after = ([r["seconds"] for r in times if (r["case"], r["side"]) == (name, s)] for s in SIDES)
+        ratios = spread(one / other for one, other in zip(before, after, strict=True))
+        milliseconds = [number(spread(1000 * seconds for seconds in side), 1) for side in (before, after)]
+        rows.append([CASES[name].title, *milliseconds, number(ratios, 2)])
+    note = (
+        f"Models with random weights, one packed row; CPU milliseconds of a pass with the sources of commit "
+        f"{settings['before']} and with those measured, the two one after the other, median [quartiles] of "
+        f"{settings['repeats']} repeats, {settings['threads']} thread(s). Mean load of the machine: "
+        f"{settings['load']:.1f}."
+    )
+    errors = [run for run in results["runs"] if run["kind"] == "error"]
+    error_rows = [[e["dtype"], e["side"], f"{max(e['errors']):.2g}", f"{mean(e['errors']):.2g}"] for e in errors]
+    error_note = "Of the log-probs of 4 completions of 110 to 170 tokens, against float64, in nats; random weights."
+    return [
+        Table("Parts of a step, before and after", note, ["pass", "before, ms", "after, ms", "times as fast"], rows),
+        Table("Errors, before and after", error_note, ["computed in", "sources", "largest", "mean"], error_rows),
+    ]
+
+
+def generation_tables(results: dict[str, Any]) -> list[Table]:
+    """Return the table of generation: tokens per CPU second, and the share of row-steps that were of use."""
+    runs, settings = results["runs"], results["settings"]
+    arms = list(dict.fromkeys(run["arm"] for run in sorted(runs, key=lambda run: run["arm"])))
+    rates = {arm: [run["tokens"] / run["cpu_seconds"] for run in runs if run["arm"] == arm] for arm in arms}
+    rows = [
+        [
+            arm,
+            number(spread(rates[arm]), 1),
+            number(spread(ours / theirs for ours, theirs in zip(rates[arm], rates[arms[0]], strict=True)), 2),
+            number(spread(run["tokens"] / run["row_steps"] for run in runs if run["arm"] == arm), 2),
+        ]
+        for arm in arms
+    ]
+    lengths = spread(run["tokens"] / settings["num"] for run in runs)
+    load = number(spread(run["load"] for run in runs), 0)
+    note = (
+        f"{settings['model']}, temperature 1, {settings['num']} prompts a repeat, {settings['repeats']} repeats. "
+        f"Answers: {number(lengths, 0)} tokens on average, at most {settings['max_new_tokens']}. Weights of `default` "
+        f"and transformers: {settings['dtype']}. {settings['threads']} thread(s), load of the machine {load}. "
+        "Median [quartiles]; ratios repeat by repeat. Useful: row-steps that made a token of an answer."
+    )
+    columns = ["how", "tokens per CPU second", "times before", "useful row-steps"]
+    return [Table("Generation", note, columns, rows)]
+
+
 def prepare_tables(results: dict[str, Any]) -> list[Table]:
     """Return the table of `bfpo prepare` beside the script, by rows; ratios are taken repeat by repeat."""
     runs, settings = results["runs"], results["settings"]
@@ -192,8 +302,11 @@ def prepare_tables(results: dict[str, Any]) -> list[Table]:
 
 TABLES = {
     "throughput": throughput_tables,
+    "sft": sft_tables,
+    "hot_path": hot_path_tables,
     "scaling": scaling_tables,
     "rampup": rampup_tables,
+    "generation": generation_tables,
     "prepare": prepare_tables,
 }
 

@@ -1,7 +1,8 @@
 """WORKER: one training run in a process of its own, ours or TRL's, timed by the trainer's callbacks.
 
 The loop is that of `Trainer.train()`: loader, collation, forward, backward, clipping, optimizer, schedule, callbacks,
-logs. Its first optimizer step warms kernels and allocators up, counts operations and is left out of the time.
+logs. Its first optimizer step warms kernels and allocators up, counts operations (on a CPU) and is left out of the
+time. On a GPU the clock waits for the device at every step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.machine import peak_rss, reset_peak, rss
 from benchmarks.process import worker
-from benchmarks.workload import ModelShape, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
+from benchmarks.workload import ModelShape, Trains, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
 from bfpo.core.errors import RunError
 from bfpo.data.tokenize import TokenPair
 
@@ -27,7 +28,9 @@ BETA = 1.0  # a target of 0.5 per token, which small margins move visibly, so th
 class TrainingRun:
     """What to run. `length`: all rows of that many tokens, `None` = lengths of chat data times `length_scale`.
 
-    `microbatch` counts pairs per forward pass; ours are cut by tokens, so it takes all pairs of a step or one.
+    `microbatch` counts pairs per forward pass; ours are cut by tokens, so it takes all pairs of a step or one, unless
+    `max_tokens` of a pass are given. `half`: bfloat16 but for what trains. `recompute`: activations are recomputed.
+    `kernels`: TRL with its Liger kernels.
     """
 
     trainer: Literal["bfpo", "trl"]
@@ -40,11 +43,21 @@ class TrainingRun:
     length: int | None = None
     length_scale: float = 1.0
     learning_rate: float = 3e-3
+    device: Literal["cpu", "cuda"] = "cpu"
+    half: bool = False
+    trains: Trains = "down_proj"
+    recompute: bool = False
+    max_tokens: int | None = None
+    kernels: bool = False
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainingRun:
         """Return the run that `dataclasses.asdict` described."""
         return cls(**{**values, "shape": ModelShape(**values["shape"])})
+
+    def model(self) -> Any:
+        """Return the model that training starts from."""
+        return make_model(self.shape, device=self.device, half=self.half, trains=self.trains)
 
     def pairs(self) -> list[TokenPair]:
         """Return the pairs in the order they are trained on; the same for both trainers."""
@@ -60,31 +73,34 @@ def measure(run: TrainingRun, folder: str) -> dict[str, Any]:
     lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
     tokenizer = make_tokenizer(run.shape.vocabulary)
     import_trainer(run.trainer)
-    model = make_model(run.shape)
-    model_rss = rss()
-    reset_peak()
+    model = run.model()
+    memory = Memory(run.device)
+    model_rss = memory.now()
+    memory.reset()
     started = time.perf_counter()
     trainer = (our_trainer if run.trainer == "bfpo" else trl_trainer)(run, model, tokenizer, pairs, folder)
-    setup_seconds, setup_peak = time.perf_counter() - started, peak_rss()
-    clock = add_clock(trainer)
-    peak_is_of_training = reset_peak()
+    setup_seconds, setup_peak = time.perf_counter() - started, memory.peak()
+    clock = add_clock(trainer, count=run.device == "cpu")
+    peak_is_of_training = memory.reset()
     trainer.train()
-    peak = peak_rss()
+    peak = memory.peak()
     if trainer.state.global_step != run.steps or len(clock.ends) != run.steps:
         raise RunError(f"{run.trainer}: took {trainer.state.global_step} optimizer steps, {run.steps} were asked for")
     recomputes = "is_activation_checkpointing" if hasattr(model, "is_activation_checkpointing") else _OLD_NAME
-    if getattr(model, recomputes, False):
-        raise RunError(f"{run.trainer}: recomputes activations, which neither side is to do")
+    if bool(getattr(model, recomputes, False)) != run.recompute:
+        raise RunError(f"{run.trainer}: recomputes activations, or does not, against what both sides are to do")
     first, rest = lengths[: run.pairs_per_step], lengths[run.pairs_per_step :]
     return {
         "loop_seconds": clock.stop - clock.ends[0],
         "loop_tokens": useful_tokens(rest),
-        "loop_needed_flops": needed_flops(run.shape, rest),
+        "loop_needed_flops": needed_flops(run.shape, rest, trains=run.trains),
         "step_seconds": [end - start for start, end in zip(clock.starts, clock.ends, strict=True)],
         "whole_loop_seconds": clock.stop - clock.start,
         "setup_seconds": setup_seconds,
         "first_step_flops": clock.flops,
-        "first_step_needed_flops": needed_flops(run.shape, first),
+        "first_step_needed_flops": needed_flops(run.shape, first, trains=run.trains),
+        "form": str(getattr(trainer, "form", "padded")),
+        "peak": peak,
         "model_rss": model_rss,
         "peak_above_model": None if peak is None or model_rss is None else peak - model_rss,
         "setup_peak_above_model": None if setup_peak is None or model_rss is None else setup_peak - model_rss,
@@ -113,8 +129,9 @@ def common_arguments(run: TrainingRun, folder: str, arguments_class: Any) -> dic
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "beta": BETA,
-        "bf16": False,
-        "gradient_checkpointing": False,
+        "bf16": run.half,
+        "gradient_checkpointing": run.recompute,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if run.recompute else None,
         "train_sampling_strategy": "sequential",  # older versions shuffle both alike, by the seed
         "seed": 0,
         "data_seed": 0,
@@ -122,9 +139,9 @@ def common_arguments(run: TrainingRun, folder: str, arguments_class: Any) -> dic
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": run.device == "cpu",
         "dataloader_num_workers": 0,
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": run.device != "cpu",
     }
     known = {field.name for field in dataclasses.fields(arguments_class)}
     return {name: value for name, value in wanted.items() if name in known}
@@ -138,12 +155,17 @@ def our_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
         **common_arguments(run, folder, BFPOConfig),
         per_device_train_batch_size=run.pairs_per_step,
         per_device_eval_batch_size=run.pairs_per_step,
-        max_tokens_per_microbatch=_token_budget(run),
+        max_tokens_per_microbatch=run.max_tokens or _token_budget(run),
         method="ipo",
         reduction="mean",
-        reference="precompute" if run.reference == "precomputed" else "swap",
+        reference="precompute" if run.reference == "precomputed" else "adapter_off" if adapted(run) else "swap",
     )
     return BFPOTrainer(model, arguments, train_dataset=pairs, processing_class=tokenizer)
+
+
+def adapted(run: TrainingRun) -> bool:
+    """Return whether adapters train, without which the model is the reference."""
+    return run.trains in ("lora", "qlora")
 
 
 def _token_budget(run: TrainingRun) -> int | None:
@@ -167,10 +189,12 @@ def trl_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
         max_length=None,
         precompute_ref_log_probs=run.reference == "precomputed",
         disable_dropout=True,
+        **({"use_liger_kernel": True} if run.kernels else {}),
     )
+    second = run.reference == "online" and not adapted(run)
     trainer = DPOTrainer(
         model,
-        ref_model=make_model(run.shape).requires_grad_(False) if run.reference == "online" else None,
+        ref_model=run.model().requires_grad_(False) if second else None,
         args=arguments,
         train_dataset=Dataset.from_list(text_rows(pairs)),
         processing_class=tokenizer,
@@ -182,40 +206,86 @@ def trl_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
     return trainer
 
 
-def add_clock(trainer: Any) -> Any:
-    """Return a callback, added to the trainer, that notes when steps start and end and counts the first one."""
-    from transformers import PrinterCallback, TrainerCallback
+class Memory:
+    """Memory in bytes: of this process on the CPU, allocated by torch on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device == "cuda"
+
+    def now(self) -> int | None:
+        """Return what is held now."""
+        return _cuda().memory_allocated() if self._cuda else rss()
+
+    def peak(self) -> int | None:
+        """Return the most that was held since `reset`."""
+        return _cuda().max_memory_allocated() if self._cuda else peak_rss()
+
+    def reset(self) -> bool:
+        """Let the peak start anew; returns whether that was possible."""
+        if not self._cuda:
+            return reset_peak()
+        _cuda().reset_peak_memory_stats()
+        return True
+
+
+def _cuda() -> Any:
+    import torch
+
+    return torch.cuda
+
+
+def add_clock(trainer: Any, *, count: bool = True, cpu: bool = False) -> Any:
+    """Return a callback, added to the trainer, that notes when steps start and end and may count the first one."""
+    from transformers import PrinterCallback
+
+    clock = make_clock(count=count, cpu=cpu)
+    trainer.add_callback(clock)
+    trainer.remove_callback(PrinterCallback)
+    return clock
+
+
+def make_clock(*, count: bool, cpu: bool = False) -> Any:
+    """Return the callback of `add_clock`.
+
+    `count`: operations, which slows that step down. `cpu`: in CPU-seconds of the process.
+    """
+    import torch
+    from transformers import TrainerCallback
+
+    def now() -> float:
+        if cpu:
+            return time.process_time()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
             self.start = self.stop = 0.0
             self.starts: list[float] = []
             self.ends: list[float] = []
-            self.counter = flop_counter()
+            self.counter = flop_counter() if count else None
             self.flops = 0
 
         def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
-            self.start = time.perf_counter()
+            self.start = now()
 
         def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
-            self.starts.append(time.perf_counter())
-            if len(self.starts) == 1:
+            self.starts.append(now())
+            if len(self.starts) == 1 and self.counter is not None:
                 self.counter.__enter__()
 
         def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-            if not self.ends:
+            if not self.ends and self.counter is not None:
                 self.counter.__exit__(None, None, None)
                 self.flops = self.counter.get_total_flops()
                 self.counter = None
-            self.ends.append(time.perf_counter())
+            self.ends.append(now())
 
         def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
-            self.stop = time.perf_counter()
+            self.stop = now()
 
-    clock = Clock()
-    trainer.add_callback(clock)
-    trainer.remove_callback(PrinterCallback)
-    return clock
+    return Clock()
 
 
 def _main(values: dict[str, Any]) -> dict[str, Any]:

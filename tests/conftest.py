@@ -31,6 +31,14 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         yield folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_bfloat16_of_this_machine() -> Iterator[None]:
+    """Let `dtype: auto` be float32 everywhere, so that no test depends on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bfpo.policy.precision.computes_bfloat16", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder of real data beside the checkout, or skip with the reason."""

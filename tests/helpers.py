@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bfpo.core.schema import Message, Pair
+from bfpo.core.schema import Completion, Message, Pair
+from bfpo.data.read import iter_completions
+from bfpo.data.rejects import Reject
 from bfpo.data.settings import SplitConfig
 from bfpo.data.split import RowPicker
 
@@ -69,6 +71,19 @@ def make_pair(
 def write_rows(path: Path, rows: Iterable[object]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+class ReadCompletions(NamedTuple):
+    completions: list[Completion]
+    rejects: list[Reject]
+    rows: int
+
+
+def read_sft(files: Sequence[Path], *, layout: str = "completions", **settings: Any) -> ReadCompletions:
+    """Return what `iter_completions` yields of the files, completions and rejects apart."""
+    rows = list(iter_completions(files, layout=layout, **settings))
+    rejects = [row for row in rows if isinstance(row, Reject)]
+    return ReadCompletions([row for row in rows if isinstance(row, Completion)], rejects, len(rows))
 
 
 def split_pairs(pairs: Sequence[Pair], *, held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:

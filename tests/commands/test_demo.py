@@ -14,6 +14,7 @@ import pytest
 from bfpo.commands.demo import preview
 from bfpo.config import DemoConfig, load_config
 from bfpo.core.errors import ConfigError, RunError
+from bfpo.execution.settings import LocalExecutor
 from bfpo.experiments.demo import FULL_METHODS, QUICK_METHODS, plan_seed
 from bfpo.experiments.points import Chain, Step
 from bfpo.experiments.steps import CEILING, START
@@ -98,7 +99,7 @@ def test_the_full_form_compares_every_method(tmp_path):
 def test_a_chain_that_fails_is_named_with_its_log(tmp_path):
     chain = plan_seed(DemoConfig.model_validate(SMALL), tmp_path, 0)[0]  # there is no data under this folder
     with raises(RunError) as caught:
-        run_chains([chain], 1, tmp_path / "logs")
+        run_chains([chain], LocalExecutor(workers=1), tmp_path / "logs")
     assert str(tmp_path / "logs" / "0-start.log") in str(caught.value)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+import bfpo.commands.generate as generate
 import bfpo.generation.engines as engines
+import bfpo.policy.precision as precision
 from bfpo.config import GenerateConfig
 from bfpo.core.errors import DataError, RunError, SettingError
 from bfpo.data.read import read_completions
@@ -92,6 +94,7 @@ def test_goes_on_where_it_was_cut_off(
     assert [row.id for row in read_completions(whole / "completions.jsonl")][:3] == ["p0/0", "p0/1", "p1/0"]
 
     asked: list[int] = []
+    made: list[int] = []
     original = engines.answer_batches
 
     def dies_after_two(model: Any, requests: Any, **keywords: Any) -> Any:
@@ -99,6 +102,7 @@ def test_goes_on_where_it_was_cut_off(
         for number, batch in enumerate(original(model, requests, **keywords)):
             if number == 2 and len(asked) == 1:
                 raise KeyboardInterrupt
+            made.append(len(batch))
             yield batch
 
     monkeypatch.setattr(engines, "answer_batches", dies_after_two)
@@ -110,9 +114,55 @@ def test_goes_on_where_it_was_cut_off(
         file.write(b'{"id": "p9/1", "text": "half a r')
     assert not (cut / "completions.jsonl").exists()
     run_stage("generate", settings, cut, resume=True)
-    assert asked == [20, 14]
+    assert asked == [20, 20 - sum(made[:2])]
+    assert 0 < sum(made[:2]) < 20
     assert texts(cut) == texts(whole)
     assert not partial.exists()
+
+
+def test_the_number_type_is_chosen_recorded_and_kept(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bfpo")
+    loaded: list[str] = []
+    original = generate.load_policy
+    monkeypatch.setattr(generate, "load_policy", lambda *a, **k: loaded.append(k["dtype"]) or original(*a, **k))
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: True)
+
+    def stopped(config: GenerateConfig, out: Path) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(engines, "answer_batches", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run_stage("generate", config, out)
+
+    stopped(config(model, prompts), tmp_path / "auto")
+    stopped(config(model, prompts, dtype="float32", batch_size=16), tmp_path / "old")
+    assert loaded == ["bfloat16", "float32"]
+    assert "weights in bfloat16 (auto: the device computes in it)" in caplog.text
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: False)
+    found = run_stage("generate", config(model, prompts, batch_size=None), tmp_path / "auto", resume=True)
+    assert found.record["decoding"]["dtype"] == "bfloat16"
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: True)
+    found = run_stage("generate", config(model, prompts, batch_size=None), tmp_path / "old", resume=True)
+    assert loaded[2:] == ["bfloat16", "float32"]
+    tokens, decoding = found.record["completions"]["completion_tokens"], found.record["decoding"]
+    ended = found.record["completions"]["num_finished"]
+    assert decoding["row_steps"] == tokens + ended - 10  # the first token of each answer comes of its prompt
+    with raises(RunError, "dtype"):
+        run_stage("generate", config(model, prompts, dtype="float16"), tmp_path / "old", resume=True)
+
+
+def test_bfloat16_on_a_cpu_that_emulates_it_is_warned_of(
+    model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    run_stage("generate", config(model, prompts, dtype="bfloat16", limit=1), tmp_path / "asked")
+    assert "no instructions" in caplog.text
+    caplog.clear()
+    folder = run_stage("generate", config(model, prompts, limit=1), tmp_path / "auto")
+    assert folder.record["decoding"]["dtype"] == "float32"
+    assert "no instructions" not in caplog.text  # of warnings
 
 
 def test_a_changed_prompt_file_is_not_resumed(

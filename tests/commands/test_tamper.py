@@ -190,7 +190,7 @@ def test_data_that_is_no_attack_is_warned_of(world: Path, tmp_path: Path, caplog
         (["models=[{name: a, model: x}, {name: a, model: y}]"], "models"),
         (["suites.baseline=a", "suites.ranker=oracle"], "suites"),
         (["attack=both"], "attack"),
-        (["completions_per_step=6", "completions_per_microbatch=4"], "completions_per_microbatch"),
+        (["completions_per_microbatch=0"], "completions_per_microbatch"),
         (["lora.r=0"], "lora.r"),
     ],
 )

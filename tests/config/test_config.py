@@ -225,7 +225,6 @@ def test_a_file_that_cannot_be_read(tmp_path):
         (AlignConfig, [*ALIGN, "lora={lora_dropout: 0.1}"], "lora_dropout"),
         (AlignConfig, [*ALIGN, "reference=adapter_off"], "reference"),
         (SftConfig, ["data.files=a"], "model, init"),
-        (SftConfig, ["data.files=a", "model=m", "completions_per_microbatch=5"], "completions_per_microbatch"),
         (SftConfig, ["data.files=a", "model=m", "init.tokenizer=t", "init.config={}"], "model, init"),
         (SftConfig, ["data.files=a", "init.tokenizer=t", "init.config={}", "lora={}"], "lora"),
         (EvaluateConfig, ["data.files=a", "reference=r"], "model"),

@@ -42,7 +42,7 @@ def config(**settings: Any) -> GenerateConfig:
 
 
 @pytest.mark.parametrize(
-    ("engine", "unread"), [("transformers", SERVER), ("vllm", SERVER | TORCH), ("server", LOCAL | TORCH)]
+    ("engine", "unread"), [("transformers", SERVER), ("vllm", SERVER | TORCH), ("server", LOCAL | TORCH | {"executor"})]
 )
 def test_an_engine_refuses_and_leaves_out_the_keys_that_it_does_not_read(engine: str, unread: set[str]) -> None:
     for key, value in VALUES.items():

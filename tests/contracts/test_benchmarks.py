@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import balance, prepare, rampup, report, scaling, throughput
+from benchmarks import balance, generation, hot_path, prepare, rampup, report, scaling, sft, throughput
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.process import read_results, write_results
+from benchmarks.sft_training import trl_row
 from benchmarks.summary import (
     best_rate,
     counterpart,
@@ -23,8 +24,17 @@ from benchmarks.summary import (
     speed_ratio,
     throughput_arms,
 )
-from benchmarks.tables import TABLES, show_tables
-from benchmarks.workload import EOS, MODELS, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
+from benchmarks.tables import TABLES, sft_tables, show_tables
+from benchmarks.workload import (
+    EOS,
+    MODELS,
+    make_model,
+    make_pairs,
+    make_texts,
+    make_tokenizer,
+    pairs_of_length,
+    text_rows,
+)
 from bfpo import BfpoError
 from bfpo.core.errors import RunError, TrainingError
 from bfpo.data.pack import collate_pairs, longest_text, pair_sizes
@@ -66,6 +76,18 @@ def test_the_table_of_shares(tmp_path, capsys):
     assert all(run["dealt"][1] >= run["random"][1] for run in results["runs"])
 
 
+def test_the_defaults_of_generation_waste_no_row_step_and_draw_as_before(tmp_path, capsys):
+    sizes = ["--size", "XS", "--num", "9", "--repeats", "1", "--max-new-tokens", "64", "--batches", "4"]
+    generation.main([*sizes, "--threads", "1", "--out", str(tmp_path)])
+    results = read_results(tmp_path, "generation")
+    assert results is not None
+    runs = {run["arm"]: run for run in results["runs"]}
+    assert len(runs) == 3
+    default, before = runs[generation.DEFAULT], runs[generation.BEFORE]
+    assert default["tokens"] == before["tokens"] == default["row_steps"] < before["row_steps"]
+    assert "useful row-steps" in capsys.readouterr().out
+
+
 def test_pairs_have_the_lengths_of_chat_data_and_depend_on_the_seed_alone():
     pairs = make_pairs(2000, vocabulary=1000, seed=3)
     prompts = [len(pair.prompt_ids) for pair in pairs]
@@ -81,6 +103,53 @@ def test_pairs_have_the_lengths_of_chat_data_and_depend_on_the_seed_alone():
         p.chosen_ids.tolist() for p in make_pairs(5, vocabulary=1000, seed=3)
     ]
     assert {len(ids) for p in pairs_of_length(3, length=32, vocabulary=50, seed=0) for ids in ids_of(p)} == {16}
+
+
+def test_texts_have_the_lengths_of_dialogues_and_trl_gets_the_same_ids_and_labels():
+    texts = make_texts(2000, vocabulary=1000, seed=3)
+    prompts, answers = ([len(ids_of(text)[k]) for text in texts] for k in (0, 1))
+    assert (min(prompts), max(prompts), min(answers), max(answers)) == (10, 480, 8, 240)
+    assert np.median(prompts) == pytest.approx(86, rel=0.1)
+    assert np.median(answers) == pytest.approx(40, rel=0.1)
+    assert all(len(text.rejected_ids) == 0 and text.chosen_ids[-1] == EOS for text in texts)
+    row = trl_row(texts[:3])
+    places = [place for place, label in enumerate(row["labels"]) if label != -100]
+    assert [row["input_ids"][place] for place in places] == [row["labels"][place] for place in places]
+    batch = collate_pairs(texts[:3])
+    assert row["input_ids"] == batch["input_ids"][0].tolist()
+    assert [row["labels"][place] for place in places] == batch["targets"].tolist()
+    assert [place - 1 for place in places] == batch["source"].tolist()
+    assert row["seq_lengths"] == [len(text.prompt_ids) + len(text.chosen_ids) for text in texts[:3]]
+
+
+def sft_runs() -> list[dict[str, Any]]:
+    def run(trainer: str, form: str, num: int, repeat: int, seconds: float, mib: int) -> dict[str, Any]:
+        where = {"trainer": trainer, "form": form, "texts_per_forward": num, "repeat": repeat, "model": "S"}
+        counts = {"loop_tokens": 1000, "completion_tokens": 300, "load_average": 2.0, "losses": [3.0, 2.0]}
+        bytes_ = {"peak_above_model": mib * 2**20, "state_bytes": 10 * 2**20}
+        return {**where, **counts, **bytes_, "loop_cpu_seconds": seconds}
+
+    ours = [run("bfpo", "packed", 8, repeat, 2.0, 30) for repeat in range(2)]
+    theirs = [run("trl", "packed", 8, repeat, 4.0 + 2 * repeat, 50) for repeat in range(2)]
+    return [*theirs, *ours, *(run("trl", "padded", 1, repeat, 2.5, 40) for repeat in range(2))]
+
+
+def test_the_table_of_imitation_takes_ratios_against_trl_packed_and_its_best():
+    settings = {"steps": 3, "texts": 8, "length_scale": 1.0, "threads": 1, "dtype": "float32"}
+    (table,) = sft_tables({"runs": sft_runs(), "settings": settings})
+    assert table.rows[0] == [
+        *("S", "bfpo, 8 texts a forward", "500", "2.50 [2.25-2.75]", "1.25", "30", "0.60", "20", "0.50"),
+    ]
+    assert [row[1] for row in table.rows[1:]] == ["TRL, packed, 8 texts a forward", "TRL, no packing, 1 text a forward"]
+    assert "30% of the tokens" in table.note
+    assert "(S: 2)" in table.note
+
+
+def test_runs_of_imitation_that_went_another_way_are_named():
+    sft.check_same_way(sft_runs())
+    for wrong in ({"losses": [3.0, 2.1]}, {"loop_tokens": 999}):
+        with raises(TrainingError, "S: trl"):
+            sft.check_same_way([*sft_runs(), {**sft_runs()[-1], **wrong}])
 
 
 def ids_of(pair: Any) -> tuple[Any, Any, Any]:
@@ -119,7 +188,7 @@ def test_our_path_does_what_is_needed_and_little_else():
     with flop_counter() as counter:
         sequence_logps(model, batch).logps.sum().backward()
     needed = needed_flops(SHAPE, [tuple(map(len, ids_of(pair))) for pair in pairs])  # type: ignore[misc]
-    # What is more: the head's one dummy row, scores computed again in the backward pass, the mask of rejected rows.
+    # What is more: scores computed again in the backward pass, and those that the mask hides.
     assert needed <= counter.get_total_flops() < 1.1 * needed
 
 
@@ -265,7 +334,7 @@ def test_other_work_is_found(changed):
 
 
 def test_every_program_names_its_options():
-    for program in (throughput, scaling, rampup):
+    for program in (throughput, hot_path, scaling, rampup, sft):
         options = program.parse(["--quick", "--threads", "1"])
         assert options.threads == 1
         json.dumps({name: value for name, value in vars(options).items() if name != "out"})
@@ -276,9 +345,9 @@ def test_every_program_names_its_options():
 @pytest.mark.slow
 def test_the_smoke_form_runs_against_trl(tmp_path):
     pytest.importorskip("trl")
-    for program in (throughput, scaling, rampup):
+    for program in (throughput, hot_path, scaling, rampup, sft):
         program.main(["--quick", "--threads", "1", "--out", str(tmp_path)])
-    runs = [read_results(tmp_path, name) for name in ("throughput", "scaling", "rampup")]
+    runs = [read_results(tmp_path, name) for name in ("throughput", "hot_path", "scaling", "rampup", "sft")]
     assert all(found is not None and found["runs"] for found in runs)
     arms = throughput_arms(runs[0]["runs"])  # type: ignore[index]
     assert {(arm.trainer, arm.reference) for arm in arms} == {

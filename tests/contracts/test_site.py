@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
-from bfpo.config import describe_keys
+from bfpo.config import AlignConfig, describe_keys
 from docs import pages_of_code as site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,13 @@ def test_a_text_of_the_program_is_shown_as_it_is_in_a_table():
 )
 def test_a_link_of_the_repository_has_its_form_of_the_site(place, link, moved, beside):
     assert site.with_links_of_site(f"see [it]({link}).", place) == (f"see [it]({moved}).", beside)
+
+
+def test_configs_of_the_migration_page_are_configs_of_train():
+    page = (ROOT / "docs" / "migration.md").read_text()
+    blocks = re.findall(r"^    ```yaml\n    # bfpo train[^\n]*\n(.*?)^    ```", page, re.MULTILINE | re.DOTALL)
+    configs = [AlignConfig.model_validate(yaml.safe_load(textwrap.dedent(block))) for block in blocks]
+    assert [config.beta for config in configs] == [0.1, 0.1, 0.1]
 
 
 def test_the_readme_fits_two_screens():

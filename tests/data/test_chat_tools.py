@@ -9,7 +9,7 @@ import pytest
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Message, Pair, canonical_json
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.tokenize import prompt_ids, tokenize_completions, tokenize_pairs
+from bfpo.data.tokenize import prompt_ids, tokenize_pairs
 from helpers import CHATML, IM_END, byte_ids, byte_tokenizer
 from messages import raises
 
@@ -81,8 +81,8 @@ def test_pairs_completions_and_prompts_carry_their_tools() -> None:
     head = prompt_ids(asked, tokenizer, tools=TOOLS)
     assert tokens.prompt_ids.tolist() == head != prompt_ids(asked, tokenizer)
     assert tokens.chosen_ids.tolist() == [*byte_ids('<call>{"at": "Brest"}</call>'), IM_END]
-    (example,), _ = tokenize_completions([Completion("c", asked, "", tools=TOOLS, extra=CALL)], tokenizer)
-    assert example["input_ids"] == [*head, *tokens.chosen_ids.tolist()]
+    (text,), _ = tokenize_pairs([Completion("c", asked, "", tools=TOOLS, extra=CALL)], tokenizer)
+    assert (text.prompt_ids.tolist(), text.chosen_ids.tolist()) == (head, tokens.chosen_ids.tolist())
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])

@@ -20,11 +20,11 @@ from bfpo.data.load import load_completions, load_pairs
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.prompts import read_prompt_files
-from bfpo.data.read import read_completions, read_pairs, read_sft
+from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.rejects import RowError
 from bfpo.data.settings import DataConfig, LabelledConfig, SftDataConfig
 from bfpo.data.write import completion_row, pair_row, prompt_row, write_completions, write_pairs
-from helpers import write_rows
+from helpers import read_sft, write_rows
 from messages import raises
 
 TOOLS = [{"type": "function", "function": {"name": "tide", "parameters": {}}}]

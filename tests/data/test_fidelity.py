@@ -8,7 +8,7 @@ import pytest
 
 from bfpo.core.schema import Completion, Message, Pair, canonical_json
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.tokenize import tokenize_completions, tokenize_pairs
+from bfpo.data.tokenize import tokenize_pairs
 from helpers import byte_tokenizer, make_pair
 
 # Small templates of our own with the habits of the families that they are named after.
@@ -79,7 +79,7 @@ def test_honest_templates_pass(name: str, system: str, texts: tuple[str, ...], a
 def test_reasoning_in_the_completion_is_kept_by_a_template_that_reformats_it() -> None:
     thinking = Completion("c", conversation(), "<think>\n\nLook at the sun.</think>Aye.")
     (_, report), plain = (
-        tokenize_completions([thinking], byte_tokenizer(HONEST["qwen3"])),
+        tokenize_pairs([thinking], byte_tokenizer(HONEST["qwen3"])),
         report_of(HONEST["qwen3"], conversation()),
     )
     assert (report.template_changes, report.openings) == ({}, {})
@@ -115,8 +115,8 @@ def test_reasoning_under_a_key_that_the_template_does_not_read() -> None:
     assert report_of(HONEST["chatml"], conversation(), chosen_extra=thoughts).template_changes == lost
     assert report_of(HONEST["qwen3"], conversation(), chosen_extra=thoughts).template_changes == {}
     asked = Completion("c", conversation(), "Aye.", reasoning="The sun has set.")
-    assert tokenize_completions([asked], byte_tokenizer(HONEST["chatml"]))[1].template_changes == lost
-    assert tokenize_completions([asked], byte_tokenizer(HONEST["qwen3"]))[1].template_changes == {}
+    assert tokenize_pairs([asked], byte_tokenizer(HONEST["chatml"]))[1].template_changes == lost
+    assert tokenize_pairs([asked], byte_tokenizer(HONEST["qwen3"]))[1].template_changes == {}
 
 
 @pytest.mark.parametrize("system", ["Speak like a sailor.", "s", "user", "INST"])

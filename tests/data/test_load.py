@@ -9,9 +9,10 @@ import pytest
 
 from bfpo.core.errors import BfpoError, DataError, LabelError, SettingError
 from bfpo.data import load
-from bfpo.data.load import LoadedCompletions, LoadedPairs, PairStream
+from bfpo.data.load import CompletionStream, LoadedCompletions, LoadedPairs, PairStream
 from bfpo.data.settings import DataConfig, SftDataConfig
 from bfpo.data.split import normalised_prompt
+from helpers import write_rows
 from messages import raises
 
 
@@ -85,6 +86,62 @@ def test_completions_of_pairs(pairs: Path, use: Any, num: int) -> None:
     loaded = load_completions([pairs], use=use, bad_rows="skip", unknown_label="safe")
     assert len(loaded.completions) == loaded.counts["completions"] == num
     assert loaded.counts["rows_rejected"] == 1
+
+
+@pytest.mark.parametrize(
+    ("use", "names"),
+    [
+        ("all", ["a:chosen", "a:rejected", "b:rejected", "c:chosen", "c:rejected"]),
+        ("chosen", ["a:chosen", "c:chosen"]),
+        ("safe", ["a:chosen", "c:rejected"]),
+    ],
+)
+def test_completions_to_imitate_come_once_each(tmp_path: Path, use: Any, names: list[str]) -> None:
+    rows = [
+        {"id": "a", "prompt": "q", "chosen": "good", "rejected": "bad", "chosen_is_safe": 1, "rejected_is_safe": 0},
+        {"id": "b", "prompt": "q", "chosen": "good", "rejected": "other", "chosen_is_safe": 0, "rejected_is_safe": 0},
+        {
+            "id": "c",
+            "prompt": "p",
+            "chosen": "good",
+            "rejected": "fine",
+            "chosen_is_safe": 0.5,
+            "rejected_is_safe": 0.9,
+        },
+    ]
+    file = write_rows(tmp_path / "pairs.jsonl", rows)
+    stream = CompletionStream(SftDataConfig(files=[str(file)], use=use))
+    assert [made.id for made in stream] == names == [made.id for made in stream]
+    assert (len(stream), stream.counts["pairs"], stream.counts["completions"]) == (len(names), 3, len(names))
+    assert all(made.is_safe is None for made in stream)
+    used = {name[0] for name in names}
+    one_by_one = [PairStream(DataConfig(files=[str(file)])).hashes] if "b" in used else []
+    assert len(stream.hashes) == 2
+    assert all(set(stream.hashes) == set(some) for some in one_by_one)
+
+
+def test_a_stream_of_completions_keeps_no_row(tmp_path: Path) -> None:
+    """Bytes that a scan leaves behind, a row: its mark, and two hashes of its prompt."""
+    kept = {}
+    for num in (100, 1100):
+        rows = [{"prompt": f"w{i} " * 50, "completion": f"a{i} " * 200} for i in range(num)]
+        file = write_rows(tmp_path / f"{num}.jsonl", rows)
+        stream = CompletionStream(SftDataConfig(files=[str(file)]))
+        assert sum(1 for _ in stream) == num
+        tracemalloc.start()
+        stream = CompletionStream(SftDataConfig(files=[str(file)]))
+        stream.scan()
+        kept[num] = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    assert (kept[1100] - kept[100]) / 1000 < 30
+
+
+def test_files_that_change_after_the_scan_are_an_error(completions: Path) -> None:
+    stream = CompletionStream(SftDataConfig(files=[str(completions)]))
+    stream.scan()
+    completions.write_text(completions.read_text() + '{"prompt": "q", "completion": "a"}\n')
+    with raises(DataError, "changed"):
+        list(stream)
 
 
 def test_labels_matter_only_where_safe_ones_are_picked(pairs: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Completion, Message, Pair, Prompt
 from bfpo.data.prompts import read_prompts
-from bfpo.data.read import read_completions, read_pairs, read_sft
-from bfpo.data.rejects import CompletionResult, ReadResult, check_rejects, describe_rejects
+from bfpo.data.read import read_completions, read_pairs
+from bfpo.data.rejects import ReadResult, check_rejects, describe_rejects
 from bfpo.data.write import write_completions, write_pairs
-from helpers import make_pair, write_rows
+from helpers import make_pair, read_sft, write_rows
 from messages import raises
 
 TRL = {"prompt": "q", "chosen": "a", "rejected": "b"}
@@ -180,7 +180,7 @@ def test_nothing_usable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
     bad = read_pairs([write_rows(tmp_path / "bad.jsonl", [{**TRL, "chosen": ""}])])
     with raises(DataError):
         check_rejects(bad, bad_rows="skip")
-    check_rejects(CompletionResult([], 1, [Completion("c", Q, "t")]), bad_rows="stop")
+    check_rejects(ReadResult([], 1), bad_rows="stop")
     with raises(SettingError, "bad_rows"):
         check_rejects(ReadResult([], 0), bad_rows="ignore")  # type: ignore[arg-type]
 

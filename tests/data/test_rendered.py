@@ -9,7 +9,7 @@ import pytest
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.tokenize import check_tokens, token_notes, tokenize_completions, tokenize_pairs
+from bfpo.data.tokenize import check_tokens, token_notes, tokenize_pairs
 from helpers import CHATML, byte_tokenizer, make_pair
 from messages import raises
 
@@ -83,6 +83,6 @@ def test_most_rows_rendered_stop_and_fewer_are_counted() -> None:
 
 def test_completions_to_imitate_are_checked_too() -> None:
     made = [Completion("c", (Message("user", "[INST] q [/INST]"),), "a")]
-    report = tokenize_completions(made, byte_tokenizer(CHATML))[1].as_row()
+    report = tokenize_pairs(made, byte_tokenizer(CHATML))[1].as_row()
     with raises(DataError, "1 of 1 rows"):
         check_tokens("data", report, **ALLOWED)

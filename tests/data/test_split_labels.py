@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from bfpo.core.errors import LabelError, SettingError
 from bfpo.core.schema import Message, Prompt
-from bfpo.data.labels import CELLS, cell_counts, cell_of, completions_of_pairs, resolve_labels
+from bfpo.data.labels import CELLS, cell_counts, cell_of, resolve_labels
 from bfpo.data.read import read_pairs
 from bfpo.data.settings import SplitConfig
 from bfpo.data.split import RowPicker, draw_prompts, normalised_prompt, part_of, prompt_hashes
@@ -180,25 +180,6 @@ def test_cells() -> None:
         "unknown": 1,
     }
     assert cell_counts([]) == dict.fromkeys(CELLS, 0)
-
-
-def test_completions_to_imitate_come_once_each() -> None:
-    pairs = [
-        make_pair(chosen="good", rejected="bad", labels=(1, 0), id="a"),
-        make_pair(chosen="good", rejected="unknown", labels=(0, None), id="b"),
-        make_pair(prompt="other", chosen="good", rejected="fine", labels=(0.5, 0.9), id="c"),
-    ]
-    assert [made.id for made in completions_of_pairs(pairs)] == [
-        "a:chosen",
-        "a:rejected",
-        "b:rejected",
-        "c:chosen",
-        "c:rejected",
-    ]
-    assert [made.id for made in completions_of_pairs(pairs, "chosen")] == ["a:chosen", "c:chosen"]
-    assert [made.id for made in completions_of_pairs(pairs, "safe")] == ["a:chosen", "c:rejected"]
-    with raises(SettingError, "use"):
-        completions_of_pairs(pairs, "best")  # type: ignore[arg-type]
 
 
 def test_real_pairs_split_by_prompt(shared_data: Path) -> None:

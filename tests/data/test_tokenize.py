@@ -13,7 +13,7 @@ from bfpo.core.errors import DataError, LabelError, ModelError, SettingError
 from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.labels import resolve_labels
 from bfpo.data.read import read_pairs
-from bfpo.data.tokenize import TokenPair, prompt_ids, tokenize_completions, tokenize_pairs
+from bfpo.data.tokenize import TokenPair, prompt_ids, tokenize_pairs
 from helpers import BOS, CHATML, EOS, IM_END, byte_ids, byte_tokenizer, make_pair
 from messages import raises
 
@@ -152,15 +152,15 @@ def test_an_empty_prompt_gives_unconditional_text() -> None:
 def test_single_completions_by_hand() -> None:
     question = (Message("user", "q"),)
     done, cut = Completion("a", question, "yes"), Completion("b", question, "ye", finished=False)
-    examples, report = tokenize_completions([done, cut], byte_tokenizer())
-    assert examples[0] == {
-        "input_ids": [*PROMPT, *byte_ids("yes"), EOS],
-        "labels": [-100] * len(PROMPT) + [*byte_ids("yes"), EOS],
-    }
-    assert examples[1]["labels"] == [-100] * len(PROMPT) + byte_ids("ye")
+    texts, report = tokenize_pairs([done, cut], byte_tokenizer())
+    assert [ids(text) for text in texts] == [
+        (PROMPT, [*byte_ids("yes"), EOS], []),
+        (PROMPT, byte_ids("ye"), []),
+    ]
+    assert [text.pair_id for text in texts] == ["a", "b"]
     assert report.num_pairs == 2
     with raises(DataError, "completion c"):
-        tokenize_completions([Completion("c", question, " ")], byte_tokenizer())
+        tokenize_pairs([Completion("c", question, " ")], byte_tokenizer())
 
 
 def test_prompt_ids_are_what_a_pair_follows() -> None:

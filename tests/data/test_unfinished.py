@@ -16,7 +16,7 @@ from bfpo.data.labels import completions_of_pair
 from bfpo.data.load import load_pairs
 from bfpo.data.read import read_pairs
 from bfpo.data.settings import DataConfig
-from bfpo.data.tokenize import token_notes, tokenize_completions, tokenize_pairs
+from bfpo.data.tokenize import token_notes, tokenize_pairs
 from bfpo.data.write import pair_row, write_pairs
 from bfpo.judges.pairing import choose_pairs
 from helpers import CHATML, EOS, IM_END, byte_ids, byte_tokenizer, write_rows
@@ -46,9 +46,9 @@ def test_only_a_finished_answer_gets_an_end_token(template: str | None, end: int
         if False in finished
         else []
     )
-    sft, cut = tokenize_completions(completions_of_pair(pair(*finished)), tokenizer)
+    sft, cut = tokenize_pairs(completions_of_pair(pair(*finished)), tokenizer)
     for one, ids in zip(sft, (made.chosen_ids, made.rejected_ids), strict=True):
-        assert [number for number in one["labels"] if number >= 0] == ids.tolist()
+        assert one.chosen_ids.tolist() == ids.tolist()
     assert cut.num_unfinished == finished.count(False)
 
 

@@ -55,6 +55,9 @@ NEW: dict[str, Any] = {
     "depth": None,
     "deep_refusals": None,
     "anchor_scale": "loss",
+    "attention": "auto",
+    "max_tokens_per_microbatch": 8192,
+    "token_cache": None,
     "executor": {"backend": "local", "workers": "auto", "gpus_per_worker": None},
 }
 # Keys that are gone, with what another key has in their place.
@@ -62,7 +65,13 @@ GONE = {"processes"}
 # New keys whose default is another one in `bfpo compare`; a comparison of before goes on with the value in NEW alone.
 OF_COMPARE: dict[str, Any] = {"anchor_scale": "gradient"}
 # What was the default, of keys whose default now says that the command finds the value.
-WAS: dict[str, Any] = {"api_key_env": "OPENAI_API_KEY", "temperature": 1.0}
+WAS: dict[str, Any] = {
+    "api_key_env": "OPENAI_API_KEY",
+    "temperature": 1.0,
+    "completions_per_microbatch": 8,
+    "dtype": "float32",
+    "batch_size": 16,
+}
 # Keys that a command read there too, but did not record.
 RECORDED = {"reference": {"method", "beta", "alpha", "safety_weight", "link", "reduction"}}
 CONFIGS = json.loads((GOLDEN / "resolved_configs.json").read_text(encoding="utf-8"))

@@ -49,9 +49,14 @@ os._exit(0)  # now and then torch's threads abort the interpreter's own exit
 """
 
 TRAINING = """
+from types import SimpleNamespace
+from accelerate.utils import load_fsdp_model, save_fsdp_model
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import distribute_tensor
+from bfpo.training.checkpoint import state_of_trained
 
 def made():
     model = tiny_model(dtype=torch.float64, tie_word_embeddings={tied})
@@ -168,6 +173,26 @@ except KeyError:
     pass
 after = bits()
 assert all(torch.equal(*both) for both in zip(before, after, strict=True))
+
+# The weights of a checkpoint, as accelerate writes and reads them: only what trains.
+plugin = SimpleNamespace(
+    fsdp_version=2, state_dict_type=StateDictType.SHARDED_STATE_DICT, state_dict_config=SimpleNamespace()
+)
+processes = SimpleNamespace(process_index=rank, num_processes=2, is_fsdp2=True, wait_for_everyone=dist.barrier)
+before = bits()
+with state_of_trained(sharded):
+    save_fsdp_model(plugin, processes, sharded, {folder!r} + "/checkpoint")
+    with torch.no_grad():
+        for parameter in sharded.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    load_fsdp_model(plugin, processes, sharded, {folder!r} + "/checkpoint")
+after = bits()
+assert all(torch.equal(*both) for both in zip(before, after, strict=True))
+written = FileSystemReader({folder!r} + "/checkpoint/pytorch_model_fsdp_0").read_metadata().state_dict_metadata
+trained = {{f"model.{{name}}" for name, parameter in sharded.named_parameters() if parameter.requires_grad}}
+assert trained <= written.keys(), (trained, written.keys())
+assert not [name for name in written if name[6:] in dict(sharded.named_parameters()) and name not in trained]
 
 gathered = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 if rank == 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from bfpo.policy.head import LogitTransform, head_logps
 
@@ -117,6 +118,70 @@ def test_a_frozen_head_keeps_one_row_of_hidden_states_and_nothing_of_the_vocabul
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         head_logps(head, hidden.requires_grad_(), targets, chunk_rows=CHUNK)
     assert saved == [ROWS * WIDTH]
+
+
+class Made(TorchDispatchMode):
+    """Counts tensors of at least `size` numbers that get memory of their own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
+        output = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.numel() >= self.size and leaf.data_ptr() not in given:
+                self.count += 1
+        return output
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_all_chunks_share_one_buffer_of_logits(trains: bool) -> None:
+    """In every pass; a head that trains is run again in the backward pass, and has one there too."""
+    head, hidden, targets = make_head(torch.float32, bias=True, trains=trains)
+    with Made(CHUNK * VOCABULARY) as forward:
+        logps = head_logps(head, hidden.requires_grad_(), targets, chunk_rows=CHUNK)
+    with Made(CHUNK * VOCABULARY) as backward:
+        logps.sum().backward()
+    assert (forward.count, backward.count) == (1, int(trains))
+
+
+@pytest.mark.parametrize(("trains", "products"), [(False, 2), (True, 4)])
+def test_operations_of_the_head(trains: bool, products: int) -> None:
+    head, hidden, targets = make_head(torch.float32, bias=False, trains=trains)
+    with FlopCounterMode(display=False) as counter:
+        head_logps(head, hidden.requires_grad_(), targets, chunk_rows=CHUNK).sum().backward()
+    assert counter.get_total_flops() == products * 2 * ROWS * WIDTH * VOCABULARY
+
+
+def test_a_head_that_trains_under_bfloat16_has_float32_gradients_of_its_float32_weight() -> None:
+    head, hidden, targets = make_head(torch.float32, bias=True, trains=True)
+    head_logps(head, hidden.requires_grad_(), targets).sum().backward()
+    exact = [hidden.grad, *(parameter.grad for parameter in head.parameters())]
+    hidden.grad = None
+    head.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps = head_logps(head, hidden, targets, chunk_rows=CHUNK)
+        logps.sum().backward()  # inside: autocast must not reach the backward pass
+    assert logps.dtype == torch.float32
+    for one, other in zip((hidden.grad, *(p.grad for p in head.parameters())), exact, strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.dtype == torch.float32
+        assert 0 < float((one - other).norm() / other.norm()) < 0.02
+
+
+def test_a_head_that_trains_on_hidden_states_that_do_not() -> None:
+    head, hidden, targets = make_head(torch.float64, bias=False, trains=True)
+    gradients = []
+    for needed in (True, False):
+        head.zero_grad()
+        head_logps(head, hidden.requires_grad_(needed), targets, chunk_rows=CHUNK).sum().backward()
+        gradients.append(head.weight.grad)
+    assert gradients[0] is not None
+    assert gradients[1] is not None
+    assert torch.equal(gradients[0], gradients[1])
 
 
 def test_computing_in_bfloat16_keeps_softmax_and_result_in_float32() -> None:

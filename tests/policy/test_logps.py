@@ -47,6 +47,8 @@ def test_every_token_goes_through_the_model_once_and_completions_alone_through_t
     model.model.layers[0].mlp.register_forward_hook(lambda _, inputs, __: backbone.append(inputs[0].shape[:-1].numel()))
     from bfpo.policy import logps as module
 
+    left_over: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: left_over.append(inputs[0].shape[:-1].numel()))
     inner = module.head_logps
 
     def counted(linear: Any, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -57,6 +59,7 @@ def test_every_token_goes_through_the_model_once_and_completions_alone_through_t
     sequence_logps(model, collate_pairs(PAIRS))
     assert backbone == [TOKENS["prompt"] + TOKENS["completion"]]
     assert head == [TOKENS["completion"]]
+    assert left_over == [0]  # the head's own forward pass has nothing to do
 
 
 @pytest.mark.parametrize("form", ["packed", "padded"])

@@ -17,7 +17,7 @@ from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.load import load_completions, load_pairs
 from bfpo.data.rejects import RowError
 from bfpo.data.settings import DataConfig, SftDataConfig
-from bfpo.data.tokenize import IGNORED, tokenize_completions
+from bfpo.data.tokenize import tokenize_pairs
 from bfpo.preparation.deep import DeepRefusals
 from helpers import write_rows
 from messages import raises
@@ -77,15 +77,12 @@ def test_the_beginning_belongs_to_the_prompt_and_the_refusal_is_learned(tmp_path
     data = SftDataConfig(files=[str(made.path / "sft" / "train.parquet")])
     loaded = load_completions(data, seed=0).completions
     tokenizer = tokenizer_with()
-    examples, _ = tokenize_completions(loaded, tokenizer)
-    for completion, example in zip(loaded, examples, strict=True):
-        learned = [
-            token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != IGNORED
-        ]
-        text = tokenizer.decode(learned)
+    texts, _ = tokenize_pairs(loaded, tokenizer)
+    for completion, ids in zip(loaded, texts, strict=True):
+        text = tokenizer.decode(ids.chosen_ids.tolist())
         assert completion.prompt[-1].content not in text
         assert NO in text
-        assert completion.prompt[-1].content in tokenizer.decode(example["input_ids"])
+        assert completion.prompt[-1].content in tokenizer.decode(ids.prompt_ids.tolist())
 
 
 def test_pairs_keep_their_order_and_labels(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from bfpo.data.files import iter_rows
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.prompts import read_prompt_files
-from bfpo.data.read import iter_pairs, read_pairs, read_sft
+from bfpo.data.read import iter_pairs, read_pairs
 from bfpo.data.rejects import Reject, check_rejects
+from helpers import read_sft
 from messages import raises
 
 PROPERTY = settings(max_examples=40, deadline=None)

@@ -17,11 +17,11 @@ from bfpo.core.errors import BfpoError, ConfigError, DataError, SettingError
 from bfpo.core.schema import Completion, Message
 from bfpo.data.read import read_completions
 from bfpo.data.rejects import RowError
-from bfpo.data.tokenize import IGNORED
+from bfpo.data.tokenize import tokenize_pairs
 from bfpo.data.write import write_completions
 from bfpo.judges.needless import check_kept
 from bfpo.runs.stages import run_stage
-from bfpo.training.inputs import completion_rows, completion_tokens, read_start
+from bfpo.training.inputs import read_start, row_streams
 from helpers import byte_tokenizer, write_rows
 from messages import raises
 from mixtures import prepare, row, rows_of, source
@@ -70,20 +70,19 @@ def sft(model: Path, file: Path, leave_out: Sequence[str], **data: Any) -> SftCo
 def test_what_is_left_out_is_counted_and_all_else_is_learned(start: Path, tmp_path: Path, leave_out: list[str]) -> None:
     file = own_answers(tmp_path / "completions.jsonl")
     config = sft(start, file, leave_out, bad_rows="skip")
-    rows = completion_rows(config, read_start(config))["data"]
+    rows = row_streams(config, read_start(config))["data"]
     gone = {name for kind in leave_out for name in LEFT[kind]}
     empty = {"empty", "blank"}
-    assert [one.id for one in rows.completions] == [name for name in ANSWERS if name not in gone | empty]
+    assert [one.id for one in rows] == [name for name in ANSWERS if name not in gone | empty]
     assert rows.counts["rows_rejected"] == (0 if "incoherent" in leave_out else 2)
     assert sum(rows.counts.get("left_out", {}).values()) == len(gone)
     assert ("left_out" in rows.counts) is bool(gone)
     if len(leave_out) == 3:
         assert rows.counts["left_out"] == {"empty": 2, "cut": 1, "refused": 1, "refused in part": 1, "looping": 1}
-    examples, report = completion_tokens(rows, read_start(config))
-    ended = [one["labels"][-1] == byte_tokenizer().eos_token_id for one in examples]
-    assert ended == [one.finished for one in rows.completions]
+    texts, report = tokenize_pairs(rows, byte_tokenizer())
+    ended = [one.chosen_ids[-1] == byte_tokenizer().eos_token_id for one in texts]
+    assert ended == [one.finished for one in rows]
     assert report.num_unfinished == ended.count(False)
-    assert all(one["labels"][0] == IGNORED for one in examples)
 
 
 def test_empty_answers_stop_a_run_that_does_not_leave_them_out(start: Path, tmp_path: Path) -> None:
@@ -91,24 +90,24 @@ def test_empty_answers_stop_a_run_that_does_not_leave_them_out(start: Path, tmp_
     for leave_out in ([], ["refused", "cut"]):
         config = sft(start, file, leave_out)
         with raises(DataError, "2 of 7 rows", "empty completion"):
-            completion_rows(config, read_start(config))
+            row_streams(config, read_start(config))["data"].scan()
     config = sft(start, file, ["incoherent"])
-    assert len(completion_rows(config, read_start(config))["data"].completions) == 4
+    assert len(row_streams(config, read_start(config))["data"]) == 4
 
 
 def test_the_limit_counts_rows_that_are_learned(start: Path, tmp_path: Path) -> None:
     config = sft(start, own_answers(tmp_path / "completions.jsonl"), ["refused", "incoherent", "cut"], limit=1)
-    assert [one.id for one in completion_rows(config, read_start(config))["data"].completions] == ["good"]
+    assert [one.id for one in row_streams(config, read_start(config))["data"]] == ["good"]
 
 
 def test_nothing_left_and_pairs_are_errors(start: Path, tmp_path: Path) -> None:
     bad = [{"prompt": "q", "text": "I'm sorry, but I can't help with that."}]
     config = sft(start, write_rows(tmp_path / "bad.jsonl", bad), ["refused"])
     with raises(DataError, "left out: refused"):
-        completion_rows(config, read_start(config))
+        row_streams(config, read_start(config))["data"].scan()
     config = sft(start, write_rows(tmp_path / "pairs.jsonl", [row(1)]), ["refused"])
     with raises(SettingError, "leave_out"):
-        completion_rows(config, read_start(config))
+        row_streams(config, read_start(config))["data"].scan()
     with raises(ConfigError, "leave_out"):
         load_config(SftConfig, None, ["model=m", "data.files=f.jsonl", "data.leave_out=[short]"])
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from bfpo.config.demo import DemoWorld
 from bfpo.core.schema import Completion, Message, Pair, Prompt
-from bfpo.data.tokenize import tokenize_completions, tokenize_pairs
+from bfpo.data.tokenize import tokenize_pairs
 from bfpo.data.write import completion_row, pair_row, prompt_row
 from bfpo.judges.judges import OracleJudge, OracleRanker
 from bfpo.stats import wilson
@@ -301,12 +301,14 @@ def test_a_conversation_of_another_world_is_unscored(turns: list[Any]) -> None:
 
 def test_texts_of_every_dial_are_within_the_vocabulary_and_the_longest_prompt() -> None:
     tokenizer = build_tokenizer()
-    rows, _ = tokenize_completions(sft_completions(NUM, 0, dials=EVERY), tokenizer)
+    rows, _ = tokenize_pairs(sft_completions(NUM, 0, dials=EVERY), tokenizer)
     pairs, report = tokenize_pairs(main_pairs(NUM, 0, dials=EVERY), tokenizer)
-    assert tokenizer.unk_token_id not in {token for row in rows for token in row["input_ids"]}
+    assert tokenizer.unk_token_id not in {
+        token for row in rows for token in [*row.prompt_ids.tolist(), *row.chosen_ids.tolist()]
+    }
     assert report.cut_tokens == report.num_boundary_moved == 0
     longest = max(len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids)) for row in pairs)
-    assert max(longest, *(len(row["input_ids"]) for row in rows)) <= 80 - 32
+    assert max(longest, *(len(row.prompt_ids) + len(row.chosen_ids) for row in rows)) <= 80 - 32
     assert main_pairs(50, 3, dials=EVERY) == main_pairs(50, 3, dials=EVERY) != main_pairs(50, 4, dials=EVERY)
 
 

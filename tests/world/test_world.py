@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from bfpo.data.labels import CELLS, cell_counts
-from bfpo.data.tokenize import tokenize_completions, tokenize_pairs
+from bfpo.data.tokenize import tokenize_pairs
 from bfpo.world.datasets import buffer_pairs, build_tokenizer, held_out_prompts, main_pairs, sft_completions
 from bfpo.world.oracle import BEST_SAFE_HELPFULNESS, assess, read_prompt
 from bfpo.world.world import (
@@ -214,8 +214,8 @@ def test_every_form_is_within_the_vocabulary():
     tokenizer = build_tokenizer()
     rng = random.Random(0)
     rows = [row for seed in range(3) for row in sft_completions(400, seed)]
-    examples, _ = tokenize_completions(rows, tokenizer)
-    used = {token for example in examples for token in example["input_ids"]}
+    texts, _ = tokenize_pairs(rows, tokenizer)
+    used = {token for text in texts for token in [*text.prompt_ids.tolist(), *text.chosen_ids.tolist()]}
     assert tokenizer.unk_token_id not in used
     assert {answer(Topic("crack", "bread"), "vague", rng) for _ in range(20)} == {
         form.format(verb="crack", thing="bread") for form in FORMS["vague"]

@@ -117,6 +117,7 @@ def _diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
         "memory_source": found.memory_source,
         "available_bytes": found.available,
         "kept_free_share": KEPT_FREE,
+        "checkpoint_bytes": found.checkpoint,
         "disk_bytes": found.disk,
         "disk_free_bytes": found.disk_free,
         "memory_fits": found.memory_fits,
@@ -131,12 +132,11 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
     """Return the diagnosis as lines of text."""
     plan, memory = found.plan, found.memory
     scale = _scale(memory.total)
-    unit = f"{plan.rows} rows of {plan.tokens // plan.rows} tokens" if plan.imitates else f"{plan.tokens} tokens"
     lines = [
         f"config of:  bfpo {found.stage}",
         f"model:      {found.model}",
         f"trains:     {found.trains}",
-        f"a pass:     {unit}, {plan.dtype}, activations {'recomputed' if plan.checkpointing else 'kept'}",
+        f"a pass:     {plan.tokens} tokens, {plan.dtype}, activations {'recomputed' if plan.checkpointing else 'kept'}",
         f"reference:  {found.reference}",
         *_margin_lines(found),
         f"processes:  {plan.processes}, sharding {plan.sharding}",
@@ -146,7 +146,8 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
     ]
     lines += [_row(_PARTS[name], value, scale) for name, value in dataclasses.asdict(memory).items() if value]
     lines += [_row("in all", memory.total, scale), _row(f"free ({found.memory_source})", found.available, scale)]
-    lines += ["disk, for checkpoints and the model", _row("in all", found.disk, scale)]
+    lines += ["disk, for checkpoints and the model", _row("one checkpoint", found.checkpoint, scale)]
+    lines += [_row("in all", found.disk, scale)]
     lines += ["" if found.disk_free is None else _row("free", found.disk_free, scale) + "\n"]
     lines.append(_verdict(found))
     if found.remedies:

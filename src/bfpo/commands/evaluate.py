@@ -67,6 +67,8 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
+    if folder.resumed and isinstance(config, PairsJob | SuitesJob):  # a run of before names the number type
+        config = config.model_copy(update={"dtype": folder.config.get("dtype", config.dtype)})
     use_threads(config.threads)
     if "bootstrap_samples" in config.model_fields_set and not isinstance(config, SuitesJob):
         _log.warning("bootstrap_samples: no effect here; only a win rate at equal length is resampled")
@@ -190,7 +192,7 @@ def _tokens(config: PairsJob) -> tuple[list[Pair], dict[str, Any], list[Reject],
 
 def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int) -> PairLogps:
     """Return a model's log-probs; the model is freed before the next one is loaded."""
-    policy = load_policy(model, dtype=config.dtype, revision=revision)
+    policy = load_policy(model, dtype=config.dtype_of_logps, revision=revision)
     to_gpu(policy.model)
     return pair_logps(
         policy.model, tokens, pad_token_id=pad, pairs_per_batch=config.pairs_per_batch, reduction=config.reduction

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ from bfpo.generation.server import RequestBudget, Server
 from bfpo.generation.settings import WeightsSpec
 from bfpo.policy.devices import to_gpu, use_threads
 from bfpo.policy.load import load_policy, load_tokenizer
+from bfpo.policy.precision import decoding_dtype
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 
@@ -50,6 +51,7 @@ _log = logging.getLogger(__name__)
 COMPLETIONS, RAW, REJECTS = "completions.jsonl", "completions.raw.jsonl", "rejects.jsonl"
 _PARTIAL = "completions.partial.jsonl"
 _END_TOKENS = 32  # of a prompt, enough for an opening mark
+_ROWS_OF_BATCH = 64  # where the number of slots is found by the device
 _BATCHES_PER_SHARD = 8  # of completions that one worker makes at a time
 _VLLM_PER_SHARD = 256  # vLLM batches within a call
 
@@ -162,13 +164,21 @@ def _complete(
                     folder.add_facts(not_sent=engine.not_sent)
             return
         assert isinstance(config, TransformersGenerate | VllmGenerate)  # the only other engines
+        if isinstance(config, TransformersGenerate):
+            config = config.model_copy(update={"dtype": _dtype(config, folder)})
         shards = [[task for task in shard if task.id not in made] for shard in _shards(config, tasks.values())]
         shards = [shard for shard in shards if shard]
         make = partial(_make_engine, config, max(len(task.prompt_ids) for task in tasks.values()))
         if in_process(config.executor):
             here = make()
-            for shard in shards:
-                here.complete(shard, keep)
+            if not isinstance(here, TransformersEngine):
+                for shard in shards:
+                    here.complete(shard, keep)
+                return
+            try:
+                here.complete([task for shard in shards for task in shard], keep)  # slots never run empty
+            finally:
+                folder.add_facts(decoding={**folder.record["decoding"], **asdict(here.work)})
             return
         with Workers(config.executor, make, most=len(shards)) as workers:
             for _, rows in workers.map(shards, _complete_shard, title=_shard_title):
@@ -184,7 +194,7 @@ def _shards(config: TransformersGenerate | VllmGenerate, tasks: Collection[Task]
         order, size = list(tasks), _VLLM_PER_SHARD
     else:
         order = sorted(tasks, key=lambda task: -len(task.prompt_ids))
-        size = _BATCHES_PER_SHARD * config.batch_size
+        size = _BATCHES_PER_SHARD * (config.batch_size or _ROWS_OF_BATCH)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
@@ -219,6 +229,22 @@ def _make_engine(config: TransformersGenerate | VllmGenerate, longest_prompt: in
     to_gpu(policy.model)
     ends = {*end_token_ids(policy.model, policy.tokenizer), chat.end_id}
     return TransformersEngine(policy.model, policy.tokenizer, ends, batch_size=config.batch_size, **sampling)
+
+
+def _dtype(config: TransformersGenerate, folder: RunFolder) -> str:
+    """Return the number type that holds the weights, record it and say it; a resumed run keeps its own."""
+    chosen = folder.record.get("decoding", {}).get("dtype")
+    asked = chosen or folder.config.get("dtype", config.dtype)
+    dtype, why = decoding_dtype(asked, read_config(config.model, revision=config.revision).dtype)
+    why = "as before" if chosen else why
+    folder.add_facts(decoding={"dtype": dtype, "dtype_chosen": why})
+    _log.log(
+        logging.WARNING if "no instructions" in why and dtype != "float32" else logging.INFO,
+        "weights in %s (%s)",
+        dtype,
+        why,
+    )
+    return dtype
 
 
 def _chat(config: GenerateConfig) -> ChatEncoder | None:

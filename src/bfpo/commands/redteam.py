@@ -27,6 +27,7 @@ from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
 from bfpo.data.split import part_of
 from bfpo.data.write import pair_row, prompt_row
+from bfpo.generation.settings import WeightsSpec
 from bfpo.judges.fit import fit_table
 from bfpo.judges.judges import check_opinions
 from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, measures_form, redteam_text, tried_text
@@ -62,6 +63,8 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
+    if folder.resumed and isinstance(config, WeightsSpec):  # a run of before names the number type
+        config = config.model_copy(update={"dtype": folder.config.get("dtype", config.dtype)})
     check_opinions(config.judges, config.ranker)
     _check_start(config)
     folder.add_data("prompts", config.prompts)

@@ -19,7 +19,7 @@ from bfpo.training.inputs import (
     reference_cache,
 )
 from bfpo.training.session import prepare_process
-from bfpo.training.tokens import pair_tokens
+from bfpo.training.tokens import stage_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 __all__ = ["preview", "run"]
@@ -33,7 +33,7 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     """
     prepare_process(config.threads)
     args = _arguments(config, folder)
-    tokens = pair_tokens(config, folder, args)
+    tokens = stage_tokens(config, folder, args)
     policy = load_start(config)
     trainer = BFPOTrainer(
         policy.model,

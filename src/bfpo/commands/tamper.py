@@ -30,7 +30,7 @@ from bfpo.policy.save import save_adapted
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.suites.run import preview_suites
-from bfpo.training.inputs import checked_lines, completion_rows, completion_tokens, read_start
+from bfpo.training.inputs import describe_tokens, read_start, row_streams
 from bfpo.training.session import CHECKPOINTS
 
 __all__ = ["preview", "run"]
@@ -51,7 +51,7 @@ def run(config: TamperConfig, folder: RunFolder) -> None:
     folder.kept = "attacks and evaluations so far are kept"
     folder.add_data("data", config.data.files)
     attack = config.attack_on(config.models[0], config.seed)
-    rows = completion_rows(attack, read_start(attack))["data"].completions
+    rows = list(row_streams(attack, read_start(attack))["data"])
     warnings = _doubts(config, rows)
     for warning in warnings:
         _log.warning("%s", warning)
@@ -79,16 +79,16 @@ def preview(config: TamperConfig) -> list[str]:
     """Return the data of the attack as the first model reads it, its settings, and the suites; loads no weights."""
     attack = config.attack_on(config.models[0], config.seed)
     start = read_start(attack)
-    loaded = completion_rows(attack, start)["data"]
-    tokens = completion_tokens(loaded, start)[1].as_row()
+    streams = row_streams(attack, start)
+    lines, rows = describe_tokens(attack, start, streams=streams), list(streams["data"])
     for model in config.models[1:]:
         read_start(config.attack_on(model, config.seed))
     job: Any = config.evaluation_of(config.models[0].model, config.models[0].name, config.models[0].revision)
     assert isinstance(job, SuitesJob)
-    settings = ", ".join(f"{key} {value}" for key, value in _settings(config, len(loaded.completions)).items())
+    settings = ", ".join(f"{key} {value}" for key, value in _settings(config, len(rows)).items())
     return [
-        *checked_lines(attack, "data", loaded.counts, tokens),
-        *(f"warning: {doubt}" for doubt in _doubts(config, loaded.completions)),
+        *lines,
+        *(f"warning: {doubt}" for doubt in _doubts(config, rows)),
         f"attack: {settings}",
         f"{len(config.models)} models ({', '.join(model.name for model in config.models)}), {config.seeds} attacks on "
         f"each, asked after {', '.join(map(str, config.steps))} steps",

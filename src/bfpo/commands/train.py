@@ -16,16 +16,16 @@ from bfpo.training.forecast import FORECAST, write_forecast
 from bfpo.training.inputs import (
     load_start,
     pair_categories,
-    pair_streams,
     read_start,
     reference_cache,
+    row_streams,
     template_facts,
     trained_hashes,
 )
 from bfpo.training.margin import margin_logps
-from bfpo.training.rehearsal import pair_lines, pair_rows
+from bfpo.training.rehearsal import pair_lines, token_rows
 from bfpo.training.session import CHECKPOINTS, common_arguments, prepare_process, train_in_folder
-from bfpo.training.tokens import pair_tokens
+from bfpo.training.tokens import stage_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 
 __all__ = ["preview", "run"]
@@ -52,7 +52,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     """
     prepare_process(config.threads)
     args = _arguments(config, folder.folder(CHECKPOINTS))
-    tokens = pair_tokens(config, folder, args)
+    tokens = stage_tokens(config, folder, args)
     probe = None if config.probe is None else load_probe(config, folder, read_start(config))
     policy = load_start(config)  # after the data: what is wrong with them is said first
     folder.add_facts(trainable=str(policy.trainable_report))
@@ -98,8 +98,8 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
 def preview(config: AlignConfig) -> list[str]:
     """Return what would be trained on, the parameters that train, the steps, and their time if they can be measured."""
     start = read_start(config)
-    streams = pair_streams(config, start)
-    lines, rows = pair_rows(config, start, streams=streams)
+    streams = row_streams(config, start)
+    lines, rows = token_rows(config, start, streams=streams)
     lines += probe_lines(config, start, trained_hashes(streams))
     fits = fits_here(config)
     policy = load_start(config)

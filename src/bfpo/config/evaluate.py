@@ -22,7 +22,7 @@ from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, b
 from bfpo.data.settings import DataConfig, PromptSplit, TemplateKwargs
 from bfpo.data.thinking import ThinkingKey
 from bfpo.execution.settings import Executed
-from bfpo.generation.settings import Engine, MaxRequests, ServerSpec, WeightsSpec
+from bfpo.generation.settings import BatchSize, Engine, MaxRequests, ServerSpec, WeightsSpec
 from bfpo.judges.settings import JudgeConfig, OracleSpec, loads_model
 
 __all__ = [
@@ -94,7 +94,7 @@ class GenerateConfig(OneOf, StageConfig):
 class TransformersGenerate(GenerateConfig, WeightsSpec, Executed, mode="transformers"):
     """A model that transformers runs here."""
 
-    batch_size: int = Field(default=16, ge=1, description="number of completions generated at once")
+    batch_size: BatchSize = None
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
 
@@ -152,14 +152,21 @@ class EvaluateConfig(OneOf, StageConfig):
 class _Loaded(ConfigPart):
     """How weights are loaded and prompts are rendered."""
 
-    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = Field(
-        default="float32", description="number type that holds the weights; auto = as saved"
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] | None = Field(
+        default=None,
+        description="number type that holds the weights; auto = as saved, but answers as `bfpo generate` does; null = "
+        "float32 for log-probabilities, auto for answers",
     )
     chat_template: PathText | None = Field(
         default=None,
         description="file with a Jinja chat template; null = the tokenizer's own, else the documented default",
     )
     chat_template_kwargs: TemplateKwargs = Field(default={})
+
+    @property
+    def dtype_of_logps(self) -> str:
+        """The number type of weights whose log-probabilities are read."""
+        return self.dtype or "float32"
 
 
 class _Read(ConfigPart):

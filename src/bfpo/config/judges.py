@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, unless
 from bfpo.data.settings import LabelledConfig
-from bfpo.generation.settings import MaxRequests, ServerSpec
+from bfpo.generation.settings import BatchSize, MaxRequests, ServerSpec
 from bfpo.judges.settings import JudgeConfig
 from bfpo.policy.settings import LoraConfig
 
@@ -97,7 +97,7 @@ class _Probe(ConfigPart):
     )
     inverse_penalty: float = Field(default=0.01, gt=0, description="C of the logistic regression")
     folds: int = Field(default=5, ge=2, description="parts of a cross-validation by prompt")
-    batch_size: int = Field(default=8, ge=1, description="number of texts per forward pass")
+    batch_size: BatchSize = None
     feature_cache: PathText | None = Field(
         default=None, description="folder where hidden states are kept; null = bfpo/features in the user's cache folder"
     )

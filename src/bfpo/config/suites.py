@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, OneOf, PathText
 from bfpo.data.settings import PromptSplit, TemplateKwargs
-from bfpo.generation.settings import Engine, ServerSpec
+from bfpo.generation.settings import BatchSize, Engine, ServerSpec
 from bfpo.judges.settings import JudgeConfig, RankerConfig
 
 __all__ = [
@@ -214,7 +214,7 @@ class SuitesConfig(ConfigPart):
     )
     max_prompt_length: int = Field(default=2048, ge=1, description="a prompt of more tokens is left out and counted")
     max_new_tokens: int | None = Field(default=None, ge=1, description="longest completion; null = the suite's own")
-    batch_size: int = Field(default=16, ge=1, description="number of completions generated at once")
+    batch_size: BatchSize = None
     reuse: PathText | None = Field(
         default=None,
         description="run folder of an earlier `bfpo evaluate`: its answers are used where model, prompts and sampling "
@@ -229,6 +229,11 @@ class SuitesConfig(ConfigPart):
         description="most requests to servers per start: for each model's answers, for all verdicts and for all "
         "comparisons; null = no limit",
     )
+
+    @property
+    def batch_size_of_tasks(self) -> int:
+        """The number for tasks of lm-eval and inspect-ai, which ask for one."""
+        return self.batch_size or 16
 
     def choice(self, suite: str) -> SuiteChoice:
         """Return limit and split of a suite."""

@@ -20,6 +20,8 @@ __all__ = ["TamperConfig", "TamperedModel"]
 _OF_SFT = (
     "completions_per_step",
     "completions_per_microbatch",
+    "max_tokens_per_microbatch",
+    "attention",
     "dtype",
     "gradient_checkpointing",
     "chat_template",

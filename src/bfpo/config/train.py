@@ -55,6 +55,20 @@ class TrainingKeys(StageConfig):
     max_completion_length: int | None = Field(
         default=None, ge=1, description="longest completion in tokens; null = max_length"
     )
+    token_cache: PathText | None = Field(
+        default=None,
+        description="folder of token ids that several runs share; null = tokens/ of the run, for itself",
+    )
+    max_tokens_per_microbatch: int = Field(
+        default=8192,
+        ge=1,
+        description="most tokens of a forward pass and process; a longer pair or completion gets a separate pass",
+    )
+    attention: Literal["auto", "packed", "padded"] = Field(
+        default="auto",
+        description="packed rows, in which texts follow one another and a pair shares its prompt, or padded ones; auto "
+        "= packed where the model can",
+    )
 
     learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
@@ -101,8 +115,10 @@ class SftConfig(TrainingKeys):
     data: SftDataConfig = Field(description="completions to imitate")
     eval_data: SftDataConfig | None = Field(default=None, description="held-out completions, for the evaluation loss")
     completions_per_step: int = Field(default=32, ge=1, description="number of completions per optimizer step")
-    completions_per_microbatch: int = Field(
-        default=8, ge=1, description="number of completions per forward pass and process"
+    completions_per_microbatch: int | None = Field(
+        default=None,
+        ge=1,
+        description="most completions of a forward pass and process; null = as many as max_tokens_per_microbatch takes",
     )
 
     @model_validator(mode="after")
@@ -115,11 +131,6 @@ class SftConfig(TrainingKeys):
                     raise ValueError(f"{key}: not read where init is set; leave one of the two out")
             if self.trainable != "all":
                 raise ValueError("trainable: with init (random weights) only 'all' is allowed")
-        if self.completions_per_step % self.completions_per_microbatch:
-            raise ValueError(
-                f"completions_per_microbatch: got {self.completions_per_microbatch}; it must divide "
-                f"completions_per_step ({self.completions_per_step})"
-            )
         return self
 
 
@@ -197,10 +208,6 @@ class AlignConfig(MethodSettings, TrainingKeys):
         description="folder where computed reference log-probs are kept for other runs; null = bfpo/reference in the "
         "user's cache folder",
     )
-    token_cache: PathText | None = Field(
-        default=None,
-        description="folder of token ids that several runs share; null = tokens/ of the run, for itself",
-    )
     data: TrainDataConfig = Field(description="main stream: pairs with safety labels; it sets the epoch")
     buffer: TrainDataConfig | None = Field(
         default=None, description="second stream, as many pairs a step as the main one; null = none"
@@ -223,15 +230,6 @@ class AlignConfig(MethodSettings, TrainingKeys):
     )
     pairs_per_step: int = Field(
         default=32, ge=1, description="number of pairs of each stream per optimizer step, all processes"
-    )
-    max_tokens_per_microbatch: int = Field(
-        default=8192,
-        ge=1,
-        description="most tokens of a forward pass, both streams together; a longer pair gets a separate pass",
-    )
-    attention: Literal["auto", "packed", "padded"] = Field(
-        default="auto",
-        description="packed rows, in which a pair shares its prompt, or padded ones; auto = packed where the model can",
     )
     trainable: Literal["all"] | list[str] = Field(
         default=["*.down_proj.weight"],

@@ -24,7 +24,6 @@ __all__ = [
     "cell_counts",
     "cell_of",
     "completions_of_pair",
-    "completions_of_pairs",
     "resolve_labels",
 ]
 
@@ -205,21 +204,3 @@ def as_judged(completion: Completion, *, keep_label: bool = False) -> Completion
 def _with_calls(text: str, extra: str) -> str:
     calls = (from_canonical(extra) or {}).get("tool_calls", [])
     return "\n".join(part for part in (text, *(json.dumps(call, ensure_ascii=False) for call in calls)) if part)
-
-
-def completions_of_pairs(pairs: Iterable[Pair], use: Use = "all") -> list[Completion]:
-    """Return completions to imitate, each prompt and text once: of `"all"`, the `"chosen"`, or those labelled `"safe"`.
-
-    A completion with an unknown label is not labelled safe. `kind` is the pair's source. Raises `SettingError` for
-    another `use`.
-    """
-    if use not in ("all", "chosen", "safe"):
-        raise SettingError(f"use: got {use!r}; allowed: 'all', 'chosen', 'safe'")
-    found: dict[object, Completion] = {}
-    for pair in pairs:
-        for completion in completions_of_pair(pair)[: 1 if use == "chosen" else 2]:
-            if use == "safe" and (completion.is_safe is None or completion.is_safe <= 0.5):
-                continue
-            content = (completion.prompt, completion.text, completion.extra, completion.tools)
-            found.setdefault(content, replace(completion, is_safe=None))
-    return list(found.values())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from hashlib import blake2b
 from itertools import compress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,24 +25,33 @@ from bfpo.data.labels import (
     CELLS,
     LabelResolver,
     LabelWords,
-    Unknown,
-    Use,
     cell_of,
-    completions_of_pairs,
-    resolve_labels,
+    completions_of_pair,
 )
+from bfpo.data.layouts import AUTO
 from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
-from bfpo.data.read import PairIds, iter_pairs, read_pairs, read_sft
+from bfpo.data.read import PairIds, iter_completions, iter_pairs, read_pairs
 from bfpo.data.rejects import EMPTY, LEFT_OUT, ReadResult, Reject, check_rejects
 from bfpo.data.settings import DataConfig, PairRowsConfig, RowsConfig, SftDataConfig
 from bfpo.data.split import RowPicker, prompt_hashes
 
-__all__ = ["LoadedCompletions", "LoadedPairs", "PairStream", "load_completions", "load_pair_rows", "load_pairs"]
+__all__ = [
+    "CompletionStream",
+    "Hashes",
+    "LoadedCompletions",
+    "LoadedPairs",
+    "PairStream",
+    "RowStream",
+    "load_completions",
+    "load_pair_rows",
+    "load_pairs",
+]
 
 Row = TypeVar("Row", Pair, Completion)
 Hashes = npt.NDArray[np.uint64]
-_NO_CELL = len(CELLS)
+_HASH_BYTES = 16
+_NO_CONTENT = bytes(_HASH_BYTES)
 _CHANGED = "the files have changed since they were checked; do not write to them during a run, and start again"
 
 
@@ -60,28 +72,25 @@ class LoadedCompletions:
     rejects: list[Reject] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def hashes(self) -> Hashes:
-        """The hashes of their prompts (`prompt_hashes`), ascending, each once."""
-        return np.unique(np.frombuffer(b"".join(prompt_hashes(row.prompt) for row in self.completions), "<u8"))
 
+class RowStream(ABC, Generic[Row]):
+    """Pairs or completions, read from their files again at each iteration and not kept in memory.
 
-class PairStream:
-    """The pairs of `load_pairs`, read from their files again at each iteration and not kept in memory.
-
-    A first pass over the files, made by `scan` or on first use, checks all rows and selects those to use. It keeps one
-    byte a row, and while it runs 40 to 64 more for repeated ids and hashes, 16 each for a split and a limit. Arguments
-    are those of `load_pairs` (`check` is called in this pass only), and `scan` raises the same errors. Iteration raises
-    `DataError` if the files have changed since the scan.
+    A first pass over the files, made by `scan` or on first use, checks all rows and selects those to use; `check` is
+    called in this pass only. It keeps one byte a row, and while it runs 16 each for a split and a limit, and what the
+    subclasses say. Iteration raises `DataError` if the files have changed since the scan.
     """
 
-    def __init__(self, data: DataConfig, *, seed: int = 0, check: Callable[[Pair], None] | None = None) -> None:
+    unit: ClassVar[str]
+    """What is counted, as the key of `counts`."""
+
+    def __init__(self, data: Any, *, seed: int = 0, check: Callable[[Pair | Completion], None] | None = None) -> None:
         self._data, self._seed, self._check = data, seed, check
         self._ids = PairIds()  # after the scan: of later passes
-        self._found: _Chosen | None = None
+        self._found: _Chosen[Row] | None = None
 
     def scan(self) -> None:
-        """Make the first pass unless it was made already. Raises as `load_pairs` does."""
+        """Make the first pass unless it was made already. Raises as `load_pairs` or `load_completions` does."""
         self._chosen()
 
     @property
@@ -91,32 +100,85 @@ class PairStream:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """The counts, as in `LoadedPairs`."""
+        """The counts, as in `LoadedPairs` or `LoadedCompletions`."""
         return self._chosen().counts
 
     @property
     def hashes(self) -> Hashes:
-        """The hashes of the prompts of the pairs to use (`prompt_hashes`), ascending, each once."""
+        """The hashes of the prompts of what is used (`prompt_hashes`), ascending, each once."""
         return self._chosen().hashes
 
     def __len__(self) -> int:
-        return int(self.counts["pairs"])
+        return int(self.counts[self.unit])
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[Row]:
         chosen = self._chosen()
         return chosen.of(self._read(self._ids.again()))
+
+    def _chosen(self) -> _Chosen[Row]:
+        if self._found is None:
+            ids, notes = PairIds(), FileNotes()
+            self._found = self._choose(self._read(ids, self._check, notes), notes)
+            self._ids = ids.again()
+        return self._found
+
+    @abstractmethod
+    def _read(
+        self, ids: PairIds, check: Callable[[Any], None] | None = None, notes: FileNotes | None = None
+    ) -> Iterator[Any]:
+        """Yield the row or reject of each row of the files."""
+
+    @abstractmethod
+    def _choose(self, rows: Iterable[Any], notes: FileNotes) -> _Chosen[Row]:
+        """Check all rows and select those to use, keeping a few bytes of each."""
+
+
+class PairStream(RowStream[Pair]):
+    """The pairs of `load_pairs`; the scan also takes 40 to 64 bytes a row for repeated ids and hashes."""
+
+    unit = "pairs"
 
     def _read(
         self, ids: PairIds, check: Callable[[Pair], None] | None = None, notes: FileNotes | None = None
     ) -> Iterator[Pair | Reject]:
         return _rows_of(self._data, ids, check, notes)
 
-    def _chosen(self) -> _Chosen:
-        if self._found is None:
-            ids, notes = PairIds(), FileNotes()
-            self._found = _choose(self._read(ids, self._check, notes), self._data, self._seed, notes)
-            self._ids = ids.again()
-        return self._found
+    def _choose(self, rows: Iterable[Pair | Reject], notes: FileNotes) -> _Chosen[Pair]:
+        return _choose(rows, self._data, self._seed, notes)
+
+
+class CompletionStream(RowStream[Completion]):
+    """The completions of `load_completions`; the scan takes 16 bytes a row for hashes, of pairs up to 96."""
+
+    unit = "completions"
+
+    @cached_property
+    def _alone(self) -> bool:
+        """Whether the rows are completions, not pairs."""
+        data, layout = self._data, self._data.layout
+        if layout != AUTO:
+            return layout in COMPLETION_LAYOUTS
+        return _holds_completions(expand_files([Path(file) for file in data.files])[0], data.columns)
+
+    def _read(
+        self, ids: PairIds, check: Callable[[Any], None] | None = None, notes: FileNotes | None = None
+    ) -> Iterator[Pair | Completion | Reject]:
+        data = self._data
+        if not self._alone:
+            return _rows_of(data, ids, check, notes)
+        return iter_completions(
+            [Path(file) for file in data.files],
+            layout=data.layout,
+            columns=data.columns,
+            labels=LabelWords.of(data.safe_values, data.unsafe_values),
+            check=check,
+            notes=notes,
+        )
+
+    def _choose(self, rows: Iterable[Any], notes: FileNotes) -> _Chosen[Completion]:
+        if not self._alone and self._data.leave_out:
+            raise SettingError("leave_out: read only of completions, and these files hold pairs; leave it out")
+        return (_choose_alone if self._alone else _choose_of_pairs)(rows, self._data, self._seed, notes)
 
 
 def load_pairs(data: DataConfig, *, seed: int = 0, check: Callable[[Pair], None] | None = None) -> LoadedPairs:
@@ -173,69 +235,101 @@ def _rows_of(
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
-    """Which rows are used, one byte each, with the rejects and the counts."""
+class _Chosen(Generic[Row]):
+    """How each row is used, one byte each (0: not), with the rejects and the counts.
 
-    used: npt.NDArray[np.bool_]
-    unknown_label: Unknown
+    `make` returns what a row gives that is used in this way.
+    """
+
+    used: npt.NDArray[np.uint8]
+    make: Callable[[Any, int], Iterable[Row | None]]
     rejects: list[Reject]
     counts: dict[str, Any]
     hashes: Hashes
 
-    def of(self, rows: Iterable[Pair | Reject]) -> Iterator[Pair]:
-        """Yield the pairs of the used rows, given the same rows again."""
-        resolve = LabelResolver(self.unknown_label)
+    def of(self, rows: Iterable[Pair | Completion | Reject]) -> Iterator[Row]:
+        """Yield what the used rows give, given the same rows again."""
         num_rows = 0
         for row in rows:
-            if num_rows < len(self.used) and self.used[num_rows]:
-                pair = None if isinstance(row, Reject) else resolve(row)
-                if pair is None:
-                    raise DataError(f"row {num_rows + 1} is no longer a usable pair; {_CHANGED}")
-                yield pair
+            if num_rows < len(self.used) and (use := int(self.used[num_rows])):
+                for made in (None,) if isinstance(row, Reject) else self.make(row, use):
+                    if made is None:
+                        raise DataError(f"row {num_rows + 1} is no longer a usable one; {_CHANGED}")
+                    yield made
             num_rows += 1
         if num_rows != len(self.used):
             raise DataError(f"the files have {num_rows} rows, but had {len(self.used)}; {_CHANGED}")
 
 
-def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: FileNotes) -> _Chosen:
-    """Check all rows and select those to use, keeping a few bytes of each; raises as `load_pairs`."""
+class _Scan:
+    """A pass over rows: a mark of each, one byte (0: not usable), and what selects among the usable ones."""
+
+    def __init__(self, data: RowsConfig, seed: int) -> None:
+        self._picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
+        self._marks, self._hashes = bytearray(), bytearray()
+        self.rejects: list[Reject] = []
+
+    def add(self, row: Pair | Completion | Reject, mark: int) -> None:
+        """Add the next row."""
+        if isinstance(row, Reject):
+            self.rejects.append(row)
+            mark = 0
+        self._marks.append(mark)
+        if mark and not isinstance(row, Reject):
+            self._picker.add(row)
+            self._hashes += prompt_hashes(row.prompt)
+
+    @property
+    def result(self) -> ReadResult:
+        """The rejects and the number of rows, to be checked."""
+        return ReadResult(self.rejects, len(self._marks))
+
+    def picked(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+        """Return the marks with 0 for rows that are not picked, and which of the usable rows are."""
+        marks = np.frombuffer(self._marks, np.uint8).copy()
+        usable = np.flatnonzero(marks)
+        picked = self._picker.picked()
+        marks[usable[~picked]] = 0
+        return marks, picked
+
+    def hashes(self, of: npt.NDArray[np.bool_]) -> Hashes:
+        """Return the hashes of the prompts of these of the usable rows, ascending, each once."""
+        return np.unique(np.frombuffer(self._hashes, "<u8").reshape(-1, 2)[of])
+
+
+def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: FileNotes) -> _Chosen[Pair]:
+    """Check all rows and select the pairs to use; raises as `load_pairs`. The mark of a row is its cell, from 1."""
     resolve = LabelResolver(data.unknown_label)
-    picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
-    cells = bytearray()  # of each row: the index of its label cell
-    hashes = bytearray()  # of each usable row
-    rejects: list[Reject] = []
+    scan = _Scan(data, seed)
     for row in rows:
         pair = None if isinstance(row, Reject) else resolve(row)
-        cells.append(_NO_CELL)
-        if isinstance(row, Reject):
-            rejects.append(row)
-        elif pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None:
-            picker.add(pair)
-            hashes += prompt_hashes(pair.prompt)
-            cells[-1] = CELLS.index(cell_of(pair.chosen_is_safe, pair.rejected_is_safe))
-    num_rows = len(cells)
-    result = ReadResult(rejects, num_rows)
-    check_rejects(result, bad_rows=data.bad_rows)
+        known = pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None
+        scan.add(row, 1 + _cell_index(pair) if pair is not None and known else 0)
+    check_rejects(scan.result, bad_rows=data.bad_rows)
     resolve.check()
-    by_row = np.frombuffer(cells, np.uint8)
-    used = by_row != _NO_CELL
-    used[used] = picked = picker.picked()
-    num_used = int(used.sum())
+    used, picked = scan.picked()
+    num_used = int(picked.sum())
     if num_used == 0:
         raise DataError.at(data.files[0], None, "no pair is left to use; check split, unknown_label and limit")
-    num_by_cell = np.bincount(by_row[used], minlength=len(CELLS)).tolist()
+    num_by_cell = np.bincount(used, minlength=1 + len(CELLS))[1:].tolist()
     counts = {
-        "rows": num_rows,
-        "rows_rejected": len(rejects),
-        "rejected_by_reason": result.counts(),
+        "rows": len(used),
+        "rows_rejected": len(scan.rejects),
+        "rejected_by_reason": scan.result.counts(),
         "labels_set_safe": resolve.counts["set_safe"],
         "pairs_without_label_dropped": resolve.counts["dropped"],
         "pairs": num_used,
         "cells": dict(zip(CELLS, num_by_cell, strict=True)),
         **notes.facts(),
     }
-    each = np.unique(np.frombuffer(hashes, "<u8").reshape(-1, 2)[picked])
-    return _Chosen(used, data.unknown_label, rejects, counts, each)
+    again = LabelResolver(data.unknown_label)
+    return _Chosen(used, lambda pair, _: (again(pair),), scan.rejects, counts, scan.hashes(picked))
+
+
+def _cell_index(pair: Pair) -> int:
+    assert pair.chosen_is_safe is not None
+    assert pair.rejected_is_safe is not None
+    return CELLS.index(cell_of(pair.chosen_is_safe, pair.rejected_is_safe))
 
 
 def load_completions(
@@ -245,38 +339,96 @@ def load_completions(
 
     The layout decides which; "auto" looks at the columns of the first file. `limit` counts rows, or pairs if the file
     has pairs; `source` replaces a completion's kind. Labels matter for `use="safe"` only; otherwise an unknown label is
-    not an error. Raises as `load_pairs` does.
+    not an error. Of pairs, each prompt and text is used once. Raises as `load_pairs` does.
     """
-    files = [Path(file) for file in data.files]
-    labels = LabelWords.of(data.safe_values, data.unsafe_values)
-    if data.layout in COMPLETION_LAYOUTS or (
-        data.layout == "auto" and _holds_completions(expand_files(files)[0], data.columns)
-    ):
-        result = read_sft(files, layout=data.layout, columns=data.columns, labels=labels, check=check)
-        if "incoherent" in data.leave_out:
-            named = [replace(one, reason=f"{LEFT_OUT}empty") if one.reason == EMPTY else one for one in result.rejects]
-            result = replace(result, rejects=named)
-        check_rejects(result, bad_rows=data.bad_rows)
-        rows, rejects, counts = result.completions, result.rejects, {"rows": result.rows, **result.notes}
-        rows = _chosen_part(_picked(rows, data.use, data.unknown_label), data, seed)
-        rows = rows if data.source is None else [replace(row, kind=data.source) for row in rows]
-    else:
-        if data.leave_out:
-            raise SettingError("leave_out: read only of completions, and these files hold pairs; leave it out")
-        found = read_pairs(
-            files, layout=data.layout, columns=data.columns, source=data.source, labels=labels, check=check
-        )
-        check_rejects(found, bad_rows=data.bad_rows)
-        pairs = found.pairs if data.use != "safe" else resolve_labels(found.pairs, unknown=data.unknown_label)[0]
-        pairs = _chosen_part(pairs, data, seed)
-        rows = completions_of_pairs(pairs, data.use)
-        rejects, counts = found.rejects, {"rows": found.rows, "pairs": len(pairs), **found.notes}
-    if not rows:
+    stream = CompletionStream(data, seed=seed, check=check)
+    return LoadedCompletions(list(stream), stream.rejects, stream.counts)
+
+
+def _choose_alone(
+    rows: Iterable[Completion | Reject], data: SftDataConfig, seed: int, notes: FileNotes
+) -> _Chosen[Completion]:
+    """Select the completions of a file of completions."""
+    scan = _Scan(data, seed)
+    taken = 1.0 if data.unknown_label == "safe" else 0.0
+    num, lacking, first = 0, 0, ""
+    for row in rows:
+        if isinstance(row, Reject):
+            is_left_out = row.reason == EMPTY and "incoherent" in data.leave_out
+            scan.add(replace(row, reason=f"{LEFT_OUT}empty") if is_left_out else row, 0)
+            continue
+        num += 1
+        if row.is_safe is None:
+            lacking, first = lacking + 1, first or row.id
+        is_safe = (taken if row.is_safe is None else row.is_safe) > 0.5
+        scan.add(row, 1 if data.use == "all" or is_safe else 0)
+    check_rejects(scan.result, bad_rows=data.bad_rows)
+    _check_use(data, num, lacking, first)
+    used, picked = scan.picked()
+    make = partial(_of_kind, data.source)
+    counts = _completion_counts(data, scan, int(picked.sum()), notes)
+    return _Chosen(used, make, scan.rejects, counts, scan.hashes(picked))
+
+
+def _of_kind(kind: str | None, row: Completion, _: int) -> tuple[Completion]:
+    return (row if kind is None else replace(row, kind=kind),)
+
+
+def _choose_of_pairs(
+    rows: Iterable[Pair | Reject], data: SftDataConfig, seed: int, notes: FileNotes
+) -> _Chosen[Completion]:
+    """Select completions of pairs; the mark of a row is 4, + 1 and + 2 for its two completions if they are used."""
+    scan, resolve = _Scan(data, seed), LabelResolver(data.unknown_label)
+    contents = bytearray()  # two hashes a usable pair, zeros for a completion that is not used
+    for row in rows:
+        pair = None if isinstance(row, Reject) else resolve(row) if data.use == "safe" else row
+        if pair is None or isinstance(pair, Reject):
+            scan.add(row, 0)
+            continue
+        chosen, rejected = map(_content_hash, completions_of_pair(pair))
+        wanted = [data.use != "safe" or (label or 0.0) > 0.5 for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
+        wanted[1] &= data.use != "chosen"
+        contents += chosen * wanted[0] or _NO_CONTENT
+        contents += rejected * wanted[1] or _NO_CONTENT
+        scan.add(row, 4)
+    check_rejects(scan.result, bad_rows=data.bad_rows)
+    if data.use == "safe":
+        resolve.check()
+    used, picked = scan.picked()
+    flat = np.frombuffer(contents, f"S{_HASH_BYTES}").reshape(-1, 2)[picked].ravel()
+    is_new = np.zeros(len(flat), np.bool_)
+    is_new[np.unique(flat, return_index=True)[1]] = True  # the first of each content
+    is_new &= flat != b""
+    bits = is_new.reshape(-1, 2) @ np.array([1, 2], np.uint8)
+    num_pairs = len(bits)
+    used[np.flatnonzero(used)] = bits
+    kept = picked.copy()
+    kept[np.flatnonzero(picked)] = bits > 0
+    counts = _completion_counts(data, scan, int(is_new.sum()), notes, pairs=num_pairs)
+    return _Chosen(used, _completions_by_bits, scan.rejects, counts, scan.hashes(kept))
+
+
+def _content_hash(completion: Completion) -> bytes:
+    content = repr((completion.prompt, completion.text, completion.extra, completion.tools))
+    return blake2b(content.encode(), digest_size=_HASH_BYTES).digest()
+
+
+def _completions_by_bits(pair: Pair, bits: int) -> Iterator[Completion]:
+    for bit, completion in zip((1, 2), completions_of_pair(pair), strict=True):
+        if bits & bit:
+            yield replace(completion, is_safe=None)
+
+
+def _completion_counts(data: SftDataConfig, scan: _Scan, num: int, notes: FileNotes, **more: int) -> dict[str, Any]:
+    """Return the counts, `num` of the completions to use; raises `DataError` if there are none."""
+    if num == 0:
         raise DataError.at(data.files[0], None, "nothing is left to use; check split, unknown_label, use and limit")
-    counts |= {"rows_rejected": sum(one.is_bad for one in rejects), "completions": len(rows)}
+    rejects = scan.rejects
+    counts: dict[str, Any] = {"rows": scan.result.rows, **more, **notes.facts()}
+    counts |= {"rows_rejected": sum(one.is_bad for one in rejects), "completions": num}
     if left_out := Counter(one.reason.removeprefix(LEFT_OUT) for one in rejects if not one.is_bad):
         counts["left_out"] = dict(left_out.most_common())
-    return LoadedCompletions(rows, rejects, counts)
+    return counts
 
 
 def _holds_completions(file: Path, columns: ColumnNames | None) -> bool:
@@ -289,23 +441,20 @@ def _holds_completions(file: Path, columns: ColumnNames | None) -> bool:
     return False
 
 
-def _picked(rows: list[Completion], use: Use, unknown_label: Unknown) -> list[Completion]:
-    """Return the completions that `use` selects: all, or the safe ones of a labelled data set."""
-    if use == "all":
-        return rows
-    lacking = [row.id for row in rows if row.is_safe is None]
-    if use != "safe" or len(lacking) == len(rows):
+def _check_use(data: SftDataConfig, num: int, lacking: int, first: str) -> None:
+    """Check that `num` completions can be selected by `use`, of which `lacking` have no label, such as `first`."""
+    if data.use == "all":
+        return
+    if data.use != "safe" or lacking == num:
         raise SettingError(
-            f"use: got {use!r} for a file of completions{'' if use != 'safe' else ' without safety labels'}; "
+            f"use: got {data.use!r} for a file of completions{'' if data.use != 'safe' else ' without safety labels'}; "
             "allowed: 'all', and 'safe' if they have safety labels"
         )
-    if lacking and unknown_label == "error":
+    if lacking and data.unknown_label == "error":
         raise LabelError(
-            f"{len(lacking)} of {len(rows)} completions lack a safety label ({lacking[0]}, ...); label them, or "
-            "set unknown_label: 'safe' counts an unknown label as safe, 'drop' leaves the completion out"
+            f"{lacking} of {num} completions lack a safety label ({first}, ...); label them, or set "
+            "unknown_label: 'safe' counts an unknown label as safe, 'drop' leaves the completion out"
         )
-    taken = 1.0 if unknown_label == "safe" else 0.0
-    return [row for row in rows if (taken if row.is_safe is None else row.is_safe) > 0.5]
 
 
 def _chosen_part(rows: Sequence[Row], data: RowsConfig, seed: int) -> list[Row]:

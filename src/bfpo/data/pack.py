@@ -91,7 +91,7 @@ class PackedLayout:
 
     The positions of rejected tokens continue from the prompt, and they do not see chosen tokens. Index tensors are made
     once for each device and kept, but not pickled. `windows`: the sliding windows that attention layers have used,
-    `None` for a layer that sees everything. `by_segment`: attention takes one problem at a time on every device.
+    `None` for a layer that sees everything. `by_segment`: torch's own attention on every device.
     """
 
     lengths: Sequence[tuple[int, int, int]]
@@ -194,7 +194,7 @@ class PairCollator:
     Returned: `pair_index` (P,) int64 of the whole batch, and `microbatches`, a list of `MicroBatch`. `form`: "packed"
     rows hold `[prompt|chosen|rejected]` of each pair, so a prompt goes through the model once; "padded" ones hold a row
     for each completion. `max_tokens` bounds the tokens of a micro-batch, padding counted; a longer pair gets a
-    micro-batch of its own. `None`: one micro-batch.
+    micro-batch of its own. `max_pairs` bounds its pairs. `None`: no bound.
 
     Raises `DataError` if only some items hold a buffer pair or reference log-probs, and for a pair with an empty prompt
     or completion.
@@ -203,6 +203,7 @@ class PairCollator:
     pad_token_id: int
     form: Form = "packed"
     max_tokens: int | None = None
+    max_pairs: int | None = None
 
     def __post_init__(self) -> None:
         if self.pad_token_id < 0:
@@ -211,6 +212,8 @@ class PairCollator:
             raise SettingError(f"form: got {self.form!r}; allowed: 'packed', 'padded'")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise SettingError(f"max_tokens: got {self.max_tokens}; at least 1 token is needed")
+        if self.max_pairs is not None and self.max_pairs < 1:
+            raise SettingError(f"max_pairs: got {self.max_pairs}; at least 1 pair is needed")
 
     def __call__(self, items: Sequence[PairItem]) -> dict[str, Any]:
         """Return the batch on the CPU."""
@@ -230,7 +233,8 @@ class PairCollator:
     def microbatches(self, pairs: Sequence[TokenPair], indices: Sequence[int], num_main: int) -> list[MicroBatch]:
         """Return the micro-batches of pairs, `num_main` main ones first; `indices` are their positions in streams."""
         _check_reference(pairs)
-        groups = split_by_tokens([_lengths(pair) for pair in pairs], form=self.form, max_tokens=self.max_tokens)
+        bounds = {"max_tokens": self.max_tokens, "max_pairs": self.max_pairs}
+        groups = split_by_tokens([_lengths(pair) for pair in pairs], form=self.form, **bounds)
         return [self._microbatch(pairs, indices, num_main, group) for group in groups]
 
     def _microbatch(
@@ -243,27 +247,31 @@ class PairCollator:
         return batch
 
 
-def split_by_tokens(lengths: Sequence[tuple[int, int, int]], *, form: Form, max_tokens: int | None) -> list[list[int]]:
+def split_by_tokens(
+    lengths: Sequence[tuple[int, int, int]], *, form: Form, max_tokens: int | None, max_pairs: int | None = None
+) -> list[list[int]]:
     """Return the indices of the pairs of each micro-batch; `lengths` are tokens of prompt, chosen and rejected.
 
     The longest pairs come first. Packed rows are filled by first fit; padded ones hold neighbours in length, so that
-    they carry little padding.
+    they carry little padding. `None`: no bound.
     """
-    if max_tokens is None:
+    if max_tokens is None and (max_pairs is None or len(lengths) <= max_pairs):
         return [list(range(len(lengths)))]
     packed = form == "packed"
     sizes: list[int] = pair_sizes(np.array(lengths).reshape(-1, 3), form=form).tolist()
+    largest = max_tokens if max_tokens is not None else 2 * len(lengths) * max(sizes)
     order = sorted(range(len(lengths)), key=lambda place: -sizes[place])
     groups: list[list[int]] = []
     room: list[int] = []  # packed: tokens, padded: rows
     for place in order:
         needs = sizes[place] if packed else 1 + (lengths[place][2] > 0)
         fits = range(len(groups)) if packed else range(max(0, len(groups) - 1), len(groups))
-        k = next((k for k in fits if room[k] >= needs), len(groups))
+        open_ = (k for k in fits if room[k] >= needs and (max_pairs is None or len(groups[k]) < max_pairs))
+        k = next(open_, len(groups))
         if k == len(groups):
             groups.append([])
             # The first pair of a padded group is its longest and sets the width, so how many rows it takes.
-            room.append(max_tokens if packed else max_tokens // sizes[place])
+            room.append(largest if packed else largest // sizes[place])
         groups[k].append(place)
         room[k] -= needs  # below 0 for a pair that is longer by itself
     return [sorted(group) for group in groups]

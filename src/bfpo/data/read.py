@@ -20,10 +20,10 @@ from bfpo.data.layouts import AUTO, Layout, Layouts, check_columns, check_layout
 from bfpo.data.messages import is_absent
 from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS, UNPAIRED_LAYOUTS
-from bfpo.data.rejects import DUPLICATE_ID, CompletionResult, ReadResult, Reject, Row, RowError
+from bfpo.data.rejects import DUPLICATE_ID, ReadResult, Reject, Row, RowError
 from bfpo.data.thinking import Thinking, without_thought
 
-__all__ = ["PairIds", "SeenNames", "iter_completions", "iter_pairs", "read_completions", "read_pairs", "read_sft"]
+__all__ = ["PairIds", "SeenNames", "iter_completions", "iter_pairs", "read_completions", "read_pairs"]
 
 Made = TypeVar("Made")
 
@@ -150,31 +150,6 @@ def _files_with_layouts(
 
 
 # -------------------------------------------------------------------------------------------------- completions
-
-
-def read_sft(
-    files: Sequence[str | Path],
-    *,
-    layout: str = "completions",
-    columns: ColumnNames | None = None,
-    labels: LabelWords = NO_WORDS,
-    check: Callable[[Completion], None] | None = None,
-) -> CompletionResult:
-    """Read completions to imitate, such as rows `{prompt, completion}`, `{prompt, text}` or `{messages}`.
-
-    Of `messages` the last must be the assistant's and is the completion. `columns` maps our name to the file's.
-    Raises as `iter_completions` does.
-    """
-    completions: list[Completion] = []
-    rejects: list[Reject] = []
-    notes = FileNotes()
-    rows = iter_completions(files, layout=layout, columns=columns, labels=labels, check=check, notes=notes)
-    for item in rows:
-        if isinstance(item, Reject):
-            rejects.append(item)
-        else:
-            completions.append(item)
-    return CompletionResult(rejects, len(completions) + len(rejects), completions, notes.facts())
 
 
 def iter_completions(

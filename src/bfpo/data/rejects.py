@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bfpo.core.errors import DataError, SettingError
-from bfpo.core.schema import Completion, Pair
+from bfpo.core.schema import Pair
 
 __all__ = [
     "DUPLICATE_ID",
@@ -17,7 +17,6 @@ __all__ = [
     "LEFT_OUT",
     "BadRows",
     "CellText",
-    "CompletionResult",
     "ReadResult",
     "Reject",
     "Row",
@@ -95,36 +94,25 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
-class _Result:
+class ReadResult:
+    """Rejected rows, the number of rows seen, pairs in the order of the files, the layout of each file, and notes.
+
+    `rows` counts every row: `rows == len(pairs) + len(rejects)`, unless the pairs were not kept. `notes`: those of
+    `FileNotes.facts`.
+    """
+
     rejects: list[Reject]
     rows: int
+    pairs: list[Pair] = field(default_factory=list)
+    layouts: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Return how many rows each reason rejected, the most frequent first."""
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
 
-@dataclass(frozen=True, slots=True)
-class ReadResult(_Result):
-    """Pairs in the order of the files, the rejected rows, the layout of each file, and `FileNotes.facts`.
-
-    `rows` counts every row seen: `rows == len(pairs) + len(rejects)`.
-    """
-
-    pairs: list[Pair] = field(default_factory=list)
-    layouts: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionResult(_Result):
-    """Completions in the order of the files, the rejected rows, and `FileNotes.facts`; `rows` counts both."""
-
-    completions: list[Completion] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-def check_rejects(result: ReadResult | CompletionResult, *, bad_rows: BadRows) -> None:
+def check_rejects(result: ReadResult, *, bad_rows: BadRows) -> None:
     """Raise `DataError` if nothing was read, or if a row is bad and `bad_rows` is `"stop"`."""
     if bad_rows not in ("stop", "skip"):
         raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")

@@ -9,14 +9,13 @@ import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow
 
 from bfpo.core.errors import DataError, RunError
 from bfpo.core.files import open_whole
@@ -35,15 +34,22 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 _IDS, _LABELS = ("prompt_ids", "chosen_ids", "rejected_ids"), ("chosen_is_safe", "rejected_is_safe")
-_SCHEMA = pyarrow.schema(
-    [
-        ("pair_id", pyarrow.string()),
-        *((name, pyarrow.list_(pyarrow.int32())) for name in _IDS),
-        *((name, pyarrow.float64()) for name in _LABELS),
-    ]
-)
 _FACTS = b"bfpo"
 _PAIRS_PER_BLOCK = 4096
+
+
+@cache
+def _schema() -> Any:
+    """Return the columns of the file. pyarrow is imported where a file is: pairs in memory do not need it."""
+    import pyarrow
+
+    return pyarrow.schema(
+        [
+            ("pair_id", pyarrow.string()),
+            *((name, pyarrow.list_(pyarrow.int32())) for name in _IDS),
+            *((name, pyarrow.float64()) for name in _LABELS),
+        ]
+    )
 
 
 def write_tokens(path: str | Path, pairs: Iterable[TokenPair], facts: Mapping[str, Any] | None = None) -> TokenStore:
@@ -53,10 +59,12 @@ def write_tokens(path: str | Path, pairs: Iterable[TokenPair], facts: Mapping[st
     holds it. Reference log-probs are not written. Raises `RunError` if the file cannot be written, and whatever `pairs`
     raises.
     """
+    import pyarrow
+
     path = Path(path)
     stream = iter(pairs)
     try:
-        with open_whole(path) as file, pyarrow.ipc.new_file(file, _SCHEMA) as writer:
+        with open_whole(path) as file, pyarrow.ipc.new_file(file, _schema()) as writer:
             while block := list(islice(stream, _PAIRS_PER_BLOCK)):
                 writer.write_batch(_block_of(block))
             # Facts known only at the end go with an empty last block: the schema was written at the start.
@@ -68,6 +76,8 @@ def write_tokens(path: str | Path, pairs: Iterable[TokenPair], facts: Mapping[st
 
 def _block_of(pairs: Sequence[TokenPair]) -> Any:
     """Return a record batch; list columns are made from joined arrays, without a Python object per token."""
+    import pyarrow
+
     columns: list[Any] = [pyarrow.array([pair.pair_id for pair in pairs], pyarrow.string())]
     for name in _IDS:
         ids = [getattr(pair, name) for pair in pairs]
@@ -79,7 +89,7 @@ def _block_of(pairs: Sequence[TokenPair]) -> Any:
         pyarrow.array(np.array([getattr(pair, name) for pair in pairs], np.float64), pyarrow.float64())
         for name in _LABELS
     ]
-    return pyarrow.record_batch(columns, schema=_SCHEMA)
+    return pyarrow.record_batch(columns, schema=_schema())
 
 
 class TokenStore(Sequence[TokenPair]):
@@ -95,6 +105,8 @@ class TokenStore(Sequence[TokenPair]):
         self._open()
 
     def _open(self) -> None:
+        import pyarrow
+
         try:
             # The map stays open as long as views of it are alive.
             with pyarrow.ipc.open_file(pyarrow.memory_map(str(self.path))) as file:
@@ -103,7 +115,7 @@ class TokenStore(Sequence[TokenPair]):
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DataError.at(self.path, None, f"cannot be read as a file of tokens: {error}") from error
         metadata = blocks[-1].custom_metadata if blocks else None
-        if not schema.equals(_SCHEMA) or metadata is None or _FACTS not in metadata:
+        if not schema.equals(_schema()) or metadata is None or _FACTS not in metadata:
             raise DataError.at(self.path, None, f"is not a file of tokens; its columns: {', '.join(schema.names)}")
         self.facts: dict[str, Any] = json.loads(metadata[_FACTS])
         self._blocks = [_Block.of(block.batch) for block in blocks[:-1]]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
     "PairTokenizer",
-    "SftExample",
     "TokenPair",
     "TokenizeReport",
     "check_ids",
@@ -37,13 +36,11 @@ __all__ = [
     "prompt_ids",
     "row_check",
     "token_notes",
-    "tokenize_completions",
     "tokenize_pairs",
 ]
 
 Ids = npt.NDArray[np.int32]
-Row = TypeVar("Row", Pair, Completion)
-IGNORED = -100
+Row = TypeVar("Row", bound=Pair | Completion)
 
 # A batch for the tokenizer: enough rows to keep its threads busy, few enough characters to take little memory.
 _ROWS_PER_BATCH, _CHARACTERS_PER_BATCH = 512, 1 << 20
@@ -52,8 +49,8 @@ _ROWS_PER_BATCH, _CHARACTERS_PER_BATCH = 512, 1 << 20
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenPair:
     """A pair as token ids, `(T,)` int32 each; both completions follow the same prompt and end with the end token
-    unless they were cut. `ref_` log-probs (nats, summed) are `None` until precomputed. An unpaired answer is the
-    chosen completion, with no rejected id.
+    unless they were cut. `ref_` log-probs (nats, summed) are `None` until precomputed. An unpaired answer, as every
+    completion of `bfpo sft`, is the chosen completion, with no rejected id.
     """
 
     pair_id: str
@@ -64,13 +61,6 @@ class TokenPair:
     rejected_is_safe: float
     ref_chosen_logps: float | None = None
     ref_rejected_logps: float | None = None
-
-
-class SftExample(TypedDict):
-    """`input_ids` of the whole conversation; `labels` the same, -100 on the prompt."""
-
-    input_ids: list[int]
-    labels: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +153,7 @@ class _Limits:
 
 
 class PairTokenizer:
-    """Pairs to token ids, a batch at a time; `report` counts those returned so far.
+    """Pairs and single completions to token ids, a batch at a time; `report` counts those returned so far.
 
     Lengths in tokens. The template is applied once to each whole conversation; a completion starts where the prompt
     (rendered with the generation prompt) is no longer a common beginning of both, so both follow the same ids. One that
@@ -195,77 +185,47 @@ class PairTokenizer:
         """What was seen and cut so far."""
         return self._counter.report()
 
-    def __call__(self, pairs: Iterable[Pair]) -> Iterator[TokenPair]:
-        """Yield the pairs as token ids, in their order.
+    def __call__(self, rows: Iterable[Pair | Completion]) -> Iterator[TokenPair]:
+        """Yield the rows as token ids, in their order.
 
-        Raises `DataError` for an empty completion and `LabelError` for an unknown label, with the pair's id, and
-        `ModelError` for a token that the model's embedding lacks.
+        Raises `DataError` for an empty completion and `LabelError` for an unknown label of a pair, with the row's id,
+        and `ModelError` for a token that the model's embedding lacks.
         """
-        for pair, encoded in _encoded(pairs, self._rendered, self._chat):
-            yield self._token_pair(pair, encoded)
+        for row, encoded in _encoded(rows, self._rendered, self._chat):
+            yield self._token_pair(row, encoded)
 
-    def _rendered(self, pair: Pair) -> RenderedChat:
-        if pair.chosen_is_safe is None or pair.rejected_is_safe is None:
-            raise LabelError(f"pair {pair.id}: a safety label is unknown; resolve unknown labels before tokenizing")
-        return _render(pair, self._chat)
+    def _rendered(self, row: Pair | Completion) -> RenderedChat:
+        if isinstance(row, Pair) and (row.chosen_is_safe is None or row.rejected_is_safe is None):
+            raise LabelError(f"pair {row.id}: a safety label is unknown; resolve unknown labels before tokenizing")
+        return _render(row, self._chat)
 
-    def _token_pair(self, pair: Pair, encoded: EncodedChat) -> TokenPair:
-        assert pair.chosen_is_safe is not None  # checked by _rendered
-        assert pair.rejected_is_safe is not None
-        finished = (pair.chosen_finished, pair.rejected_finished)[: 1 if pair.unpaired else 2]
-        prompt, answers = _shared_prompt(f"pair {pair.id}", encoded, finished, self._chat, self._counter)
+    def _token_pair(self, row: Pair | Completion, encoded: EncodedChat) -> TokenPair:
+        if isinstance(row, Completion):
+            name, finished, labels = f"completion {row.id}", [row.finished], (1.0, 1.0)
+        else:
+            assert row.chosen_is_safe is not None  # checked by _rendered
+            assert row.rejected_is_safe is not None
+            finished = [row.chosen_finished, row.rejected_finished][: 1 if row.unpaired else 2]
+            name, labels = f"pair {row.id}", (row.chosen_is_safe, row.rejected_is_safe)
+        prompt, answers = _shared_prompt(name, encoded, finished, self._chat, self._counter)
         prompt, answers = _cut(prompt, answers, self._chat, self._limits, self._counter)
         chosen, rejected = [*answers, []][:2]
         self._counter.add(num_identical=chosen == rejected)
         for ids in (prompt, chosen, rejected):
-            check_ids(ids, self._chat.tokenizer, self._num_embeddings, f"pair {pair.id}")
-        return TokenPair(
-            pair_id=pair.id,
-            prompt_ids=np.asarray(prompt, np.int32),
-            chosen_ids=np.asarray(chosen, np.int32),
-            rejected_ids=np.asarray(rejected, np.int32),
-            chosen_is_safe=pair.chosen_is_safe,
-            rejected_is_safe=pair.rejected_is_safe,
-        )
+            check_ids(ids, self._chat.tokenizer, self._num_embeddings, name)
+        as_ids = partial(np.asarray, dtype=np.int32)
+        return TokenPair(row.id, as_ids(prompt), as_ids(chosen), as_ids(rejected), *labels)
 
 
 def tokenize_pairs(
-    pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, **settings: Any
+    rows: Iterable[Pair | Completion], tokenizer: PreTrainedTokenizerBase, **settings: Any
 ) -> tuple[list[TokenPair], TokenizeReport]:
-    """Return the pairs as token ids and the report of what was cut: `PairTokenizer` on pairs that fit in memory.
+    """Return rows as token ids and the report of what was cut: `PairTokenizer` on rows that fit in memory.
 
     `settings`: keyword arguments of `PairTokenizer`. Raises as it does.
     """
     tokenize = PairTokenizer(tokenizer, **settings)
-    return list(tokenize(pairs)), tokenize.report
-
-
-def tokenize_completions(
-    completions: Iterable[Completion],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int = 1024,
-    max_completion_length: int | None = None,
-    chat_template: str | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    num_embeddings: int | None = None,
-) -> tuple[list[SftExample], TokenizeReport]:
-    """Return single completions as `{input_ids, labels}`, by the same template, end token and cuts as pairs.
-
-    A completion that was not `finished` gets no end token. Raises as `tokenize_pairs` does.
-    """
-    limits = _Limits(max_length, max_completion_length)
-    chat = ChatEncoder(tokenizer, chat_template, chat_template_kwargs)
-    num_embeddings = ids_to_check(tokenizer, num_embeddings)
-    counter = _Counter()
-    examples: list[SftExample] = []
-    for completion, encoded in _encoded(completions, partial(_render, chat=chat), chat):
-        name = f"completion {completion.id}"
-        prompt, answers = _shared_prompt(name, encoded, (completion.finished,), chat, counter)
-        prompt, (answer,) = _cut(prompt, answers, chat, limits, counter)
-        check_ids([*prompt, *answer], tokenizer, num_embeddings, name)
-        examples.append({"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer})
-    return examples, counter.report()
+    return list(tokenize(rows)), tokenize.report
 
 
 def prompt_ids(

@@ -163,6 +163,7 @@ def asking(
             "max_new_tokens": _MAX_NEW_TOKENS,
             "temperature": config.temperature,
             "batch_size": 64,
+            "dtype": "float32",  # the same on every machine
             "seed": seed,
             "threads": 1,
         }

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor
 
 from bfpo.core.schema import Completion, Verdict
 from bfpo.generation.sampling import Request, answer_batches
+from bfpo.policy.batches import batches_by_length
 
 __all__ = ["Choose", "assisted_openings", "by_judge", "by_reference"]
 
@@ -32,16 +33,16 @@ def assisted_openings(
     top: int,
     length: int,
     eos_token_ids: Collection[int],
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Return by id the first `length` tokens of each answer, fewer where an end token was chosen.
 
     Raises `SettingError` as `answer_batches` does.
     """
     found: dict[str, tuple[int, ...]] = {}
-    ordered = sorted(requests, key=lambda request: -len(request.prompt_ids))  # the order in which they are answered
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
+    lengths = [len(request.prompt_ids) for request in requests]
+    for places in batches_by_length(lengths, batch_size, more=length):
+        batch = [requests[place] for place in places]
         walk = _Walk(batch, choose, top)
         settings: dict[str, Any] = {"max_new_tokens": length, "batch_size": len(batch), "temperature": 0.0}
         for answers in answer_batches(model, batch, eos_token_ids=eos_token_ids, processors=[walk], **settings):

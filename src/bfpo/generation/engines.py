@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from bfpo.core.errors import MissingExtraError, ModelError, ServerError
 from bfpo.core.records import OPTIONAL, as_json
 from bfpo.core.schema import Message, canonical_json, from_canonical
+from bfpo.generation.refill import Work
 from bfpo.generation.replies import Answer
 from bfpo.generation.sampling import Request, answer_batches
 from bfpo.generation.server import Question, Server
@@ -70,7 +71,7 @@ class Engine(Protocol):
 
 
 class TransformersEngine:
-    """A model loaded here that answers in padded batches by `answer_batches` with `settings`.
+    """A model loaded here that answers by `answer_batches` with `settings`; `work` counts what it computed.
 
     `generate_batch` (continuous batching) of transformers is not used: it accepts no custom logits processors, so that
     the draws of a completion would depend on the others in its batch.
@@ -79,11 +80,13 @@ class TransformersEngine:
     def __init__(self, model: Any, tokenizer: Any, eos_token_ids: Collection[int], **settings: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._eos_token_ids, self._settings = eos_token_ids, settings
+        self.work = Work()
 
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
-        """Make the completions, longest prompts first, and report each batch; raises as `answer_batches` does."""
+        """Make the completions, longest prompts first, and report them as they end; raises as `answer_batches` does."""
         requests = [Request(task.id, task.prompt_ids) for task in tasks]
-        for batch in answer_batches(self._model, requests, eos_token_ids=self._eos_token_ids, **self._settings):
+        settings = {**self._settings, "eos_token_ids": self._eos_token_ids, "work": self.work}
+        for batch in answer_batches(self._model, requests, **settings):
             texts = [decode(self._tokenizer, answer.token_ids) for answer in batch]
             report([Made(a.id, text, a.finished, len(a.token_ids)) for a, text in zip(batch, texts, strict=True)])
 

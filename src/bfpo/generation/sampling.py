@@ -1,4 +1,4 @@
-"""Prompts in tokens -> answers in tokens: batches by length, random draws that do not depend on the batch.
+"""Prompts in tokens -> answers in tokens, by random draws that do not depend on the other prompts.
 
 Also the log-probs of given first tokens of answers. Axes: N prompts, L tokens of an opening, V vocabulary.
 """
@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from bfpo.core.errors import ModelError, SettingError
+from bfpo.generation.refill import Slots, Work, num_slots, refilled, why_not_refilled
+from bfpo.policy.batches import batches_by_length
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.policy.source import read_config
@@ -77,56 +79,99 @@ def answer_batches(
     *,
     eos_token_ids: Collection[int],
     max_new_tokens: int,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
     processors: Sequence[LogitsProcessor] = (),
+    work: Work | None = None,
 ) -> Iterator[list[Answer]]:
-    """Yield the answers batch by batch, longest prompts first (so that memory runs out in the first batch or never).
+    """Yield the answers as they are finished, longest prompts first (so that memory runs out at the start or never).
 
-    Prompts are padded on the left. At temperature 0 the most probable token is taken. Above, token t of an answer is
-    the inverse of the cumulative distribution at u_t, where u comes from a generator seeded by (seed, id) alone: an
-    answer does not depend on the other prompts of its batch, up to the rounding of the forward pass. Sampling defaults
-    of the model's own generation config (top-k, repetition penalty) are not applied. `processors` get the logits of
-    each step first; their rows are in the order of the yielded batch.
+    `batch_size` answers are worked on at once; `None`: as many as memory and the device allow. A finished answer's
+    place goes to the next prompt; where the model does not allow it (`why_not_refilled`), or with `processors`, padded
+    batches are decoded to their ends. `work` is added to.
+
+    At temperature 0 the most probable token is taken. Above, token t of an answer is the inverse of the cumulative
+    distribution at u_t, where u comes from a generator seeded by (seed, id) alone: an answer does not depend on the
+    other prompts, up to the rounding of the forward pass. Sampling defaults of the model's own generation config
+    (top-k, repetition penalty) are not applied. `processors` get the logits of each step first; their rows are in the
+    order of the yielded batch.
 
     Raises `SettingError` for a prompt that leaves no room for `max_new_tokens` in the model's positions.
     """
     if not eos_token_ids:
         raise SettingError("eos_token_ids: got none; at least one end token is needed")
     _check_room(model, requests, max_new_tokens)
-    order = sorted(range(len(requests)), key=lambda index: -len(requests[index].prompt_ids))
-    own_config, was_training = model.generation_config, model.training
-    # `generate` takes missing arguments from the model's generation config, so it is replaced meanwhile.
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=sorted(eos_token_ids),
-        pad_token_id=min(eos_token_ids),
-    )
+    if not requests:
+        return
+    ends, draw = frozenset(eos_token_ids), _Draw(temperature, top_p, seed, max_new_tokens)
+    was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(order), batch_size):
-            batch = [requests[index] for index in order[start : start + batch_size]]
-            draw = _Draw(batch, max_new_tokens, temperature, top_p, seed) if temperature > 0 else None
-            yield _answer(model, batch, frozenset(eos_token_ids), [*processors, *([] if draw is None else [draw])])
+        if processors or why_not_refilled(model):
+            yield from _in_batches(model, requests, ends, draw, max_new_tokens, batch_size, processors, work or Work())
+        else:
+            yield from _in_slots(model, requests, ends, draw, max_new_tokens, batch_size, work)
     finally:
-        model.generation_config = own_config
         model.train(was_training)
 
 
-def _answer(
-    model: Any, batch: Sequence[Request], eos_token_ids: frozenset[int], processors: Sequence[LogitsProcessor]
-) -> list[Answer]:
-    input_ids, mask = _left_padded([request.prompt_ids for request in batch], min(eos_token_ids), model.device)
-    with torch.no_grad():
-        output = model.generate(
-            input_ids=input_ids, attention_mask=mask, logits_processor=LogitsProcessorList(processors)
-        )
-    rows: list[list[int]] = output[:, input_ids.shape[1] :].tolist()
-    ends = [next((place for place, token in enumerate(row) if token in eos_token_ids), None) for row in rows]
-    return [Answer(r.id, tuple(row[:end]), end is not None) for r, row, end in zip(batch, rows, ends, strict=True)]
+def _in_slots(
+    model: Any,
+    requests: Sequence[Request],
+    ends: frozenset[int],
+    draw: _Draw,
+    max_new_tokens: int,
+    batch_size: int | None,
+    work: Work | None,
+) -> Iterator[list[Answer]]:
+    causal_lm = unwrap_causal_lm(model)
+    ordered = sorted(requests, key=lambda one: (-len(one.prompt_ids), one.prompt_ids))  # equal prompts come together
+    width = len(ordered[0].prompt_ids) + max_new_tokens
+    num = min(len(ordered), batch_size or num_slots(causal_lm, width))
+    prompts = [(request.id, request.prompt_ids) for request in ordered]
+    slots = Slots(causal_lm, num, width, work)
+    for batch in refilled(slots, prompts, draw.tokens, num=num, ends=ends, max_new_tokens=max_new_tokens):
+        yield [Answer(name, tuple(ids), finished) for name, ids, finished in batch]
+
+
+def _in_batches(
+    model: Any,
+    requests: Sequence[Request],
+    ends: frozenset[int],
+    draw: _Draw,
+    max_new_tokens: int,
+    batch_size: int | None,
+    processors: Sequence[LogitsProcessor],
+    work: Work,
+) -> Iterator[list[Answer]]:
+    own_config = model.generation_config
+    # `generate` takes missing arguments from the model's generation config, so it is replaced meanwhile.
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=min(ends)
+    )
+    try:
+        lengths = [len(request.prompt_ids) for request in requests]
+        for places in batches_by_length(lengths, batch_size, more=max_new_tokens):
+            batch = [requests[place] for place in places]
+            width = max(len(request.prompt_ids) for request in batch)
+            chosen = LogitsProcessorList([*processors, _OneToken(draw, [request.id for request in batch], width)])
+            input_ids, mask = _left_padded([request.prompt_ids for request in batch], min(ends), model.device)
+            with torch.no_grad():
+                output = model.generate(input_ids=input_ids, attention_mask=mask, logits_processor=chosen)
+            rows: list[list[int]] = output[:, width:].tolist()
+            work.prompt_tokens += int(mask.sum())
+            work.padded_prompt_tokens += mask.numel()
+            work.passes += output.shape[1] - width
+            work.row_steps += (output.shape[1] - width - 1) * len(batch)
+            found = [next((place for place, token in enumerate(row) if token in ends), None) for row in rows]
+            yield [
+                Answer(request.id, tuple(row[:end]), end is not None)
+                for request, row, end in zip(batch, rows, found, strict=True)
+            ]
+    finally:
+        model.generation_config = own_config
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -139,7 +184,11 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.devic
 
 @torch.no_grad()
 def opening_logps(
-    model: Any, prompts: Sequence[Sequence[int]], openings: Sequence[Sequence[Sequence[int]]], *, batch_size: int = 16
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    openings: Sequence[Sequence[Sequence[int]]],
+    *,
+    batch_size: int | None = None,
 ) -> list[list[float]]:
     """Return the summed log-prob, in nats, of each opening of an answer: `openings[n]` are those of prompt n.
 
@@ -147,12 +196,10 @@ def opening_logps(
     evaluation mode.
     """
     found: list[list[float]] = [[0.0] * len(some) for some in openings]
-    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
     causal_lm = unwrap_causal_lm(model)
     known = inspect.signature(type(causal_lm).forward).parameters
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-    for begin in range(0, len(order), batch_size):
-        places = order[begin : begin + batch_size]
+    for places in batches_by_length([len(prompt) for prompt in prompts], batch_size):
         ids, mask_NW = _left_padded([prompts[n] for n in places], 0, causal_lm.device)
         positions_NW = (mask_NW.cumsum(1) - 1).clamp(min=0)
 
@@ -183,27 +230,51 @@ def opening_logps(
     return found
 
 
-class _Draw(LogitsProcessor):
-    """Leaves one token per row, drawn by the row's own stream of random numbers."""
+class _Draw:
+    """Chooses tokens by logits; those of a row are drawn by its own stream of random numbers."""
 
-    def __init__(
-        self, batch: Sequence[Request], max_new_tokens: int, temperature: float, top_p: float, seed: int
-    ) -> None:
-        self._width = max(len(request.prompt_ids) for request in batch)
-        self._temperature = temperature
+    def __init__(self, temperature: float, top_p: float, seed: int, max_new_tokens: int) -> None:
+        self._temperature, self._seed, self._size = temperature, seed, max_new_tokens
         self._top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self._uniforms = torch.stack([_uniforms(seed, request.id, max_new_tokens) for request in batch])
+        self._streams: dict[str, list[float]] = {}
+
+    def tokens(self, scores: Tensor, places: Sequence[tuple[str, int]]) -> list[int]:
+        """Return a token for each row of (N, V) logits; `places`: the request's id and the token's place."""
+        if self._temperature == 0:
+            greedy: list[int] = scores.argmax(dim=-1).tolist()
+            return greedy
+        scaled = scores.double() / self._temperature
+        if self._top_p is not None:
+            scaled = self._top_p(torch.zeros(0, dtype=torch.long), scaled)  # the ids are not looked at
+        cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
+        uniform = torch.tensor([self._uniform(*place) for place in places], dtype=torch.float64, device=scores.device)
+        # Strictly above u times the total: a token of probability zero can then never be drawn.
+        chosen = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+        drawn: list[int] = chosen[:, 0].tolist()
+        return drawn
+
+    def _uniform(self, name: str, place: int) -> float:
+        """Return the number of a token; a stream is forgotten with its last one."""
+        if name not in self._streams:
+            self._streams[name] = _uniforms(self._seed, name, self._size).tolist()
+        stream = self._streams[name]
+        if place == self._size - 1:
+            del self._streams[name]
+        return stream[place]
+
+
+class _OneToken(LogitsProcessor):
+    """Leaves one token per row, the one that is drawn."""
+
+    def __init__(self, draw: _Draw, names: Sequence[str], width: int) -> None:
+        self._draw, self._names, self._width = draw, names, width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return (N, V) scores: 0 for the drawn token of each row, minus infinity elsewhere."""
-        scaled = scores.double() / self._temperature
-        if self._top_p is not None:
-            scaled = self._top_p(input_ids, scaled)
-        cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
-        uniform = self._uniforms[:, input_ids.shape[1] - self._width].to(scores.device).unsqueeze(1)
-        # Strictly above u times the total: a token of probability zero can then never be drawn.
-        token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+        place = input_ids.shape[1] - self._width
+        tokens = self._draw.tokens(scores, [(name, place) for name in self._names])
+        chosen = torch.tensor(tokens, device=scores.device)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
 def _uniforms(seed: int, request_id: str, size: int) -> Tensor:

@@ -12,10 +12,16 @@ from bfpo.core.secrets import hide_in_values, looks_secret
 from bfpo.core.settings import ConfigPart, PathText
 from bfpo.data.settings import TemplateKwargs
 
-__all__ = ["Engine", "MaxRequests", "ServerSpec", "WeightsSpec", "is_openai"]
+__all__ = ["BatchSize", "Engine", "MaxRequests", "ServerSpec", "WeightsSpec", "is_openai"]
 
 Engine = Literal["transformers", "vllm", "server"]
 """What runs a model; vllm needs the extra vllm and a GPU, server an OpenAI-compatible server at `url`."""
+
+BatchSize = Annotated[
+    int | None,
+    Field(ge=1, description="number of texts worked on at once; null = by their tokens and the memory of the device"),
+]
+"""How many texts are in one forward pass; no result depends on it."""
 
 MaxRequests = Annotated[
     int | None,
@@ -113,7 +119,9 @@ class WeightsSpec(ConfigPart):
 
     revision: str | None = Field(default=None, description="revision (commit, tag or branch) of a model on the hub")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        default="float32", description="number type that holds the weights; auto = as saved"
+        default="auto",
+        description="number type that holds the weights; auto = bfloat16 where the device computes in it natively, "
+        "else float32, and float16 for weights saved so on a GPU; of engine vllm its own choice",
     )
     max_prompt_length: int = Field(default=1024, ge=1, description="longest prompt in tokens")
     long_prompts: Literal["stop", "skip"] = Field(

@@ -26,7 +26,6 @@ from bfpo.core.schema import Completion, Verdict
 from bfpo.data.tokenize import check_ids, ids_to_check
 from bfpo.judges.formats.types import question
 from bfpo.judges.local import (
-    batches_by_length,
     check_characters,
     fitting,
     load_with_head,
@@ -37,6 +36,7 @@ from bfpo.judges.local import (
 )
 from bfpo.judges.ngrams import JUDGE_FILE
 from bfpo.judges.settings import ClassifierSpec
+from bfpo.policy.batches import batches_by_length
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import load_tokenizer, pad_token_id, set_trainable
 from bfpo.policy.source import cannot_load, check_code
@@ -195,7 +195,7 @@ def classifier_rows(
 
 
 def classifier_logits(
-    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, list[int]]], batch_size: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, list[int]]], batch_size: int | None
 ) -> list[torch.Tensor]:
     """Return the (num_labels,) float64 logits of each row, in order; batches are sorted by length.
 
@@ -208,7 +208,7 @@ def classifier_logits(
     # A decoder finds the last token of a padded row by its padding token; without one it accepts single rows only.
     single = getattr(model.config.get_text_config(), "pad_token_id", None) is None
     segments = "token_type_ids" in inspect.signature(model.forward).parameters
-    for batch in batches_by_length([row["input_ids"] for row in rows], 1 if single else batch_size):
+    for batch in batches_by_length([len(row["input_ids"]) for row in rows], 1 if single else batch_size):
         inputs = pad_right(model, tokenizer, [rows[place]["input_ids"] for place in batch])
         if segments and all("token_type_ids" in rows[place] for place in batch):
             types = [torch.tensor(rows[place]["token_type_ids"]) for place in batch]
@@ -355,7 +355,7 @@ def load_finetuned(folder: Path, described: dict[str, Any], *, threshold: float 
     Raises `ModelError` if folder or description is not the output of `bfpo judge-train`.
     """
     try:
-        keys = {"batch_size": 8, "name": described["name"], **described["settings"]}
+        keys = {"name": described["name"], **described["settings"]}
         keys |= {} if threshold is None else {"threshold": threshold}
         judge = ClassifierJudge(ClassifierSpec(model=str(folder), safe_label="safe", **keys))
         judge.held_out = described.get("held_out", {})

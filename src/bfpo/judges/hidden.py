@@ -26,8 +26,9 @@ from bfpo.core.files import write_bytes_whole
 from bfpo.core.schema import Completion, Verdict
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.tokenize import check_ids, ids_to_check
-from bfpo.judges.local import batches_by_length, check_characters, fitting, freeze, num_embeddings_of, pad_right
+from bfpo.judges.local import check_characters, fitting, freeze, num_embeddings_of, pad_right
 from bfpo.judges.ngrams import JUDGE_FILE, save_described
+from bfpo.policy.batches import batches_by_length
 from bfpo.policy.load import load_policy
 from bfpo.policy.reference.cache import model_key
 
@@ -54,7 +55,7 @@ class HiddenStates:
         revision: str | None = None,
         dtype: str = "auto",
         max_length: int = 1024,
-        batch_size: int = 8,
+        batch_size: int | None = None,
     ) -> None:
         policy = load_policy(model, revision=revision, dtype=dtype)
         self._model, self._tokenizer = freeze(policy.model), policy.tokenizer
@@ -83,7 +84,7 @@ class HiddenStates:
     def features(self, rows: Sequence[Ids], layers: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
         """Return the mean hidden state over each answer, (rows, layers, hidden); layer 0 is the embedding."""
         found: list[Any] = [None] * len(rows)
-        for batch in batches_by_length([ids for ids, _ in rows], self._batch_size):
+        for batch in batches_by_length([len(ids) for ids, _ in rows], self._batch_size):
             inputs = pad_right(self._model, self._tokenizer, [rows[place][0] for place in batch])
             with torch.no_grad():
                 states = self._model.base_model(**inputs, output_hidden_states=True, use_cache=False).hidden_states

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -26,7 +26,6 @@ from bfpo.policy.source import cannot_load, check_code
 
 __all__ = [
     "PromptEncoder",
-    "batches_by_length",
     "check_characters",
     "fitting",
     "freeze",
@@ -270,13 +269,6 @@ def fitting(
         else:
             reasons[key] = f"longer than max_length (at most the model's positions): {limit} tokens are allowed"
     return rows, reasons
-
-
-def batches_by_length(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Yield the indices of rows in batches, longest first, so that memory runs out in the first batch or never."""
-    order = sorted(range(len(rows)), key=lambda place: -len(rows[place]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def pad_right(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:

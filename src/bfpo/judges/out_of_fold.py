@@ -144,7 +144,7 @@ def probe_features(
     revision: str | None,
     dtype: str,
     max_length: int,
-    batch_size: int,
+    batch_size: int | None,
     layer: int | None,
     feature_cache: str | None,
 ) -> ProbeFeatures:

@@ -20,7 +20,6 @@ from bfpo.judges.formats import PAIR_FORMATS, PairFormat
 from bfpo.judges.formats.types import question
 from bfpo.judges.local import (
     PromptEncoder,
-    batches_by_length,
     fitting,
     load_with_head,
     num_embeddings_of,
@@ -29,6 +28,7 @@ from bfpo.judges.local import (
     version_of,
 )
 from bfpo.judges.settings import LocalRankerSpec
+from bfpo.policy.batches import batches_by_length
 
 __all__ = ["GenerativeRanker", "PairRM", "PairRanker", "RewardRanker"]
 
@@ -271,7 +271,7 @@ class PairRanker(_BothOrdersRanker[float]):
 
     def _answer(self, rows: list[list[int]]) -> list[float]:
         logits = [0.0] * len(rows)
-        for batch in batches_by_length(rows, self._batch_size):
+        for batch in batches_by_length([len(row) for row in rows], self._batch_size):
             inputs: dict[str, Any] = pad_right(self._model, self._tokenizer, [rows[place] for place in batch])
             with torch.no_grad():
                 found = self._model(**inputs).cpu().double().tolist()

@@ -14,7 +14,7 @@ from bfpo.core.inputs import reason_outside
 from bfpo.core.settings import ConfigPart, OneOf, PathText
 from bfpo.core.yaml_text import read_yaml
 from bfpo.data.settings import TemplateKwargs
-from bfpo.generation.settings import ServerSpec, is_openai
+from bfpo.generation.settings import BatchSize, ServerSpec, is_openai
 from bfpo.judges.formats import FORMAT_SETTINGS
 
 __all__ = [
@@ -58,7 +58,7 @@ class LocalSpec(_Named):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = Field(
         default=None, description="number type that holds the weights; auto = as saved; null = the format's own"
     )
-    batch_size: int = Field(default=16, ge=1, description="number of texts per forward pass")
+    batch_size: BatchSize = None
     max_length: int | None = Field(
         default=None, ge=1, description="longest text in tokens; a longer one is unscored; null = the format's own"
     )

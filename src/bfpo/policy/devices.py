@@ -17,6 +17,7 @@ from bfpo.core.offline import offline_variable
 __all__ = [
     "EXTRAS",
     "Device",
+    "computes_bfloat16",
     "describe_hub",
     "find_devices",
     "free_disk",
@@ -37,6 +38,10 @@ EXTRAS = {
     "tensorboard": "a tracker",
 }
 """Packages that are used if they are installed, and what for."""
+
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # Intel and AMD, Intel, Arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,18 @@ def _accelerator(backend: Any, kind: str, index: int) -> Device:
     name = backend.get_device_name(index) if hasattr(backend, "get_device_name") else kind
     supported: Callable[[], bool] = getattr(backend, "is_bf16_supported", lambda: False)
     return Device(f"{kind}:{index}", str(name), free, total, bool(supported()))
+
+
+def computes_bfloat16() -> bool:
+    """Return whether the device of `to_gpu` has instructions for bfloat16; emulated, it is slower than float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return not flags.isdisjoint(_BFLOAT16_FLAGS)
 
 
 def _memory_of_host() -> tuple[int | None, int | None]:

@@ -10,6 +10,7 @@ Axes: M rows, one for each completion token; C rows of one chunk; H hidden size;
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -67,17 +68,19 @@ def head_logps(
 
     `hidden` (M, H), `targets` (M,) int64. For a frozen linear head, the gradient with respect to the hidden states is
     computed in the forward pass: it does not depend on the loss, so 4 M H V operations do where recomputing needs 6 M H
-    V. A head that trains, or has an adapter or quantised weights, is run again chunk by chunk in the backward pass.
+    V. For a linear head that trains, logits are computed again in the backward pass, in place (8 M H V). A head with an
+    adapter or quantised weights is run again, chunk by chunk.
     """
-    if _is_frozen_linear(head):
+    if _is_linear(head):
         # Autocast does not reach products that write to `out=`, so its dtype is applied by hand and autocast is off
         # inside.
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        bias_V = None if head.bias is None else head.bias.to(dtype)
+        trains = any(parameter.requires_grad for parameter in head.parameters())
+        function = _TrainedHead if trains else _FrozenHead
         with torch.autocast(device, enabled=False):
-            inputs = (hidden.to(dtype), head.weight.to(dtype), bias_V, targets, transform, chunk_rows)
-            logps_M: Tensor = _FrozenHead.apply(*inputs)  # type: ignore[no-untyped-call]
+            inputs = (hidden.to(dtype), head.weight, head.bias, targets, transform, chunk_rows)
+            logps_M: Tensor = function.apply(*inputs)  # type: ignore[no-untyped-call]
         return logps_M
 
     def chunk(hidden_CH: Tensor, targets_C: Tensor) -> Tensor:
@@ -91,21 +94,44 @@ def head_logps(
     return torch.cat([checkpoint(chunk, hidden_CH, targets_C, use_reentrant=False) for hidden_CH, targets_C in chunks])
 
 
-def _is_frozen_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether it is a plain matrix of numbers that does not train; adapters and quantised weights have a forward of
-    their own.
-    """
+def _is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a plain matrix of numbers; adapters and quantised weights have a forward of their own."""
     return (
-        isinstance(head, nn.Linear)
-        and type(head).forward is nn.Linear.forward
-        and head.weight.dtype.is_floating_point
-        and not any(parameter.requires_grad for parameter in head.parameters())
+        isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and head.weight.dtype.is_floating_point
     )
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
     """Return the logits in float64 if they are float64, else in float32."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _Chunks:
+    """Logits of one chunk of rows after the other, all in the same buffer.
+
+    The products are in the dtype of the hidden states. The softmax is float32 at least: in bfloat16 it costs up to 7
+    nats per completion.
+    """
+
+    def __init__(
+        self, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform, chunk_rows: int
+    ) -> None:
+        dtype = hidden_MH.dtype
+        self.hidden_MH, self.weight_VH = hidden_MH, weight_VH.to(dtype)
+        self.bias_V = None if bias_V is None else bias_V.to(dtype)
+        self.transform, self.chunk_rows = transform, chunk_rows
+        self.accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+        self._buffer_CV = hidden_MH.new_empty(min(chunk_rows, len(hidden_MH)), len(weight_VH))
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Yield the rows, their transformed logits (C, V), to be changed in place, and the slope of the transform."""
+        for start in range(0, len(self.hidden_MH), self.chunk_rows):
+            rows = slice(start, min(start + self.chunk_rows, len(self.hidden_MH)))
+            products_CV = self._buffer_CV[: rows.stop - start]
+            logits_CV = torch.mm(self.hidden_MH[rows], self.weight_VH.t(), out=products_CV).to(self.accumulate)
+            if self.bias_V is not None:
+                logits_CV += self.bias_V
+            yield rows, logits_CV, self.transform.apply_(logits_CV)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -125,19 +151,10 @@ class _FrozenHead(torch.autograd.Function):
         transform: LogitTransform,
         chunk_rows: int,
     ) -> Tensor:
-        num_rows, dtype, device = len(hidden_MH), hidden_MH.dtype, hidden_MH.device
-        # The products may be in half precision, the softmax may not: in bfloat16 it costs up to 7 nats per completion.
-        accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-        logps_M = torch.empty(num_rows, dtype=accumulate, device=device)
+        chunks = _Chunks(hidden_MH, weight_VH, bias_V, transform, chunk_rows)
+        logps_M = hidden_MH.new_empty(len(hidden_MH), dtype=chunks.accumulate)
         gradient_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
-        buffer_CV = torch.empty(min(chunk_rows, num_rows), len(weight_VH), dtype=dtype, device=device)
-        for start in range(0, num_rows, chunk_rows):
-            rows = slice(start, min(start + chunk_rows, num_rows))
-            # One buffer serves every chunk, and what follows works in place: logits, then exp, then the gradient.
-            logits_CV = torch.mm(hidden_MH[rows], weight_VH.t(), out=buffer_CV[: rows.stop - start]).to(accumulate)
-            if bias_V is not None:
-                logits_CV += bias_V
-            slope_CV = transform.apply_(logits_CV)
+        for rows, logits_CV, slope_CV in chunks:
             targets_C1 = targets_M[rows, None]
             picked_C = logits_CV.gather(1, targets_C1).squeeze(1)
             largest_C1 = logits_CV.amax(dim=1, keepdim=True)
@@ -148,7 +165,7 @@ class _FrozenHead(torch.autograd.Function):
                 # onehot(target) - softmax: dividing by -sums gives -softmax, the scatter adds 1 at the target
                 by_logits_CV = exp_CV.div_(-sums_C1).scatter_add_(1, targets_C1, torch.ones_like(sums_C1))
                 by_logits_CV.mul_(transform.scale if slope_CV is None else slope_CV)
-                torch.mm(by_logits_CV.to(dtype), weight_VH, out=gradient_MH[rows])
+                torch.mm(by_logits_CV.to(hidden_MH.dtype), chunks.weight_VH, out=gradient_MH[rows])
         if gradient_MH is not None:
             ctx.save_for_backward(gradient_MH)
         return logps_M
@@ -158,3 +175,63 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, *by_logps: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient_MH,) = ctx.saved_tensors
         return gradient_MH * by_logps[0][:, None].to(gradient_MH.dtype), None, None, None, None, None
+
+
+class _TrainedHead(torch.autograd.Function):
+    """Log-probs under a head that trains; the backward pass computes the logits again; once differentiable.
+
+    Kept between the passes: the inputs and the logarithm of each row's softmax sum, (M,). The gradient of the weight
+    is the sum of a product per chunk, in the weight's own dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_M: Tensor,
+        transform: LogitTransform,
+        chunk_rows: int,
+    ) -> Tensor:
+        chunks = _Chunks(hidden_MH, weight_VH, bias_V, transform, chunk_rows)
+        logps_M = hidden_MH.new_empty(len(hidden_MH), dtype=chunks.accumulate)
+        log_sums_M = torch.empty_like(logps_M)
+        for rows, logits_CV, _ in chunks:
+            picked_C = logits_CV.gather(1, targets_M[rows, None]).squeeze(1)
+            largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+            sums_C = logits_CV.sub_(largest_C1).exp_().sum(dim=1)
+            log_sums_M[rows] = largest_C1.squeeze(1) + sums_C.log()
+            logps_M[rows] = picked_C - log_sums_M[rows]
+        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, targets_M, log_sums_M)
+        ctx.transform, ctx.chunk_rows = transform, chunk_rows
+        return logps_M
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *by_logps: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        hidden_MH, weight_VH, bias_V, targets_M, log_sums_M = ctx.saved_tensors
+        makes = (hidden_MH, weight_VH, bias_V)
+        by_hidden_MH, by_weight_VH, by_bias_V = (
+            torch.zeros_like(tensor) if needed else None
+            for tensor, needed in zip(makes, ctx.needs_input_grad[:3], strict=True)
+        )
+        with torch.autocast(hidden_MH.device.type, enabled=False):
+            chunks = _Chunks(hidden_MH, weight_VH, bias_V, ctx.transform, ctx.chunk_rows)
+            for rows, logits_CV, slope_CV in chunks:
+                by_logps_C1 = by_logps[0][rows, None]
+                by_logits_CV = logits_CV.sub_(log_sums_M[rows, None]).exp_().mul_(-by_logps_C1)
+                by_logits_CV.scatter_add_(1, targets_M[rows, None], by_logps_C1)
+                by_logits_CV.mul_(ctx.transform.scale if slope_CV is None else slope_CV)
+                if by_bias_V is not None:
+                    by_bias_V += by_logits_CV.sum(dim=0)
+                factor_CV = by_logits_CV.to(hidden_MH.dtype)
+                if by_hidden_MH is not None:
+                    torch.mm(factor_CV, chunks.weight_VH, out=by_hidden_MH[rows])
+                if by_weight_VH is None:
+                    continue
+                if by_weight_VH.dtype == factor_CV.dtype:
+                    torch.addmm(by_weight_VH, factor_CV.t(), hidden_MH[rows], out=by_weight_VH)
+                else:  # float32 masters under bfloat16
+                    by_weight_VH += factor_CV.t() @ hidden_MH[rows]
+        return by_hidden_MH, by_weight_VH, by_bias_V, None, None, None

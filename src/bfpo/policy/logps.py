@@ -94,7 +94,7 @@ class _HeadHooks:
     """Hooks that turn a causal LM's forward pass into one that returns token log-probs.
 
     The head is reached inside the forward pass of whatever wraps the model, where sharded weights are whole. Its input
-    is gathered at `source` and taken from it; the head itself then runs on one row. The log-probs pass out as the
+    is gathered at `source` and taken from it; the head itself then runs on no row. The log-probs pass out as the
     output of the head and of the model, so that wrappers that attach backward hooks to outputs see them.
 
     Hooks cannot pass values to each other, so `_logps` (M,) holds them during the pass; an object is for one pass.
@@ -122,14 +122,15 @@ class _HeadHooks:
             yield
 
     def _enter_head(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        """Compute the log-probs from the hidden states, (1, T, H) or (N, T, H), and give the head one row of them."""
+        """Compute the log-probs from the hidden states, (1, T, H) or (N, T, H), and give the head none of them."""
         hidden = inputs[0]
         hidden_MH = hidden.flatten(0, -2)[self.source]
         self._logps = head_logps(head, hidden_MH, self.targets, transform=self.transform, chunk_rows=self.chunk_rows)
-        return (hidden[:1, :1].detach(),)
+        # Not even one row: under autocast its product alone would copy the whole weight.
+        return (hidden[:1, :0].detach(),)
 
     def _leave_head(self, head: nn.Module, inputs: Any, output: Any) -> Any:
-        """Replace the one row of logits by the log-probs."""
+        """Replace the empty logits by the log-probs."""
         return self._logps
 
     def _see_output(self, head: nn.Module, inputs: Any, output: Any) -> None:

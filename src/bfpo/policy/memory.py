@@ -50,8 +50,7 @@ class Plan:
     """What determines the memory of one training process.
 
     `config`: of transformers; `margin`: that of a second model, run once before training. `tokens`: of one forward
-    pass, in `rows` rows. `swaps`: whether a copy of the first trainable weights is kept as the reference. `imitates`:
-    the forward pass is that of `bfpo sft`, with the model's own loss on all logits, not of preference training.
+    pass. `swaps`: whether a copy of the first trainable weights is kept as the reference.
     """
 
     config: Any
@@ -61,8 +60,6 @@ class Plan:
     dtype: str = "float32"
     checkpointing: bool = False
     swaps: bool = False
-    imitates: bool = False
-    rows: int = 1
     processes: int = 1
     sharding: Sharding = "none"
     margin: Any = None
@@ -131,8 +128,6 @@ def measure(plan: Plan) -> Measured:
             counted = count_pass(
                 skeleton.causal_lm,
                 plan.tokens,
-                rows=plan.rows,
-                imitates=plan.imitates,
                 bfloat16=plan.dtype == "bfloat16",
                 checkpointing=plan.checkpointing,
             )
@@ -183,7 +178,7 @@ def divide(measured: Measured, plan: Plan) -> MemoryEstimate:
         reference=_part(trained_bytes, weights_share) if plan.swaps else 0,
         activations=counted.saved,
         working=counted.peak - counted.saved,
-        head=0 if plan.imitates else _head_bytes(measured.skeleton, plan.tokens, sizes),
+        head=_head_bytes(measured.skeleton, plan.tokens, sizes),
         exchange=exchange,
     )
     if not measured.margin_bytes:
@@ -243,19 +238,16 @@ def count_pass(
     model: Any,
     tokens: int,
     *,
-    rows: int = 1,
-    imitates: bool = False,
     bfloat16: bool = False,
     checkpointing: bool = False,
 ) -> PassMemory:
-    """Run a forward and a backward pass of a causal LM over `rows` rows, `tokens` in all, and count its memory.
+    """Run a forward and a backward pass of a causal LM over a row of `tokens` tokens, and count its memory.
 
-    The backbone alone (the head of preference training never holds all logits), or with `imitates` the whole model with
-    its own loss. Gradients exist beforehand, as after an earlier micro-batch. Counts real tensors as well as fake ones;
-    run it in the model's fake mode.
+    The backbone alone: the head never holds all logits. Gradients exist beforehand, as after an earlier micro-batch.
+    Counts real tensors as well as fake ones; run it in the model's fake mode.
     """
     device = model.get_input_embeddings().weight.device
-    ids = torch.zeros(rows, -(-tokens // rows), dtype=torch.long, device=device)
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
     parameters = list(model.parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter in trainable:
@@ -266,10 +258,7 @@ def count_pass(
     try:
         with live:
             with _saved_storages({id(storage) for storage in kept}) as saved_bytes, _autocast(device, bfloat16):
-                if imitates:
-                    output = model(input_ids=ids, labels=ids, use_cache=False).loss
-                else:
-                    output = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+                output = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             saved = saved_bytes()
             if output.requires_grad:
                 gradient = torch.empty_like(output)

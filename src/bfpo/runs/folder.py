@@ -401,8 +401,10 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         if earlier.get(key, absent) != now.get(key, absent)
         # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
         and (key in earlier or not (_is_off(now[key]) or stage == "reference"))
-        and not key.endswith("api_key_env")  # no answer depends on who asks
-        and key.partition(".")[0] not in ("executor", "processes")  # nor on how many do
+        # No answer depends on who asks, and no loss of a step on how it is cut.
+        and not key.endswith(("api_key_env", "_per_microbatch"))
+        and not _found_by_the_command(stage, key, now.get(key))
+        and key.partition(".")[0] not in ("executor", "processes")  # how many do the work
     ]
     if changes:
         raise RunError(
@@ -412,9 +414,16 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
     return record
 
 
+def _found_by_the_command(stage: str, key: str, value: object) -> bool:
+    """Return whether a run goes on with what it has: batches change no answer, the run records its number type."""
+    if key.rpartition(".")[2] == "batch_size":
+        return value is None or stage == "generate"
+    return key == "dtype" and (stage, value) in (("generate", "auto"), ("redteam", "auto"), ("evaluate", None))
+
+
 def _is_off(value: object) -> bool:
-    # The last three are `bad_rows`, `link` and `anchor_scale` of every run before.
-    return value is None or value is False or value in ({}, [], "", "stop", "squared", "loss")
+    # The last four are `bad_rows`, `link` and `anchor_scale` of every run before, and `attention` of `sft`.
+    return value is None or value is False or value in ({}, [], "", "stop", "squared", "loss", "auto")
 
 
 def _read_json(path: Path) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import betaincinv, ndtri, stdtrit
 
 from bfpo.stats.resampling import Floats
 
@@ -26,6 +25,8 @@ def clopper_pearson(rate: npt.ArrayLike, num: npt.ArrayLike, confidence: float) 
     For integers the coverage is at least `confidence` at every true rate. The low bound of rate 0 is 0, the high bound
     of rate 1 is 1.
     """
+    from scipy.special import betaincinv
+
     p, n = np.broadcast_arrays(np.asarray(rate, np.float64), np.asarray(num, np.float64))
     hits, tail = p * n, (1 - confidence) / 2
     inner = (p > 0) & (p < 1)
@@ -140,8 +141,12 @@ def _with_seeds(
 
 
 def _student(freedom: Floats, confidence: float) -> Floats:
+    from scipy.special import stdtrit
+
     return np.asarray(stdtrit(freedom, (1 + confidence) / 2), np.float64)
 
 
 def _normal(confidence: float) -> float:
+    from scipy.special import ndtri
+
     return float(ndtri((1 + confidence) / 2))

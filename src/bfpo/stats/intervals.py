@@ -47,6 +47,7 @@ def wilson(successes: int, num: int, *, confidence: float = 0.95) -> Interval:
         raise SettingError(f"successes, num: got {successes} of {num}; needed: 0 <= successes <= num")
     if num == 0:
         return Interval(None, None, None, 0)
+
     bounds = binomtest(int(successes), int(num)).proportion_ci(confidence_level=confidence, method="wilson")
     return Interval(successes / num, float(bounds.low), float(bounds.high), num)
 
@@ -66,6 +67,7 @@ def upper_bound_of_zero(num: int, *, confidence: float = 0.95) -> float | None:
         raise SettingError(f"num: got {num}; a count of trials, 0 or more, is needed")
     if num == 0:
         return None
+
     test = binomtest(0, int(num), alternative="less")
     return float(test.proportion_ci(confidence_level=confidence, method="exact").high)
 
@@ -180,6 +182,7 @@ def between_seed_sd(
         return Interval(0.0, None, None, num_seeds)
     sd = float(means.std(ddof=1))
     tail = (1 - confidence) / 2
+
     # (n - 1) sd^2 / sigma^2 is chi-square distributed; its upper quantile gives the lower bound of sigma.
     upper, lower = chi2.ppf([1 - tail, tail], num_seeds - 1)
     freedom = float(num_seeds - 1)

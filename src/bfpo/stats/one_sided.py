@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.special import bdtr, gammaln, ndtri, xlog1py, xlogy
 
 from bfpo.core.errors import SettingError
 from bfpo.stats.clustered import difference_bounds
@@ -87,6 +86,7 @@ def _statistic(total: Floats | float, squares: Floats | float, num: int, errors:
 def _buehler(total: float, squares: float, num: int, confidence: float) -> float:
     """Return the largest difference under which an outcome of at least this statistic is rarer than 1 - confidence."""
     from scipy.optimize import brentq
+    from scipy.special import ndtri
 
     # The quantile of the confidence makes the chance depend little on the rates, so the worst ones cost little.
     most = _most_against(total, squares, num, min(float(ndtri(confidence)), _MOST_ERRORS))
@@ -127,6 +127,8 @@ def _worst_chance(difference: float, most: Floats, num: int) -> float:
 
 def _chances(against: Floats, difference: float, most: Floats, num: int) -> Floats:
     """Return the probabilities (R,) of c <= `most`[b] under rates `against`, (R,): b is binomial, and c given b."""
+    from scipy.special import bdtr, gammaln, xlog1py, xlogy
+
     favour = np.clip(against + difference, 0.0, 1.0)[:, None]
     reach = _TAIL * np.sqrt(num * favour * (1 - favour)) + _TAIL
     first = np.maximum(0.0, np.floor(num * favour - reach))

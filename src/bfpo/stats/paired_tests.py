@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
-from scipy.special import expit
 
 from bfpo.core.errors import SettingError
 from bfpo.stats.clustered import clopper_pearson, relative_variance
@@ -88,6 +87,8 @@ def mcnemar(first: Sequence[bool | float], second: Sequence[bool | float]) -> Pa
     only_first, only_second = int((left > right).sum()), int((right > left).sum())
     p_value: float | None = None
     if left.size:
+        from scipy.stats import binomtest
+
         differ = only_first + only_second
         p_value = float(binomtest(only_first, differ).pvalue) if differ else 1.0
     return PairedTest("exact McNemar", p_value, left.size, left.size, exact=True)
@@ -218,6 +219,7 @@ def _solve(num_clusters: int, square: float, reach: float, alpha: float, power: 
         raise SettingError(f"alpha, power: got {alpha}, {power}; needed: 0 < alpha < power < 1, such as 0.05 and 0.8")
     if num_clusters == 0 or square == 0:
         return None
+
     z_alpha, z_beta = float(norm.isf(alpha / 2)), float(norm.ppf(power))
     # (sqrt(n) d - z_alpha sqrt(s))^2 = z_beta^2 (s - d^2) is a quadratic a d^2 - 2 b d + c = 0. d is the
     # larger root, or the smaller one if the power is below 0.5 (z_beta < 0).
@@ -272,6 +274,7 @@ def length_controlled_rate(
 
 def _at_zero(preferences: Floats, term: Floats, weights: Floats) -> float:
     """Return the prediction at `term` = 0; a preference p is a win of weight p and a loss of weight 1 - p."""
+    from scipy.special import expit
     from sklearn.linear_model import LogisticRegression
 
     columns = np.column_stack([np.ones_like(term), term])

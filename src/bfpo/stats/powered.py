@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 from bfpo.core.errors import SettingError
 from bfpo.stats.clustered import clopper_pearson, difference_bounds, rate_bounds, relative_variance
@@ -202,6 +201,8 @@ def powered_difference_bounds(
     mean = (share * means).sum(axis=-1)
     num_labels = 1 / (share**2).sum(axis=-1)
     tuned = _tuned(means, predicted, sizes, mean_predicted, np.minimum(1, np.abs(means)).sum(axis=-1))
+    from scipy.special import stdtrit
+
     num = _effective(num_labels, num_clusters, tuned.residual)
     value = np.clip(mean - tuned.shift, -1.0, 1.0)
     squares = (share * (means - mean[..., None])) ** 2

@@ -22,6 +22,7 @@ from bfpo.data.template import RefusedChatError
 from bfpo.data.write import prompt_row
 from bfpo.generation.settings import ServerSpec
 from bfpo.policy.load import load_tokenizer
+from bfpo.policy.precision import decoding_dtype
 from bfpo.policy.source import read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
@@ -132,7 +133,7 @@ def _generate(
 ) -> GenerateConfig:
     settings = {
         **model.model_dump(),
-        "dtype": config.dtype,
+        "dtype": config.dtype or "auto",
         "prompts": str(asked),
         "max_prompt_length": config.suites.max_prompt_length,
         "max_new_tokens": longest,
@@ -178,7 +179,10 @@ def _same(earlier: Path, generate: GenerateConfig) -> bool:
         "max_requests",
         *ServerSpec.model_fields.keys() - {"url", "extra_body"},
     }
-    before, now = run.config, generate.resolved()
+    before, now = (
+        {**one, **({"dtype": decoding_dtype(one["dtype"])[0]} if one.get("dtype") else {})}
+        for one in (run.config, generate.resolved())
+    )
     same = all(  # a run from before a setting existed has not got it
         (before.get(key) or None) == (now.get(key) or None) for key in now.keys() | before.keys() if key not in ignored
     )

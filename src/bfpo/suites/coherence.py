@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.rejects import RowError
 from bfpo.data.split import normalised_prompt
-from bfpo.data.tokenize import IGNORED, TokenPair, prompt_ids, row_check, tokenize_completions
+from bfpo.data.tokenize import prompt_ids, row_check, tokenize_pairs
 from bfpo.generation.sampling import Request, answer_batches, end_token_ids
 from bfpo.judges.coherence import read_coherence, read_completion
 from bfpo.policy.devices import to_gpu
@@ -83,20 +84,15 @@ class StartModel:
         of an answer are read. An end token counts where the answer ended by itself.
         """
         readable = [place for place, one in enumerate(completions) if one.text.strip() and self._is_taken(one)]
-        examples, _ = tokenize_completions(
+        texts, _ = tokenize_pairs(
             [completions[place] for place in readable],
             self.tokenizer,
             max_length=self._room,
             max_completion_length=_MOST_TOKENS,
             **self._template,
         )
-        pairs, places = [], []
-        for place, example in zip(readable, examples, strict=True):
-            start = sum(label == IGNORED for label in example["labels"])
-            prompt, answer = (np.asarray(ids, np.int32) for ids in np.split(example["input_ids"], [start]))
-            if len(answer) >= _FEWEST_TOKENS:
-                pairs.append(TokenPair(completions[place].id, prompt, answer, answer[:1], 1.0, 1.0))
-                places.append(place)
+        long = [len(text.chosen_ids) >= _FEWEST_TOKENS for text in texts]
+        places, pairs = list(compress(readable, long)), list(compress(texts, long))
         logps = pair_logps(self.model, pairs, pad_token_id=pad_token_id(self.tokenizer)).chosen
         found: list[float | None] = [None] * len(completions)
         for place, pair, logp in zip(places, pairs, logps, strict=True):

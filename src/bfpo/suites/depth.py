@@ -20,7 +20,7 @@ from bfpo.core.errors import ModelError
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Prompt, Verdict
 from bfpo.data.split import normalised_prompt
-from bfpo.data.tokenize import IGNORED, SftExample, tokenize_completions
+from bfpo.data.tokenize import tokenize_pairs
 from bfpo.policy.devices import to_gpu
 from bfpo.policy.divergence import token_divergence
 from bfpo.policy.load import load_policy, load_tokenizer
@@ -117,9 +117,8 @@ def _measured(
             )
         policy = _loaded(config, model)
         with evaluating(policy), evaluating(weights), CountProgress(f"KL of {name}", len(read), _log) as progress:
-            for (suite, completion, group), example in zip(read, tokens, strict=True):
-                ids, first = example["input_ids"], example["labels"].count(IGNORED)
-                kl = token_divergence(policy, weights, ids[:first], ids[first:]).tolist()
+            for (suite, completion, group), ids in zip(read, tokens, strict=True):
+                kl = token_divergence(policy, weights, *ids).tolist()
                 progress.advance(1)
                 if kl:
                     rows.append(DivergenceRow(suite, name, completion.id, group, kl))
@@ -129,16 +128,17 @@ def _measured(
 
 
 def _loaded(config: SuitesJob, model: WeightsModel) -> Any:
-    policy = load_policy(model.model, dtype=config.dtype, revision=model.revision)
+    policy = load_policy(model.model, dtype=config.dtype_of_logps, revision=model.revision)
     to_gpu(policy.model)
     return policy.model
 
 
 def _tokens(
     config: SuitesJob, model: WeightsModel, completions: Sequence[Completion], positions: int, *, room: int
-) -> list[SftExample]:
+) -> list[tuple[list[int], list[int]]]:
+    """Return the ids of the prompt and of the answer of each completion."""
     longest = min(config.suites.max_prompt_length + positions, room)
-    examples, _ = tokenize_completions(
+    texts, _ = tokenize_pairs(
         completions,
         load_tokenizer(model.model, revision=model.revision),
         max_length=longest,
@@ -146,7 +146,7 @@ def _tokens(
         chat_template=read_template(config.chat_template),
         chat_template_kwargs=model.chat_template_kwargs or config.chat_template_kwargs,
     )
-    return examples
+    return [(text.prompt_ids.tolist(), text.chosen_ids.tolist()) for text in texts]
 
 
 def _answers(

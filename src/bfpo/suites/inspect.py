@@ -50,7 +50,7 @@ def run_inspect(
 
 def _settings(config: SuitesJob, model: WeightsModel) -> tuple[str, dict[str, Any]]:
     """Return the model's folder or hub id, and the arguments with which inspect-ai's provider `hf` loads it."""
-    settings: dict[str, Any] = {"dtype": config.dtype}
+    settings: dict[str, Any] = {"dtype": config.dtype_of_logps}
     text, variables = read_template(config.chat_template), model.chat_template_kwargs or config.chat_template_kwargs
     tokenizer = load_tokenizer(model.model, revision=model.revision)
     template = ChatTemplate(tokenizer, text, variables)
@@ -134,7 +134,7 @@ class _Runner:
                 log_dir=str(self._logs.absolute()),
                 log_level="error",
                 display="none",
-                max_connections=self._suites.batch_size,
+                max_connections=self._suites.batch_size_of_tasks,
                 **({} if max_tokens is None else {"max_tokens": max_tokens}),
             )
         except Exception as error:  # errors of the task's code, of data sets, of the clients of servers

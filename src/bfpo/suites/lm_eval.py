@@ -55,8 +55,8 @@ def run_tasks(
         runner = TaskRunner(
             model.model,
             revision=model.revision,
-            dtype=config.dtype,
-            batch_size=config.suites.batch_size,
+            dtype=config.dtype_of_logps,
+            batch_size=config.suites.batch_size_of_tasks,
             tasks=folder.path / "tasks",
             chat_template=read_template(config.chat_template),
             chat_template_kwargs=model.chat_template_kwargs or config.chat_template_kwargs,

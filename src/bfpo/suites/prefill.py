@@ -314,7 +314,7 @@ def _assisted_ids(
     if folder.resumed and folder.file(name).exists():
         kept: dict[str, list[int]] = json.loads(folder.file(name).read_text(encoding="utf-8"))
         return kept
-    policy = load_policy(model.model, dtype=config.dtype, revision=model.revision)
+    policy = load_policy(model.model, dtype=config.dtype_of_logps, revision=model.revision)
     to_gpu(policy.model)
     chat = chat_of(config, model)
     ends = {*end_token_ids(policy.model, policy.tokenizer), chat.end_id}

@@ -302,7 +302,7 @@ def _reader(config: SuitesJob, prompts: Sequence[tuple[Message, ...]]) -> Cohere
     return make_reader(
         config.start(),
         prompts,
-        dtype=config.dtype,
+        dtype=config.dtype_of_logps,
         chat_template=read_template(config.chat_template),
         chat_template_kwargs=config.chat_template_kwargs,
     )

@@ -49,6 +49,7 @@ class Diagnosis:
     margin_bytes: int
     memory_source: str
     available: int | None
+    checkpoint: int
     disk: int
     disk_free: int | None
     remedies: tuple[Remedy, ...]
@@ -121,7 +122,8 @@ def examine(
         margin_bytes=measured.margin_bytes,
         memory_source=source,
         available=available,
-        disk=_disk_bytes(config, skeleton),
+        checkpoint=_checkpoint_bytes(config, skeleton, sharding),
+        disk=_disk_bytes(config, skeleton, sharding),
         disk_free=free_disk(folder) if memory_gib is None else None,
         remedies=remedies,
         lacking=tuple(lacking_tokens(config)),
@@ -160,8 +162,8 @@ def _plan(config: AlignConfig | SftConfig) -> Plan:
         "checkpointing": config.gradient_checkpointing,
     }
     if isinstance(config, SftConfig):
-        rows = config.completions_per_microbatch
-        own: dict[str, Any] = {"tokens": rows * config.max_length, "rows": rows, "imitates": True}
+        tokens = max(config.max_tokens_per_microbatch, config.max_length)
+        own: dict[str, Any] = {"tokens": min(tokens, config.max_length * _most_completions(config))}
         if config.init is not None:
             model = initial_config(config.init.config, load_tokenizer(config.init.tokenizer))
             return Plan(model, **own, **shared)
@@ -173,6 +175,11 @@ def _plan(config: AlignConfig | SftConfig) -> Plan:
             own["margin"] = read_config(config.margin_model)
     assert config.model is not None  # checked by the config
     return Plan(read_config(config.model, revision=config.revision), **own, **shared)
+
+
+def _most_completions(config: SftConfig) -> int:
+    """Return the most completions of a forward pass, whatever their tokens."""
+    return min(config.completions_per_step, config.completions_per_microbatch or config.completions_per_step)
 
 
 def _swaps(config: AlignConfig) -> bool:
@@ -202,16 +209,21 @@ def _available(device: Device, processes: int) -> int | None:
     return device.free_bytes // processes if device.name == "cpu" else device.free_bytes
 
 
-def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton) -> int:
-    """Return the bytes of the kept checkpoints, of one more while it is written, and of the final model.
+def _checkpoint_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton, sharding: Sharding) -> int:
+    """Return the bytes of a checkpoint: what trains, and two AdamW moments for each number of it.
 
-    A checkpoint holds the model (with LoRA, only the adapter) and two AdamW moments per trained parameter.
+    DeepSpeed's (`zero2`) also holds frozen weights, unless adapters train.
     """
     sizes = skeleton.sizes
-    trained = sizes.num_trainable * sizes.held_bytes
-    model = sizes.num_frozen * sizes.computed_bytes + trained
-    checkpoint = 2 * trained + (trained if config.lora is not None else model)
-    return (1 + (config.save_total_limit or 1)) * checkpoint + model
+    frozen = sizes.num_frozen * sizes.computed_bytes if sharding == "zero2" and config.lora is None else 0
+    return 3 * sizes.num_trainable * sizes.held_bytes + frozen
+
+
+def _disk_bytes(config: AlignConfig | SftConfig, skeleton: Skeleton, sharding: Sharding) -> int:
+    """Return the bytes of the kept checkpoints, of one more while it is written, and of the final model."""
+    sizes = skeleton.sizes
+    model = sizes.num_frozen * sizes.computed_bytes + sizes.num_trainable * sizes.held_bytes
+    return (1 + (config.save_total_limit or 1)) * _checkpoint_bytes(config, skeleton, sharding) + model
 
 
 def least_processes(
@@ -256,11 +268,10 @@ def _remedy(change: str, plan: Plan, available: int) -> Remedy:
 
 
 def _changes(config: AlignConfig | SftConfig, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
-    if plan.imitates:
-        if plan.rows > 1:
-            yield "completions_per_microbatch: 1", {"tokens": config.max_length, "rows": 1}
-    elif plan.tokens > 2 * config.max_length:  # no pair needs more: its prompt is packed once
-        yield f"max_tokens_per_microbatch: {2 * config.max_length}", {"tokens": 2 * config.max_length}
+    # No row needs more: a pair's prompt is packed once.
+    least = config.max_length * (2 if isinstance(config, AlignConfig) else 1)
+    if plan.tokens > least:
+        yield f"max_tokens_per_microbatch: {least}", {"tokens": least}
     if not plan.checkpointing:
         yield "gradient_checkpointing: true", {"checkpointing": True}
     if plan.dtype != "bfloat16":

@@ -12,23 +12,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bfpo.config import AlignConfig, DataConfig, SftConfig, SftDataConfig, read_template
+from bfpo.config import AlignConfig, SftConfig, read_template
 from bfpo.core.errors import DataError, LabelError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.load import Hashes, LoadedCompletions, PairStream, load_completions
+from bfpo.data.load import CompletionStream, Hashes, PairStream, RowStream
 from bfpo.data.rejects import Reject
 from bfpo.data.tokenize import (
     PairTokenizer,
-    SftExample,
-    TokenizeReport,
     TokenPair,
     check_tokens,
     ids_to_check,
     row_check,
     token_notes,
-    tokenize_completions,
 )
 from bfpo.judges.needless import check_kept
 from bfpo.objective.methods import ReadsBeside
@@ -39,20 +36,18 @@ from bfpo.runs.folder import RunFolder
 __all__ = [
     "REJECTS",
     "Start",
+    "TrainingConfig",
     "checked_lines",
-    "completion_rows",
-    "completion_sections",
-    "completion_tokens",
+    "data_sections",
     "describe_tokens",
     "lacking_tokens",
     "load_start",
     "pair_categories",
-    "pair_sections",
-    "pair_streams",
     "positions_note",
     "read_start",
     "reference_cache",
     "report_data",
+    "row_streams",
     "template_facts",
     "trained_hashes",
     "write_rejects",
@@ -61,6 +56,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 REJECTS = "rejects.jsonl"
+TrainingConfig = AlignConfig | SftConfig
 _use_up = partial(deque[Any], maxlen=0)  # keeps nothing
 
 
@@ -68,7 +64,7 @@ _use_up = partial(deque[Any], maxlen=0)  # keeps nothing
 class Start:
     """The model that training starts from, without its weights; a size is `None` where the config has none.
 
-    `settings`: the keyword arguments of `PairTokenizer`, and of `tokenize_completions`.
+    `settings`: the keyword arguments of `PairTokenizer`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -83,7 +79,7 @@ class Start:
         return row_check(ChatEncoder(self.tokenizer, *given))
 
 
-def read_start(config: AlignConfig | SftConfig) -> Start:
+def read_start(config: TrainingConfig) -> Start:
     """Read tokenizer and config of the start; raises `ModelError` for either, `ConfigError` for the template's file."""
     init = config.init if isinstance(config, SftConfig) else None
     if init is not None:
@@ -106,7 +102,7 @@ def read_start(config: AlignConfig | SftConfig) -> Start:
     return Start(tokenizer, settings, rows, num_positions(shape))
 
 
-def load_start(config: AlignConfig | SftConfig, *, dropout: bool = False) -> Policy:
+def load_start(config: TrainingConfig, *, dropout: bool = False) -> Policy:
     """Load the model that training starts from, with what trains chosen; raises as `load_policy` does."""
     assert config.model is not None  # of `bfpo sft`, whose `init` has no model
     return load_policy(
@@ -122,16 +118,32 @@ def load_start(config: AlignConfig | SftConfig, *, dropout: bool = False) -> Pol
     )
 
 
-def pair_sections(config: AlignConfig) -> dict[str, DataConfig]:
+def data_sections(config: TrainingConfig) -> dict[str, Any]:
     """Return the data sections that are given, by name; the main stream comes first."""
-    sections = {"data": config.data, "buffer": config.buffer, "eval_data": config.eval_data}
+    sections = {name: getattr(config, name, None) for name in ("data", "buffer", "eval_data")}
     return {name: section for name, section in sections.items() if section is not None}
 
 
-def pair_streams(config: AlignConfig, start: Start) -> dict[str, PairStream]:
-    """Return the pairs of each section, read on first use; a row that the chat template refuses is a bad one."""
-    check = start.row_check()
-    return {name: PairStream(section, seed=config.seed, check=check) for name, section in pair_sections(config).items()}
+def row_streams(config: TrainingConfig, start: Start) -> dict[str, RowStream[Any]]:
+    """Return the pairs or completions of each section, read on first use.
+
+    A row that the chat template refuses is a bad one, and one that a section leaves out is not read.
+    """
+    kind: Any = PairStream if isinstance(config, AlignConfig) else CompletionStream
+    is_taken = start.row_check()
+
+    def stream(section: Any) -> RowStream[Any]:
+        kept = check_kept(section.leave_out) if getattr(section, "leave_out", None) else None
+
+        def check(row: Pair | Completion) -> None:
+            is_taken(row)
+            if kept is not None and isinstance(row, Completion):
+                kept(row)
+
+        found: RowStream[Any] = kind(section, seed=config.seed, check=check)
+        return found
+
+    return {name: stream(section) for name, section in data_sections(config).items()}
 
 
 def pair_categories(config: AlignConfig) -> list[list[str]] | None:
@@ -142,48 +154,18 @@ def pair_categories(config: AlignConfig) -> list[list[str]] | None:
     method = config.method_object()
     if not isinstance(method, ReadsBeside) or method.state_by != "category":
         return None
-    found = [[pair.category for pair in stream] for stream in pair_streams(config, read_start(config)).values()]
+    found = [[pair.category for pair in stream] for stream in row_streams(config, read_start(config)).values()]
     if not any(name for names in found for name in names):
         logger.warning("%s: no pair has a category (column: category), so all of them share one margin", method.name)
     return found
 
 
-def trained_hashes(streams: Mapping[str, PairStream]) -> Iterator[Hashes]:
+def trained_hashes(streams: Mapping[str, RowStream[Any]]) -> Iterator[Hashes]:
     """Yield the hashes of the prompts of each stream that is trained on."""
     return (stream.hashes for name, stream in streams.items() if name != "eval_data")
 
 
-def completion_sections(config: SftConfig) -> dict[str, SftDataConfig]:
-    """Return the data sections of `bfpo sft` that are given, by name."""
-    sections = {"data": config.data, "eval_data": config.eval_data}
-    return {name: section for name, section in sections.items() if section is not None}
-
-
-def completion_rows(config: SftConfig, start: Start) -> dict[str, LoadedCompletions]:
-    """Return the completions of each section; a row that the chat template refuses is a bad one."""
-    is_taken = start.row_check()
-
-    def loaded(section: SftDataConfig) -> LoadedCompletions:
-        is_kept = check_kept(section.leave_out)
-
-        def check(row: Pair | Completion) -> None:
-            is_taken(row)
-            if section.leave_out and isinstance(row, Completion):
-                is_kept(row)
-
-        return load_completions(section, seed=config.seed, check=check)
-
-    return {name: loaded(section) for name, section in completion_sections(config).items()}
-
-
-def completion_tokens(rows: LoadedCompletions, start: Start) -> tuple[list[SftExample], TokenizeReport]:
-    """Return the tokens of completions and the report of what was cut; raises as `tokenize_completions` does."""
-    return tokenize_completions(
-        rows.completions, start.tokenizer, **start.settings, num_embeddings=start.num_embeddings
-    )
-
-
-def lacking_tokens(config: AlignConfig | SftConfig) -> list[str]:
+def lacking_tokens(config: TrainingConfig) -> list[str]:
     """Return the tokens of the tokenizer that the model's embedding lacks, each with its id.
 
     If there are any, the rows of the data are looked through for them: raises `ModelError` for the first.
@@ -193,11 +175,7 @@ def lacking_tokens(config: AlignConfig | SftConfig) -> list[str]:
     if limit is None:
         return []
     with suppress(DataError, LabelError):  # other faults of the data, or files that are not here
-        if isinstance(config, AlignConfig):
-            describe_tokens(config, start)
-        else:
-            for rows in completion_rows(config, start).values():
-                completion_tokens(rows, start)
+        describe_tokens(config, start)
     lacking = {number: token for token, number in start.tokenizer.get_vocab().items() if number >= limit}
     return [f"{token!r} ({number})" for number, token in sorted(lacking.items())]
 
@@ -211,20 +189,20 @@ def reference_cache(config: AlignConfig) -> str:
 
 
 def describe_tokens(
-    config: AlignConfig,
+    config: TrainingConfig,
     start: Start,
     take: Callable[[Iterator[TokenPair]], object] = _use_up,
     *,
-    streams: Mapping[str, PairStream] | None = None,
+    streams: Mapping[str, RowStream[Any]] | None = None,
 ) -> list[str]:
-    """Return lines for each section: its pairs by cell, what was cut and changed.
+    """Return lines for each section: its pairs by cell or its completions, what was cut and changed.
 
-    `streams`: those of `pair_streams`, if they are needed elsewhere too. `take` gets the tokens of each section and
-    uses them up; by default pairs are counted, not kept. Raises `DataError` as training does for pairs that nothing can
+    `streams`: those of `row_streams`, if they are needed elsewhere too. `take` gets the tokens of each section and
+    uses them up; by default rows are counted, not kept. Raises `DataError` as training does for pairs that nothing can
     be learned from.
     """
     lines, rows = [], []
-    for name, pairs in (streams or pair_streams(config, start)).items():
+    for name, pairs in (streams or row_streams(config, start)).items():
         tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
         take(tokenize(pairs))
         rows.append(tokenize.report.as_row())
@@ -232,9 +210,7 @@ def describe_tokens(
     return [*lines, *positions_note(start, rows)]
 
 
-def checked_lines(
-    config: AlignConfig | SftConfig, name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any]
-) -> list[str]:
+def checked_lines(config: TrainingConfig, name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any]) -> list[str]:
     """Return lines on an input, from its counts and the row of its report of tokens; raises as `check_tokens`."""
     check_tokens(name, tokens, **_allowed(config))
     return ["; ".join(_describe_data(name, counts, tokens)), *token_notes(name, tokens)]
@@ -271,7 +247,7 @@ def report_data(
     folder: RunFolder,
     start: Start,
     streams: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]],
-    config: AlignConfig | SftConfig,
+    config: TrainingConfig,
 ) -> None:
     """Write `data.json`, log one line per stream and what its tokens show, and check them.
 
@@ -290,12 +266,12 @@ def report_data(
         check_tokens(name, tokens, **_allowed(config))
 
 
-def _allowed(config: AlignConfig | SftConfig) -> dict[str, bool]:
+def _allowed(config: TrainingConfig) -> dict[str, bool]:
     """Return the keyword arguments of `check_tokens` that the config sets."""
     return {"allow_changes": config.allow_template_changes, "allow_rendered": config.allow_rendered_text}
 
 
-def template_facts(config: AlignConfig | SftConfig, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def template_facts(config: TrainingConfig, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return what a model's card says of the chat template and of the tokens of each stream; empty if nothing."""
     facts = {}
     if config.chat_template is not None:

@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from bfpo.config.train import AlignConfig
 from bfpo.core.errors import SettingError
-from bfpo.data.load import PairStream
+from bfpo.data.load import RowStream
 from bfpo.data.pair_layouts import UNPAIRED
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import loss_at_start
@@ -29,9 +29,10 @@ from bfpo.training.arguments import BFPOConfig
 from bfpo.training.forecast import ForecastFile, forecast, forecast_lines
 from bfpo.training.inputs import (
     Start,
+    TrainingConfig,
+    data_sections,
     describe_tokens,
     load_start,
-    pair_sections,
     read_start,
     reference_cache,
 )
@@ -45,10 +46,10 @@ __all__ = [
     "Rows",
     "measured_steps",
     "pair_lines",
-    "pair_rows",
     "sampled_forecast",
     "schedule_lines",
     "time_lines",
+    "token_rows",
 ]
 
 MOST_ROWS = 4
@@ -180,14 +181,14 @@ def _short(seconds: float) -> str:
 # Preference training
 
 
-def pair_rows(
-    config: AlignConfig,
+def token_rows(
+    config: TrainingConfig,
     start: Start,
     most: int = MOST_ROWS,
     *,
-    streams: Mapping[str, PairStream] | None = None,
+    streams: Mapping[str, RowStream[Any]] | None = None,
 ) -> tuple[list[str], list[Rows[TokenPair]]]:
-    """Return the lines of `describe_tokens`, and the rows of the main stream and of the buffer if there is one."""
+    """Return the lines of `describe_tokens`, and the rows of what is trained on: the main stream, then the buffer."""
     rows: list[Rows[TokenPair]] = []
 
     def take(pairs: Iterator[TokenPair]) -> None:
@@ -195,7 +196,7 @@ def pair_rows(
         rows[-1].add(pairs)
 
     lines = describe_tokens(config, start, take, streams=streams)
-    return lines, rows[: 1 if config.buffer is None else 2]
+    return lines, rows[: 1 if getattr(config, "buffer", None) is None else 2]
 
 
 def _num_tokens(pair: TokenPair) -> int:
@@ -208,9 +209,9 @@ def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile,
     Their log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model, and
     `SettingError` for single answers.
     """
-    if alone := [name for name, section in pair_sections(config).items() if section.layout == UNPAIRED]:
+    if alone := [name for name, section in data_sections(config).items() if section.layout == UNPAIRED]:
         raise SettingError(f"--data: it is about pairs, and {', '.join(alone)} has single answers; leave it out")
-    lines, rows = pair_rows(config, read_start(config), most)
+    lines, rows = token_rows(config, read_start(config), most)
     policy = load_start(config)
     with TemporaryDirectory() as place:
         args = BFPOConfig(
@@ -288,7 +289,7 @@ def _first_loss(config: AlignConfig, rows: list[Rows[TokenPair]]) -> str:
     if method.shifted:
         return f"expected first loss: not known beforehand, {method.name} reads the margins of margin_model"
     means = []
-    for each, section in zip(rows, pair_sections(config).values(), strict=False):
+    for each, section in zip(rows, data_sections(config).values(), strict=False):
         chosen, rejected = torch.tensor(each.labels, dtype=torch.float64).unbind(1)
         if (beside := method.at_rest(chosen)) is not None:
             beside.present[1] = section.layout != UNPAIRED

@@ -43,6 +43,7 @@ from bfpo.training.callbacks import (
     last_whole_checkpoint,
     set_apart_damaged,
 )
+from bfpo.training.checkpoint import only_trained, resumable
 from bfpo.training.probe import PROBE_SHOWN, Probe, ProbeCallback, was_stopped
 from bfpo.training.records import PROBE_FILE
 from bfpo.training.remarks import remarks_on
@@ -73,31 +74,26 @@ def prepare_process(threads: int | None) -> None:
 # Training
 
 
-def common_arguments(
-    config: TrainingKeys, output_dir: str | Path, *, unit: str, per_step: int, micro: int | None = None
-) -> dict[str, Any]:
+def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str, per_step: int) -> dict[str, Any]:
     """Return the keyword arguments of `TrainingArguments` that both stages share.
 
-    `per_step` and `micro` count rows per optimizer step over all processes and per batch of one; `None`: a batch is the
-    process' share of the step. Raises `ConfigError` if the processes cannot share a step evenly.
+    `per_step` counts rows per optimizer step over all processes; a batch is the process' share of it. Raises
+    `ConfigError` if the processes cannot share a step evenly.
     """
     processes = _num_processes()
-    if per_step % ((micro or 1) * processes):
-        per_pass = "" if micro is None else f" of {micro} {unit} per forward pass"
+    if per_step % processes:
         raise ConfigError(
-            f"{unit}_per_step: got {per_step}; with {processes} processes{per_pass} it must be a multiple of "
-            f"{(micro or 1) * processes}"
+            f"{unit}_per_step: got {per_step}; with {processes} processes it must be a multiple of {processes}"
         )
-    micro = micro or per_step // processes
     on_cpu = runs_on_cpu()
     evaluates = config.eval_steps is not None
     names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
     return {
         **{name: getattr(config, name) for name in names},
         "output_dir": str(output_dir),
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": per_step // (micro * processes),
+        "per_device_train_batch_size": per_step // processes,
+        "per_device_eval_batch_size": per_step // processes,
+        "gradient_accumulation_steps": 1,
         "max_steps": config.max_steps or -1,
         "num_train_epochs": config.num_train_epochs,
         "data_seed": config.seed,
@@ -166,11 +162,12 @@ def train_in_folder(
         )
     )
     try:
-        _train(trainer, folder, _resume_point(folder))
-        metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
-        if watch is not None and watch.seen.best_step not in (None, trainer.state.global_step):
-            _take_best(trainer, folder, watch, [rows, progress])
-            metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
+        with only_trained(trainer):
+            _train(trainer, folder, _resume_point(folder))
+            metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
+            if watch is not None and watch.seen.best_step not in (None, trainer.state.global_step):
+                _take_best(trainer, folder, watch, [rows, progress])
+                metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
     except (UnpicklingError, RecursionError) as error:
@@ -271,7 +268,11 @@ def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str
     interrupt = InterruptCallback()
     trainer.add_callback(interrupt)
     with interrupt:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint[0]))
+        if checkpoint is None:
+            trainer.train()
+        else:
+            with resumable(trainer, checkpoint[0]) as place:
+                trainer.train(resume_from_checkpoint=str(place))
     interrupt.raise_if_requested()
 
 
@@ -290,7 +291,8 @@ def _restore(trainer: Trainer, checkpoint: Path) -> None:
     stop = _StopAtBegin()
     trainer.add_callback(stop)  # last, so the others' `on_train_begin` has run
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+        with resumable(trainer, checkpoint) as place:
+            trainer.train(resume_from_checkpoint=str(place))
     except _BegunError:
         pass
     finally:

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bfpo import __version__
-from bfpo.config import AlignConfig
 from bfpo.core.errors import DataError
-from bfpo.data.load import PairStream
+from bfpo.data.load import RowStream
 from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.tokenize import PairTokenizer, ids_to_check
 from bfpo.runs.folder import RunFolder
 from bfpo.training.inputs import (
     REJECTS,
-    pair_sections,
-    pair_streams,
+    TrainingConfig,
+    data_sections,
     read_start,
     report_data,
+    row_streams,
     trained_hashes,
     write_rejects,
 )
@@ -30,25 +30,25 @@ from bfpo.training.trained_on import record_prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-__all__ = ["pair_tokens", "token_stores"]
+__all__ = ["stage_tokens", "token_stores"]
 
 logger = logging.getLogger(__name__)
 
 
-def pair_tokens(config: AlignConfig, folder: RunFolder, args: TrainingArguments) -> dict[str, TokenStore]:
+def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArguments) -> dict[str, TokenStore]:
     """Return the tokens of each data section, `token_stores`, and describe the data in `data.json` and on the console.
 
-    The first process makes them and the others read what it has written. Raises as `read_start`, `pair_streams` and
+    The first process makes them and the others read what it has written. Raises as `read_start`, `row_streams` and
     `report_data` do.
     """
-    for name, section in pair_sections(config).items():
+    for name, section in data_sections(config).items():
         folder.add_data(name, section.files)
     start = read_start(config)
-    streams = pair_streams(config, start)
+    streams = row_streams(config, start)
     if not folder.resumed and folder.is_writer:
         for stream in streams.values():  # a bad row of any stream is found before the tokens of the first are made
             stream.scan()
-    if folder.stage == "train":
+    if folder.stage in ("train", "sft"):
         record_prompts(folder, (config.model,), trained_hashes(streams))
     with args.main_process_first(desc="tokenizing"):
         tokens = token_stores(
@@ -66,7 +66,7 @@ def pair_tokens(config: AlignConfig, folder: RunFolder, args: TrainingArguments)
 
 def token_stores(
     folder: RunFolder,
-    streams: Mapping[str, PairStream],
+    streams: Mapping[str, RowStream[Any]],
     tokenizer: PreTrainedTokenizerBase,
     *,
     cache: str | None = None,
@@ -103,7 +103,7 @@ def token_stores(
     return {name: found[name] for name in streams}
 
 
-def _written(path: Path, pairs: PairStream, tokenize: PairTokenizer, key: str) -> TokenStore:
+def _written(path: Path, pairs: RowStream[Any], tokenize: PairTokenizer, key: str) -> TokenStore:
     facts: dict[str, Any] = {"key": key, "counts": pairs.counts}
 
     def tokens() -> Any:

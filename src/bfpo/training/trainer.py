@@ -1,8 +1,8 @@
-"""Preference training on two streams: a `transformers.Trainer` through its public hooks only.
+"""Preference training on two streams, on the rows and steps of `PackedTrainer`.
 
-Read `BFPOTrainer` from top to bottom: the batches of a step, the step, its loss, the check of the first loss, the
-reference, logs, evaluation. Log-probs come from `bfpo.policy.logps`, the loss of a pair from `bfpo.objective`, what is
-logged from `bfpo.training.metrics`.
+Read `BFPOTrainer` from top to bottom: the step, its loss, the check of the first loss, the reference, logs,
+evaluation. Log-probs come from `bfpo.policy.logps`, the loss of a pair from `bfpo.objective`, what is logged from
+`bfpo.training.metrics`.
 
 Axes: P pairs, N = 2P completions (the P chosen ones first), K columns of metrics.
 """
@@ -10,58 +10,47 @@ Axes: P pairs, N = 2P completions (the P chosen ones first), K columns of metric
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 
-from bfpo.core.errors import SettingError
-from bfpo.data.pack import MicroBatch, PairCollator, collate_pairs, deal, longest_text, on_device, pair_sizes
-from bfpo.data.store import reference_logps, token_lengths
-from bfpo.data.streams import TwoStreamDataset
+from bfpo.data.pack import MicroBatch, collate_pairs, on_device
+from bfpo.data.store import reference_logps
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.losses import anchor, anchor_factor, loss_at_start, preference_loss
 from bfpo.objective.methods import Beside, ReadsBeside
-from bfpo.policy.load import pad_token_id
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.precision import margin_rounding
-from bfpo.policy.probe import choose_form
 from bfpo.policy.reference.forward_pass import MAX_TOKENS, ReferencePass, ReferenceReport
 from bfpo.policy.reference.sources import Reference, choose_reference, make_reference
 from bfpo.training.arguments import BFPOConfig
 from bfpo.training.beside import MethodInputs, check_paired, looked_up
-from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checks import (
     DivergenceWatch,
     StartCheck,
     check_finite,
-    check_form,
-    check_rows,
     implied_losses,
 )
 from bfpo.training.margin import check_margin_logps
 from bfpo.training.metrics import PairFigures, TrainingRecord, group_index
-from bfpo.training.sharding import is_sharded, prepare_sharding
+from bfpo.training.packed import PackedTrainer
+from bfpo.training.sharding import is_sharded
 
 __all__ = ["BFPOConfig", "BFPOTrainer"]
 
 
-class BFPOTrainer(Trainer):
+class BFPOTrainer(PackedTrainer):
     """Train a causal LM on preference pairs with safety labels, with an optional second stream.
 
     `train_dataset` is the main stream and sets the epoch; each of its pairs comes with one of `buffer_dataset`, which
     is drawn in shuffled cycles. The loss of an optimizer step is the mean over its main pairs + `buffer_weight` x the
     mean over its buffer pairs, dropped pairs counted as 0, however the step is cut into micro-batches and processes:
-    every micro-batch is weighted by its pairs, so that a shorter last one changes nothing. Batches of the loader are
-    cut into micro-batches of at most `max_tokens_per_microbatch` tokens. Several processes deal the pairs of a step
-    among themselves by length, so that none waits for the longest answers of another.
+    every micro-batch is weighted by its pairs, so that a shorter last one changes nothing. Micro-batches have at most
+    `max_tokens_per_microbatch` tokens.
 
     `model` must have dropout off and trainable parameters chosen (`bfpo.policy.load.load_policy` does both); as it is
     now, with its adapter off, it is the reference, unless `reference` is an object of that protocol. `margin_logps`,
@@ -93,47 +82,28 @@ class BFPOTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
-        if args.n_gpu > 1:
-            raise SettingError(
-                f"{args.n_gpu} GPUs in one process are not supported; start one process per GPU (torchrun or "
-                "accelerate launch), or make only one GPU visible"
-            )
         evals = eval_dataset if isinstance(eval_dataset, Mapping) else {"": eval_dataset} if eval_dataset else {}
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=PairCollator(pad_token_id(processing_class)),
-            train_dataset=TwoStreamDataset(train_dataset, buffer_dataset, seed=args.data_seed or 0),
-            eval_dataset={name: TwoStreamDataset(pairs) for name, pairs in evals.items()} or None,
-            processing_class=processing_class,
-            compute_metrics=self._eval_metrics,
-            callbacks=[EpochCallback(), *(callbacks or [])],
-            optimizers=optimizers,
-        )
-        prepare_sharding(self.accelerator)
         streams = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else [])]
         lists = [*streams, *evals.values()]
         self.method = args.method_object()
         check_paired(self.method, lists)
-        with self.accelerator.autocast():
-            self.form = choose_form(
-                self.model,
-                args.attention,
-                longest_text=max(map(longest_text, lists)),
-                process_index=args.process_index,
-                num_processes=args.world_size,
-            )
-        self.data_collator = PairCollator(pad_token_id(processing_class), self.form, args.max_tokens_per_microbatch)
-        # Both say that compute_loss divides by the pairs of the whole optimizer step; the first is the newer name.
-        self.loss_is_scaled_for_ga = True
-        self.model_accepts_loss_kwargs = True
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            buffer_dataset=buffer_dataset,
+            evals=evals,
+            processing_class=processing_class,
+            attention=args.attention,
+            max_tokens=args.max_tokens_per_microbatch,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.checks_start = args.check_start
         self.reference, self.reference_name, lists, self.reference_report = self._start_reference(
             reference or args.reference, lists, len(streams)
         )
-        self.streams = lists[: len(streams)]
-        self.train_dataset = TwoStreamDataset(*self.streams, seed=args.data_seed or 0)
-        sets = {name: TwoStreamDataset(pairs) for name, pairs in zip(evals, lists[len(streams) :], strict=True)}
-        self.eval_dataset = sets[""] if set(sets) == {""} else (sets or None)
+        self._use(lists[: len(streams)], dict(zip(evals, lists[len(streams) :], strict=True)))
         self._implied = [implied_losses(pairs, self.method).to(args.device) for pairs in self.streams]
         self._margin_logps = check_margin_logps(self.method, margin_logps, lists)
         self._inputs = self._method_inputs(lists, categories)
@@ -145,25 +115,7 @@ class BFPOTrainer(Trainer):
         """The watch for divergence, `None` until a row was logged."""
         return self._record.watch
 
-    # The batches of an optimizer step, and the step
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
-        """Return the batches of one optimizer step and the number of its pairs of each stream, over all processes.
-
-        With several processes the batches hold this process' share of the step, see `_share_of_step`.
-        """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.args.world_size == 1 or not batches:
-            whole = [one for batch in batches for one in batch["microbatches"]]
-            self._start_step(self.model_wrapped, whole, training=True)
-            return batches, sum(len(batch["pair_index"]) for batch in batches) // len(self.streams)
-        microbatches, num_pairs = self._share_of_step([batch["pair_index"] for batch in batches])
-        self._start_step(self.model_wrapped, microbatches, training=True)
-        # The last batch ends the step, and is the only one that is sure to get a micro-batch.
-        cuts = [len(microbatches) * k // len(batches) for k in range(len(batches) + 1)]
-        return [{"microbatches": microbatches[start:stop]} for start, stop in pairwise(cuts)], num_pairs
+    # The step
 
     def _start_step(self, model: nn.Module, microbatches: list[MicroBatch], *, training: bool) -> None:
         """Let the method look at all pairs of a step before its first micro-batch, if it must."""
@@ -173,80 +125,18 @@ class BFPOTrainer(Trainer):
                     model, microbatches, even=self._in_step, reduce=self._sum_over_processes, training=training
                 )
 
-    def _share_of_step(self, loaded: Sequence[Tensor]) -> tuple[list[MicroBatch], int]:
-        """Return this process' micro-batches of a step, and the step's pairs of each stream.
-
-        `loaded`: the indices of each batch of this process, main pairs first. All processes learn each other's, leave
-        out what accelerate has repeated to fill up the last batch of an epoch, and deal the pairs of both streams by
-        their tokens. The loss is the same however a step is divided.
-        """
-        mine = [index_P[: len(index_P) // len(self.streams)].to(self.args.device) for index_P in loaded]
-        main = torch.cat([self.accelerator.gather(index_P) for index_P in mine]).cpu().numpy()
-        # `gather_for_metrics` leaves it out too, but not in an epoch that a resumed run has entered midway.
-        data = cast(TwoStreamDataset, self.train_dataset)
-        ragged = len(data) % (self.args.train_batch_size * self.args.world_size)
-        if self.accelerator.gradient_state.end_of_dataloader and ragged and not self.args.dataloader_drop_last:
-            main = main[: len(main) - len(mine[-1]) * self.args.world_size + ragged]
-        main.sort()
-        places = [main, *([data.buffer_index()[main]] if data.has_buffer else [])]
-        sizes = np.concatenate([sizes[index] for sizes, index in zip(self._sizes, places, strict=True)])
-        indices = np.concatenate(places)
-        share = deal(sizes.tolist(), self.args.world_size)[self.args.process_index]
-
-        def microbatches(of: Sequence[int]) -> list[MicroBatch]:
-            pairs = [self.streams[int(place >= len(main))][int(indices[place])] for place in of]
-            num_main = sum(place < len(main) for place in of)
-            cut: list[MicroBatch] = self.data_collator.microbatches(pairs, indices[of].tolist(), num_main)
-            return cut
-
-        found = microbatches(share) if share else []
-        return self._in_step(found, lambda: microbatches([int(sizes.argmin())])[0]), len(main)
-
-    def _in_step(self, microbatches: list[MicroBatch], cheapest: Callable[[], MicroBatch]) -> list[MicroBatch]:
-        """Return the same number of micro-batches in every process, filled up with `cheapest()` at weight 0.
-
-        Sharded weights are gathered once for each micro-batch, by all processes together.
-        """
-        if self.args.world_size == 1:
-            return microbatches
-        counts = self.accelerator.gather(torch.tensor([len(microbatches)], device=self.args.device))
-        missing = int(counts.max()) - len(microbatches)
-        return ([{**cheapest(), "is_filler": True}] * missing if missing else []) + microbatches
-
-    @cached_property
-    def _sizes(self) -> list[Any]:
-        return [pair_sizes(token_lengths(pairs), form=self.form) for pairs in self.streams]
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    def _microbatch_step(
+        self, model: nn.Module, microbatch: MicroBatch, num_items: Tensor | int | None, *, check: bool
     ) -> Tensor:
-        """Run the micro-batches of one batch; in the first optimizer step of a run, check each against the labels."""
-        losses = []
-        microbatches = inputs["microbatches"]
-        check = self.args.check_start and self.state.global_step == 0
-        for number, microbatch in enumerate(microbatches, start=1):
-            # `Trainer.training_step` returns only the loss; this list holds what the check needs besides.
-            seen: list[tuple[PairFigures, Tensor]] = []
-            carrying = {**microbatch, "hand_on": seen.append} if check else microbatch
-            with nullcontext() if number == len(microbatches) else self._accumulating(model):
-                losses.append(super().training_step(model, carrying, num_items_in_batch))
-            if check and "is_filler" not in microbatch:
-                # Empty where a subclass computes the loss without ours: its loss is checked all the same.
-                self._check_first_step(float(losses[-1]), seen, microbatch, num_items_in_batch)
-            if check and number == 1:
-                self._check_form(model, microbatch)
-        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.args.device)
-
-    @contextmanager
-    def _accumulating(self, model: nn.Module) -> Iterator[None]:
-        """Do not synchronise gradients: another micro-batch of the same step follows."""
-        ends_step = self.accelerator.sync_gradients
-        self.accelerator.sync_gradients = False
-        try:
-            with self.accelerator.no_sync(model):
-                yield
-        finally:
-            self.accelerator.sync_gradients = ends_step
+        """Run one micro-batch and, if asked, check its loss against its labels."""
+        # `Trainer.training_step` returns only the loss; this list holds what the check needs besides.
+        seen: list[tuple[PairFigures, Tensor]] = []
+        carrying = {**microbatch, "hand_on": seen.append} if check else microbatch
+        loss = super()._microbatch_step(model, carrying, num_items, check=check)
+        if check and "is_filler" not in microbatch:
+            # Empty where a subclass computes the loss without ours: its loss is checked all the same.
+            self._check_first_step(float(loss), seen, microbatch, num_items)
+        return loss
 
     # Loss
 
@@ -365,12 +255,11 @@ class BFPOTrainer(Trainer):
         inputs: Mapping[str, Any],
         num_pairs: Tensor | int | None,
     ) -> None:
-        """Compare a micro-batch of the first step with the data set's own rows and with the loss its labels imply.
+        """Compare the loss of a micro-batch of the first step with the one that the data set's own labels imply.
 
         `seen`: the figures and the (P,) losses with the anchor from `compute_loss`; empty if it gave none.
         """
         pairs = self._pairs_of(inputs)
-        check_rows(inputs, pairs)
         check = self._start_check
         weights_P = self._weights(inputs["is_buffer"], num_pairs).cpu()
         facts: dict[str, Any] = {}
@@ -384,37 +273,7 @@ class BFPOTrainer(Trainer):
 
     @property
     def _start_check(self) -> StartCheck:
-        return StartCheck(
-            self.method,
-            dtype=_computed_in(self.args, self.model),
-            log_vocabulary=math.log(self.model.config.get_text_config().vocab_size),
-            reduction=self.args.reduction,
-        )
-
-    def _check_form(self, model: nn.Module, inputs: MicroBatch) -> None:
-        """Compare the last pair of a packed micro-batch, behind all others in its row, with padded rows of its own.
-
-        Every process takes two forward passes here, also with a filler, since sharded weights are gathered together.
-        """
-        if inputs.get("layout") is None:
-            return
-        inputs = on_device(inputs, self.args.device)
-        pair = self._pairs_of(inputs)[-1]
-        batch = collate_pairs([pair], pad_token_id=self.data_collator.pad_token_id, form="padded")
-        with torch.no_grad(), self.compute_loss_context_manager():
-            found = sequence_logps(model, inputs).logps.cpu()
-            alone = sequence_logps(model, on_device(batch, self.args.device)).logps.cpu()
-        tolerance = float(replace(self._start_check, reduction="sum").margin_tolerance([pair]))
-        check_form(found.view(2, -1)[:, -1], alone, tolerance, pair)
-
-    def _pairs_of(self, inputs: Mapping[str, Any]) -> list[TokenPair]:
-        places = zip(inputs["is_buffer"].tolist(), inputs["pair_index"].tolist(), strict=True)
-        return [self.streams[int(is_buffer)][index] for is_buffer, index in places]
-
-    def _pair_name(self, inputs: Mapping[str, Any], place: int) -> str:
-        if self.model.training:
-            return self._pairs_of(inputs)[place].pair_id
-        return f"at position {int(inputs['pair_index'][place])} of the evaluation data"
+        return StartCheck(self.method, **self._scale, reduction=self.args.reduction)
 
     # The reference, chosen and computed before training
 
@@ -500,48 +359,15 @@ class BFPOTrainer(Trainer):
         self._record.fill(logs, self.state)
         super().log(logs, start_time)
 
-    def _sum_over_processes(self, sums: Tensor) -> Tensor:
-        if self.args.world_size == 1:
-            return sums
-        total: Tensor = self.accelerator.reduce(sums, reduction="sum")
-        return total
-
     # Evaluation
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the (P, K) table of metrics as predictions and the label cells (P,) as labels."""
-        tables, groups, places = [], [], []
-        cut: list[MicroBatch] = inputs["microbatches"]
-        self._start_step(model, cut, training=False)
-        for microbatch in self._in_step(cut, lambda: min(cut, key=lambda one: one["input_ids"].numel())):
-            on_it = on_device(microbatch, self.args.device)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                figures, _ = self.pair_losses(model, on_it)
-            if "is_filler" in on_it:
-                continue
-            tables.append(figures.table())
-            groups.append(_groups(on_it))
-            places.append(on_it["place"])
-        order = torch.cat(places).argsort()  # in the loader's order: the end of a ragged batch is cut off later
-        return None, torch.cat(tables)[order], torch.cat(groups)[order]
+    def _eval_table(self, model: nn.Module, inputs: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Return the (P, K) table of metrics and the label cells (P,)."""
+        figures, _ = self.pair_losses(model, inputs)
+        return figures.table(), _groups(inputs)
 
     def _eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         return self._record.of_evaluation(prediction.predictions, prediction.label_ids)
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Return 6 x tokens x parameters; the parameters are counted once, not in every step."""
-        num_tokens = sum(microbatch["input_ids"].numel() for microbatch in inputs["microbatches"])
-        return 6 * int(num_tokens) * self._num_parameters
-
-    @cached_property
-    def _num_parameters(self) -> int:
-        return int(sum(parameter.numel() for parameter in self.model.parameters()))
 
 
 def _chosen_minus_rejected(values_N: Tensor) -> Tensor:
@@ -552,12 +378,3 @@ def _chosen_minus_rejected(values_N: Tensor) -> Tensor:
 
 def _groups(inputs: Mapping[str, Any]) -> Tensor:
     return group_index(inputs["chosen_is_safe"], inputs["rejected_is_safe"], inputs["is_buffer"])
-
-
-def _computed_in(args: TrainingArguments, model: nn.Module) -> torch.dtype:
-    """Return the least precise dtype that the log-probs go through."""
-    if args.bf16:
-        return torch.bfloat16
-    if args.fp16:
-        return torch.float16
-    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())

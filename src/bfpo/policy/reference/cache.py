@@ -11,13 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from bfpo.policy.logps import unwrap_causal_lm
 if TYPE_CHECKING:
     from bfpo.data.tokenize import TokenPair
 
-__all__ = ["LOGPS_VERSION", "ReferenceCache", "model_key", "row_key"]
+__all__ = ["LOGPS_VERSION", "ReferenceCache", "describe_tensors", "model_key", "row_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +64,16 @@ _CONFIG_WITHOUT_EFFECT = frozenset(
 _WRAPPER_PARTS = frozenset({"base_layer", "original_module", "token_adapter", "_orig_mod"})
 
 _FORMAT = 1
-_SCHEMA = pa.schema(
-    [("row_key", pa.binary(_ROW_KEY_BYTES)), ("chosen_logps", pa.float64()), ("rejected_logps", pa.float64())]
-)
+
+
+@cache
+def _schema() -> Any:
+    """Return the columns of a shard. pyarrow is imported where a shard is: a pass without a cache does not need it."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [("row_key", pa.binary(_ROW_KEY_BYTES)), ("chosen_logps", pa.float64()), ("rejected_logps", pa.float64())]
+    )
 
 
 def row_key(pair: TokenPair) -> bytes:
@@ -103,7 +109,7 @@ def model_key(model: nn.Module, *, mixed_precision: str = "no") -> str:
         "matmul_precision": _matmul_precision(),
         "reduction": "sum",
         "logps_version": LOGPS_VERSION,
-        "tensors": _describe(tensors),
+        "tensors": describe_tensors(tensors),
     }
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
@@ -135,7 +141,7 @@ def _adapter_prefixes(base: nn.Module) -> Iterator[str]:
         yield from (prefix + layer for layer in (*module.adapter_layer_names, *module.other_param_names))
 
 
-def _describe(tensors: Mapping[str, Tensor]) -> list[tuple[str, list[int], str, str]]:
+def describe_tensors(tensors: Mapping[str, Tensor]) -> list[tuple[str, list[int], str, str]]:
     """Return name, shape, dtype and digest of each tensor, by name; one shared by two names is read once."""
     names = sorted(tensors)
     distinct: dict[tuple[Any, ...], Tensor] = {_identity(tensors[name]): tensors[name] for name in names}
@@ -222,7 +228,7 @@ class ReferenceCache:
                     if not self._read_only:
                         path.replace(path.with_suffix(".bad"))
                 continue
-            values = np.stack([table[name].to_numpy() for name in _SCHEMA.names[1:]], axis=1)
+            values = np.stack([table[name].to_numpy() for name in _schema().names[1:]], axis=1)
             wanted = [(places[key], row) for row, key in enumerate(table["row_key"].to_pylist()) if key in places]
             if wanted:
                 here, there = np.array(wanted).T
@@ -237,8 +243,11 @@ class ReferenceCache:
             )
         return found
 
-    def _read(self, path: Path) -> pa.Table:
+    def _read(self, path: Path) -> Any:
         """Return the rows of a shard; raises `ValueError` if its manifest or its content is not valid."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         content = path.read_bytes()
         manifest = _read_manifest(path.with_suffix(".json"))
         if manifest.get("model_key") != self._model_key:
@@ -251,7 +260,7 @@ class ReferenceCache:
             table = pq.read_table(io.BytesIO(content))
         except pa.ArrowException as error:
             raise ValueError(f"not a Parquet file: {error}") from error
-        if not table.schema.equals(_SCHEMA) or table.num_rows != manifest.get("rows"):
+        if not table.schema.equals(_schema()) or table.num_rows != manifest.get("rows"):
             raise ValueError("holds other columns or another number of rows than its manifest says")
         return table
 
@@ -260,9 +269,12 @@ class ReferenceCache:
         assert not self._read_only
         if not len(keys):
             return
-        columns = [pa.array(list(keys), _SCHEMA.types[0]), pa.array(logps[:, 0]), pa.array(logps[:, 1])]
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = [pa.array(list(keys), _schema().types[0]), pa.array(logps[:, 0]), pa.array(logps[:, 1])]
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), buffer)
+        pq.write_table(pa.Table.from_arrays(columns, schema=_schema()), buffer)
         content = buffer.getvalue()
         checksum = hashlib.sha256(content).hexdigest()
         manifest = {

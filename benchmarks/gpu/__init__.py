@@ -1,0 +1,1 @@
+"""The measurements on one GPU, of all that has none elsewhere; `python -m benchmarks.gpu`."""

@@ -1,0 +1,91 @@
+"""WORKER: sampling by the command `bfpo generate`, or by plain `generate` of transformers, from the same weights.
+
+Both load the model from a folder, which counts as time for both.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.process import worker
+from benchmarks.training import Memory
+from benchmarks.workload import FIRST_WORD, ModelShape
+from bfpo.core.errors import RunError
+
+BATCH = 64
+
+
+def measure(values: dict[str, Any]) -> dict[str, Any]:
+    """Return seconds, sampled tokens and the memory peak; random weights seldom end an answer early."""
+    import torch
+    import transformers  # noqa: F401
+
+    from benchmarks.gpu.sft import _write_model
+
+    shape = ModelShape(**values["shape"])
+    generator = np.random.default_rng(0)
+    num, most = (4, 8) if values["small"] else (256, 128)
+    lengths = np.clip(150 * np.exp(0.6 * generator.standard_normal(num)), 50, 500).astype(int)
+    prompts = [
+        " ".join(f"w{i}" for i in generator.integers(FIRST_WORD, shape.vocabulary, size=length)) for length in lengths
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        _write_model(shape, folder / "model", device=values["device"], half=values["half"])
+        memory = Memory(values["device"])
+        memory.reset()
+        started = time.perf_counter()
+        tokens = (_bfpo if values["arm"] == "bfpo" else _plain)(values, folder, prompts, most)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    return {"loop_seconds": seconds, "loop_tokens": tokens, "peak": memory.peak()}
+
+
+def _bfpo(values: dict[str, Any], folder: Path, prompts: list[str], most: int) -> int:
+    from bfpo.config import GenerateConfig
+    from bfpo.runs.stages import run_stage
+
+    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
+    settings: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "prompts": str(folder / "prompts.txt"),
+        "max_new_tokens": most,
+        "dtype": "bfloat16" if values["half"] else "float32",
+    }
+    if "batch_size" in GenerateConfig.modes["transformers"].model_fields:
+        settings["batch_size"] = BATCH
+    made = run_stage("generate", GenerateConfig.model_validate(settings), folder / "run").record["completions"]
+    if made["num_completions"] != len(prompts):
+        raise RunError(f"bfpo generate: {made['num_completions']} completions for {len(prompts)} prompts")
+    return int(made["completion_tokens"])
+
+
+def _plain(values: dict[str, Any], folder: Path, prompts: list[str], most: int) -> int:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model", padding_side="left", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype="bfloat16" if values["half"] else "float32", trust_remote_code=False
+    ).to(values["device"])
+    torch.manual_seed(0)
+    total = 0
+    ordered = sorted(prompts, key=len, reverse=True)
+    for start in range(0, len(ordered), BATCH):
+        batch = tokenizer(ordered[start : start + BATCH], return_tensors="pt", padding=True).to(values["device"])
+        batch.pop("token_type_ids", None)
+        output = model.generate(**batch, max_new_tokens=most, do_sample=True, top_k=0, temperature=1.0)
+        made = output[:, batch["input_ids"].shape[1] :]
+        ended = (made == tokenizer.eos_token_id).cumsum(1)
+        total += int((ended == 0).sum())
+    return total
+
+
+if __name__ == "__main__":
+    worker(measure)

@@ -1,0 +1,1 @@
+"""The objective inside trainers of other libraries."""

@@ -1,0 +1,139 @@
+"""BFPO's objective as a thin trainer on TRL's `DPOTrainer`, for those who stay with TRL; needs the extra `bench` (trl).
+
+TRL prepares the data, the reference and the model. The loss is ours: log-probs by `bfpo.policy.logps`, the objective by
+`preference_loss`. There is no buffer, no packing, no check of the first loss and no resume of two streams; for these
+use `bfpo.BFPOTrainer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bfpo.core.errors import LabelError, MissingExtraError, SettingError
+from bfpo.objective.losses import preference_loss
+from bfpo.objective.methods import ReadsBeside, make_method
+from bfpo.policy.logps import sequence_logps
+
+try:
+    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+except ImportError as error:
+    raise MissingExtraError("bfpo.integrations.trl: trl >= 1.16 is not installed; pip install 'bfpo[bench]'") from error
+
+__all__ = ["LABELS", "LabelledPairCollator", "TRLBFPOTrainer"]
+
+LABELS = ("chosen_is_safe", "rejected_is_safe")
+"""The two columns of a data set that TRL does not know: bits, or probabilities of being safe."""
+_THEIR_LOSS = (
+    "loss_type", "loss_weights", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing",
+    "use_weighting", "discopop_tau",
+)  # fmt: skip
+
+
+class LabelledPairCollator:
+    """TRL's collator of pairs, and the labels of the P pairs as (P,) float64 tensors.
+
+    Raises `LabelError` for a row without one of the labels.
+    """
+
+    def __init__(self, pairs: DataCollatorForPreference) -> None:
+        self.pairs = pairs
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the batch of some rows."""
+        batch: dict[str, Any] = self.pairs(list(examples))
+        for name in LABELS:
+            values = [example.get(name) for example in examples]
+            if None in values:
+                raise LabelError(
+                    f"{name}: missing in a row of the data set; needed: the columns {' and '.join(LABELS)} with true, "
+                    "false or a probability in [0, 1]"
+                )
+            batch[name] = torch.tensor(values, dtype=torch.float64)
+        return batch
+
+
+class TRLBFPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """A `trl.DPOTrainer` whose loss is a method of `bfpo`, on a data set with two more columns, `LABELS`.
+
+    `method` is a name of `METHODS` and `settings` are its settings besides beta, which is `args.beta`. Settings of
+    TRL's own losses are refused, as is a method that reads more than the margin. Of images nothing is read.
+
+    Raises `SettingError` for these, and the errors of `make_method`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: DPOConfig | None = None,
+        *,
+        method: str = "bfpo",
+        settings: Mapping[str, float | str] | None = None,
+        processing_class: Any,
+        **others: Any,
+    ) -> None:
+        if args is None:
+            raise SettingError("args: missing; give a trl.DPOConfig, whose beta is read")
+        own = {one.name: one for one in fields(DPOConfig) if one.name in _THEIR_LOSS}
+        defaults = {
+            name: one.default if one.default_factory is MISSING else one.default_factory() for name, one in own.items()
+        }
+        changed = [name for name, default in defaults.items() if getattr(args, name) != default]
+        if changed:
+            raise SettingError(f"args: {', '.join(changed)}: of TRL's own losses, not read here; leave it out")
+        self.method = make_method(method, beta=args.beta, **(settings or {}))
+        if self.method.shifted or isinstance(self.method, ReadsBeside):
+            raise SettingError(f"method: {method} reads more than the margin; train it with bfpo.BFPOTrainer")
+        if "data_collator" in others:
+            raise SettingError("data_collator: not read, the labels need their own; leave it out")
+        args.remove_unused_columns = False  # the labels would be removed
+        pad = processing_class.pad_token_id
+        pairs = DataCollatorForPreference(
+            pad_token_id=processing_class.eos_token_id if pad is None else pad,
+            max_length=args.max_length,
+            truncation_mode=args.truncation_mode,
+        )
+        super().__init__(
+            model, ref_model, args, LabelledPairCollator(pairs), processing_class=processing_class, **others
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Return the mean loss of the P pairs of a batch.
+
+        Raises `SettingError` for `return_outputs`, which only `compute_metrics` asks for.
+        """
+        if return_outputs:
+            raise SettingError("compute_metrics: there are no logits of whole sequences here; leave it out")
+        chosen, rejected = sequence_logps(model, _as_microbatch(inputs)).logps.chunk(2)
+        if "ref_chosen_logps" in inputs:
+            ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        else:
+            ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or model, inputs)
+        margin = (chosen - ref_chosen) - (rejected - ref_rejected)
+        labels = (inputs[name].to(margin.device) for name in LABELS)
+        return preference_loss(margin, *labels, method=self.method).loss.mean().float()
+
+    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        """Return TRL's reference log-probs of a batch, whose labels the model does not take."""
+        return super().compute_ref_log_probs(model, {key: value for key, value in inputs.items() if key not in LABELS})
+
+
+def _as_microbatch(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return TRL's padded batch in the form of `sequence_logps`: completion tokens and the places that predict them."""
+    input_ids = inputs["input_ids"]
+    sequence, place = inputs["completion_mask"][:, 1:].nonzero(as_tuple=True)
+    return {
+        "input_ids": input_ids,
+        "source": sequence * input_ids.shape[1] + place,
+        "targets": input_ids[sequence, place + 1],
+        "sequence": sequence,
+        "chosen_is_safe": inputs["chosen_is_safe"],
+    }

@@ -1,0 +1,183 @@
+"""Checkpoints of what trains: frozen weights are those of the start model, so a checkpoint holds their hash alone.
+
+The file of what trains has a name of its own, so that nothing loads it as a whole model. `resumable` gives the trainer
+a folder in which it has the name that `Trainer.train` reads; weights that it lacks stay those of the start model.
+Adapters are left to peft, whose checkpoints hold only them, and DeepSpeed to its own files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+from transformers import Trainer
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from bfpo.core.errors import RunError
+from bfpo.core.files import write_text_whole
+from bfpo.core.records import as_json, load
+from bfpo.policy.reference.cache import describe_tensors
+
+__all__ = [
+    "FACTS",
+    "TRAINED",
+    "TrainedFile",
+    "TrainedSaver",
+    "leaves_out_frozen",
+    "only_trained",
+    "resumable",
+    "state_of_trained",
+]
+
+TRAINED, FACTS = "trained.safetensors", "trained.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedFile:
+    """The content of `trained.json`: the names of what trains, and the SHA-256 of all frozen weights."""
+
+    trained: list[str]
+    frozen_sha256: str
+
+
+class TrainedSaver(Trainer):
+    """A trainer whose checkpoints leave out frozen weights."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as `transformers.Trainer` does; for a checkpoint (`_internal_call`) only what trains.
+
+        Under FSDP accelerate writes the weights, in parts; see `only_trained`.
+        """
+        if output_dir is None or not _internal_call or not leaves_out_frozen(self):
+            super().save_model(output_dir, _internal_call)
+            return
+        if not self.args.should_save:
+            return
+        folder, model = Path(output_dir), _model(self)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = _trained(model)
+        if not self.is_fsdp_enabled:
+            frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False)}
+            buffers = {name: value for name, value in model.state_dict().items() if name not in frozen}
+            tensors = {name: value.detach().contiguous() for name, value in {**trained, **buffers}.items()}
+            save_file(tensors, folder / TRAINED, metadata={"format": "pt"})
+        facts = TrainedFile(sorted(trained), self.frozen_digest)
+        write_text_whole(folder / FACTS, json.dumps(as_json(facts), indent=2) + "\n")
+
+    @cached_property
+    def frozen_digest(self) -> str:
+        """The SHA-256 of name, shape, dtype and content of the frozen weights; read before they are sharded."""
+        frozen = {name: value.detach() for name, value in _model(self).named_parameters() if not value.requires_grad}
+        return hashlib.sha256(json.dumps(describe_tensors(frozen)).encode()).hexdigest()
+
+
+def _model(trainer: Trainer) -> Any:
+    return trainer.model
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def leaves_out_frozen(trainer: Trainer) -> bool:
+    """Return whether the trainer's checkpoints hold only what trains."""
+    model = _model(trainer)
+    if hasattr(model, "peft_config") or trainer.is_deepspeed_enabled:
+        return False
+    plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if trainer.is_fsdp_enabled and "SHARDED_STATE_DICT" not in str(getattr(plugin, "state_dict_type", "")):
+        return False
+    return any(not parameter.requires_grad for parameter in model.parameters())
+
+
+@contextmanager
+def resumable(trainer: Trainer, checkpoint: Path) -> Iterator[Path]:
+    """Yield the folder to give to `Trainer.train` in order to resume from a checkpoint, of this or an earlier version.
+
+    Raises `RunError` if the frozen weights, or what trains, are not those of the run that wrote it.
+    """
+    if not (checkpoint / FACTS).is_file():  # whole, an adapter, or written before frozen weights were left out
+        yield checkpoint
+        return
+    if trainer.is_world_process_zero():
+        _check(trainer, checkpoint)
+    if not (checkpoint / TRAINED).is_file():  # FSDP: weights are in parts, which accelerate reads
+        yield checkpoint
+        return
+    with TemporaryDirectory(prefix="bfpo-resume-") as place:
+        for path in checkpoint.iterdir():
+            (Path(place) / (SAFE_WEIGHTS_NAME if path.name == TRAINED else path.name)).symlink_to(path.resolve())
+        log = logging.getLogger("transformers.trainer")
+        log.addFilter(_is_not_of_missing)  # frozen weights are missing, which has been checked
+        try:
+            yield Path(place)
+        finally:
+            log.removeFilter(_is_not_of_missing)
+
+
+def _is_not_of_missing(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("There were missing keys in the checkpoint model loaded")
+
+
+def _check(trainer: Trainer, checkpoint: Path) -> None:
+    facts = load(TrainedFile, checkpoint / FACTS)
+    assert isinstance(trainer, TrainedSaver)
+    if set(facts.trained) != _trained(_model(trainer)).keys():
+        raise RunError(
+            f"{checkpoint}: holds {len(facts.trained)} trained weights, others than this config trains; resume with "
+            "the config that the run started with"
+        )
+    if facts.frozen_sha256 != trainer.frozen_digest:
+        raise RunError(
+            f"{checkpoint}: holds what trains only, and the frozen weights of the model are not those that the run "
+            f"started from (SHA-256 {trainer.frozen_digest[:12]}, then {facts.frozen_sha256[:12]}); put the start "
+            "model back to what it was, or start the run again in a new folder"
+        )
+
+
+@contextmanager
+def only_trained(trainer: Trainer) -> Iterator[None]:
+    """Let a model that FSDP shards give and take a state without frozen weights, which accelerate writes and reads.
+
+    Without FSDP nothing changes. The whole model cannot be gathered meanwhile.
+    """
+    if not trainer.is_fsdp_enabled or not leaves_out_frozen(trainer):
+        yield
+        return
+    if isinstance(trainer, TrainedSaver) and trainer.is_world_process_zero():
+        _ = trainer.frozen_digest  # while the weights are whole
+    with state_of_trained(_model(trainer)):
+        yield
+
+
+@contextmanager
+def state_of_trained(model: Any) -> Iterator[None]:
+    """Leave frozen parameters out of `model.state_dict()`, and do not miss them in `model.load_state_dict`."""
+
+    def frozen() -> set[str]:
+        named = model.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in named if not parameter.requires_grad}
+
+    def give(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for name in frozen():
+            state.pop(prefix + name, None)
+
+    def take(module: nn.Module, incompatible: Any) -> None:
+        incompatible.missing_keys[:] = sorted(set(incompatible.missing_keys) - frozen())
+
+    hooks = model.register_state_dict_post_hook(give), model.register_load_state_dict_post_hook(take)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

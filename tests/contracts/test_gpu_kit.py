@@ -1,0 +1,197 @@
+"""The measurements for a GPU: their plan, budget, failures, tables and wheels; the slow test runs them on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.flops import needed_flops
+from benchmarks.gpu import __main__ as kit
+from benchmarks.gpu import plan as plans
+from benchmarks.gpu import wheels
+from benchmarks.gpu.kernels import group_of, shares
+from benchmarks.gpu.table import gpu_tables
+from benchmarks.process import ROOT, read_results
+from benchmarks.workload import MODELS, ModelShape
+from bfpo.core.errors import RunError, SettingError
+from messages import raises
+
+
+def test_the_shapes_are_those_of_their_names() -> None:
+    assert MODELS["8B"].parameters() == pytest.approx(8.03e9, rel=1e-3)
+    assert MODELS["1B"].parameters() == pytest.approx(1.236e9, rel=1e-3)
+
+
+def test_needed_operations_by_what_trains() -> None:
+    shape = ModelShape(vocabulary=50, hidden=8, intermediate=12, layers=2, heads=4, key_heads=2)
+    # queries and output 8 x 8, keys and values 8 x 4, MLP 3 x 8 x 12
+    layer = 2 * 64 + 2 * 32 + 3 * 96
+    assert shape.layer_weights() == layer
+    (prompt, chosen, rejected) = length = (5, 3, 2)
+    tokens, predicted = prompt + chosen + rejected, chosen + rejected
+    seen = 8 * 9 // 2 + rejected * prompt + 2 * 3 // 2
+    attention = 4 * 8 * seen
+    forward = 2 * (2 * layer * tokens + attention)
+    head = 2 * 8 * 50 * predicted  # one product
+    one = 2 * layer * tokens + 2 * attention  # gradient by the activations of a layer
+    weights = {"down_proj": 2 * 2 * 96 * tokens, "all": 2 * 2 * layer * tokens + head, "lora": 0}
+    for trains, layers in (("down_proj", 1), ("all", 2), ("lora", 2)):
+        expected = forward + layers * one + weights[trains] + 2 * head
+        assert needed_flops(shape, [length], trains=trains) == expected  # type: ignore[arg-type]
+
+
+def fake(answers: dict[str, Any]) -> Any:
+    """Return an `in_process` that answers by module, and raises what is an exception."""
+
+    def in_process(module: str, values: Any, *, threads: int, timeout: float) -> dict[str, Any]:
+        answer = answers.get(module, {})
+        answer = answer(values) if callable(answer) else answer
+        if isinstance(answer, BaseException):
+            raise answer
+        return dict(answer)
+
+    return in_process
+
+
+def training(values: dict[str, Any]) -> Any:
+    if values["trainer"] == "trl" and values["recompute"]:
+        return RunError("benchmarks.training failed:\nTraceback\ntorch.OutOfMemoryError: CUDA out of memory. Tried\n")
+    rate = {"bfpo": 300.0, "trl": 100.0}[values["trainer"]]
+    return {"loop_seconds": 2.0, "loop_tokens": 2 * rate, "loop_needed_flops": 1e12, "peak": 3 * 2**30}
+
+
+ANSWERS: dict[str, Any] = {
+    "benchmarks.gpu.device": {"device": "NVIDIA H100", "datasheet": 1e12, "matrix_bfloat16": 2e12},
+    "benchmarks.training": training,
+    "benchmarks.gpu.checks": {"passed": ["a", "b"], "failed": ["c: wrong | value"], "skipped": []},
+    "benchmarks.gpu.kernels": {"step_seconds": 2.0, **shares([("nvjet_gemm", 0.9, 3), ("flex|x", 0.1, 1)])},
+    "benchmarks.gpu.sft": subprocess.TimeoutExpired("x", 5),
+    "benchmarks.gpu.generation": {"loop_seconds": 1.0, "loop_tokens": 10, "peak": None},
+}
+
+
+def rows_of(text: str, title: str) -> list[list[str]]:
+    block = text.split(f"### {title}")[1].split("###")[0]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines() if line.startswith("|")][2:]
+
+
+def test_a_part_that_fails_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(kit, "in_process", fake(ANSWERS))
+    monkeypatch.setattr(kit, "_has_gpu", lambda: True)
+    known = {"trl", "datasets", "peft", "pytest"}
+    monkeypatch.setattr(kit.importlib.util, "find_spec", lambda name: name if name in known else None)
+    kit.main(["--budget", "540", "--out", str(tmp_path)])
+    assert (tmp_path / "gpu.md").read_text() in capsys.readouterr().out
+    results = read_results(tmp_path, "gpu")
+    assert results is not None
+    rows = rows_of((tmp_path / "gpu.md").read_text(), "On one GPU")
+    of = {(row[0], row[1]): row[2:] for row in rows}
+    best = of["8B down_proj", "bfpo train, 3,072 tokens a forward, activations kept"]
+    assert best == ["300 (median of 3)", "3.00", "3.0", "50.0%", "25.0%"]
+    failed = of["8B down_proj", "TRL, 4 pairs a forward, activations recomputed"]
+    assert failed[0] == "failed: torch.OutOfMemoryError: CUDA out of memory. Tried"
+    assert of["1B qlora", "bfpo train, 8,192 tokens a forward, activations recomputed"][0].endswith(
+        "bitsandbytes not installed"
+    )
+    assert of["sft 1B", "TRL"][0].startswith("stopped after")
+    assert [row[0] for row in rows_of((tmp_path / "gpu.md").read_text(), "Tests")] == ["c: wrong / value", "a", "b"]
+    kernels = [run for run in results["runs"] if run["kind"] == "kernels"]
+    assert len(kernels) == 1
+    assert kernels[0]["values"]["max_tokens"] in (3072, 8192)
+    equal = next(row for row in rows if row[1].startswith("at most the peak"))
+    assert equal[3] == "3.00"
+
+
+def test_the_budget_ends_the_run_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(kit.time, "monotonic", lambda: now[0])
+    answers = fake(ANSWERS)
+
+    def slow(*args: Any, timeout: float, **kwargs: Any) -> Any:
+        now[0] += 40.0
+        assert timeout <= 120.0
+        return answers(*args, timeout=timeout, **kwargs)
+
+    monkeypatch.setattr(kit, "in_process", slow)
+    monkeypatch.setattr(kit, "_has_gpu", lambda: True)
+    monkeypatch.setattr(kit.importlib.util, "find_spec", lambda name: name)
+    kit.main(["--budget", "180", "--out", str(tmp_path)])
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    measured = [run["kind"] for run in content["runs"] if run["status"] == "measured"]
+    assert measured == ["facts", "training", "training", "tests"]
+    assert content["runs"][4]["status"] == "not started: 15 s of the budget left"
+    assert now[0] <= 180
+
+
+def test_bad_options_and_a_machine_without_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for arguments, said in ((["--parts", "sftt"], "sftt"), (["--budget", "3"], "--budget")):
+        with pytest.raises(SystemExit) as ended:
+            kit.main(arguments)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(kit, "_has_gpu", lambda: False)
+    with raises(SettingError, "--small"):
+        kit.main([])
+
+
+def test_every_part_names_a_worker_that_is_there() -> None:
+    parts = plans.plan(small=True, cuda=False) + plans.plan(small=False, cuda=True)
+    for module in {part.module for part in parts}:
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+    assert parts[0].kind == "facts"
+    large = plans.plan(small=False, cuda=True)
+    assert [part.values["trainer"] for part in large[1:3]] == ["bfpo", "trl"]  # the most valuable figure first
+    assert len(large) > 2 * len({(part.group, part.title) for part in large}) * 0.6
+
+
+def test_kernels_are_grouped_by_their_names() -> None:
+    names = {
+        "nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT": "matrix products",
+        "triton_tem_fused_flex_attention_0": "attention",
+        "void at::native::vectorized_elementwise_kernel<4, ...>": "elementwise",
+        "Memcpy DtoD (Device -> Device)": "copies and casts",
+        "unknown": "other",
+    }
+    assert {name: group_of(name) for name in names} == names
+    assert sum(shares([("gemm", 1.0, 1), ("x", 3.0, 2)])["groups"].values()) == pytest.approx(1.0)
+
+
+def test_wheels_are_what_is_wanted_without_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = wheels.needed_wheels()
+    assert {"pydantic", "pydantic-core", "accelerate", "liger-kernel", "bitsandbytes"} <= needed.keys()
+    assert not {"torch", "transformers", "numpy", "tokenizers", "safetensors"} & needed.keys()
+    assert "pydantic" not in wheels.needed_wheels(["pydantic"])
+    for name in wheels.needed_wheels():
+        (tmp_path / f"{name.replace('-', '_')}-1.0-py3-none-any.whl").write_bytes(b"x" * 100)
+    monkeypatch.setattr(wheels, "LIMIT", 250)
+    kit.main(["--wheels", str(tmp_path)])
+
+
+def test_one_training_on_the_cpu_in_the_small_form(tmp_path: Path) -> None:
+    """The worker's own function, in this process: counts, memory and losses of a real run."""
+    part = next(part for part in plans.plan(small=True, cuda=False) if part.title.startswith("bfpo train, 8,192"))
+    worker = importlib.import_module("benchmarks.training")
+    found = worker.measure(worker.TrainingRun.from_json(part.values), str(tmp_path))
+    assert found["form"] == "packed"
+    assert found["loop_tokens"] > 0
+    assert found["first_step_flops"] >= found["first_step_needed_flops"] > 0
+    table = gpu_tables({"runs": [{**found, "kind": "training", "group": "g", "title": "bfpo", "status": "measured"}],
+                        "settings": {"small": True}})[0]  # fmt: skip
+    assert "mean nothing" in table.title
+
+
+@pytest.mark.slow
+def test_the_whole_small_form_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--small", "--budget", "1500", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "gpu.json").read_text())
+    bad = [run for run in content["runs"] if not run["status"].startswith(("measured", "not measured"))]
+    assert not bad, bad
+    assert {"kernels", "tests", "sft", "generation"} <= {run["kind"] for run in content["runs"]}
