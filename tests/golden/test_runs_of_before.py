@@ -58,6 +58,13 @@ NEW: dict[str, Any] = {
     "attention": "auto",
     "max_tokens_per_microbatch": 8192,
     "token_cache": None,
+    "report_to": [],
+    "project": None,
+    "run_name": None,
+    "run_tags": [],
+    "optim": "adamw_torch_fused",
+    "best": None,
+    "trainer_args": {},
     "executor": {"backend": "local", "workers": "auto", "gpus_per_worker": None},
 }
 # Keys that are gone, with what another key has in their place.

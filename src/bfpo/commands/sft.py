@@ -31,6 +31,7 @@ from bfpo.training.rehearsal import (
 from bfpo.training.session import CHECKPOINTS, common_arguments, prepare_process, train_in_folder
 from bfpo.training.sft_trainer import SftTrainer
 from bfpo.training.tokens import stage_tokens
+from bfpo.training.trainer_args import made_arguments
 
 __all__ = ["preview", "run"]
 
@@ -61,6 +62,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
         evaluates="eval_data" in tokens,
         save_total_limit=config.save_total_limit,
         probe=probe,
+        config=config,
     )
     folder.add_facts(metrics=metrics)
     shown = template_facts(config, {name: store.facts["tokens"] for name, store in tokens.items()})
@@ -104,7 +106,7 @@ def _rehearsed(config: SftConfig, rows: Rows[TokenPair], policy: Policy | None) 
 
 def _arguments(config: SftConfig, output_dir: str | Path, **changed: Any) -> TrainingArguments:
     common = common_arguments(config, output_dir, unit="completions", per_step=config.completions_per_step)
-    return TrainingArguments(**{**common, **changed})
+    return made_arguments(TrainingArguments, {**common, **changed})
 
 
 def _trainer(
@@ -143,5 +145,8 @@ def _write_card(
     }
     known = {name: value for name, value in training.items() if value is not None}
     folder.write_card(
-        f"{config.model or 'A Llama'}, trained by imitation", {"Training": known}, base_model=config.model, tags=["sft"]
+        f"{config.model or 'A Llama'}, trained by imitation",
+        {"Training": known},
+        base_model=config.model,
+        tags=["sft", *config.run_tags],
     )

@@ -27,6 +27,7 @@ from bfpo.training.rehearsal import pair_lines, token_rows
 from bfpo.training.session import CHECKPOINTS, common_arguments, prepare_process, train_in_folder
 from bfpo.training.tokens import stage_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
+from bfpo.training.trainer_args import made_arguments
 
 __all__ = ["preview", "run"]
 
@@ -88,6 +89,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         evaluates="eval_data" in tokens,
         save_total_limit=config.save_total_limit,
         probe=probe,
+        config=config,
     )
     divergence = trainer.watch.message if trainer.watch is not None else None
     folder.add_facts(divergence=divergence, metrics=metrics)
@@ -120,7 +122,7 @@ def _arguments(config: AlignConfig, output_dir: str | Path, **changed: Any) -> B
     ]
     own: dict[str, Any] = {name: getattr(config, name) for name in names}
     own |= {"method": config.method_object(), "reference_cache": reference_cache(config)}
-    return BFPOConfig(**{**common, **own, **changed})
+    return made_arguments(BFPOConfig, {**common, **own, **changed})
 
 
 def _write_card(
@@ -150,5 +152,5 @@ def _write_card(
         f"{config.model}, trained by {config.method}",
         {"Training": training, "Held-out pairs (accuracy by the sign the method pulls to)": held_out},
         base_model=config.model,
-        tags=[config.method],
+        tags=[config.method, *config.run_tags],
     )

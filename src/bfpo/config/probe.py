@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from bfpo.core.settings import ConfigPart, FileList, PathText
+from bfpo.core.settings import ConfigPart, FileList, OneOrMany, PathText
 from bfpo.data.settings import PromptSplit
 
 __all__ = ["FIGURES", "KINDS", "SHARES", "BestRule", "Condition", "ProbeConfig"]
@@ -90,10 +90,6 @@ def _known(figure: str) -> str:
     return figure
 
 
-def _one_or_many(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
 class ProbeConfig(ConfigPart):
     """Held-out prompts that the model answers during training, greedily and in short, to see its behaviour."""
 
@@ -121,7 +117,7 @@ class ProbeConfig(ConfigPart):
         description="rule for the checkpoint that becomes model/, such as 'harmful_refused if harmless_refused <= 0.1' "
         "or 'harmful_refused - 2 * harmless_refused'; null = the last step",
     )
-    stop: Annotated[list[str], BeforeValidator(_one_or_many)] = Field(
+    stop: Annotated[list[str], OneOrMany] = Field(
         default_factory=list,
         description="conditions of which any stops the run, such as 'harmless_refused > 0.1'; one or a list",
     )

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
+from bfpo.config.best import OF_COMPLETIONS, OF_PAIRS, BestConfig
 from bfpo.config.probe import ProbeConfig
-from bfpo.core.settings import Need, PathText, StageConfig, beside, unless
+from bfpo.core.settings import Need, OneOrMany, PathText, StageConfig, beside, unless
 from bfpo.data.pair_layouts import UNPAIRED
 from bfpo.data.settings import SftDataConfig, TemplateKwargs, TrainDataConfig
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
 from bfpo.policy.settings import InitConfig, LoraConfig
 
-__all__ = ["AlignConfig", "MethodSettings", "ReferenceConfig", "SftConfig", "TrainingKeys"]
+__all__ = ["TRACKERS", "AlignConfig", "MethodSettings", "ReferenceConfig", "SftConfig", "TrainingKeys"]
+
+TRACKERS = (
+    *("azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune"),
+    *("swanlab", "tensorboard", "trackio", "wandb"),
+)
+"""Trackers that transformers integrates, by its names."""
 
 
 class TrainingKeys(StageConfig):
@@ -75,28 +82,64 @@ class TrainingKeys(StageConfig):
         default="cosine", description="course of the learning rate after warm-up"
     )
     warmup_steps: float = Field(
-        default=0.1, ge=0, description="warm-up in optimizer steps; below 1, a share of all optimizer steps"
+        default=0.1,
+        ge=0,
+        description="warm-up in optimizer steps; below 1, a share of all optimizer steps; the first step learns too",
     )
     num_train_epochs: float = Field(
         default=1.0, gt=0, description="passes over the data; not read where max_steps is set"
     )
     max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; null = as num_train_epochs says")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW weight decay")
+    optim: str = Field(
+        default="adamw_torch_fused",
+        description="optimizer, by its name in transformers: adamw_torch_fused, adamw_bnb_8bit (extra quant), "
+        "adafactor, ...",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of the optimizer")
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradient norm is clipped to this; 0 = no clipping")
     seed: int = Field(default=42, ge=0, description="seed of the order of the data and of dropout")
 
     eval_steps: int | None = Field(
         default=None, ge=1, description="optimizer steps between evaluations on eval_data; null = only at the end"
     )
+    best: BestConfig | None = Field(
+        default=None, description="held-out metric by which a checkpoint is kept; null = the last step is"
+    )
     save_steps: int = Field(default=500, ge=1, description="optimizer steps between checkpoints")
     save_total_limit: int | None = Field(default=1, ge=1, description="number of checkpoints kept; null = all")
     logging_steps: int = Field(default=10, ge=1, description="optimizer steps between rows of metrics.jsonl")
+    report_to: Annotated[list[Literal[TRACKERS]], OneOrMany] = Field(  # type: ignore[valid-type]
+        default_factory=list, description="trackers that get the rows of metrics.jsonl, one or a list"
+    )
+    project: str | None = Field(
+        default=None,
+        min_length=1,
+        description="project of wandb and trackio, experiment of mlflow; null = what their variables name, else bfpo",
+    )
+    run_name: str | None = Field(
+        default=None, min_length=1, description="name of the run in trackers; null = that of its folder"
+    )
+    run_tags: Annotated[list[str], OneOrMany] = Field(
+        default_factory=list,
+        description="tags of the run in wandb, mlflow and tensorboard, and on the model card, one or a list",
+    )
+    trainer_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further fields of transformers.TrainingArguments, such as {adam_beta2: 0.95}",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
     probe: ProbeConfig | None = Field(
         default=None, description="prompts that the model answers during training; null = its behaviour is not watched"
     )
 
-    needs: ClassVar[Mapping[str, Need]] = {"trainable": unless("lora"), "num_train_epochs": unless("max_steps")}
+    held_out_metrics: ClassVar[tuple[str, ...]] = OF_COMPLETIONS
+
+    needs: ClassVar[Mapping[str, Need]] = {
+        "trainable": unless("lora"),
+        "num_train_epochs": unless("max_steps"),
+        "project": beside("report_to"),
+        "run_name": beside("report_to"),
+    }
 
     @model_validator(mode="after")
     def _keys_fit(self) -> TrainingKeys:
@@ -104,6 +147,14 @@ class TrainingKeys(StageConfig):
             raise ValueError("quantize: needs lora; four bits cannot train, adapters above them can")
         if self.eval_steps is not None and getattr(self, "eval_data", None) is None:
             raise ValueError("eval_steps: not read without eval_data; give eval_data or leave eval_steps out")
+        if self.best is not None:
+            if self.eval_steps is None:
+                raise ValueError("best: needs evaluations to compare; give eval_data and eval_steps")
+            if self.best.metric not in self.held_out_metrics:
+                allowed = ", ".join(self.held_out_metrics)
+                raise ValueError(f"best.metric: got {self.best.metric!r}; allowed here: {allowed}")
+            if self.probe is not None and self.probe.best is not None:
+                raise ValueError("best, probe.best: two rules for the model that is kept; give one of them")
         return self
 
 
@@ -236,6 +287,8 @@ class AlignConfig(MethodSettings, TrainingKeys):
         description="parameters that train: all, or patterns such as '*.down_proj.weight'",
     )
     learning_rate: float = Field(default=5e-7, gt=0, description="peak learning rate")
+
+    held_out_metrics: ClassVar[tuple[str, ...]] = OF_PAIRS
 
     needs: ClassVar[Mapping[str, Need]] = {
         **TrainingKeys.needs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,16 @@ _VALUE = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\b(?:sk-|gsk_|xai-|pplx-)[\w-]{16,}|\bgh[pousr]_\w{16,}|\bBearer\s+\S+"
     r"|(?<=://)[^/\s@]+(?=@)"
 )
+_HELD_IN = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "WANDB_API_KEY",
+    "COMET_API_KEY",
+    "SWANLAB_API_KEY",
+    "NEPTUNE_API_TOKEN",
+)
+"""Variables that hold keys; their values are hidden wherever they stand, whatever their form."""
+_SHORTEST_KEY = 8
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
@@ -22,7 +33,9 @@ def _is_secret_name(name: str) -> bool:
 
 
 def hide_secrets(text: str) -> str:
-    """Return the text with `***` for everything that looks like a key or like the user and password of a URL."""
+    """Return the text with `***` for what looks like a key or a URL's user and password, and for keys that are held."""
+    for value in (os.environ.get(name, "") for name in _HELD_IN):
+        text = text.replace(value, "***") if len(value) >= _SHORTEST_KEY else text
     return _VALUE.sub("***", text)
 
 

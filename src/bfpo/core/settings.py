@@ -20,7 +20,18 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-__all__ = ["ConfigPart", "FileList", "NameOf", "Need", "OneOf", "PathText", "StageConfig", "beside", "unless"]
+__all__ = [
+    "ConfigPart",
+    "FileList",
+    "NameOf",
+    "Need",
+    "OneOf",
+    "OneOrMany",
+    "PathText",
+    "StageConfig",
+    "beside",
+    "unless",
+]
 
 
 def _path_text(value: object) -> object:
@@ -34,7 +45,10 @@ def _one_or_many(value: object) -> object:
 PathText = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 """A path as text; a relative one is relative to the current directory, not to the YAML file."""
 
-FileList = Annotated[list[PathText], BeforeValidator(_one_or_many), Field(min_length=1)]
+OneOrMany = BeforeValidator(_one_or_many)
+"""Takes a single text for a list of texts, as in `Annotated[list[str], OneOrMany]`."""
+
+FileList = Annotated[list[PathText], OneOrMany, Field(min_length=1)]
 """One path or several."""
 
 

@@ -12,7 +12,15 @@ from transformers import AutoConfig
 from bfpo.core.errors import ModelError, first_line
 from bfpo.core.inputs import missing_folder
 
-__all__ = ["cannot_load", "check_code", "check_source", "num_embeddings", "num_positions", "read_config"]
+__all__ = [
+    "cannot_load",
+    "check_code",
+    "check_source",
+    "check_text_only",
+    "num_embeddings",
+    "num_positions",
+    "read_config",
+]
 
 _HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_SECONDS = 10
@@ -102,6 +110,16 @@ def check_code(model: str | Path, *, revision: str | None = None) -> None:
                     f"model: {str(model)!r}: its config.json names the attention kernel {kernel!r}, whose code would "
                     "be downloaded and run; remove attn_implementation from config.json, or set it to sdpa or eager"
                 )
+
+
+def check_text_only(model: str | Path, config: Any) -> None:
+    """Raise `ModelError` for a model that also reads images, video or sound."""
+    parts = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
+    if parts:
+        raise ModelError(
+            f"model: {str(model)!r} ({config.model_type}) also reads images or sound ({', '.join(parts)} in its "
+            "config.json); bfpo trains language models on text only; give a model of text"
+        )
 
 
 def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "a causal LM") -> ModelError:

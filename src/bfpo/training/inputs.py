@@ -30,7 +30,7 @@ from bfpo.data.tokenize import (
 from bfpo.judges.needless import check_kept
 from bfpo.objective.methods import ReadsBeside
 from bfpo.policy.load import Policy, initial_config, load_policy, load_tokenizer
-from bfpo.policy.source import num_embeddings, num_positions, read_config
+from bfpo.policy.source import check_text_only, num_embeddings, num_positions, read_config
 from bfpo.runs.folder import RunFolder
 
 __all__ = [
@@ -89,6 +89,7 @@ def read_start(config: TrainingConfig) -> Start:
         assert config.model is not None
         tokenizer = load_tokenizer(config.model, revision=config.revision)
         shape = read_config(config.model, revision=config.revision)
+        check_text_only(config.model, shape)
     rows = num_embeddings(shape)
     if isinstance(config, AlignConfig) and config.margin_model is not None:  # it reads the same tokens
         rows = min(filter(None, (rows, num_embeddings(read_config(config.margin_model)))), default=None)

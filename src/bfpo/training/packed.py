@@ -33,12 +33,13 @@ from bfpo.policy.probe import choose_form
 from bfpo.training.callbacks import EpochCallback
 from bfpo.training.checkpoint import TrainedSaver
 from bfpo.training.checks import check_form, check_rows
+from bfpo.training.schedule import WarmTrainer
 from bfpo.training.sharding import prepare_sharding
 
 __all__ = ["PackedTrainer"]
 
 
-class PackedTrainer(TrainedSaver):
+class PackedTrainer(TrainedSaver, WarmTrainer):
     """Train a causal LM on micro-batches of packed or padded rows.
 
     Batches of the loader are cut into micro-batches of at most `max_tokens` tokens and `max_pairs` pairs. Several

@@ -30,7 +30,7 @@ from bfpo.policy.logps import evaluating
 from bfpo.training.records import ProbeAnswer, ProbeFile, ProbeRow, probe_share
 from bfpo.training.sharding import is_sharded
 
-__all__ = ["OPENING_TOKENS", "PROBE_SHOWN", "Probe", "ProbeCallback", "ProbePrompt", "probe_figures", "was_stopped"]
+__all__ = ["OPENING_TOKENS", "PROBE_SHOWN", "Probe", "ProbeCallback", "ProbePrompt", "probe_figures"]
 
 logger = logging.getLogger(__name__)
 
@@ -266,12 +266,6 @@ class ProbeCallback(TrainerCallback, ExportableState):
         yield Remark("best", f"model/ is that of {of}, the best by {rule} ({seen.best_score:.3g})", "note")
         if start is not None and start >= seen.best_score:
             yield Remark("start_is_best", f"no checkpoint is better than the start by {rule} ({start:.3g})")
-
-
-def was_stopped(state: Mapping[str, Any]) -> bool:
-    """Return whether a condition of the probe had stopped the run whose `trainer_state.json` this is."""
-    held = state.get("stateful_callbacks", {}).get(ProbeCallback.__name__, {})
-    return bool(held.get("attributes", {}).get("stopped"))
 
 
 def _row(kinds: Sequence[str], answers: Sequence[ProbeAnswer]) -> dict[str, float]:

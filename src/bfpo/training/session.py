@@ -33,6 +33,7 @@ from bfpo.core.records import as_json
 from bfpo.policy.devices import runs_on_cpu, use_threads
 from bfpo.policy.save import save_policy
 from bfpo.runs.folder import RunFolder
+from bfpo.training.best import HeldOutBest
 from bfpo.training.callbacks import (
     InterruptCallback,
     MetricsCallback,
@@ -44,10 +45,12 @@ from bfpo.training.callbacks import (
     set_apart_damaged,
 )
 from bfpo.training.checkpoint import only_trained, resumable
-from bfpo.training.probe import PROBE_SHOWN, Probe, ProbeCallback, was_stopped
+from bfpo.training.probe import PROBE_SHOWN, Probe, ProbeCallback
 from bfpo.training.records import PROBE_FILE
 from bfpo.training.remarks import remarks_on
 from bfpo.training.sharding import whole_state
+from bfpo.training.trackers import check_trackers, open_trackers
+from bfpo.training.trainer_args import check_parallelism, check_trainer_args
 
 __all__ = [
     "CHECKPOINTS",
@@ -87,7 +90,10 @@ def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str,
         )
     on_cpu = runs_on_cpu()
     evaluates = config.eval_steps is not None
-    names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
+    check_trackers(config)
+    check_parallelism()
+    check_trainer_args(config.trainer_args, preference=unit == "pairs")
+    names = ("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
     return {
         **{name: getattr(config, name) for name in names},
         "output_dir": str(output_dir),
@@ -109,7 +115,10 @@ def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str,
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "remove_unused_columns": False,
-        "report_to": "none",
+        "report_to": "none",  # `open_trackers` adds them
+        "run_name": config.run_name or Path(output_dir).absolute().parent.name,
+        **({} if config.project is None else {"project": config.project}),
+        **config.trainer_args,
     }
 
 
@@ -135,12 +144,14 @@ def train_in_folder(
     evaluates: bool,
     save_total_limit: int | None = None,
     probe: Probe | None = None,
+    config: TrainingKeys | None = None,
 ) -> dict[str, float]:
     """Train from the start or the last complete checkpoint, save `model/`, and return the metrics of the end.
 
     Metrics go to `metrics.jsonl`, progress to the log or a bar and, until the end, to `progress.json`; the
     `save_total_limit` newest checkpoints are kept. `probe`: is asked during training; by its rules a checkpoint before
-    the last step may become `model/`. What there is to remark on the run goes to `run.json`.
+    the last step may become `model/`. `config`: that with `report_to`, whose trackers get the rows too, and `best`,
+    by which an earlier checkpoint may be kept. What there is to remark on the run goes to `run.json`.
     Raises `KeyboardInterrupt` after a Ctrl-C and `StopRequest` after a SIGTERM, with a checkpoint of the step it came
     in, `DiskFullError` if the disk is full, and `RunError` for a checkpoint that holds other than tensors and numbers.
     """
@@ -150,23 +161,31 @@ def train_in_folder(
     progress = ProgressCallback(title, {**shown, **PROBE_SHOWN} if probe else shown)
     trainer.add_callback(progress)
     trainer.add_callback(ProgressFile(lambda now: folder.write_json(PROGRESS, now)))
+    start = _resume_point(folder)
     watch = None
     if probe is not None:
         watch = ProbeCallback(probe, trainer, lambda now: folder.write_json(PROBE_FILE, now))
-        trainer.add_callback(watch)
+    held_out = None if config is None or config.best is None else HeldOutBest(config.best)
+    resumes_at = None if start is None else start[1]["global_step"]
+    trackers = None if config is None else open_trackers(config, folder, resumes_at=resumes_at)
+    for callback in (trackers, watch, held_out):  # in this order: the probe logs when training begins
+        if callback is not None:
+            trainer.add_callback(callback)
+    keeper = held_out or watch  # a config has one rule for the model that is kept
     trainer.add_callback(
         WholeCheckpoints(
             save_total_limit,
             lambda step: _note_kept(folder, step),
-            best=lambda: None if watch is None else watch.seen.best_step,
+            best=lambda: None if keeper is None else keeper.seen.best_step,
         )
     )
     try:
         with only_trained(trainer):
-            _train(trainer, folder, _resume_point(folder))
+            _train(trainer, folder, start)
             metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
-            if watch is not None and watch.seen.best_step not in (None, trainer.state.global_step):
-                _take_best(trainer, folder, watch, [rows, progress])
+            if keeper is not None and keeper.seen.best_step not in (None, trainer.state.global_step):
+                trainer.remove_callback(progress)
+                _take_best(trainer, folder, keeper, [rows, *([] if trackers is None else [trackers])])
                 metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
@@ -181,37 +200,47 @@ def train_in_folder(
         raise _disk_full(folder) from error
     finally:
         progress.close()
+        if trackers is not None:
+            trackers.close()
         if folder.is_writer:  # metrics and status say how far a run that has ended came
             folder.file(PROGRESS).unlink(missing_ok=True)
     state = whole_state(trainer)
     if trainer.is_world_process_zero():
         save_model_folder(folder, trainer.model, trainer.processing_class, state_dict=state)
-        _remark(folder, log, watch)
+        _remark(folder, log, watch, held_out)
     return metrics
 
 
-def _remark(folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None) -> None:
+def _remark(
+    folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None, held_out: HeldOutBest | None
+) -> None:
     """Write what there is to remark, and the cost of the probe since this start, to `run.json`."""
     found: list[Remark] = []
     if watch is not None:
         folder.add_facts(probe_seconds=round(watch.seconds, 3))
         found += watch.remarks()
+    if held_out is not None:
+        found += held_out.remarks()
     found += remarks_on(log, folder.config, None if watch is None else watch.of_the_end())
     if found:
         folder.add_facts(remarks=as_json(found))
 
 
-def _take_best(trainer: Trainer, folder: RunFolder, watch: ProbeCallback, idle: list[TrainerCallback]) -> None:
+def _take_best(
+    trainer: Trainer, folder: RunFolder, keeper: ProbeCallback | HeldOutBest, idle: list[TrainerCallback]
+) -> None:
     """Restore the weights of the best checkpoint; its state does not count as the run's. `idle`: not called for it."""
-    best = folder.path / CHECKPOINTS / f"checkpoint-{watch.seen.best_step}"
+    best = folder.path / CHECKPOINTS / f"checkpoint-{keeper.seen.best_step}"
     if not best.is_dir():
-        raise RunError(f"{best}: the best checkpoint by probe.best is missing; start the run again")
-    seen = watch.seen
+        raise RunError(f"{best}: the checkpoint of the best step is missing; start the run again")
+    seen: Any = keeper.seen
     for callback in idle:
         trainer.remove_callback(callback)
     _restore(trainer, best)
-    watch.seen = seen
-    trainer.add_callback(idle[0])
+    keeper.seen = seen
+    trainer.remove_callback(keeper)
+    for callback in idle:
+        trainer.add_callback(callback)
 
 
 def _resume_point(folder: RunFolder) -> tuple[Path, dict[str, Any]] | None:
@@ -261,7 +290,7 @@ def _note_kept(folder: RunFolder, step: int) -> None:
 
 def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str, Any]] | None) -> None:
     if checkpoint is not None and (
-        checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"] or was_stopped(checkpoint[1])
+        checkpoint[1]["global_step"] >= checkpoint[1]["max_steps"] or _was_stopped(checkpoint[1])
     ):
         _repeat_end(trainer, checkpoint[0])
         return
@@ -274,6 +303,13 @@ def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str
             with resumable(trainer, checkpoint[0]) as place:
                 trainer.train(resume_from_checkpoint=str(place))
     interrupt.raise_if_requested()
+
+
+def _was_stopped(state: Mapping[str, Any]) -> bool:
+    """Return whether a rule had stopped the run whose `trainer_state.json` this is."""
+    held = state.get("stateful_callbacks", {})
+    names = (ProbeCallback.__name__, HeldOutBest.__name__)
+    return any(held.get(name, {}).get("attributes", {}).get("stopped") for name in names)
 
 
 def _repeat_end(trainer: Trainer, checkpoint: Path) -> None:

@@ -1,0 +1,188 @@
+"""`trainer_args` and `optim`: further fields of `TrainingArguments`, those that would break a guarantee refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from bfpo.core.errors import BfpoError, ConfigError, MissingExtraError, first_line
+
+__all__ = ["check_parallelism", "check_trainer_args", "made_arguments"]
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+_STEP = "pairs_per_step and max_tokens_per_microbatch, or completions_per_step and completions_per_microbatch"
+# Fields that have a key of the config, or another place, which is named.
+OWN: dict[str, str] = {
+    **{
+        name: name
+        for name in (
+            *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "optim"),
+            *("num_train_epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps"),
+            *("report_to", "run_name", "project", "gradient_checkpointing"),
+        )
+    },
+    "activation_checkpointing": "gradient_checkpointing",
+    "warmup_ratio": "warmup_steps",
+    "bf16": "dtype",
+    "output_dir": "--out",
+    "resume_from_checkpoint": "--resume",
+    "eval_strategy": "eval_steps",
+    "logging_strategy": "logging_steps",
+    "save_strategy": "save_steps",
+    "data_seed": "seed",
+    "per_device_train_batch_size": _STEP,
+    "per_device_eval_batch_size": _STEP,
+    "gradient_accumulation_steps": _STEP,
+    "load_best_model_at_end": "best",
+    "metric_for_best_model": "best.metric",
+    "greater_is_better": "best.metric",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision"),
+        "hf upload ORG/NAME RUN/model",
+    ),
+    "hub_token": "the variable HF_TOKEN, or hf auth login",
+    "use_cpu": "the variable CUDA_VISIBLE_DEVICES, empty",
+    "deepspeed": "a config of accelerate launch (recipes/accelerate)",
+    "fsdp": "a config of accelerate launch (recipes/accelerate)",
+    "fsdp_config": "a config of accelerate launch (recipes/accelerate)",
+}
+_ORDER = "the order of the rows follows from seed alone, so that a resumed run reads what an uninterrupted one reads"
+_TABLES = "the metrics by label cell come from all rows of an evaluation together"
+_PARALLEL = (
+    "context, sequence and tensor parallelism cut rows or layers over processes, which the log-probs of whole "
+    "completions do not support; use FSDP or DeepSpeed, or a smaller max_length"
+)
+# Fields that would break a guarantee of both stages, with the reason.
+REFUSED: dict[str, str] = {
+    "fp16": "log-probs and their margins overflow or lose their sign in float16; set dtype: bfloat16",
+    "fp16_full_eval": "log-probs lose their sign in float16; set dtype: bfloat16",
+    "bf16_full_eval": "the weights that train would be rounded to bfloat16 at each evaluation; set dtype: bfloat16",
+    "label_smoothing_factor": "the loss is that of the method or of the completions, which has no such term",
+    "auto_find_batch_size": "a step would have another number of rows than the config says",
+    "average_tokens_across_devices": "a loss is averaged over the rows of the whole step, on all devices",
+    "ignore_data_skip": _ORDER,
+    "train_sampling_strategy": _ORDER,
+    "group_by_length": _ORDER,
+    "length_column_name": _ORDER,
+    "dataloader_in_order": _ORDER,
+    "accelerator_config": "the rows of a step are divided over processes by bfpo",
+    "dataloader_persistent_workers": "the workers would not learn that an epoch has begun, and repeat its order",
+    "remove_unused_columns": "the batches hold labels and masks that it would remove",
+    "label_names": "the batches hold labels that it would rename",
+    "include_for_metrics": _TABLES,
+    "prediction_loss_only": _TABLES,
+    "batch_eval_metrics": _TABLES,
+    "eval_do_concat_batches": _TABLES,
+    "eval_use_gather_object": _TABLES,
+    "include_num_input_tokens_seen": "packed rows share tokens, which it would not see; metrics.jsonl has the tokens",
+    "restore_callback_states_from_checkpoint": "it would replace the callback that holds the sums since the last row",
+    "logging_nan_inf_filter": "a loss that is not finite stops the run, and would be hidden",
+    "disable_tqdm": "progress is shown by bfpo",
+    **dict.fromkeys(
+        ("log_level", "log_level_replica", "log_on_each_node"),
+        "bfpo decides what is logged; the variable TRANSFORMERS_VERBOSITY sets what transformers logs",
+    ),
+    "save_on_each_node": "the checkpoints of a run are in one folder, which all nodes share",
+    **dict.fromkeys(
+        ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+        "bfpo sets use_reentrant: false, without which frozen embeddings stop the gradient",
+    ),
+    "save_only_model": "a checkpoint without the optimizer cannot be resumed",
+    "enable_jit_checkpoint": "bfpo itself saves a checkpoint at Ctrl-C and SIGTERM",
+    "overwrite_output_dir": "a run folder is never overwritten",
+    "use_cache": "packed rows hold several completions, which a cache of keys would mix",
+    "parallelism_config": _PARALLEL,
+    "torch_compile": "log-probs are taken by a hook on the head, of which a compiled model skips calls",
+    "torch_compile_backend": "it turns torch_compile on, which skips calls of the hook on the head",
+    "torch_compile_mode": "it turns torch_compile on, which skips calls of the hook on the head",
+    "use_liger_kernel": "it replaces the head and its loss, from which the log-probs are taken",
+    "liger_kernel_config": "it is read by use_liger_kernel only, which is refused",
+    "ddp_find_unused_parameters": "bfpo sets it",
+    "local_rank": "the launcher sets it",
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "nothing reads it; the command says what is done"),
+}
+# Of preference training only.
+REFUSED_BY_TRAIN: dict[str, str] = {
+    "neftune_noise_alpha": "noise on the embeddings moves the first margins away from 0, which the reference has",
+    "tf32": "the check of the first loss knows the rounding of float32 and bfloat16 only; set dtype: bfloat16",
+}
+
+
+def check_trainer_args(values: Mapping[str, Any], *, preference: bool) -> None:
+    """Raise `ConfigError` for a name that is no field, has a key of its own or breaks a guarantee, and a wrong type."""
+    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    for name, value in values.items():
+        place = f"trainer_args.{name}"
+        reason = REFUSED.get(name) or (REFUSED_BY_TRAIN.get(name) if preference else None)
+        if name in OWN:
+            raise ConfigError(f"{place}: use {OWN[name]} in its place")
+        if reason is not None:
+            raise ConfigError(f"{place}: not allowed, {reason}")
+        if name not in fields:
+            refused = REFUSED.keys() | (REFUSED_BY_TRAIN.keys() if preference else set())
+            allowed = sorted(fields.keys() - OWN.keys() - refused)
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
+            raise ConfigError(f"{place}: transformers.TrainingArguments has no such field; {hint}")
+        kind = type(fields[name].default)
+        taken = {bool: (bool,), int: (int,), float: (int, float)}.get(kind)
+        if taken is not None and (not isinstance(value, taken) or (kind is not bool and isinstance(value, bool))):
+            raise ConfigError(f"{place}: got {value!r}; allowed: {_WORDS[kind]}")
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def check_parallelism() -> None:
+    """Raise `ConfigError` if the launcher asks for context, sequence or tensor parallelism."""
+    for kind in ("CP", "SP", "TP"):
+        name = f"PARALLELISM_CONFIG_{kind}_SIZE"
+        if os.environ.get(name, "1") not in ("", "0", "1"):
+            raise ConfigError(f"{name}={os.environ[name]}: not supported: {_PARALLEL}")
+
+
+def made_arguments(kind: type[Arguments], values: Mapping[str, Any]) -> Arguments:
+    """Return the arguments; raises `ConfigError` for what transformers refuses, and as `_check_optim`."""
+    optim = str(values.get("optim", ""))
+    known = [one.value for one in OptimizerNames]
+    if optim and optim not in known:
+        near = difflib.get_close_matches(optim, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+        raise ConfigError(f"optim: got {optim!r}, which the installed transformers does not have; {hint}")
+    try:
+        args = kind(**values)
+    except BfpoError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"trainer_args: transformers refuses them ({first_line(error)}); correct them") from error
+    _check_optim(args)
+    return args
+
+
+def _check_optim(args: TrainingArguments) -> None:
+    """Raise `MissingExtraError` for an optimizer whose package is not installed, before data and model are read."""
+    name = str(getattr(args.optim, "value", args.optim))
+    if _needs_bitsandbytes(name) and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(f"optim: {name} needs bitsandbytes; install it with: pip install 'bfpo[quant]'")
+    if name.startswith(("galore", "apollo", "lomo", "adalomo")):  # made for a model, which is not there yet
+        return
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except ImportError as error:
+        raise MissingExtraError(f"optim: {name} cannot be used ({first_line(error)})") from error
+    except ValueError as error:
+        raise ConfigError(f"optim: {name} cannot be used ({first_line(error)})") from error
+
+
+def _needs_bitsandbytes(name: str) -> bool:
+    if name.startswith(("galore", "adamw_torch")):
+        return False
+    return name.endswith("_8bit") or name.startswith(("paged_", "lion_", "ademamix", "rmsprop_bnb"))

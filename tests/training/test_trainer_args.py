@@ -1,0 +1,115 @@
+"""`optim` and `trainer_args`: what reaches the trainer, what is refused and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from bfpo.commands import sft as sft_stage
+from bfpo.commands import train as train_stage
+from bfpo.config import AlignConfig, SftConfig
+from bfpo.core.errors import ConfigError, MissingExtraError, ModelError
+from bfpo.policy.save import save_policy
+from bfpo.policy.source import check_text_only
+from bfpo.runs.stages import run_stage
+from bfpo.training.trainer_args import OWN, REFUSED, REFUSED_BY_TRAIN, check_trainer_args
+from messages import raises
+from tiny import tiny_model, tiny_tokenizer
+
+FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
+GONE = {"warmup_ratio", "group_by_length", "overwrite_output_dir", "fp16_full_eval", "bf16_full_eval"}
+
+
+def align(**settings: Any) -> AlignConfig:
+    return AlignConfig(model="m", data={"files": "p.jsonl"}, **settings)
+
+
+def sft(**settings: Any) -> SftConfig:
+    return SftConfig(model="m", data={"files": "p.jsonl"}, **settings)
+
+
+def test_fields_and_optimizers_reach_the_trainer(tmp_path: Path) -> None:
+    given = {"adam_beta2": 0.95, "dataloader_drop_last": True, "lr_scheduler_kwargs": {"num_cycles": 0.3}}
+    args = train_stage._arguments(align(trainer_args=given, optim="adafactor"), tmp_path)
+    assert (args.adam_beta2, args.dataloader_drop_last, args.lr_scheduler_kwargs) == (0.95, True, {"num_cycles": 0.3})
+    assert args.optim == "adafactor"
+    assert sft_stage._arguments(sft(trainer_args={"neftune_noise_alpha": 5.0}), tmp_path).neftune_noise_alpha == 5.0
+    assert train_stage._arguments(align(), tmp_path).optim == "adamw_torch_fused"
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_torch"])
+def test_another_optimizer_trains(tmp_path: Path, optim: str) -> None:
+    save_policy(tiny_model(), tiny_tokenizer(), tmp_path / "start")
+    rows = [{"prompt": f"w{i}", "completion": f"w{i % 7} w9"} for i in range(4)]
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = SftConfig(
+        model=str(tmp_path / "start"),
+        data={"files": str(tmp_path / "sft.jsonl")},
+        optim=optim,
+        max_steps=1,
+        warmup_steps=1,
+        completions_per_step=4,
+        completions_per_microbatch=4,
+        learning_rate=1e-2,
+    )
+    run_stage("sft", config, tmp_path / "run")
+    from safetensors.torch import load_file
+
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("start", "run/model"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)  # in its first and only step
+
+
+@pytest.mark.parametrize("name", sorted({*OWN, *REFUSED, *REFUSED_BY_TRAIN}))
+def test_what_is_refused_is_a_field_and_has_a_reason(name: str) -> None:
+    assert name in FIELDS | GONE or name.startswith(("activation_", "gradient_", "save_on", "hub_"))
+    with raises(ConfigError, name):
+        check_trainer_args({name: 1}, preference=True)
+
+
+def test_fields_of_one_stage_only() -> None:
+    check_trainer_args(dict.fromkeys(REFUSED_BY_TRAIN, None), preference=False)
+
+
+@pytest.mark.parametrize(
+    "given", [{"adam_beta3": 0.9}, {"adam_beta2": "much"}, {"dataloader_drop_last": 1}, {"dataloader_num_workers": 1.5}]
+)
+def test_wrong_names_and_types(given: dict[str, Any]) -> None:
+    with raises(ConfigError, f"trainer_args.{next(iter(given))}"):
+        check_trainer_args(given, preference=True)
+
+
+def test_what_transformers_refuses(tmp_path: Path) -> None:
+    with raises(ConfigError, "trainer_args"):
+        train_stage._arguments(align(trainer_args={"dataloader_prefetch_factor": 2}), tmp_path)
+
+
+def test_unknown_and_missing_optimizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with raises(ConfigError, "optim", mask="allowed: .*"):
+        train_stage._arguments(align(optim="newton"), tmp_path)
+    with raises(ConfigError, "optim"):
+        train_stage._arguments(align(optim="adamw_torch_fuzed"), tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "bitsandbytes" else found(name))
+    with raises(MissingExtraError, "bitsandbytes"):
+        sft_stage._arguments(sft(optim="adamw_bnb_8bit"), tmp_path)
+
+
+def test_context_parallelism_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    with raises(ConfigError, "PARALLELISM_CONFIG_CP_SIZE"):
+        train_stage._arguments(align(), tmp_path)
+
+
+def test_a_model_that_reads_images_is_refused() -> None:
+    from transformers import LlavaConfig
+
+    with raises(ModelError, "llava"):
+        check_text_only("org/llava", LlavaConfig())
+    check_text_only("org/text", tiny_model().config)
