@@ -423,7 +423,7 @@ def _found_by_the_command(stage: str, key: str, value: object) -> bool:
 
 def _is_off(value: object) -> bool:
     # The last five are `bad_rows`, `link`, `anchor_scale` and `optim` of every run before, and `attention` of `sft`.
-    off = ({}, [], "", "stop", "squared", "loss", "adamw_torch_fused", "auto")
+    off: tuple[object, ...] = ({}, [], "", "stop", "squared", "loss", "adamw_torch_fused", "auto")
     return value is None or value is False or value in off
 
 
