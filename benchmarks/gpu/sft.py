@@ -85,8 +85,6 @@ def _bfpo(values: dict[str, Any], folder: Path, rows: list[dict[str, str]], step
         "dtype": "bfloat16" if values["half"] else "float32",
         "learning_rate": 1e-5,
     }
-    if "completions_per_microbatch" in SftConfig.model_fields:
-        settings["completions_per_microbatch"] = min(per_step, 16)
     run_stage("sft", SftConfig(**settings), folder / "run")
 
 

@@ -1,4 +1,4 @@
-"""Training in memory, `bfpo sft` and `bfpo generate` need torch, transformers and what these bring, and little else."""
+"""Training in memory and `bfpo generate` need torch, transformers and what these bring, and little else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from bfpo.config import GenerateConfig
 from bfpo.runs.stages import run_stage
-from survival import stage_config, write_inputs
+from survival import write_inputs
 from tiny import tiny_trainer
 
 HEAVY = {
@@ -78,10 +78,9 @@ def _without_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_without_heavy")
-def test_training_in_memory_sft_and_generation_run_without_them(tmp_path: Path) -> None:
+def test_training_in_memory_and_generation_run_without_them(tmp_path: Path) -> None:
     tiny_trainer(tmp_path / "trainer", max_steps=2, reference="precompute").train()
     inputs = write_inputs(tmp_path / "inputs")
-    run_stage("sft", stage_config("sft", inputs, max_steps=2), tmp_path / "sft")
     (tmp_path / "prompts.txt").write_text("w1 w2\nw3\n")
     settings = {"model": str(inputs / "start"), "prompts": str(tmp_path / "prompts.txt"), "max_new_tokens": 3}
     run_stage("generate", GenerateConfig.model_validate({**settings, "threads": 1}), tmp_path / "made")
