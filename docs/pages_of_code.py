@@ -58,7 +58,8 @@ def index_page() -> str:
         (
             "# Commands",
             "Each command has a page with its options and, where it takes a config, every key of that config. "
-            "`bfpo COMMAND --help` and `bfpo COMMAND --keys` show the same in a terminal.",
+            "`bfpo COMMAND --help` and `bfpo COMMAND --keys` show the same in a terminal. "
+            "[Drive bfpo by scripts](../scripting.md) has exit codes and JSON output.",
             table(("command", "what it does"), rows),
         )
     )
@@ -141,6 +142,8 @@ def source_of(place: str) -> str:
     outside = {page: name for name, page in BESIDE.items()}
     if place in outside or place.startswith("examples/"):
         return outside.get(place, place)
+    if place.startswith("notebooks/"):
+        return f"examples/notebooks/{Path(place).stem}.ipynb"
     return f"docs/{place}"
 
 

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import Parameter, Signature
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from bfpo._version import __version__
-from bfpo.core.console import show, show_error, show_table, start_logging
+from bfpo.core.console import Outcome, show, show_error, show_json, show_table, start_logging
 from bfpo.core.errors import BfpoError, ConfigError, StopRequest
+from bfpo.core.processes import is_first_process
+from bfpo.core.secrets import hide_in_values
 from bfpo.runs.stages import STAGES, keep_quiet, preview_stage, run_stage
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run fold
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; no effect on a finished run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, with data counts, and exit.")]
 Keys = Annotated[bool, typer.Option("--keys", help="List the settings and their allowed values, and exit.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, and all text to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -172,7 +175,7 @@ def _add_command(name: str) -> None:
     shorts = SHORT_OPTIONS.get(name, ())
 
     before = {"config": ConfigFile, "settings": Settings, "out": Out}
-    after = {"resume": Resume, "dry_run": DryRun, "keys": Keys, "debug": Debug}
+    after = {"resume": Resume, "dry_run": DryRun, "keys": Keys, "as_json": AsJson, "debug": Debug}
 
     def command(**values: Any) -> None:
         settings = [*(values["settings"] or ()), *(text for short in shorts for text in short.settings(values))]
@@ -210,12 +213,12 @@ def _doctor(
     data: Annotated[
         bool, typer.Option("--data", help="Read data and weights too: what the setting asks of a sample of the pairs.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show this machine; with --config, whether that training fits it (exit status 1 if not)."""
-    options = {"processes": processes, "sharding": sharding, "memory_gib": memory, "data": data, "as_json": as_json}
-    _call("doctor", debug, config, settings or (), **options)
+    options = {"processes": processes, "sharding": sharding, "memory_gib": memory, "data": data}
+    _call("doctor", debug, config, settings or (), **options, as_json=as_json)
 
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of any stage, or folders of them.")]
@@ -230,10 +233,11 @@ def _report(
     out: Annotated[Path, typer.Option("--out", metavar="PAGE.html", help="The page; also as .md, .json and .csv.")],
     title: Annotated[str, typer.Option("--title", help="Title of the page.")] = "Report",
     main_model: Main = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Make one page from run folders: scores, intervals, training curves, answers side by side."""
-    _call("report", debug, runs, out, title, main_model)
+    _call("report", debug, runs, out, title, main_model, as_json=as_json)
 
 
 @app.command("watch")
@@ -242,10 +246,11 @@ def _watch(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free port.")] = 8765,
     every: Annotated[int, typer.Option("--every", metavar="SECONDS", min=1, help="Time between updates.")] = 10,
     main_model: Main = None,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Serve the page of a run in progress to browsers on this machine, until Ctrl-C."""
-    _call("watch", debug, runs, port, every, main_model)
+    _call("watch", debug, runs, port, every, main_model, as_json=as_json)
 
 
 @app.command("annotate")
@@ -259,10 +264,11 @@ def _annotate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sample.")] = 0,
     terminal: Annotated[bool, typer.Option("--terminal", help="Label here instead of in a browser.")] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0: any free port.")] = 0,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Label a blind sample of models' answers, in a browser on this machine or a terminal."""
-    _call("annotate", debug, runs, out, name, sample, seed, terminal, port)
+    _call("annotate", debug, runs, out, name, sample, seed, terminal, port, as_json=as_json)
 
 
 def _gate_keys(asked: bool) -> None:
@@ -286,17 +292,17 @@ def _gate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of gate.json and gate.html; default: RUN.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write gate.json to stdout instead of lines.")] = False,
     keys: Annotated[
         bool,
         typer.Option(
             "--keys", help="List the settings and their allowed values, and exit.", callback=_gate_keys, is_eager=True
         ),
     ] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Test conditions on a model against its start model: exit status 0 pass, 3 fail, 4 cannot be told, 2 bad input."""
-    _call("gate", debug, run, against, config, settings or (), out, as_json)
+    _call("gate", debug, run, against, config, settings or (), out, as_json=as_json)
 
 
 def _execute(
@@ -308,72 +314,107 @@ def _execute(
     resume: bool,
     dry_run: bool,
     keys: bool,
+    as_json: bool,
     debug: bool,
 ) -> None:
     """Run a stage, or only show its keys or what it would do."""
-    with _handled(stage, debug, "the same command" if resume else "the same command and --resume"):
-        start_logging()
+
+    def action() -> Outcome:
         if keys:
-            _show_keys(STAGES[stage].config_class())
-            return
+            return _show_keys(STAGES[stage].config_class())
         from bfpo.config import load_config
 
         loaded: Any = load_config(STAGES[stage].config_class(), config, settings)
         if dry_run:
-            show(preview_stage(stage, loaded))
-            return
+            text = preview_stage(stage, loaded)
+            show(text)
+            return Outcome(0, {"config": hide_in_values(loaded.resolved()), "text": text})
         if out is None:
             raise ConfigError("--out: missing; give a new or empty folder, such as --out runs/first")
-        run_stage(stage, loaded, out, resume=resume)
+        folder = run_stage(stage, loaded, out, resume=resume)
+        files = sorted(path.name for path in folder.path.iterdir() if not path.name.startswith("."))
+        return Outcome(0, {"out": str(out), "files": files, "record": folder.record})
+
+    again = "the same command" if resume else "the same command and --resume"
+    _perform(stage, debug, as_json, action, None if keys or dry_run else out, again)
 
 
-def _show_keys(config: type[StageConfig]) -> None:
+def _show_keys(config: type[StageConfig]) -> Outcome:
     from bfpo.config import describe_keys
 
-    keys = describe_keys(config)
-    show_table(
-        ("key", "default", "accepts", "meaning"),
-        [(key.name, "(needed)" if key.default is None else key.default, key.allowed, key.description) for key in keys],
-    )
+    columns = ("key", "default", "accepts", "meaning")
+    rows = [(key.name, key.default, key.allowed, key.description) for key in describe_keys(config)]
+    show_table(columns, [(name, "(needed)" if default is None else default, *rest) for name, default, *rest in rows])
+    return Outcome(0, {"keys": [dict(zip(columns, row, strict=True)) for row in rows]})
 
 
-def _call(command: str, debug: bool, *arguments: Any, **options: Any) -> None:
-    """Run a command that is not a stage; it may return an exit status."""
-    with _handled(command, debug):
-        start_logging()
+def _call(command: str, debug: bool, *arguments: Any, as_json: bool, **options: Any) -> None:
+    """Run a command that is not a stage."""
+
+    def action() -> Outcome:
         keep_quiet()
-        raise typer.Exit(import_module(f"bfpo.commands.{command}").run(*arguments, **options) or 0)
+        outcome: Outcome = import_module(f"bfpo.commands.{command}").run(*arguments, **options)
+        return outcome
+
+    _perform(command, debug, as_json, action)
 
 
-@contextmanager
-def _handled(command: str, debug: bool, resume_with: str | None = None) -> Iterator[None]:
-    """Turn an exception or a signal into one message and an exit status."""
+def _perform(
+    command: str,
+    debug: bool,
+    as_json: bool,
+    action: Callable[[], Outcome],
+    out: Path | None = None,
+    resume_with: str | None = None,
+) -> NoReturn:
+    """Do it and exit; an exception or a signal becomes one message and an exit code. All output as JSON is made here.
+
+    `out`: the run folder, if there is one that `--resume` could continue.
+    """
+    status, failure = "finished", None
     with _stop_on_sigterm():
         try:
-            yield
-        except typer.Exit:
-            raise
-        except BfpoError as error:
-            _fail(debug, str(error), error.exit_code)
-        except KeyboardInterrupt as stop:
-            text = "stopped" if resume_with is None else f"stopped; continue with {resume_with}"
-            _fail(debug, text, 143 if isinstance(stop, StopRequest) else 130)
-        except RecursionError:
-            _fail(debug, f"bfpo {command}: an input nests lists or objects too deeply to be read; shorten it", 2)
+            with redirect_stdout(sys.stderr) if as_json else nullcontext():
+                start_logging()
+                outcome = action()
         except BrokenPipeError:  # the reader of our output has exited, as in `--keys | head`
             raise
-        except Exception as error:
-            hint = "" if debug else "; use --debug for the traceback"
-            _fail(debug, f"bfpo {command} failed: {type(error).__name__}: {error}{hint}", 1)
+        except (Exception, KeyboardInterrupt) as error:
+            failure = error
+            message, code = _words_for(command, error, debug, resume_with)
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            facts: dict[str, Any] = {"error": {"kind": type(error).__name__, "message": message}}
+            if out is not None:
+                facts |= {"out": str(out), "resumable": (out / "run.json").is_file()}
+            outcome = Outcome(code, facts)
+            _show_problem(message, debug)
+    if as_json and is_first_process():
+        from bfpo.core.records import as_json as json_values
+
+        head = {"command": command, "status": status, "exit_code": outcome.exit_code}
+        show_json(json_values({**head, **outcome.facts}))
+    raise typer.Exit(outcome.exit_code) from failure
 
 
-def _fail(debug: bool, message: str, exit_code: int) -> NoReturn:
+def _words_for(command: str, error: BaseException, debug: bool, resume_with: str | None) -> tuple[str, int]:
+    """Return the message and the exit code of an exception."""
+    if isinstance(error, BfpoError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        text = "stopped" if resume_with is None else f"stopped; continue with {resume_with}"
+        return text, 143 if isinstance(error, StopRequest) else 130
+    if isinstance(error, RecursionError):
+        return f"bfpo {command}: an input nests lists or objects too deeply to be read; shorten it", 2
+    hint = "" if debug else "; use --debug for the traceback"
+    return f"bfpo {command} failed: {type(error).__name__}: {error}{hint}", 1
+
+
+def _show_problem(message: str, debug: bool) -> None:
     if debug:
         show_error(traceback.format_exc().rstrip())
     problems = message.split("\n")
     text = message if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems])
     show_error(f"error: {text}")
-    raise typer.Exit(exit_code)
 
 
 @contextmanager

@@ -11,11 +11,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import bfpo.runs.stages
 from bfpo import __version__
 from bfpo.cli import app
+from bfpo.core.console import show
 from bfpo.core.errors import DataError, TrainingError
 from bfpo.runs.stages import STAGES
 from messages import fails
@@ -171,6 +173,68 @@ def test_demo_has_its_short_options(monkeypatch):
     monkeypatch.setattr("bfpo.cli._execute", lambda stage, settings, **options: seen.append(settings))
     assert bfpo_in_process("demo", "--out", "d", "--seeds", "3", "--full", "--set", "seed=5").exit_code == 0
     assert seen == [["seed=5", "seeds=3", "full=true"]]
+
+
+def as_json(*arguments: str):
+    """Return the only JSON object on stdout, and the run of the command line."""
+    result = bfpo_in_process(*arguments, "--json")
+    value = json.loads(result.stdout)
+    assert value["exit_code"] == result.exit_code
+    return value, result
+
+
+def test_json_of_a_run_is_one_object_and_the_text_goes_to_stderr(toy_stage, tmp_path):
+    def run(config, folder):
+        show("a table for people")
+        folder.write_text("scores.md", "x")
+        folder.add_facts(text="\x7f \u202e", rate=float("nan"))
+
+    toy_stage.run = run
+    out = tmp_path / "run"
+    value, result = as_json("toy", "--out", str(out), "--set", "steps=3")
+    assert "a table for people" in result.stderr
+    assert (value["command"], value["status"], value["exit_code"]) == ("toy", "finished", 0)
+    assert (value["out"], value["files"]) == (str(out), ["config.yaml", "run.json", "scores.md"])
+    written = json.loads((out / "run.json").read_text())
+    assert value["record"] == written
+    assert value["record"]["text"] == "\x7f \u202e"
+    assert "\x7f" not in result.stdout
+    assert result.stdout.isascii()
+
+
+def test_json_of_a_failure_says_what_to_do(toy_stage, tmp_path):
+    def fail(config, folder):
+        raise DataError("pairs.jsonl:3: bad")
+
+    toy_stage.run = fail
+    out = tmp_path / "run"
+    value, result = as_json("toy", "--out", str(out))
+    assert value == {
+        "command": "toy",
+        "status": "failed",
+        "exit_code": 2,
+        "error": {"kind": "DataError", "message": "pairs.jsonl:3: bad"},
+        "out": str(out),
+        "resumable": True,
+    }
+    assert result.stderr.endswith("error: pairs.jsonl:3: bad\n")
+    value, _ = as_json("toy", "--out", str(tmp_path / "other"), "--set", "stepps=3")
+    assert (value["error"]["kind"], value["resumable"]) == ("ConfigError", False)
+
+
+def test_json_of_keys_and_of_a_dry_run(toy_stage):
+    value, result = as_json("toy", "--keys")
+    assert result.exit_code == 0
+    keys = {key["key"]: key for key in value["keys"]}
+    assert keys["steps"].keys() == {"key", "default", "accepts", "meaning"}
+    value, _ = as_json("toy", "--set", "steps=7", "--dry-run")
+    assert value["config"]["steps"] == 7
+    assert value["text"].endswith("7 steps")
+
+
+def test_every_command_has_json():
+    for name, command in typer.main.get_command(app).commands.items():
+        assert "--json" in {option for one in command.params for option in one.opts}, name
 
 
 SLEEPER = """

@@ -47,7 +47,7 @@ def test_the_machine_is_described_without_a_config(monkeypatch: pytest.MonkeyPat
     text = doctor().output
     for word in ("torch", "transformers", "GiB free of", "HF_HUB_OFFLINE is set", *EXTRAS):
         assert word in text
-    facts = json.loads(doctor("--json").output)
+    facts = json.loads(doctor("--json").stdout)
     assert facts["devices"][0]["total_bytes"] >= facts["devices"][0]["free_bytes"] > 0
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
@@ -64,7 +64,7 @@ def test_a_config_that_fits(config: str) -> None:
     assert "estimated        MiB" in result.output  # a tiny model has figures too
     weights = next(line for line in lines if line.startswith("  weights"))
     assert float(weights.split()[1]) == round(examine(Path(config), []).memory.weights / 2**20, 2) > 0
-    facts = json.loads(doctor("--config", config, "--json").output)
+    facts = json.loads(doctor("--config", config, "--json").stdout)
     assert facts["memory_bytes"]["total"] == sum(v for k, v in facts["memory_bytes"].items() if k != "total")
     assert facts["fits"] is True
     assert facts["remedies"] == []
@@ -73,7 +73,7 @@ def test_a_config_that_fits(config: str) -> None:
 def test_a_config_that_does_not_fit_is_told_what_would(config: str) -> None:
     result = doctor("--config", config, "--memory", "0.0005", "--json")
     assert result.exit_code == 1
-    facts = json.loads(result.output)
+    facts = json.loads(result.stdout)
     available = facts["available_bytes"]
     assert available == int(0.0005 * GIB)
     changes = {remedy["change"]: remedy for remedy in facts["remedies"]}

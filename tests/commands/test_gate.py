@@ -350,7 +350,9 @@ def test_a_gate_loads_no_model_library() -> None:
 def test_json_on_the_console_is_the_file(tmp_path: Path) -> None:
     run, start = both(tmp_path / "run")
     result = gate(run, start, more=["--json"])
-    assert json.loads(result.stdout) == json.loads((run / "gate.json").read_text())
+    written = json.loads((run / "gate.json").read_text())
+    assert json.loads(result.stdout) == {"command": "gate", "status": "finished", **written}
+    assert written["exit_code"] == result.exit_code
     shown = CliRunner().invoke(app, ["gate", "--keys"])
     assert (shown.exit_code, "over_refusal.up_by_at_most" in shown.output) == (0, True)
 

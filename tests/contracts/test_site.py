@@ -47,6 +47,8 @@ def test_a_text_of_the_program_is_shown_as_it_is_in_a_table():
         ("CONTRIBUTING.md", "docs/notation.md", "notation.md", set()),
         ("examples/real_pairs.md", "../docs/data.md", "../data.md", set()),
         ("theory.md", "https://arxiv.org/abs/2408.15313", "https://arxiv.org/abs/2408.15313", set()),
+        ("notebooks/align.md", "../../docs/real-model.md", "../real-model.md", set()),
+        ("start.md", "../examples/notebooks/loss.ipynb", "notebooks/loss.md", set()),
         ("theory.md", "no/such/file.md", "no/such/file.md", set()),
     ],
 )

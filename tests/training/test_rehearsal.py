@@ -165,16 +165,16 @@ def test_doctor_samples_the_pairs(files: Path, tmp_path: Path, capsys: pytest.Ca
         f"method: ipo\nbeta: 1000\nreference_cache: {tmp_path}/cache\n"
     )
     options: dict[str, Any] = {"processes": 1, "sharding": "none", "memory_gib": None, "data": True}
-    assert doctor(path, [], as_json=False, **options) == 0
+    outcome = doctor(path, [], **options)
+    assert outcome.exit_code == 0
     text = capsys.readouterr().out
     assert "reference log-probs of 9 of 9 + 5 of 5 pairs, drawn at random" in text
     assert "buffer unsafe-safe" in text
     assert list(tmp_path.glob("cache/*/*.parquet"))
-    assert doctor(path, [], as_json=True, **options) == 0
-    groups = json.loads(capsys.readouterr().out)["forecast"]["groups"]
+    groups = json.loads(json.dumps(outcome.facts))["forecast"]["groups"]
     assert sum(group["pairs"] for group in groups) == 14
     with raises(SettingError, "--data"):
         sft = [f"model={files}/start", f"data.files={files}/sft.jsonl", "completions_per_step=8"]
-        doctor(None, sft, as_json=False, **options)
+        doctor(None, sft, **options)
     with raises(SettingError, "--data"):
-        doctor(None, [], as_json=False, **options)
+        doctor(None, [], **options)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bfpo.core.console import show
+from bfpo.core.console import Outcome, show
 from bfpo.core.errors import ConfigError
 from bfpo.core.files import write_text_whole
 from bfpo.core.records import as_json, load
@@ -28,7 +28,9 @@ _HELP = (
 )
 
 
-def run(folders: Sequence[Path], out: Path, name: str, num: int | None, seed: int, terminal: bool, port: int) -> None:
+def run(
+    folders: Sequence[Path], out: Path, name: str, num: int | None, seed: int, terminal: bool, port: int
+) -> Outcome:
     """Draw the sample, or go on with that of `out`, and label it until all answers have a label or the user stops.
 
     Raises `DataError` for runs without answers or without a common prompt, `ConfigError` for an `out` that holds
@@ -40,7 +42,10 @@ def run(folders: Sequence[Path], out: Path, name: str, num: int | None, seed: in
     with only_writer(out / LOGS / name):
         if not (out / SAMPLE).is_file():
             write_text_whole(out / SAMPLE, json.dumps(as_json(sample), ensure_ascii=False, indent=1) + "\n")
-        _label(Annotations(out, sample, name), out, terminal, port)
+        annotations = Annotations(out, sample, name)
+        _label(annotations, out, terminal, port)
+        counts = {"answers": len(sample.answers), "labelled": len(annotations.said)}
+        return Outcome(0, {"out": str(out), "annotator": name, **counts})
 
 
 def _label(annotations: Annotations, out: Path, terminal: bool, port: int) -> None:

@@ -6,7 +6,6 @@ Without `--data` it reads no weights and uses no network.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 
 from bfpo.config import AlignConfig
-from bfpo.core.console import show
+from bfpo.core.console import Outcome, show
 from bfpo.core.errors import SettingError
 from bfpo.core.provenance import describe_platform, describe_versions
-from bfpo.core.records import as_json as as_json_values
+from bfpo.core.records import as_json
 from bfpo.policy.devices import EXTRAS, describe_hub, find_devices, free_disk, installed_extras
 from bfpo.policy.memory import Sharding
 from bfpo.training.diagnosis import GIB, KEPT_FREE, Diagnosis, examine, load_training
@@ -45,10 +44,9 @@ def run(
     processes: int,
     sharding: Sharding,
     memory_gib: float | None,
-    as_json: bool,
     data: bool = False,
-) -> int:
-    """Show the machine, or with a config whether it fits. Returns the exit status: 1 if it does not fit, else 0.
+) -> Outcome:
+    """Show the machine, or with a config whether it fits. The exit code is 1 if it does not fit, else 0.
 
     `data`: also what the setting asks of a sample of the pairs, for which weights and data are read. Raises
     `SettingError` for options that need a config, and the errors of `examine` and of reading the data.
@@ -57,8 +55,8 @@ def run(
         if processes != 1 or sharding != "none" or memory_gib is not None or data:
             raise SettingError("--processes, --sharding, --memory, --data: not read without --config FILE; add it")
         facts = _machine_facts()
-        show(json.dumps(facts, indent=2) if as_json else "\n".join(_machine_lines(facts)))
-        return 0
+        show("\n".join(_machine_lines(facts)))
+        return Outcome(0, facts)
     found = examine(config, settings, processes=processes, sharding=sharding, memory_gib=memory_gib)
     facts, lines = _diagnosis_facts(found), diagnosis_lines(found)
     if data and found.memory_fits is False:
@@ -68,10 +66,10 @@ def run(
         if not isinstance(training, AlignConfig):
             raise SettingError("--data: needs a config of bfpo train, whose pairs have a target; leave it out")
         expected, more = sampled_forecast(training)
-        facts["forecast"] = as_json_values(expected)
+        facts["forecast"] = as_json(expected)
         lines += ["", *more, *([f"warning: {expected.warning}"] if expected.warning else [])]
-    show(json.dumps(facts, indent=2) if as_json else "\n".join(lines))
-    return 0 if found.fits else 1
+    show("\n".join(lines))
+    return Outcome(0 if found.fits else 1, facts)
 
 
 def _machine_facts() -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bfpo.config import GateConfig, load_config
-from bfpo.core.console import show
+from bfpo.core.console import Outcome, show
 from bfpo.core.errors import ConfigError, RunError
 from bfpo.core.files import write_text_whole
-from bfpo.core.records import as_json as as_json_values
+from bfpo.core.records import as_json
 from bfpo.report.gate import gate_lines, render_gate
 from bfpo.suites.evaluations import read_categories, read_evaluation
 from bfpo.suites.gate import judge_gate
@@ -20,10 +20,8 @@ __all__ = ["run"]
 FILE, PAGE = "gate.json", "gate.html"
 
 
-def run(
-    path: Path, against: Path, config: Path | None, settings: Sequence[str], out: Path | None, as_json: bool
-) -> int:
-    """Write `gate.json` and `gate.html` and return the exit status: 0 pass, 3 fail, 4 cannot be told.
+def run(path: Path, against: Path, config: Path | None, settings: Sequence[str], out: Path | None) -> Outcome:
+    """Write `gate.json` and `gate.html`; the exit code is 0 for a pass, 3 for a fail, 4 if it cannot be told.
 
     Raises the errors of the config, of reading the evaluations, and `DataError` for two that cannot be compared;
     `RunError` if the files cannot be written.
@@ -35,7 +33,7 @@ def run(
     folder = path if out is None else out
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out: {folder} is a file; give a folder")
-    values = as_json_values(found)
+    values = as_json(found)
     try:
         write_text_whole(folder / FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         write_text_whole(folder / PAGE, render_gate(found))
@@ -43,5 +41,5 @@ def run(
         raise RunError(
             f"{folder}: cannot be written ({error.strerror}); check --out, permissions and free space"
         ) from error
-    show(json.dumps(values, indent=2) if as_json else "\n".join([*gate_lines(found), f"The page: {folder / PAGE}"]))
-    return found.exit_code
+    show("\n".join([*gate_lines(found), f"The page: {folder / PAGE}"]))
+    return Outcome(found.exit_code, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bfpo.core.console import show
+from bfpo.core.console import Outcome, show
 from bfpo.core.errors import ConfigError, RunError
 from bfpo.report.gather import gather
 from bfpo.report.page import write_report
@@ -15,7 +15,7 @@ __all__ = ["run"]
 _MAKER = "bfpo report"
 
 
-def run(folders: Sequence[Path], out: Path, title: str, main: str | None) -> None:
+def run(folders: Sequence[Path], out: Path, title: str, main: str | None) -> Outcome:
     """Write the page of run folders to `out`, and the same as Markdown, JSON and CSV beside it.
 
     Raises `ConfigError` for an `out` that does not end in `.html`, `DataError` for a folder without a run, `RunError`
@@ -30,3 +30,4 @@ def run(folders: Sequence[Path], out: Path, title: str, main: str | None) -> Non
         reason = f"cannot be written ({error.strerror}); check --out, permissions and free space"
         raise RunError(f"{out}: {reason}") from error
     show(f"The page: {page}")
+    return Outcome(0, {"page": str(page)})

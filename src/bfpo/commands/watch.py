@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from bfpo.core.console import show
+from bfpo.core.console import Outcome, show
 from bfpo.core.errors import BfpoError, ConfigError
 from bfpo.report.data import ReportData
 from bfpo.report.gather import gather
@@ -29,7 +29,7 @@ _HEADERS = {
 }
 
 
-def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> None:
+def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> Outcome:
     """Serve the page until the run has ended and a browser has its last page, or until Ctrl-C.
 
     A run that had ended before is served until Ctrl-C. Runs that cannot be read yet are added later.
@@ -43,6 +43,7 @@ def run(folders: Sequence[Path], port: int, every: int, main: str | None) -> Non
     show(
         "The run has ended, and the browser has its last page; make a file of it with: bfpo report RUN --out PAGE.html"
     )
+    return Outcome(0, {"runs": [str(folder) for folder in folders]})
 
 
 def make_server(

@@ -6,15 +6,36 @@ terminal shows it and obeys none of it.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bfpo.core.characters import visible
 
-__all__ = ["aligned", "in_words", "one_line", "printable", "show", "show_error", "show_table", "start_logging"]
+__all__ = [
+    "Outcome",
+    "aligned",
+    "in_words",
+    "one_line",
+    "printable",
+    "show",
+    "show_error",
+    "show_json",
+    "show_table",
+    "start_logging",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command ended: its exit code, and its own keys of what `--json` writes."""
+
+    exit_code: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -87,6 +108,12 @@ def in_words(value: Any, digits: int = 6) -> str:
 def show(text: str = "") -> None:
     """Write a line to stdout and flush it."""
     sys.stdout.write(printable(text) + "\n")
+    sys.stdout.flush()
+
+
+def show_json(value: Any) -> None:
+    """Write a JSON value to stdout, in ASCII: a terminal obeys none of its texts either."""
+    sys.stdout.write(json.dumps(value, indent=2).replace("\x7f", "\\u007f") + "\n")
     sys.stdout.flush()
 
 
