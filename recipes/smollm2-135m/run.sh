@@ -24,12 +24,14 @@ data() { # STEP ...: of data.py
 }
 answers() { # FOLDER MODEL PROMPTS TOKENS: greedy answers
     "$BFPO" generate --model "$2" --prompts "$3" --out "$1" --set "max_new_tokens=$4" --set temperature=0 \
-        --set dtype=bfloat16 --set batch_size=64 --set "threads=$THREADS" --resume
+        --set dtype=auto --set batch_size=64 --set "threads=$THREADS" --resume
 }
+# A CPU without instructions for bfloat16 emulates it: a step then takes many times as long as in float32.
+DTYPE=${DTYPE:-$("$PYTHON" -c 'from bfpo.policy.precision import decoding_dtype; print(decoding_dtype("auto")[0])')}
 PROBE=(--set "probe.harmful=[$OUT/prompts/dev_harmful.jsonl]" --set "probe.harmless=[$OUT/prompts/dev_harmless.jsonl]")
 sft() { # FOLDER MODEL ROWS, further settings
     "$BFPO" sft --config "$HERE/sft.yaml" --set "model=$2" --set "data.files=[$3]" "${PROBE[@]}" --set "seed=$SEED" \
-        --set "threads=$THREADS" --out "$1" --resume "${@:4}"
+        --set "dtype=$DTYPE" --set "threads=$THREADS" --out "$1" --resume "${@:4}"
 }
 train() { # ROUND MODEL
     local own=()
@@ -41,7 +43,7 @@ train() { # ROUND MODEL
     esac
     "$BFPO" train --config "$HERE/train.yaml" --set "model=$2" --set "data.files=[$ARM/main-$1.jsonl]" \
         --set "buffer.files=[$ARM/buffer-$1.jsonl]" --set "reference_cache=$OUT/cache" "${PROBE[@]}" --set "seed=$SEED" \
-        --set "threads=$THREADS" "${own[@]}" --out "$ARM/round-$1" --resume
+        --set "dtype=$DTYPE" --set "threads=$THREADS" "${own[@]}" --out "$ARM/round-$1" --resume
 }
 
 mkdir -p "$OUT"

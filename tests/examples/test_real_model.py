@@ -202,6 +202,7 @@ def test_the_script_runs_every_stage_and_each_data_step_once(data, tmp_path):
     stub.write_text(f'#!/bin/sh\necho "$(basename "$1") $2" >> "{tmp_path}/calls"\n')
     stub.chmod(0o755)
     environment = {"PATH": "/usr/bin:/bin", "BFPO": str(stub), "PYTHON": str(stub), "OUT": str(tmp_path / "out")}
+    environment["DTYPE"] = "float32"
     for method, trained in (("bfpo", ["train"] * 2), ("safedpo", ["train"] * 2), ("sft-more", ["sft"])):
         for again in (False, True):
             (tmp_path / "calls").write_text("")

@@ -10,7 +10,10 @@ import torch
 
 import bfpo.policy.devices as devices
 import bfpo.policy.precision as precision
+from bfpo.config import SftConfig
 from bfpo.policy.precision import decoding_dtype
+from bfpo.training.session import common_arguments
+from messages import says
 
 
 @pytest.mark.parametrize(
@@ -55,3 +58,16 @@ def test_instructions_of_a_cpu_are_those_that_linux_lists(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(devices, "_CPU_INFO", file)
     assert devices.computes_bfloat16() == expected
+
+
+@pytest.mark.parametrize(("dtype", "native"), [("bfloat16", False), ("bfloat16", True), ("float32", False)])
+def test_a_training_says_that_the_cpu_emulates_its_number_type(
+    dtype: str, native: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(precision, "computes_bfloat16", lambda: native)
+    config = SftConfig.model_validate({"model": "m", "data": {"files": ["rows.jsonl"]}, "dtype": dtype})
+    common_arguments(config, tmp_path, unit="completions", per_step=config.completions_per_step)
+    if dtype == "bfloat16" and not native:
+        says(caplog, "set dtype: float32")
+    else:
+        assert not caplog.text

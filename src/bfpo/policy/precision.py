@@ -17,9 +17,18 @@ from transformers.utils.hub import cached_file
 from bfpo.core.errors import MissingExtraError, ModelError
 from bfpo.policy.devices import computes_bfloat16
 
-__all__ = ["decoding_dtype", "hold_masters", "in_float32", "margin_rounding", "prepare_quantised", "quantisation"]
+__all__ = [
+    "EMULATED",
+    "decoding_dtype",
+    "emulates",
+    "hold_masters",
+    "in_float32",
+    "margin_rounding",
+    "prepare_quantised",
+    "quantisation",
+]
 
-_EMULATED = "this CPU has no instructions for it, float32 is faster"
+EMULATED = "this CPU has no instructions for it, float32 is faster"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -29,15 +38,18 @@ def decoding_dtype(asked: str, saved: Any = None) -> tuple[str, str]:
     "auto" is float16 for weights saved in it if they go to a GPU, else bfloat16 where the device computes in it
     natively, else float32. `saved`: the dtype that the model's config names.
     """
-    native = computes_bfloat16()
     if asked != "auto":
-        emulated = asked == "bfloat16" and not native and not torch.cuda.is_available()
-        return asked, f"as asked; {_EMULATED}" if emulated else "as asked"
+        return asked, f"as asked; {EMULATED}" if emulates(asked) else "as asked"
     if str(saved).removeprefix("torch.") == "float16" and torch.cuda.is_available():
         return "float16", "auto: as saved"
-    if native:
+    if computes_bfloat16():
         return "bfloat16", "auto: the device computes in it"
     return "float32", "auto: the device has no instructions for bfloat16"
+
+
+def emulates(dtype: str) -> bool:
+    """Return whether the processor computes in this number type without instructions for it."""
+    return dtype == "bfloat16" and not torch.cuda.is_available() and not computes_bfloat16()
 
 
 def hold_masters(model: nn.Module, source: str | Path, *, revision: str | None = None) -> None:

@@ -31,6 +31,7 @@ from bfpo.core.files import is_disk_full
 from bfpo.core.provenance import Remark
 from bfpo.core.records import as_json
 from bfpo.policy.devices import runs_on_cpu, use_threads
+from bfpo.policy.precision import EMULATED, emulates
 from bfpo.policy.save import save_policy
 from bfpo.runs.folder import RunFolder
 from bfpo.training.best import HeldOutBest
@@ -90,6 +91,8 @@ def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str,
         )
     on_cpu = runs_on_cpu()
     evaluates = config.eval_steps is not None
+    if emulates(config.dtype):
+        logger.warning("dtype: bfloat16: %s; set dtype: float32", EMULATED)
     check_trackers(config)
     check_parallelism()
     check_trainer_args(config.trainer_args, preference=unit == "pairs")
