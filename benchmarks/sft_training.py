@@ -82,9 +82,10 @@ def _start(name: str) -> tuple[Any, Any]:
 
     if name in MODELS:
         return make_model(MODELS[name]).requires_grad_(True), make_tokenizer(MODELS[name].vocabulary)
-    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="float32", **local)
-    return model, AutoTokenizer.from_pretrained(name, **local)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name, dtype="float32", trust_remote_code=False, local_files_only=True
+    )
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
 
 
 def _arguments(run: SftRun, folder: str, arguments_class: Any) -> dict[str, Any]:

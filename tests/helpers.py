@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import compress
 from pathlib import Path
@@ -77,6 +78,9 @@ class ReadCompletions(NamedTuple):
     completions: list[Completion]
     rejects: list[Reject]
     rows: int
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(reject.reason for reject in self.rejects))
 
 
 def read_sft(files: Sequence[Path], *, layout: str = "completions", **settings: Any) -> ReadCompletions:

@@ -227,7 +227,7 @@ def test_a_checkpoint_is_read_without_building_objects(
     if name == "deep":
         (checkpoint / "trainer_state.json").write_text("[" * 100_000)
     elif name == "model.bin":
-        (checkpoint / "model.safetensors").unlink()
+        (checkpoint / "trained.safetensors").unlink()
         torch.save(Payload(inputs.mark), checkpoint / "pytorch_model.bin")
     else:
         torch.save({"state": Payload(inputs.mark)}, checkpoint / name)

@@ -97,7 +97,7 @@ def test_keys_apply_to_a_ranker_and_to_a_judge_of_suites_and_of_a_file(tmp_path:
     assert (judge.source, judge.batch_size) == ("g", 5)
     (tmp_path / "c.yaml").write_text("completions: c.jsonl\njudge: {format: qwen3guard, model: g, batch_size: 5}\n")
     judge = load_config(EvaluateConfig, tmp_path / "c.yaml", ["judge=qwen3guard:h"]).judge  # type: ignore[attr-defined]
-    assert (judge.source, judge.batch_size) == ("h", 16)  # another judge, which the file's keys are not about
+    assert (judge.source, judge.batch_size) == ("h", None)  # another judge, which the file's keys are not about
 
 
 @pytest.mark.parametrize("named", ["missing.yaml", "3", "[oracle]"])

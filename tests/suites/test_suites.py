@@ -226,14 +226,14 @@ def test_what_cannot_be_reached_is_skipped(root: Path, monkeypatch: pytest.Monke
 def test_a_judge_that_does_not_load_skips_its_suite_or_stops_where_it_is_named(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bfpo.suites import judging as suite_judging
+    from bfpo.judges import shared
 
-    make = suite_judging.make_judge
+    make = shared.make_judge
 
-    def fail_for_guards(spec: Any, budget: Any) -> Any:
+    def fail_for_guards(spec: Any, budget: Any, **more: Any) -> Any:
         if spec.format == "harmbench":
             raise ModelError("cais/HarmBench: cannot be loaded")
-        return make(spec, budget)
+        return make(spec, budget, **more)
 
     monkeypatch.setattr("bfpo.judges.shared.make_judge", fail_for_guards)
     judge = {"role": "harm", "default": "harmbench"}

@@ -232,7 +232,7 @@ class SwappedLabels(BFPOTrainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
-FIGURES = r"(?<=the loss is )[\d.]+|(?<=largest \|margin\| is )[\d.]+|-[\d.]+(?= in a (packed )?row)"
+FIGURES = r"(?<=the loss is )[\d.]+|(?<=largest \|margin\| is )[\d.]+(?:e-\d+)?|-[\d.]+(?= in a (packed )?row)"
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
-    if folder.resumed and isinstance(config, WeightsSpec):  # a run of before names the number type
-        config = config.model_copy(update={"dtype": folder.config.get("dtype", config.dtype)})
+    if folder.resumed and isinstance(config, WeightsSpec) and folder.config.get("dtype", "auto") != config.dtype:
+        config = config.model_copy(update={"dtype": folder.config["dtype"]})  # a run of before names the number type
     check_opinions(config.judges, config.ranker)
     _check_start(config)
     folder.add_data("prompts", config.prompts)
