@@ -8,7 +8,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -164,7 +165,8 @@ def train_in_folder(
     progress = ProgressCallback(title, {**shown, **PROBE_SHOWN} if probe else shown)
     trainer.add_callback(progress)
     trainer.add_callback(ProgressFile(lambda now: folder.write_json(PROGRESS, now)))
-    start = _resume_point(folder)
+    with _readable(folder):
+        start = _resume_point(folder)
     watch = None
     if probe is not None:
         watch = ProbeCallback(probe, trainer, lambda now: folder.write_json(PROBE_FILE, now))
@@ -183,7 +185,7 @@ def train_in_folder(
         )
     )
     try:
-        with only_trained(trainer):
+        with _readable(folder), only_trained(trainer):
             _train(trainer, folder, start)
             metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
             if keeper is not None and keeper.seen.best_step not in (None, trainer.state.global_step):
@@ -192,11 +194,6 @@ def train_in_folder(
                 metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
-    except (UnpicklingError, RecursionError) as error:
-        raise RunError(
-            f"{folder.path / CHECKPOINTS}: the last checkpoint is damaged, or holds something other than tensors and "
-            "plain values, which is not read; remove it to continue from an earlier one"
-        ) from error
     except Exception as error:
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
@@ -212,6 +209,18 @@ def train_in_folder(
         save_model_folder(folder, trainer.model, trainer.processing_class, state_dict=state)
         _remark(folder, log, watch, held_out)
     return metrics
+
+
+@contextmanager
+def _readable(folder: RunFolder) -> Iterator[None]:
+    """Say that a checkpoint which cannot be decoded is damaged."""
+    try:
+        yield
+    except (UnpicklingError, RecursionError) as error:
+        raise RunError(
+            f"{folder.path / CHECKPOINTS}: the last checkpoint is damaged, or holds something other than tensors and "
+            "plain values, which is not read; remove it to continue from an earlier one"
+        ) from error
 
 
 def _remark(
