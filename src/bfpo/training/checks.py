@@ -82,7 +82,8 @@ class StartCheck:
         bounds = [(losses(sign * error_P) - implied_P).abs() for sign in (1, -1)]
         expected = float((weights * implied_P).sum())
         tolerance = float((weights * torch.maximum(*bounds)).sum()) + 1e-6 * abs(expected)
-        tolerance += torch.finfo(self.dtype).eps * float(weights.abs().sum())  # a loss of 0, as of KLDO, is a sum too
+        if self.method.pointwise:  # there both answers of a pair can be off in the same direction; slopes are near beta
+            tolerance += self.method.beta * float((weights.abs() * error_P).sum())
         if abs(observed - expected) <= tolerance:  # false for NaN
             return
         seen = "" if largest_margin is None else f"; the largest |margin| is {largest_margin:.4g} nats, 0 is right"
