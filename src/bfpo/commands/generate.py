@@ -40,7 +40,7 @@ from bfpo.generation.server import RequestBudget, Server
 from bfpo.generation.settings import WeightsSpec
 from bfpo.policy.devices import to_gpu, use_threads
 from bfpo.policy.load import load_policy, load_tokenizer
-from bfpo.policy.precision import decoding_dtype
+from bfpo.policy.precision import decoding_dtype, emulates
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
 
@@ -238,12 +238,8 @@ def _dtype(config: TransformersGenerate, folder: RunFolder) -> str:
     dtype, why = decoding_dtype(asked, read_config(config.model, revision=config.revision).dtype)
     why = "as before" if chosen else why
     folder.add_facts(decoding={"dtype": dtype, "dtype_chosen": why})
-    _log.log(
-        logging.WARNING if "no instructions" in why and dtype != "float32" else logging.INFO,
-        "weights in %s (%s)",
-        dtype,
-        why,
-    )
+    is_slow = not chosen and emulates(dtype)
+    _log.log(logging.WARNING if is_slow else logging.INFO, "weights in %s (%s)", dtype, why)
     return dtype
 
 

@@ -201,25 +201,25 @@ class VllmEngine:
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
         """Make the completions in one call; raises `ModelError` for a model that vLLM cannot load."""
         if self._llm is None:
-            self._llm = self._load(self._length)
+            self._llm = self._load()
         prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(task.prompt_ids)) for task in tasks]
         outputs = self._llm.generate(prompts, [self._sampling_of(task) for task in tasks], use_tqdm=False)
         report([self._made(task, output.outputs[0]) for task, output in zip(tasks, outputs, strict=True)])
 
-    def _load(self, length: int) -> Any:
+    def _load(self) -> Any:
         try:
             return self._vllm.LLM(
                 model=self._model,
                 revision=self._revision,
                 dtype=self._dtype,
-                max_model_len=length,
+                max_model_len=self._length,
                 **({"tensor_parallel_size": self._num_gpus} if self._num_gpus > 1 else {}),
                 load_format="safetensors",
                 trust_remote_code=False,
             )
         except (ValueError, OSError, RuntimeError) as error:
             said = " ".join(str(error).split())[:400]
-            raise ModelError(f"model: vLLM cannot load {self._model} for {length} tokens: {said}") from error
+            raise ModelError(f"model: vLLM cannot load {self._model} for {self._length} tokens: {said}") from error
 
     def _sampling_of(self, task: Task) -> Any:
         return self._vllm.SamplingParams(

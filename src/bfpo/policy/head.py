@@ -134,6 +134,15 @@ class _Chunks:
             yield rows, logits_CV, self.transform.apply_(logits_CV)
 
 
+def _softmax_sums(logits_CV: Tensor, targets_C1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probs (C,), log sums (C,) and sums (C, 1) of exp(logits - largest), which the logits become."""
+    picked_C = logits_CV.gather(1, targets_C1).squeeze(1)
+    largest_C1 = logits_CV.amax(dim=1, keepdim=True)
+    sums_C1 = logits_CV.sub_(largest_C1).exp_().sum(dim=1, keepdim=True)
+    log_sums_C = (largest_C1 + sums_C1.log()).squeeze(1)
+    return picked_C - log_sums_C, log_sums_C, sums_C1
+
+
 class _FrozenHead(torch.autograd.Function):
     """Log-probs whose gradient by the hidden states is computed in the forward pass; once differentiable.
 
@@ -156,14 +165,10 @@ class _FrozenHead(torch.autograd.Function):
         gradient_MH = torch.empty_like(hidden_MH) if ctx.needs_input_grad[0] else None
         for rows, logits_CV, slope_CV in chunks:
             targets_C1 = targets_M[rows, None]
-            picked_C = logits_CV.gather(1, targets_C1).squeeze(1)
-            largest_C1 = logits_CV.amax(dim=1, keepdim=True)
-            exp_CV = logits_CV.sub_(largest_C1).exp_()
-            sums_C1 = exp_CV.sum(dim=1, keepdim=True)
-            logps_M[rows] = picked_C - (largest_C1 + sums_C1.log()).squeeze(1)
+            logps_M[rows], _, sums_C1 = _softmax_sums(logits_CV, targets_C1)
             if gradient_MH is not None:
                 # onehot(target) - softmax: dividing by -sums gives -softmax, the scatter adds 1 at the target
-                by_logits_CV = exp_CV.div_(-sums_C1).scatter_add_(1, targets_C1, torch.ones_like(sums_C1))
+                by_logits_CV = logits_CV.div_(-sums_C1).scatter_add_(1, targets_C1, torch.ones_like(sums_C1))
                 by_logits_CV.mul_(transform.scale if slope_CV is None else slope_CV)
                 torch.mm(by_logits_CV.to(hidden_MH.dtype), chunks.weight_VH, out=gradient_MH[rows])
         if gradient_MH is not None:
@@ -198,11 +203,7 @@ class _TrainedHead(torch.autograd.Function):
         logps_M = hidden_MH.new_empty(len(hidden_MH), dtype=chunks.accumulate)
         log_sums_M = torch.empty_like(logps_M)
         for rows, logits_CV, _ in chunks:
-            picked_C = logits_CV.gather(1, targets_M[rows, None]).squeeze(1)
-            largest_C1 = logits_CV.amax(dim=1, keepdim=True)
-            sums_C = logits_CV.sub_(largest_C1).exp_().sum(dim=1)
-            log_sums_M[rows] = largest_C1.squeeze(1) + sums_C.log()
-            logps_M[rows] = picked_C - log_sums_M[rows]
+            logps_M[rows], log_sums_M[rows], _ = _softmax_sums(logits_CV, targets_M[rows, None])
         ctx.save_for_backward(hidden_MH, weight_VH, bias_V, targets_M, log_sums_M)
         ctx.transform, ctx.chunk_rows = transform, chunk_rows
         return logps_M

@@ -172,7 +172,8 @@ def train_in_folder(
         watch = ProbeCallback(probe, trainer, lambda now: folder.write_json(PROBE_FILE, now))
     held_out = None if config is None or config.best is None else HeldOutBest(config.best)
     resumes_at = None if start is None else start[1]["global_step"]
-    trackers = None if config is None else open_trackers(config, folder, resumes_at=resumes_at)
+    name = str(trainer.args.run_name)
+    trackers = None if config is None else open_trackers(config, folder, name=name, resumes_at=resumes_at)
     for callback in (trackers, watch, held_out):  # in this order: the probe logs when training begins
         if callback is not None:
             trainer.add_callback(callback)

@@ -53,15 +53,17 @@ def _callback(name: str) -> TrainerCallback:
     return made
 
 
-def open_trackers(config: TrainingKeys, folder: RunFolder, *, resumes_at: int | None) -> Trackers | None:
-    """Return the callback of the trackers of a config, `None` for none. `resumes_at`: step of the checkpoint.
+def open_trackers(config: TrainingKeys, folder: RunFolder, *, name: str, resumes_at: int | None) -> Trackers | None:
+    """Return the callback of the trackers of a config, `None` for none.
+
+    `name`: of the run; `resumes_at`: step of the checkpoint.
 
     Raises as `check_trackers`.
     """
     if not config.report_to:
         return None
     ids = dict(folder.record.get(_IDS, {}))
-    project, name, tags = config.project, run_name(config, folder), list(config.run_tags)
+    project, tags = config.project, list(config.run_tags)
     found: dict[str, TrainerCallback] = {}
     closers: list[Callable[[], None]] = []
     for tracker in config.report_to:
@@ -82,11 +84,6 @@ def open_trackers(config: TrainingKeys, folder: RunFolder, *, resumes_at: int | 
     if ids:
         folder.add_facts(**{_IDS: ids})
     return Trackers(found, closers)
-
-
-def run_name(config: TrainingKeys, folder: RunFolder) -> str:
-    """Return the name of a run in trackers: `run_name`, else that of its folder."""
-    return config.run_name or folder.path.absolute().name
 
 
 def _not_started(tracker: str, error: Exception) -> ConfigError:
