@@ -112,12 +112,16 @@ def test_completions_to_imitate_come_once_each(tmp_path: Path, use: Any, names: 
     file = write_rows(tmp_path / "pairs.jsonl", rows)
     stream = CompletionStream(SftDataConfig(files=[str(file)], use=use))
     assert [made.id for made in stream] == names == [made.id for made in stream]
-    assert (len(stream), stream.counts["pairs"], stream.counts["completions"]) == (len(names), 3, len(names))
+    assert (len(stream), stream.scan().counts["pairs"], stream.scan().counts["completions"]) == (
+        len(names),
+        3,
+        len(names),
+    )
     assert all(made.is_safe is None for made in stream)
     used = {name[0] for name in names}
-    one_by_one = [PairStream(DataConfig(files=[str(file)])).hashes] if "b" in used else []
-    assert len(stream.hashes) == 2
-    assert all(set(stream.hashes) == set(some) for some in one_by_one)
+    one_by_one = [PairStream(DataConfig(files=[str(file)])).scan().hashes] if "b" in used else []
+    assert len(stream.scan().hashes) == 2
+    assert all(set(stream.scan().hashes) == set(some) for some in one_by_one)
 
 
 def test_a_stream_of_completions_keeps_no_row(tmp_path: Path) -> None:
@@ -188,8 +192,12 @@ def test_a_stream_is_the_list(pairs: Path, unknown: Any, choice: dict[str, Any])
     stream = pair_stream([pairs, again], **settings)
     for pairs_at_once in zip(stream, stream, loaded.pairs, strict=True):
         assert pairs_at_once[0] == pairs_at_once[1] == pairs_at_once[2]
-    assert (stream.counts, stream.rejects, len(stream)) == (loaded.counts, loaded.rejects, len(loaded.pairs))
-    assert "p1 (first at pairs.jsonl:2)" in stream.rejects[1].value
+    assert (stream.scan().counts, stream.scan().rejects, len(stream)) == (
+        loaded.counts,
+        loaded.rejects,
+        len(loaded.pairs),
+    )
+    assert "p1 (first at pairs.jsonl:2)" in stream.scan().rejects[1].value
     assert len({pair.id for pair in loaded.pairs}) == len(loaded.pairs)
 
 

@@ -93,6 +93,7 @@ def test_runs_that_share_a_cache_tokenize_what_is_the_same_once(file: Path, monk
     assert written == ["data", "buffer"]
     with monkeypatch.context() as patch:
         patch.delattr("bfpo.data.tokenize.PairTokenizer.__call__")
+        patch.delattr(PairStream, "_read")  # no row is read or rendered again
         again, written = stores(file, "two", cache=cache)
     assert (written, tokenized("two")) == ([], {"data": 0, "buffer": 0})
     assert [pair.chosen_ids.tolist() for pair in again["data"]] == [pair.chosen_ids.tolist() for pair in first["data"]]

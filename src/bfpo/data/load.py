@@ -43,6 +43,7 @@ __all__ = [
     "LoadedPairs",
     "PairStream",
     "RowStream",
+    "Scan",
     "load_completions",
     "load_pair_rows",
     "load_pairs",
@@ -73,6 +74,19 @@ class LoadedCompletions:
     counts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What the first pass over the rows of some files found.
+
+    `rejects`: the rows that cannot be used. `counts`: as in `LoadedPairs` or `LoadedCompletions`. `hashes`: those of
+    the prompts of what is used (`prompt_hashes`), ascending, each once.
+    """
+
+    rejects: list[Reject]
+    counts: dict[str, Any]
+    hashes: Hashes
+
+
 class RowStream(ABC, Generic[Row]):
     """Pairs or completions, read from their files again at each iteration and not kept in memory.
 
@@ -88,28 +102,21 @@ class RowStream(ABC, Generic[Row]):
         self._data, self._seed, self._check = data, seed, check
         self._ids = PairIds()  # after the scan: of later passes
         self._found: _Chosen[Row] | None = None
+        self._recalled: Scan | None = None
 
-    def scan(self) -> None:
-        """Make the first pass unless it was made already. Raises as `load_pairs` or `load_completions` does."""
-        self._chosen()
+    def recall(self, scan: Scan) -> None:
+        """Take the result of an earlier scan of the same files, settings and check; only iteration makes another."""
+        self._recalled = scan
 
-    @property
-    def rejects(self) -> list[Reject]:
-        """The rows that cannot be used."""
-        return self._chosen().rejects
+    def scan(self) -> Scan:
+        """Return what the first pass finds, made unless it was already, or what was recalled.
 
-    @property
-    def counts(self) -> dict[str, Any]:
-        """The counts, as in `LoadedPairs` or `LoadedCompletions`."""
-        return self._chosen().counts
-
-    @property
-    def hashes(self) -> Hashes:
-        """The hashes of the prompts of what is used (`prompt_hashes`), ascending, each once."""
-        return self._chosen().hashes
+        Raises as `load_pairs` or `load_completions` does.
+        """
+        return self._recalled or self._chosen().scan
 
     def __len__(self) -> int:
-        return int(self.counts[self.unit])
+        return int(self.scan().counts[self.unit])
 
     def __iter__(self) -> Iterator[Row]:
         chosen = self._chosen()
@@ -193,7 +200,7 @@ def load_pairs(data: DataConfig, *, seed: int = 0, check: Callable[[Pair], None]
     notes = FileNotes()
     rows = list(_rows_of(data, check=check, notes=notes))
     chosen = _choose(rows, data, seed, notes)
-    return LoadedPairs(list(chosen.of(rows)), chosen.rejects, chosen.counts)
+    return LoadedPairs(list(chosen.of(rows)), chosen.scan.rejects, chosen.scan.counts)
 
 
 def load_pair_rows(data: PairRowsConfig, *, seed: int = 0) -> ReadResult:
@@ -236,16 +243,14 @@ def _rows_of(
 
 @dataclass(frozen=True, slots=True)
 class _Chosen(Generic[Row]):
-    """How each row is used, one byte each (0: not), with the rejects and the counts.
+    """How each row is used, one byte each (0: not), and what the scan found.
 
     `make` returns what a row gives that is used in this way.
     """
 
     used: npt.NDArray[np.uint8]
     make: Callable[[Any, int], Iterable[Row | None]]
-    rejects: list[Reject]
-    counts: dict[str, Any]
-    hashes: Hashes
+    scan: Scan
 
     def of(self, rows: Iterable[Pair | Completion | Reject]) -> Iterator[Row]:
         """Yield what the used rows give, given the same rows again."""
@@ -261,7 +266,7 @@ class _Chosen(Generic[Row]):
             raise DataError(f"the files have {num_rows} rows, but had {len(self.used)}; {_CHANGED}")
 
 
-class _Scan:
+class _Pass:
     """A pass over rows: a mark of each, one byte (0: not usable), and what selects among the usable ones."""
 
     def __init__(self, data: RowsConfig, seed: int) -> None:
@@ -300,22 +305,22 @@ class _Scan:
 def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: FileNotes) -> _Chosen[Pair]:
     """Check all rows and select the pairs to use; raises as `load_pairs`. The mark of a row is its cell, from 1."""
     resolve = LabelResolver(data.unknown_label)
-    scan = _Scan(data, seed)
+    seen = _Pass(data, seed)
     for row in rows:
         pair = None if isinstance(row, Reject) else resolve(row)
         known = pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None
-        scan.add(row, 1 + _cell_index(pair) if pair is not None and known else 0)
-    check_rejects(scan.result, bad_rows=data.bad_rows)
+        seen.add(row, 1 + _cell_index(pair) if pair is not None and known else 0)
+    check_rejects(seen.result, bad_rows=data.bad_rows)
     resolve.check()
-    used, picked = scan.picked()
+    used, picked = seen.picked()
     num_used = int(picked.sum())
     if num_used == 0:
         raise DataError.at(data.files[0], None, "no pair is left to use; check split, unknown_label and limit")
     num_by_cell = np.bincount(used, minlength=1 + len(CELLS))[1:].tolist()
     counts = {
         "rows": len(used),
-        "rows_rejected": len(scan.rejects),
-        "rejected_by_reason": scan.result.counts(),
+        "rows_rejected": len(seen.rejects),
+        "rejected_by_reason": seen.result.counts(),
         "labels_set_safe": resolve.counts["set_safe"],
         "pairs_without_label_dropped": resolve.counts["dropped"],
         "pairs": num_used,
@@ -323,7 +328,7 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
         **notes.facts(),
     }
     again = LabelResolver(data.unknown_label)
-    return _Chosen(used, lambda pair, _: (again(pair),), scan.rejects, counts, scan.hashes(picked))
+    return _Chosen(used, lambda pair, _: (again(pair),), Scan(seen.rejects, counts, seen.hashes(picked)))
 
 
 def _cell_index(pair: Pair) -> int:
@@ -342,32 +347,32 @@ def load_completions(
     not an error. Of pairs, each prompt and text is used once. Raises as `load_pairs` does.
     """
     stream = CompletionStream(data, seed=seed, check=check)
-    return LoadedCompletions(list(stream), stream.rejects, stream.counts)
+    return LoadedCompletions(list(stream), stream.scan().rejects, stream.scan().counts)
 
 
 def _choose_alone(
     rows: Iterable[Completion | Reject], data: SftDataConfig, seed: int, notes: FileNotes
 ) -> _Chosen[Completion]:
     """Select the completions of a file of completions."""
-    scan = _Scan(data, seed)
+    seen = _Pass(data, seed)
     taken = 1.0 if data.unknown_label == "safe" else 0.0
     num, lacking, first = 0, 0, ""
     for row in rows:
         if isinstance(row, Reject):
             is_left_out = row.reason == EMPTY and "incoherent" in data.leave_out
-            scan.add(replace(row, reason=f"{LEFT_OUT}empty") if is_left_out else row, 0)
+            seen.add(replace(row, reason=f"{LEFT_OUT}empty") if is_left_out else row, 0)
             continue
         num += 1
         if row.is_safe is None:
             lacking, first = lacking + 1, first or row.id
         is_safe = (taken if row.is_safe is None else row.is_safe) > 0.5
-        scan.add(row, 1 if data.use == "all" or is_safe else 0)
-    check_rejects(scan.result, bad_rows=data.bad_rows)
+        seen.add(row, 1 if data.use == "all" or is_safe else 0)
+    check_rejects(seen.result, bad_rows=data.bad_rows)
     _check_use(data, num, lacking, first)
-    used, picked = scan.picked()
+    used, picked = seen.picked()
     make = partial(_of_kind, data.source)
-    counts = _completion_counts(data, scan, int(picked.sum()), notes)
-    return _Chosen(used, make, scan.rejects, counts, scan.hashes(picked))
+    counts = _completion_counts(data, seen, int(picked.sum()), notes)
+    return _Chosen(used, make, Scan(seen.rejects, counts, seen.hashes(picked)))
 
 
 def _of_kind(kind: str | None, row: Completion, _: int) -> tuple[Completion]:
@@ -378,23 +383,23 @@ def _choose_of_pairs(
     rows: Iterable[Pair | Reject], data: SftDataConfig, seed: int, notes: FileNotes
 ) -> _Chosen[Completion]:
     """Select completions of pairs; the mark of a row is 4, + 1 and + 2 for its two completions if they are used."""
-    scan, resolve = _Scan(data, seed), LabelResolver(data.unknown_label)
+    seen, resolve = _Pass(data, seed), LabelResolver(data.unknown_label)
     contents = bytearray()  # two hashes a usable pair, zeros for a completion that is not used
     for row in rows:
         pair = None if isinstance(row, Reject) else resolve(row) if data.use == "safe" else row
         if pair is None or isinstance(pair, Reject):
-            scan.add(row, 0)
+            seen.add(row, 0)
             continue
         chosen, rejected = map(_content_hash, completions_of_pair(pair))
         wanted = [data.use != "safe" or (label or 0.0) > 0.5 for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
         wanted[1] &= data.use != "chosen"
         contents += chosen * wanted[0] or _NO_CONTENT
         contents += rejected * wanted[1] or _NO_CONTENT
-        scan.add(row, 4)
-    check_rejects(scan.result, bad_rows=data.bad_rows)
+        seen.add(row, 4)
+    check_rejects(seen.result, bad_rows=data.bad_rows)
     if data.use == "safe":
         resolve.check()
-    used, picked = scan.picked()
+    used, picked = seen.picked()
     flat = np.frombuffer(contents, f"S{_HASH_BYTES}").reshape(-1, 2)[picked].ravel()
     is_new = np.zeros(len(flat), np.bool_)
     is_new[np.unique(flat, return_index=True)[1]] = True  # the first of each content
@@ -404,8 +409,8 @@ def _choose_of_pairs(
     used[np.flatnonzero(used)] = bits
     kept = picked.copy()
     kept[np.flatnonzero(picked)] = bits > 0
-    counts = _completion_counts(data, scan, int(is_new.sum()), notes, pairs=num_pairs)
-    return _Chosen(used, _completions_by_bits, scan.rejects, counts, scan.hashes(kept))
+    counts = _completion_counts(data, seen, int(is_new.sum()), notes, pairs=num_pairs)
+    return _Chosen(used, _completions_by_bits, Scan(seen.rejects, counts, seen.hashes(kept)))
 
 
 def _content_hash(completion: Completion) -> bytes:
@@ -419,12 +424,12 @@ def _completions_by_bits(pair: Pair, bits: int) -> Iterator[Completion]:
             yield replace(completion, is_safe=None)
 
 
-def _completion_counts(data: SftDataConfig, scan: _Scan, num: int, notes: FileNotes, **more: int) -> dict[str, Any]:
+def _completion_counts(data: SftDataConfig, seen: _Pass, num: int, notes: FileNotes, **more: int) -> dict[str, Any]:
     """Return the counts, `num` of the completions to use; raises `DataError` if there are none."""
     if num == 0:
         raise DataError.at(data.files[0], None, "nothing is left to use; check split, unknown_label, use and limit")
-    rejects = scan.rejects
-    counts: dict[str, Any] = {"rows": scan.result.rows, **more, **notes.facts()}
+    rejects = seen.rejects
+    counts: dict[str, Any] = {"rows": seen.result.rows, **more, **notes.facts()}
     counts |= {"rows_rejected": sum(one.is_bad for one in rejects), "completions": num}
     if left_out := Counter(one.reason.removeprefix(LEFT_OUT) for one in rejects if not one.is_bad):
         counts["left_out"] = dict(left_out.most_common())

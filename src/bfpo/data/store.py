@@ -34,7 +34,7 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 
 _IDS, _LABELS = ("prompt_ids", "chosen_ids", "rejected_ids"), ("chosen_is_safe", "rejected_is_safe")
-_FACTS = b"bfpo"
+_FACTS, _PROMPTS = b"bfpo", b"bfpo-prompts"
 _PAIRS_PER_BLOCK = 4096
 
 
@@ -52,12 +52,17 @@ def _schema() -> Any:
     )
 
 
-def write_tokens(path: str | Path, pairs: Iterable[TokenPair], facts: Mapping[str, Any] | None = None) -> TokenStore:
+def write_tokens(
+    path: str | Path,
+    pairs: Iterable[TokenPair],
+    facts: Mapping[str, Any] | None = None,
+    prompts: npt.NDArray[np.uint64] | None = None,
+) -> TokenStore:
     """Write pairs incrementally, whole or not at all, and return the store; 4,096 pairs are in memory at a time.
 
     `facts` (JSON values) is read after the last pair, so it may be filled during the iteration; `TokenStore.facts`
-    holds it. Reference log-probs are not written. Raises `RunError` if the file cannot be written, and whatever `pairs`
-    raises.
+    holds it, and `TokenStore.prompts` the hashes `prompts`, (H,). Reference log-probs are not written. Raises
+    `RunError` if the file cannot be written, and whatever `pairs` raises.
     """
     import pyarrow
 
@@ -68,7 +73,9 @@ def write_tokens(path: str | Path, pairs: Iterable[TokenPair], facts: Mapping[st
             while block := list(islice(stream, _PAIRS_PER_BLOCK)):
                 writer.write_batch(_block_of(block))
             # Facts known only at the end go with an empty last block: the schema was written at the start.
-            writer.write_batch(_block_of([]), custom_metadata={_FACTS: json.dumps(dict(facts or {})).encode()})
+            last = {_FACTS: json.dumps(dict(facts or {})).encode()}
+            last |= {} if prompts is None else {_PROMPTS: prompts.astype("<u8").tobytes()}
+            writer.write_batch(_block_of([]), custom_metadata=last)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error}); check permissions and free space") from error
     return TokenStore(path)
@@ -118,6 +125,8 @@ class TokenStore(Sequence[TokenPair]):
         if not schema.equals(_schema()) or metadata is None or _FACTS not in metadata:
             raise DataError.at(self.path, None, f"is not a file of tokens; its columns: {', '.join(schema.names)}")
         self.facts: dict[str, Any] = json.loads(metadata[_FACTS])
+        hashes = metadata.get(_PROMPTS)
+        self.prompts: npt.NDArray[np.uint64] | None = None if hashes is None else np.frombuffer(hashes, "<u8")
         self._blocks = [_Block.of(block.batch) for block in blocks[:-1]]
         self._ends = np.cumsum([len(block) for block in self._blocks], dtype=np.int64)
 

@@ -163,7 +163,7 @@ def pair_categories(config: AlignConfig) -> list[list[str]] | None:
 
 def trained_hashes(streams: Mapping[str, RowStream[Any]]) -> Iterator[Hashes]:
     """Yield the hashes of the prompts of each stream that is trained on."""
-    return (stream.hashes for name, stream in streams.items() if name != "eval_data")
+    return (stream.scan().hashes for name, stream in streams.items() if name != "eval_data")
 
 
 def lacking_tokens(config: TrainingConfig) -> list[str]:
@@ -207,7 +207,7 @@ def describe_tokens(
         tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
         take(tokenize(pairs))
         rows.append(tokenize.report.as_row())
-        lines += checked_lines(config, name, pairs.counts, rows[-1])
+        lines += checked_lines(config, name, pairs.scan().counts, rows[-1])
     return [*lines, *positions_note(start, rows)]
 
 

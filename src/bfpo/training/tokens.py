@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from bfpo import __version__
 from bfpo.core.errors import DataError
-from bfpo.data.load import RowStream
+from bfpo.data.load import RowStream, Scan
+from bfpo.data.rejects import Reject
 from bfpo.data.store import TokenStore, write_tokens
 from bfpo.data.tokenize import PairTokenizer, ids_to_check
 from bfpo.runs.folder import RunFolder
@@ -45,11 +46,6 @@ def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArgume
         folder.add_data(name, section.files)
     start = read_start(config)
     streams = row_streams(config, start)
-    if not folder.resumed and folder.is_writer:
-        for stream in streams.values():  # a bad row of any stream is found before the tokens of the first are made
-            stream.scan()
-    if folder.stage in ("train", "sft"):
-        record_prompts(folder, (config.model,), trained_hashes(streams))
     with args.main_process_first(desc="tokenizing"):
         tokens = token_stores(
             folder,
@@ -59,6 +55,8 @@ def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArgume
             num_embeddings=start.num_embeddings,
             **start.settings,
         )
+    if folder.stage in ("train", "sft"):
+        record_prompts(folder, (config.model,), trained_hashes(streams))
     facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
     report_data(folder, start, facts, config)
     return tokens
@@ -75,13 +73,14 @@ def token_stores(
 ) -> dict[str, TokenStore]:
     """Return the tokens of each stream from `tokens/<name>.arrow`, and write those that are missing or outdated.
 
-    `settings`: keyword arguments of `PairTokenizer`. A store is used again if the contents of its data files
-    (registered by `RunFolder.add_data`), their section of the config, the seed, the tokenizer, these settings and the
-    version of bfpo are the same. `cache`: a folder in place of `tokens/`, in which a store is named by the digest of
-    all these, so that other runs find it; an existing store is never changed. Its `facts` hold `counts` of the stream
-    and `tokens`, the report's row. `rejects.jsonl` is written to the run folder. How many rows were tokenized here goes
-    to `run.json`. `num_embeddings` as for `PairTokenizer`; it counts only if the tokenizer has ids beyond it. With
-    several processes, let one of each machine call this first. Raises as the streams and the tokenizer do.
+    `settings`: keyword arguments of `PairTokenizer`. A store is used again, and the scan of its stream recalled, if the
+    contents of its data files (registered by `RunFolder.add_data`), their section of the config, the seed, the
+    tokenizer, these settings and the version of bfpo are the same. `cache`: a folder in place of `tokens/`, in which a
+    store is named by the digest of all these, so that other runs find it; an existing store is never changed. Its
+    `facts` hold `counts` and `rejects` of the stream and `tokens`, the report's row. `rejects.jsonl` is written to the
+    run folder. How many rows were tokenized here goes to `run.json`. `num_embeddings` as for `PairTokenizer`; it counts
+    only if the tokenizer has ids beyond it. With several processes, let one of each machine call this first. Raises as
+    the streams and the tokenizer do, for a bad row of any stream before the tokens of the first are made.
     """
     if (limit := ids_to_check(tokenizer, num_embeddings)) is not None:
         settings["num_embeddings"] = limit
@@ -91,8 +90,15 @@ def token_stores(
         for name, key in keys.items()
     }
     stores = {name: _known(paths[name], keys[name]) for name in streams}
+    for name, store in stores.items():
+        if store is None:
+            streams[name].scan()
+        else:
+            assert store.prompts is not None  # `_known` takes no other store
+            rejects = [Reject(**row) for row in store.facts["rejects"]]
+            streams[name].recall(Scan(rejects, store.facts["counts"], store.prompts))
     if None in stores.values() or not folder.file(REJECTS).exists():
-        write_rejects(folder, {name: stream.rejects for name, stream in streams.items()})
+        write_rejects(folder, {name: stream.scan().rejects for name, stream in streams.items()})
     made = {
         name: _written(paths[name], streams[name], PairTokenizer(tokenizer, **settings), keys[name])
         for name, store in stores.items()
@@ -104,13 +110,15 @@ def token_stores(
 
 
 def _written(path: Path, pairs: RowStream[Any], tokenize: PairTokenizer, key: str) -> TokenStore:
-    facts: dict[str, Any] = {"key": key, "counts": pairs.counts}
+    scan = pairs.scan()
+    rejects = [reject.as_row() for reject in scan.rejects]
+    facts: dict[str, Any] = {"key": key, "counts": scan.counts, "rejects": rejects}
 
     def tokens() -> Any:
         yield from tokenize(pairs)
         facts["tokens"] = tokenize.report.as_row()
 
-    return write_tokens(path, tokens(), facts)
+    return write_tokens(path, tokens(), facts, scan.hashes)
 
 
 def _known(path: Path, key: str) -> TokenStore | None:
@@ -121,7 +129,8 @@ def _known(path: Path, key: str) -> TokenStore | None:
     except DataError as error:
         logger.warning("%s; it is written again", error)
         return None
-    return store if store.facts.get("key") == key else None
+    is_whole = store.prompts is not None and "rejects" in store.facts  # not of a version that kept less
+    return store if store.facts.get("key") == key and is_whole else None
 
 
 def _key(folder: RunFolder, name: str, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> str:
