@@ -18,7 +18,7 @@ import typer
 
 import bfpo
 from bfpo.cli import app
-from bfpo.config import GateConfig
+from bfpo.config import ChatConfig, GateConfig
 from bfpo.config.describe import describe_keys
 from bfpo.runs.stages import STAGES
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
 """Pages outside `docs`, and their place in the site; those of `examples` keep theirs."""
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=(?:#[^)\s]*)?\))")
-CONFIGS = {**{name: stage.config_class() for name, stage in STAGES.items()}, "gate": GateConfig}
+CONFIGS = {**{name: stage.config_class() for name, stage in STAGES.items()}, "gate": GateConfig, "chat": ChatConfig}
 
 
 def commands() -> dict[str, Any]:

@@ -56,7 +56,8 @@ Settings = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder, new or empty.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out; no effect on a finished run.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, with data counts, and exit.")]
-Keys = Annotated[bool, typer.Option("--keys", help="List the settings and their allowed values, and exit.")]
+_KEYS_HELP = "List the settings and their allowed values, and exit."
+Keys = Annotated[bool, typer.Option("--keys", help=_KEYS_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, and all text to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -271,12 +272,74 @@ def _annotate(
     _call("annotate", debug, runs, out, name, sample, seed, terminal, port, as_json=as_json)
 
 
-def _gate_keys(asked: bool) -> None:
-    if asked:
-        from bfpo.config import GateConfig
+@app.command("export")
+def _export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run of train or sft, model folder, LoRA adapter, or hub id.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the model, new or empty.")],
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], typer.Option("--dtype", help="Number type of the weights.")
+    ] = "bfloat16",
+    gguf: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"] | None,
+        typer.Option("--gguf", help="Also write a GGUF file of this number type, for llama.cpp (extra gguf)."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="R", help="Commit, tag or branch of a model on the hub.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model as a plain folder: adapters merged, one number type, on request a GGUF file."""
+    _call("export", debug, model, out, dtype, gguf, revision, as_json=as_json)
 
-        _show_keys(GateConfig)
-        raise typer.Exit
+
+def _keys_of(name: str) -> Callable[[bool], None]:
+    """Return what `--keys` does for a command that is no stage."""
+
+    def show_keys(asked: bool) -> None:
+        if asked:
+            _show_keys(getattr(import_module("bfpo.config"), name))
+            raise typer.Exit
+
+    return show_keys
+
+
+@app.command("chat")
+def _chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model: folder, run of train or sft, or hub id.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="OTHER", help="Second model, which gets the same messages.")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", metavar="J", help="Judge of the replies: a folder of judge-train, or FORMAT[:MODEL]."),
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="Sampling temperature; 0: most probable token.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", metavar="P", help="Sample from the tokens with this probability.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", metavar="N", help="Longest reply in tokens.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help=_KEYS_HELP, callback=_keys_of("ChatConfig"), is_eager=True)
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Talk to a model, or to two side by side; messages come from the terminal, or one a line from stdin."""
+    given = {"model": model, "against": against, "judge": judge, "system": system, "temperature": temperature}
+    given |= {"top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+    short = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
+    _call("chat", debug, config, [*(settings or ()), *short], as_json=as_json)
 
 
 @app.command("gate")
@@ -294,9 +357,7 @@ def _gate(
     ] = None,
     keys: Annotated[
         bool,
-        typer.Option(
-            "--keys", help="List the settings and their allowed values, and exit.", callback=_gate_keys, is_eager=True
-        ),
+        typer.Option("--keys", help=_KEYS_HELP, callback=_keys_of("GateConfig"), is_eager=True),
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,

@@ -11,7 +11,7 @@ import yaml
 
 import bfpo
 import bfpo.config
-from bfpo.config import AlignConfig, EvaluateConfig, GateConfig, MethodSettings, SftConfig
+from bfpo.config import AlignConfig, ChatConfig, EvaluateConfig, GateConfig, MethodSettings, SftConfig
 from bfpo.config.describe import describe_keys
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
@@ -67,7 +67,7 @@ def test_evaluation_knows_which_half_reads_a_key():
     assert pairs_only & completions_only == {"confidence", "bootstrap_samples", "seed", "threads"}
 
 
-CONFIGS = {name: stage.config_class() for name, stage in STAGES.items()} | {"gate": GateConfig}
+CONFIGS = {name: stage.config_class() for name, stage in STAGES.items()} | {"gate": GateConfig, "chat": ChatConfig}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -6,6 +6,7 @@ package imports neither torch nor transformers.
 
 from __future__ import annotations
 
+from bfpo.config.chat import ChatConfig
 from bfpo.config.clean import CleanConfig
 from bfpo.config.demo import DemoConfig, ToyConfig
 from bfpo.config.describe import Key, describe_keys
@@ -25,6 +26,7 @@ from bfpo.policy.settings import InitConfig, LoraConfig
 
 __all__ = [
     "AlignConfig",
+    "ChatConfig",
     "CleanConfig",
     "CompareConfig",
     "ConfigPart",

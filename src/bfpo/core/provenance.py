@@ -24,6 +24,8 @@ __all__ = [
     "describe_platform",
     "describe_sources",
     "describe_versions",
+    "model_in",
+    "model_name",
     "prepared_from",
     "run_above",
     "run_digest",
@@ -98,6 +100,21 @@ def run_above(path: str | Path, levels: int = 4) -> Path | None:
 def run_of_model(model: str) -> Path | None:
     """Return the run folder that a model is in; `None` for an id of the hub."""
     return run_above(model) if Path(model).is_dir() else None
+
+
+def model_in(model: str) -> str:
+    """Return the folder `model` of a run folder that is given in place of its model; any other name unchanged."""
+    folder = Path(model)
+    is_run = (folder / "run.json").is_file() and not (folder / "config.json").is_file()
+    return str(folder / "model") if is_run else model
+
+
+def model_name(model: str) -> str:
+    """Return a short name of a folder or hub id: its last part; of the folder `model` of a run that of the run."""
+    if not Path(model).is_dir():
+        return Path(model).name
+    path = Path(model_in(model)).absolute()
+    return path.parent.name if path.name == "model" and (path.parent / "run.json").is_file() else path.name
 
 
 def run_digest(run: RunFile) -> str:

@@ -17,7 +17,7 @@ from bfpo.core.errors import ModelError, first_line
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.source import cannot_load
 
-__all__ = ["BlendSource", "blend_weights", "open_source", "require_same_kind"]
+__all__ = ["BlendSource", "blend_weights", "open_source", "read_tensor", "require_same_kind"]
 
 _INDEX, _ADAPTER, _SUFFIX = "model.safetensors.index.json", "adapter_config.json", ".safetensors"
 # Keys of a config.json that do not change what the weights mean.
@@ -113,7 +113,7 @@ def blend_weights(
         with (folder / file.name).open("wb") as out:
             out.write(len(text).to_bytes(8, "little") + text)
             for key in sorted(tensors, key=lambda name: tuple(tensors[name]["data_offsets"])):
-                blended = _blend(key, _read(file, key), _read(second.tensors[key][0], key), weight)
+                blended = _blend(key, read_tensor(file, key), read_tensor(second.tensors[key][0], key), weight)
                 out.write(blended.reshape(-1).view(torch.uint8).numpy().tobytes())
                 advance(1)
 
@@ -129,7 +129,8 @@ def _blend(key: str, first: Tensor, second: Tensor, weight: float) -> Tensor:
     return torch.lerp(first.to(wide), second.to(wide), weight).to(first.dtype).contiguous()
 
 
-def _read(file: Path, key: str) -> Tensor:
+def read_tensor(file: Path, key: str) -> Tensor:
+    """Return one tensor of a safetensors file; raises `ModelError` if it cannot be read."""
     try:
         with safe_open(file, framework="pt") as tensors:
             value: Tensor = tensors.get_tensor(key)

@@ -34,6 +34,7 @@ EXTRAS = {
     "trl": "the loss as a TRL trainer",
     "vllm": "`engine: vllm` of `bfpo generate`",
     "ray": "workers on several machines (`executor.backend: ray`)",
+    "gguf": "`--gguf` of `bfpo export`",
     "wandb": "a tracker",
     "tensorboard": "a tracker",
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bfpo.core.errors import ModelError
+from bfpo.core.errors import ModelError, first_line
 from bfpo.policy.load import load_policy
 
 __all__ = ["save_adapted", "save_policy"]
@@ -23,6 +23,7 @@ def save_policy(
     folder: str | Path,
     *,
     state_dict: Mapping[str, Tensor] | None = None,
+    stored: torch.dtype | None = None,
 ) -> None:
     """Write the model (safetensors) and its tokenizer to a folder; an adapter is merged into the weights first.
 
@@ -30,7 +31,8 @@ def save_policy(
     Other adapters are merged in a copy of the model. A quantised base is written dequantised. The model in memory keeps
     its adapter. Its config allows the key-value
     cache in generation again, which training had switched off. `state_dict`: the whole weights of a sharded model, by
-    its own names; its parameters are then not read.
+    its own names; its parameters are then not read. `stored`: the number type of the file, to which weights with an
+    adapter are rounded once they are merged; by default that of the model.
     """
     folder = Path(folder)
     adapted = hasattr(model, "merge_adapter")
@@ -38,28 +40,46 @@ def save_policy(
     base.config.use_cache = True
     parts_only = state_dict is not None or getattr(base, "is_quantized", False)
     if not adapted and not parts_only:
-        base.save_pretrained(folder)
+        (base if stored is None else base.to(stored)).save_pretrained(folder)
     else:
         try:
             weights = _whole_weights(model, state_dict)
         except ModelError:
             if parts_only:
                 raise
-            deepcopy(model).merge_and_unload().save_pretrained(folder)
+            merged = deepcopy(model).merge_and_unload()
+            (merged if stored is None else merged.to(stored)).save_pretrained(folder)
         else:
+            if stored is not None:
+                weights = {name: _stored(value, stored) for name, value in weights.items()}
             _save_plain(base, weights, folder)
     tokenizer.save_pretrained(folder)
 
 
 def save_adapted(
-    model: str | Path, adapter: str | Path, folder: str | Path, *, dtype: str = "float32", revision: str | None = None
+    model: str | Path,
+    adapter: str | Path,
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    stored: torch.dtype | None = None,
 ) -> None:
-    """Write a model with a LoRA adapter, such as a checkpoint of its training, merged; raises as `load_policy`."""
+    """Write a model with a LoRA adapter, such as a checkpoint of its training, merged in `dtype`; see `save_policy`.
+
+    Raises `ModelError` as `load_policy` does, and for an adapter that does not fit the model.
+    """
     import peft
 
     base = load_policy(model, dtype=dtype, revision=revision)
-    adapted = peft.PeftModel.from_pretrained(base.model, str(adapter), trust_remote_code=False)
-    save_policy(adapted, base.tokenizer, folder)
+    try:
+        adapted = peft.PeftModel.from_pretrained(base.model, str(adapter), trust_remote_code=False)
+    except Exception as error:  # files and sizes have their own classes
+        raise ModelError(
+            f"adapter: {str(adapter)!r} does not fit {str(model)!r} ({first_line(error)}); give the model that it was "
+            "trained on"
+        ) from error
+    save_policy(adapted, base.tokenizer, folder, stored=stored)
 
 
 def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -90,6 +110,10 @@ def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -
             whole = (whole + delta.to(whole.device)).to(whole.dtype)
         weights[bare] = whole.to("cpu").contiguous()
     return weights
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _save_plain(base: Any, weights: Mapping[str, Tensor], folder: Path) -> None:

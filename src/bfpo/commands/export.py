@@ -1,0 +1,140 @@
+"""COMMAND `export`: a model -> a plain folder of it: adapters merged, weights in one number type, GGUF on request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bfpo.core.console import Outcome, show
+from bfpo.core.errors import ConfigError, DiskFullError, ModelError, RunError, first_line
+from bfpo.core.files import is_disk_full
+from bfpo.core.progress import CountProgress
+from bfpo.core.provenance import model_in, model_name
+from bfpo.generation.sampling import saved_end_token_ids
+from bfpo.policy.blend import open_source, read_tensor
+from bfpo.policy.gguf import import_gguf, write_gguf
+from bfpo.policy.load import DTYPES, load_policy, load_tokenizer
+from bfpo.policy.save import save_adapted, save_policy
+from bfpo.policy.source import check_source
+
+__all__ = ["run"]
+
+_log = logging.getLogger(__name__)
+
+_ADAPTER, _CHECKPOINT, _CARD = "adapter_config.json", "trained.json", "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is exported: a folder or hub id, and the model below it if it is an adapter."""
+
+    model: str
+    base: str | None = None
+
+
+def run(model: str, out: Path, dtype: str, gguf: str | None, revision: str | None) -> Outcome:
+    """Write the model to `out`, which appears when it is whole; `gguf`: also a GGUF file of this number type in it.
+
+    Raises `ModelError` for a model that cannot be exported, `ConfigError` for a folder that is in use,
+    `MissingExtraError` without the package gguf where it is needed, `RunError` if the folder cannot be written.
+    """
+    _check_out(out)
+    if gguf is not None:
+        import_gguf()
+    source = _find(model, revision)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        _write(source, part, dtype, revision)
+        if gguf is not None:
+            _write_gguf(source, part, gguf)
+        if out.is_dir():  # empty
+            out.rmdir()
+        part.rename(out)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RunError) or not (isinstance(error, OSError) or is_disk_full(error)):
+            raise
+        kind = DiskFullError if is_disk_full(error) else RunError
+        reason = "the disk is full" if is_disk_full(error) else first_line(error)
+        raise kind(f"{out}: cannot be written ({reason}); check --out, permissions and free space") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    sizes = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
+    for name, size in sizes.items():
+        show(f"{out / name}  {size / 1e6:,.1f} MB")
+    merged = "" if source.base is None else f", merged into {source.base}"
+    show(f"{model_name(source.model)} in {dtype}{merged}: {out}")
+    facts: dict[str, Any] = {"out": str(out), "dtype": dtype, "gguf": gguf, "base": source.base, "files": sizes}
+    return Outcome(0, facts)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file; give a new or empty folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"--out: {out} is not empty; give a new or empty folder")
+
+
+def _find(model: str, revision: str | None) -> _Source:
+    """Return what a name stands for: a model, an adapter, or the run folder of either."""
+    path = Path(model_in(model))
+    if str(path) != model and not (path / "config.json").is_file():
+        raise ModelError(f"model: {model} is a run without a model in {path}; give a finished run of train or sft")
+    model = str(path) if path.is_dir() else model
+    if (path / _ADAPTER).is_file() and not (path / "config.json").is_file():
+        try:
+            base = json.loads((path / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ModelError(
+                f"model: {path / _ADAPTER} cannot be read ({type(error).__name__}: {error}); save the adapter again"
+            ) from error
+        if not isinstance(base, str) or not base:
+            raise ModelError(f"model: {path / _ADAPTER} names no base model (base_model_name_or_path); set it there")
+        check_source("base_model_name_or_path", base)
+        return _Source(model, base)
+    if (path / _CHECKPOINT).is_file():
+        raise ModelError(
+            f"model: {model} is a checkpoint that holds only what trains; end the run (--resume), then give its folder"
+        )
+    check_source("model", model, revision=revision)
+    return _Source(model)
+
+
+def _write(source: _Source, folder: Path, dtype: str, revision: str | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    stored = DTYPES[dtype]
+    assert isinstance(stored, torch.dtype)  # the command line allows no other
+    if source.base is not None:
+        save_adapted(source.base, source.model, folder, stored=stored)
+    else:
+        policy = load_policy(source.model, dtype=dtype, revision=revision)
+        save_policy(policy.model, policy.tokenizer, folder)
+    _check_finite(folder, dtype)
+
+
+def _check_finite(folder: Path, dtype: str) -> None:
+    """Raise `ModelError` for a weight that is infinite or not a number, as one beyond the range of float16 becomes."""
+    with CountProgress("tensors checked", None, _log) as progress:
+        for key, (file, _) in open_source(str(folder), name="model").tensors.items():
+            tensor = read_tensor(file, key)
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ModelError(
+                    f"model: {key} holds numbers that are not finite in {dtype}; a value beyond float16 needs "
+                    "--dtype bfloat16 or float32, others mean that the training diverged"
+                )
+            progress.advance(1)
+
+
+def _write_gguf(source: _Source, folder: Path, kind: str) -> None:
+    ends = saved_end_token_ids(folder, load_tokenizer(folder))
+    total = len(open_source(str(folder), name="model").tensors)
+    file = folder / f"{model_name(source.model)}-{kind}.gguf"
+    with CountProgress("tensors of the GGUF file", total, _log) as progress:
+        write_gguf(folder, file, kind, name=model_name(source.model), end_ids=ends, advance=progress.advance)
