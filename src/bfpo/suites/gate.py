@@ -129,7 +129,8 @@ def _check_names(config: GateConfig, run: Evaluated, start: Evaluated) -> None:
             lower = metric in SUITE_METRICS and not SUITE_METRICS[metric].higher_is_better
             if lower != (name == "over_refusal"):
                 raise ConfigError(
-                    f"{name}.metrics: {metric} is better {'lower' if lower else 'higher'}, so it fits not here"
+                    f"{name}.metrics: got {metric!r}, of which a {'lower' if lower else 'higher'} value is better; allowed "
+                    f"here: metrics of which a {'higher' if lower else 'lower'} value is better"
                 )
 
 
