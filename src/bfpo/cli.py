@@ -290,11 +290,18 @@ def _export(
     revision: Annotated[
         str | None, typer.Option("--revision", metavar="R", help="Commit, tag or branch of a model on the hub.")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="Push the folder to this repository of the hub.")
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="What a new repository is; default: as its owner has it on the hub."),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model as a plain folder: adapters merged, one number type, on request a GGUF file."""
-    _call("export", debug, model, out, dtype, gguf, revision, as_json=as_json)
+    """Write a model as a plain folder: adapters merged, one number type, on request a GGUF file; and push it."""
+    _call("export", debug, model, out, dtype, gguf, revision, push, private, as_json=as_json)
 
 
 def _show_keys(config: type[StageConfig]) -> Outcome:

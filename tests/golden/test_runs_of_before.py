@@ -45,6 +45,8 @@ NEW: dict[str, Any] = {
     "leave_out": [],
     "probe": None,
     "split": None,
+    "push_to_hub": None,
+    "hub_private_repo": None,
     "parts": {},
     "each": {},
     "trained_on": "keep",

@@ -286,7 +286,7 @@ def test_the_card_holds_metadata_results_settings_and_hashes(tmp_path):
     folder = new(tmp_path / "run", seed=5)
     folder.add_data("data", data)
     path = folder.write_card(
-        "A model", {"Results": {"a|b": 0.123456789}, "Note": "Text."}, base_model="base", tags=["x"]
+        "A model", {"Results": {"a|b": 0.123456789}, "Note": "Text."}, base_model="base", tags=["x", "bfpo"]
     )
     text = path.read_text()
     head, _ = parse_yaml(text.split("---")[1])

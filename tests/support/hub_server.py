@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -17,12 +18,24 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class HubServer:
     """Serves `{"models/ORG/NAME": folder, "datasets/ORG/NAME": folder}` at one commit; `gated` ones refuse everybody.
 
+    With `root`, new repositories are made there and commits written to them, for those who have the `token`; `created`
+    holds what was asked of new ones.
+
     `requests` holds the method and path of all that was asked, `authorizations` the headers that came with it.
     """
 
-    def __init__(self, repositories: Mapping[str, Path], gated: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        repositories: Mapping[str, Path],
+        gated: frozenset[str] = frozenset(),
+        *,
+        root: Path | None = None,
+        token: str = "",
+    ) -> None:
         self.repositories = dict(repositories)
         self.gated = gated
+        self.root, self.token = root, token
+        self.created: list[dict[str, Any]] = []
         self.requests: list[str] = []
         self.authorizations: set[str | None] = set()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -62,6 +75,36 @@ class HubServer:
         body = file.read_bytes()
         return 200, {"ETag": f'"{_blob(body)}"', "X-Repo-Commit": COMMIT}, body
 
+    def take(self, path: str, body: bytes, token: str | None) -> tuple[int, dict[str, str], bytes]:
+        """Do what a POST asks: make a repository, check a card, say how files are uploaded, write a commit."""
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        if token != f"Bearer {self.token}":
+            return _refused(401, "Unauthorized")
+        if self.root is None:
+            return _refused(403, "Forbidden")
+        if parts[1:] == ["repos", "create"]:
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            if name.startswith("others/"):
+                return _refused(403, "Forbidden")
+            self.created.append(asked)
+            folder = self.repositories.setdefault(f"models/{name}", self.root / name)
+            folder.mkdir(parents=True, exist_ok=True)
+            return _said({"url": f"{self.url}/{name}", "name": name})
+        if parts[1:] == ["validate-yaml"]:
+            return _said({"errors": [], "warnings": []})
+        folder = self.repositories["/".join(parts[1:4])]
+        if parts[4] == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            return _said({"files": [{"path": one, "uploadMode": "regular", "shouldIgnore": False} for one in names]})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                file = folder / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        page = f"{self.url}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
+        return _said({"success": True, "commitUrl": page, "commitOid": COMMIT})
+
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
 
@@ -71,13 +114,32 @@ class HubServer:
             def do_GET(self) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
                 hub.authorizations.add(self.headers.get("Authorization"))
-                status, headers, body = hub.answer(urlsplit(self.path).path)
+                self._send(*hub.answer(urlsplit(self.path).path))
+
+            def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
                 self.send_response(status)
                 for key, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(key, value)
                 self.end_headers()
-                if self.command == "GET":
+                if self.command != "HEAD":
                     self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                hub.requests.append(f"{self.command} {self.path}")
+                given = self.headers.get("Authorization")
+                hub.authorizations.add(given)
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self._chunks()
+                self._send(*hub.take(urlsplit(self.path).path, body, given))
+
+            def _chunks(self) -> bytes:
+                parts = []
+                while self.headers.get("Transfer-Encoding") == "chunked":
+                    size = int(self.rfile.readline(), 16)
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                    if size == 0:
+                        break
+                return b"".join(parts)
 
             do_HEAD = do_GET  # noqa: N815  # the standard library's name
 
@@ -89,6 +151,10 @@ class HubServer:
 
 def _blob(body: bytes) -> str:
     return hashlib.sha1(body).hexdigest()
+
+
+def _said(value: object) -> tuple[int, dict[str, str], bytes]:
+    return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
 
 def _refused(status: int, code: str) -> tuple[int, dict[str, str], bytes]:

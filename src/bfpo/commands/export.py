@@ -15,6 +15,8 @@ import torch
 from bfpo.core.console import Outcome, show
 from bfpo.core.errors import ConfigError, DiskFullError, ModelError, RunError, first_line
 from bfpo.core.files import is_disk_full
+from bfpo.core.hub import check_repository, open_repository, push_folder
+from bfpo.core.places import without_places
 from bfpo.core.progress import CountProgress
 from bfpo.core.provenance import model_in, model_name
 from bfpo.generation.sampling import saved_end_token_ids
@@ -23,6 +25,7 @@ from bfpo.policy.gguf import import_gguf, write_gguf
 from bfpo.policy.load import DTYPES, load_policy, load_tokenizer
 from bfpo.policy.save import save_adapted, save_policy
 from bfpo.policy.source import check_source
+from bfpo.runs.folder import model_head, render_card
 
 __all__ = ["run"]
 
@@ -39,8 +42,18 @@ class _Source:
     base: str | None = None
 
 
-def run(model: str, out: Path, dtype: str, gguf: str | None, revision: str | None) -> Outcome:
+def run(
+    model: str,
+    out: Path,
+    dtype: str,
+    gguf: str | None,
+    revision: str | None,
+    push: str | None,
+    private: bool | None,
+) -> Outcome:
     """Write the model to `out`, which appears when it is whole; `gguf`: also a GGUF file of this number type in it.
+
+    `push`: the repository to which the folder is pushed then, which `private` makes private if it is new.
 
     Raises `ModelError` for a model that cannot be exported, `ConfigError` for a folder that is in use,
     `MissingExtraError` without the package gguf where it is needed, `RunError` if the folder cannot be written.
@@ -48,10 +61,20 @@ def run(model: str, out: Path, dtype: str, gguf: str | None, revision: str | Non
     _check_out(out)
     if gguf is not None:
         import_gguf()
+    if push is None and private is not None:
+        raise ConfigError("--private: not read without --push; leave it out")
+    if push is not None:
+        try:
+            check_repository(push)
+        except ValueError as error:
+            raise ConfigError(f"--push: {error}") from error
     source = _find(model, revision)
+    if push is not None:
+        open_repository(push, private=private)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         _write(source, part, dtype, revision)
+        _write_card(source, part, dtype)
         if gguf is not None:
             _write_gguf(source, part, gguf)
         if out.is_dir():  # empty
@@ -70,8 +93,11 @@ def run(model: str, out: Path, dtype: str, gguf: str | None, revision: str | Non
         show(f"{out / name}  {size / 1e6:,.1f} MB")
     merged = "" if source.base is None else f", merged into {source.base}"
     show(f"{model_name(source.model)} in {dtype}{merged}: {out}")
+    page = None if push is None else push_folder(out, push, message=f"{model_name(source.model)} in {dtype}")
+    if page is not None:
+        show(f"pushed: {page}")
     facts: dict[str, Any] = {"out": str(out), "dtype": dtype, "gguf": gguf, "base": source.base, "files": sizes}
-    return Outcome(0, facts)
+    return Outcome(0, {**facts, "pushed": page})
 
 
 def _check_out(out: Path) -> None:
@@ -130,6 +156,20 @@ def _check_finite(folder: Path, dtype: str) -> None:
                     "--dtype bfloat16 or float32, others mean that the training diverged"
                 )
             progress.advance(1)
+
+
+def _write_card(source: _Source, folder: Path, dtype: str) -> None:
+    """Write the card: that of the model, or of the run that it is from, else one that names where it is from."""
+    own = Path(source.model)
+    known = [own / _CARD, *([own.parent / _CARD] if (own.parent / "run.json").is_file() else [])]
+    card = next((file for file in known if file.is_file()), None)
+    if card is not None:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    else:
+        base = source.base or source.model
+        facts = {"start": base, **({"adapter": source.model} if source.base else {}), "number type": dtype}
+        text = render_card(model_name(source.model), {"Model": facts}, head=model_head(base))
+    (folder / _CARD).write_text(without_places(text), encoding="utf-8")
 
 
 def _write_gguf(source: _Source, folder: Path, kind: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
 from bfpo.config.best import OF_COMPLETIONS, OF_PAIRS, BestConfig
 from bfpo.config.probe import ProbeConfig
+from bfpo.core.hub import check_repository
 from bfpo.core.settings import Need, OneOrMany, PathText, StageConfig, beside, unless
 from bfpo.data.pair_layouts import UNPAIRED
 from bfpo.data.settings import SftDataConfig, TemplateKwargs, TrainDataConfig
@@ -123,6 +124,14 @@ class TrainingKeys(StageConfig):
         default_factory=list,
         description="tags of the run in wandb, mlflow and tensorboard, and on the model card, one or a list",
     )
+    push_to_hub: Annotated[str, AfterValidator(check_repository)] | None = Field(
+        default=None,
+        description="repository of the hub, ORG/NAME, to which the model is pushed at the end",
+    )
+    hub_private_repo: bool | None = Field(
+        default=None,
+        description="whether a new repository is private; null = as its owner has it on the hub, mostly public",
+    )
     trainer_args: dict[str, Any] = Field(
         default_factory=dict,
         description="further fields of transformers.TrainingArguments, such as {adam_beta2: 0.95}",
@@ -139,6 +148,7 @@ class TrainingKeys(StageConfig):
         "num_train_epochs": unless("max_steps"),
         "project": beside("report_to"),
         "run_name": beside("report_to"),
+        "hub_private_repo": beside("push_to_hub"),
     }
 
     @model_validator(mode="after")

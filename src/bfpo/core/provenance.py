@@ -24,6 +24,7 @@ __all__ = [
     "describe_platform",
     "describe_sources",
     "describe_versions",
+    "hub_base",
     "model_in",
     "model_name",
     "prepared_from",
@@ -115,6 +116,22 @@ def model_name(model: str) -> str:
         return Path(model).name
     path = Path(model_in(model)).absolute()
     return path.parent.name if path.name == "model" and (path.parent / "run.json").is_file() else path.name
+
+
+def hub_base(model: str) -> str | None:
+    """Return the hub id from which a model began, through the runs that trained it; `None` if that is not known."""
+    for _ in range(20):  # a chain of runs; one that names itself must end, too
+        if not Path(model).is_dir():
+            return model if model.count("/") < 2 and not model.startswith((".", "~", "/")) else None
+        run = run_of_model(model_in(model))
+        try:
+            config = {} if run is None else json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+            model = config["model"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        if not isinstance(model, str):
+            return None
+    return None
 
 
 def run_digest(run: RunFile) -> str:

@@ -18,12 +18,14 @@ from bfpo.core.energy import gpu_joules, joules_since
 from bfpo.core.errors import DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_bytes_whole
 from bfpo.core.inputs import expand_files, reason_outside
+from bfpo.core.places import without_places
 from bfpo.core.processes import is_first_process
 from bfpo.core.provenance import (
     describe_checkout,
     describe_platform,
     describe_sources,
     describe_versions,
+    hub_base,
     prepared_from,
 )
 from bfpo.core.records import as_json
@@ -31,7 +33,7 @@ from bfpo.core.secrets import hide_in_values
 from bfpo.core.yaml_text import dump_yaml
 from bfpo.runs.lock import LOCK
 
-__all__ = ["RunFolder", "Status", "render_card"]
+__all__ = ["RunFolder", "Status", "model_head", "render_card"]
 
 _log = logging.getLogger(__name__)
 
@@ -339,10 +341,12 @@ class RunFolder:
         base_model: str | None = None,
         tags: Sequence[str] = (),
         head: Mapping[str, Any] | None = None,
+        of_model: bool = False,
     ) -> Path:
         """Write `README.md`: remarks, the stage's own sections, then settings, data and versions. Returns its path.
 
-        `head` replaces the model's metadata.
+        `head` replaces the model's metadata. `of_model`: also as the card in `model/`. Absolute paths are shortened, so
+        that a card names no place on this machine; `run.json` has them whole.
         """
         remarks = "\n".join(f"- {remark['text']}." for remark in self._record.get("remarks", ()))
         data = {
@@ -359,7 +363,14 @@ class RunFolder:
             "Versions": versions,
         }
         sections = {"Remarks": remarks, **sections, **common}
-        return self.write_text(_CARD, render_card(title, sections, base_model=base_model, tags=tags, head=head))
+        rows = [row for rows in self._record.get("sources", {}).values() for row in rows]
+        if head is None:
+            head = model_head(base_model, tags, [row["hub_id"] for row in rows if row["hub_id"]])
+            head |= {"pipeline_tag": "text-generation"} if of_model else {}
+        text = without_places(render_card(title, sections, head=head))
+        if of_model:
+            self.write_text(f"model/{_CARD}", text)
+        return self.write_text(_CARD, text)
 
 
 def _failed_without_output(path: Path) -> bool:
@@ -451,18 +462,20 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def render_card(
-    title: str,
-    sections: Mapping[str, CardSection],
-    *,
-    base_model: str | None = None,
-    tags: Sequence[str] = (),
-    head: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the card as Markdown, without empty sections. `head` replaces the model's metadata."""
-    if head is None:
-        head = {"library_name": "transformers", "tags": ["bfpo", *tags]}
-        head |= {} if base_model is None else {"base_model": base_model}
+def model_head(base_model: str | None = None, tags: Sequence[str] = (), datasets: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the metadata of a model's card, as the hub reads it: each tag and data set once.
+
+    A base model in a folder is named by the hub id from which its runs began, if that is known.
+    """
+    head: dict[str, Any] = {"library_name": "transformers", "tags": list(dict.fromkeys(["bfpo", *tags]))}
+    base = None if base_model is None else hub_base(base_model)
+    head |= {} if base is None else {"base_model": base}
+    return head | ({"datasets": list(dict.fromkeys(datasets))} if datasets else {})
+
+
+def render_card(title: str, sections: Mapping[str, CardSection], *, head: Mapping[str, Any] | None = None) -> str:
+    """Return the card as Markdown, without empty sections. `head`: its metadata, by default that of any model."""
+    head = model_head() if head is None else head
     parts = [f"---\n{dump_yaml(dict(head))}---", f"# {title}"]
     for name, content in sections.items():
         if content:

@@ -29,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from bfpo.config.train import TrainingKeys
 from bfpo.core.errors import ConfigError, DiskFullError, RunError
 from bfpo.core.files import is_disk_full
+from bfpo.core.hub import push_folder
 from bfpo.core.provenance import Remark
 from bfpo.core.records import as_json
 from bfpo.policy.devices import runs_on_cpu, use_threads
@@ -58,6 +59,7 @@ __all__ = [
     "CHECKPOINTS",
     "common_arguments",
     "prepare_process",
+    "push_run",
     "save_model_folder",
     "train_in_folder",
 ]
@@ -378,6 +380,17 @@ def _disk_full(folder: RunFolder) -> DiskFullError:
         for checkpoint in half:
             shutil.rmtree(checkpoint, ignore_errors=True)
     return error
+
+
+def push_run(folder: RunFolder, repository: str) -> None:
+    """Push `model/` with its card, and record the page; raises `ConfigError` or `RunError` if it cannot be pushed."""
+    model = folder.path / "model"
+    try:
+        page = push_folder(model, repository, message=f"Model of bfpo {folder.stage}")
+    except (ConfigError, RunError) as error:
+        again = f"repeat with --resume, or with: bfpo export {folder.path} --out DIR --push {repository}"
+        raise type(error)(f"{error}; the model is whole in {model}: {again}") from error
+    folder.add_facts(pushed=page)
 
 
 def save_model_folder(

@@ -26,7 +26,7 @@ OWN: dict[str, str] = {
         for name in (
             *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "optim"),
             *("num_train_epochs", "max_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps"),
-            *("report_to", "run_name", "project", "gradient_checkpointing"),
+            *("report_to", "run_name", "project", "gradient_checkpointing", "push_to_hub", "hub_private_repo"),
         )
     },
     "activation_checkpointing": "gradient_checkpointing",
@@ -44,10 +44,7 @@ OWN: dict[str, str] = {
     "load_best_model_at_end": "best",
     "metric_for_best_model": "best.metric",
     "greater_is_better": "best.metric",
-    **dict.fromkeys(
-        ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision"),
-        "hf upload ORG/NAME RUN/model",
-    ),
+    **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"), "push_to_hub"),
     "hub_token": "the variable HF_TOKEN, or hf auth login",
     "use_cpu": "the variable CUDA_VISIBLE_DEVICES, empty",
     "deepspeed": "a config of accelerate launch (recipes/accelerate)",

@@ -1,0 +1,75 @@
+"""A model's folder -> a repository on the hub, with the login of the hub's own tools."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from bfpo.core.errors import ConfigError, RunError, first_line
+
+__all__ = ["check_repository", "open_repository", "push_folder"]
+
+_log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def check_repository(repository: str) -> str:
+    """Return the name; raises `ValueError` for one that is not ORG/NAME."""
+    if _NAME.fullmatch(repository) is None:
+        raise ValueError(f"got {repository!r}; needed: ORG/NAME, such as acme/aligned-1b")
+    return repository
+
+
+def open_repository(repository: str, *, private: bool | None) -> None:
+    """Create the repository of a model, unless it is there: a missing login is then known before the work.
+
+    `private`: `None` leaves it to the owner's default on the hub; one that is there keeps what it is.
+
+    Raises `ConfigError` where the hub is switched off or refuses, `RunError` where it cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(repository, repo_type="model", private=private, exist_ok=True)
+    except Exception as error:  # also of its HTTP client, which differs between versions
+        raise _failure(repository, error) from error
+
+
+def push_folder(folder: Path, repository: str, *, message: str) -> str:
+    """Upload the files of a folder in one commit, hidden ones left out, and return the commit's page.
+
+    Raises as `open_repository` does; nothing of the folder changes.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        done = HfApi().upload_folder(
+            folder_path=folder,
+            repo_id=repository,
+            repo_type="model",
+            commit_message=message,
+            ignore_patterns=[".*", "**/.*"],
+        )
+    except Exception as error:
+        raise _failure(repository, error) from error
+    _log.info("pushed %s to %s", folder, done.commit_url)
+    return str(done.commit_url)
+
+
+def _failure(repository: str, error: Exception) -> ConfigError | RunError:
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    if isinstance(error, OfflineModeIsEnabled):
+        reason = "the hub is switched off (HF_HUB_OFFLINE); unset it, or push later with `bfpo export RUN --push`"
+    elif isinstance(error, LocalTokenNotFoundError) or status == 401:
+        reason = "there is no valid login; set HF_TOKEN to a token that may write, or run `hf auth login`"
+    elif status == 403:
+        reason = "the login may not write there; take a token that may write, and a name of your own or of your group"
+    elif status is not None:
+        reason = f"the hub answers {status}: {first_line(error)}"
+    else:
+        return RunError(f"push_to_hub: {repository}: the hub cannot be reached ({first_line(error)})")
+    return ConfigError(f"push_to_hub: {repository}: {reason}")

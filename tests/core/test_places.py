@@ -1,0 +1,34 @@
+"""Cards name no place on this machine, and nothing else in them changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bfpo.core.places import without_places
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("| model | /scratch/anna/start/model |", "| model | model |"),
+        ("| data: /data/a/pairs.jsonl | SHA-256 ab, 3 bytes |", "| data: pairs.jsonl | SHA-256 ab, 3 bytes |"),
+        ("'/a/b/c.json', /d/e/f and ~/g/h.", "'c.json', f and h."),
+        (r"C:\Users\anna\pairs.jsonl", "pairs.jsonl"),
+        ("https://huggingface.co/datasets/a/b at runs/x/model", "https://huggingface.co/datasets/a/b at runs/x/model"),
+        ("nats/token, and/or, 1 / 2, a/b/c, ../x/y, ./x/y", "nats/token, and/or, 1 / 2, a/b/c, ../x/y, ./x/y"),
+        ("licence mit, acme/ultra at 0123", "licence mit, acme/ultra at 0123"),
+    ],
+)
+def test_absolute_paths_become_names(text: str, shown: str) -> None:
+    assert without_places(text) == shown
+
+
+def test_what_is_below_the_current_or_the_home_folder_keeps_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "a home"))
+    text = f"{tmp_path}/runs/a/model and {tmp_path}/a home/data/pairs.jsonl"
+    assert without_places(text) == "runs/a/model and data/pairs.jsonl"
