@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bfpo.config import AlignConfig
+from bfpo.config.hub_data import with_hub_files
 from bfpo.core.console import Outcome, show
 from bfpo.core.errors import SettingError
 from bfpo.core.provenance import describe_platform, describe_versions
@@ -65,7 +66,7 @@ def run(
         training = load_training(config, settings)
         if not isinstance(training, AlignConfig):
             raise SettingError("--data: needs a config of bfpo train, whose pairs have a target; leave it out")
-        expected, more = sampled_forecast(training)
+        expected, more = sampled_forecast(with_hub_files(training)[0])
         facts["forecast"] = as_json(expected)
         lines += ["", *more, *([f"warning: {expected.warning}"] if expected.warning else [])]
     show("\n".join(lines))
