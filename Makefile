@@ -1,7 +1,8 @@
 # `make demo` and `make test` do all the set-up they need; a second run installs nothing.
 # PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
 # MODEL and DATA of `make real`: the start model (folder or hub id) and a folder with the data (empty: the hub).
-# BENCH_ARGS further options of all benchmarks (such as --threads 8), BENCH_MODEL a folder with a model for that of SFT.
+# BENCH_ARGS further options of all benchmarks (such as --threads 8), BENCH_MODEL a folder with a chat model and
+# BENCH_PAIRS a file of pairs, for the benchmark of a real model.
 
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -11,6 +12,7 @@ DATA ?=
 REAL_OUT ?= runs/real
 BENCH_ARGS ?=
 BENCH_MODEL ?=
+BENCH_PAIRS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 VENV := .venv
@@ -49,12 +51,13 @@ real: $(VENV)/.runtime
 # Shows the tables and writes them, with the figure, into docs/performance.md.
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.throughput $(BENCH_ARGS)
-	$(BIN)/python -m benchmarks.sft --models S M $(BENCH_MODEL) $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.sft $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.hot_path $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.scaling $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.rampup $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.generation $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.prepare
+	$(if $(BENCH_MODEL),$(BIN)/python -m benchmarks.real --model "$(BENCH_MODEL)" --pairs "$(BENCH_PAIRS)" $(BENCH_ARGS))
 	$(BIN)/python -m benchmarks.report
 
 # Tiny sizes, to check that everything runs; results are written only to runs/.

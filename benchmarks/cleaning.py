@@ -13,6 +13,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "sizes": sizes,
     }
     path = write_results(options.out, "cleaning", settings=settings, runs=runs)
-    sys.stdout.write(f"{table(runs)}\n\n{path}\n")
+    sys.stdout.write(f"{table(runs)}\n\n{between(runs)}\n{path}\n")
 
 
 def measured(config: CompareConfig, root: Path, start: Path, arms: Sequence[str]) -> list[dict[str, Any]]:
     """Return what was measured of each arm at one share of noise: labels, scores, and the difference to `GIVEN`."""
     write_world(config, RunFolder.create(root, "compare", config, resume=True))
     judged: dict[str, list[Judged]] = {arm: [] for arm in arms}
-    labels: dict[str, list[tuple[int, int, int]]] = {arm: [] for arm in arms}
+    labels: dict[str, list[tuple[int, int, float]]] = {arm: [] for arm in arms}
     for seed in seeds_of(config):
         for arm in arms:
             pairs = _pairs_of_arm(root, arm, seed)
@@ -95,7 +96,9 @@ def measured(config: CompareConfig, root: Path, start: Path, arms: Sequence[str]
             for step in (train, *asking(config, start / PROMPTS, train.out / "model", runs, seed)):
                 _run(step)
             judged[arm] += read_judged(runs / "answers", runs / "scores", seed=seed)
-    gains = compare_pairs(judged, [(arm, GIVEN) for arm in arms if arm != GIVEN], METRICS)
+    cleaned = [arm for arm in arms if arm != GIVEN]
+    gains = compare_pairs(judged, [(arm, GIVEN) for arm in cleaned], METRICS)
+    others = compare_pairs(judged, [(second, first) for first, second in combinations(cleaned, 2)], METRICS)
     return [
         {
             "noise": config.world.safety_flips,
@@ -105,6 +108,7 @@ def measured(config: CompareConfig, root: Path, start: Path, arms: Sequence[str]
             "wrong": [num for *_, num in labels[arm]],
             "scores": {one.metric: as_json(one) for one in score_rows(judged[arm]) if one.metric in METRICS},
             "minus_given": {row.metric: as_json(row) for row in gains if row.first == arm},
+            "minus_others": [as_json(row) for row in others if row.first == arm],
         }
         for arm in arms
     ]
@@ -135,14 +139,14 @@ def _pairs_of_arm(root: Path, arm: str, seed: int) -> list[Pair]:
     return read_pairs([own / "main.jsonl"]).pairs
 
 
-def _counted(pairs: Sequence[Pair]) -> tuple[int, int, int]:
-    """Return the numbers of pairs, of labels, and of labels that are on the wrong side, by the oracle."""
+def _counted(pairs: Sequence[Pair]) -> tuple[int, int, float]:
+    """Return the numbers of pairs, of labels, and of wrong ones by the oracle: a soft label by its distance."""
     sides = [side for pair in pairs for side in completions_of_pair(pair)]
-    wrong = 0
+    wrong = 0.0
     for side in sides:
         found = assess([message.content for message in side.prompt if message.role == "user"], side.text)
-        wrong += found is not None and found.safe != ((side.is_safe or 0.0) > 0.5)
-    return len(pairs), len(sides), wrong
+        wrong += 0.0 if found is None or side.is_safe is None else abs(found.safe - side.is_safe)
+    return len(pairs), len(sides), round(wrong, 3)
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
@@ -155,9 +159,24 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         for metric in METRICS:
             gain = row["minus_given"].get(metric)
             cells.append(_with_bounds(row["scores"][metric], "value"))
-            cells.append(f"{_with_bounds(gain, 'difference', '+')}, p {gain['p_holm']:.2g}" if gain else "")
+            cells.append(_difference(gain) if gain else "")
         lines.append(table_row(cells))
     return "\n".join(lines)
+
+
+def between(runs: Sequence[dict[str, Any]]) -> str:
+    """Return one line for each two ways of cleaning: the paired differences of their scores in points."""
+    lines = []
+    for row in runs:
+        for other in dict.fromkeys(gain["second"] for gain in row["minus_others"]):
+            gains = [(gain["metric"], gain) for gain in row["minus_others"] if gain["second"] == other]
+            parts = "; ".join(f"{metric} {_difference(gain)}" for metric, gain in gains)
+            lines.append(f"{100 * row['noise']:g}%, {row['arm']} minus {other}: {parts}\n")
+    return "".join(lines)
+
+
+def _difference(gain: dict[str, Any]) -> str:
+    return f"{_with_bounds(gain, 'difference', '+')}, p {gain['p_holm']:.2g}"
 
 
 def _with_bounds(found: dict[str, Any], name: str, sign: str = "") -> str:

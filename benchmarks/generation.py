@@ -63,24 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     models, workload, name = _real(options) if options.model else _random(options)
-    arms = [BEFORE, DEFAULT, *(_plain(size) for size in options.batches)]
     settings = {
         key: value for key, value in vars(options).items() if key not in ("out", "quick", "model", "prompts", "size")
     }
     settings |= {"model": name, "dtype": str(models[1].dtype).removeprefix("torch.")}
     runs: list[dict[str, Any]] = []
     for repeat in range(options.repeats):
-        prompts = workload.prompts(repeat)
-        for arm in random.Random(repeat).sample(arms, len(arms)):
-            model = models[arm != BEFORE]
-            load, start = os.getloadavg()[0], time.process_time()
-            measured = _measure(arm, model, prompts, workload.ends, options, repeat)
-            seconds = time.process_time() - start
-            run = {"repeat": repeat, "arm": arm, "cpu_seconds": round(seconds, 3), "load": round(load, 1), **measured}
-            sys.stderr.write(f"repeat {repeat + 1}/{options.repeats}, {arm}: {seconds:.1f} CPU s\n")
-            runs.append(run)
+        runs += one_repeat(models, workload, options, repeat)
         write_results(options.out, "generation", settings={**settings, "repeats": repeat + 1}, runs=runs)
     show_tables(options.out, ["generation"])
+
+
+def one_repeat(
+    models: Sequence[Any], workload: Workload, options: argparse.Namespace, repeat: int
+) -> list[dict[str, Any]]:
+    """Return the measurements of one repeat, taken in shuffled order, by the two models of `real_models`."""
+    arms = [BEFORE, DEFAULT, *(_plain(size) for size in options.batches)]
+    prompts, runs = workload.prompts(repeat), []
+    for arm in random.Random(repeat).sample(arms, len(arms)):
+        load, start = os.getloadavg()[0], time.process_time()
+        measured = _measure(arm, models[arm != BEFORE], prompts, workload.ends, options, repeat)
+        seconds = time.process_time() - start
+        runs.append({"repeat": repeat, "arm": arm, "cpu_seconds": round(seconds, 3), "load": round(load, 1)} | measured)
+        sys.stderr.write(f"repeat {repeat + 1}/{options.repeats}, {arm}: {seconds:.1f} CPU s\n")
+    return runs
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -122,24 +128,30 @@ def _random(options: argparse.Namespace) -> tuple[list[Any], Workload, str]:
 
 
 def _real(options: argparse.Namespace) -> tuple[list[Any], Workload, str]:
-    held, why = decoding_dtype("auto", read_config(options.model).dtype)
-    show(f"weights in {held} ({why})")
-    first = load_policy(options.model, dtype="float32")
-    models = [first.model, first.model if held == "float32" else load_policy(options.model, dtype=held).model]
-    for model in models:
-        to_gpu(model)
-        model.eval()
-    chat = ChatEncoder(first.tokenizer, None, {})
+    models, tokenizer, ends = real_models(options.model)
+    chat = ChatEncoder(tokenizer, None, {})
     found = read_prompt_files([str(options.prompts)], columns={}, check=None, bad_rows="skip").prompts
     ids = [tuple(chat.encode(one.messages, (), name=one.id).prompt) for one in found]
-    ends = {*end_token_ids(first.model, first.tokenizer), chat.end_id}
-    pieces = {token: first.tokenizer.decode([token]) for token in range(len(first.tokenizer))}
-    ends |= {token for token, text in pieces.items() if "\n" in text and set(text) <= NEWLINES}
 
     def prompts(repeat: int) -> list[tuple[int, ...]]:
         return random.Random(repeat).sample(ids, min(options.num, len(ids)))
 
-    return models, Workload(prompts, sorted(ends)), Path(options.model).name
+    return models, Workload(prompts, ends), Path(options.model).name
+
+
+def real_models(folder: str) -> tuple[list[Any], Any, list[int]]:
+    """Return a model in float32 and as `dtype: auto` holds it, its tokenizer, and the tokens that end a paragraph."""
+    held, why = decoding_dtype("auto", read_config(folder).dtype)
+    show(f"weights in {held} ({why})")
+    first = load_policy(folder, dtype="float32")
+    models = [first.model, first.model if held == "float32" else load_policy(folder, dtype=held).model]
+    for model in models:
+        to_gpu(model)
+        model.eval()
+    ends = {*end_token_ids(first.model, first.tokenizer), ChatEncoder(first.tokenizer, None, {}).end_id}
+    pieces = {token: first.tokenizer.decode([token]) for token in range(len(first.tokenizer))}
+    ends |= {token for token, text in pieces.items() if "\n" in text and set(text) <= NEWLINES}
+    return models, first.tokenizer, sorted(ends)
 
 
 def _measure(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from benchmarks.machine import peak_rss, reset_peak, rss
 from benchmarks.training import add_clock, common_arguments
-from benchmarks.workload import MODELS, make_model, make_texts, make_tokenizer
+from benchmarks.workload import MODELS, make_model, make_texts, make_tokenizer, real_model
 from bfpo.core.errors import RunError
+from bfpo.data.store import TokenStore
 from bfpo.data.tokenize import TokenPair
 
 
@@ -22,7 +23,8 @@ class SftRun:
     """What to run. `model`: a name of `MODELS`, or a folder. `texts_per_forward` divides `texts_per_step`.
 
     `form` of TRL's rows: "packed", all texts of a forward pass in one row as its packing makes them, without the rest
-    that a fixed length leaves over, or "padded". Ours are packed.
+    that a fixed length leaves over, or "padded". Ours are packed. `store`: a file of tokens, whose prompts and chosen
+    completions are trained on in its order, from place `seed * steps * texts_per_step`.
     """
 
     trainer: Literal["bfpo", "trl"]
@@ -35,12 +37,22 @@ class SftRun:
     dtype: Literal["float32", "bfloat16"] = "float32"
     length_scale: float = 1.0
     learning_rate: float = 1e-4
+    store: str | None = None
+    device: ClassVar[str] = "cpu"
+    recompute: ClassVar[bool] = False
+
+    @property
+    def half(self) -> bool:
+        """Whether all but what trains is bfloat16."""
+        return self.dtype == "bfloat16"
 
     def texts(self, vocabulary: int) -> list[TokenPair]:
         """Return the texts in the order they are trained on; the same for both trainers."""
-        return make_texts(
-            self.steps * self.texts_per_step, vocabulary=vocabulary, seed=self.seed, scale=self.length_scale
-        )
+        num = self.steps * self.texts_per_step
+        if self.store is not None:
+            pairs = TokenStore(self.store)[self.seed * num : (self.seed + 1) * num]
+            return [replace(pair, rejected_ids=pair.rejected_ids[:0]) for pair in pairs]
+        return make_texts(num, vocabulary=vocabulary, seed=self.seed, scale=self.length_scale)
 
 
 def measure(run: SftRun, threads: int) -> dict[str, Any]:
@@ -78,18 +90,11 @@ def _measured(run: SftRun, folder: str) -> dict[str, Any]:
 
 
 def _start(name: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from bfpo.policy.load import load_tokenizer
 
     if name in MODELS:
         return make_model(MODELS[name]).requires_grad_(True), make_tokenizer(MODELS[name].vocabulary)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        name, dtype="float32", trust_remote_code=False, local_files_only=True
-    )
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True)
-
-
-def _arguments(run: SftRun, folder: str, arguments_class: Any) -> dict[str, Any]:
-    return {**common_arguments(run, folder, arguments_class), "bf16": run.dtype == "bfloat16"}  # type: ignore[arg-type]
+    return real_model(name), load_tokenizer(name)
 
 
 def _our_trainer(run: SftRun, model: Any, tokenizer: Any, texts: list[TokenPair], folder: str) -> Any:
@@ -98,7 +103,7 @@ def _our_trainer(run: SftRun, model: Any, tokenizer: Any, texts: list[TokenPair]
     from bfpo.training.sft_trainer import SftTrainer
 
     arguments = TrainingArguments(
-        **_arguments(run, folder, TrainingArguments),
+        **common_arguments(run, folder, TrainingArguments),
         per_device_train_batch_size=run.texts_per_step,
         remove_unused_columns=False,
     )
@@ -122,7 +127,7 @@ def _trl_trainer(run: SftRun, model: Any, tokenizer: Any, texts: list[TokenPair]
         raise RunError(f"texts_per_forward: got {num}; it must divide {run.texts_per_step} texts per step")
     rows = [trl_row(texts[i : i + (num if packed else 1)]) for i in range(0, len(texts), num if packed else 1)]
     arguments = SFTConfig(
-        **_arguments(run, folder, SFTConfig),
+        **common_arguments(run, folder, SFTConfig),
         per_device_train_batch_size=1 if packed else num,
         gradient_accumulation_steps=run.texts_per_step // num,
         packing=packed,

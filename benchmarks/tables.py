@@ -274,6 +274,64 @@ def generation_tables(results: dict[str, Any]) -> list[Table]:
     return [Table("Generation", note, columns, rows)]
 
 
+def real_tables(results: dict[str, Any]) -> list[Table]:
+    """Return the table of a real chat model: each way of training and generating beside the fastest other one."""
+    runs, settings = sorted(results["runs"], key=lambda run: run["repeat"]), results["settings"]
+    arms: dict[tuple[str, bool, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        arms.setdefault(_real_arm(run), []).append(run)
+    titles = {"training": "pairs", "completions": "completions", "generation": "generation"}
+
+    def rate(run: dict[str, Any]) -> float:
+        kind = run["kind"]
+        seconds = run[
+            {"training": "loop_seconds", "completions": "loop_cpu_seconds", "generation": "cpu_seconds"}[kind]
+        ]
+        return float(run["tokens" if kind == "generation" else "loop_tokens"] / seconds)
+
+    rows = []
+    for (kind, _ours, name), own in sorted(
+        arms.items(), key=lambda item: (list(titles).index(item[0][0]), not item[0][1])
+    ):
+        others = [some for (other, is_ours, _), some in arms.items() if other == kind and not is_ours]
+        best = max(others, key=lambda some: spread(map(rate, some)).median)
+        peaks = [run.get("peak_above_model") for run in (*own, *best)]
+        known = kind != "generation" and None not in peaks
+        pairs = list(zip(own, best, strict=True))
+        rows.append(
+            [
+                titles[kind],
+                name,
+                number(spread(map(rate, own)), 1 if kind == "generation" else 0),
+                number(spread(rate(one) / rate(other) for one, other in pairs), 2),
+                number(spread(run["peak_above_model"] / MIB for run in own), 0) if known else "",
+                number(spread(a["peak_above_model"] / b["peak_above_model"] for a, b in pairs), 2) if known else "",
+            ]
+        )
+    num_repeats = len({run["repeat"] for run in runs})
+    note = (
+        f"{settings['model']}, pairs of {settings['pairs']} of at most {settings['max_length']} tokens, "
+        f"{settings['threads']} thread(s), float32. Median [quartiles] of {num_repeats} repeats "
+        f"with pairs of their own: {settings['steps'] - 1} timed optimizer step(s) of {settings['per_step']} pairs "
+        f"(`down_proj` trains, the reference is precomputed) or of their chosen completions (all weights train), "
+        f"answers of one paragraph to {settings['num']} prompts. Tokens: of prompt and completions once each, and of "
+        "answers. Ratios, repeat by repeat, against the fastest other way of the same work. Peak: above the model."
+    )
+    columns = ["work", "program", "tokens per CPU-second", "times the best other", "peak, MiB", "of the best other"]
+    return [Table("A real chat model", note, columns, rows)]
+
+
+def _real_arm(run: dict[str, Any]) -> tuple[str, bool, str]:
+    """Return the work of a measurement, whether it is ours, and its name."""
+    if run["kind"] == "generation":
+        ours = not run["arm"].startswith("transformers")
+        return "generation", ours, f"bfpo, {run['arm']}" if ours else run["arm"]
+    ours, name = run["trainer"] == "bfpo", "bfpo" if run["trainer"] == "bfpo" else "TRL"
+    num = run["microbatch"] if run["kind"] == "training" else run["texts_per_forward"]
+    form = "" if ours or run["kind"] == "training" else {"packed": ", packed", "padded": ", no packing"}[run["form"]]
+    return run["kind"], ours, f"{name}{form}, {num} a forward"
+
+
 def prepare_tables(results: dict[str, Any]) -> list[Table]:
     """Return the table of `bfpo prepare` beside the script, by rows; ratios are taken repeat by repeat."""
     runs, settings = results["runs"], results["settings"]
@@ -308,6 +366,7 @@ TABLES = {
     "rampup": rampup_tables,
     "generation": generation_tables,
     "prepare": prepare_tables,
+    "real": real_tables,
 }
 
 

@@ -11,14 +11,27 @@ import dataclasses
 import tempfile
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.machine import peak_rss, reset_peak, rss
 from benchmarks.process import worker
-from benchmarks.workload import ModelShape, Trains, make_model, make_pairs, make_tokenizer, pairs_of_length, text_rows
+from benchmarks.workload import (
+    ModelShape,
+    Trains,
+    make_model,
+    make_pairs,
+    make_tokenizer,
+    pairs_of_length,
+    real_model,
+    text_rows,
+)
 from bfpo.core.errors import RunError
+from bfpo.data.store import TokenStore
 from bfpo.data.tokenize import TokenPair
+
+if TYPE_CHECKING:
+    from benchmarks.sft_training import SftRun
 
 _OLD_NAME = "is_gradient_checkpointing"  # of older versions of transformers
 BETA = 1.0  # a target of 0.5 per token, which small margins move visibly, so that agreement says something
@@ -30,7 +43,9 @@ class TrainingRun:
 
     `microbatch` counts pairs per forward pass; ours are cut by tokens, so it takes all pairs of a step or one, unless
     `max_tokens` of a pass are given. `half`: bfloat16 but for what trains. `recompute`: activations are recomputed.
-    `kernels`: TRL with its Liger kernels.
+    `kernels`: TRL with its Liger kernels. `folder`: of a model with weights, whose sizes are `shape`. `store`: a file
+    of tokens, whose pairs are trained on in its order from place `seed * steps * pairs_per_step`. `cpu_clock`: times
+    are CPU-seconds of the process.
     """
 
     trainer: Literal["bfpo", "trl"]
@@ -49,6 +64,9 @@ class TrainingRun:
     recompute: bool = False
     max_tokens: int | None = None
     kernels: bool = False
+    folder: str | None = None
+    store: str | None = None
+    cpu_clock: bool = False
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainingRun:
@@ -57,11 +75,15 @@ class TrainingRun:
 
     def model(self) -> Any:
         """Return the model that training starts from."""
+        if self.folder is not None:
+            return real_model(self.folder, trains=self.trains)
         return make_model(self.shape, device=self.device, half=self.half, trains=self.trains)
 
     def pairs(self) -> list[TokenPair]:
         """Return the pairs in the order they are trained on; the same for both trainers."""
         num, vocabulary = self.steps * self.pairs_per_step, self.shape.vocabulary
+        if self.store is not None:
+            return TokenStore(self.store)[self.seed * num : (self.seed + 1) * num]
         if self.length is not None:
             return pairs_of_length(num, length=self.length, vocabulary=vocabulary, seed=self.seed)
         return make_pairs(num, vocabulary=vocabulary, seed=self.seed, scale=self.length_scale)
@@ -71,7 +93,7 @@ def measure(run: TrainingRun, folder: str) -> dict[str, Any]:
     """Train and return times in seconds, memory in bytes above the model, counts and the losses of all steps."""
     pairs = run.pairs()
     lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-    tokenizer = make_tokenizer(run.shape.vocabulary)
+    tokenizer = make_tokenizer(run.shape.vocabulary, end=int(pairs[0].chosen_ids[-1]))
     import_trainer(run.trainer)
     model = run.model()
     memory = Memory(run.device)
@@ -80,7 +102,7 @@ def measure(run: TrainingRun, folder: str) -> dict[str, Any]:
     started = time.perf_counter()
     trainer = (our_trainer if run.trainer == "bfpo" else trl_trainer)(run, model, tokenizer, pairs, folder)
     setup_seconds, setup_peak = time.perf_counter() - started, memory.peak()
-    clock = add_clock(trainer, count=run.device == "cpu")
+    clock = add_clock(trainer, count=run.device == "cpu", cpu=run.cpu_clock)
     peak_is_of_training = memory.reset()
     trainer.train()
     peak = memory.peak()
@@ -118,7 +140,7 @@ def import_trainer(name: str) -> None:
         import bfpo.training.trainer  # noqa: F401
 
 
-def common_arguments(run: TrainingRun, folder: str, arguments_class: Any) -> dict[str, Any]:
+def common_arguments(run: TrainingRun | SftRun, folder: str, arguments_class: Any) -> dict[str, Any]:
     """Return the `TrainingArguments` of both trainers, those left out that this version does not have."""
     wanted = {
         "output_dir": folder,
@@ -196,7 +218,7 @@ def trl_trainer(run: TrainingRun, model: Any, tokenizer: Any, pairs: list[TokenP
         model,
         ref_model=run.model().requires_grad_(False) if second else None,
         args=arguments,
-        train_dataset=Dataset.from_list(text_rows(pairs)),
+        train_dataset=Dataset.from_list(text_rows(pairs, end=tokenizer.eos_token_id)),
         processing_class=tokenizer,
     )
     for pair, row in zip(pairs, trainer.train_dataset, strict=True):

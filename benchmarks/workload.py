@@ -22,6 +22,8 @@ __all__ = [
     "make_texts",
     "make_tokenizer",
     "pairs_of_length",
+    "real_model",
+    "shape_of",
     "text_rows",
 ]
 
@@ -124,12 +126,38 @@ def make_model(
     return model
 
 
-def make_tokenizer(vocabulary: int) -> Any:
-    """Return a tokenizer in which the word `w{i}` is token `i`, so that text and ids say the same."""
+def real_model(folder: str, *, trains: Trains = "all") -> Any:
+    """Return the model of a folder in float32 with what trains chosen: everything, or every `down_proj`."""
+    from bfpo.policy.load import load_policy
+
+    return load_policy(folder, trainable="all" if trains == "all" else [f"*.{TRAINABLE}"], dtype="float32").model
+
+
+def shape_of(folder: str) -> ModelShape:
+    """Return the sizes of the model in a folder."""
+    from bfpo.policy.source import read_config
+
+    config = read_config(folder)
+    return ModelShape(
+        vocabulary=config.vocab_size,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        key_heads=config.num_key_value_heads,
+        tied=bool(config.tie_word_embeddings),
+    )
+
+
+def make_tokenizer(vocabulary: int, *, end: int = EOS) -> Any:
+    """Return a tokenizer in which the word `w{i}` is token `i`, so that text and ids say the same.
+
+    `end` is the end token; it and the first two have words of their own (`_word`).
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<unk>": UNKNOWN, "<s>": BOS, "</s>": EOS, **{f"w{i}": i for i in range(FIRST_WORD, vocabulary)}}
+    words = {_word(i, end): i for i in range(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
@@ -199,17 +227,21 @@ def _random_pairs(
     ]
 
 
-def text_rows(pairs: Sequence[TokenPair]) -> list[dict[str, str]]:
+def text_rows(pairs: Sequence[TokenPair], *, end: int = EOS) -> list[dict[str, str]]:
     """Return the pairs as text that `make_tokenizer` reads back to the same ids."""
     return [
         {
-            "prompt": _text(pair.prompt_ids),
-            "chosen": " " + _text(pair.chosen_ids),
-            "rejected": " " + _text(pair.rejected_ids),
+            "prompt": _text(pair.prompt_ids, end),
+            "chosen": " " + _text(pair.chosen_ids, end),
+            "rejected": " " + _text(pair.rejected_ids, end),
         }
         for pair in pairs
     ]
 
 
-def _text(ids: npt.NDArray[np.int32]) -> str:
-    return " ".join("</s>" if i == EOS else f"w{i}" for i in ids.tolist())
+def _text(ids: npt.NDArray[np.int32], end: int) -> str:
+    return " ".join(_word(i, end) for i in ids.tolist())
+
+
+def _word(token: int, end: int) -> str:
+    return {UNKNOWN: "<unk>", BOS: "<s>", end: "</s>"}.get(token, f"w{token}")

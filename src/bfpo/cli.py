@@ -58,6 +58,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --ou
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, with data counts, and exit.")]
 _KEYS_HELP = "List the settings and their allowed values, and exit."
 Keys = Annotated[bool, typer.Option("--keys", help=_KEYS_HELP)]
+_SCHEMA_HELP = "Write the JSON Schema of the config file, for editors, and exit."
+Schema = Annotated[bool, typer.Option("--schema", help=_SCHEMA_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, and all text to stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -176,7 +178,7 @@ def _add_command(name: str) -> None:
     shorts = SHORT_OPTIONS.get(name, ())
 
     before = {"config": ConfigFile, "settings": Settings, "out": Out}
-    after = {"resume": Resume, "dry_run": DryRun, "keys": Keys, "as_json": AsJson, "debug": Debug}
+    after = {"resume": Resume, "dry_run": DryRun, "keys": Keys, "schema": Schema, "as_json": AsJson, "debug": Debug}
 
     def command(**values: Any) -> None:
         settings = [*(values["settings"] or ()), *(text for short in shorts for text in short.settings(values))]
@@ -302,15 +304,40 @@ def _export(
     _call("export", debug, model, out, dtype, gguf, revision, push, private, as_json=as_json)
 
 
-def _keys_of(name: str) -> Callable[[bool], None]:
-    """Return what `--keys` does for a command that is no stage."""
+def _show_keys(config: type[StageConfig]) -> Outcome:
+    from bfpo.config import describe_keys
 
-    def show_keys(asked: bool) -> None:
+    columns = ("key", "default", "accepts", "meaning")
+    rows = [(key.name, key.default, key.allowed, key.description) for key in describe_keys(config)]
+    show_table(columns, [(name, "(needed)" if default is None else default, *rest) for name, default, *rest in rows])
+    return Outcome(0, {"keys": [dict(zip(columns, row, strict=True)) for row in rows]})
+
+
+def _show_schema(config: type[StageConfig]) -> Outcome:
+    from bfpo.config.json_schema import json_schema
+
+    schema = json_schema(config)
+    sys.stdout.write(json.dumps(schema, indent=1) + "\n")
+    return Outcome(0, {"schema": schema})
+
+
+def _of_config(name: str, do: Callable[[Any], object]) -> Callable[[bool], None]:
+    """Return what `--keys` or `--schema` does for a command that is no stage."""
+
+    def callback(asked: bool) -> None:
         if asked:
-            _show_keys(getattr(import_module("bfpo.config"), name))
+            do(getattr(import_module("bfpo.config"), name))
             raise typer.Exit
 
-    return show_keys
+    return callback
+
+
+def _keys_of(name: str) -> Any:
+    return typer.Option("--keys", help=_KEYS_HELP, is_eager=True, callback=_of_config(name, _show_keys))
+
+
+def _schema_of(name: str) -> Any:
+    return typer.Option("--schema", help=_SCHEMA_HELP, is_eager=True, callback=_of_config(name, _show_schema))
 
 
 @app.command("chat")
@@ -336,9 +363,8 @@ def _chat(
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
-    keys: Annotated[
-        bool, typer.Option("--keys", help=_KEYS_HELP, callback=_keys_of("ChatConfig"), is_eager=True)
-    ] = False,
+    keys: Annotated[bool, _keys_of("ChatConfig")] = False,
+    schema: Annotated[bool, _schema_of("ChatConfig")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -362,10 +388,8 @@ def _gate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of gate.json and gate.html; default: RUN.")
     ] = None,
-    keys: Annotated[
-        bool,
-        typer.Option("--keys", help=_KEYS_HELP, callback=_keys_of("GateConfig"), is_eager=True),
-    ] = False,
+    keys: Annotated[bool, _keys_of("GateConfig")] = False,
+    schema: Annotated[bool, _schema_of("GateConfig")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -382,14 +406,15 @@ def _execute(
     resume: bool,
     dry_run: bool,
     keys: bool,
+    schema: bool,
     as_json: bool,
     debug: bool,
 ) -> None:
-    """Run a stage, or only show its keys or what it would do."""
+    """Run a stage, or only show its keys, the schema of its config or what it would do."""
 
     def action() -> Outcome:
-        if keys:
-            return _show_keys(STAGES[stage].config_class())
+        if keys or schema:
+            return (_show_keys if keys else _show_schema)(STAGES[stage].config_class())
         from bfpo.config import load_config
 
         loaded: Any = load_config(STAGES[stage].config_class(), config, settings)
@@ -404,16 +429,7 @@ def _execute(
         return Outcome(0, {"out": str(out), "files": files, "record": folder.record})
 
     again = "the same command" if resume else "the same command and --resume"
-    _perform(stage, debug, as_json, action, None if keys or dry_run else out, again)
-
-
-def _show_keys(config: type[StageConfig]) -> Outcome:
-    from bfpo.config import describe_keys
-
-    columns = ("key", "default", "accepts", "meaning")
-    rows = [(key.name, key.default, key.allowed, key.description) for key in describe_keys(config)]
-    show_table(columns, [(name, "(needed)" if default is None else default, *rest) for name, default, *rest in rows])
-    return Outcome(0, {"keys": [dict(zip(columns, row, strict=True)) for row in rows]})
+    _perform(stage, debug, as_json, action, None if keys or schema or dry_run else out, again)
 
 
 def _call(command: str, debug: bool, *arguments: Any, as_json: bool, **options: Any) -> None:

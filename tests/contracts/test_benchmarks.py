@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import balance, generation, hot_path, prepare, rampup, report, scaling, sft, throughput
+from benchmarks import balance, generation, hot_path, prepare, rampup, real, report, scaling, sft, throughput
 from benchmarks.flops import flop_counter, needed_flops, useful_tokens
 from benchmarks.process import read_results, write_results
 from benchmarks.sft_training import trl_row
@@ -24,7 +24,7 @@ from benchmarks.summary import (
     speed_ratio,
     throughput_arms,
 )
-from benchmarks.tables import TABLES, sft_tables, show_tables
+from benchmarks.tables import TABLES, real_tables, sft_tables, show_tables
 from benchmarks.workload import (
     EOS,
     MODELS,
@@ -40,7 +40,9 @@ from bfpo.core.errors import RunError, TrainingError
 from bfpo.data.pack import collate_pairs, longest_text, pair_sizes
 from bfpo.policy.logps import sequence_logps
 from bfpo.policy.probe import choose_form
+from helpers import CHATML, byte_tokenizer, write_rows
 from messages import raises
+from scripted import save_random
 
 SHAPE = dataclasses.replace(MODELS["XS"], vocabulary=50, layers=3)
 
@@ -143,6 +145,28 @@ def test_the_table_of_imitation_takes_ratios_against_trl_packed_and_its_best():
     assert [row[1] for row in table.rows[1:]] == ["TRL, packed, 8 texts a forward", "TRL, no packing, 1 text a forward"]
     assert "30% of the tokens" in table.note
     assert "(S: 2)" in table.note
+
+
+def test_the_table_of_a_real_model_takes_ratios_against_the_fastest_other_way():
+    def pairs(trainer: str, num: int, seconds: float, repeat: int) -> dict[str, Any]:
+        where = {"kind": "training", "trainer": trainer, "microbatch": num, "repeat": repeat}
+        return {**where, "loop_tokens": 600, "loop_seconds": seconds, "peak_above_model": 2**20 * num}
+
+    runs = [pairs("bfpo", 4, 2.0 + repeat, repeat) for repeat in (0, 1)]
+    runs += [pairs("trl", num, 6.0 - repeat + num, repeat) for repeat in (1, 0) for num in (4, 2)]
+    runs += [{"kind": "completions", **run} for run in sft_runs()]
+    for arm, seconds in ((generation.DEFAULT, 2.0), ("transformers, batches of 16", 3.0)):
+        runs += [{"kind": "generation", "arm": arm, "repeat": k, "tokens": 60, "cpu_seconds": seconds} for k in (0, 1)]
+    settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "steps": 2, "per_step": 4, "num": 3}
+    (table,) = real_tables({"runs": runs, "settings": settings})
+    of = {(row[0], row[1]): row[2:] for row in table.rows}
+    assert of["pairs", "bfpo, 4 a forward"] == ["250 [225-275]", "3.17 [2.75-3.58]", "4", "2.00"]
+    assert of["pairs", "TRL, 2 a forward"][1] == "1.00"
+    assert of["completions", "bfpo, 8 a forward"] == ["500", "1.25", "30", "0.75"]
+    assert of["completions", "TRL, no packing, 1 a forward"][1] == "1.00"
+    assert of["generation", "bfpo, default"] == ["30.0", "1.50", "", ""]
+    assert list(of) == [(row[0], row[1]) for row in table.rows]
+    assert [row[0] for row in table.rows] == ["pairs"] * 3 + ["completions"] * 3 + ["generation"] * 2
 
 
 def test_runs_of_imitation_that_went_another_way_are_named():
@@ -354,6 +378,19 @@ def test_the_smoke_form_runs_against_trl(tmp_path):
         (trainer, reference) for trainer in ("bfpo", "trl") for reference in ("precomputed", "online")
     }
     assert all(overall_factor(arm) >= 1 for arm in arms)
+
+
+@pytest.mark.slow
+def test_the_smoke_form_of_a_real_model_runs_against_trl(tmp_path):
+    pytest.importorskip("trl")
+    save_random(tmp_path / "model", byte_tokenizer(CHATML))
+    rows = [{"prompt": f"Say {word}", "chosen": f"{word} it is.", "rejected": "No."} for word in "abcdefghijkl"]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    given = ["--model", str(tmp_path / "model"), "--pairs", str(tmp_path / "pairs.jsonl")]
+    real.main([*given, "--quick", "--threads", "1", "--out", str(tmp_path)])
+    found = read_results(tmp_path, "real")
+    assert found is not None
+    assert len(found["runs"]) == 4 + 3 + 3
 
 
 def test_bfpo_prepare_and_the_script_count_the_same_rows(tmp_path):

@@ -93,7 +93,7 @@ def _machine_lines(facts: dict[str, Any]) -> list[str]:
     lines += [f"{'system':<14} {facts['platform']['system']}, {facts['platform']['cores']} cores", ""]
     for device in facts["devices"]:
         free, total = (_size(device[f"{name}_bytes"]) for name in ("free", "total"))
-        halves = "bfloat16" if device["bfloat16"] else "no bfloat16"
+        halves = "bfloat16" if device["bfloat16"] else "no instructions for bfloat16"
         lines.append(f"{device['name']:<14} {device['description']}; memory {free} free of {total}; {halves}")
     lines += [f"{'disk here':<14} {_size(facts['disk_free_bytes'])} free", f"{'hub':<14} {facts['hub']}", ""]
     return lines + [f"{name:<14} {facts['extras'][name] or 'not installed'} ({use})" for name, use in EXTRAS.items()]

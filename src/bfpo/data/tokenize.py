@@ -62,6 +62,20 @@ class TokenPair:
     ref_chosen_logps: float | None = None
     ref_rejected_logps: float | None = None
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one completion, with no rejected one."""
+        return len(self.rejected_ids) == 0
+
+    @property
+    def title(self) -> str:
+        """What it is and its id, for messages."""
+        return f"{'completion' if self.is_alone else 'pair'} {self.pair_id}"
+
+    def of_side(self, name: str) -> str:
+        """Return " of its chosen completion", or nothing for a completion that stands alone."""
+        return "" if self.is_alone else f" of its {name} completion"
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizeReport:

@@ -47,7 +47,10 @@ _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # Intel and AMD, Intel, A
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that can train: memory in bytes, `None` if the backend does not report it."""
+    """A device that can train: memory in bytes, `None` if the backend does not report it.
+
+    `bfloat16`: whether it has instructions for it.
+    """
 
     name: str
     description: str
@@ -68,7 +71,8 @@ def find_devices() -> list[Device]:
     """Return the accelerators that training would use, else the CPU."""
     if runs_on_cpu():
         free, total = _memory_of_host()
-        return [Device("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads", free, total, True)]
+        words = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        return [Device("cpu", words, free, total, computes_bfloat16())]
     device = torch.accelerator.current_accelerator()
     assert device is not None
     backend: Any = torch.get_device_module(device)

@@ -107,17 +107,18 @@ def check_rows(batch: Mapping[str, Any], pairs: Sequence[TokenPair]) -> None:
     for p, pair in enumerate(pairs):
         for side, row, ids in (("chosen", p, pair.chosen_ids), ("rejected", len(pairs) + p, pair.rejected_ids)):
             mine = sequence == row
+            side_words = "it" if pair.is_alone else f"its {side} completion"
             before = [pair.prompt_ids[-1], *ids[:-1]][: len(ids)]
             if targets[mine].tolist() != list(ids) or read[mine].tolist() != before:
                 raise TrainingError(
-                    f"first step: pair {pair.pair_id}: place {row} of the batch must hold its {side} completion and "
-                    "does not; the batch was collated or reordered wrongly"
+                    f"first step: {pair.title}: place {row} of the batch must hold {side_words} and does not; the "
+                    "batch was collated or reordered wrongly"
                 )
             labels = batch[f"{side}_is_safe"]
             label = float(getattr(pair, f"{side}_is_safe"))
             if float(labels[p]) != label:
                 raise TrainingError(
-                    f"first step: pair {pair.pair_id}: {side}_is_safe is {float(labels[p]):g} in the batch and "
+                    f"first step: {pair.title}: {side}_is_safe is {float(labels[p]):g} in the batch and "
                     f"{label:g} in the data; the batch was collated or reordered wrongly"
                 )
 
@@ -133,25 +134,26 @@ def check_form(found: Tensor, alone: Tensor, tolerance: float, pair: TokenPair) 
         return
     side = int(difference.nan_to_num(torch.inf).argmax())
     raise TrainingError(
-        f"first step: pair {pair.pair_id}: the log-prob of its {('chosen', 'rejected')[side]} completion is "
+        f"first step: {pair.title}: the log-prob{pair.of_side(('chosen', 'rejected')[side])} is "
         f"{float(found[side]):.6g} in a packed row and {float(alone[side]):.6g} in a row of its own (rounding explains "
         f"{tolerance:.2g}): this model mixes the texts of a row. Set attention: padded"
     )
 
 
-def check_finite(logps: Tensor, pair_name: Callable[[int], str]) -> None:
+def check_finite(logps: Tensor, title: Callable[[int], str], *, alone: bool = False) -> None:
     """Raise `TrainingError` naming the first pair with a log-prob that is not finite.
 
-    `logps` (2P,), chosen rows first; `pair_name` gives the name of pair p.
+    `logps` (2P,), chosen rows first; `title` gives that of pair p. `alone`: the pairs are single completions.
     """
     finite = torch.isfinite(logps)
     if bool(finite.all()):
         return
     row = int((~finite).nonzero()[0, 0])
     num_pairs = len(logps) // 2
+    side = "" if alone else f" of its {'chosen' if row < num_pairs else 'rejected'} completion"
     raise TrainingError(
-        f"pair {pair_name(row % num_pairs)}: the log-prob of its {'chosen' if row < num_pairs else 'rejected'} "
-        f"completion is {float(logps[row])}; the weights have left the range of their dtype: lower learning_rate, or "
+        f"{title(row % num_pairs)}: the log-prob{side} is "
+        f"{float(logps[row])}; the weights have left the range of their dtype: lower learning_rate, or "
         "compute in float32"
     )
 

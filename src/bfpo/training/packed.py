@@ -251,10 +251,10 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
         places = zip(inputs["is_buffer"].tolist(), inputs["pair_index"].tolist(), strict=True)
         return [self.streams[int(is_buffer)][index] for is_buffer, index in places]
 
-    def _pair_name(self, inputs: Mapping[str, Any], place: int) -> str:
+    def _title(self, inputs: Mapping[str, Any], place: int) -> str:
         if self.model.training:
-            return self._pairs_of(inputs)[place].pair_id
-        return f"at position {int(inputs['pair_index'][place])} of the evaluation data"
+            return self._pairs_of(inputs)[place].title
+        return f"position {int(inputs['pair_index'][place])} of the evaluation data"
 
     # Evaluation
 

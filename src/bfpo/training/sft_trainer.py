@@ -96,7 +96,7 @@ class SftTrainer(PackedTrainer):
 
     def _nats_and_tokens(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
         found = sequence_logps(model, inputs)
-        check_finite(found.logps.detach(), lambda place: self._pair_name(inputs, place))
+        check_finite(found.logps.detach(), lambda place: self._title(inputs, place), alone=True)
         num = len(inputs["pair_index"])
         return torch.stack([-found.logps[:num], found.num_tokens[:num].double()], dim=1)
 

@@ -176,7 +176,7 @@ class BFPOTrainer(PackedTrainer):
         # Without gradient, and before the policy's own pass: the reference may swap weights in place.
         ref_logps_N = self.reference.logps(model, inputs)
         found = sequence_logps(model, inputs)
-        check_finite(found.logps.detach(), lambda place: self._pair_name(inputs, place))
+        check_finite(found.logps.detach(), lambda place: self._title(inputs, place))
         num_pairs = len(inputs["pair_index"])
         # Sums of log-probs are hundreds to thousands of nats and the margin is a small difference of four of them, so
         # all of this is float64. `drift` is log(pi / pi_ref) of a completion: the margin is its chosen minus rejected.

@@ -1,0 +1,161 @@
+"""BENCHMARK: training and generation of a real chat model on real pairs, ours against TRL and transformers.
+
+    python -m benchmarks.real --model FOLDER --pairs FILE [--append]
+
+Training on pairs (`down_proj`, reference precomputed) and on their chosen completions (all weights), float32: the same
+ids, order and texts per optimizer step on both sides, the losses compared. Generation: answers of one paragraph to the
+prompts of the pairs. CPU-seconds of the process; within a repeat, which has pairs of its own, the order is shuffled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import generation
+from benchmarks.options import add_common_options, integers, thread_count
+from benchmarks.process import in_process, program, read_results, write_results
+from benchmarks.sft import check_same_way
+from benchmarks.sft_training import SftRun, measure
+from benchmarks.tables import show_tables
+from benchmarks.throughput import check_same_work
+from benchmarks.training import TrainingRun
+from benchmarks.workload import shape_of
+from bfpo.core.errors import RunError
+from bfpo.data.load import PairStream
+from bfpo.data.settings import DataConfig
+from bfpo.data.store import TokenStore, write_tokens
+from bfpo.data.tokenize import PairTokenizer, TokenPair
+from bfpo.policy.load import load_tokenizer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, check that both sides did the same work, write the results after each repeat, and show the table."""
+    options = parse(arguments)
+    left_out = ("out", "quick", "model", "pairs", "repeats", "append")
+    settings = {name: value for name, value in vars(options).items() if name not in left_out}
+    settings |= {"model": Path(options.model).name, "pairs": options.pairs.name}
+    known = read_results(options.out, "real") if options.append else None
+    if known is not None and known["settings"] != settings:
+        raise RunError(f"--append: {options.out} holds runs with the settings {known['settings']}, not {settings}")
+    runs: list[dict[str, Any]] = [] if known is None else known["runs"]
+    first = 1 + max((run["repeat"] for run in runs), default=-1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = tokenized(options, first + options.repeats, Path(folder))
+        models, _, ends = generation.real_models(options.model)
+
+        def prompts(repeat: int) -> list[tuple[int, ...]]:
+            return [
+                tuple(pair.prompt_ids.tolist()) for pair in store[repeat * options.num : (repeat + 1) * options.num]
+            ]
+
+        for repeat in range(first, first + options.repeats):
+            found = training_runs(options, repeat, store.path)
+            check_same_work(found)
+            check_same_way([run for run in found if run["kind"] == "completions"])
+            made = generation.one_repeat(models, generation.Workload(prompts, ends), options, repeat)
+            runs += [*found, *({"kind": "generation", **run} for run in made)]
+            write_results(options.out, "real", settings=settings, runs=runs)
+    show_tables(options.out, ["real"])
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options, those of the smoke form put in where it is asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_common_options(parser)
+    parser.add_argument("--model", required=True, help="folder of a chat model")
+    parser.add_argument("--pairs", type=Path, required=True, help="file of pairs in any layout of bfpo")
+    parser.add_argument("--max-length", type=int, default=512, help="longer pairs are left out; tokens")
+    parser.add_argument("--repeats", type=int, default=3, help="each with pairs of its own")
+    parser.add_argument("--append", action="store_true", help="add repeats to what --out holds")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps; the first is not timed")
+    parser.add_argument("--per-step", type=int, default=4, help="pairs or completions per optimizer step")
+    parser.add_argument("--num", type=int, default=48, help="prompts to answer in a repeat")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--batches", type=integers, default=[16, 32], help="batch sizes of plain transformers")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.repeats, options.num, options.max_new_tokens, options.batches = 1, 4, 8, [4]
+    options.threads = thread_count(options.threads)
+    return options
+
+
+def tokenized(options: argparse.Namespace, repeats: int, folder: Path) -> TokenStore:
+    """Return tokens of enough pairs that are whole and not too long, in an order of their own."""
+    data = DataConfig(files=[str(options.pairs)], unknown_label="safe", bad_rows="skip")
+    tokenize = PairTokenizer(load_tokenizer(options.model))
+    pairs = [pair for pair in tokenize(PairStream(data)) if _fits(pair, options.max_length)]
+    needed = repeats * max(options.num, options.steps * options.per_step)
+    if len(pairs) < needed:
+        raise RunError(
+            f"--pairs: {options.pairs} has {len(pairs)} of at most {options.max_length} tokens, not {needed}"
+        )
+    return write_tokens(folder / "pairs.arrow", random.Random(0).sample(pairs, needed))
+
+
+def _fits(pair: TokenPair, length: int) -> bool:
+    completions = (pair.chosen_ids, pair.rejected_ids)
+    ended = len({int(ids[-1]) for ids in completions}) == 1
+    return ended and len(pair.prompt_ids) + max(map(len, completions)) <= length
+
+
+def training_runs(options: argparse.Namespace, repeat: int, store: Path) -> list[dict[str, Any]]:
+    """Return the measurements of training of one repeat, taken in shuffled order."""
+    name, size = Path(options.model).name, options.per_step
+    pairs = [
+        TrainingRun(
+            trainer=trainer,
+            reference="precomputed",
+            shape=shape_of(options.model),
+            steps=options.steps,
+            pairs_per_step=size,
+            microbatch=num,
+            seed=repeat,
+            learning_rate=1e-4,
+            folder=options.model,
+            store=str(store),
+            cpu_clock=True,
+        )
+        for trainer in ("bfpo", "trl")
+        for num in (size, 1)
+    ]
+    completions = [
+        SftRun(
+            trainer=trainer,  # type: ignore[arg-type]
+            form=form,  # type: ignore[arg-type]
+            model=options.model,
+            steps=options.steps,
+            texts_per_step=size,
+            texts_per_forward=num,
+            seed=repeat,
+            store=str(store),
+        )
+        for trainer, form, num in (("bfpo", "packed", size), ("trl", "packed", size), ("trl", "padded", 1))
+    ]
+    arms: list[TrainingRun | SftRun] = [*pairs, *completions]
+    random.Random(repeat).shuffle(arms)
+    found = []
+    for place, run in enumerate(arms, 1):
+        sys.stderr.write(f"repeat {repeat + 1}, {place}/{len(arms)}: {run.trainer}, {type(run).__name__}\n")
+        values: dict[str, Any] = {"repeat": repeat, "model": name, "trainer": run.trainer}
+        if isinstance(run, TrainingRun):
+            values |= {"kind": "training", "reference": run.reference, "microbatch": run.microbatch}
+            measured = in_process("benchmarks.training", dataclasses.asdict(run), threads=options.threads)
+        else:
+            values |= {"kind": "completions", "form": run.form, "texts_per_forward": run.texts_per_forward}
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                measured = process.submit(measure, run, options.threads).result()
+        found.append({**values, **measured})
+    return found
+
+
+if __name__ == "__main__":
+    program(main)
