@@ -56,5 +56,7 @@ def _find(data: RowsConfig, name: str, commit: str | None) -> HubFiles:
         )
     except DataError as error:
         raise DataError(f"{name}.hub: {error}") from error
-    _log.info("%s: %s at %s, %d files in the hub's cache", name, data.hub, found.commit[:12], len(found.files))
+    num = len(found.files)
+    count = "1 file" if num == 1 else f"{num} files"
+    _log.info("%s: %s at %s, %s in the hub's cache", name, data.hub, found.commit[:12], count)
     return found
