@@ -3,6 +3,7 @@
 # MODEL and DATA of `make real`: the start model (folder or hub id) and a folder with the data (empty: the hub).
 # BENCH_ARGS further options of all benchmarks (such as --threads 8), BENCH_MODEL a folder with a chat model and
 # BENCH_PAIRS a file of pairs, for the benchmark of a real model.
+# HASHES=1 installs only what has a hash in requirements-hashed.txt. TESTS are the test files (empty: all), PYTHONS those of test-pythons.
 
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -14,16 +15,25 @@ BENCH_ARGS ?=
 BENCH_MODEL ?=
 BENCH_PAIRS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+HASHES ?=
+TESTS ?=
+PYTHONS ?= 3.10 3.11 3.12 3.13
+KEEP ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 # pip's warnings are hidden, its errors are shown. Bytecode is compiled at the first import, and only for imported modules.
-PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --no-input -c constraints.txt
+PIP := -m pip install -qq --no-compile --disable-pip-version-check --no-input
+PIP_INSTALL := $(BIN)/python $(PIP) -c constraints.txt
+# pip takes hashes for all packages or for none, and none for a folder: with them, the packages come first, then bfpo alone.
+TORCH := $(if $(HASHES),--require-hashes -r requirements-hashed.txt,-c constraints.txt torch)
+BFPO := $(if $(HASHES),--no-deps --no-build-isolation)
 # Without the bytecode every process would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 NO_PIP = { echo "error: the packages could not be installed (see above); if $(VENV) is broken: make clean-venv" >&2; exit 1; }
 
-.PHONY: help demo picture real bench bench-quick docs test test-all test-trl test-lowest lint types imports tests format setup clean-venv
+.PHONY: help demo picture real bench bench-quick docs test test-all test-trl test-lowest test-pythons test-wheel audit hashes lint types \
+	imports tests format setup clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +42,9 @@ help:
 	@echo "make real      make a real chat model safe (MODEL=..., DATA=...); the page is $(REAL_OUT)/report.html"
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same and the slow tests"
+	@echo "make test-pythons  the tests on Python $(PYTHONS), lowest and pinned versions (TESTS=tests/objective: a part of them)"
+	@echo "make test-wheel    build sdist and wheel, and run the demo from an environment with the wheel alone"
+	@echo "make audit     known vulnerabilities of what is installed;  make hashes  write requirements-hashed.txt"
 	@echo "make docs      build the documentation into site/, links checked; open site/index.html"
 	@echo "make bench     measure training against TRL, its scaling, the ramp-up and generation; bench-quick checks that it runs"
 	@echo "make format    format the code"
@@ -90,7 +103,46 @@ test-lowest: $(VENV)/.made
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install -qq -r constraints-lowest.txt
 	$(VENV)-lowest/bin/python -m pip install -qq -c constraints-lowest.txt -e . pytest pytest-xdist hypothesis import-linter
-	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+# An interpreter is one of the PATH or of pyenv. Its environment is removed after its tests (KEEP=1 keeps it): outside a CPU index torch is
+# about 3 GB of CUDA libraries. The lowest versions run on the first Python, for which all of them have wheels.
+test-pythons:
+	@lowest=test-lowest; missing=; failed=; for version in $(PYTHONS); do \
+		python=; for one in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
+			"$$one" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" 2>/dev/null && python=$$one && break; \
+		done; \
+		if [ -z "$$python" ]; then missing="$$missing $$version"; continue; fi; \
+		for target in tests $$lowest; do \
+			echo "Python $$version: make $$target"; \
+			$(MAKE) --no-print-directory $$target VENV=$(VENV)-$$version PYTHON="$$python" || failed="$$failed $$version($$target)"; \
+		done; \
+		lowest=; [ -n "$(KEEP)" ] || rm -rf $(VENV)-$$version $(VENV)-$$version-lowest; \
+	done; \
+	[ -z "$$missing" ] || echo "not installed here, not tested: Python$$missing"; \
+	[ -z "$$failed" ] || { echo "error: failed on Python$$failed" >&2; exit 1; }
+
+# The wheel is built from the sdist. tests/installed.py names all that it checks.
+test-wheel: $(VENV)/.made
+	rm -rf dist $(VENV)-wheel
+	$(BIN)/python $(PIP) build
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python $(PIP) -c constraints.txt torch
+	$(VENV)-wheel/bin/python $(PIP) -c constraints.txt dist/bfpo-*.whl
+	$(VENV)-wheel/bin/python tests/installed.py
+
+# Asks the registry about each installed package; one that it does not know fails the audit, too. torch may be a local build.
+audit: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python $(PIP) pip-audit
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)-audit/installed.txt
+
+# The whole set of packages behind `make demo` and `make test`, for every Python and system, at the versions of constraints.txt.
+hashes:
+	printf 'hatchling\neditables\n' | uv pip compile --quiet --universal --python-version 3.10 --no-annotate --generate-hashes \
+		--custom-compile-command "make hashes" -c constraints.txt --extra dev pyproject.toml - -o requirements-hashed.txt
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -103,7 +155,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 tests: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS) $(TESTS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
@@ -129,19 +181,19 @@ $(VENV)/.made:
 	@touch $@
 
 # torch is installed first, at the version pinned in constraints.txt: a newer one may bring gigabytes that are not needed here.
-$(VENV)/.torch: $(VENV)/.made constraints.txt
+$(VENV)/.torch: $(VENV)/.made constraints.txt $(if $(HASHES),requirements-hashed.txt)
 	@echo "installing torch (the longest part)"
-	@$(PIP_INSTALL) torch || $(NO_PIP)
+	@$(BIN)/python $(PIP) $(TORCH) || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.torch pyproject.toml
 	@echo "installing bfpo and its dependencies"
-	@$(PIP_INSTALL) -e . || $(NO_PIP)
+	@$(PIP_INSTALL) $(BFPO) -e . || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "installing the development tools"
-	@$(PIP_INSTALL) -e ".[dev]" || $(NO_PIP)
+	@$(PIP_INSTALL) $(BFPO) -e ".[dev]" || $(NO_PIP)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.runtime

@@ -274,6 +274,21 @@ def _annotate(
     _call("annotate", debug, runs, out, name, sample, seed, terminal, port, as_json=as_json)
 
 
+@app.command("convert-config")
+def _convert_config(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Config of TRL, axolotl or LLaMA-Factory, YAML or JSON.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE.yaml", help="The new config, a new file; default: stdout.")
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make a config of `bfpo train` or `bfpo sft` from one of another library; lists what is not carried over."""
+    _call("convert-config", debug, file, out, as_json=as_json)
+
+
 @app.command("export")
 def _export(
     model: Annotated[
@@ -437,7 +452,7 @@ def _call(command: str, debug: bool, *arguments: Any, as_json: bool, **options: 
 
     def action() -> Outcome:
         keep_quiet()
-        outcome: Outcome = import_module(f"bfpo.commands.{command}").run(*arguments, **options)
+        outcome: Outcome = import_module(f"bfpo.commands.{command.replace('-', '_')}").run(*arguments, **options)
         return outcome
 
     _perform(command, debug, as_json, action)

@@ -185,6 +185,7 @@ def test_the_preview_counts_and_writes_nothing(noisy: Path, tmp_path: Path) -> N
         ({"min_votes": 2}, "min_votes"),
         ({"own": {"kind": "probe"}}, "model"),
         ({"own": {"kind": "ngrams", "layer": 3}}, "layer"),
+        ({"judges": "refusal-phrases"}, "judges"),  # it says nothing of safety, so that it contradicts nothing
     ],
 )
 def test_what_would_not_be_read_is_refused(values: dict[str, Any], key: str, noisy: Path, tmp_path: Path) -> None:

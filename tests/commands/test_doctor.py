@@ -48,6 +48,8 @@ def test_the_machine_is_described_without_a_config(monkeypatch: pytest.MonkeyPat
     for word in ("torch", "transformers", "GiB free of", "HF_HUB_OFFLINE is set", *EXTRAS):
         assert word in text
     facts = json.loads(doctor("--json").stdout)
+    assert (Path(facts["documents"]) / "docs" / "data.md").is_file()
+    assert facts["documents"] in text
     assert facts["devices"][0]["total_bytes"] >= facts["devices"][0]["free_bytes"] > 0
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")

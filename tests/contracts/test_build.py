@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from installed import NAMED
+
 try:
     import tomllib
 except ImportError:  # Python 3.10; pytest brings it there
@@ -120,10 +122,31 @@ def test_every_dependency_is_pinned_within_its_range():
     extras = PROJECT["project"]["optional-dependencies"]
     needed = [*PROJECT["project"]["dependencies"], *(each for extra in extras.values() for each in extra)]
     for requirement in needed:
-        lower = requirement.partition(">=")[2]
+        lower = requirement.partition(">=")[2].split(";")[0]
         for pin in pins[name_of(requirement)]:
             assert release(pin) >= release(lower), requirement
     assert pins.keys() == {name_of(requirement) for requirement in needed}
+
+
+def test_what_is_installed_with_hashes_has_the_pinned_versions():
+    text = (ROOT / "requirements-hashed.txt").read_text()
+    packages = [entry.splitlines() for entry in re.split(r"\n(?! )", text.strip()) if not entry.startswith("#")]
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", line) for _, *hashes in packages for line in hashes)
+    assert all(len(lines) > 1 for lines in packages)
+    hashed = {(name_of(first), release(re.split(r"[ ;]", first.split("==")[1])[0])) for first, *_ in packages}
+    extras = PROJECT["project"]["optional-dependencies"]
+    behind = {name_of(each) for each in [*PROJECT["project"]["dependencies"], *extras["dev"]]}
+    pins = [line.split(";")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    pinned = {(name_of(pin), release(pin.split("==")[1])) for pin in pins}
+    assert {pin for pin in pinned if pin[0] in behind} <= hashed, "run: make hashes"
+
+
+def test_the_wheel_brings_the_documents_that_messages_name():
+    brought = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    named = {name for file in PACKAGE.rglob("*.py") for name in NAMED.findall(file.read_text())}
+    assert {name.split("/")[0] for name in named} <= brought.keys()
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert {place.removeprefix("share/doc/bfpo/") for place in brought.values()} == brought.keys()
 
 
 def test_the_lowest_versions_are_those_of_the_ranges():

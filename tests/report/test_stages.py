@@ -248,6 +248,19 @@ def test_other_stages_open_with_their_counts(tmp_path: Path, stage: str, facts: 
     assert headline(gather([unknown])).sentence == f"{tmp_path.name}/none ({stage}) is running."
 
 
+def test_two_runs_of_one_stage_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    counts = {"known": 10, "unknown": 0, "unscored": 0, "contradicted": 2}
+    found = {"judge": "oracle", "labels": counts, "pairs": 5, "pairs_left": 4, "cells": {}}
+    runs = [write_run(tmp_path / name, "clean", {}, clean__json=found) for name in ("drop", "soften")]
+    assert [one.title for one in gather(runs[:1]).stages] == ["Cleaned labels"]
+    data = gather(runs)
+    assert [one.title.rpartition("/")[2] for one in data.stages] == ["drop", "soften"]
+    assert all(one.title == f"Cleaned labels, {one.run}" for one in data.stages)
+    said = "/soften: oracle contradicts 2 of 10 labels; 4 of 5 pairs are left."
+    assert headline(data).details[-1].endswith(said)
+    assert said in Page(render_html(data)).text
+
+
 def test_a_run_in_progress_shows_how_far_it_is(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": f"{n}"} for n in range(7)]
     run = status_of(write_run(tmp_path / "g", "generate", completions__partial__jsonl=rows), "running")

@@ -16,7 +16,7 @@ from bfpo.config import AlignConfig
 from bfpo.config.hub_data import with_hub_files
 from bfpo.core.console import Outcome, show
 from bfpo.core.errors import SettingError
-from bfpo.core.provenance import describe_platform, describe_versions
+from bfpo.core.provenance import describe_platform, describe_versions, documents_folder
 from bfpo.core.records import as_json
 from bfpo.policy.devices import EXTRAS, describe_hub, find_devices, free_disk, installed_extras
 from bfpo.policy.memory import Sharding
@@ -74,10 +74,11 @@ def run(
 
 
 def _machine_facts() -> dict[str, Any]:
-    """Return versions, devices, free disk, optional packages and the source of models; sizes in bytes."""
+    """Return versions, documents, devices, free disk, optional packages and the source of models; sizes in bytes."""
     return {
         "versions": describe_versions(),
         "platform": describe_platform(),
+        "documents": str(documents_folder()),
         "threads": torch.get_num_threads(),
         "devices": [dataclasses.asdict(device) for device in find_devices()],
         "disk_free_bytes": free_disk(),
@@ -90,7 +91,8 @@ def _machine_lines(facts: dict[str, Any]) -> list[str]:
     """Return `_machine_facts` as lines of text."""
     versions = {name: version or "not installed" for name, version in facts["versions"].items()}
     lines = [f"{name:<14} {version}" for name, version in versions.items()]
-    lines += [f"{'system':<14} {facts['platform']['system']}, {facts['platform']['cores']} cores", ""]
+    lines += [f"{'system':<14} {facts['platform']['system']}, {facts['platform']['cores']} cores"]
+    lines += [f"{'documents':<14} {facts['documents']}", ""]
     for device in facts["devices"]:
         free, total = (_size(device[f"{name}_bytes"]) for name in ("free", "total"))
         halves = "bfloat16" if device["bfloat16"] else "no instructions for bfloat16"

@@ -89,7 +89,9 @@ class CleanConfig(StageConfig):
     }
 
     @model_validator(mode="after")
-    def _votes_can_differ(self) -> CleanConfig:
+    def _judges_can_contradict(self) -> CleanConfig:
         if self.judges is not None:
+            if all(judge.format == "refusal-phrases" for judge in self.judges):
+                raise ValueError("judges: refusal-phrases finds refusals, not harm; name a judge of safety")
             check_votes(self.judges, self.votes, self.min_votes)
         return self

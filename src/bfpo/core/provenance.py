@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +25,7 @@ __all__ = [
     "describe_platform",
     "describe_sources",
     "describe_versions",
+    "documents_folder",
     "hub_base",
     "model_in",
     "model_name",
@@ -196,6 +198,12 @@ def describe_sources(inputs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[
 def describe_platform() -> dict[str, str | int | None]:
     """Return the operating system, the machine type and the number of CPU cores."""
     return {"system": platform.platform(), "machine": platform.machine(), "cores": os.cpu_count()}
+
+
+def documents_folder() -> Path:
+    """Return the folder with `docs`, `recipes` and `examples`, which messages name: a clone, or of the environment."""
+    clone = Path(__file__).resolve().parents[3]
+    return clone if (clone / "docs").is_dir() else Path(sysconfig.get_path("data")) / "share" / "doc" / "bfpo"
 
 
 def describe_checkout() -> dict[str, str | bool]:

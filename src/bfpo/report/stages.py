@@ -5,8 +5,9 @@ Training is in `bfpo.report.progress`. Only what a run has measured is shown; a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from bfpo.core.console import in_words
@@ -63,7 +64,15 @@ def stage_results(runs: Sequence[Run], shown: Mapping[Run, str]) -> list[StageRe
     tops = [run.path for run in runs if run.stage == "redteam"]
     outer = [run for run in runs if run.stage in _MAKERS and not any(top in run.path.parents for top in tops)]
     found = [_MAKERS[run.stage](run, shown[run]) for run in outer]
-    return sorted(found, key=lambda one: (one.status != "running", _ORDER.index(one.stage)))
+    titles = Counter(one.title for one in found)
+    named = [_named(one) if titles[one.title] > 1 else one for one in found]  # two cleaned files, say
+    return sorted(named, key=lambda one: (one.status != "running", _ORDER.index(one.stage)))
+
+
+def _named(found: StageResult) -> StageResult:
+    """Return a result whose title and sentence name its run."""
+    sentence = found.sentence if found.run in found.sentence else f"{found.run}: {found.sentence}"
+    return replace(found, title=f"{found.title}, {found.run}", sentence=sentence)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,8 +128,10 @@ def _check_names(config: GateConfig, run: Evaluated, start: Evaluated) -> None:
                 raise ConfigError(f"{name}.metrics: got {metric!r}; allowed: {', '.join(allowed)}")
             lower = metric in SUITE_METRICS and not SUITE_METRICS[metric].higher_is_better
             if lower != (name == "over_refusal"):
+                better, needed = ("lower", "higher") if lower else ("higher", "lower")
                 raise ConfigError(
-                    f"{name}.metrics: {metric} is better {'lower' if lower else 'higher'}, so it fits not here"
+                    f"{name}.metrics: got {metric!r}, of which a {better} value is better; allowed here: metrics of "
+                    f"which a {needed} value is better"
                 )
 
 

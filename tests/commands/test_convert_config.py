@@ -1,0 +1,167 @@
+"""`bfpo convert-config`: three libraries' configs, what is carried over and what is said of the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bfpo.cli import app
+from bfpo.config import AlignConfig, SftConfig, load_config
+from bfpo.config.converted import ROWS, table_rows
+from messages import fails
+
+ROOT = Path(__file__).resolve().parents[2]
+AXOLOTL = """
+base_model: my-sft-model
+rl: dpo
+datasets:
+  - {path: pairs.jsonl, ds_type: json, type: chat_template.default, field_messages: conversation}
+sequence_len: 2048
+adapter: qlora
+load_in_4bit: true
+lora_r: 8
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+micro_batch_size: 2
+gradient_accumulation_steps: 8
+learning_rate: "5e-6"
+warmup_ratio: 0.1
+bf16: auto
+gradient_checkpointing: yes
+val_set_size: 0.05
+flash_attention: true
+wandb_project: safety
+special_tokens: {pad_token: <pad>}
+"""
+LLAMA_FACTORY = """
+model_name_or_path: my-sft-model
+stage: dpo
+do_train: true
+dataset: mine
+finetuning_type: full
+pref_loss: simpo
+template: qwen
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 16
+adam_beta2: 0.95
+"""
+TRL = {
+    "output_dir": "out",
+    "learning_rate": 5e-7,
+    "per_device_train_batch_size": 4,
+    "beta": 0.05,
+    "bf16": True,
+    "disable_dropout": True,
+    "max_steps": 30,
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "polynomial",
+    "save_strategy": "steps",
+    "sync_ref_model": True,
+    "report_to": ["none"],
+}
+
+
+def convert(path: Path, *options: str):
+    return CliRunner().invoke(app, ["convert-config", str(path), *options])
+
+
+def converted(tmp_path: Path, text: str, name: str = "theirs.yaml"):
+    (tmp_path / name).write_text(text)
+    result = convert(tmp_path / name, "--out", str(tmp_path / "ours.yaml"), "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text("")
+
+
+def test_an_axolotl_config_with_qlora(tmp_path):
+    found = converted(tmp_path, AXOLOTL)
+    ours = load_config(AlignConfig, tmp_path / "ours.yaml")
+    assert (ours.model, ours.data.files, ours.data.layout) == ("my-sft-model", ["pairs.jsonl"], "messages")
+    assert ours.data.columns == {"messages": "conversation"}
+    assert (ours.pairs_per_step, ours.max_length, ours.learning_rate, ours.warmup_steps) == (16, 2048, 5e-6, 0.1)
+    assert (ours.lora.r, ours.lora.lora_alpha, ours.lora.target_modules) == (8, 16, "all-linear")
+    assert (ours.quantize, ours.dtype, ours.gradient_checkpointing) == ("nf4", "bfloat16", True)
+    assert (ours.report_to, ours.project, ours.method, ours.beta) == (["wandb"], "safety", "bfpo", 0.1)
+    assert found["not_carried_over"].keys() == {"lora_dropout", "val_set_size", "flash_attention", "special_tokens"}
+    assert found["to_do"] == []
+    text = (tmp_path / "ours.yaml").read_text()
+    assert "pairs_per_step: 16  # micro_batch_size, gradient_accumulation_steps" in text
+    assert "#   special_tokens: no counterpart" in text
+
+
+def test_a_llama_factory_config_reads_the_table_of_its_data_sets(tmp_path):
+    (tmp_path / "data").mkdir()
+    entry = {"file_name": "m.json", "formatting": "sharegpt", "ranking": True, "columns": {"messages": "turns"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    (tmp_path / "data" / "m.json").write_text("[]")
+    found = converted(tmp_path, LLAMA_FACTORY)
+    ours = load_config(AlignConfig, tmp_path / "ours.yaml")
+    assert (ours.data.files, ours.data.layout) == (["data/m.json"], "sharegpt")
+    assert ours.data.columns == {"conversations": "turns"}
+    assert (ours.trainable, ours.lora, ours.dtype, ours.max_length) == ("all", None, "float32", 2048)
+    assert (ours.learning_rate, ours.num_train_epochs, ours.lr_scheduler_type) == (5e-5, 3, "linear")  # its defaults
+    assert ours.trainer_args == {"adam_beta2": 0.95}
+    assert found["to_do"] == []
+    assert found["not_carried_over"].keys() == {"template"}
+    assert "simpo, has no counterpart" in (tmp_path / "ours.yaml").read_text()
+
+
+def test_a_data_set_without_its_table_is_left_to_do(tmp_path):
+    found = converted(tmp_path, LLAMA_FACTORY.replace("stage: dpo", "stage: sft"))
+    ours = load_config(SftConfig, tmp_path / "ours.yaml")
+    assert ours.completions_per_step == 16
+    assert "mine is an entry of data/dataset_info.json" in found["to_do"][0]
+
+
+def test_a_saved_dpo_config_of_trl(tmp_path):
+    found = converted(tmp_path, json.dumps(TRL), "training_args.json")
+    config = found["config"]
+    assert (config["beta"], config["pairs_per_step"], config["max_steps"], config["dtype"]) == (0.05, 4, 30, "bfloat16")
+    assert "num_train_epochs" not in config
+    assert "lr_scheduler_type" not in config
+    assert found["not_carried_over"].keys() == {"lr_scheduler_type", "output_dir", "sync_ref_model"}
+    assert {text.partition(":")[0] for text in found["to_do"]} == {"model", "data.files"}
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("a: 1\n", "known library"),
+        ("model: m\ndata: {files: x}\n", "needs no conversion"),
+        ("base_model: m\nrl: orpo\nlearning_rate: 1.0e-6\n", "rl"),
+        ("model_name_or_path: m\nstage: ppo\n", "stage"),
+        ("base_model: m\nrl: dpo\nlearning_rate: fast\n", "learning_rate"),
+        ("- 1\n", "known library"),
+    ],
+)
+def test_what_cannot_be_converted_is_named(tmp_path, text, key):
+    (tmp_path / "theirs.yaml").write_text(text)
+    fails(convert(Path("theirs.yaml")), key)
+
+
+def test_an_existing_file_is_kept(tmp_path):
+    (tmp_path / "theirs.yaml").write_text(AXOLOTL)
+    (tmp_path / "ours.yaml").write_text("mine")
+    fails(convert(Path("theirs.yaml"), "--out", "ours.yaml"), "--out")
+    assert (tmp_path / "ours.yaml").read_text() == "mine"
+
+
+def test_the_table_of_the_page_is_that_of_the_code():
+    page = (ROOT / "docs" / "migration.md").read_text()
+    lines = ["| " + " | ".join(row) + " |" for row in table_rows()]
+    assert len(lines) == len(ROWS)
+    assert "\n".join(lines) in page
+
+
+def test_every_key_of_the_table_is_one_of_ours():
+    ours = {*AlignConfig.model_fields, *SftConfig.model_fields}
+    assert {name for row in ROWS for name in (row.ours, row.sft) if name} <= ours
