@@ -11,11 +11,11 @@ import huggingface_hub
 import pytest
 
 from bfpo.config import AlignConfig, EvaluateConfig, SftConfig, load_config
-from bfpo.config.hub_data import with_hub_files
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.yaml_text import parse_yaml
 from bfpo.data.hub_files import find_hub_files
 from bfpo.policy.save import save_policy
+from bfpo.runs.hub_data import with_hub_files
 from bfpo.runs.stages import preview_stage, run_stage
 from messages import raises
 from support.hub_server import COMMIT, HubServer, connect

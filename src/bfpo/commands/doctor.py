@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from bfpo.config import AlignConfig
-from bfpo.config.hub_data import with_hub_files
 from bfpo.core.console import Outcome, show
 from bfpo.core.errors import SettingError
 from bfpo.core.provenance import describe_platform, describe_versions, documents_folder
 from bfpo.core.records import as_json
 from bfpo.policy.devices import EXTRAS, describe_hub, find_devices, free_disk, installed_extras
 from bfpo.policy.memory import Sharding
+from bfpo.runs.hub_data import with_hub_files
 from bfpo.training.diagnosis import GIB, KEPT_FREE, Diagnosis, examine, load_training
 from bfpo.training.rehearsal import sampled_forecast
 

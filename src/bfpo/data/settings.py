@@ -115,7 +115,7 @@ PromptSplit = Annotated[
 
 
 ON_HUB = ("hub", "revision", "subset", "hub_split")
-"""Keys of `RowsConfig` that name a data set of the hub; `bfpo.config.hub_data` puts its files in their place."""
+"""Keys of `RowsConfig` that name a data set of the hub; `bfpo.runs.hub_data` puts its files in their place."""
 
 
 class RowsConfig(ConfigPart):
