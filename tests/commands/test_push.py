@@ -20,7 +20,7 @@ from bfpo.core.yaml_text import parse_yaml
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
 from messages import fails, raises
-from support.hub_server import HubServer
+from support.hub_server import HubServer, connect
 from tiny import tiny_model, tiny_tokenizer
 
 TOKEN = "hf_aTokenThatNobodyHas"
@@ -29,10 +29,7 @@ TOKEN = "hf_aTokenThatNobodyHas"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer({}, root=tmp_path / "hub", token=TOKEN) as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        connect(monkeypatch, server, tmp_path / "cache", TOKEN)
         yield server
 
 

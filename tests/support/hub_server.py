@@ -12,6 +12,9 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -147,6 +150,20 @@ class HubServer:
                 """Tests read `requests`."""
 
         return Handler
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, hub: HubServer, cache: Path, token: str = "") -> None:
+    """Let this process ask the hub, with a cache of its own; the library reads its constants at each call."""
+    constants = huggingface_hub.constants
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", token)
 
 
 def _blob(body: bytes) -> str:

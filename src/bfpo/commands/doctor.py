@@ -19,6 +19,7 @@ from bfpo.core.provenance import describe_platform, describe_versions, documents
 from bfpo.core.records import as_json
 from bfpo.policy.devices import EXTRAS, describe_hub, find_devices, free_disk, installed_extras
 from bfpo.policy.memory import Sharding
+from bfpo.runs.hub_data import with_hub_files
 from bfpo.training.diagnosis import GIB, KEPT_FREE, Diagnosis, examine, load_training
 from bfpo.training.rehearsal import sampled_forecast
 
@@ -65,7 +66,7 @@ def run(
         training = load_training(config, settings)
         if not isinstance(training, AlignConfig):
             raise SettingError("--data: needs a config of bfpo train, whose pairs have a target; leave it out")
-        expected, more = sampled_forecast(training)
+        expected, more = sampled_forecast(with_hub_files(training)[0])
         facts["forecast"] = as_json(expected)
         lines += ["", *more, *([f"warning: {expected.warning}"] if expected.warning else [])]
     show("\n".join(lines))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from bfpo.core.settings import ConfigPart, FileList, NameOf
+from bfpo.core.settings import ConfigPart, FileList, NameOf, OneOrMany, PathText
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.layouts import AUTO
 from bfpo.data.pair_layouts import PAIR_LAYOUTS, UNPAIRED
 from bfpo.data.thinking import ThinkingKey
 
 __all__ = [
+    "ON_HUB",
     "ColumnKeys",
     "DataConfig",
     "FilesConfig",
@@ -69,6 +71,12 @@ SafeWords = Annotated[
 UnsafeWords = Annotated[Words, Field(description="values of safety labels that mean unsafe")]
 
 
+def _data_set_name(name: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name) is None:
+        raise ValueError(f"got {name!r}; needed: the name of a data set of the hub, ORG/NAME")
+    return name
+
+
 def check_words(safe: list[str], unsafe: list[str]) -> None:
     """Raise `ValueError` if only one of two settings of label values is given."""
     if bool(safe) != bool(unsafe):
@@ -106,12 +114,28 @@ PromptSplit = Annotated[
 ]
 
 
-class RowsConfig(ConfigPart):
-    """Rows on disk, whatever their labels. Relative paths are read from the current directory."""
+ON_HUB = ("hub", "revision", "subset", "hub_split")
+"""Keys of `RowsConfig` that name a data set of the hub; `bfpo.runs.hub_data` puts its files in their place."""
 
-    files: FileList = Field(
+
+class RowsConfig(ConfigPart):
+    """Rows on disk or on the hub, whatever their labels. Relative paths are read from the current directory."""
+
+    files: Annotated[list[PathText], OneOrMany] = Field(
+        default=[],
         description="one path or a list: .jsonl, .json, .csv, .tsv (also .gz, .zst, .xz), .parquet, .arrow; folders of "
-        "them (of several splits, train is read), or patterns such as data/train-*"
+        "them (of several splits, train is read), or patterns such as data/train-*; with hub: names or patterns in it",
+    )
+    hub: Annotated[str, AfterValidator(_data_set_name)] | None = Field(
+        default=None,
+        description="data set of the hub, ORG/NAME, read from the hub's cache; null = files of this machine",
+    )
+    revision: str | None = Field(
+        default=None, description="commit, tag or branch of hub; null = the newest, or that of the table of data sets"
+    )
+    subset: str | None = Field(default=None, min_length=1, description="subset of hub; null = its default one")
+    hub_split: str | None = Field(
+        default=None, min_length=1, description="split of hub, also as text under split; null = train"
     )
     columns: ColumnKeys = Field(default_factory=dict)
     safe_values: SafeWords = Field(default=[])
@@ -125,9 +149,27 @@ class RowsConfig(ConfigPart):
     )
     split: PromptSplit = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _split_of_the_hub(cls, values: object) -> object:
+        """Take `split: train` beside hub as the split of the data set, as `datasets` calls it."""
+        if isinstance(values, dict) and values.get("hub") and isinstance(values.get("split"), str):
+            values = dict(values)
+            if values.get("hub_split") is not None:
+                raise ValueError("split, hub_split: give one of them as the split of hub")
+            values["hub_split"] = values.pop("split")
+        return values
+
     @model_validator(mode="after")
-    def _both_or_none(self) -> RowsConfig:
+    def _where_the_rows_are(self) -> RowsConfig:
         check_words(self.safe_values, self.unsafe_values)
+        if not self.files and self.hub is None:
+            raise ValueError("files, hub: give one of them: files of this machine, or a data set of the hub, ORG/NAME")
+        for key in ON_HUB[1:]:
+            if self.hub is None and getattr(self, key) is not None:
+                raise ValueError(f"{key}: not read without hub; leave it out")
+            if self.files and key in ("subset", "hub_split") and getattr(self, key) is not None:
+                raise ValueError(f"{key}: not read where files name the files of hub; leave one of the two out")
         return self
 
 

@@ -108,7 +108,7 @@ def _run_in_folder(stage: Stage, config: StageConfig, folder: RunFolder, resume:
         _check_places(config)
         if model_runs := _model_runs(folder.config):
             folder.add_facts(model_runs=model_runs)
-        stage.run()(config, folder)
+        stage.run()(_with_hub_files(config, folder), folder)
     except Exception as error:
         text = str(error) if isinstance(error, BfpoError) else f"{type(error).__name__}: {error}"
         _write_status(folder, "failed", text)
@@ -121,6 +121,21 @@ def _run_in_folder(stage: Stage, config: StageConfig, folder: RunFolder, resume:
         _log.info("finished in %.0f s: %s", folder.record["seconds"], folder.path)
     _say_remarks(folder)
     return folder
+
+
+def _with_hub_files(config: StageConfig, folder: RunFolder | None = None) -> StageConfig:
+    """Return the config with the files of data sets of the hub; a run records them, and is resumed with the same."""
+    from bfpo.runs.hub_data import with_hub_files
+
+    before = {} if folder is None else folder.record.get("hub_data", {})
+    config, found = with_hub_files(config, before)
+    if folder is not None and found:
+        sources = {name: [files.as_source()] for name, files in found.items()}
+        folder.add_facts(
+            hub_data={name: files.commit for name, files in found.items()},
+            sources={**folder.record.get("sources", {}), **sources},
+        )
+    return config
 
 
 def _say_remarks(folder: RunFolder) -> None:
@@ -149,7 +164,7 @@ def preview_stage(name: str, config: StageConfig) -> str:
 
     stage = _checked(name, config)
     _check_places(config)
-    lines = stage.preview()(config)
+    lines = stage.preview()(_with_hub_files(config))
     own = lines if isinstance(lines, str) else "\n".join(lines)
     return f"{dump_yaml(config.resolved())}\n{own}".rstrip("\n")
 
