@@ -226,6 +226,15 @@ def test_pairs_of_a_folder(tmp_path: Path) -> None:
     assert [pair.prompt[0].content for pair in read_pairs([folder]).pairs] == ["q2", "q1", "q0"]
 
 
+def is_too_deep(text: str) -> bool:
+    """Whether this Python's decoder gives up on it: from about 1,000 levels, since 3.13 from more."""
+    try:
+        json.loads(text)
+    except RecursionError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("depth", [101, 600, 5000, 200_000])
 @pytest.mark.parametrize("form", ["lines", "array", "object"])
 def test_a_row_of_nested_lists_is_a_bad_row(depth: int, form: str, tmp_path: Path) -> None:
@@ -233,7 +242,7 @@ def test_a_row_of_nested_lists_is_a_bad_row(depth: int, form: str, tmp_path: Pat
     deep = '{"prompt": ' + "[" * depth + "]" * depth + "}"
     text = {"lines": f'{{"a": 1}}\n{deep}\n', "array": f'[{{"a": 1}}, {deep}]', "object": "{\n" + deep[1:]}
     file.write_text(text[form])
-    if form == "array" and depth > 900:  # beyond the limit of the decoder, which then has lost its place
+    if form == "array" and is_too_deep(deep):  # beyond the limit of the decoder, which then has lost its place
         with pytest.raises(DataError, match=r"deep\.jsonl"):
             list(iter_rows(file))
     else:
