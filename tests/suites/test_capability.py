@@ -6,23 +6,46 @@ import csv
 import json
 from math import sqrt
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from bfpo.config import EvaluateConfig
 from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html, render_markdown
 from bfpo.runs.stages import run_stage
+from bfpo.suites import lm_eval
 from bfpo.suites.catalogue import known_suites, load_suites
-from bfpo.suites.files import find_prompts
-from bfpo.suites.lm_eval import _read_result
+from bfpo.suites.files import UnreachableError, find_prompts
+from bfpo.suites.lm_eval import _read_result, _write_task
 from html_page import Page, written_as_python
+from messages import raises
 from run_folders import score, write_run
 from tiny import tiny_model, tiny_tokenizer
 
 TASKS = ("arc-easy", "hellaswag", "mmlu", "gsm8k")
+
+
+def test_the_task_of_an_own_suite_is_found_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of lm-eval come first, so that a folder here does not change a suite of the package."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lm_eval, "_lm_eval", lambda: SimpleNamespace(__file__=str(tmp_path / "package" / "x.py")))
+    (suite,) = [one for one in known_suites().values() if one.name == "arc-easy"]
+    own = suite.model_copy(update={"name": "mine", "task": "my/task.yaml"})
+    with raises(UnreachableError, "my/task.yaml"):
+        _write_task(own, tmp_path / "run", None, None)
+    here, theirs = tmp_path / "my" / "task.yaml", tmp_path / "package" / "tasks" / "my" / "task.yaml"
+    for file in (here, theirs):
+        file.parent.mkdir(parents=True)
+        file.write_text("task: mine\n")
+        name = _write_task(own, tmp_path / "run", None, None)
+        written = yaml.safe_load((tmp_path / "run" / f"{name}.yaml").read_text())
+        assert written == {"include": str(file), "task": "bfpo_mine", "tag": None}
 
 
 def test_of_several_filters_the_last_counts_each_document_once() -> None:

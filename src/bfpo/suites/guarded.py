@@ -142,7 +142,7 @@ def guard_warnings(
     if not same:
         return []
     return [
-        f"the guard {config.guard.judge.title} is also the judge of {', '.join(same)}: what it misses counts as "
+        f"{', '.join(same)}: the guard {config.guard.judge.title} is also the judge; what it misses counts as "
         "harmless, so that the rows behind the guard are too good; judge them by another one"
     ]
 

@@ -104,13 +104,17 @@ def _write_task(suite: Suite, folder: Path, documents: Path | None, revision: st
     """Write the task of a suite as `bfpo_NAME.yaml`, which includes the original YAML, and return the task's name.
 
     With `documents` (JSON lines) every split of the task reads them, else the data set of the hub at `revision`.
-    Raises `UnreachableError` if the installed lm-eval has no such task, `MissingExtraError` without lm-eval.
+    The original is one of ours, of lm-eval or, last, of the working directory. Raises `UnreachableError` if none has
+    it, `MissingExtraError` without lm-eval.
     """
     assert suite.task is not None
-    own = FOLDER / "tasks" / suite.task
-    base = own if own.is_file() else Path(_lm_eval().__file__).parent / "tasks" / suite.task
+    base = FOLDER / "tasks" / suite.task
     if not base.is_file():
-        raise UnreachableError(f"the installed lm-eval has no task {suite.task}")
+        base = Path(_lm_eval().__file__).parent / "tasks" / suite.task
+    if not base.is_file():
+        base = Path(suite.task).absolute()
+    if not base.is_file():
+        raise UnreachableError(f"neither lm-eval nor the working directory has the task {suite.task}")
     name = f"bfpo_{suite.name.replace('-', '_')}"
     lines = [f"include: {json.dumps(str(base))}", f"task: {name}", "tag: null"]
     if documents is not None:

@@ -105,8 +105,8 @@ class Suite(_Part):
     """One suite; `metrics` maps a metric to its better direction (`half`: 0.5 is the ideal).
 
     A `generative` suite has prompts, sampling and a judge (except for refusals, which are always judged). A
-    `discriminative` one has a `task` of lm-eval: a built-in file, or a name in `tasks/` here. One of kind `inspect` is
-    a task of inspect-ai, which has its own prompts.
+    `discriminative` one has a `task` of lm-eval: a file of lm-eval, of `tasks/` here or of the working directory. One
+    of kind `inspect` is a task of inspect-ai, which has its own prompts.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)
