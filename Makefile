@@ -102,7 +102,7 @@ test-trl: $(VENV)/.dev $(VENV)/.bench
 test-lowest: $(VENV)/.made
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install -qq -r constraints-lowest.txt
-	$(VENV)-lowest/bin/python -m pip install -qq -c constraints-lowest.txt -e . pytest pytest-xdist hypothesis import-linter
+	$(VENV)-lowest/bin/python -m pip install -qq -c constraints-lowest.txt -e . pytest pytest-xdist hypothesis import-linter jsonschema
 	OMP_NUM_THREADS=1 $(VENV)-lowest/bin/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 # An interpreter is one of the PATH or of pyenv. Its environment is removed after its tests (KEEP=1 keeps it): outside a CPU index torch is
