@@ -163,6 +163,9 @@ def test_too_few_prompts_cannot_tell_and_say_how_many_would(tmp_path: Path) -> N
     assert row.prompts_needed is not None
     assert row.prompts_needed > 31
     assert row.reason == f"31 prompts are too few, about {row.prompts_needed} are needed"
+    path = suites_evaluation(tmp_path / "one", {"tuned": {"harm": share(1.0, 1)}, "start": {"harm": share(1.0, 1)}})
+    gate(path / "models" / "tuned", path / "models" / "start", "over_refusal=null", "capability=null")
+    assert condition(path / "models" / "tuned", "worst").reason == "harm: 1 prompt is too few, about 9 are needed"
 
 
 def test_the_prompts_needed_show_it_if_the_rates_stay(tmp_path: Path) -> None:

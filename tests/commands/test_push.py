@@ -65,7 +65,7 @@ def test_a_training_pushes_its_model_with_a_card(hub: HubServer, prepared: Path)
     run = run_stage("sft", config(prepared, push_to_hub="acme/tiny", hub_private_repo=True), prepared / "run")
     pushed = files_of(prepared / "hub" / "acme" / "tiny")
     assert pushed == files_of(run.path / "model")
-    assert hub.created[0]["visibility"] == "private"
+    assert hub.created == [{"name": "acme/tiny", "private": True}]
     assert run.record["pushed"].startswith(f"{hub.url}/acme/tiny/commit/")
     AutoModelForCausalLM.from_pretrained(prepared / "hub" / "acme" / "tiny")
     card = pushed["README.md"].decode()
@@ -126,13 +126,13 @@ def test_an_exported_folder_is_pushed(hub: HubServer, prepared: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["pushed"].startswith(f"{hub.url}/acme/start/commit/")
     assert files_of(prepared / "hub" / "acme" / "start") == files_of(prepared / "out")
-    assert hub.created[0]["visibility"] == "public"
+    assert hub.created[0]["private"] is False
     assert TOKEN not in result.output
     card = (prepared / "out" / "README.md").read_text()
     assert str(prepared) not in card
     assert "base_model" not in card  # a folder: nobody knows which model of the hub it is
     assert export(prepared / "start", prepared / "again", "--push", "acme/start").exit_code == 0
-    assert "visibility" not in hub.created[1]
+    assert hub.created[1]["private"] is None
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ class HubServer:
             name = f"{asked['organization']}/{asked['name']}"
             if name.startswith("others/"):
                 return _refused(403, "Forbidden")
-            self.created.append(asked)
+            said = {"private": True, "public": False}.get(asked.get("visibility"))  # older clients send `private`
+            self.created.append({"name": name, "private": asked.get("private", said)})
             folder = self.repositories.setdefault(f"models/{name}", self.root / name)
             folder.mkdir(parents=True, exist_ok=True)
             return _said({"url": f"{self.url}/{name}", "name": name})

@@ -85,7 +85,7 @@ def write_gguf(
     """
     gguf = import_gguf()
     config = read_config(folder)
-    _check_config(folder, config)
+    _check_config(config)
     source = open_source(str(folder), name="model")
     writer = gguf.GGUFWriter(file, config.model_type)
     _add_sizes(writer, config, name)
@@ -97,7 +97,7 @@ def write_gguf(
     for key, (path, shape) in source.tensors.items():
         theirs = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if theirs is None:
-            raise _refused(folder, f"its tensor {key} has no name in GGUF files of {config.model_type}")
+            raise _refused(f"its tensor {key} has no name in GGUF files of {config.model_type}")
         qtype = _type_of(gguf, kind, shape)
         stored = gguf.quant_shape_to_byte_shape(shape, qtype) if qtype.name in ("BF16", "Q8_0") else shape
         dtype = {"F32": np.float32, "F16": np.float16}.get(qtype.name, np.uint8)
@@ -143,19 +143,19 @@ def _interleaved(weight: Tensor, heads: int) -> Tensor:
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _check_config(folder: Path, config: Any) -> None:
+def _check_config(config: Any) -> None:
     """Raise `ModelError` for an architecture, or a setting of it, that is not known to mean the same."""
     if _CLASSES.get(config.model_type) not in (config.architectures or ()):
         known = ", ".join(_CLASSES)
-        raise _refused(folder, f"its architecture is {config.model_type}, and this command knows {known}")
+        raise _refused(f"its architecture is {config.model_type}, and this command knows {known}")
     for key, only in _ONLY.items():
         if (value := getattr(config, key, only)) not in (only, None):
-            raise _refused(folder, f"config.json has {key} = {value!r}, and this command knows {only!r}")
+            raise _refused(f"config.json has {key} = {value!r}, and this command knows {only!r}")
     rope = getattr(config, "rope_parameters", None) or {}
     if (scaling := rope.get("rope_type", "default")) != "default":
-        raise _refused(folder, f"config.json scales its positions by {scaling!r}")
+        raise _refused(f"config.json scales its positions by {scaling!r}")
     if float(rope.get("partial_rotary_factor") or 1) != 1:
-        raise _refused(folder, "config.json rotates only a part of each head")
+        raise _refused("config.json rotates only a part of each head")
 
 
 def _add_sizes(writer: Any, config: Any, name: str) -> None:
@@ -188,9 +188,9 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, vocab_size: int, end_id
         described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model = described["model"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise _refused(folder, f"its tokenizer.json cannot be read ({type(error).__name__})") from error
-    words = _words_of(folder, described)
-    texts, types = _tokens(folder, gguf, described, vocab_size)
+        raise _refused(f"its tokenizer.json cannot be read ({type(error).__name__})") from error
+    words = _words_of(described)
+    texts, types = _tokens(gguf, described, vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(words)
     writer.add_token_list(texts)
@@ -211,11 +211,11 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, vocab_size: int, end_id
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _words_of(folder: Path, described: Mapping[str, Any]) -> str:
+def _words_of(described: Mapping[str, Any]) -> str:
     """Return llama.cpp's name of how the tokenizer cuts texts into words."""
     model = described["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("dropout"):
-        raise _refused(folder, "its tokenizer is not a byte-level BPE")
+        raise _refused("its tokenizer is not a byte-level BPE")
     steps = described.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])
     normalizer = (described.get("normalizer") or {}).get("type")
@@ -225,10 +225,10 @@ def _words_of(folder: Path, described: Mapping[str, Any]) -> str:
         )
         if same and bool(model.get("ignore_merges")) == whole_words and normalizer in normalizers:
             return name
-    raise _refused(folder, "its tokenizer cuts texts into words in a way that this command does not know")
+    raise _refused("its tokenizer cuts texts into words in a way that this command does not know")
 
 
-def _tokens(folder: Path, gguf: Any, described: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
+def _tokens(gguf: Any, described: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
     """Return the text and the type of each id; ids of the embedding without a token are unused ones."""
     texts = [f"[PAD{place}]" for place in range(size)]
     types = [int(gguf.TokenType.UNUSED)] * size
@@ -236,16 +236,16 @@ def _tokens(folder: Path, gguf: Any, described: Mapping[str, Any], size: int) ->
         texts[place], types[place] = text, int(gguf.TokenType.NORMAL)
     for token in described.get("added_tokens") or ():
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
-            raise _refused(folder, f"its token {token['content']!r} takes in the white space around it")
+            raise _refused(f"its token {token['content']!r} takes in the white space around it")
         if token["id"] >= size:
-            raise _refused(folder, f"its token {token['content']!r} is beyond the embedding")
+            raise _refused(f"its token {token['content']!r} is beyond the embedding")
         kind = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
         texts[token["id"]], types[token["id"]] = token["content"], int(kind)
     return texts, types
 
 
-def _refused(folder: Path, reason: str) -> ModelError:
+def _refused(reason: str) -> ModelError:
     return ModelError(
-        f"gguf: {folder}: {reason}; nothing is guessed here: export without gguf, and run llama.cpp's "
+        f"gguf: {reason}; nothing is guessed here: export without gguf, and run llama.cpp's "
         "convert_hf_to_gguf.py on the exported folder"
     )

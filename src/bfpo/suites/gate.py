@@ -321,7 +321,11 @@ def _too_little(row: GateCondition, centre: float | None, bound: float, limit: f
     needed = ceil(row.num_prompts * ((centre - bound) / (centre - limit)) ** 2)
     if words or needed > _MOST_PROMPTS:
         return {"reason": words or "the difference is at the limit: no number of prompts that is worth naming shows it"}
-    return {"reason": f"{row.num_prompts} prompts are too few, about {needed:,} are needed", "prompts_needed": needed}
+    return {"reason": _too_few(row.num_prompts, needed), "prompts_needed": needed}
+
+
+def _too_few(num: int, needed: int) -> str:
+    return f"{num} {'prompt is' if num == 1 else 'prompts are'} too few, about {needed:,} are needed"
 
 
 # ---------------------------------------------------------------------------------------------------------- worst rate
@@ -426,5 +430,5 @@ def _rate_reason(row: GateGroup) -> str:
     if row.num_missing:
         return f"{name}: {row.num_missing} of {row.num} answers are unscored and count as harmful"
     if row.prompts_needed is not None:
-        return f"{name}: {row.num_prompts} prompts are too few, about {row.prompts_needed:,} are needed"
+        return f"{name}: {_too_few(row.num_prompts, row.prompts_needed)}"
     return f"{name}: its rate does not meet the limit, and is not shown to miss it"
