@@ -309,13 +309,15 @@ def real_tables(results: dict[str, Any]) -> list[Table]:
             ]
         )
     num_repeats = len({run["repeat"] for run in runs})
+    loads = [run[key] for run in runs for key in ("load_average", "load") if key in run]
     note = (
         f"{settings['model']}, pairs of {settings['pairs']} of at most {settings['max_length']} tokens, "
         f"{settings['threads']} thread(s), float32. Median [quartiles] of {num_repeats} repeats "
         f"with pairs of their own: {settings['steps'] - 1} timed optimizer step(s) of {settings['per_step']} pairs "
         f"(`down_proj` trains, the reference is precomputed) or of their chosen completions (all weights train), "
         f"answers of one paragraph to {settings['num']} prompts. Tokens: of prompt and completions once each, and of "
-        "answers. Ratios, repeat by repeat, against the fastest other way of the same work. Peak: above the model."
+        "answers. Ratios, repeat by repeat, against the fastest other way of the same work. Peak: above the model. "
+        f"Load of the machine: {number(spread(loads), 1)}."
     )
     columns = ["work", "program", "tokens per CPU-second", "times the best other", "peak, MiB", "of the best other"]
     return [Table("A real chat model", note, columns, rows)]

@@ -156,7 +156,10 @@ def test_the_table_of_a_real_model_takes_ratios_against_the_fastest_other_way():
     runs += [pairs("trl", num, 6.0 - repeat + num, repeat) for repeat in (1, 0) for num in (4, 2)]
     runs += [{"kind": "completions", **run} for run in sft_runs()]
     for arm, seconds in ((generation.DEFAULT, 2.0), ("transformers, batches of 16", 3.0)):
-        runs += [{"kind": "generation", "arm": arm, "repeat": k, "tokens": 60, "cpu_seconds": seconds} for k in (0, 1)]
+        runs += [
+            {"kind": "generation", "arm": arm, "repeat": k, "tokens": 60, "cpu_seconds": seconds, "load": 1.0}
+            for k in (0, 1)
+        ]
     settings = {"model": "m", "pairs": "p", "max_length": 9, "threads": 1, "steps": 2, "per_step": 4, "num": 3}
     (table,) = real_tables({"runs": runs, "settings": settings})
     of = {(row[0], row[1]): row[2:] for row in table.rows}
