@@ -89,7 +89,7 @@ def test_a_judge_checked_on_what_it_was_trained_on_is_warned_of(
     run_stage("judge-check", check(mixed, str(judge / "model"), tmp_path / "cache"), tmp_path / "run")
     (warning,) = json.loads((tmp_path / "run" / "quality.json").read_text())["warnings"]
     assert warning.startswith(f"7 of 127 texts were in the training data of {judge / 'model'}: ")
-    assert warning in (tmp_path / "run" / "README.md").read_text()
+    assert warning.replace(str(judge / "model"), "model") in (tmp_path / "run" / "README.md").read_text()
     assert warning in caplog.text
     mixed.write_text("".join(json.dumps(row) + "\n" for row in others))
     run_stage("judge-check", check(mixed, str(judge / "model"), tmp_path / "cache"), tmp_path / "other")
