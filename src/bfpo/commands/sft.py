@@ -12,7 +12,6 @@ from typing import Any
 from transformers import TrainingArguments
 
 from bfpo.config import SftConfig
-from bfpo.core.hub import open_repository
 from bfpo.data.tokenize import TokenPair
 from bfpo.policy.load import Policy, init_policy
 from bfpo.runs.folder import RunFolder
@@ -29,7 +28,7 @@ from bfpo.training.rehearsal import (
     time_lines,
     token_rows,
 )
-from bfpo.training.session import CHECKPOINTS, common_arguments, prepare_process, push_run, train_in_folder
+from bfpo.training.session import CHECKPOINTS, common_arguments, open_hub, prepare_process, push_run, train_in_folder
 from bfpo.training.sft_trainer import SftTrainer
 from bfpo.training.tokens import stage_tokens
 from bfpo.training.trainer_args import made_arguments
@@ -48,8 +47,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     `DataError` for data that cannot be used and `ModelError` for the model or its tokenizer.
     """
     prepare_process(config.threads)
-    if config.push_to_hub is not None and folder.is_writer:
-        open_repository(config.push_to_hub, private=config.hub_private_repo)
+    open_hub(config, folder)
     args = _arguments(config, folder.folder(CHECKPOINTS))
     tokens = stage_tokens(config, folder, args)
     probe = None if config.probe is None else load_probe(config, folder, read_start(config))
@@ -70,8 +68,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     folder.add_facts(metrics=metrics)
     shown = template_facts(config, {name: store.facts["tokens"] for name, store in tokens.items()})
     _write_card(config, folder, policy, metrics, shown)
-    if config.push_to_hub is not None and folder.is_writer:
-        push_run(folder, config.push_to_hub)
+    push_run(config, folder)
 
 
 def preview(config: SftConfig) -> list[str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import AlignConfig
-from bfpo.core.hub import open_repository
 from bfpo.policy.load import Policy
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.probe import load_probe, probe_lines
@@ -25,7 +24,7 @@ from bfpo.training.inputs import (
 )
 from bfpo.training.margin import margin_logps
 from bfpo.training.rehearsal import pair_lines, token_rows
-from bfpo.training.session import CHECKPOINTS, common_arguments, prepare_process, push_run, train_in_folder
+from bfpo.training.session import CHECKPOINTS, common_arguments, open_hub, prepare_process, push_run, train_in_folder
 from bfpo.training.tokens import stage_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
 from bfpo.training.trainer_args import made_arguments
@@ -53,8 +52,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     and `LabelError` for data that cannot be used, `ModelError` for the model, `TrainingError` for a run that must stop.
     """
     prepare_process(config.threads)
-    if config.push_to_hub is not None and folder.is_writer:
-        open_repository(config.push_to_hub, private=config.hub_private_repo)
+    open_hub(config, folder)
     args = _arguments(config, folder.folder(CHECKPOINTS))
     tokens = stage_tokens(config, folder, args)
     probe = None if config.probe is None else load_probe(config, folder, read_start(config))
@@ -98,8 +96,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     folder.add_facts(divergence=divergence, metrics=metrics)
     shown = template_facts(config, {name: store.facts["tokens"] for name, store in tokens.items()})
     _write_card(config, folder, policy, metrics, divergence, shown)
-    if config.push_to_hub is not None and folder.is_writer:
-        push_run(folder, config.push_to_hub)
+    push_run(config, folder)
 
 
 def preview(config: AlignConfig) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
@@ -12,10 +12,20 @@ from pydantic.fields import FieldInfo
 
 from bfpo.core.settings import ConfigPart, NameOf
 
-__all__ = ["Key", "allowed", "describe_keys", "flat_members", "items_of", "section_of", "values_of"]
+__all__ = [
+    "Key",
+    "allowed",
+    "bounds_of",
+    "describe_keys",
+    "flat_members",
+    "items_of",
+    "members_of",
+    "section_of",
+    "values_of",
+]
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_BOUNDS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"), (Lt, "<", "lt"))
+_SIGNS = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +38,25 @@ class Key:
     description: str
 
 
+def members_of(annotation: Any, facts: Sequence[Any] = ()) -> list[tuple[Any, list[Any]]]:
+    """Return the members of a union, also inside `Annotated`, each with what is annotated of it; `facts`: of all."""
+    if get_origin(annotation) is Annotated:
+        inner, *own = get_args(annotation)
+        more = [item for fact in own for item in (fact.metadata if isinstance(fact, FieldInfo) else [fact])]
+        return members_of(inner, [*facts, *more])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [member for part in get_args(annotation) for member in members_of(part, facts)]
+    return [(annotation, list(facts))]
+
+
 def flat_members(annotation: Any) -> list[Any]:
     """Return the members of a union, also inside `Annotated`; a plain type is its only member."""
-    if get_origin(annotation) is Annotated:
-        return flat_members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [member for part in get_args(annotation) for member in flat_members(part)]
-    return [annotation]
+    return [member for member, _ in members_of(annotation)]
+
+
+def bounds_of(facts: Iterable[Any]) -> list[tuple[type, float]]:
+    """Return the bounds among what is annotated: the kind (`Ge`, `Gt`, `Le`, `Lt`) and the number of each."""
+    return [(type(fact), getattr(fact, type(fact).__name__.lower())) for fact in facts if type(fact) in _SIGNS]
 
 
 def section_of(annotation: Any) -> type[ConfigPart] | None:
@@ -81,21 +103,12 @@ def _member_words(member: Any, bounds: str) -> str:
 def _item_words(annotation: Any) -> str:
     """Return the items of a list in words, such as `numbers >= 0 and <= 1`."""
     plurals = {int: "whole numbers", float: "numbers"}
-    members = flat_members(annotation)
-    if len(members) != 1 or members[0] not in plurals:
-        return "text"
-    facts = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    metadata = [item for fact in facts for item in (fact.metadata if isinstance(fact, FieldInfo) else [fact])]
-    return plurals[members[0]] + _bounds_words(metadata)
+    (member, facts), *others = members_of(annotation)
+    return "text" if others or member not in plurals else plurals[member] + _bounds_words(facts)
 
 
 def _bounds_words(metadata: Iterable[Any]) -> str:
-    limits = [
-        f"{sign} {getattr(item, attribute):g}"
-        for item in metadata
-        for kind, sign, attribute in _BOUNDS
-        if isinstance(item, kind)
-    ]
+    limits = [f"{_SIGNS[kind]} {number:g}" for kind, number in bounds_of(metadata)]
     return f" {' and '.join(limits)}" if limits else ""
 
 

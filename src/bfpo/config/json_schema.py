@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from bfpo.config.describe import section_of
+from bfpo.config.describe import bounds_of, members_of, section_of
 from bfpo.core.settings import ConfigPart, NameOf, OneOf
 
 __all__ = ["json_schema"]
 
 _TYPES: dict[Any, str] = {int: "integer", float: "number", bool: "boolean", str: "string"}
-_BOUNDS: tuple[tuple[type, str, str], ...] = (
-    (Ge, "ge", "minimum"),
-    (Gt, "gt", "exclusiveMinimum"),
-    (Le, "le", "maximum"),
-    (Lt, "lt", "exclusiveMaximum"),
-)
+_BOUNDS = {Ge: "minimum", Gt: "exclusiveMinimum", Le: "maximum", Lt: "exclusiveMaximum"}
 _TEXT = {"type": "string"}
 
 
@@ -48,23 +42,11 @@ def _section(section: type[ConfigPart], sections: dict[str, Any]) -> dict[str, A
 def _value(info: FieldInfo, sections: dict[str, Any], *, is_loose: bool = False) -> dict[str, Any]:
     """Return the schema of a key: its forms, its meaning."""
     forms: list[dict[str, Any]] = []
-    for member, facts in _members(info.annotation, info.metadata):
+    for member, facts in members_of(info.annotation, info.metadata):
         forms += _forms(member, facts, sections, is_loose=is_loose)
     unique = [form for place, form in enumerate(forms) if form not in forms[:place]]
     schema: dict[str, Any] = {"anyOf": unique} if len(unique) > 1 else dict(unique[0])
     return {**schema, "description": info.description} if info.description else schema
-
-
-def _members(annotation: Any, facts: Sequence[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield the members of a union with what is annotated of each; `facts` hold for all."""
-    if get_origin(annotation) is Annotated:
-        info = FieldInfo.from_annotation(annotation)
-        yield from _members(info.annotation, [*facts, *info.metadata])
-    elif get_origin(annotation) in (Union, UnionType):
-        for member in get_args(annotation):
-            yield from _members(member, facts)
-    else:
-        yield annotation, list(facts)
 
 
 def _forms(member: Any, facts: list[Any], sections: dict[str, Any], *, is_loose: bool) -> list[dict[str, Any]]:
@@ -91,5 +73,5 @@ def _forms(member: Any, facts: list[Any], sections: dict[str, Any], *, is_loose:
         return [{"$ref": f"#/$defs/{part.__name__}"}, *([_TEXT] if is_short else [])]
     if member not in _TYPES:
         return [{}]
-    bounds = {name: getattr(fact, key) for fact in facts for kind, key, name in _BOUNDS if isinstance(fact, kind)}
+    bounds = {_BOUNDS[kind]: number for kind, number in bounds_of(facts)}
     return [{"type": _TYPES[member], **(bounds if member in (int, float) else {})}]

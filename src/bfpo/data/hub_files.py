@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.core.errors import DataError
-from bfpo.core.inputs import choose_files, list_files, matching_files
+from bfpo.core.inputs import choose_files, matching_files
 from bfpo.data.sources import SOURCES, download_dataset
 
 __all__ = ["HubFiles", "find_hub_files"]
@@ -151,12 +151,8 @@ def _by_name(hub_id: str, folder: Path, commit: str, subset: str | None, split: 
 
 def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     try:
-        list_files(folder)
-    except DataError:  # nothing that can be read
-        return []
-    try:
         return matching_files(folder, patterns)
-    except DataError:
+    except DataError:  # nothing that can be read, or nothing that matches
         return []
 
 

@@ -72,10 +72,6 @@ class TokenPair:
         """What it is and its id, for messages."""
         return f"{'completion' if self.is_alone else 'pair'} {self.pair_id}"
 
-    def of_side(self, name: str) -> str:
-        """Return " of its chosen completion", or nothing for a completion that stands alone."""
-        return "" if self.is_alone else f" of its {name} completion"
-
 
 @dataclass(frozen=True, slots=True)
 class TokenizeReport:

@@ -134,10 +134,15 @@ def check_form(found: Tensor, alone: Tensor, tolerance: float, pair: TokenPair) 
         return
     side = int(difference.nan_to_num(torch.inf).argmax())
     raise TrainingError(
-        f"first step: {pair.title}: the log-prob{pair.of_side(('chosen', 'rejected')[side])} is "
+        f"first step: {pair.title}: the log-prob{_of_side(side, pair.is_alone)} is "
         f"{float(found[side]):.6g} in a packed row and {float(alone[side]):.6g} in a row of its own (rounding explains "
         f"{tolerance:.2g}): this model mixes the texts of a row. Set attention: padded"
     )
+
+
+def _of_side(side: int, alone: bool) -> str:
+    """Return whose log-prob it is: of the chosen (0) or the rejected (1) completion, or of one that stands alone."""
+    return "" if alone else f" of its {('chosen', 'rejected')[side]} completion"
 
 
 def check_finite(logps: Tensor, title: Callable[[int], str], *, alone: bool = False) -> None:
@@ -150,9 +155,8 @@ def check_finite(logps: Tensor, title: Callable[[int], str], *, alone: bool = Fa
         return
     row = int((~finite).nonzero()[0, 0])
     num_pairs = len(logps) // 2
-    side = "" if alone else f" of its {'chosen' if row < num_pairs else 'rejected'} completion"
     raise TrainingError(
-        f"{title(row % num_pairs)}: the log-prob{side} is "
+        f"{title(row % num_pairs)}: the log-prob{_of_side(row // num_pairs, alone)} is "
         f"{float(logps[row])}; the weights have left the range of their dtype: lower learning_rate, or "
         "compute in float32"
     )

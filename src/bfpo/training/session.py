@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from bfpo.config.train import TrainingKeys
 from bfpo.core.errors import ConfigError, DiskFullError, RunError
 from bfpo.core.files import is_disk_full
-from bfpo.core.hub import push_folder
+from bfpo.core.hub import open_repository, push_folder
 from bfpo.core.provenance import Remark
 from bfpo.core.records import as_json
 from bfpo.policy.devices import runs_on_cpu, use_threads
@@ -58,6 +58,7 @@ from bfpo.training.trainer_args import check_parallelism, check_trainer_args
 __all__ = [
     "CHECKPOINTS",
     "common_arguments",
+    "open_hub",
     "prepare_process",
     "push_run",
     "save_model_folder",
@@ -382,8 +383,20 @@ def _disk_full(folder: RunFolder) -> DiskFullError:
     return error
 
 
-def push_run(folder: RunFolder, repository: str) -> None:
-    """Push `model/` with its card, and record the page; raises `ConfigError` or `RunError` if it cannot be pushed."""
+def open_hub(config: TrainingKeys, folder: RunFolder) -> None:
+    """Open the repository of `push_to_hub`, if it is set; raises as `open_repository`, before the work begins."""
+    if config.push_to_hub is not None and folder.is_writer:
+        open_repository(config.push_to_hub, private=config.hub_private_repo)
+
+
+def push_run(config: TrainingKeys, folder: RunFolder) -> None:
+    """Push `model/` with its card to `push_to_hub`, if it is set, and record the page.
+
+    Raises `ConfigError` or `RunError` if it cannot be pushed.
+    """
+    repository = config.push_to_hub
+    if repository is None or not folder.is_writer:
+        return
     model = folder.path / "model"
     try:
         page = push_folder(model, repository, message=f"Model of bfpo {folder.stage}")
