@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,21 @@ def test_an_array_read_in_blocks_is_the_array(
     for cut in range(1, len(content)):  # at every place: whole elements, then one error, also within a character
         with pytest.raises(DataError, match=r"rows\.json:\d+: "):
             read(tmp_path, "rows.json", content[:cut])
+
+
+@pytest.mark.parametrize("rows_per_group", [200, 8000])
+def test_a_parquet_file_is_not_in_memory_as_a_whole(tmp_path: Path, rows_per_group: int) -> None:
+    import pyarrow.parquet
+
+    file = tmp_path / "rows.parquet"
+    table = pyarrow.table({"a": [os.urandom(600).hex() for _ in range(8000)]})
+    options = {"use_dictionary": False, "compression": None, "data_page_size": 1 << 15}
+    pyarrow.parquet.write_table(table, file, row_group_size=rows_per_group, **options)
+    pool = pyarrow.default_memory_pool()
+    before = pool.bytes_allocated()
+    held = [pool.bytes_allocated() - before for _ in iter_rows(file)]
+    assert len(held) == 8000
+    assert 0 < max(held) < file.stat().st_size / 2
 
 
 def test_an_array_is_not_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -459,7 +459,8 @@ def _batches(file: Path, kind: str) -> Iterator[tuple[Any, Iterator[Any]]]:
     import pyarrow.parquet
 
     if kind == ".parquet":
-        with pyarrow.parquet.ParquetFile(file) as table:
+        # pyarrow would otherwise hold all that it has read, and at least a whole row group.
+        with pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK_BYTES) as table:
             yield table.schema_arrow, table.iter_batches(batch_size=_ROWS_PER_BATCH)
         return
     with pyarrow.memory_map(str(file)) as source:
