@@ -21,7 +21,8 @@ from bfpo.config.suites import EvaluatedModel, PrefillConfig, WeightsModel
 from bfpo.core.errors import ConfigError
 from bfpo.core.inputs import check_files
 from bfpo.core.schema import Completion, Message, Prompt, Verdict
-from bfpo.data.chat import ends_with_assistant, whole_answer
+from bfpo.data.chat import whole_answer
+from bfpo.data.messages import ends_with_assistant
 from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
 from bfpo.generation.assisted import Choose, assisted_openings, by_judge, by_reference
