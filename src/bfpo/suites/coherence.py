@@ -31,8 +31,9 @@ from bfpo.policy.reference.cache import model_key
 from bfpo.scores.accuracy import pair_logps
 from bfpo.scores.records import CoherenceBound
 from bfpo.stats import wilson
+from bfpo.suites.records import SuiteAnswer
 
-__all__ = ["CoherenceReader", "Reading", "StartModel", "make_reader", "reader_of", "word_salad"]
+__all__ = ["CoherenceReader", "Reading", "StartModel", "judged_answer", "make_reader", "reader_of", "word_salad"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,27 @@ class Reading:
     coherent: bool | None = None
     incoherent: list[str] | None = None
     nats_per_token: float | None = None
+
+
+def judged_answer(
+    suite: str, model: str, completion: Completion, verdict: Verdict | None, reading: Reading, *, kind: str = ""
+) -> SuiteAnswer:
+    """Return the row of an answer with its verdict and its reading; `kind` is that of prompts that name none."""
+    return SuiteAnswer(
+        suite=suite,
+        model=model,
+        id=completion.id,
+        kind=completion.kind or kind,
+        prompt=completion.prompt,
+        text=completion.text,
+        finished=completion.finished,
+        verdict=verdict,
+        reasoning=completion.reasoning,
+        blocked=completion.blocked,
+        incoherent=reading.incoherent,
+        nats_per_token=reading.nats_per_token,
+        category=completion.category,
+    )
 
 
 class StartModel:

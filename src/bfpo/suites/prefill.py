@@ -37,7 +37,7 @@ from bfpo.runs.folder import RunFolder
 from bfpo.scores.scores import Judged, join_verdicts
 from bfpo.suites.answers import SuiteAnswers, answer_suites, chat_of
 from bfpo.suites.catalogue import Suite
-from bfpo.suites.coherence import CoherenceReader, Reading
+from bfpo.suites.coherence import CoherenceReader, Reading, judged_answer
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.records import DepthFile, PrefilledSuite, PrefillScore, SuiteAnswer
 from bfpo.suites.scores import Values, compare_values, score_values, values_of
@@ -452,21 +452,7 @@ def _collect(
     (given,) = (one for one in values_of(name, model, ["harmless"], alone, left_out) if one.metric == "harmless")
     found.values.append(replace(given, metric="harmless_given", categories={}))
     found.answers += [
-        SuiteAnswer(
-            suite=name,
-            model=model,
-            id=completion.id,
-            kind=completion.kind or "harmful",
-            prompt=completion.prompt,
-            text=completion.text,
-            finished=completion.finished,
-            verdict=verdict,
-            reasoning=completion.reasoning,
-            blocked=completion.blocked,
-            incoherent=reading.incoherent,
-            nats_per_token=reading.nats_per_token,
-            category=completion.category,
-        )
+        judged_answer(name, model, completion, verdict, reading, kind="harmful")
         for completion, verdict, reading in zip(completions, own, readings, strict=True)
     ]
 
