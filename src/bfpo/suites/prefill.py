@@ -22,7 +22,8 @@ from bfpo.core.errors import ConfigError
 from bfpo.core.inputs import check_files
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Message, Prompt, Verdict
-from bfpo.data.chat import ChatEncoder, ends_with_assistant, whole_answer
+from bfpo.data.chat import ChatEncoder, whole_answer
+from bfpo.data.messages import ends_with_assistant
 from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
 from bfpo.execution.workers import Workers
