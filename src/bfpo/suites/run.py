@@ -251,6 +251,35 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     found.bound = reader.bound
     found.fits = [fit for fit in judged.fits if fit.model in own]
     folder.add_facts(judges=judged.versions | ({} if guarded is None else {"guard": guarded.facts.version}))
+    with reader:
+        _of_suites(config, asked, prompts, answers, judged, reader, trained, found)
+    found.warnings += [
+        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
+        "suites.trained_on: leave_out asks none of them"
+        for fact in found.facts.values()
+        for model, num in (fact.trained_on or {}).items()
+    ]
+    wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
+    for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
+        found.values += won.values
+        found.last_scores += won.at_equal_length
+        found.warnings += won.warnings
+        _add_wins(found.answers, won.values)
+    found.depth = measure_depth(config, folder, asked, by_suite, answers, judged, reader)
+
+
+def _of_suites(
+    config: SuitesJob,
+    asked: Sequence[Suite],
+    prompts: Mapping[str, SuitePrompts],
+    answers: Mapping[str, SuiteAnswers],
+    judged: JudgedSuites,
+    reader: CoherenceReader,
+    trained: Mapping[str, Hashes],
+    found: _Collected,
+) -> None:
+    """Collect the facts, values and answers of each suite."""
+    guarded = found.guarded
     for suite in asked:
         each = prompts[suite.name]
         known: dict[str, Any] = {
@@ -270,19 +299,6 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         known |= {"too_long": left_out, "blocked": {model: num for model, num in blocked.items() if num} or None}
         found.facts[suite.name] = _facts(suite, "scored", judge=judged.judges.get(suite.name), **known)
         _collect_verdicts(config, suite, answers, judged, reader, found)
-    found.warnings += [
-        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
-        "suites.trained_on: leave_out asks none of them"
-        for fact in found.facts.values()
-        for model, num in (fact.trained_on or {}).items()
-    ]
-    wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
-    for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
-        found.values += won.values
-        found.last_scores += won.at_equal_length
-        found.warnings += won.warnings
-        _add_wins(found.answers, won.values)
-    found.depth = measure_depth(config, folder, asked, by_suite, answers, judged, reader)
 
 
 def _add_wins(answers: list[SuiteAnswer], wins: Sequence[Values]) -> None:
@@ -298,6 +314,8 @@ def _reader(config: SuitesJob, prompts: Sequence[tuple[Message, ...]]) -> Cohere
     return make_reader(
         config.start(),
         prompts,
+        config.executor,
+        threads=config.threads,
         dtype=config.dtype_of_logps,
         chat_template=read_template(config.chat_template),
         chat_template_kwargs=config.chat_template_kwargs,
