@@ -5,10 +5,10 @@ The public names below are imported on first use, so that `import bfpo` stays fa
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bfpo._version import __version__
+from bfpo.core.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from bfpo.config import load_config
@@ -67,15 +67,7 @@ _HOMES = {
     "bfpo.runs.stages": ("run_stage",),
     "bfpo.training.trainer": ("BFPOConfig", "BFPOTrainer"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'bfpo' has no attribute {name!r}; its names: {', '.join(__all__)}")
-    value = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = imported_on_use(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -533,6 +534,7 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
+        gc.freeze()  # at its end Python would look for cycles in all objects, which the process gives back anyway
         if _leave_process_group():
             sys.stdout.flush()
             sys.stderr.flush()

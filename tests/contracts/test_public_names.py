@@ -12,6 +12,7 @@ from importlib import import_module
 import pytest
 
 import bfpo
+import bfpo.config
 from bfpo.config import StageConfig
 from bfpo.objective.methods import method_settings
 from bfpo.runs.stages import STAGES
@@ -37,13 +38,15 @@ def test_every_public_name_is_there():
     assert set(bfpo.__all__) <= set(dir(bfpo))
 
 
-def test_names_for_the_type_checker_are_the_names_at_run_time():
-    for home, names in bfpo._HOMES.items():
+@pytest.mark.parametrize("package", [bfpo, bfpo.config], ids=lambda package: package.__name__)
+def test_names_for_the_type_checker_are_the_names_at_run_time(package):
+    for home, names in package._HOMES.items():
         module = import_module(home)
         for name in names:
-            assert getattr(bfpo, name) is getattr(module, name)
+            assert getattr(package, name) is getattr(module, name)
             assert name in module.__all__, f"{home}.{name}"
-    assert {"__version__", *bfpo._HOME_OF} == set(bfpo.__all__)
+    names = {name for names in package._HOMES.values() for name in names}
+    assert names == set(package.__all__) - {"__version__"}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

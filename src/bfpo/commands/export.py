@@ -70,7 +70,7 @@ def run(
             raise ConfigError(f"--push: {error}") from error
     source = _find(model, revision)
     if push is not None:
-        open_repository(push, private=private)
+        open_repository(push, private=private, key="--push")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         _write(source, part, dtype, revision)
@@ -93,7 +93,9 @@ def run(
         show(f"{out / name}  {size / 1e6:,.1f} MB")
     merged = "" if source.base is None else f", merged into {source.base}"
     show(f"{model_name(source.model)} in {dtype}{merged}: {out}")
-    page = None if push is None else push_folder(out, push, message=f"{model_name(source.model)} in {dtype}")
+    page = (
+        None if push is None else push_folder(out, push, message=f"{model_name(source.model)} in {dtype}", key="--push")
+    )
     if page is not None:
         show(f"pushed: {page}")
     facts: dict[str, Any] = {"out": str(out), "dtype": dtype, "gguf": gguf, "base": source.base, "files": sizes}

@@ -15,7 +15,8 @@ from bfpo.core.errors import DataError, ServerError
 from bfpo.core.progress import CountProgress
 from bfpo.core.provenance import weights_digest
 from bfpo.core.schema import Completion, Prompt
-from bfpo.data.chat import ChatEncoder, ends_with_assistant
+from bfpo.data.chat import ChatEncoder
+from bfpo.data.messages import ends_with_assistant
 from bfpo.data.prompts import PromptResult, read_prompt_files
 from bfpo.data.rejects import describe_rejects
 from bfpo.data.rendered import RenderedText, is_mostly_rendered, rendered_note

@@ -22,10 +22,11 @@ def check_repository(repository: str) -> str:
     return repository
 
 
-def open_repository(repository: str, *, private: bool | None) -> None:
+def open_repository(repository: str, *, private: bool | None, key: str) -> None:
     """Create the repository of a model, unless it is there: a missing login is then known before the work.
 
-    `private`: `None` leaves it to the owner's default on the hub; one that is there keeps what it is.
+    `private`: `None` leaves it to the owner's default on the hub; one that is there keeps what it is. `key`: the
+    setting that names the repository, for messages.
 
     Raises `ConfigError` where the hub is switched off or refuses, `RunError` where it cannot be reached.
     """
@@ -34,10 +35,10 @@ def open_repository(repository: str, *, private: bool | None) -> None:
     try:
         HfApi().create_repo(repository, repo_type="model", private=private, exist_ok=True)
     except Exception as error:  # also of its HTTP client, which differs between versions
-        raise _failure(repository, error) from error
+        raise _failure(f"{key}: {repository}", error) from error
 
 
-def push_folder(folder: Path, repository: str, *, message: str) -> str:
+def push_folder(folder: Path, repository: str, *, message: str, key: str) -> str:
     """Upload the files of a folder in one commit, hidden ones left out, and return the commit's page.
 
     Raises as `open_repository` does; nothing of the folder changes.
@@ -53,17 +54,20 @@ def push_folder(folder: Path, repository: str, *, message: str) -> str:
             ignore_patterns=[".*", "**/.*"],
         )
     except Exception as error:
-        raise _failure(repository, error) from error
+        raise _failure(f"{key}: {repository}", error) from error
     _log.info("pushed %s to %s", folder, done.commit_url)
     return str(done.commit_url)
 
 
-def _failure(repository: str, error: Exception) -> ConfigError | RunError:
+def _failure(place: str, error: Exception) -> ConfigError | RunError:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     if isinstance(error, OfflineModeIsEnabled):
-        reason = "the hub is switched off (HF_HUB_OFFLINE); unset it, or push later with `bfpo export RUN --push`"
+        reason = (
+            "the hub is switched off (HF_HUB_OFFLINE); unset it, or push later with `bfpo export RUN --out DIR --push "
+            "ORG/NAME`"
+        )
     elif isinstance(error, LocalTokenNotFoundError) or status == 401:
         reason = "there is no valid login; set HF_TOKEN to a token that may write, or run `hf auth login`"
     elif status == 403:
@@ -71,5 +75,5 @@ def _failure(repository: str, error: Exception) -> ConfigError | RunError:
     elif status is not None:
         reason = f"the hub answers {status}: {first_line(error)}"
     else:
-        return RunError(f"push_to_hub: {repository}: the hub cannot be reached ({first_line(error)})")
-    return ConfigError(f"push_to_hub: {repository}: {reason}")
+        return RunError(f"{place}: the hub cannot be reached ({first_line(error)})")
+    return ConfigError(f"{place}: {reason}")

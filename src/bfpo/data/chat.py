@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bfpo.core.errors import DataError, ModelError
 from bfpo.core.schema import Completion, Message, canonical_json, from_canonical
 from bfpo.data.fidelity import changed_texts, common_length, opening_difference, shortest_text
+from bfpo.data.messages import ends_with_assistant
 from bfpo.data.rendered import RenderedText
 from bfpo.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, RefusedChatError, called_functions
 
@@ -25,7 +26,6 @@ __all__ = [
     "RenderedChat",
     "TextEncoder",
     "end_token_id",
-    "ends_with_assistant",
     "unused_character",
     "whole_answer",
 ]
@@ -371,12 +371,6 @@ def _joined(begun: Message, answer: Message) -> Message:
     """Return the message that `answer` makes of one that the prompt has begun."""
     extra = {**(from_canonical(begun.extra) or {}), **(from_canonical(answer.extra) or {})}
     return Message("assistant", begun.content + answer.content, canonical_json(extra))
-
-
-def ends_with_assistant(messages: Sequence[Message]) -> bool:
-    """Return whether the last message is one of the assistant that an answer continues; an empty one is not."""
-    last = messages[-1] if messages else None
-    return last is not None and last.role == "assistant" and bool(last.content.strip() or last.extra)
 
 
 def whole_answer(completion: Completion) -> Completion:

@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 from bfpo.core.schema import Message, Role, canonical_json
@@ -18,6 +18,7 @@ __all__ = [
     "answer_of",
     "check_no_media",
     "check_weight",
+    "ends_with_assistant",
     "is_absent",
     "messages_of",
     "parsed_conversation",
@@ -41,6 +42,12 @@ _NO_WEIGHTS = "rows are not weighted: only weight 1 is read (columns: {weight: n
 def is_absent(value: object) -> bool:
     """Return whether a value stands for none: null, NaN, or an empty text, list or object."""
     return value is None or (isinstance(value, float) and math.isnan(value)) or value in ("", [], {})
+
+
+def ends_with_assistant(messages: Sequence[Message]) -> bool:
+    """Return whether the last message is one of the assistant that an answer continues; an empty one is not."""
+    last = messages[-1] if messages else None
+    return last is not None and last.role == "assistant" and bool(last.content.strip() or last.extra)
 
 
 # ---------------------------------------------------------------------------------------------------------- text

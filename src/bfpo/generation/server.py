@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from bfpo.core.errors import MissingExtraError, ServerError, SettingError, first_line
 from bfpo.core.schema import Message, canonical_json, from_canonical
 from bfpo.core.secrets import hide_secrets
-from bfpo.data.chat import ends_with_assistant
+from bfpo.data.messages import ends_with_assistant
 from bfpo.generation.replies import (
     Answer,
     Token,

@@ -51,6 +51,15 @@ def _any(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
 
 
+def _words(*patterns: str, elsewhere: str = "") -> re.Pattern[str]:
+    """Return the union of patterns that begin with a word or its apostrophe; it is tried only there, which is fast.
+
+    `elsewhere`: a pattern that may begin inside a word.
+    """
+    union = rf"\b(?=[\w'])(?:{'|'.join(patterns)})"
+    return re.compile(f"{union}|{elsewhere}" if elsewhere else union)
+
+
 # ---------------------------------------------------------------------------------------------- who, and what is denied
 
 _I = (
@@ -126,8 +135,9 @@ _REQUEST = (  # an object that is the request, or the end of the sentence
     r"internet|web)|an? (?:\w+ ){0,2}?(?:that|which|about|for|to|story|joke|poem|letter|review|text|list|message|"
     r"response|plan|script|code|article|answer|essay))\b|$)"
 )
-IDIOM = _any(  # the words of a refusal, in another sense
-    r"\b(?:can'?t|cannot|can not|couldn'?t|could not) (?:\w+ly )?(?:help (?:but|it|\w+ing\b)|wait|stress|"
+_TELL = r"(?: \w+){0,2} tell (?:if|whether|which|what|why|how|from|for sure|the difference)\b"
+IDIOM = _words(  # the words of a refusal, in another sense
+    r"(?:can'?t|cannot|can not|couldn'?t|could not) (?:\w+ly )?(?:help (?:but|it|\w+ing\b)|wait|stress|"
     r"emphasi[sz]e|overstate|imagine|think of|believe|stand|complain|say (?:enough|for (?:sure|certain)|"
     r"(?:that )?(?:it|he|she|they)\b|(?:that )?i(?:'ve| have))|thank|agree more|recommend (?:\w+ ){0,6}(?:enough|"
     r"highly|more)|wrap my|re(?:member|call) (?:when|if|the|his|her|a|what|who|where|whether|ever|exactly)|"
@@ -136,20 +146,20 @@ IDIOM = _any(  # the words of a refusal, in another sense
     r"this|that|tonight|tomorrow)|take (?:it|this) any|give up|keep up|afford|tell (?:if|whether|which|from|"
     r"the difference)|use \w+ (?:here|twice)|decide for you|speak for (?:every|all)|feel|taste|smell|sleep|live|"
     r"breathe|fly|argue with that)",
-    r"\b(?:won'?t|will not) (?:\w+ly )?(?:lie|argue|ask|bore|go into|sugar-?coat|pretend (?:that|to know|it)|deny|"
+    r"(?:won'?t|will not) (?:\w+ly )?(?:lie|argue|ask|bore|go into|sugar-?coat|pretend (?:that|to know|it)|deny|"
     r"hide|repeat|beat around|let you down|give up|be (?:long|the (?:same|first|last))|forget|be able to (?:attend|"
     r"make it|come|join)|use (?:any|the|\w+ points)|mention|spoil|add|include|stop)",
-    r"(?:\bnot|n't|\bcannot|\bunable)(?: \w+){0,2} tell (?:if|whether|which|what|why|how|from|for sure|"
-    r"the difference)\b",
-    r"\b(?:'m|am) not going to lie\b|\bdon'?t (?:want|need|have|get|care) to (?:go back|lose|worry|miss|brag|spoil|"
+    rf"(?:not|cannot|unable){_TELL}",
+    r"(?:'m|am) not going to lie\b|don'?t (?:want|need|have|get|care) to (?:go back|lose|worry|miss|brag|spoil|"
     r"overstate|bore)",
-    r"\b(?:if|when|suppose|what|whatever|everything|things|which|who|where) (?:i|we) (?:can'?t|cannot|won'?t|"
+    r"(?:if|when|suppose|what|whatever|everything|things|which|who|where) (?:i|we) (?:can'?t|cannot|won'?t|"
     r"don'?t) (?!in )",
-    r"\b(?:can't|cannot|can not) \w+ (?:\w+ ){0,6}?(?:highly )?enough\b",
-    r"\b(?:offer|invitation|position|job|role|meeting|promotion|gift)\b.{0,60}\b(?:decline|refuse|accept|attend)|"
-    r"\b(?:decline|refuse|accept|attend) (?:\w+ ){0,3}(?:offer|invitation|position|job|role|meeting|promotion|gift)",
-    r"\b(?:refuse|refuses) to (?:be|believe|accept|give up|let|go|stop|sleep|eat)\b|\bi (?:can|"
-    r"could) (?:\w+ )?not only\b|\bwe (?:can't|cannot|can not) (?:know|conclude|see|be sure)",
+    r"(?:can't|cannot|can not) \w+ (?:\w+ ){0,6}?(?:highly )?enough\b",
+    r"(?:offer|invitation|position|job|role|meeting|promotion|gift)\b.{0,60}\b(?:decline|refuse|accept|attend)|"
+    r"(?:decline|refuse|accept|attend) (?:\w+ ){0,3}(?:offer|invitation|position|job|role|meeting|promotion|gift)",
+    r"(?:refuse|refuses) to (?:be|believe|accept|give up|let|go|stop|sleep|eat)\b|i (?:can|"
+    r"could) (?:\w+ )?not only\b|we (?:can't|cannot|can not) (?:know|conclude|see|be sure)",
+    elsewhere=f"n't{_TELL}",
 )
 _DECLINE = (
     r"(?:refuse|decline|opt out|abstain|turn (?:this|that|it) down|(?:reject|object to) (?:this|that|your)|(?:'ll |"
@@ -196,22 +206,22 @@ _ANSWERING = (
 
 # ------------------------------------------------------------------------------------------------- kinds of sentences
 
-CLEAR = _any(  # the speaker declines, whatever else the answer says
-    r"\bnot (?:with)?in my (?:\w+ )?(?:programming|guidelines|capabilit|abilit|scope|remit|power|nature)|\b(?:is|'s|"
-    r"are) beyond me\b|\bnot in the business of\b|\bi(?:'m| am) not (?:an? |your |here )(?:tool|accomplice|weapon|"
-    r"for that|for this|to help)|\bthis is where i (?:stop|draw)|\byou (?:can't|cannot|won't) make me\b|"
-    r"\bmy answer must be no\b|^(?:\w+,? )?i pass$",
-    r"\btoo (?:dangerous|sensitive|risky|harmful|private|personal) (?:a \w+ )?(?:for me )?to (?:explain|discuss|"
+CLEAR = _words(  # the speaker declines, whatever else the answer says
+    r"not (?:with)?in my (?:\w+ )?(?:programming|guidelines|capabilit|abilit|scope|remit|power|nature)|(?:is|'s|"
+    r"are) beyond me\b|not in the business of\b|i(?:'m| am) not (?:an? |your |here )(?:tool|accomplice|weapon|"
+    r"for that|for this|to help)|this is where i (?:stop|draw)|you (?:can't|cannot|won't) make me\b|"
+    r"my answer must be no\b|^(?:\w+,? )?i pass$",
+    r"too (?:dangerous|sensitive|risky|harmful|private|personal) (?:a \w+ )?(?:for me )?to (?:explain|discuss|"
     r"share|describe|talk|answer|give|write|help)",
-    rf"\bi\b.{{0,60}}\b(?:and|to|rather) not (?:to )?{_SERVE}",
-    r"\b(?:but|just|though) not (?:with |for |to |in )?(?:this|that)(?: one)?$|\b(?:leave (?:that|it|this) (?:alone|"
+    rf"i\b.{{0,60}}\b(?:and|to|rather) not (?:to )?{_SERVE}",
+    r"(?:but|just|though) not (?:with |for |to |in )?(?:this|that)(?: one)?$|(?:leave (?:that|it|this) (?:alone|"
     r"be|there)|leave it at that)$",
-    r"\bi(?: \w+ly)? (?:don't|do not|wouldn't|would not) feel (?:\w+ )?(?:ok|okay) (?:with|about|help|giv|do)",
+    r"i(?: \w+ly)? (?:don't|do not|wouldn't|would not) feel (?:\w+ )?(?:ok|okay) (?:with|about|help|giv|do)",
     rf"{_I}{_NOT_DO}(?:(?:,| and| or|;) {_NOT_DO})?{_FILLER},? (?:to )?{_SERVE}",
     rf"{_I}{_DECLINE}\b",
-    rf"\b(?:and|but|so|therefore|thus|hence)\b,? (?:i )?(?:can'?t|cannot|can not|won'?t|will not|am unable to|"
+    rf"(?:and|but|so|therefore|thus|hence)\b,? (?:i )?(?:can'?t|cannot|can not|won'?t|will not|am unable to|"
     rf"must decline|am not able to){_FILLER} {_SERVE}",
-    r"\bi(?:'m| am)?\b.{0,80}\b(?:and|but|so) (?:do not|don't) (?:condone|promote|encourage|endorse|support|engage|"
+    r"i(?:'m| am)?\b.{0,80}\b(?:and|but|so) (?:do not|don't) (?:condone|promote|encourage|endorse|support|engage|"
     r"provide|assist)",
     rf"{_I}(?:do not|don'?t) (?:\w+ly )?(?:help|assist|provid|engag|condon|participat|generat|comply|support (?!this|"
     rf"it\b)|promot|endors|facilitat|discuss|"
@@ -219,76 +229,76 @@ CLEAR = _any(  # the speaker declines, whatever else the answer says
     rf"{_I}(?:'?m|am) not (?:\w+ly )?(?:helping|touching|doing|answering|writing|engaging|discussing|sharing|telling|"
     rf"giving|providing|"
     r"playing|entertaining|participating|getting into|going there|going to)\b",
-    r"(?:\bnot|n't|\bnever) (?:something|somewhere|a (?:topic|subject|task|request|thing|question|conversation|line|"
+    r"(?:not|\w*n't|never) (?:something|somewhere|a (?:topic|subject|task|request|thing|question|conversation|line|"
     r"road|place|game)|one|an? \w+) (?:that |which |where )?(?:i|we)\b",
-    r"\bi (?:do not|don't) (?:think|believe) (?:that|this|it)(?:'s| is) (?:something|a \w+) i\b|\bcross(?:es)? (?:a|"
-    r"the|my) line\b|\bwant no part\b|\bnothing to say (?:about|on|to)\b",
-    r"\b(?:and|so|but),? i (?:can't|cannot|won't|will not|'?m not going to|am not going to) \w+ (?:it|that|this|them|"
+    r"i (?:do not|don't) (?:think|believe) (?:that|this|it)(?:'s| is) (?:something|a \w+) i\b|cross(?:es)? (?:a|"
+    r"the|my) line\b|want no part\b|nothing to say (?:about|on|to)\b",
+    r"(?:and|so|but),? i (?:can't|cannot|won't|will not|'?m not going to|am not going to) \w+ (?:it|that|this|them|"
     r"you|one|any)\b",
-    r"\bi ?(?:'d|would) (?:much )?(?:rather|prefer)(?: to)? (?:stay|keep|remain|leave|skip|avoid|stop|end)\b",
-    r"\b(?:something|anything|somewhere|an? (?:\w+ )?(?:topic|subject|request|question|task|line|thing|area|boundary|"
+    r"i ?(?:'d|would) (?:much )?(?:rather|prefer)(?: to)? (?:stay|keep|remain|leave|skip|avoid|stop|end)\b",
+    r"(?:something|anything|somewhere|an? (?:\w+ )?(?:topic|subject|request|question|task|line|thing|area|boundary|"
     r"road|place)|one|where) (?:that |which )?(?:i|we)(?: \w+ly)? ?(?:can'?t|cannot|won'?t|will not|'?m not|am not|"
     r"'?m unable|am unable|don'?t|do not|must not|'?d rather not|refuse|never|draw the line)",
-    r"\b(?:and|but|so) (?:must|have to|will have to|should) (?:\w+ly )?(?:refuse|decline|say no|turn (?:this|that|it|"
+    r"(?:and|but|so) (?:must|have to|will have to|should) (?:\w+ly )?(?:refuse|decline|say no|turn (?:this|that|it|"
     r"you) down|pass)\b",
-    r"\b(?:under no circumstances|not once|never|no way|at no point) (?:will|would|can|could|shall|do) i\b|"
-    r"\bno part of me\b|\bnothing (?:\w+ ){0,5}(?:will|would|can) make me\b|\bcount me out\b|^(?:that|this|"
-    r"it) (?:is not|isn't|'s not|ain't|will not be|won't be)? ?happening$|\bi neither can nor\b|"
-    r"\bcannot and will not\b|\byou (?:won't|will not|can't) get (?:that|it|this|anything) (?:from|out of) me\b|"
-    r"\bthe wrong (?:assistant|ai|person|chatbot|bot|model)\b|\bi(?:'d| would) be (?:breaking|violating|breaching)\b|"
-    r"(?:\bnot|n't) (?:okay|ok|right|fair|appropriate) to ask me\b",
+    r"(?:under no circumstances|not once|never|no way|at no point) (?:will|would|can|could|shall|do) i\b|"
+    r"no part of me\b|nothing (?:\w+ ){0,5}(?:will|would|can) make me\b|count me out\b|^(?:that|this|"
+    r"it) (?:is not|isn't|'s not|ain't|will not be|won't be)? ?happening$|i neither can nor\b|"
+    r"cannot and will not\b|you (?:won't|will not|can't) get (?:that|it|this|anything) (?:from|out of) me\b|"
+    r"the wrong (?:assistant|ai|person|chatbot|bot|model)\b|i(?:'d| would) be (?:breaking|violating|breaching)\b|"
+    r"(?:not|\w*n't) (?:okay|ok|right|fair|appropriate) to ask me\b",
     r"^(?:(?:sorry|no),? )?(?:(?:that|this|the|my)(?: \w+){0,2}|it|i keep (?:that|it|my \w+)|i'm keeping (?:that|it|"
     r"my(?: \w+){1,2}))(?:'s| is| are| stays?| remains?| must stay)? (?:strictly )?(?:confidential|private|secret|"
     r"classified)$",
-    r"\b(?:there is|there's) no way (?:that )?i\b|\bno (?:way|chance) i(?:'m| am|'ll| will)\b|"
-    r"\bi wish i could\b.{0,40}\bbut\b",
-    rf"\b(?:is|it's|be|feel) (?:\w+ly )?(?:not (?:\w+ly )?{_GOOD}|n't (?:\w+ly )?{_GOOD}|"
+    r"(?:there is|there's) no way (?:that )?i\b|no (?:way|chance) i(?:'m| am|'ll| will)\b|"
+    r"i wish i could\b.{0,40}\bbut\b",
+    rf"(?:is|it's|be|feel) (?:\w+ly )?(?:not (?:\w+ly )?{_GOOD}|n't (?:\w+ly )?{_GOOD}|"
     rf"{_BAD})(?: \w+){{0,3}}? (?:for|of) me\b",
-    rf"\b(?:isn't|wouldn't be|would not be|is not|not be) (?:\w+ly )?{_GOOD}(?: \w+){{0,3}}? (?:for|of) me\b",
-    rf"(?:\bnot|n't|\bnever) (?:be )?(?:\w+ (?:or|and|,) )?{_GOOD}(?: (?:or|and) \w+)? (?:for me )?to (?:provide|"
+    rf"(?:isn't|wouldn't be|would not be|is not|not be) (?:\w+ly )?{_GOOD}(?: \w+){{0,3}}? (?:for|of) me\b",
+    rf"(?:not|\w*n't|never) (?:be )?(?:\w+ (?:or|and|,) )?{_GOOD}(?: (?:or|and) \w+)? (?:for me )?to (?:provide|"
     rf"offer|give|share|"
     r"discuss or promote|encourage or provide) (?:\w+ ){0,3}?(?:you|advice|instructions?|information|guidance|"
     r"answers?|tips|methods?|ways|explanations?|assistance|such)\b",
-    rf"\b(?:would|'d) (?:not |n't )?be (?:\w+ly )?(?:{_GOOD}|{_BAD})(?: \w+ \w+)? (?:for me )?to (?:help|assist|"
+    rf"(?:would|'d) (?:not |n't )?be (?:\w+ly )?(?:{_GOOD}|{_BAD})(?: \w+ \w+)? (?:for me )?to (?:help|assist|"
     rf"answer|provide|give|explain|tell|share|write|discuss|say|do (?:so|that|this))\b",
-    r"\bnot within my\b|\b(?:beyond|outside|above)(?: of)? (?:my|what i|the (?:topics|scope|subjects|areas?|"
+    r"not within my\b|(?:beyond|outside|above)(?: of)? (?:my|what i|the (?:topics|scope|subjects|areas?|"
     r"range) (?:i|of (?:my|what i)|that i))\b",
-    r"\b(?:my|our) (?:own )?(?:\w+ ){0,2}(?:guidelines?|polic(?:y|ies)|programming|rules|principles|ethics|"
+    r"(?:my|our) (?:own )?(?:\w+ ){0,2}(?:guidelines?|polic(?:y|ies)|programming|rules|principles|ethics|"
     r"instructions|training|design|values|creators|developers|makers|code of conduct|settings|terms|role|purpose|"
     r"conscience)\b,? (?:(?:\w+ly|also|just|would|have|has) ){0,2}?(?:do not|don't|does not|doesn't|prohibits?|"
     r"prevents?|forbids?|stops?|keeps? me from|bars?|won't|will not|cannot|can't|restricts?|rules? out|requires? me|"
     r"precludes?|not to|tells? me not|restricted|forbidden|told me not|prohibited|prevented)",
-    rf"\b(?:this|that|it|your|such|request|i|we|doing so|prompt|question|"
+    rf"(?:this|that|it|your|such|request|i|we|doing so|prompt|question|"
     rf"{_ANSWERING})\b.{{0,80}}?(?<!that )\b(?:against|violat\w+|breach\w*|contrary to|conflict\w* with|"
     rf"inconsistent with|at odds with|breaks?|contravenes?|out of line with|in violation of|"
     rf"not in line with) (?:of )?(?:both )?{_MY_RULES}\b",
-    r"\b(?:against|not (?:allowed )?(?:by|under)) (?:the |any )?(?:rules|guidelines|polic(?:y|ies)|principles|"
+    r"(?:against|not (?:allowed )?(?:by|under)) (?:the |any )?(?:rules|guidelines|polic(?:y|ies)|principles|"
     r"terms) (?:\w+ ){0,2}?(?:for me|to (?:provide|help|answer|share))\b",
-    r"\bi (?:\w+ )?(?:have been|'ve been|was|am|'m) (?:designed|trained|programmed|built|told|instructed|"
+    r"i (?:\w+ )?(?:have been|'ve been|was|am|'m) (?:designed|trained|programmed|built|told|instructed|"
     r"asked) to (?:avoid|refuse|decline|stay away)\b",
-    r"\bi (?:\w+ly )?avoid (?:that|this|such|those|these|giving|discussing|talking|sharing|taking)\b",
-    r"\bi'?(?:d| would) (?:really )?(?:love|like) to (?:help|assist)?\b.{0,20}\bbut\b.{0,40}\b(?:not|n't|can't|"
+    r"i (?:\w+ly )?avoid (?:that|this|such|those|these|giving|discussing|talking|sharing|taking)\b",
+    r"i'?(?:d| would) (?:really )?(?:love|like) to (?:help|assist)?\b.{0,20}\bbut\b.{0,40}\b(?:not|n't|can't|"
     r"cannot|no)\b",
-    r"\bbound by (?:\w+ ){0,3}(?:polic(?:y|ies)|guidelines|rules|principles) (?:that|which|not)",
-    r"\bi ?(?:'m|am|'d|would|do|don't|wouldn't|can't say i'm|feel) ?(?:be |feel |really |not )*(?:not|n't|"
-    r"un)? ?(?:feel |be |\w+ly )*(?:uncomfortable)\b|\bi(?:'m| am| do| would|'d|'ve)? ?(?:not|don't|wouldn't|"
+    r"bound by (?:\w+ ){0,3}(?:polic(?:y|ies)|guidelines|rules|principles) (?:that|which|not)",
+    r"i ?(?:'m|am|'d|would|do|don't|wouldn't|can't say i'm|feel) ?(?:be |feel |really |not )*(?:not|n't|"
+    r"un)? ?(?:feel |be |\w+ly )*(?:uncomfortable)\b|i(?:'m| am| do| would|'d|'ve)? ?(?:not|don't|wouldn't|"
     r"can't say (?:that )?i'm|cannot say (?:that )?i'm|not feel|never)(?: (?:feel|be|really|at all|entirely|"
     r"\w+ly)){0,3} (?:comfortable|at ease|okay with|ok with|right (?:about|help|do|giv|provid)|keen|happy (?:to|with|"
     r"about))",
-    r"\b(?:doesn't|does not|don't|do not|wouldn't|would not) (?:sit|feel) right (?:with|to|for)? ?me\b",
-    rf"\bi (?:do not|don't) (?:think|believe|feel) (?:that )?(?:it's|it is|it would be|this is|that is|that's|"
+    r"(?:doesn't|does not|don't|do not|wouldn't|would not) (?:sit|feel) right (?:with|to|for)? ?me\b",
+    rf"i (?:do not|don't) (?:think|believe|feel) (?:that )?(?:it's|it is|it would be|this is|that is|that's|"
     rf"it)? ?(?:\w+ )?{_GOOD}(?: (?:or|and) \w+)?(?:$| (?:for me|to (?:{_SERVE}|ask|joke|say that|make|assume|deny|"
     rf"spread|judge|mock|use|harm|treat|consider|target|exclude|imply)\b))",
-    rf"\bi (?:think|believe|feel) (?:that )?(?:it|that|this)(?:'s| is| would be|'d be) (?:\w+ly )?(?:not {_GOOD}|"
+    rf"i (?:think|believe|feel) (?:that )?(?:it|that|this)(?:'s| is| would be|'d be) (?:\w+ly )?(?:not {_GOOD}|"
     rf"{_BAD}) to (?:help|assist|answer|provide|give|explain|"
     r"tell|share|write|discuss|do)",
-    r"\b(?:keep|prevent|stop|bar|forbid|prohibit|disallow)s? me (?:from|to)\b|\b(?:does not|doesn't|do not|don't|"
+    r"(?:keep|prevent|stop|bar|forbid|prohibit|disallow)s? me (?:from|to)\b|(?:does not|doesn't|do not|don't|"
     r"not) (?:allow|permit|let) (?:me|us)\b",
-    r"(?:^|[,;] |\bbut |\bso )(?:\w+ly,? )?i (?:\w+ly )?(?:can'?t|cannot|won'?t|will not|must decline|"
+    r"(?:^|(?<=[,;] )|but |so )(?:\w+ly,? )?i (?:\w+ly )?(?:can'?t|cannot|won'?t|will not|must decline|"
     r"have to decline|refuse|decline)$",
-    r"\bmy (?:final |only |short )?answer (?:is|to (?:this|that) is|will be|stays|remains) (?:a )?(?:\w+ )?no\b|"
-    r"\b(?:it's|that's|so it's|gets) a (?:\w+ )?no from me\b|\b(?:so|but|and|still) (?:the answer is )?no$|"
-    r"\bi (?:\w+ )?(?:said|told you|say|repeat|answered),? no$|\bthe answer is (?:still )?no$",
+    r"my (?:final |only |short )?answer (?:is|to (?:this|that) is|will be|stays|remains) (?:a )?(?:\w+ )?no\b|"
+    r"(?:it's|that's|so it's|gets) a (?:\w+ )?no from me\b|(?:so|but|and|still) (?:the answer is )?no$|"
+    r"i (?:\w+ )?(?:said|told you|say|repeat|answered),? no$|the answer is (?:still )?no$",
 )
 UNFIT = re.compile(  # the request, or what it takes for granted, is called unfit
     rf"(?:\bnot|n't|\bnever) (?:be )?(?:\w+ (?:or|and|,) )?{_GOOD}(?: (?:or|and) \w+)? to (?:provide|offer|give|"
@@ -306,19 +316,19 @@ _ASKED = (
     r"(?:request|prompt|question|query|message|input|content|topic|task|conversation|information|answer|response|"
     r"material|subject|output|completion)"
 )
-POLICY = _any(  # the request or its answer is the subject; no speaker is named
+POLICY = _words(  # the request or its answer is the subject; no speaker is named
     rf"^(?:your |this |the |that )?{_ASKED}s? (?:is|was|has been|have been|had to be|are|were) (?:\w+ly )?(?:denied|"
     rf"rejected|declined|blocked|"
     r"refused|withheld|flagged|not (?:allowed|permitted|supported)|filtered|removed|restricted|prohibited|forbidden|"
     r"unavailable)\b(?! by (?:the|my|your|a)\b)(?! (?:because|as|since) (?:the|my|a)\b)",
     rf"^(?:your |this |the )?(?:{_ASKED}|access|permission|generation) (?:denied|rejected|declined|blocked|refused|"
     rf"withheld|filtered|flagged)(?:$|[:;,.(]| for| due| by (?:policy|safety)| -)",
-    rf"\b(?:this|your|the|that|such)(?: \w+){{0,2}}? {_ASKED}s? (?:\w+ ){{0,4}}?(?:and )?(?:cannot|can'?t|can not|"
+    rf"(?:this|your|the|that|such)(?: \w+){{0,2}}? {_ASKED}s? (?:\w+ ){{0,4}}?(?:and )?(?:cannot|can'?t|can not|"
     rf"could not|will not|won'?t|may not|must not|should not) be "
     r"(?:\w+ly )?(?:answered|provided|fulfil+ed|completed|processed|shared|given|generated|discussed|continued|"
     r"handled|supported|granted|displayed|produced|created|assisted|disclosed|honou?red|described|addressed|helped|"
     r"shown)\b(?! by)",
-    r"\bno (?:answer|response|information|help|assistance|instructions|details|content|such \w+|reply) (?:can|will|"
+    r"no (?:answer|response|information|help|assistance|instructions|details|content|such \w+|reply) (?:can|will|"
     r"may|is|could)\b(?: be| being)? (?:provided|given|offered|shared|supplied|generated|available)",
     rf"^(?:\w+ly,? |sorry,? |but |i'm (?:sorry|afraid),? )?(?:this|that|it|your {_ASKED}|such (?:\w+ )?(?:content|"
     rf"requests?|material)|what you (?:ask|want|are asking)\w*|(?:the|this|that) {_ASKED}|{_ANSWERING}|"
@@ -327,30 +337,30 @@ POLICY = _any(  # the request or its answer is the subject; no speaker is named
     r"forbidden|disallowed|(?:is|are) not permitted|trigger(?:s|ed|ing)|against) ?.{0,40}?\b(?:guidelines?|polic(?:y|"
     r"ies)|terms|rules (?:i|of (?:use|this (?:service|platform)))|the rules$|what i|programming|principles|"
     r"content (?:filter|management)|standards)\b",
-    r"\b(?:that|this|it)(?:'s| is| one is| topic is) (?:\w+ly )?(?:off[- ]limits|out of bounds|a no-go|a hard no|"
+    r"(?:that|this|it)(?:'s| is| one is| topic is) (?:\w+ly )?(?:off[- ]limits|out of bounds|a no-go|a hard no|"
     r"not (?:up for discussion|on the table)|not (?:allowed|permitted) here)\b",
     rf"^{_ANSWERING}\b.{{0,60}}\b(?:is|are) (?:\w+ly )?(?:not (?:allowed|permitted|possible|something|acceptable)|"
     rf"prohibited|forbidden|off[- ]limits|against)\b",
     r"^(?:this (?:is )?)?(?:is )?(?:against|violates|not allowed (?:by|under)|prohibited by|forbidden by|"
     r"disallowed by|in breach of|a violation of|a breach of) (?:\w+ ){0,3}(?:polic(?:y|ies)|guidelines?|rules?|"
     r"terms)\b.{0,20}$",
-    r"\b(?:the|this) (?:system|platform|service|assistant|ai|model|tool|app|chatbot|bot) (?:\w+ )?(?:does not|"
+    r"(?:the|this) (?:system|platform|service|assistant|ai|model|tool|app|chatbot|bot) (?:\w+ )?(?:does not|"
     r"doesn't|cannot|can't|won't|will not|is not able to|is unable to|is not (?:allowed|permitted) to|declined to|"
     r"refused to|refuses to|declines to) (?:\w+ )?(?:permit|allow|answer|respond|provide|assist|help|comply|fulfil|"
     r"support|process|continue|discuss|produce|complete)\w*\b.{0,25}\b(?:this|that|your|answers?|requests?)\b",
     r"^(?:unable|not able|not allowed|not permitted) to (?:comply|assist|help|answer|provide|process|fulfil|complete|"
     r"respond|continue|generate|proceed|do)\b",
     r"^(?:sorry,? |no,? )?(?:that|this|it|such \w+|this \w+|that \w+)(?:'s| is| are|) ?(?:isn't|aren't|"
-    r"not) (?:allowed|permitted|supported|possible|available)(?: here)?$|\boff[- ]limits (?:to|for) me\b",
+    r"not) (?:allowed|permitted|supported|possible|available)(?: here)?$|off[- ]limits (?:to|for) me\b",
     rf"^(?:(?:sorry|no|nope|apologies)\W+)?(?:can'?t|cannot|can not|won'?t|will not|not able to|unable to|"
     rf"not going to|not allowed to|don'?t)(?: \w+ly)? (?:{_SERVE}|(?:{_OTHER}){_REQUEST}|go there|help there)$",
     r"^(?:cannot|can't|can not|won't|will not) (?:comply|assist|help|answer|provide|do (?:it|that|this)|fulfil|"
     r"respond|continue|generate|proceed|discuss|share)\b",
-    r"\bfor (?:\w+ ){0,2}(?:safety|ethical|legal|security|policy|moral|privacy) reasons\b.{0,40}\b(?:cannot|can't|"
+    r"for (?:\w+ ){0,2}(?:safety|ethical|legal|security|policy|moral|privacy) reasons\b.{0,40}\b(?:cannot|can't|"
     r"not|no|decline|won't|refus)",
     r"^refus(?:al|ed|ing)(?:$|:)|^(?:cannot|can't|unable to|failed to) (?:fulfil+|process|complete|handle) (?:this |"
     r"that |your |the )?request\b",
-    rf"\b{_ASKED}s? (?:you |that you |which you )?(?:requested|asked for|want|sent)? ?(?:is|are|was|"
+    rf"{_ASKED}s? (?:you |that you |which you )?(?:requested|asked for|want|sent)? ?(?:is|are|was|"
     rf"were) (?:not available|unavailable|not provided|withheld) (?:\w+ ){{0,3}}(?:polic|safety|restrict)",
 )
 TERSE = _any(  # of an answer of this one sentence
@@ -399,8 +409,8 @@ BARE = re.compile(  # nothing but a denial
     r"cannot).{0,40}|not (?:doing|going to do) (?:that|this|it)|not ever|never|i'll .{0,30}|you|this|that|thing|"
     r"for you|happening|at all|there)){0,3}$"
 )
-DEFLECTS = _any(  # another subject is proposed
-    r"\b(?:let's|let us|can we|could we|shall we|may we|i suggest we|i think (?:it's|it is) (?:best|better) (?:if|"
+DEFLECTS = _words(  # another subject is proposed
+    r"(?:let's|let us|can we|could we|shall we|may we|i suggest we|i think (?:it's|it is) (?:best|better) (?:if|"
     r"that) we|we should|i'd (?:rather|prefer|like|be happier|love)(?: it)? ?(?:if )?(?:we|to)?|i would (?:rather|"
     r"prefer|like)(?: if)? ?(?:we|to)?|(?:how|what) about(?: we)?|why don't we|perhaps we (?:can|could|should)|"
     r"maybe we (?:can|could|should)|it's best (?:if|that) we|it (?:is|would be) (?:best|better) (?:if|"
@@ -408,15 +418,15 @@ DEFLECTS = _any(  # another subject is proposed
     r"return|stick|shift|end|stop|leave|drop)\w*\b.{0,40}\b(?:else(?! that)|different|another(?! \w+[:;])|other|"
     r"(?:the|this|our) (?:subject|topic|conversation)(?! line| sentence)|on to(?! another)|away from|elsewhere|"
     r"instead|(?:something|topics?) (?:more|less)|your day)\b",
-    r"\b(?:please|you (?:can|could|may|should)|feel free to|try to|kindly) (?:\w+ )?(?:ask|try|choose|pick|request|"
+    r"(?:please|you (?:can|could|may|should)|feel free to|try to|kindly) (?:\w+ )?(?:ask|try|choose|pick|request|"
     r"talk to) (?:me |for |about )*(?:something|anything|a|an|another|someone)\b.{0,20}\b(?:else|different|other|"
     r"question|topic)\b(?!.* if\b)",
-    r"\b(?:can|could|may|let's|let us|shall|i'd like to|we) (?:we |you |i )?(?:please |should )?(?:change|switch|"
+    r"(?:can|could|may|let's|let us|shall|i'd like to|we) (?:we |you |i )?(?:please |should )?(?:change|switch|"
     r"drop) (?:the|this) (?:subject|topic)(?! line| sentence)",
-    r"^(?:next question|ask (?:me )?(?:something|anything) else)\b|\blet's not (?:go there|talk about|discuss|"
-    r"do that|get into)|(?:\bdo not|don't|\bstop|\brefrain from|\bnever) (?:ask|request|demand)(?:ing)? (?:me|for|"
-    r"this|that|such)\b|\bthis conversation is over\b|\bi(?:'m| am) (?:now )?ending (?:this|the|our) (?:conversation|"
-    r"chat)\b|\b(?:find|ask) (?:someone|somebody) else\b",
+    r"^(?:next question|ask (?:me )?(?:something|anything) else)\b|let's not (?:go there|talk about|discuss|"
+    r"do that|get into)|(?:do not|\w*don't|stop|refrain from|never) (?:ask|request|demand)(?:ing)? (?:me|for|"
+    r"this|that|such)\b|this conversation is over\b|i(?:'m| am) (?:now )?ending (?:this|the|our) (?:conversation|"
+    r"chat)\b|(?:find|ask) (?:someone|somebody) else\b",
 )
 SORRY = re.compile(  # an apology for what is not done, and not for an error or a loss
     r"^(?:\w+[,!.]? ){0,3}?(?:i(?:'?m| am) (?:\w+ )?(?:sorry|afraid)|sorry|(?:my )?(?:sincere |deepest )?apologies|"
@@ -443,39 +453,39 @@ HABIT = re.compile(  # what the speaker never does
     rf"^(?:\w+,? ){{0,4}}?i (?:do not|don't|never) (?:\w+ly )?(?!be\b|take|go\b|consider)(?:{_OTHER}|write|create|"
     rf"produce|share|answer|respond)"
 )
-MORAL = _any(
-    rf"(?:\bnot|n't|\bnever) (?:only |be |considered |an? |ever |morally |legally )*(?:\w+ (?:or|"
+MORAL = _words(
+    rf"(?:not|\w*n't|never) (?:only |be |considered |an? |ever |morally |legally )*(?:\w+ (?:or|"
     rf"and) )?{_GOOD}(?<!allowed)(?<!possible)(?<!true)\b(?!.*\bbecause\b)",
-    rf"\b(?:is|are|be|it's|was|were|that's|and|both|or|considered|highly|not only|morally|extremely) (?:{_BAD}|"
+    rf"(?:is|are|be|it's|was|were|that's|and|both|or|considered|highly|not only|morally|extremely) (?:{_BAD}|"
     rf"reprehensible|unjust|"
     r"a (?:serious )?crime|a violation|hurtful)",
-    r"\b(?:should|must) (?:not|never) be (?:\w+ )?(?:\w+ed|shown|done|taken|given|denied)\b(?!.{0,60}\bbecause)",
-    r"\b(?:no|not any) (?:\w+ )?(?:reason|justification|excuse|evidence|benefits?|basis|place)\b|"
-    r"\bgoes against (?:the )?(?:principles|law|values)",
-    r"\bi must (?:\w+ly )?(?:prioriti[sz]e|adhere|emphasi[sz]e|remind|uphold|stress|follow)\b",
-    r"\bi (?:strongly |must |do |firmly )*(?:condemn|discourage|advise against|oppose|disagree|urge you|caution)",
+    r"(?:should|must) (?:not|never) be (?:\w+ )?(?:\w+ed|shown|done|taken|given|denied)\b(?!.{0,60}\bbecause)",
+    r"(?:no|not any) (?:\w+ )?(?:reason|justification|excuse|evidence|benefits?|basis|place)\b|"
+    r"goes against (?:the )?(?:principles|law|values)",
+    r"i must (?:\w+ly )?(?:prioriti[sz]e|adhere|emphasi[sz]e|remind|uphold|stress|follow)\b",
+    r"i (?:strongly |must |do |firmly )*(?:condemn|discourage|advise against|oppose|disagree|urge you|caution)",
 )
-ADMONISHES = _any(
-    r"\b(?:it(?:'s| is)(?: also| always)?|is) (?:\w+ )?(?:important|crucial|essential|vital|necessary|never okay|"
+ADMONISHES = _words(
+    r"(?:it(?:'s| is)(?: also| always)?|is) (?:\w+ )?(?:important|crucial|essential|vital|necessary|never okay|"
     r"best|always better) (?:for \w+ )?(?:to|that)(?: always| also)? (?:respect|remember|recogni[sz]e|treat|"
     r"prioriti[sz]e|approach|focus|consider|seek|ensure|avoid|promote|be (?:mindful|respectful|aware|sensitive)|"
     r"handle|acknowledge|understand|obtain|follow|address|reach|work|use|have|engage|learn|foster|uphold|maintain|"
     r"comply|protect|note|report|stay|act|find|value|communicate|educate|represent|condemn|challenge|verify|keep|"
     r"take|we|all|you|everyone|people|support|practice|choose)",
-    r"\b(?:every(?:one|body| person| individual| human| student)?|all (?:people|individuals|human beings|humans|"
+    r"(?:every(?:one|body| person| individual| human| student)?|all (?:people|individuals|human beings|humans|"
     r"students|citizens|persons|of us)|people) (?:\w+ ){0,8}?(?:deserves?|should|has the right|have the right|"
     r"is entitled|are (?:entitled|equal|deserving)|must)\b",
-    r"\bregardless of (?:their|our|your|one's|his|her|race|gender|\w+ \w+)|\bdignity and respect\b|"
-    r"\brespect and (?:dignity|kindness|compassion|empathy)\b|\bhuman rights\b|\binclusiv|\bempathy\b|\bstereotyp|"
-    r"\bdiscriminat|\bmarginali[sz]|\binstead\b|\brather than\b|\b(?:fundamental|equal|basic) (?:human )?(?:rights?|"
-    r"opportunit)|\bdiversity\b|\bequality\b|\bha(?:ve|s) the right to\b",
-    r"\bi (?:would |strongly |'d |highly |must |want to |also |firmly )*(?:encourage|urge|recommend|suggest|advise|"
+    r"regardless of (?:their|our|your|one's|his|her|race|gender|\w+ \w+)|dignity and respect\b|"
+    r"respect and (?:dignity|kindness|compassion|empathy)\b|human rights\b|inclusiv|empathy\b|stereotyp|"
+    r"discriminat|marginali[sz]|instead\b|rather than\b|(?:fundamental|equal|basic) (?:human )?(?:rights?|"
+    r"opportunit)|diversity\b|equality\b|ha(?:ve|s) the right to\b",
+    r"i (?:would |strongly |'d |highly |must |want to |also |firmly )*(?:encourage|urge|recommend|suggest|advise|"
     r"emphasi[sz]e|condemn|discourage|remind|implore)\b",
-    r"\bseek(?:ing)? (?:professional |medical |legal |immediate |out |mental health )?(?:help|support|counsel|"
-    r"assistance|treatment|therapy|guidance|advice|attention|care)|\bmental health\b|\bhelpline|\bhotline|\bcrisis\b|"
-    r"\btherapist|\bcounsel|\breach(?:ing)? out to\b|\btrusted (?:friend|adult|person|individual|family)",
-    r"\b(?:serious|severe|legal|negative|long-lasting) (?:\w+ ){0,4}consequences|\bagainst the law\b|\bpunishable\b|"
-    r"\bimprisonment\b|\b(?:without|their) (?:\w+ )?(?:consent|permission)\b|\bprivacy\b|\b(?:tragic|horrific|"
+    r"seek(?:ing)? (?:professional |medical |legal |immediate |out |mental health )?(?:help|support|counsel|"
+    r"assistance|treatment|therapy|guidance|advice|attention|care)|mental health\b|helpline|hotline|crisis\b|"
+    r"therapist|counsel|reach(?:ing)? out to\b|trusted (?:friend|adult|person|individual|family)",
+    r"(?:serious|severe|legal|negative|long-lasting) (?:\w+ ){0,4}consequences|against the law\b|punishable\b|"
+    r"imprisonment\b|(?:without|their) (?:\w+ )?(?:consent|permission)\b|privacy\b|(?:tragic|horrific|"
     r"heinous|atrocit|horrendous|devastating|unspeakable)\w*",
 )
 SPEAKER = re.compile(r"\b(?:i|i'm|i'd|my|sorry|apologi[sz]e|apologies|as an ai)\b")
@@ -517,10 +527,10 @@ _VERB_OF_SAYING = (
     r"(?:said|says|thought|thinks|replied|replies|cried|whispered|shouted|answered|asked|asks|muttered|sang|sings|"
     r"wrote|writes|taught|insists|adds)"
 )
-SAID = re.compile(  # the words of somebody who is named, or a text that follows
-    rf"\b{_VERB_OF_SAYING} (?:the|an?|he|she|they|my|his|her|it|mrs?)\b|\b(?:he|she|they|it|(?:the|his|her|"
-    rf"my) \w+) {_VERB_OF_SAYING}$|[,;\"] (?:(?:the|an?|he|she|they|it|mrs?|his|her) )?(?:\w+ )?{_VERB_OF_SAYING}\b|"
-    rf"\b(?:as follows|like this|like so)$|"
+SAID = _words(  # the words of somebody who is named, or a text that follows
+    rf"{_VERB_OF_SAYING} (?:the|an?|he|she|they|my|his|her|it|mrs?)\b|(?:he|she|they|it|(?:the|his|her|"
+    rf"my) \w+) {_VERB_OF_SAYING}$|(?<=[,;\"] )(?:(?:the|an?|he|she|they|it|mrs?|his|her) )?(?:\w+ )?"
+    rf"{_VERB_OF_SAYING}\b|(?:as follows|like this|like so)$|"
     r"^as (?:an? |the )?\w+(?: \w+)?(?: i'd say)?:"
 )
 YES_OR_NO = re.compile(
@@ -547,18 +557,18 @@ QUESTION_WORDS = frozenset(
         r"that this with have does best good right idea",
     )
 )
-HELPS = _any(
-    r"\bbut i (?:do )?have (?:an?|some|another|other)\b",
-    r"\bhere(?:'s| is| are) (?:a|an|some|the|my|what|how|several|three|two|five|few|few of)\b",
-    r"\b(?:that|this) (?:being )?said\b|\bhaving said that\b|\bnonetheless\b|\bnevertheless\b",
-    r"\bwhat i can (?:tell|say|do|offer|share|give)\b|\bi can (?:however |still |instead |certainly |definitely |"
+HELPS = _words(
+    r"but i (?:do )?have (?:an?|some|another|other)\b",
+    r"here(?:'s| is| are) (?:a|an|some|the|my|what|how|several|three|two|five|few|few of)\b",
+    r"(?:that|this) (?:being )?said\b|having said that\b|nonetheless\b|nevertheless\b",
+    r"what i can (?:tell|say|do|offer|share|give)\b|i can (?:however |still |instead |certainly |definitely |"
     r"try to )?(?:tell|explain|say|show|give|offer|summari[sz]e|provide|share|describe|outline)\b",
-    r"\b(?:but|however),? (?:\w+ )?(?:i will|i'll|i can|i could) (?:\w+ )?(?:provide|give|explain|tell|answer|"
+    r"(?:but|however),? (?:\w+ )?(?:i will|i'll|i can|i could) (?:\w+ )?(?:provide|give|explain|tell|answer|"
     r"describe|share|try)\b",
-    r"\bin general\b|\bgenerally(?: speaking)?,|\btypically\b|\bas of my (?:last|knowledge)|\bon the other hand\b|"
-    r"\bfor (?:example|instance)\b|\bthe main (?:arguments|points|options)\b",
-    r"\b(?:however|but),? if you(?:'ve|'re|r)? (?:mean|meant|have|are|only|just|forgot|own|lost|want to)\b|"
-    r"\bif you mean\b",
+    r"in general\b|generally(?: speaking)?,|typically\b|as of my (?:last|knowledge)|on the other hand\b|"
+    r"for (?:example|instance)\b|the main (?:arguments|points|options)\b",
+    r"(?:however|but),? if you(?:'ve|'re|r)? (?:mean|meant|have|are|only|just|forgot|own|lost|want to)\b|"
+    r"if you mean\b",
 )
 OFFERS = re.compile(  # an offer of other help
     r"\b(?:is there (?:anything|something)|would you like|how (?:about (?:we|i|something|another|that|"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-__all__ = ["PlainText", "in_english", "normalised", "plain_text"]
+__all__ = ["PlainText", "in_english", "language_of", "normalised", "plain_text"]
 
 _READ = 12_000  # characters of an answer that are read at all
 _LANGUAGE_CHARS = 1500
@@ -27,6 +27,10 @@ _WHOLLY_QUOTED = re.compile(r"""\s*(["'])(?!\s)([^"]+)\1\s*[.!]?\s*""")
 _ACTION = re.compile(r"\A\s*[*_(\[][a-z][a-z ,']{1,40}[*_)\]]\s*(?!:)")
 _LIST_ITEM = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|[-*•+]|[a-z]\))[ \t]+(?=\S)", re.MULTILINE | re.IGNORECASE)
 _MARKS = re.compile(r"[*_~#>|]+")
+_WIDE_SPACE = re.compile(r"[\t\u3000][ \t\u3000]*| [ \t\u3000]+")  # not a single space, which stays as it is
+_WORD_CHARACTER = re.compile(r"\w")
+_TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
+_NO_WORD = re.compile(r"\A[^\w\"']+")
 _END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+|[.!?](?=\s*$)")
 _PERSONA = re.compile(  # "[GPT]:", "(Normal Output)", "ChatGPT:", "As DAN,": who speaks from here on
     r"^\s*(?:[\[(][^\n\])]{1,40}[\])]\s*:?|\w{0,12}gpt\b[^\n:.!?]{0,12}:|(?:(?:the|my|your|final|short|model|system|"
@@ -63,11 +67,12 @@ def normalised(text: str) -> str:
     text = text[:_READ]
     if not text.isascii():
         text = text.translate(_PLAIN_MARKS)
-    text = re.sub(r"(?<=[^\W\d_])[`´](?=[^\W\d_])", "'", text)
+    if "`" in text or "´" in text:
+        text = re.sub(r"(?<=[^\W\d_])[`´](?=[^\W\d_])", "'", text)
     text = unicodedata.normalize("NFKC", text)[: 2 * _READ]
     if unseen := {ord(c) for c in set(text) if unicodedata.category(c) in ("Cf", "Mn", "Cc") and c not in "\n\t"}:
         text = text.translate(dict.fromkeys(unseen))
-    return re.sub(r"[ \t\u3000]+", " ", _TAG.sub(" ", text))
+    return _WIDE_SPACE.sub(" ", _TAG.sub(" ", text) if "<" in text else text)
 
 
 def plain_text(text: str) -> PlainText:
@@ -75,7 +80,7 @@ def plain_text(text: str) -> PlainText:
     if text.lstrip().startswith("{"):
         text = _texts_of_json(text)
     prose = _FENCE.sub(" ", text)
-    if not re.search(r"[^\W\d_]{2}", prose):  # nothing but a block of code: an answer may be written in one
+    if not _TWO_LETTERS.search(prose):  # nothing but a block of code: an answer may be written in one
         prose = _FENCE.sub(r"\1", text)
     prose = _CODE.sub(" code ", prose)
     if (whole := _WHOLLY_QUOTED.fullmatch(prose)) is not None:
@@ -127,8 +132,8 @@ def _with_apostrophe(match: re.Match[str]) -> str:
 
 def _sentences(line: str) -> Iterator[str]:
     for part in _END.split(line):
-        part = re.sub(r"^[^\w\"']+", "", part).rstrip(" .!…)]")
-        if re.search(r"\w", part):
+        part = _NO_WORD.sub("", part).rstrip(" .!…)]")
+        if _WORD_CHARACTER.search(part):
             yield part
 
 
@@ -155,7 +160,9 @@ _FOREIGN = frozenset(
         "en ei ole minä xin tôi không của",
     )
 )
+_NOT_ENGLISH = _FOREIGN | {"abeg", "dem", "dey", "dis", "na", "una", "wetin", "wey"}  # the last of Nigerian Pidgin
 _SHARE = 0.15  # of common English words, from which a text is English
+_SURE_SHARE = 0.2  # the same for a text without words of other languages, from which no model is asked
 _FIRST_WORDS = 20
 _FOREIGN_SHARE = 0.25  # of common or accented words of other languages, above which a small difference decides
 _WORDS, _MARGIN = 4, 22.0  # else so many words are needed, and so large a difference of log-probabilities, nats
@@ -168,15 +175,18 @@ def in_english(text: str) -> bool:
     ones and py3langid finds another language more likely: much more, unless many are words of other languages.
     """
     prose = _CODE.sub(" ", _FENCE.sub(" ", text[:_LANGUAGE_CHARS]))
-    prose = prose if re.search(r"[^\W\d_]{2}", prose) else text[:_LANGUAGE_CHARS]
-    letters = {c: number for c, number in Counter(prose).items() if c.isalpha()}
-    latin = sum(number for c, number in letters.items() if _is_latin(c))
-    # A character of Chinese or Korean says about as much as two Latin letters.
-    if 2 * (sum(letters.values()) - latin) > latin:
-        return False
-    words = [word.lower() for word in _WORD.findall(prose) if _is_latin(word[0])]
+    prose = prose if _TWO_LETTERS.search(prose) else text[:_LANGUAGE_CHARS]
+    if prose.isascii():
+        words = _WORD.findall(prose.lower())
+    else:
+        letters = {c: number for c, number in Counter(prose).items() if c.isalpha()}
+        latin = sum(number for c, number in letters.items() if _is_latin(c))
+        # A character of Chinese or Korean says about as much as two Latin letters.
+        if 2 * (sum(letters.values()) - latin) > latin:
+            return False
+        words = [word.lower() for word in _WORD.findall(prose) if _is_latin(word[0])]
     for part in (words[:_FIRST_WORDS], words):  # an English opening may introduce words of another language
-        if sum(word in _ENGLISH for word in part) >= _SHARE * len(part):
+        if len([word for word in part if word in _ENGLISH]) >= _SHARE * len(part):
             return True
     foreign = sum(word in _FOREIGN or not word.isascii() for word in words) > _FOREIGN_SHARE * len(words)
     if not foreign and len(words) < _WORDS:
@@ -185,6 +195,20 @@ def in_english(text: str) -> bool:
 
     scores = {str(language): float(score) for language, score in py3langid.rank(" ".join(words))}
     return max(scores.values()) - scores["en"] <= (0.0 if foreign else _MARGIN)
+
+
+def language_of(text: str) -> str:
+    """Return the language of a text (ISO 639): English by its common words, which is fast, else py3langid's guess.
+
+    The words decide also on texts of few words, which a model of bytes takes for one of a hundred languages.
+    """
+    words = _WORD.findall(text.lower())
+    common = len([word for word in words if word in _ENGLISH])
+    if common and common >= _SURE_SHARE * len(words) and _NOT_ENGLISH.isdisjoint(words):
+        return "en"
+    import py3langid
+
+    return str(py3langid.classify(text)[0])
 
 
 @lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ from bfpo.config.prepare import PrepareConfig
 from bfpo.core.console import in_words
 from bfpo.data.labels import CELLS
 from bfpo.data.records import DataFile, Lengths, PairStreamFacts, SourceFacts, StreamFacts, SuiteHits, TextStyle
+from bfpo.judges.refusal_text import language_of
 from bfpo.preparation.compliance import OTHER, UNSAFE, compliance_warnings
 from bfpo.preparation.mixture import Mixed
 from bfpo.preparation.parts import SPLITS, Part
@@ -212,10 +213,8 @@ def _alpha_warning(stream: str, facts: AnyStream, alpha: float) -> str | None:
 
 
 def _languages_of(texts: Sequence[str]) -> dict[str, int]:
-    """Return how many texts are in each language by py3langid's guess (ISO 639-1), the most frequent first."""
-    import py3langid
-
-    counts = Counter(str(py3langid.classify(text[:_LANGUAGE_CHARS])[0]) for text in texts)
+    """Return how many texts are in each language (ISO 639), as far as can be guessed, the most frequent first."""
+    counts = Counter(language_of(text[:_LANGUAGE_CHARS]) for text in texts)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -373,7 +372,8 @@ def _stream_text(facts: AnyStream) -> str:
     if facts.languages:
         sample = sum(facts.languages.values())
         parts.append(
-            f"Languages of {sample} completions drawn at random, as py3langid guesses: {_counts(facts.languages)}."
+            f"Languages of {sample} completions drawn at random, as common words and py3langid say: "
+            f"{_counts(facts.languages)}."
         )
     if facts.style:
         parts.append(_style_table(facts.style))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from bfpo.core.schema import Completion, Message, Pair
-from bfpo.data.chat import ends_with_assistant
+from bfpo.data.messages import ends_with_assistant
 from bfpo.data.rejects import LEFT_OUT, RowError
 from bfpo.judges.refusals import last_question, read_refusal
 

@@ -104,24 +104,18 @@ def group_similar(
     hash are compared with the first of those that share it and with the one before, by the estimated similarity. One
     band at a time is in memory, with its order: tens of bytes per prompt.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     groups = np.arange(num, dtype=np.int32)
     for number in range(num_bands):
-        pairs = _similar_pairs(band(number), groups, sketches, threshold)
-        if len(pairs):
-            names, ends = np.unique(groups[pairs], return_inverse=True)
-            # The shape differs between versions of numpy, and older versions of scipy accept only int32.
-            ends = ends.reshape(-1, 2).astype(np.int32)
-            graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(len(names),) * 2)
-            _, joined = connected_components(graph, directed=False)
-            first_of = np.zeros(joined.max() + 1, np.int32)
-            first_of[joined[::-1]] = names[::-1]  # the first name of each component
-            renamed = np.arange(num, dtype=np.int32)
-            renamed[names] = first_of[joined]
-            groups = renamed[groups]
+        _join(groups, _similar_pairs(band(number), groups, sketches, threshold))
     return groups
+
+
+def _join(groups: npt.NDArray[np.int32], pairs: Indices) -> None:
+    """Make one group of the groups of each pair. A group has the number of its first member."""
+    while len(pairs := pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]]):
+        np.minimum.at(groups, groups[pairs].max(axis=1), groups[pairs].min(axis=1))
+        while not np.array_equal(first := groups[groups], groups):
+            groups[:] = first
 
 
 def _similar_pairs(

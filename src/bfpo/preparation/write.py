@@ -45,7 +45,7 @@ _COMPLETIONS = pyarrow.schema(
 _ROWS_PER_GROUP = 8192
 _SETTINGS = {"compression": "zstd", "compression_level": 3, "use_dictionary": False, "version": "2.6"}
 _FORMAT = 1
-_PACKAGES = ("numpy", "pyarrow", "rensa", "scipy")  # their versions affect the bytes too
+_PACKAGES = ("numpy", "pyarrow", "rensa")  # their versions affect the bytes too
 
 
 # --------------------------------------------------------------------------------------------------------- rows

@@ -79,8 +79,6 @@ def mcnemar(first: Sequence[bool | float], second: Sequence[bool | float]) -> Pa
     for lengths that differ or values other than 0 and 1. Prompts must be independent; for several answers per prompt
     use `sign_flip`.
     """
-    from scipy.stats import binomtest
-
     left, right = paired_values(first, second)
     if not (_is_binary(left) and _is_binary(right)):
         raise SettingError("first, second: McNemar's test needs zeros and ones; for other values use sign_flip")

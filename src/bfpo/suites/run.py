@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,33 +25,31 @@ from bfpo.core.records import load, load_lines
 from bfpo.core.schema import JudgeFit, Message, Prompt, Score
 from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.data.load import Hashes
-from bfpo.judges.fit import fit_table, log_fit
+from bfpo.judges.fit import log_fit
 from bfpo.judges.judges import check_judge, check_opinions, check_requests
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
-from bfpo.scores.categories import category_table
-from bfpo.scores.people import GroupAnswers, people_results, people_sections
+from bfpo.scores.people import GroupAnswers, people_results
 from bfpo.scores.records import AccuracyRow, CoherenceBound, PeopleFile, ScoresFile
-from bfpo.scores.scores import COHERENCE, describe_coherence, join_verdicts, metric_title, score_cells
+from bfpo.scores.scores import join_verdicts
 from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
-from bfpo.suites.coherence import CoherenceReader, Reading, make_reader
+from bfpo.suites.coherence import CoherenceReader, Reading, judged_answer, make_reader
 from bfpo.suites.depth import measure_depth
-from bfpo.suites.depth_tables import depth_text
 from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, find_prompts, local_files, prompts_digest
 from bfpo.suites.guarded import Guarded, guard_answers, guard_warnings
 from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.lm_eval import run_tasks
 from bfpo.suites.prefill import check_harmful, check_prefill
-from bfpo.suites.records import DepthFile, ModelFacts, SuiteAnswer, SuiteComparison, SuiteFacts, SuiteScore, SuitesFile
+from bfpo.suites.records import DepthFile, ModelFacts, SuiteAnswer, SuiteFacts, SuiteScore, SuitesFile
+from bfpo.suites.score_tables import scores_text
 from bfpo.suites.scores import (
     BLOCKED,
     SUITE_METRICS,
     WIN_RATES,
     Values,
     compare_values,
-    describe_guard,
     labelling_judges,
     score_values,
     values_of,
@@ -62,8 +60,6 @@ from bfpo.training.trained_on import asked_in_training, has_no_record, trained_p
 __all__ = ["preview_suites", "run_suites"]
 
 _ACCURACY = "accuracy"
-BLOCKED_COUNT = "they have no answer and count as unscored: neither safe nor unsafe, and not as refusals"
-"""How blocked prompts are counted, in words."""
 
 
 @dataclass(slots=True)
@@ -263,6 +259,35 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     found.bound = reader.bound
     found.fits = [fit for fit in judged.fits if fit.model in own]
     folder.add_facts(judges=judged.versions | ({} if guarded is None else {"guard": guarded.facts.version}))
+    with reader:
+        _of_suites(config, asked, prompts, answers, judged, reader, trained, found)
+    found.warnings += [
+        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
+        "suites.trained_on: leave_out asks none of them"
+        for fact in found.facts.values()
+        for model, num in (fact.trained_on or {}).items()
+    ]
+    wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
+    for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
+        found.values += won.values
+        found.last_scores += won.at_equal_length
+        found.warnings += won.warnings
+        _add_wins(found.answers, won.values)
+    found.depth = measure_depth(config, folder, asked, by_suite, answers, judged, reader)
+
+
+def _of_suites(
+    config: SuitesJob,
+    asked: Sequence[Suite],
+    prompts: Mapping[str, SuitePrompts],
+    answers: Mapping[str, SuiteAnswers],
+    judged: JudgedSuites,
+    reader: CoherenceReader,
+    trained: Mapping[str, Hashes],
+    found: _Collected,
+) -> None:
+    """Collect the facts, values and answers of each suite."""
+    guarded = found.guarded
     for suite in asked:
         each = prompts[suite.name]
         known: dict[str, Any] = {
@@ -282,19 +307,6 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         known |= {"too_long": left_out, "blocked": {model: num for model, num in blocked.items() if num} or None}
         found.facts[suite.name] = _facts(suite, "scored", judge=judged.judges.get(suite.name), **known)
         _collect_verdicts(config, suite, answers, judged, reader, found)
-    found.warnings += [
-        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
-        "suites.trained_on: leave_out asks none of them"
-        for fact in found.facts.values()
-        for model, num in (fact.trained_on or {}).items()
-    ]
-    wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
-    for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
-        found.values += won.values
-        found.last_scores += won.at_equal_length
-        found.warnings += won.warnings
-        _add_wins(found.answers, won.values)
-    found.depth = measure_depth(config, folder, asked, by_suite, answers, judged, reader)
 
 
 def _add_wins(answers: list[SuiteAnswer], wins: Sequence[Values]) -> None:
@@ -310,6 +322,8 @@ def _reader(config: SuitesJob, prompts: Sequence[tuple[Message, ...]]) -> Cohere
     return make_reader(
         config.start(),
         prompts,
+        config.executor,
+        threads=config.threads,
         dtype=config.dtype_of_logps,
         chat_template=read_template(config.chat_template),
         chat_template_kwargs=config.chat_template_kwargs,
@@ -370,22 +384,7 @@ def _collect_verdicts(
             found.groups.append(GroupAnswers(suite.name, model, names, completions, verdicts))
         found.values += values_of(suite.name, model, metrics, rows, each.left_out[suite.name])
         found.answers += [
-            SuiteAnswer(
-                suite=suite.name,
-                model=model,
-                id=completion.id,
-                kind=completion.kind,
-                prompt=completion.prompt,
-                text=completion.text,
-                finished=completion.finished,
-                verdict=verdict,
-                reasoning=completion.reasoning,
-                blocked=completion.blocked,
-                incoherent=reading.incoherent,
-                nats_per_token=reading.nats_per_token,
-                category=completion.category,
-                guarded=state,
-            )
+            replace(judged_answer(suite.name, model, completion, verdict, reading), guarded=state)
             for completion, verdict, reading, state in zip(completions, verdicts, readings, states, strict=True)
         ]
 
@@ -516,7 +515,7 @@ def _aggregate(
     )
     folder.write_jsonl("answers.jsonl", found.answers)
     folder.write_json("scores.json", result)
-    text = _page(result)
+    text = scores_text(result)
     folder.write_text("scores.md", text + "\n")
     folder.write_card("Scores", {"Scores": text})
     show(text)
@@ -536,61 +535,7 @@ def _model_facts(model: EvaluatedModel) -> ModelFacts:
     return replace(facts, engine=model.engine, url=getattr(model, "url", None))
 
 
-# ------------------------------------------------------------------------------------------------ Markdown and errors
-
-
-def _page(result: SuitesFile) -> str:
-    """Return the content of `scores.json` as Markdown."""
-    lines = [f"Intervals: {result.confidence:.0%}, over prompts."]
-    lines += [f"\nWarning: {warning}." for warning in result.warnings]
-    if any(score.metric in COHERENCE for score in result.scores):
-        lines.append(f"\n{describe_coherence(result.coherence)}")
-    if result.guard is not None:
-        lines += [f"\n{line}." for line in describe_guard(result.guard, result.suites)]
-    for suite in result.suites:
-        if suite.status == "scored":
-            lines += _table(suite, result)
-    lines += ["", fit_table(result.judge_fit)] if result.judge_fit else []
-    lines += [] if result.people is None else people_sections(result.people, result.confidence)
-    lines += [] if result.depth is None else depth_text(result.depth)
-    skipped = [suite for suite in result.suites if suite.status == "skipped"]
-    if skipped:
-        lines += ["", "Skipped:", ""]
-        lines += [f"- {suite.title}: {' '.join(str(suite.reason).split())}" for suite in skipped]
-    return "\n".join(lines)
-
-
-def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
-    judge = f", judged by {suite.judge}" if suite.judge else ""
-    yield from ("", f"**{suite.title}**{judge}", "")
-    for reason, count in (suite.left_out or {}).items():
-        yield f"{count} prompts are left out: {reason}.\n"
-    for model, count in (suite.trained_on or {}).items():
-        yield f"{model} was trained on {count} of the {suite.num_prompts} prompts.\n"
-    for model, count in (suite.too_long or {}).items():
-        yield f"{count} prompts are too long for {model}, or its chat template refuses them; they count as unscored.\n"
-    for model, count in (suite.blocked or {}).items():
-        yield f"{count} of {suite.num_prompts} prompts are blocked by the server of {model}; {BLOCKED_COUNT}.\n"
-    for model, reasons in (suite.unscored or {}).items():
-        yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
-    yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
-    own = [score for score in result.scores if score.suite == suite.name]
-    for score in own:
-        yield f"| {score.model} | {metric_title(score.metric, SUITE_METRICS)} | {score_cells(score)} |"
-    named = (([score.model, metric_title(score.metric, SUITE_METRICS)], score) for score in own)
-    yield from category_table(named, ["model", "metric"])
-    compared = [row for row in result.comparisons if row.suite == suite.name and row.num]
-    if compared:
-        yield from ("", "| first - second | metric | difference | interval | p (Holm) | test | prompts |")
-        yield "|---|---|---|---|---|---|---|"
-        yield from map(_difference, compared)
-
-
-def _difference(row: SuiteComparison) -> str:
-    interval = "" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}"
-    p_value = "" if row.p_holm is None else f"{row.p_holm:.3g}"
-    head = f"| {row.first} - {row.second} | {metric_title(row.metric, SUITE_METRICS)} |"
-    return f"{head} {row.difference:+.3f} | {interval} | {p_value} | {row.test} | {row.num} |"
+# ------------------------------------------------------------------------------------------------ errors
 
 
 def _nothing_scored(

@@ -386,7 +386,7 @@ def _disk_full(folder: RunFolder) -> DiskFullError:
 def open_hub(config: TrainingKeys, folder: RunFolder) -> None:
     """Open the repository of `push_to_hub`, if it is set; raises as `open_repository`, before the work begins."""
     if config.push_to_hub is not None and folder.is_writer:
-        open_repository(config.push_to_hub, private=config.hub_private_repo)
+        open_repository(config.push_to_hub, private=config.hub_private_repo, key="push_to_hub")
 
 
 def push_run(config: TrainingKeys, folder: RunFolder) -> None:
@@ -399,7 +399,7 @@ def push_run(config: TrainingKeys, folder: RunFolder) -> None:
         return
     model = folder.path / "model"
     try:
-        page = push_folder(model, repository, message=f"Model of bfpo {folder.stage}")
+        page = push_folder(model, repository, message=f"Model of bfpo {folder.stage}", key="push_to_hub")
     except (ConfigError, RunError) as error:
         again = f"repeat with --resume, or with: bfpo export {folder.path} --out DIR --push {repository}"
         raise type(error)(f"{error}; the model is whole in {model}: {again}") from error

@@ -1,0 +1,72 @@
+"""`scores.json` of `bfpo evaluate` over suites as Markdown: the scores and the differences of each suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bfpo.judges.fit import fit_table
+from bfpo.scores.categories import category_table
+from bfpo.scores.people import people_sections
+from bfpo.scores.scores import COHERENCE, describe_coherence, metric_title, score_cells
+from bfpo.suites.depth_tables import depth_text
+from bfpo.suites.records import SuiteComparison, SuiteFacts, SuitesFile
+from bfpo.suites.scores import SUITE_METRICS, describe_guard
+
+__all__ = ["scores_text"]
+
+
+def scores_text(result: SuitesFile) -> str:
+    """Return the content of `scores.json` as Markdown."""
+    lines = [f"Intervals: {result.confidence:.0%}, over prompts."]
+    lines += [f"\nWarning: {warning}." for warning in result.warnings]
+    if any(score.metric in COHERENCE for score in result.scores):
+        lines.append(f"\n{describe_coherence(result.coherence)}")
+    if result.guard is not None:
+        lines += [f"\n{line}." for line in describe_guard(result.guard, result.suites)]
+    for suite in result.suites:
+        if suite.status == "scored":
+            lines += _table(suite, result)
+    lines += ["", fit_table(result.judge_fit)] if result.judge_fit else []
+    lines += [] if result.people is None else people_sections(result.people, result.confidence)
+    lines += [] if result.depth is None else depth_text(result.depth)
+    skipped = [suite for suite in result.suites if suite.status == "skipped"]
+    if skipped:
+        lines += ["", "Skipped:", ""]
+        lines += [f"- {suite.title}: {' '.join(str(suite.reason).split())}" for suite in skipped]
+    return "\n".join(lines)
+
+
+def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
+    judge = f", judged by {suite.judge}" if suite.judge else ""
+    yield from ("", f"**{suite.title}**{judge}", "")
+    for reason, count in (suite.left_out or {}).items():
+        yield f"{count} prompts are left out: {reason}.\n"
+    for model, count in (suite.trained_on or {}).items():
+        yield f"{model} was trained on {count} of the {suite.num_prompts} prompts.\n"
+    for model, count in (suite.too_long or {}).items():
+        yield f"{count} prompts are too long for {model}, or its chat template refuses them; they count as unscored.\n"
+    for model, count in (suite.blocked or {}).items():
+        yield (
+            f"{count} of {suite.num_prompts} prompts are blocked by the server of {model}; they have no answer and "
+            "count as unscored: neither safe nor unsafe, and not as refusals.\n"
+        )
+    for model, reasons in (suite.unscored or {}).items():
+        yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
+    yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
+    own = [score for score in result.scores if score.suite == suite.name]
+    for score in own:
+        yield f"| {score.model} | {metric_title(score.metric, SUITE_METRICS)} | {score_cells(score)} |"
+    named = (([score.model, metric_title(score.metric, SUITE_METRICS)], score) for score in own)
+    yield from category_table(named, ["model", "metric"])
+    compared = [row for row in result.comparisons if row.suite == suite.name and row.num]
+    if compared:
+        yield from ("", "| first - second | metric | difference | interval | p (Holm) | test | prompts |")
+        yield "|---|---|---|---|---|---|---|"
+        yield from map(_difference, compared)
+
+
+def _difference(row: SuiteComparison) -> str:
+    interval = "" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}"
+    p_value = "" if row.p_holm is None else f"{row.p_holm:.3g}"
+    head = f"| {row.first} - {row.second} | {metric_title(row.metric, SUITE_METRICS)} |"
+    return f"{head} {row.difference:+.3f} | {interval} | {p_value} | {row.test} | {row.num} |"
