@@ -156,7 +156,8 @@ def _result(
         own, bring = local_files(suite, config.suites.folders), " or ".join(suite.source.files)
         advice = f"or put {bring} into a folder of suites.folders" if bring else ""
         if own:
-            advice = f"{', '.join(file.name for file in own)} in suites.folders needs the columns that the task reads"
+            names = ", ".join(file.name for file in own)
+            advice = f"check {names} in suites.folders, whose columns the task reads, and {suite.task}"
         raise UnreachableError(f"{error}{advice and f'; {advice}'}") from error
     folder.write_json(name, result)
     return result

@@ -203,5 +203,6 @@ def _read(path: Path) -> Suite:
 
 def _problem(details: ErrorDetails) -> str:
     key, value = ".".join(map(str, details["loc"])), details["input"]
-    got = f"got {value!r}; " if isinstance(value, str | int | float | None) else ""
+    shown = isinstance(value, str | int | float | None) and details["type"] != "value_error"  # which says it itself
+    got = f"got {value!r}; " if shown else ""
     return f"{key}: {got}{details['msg']}"
