@@ -1,4 +1,4 @@
-"""WORKER: the device, its best rates of a matrix product and of a copy, the packages and the compiler that are there."""
+"""WORKER: the device, its best rates of a matrix product and of a copy, its packages and its compiler."""
 
 from __future__ import annotations
 
