@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from bfpo.training.checks import (
 from bfpo.training.margin import check_margin_logps
 from bfpo.training.metrics import PairFigures, TrainingRecord, group_index
 from bfpo.training.packed import PackedTrainer
-from bfpo.training.sharding import is_sharded
+from bfpo.training.sharding import is_sharded, shard_now
 
 __all__ = ["BFPOConfig", "BFPOTrainer"]
 
@@ -67,6 +67,9 @@ class BFPOTrainer(PackedTrainer):
     model: Any
     args: BFPOConfig
     data_collator: Any
+
+    only_reads: ClassVar[bool] = False
+    """Whether it makes the reference pass and never trains: under FSDP2 it then shards the model for the pass."""
 
     def __init__(
         self,
@@ -303,7 +306,8 @@ class BFPOTrainer(PackedTrainer):
         if requested == "auto" and known:
             requested = "precompute"
         looked_up, num_missing = None, 0
-        sharded = is_sharded(self)
+        shards_now = self.only_reads and self.is_fsdp_enabled
+        sharded = is_sharded(self) and not shards_now
         if requested in ("auto", "precompute") and not known:
             looked_up = ReferencePass(
                 model,
@@ -327,9 +331,13 @@ class BFPOTrainer(PackedTrainer):
         )
         report = None
         if name == "precompute" and looked_up is not None:
+            if shards_now:  # after the look-up, whose key is of whole weights
+                shard_now(self)
             with self.accelerator.autocast():
                 lists, report = looked_up.run(
-                    collate=self._collate, max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS
+                    collate=self._collate,
+                    max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS,
+                    together=shards_now,
                 )
         return make_reference(name, model), name, lists, report
 
