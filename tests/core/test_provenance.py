@@ -26,6 +26,7 @@ def test_a_run_knows_the_commit_of_its_checkout_and_whether_it_was_changed(tmp_p
         "core/__init__.py",
         "core/errors.py",
         "core/files.py",
+        "core/lazy.py",
         "core/provenance.py",
     ):
         (tmp_path / "src" / "bfpo" / name).parent.mkdir(parents=True, exist_ok=True)
