@@ -364,8 +364,17 @@ def test_suites_and_judges_that_do_not_fit_are_refused(root: Path) -> None:
     ):
         with raises(ConfigError, key):
             preview_stage("evaluate", config(root, {"prefill": prefill}))
-    clean = run_stage("evaluate", config(root, {"prefill": {"suites": ["clean"]}}), root / "clean-run").path
-    assert "has harmful prompts" in depth_of(clean)["reason"]
+    (root / "elsewhere.jsonl").write_text('{"id": "0", "prompt": "another prompt", "completion": "yes"}\n')
+    for number, (prefill, error) in enumerate(
+        (({"suites": ["clean"]}, ConfigError), ({"file": str(root / "elsewhere.jsonl")}, DataError))
+    ):  # before any model is asked
+        with raises(error, "harmful"):
+            run_stage("evaluate", config(root, {"prefill": prefill}), root / f"refused-{number}")
+        assert not (root / f"refused-{number}" / "models").exists()
+    with raises(ValidationError, "suites"):
+        config(root, {"prefill": {"suites": []}})
+    with raises(ConfigError, "suites.judges.harm"):
+        preview_stage("evaluate", config(root, {"prefill": {}}, judges={"harm": "refusal-phrases"}))
     with raises(DataError, "no such file"):
         preview_stage("evaluate", config(root, {"prefill": {"file": "missing.jsonl"}}))
     one = config(root, {"prefill": {}}).resolved()

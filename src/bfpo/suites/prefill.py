@@ -18,7 +18,7 @@ from typing import Any
 
 from bfpo.config.evaluate import SuitesJob
 from bfpo.config.suites import EvaluatedModel, PrefillConfig, WeightsModel
-from bfpo.core.errors import ConfigError
+from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Message, Prompt, Verdict
@@ -44,7 +44,7 @@ from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.records import DepthFile, PrefilledSuite, PrefillScore, SuiteAnswer
 from bfpo.suites.scores import Values, compare_values, score_values, values_of
 
-__all__ = ["check_prefill", "is_harmful", "measure_prefill", "prefilled_name"]
+__all__ = ["check_harmful", "check_prefill", "is_harmful", "measure_prefill", "prefilled_name"]
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +90,29 @@ def check_prefill(config: SuitesJob, suites: Sequence[Suite]) -> None:
                 f"{spec.top or _TOP} times for each given token; name a judge that runs here in suites.judges, or use "
                 "assist: reference"
             )
+
+
+def check_harmful(config: SuitesJob, suites: Sequence[Suite], prompts: Mapping[str, Sequence[Prompt]]) -> None:
+    """Raise `ConfigError` where no prompt that would be prefilled is harmful, before any model is asked.
+
+    Raises `DataError` for a file of compliances that cannot be read, or that answers none of these prompts.
+    """
+    spec = config.depth.prefill if config.depth is not None else None
+    able = [suite for suite in suites if spec is not None and (spec.suites is None or suite.name in spec.suites)]
+    if spec is None or not able:  # or all suites are skipped, with their reasons
+        return
+    harmful = {one.name: [each for each in prompts[one.name] if is_harmful(one, each.kind)] for one in able}
+    if not any(harmful.values()):
+        raise ConfigError(
+            f"depth.prefill{'' if spec.suites is None else '.suites'}: no prompt of {', '.join(harmful)} is harmful "
+            "(of kind harmful, or without a kind in a suite that measures harmless); ask a suite that has such prompts"
+        )
+    if spec.file is not None and not any(_of_file(spec.file, harmful, config).values()):
+        raise DataError(
+            f"{spec.file}: has no answer to one of the {sum(map(len, harmful.values()))} harmful prompts of "
+            f"{', '.join(name for name, some in harmful.items() if some)}; depth.prefill.file needs rows as of `bfpo "
+            "generate` on the prompts that this run asks"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from bfpo.core.schema import JudgeFit, Message, Prompt, Score
 from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.data.load import Hashes
 from bfpo.judges.fit import log_fit
-from bfpo.judges.judges import check_opinions, check_requests
+from bfpo.judges.judges import check_judge, check_opinions, check_requests
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.people import GroupAnswers, people_results
@@ -41,7 +41,7 @@ from bfpo.suites.guarded import Guarded, guard_answers, guard_warnings
 from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.lm_eval import run_tasks
-from bfpo.suites.prefill import check_prefill
+from bfpo.suites.prefill import check_harmful, check_prefill
 from bfpo.suites.records import DepthFile, ModelFacts, SuiteAnswer, SuiteFacts, SuiteScore, SuitesFile
 from bfpo.suites.score_tables import scores_text
 from bfpo.suites.scores import (
@@ -161,16 +161,23 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
     for name, judge in config.suites.judges.items():
         if name not in allowed:
             raise ConfigError(f"suites.judges.{name}: not a role or suite of this run; allowed: {', '.join(allowed)}")
-        check_opinions([judge])
+        check_judge(judge.format, f"suites.judges.{name}")
+        if judge.format == "refusal-phrases" and name != "refusal":
+            raise ConfigError(
+                f"suites.judges.{name}: refusal-phrases finds refusals, not harm; name a judge of safety, or judges: "
+                "{refusal: refusal-phrases}"
+            )
     prompted = {suite.name for suite in suites if suite.kind == "generative"}
     for name, choice in config.suites.each.items():
         if name not in (names := [suite.name for suite in suites]):
             raise ConfigError(f"suites.each.{name}: not a suite of this run; allowed: {', '.join(names)}")
         if choice.split is not None and name not in prompted:
             raise ConfigError(f"suites.each.{name}.split: only suites that ask prompts are split, and it is a task")
-    check_opinions([] if config.guard is None else [config.guard.judge], config.suites.ranker)
-    if config.guard is not None and config.guard.filter != "output":
-        check_requests(config.guard.judge)
+    check_opinions([], config.suites.ranker)
+    if config.guard is not None:
+        check_judge(config.guard.judge.format, "guard.judge")
+        if config.guard.filter != "output":
+            check_requests(config.guard.judge)
     check_prefill(config, suites)
     check_own_files(own_suites(config.suites.use), config.suites.folders)
     if isinstance(config, SuitesAndPairsJob):
@@ -239,6 +246,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
             folder.add_data(suite.name, [str(file) for file in prompts[suite.name].files])
     asked = [suite for suite in suites if suite.name in prompts]
     by_suite = {name: each.prompts for name, each in prompts.items()}
+    check_harmful(config, asked, by_suite)
     answers = {model.name: answer_suites(config, model, asked, by_suite, folder) for model in config.evaluated()}
     own = {model: each.completions for model, each in answers.items()}
     found.guarded = guarded = guard_answers(config, asked, answers)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 
+from bfpo.core.errors import SettingError
 from bfpo.data.pack import MicroBatch, collate_pairs, on_device
 from bfpo.data.store import reference_logps
 from bfpo.data.tokenize import TokenPair
@@ -90,6 +91,11 @@ class BFPOTrainer(PackedTrainer):
         lists = [*streams, *evals.values()]
         self.method = args.method_object()
         check_paired(self.method, lists)
+        if len(evals) > 1 and (self.method.shifted or isinstance(self.method, ReadsBeside)):
+            raise SettingError(
+                f"eval_dataset: got {len(evals)} lists ({', '.join(evals)}) with the method {self.method.name!r}, "
+                "which looks held-out pairs up by their place in one list; give one list"
+            )
         super().__init__(
             model,
             args,
@@ -120,13 +126,17 @@ class BFPOTrainer(PackedTrainer):
 
     # The step
 
-    def _start_step(self, model: nn.Module, microbatches: list[MicroBatch], *, training: bool) -> None:
+    def _start_step(self, model: nn.Module, microbatches: list[MicroBatch]) -> None:
         """Let the method look at all pairs of a step before its first micro-batch, if it must."""
         if self._inputs is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
-                self._inputs.start_step(
-                    model, microbatches, even=self._in_step, reduce=self._sum_over_processes, training=training
-                )
+                self._inputs.start_step(model, microbatches, even=self._in_step, reduce=self._sum_over_processes)
+
+    def _start_evaluation(self, model: nn.Module) -> None:
+        """Let the method look at all held-out pairs, if it must."""
+        if self._inputs is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                self._inputs.start_evaluation(model, even=self._in_step, reduce=self._sum_over_processes)
 
     def _microbatch_step(
         self, model: nn.Module, microbatch: MicroBatch, num_items: Tensor | int | None, *, check: bool
