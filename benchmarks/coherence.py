@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.process import program, write_results
 from benchmarks.refusals import gptfuzz_answers, xstest_rows
 from bfpo.core.schema import Completion, Message
+from bfpo.execution.settings import LocalExecutor
 from bfpo.scores.records import CoherenceBound
 from bfpo.stats import rate_interval
 from bfpo.suites.coherence import CoherenceReader, make_reader, word_salad
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name: random.Random(0).sample(answers, min(options.num, len(answers))) for name, answers in sets.items()
         }
         prompts = [answer.prompt for answers in drawn.values() for answer in answers]
-        reader = make_reader((options.model, None), prompts, dtype="bfloat16")
+        reader = make_reader((options.model, None), prompts, LocalExecutor(), dtype="bfloat16")
         bound = reader.bound
         for name, answers in drawn.items():
             runs += measured(f"{name}, sample", answers, reader, options.show)

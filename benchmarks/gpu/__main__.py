@@ -60,14 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python -m benchmarks.gpu"
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m benchmarks.gpu",
+        fromfile_prefix_chars="@",
     )
     parser.add_argument("--budget", type=float, default=540.0, help="seconds after which nothing runs any more")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of gpu.json and gpu.md")
     parser.add_argument("--small", action="store_true", help="tiny sizes in float32, once each")
     parser.add_argument("--parts", nargs="+", default=[], metavar="KIND", help="only these kinds of parts")
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="download the wheels to carry, with sizes, and end")
-    parser.add_argument("--have", nargs="+", default=[], metavar="NAME", help="of --wheels: packages that are there")
+    parser.add_argument(
+        "--have", nargs="+", default=[], metavar="NAME", help="of --wheels: packages that are there; @FILE: one a line"
+    )
     parser.add_argument("--python", default="3.12", help="of --wheels: Python of that machine (3.12)")
     options = parser.parse_args(arguments)
     kinds = {part.kind for part in plan(small=True, cuda=False)} | {"kernels"}

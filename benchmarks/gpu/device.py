@@ -1,7 +1,8 @@
-"""WORKER: the device, its best rates of a matrix product and of a copy, and the packages that are there."""
+"""WORKER: the device, its best rates of a matrix product and of a copy, its packages and its compiler."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -26,6 +27,7 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
         "memory": torch.cuda.get_device_properties(0).total_memory if cuda else None,
         "cuda": torch.version.cuda,
         "packages": {package: _version(package) for package in PACKAGES},
+        "compiler": next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None),  # Triton needs one
         "datasheet": next((rate for card, rate in DATASHEET.items() if card in name), None),
     }
     size = 8192 if cuda else 512

@@ -24,7 +24,7 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     from transformers import trainer as transformers_trainer
 
     shape = ModelShape(**values["shape"])
-    small, steps, per_step = values["small"], 3 if values["small"] else 4, 4 if values["small"] else 64
+    small, steps, per_step = values["small"], 3 if values["small"] else 8, 4 if values["small"] else 64
     pairs = make_pairs(steps * per_step, vocabulary=shape.vocabulary, seed=0, scale=0.1 if small else 1.0)
     lengths = [(len(pair.prompt_ids), len(pair.chosen_ids), 0) for pair in pairs]
     rows = [{"prompt": row["prompt"], "completion": row["chosen"].removesuffix(" </s>")} for row in text_rows(pairs)]

@@ -43,10 +43,11 @@ def _rates(results: dict[str, Any], facts: dict[str, Any]) -> Table:
         flops = [run["loop_needed_flops"] / run["loop_seconds"] for run in measured if "loop_needed_flops" in run]
         other = best.get(group)
         peaks = [run["peak"] for run in measured if run.get("peak") is not None]
+        padded = title.startswith("bfpo") and any(run.get("form") == "padded" for run in measured)
         rows.append(
             [
                 group,
-                title,
+                f"{title}, padded rows" if padded else title,
                 f"{rate:,.0f}" + (f" (median of {len(measured)})" if len(measured) > 1 else ""),
                 f"{rate / other:.2f}" if other and title.startswith("bfpo") else NONE,
                 f"{max(peaks) / GIB:.1f}" if peaks else NONE,
@@ -56,8 +57,10 @@ def _rates(results: dict[str, Any], facts: dict[str, Any]) -> Table:
         )
     rows += _at_equal_memory(arms)
     seconds = sum(run.get("seconds", 0.0) for run in results["runs"])
+    has_compiler = facts.get("compiler", True)
+    lacking = "" if has_compiler else "; no C compiler, so that flex attention cannot be compiled"
     note = (
-        f"{facts.get('device', 'unknown device')}; best matrix rate seen "
+        f"{facts.get('device', 'unknown device')}{lacking}; best matrix rate seen "
         f"{'unknown' if matrix is None else f'{matrix / 1e12:.0f} TFLOP/s'}; all parts took {seconds:.0f} s. Tokens "
         "of training: prompt, chosen and rejected of each pair once each, of SFT prompt and completion, for both "
         "sides; of generation the sampled ones, loading included. The first optimizer step is not timed. "

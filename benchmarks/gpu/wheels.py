@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from bfpo.core.console import show, show_table
 from bfpo.core.errors import RunError
 
-__all__ = ["LIMIT", "needed_wheels", "show_wheels", "wheel_sizes"]
+__all__ = ["LIMIT", "loads", "needed_wheels", "show_wheels", "wheel_sizes"]
 
 LIMIT = 64 * 2**20
 """Bytes that can usually be carried at once."""
@@ -87,13 +87,34 @@ def show_wheels(folder: Path, there: Collection[str], python: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in needed.keys() - wheel_sizes(folder).keys():
         _download(name, folder, python)
-    sizes, total, rows = wheel_sizes(folder), 0, []
-    for name, use in needed.items():
-        fits = total + sizes[name] <= LIMIT
-        total += sizes[name] if fits else 0
-        rows.append([name, f"{sizes[name] / 2**20:.2f}", use, "" if fits else "left out: above the limit"])
-    show_table(["wheel", "MiB", "needed for", ""], rows)
-    show(f"{total / 2**20:.1f} MiB of {LIMIT / 2**20:.0f}; what is left out costs the rows that need it")
+    sizes = wheel_sizes(folder)
+    placed = loads({name: sizes[name] for name in needed})
+    rows = [
+        [name, f"{sizes[name] / 2**20:.2f}", use, "above the limit" if placed[name] is None else str(placed[name])]
+        for name, use in needed.items()
+    ]
+    show_table(["wheel", "MiB", "needed for", "load"], rows)
+    total = sum(sizes[name] for name, load in placed.items() if load is not None)
+    several = max((load for load in placed.values() if load is not None), default=1)
+    show(
+        f"{total / 2**20:.1f} MiB, in loads of at most {LIMIT / 2**20:.0f} MiB: {several}; install all of them there "
+        "before the run: what is missing costs the rows that need it"
+    )
+
+
+def loads(sizes: Mapping[str, int]) -> dict[str, int | None]:
+    """Return by package the first load, from 1, that has room for its wheel; `None` for one above the limit alone."""
+    totals: list[int] = []
+    placed: dict[str, int | None] = {}
+    for name, size in sizes.items():
+        if size > LIMIT:
+            placed[name] = None
+            continue
+        place = next((i for i, total in enumerate(totals) if total + size <= LIMIT), len(totals))
+        totals += [0] if place == len(totals) else []
+        totals[place] += size
+        placed[name] = place + 1
+    return placed
 
 
 def _download(name: str, folder: Path, python: str) -> None:

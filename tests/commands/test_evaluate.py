@@ -17,6 +17,7 @@ from bfpo.data.write import write_completions, write_pairs
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
+from execution.copies import take_copies
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
@@ -56,6 +57,17 @@ def scores(path: Path) -> dict[str, dict[str, Any]]:
 
 def rows(path: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / name).read_text().splitlines()]
+
+
+def test_several_workers_change_no_byte(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bfpo.scores.accuracy.BATCHES_PER_PART", 2)
+    made = take_copies(monkeypatch)
+    for workers in (1, 2):
+        settings = {"pairs_per_batch": 3, "executor": {"workers": workers}}
+        run_stage("evaluate", config(folder, **settings), tmp_path / str(workers))
+    assert [len(one.used) for one in made] == [2, 2]  # of policy and reference
+    for name in ("accuracy.jsonl", "scores.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 def test_both_at_once(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

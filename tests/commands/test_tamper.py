@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from bfpo.cli import app
 from bfpo.config import TamperConfig, load_config
-from bfpo.core.errors import ConfigError
+from bfpo.core.errors import ConfigError, ModelError
 from bfpo.core.records import load
 from bfpo.core.schema import Completion, Message
 from bfpo.data.write import write_completions
@@ -198,6 +198,13 @@ def test_wrong_settings_are_named(settings: list[str], key: str) -> None:
     given = ["models=[{name: a, model: x}]", "attack=harmful", "data.files=f.jsonl", "suites.use=world"]
     with raises(ConfigError, key):
         load_config(TamperConfig, None, [*given, *settings])
+
+
+def test_a_model_that_cannot_be_read_is_refused_before_the_first_attack(world: Path, tmp_path: Path) -> None:
+    models = [{"name": "a", "model": str(world / "a")}, {"name": "b", "model": str(world / "tokenizer")}]
+    with raises(ModelError, "tokenizer"):
+        run_stage("tamper", config(world, models=models), tmp_path / "run")
+    assert not (tmp_path / "run" / "models").exists()
 
 
 def test_a_dry_run_reads_the_data_and_says_what_would_be_done(world: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +68,7 @@ REFUSED: dict[str, bytes] = {
 def test_an_odd_file_ends_in_one_message(name: str, tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     path.write_bytes(REFUSED[name])
-    start = time.monotonic()
     result = CliRunner().invoke(app, ["toy", "--config", str(path), "--dry-run"])
-    assert time.monotonic() - start < 5
     assert len(result.stderr.splitlines()) == 1
     assert len(result.stderr) < 3000
     fails(result, "odd.yaml")

@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -141,7 +143,7 @@ def test_a_json_array_has_the_line_of_each_element(tmp_path: Path, name: str) ->
         (b'[{"a": 1},\n{"a"', 2),
         (b'[{"a": 1}\n{"a": 2}]', 2),
         (b'[{"a": 1},\n\n', 3),
-        (b"[1]\n[2]", 1),
+        (b"[1]\n[2]", 2),
         (b"[\n\xff]", 2),
     ],
 )
@@ -157,12 +159,60 @@ def test_an_object_over_several_lines_is_one_row(tmp_path: Path) -> None:
     assert reasons(read(tmp_path, "rows.jsonl", b'{\n "a": 1\n}\n')) == [(k, "invalid JSON") for k in (1, 2, 3)]
 
 
-def test_documents_beyond_the_limit_must_be_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_beyond_the_limit_must_be_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_DOCUMENT_BYTES", 100)
-    array = b"[" + b",\n".join(json.dumps(row).encode() for row in ROWS * 5) + b"]"
-    with raises(DataError, "rows.json"):
-        read(tmp_path, "rows.json", array)
     assert len(reasons(read(tmp_path, "rows.json", b'{\n"a": "' + b"x" * 200 + b'"\n}'))) == 3
+
+
+@pytest.mark.parametrize("block", [3, 4, 5, 7, 64])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_read_in_blocks_is_the_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, indent: int | None
+) -> None:
+    monkeypatch.setattr(rows, "_BLOCK_BYTES", block)
+    items = [{"a": "ä\U0001f600]\\,"}, -12.5e3, {}, {"b": [1, {"c": "\n["}]}, "x", 1234]
+    content = json.dumps(items, indent=indent, ensure_ascii=False).encode()
+    found = read(tmp_path, "rows.json", b"\xef\xbb\xbf\n " + content)
+    assert [dict(row.columns) for row in found] == [item if isinstance(item, dict) else {} for item in items]
+    starts = [3, 6, 7, 8, 16, 17] if indent else [2] * 6
+    assert [row.line for row in found] == starts
+    for cut in range(1, len(content)):  # at every place: whole elements, then one error, also within a character
+        with pytest.raises(DataError, match=r"rows\.json:\d+: "):
+            read(tmp_path, "rows.json", content[:cut])
+
+
+@pytest.mark.parametrize("rows_per_group", [200, 8000])
+def test_a_parquet_file_is_not_in_memory_as_a_whole(tmp_path: Path, rows_per_group: int) -> None:
+    import pyarrow.parquet
+
+    file = tmp_path / "rows.parquet"
+    table = pyarrow.table({"a": [os.urandom(600).hex() for _ in range(8000)]})
+    options = {"use_dictionary": False, "compression": None, "data_page_size": 1 << 15}
+    pyarrow.parquet.write_table(table, file, row_group_size=rows_per_group, **options)
+    pool = pyarrow.default_memory_pool()
+    before = pool.bytes_allocated()
+    held = [pool.bytes_allocated() - before for _ in iter_rows(file)]
+    assert len(held) == 8000
+    assert 0 < max(held) < file.stat().st_size / 2
+
+
+def test_an_array_is_not_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_BLOCK_BYTES", 1000)
+    held: list[int] = []
+    real = rows._ArrayText._read_more
+
+    def read_more(text: Any) -> None:
+        real(text)
+        held.append(len(text._text))
+
+    monkeypatch.setattr(rows._ArrayText, "_read_more", read_more)
+    content = json.dumps([{"a": "x" * 300, "k": k} for k in range(200)]).encode()  # on one line
+    assert [row.columns["k"] for row in read(tmp_path, "rows.json", content)] == list(range(200))
+    assert max(held) < 2400 < len(content) / 20
+    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 5000)
+    with raises(DataError, "5000", "rows.json:2"):
+        read(tmp_path, "rows.json", b'[1,\n{"a": "' + b"x" * 50_000 + b'"}]')
+    assert max(held) < 17_000
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])

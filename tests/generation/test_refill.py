@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from bfpo.generation import refill
-from bfpo.generation.refill import Slots, Work, num_slots, why_not_refilled
+from bfpo.generation.refill import Slots, Work, num_slots, shared_beginning, why_not_refilled
 from bfpo.generation.sampling import Answer, Request, answer_batches
 from bfpo.policy.devices import Device
 from tiny import FAMILIES, SIZES, VOCABULARY, tiny_model
@@ -122,6 +122,44 @@ def test_equal_prompts_are_computed_once_and_drawn_apart() -> None:
     assert work.prompt_tokens == 5
     assert made == answers(model, copies, batch_size=1)
     assert len({answer.token_ids for answer in made.values()}) > 2
+
+
+def after(beginning: tuple[int, ...]) -> list[Request]:
+    return [replace(one, prompt_ids=beginning + one.prompt_ids) for one in REQUESTS]
+
+
+@pytest.mark.parametrize("slack", [1, 64])
+@pytest.mark.parametrize("family", REFILLED)
+def test_a_shared_beginning_changes_no_answer(family: str, slack: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 9 tokens, more than a window has; the prompts have 1 to 13 of their own, so that gaps of all widths occur."""
+    monkeypatch.setattr(refill, "_SLACK", slack)
+    model, requests = model_of(family), after(tuple(range(20, 29)))
+    got = answers(model, requests, temperature=0.0)
+    for request in requests:
+        expected = alone(model, request)
+        ended = expected[-1] in ENDS
+        assert got[request.id] == Answer(request.id, tuple(expected[:-1] if ended else expected), ended)
+    shared = answers(model, requests, top_p=0.9)
+    with monkeypatch.context() as patch:
+        patch.setattr("bfpo.generation.sampling.shared_beginning", lambda model, prompts: ())
+        assert answers(model, requests, top_p=0.9) == shared
+
+
+def test_a_shared_beginning_is_computed_once() -> None:
+    model, work, beginning = model_of("llama"), Work(), tuple(range(20, 29))
+    answers(model, after(beginning), work=work)
+    assert work.prompt_tokens == len(beginning) + sum(len(one.prompt_ids) for one in REQUESTS)
+
+
+def test_what_is_shared_leaves_a_token_of_every_prompt() -> None:
+    model, long = model_of("llama"), tuple(range(10, 30))
+    assert shared_beginning(model, [long, long[:9]]) == long[:8]
+    assert shared_beginning(model, [long, (*long[:6], 5, 5)]) == long[:6]
+    for prompts in ([long], [long, long], [long, long[:4]], [long, (5, *long)]):  # nothing to save, or too little
+        assert shared_beginning(model, prompts) == ()
+    for family in ("gemma3", "mistral"):  # a gap would take room in a window
+        if family in FAMILIES:
+            assert shared_beginning(model_of(family), [long, long[:9]]) == ()
 
 
 def test_a_prompt_longer_than_those_in_work_finds_room() -> None:

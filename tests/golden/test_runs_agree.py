@@ -141,6 +141,7 @@ from tiny import tiny_model, tiny_pairs, tiny_trainer
 trainer = tiny_trainer(
     Path({folder!r}), model=tiny_model(dtype=torch.float64), main=tiny_pairs({num_pairs}, 1),
     buffer=tiny_pairs(7, 2, cells="safe"), anchor_weight=0.3, buffer_weight=0.5, max_steps=5, reference={reference!r},
+    method={method!r},
     per_device_train_batch_size=4, gradient_accumulation_steps={accumulation}, logging_steps=1,
     max_tokens_per_microbatch={max_tokens}, ddp_find_unused_parameters=False, eval_dataset=tiny_pairs(5, 9),
     save_strategy="steps", save_steps=2,
@@ -157,8 +158,14 @@ if torch.distributed.is_initialized():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("reference", "num_pairs"), [("swap", 24), ("precompute", 22), ("swap", 17)])
-def test_two_processes_agree_with_one_of_twice_the_accumulation(tmp_path: Path, reference: str, num_pairs: int) -> None:
+@pytest.mark.parametrize(
+    ("reference", "num_pairs", "method"),
+    [("swap", 24, "bfpo"), ("precompute", 22, "bfpo"), ("swap", 17, "bfpo"), ("precompute", 22, "kto"),
+     ("swap", 17, "kto"), ("swap", 17, "kldo")],
+)  # fmt: skip
+def test_two_processes_agree_with_one_of_twice_the_accumulation(
+    tmp_path: Path, reference: str, num_pairs: int, method: str
+) -> None:
     """Steps of 8, the last of an epoch of 8, 6 and 1; at 25 tokens the shares differ in their number of micro-batches.
 
     The third run continues that of two processes from its second step.
@@ -173,6 +180,7 @@ def test_two_processes_agree_with_one_of_twice_the_accumulation(tmp_path: Path, 
                 folder=str(tmp_path / name),
                 reference=reference,
                 num_pairs=num_pairs,
+                method=method,
                 accumulation=2 // processes,
                 max_tokens=25,
                 resume=resume,

@@ -17,7 +17,7 @@ from messages import raises
 
 LENGTHS = [(3, 2, 4), (1, 1, 1), (2, 7, 1)]
 LAYOUT = PackedLayout(LENGTHS)
-HEADS, KEY_HEADS, WIDTH = 4, 2, 8
+HEADS, KEY_HEADS, WIDTH = 4, 2, 16
 
 
 def tensors(
@@ -178,6 +178,15 @@ def test_flex_attention(window: int | None, softcap: float | None) -> None:
     with torch.no_grad():
         found = _flex(*tensors(torch.float32), LAYOUT, scaling=0.3, window=window, softcap=softcap)
     torch.testing.assert_close(found.double(), by_definition(window=window, softcap=softcap), rtol=1e-5, atol=1e-6)
+
+
+def test_other_kernels_get_one_dtype_under_autocast() -> None:
+    query, key, value = tensors(torch.float32)  # queries and keys as rotary positions leave them
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert {one.dtype for one in attention._autocast(query, key, value.to(dtype))} == {dtype}
+            assert {one.dtype for one in attention._autocast(*tensors())} == {torch.float64}
+    assert attention._autocast(query, key, value) == (query, key, value)
 
 
 def test_the_default_scale_is_that_of_the_width() -> None:

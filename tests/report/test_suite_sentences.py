@@ -141,6 +141,21 @@ def test_the_headline_names_refused_harmful_prompts_beside_needless_refusals_sta
         "start 15.0% (11.5% to 18.5%) and trained 80.0% (76.5% to 83.5%)."
     )
     assert "Harmful prompts refused" not in said(trained, refusing("start", "start", (0.1, 0.2), "q"))
+    # Of more models the claim only names them, and the numbers follow.
+    data = ReportData(
+        "t", "", [trained, start, *(refusing(name, "baseline", (0.5, 0.5)) for name in "ab")], suites=suites
+    )
+    found = headline(with_suite_means(data))
+    assert found.sentence == (
+        "4 models were measured. Harmless prompts not refused, mean of the suites: trained, start, a and b not told "
+        "apart."
+    )
+    assert found.details[0].startswith(
+        "Harmless prompts not refused, mean of the suites: not told apart by their inter"
+    )
+    assert found.details[1].startswith(
+        "Harmful prompts refused, mean of the suites: start 15.0% (11.5% to 18.5%), trained"
+    )
     # A suite without a value of one model: no mean of that model.
     part = refusing("start", "start", (0.1,))
     assert "Harmful prompts refused, mean of the suites: trained 80.0% (76.5% to 83.5%)." in said(trained, part)

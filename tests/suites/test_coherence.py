@@ -16,6 +16,7 @@ from bfpo.config import EvaluateConfig, RedteamConfig
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError
 from bfpo.core.schema import Completion, Message, Prompt, Verdict
+from bfpo.execution.settings import LocalExecutor
 from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline
@@ -24,6 +25,7 @@ from bfpo.scores.records import CoherenceBound
 from bfpo.scores.scores import Judged, describe_coherence, score_rows
 from bfpo.suites.coherence import CoherenceReader, StartModel, _bound, make_reader
 from bfpo.suites.scores import values_of
+from execution.copies import take_copies
 from messages import raises
 from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
@@ -274,11 +276,28 @@ def test_a_start_model_that_separates_nothing_is_not_used(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(StartModel, "nats", lambda self, rows: [4.5 + n % 7 for n in range(len(rows))])
-    reader = make_reader((str(root / "random"), None), PROMPTS)
+    reader = make_reader((str(root / "random"), None), PROMPTS, LocalExecutor())
     assert "cannot be used" in caplog.text
     assert reader.bound is not None
     assert reader.bound.bound is None
     assert [one.coherent for one in reader.read([Completion("1", PROMPTS[0], counted(1, 20))])] == [True]
+
+
+def test_several_workers_read_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bfpo.judges.shared.PER_CALL", 7)
+    texts = [Completion(str(n), prompt, counted(5 * n, 5 + n)) for n, prompt in enumerate(PROMPTS)]
+    start = (str(root / "start"), None)
+    with make_reader(start, PROMPTS, LocalExecutor(workers=1)) as one:
+        alone = one.read(texts)
+    assert sum(read.nats_per_token is not None for read in alone) > 20
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "another cache"))
+    made = take_copies(monkeypatch)
+    with make_reader(start, PROMPTS, LocalExecutor(workers=2)) as two:
+        assert two.read(texts) == alone
+    assert two.bound == one.bound
+    assert [len(each.used) for each in made] == [2]
+    assert two.read(texts) == alone  # by new workers
+    assert len(made) == 2
 
 
 def test_a_start_model_behind_a_server_is_refused(root: Path) -> None:

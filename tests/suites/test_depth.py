@@ -27,6 +27,7 @@ from bfpo.suites.depth import divergence_of
 from bfpo.world.datasets import build_tokenizer, held_out_prompts
 from bfpo.world.oracle import assess
 from bfpo.world.world import answer, topics
+from execution.copies import take_copies
 from messages import raises
 from scripted import save_scripted, tokenizer_with
 from support.fault_server import FaultServer
@@ -123,6 +124,21 @@ def test_the_divergence_is_where_the_models_differ(root: Path, done: Path) -> No
     assert {(row["suite"], row["model"]) for row in rows} == {("harm", "trained"), ("clean", "trained")}
     start, trained = (LlamaForCausalLM.from_pretrained(root / name).eval() for name in ("start", "trained"))
     assert start.config.vocab_size == trained.config.vocab_size
+
+
+def test_several_workers_change_no_byte(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bfpo.suites.depth._ANSWERS_PER_PART", 2)
+    made = take_copies(monkeypatch)
+    prefill = {"tokens": [0, 3], "assist": "reference", "top": 2, "suites": ["harm"]}
+    depth = {"prefill": prefill, "divergence": {"answers": "own", "positions": 6}}
+    for workers in (1, 2):
+        given = config(root, depth, batch_size=2, reuse=None if workers == 1 else str(tmp_path / "1"))
+        given = EvaluateConfig.model_validate({**given.resolved(), "executor": {"workers": workers}})
+        run_stage("evaluate", given, tmp_path / str(workers))
+    assert {len(one.used) for one in made} == {2}
+    files = ("begun.jsonl", "divergence.jsonl", "scores.json", "models/start/assisted.json")
+    for file in (*files, "models/trained/assisted.json"):
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes(), file
 
 
 def test_own_answers_have_their_own_groups(root: Path) -> None:
@@ -348,8 +364,17 @@ def test_suites_and_judges_that_do_not_fit_are_refused(root: Path) -> None:
     ):
         with raises(ConfigError, key):
             preview_stage("evaluate", config(root, {"prefill": prefill}))
-    clean = run_stage("evaluate", config(root, {"prefill": {"suites": ["clean"]}}), root / "clean-run").path
-    assert "has harmful prompts" in depth_of(clean)["reason"]
+    (root / "elsewhere.jsonl").write_text('{"id": "0", "prompt": "another prompt", "completion": "yes"}\n')
+    for number, (prefill, error) in enumerate(
+        (({"suites": ["clean"]}, ConfigError), ({"file": str(root / "elsewhere.jsonl")}, DataError))
+    ):  # before any model is asked
+        with raises(error, "harmful"):
+            run_stage("evaluate", config(root, {"prefill": prefill}), root / f"refused-{number}")
+        assert not (root / f"refused-{number}" / "models").exists()
+    with raises(ValidationError, "suites"):
+        config(root, {"prefill": {"suites": []}})
+    with raises(ConfigError, "suites.judges.harm"):
+        preview_stage("evaluate", config(root, {"prefill": {}}, judges={"harm": "refusal-phrases"}))
     with raises(DataError, "no such file"):
         preview_stage("evaluate", config(root, {"prefill": {"file": "missing.jsonl"}}))
     one = config(root, {"prefill": {}}).resolved()

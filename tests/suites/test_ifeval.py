@@ -17,7 +17,7 @@ from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import FOLDER, known_suites
 from bfpo.suites.files import UnreachableError
-from bfpo.suites.lm_eval import TaskDataError, TaskRunner, _advice, _result
+from bfpo.suites.lm_eval import TaskDataError, TaskRunner, _advice, _result, _task
 from bfpo.suites.lm_eval import _read_result as read_result
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
@@ -80,6 +80,24 @@ def test_documents_that_cannot_be_loaded_are_named_with_the_place_for_them(suite
     folder = RunFolder.create(tmp_path / "run", "evaluate", {})
     with raises(UnreachableError, "suites.folders", f"{suite}.jsonl"):
         _result(config, known_suites()[suite], "m", "task", Offline(), folder)  # type: ignore[arg-type]
+
+
+def test_a_local_file_without_documents_or_with_others_is_named(tmp_path: Path) -> None:
+    class Refusing:
+        def run(self, *_: Any, **__: Any) -> Any:
+            raise TaskDataError("lm-eval cannot load it: 'question' is undefined")
+
+    file = tmp_path / "winogrande.jsonl"
+    config = EvaluateConfig.model_validate(
+        {"model": "m", "suites": {"use": ["winogrande"], "folders": [str(tmp_path)]}}
+    )
+    suite, folder = known_suites()["winogrande"], RunFolder.create(tmp_path / "run", "evaluate", {})
+    file.write_text("")
+    with raises(UnreachableError, "winogrande.jsonl", "no row"):
+        _task(config, suite, folder)  # type: ignore[arg-type]
+    file.write_text('{"other": 1}\n')
+    with raises(UnreachableError, "winogrande.jsonl", "columns"):
+        _result(config, suite, "m", "task", Refusing(), folder)  # type: ignore[arg-type]
 
 
 def test_a_missing_package_names_the_extra() -> None:

@@ -114,7 +114,7 @@ def test_loss_and_gradient_of_a_step_are_those_of_a_loop_over_its_texts(
     assert trainer._inputs.names == names
     if method == "kto":
         trainer.model_wrapped = model
-        trainer._start_step(model, batches, training=True)
+        trainer._start_step(model, batches)
         state = {
             name: z0(model, start, *both) for name, both in zip(names, zip(streams, places, strict=True), strict=True)
         }
@@ -138,6 +138,27 @@ def test_loss_and_gradient_of_a_step_are_those_of_a_loop_over_its_texts(
     expected.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-6, atol=1e-6 * float(parameter.grad.norm()))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_baseline_of_an_evaluation_is_over_all_held_out_pairs(tmp_path: Path, batch: int) -> None:
+    """So that the loss is the same however many processes and pairs a batch has."""
+    held_out = tiny_pairs(5, 2)
+    trainer = tiny_trainer(
+        tmp_path, model=tiny_model(dtype=torch.float64), method="kto", beta=BETA, eval_dataset=held_out,
+        per_device_eval_batch_size=batch,
+    )  # fmt: skip
+    start, model = tiny_model(dtype=torch.float64).eval(), moved(trainer.model).eval()
+    baseline = z0(model, start, held_out, list(range(5)))
+    assert baseline > 0
+    with torch.no_grad():
+        losses = [expected_loss("kto", model, start, held_out, i, baseline) for i in range(5)]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-8)
+
+
+def test_held_out_pairs_of_two_lists_cannot_be_looked_up(tmp_path: Path) -> None:
+    with raises(SettingError, "eval_dataset"):
+        tiny_trainer(tmp_path, method="kto", eval_dataset={"one": tiny_pairs(2, 3), "two": tiny_pairs(2, 4)})
 
 
 @pytest.mark.parametrize("reference", ["precompute", "swap"])

@@ -6,12 +6,14 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bfpo.config import EvaluateConfig, read_template
 from bfpo.config.evaluate import CompletionsJob, PairsJob, SuitesJob
 from bfpo.core.errors import DataError, ModelError
+from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, JudgeFit, Pair, Score, Verdict, VerdictRow
 from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.data.chat import ChatEncoder
@@ -27,11 +29,11 @@ from bfpo.judges.asking import judge_answers
 from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import check_judge
 from bfpo.judges.shared import open_judge
-from bfpo.policy.devices import to_gpu, use_threads
-from bfpo.policy.load import load_policy, load_tokenizer, pad_token_id
+from bfpo.policy.devices import use_threads
+from bfpo.policy.load import load_to_read, load_tokenizer, pad_token_id
 from bfpo.policy.source import num_embeddings, read_config
 from bfpo.runs.folder import RunFolder
-from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
+from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, shared_pair_logps
 from bfpo.scores.categories import category_table
 from bfpo.scores.people import GroupAnswers, people_results, people_sections, people_sentence
 from bfpo.scores.records import AccuracyRow, CoherenceBound, PeopleFile, ScoresFile
@@ -192,11 +194,17 @@ def _tokens(config: PairsJob) -> tuple[list[Pair], dict[str, Any], list[Reject],
 
 def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[TokenPair], pad: int) -> PairLogps:
     """Return a model's log-probs; the model is freed before the next one is loaded."""
-    policy = load_policy(model, dtype=config.dtype_of_logps, revision=revision)
-    to_gpu(policy.model)
-    return pair_logps(
-        policy.model, tokens, pad_token_id=pad, pairs_per_batch=config.pairs_per_batch, reduction=config.reduction
-    )
+    with CountProgress(f"pairs under {model}", len(tokens), _log) as progress:
+        return shared_pair_logps(
+            partial(load_to_read, model, dtype=config.dtype_of_logps, revision=revision),
+            tokens,
+            config.executor,
+            pad_token_id=pad,
+            pairs_per_batch=config.pairs_per_batch,
+            reduction=config.reduction,
+            threads=config.threads,
+            advance=progress.advance,
+        )
 
 
 def _check_same_tokens(config: PairsJob, ours: Sequence[TokenPair], theirs: Sequence[TokenPair]) -> None:
@@ -253,8 +261,9 @@ def _judge(config: CompletionsJob, completions: Sequence[Completion], folder: Ru
         fits = judge_fit(judge, completions, verdicts)
     log_fit(fits)
     start = None if config.coherence is None else (config.coherence.model, config.coherence.revision)
-    reader = make_reader(start, [completion.prompt for completion in completions])
-    readings = reader.read(completions, verdicts)
+    prompts = [completion.prompt for completion in completions]
+    with make_reader(start, prompts, config.executor, threads=config.threads) as reader:
+        readings = reader.read(completions, verdicts)
     rows = join_verdicts(completions, verdicts, coherent=[one.coherent for one in readings])
     folder.write_jsonl(
         VERDICT_ROWS,

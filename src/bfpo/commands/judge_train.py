@@ -237,7 +237,7 @@ def _pairs(config: RankerTrainConfig) -> tuple[list[Pair], list[str]]:
     data = config.data
     labels = LabelWords.of(data.safe_values, data.unsafe_values)
     result = read_pairs([Path(file) for file in data.files], columns=data.columns, labels=labels)
-    check_rejects(result, bad_rows=config.data.bad_rows)
+    check_rejects(result, bad_rows=data.bad_rows, files=data.files)
     sides = [_answer(pair, text, config) for pair in result.pairs for text in (pair.chosen, pair.rejected)]
     pairs = [
         replace(pair, chosen=chosen.text, rejected=rejected.text)

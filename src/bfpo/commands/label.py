@@ -127,8 +127,9 @@ def _readings(config: LabelConfig, given: _Input, verdicts: Sequence[Verdict]) -
     """Return what was read of each judged completion; the sides of pairs are not read."""
     if given.pairs:
         return [Reading()] * len(verdicts)
-    reader = reader_of(config.coherence, [completion.prompt for completion in given.completions])
-    readings = reader.read(given.completions, verdicts)
+    prompts = [completion.prompt for completion in given.completions]
+    with reader_of(config.coherence, prompts, config.executor, config.threads) as reader:
+        readings = reader.read(given.completions, verdicts)
     # An empty answer gives no pair anyway.
     return [read if one.text.strip() else Reading() for one, read in zip(given.completions, readings, strict=True)]
 

@@ -143,8 +143,9 @@ def _no_pair(funnel: Mapping[str, int]) -> str:
 
 def _incoherent(config: RedteamConfig, completions: Sequence[Completion]) -> list[bool]:
     """Return whether each completion is no coherent text; the likelihood under a model that is here counts too."""
-    reader = reader_of(_coherence(config), [one.prompt for one in completions])
-    return [read.coherent is False for read in reader.read(completions)]
+    prompts = [one.prompt for one in completions]
+    with reader_of(_coherence(config), prompts, config.executor, config.threads) as reader:
+        return [read.coherent is False for read in reader.read(completions)]
 
 
 def _sample_reader(config: RedteamConfig, prompts: Sequence[Prompt]) -> CoherenceReader:
@@ -157,7 +158,7 @@ def _sample_reader(config: RedteamConfig, prompts: Sequence[Prompt]) -> Coherenc
         return CoherenceReader()
     keys = [name for name in LabelCoherence.model_fields if hasattr(config, name)]
     asked = LabelCoherence.model_validate({name: getattr(config, name) for name in keys})
-    reader = reader_of(asked, [one.messages for one in prompts])
+    reader = reader_of(asked, [one.messages for one in prompts], config.executor, config.threads)
     assert reader.bound is not None  # with a model
     if (halfway := reader.bound.halfway) is not None and reader.bound.bound is not None:
         limit = min(halfway, reader.bound.bound) if config.engine == "transformers" else halfway
@@ -194,7 +195,8 @@ def _temperature(config: RedteamConfig, folder: RunFolder) -> tuple[float, list[
         answers = read_completions(made.path / COMPLETIONS, thinking=config.thinking)
         written = [one for one in answers if not one.blocked and (one.text.strip() or not one.reasoning)]
         # The model is loaded for each try, so that it takes no memory beside the one that generates.
-        broken = [read.coherent is False for read in _sample_reader(config, prompts).read(written)]
+        with _sample_reader(config, prompts) as reader:
+            broken = [read.coherent is False for read in reader.read(written)]
         tried.append(TriedTemperature(value, sum(broken), len(written)))
         if tried[-1].incoherent <= _MOST_INCOHERENT * len(written):
             break
@@ -294,7 +296,7 @@ def _generate(config: RedteamConfig, **changes: Any) -> GenerateConfig:
 
 def _label(config: RedteamConfig, out: Path) -> LabelConfig:
     unread = {"completions", "data"} if config.has_server() else {"completions", "data", "max_requests"}
-    unread |= set() if config.loads_model() else {"executor"}
+    unread |= set() if config.loads_model() or _coherence(config) else {"executor"}
     names = {name: field for name, field in LabelConfig.model_fields.items() if name not in unread}
     given = {**_given(config, names), "coherence": _coherence(config)}
     return LabelConfig.model_validate({**given, "completions": str(out / GENERATE / COMPLETIONS)})

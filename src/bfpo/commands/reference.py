@@ -29,13 +29,14 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
     """Fill the cache for all pairs of `data`, `buffer` and `eval_data`; write `data.json`, the counts and the forecast.
 
     The trainer of `bfpo train` makes the pass with the same settings but does not train, so the numbers and their keys
-    are those that training looks up. Raises as `bfpo train` does, and `RunError` if rows could not be stored.
+    are those that training looks up. Under FSDP2 the model is sharded for the pass. Raises as `bfpo train` does, and
+    `RunError` if rows could not be stored.
     """
     prepare_process(config.threads)
     args = _arguments(config, folder)
     tokens = stage_tokens(config, folder, args)
     policy = load_start(config)
-    trainer = BFPOTrainer(
+    trainer = _ReferenceTrainer(
         policy.model,
         args,
         train_dataset=tokens["data"],
@@ -52,6 +53,10 @@ def run(config: ReferenceConfig, folder: RunFolder) -> None:
             f"reference_cache: {report.num_computed - report.num_stored} of {report.num_computed} rows could not be "
             f"stored in {report.cache or reference_cache(config)} (see the log); check permissions and free space"
         )
+
+
+class _ReferenceTrainer(BFPOTrainer):
+    only_reads = True
 
 
 def preview(config: ReferenceConfig) -> list[str]:

@@ -55,6 +55,7 @@ def run(config: TamperConfig, folder: RunFolder) -> None:
     warnings = _doubts(config, rows)
     for warning in warnings:
         _log.warning("%s", warning)
+    _check_models(config)
     for model in config.models:
         start = evaluation_folder(folder.path, model.name, 0, config.seed)
         _evaluate(config, model.model, f"{model.name}.step-0", start, model.revision)
@@ -81,8 +82,7 @@ def preview(config: TamperConfig) -> list[str]:
     start = read_start(attack)
     streams = row_streams(attack, start)
     lines, rows = describe_tokens(attack, start, streams=streams), list(streams["data"])
-    for model in config.models[1:]:
-        read_start(config.attack_on(model, config.seed))
+    _check_models(config)
     job: Any = config.evaluation_of(config.models[0].model, config.models[0].name, config.models[0].revision)
     assert isinstance(job, SuitesJob)
     settings = ", ".join(f"{key} {value}" for key, value in _settings(config, len(rows)).items())
@@ -94,6 +94,12 @@ def preview(config: TamperConfig) -> list[str]:
         f"each, asked after {', '.join(map(str, config.steps))} steps",
         *preview_suites(job)[1:],
     ]
+
+
+def _check_models(config: TamperConfig) -> None:
+    """Raise `ModelError` for a model without a tokenizer that can be read, before the first is attacked."""
+    for model in config.models[1:]:
+        read_start(config.attack_on(model, config.seed))
 
 
 def _settings(config: TamperConfig, num: int) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 
 from bfpo.core.settings import ConfigPart, NameOf
@@ -84,7 +84,7 @@ def values_of(annotation: Any) -> Any:
     return None
 
 
-def _member_words(member: Any, bounds: str) -> str:
+def _member_words(member: Any, bounds: Mapping[Any, str]) -> str:
     if member is type(None):
         return "null"
     if get_origin(member) is Literal:
@@ -97,7 +97,7 @@ def _member_words(member: Any, bounds: str) -> str:
         return "a section of free keys"
     if (part := section_of(member)) is not None:
         return "a section with the keys " + ", ".join(part.key_order())
-    return f"{_NAMES.get(member, str(member))}{bounds if member in (int, float) else ''}"
+    return f"{_NAMES.get(member, str(member))}{bounds.get(member, '')}"
 
 
 def _item_words(annotation: Any) -> str:
@@ -105,6 +105,15 @@ def _item_words(annotation: Any) -> str:
     plurals = {int: "whole numbers", float: "numbers"}
     (member, facts), *others = members_of(annotation)
     return "text" if others or member not in plurals else plurals[member] + _bounds_words(facts)
+
+
+def _text_words(metadata: Sequence[Any]) -> str:
+    """Return what is asked of a text, such as ` that matches ^[a-z]+$, of at most 60 characters`."""
+    found = [f" that matches {item.pattern}" for item in metadata if getattr(item, "pattern", None)]
+    if not found and any(isinstance(item, MinLen) for item in metadata):
+        found = [" that is not empty"]
+    found += [f" of at most {item.max_length} characters" for item in metadata if isinstance(item, MaxLen)]
+    return ",".join(found)
 
 
 def _bounds_words(metadata: Iterable[Any]) -> str:
@@ -117,7 +126,8 @@ def allowed(info: FieldInfo) -> str:
     for item in info.metadata:
         if isinstance(item, NameOf):
             return ", ".join(item.names())
-    bounds = _bounds_words(info.metadata)
+    numbers = _bounds_words(info.metadata)
+    bounds = {int: numbers, float: numbers, str: _text_words(info.metadata)}
     return ", or ".join(_member_words(member, bounds) for member in flat_members(info.annotation))
 
 

@@ -201,7 +201,7 @@ class _Pairs(MethodSettings):
     pairs_per_batch: int = Field(default=16, ge=1, description="number of pairs per forward pass")
 
 
-class PairsJob(EvaluateConfig, _Loaded, _Pairs, mode="data", words="an evaluation of data"):
+class PairsJob(EvaluateConfig, _Loaded, _Pairs, Executed, mode="data", words="an evaluation of data"):
     """Accuracy of one model on held-out pairs."""
 
     model: PathText = Field(description="trained model: folder or hub id")
@@ -231,12 +231,17 @@ class CompletionsJob(
     thinking: ThinkingKey = None
 
     needs: ClassVar[Mapping[str, Need]] = {
-        "executor": Need("without a judge that loads a model", lambda config: loads_model(config.judge))
+        "executor": Need(
+            "without a judge or coherence that loads a model",
+            lambda config: loads_model(config.judge) or config.coherence,
+        )
     }
 
 
 class PairsAndCompletionsJob(PairsJob, CompletionsJob, mode="data and completions", words=""):
     """Both of one model."""
+
+    needs: ClassVar[Mapping[str, Need]] = {}  # the workers have pairs at least
 
 
 class SuitesJob(EvaluateConfig, _Loaded, _Read, _Labels, Executed, mode="suites", words="an evaluation of suites"):

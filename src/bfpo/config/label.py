@@ -152,7 +152,10 @@ class LabelConfig(OpinionKeys):
 
     needs: ClassVar[Mapping[str, Need]] = {
         **OpinionKeys.needs,
-        "executor": Need("without a judge or ranker that loads a model", lambda config: config.loads_model()),
+        "executor": Need(
+            "without a judge, ranker or coherence that loads a model",
+            lambda config: config.loads_model() or config.coherence,
+        ),
         "completions": Need("where data is set", lambda config: config.data is None),
         "data": beside("data"),
         "coherence": beside("completions"),

@@ -233,7 +233,8 @@ def _message(
     if info is None:
         return f"{key}: got {_show(details['input'])}; {details['msg']}"
     words = "a section of keys" if section_of(info.annotation) and kind == "model_type" else allowed(info)
-    return f"{key}: got {_show(details['input'])}; allowed: {words}"
+    none = ", not empty" if details["input"] == [] else ""
+    return f"{key}: got {_show(details['input'])}; allowed: {words}{none}"
 
 
 def _locate(

@@ -101,7 +101,9 @@ class GuardConfig(ConfigPart):
     @model_validator(mode="after")
     def _judges_safety(self) -> GuardConfig:
         if self.judge.format == "refusal-phrases":
-            raise ValueError("guard.judge: refusal-phrases finds refusals, not harm; name a judge of safety")
+            raise ValueError("judge: refusal-phrases finds refusals, not harm; name a judge of safety")
+        if not self.answer.strip():
+            raise ValueError(f"answer: got {self.answer!r}; allowed: a text with words, which a user would see")
         return self
 
 
@@ -133,6 +135,8 @@ class PrefillConfig(ConfigPart):
     def _holds_together(self) -> PrefillConfig:
         if len(set(self.tokens)) < len(self.tokens) or not any(self.tokens):
             raise ValueError(f"tokens: got {self.tokens}; allowed: different numbers, at least one of them above 0")
+        if self.suites is not None and not self.suites:
+            raise ValueError("suites: got []; allowed: names of suites of this run; null = all with harmful prompts")
         if self.top is not None and self.assist is None:
             raise ValueError("top: not read without assist; give assist, or leave top out")
         return self

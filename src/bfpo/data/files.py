@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -36,15 +37,17 @@ __all__ = [
 Item = TypeVar("Item")
 
 MAX_LINE_BYTES = 1 << 26
-MAX_LEVELS = 100
 """64 MiB: a longer line is a bad row, so that a file without line ends cannot fill the memory."""
+MAX_LEVELS = 100
 MAX_DOCUMENT_BYTES = 1 << 26
-"""64 MiB: a JSON array or object over many lines is read whole, and a longer one must be written as JSON lines."""
+"""64 MiB: an object over many lines is read whole, and a longer one is read as JSON lines."""
 
 _ROWS_PER_BATCH = 1024
 _BLOCK_BYTES = 1 << 20
 _ARROW_FILE = b"ARROW1"
 _BOM = b"\xef\xbb\xbf"
+_SPACE = b" \t\r\n"
+_BEHIND = frozenset(",] \t\r\n")
 _CONVERT = "write one object per line (JSON lines), for example with `jq -c '.[]'`"
 
 
@@ -176,17 +179,15 @@ def made_or_error(file: Path, rows: Iterable[Row], make: Callable[[Row], Item]) 
 
 def _json_rows(file: Path, *, one_document: bool) -> Iterator[Row]:
     """Yield the rows of JSON lines, of an array, or (`one_document`) the one row of an object over several lines."""
-    lines = _lines(file)
+    if _begins_an_array(file):
+        yield from _array_rows(file)
+        return
     started = False
-    for line, raw in lines:
+    for line, raw in _lines(file):
         content = b"" if raw is None else raw.strip()
         if raw is not None and not content:
             continue
-        row = Row(line, {}, _too_long()) if raw is None else None
-        if not started and raw is not None and content.startswith(b"["):
-            yield from _array_rows(file, line, raw + _rest(file, lines))
-            return
-        row = row or _json_row(line, content)
+        row = Row(line, {}, _too_long()) if raw is None else _json_row(line, content)
         if not started and one_document and row.bad is not None and content.startswith(b"{"):
             yield from _object_rows(file, line, raw or b"", row)
             return
@@ -225,44 +226,95 @@ def _too_deep() -> RowError:
     return RowError("row", f"lists and objects nested more than {MAX_LEVELS} levels deep")
 
 
-def _rest(file: Path, lines: Iterator[tuple[int, bytes | None]]) -> bytes:
-    """Return the rest of the file; raises `DataError` if it is too long."""
-    parts: list[bytes] = []
-    num_bytes = 0
-    for line, raw in lines:
-        num_bytes += MAX_DOCUMENT_BYTES + 1 if raw is None else len(raw)
-        if raw is None or num_bytes > MAX_DOCUMENT_BYTES:
-            raise DataError.at(file, line, f"a JSON array of more than {MAX_DOCUMENT_BYTES} bytes; {_CONVERT}")
-        parts.append(raw)
-    return b"".join(parts)
+def _begins_an_array(file: Path) -> bool:
+    with _open_bytes(file) as stream:
+        content = stream.read(_BLOCK_BYTES).removeprefix(_BOM).lstrip(_SPACE)
+        while not content and (block := stream.read(_BLOCK_BYTES)):
+            content = block.lstrip(_SPACE)
+    return content.startswith(b"[")
 
 
-def _array_rows(file: Path, line: int, content: bytes) -> Iterator[Row]:
-    """Yield the elements of an array one by one, each with the line it starts on."""
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = line + content.count(b"\n", 0, error.start)
-        raise DataError.at(file, at, f"invalid UTF-8 in a JSON array; {_CONVERT}") from None
-    decoder = json.JSONDecoder()
-    place = _after_space(text, text.index("[") + 1)
-    counted = 0
-    try:
-        while text[place : place + 1] != "]":
-            line, counted = line + text.count("\n", counted, place), place
-            start = place
-            value, place = decoder.raw_decode(text, start)
-            yield _value_row(line, value, text.count("[", start, place) + text.count("{", start, place))
-            place = _after_space(text, place)
-            if text[place : place + 1] == ",":
-                place = _after_space(text, place + 1)
-            elif text[place : place + 1] != "]":
-                raise ValueError("an element is followed by neither a comma nor the end of the array")
-        if text[place + 1 :].strip():
-            raise ValueError("more text follows its end")
-    except (ValueError, RecursionError) as error:
-        at = line + text.count("\n", counted, place)
-        raise DataError.at(file, at, f"the JSON array is damaged: {_short(error)}; fix it, or {_CONVERT}") from None
+def _array_rows(file: Path) -> Iterator[Row]:
+    """Yield the elements of an array one by one, each with the line it starts on; no more than one is in memory."""
+    with _open_bytes(file) as stream:
+        text = _ArrayText(file, stream)
+        try:
+            text.pass_mark()
+            while text.mark() != "]":
+                yield text.element()
+                if text.mark() == ",":
+                    text.pass_mark()
+                    text.mark()
+                elif text.mark() != "]":
+                    raise ValueError("an element is followed by neither a comma nor the end of the array")
+            text.pass_mark()
+            if text.mark():
+                raise ValueError("more text follows its end")
+        except DataError:  # of the file, with its line
+            raise
+        except (ValueError, RecursionError) as error:
+            what = f"the JSON array is damaged: {_short(error)}; fix it, or {_CONVERT}"
+            raise DataError.at(file, text.line, what) from None
+
+
+class _ArrayText:
+    """The text of an array from a place on: what was passed is dropped, and more is read when it is needed."""
+
+    def __init__(self, file: Path, stream: BinaryIO) -> None:
+        self._file, self._stream = file, stream
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decode = json.JSONDecoder().raw_decode
+        self._text, self._place, self._ended = "", 0, False
+        self.line = 1
+        """The line of the place."""
+
+    def mark(self) -> str:
+        """Go to the next character that is not white space and return it; empty at the end of the file."""
+        while True:
+            self._go_to(_after_space(self._text, self._place))
+            if self._place < len(self._text) or self._ended:
+                return self._text[self._place : self._place + 1]
+            self._read_more()
+
+    def pass_mark(self) -> None:
+        """Go behind the character that `mark` returns."""
+        self.mark()
+        self._go_to(self._place + 1)
+
+    def element(self) -> Row:
+        """Return the value at the place as a row and go behind it; raises `ValueError` or `RecursionError`."""
+        while True:
+            try:
+                value, end = self._decode(self._text, self._place)
+                if isinstance(value, (int, float)) and self._text[end : end + 1] not in _BEHIND and not self._ended:
+                    raise ValueError("a number is not followed by a comma")  # or it goes on in the next block
+                break
+            except ValueError as error:  # damaged, or cut at the end of what was read
+                if self._ended:
+                    raise
+                if len(self._text) - self._place > MAX_LINE_BYTES:
+                    what = f"{_short(error)}, or an element is longer than {MAX_LINE_BYTES} characters"
+                    raise ValueError(what) from None
+            self._read_more()
+        brackets = self._text.count("[", self._place, end) + self._text.count("{", self._place, end)
+        row = _value_row(self.line, value, brackets)
+        self._go_to(end)
+        return row
+
+    def _go_to(self, place: int) -> None:
+        self.line += self._text.count("\n", self._place, place)
+        self._place = place
+
+    def _read_more(self) -> None:
+        """Read a block, or as much again as there is, so that a long element is tried few times."""
+        rest = self._text[self._place :]
+        block = self._stream.read(max(_BLOCK_BYTES, len(rest)))
+        self._ended = not block
+        try:
+            self._text, self._place = rest + self._utf8.decode(block, final=self._ended), 0
+        except UnicodeDecodeError as error:
+            line = self.line + rest.count("\n") + error.object.count(b"\n", 0, error.start)
+            raise DataError.at(self._file, line, f"invalid UTF-8 in a JSON array; {_CONVERT}") from None
 
 
 def _after_space(text: str, place: int) -> int:
@@ -407,7 +459,8 @@ def _batches(file: Path, kind: str) -> Iterator[tuple[Any, Iterator[Any]]]:
     import pyarrow.parquet
 
     if kind == ".parquet":
-        with pyarrow.parquet.ParquetFile(file) as table:
+        # pyarrow would otherwise hold all that it has read, and at least a whole row group.
+        with pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK_BYTES) as table:
             yield table.schema_arrow, table.iter_batches(batch_size=_ROWS_PER_BATCH)
         return
     with pyarrow.memory_map(str(file)) as source:

@@ -79,7 +79,7 @@ def load_labelled(data: LabelledConfig) -> LabelledResult:
                     completions.append(answer)
                 else:
                     left_out[_NO_ANSWER] += 1
-    check_rejects(ReadResult(rejects, num_rows), bad_rows=data.bad_rows)
+    check_rejects(ReadResult(rejects, num_rows), bad_rows=data.bad_rows, files=data.files)
     if not completions:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise DataError.at(data.files[0], None, f"no labelled completion is left to use ({reasons})")

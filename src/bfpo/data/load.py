@@ -216,7 +216,7 @@ def load_pair_rows(data: PairRowsConfig, *, seed: int = 0) -> ReadResult:
         source=data.source,
         labels=LabelWords.of(data.safe_values, data.unsafe_values),
     )
-    check_rejects(result, bad_rows=data.bad_rows)
+    check_rejects(result, bad_rows=data.bad_rows, files=data.files)
     pairs = _chosen_part(result.pairs, data, seed)
     if not pairs:
         raise DataError.at(data.files[0], None, "no pair is left; check split and limit")
@@ -310,7 +310,7 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
         pair = None if isinstance(row, Reject) else resolve(row)
         known = pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None
         seen.add(row, 1 + _cell_index(pair) if pair is not None and known else 0)
-    check_rejects(seen.result, bad_rows=data.bad_rows)
+    check_rejects(seen.result, bad_rows=data.bad_rows, files=data.files)
     resolve.check()
     used, picked = seen.picked()
     num_used = int(picked.sum())
@@ -367,7 +367,7 @@ def _choose_alone(
             lacking, first = lacking + 1, first or row.id
         is_safe = (taken if row.is_safe is None else row.is_safe) > 0.5
         seen.add(row, 1 if data.use == "all" or is_safe else 0)
-    check_rejects(seen.result, bad_rows=data.bad_rows)
+    check_rejects(seen.result, bad_rows=data.bad_rows, files=data.files)
     _check_use(data, num, lacking, first)
     used, picked = seen.picked()
     make = partial(_of_kind, data.source)
@@ -396,7 +396,7 @@ def _choose_of_pairs(
         contents += chosen * wanted[0] or _NO_CONTENT
         contents += rejected * wanted[1] or _NO_CONTENT
         seen.add(row, 4)
-    check_rejects(seen.result, bad_rows=data.bad_rows)
+    check_rejects(seen.result, bad_rows=data.bad_rows, files=data.files)
     if data.use == "safe":
         resolve.check()
     used, picked = seen.picked()

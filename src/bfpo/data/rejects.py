@@ -112,8 +112,8 @@ class ReadResult:
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
 
-def check_rejects(result: ReadResult, *, bad_rows: BadRows) -> None:
-    """Raise `DataError` if nothing was read, or if a row is bad and `bad_rows` is `"stop"`."""
+def check_rejects(result: ReadResult, *, bad_rows: BadRows, files: Sequence[str] = ()) -> None:
+    """Raise `DataError` if nothing was read of `files`, or if a row is bad and `bad_rows` is `"stop"`."""
     if bad_rows not in ("stop", "skip"):
         raise SettingError(f"bad_rows: got {bad_rows!r}; allowed: 'stop', 'skip'")
     bad = [reject for reject in result.rejects if reject.is_bad]
@@ -123,8 +123,9 @@ def check_rejects(result: ReadResult, *, bad_rows: BadRows) -> None:
             advice += "; to keep rows with one id, set columns: {id: null}: each then gets an id made from its content"
         raise DataError(f"{describe_rejects(bad, rows=result.rows)}\n{advice}")
     if result.rows == len(result.rejects):
-        detail = f": {describe_rejects(result.rejects, rows=result.rows)}" if result.rejects else ""
-        raise DataError(f"no usable row was read{detail}")
+        detail = f"{', '.join(files)} has no row; check the path, or what wrote it" if files else ""
+        detail = describe_rejects(result.rejects, rows=result.rows) if result.rejects else detail
+        raise DataError(f"no usable row was read{detail and ': '}{detail}")
 
 
 def describe_rejects(rejects: Sequence[Reject], *, rows: int, show: int = 5) -> str:

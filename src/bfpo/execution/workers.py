@@ -73,7 +73,7 @@ class Workers(Generic[State]):
 
     `make` makes the state of each; it and the functions of `map` are sent to other processes by pickle, so that they
     are functions of modules (or partials of them). `most`: the number of items, if it is known; `threads`: CPU threads
-    of each worker, `None` for its share of the cores.
+    of each worker, `None` for its share of the cores. `here`: a single worker on this machine is this process.
     """
 
     def __init__(
@@ -84,13 +84,15 @@ class Workers(Generic[State]):
         one_per: OnePer = "gpu",
         most: int | None = None,
         threads: int | None = None,
+        here: bool = False,
     ) -> None:
-        payload = pickle.dumps(make)
         self._backend: Backend
-        if isinstance(config, RayExecutor):
+        if here and in_process(config, one_per):
+            self._backend, num = _ThisProcess(make), 1
+        elif isinstance(config, RayExecutor):
             from bfpo.execution.cluster import RayActors
 
-            actors = RayActors(config, payload, one_per=one_per, threads=threads)
+            actors = RayActors(config, pickle.dumps(make), one_per=one_per, threads=threads)
             self._backend, num = actors, actors.num
         else:
             from bfpo.execution.local import LocalProcesses
@@ -98,7 +100,7 @@ class Workers(Generic[State]):
             num = num_local(config, one_per)
             gpus = _visible_gpus(config, num, one_per)
             num = num if most is None else max(1, min(num, most))
-            self._backend = LocalProcesses(payload, num, gpus, threads)
+            self._backend = LocalProcesses(pickle.dumps(make), num, gpus, threads)
         self._workers = [_Worker(number) for number in range(num if most is None else max(1, min(num, most)))]
         self._failed_starts = 0
 
@@ -240,6 +242,35 @@ def _died(what: str, times: int, error: WorkerDiedError) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------- this machine
+
+
+class _ThisProcess:
+    """The back end of one worker that is this process: what is asked is done at once."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._state = make, None
+
+    def start(self, worker: int) -> Future[None]:
+        self._state = self._make()
+        return _done(None)
+
+    def submit(self, worker: int, function: Callable[[Any, Any], Any], item: Any) -> Future[Any]:
+        return _done(function(self._state, item))
+
+    def result(self, future: Future[Any]) -> Any:
+        return future.result()
+
+    def check(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._state = None
+
+
+def _done(result: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
 
 
 def num_local(config: ExecutorConfig, one_per: OnePer = "gpu") -> int:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bfpo.config import CompareConfig
 from bfpo.core.records import load
 from bfpo.core.schema import Score
@@ -22,6 +24,7 @@ __all__ = ["collect_worlds", "draw_worlds", "noise_of", "score_line", "world_fol
 
 METRIC = SHOWN[0]
 _NOISE = ("safety_flips", "order_flips")
+_TICKS = (2, 5, 10, 20, 30, 50, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
 
 
 def world_folder(root: Path, name: str) -> Path:
@@ -220,10 +223,11 @@ def draw_worlds(result: WorldsFile) -> dict[str, bytes]:
     ends = {START: START_COLOUR, CEILING: CEILING_COLOUR}
     panels = [worlds for worlds in (noisy, others) if worlds]
     with figure_style("worlds"):
-        figure = Figure(figsize=(6.2 + 1.5 * len(others) * bool(noisy), 5.2), layout="constrained")
+        figure = Figure(figsize=(6.6 + 1.5 * len(others) * bool(noisy), 6.4), layout="constrained")
         FigureCanvasAgg(figure)
         widths = [max(3.0, float(len(worlds))) if worlds is noisy else float(len(worlds)) for worlds in panels]
         every = figure.subplots(1, len(panels), sharey=True, width_ratios=widths, squeeze=False)[0]
+        _spread_ends(every[0])
         for axes, worlds in zip(every, panels, strict=True):
             places = [100 * (world.noise or 0.0) for world in worlds] if worlds is noisy else list(range(len(worlds)))
             step = 0.012 * (max(places) - min(places) or 1.0) if worlds is noisy else 0.7 / len(order)
@@ -249,6 +253,25 @@ def draw_worlds(result: WorldsFile) -> dict[str, bytes]:
         handles, labels = every[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8.5)
     return {"worlds.png": png_bytes(figure), "worlds.svg": svg_bytes(figure, salt="worlds")}
+
+
+def _spread_ends(axes: Any) -> None:
+    """Draw per cent by their log odds: otherwise the methods near 100 lie on each other below one that is at 30."""
+    lowest, highest = 1.0, 99.9
+
+    def odds(per_cent: Any) -> Any:
+        share = np.clip(np.asarray(per_cent, dtype=float), lowest, highest) / 100
+        return np.log(share / (1 - share))
+
+    def per_cent(log_odds: Any) -> Any:
+        return 100 / (1 + np.exp(-np.asarray(log_odds, dtype=float)))
+
+    from matplotlib.ticker import FixedLocator, StrMethodFormatter
+
+    axes.set_ylim(10, 99, auto=True)  # until there is data: both limits of the default are outside the scale
+    axes.set_yscale("function", functions=(odds, per_cent))
+    axes.yaxis.set_major_locator(FixedLocator(_TICKS))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def score_line(axes: Any, places: Sequence[float], scores: Sequence[Score], **style: Any) -> None:

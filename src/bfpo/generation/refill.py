@@ -1,8 +1,9 @@
 """Decoding in slots: the slot of a finished answer goes to the next prompt, so that no row-step is wasted.
 
 All rows end at one column of preallocated keys and values, as rows padded on the left do. To the model, a step is
-therefore one of plain left-padded decoding, also with sliding windows, and nothing is copied from step to step. Axes: N
-rows, W columns, V vocabulary.
+therefore one of plain left-padded decoding, also with sliding windows, and nothing is copied from step to step. What
+all prompts begin with, such as the system message of a chat template, is computed once. Axes: N rows, W columns, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from bfpo.policy.devices import find_devices
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
 
-__all__ = ["Slots", "Work", "num_slots", "refilled", "why_not_refilled"]
+__all__ = ["Slots", "Work", "num_slots", "refilled", "shared_beginning", "why_not_refilled"]
 
 _log = logging.getLogger(__name__)
 
+_FEWEST_SHARED = 4  # tokens that prompts begin with; computing fewer once saves less than the pass costs
 _SLACK = 64  # columns beyond the longest row: rows are moved back to the first column once in so many steps
 _SLOTS = {"cpu": 32}  # a CPU is busy with these; more only take memory
 _SLOTS_ELSEWHERE = 128
@@ -100,9 +102,14 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class Slots:
-    """The rows in work of a causal LM, at most `num`, each of at most `width` tokens; their logits are (N, V)."""
+    """The rows in work of a causal LM, at most `num`, each of at most `width` tokens; their logits are (N, V).
 
-    def __init__(self, causal_lm: Any, num: int, width: int, work: Work | None = None) -> None:
+    Every prompt begins with the tokens `shared` and has at least one more.
+    """
+
+    def __init__(
+        self, causal_lm: Any, num: int, width: int, work: Work | None = None, *, shared: tuple[int, ...] = ()
+    ) -> None:
         self._model, self._capacity, self.work = causal_lm, width + _SLACK, work or Work()
         self._span = _Span(slice(0, 0), 0, 0)
         layers = causal_lm.config.get_text_config().num_hidden_layers
@@ -110,6 +117,8 @@ class Slots:
         self._cache = Cache(layers=list(self._layers))
         self._lengths: list[int] = []  # tokens of each row in the cache
         self._stop = 0  # the column after the last one that is filled
+        self.shared = shared
+        self._shared_states: list[Tensor] = []  # keys and values of `shared`, (1, heads, tokens, size of a head)
         known = inspect.signature(type(causal_lm).forward).parameters
         self._has_positions = "position_ids" in known
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
@@ -117,23 +126,35 @@ class Slots:
     @torch.no_grad()
     def add(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """Put prompts behind the rows and return the logits after them; equal ones are computed once."""
+        if self.shared and not self._shared_states:
+            self._compute_shared()
         places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-        width, old, new = max(map(len, places)), len(self._lengths), len(places)
+        width, old, new, shared = max(map(len, places)), len(self._lengths), len(places), len(self.shared)
         if self._stop < width:
             self._move(width)
-        device = self._model.device
-        ids = torch.tensor([[prompt[0]] * (width - len(prompt)) + list(prompt) for prompt in places], device=device)
-        lengths = torch.tensor([len(prompt) for prompt in places], device=device)
-        mask = torch.arange(width, device=device) >= width - lengths[:, None]
-        self.work.prompt_tokens += sum(map(len, places))
+        device, own = self._model.device, width - shared  # columns of what the prompts have of their own
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt[shared:]) for prompt in places], device=device)
+        empty = torch.tensor([[width - len(prompt)] for prompt in places], device=device)
+        columns = torch.arange(own, device=device)
+        mask = torch.cat([columns.new_ones(new, shared, dtype=torch.bool), columns >= empty], 1)
+        self.work.prompt_tokens += sum(map(len, places)) - new * shared
         self.work.padded_prompt_tokens += ids.numel()
-        begin = self._stop - width
-        logits = self._run(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), _Span(slice(old, old + new), begin, begin))
+        begin, rows = self._stop - width, slice(old, old + new)
+        for tensor, states in zip(self._tensors(), self._shared_states, strict=False):
+            tensor[rows, :, begin : begin + shared] = states
+        positions = (shared + columns - empty).clamp(min=0)
+        logits = self._run(ids, mask, positions, _Span(rows, begin, begin + shared))
+        # Shorter prompts have a gap between the shared keys and values and their own; they are written again behind it.
+        # Keys hold the positions of their tokens, not those of their columns.
+        index = torch.arange(old, old + new, device=device)[:, None]
+        behind = begin + empty + torch.arange(shared, device=device)
+        for tensor, states in zip(self._tensors(), self._shared_states, strict=False):
+            tensor.transpose(1, 2)[index, behind] = states.transpose(1, 2)
         if new < len(prompts):
             index = torch.tensor([places[prompt] for prompt in prompts], device=device)
             for tensor in self._tensors():
-                columns = tensor[:, :, begin : self._stop]
-                columns[old : old + len(prompts)] = columns[old : old + new][index]
+                filled = tensor[:, :, begin : self._stop]
+                filled[old : old + len(prompts)] = filled[rows][index]
             logits = logits[index]
         self._lengths += [len(prompt) for prompt in prompts]
         return logits
@@ -167,6 +188,16 @@ class Slots:
                 columns[moved] = columns[[order[place] for place in moved]]
         self._lengths = [self._lengths[row] for row in order]
         return order
+
+    def _compute_shared(self) -> None:
+        """Compute the keys and values of `shared`, in the first row, which is not in use yet."""
+        ids = torch.tensor([self.shared], device=self._model.device)
+        self._run(
+            ids, torch.ones_like(ids), torch.arange(ids.numel(), device=ids.device)[None], _Span(slice(0, 1), 0, 0)
+        )
+        self._shared_states = [tensor[:1, :, : ids.numel()].clone() for tensor in self._tensors()]
+        self.work.prompt_tokens += ids.numel()
+        self.work.padded_prompt_tokens += ids.numel()
 
     def _run(self, ids: Tensor, mask: Tensor, positions: Tensor, span: _Span) -> Tensor:
         self._span.rows, self._span.start, self._span.stop = span.rows, span.start, span.stop
@@ -223,7 +254,7 @@ def refilled(
     waiting, rows = deque(prompts), list[_Row[Item]]()
     while waiting or rows:
         if waiting and (not rows or num - len(rows) >= max(1, num // 8)):
-            taken = _take(waiting, num - len(rows))
+            taken = _take(waiting, num - len(rows), len(slots.shared))
             new = [_Row(item, []) for item, _ in taken]
             logits = slots.add([prompt for _, prompt in taken])
             rows += new
@@ -246,16 +277,29 @@ def _answer(row: _Row[Item], ends: frozenset[int]) -> tuple[Item, list[int], boo
     return row.item, row.ids[:-1] if ended else row.ids, ended
 
 
-def _take(waiting: deque[tuple[Item, tuple[int, ...]]], most: int) -> list[tuple[Item, tuple[int, ...]]]:
-    """Take at most so many prompts, fewer where they have too many tokens for one pass."""
+def _take(waiting: deque[tuple[Item, tuple[int, ...]]], most: int, shared: int) -> list[tuple[Item, tuple[int, ...]]]:
+    """Take at most so many prompts, fewer where they have too many tokens beside the shared ones for one pass."""
     taken: list[tuple[Item, tuple[int, ...]]] = []
     distinct: set[tuple[int, ...]] = set()
     while waiting and len(taken) < most:
         distinct.add(waiting[0][1])
-        if taken and len(distinct) * max(map(len, distinct)) > BATCH_TOKENS:
+        if taken and len(distinct) * (max(map(len, distinct)) - shared) > BATCH_TOKENS:
             break
         taken.append(waiting.popleft())
     return taken
+
+
+def shared_beginning(model: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the tokens with which all prompts begin, without the last one of any; () where it saves nothing.
+
+    Also () for a model with sliding windows, where the gap behind them would count, and for one that gives other logits
+    with them.
+    """
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    num = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), most)
+    num = min(num, most)
+    return first[:num] if first != last and num >= _FEWEST_SHARED and _shares(model) else ()
 
 
 def num_slots(causal_lm: Any, width: int) -> int:
@@ -274,6 +318,7 @@ def num_slots(causal_lm: Any, width: int) -> int:
 # Which models can be asked this way
 
 _reasons: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_sharing: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def why_not_refilled(model: Any) -> str:
@@ -284,6 +329,19 @@ def why_not_refilled(model: Any) -> str:
         if _reasons[model]:
             _log.info("generation: slots of finished answers stay empty to the end of a batch: %s", _reasons[model])
     return _reasons[model]
+
+
+def _shares(model: Any) -> bool:
+    """Return whether a model that is refilled can compute the beginning of its prompts once; tested on the model."""
+    if model not in _sharing:
+        causal_lm = unwrap_causal_lm(model)
+        layers = DynamicCache(config=causal_lm.config.get_text_config()).layers
+        plain = all(type(layer) is DynamicLayer for layer in layers)
+        try:
+            _sharing[model] = plain and _error(model, causal_lm, (3, 5, 2)) <= _bound(causal_lm)
+        except Exception:  # as in `_reason`, a model of another build may raise anything
+            _sharing[model] = False
+    return _sharing[model]
 
 
 def _reason(model: Any) -> str:
@@ -300,29 +358,33 @@ def _reason(model: Any) -> str:
         error = _error(model, causal_lm)
     except Exception as failure:  # a model of another build may raise anything; plain decoding still serves it
         return f"{name} does not take keys and values in slots ({type(failure).__name__}: {failure})"
-    bound = _RELATIVE_ERROR.get(causal_lm.dtype, _OF_HALF)
-    return "" if error <= bound else f"{name} gives other logits in slots (by {error:.2g} of their spread)"
+    return "" if error <= _bound(causal_lm) else f"{name} gives other logits in slots (by {error:.2g} of their spread)"
+
+
+def _bound(causal_lm: Any) -> float:
+    return _RELATIVE_ERROR.get(causal_lm.dtype, _OF_HALF)
 
 
 @torch.no_grad()
-def _error(model: Any, causal_lm: Any) -> float:
+def _error(model: Any, causal_lm: Any, shared: tuple[int, ...] = ()) -> float:
     """Return the largest difference of logits, in slots and of whole texts, relative to their spread.
 
-    A text of five tokens is begun, one of three joins it, the first one leaves.
+    A text of five tokens is begun, two of three and four join it, the first one leaves; all begin with `shared`.
     """
     size = causal_lm.config.get_text_config().vocab_size
-    first, second = (tuple(number * step % size for number in range(3, end)) for step, end in ((7, 8), (11, 6)))
-    slots = Slots(causal_lm, 2, 10)
-    found = [slots.add([first]), slots.step([first[0]]), slots.add([second])]
-    both = slots.step([first[1], second[1]])
-    slots.keep([1])
-    found += [both[:1], both[1:], slots.step([second[0]])]
-    texts = [first, (*first, first[0]), second, (*first, *first[:2]), (*second, second[1])]
-    texts.append((*second, second[1], second[0]))
+    first, second, third = (
+        (*shared, *(number * step % size for number in range(3, end))) for step, end in ((7, 8), (11, 6), (13, 7))
+    )
+    slots = Slots(causal_lm, 3, len(shared) + 10, shared=shared)
+    found = [slots.add([first]), slots.step([1]), slots.add([second, third]), slots.step([4, 1, 4])]
+    slots.keep([1, 2])
+    found.append(slots.step([2, 3]))
+    texts = [first, (*first, 1), second, third, (*first, 1, 4), (*second, 1), (*third, 4)]
+    texts += [(*third, 4, 2), (*second, 1, 3)]
     worst = 0.0
-    for logits, text in zip(found, texts, strict=True):
+    for logits, text in zip(torch.cat(found), texts, strict=True):
         ids = torch.tensor([text], device=causal_lm.device)
         whole = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -1].double()
         spread = (whole - whole.mean()).abs().max().clamp(min=1e-30)
-        worst = max(worst, float((logits[0].double() - whole).abs().max() / spread))
+        worst = max(worst, float((logits.double() - whole).abs().max() / spread))
     return worst

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 from bfpo.core.errors import ModelError, SettingError
-from bfpo.generation.refill import Slots, Work, num_slots, refilled, why_not_refilled
+from bfpo.generation.refill import Slots, Work, num_slots, refilled, shared_beginning, why_not_refilled
 from bfpo.policy.batches import batches_by_length
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.policy.source import read_config
 
-__all__ = ["Answer", "Request", "answer_batches", "end_token_ids", "opening_logps", "saved_end_token_ids"]
+__all__ = ["Answer", "Request", "Watch", "answer_batches", "end_token_ids", "opening_logps", "saved_end_token_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,10 @@ class Answer:
     id: str
     token_ids: tuple[int, ...]
     finished: bool
+
+
+Watch = Callable[[Tensor, Sequence[tuple[str, int]]], None]
+"""Reads (N, V) logits; of each row, the request's id and the place of the token that they choose."""
 
 
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -84,6 +88,7 @@ def answer_batches(
     top_p: float = 1.0,
     seed: int = 0,
     processors: Sequence[LogitsProcessor] = (),
+    watch: Watch | None = None,
     work: Work | None = None,
 ) -> Iterator[list[Answer]]:
     """Yield the answers as they are finished, longest prompts first (so that memory runs out at the start or never).
@@ -96,7 +101,8 @@ def answer_batches(
     distribution at u_t, where u comes from a generator seeded by (seed, id) alone: an answer does not depend on the
     other prompts, up to the rounding of the forward pass. Sampling defaults of the model's own generation config
     (top-k, repetition penalty) are not applied. `processors` get the logits of each step first; their rows are in the
-    order of the yielded batch.
+    order of the yielded batch. `watch` gets the logits before each choice, in padded batches also those after an
+    answer's end.
 
     Raises `SettingError` for a prompt that leaves no room for `max_new_tokens` in the model's positions.
     """
@@ -105,7 +111,7 @@ def answer_batches(
     _check_room(model, requests, max_new_tokens)
     if not requests:
         return
-    ends, draw = frozenset(eos_token_ids), _Draw(temperature, top_p, seed, max_new_tokens)
+    ends, draw = frozenset(eos_token_ids), _Draw(temperature, top_p, seed, max_new_tokens, watch)
     was_training = model.training
     model.eval()
     try:
@@ -131,7 +137,8 @@ def _in_slots(
     width = len(ordered[0].prompt_ids) + max_new_tokens
     num = min(len(ordered), batch_size or num_slots(causal_lm, width))
     prompts = [(request.id, request.prompt_ids) for request in ordered]
-    slots = Slots(causal_lm, num, width, work)
+    shared = shared_beginning(model, [request.prompt_ids for request in ordered])
+    slots = Slots(causal_lm, num, width, work, shared=shared)
     for batch in refilled(slots, prompts, draw.tokens, num=num, ends=ends, max_new_tokens=max_new_tokens):
         yield [Answer(name, tuple(ids), finished) for name, ids, finished in batch]
 
@@ -233,13 +240,17 @@ def opening_logps(
 class _Draw:
     """Chooses tokens by logits; those of a row are drawn by its own stream of random numbers."""
 
-    def __init__(self, temperature: float, top_p: float, seed: int, max_new_tokens: int) -> None:
-        self._temperature, self._seed, self._size = temperature, seed, max_new_tokens
+    def __init__(
+        self, temperature: float, top_p: float, seed: int, max_new_tokens: int, watch: Watch | None = None
+    ) -> None:
+        self._temperature, self._seed, self._size, self._watch = temperature, seed, max_new_tokens, watch
         self._top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
         self._streams: dict[str, list[float]] = {}
 
     def tokens(self, scores: Tensor, places: Sequence[tuple[str, int]]) -> list[int]:
         """Return a token for each row of (N, V) logits; `places`: the request's id and the token's place."""
+        if self._watch is not None:
+            self._watch(scores, places)
         if self._temperature == 0:
             greedy: list[int] = scores.argmax(dim=-1).tolist()
             return greedy

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, LogitsProcessor
+from transformers import AutoModelForImageTextToText
 
 from bfpo.core.errors import ModelError
 from bfpo.generation.sampling import Request, answer_batches, end_token_ids
@@ -77,30 +78,31 @@ def _ids_behind(encoder: PromptEncoder, before: str, word: str) -> list[int]:
     return next((ids for ids in ends if encoder.decode(ids) == word), [])
 
 
-class _Recorder(LogitsProcessor):
-    """Records the probabilities of a few tokens for each step and row; whole logits would take too much memory."""
+class _Recorder:
+    """Records the probabilities of a few tokens at each step of each answer; all logits would take too much memory."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
-        self._steps: list[Tensor] = []
+        self._steps: dict[str, list[Tensor]] = defaultdict(list)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the (N, V) logits unchanged."""
-        self._steps.append(scores.double().log_softmax(dim=-1)[:, self._tokens].exp().cpu())
-        return scores
+    def __call__(self, scores: Tensor, places: Sequence[tuple[str, int]]) -> None:
+        """Read (N, V) logits of the requests that `places` names."""
+        probabilities = scores.double().log_softmax(dim=-1)[:, self._tokens].exp().cpu()
+        for (name, _), row in zip(places, probabilities, strict=True):
+            self._steps[name].append(row)
 
-    def take(self) -> Tensor:
-        """Return the (steps, N, tokens) probabilities of the last batch and forget them."""
-        taken = torch.stack(self._steps)
-        self._steps = []
-        return taken
+    def take(self, name: str) -> Tensor:
+        """Return the (steps, tokens) probabilities of an answer and forget them."""
+        return torch.stack(self._steps.pop(name))
 
 
 class AnswerModel:
     """A frozen causal LM that answers prompts in token ids with a word out of groups of label words.
 
-    Batches are sorted by length and padded on the left; a row's probabilities do not depend on its batch, up to the
-    rounding of the forward pass. Raises `ModelError` for a model that cannot be loaded.
+    A row's probabilities do not depend on the others, up to the rounding of the forward pass. What all rows begin with,
+    such as a guard's list of categories, is computed once where the model allows it.
+
+    Raises `ModelError` for a model that cannot be loaded.
     """
 
     def __init__(self, model: str | Path, spec: LocalSpec, *, max_length: int, multimodal: bool = False) -> None:
@@ -146,13 +148,13 @@ class AnswerModel:
             max_new_tokens=1 if before is None else limit,
             batch_size=self.batch_size,
             temperature=0.0,
-            processors=[recorder],
+            watch=recorder,
         )
         for batch in batches:
-            probabilities = recorder.take()
-            for place, answer in enumerate(batch):
+            for answer in batch:
+                probabilities = recorder.take(answer.id)
                 step = 0 if before is None else _label_step(encoder, answer.token_ids, before, labels.shared)
-                masses = None if step is None else _group_masses(probabilities, step, place, labels)
+                masses = None if step is None else _group_masses(probabilities, step, labels)
                 answers[int(answer.id)] = WordAnswer(encoder.decode(answer.token_ids), masses)
         return [answer for answer in answers if answer is not None]
 
@@ -172,8 +174,8 @@ def _label_step(encoder: PromptEncoder, ids: Sequence[int], before: str, shared:
     return step + len(shared) if list(ids[step : step + len(shared)]) == list(shared) else None
 
 
-def _group_masses(probabilities: Tensor, step: int, place: int, labels: Labels) -> tuple[float, ...] | None:
+def _group_masses(probabilities: Tensor, step: int, labels: Labels) -> tuple[float, ...] | None:
     if step >= len(probabilities):
         return None
-    values = iter(probabilities[step, place].tolist())
+    values = iter(probabilities[step].tolist())
     return tuple(sum(next(values) for _ in group) for group in labels.groups)

@@ -180,13 +180,13 @@ def check_opinions(judges: Sequence[JudgeConfig], ranker: RankerConfig | None = 
         _check_ranker(ranker.format)
 
 
-def check_judge(format: str) -> None:
-    """Raise `SettingError` for an unknown format of a judge; nothing is loaded."""
+def check_judge(format: str, key: str = "judge") -> None:
+    """Raise `SettingError`, which names the `key`, for an unknown format of a judge; nothing is loaded."""
     if format in FORMATS or format in ("oracle", "refusal-phrases", "trained", "classifier"):
         return
     own = "oracle, refusal-phrases, a folder of `bfpo judge-train`, classifier:MODEL"
     known = f"{own}, {', '.join(FORMATS)} (or FORMAT:MODEL)"
-    raise SettingError(f"judge: got {format!r}{_hint(format)}; allowed: {known}, or a .yaml file")
+    raise SettingError(f"{key}: got {format!r}{_hint(format)}; allowed: {known}, or a .yaml file")
 
 
 def _check_ranker(format: str) -> None:

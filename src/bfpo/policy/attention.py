@@ -39,6 +39,8 @@ _HARMLESS = {
     *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
 }
 
+_NARROWEST = 16  # width of a head, for the products of the compiled flex attention
+
 Attention = Callable[..., tuple[Tensor, Any]]
 
 
@@ -105,11 +107,13 @@ def packed_attention(
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest_text else None
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
+    if query.is_cuda:
+        query, key, value = _autocast(query, key, value)
     if query.is_cuda and dropout == 0.0 and not layout.by_segment:
         flash = _flash_varlen()
         if flash is not None and query.dtype in (torch.float16, torch.bfloat16) and softcap is None:
             return varlen_attention(flash, query, key, value, layout, scaling=scaling, window=window), None
-        if query.dtype != torch.float64:
+        if query.dtype != torch.float64 and min(query.shape[-1], value.shape[-1]) >= _NARROWEST:
             return _flex(query, key, value, layout, scaling=scaling, window=window, softcap=softcap), None
     attend = _sdpa if softcap is None else partial(_explicit, softcap=softcap)
     solve = partial(_by_problem, attend, layout=layout, scaling=scaling, dropout=dropout, window=window)
@@ -120,6 +124,18 @@ def packed_attention(
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     with torch.autocast("cpu", enabled=False):
         return solve(query.float(), key.float(), value.float()).to(dtype), None
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the tensors in the dtype of autocast, as torch's own attention takes them.
+
+    Rotary positions leave queries and keys in float32 where the hidden states are, beside values in bfloat16; other
+    kernels want one dtype.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or any(tensor.dtype == torch.float64 for tensor in tensors):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 # Problem by problem, through torch's own attention. Exact in every dtype.

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from bfpo.core.errors import ModelError
+from bfpo.policy.devices import to_gpu
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
 from bfpo.policy.settings import LoraConfig
 from bfpo.policy.source import cannot_load, check_code, check_source
@@ -27,6 +28,7 @@ __all__ = [
     "init_policy",
     "initial_config",
     "load_policy",
+    "load_to_read",
     "load_tokenizer",
     "pad_token_id",
     "set_trainable",
@@ -144,6 +146,13 @@ def load_policy(
     if not dropout:
         disable_dropout(loaded)
     return Policy(loaded, tokenizer, trainable_report(loaded))
+
+
+def load_to_read(model: str | Path, *, dtype: str = "float32", revision: str | None = None) -> Any:
+    """Return a model of `load_policy` whose log-probs are read, on the GPU if there is one."""
+    loaded = load_policy(model, dtype=dtype, revision=revision).model
+    to_gpu(loaded)
+    return loaded
 
 
 def _compute_dtype(dtype: str) -> torch.dtype:

@@ -32,6 +32,7 @@ __all__ = ["Headline", "front_of", "headline", "metric_title", "suite_lines"]
 METRIC = "helpful_and_safe"
 AXES = ("helpfulness", "harmless_harmful")
 _SHOWN = 4  # suites that a sentence names
+_LONGEST = 200  # characters of a claim about three models or more; a longer one leaves the numbers to what follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,13 @@ def headline(data: ReportData) -> Headline:
         return Headline(experiment_headline(data.experiments[0]), False, [*_experiments(data), *data.notes])
     coherence = list(_coherence(data))
     if main is None:
-        return Headline(_overview(data), False, [*coherence, *_groups(data), *_open_gates(data), *data.notes])
+        sentence, numbers = _overview(data)
+        return Headline(sentence, False, [*numbers, *coherence, *_groups(data), *_open_gates(data), *data.notes])
     details = [*coherence, *suite_lines(data), *data.notes]
     score = main.score(METRIC)
     if score is None and any(main.value(metric) is not None for metric in AXES):
-        return Headline(_overview(data), False, [*_groups(data), *_open_gates(data), *details])
+        sentence, numbers = _overview(data)
+        return Headline(sentence, False, [*numbers, *_groups(data), *_open_gates(data), *details])
     if score is None:
         return Headline(_only_pairs(main), False, [*_limits(data), *details])
     sentence, wins = _claim(data, main, score)
@@ -89,21 +92,28 @@ def _measured(method: MethodResult) -> str:
     return f"{method.title} was not measured"
 
 
-def _overview(data: ReportData) -> str:
-    """Return the models with the highest value of each axis, if no claim about one method can be made."""
+def _overview(data: ReportData) -> tuple[str, list[str]]:
+    """Return the models with the highest value of each axis, if no claim about one method can be made.
+
+    A long claim about three models or more only names them; sentences with their numbers come second.
+    """
     if not ranked_together(data, AXES):
-        return "These models cannot be ranked: they were not all judged by the same judge on the same prompts."
-    parts = list(_highest(data, data.methods))
+        return "These models cannot be ranked: they were not all judged by the same judge on the same prompts.", []
+    highest = list(_highest(data, data.methods))
+    parts = [whole for _, whole in highest]
     parts += _refused(data) if parts else []
     if not parts and any(method.score(METRIC) or method.score("accuracy") for method in data.methods):
-        return f"{listed([_measured(method) for method in data.methods])}."
+        return f"{listed([_measured(method) for method in data.methods])}.", []
     if not parts:
         parts = list(_suites(data))
     if not parts:
-        return "No answers were scored in these runs."
-    if len(data.methods) == 1:
-        return f"One model was measured. {'. '.join(parts)}."
-    return f"{len(data.methods)} models were measured. {'. '.join(parts)}."
+        return "No answers were scored in these runs.", []
+    num = len(data.methods)
+    head = "One model was measured." if num == 1 else f"{num} models were measured."
+    whole = f"{head} {'. '.join(parts)}."
+    if num < 3 or len(whole) <= _LONGEST:
+        return whole, []
+    return " ".join([head, *(f"{brief}." for brief, _ in highest)]), [f"{part}." for part in parts]
 
 
 def _coherence(data: ReportData) -> Iterator[str]:
@@ -147,7 +157,8 @@ def _suites(data: ReportData) -> Iterator[str]:
             yield f"{column.suite.title or column.suite.name}, {metric_title(column.metric)}: {listed(values)}"
 
 
-def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]:
+def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[tuple[str, str]]:
+    """Yield what is said of each axis: of the models alone, and with their values."""
     for metric, title in zip(AXES, (data.x_title, data.y_title), strict=True):
         compared = [method for method in methods if method.role != "ceiling"]
         known = {method.name: value for method in compared if (value := method.value(metric)) is not None}
@@ -158,17 +169,19 @@ def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[str]
         named = f"{title[:1].upper()}{title[1:]}"
         unfit = not first or any(known.get(one.name, -1.0) > known[first[0].name] for one in broken)
         shown = [method for method in compared if method.name in known] if unfit else first
+        titles = listed([method.title for method in shown])
         values = listed([_named(m, score) for m in shown if (score := m.score(metric)) is not None])
         if unfit:
-            yield f"{named}: {values}, not ranked, since they differ in coherence"
+            yield f"{named}: not ranked", f"{named}: {values}, not ranked, since they differ in coherence"
         elif only_win_rates(data, metric) and max(known.values()) < 0.5:
-            yield f"{named}: no model wins against the baseline more often than not ({values})"
+            none = f"{named}: no model wins against the baseline more often than not"
+            yield none, f"{none} ({values})"
         elif len(known) == 1:
-            yield f"{named}: {values}"
+            yield (f"{named}: {values}",) * 2
         elif len(first) == 1:
-            yield f"{named}: highest {values}"
+            yield f"{named}: {titles} highest", f"{named}: highest {values}"
         else:
-            yield f"{named}: not told apart by their intervals: {values}"
+            yield f"{named}: {titles} not told apart", f"{named}: not told apart by their intervals: {values}"
 
 
 def _experiments(data: ReportData) -> Iterator[str]:
@@ -188,7 +201,7 @@ def _groups(data: ReportData) -> Iterator[str]:
         if len(group) == 1:
             yield f"{names}: {judged}."
         else:
-            yield f"{names} can be ranked ({judged}). {'. '.join(_highest(data, group))}."
+            yield f"{names} can be ranked ({judged}). {'. '.join(whole for _, whole in _highest(data, group))}."
 
 
 def _claim(data: ReportData, main: MethodResult, score: Score) -> tuple[str, bool]:

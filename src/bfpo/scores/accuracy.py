@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from bfpo.data.labels import CELLS, cell_of
 from bfpo.data.pack import collate_pairs, longest_text, on_device
 from bfpo.data.store import text_lengths, token_lengths
 from bfpo.data.tokenize import TokenPair
+from bfpo.execution.settings import ExecutorConfig
+from bfpo.execution.workers import Workers
 from bfpo.objective.losses import preference_loss
 from bfpo.objective.methods import Method, make_method
 from bfpo.policy.logps import Reduction, evaluating, sequence_logps
@@ -25,9 +28,11 @@ from bfpo.policy.probe import choose_form
 from bfpo.scores.records import AccuracyRow
 from bfpo.stats import rate_interval
 
-__all__ = ["PairLogps", "accuracy_rows", "accuracy_scores", "pair_logps"]
+__all__ = ["PairLogps", "accuracy_rows", "accuracy_scores", "pair_logps", "shared_pair_logps"]
 
 Floats = npt.NDArray[np.float64]
+
+BATCHES_PER_PART = 8  # that one worker computes at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,16 +54,17 @@ def pair_logps(
     pad_token_id: int,
     pairs_per_batch: int = 16,
     reduction: Reduction = "sum",
+    longest: int | None = None,
 ) -> PairLogps:
     """Return the log-probs of all pairs under a model, in evaluation mode and without gradient, longest pairs first.
 
-    The model is left in the mode it was in.
+    The model is left in the mode it was in. `longest`: tokens of the longest text, where the pairs are a part of all.
     """
     if not pairs:
         return PairLogps(np.empty(0), np.empty(0))
-    form = choose_form(model, longest_text=longest_text(pairs))
+    form = choose_form(model, longest_text=longest or longest_text(pairs))
     device = next(model.parameters()).device
-    order: list[int] = np.argsort(-text_lengths(pairs), kind="stable").tolist()
+    order = _longest_first(pairs)
     chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
     with evaluating(model):
         for start in range(0, len(order), pairs_per_batch):
@@ -73,6 +79,47 @@ def pair_logps(
         reduction=reduction,
     )
     return PairLogps(chosen, rejected, rounding.numpy())
+
+
+def _longest_first(pairs: Sequence[TokenPair]) -> list[int]:
+    order: list[int] = np.argsort(-text_lengths(pairs), kind="stable").tolist()
+    return order
+
+
+def shared_pair_logps(
+    make: Callable[[], Any],
+    pairs: Sequence[TokenPair],
+    executor: ExecutorConfig,
+    *,
+    pairs_per_batch: int = 16,
+    threads: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+    **settings: Any,
+) -> PairLogps:
+    """Return `pair_logps` of the model that `make` loads, from the same batches, by the workers of an executor.
+
+    `make` can be sent to another process; `settings` are those of `pair_logps`; `advance` gets the number of pairs that
+    are done.
+    """
+    order, size = _longest_first(pairs), BATCHES_PER_PART * pairs_per_batch
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    longest = longest_text(pairs) if pairs else None
+    work = partial(_part_logps, pairs_per_batch=pairs_per_batch, longest=longest, **settings)
+    found = np.empty((3, len(pairs)))
+    given = ([pairs[index] for index in part] for part in parts)
+    with Workers(executor, make, most=len(parts), threads=threads, here=True) as workers:
+        for number, logps in workers.map(given, work, title=_part_title):
+            found[:, parts[number]] = logps.chosen, logps.rejected, logps.rounding
+            advance(len(parts[number]))
+    return PairLogps(*found)
+
+
+def _part_logps(model: Any, pairs: Sequence[TokenPair], **settings: Any) -> PairLogps:
+    return pair_logps(model, pairs, **settings)
+
+
+def _part_title(pairs: Sequence[TokenPair]) -> str:
+    return f"the {len(pairs)} pairs from {pairs[0].pair_id} on"
 
 
 def accuracy_rows(

@@ -6,10 +6,12 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import compress
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,8 +25,11 @@ from bfpo.data.chat import ChatEncoder
 from bfpo.data.rejects import RowError
 from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import prompt_ids, row_check, tokenize_pairs
+from bfpo.execution.settings import ExecutorConfig
+from bfpo.execution.workers import Workers
 from bfpo.generation.sampling import Request, answer_batches, end_token_ids
 from bfpo.judges.coherence import read_coherence, read_completion
+from bfpo.judges.shared import parts_of
 from bfpo.policy.devices import to_gpu
 from bfpo.policy.load import load_policy, pad_token_id
 from bfpo.policy.reference.cache import model_key
@@ -212,11 +217,68 @@ def _lowest_salad(rows: np.ndarray[Any, Any]) -> float:
     return float(np.quantile(rows[:, 1], _MISSED))
 
 
-class CoherenceReader:
-    """Reads answers, with the likelihood under a start model if there is one."""
+class _Start(Protocol):
+    def nats(self, completions: Sequence[Completion]) -> list[float | None]: ...
 
-    def __init__(self, start: StartModel | None = None, bound: CoherenceBound | None = None) -> None:
+
+class SharedStart:
+    """A `StartModel` that each worker of an executor makes, from the first text until `close`."""
+
+    def __init__(self, make: Callable[[], StartModel], executor: ExecutorConfig, threads: int | None = None) -> None:
+        self._open = partial(Workers[StartModel], executor, make, threads=threads, here=True)
+        self._workers: Workers[StartModel] | None = None
+
+    def calibrated(self, prompts: Sequence[tuple[Message, ...]]) -> CoherenceBound:
+        """Return the bound, by one worker."""
+        return self._opened().call(partial(_calibrated, prompts=prompts))
+
+    def nats(self, completions: Sequence[Completion]) -> list[float | None]:
+        """Return -log p per token of each answer; what is in a batch depends on the answers alone."""
+        found = dict(self._opened().map(parts_of(completions), _nats, title=_part_title))
+        return [value for number in sorted(found) for value in found[number]]
+
+    def close(self) -> None:
+        """End the workers; the next text starts new ones."""
+        if self._workers is not None:
+            self._workers.__exit__(None, None, None)
+            self._workers = None
+
+    def _opened(self) -> Workers[StartModel]:
+        if self._workers is None:
+            self._workers = self._open()
+        return self._workers
+
+
+def _calibrated(start: StartModel, _: None, *, prompts: Sequence[tuple[Message, ...]]) -> CoherenceBound:
+    return start.calibrated(prompts)
+
+
+def _nats(start: StartModel, completions: Sequence[Completion]) -> list[float | None]:
+    return start.nats(completions)
+
+
+def _part_title(completions: Sequence[Completion]) -> str:
+    return f"the likelihood of {len(completions)} answers from {completions[0].id!r} on"
+
+
+class CoherenceReader:
+    """Reads answers, with the likelihood under a start model if there is one.
+
+    As a context manager it ends at its exit the workers that hold this model, so that others have room; the next
+    reading starts them again.
+    """
+
+    def __init__(self, start: _Start | None = None, bound: CoherenceBound | None = None) -> None:
         self._start, self.bound = start, bound
+
+    def __enter__(self) -> CoherenceReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(self._start, SharedStart):
+            self._start.close()
 
     def read(self, completions: Sequence[Completion], verdicts: Sequence[Verdict] | None = None) -> list[Reading]:
         """Return what was read of each answer.
@@ -238,28 +300,41 @@ class CoherenceReader:
 
 
 def make_reader(
-    start: tuple[str, str | None] | None, prompts: Sequence[tuple[Message, ...]], **settings: Any
+    start: tuple[str, str | None] | None,
+    prompts: Sequence[tuple[Message, ...]],
+    executor: ExecutorConfig,
+    *,
+    threads: int | None = None,
+    **settings: Any,
 ) -> CoherenceReader:
     """Return the reader of answers; with a start model (its name and revision) it is calibrated on the prompts.
 
-    `settings`: those of `StartModel`. A bound that cannot be used is logged as a warning.
+    `settings`: those of `StartModel`, which each worker of the executor loads with `threads` of torch. A bound that
+    cannot be used is logged as a warning.
     """
     if start is None:
         return CoherenceReader()
-    model = StartModel(start[0], revision=start[1], **settings)
+    model = SharedStart(partial(StartModel, start[0], revision=start[1], **settings), executor, threads)
     bound = model.calibrated(prompts)
     if bound.bound is None:
         _log.warning("coherence: likelihood under %s cannot be used: %s", bound.model, bound.reason)
     return CoherenceReader(model, bound)
 
 
-def reader_of(asked: LabelCoherence | None, prompts: Sequence[tuple[Message, ...]]) -> CoherenceReader:
+def reader_of(
+    asked: LabelCoherence | None,
+    prompts: Sequence[tuple[Message, ...]],
+    executor: ExecutorConfig,
+    threads: int | None = None,
+) -> CoherenceReader:
     """Return the reader that a section `coherence` asks for, as `make_reader`; without one that of the text alone."""
     if asked is None:
         return CoherenceReader()
     return make_reader(
         (asked.model, asked.revision),
         prompts,
+        executor,
+        threads=threads,
         dtype=asked.dtype,
         chat_template=read_template(asked.chat_template),
         chat_template_kwargs=asked.chat_template_kwargs,

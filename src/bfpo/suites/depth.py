@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Prompt, Verdict
 from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import tokenize_pairs
-from bfpo.policy.devices import to_gpu
+from bfpo.execution.workers import Workers
 from bfpo.policy.divergence import token_divergence
-from bfpo.policy.load import load_policy, load_tokenizer
+from bfpo.policy.load import load_to_read, load_tokenizer
 from bfpo.policy.logps import evaluating
 from bfpo.runs.folder import RunFolder
 from bfpo.stats import Interval, bootstrap_weights
@@ -42,6 +43,10 @@ _log = logging.getLogger(__name__)
 COMPLIED, DECLINED, HARMLESS = "harmful prompts, complied", "harmful prompts, declined", "harmless prompts"
 _RANGES = ((1, 1), (2, 5), (6, 10), (11, 20), (21, 40), (41, 80), (81, 160))
 _FIRST = 5
+_ANSWERS_PER_PART = 32  # whose KL one worker computes at a time
+
+Texts = list[tuple[list[int], list[int]]]
+"""The ids of prompt and answer, of each answer."""
 
 
 def measure_depth(
@@ -101,41 +106,71 @@ def _measured(
     assert config.depth is not None
     models = {model.name: model for model in config.with_weights()}
     start = models.pop(config.depth.start)
-    weights = _loaded(config, start)
     rows, prompts = [], []
-    for name, model in models.items():
-        read = list(_answers(suites, answers, judged, name if spec.answers == "own" else start.name))
-        completions = [completion for _, completion, _ in read]
-        tokens, others = (
-            _tokens(config, one, completions, spec.positions, room=min(context_of(model), context_of(start)))
-            for one in (model, start)
-        )
-        if tokens != others:
-            raise ModelError(
-                f"depth.divergence: {name} and {start.name} tokenize the answers differently; KL needs the same "
-                "tokenizer and chat template for both (chat_template sets one)"
+    make = partial(_Start, start, config.dtype_of_logps)
+    with Workers(config.executor, make, threads=config.threads, here=True) as workers:
+        for name, model in models.items():
+            read = list(_answers(suites, answers, judged, name if spec.answers == "own" else start.name))
+            completions = [completion for _, completion, _ in read]
+            tokens, others = (
+                _tokens(config, one, completions, spec.positions, room=min(context_of(model), context_of(start)))
+                for one in (model, start)
             )
-        policy = _loaded(config, model)
-        with evaluating(policy), evaluating(weights), CountProgress(f"KL of {name}", len(read), _log) as progress:
-            for (suite, completion, group), ids in zip(read, tokens, strict=True):
-                kl = token_divergence(policy, weights, *ids).tolist()
-                progress.advance(1)
+            if tokens != others:
+                raise ModelError(
+                    f"depth.divergence: {name} and {start.name} tokenize the answers differently; KL needs the same "
+                    "tokenizer and chat template for both (chat_template sets one)"
+                )
+            for (suite, completion, group), kl in zip(read, _kl(workers, model, tokens), strict=True):
                 if kl:
                     rows.append(DivergenceRow(suite, name, completion.id, group, kl))
                     prompts.append(normalised_prompt(completion.prompt))
-        del policy
     return rows, prompts
 
 
-def _loaded(config: SuitesJob, model: WeightsModel) -> Any:
-    policy = load_policy(model.model, dtype=config.dtype_of_logps, revision=model.revision)
-    to_gpu(policy.model)
-    return policy.model
+def _kl(workers: Workers[_Start], model: WeightsModel, texts: Texts) -> list[list[float]]:
+    """Return the KL at each token of each answer; what one worker computes at a time depends on the answers alone."""
+    parts = [(model, texts[first : first + _ANSWERS_PER_PART]) for first in range(0, len(texts), _ANSWERS_PER_PART)]
+    found: dict[int, list[list[float]]] = {}
+    with CountProgress(f"KL of {model.name}", len(texts), _log) as progress:
+        for number, some in workers.map(parts, _divergences, title=_part_title):
+            found[number] = some
+            progress.advance(len(some))
+    return [kl for number in sorted(found) for kl in found[number]]
+
+
+class _Start:
+    """The start model of a worker and, beside it, the model that was asked for last."""
+
+    def __init__(self, start: WeightsModel, dtype: str) -> None:
+        self._dtype = dtype
+        self._weights = self._load(start)
+        self._named: WeightsModel | None = None
+        self._policy: Any = None
+
+    def divergences(self, model: WeightsModel, texts: Texts) -> list[list[float]]:
+        """Return the KL of a model to the start at each token of each answer, nats."""
+        if self._named != model:
+            self._policy = None  # freed before the next one is loaded
+            self._policy, self._named = self._load(model), model
+        with evaluating(self._policy), evaluating(self._weights):
+            return [token_divergence(self._policy, self._weights, *ids).tolist() for ids in texts]
+
+    def _load(self, model: WeightsModel) -> Any:
+        return load_to_read(model.model, dtype=self._dtype, revision=model.revision)
+
+
+def _divergences(start: _Start, part: tuple[WeightsModel, Texts]) -> list[list[float]]:
+    return start.divergences(*part)
+
+
+def _part_title(part: tuple[WeightsModel, Texts]) -> str:
+    return f"the KL of {part[0].name} on {len(part[1])} answers"
 
 
 def _tokens(
     config: SuitesJob, model: WeightsModel, completions: Sequence[Completion], positions: int, *, room: int
-) -> list[tuple[list[int], list[int]]]:
+) -> Texts:
     """Return the ids of the prompt and of the answer of each completion."""
     longest = min(config.suites.max_prompt_length + positions, room)
     texts, _ = tokenize_pairs(

@@ -81,9 +81,12 @@ def _task(config: SuitesJob, suite: Suite, folder: RunFolder) -> tuple[str, tupl
         raise UnreachableError(f"none of its files is in suites.folders, and it is not on the hub; put {names} there")
     if files:
         folder.add_data(suite.name, [str(file) for file in files])
-        documents = folder.write_jsonl(f"tasks/{suite.name}.documents.jsonl", read_documents(files))
-        name = _write_task(suite, folder.path / "tasks", documents, None)
-        return name, (", ".join(file.name for file in files), None)
+        names = ", ".join(file.name for file in files)
+        rows = read_documents(files)
+        if not rows:
+            raise UnreachableError(f"{names} in suites.folders has no row; put the documents of {suite.task} there")
+        documents = folder.write_jsonl(f"tasks/{suite.name}.documents.jsonl", rows)
+        return _write_task(suite, folder.path / "tasks", documents, None), (names, None)
     source = str(suite.source.hub)
     revision = suite.source.revision or _newest(source)
     return _write_task(suite, folder.path / "tasks", None, revision), (source, revision)
@@ -150,8 +153,12 @@ def _result(
             task, next(iter(suite.metrics)), limit=config.suites.choice(suite.name).limit, seed=config.seed
         )
     except TaskDataError as error:
-        bring = "" if local_files(suite, config.suites.folders) else " or ".join(suite.source.files)
-        raise UnreachableError(f"{error}{bring and f'; or put {bring} into a folder of suites.folders'}") from error
+        own, bring = local_files(suite, config.suites.folders), " or ".join(suite.source.files)
+        advice = f"or put {bring} into a folder of suites.folders" if bring else ""
+        if own:
+            names = ", ".join(file.name for file in own)
+            advice = f"check {names} in suites.folders, whose columns the task reads, and {suite.task}"
+        raise UnreachableError(f"{error}{advice and f'; {advice}'}") from error
     folder.write_json(name, result)
     return result
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,21 +18,23 @@ from typing import Any
 
 from bfpo.config.evaluate import SuitesJob
 from bfpo.config.suites import EvaluatedModel, PrefillConfig, WeightsModel
-from bfpo.core.errors import ConfigError
+from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
+from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Message, Prompt, Verdict
-from bfpo.data.chat import whole_answer
+from bfpo.data.chat import ChatEncoder, whole_answer
 from bfpo.data.messages import ends_with_assistant
 from bfpo.data.read import read_completions
 from bfpo.data.split import normalised_prompt
+from bfpo.execution.workers import Workers
 from bfpo.generation.assisted import Choose, assisted_openings, by_judge, by_reference
 from bfpo.generation.engines import decode
 from bfpo.generation.sampling import Request, end_token_ids
 from bfpo.judges.asking import judge_answers
-from bfpo.judges.judges import make_judge
+from bfpo.judges.judges import Judge, make_judge
 from bfpo.judges.settings import ServedGuardSpec
-from bfpo.policy.devices import to_gpu
-from bfpo.policy.load import load_policy
+from bfpo.policy.batches import batches_by_length
+from bfpo.policy.load import load_to_read
 from bfpo.runs.folder import RunFolder
 from bfpo.scores.scores import Judged, join_verdicts
 from bfpo.suites.answers import SuiteAnswers, answer_suites, chat_of
@@ -42,7 +44,7 @@ from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.records import DepthFile, PrefilledSuite, PrefillScore, SuiteAnswer
 from bfpo.suites.scores import Values, compare_values, score_values, values_of
 
-__all__ = ["check_prefill", "is_harmful", "measure_prefill", "prefilled_name"]
+__all__ = ["check_harmful", "check_prefill", "is_harmful", "measure_prefill", "prefilled_name"]
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +90,29 @@ def check_prefill(config: SuitesJob, suites: Sequence[Suite]) -> None:
                 f"{spec.top or _TOP} times for each given token; name a judge that runs here in suites.judges, or use "
                 "assist: reference"
             )
+
+
+def check_harmful(config: SuitesJob, suites: Sequence[Suite], prompts: Mapping[str, Sequence[Prompt]]) -> None:
+    """Raise `ConfigError` where no prompt that would be prefilled is harmful, before any model is asked.
+
+    Raises `DataError` for a file of compliances that cannot be read, or that answers none of these prompts.
+    """
+    spec = config.depth.prefill if config.depth is not None else None
+    able = [suite for suite in suites if spec is not None and (spec.suites is None or suite.name in spec.suites)]
+    if spec is None or not able:  # or all suites are skipped, with their reasons
+        return
+    harmful = {one.name: [each for each in prompts[one.name] if is_harmful(one, each.kind)] for one in able}
+    if not any(harmful.values()):
+        raise ConfigError(
+            f"depth.prefill{'' if spec.suites is None else '.suites'}: no prompt of {', '.join(harmful)} is harmful "
+            "(of kind harmful, or without a kind in a suite that measures harmless); ask a suite that has such prompts"
+        )
+    if spec.file is not None and not any(_of_file(spec.file, harmful, config).values()):
+        raise DataError(
+            f"{spec.file}: has no answer to one of the {sum(map(len, harmful.values()))} harmful prompts of "
+            f"{', '.join(name for name, some in harmful.items() if some)}; depth.prefill.file needs rows as of `bfpo "
+            "generate` on the prompts that this run asks"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +178,10 @@ def measure_prefill(
     }
     verdicts = _verdicts(config, usable, begun)
     each = _Found()
-    for one in usable:
-        for model, by_place in begun.items():
-            for tokens in sorted(spec.tokens):
-                key = (one.suite.name, model, tokens)
-                _collect(one.suite, key, by_place[one.suite.name, tokens], verdicts, reader, each)
+    keys = [(one.suite, model, tokens) for one in usable for model in begun for tokens in sorted(spec.tokens)]
+    with reader:
+        for suite, model, tokens in keys:
+            _collect(suite, (suite.name, model, tokens), begun[model][suite.name, tokens], verdicts, reader, each)
     compared = [values for values in each.values if values.metric in ("harmless", "recovered")]
     depth = replace(
         depth,
@@ -205,9 +229,11 @@ def _compliances(
         given = _of_file(spec.file, harmful, config)
         read = judge_suites(config, suites, {spec.file: given})
         verdicts = {suite.name: read.verdicts[suite.name, spec.file] for suite in suites}
+    with reader:
+        read_as = {suite.name: reader.read(given[suite.name], verdicts[suite.name]) for suite in suites}
     found = []
     for suite in suites:
-        readings = reader.read(given[suite.name], verdicts[suite.name])
+        readings = read_as[suite.name]
         by_prompt: dict[str, list[tuple[Completion, str]]] = {}
         for completion, verdict, reading in zip(given[suite.name], verdicts[suite.name], readings, strict=True):
             reason = _why_not(completion, verdict, reading, judged=judge_of(config, suite) is not None)
@@ -315,34 +341,80 @@ def _assisted_ids(
     if folder.resumed and folder.file(name).exists():
         kept: dict[str, list[int]] = json.loads(folder.file(name).read_text(encoding="utf-8"))
         return kept
-    policy = load_policy(model.model, dtype=config.dtype_of_logps, revision=model.revision)
-    to_gpu(policy.model)
-    chat = chat_of(config, model)
-    ends = {*end_token_ids(policy.model, policy.tokenizer), chat.end_id}
-    settings: dict[str, Any] = {"top": spec.top or _TOP, "length": max(spec.tokens), "eos_token_ids": ends}
-    ids: dict[str, list[int]] = {}
-    for one in found:
-        requests = [
-            Request(prompt.id, tuple(chat.encode(prompt.messages, (), name=prompt.id, tools=prompt.tools).prompt))
-            for prompt in one.texts
-        ]
-        choose = _choice(config, spec, one, chat.tokenizer, ends)
-        made = assisted_openings(policy.model, requests, choose, batch_size=config.suites.batch_size, **settings)
-        ids |= {f"{one.suite.name}/{prompt}": list(tokens) for prompt, tokens in made.items()}
-    folder.write_json(name, ids)
-    return ids
+    batches = [batch for one in found for batch in _batches(config, spec, one, chat_of(config, model))]
+    made: dict[int, dict[str, list[int]]] = {}
+    make = partial(_Assistant, config, spec, model)
+    with (
+        Workers(config.executor, make, most=len(batches), threads=config.threads, here=True) as workers,
+        CountProgress(f"begun answers of {model.name}", sum(len(one.texts) for one in found), _log) as progress,
+    ):
+        for number, ids in workers.map(batches, _open, title=_batch_title):
+            made[number] = ids
+            progress.advance(len(ids))
+    every = {key: tokens for number in sorted(made) for key, tokens in made[number].items()}
+    folder.write_json(name, every)
+    return every
 
 
-def _choice(config: SuitesJob, spec: PrefillConfig, one: _Compliances, tokenizer: Any, ends: set[int]) -> Choose:
-    if spec.assist == "reference":
-        texts = {prompt.id: text for prompt, text in one.texts.items()}
-        return by_reference(
-            {name: tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in texts.items()}
+def _batches(config: SuitesJob, spec: PrefillConfig, one: _Compliances, chat: ChatEncoder) -> Iterator[_Compliances]:
+    """Yield the prompts of a suite in the batches in which they are decoded, the longest first."""
+    prompts = list(one.texts)
+    lengths = [len(request.prompt_ids) for request in _requests(one, chat)]
+    for places in batches_by_length(lengths, config.suites.batch_size, more=max(spec.tokens)):
+        yield replace(one, texts={prompts[place]: one.texts[prompts[place]] for place in places})
+
+
+def _requests(one: _Compliances, chat: ChatEncoder) -> list[Request]:
+    return [
+        Request(prompt.id, tuple(chat.encode(prompt.messages, (), name=prompt.id, tools=prompt.tools).prompt))
+        for prompt in one.texts
+    ]
+
+
+class _Assistant:
+    """The model of a worker, whose answers are begun, and the judges that choose its tokens."""
+
+    def __init__(self, config: SuitesJob, spec: PrefillConfig, model: WeightsModel) -> None:
+        self._config, self._spec, self._chat = config, spec, chat_of(config, model)
+        self._model = load_to_read(model.model, dtype=config.dtype_of_logps, revision=model.revision)
+        self._ends = {*end_token_ids(self._model, self._chat.tokenizer), self._chat.end_id}
+        self._judges: dict[str, Judge] = {}
+
+    def open(self, batch: _Compliances) -> dict[str, list[int]]:
+        """Return the first tokens of the answers to a batch, by suite and prompt."""
+        made = assisted_openings(
+            self._model,
+            _requests(batch, self._chat),
+            self._choice(batch),
+            top=self._spec.top or _TOP,
+            length=max(self._spec.tokens),
+            eos_token_ids=self._ends,
+            batch_size=len(batch.texts),
         )
-    judge = judge_of(config, one.suite)
-    assert judge is not None
-    blank = {prompt.id: Completion(prompt.id, prompt.messages, "", kind=prompt.kind) for prompt in one.texts}
-    return by_judge(partial(judge_answers, make_judge(judge)), blank, partial(decode, tokenizer), ends)
+        return {f"{batch.suite.name}/{prompt}": list(tokens) for prompt, tokens in made.items()}
+
+    def _choice(self, batch: _Compliances) -> Choose:
+        tokenizer = self._chat.tokenizer
+        if self._spec.assist == "reference":
+            texts = {prompt.id: text for prompt, text in batch.texts.items()}
+            return by_reference(
+                {name: tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in texts.items()}
+            )
+        spec = judge_of(self._config, batch.suite)
+        assert spec is not None
+        if batch.suite.name not in self._judges:
+            self._judges[batch.suite.name] = make_judge(spec)
+        judge = self._judges[batch.suite.name]
+        blank = {prompt.id: Completion(prompt.id, prompt.messages, "", kind=prompt.kind) for prompt in batch.texts}
+        return by_judge(partial(judge_answers, judge), blank, partial(decode, tokenizer), self._ends)
+
+
+def _open(assistant: _Assistant, batch: _Compliances) -> dict[str, list[int]]:
+    return assistant.open(batch)
+
+
+def _batch_title(batch: _Compliances) -> str:
+    return f"the first tokens of {len(batch.texts)} answers of {batch.suite.name}"
 
 
 def _too_short(one: _Compliances, openings: Mapping[str, _Openings]) -> dict[str, dict[str, int]]:

@@ -26,7 +26,7 @@ from bfpo.core.schema import JudgeFit, Message, Prompt, Score
 from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.data.load import Hashes
 from bfpo.judges.fit import log_fit
-from bfpo.judges.judges import check_opinions, check_requests
+from bfpo.judges.judges import check_judge, check_opinions, check_requests
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.people import GroupAnswers, people_results
@@ -41,7 +41,7 @@ from bfpo.suites.guarded import Guarded, guard_answers, guard_warnings
 from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.lm_eval import run_tasks
-from bfpo.suites.prefill import check_prefill
+from bfpo.suites.prefill import check_harmful, check_prefill
 from bfpo.suites.records import DepthFile, ModelFacts, SuiteAnswer, SuiteFacts, SuiteScore, SuitesFile
 from bfpo.suites.score_tables import scores_text
 from bfpo.suites.scores import (
@@ -161,16 +161,23 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
     for name, judge in config.suites.judges.items():
         if name not in allowed:
             raise ConfigError(f"suites.judges.{name}: not a role or suite of this run; allowed: {', '.join(allowed)}")
-        check_opinions([judge])
+        check_judge(judge.format, f"suites.judges.{name}")
+        if judge.format == "refusal-phrases" and name != "refusal":
+            raise ConfigError(
+                f"suites.judges.{name}: refusal-phrases finds refusals, not harm; name a judge of safety, or judges: "
+                "{refusal: refusal-phrases}"
+            )
     prompted = {suite.name for suite in suites if suite.kind == "generative"}
     for name, choice in config.suites.each.items():
         if name not in (names := [suite.name for suite in suites]):
             raise ConfigError(f"suites.each.{name}: not a suite of this run; allowed: {', '.join(names)}")
         if choice.split is not None and name not in prompted:
             raise ConfigError(f"suites.each.{name}.split: only suites that ask prompts are split, and it is a task")
-    check_opinions([] if config.guard is None else [config.guard.judge], config.suites.ranker)
-    if config.guard is not None and config.guard.filter != "output":
-        check_requests(config.guard.judge)
+    check_opinions([], config.suites.ranker)
+    if config.guard is not None:
+        check_judge(config.guard.judge.format, "guard.judge")
+        if config.guard.filter != "output":
+            check_requests(config.guard.judge)
     check_prefill(config, suites)
     check_own_files(own_suites(config.suites.use), config.suites.folders)
     if isinstance(config, SuitesAndPairsJob):
@@ -239,6 +246,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
             folder.add_data(suite.name, [str(file) for file in prompts[suite.name].files])
     asked = [suite for suite in suites if suite.name in prompts]
     by_suite = {name: each.prompts for name, each in prompts.items()}
+    check_harmful(config, asked, by_suite)
     answers = {model.name: answer_suites(config, model, asked, by_suite, folder) for model in config.evaluated()}
     own = {model: each.completions for model, each in answers.items()}
     found.guarded = guarded = guard_answers(config, asked, answers)
@@ -251,6 +259,35 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     found.bound = reader.bound
     found.fits = [fit for fit in judged.fits if fit.model in own]
     folder.add_facts(judges=judged.versions | ({} if guarded is None else {"guard": guarded.facts.version}))
+    with reader:
+        _of_suites(config, asked, prompts, answers, judged, reader, trained, found)
+    found.warnings += [
+        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
+        "suites.trained_on: leave_out asks none of them"
+        for fact in found.facts.values()
+        for model, num in (fact.trained_on or {}).items()
+    ]
+    wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
+    for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
+        found.values += won.values
+        found.last_scores += won.at_equal_length
+        found.warnings += won.warnings
+        _add_wins(found.answers, won.values)
+    found.depth = measure_depth(config, folder, asked, by_suite, answers, judged, reader)
+
+
+def _of_suites(
+    config: SuitesJob,
+    asked: Sequence[Suite],
+    prompts: Mapping[str, SuitePrompts],
+    answers: Mapping[str, SuiteAnswers],
+    judged: JudgedSuites,
+    reader: CoherenceReader,
+    trained: Mapping[str, Hashes],
+    found: _Collected,
+) -> None:
+    """Collect the facts, values and answers of each suite."""
+    guarded = found.guarded
     for suite in asked:
         each = prompts[suite.name]
         known: dict[str, Any] = {
@@ -270,19 +307,6 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         known |= {"too_long": left_out, "blocked": {model: num for model, num in blocked.items() if num} or None}
         found.facts[suite.name] = _facts(suite, "scored", judge=judged.judges.get(suite.name), **known)
         _collect_verdicts(config, suite, answers, judged, reader, found)
-    found.warnings += [
-        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
-        "suites.trained_on: leave_out asks none of them"
-        for fact in found.facts.values()
-        for model, num in (fact.trained_on or {}).items()
-    ]
-    wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
-    for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
-        found.values += won.values
-        found.last_scores += won.at_equal_length
-        found.warnings += won.warnings
-        _add_wins(found.answers, won.values)
-    found.depth = measure_depth(config, folder, asked, by_suite, answers, judged, reader)
 
 
 def _add_wins(answers: list[SuiteAnswer], wins: Sequence[Values]) -> None:
@@ -298,6 +322,8 @@ def _reader(config: SuitesJob, prompts: Sequence[tuple[Message, ...]]) -> Cohere
     return make_reader(
         config.start(),
         prompts,
+        config.executor,
+        threads=config.threads,
         dtype=config.dtype_of_logps,
         chat_template=read_template(config.chat_template),
         chat_template_kwargs=config.chat_template_kwargs,

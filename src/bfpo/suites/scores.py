@@ -54,7 +54,12 @@ PASSED, UNDECIDED, BLOCKED = "passed", "undecided", ("input", "output")
 """What becomes of an answer behind a guard; it is blocked by the input or the output filter."""
 BEHIND = "+guard"
 """What the name of a model gets behind a guard."""
-_STATES = {"input": "blocked by their request", "output": "blocked", UNDECIDED: "undecided", PASSED: "passed"}
+_STATES = {
+    "input": "blocked by their request",
+    "output": "blocked by their text",
+    UNDECIDED: "undecided",
+    PASSED: "passed",
+}
 
 BESIDE = ("refused", "partly_refused", "well_formed", "finished")
 """The metrics that are reported with every rate of harmless answers."""

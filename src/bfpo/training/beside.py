@@ -27,6 +27,9 @@ from bfpo.training.arguments import BFPOConfig
 __all__ = ["MethodInputs", "check_paired", "looked_up"]
 
 Collate = Callable[[Sequence[TokenPair]], MicroBatch]
+_Even = Callable[[list[MicroBatch], Callable[[], MicroBatch]], list[MicroBatch]]
+_Place = tuple[int, int, bool]
+"""Of a companion its list, its place there, and whether it is the buffer's."""
 _STREAMS = ("main", "buffer")
 _POINTWISE = " and ".join(name for name, method in METHODS.items() if method.pointwise)
 
@@ -228,20 +231,37 @@ class MethodInputs:
         model: nn.Module,
         microbatches: Sequence[MicroBatch],
         *,
-        even: Callable[[list[MicroBatch], Callable[[], MicroBatch]], list[MicroBatch]],
+        even: _Even,
         reduce: Callable[[Tensor], Tensor],
-        training: bool,
     ) -> None:
-        """Make the state of a step from the companions of its pairs, for a method that needs that.
+        """Make the state of a step from the companions of its pairs in all processes, for a method that needs that.
 
         Call it without gradient. `even` fills up micro-batches so that all processes have as many.
         """
-        if not self._mismatched:
-            return
+        if self._mismatched:
+            places = [
+                (int(is_buffer), int(index), bool(is_buffer))
+                for batch in microbatches
+                if "is_filler" not in batch
+                for is_buffer, index in zip(batch["is_buffer"].tolist(), batch["pair_index"].tolist(), strict=True)
+            ]
+            self._state = self._state_of(model, self._cut(places), even=even, reduce=reduce)
+
+    def start_evaluation(self, model: nn.Module, *, even: _Even, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Make the state of an evaluation likewise, from all held-out pairs: no loss depends on the batches then."""
+        if self._mismatched:
+            last, args = len(self._companions) - 1, self._args
+            mine = range(args.process_index, len(self._companions[last]), args.world_size)
+            parts = [mine[start : start + args.eval_batch_size] for start in range(0, len(mine), args.eval_batch_size)]
+            batches = [batch for part in parts for batch in self._cut([(last, index, False) for index in part])]
+            self._state = self._state_of(model, batches, even=even, reduce=reduce)
+
+    def _state_of(
+        self, model: nn.Module, batches: list[MicroBatch], *, even: _Even, reduce: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the state from the companions of this process; all processes call it."""
         sums = torch.zeros_like(self._sums)
-        for batch in even(
-            self._companion_batches(microbatches, training=training), lambda: self._batch([(0, 0, False)])
-        ):
+        for batch in even(batches, lambda: self._batch([(0, 0, False)])):
             on_it = on_device(batch, self._device)
             found = sequence_logps(model, on_it)
             if "is_filler" in batch:
@@ -252,23 +272,17 @@ class MethodInputs:
             known = {"drift": drift, "present": present, "group": on_it["is_buffer"].long(), "state": self._state}
             beside = replace(Beside.at_rest(drift[0]), **known)
             sums += self.method.observe(on_it["chosen_is_safe"], on_it["rejected_is_safe"], beside)
-        self._state = self.method.next_state(self._state, reduce(sums))
+        return self.method.next_state(self._state, reduce(sums))
 
-    def _companion_batches(self, microbatches: Sequence[MicroBatch], *, training: bool) -> list[MicroBatch]:
-        places = [
-            (int(is_buffer) if training else len(self._companions) - 1, int(index), bool(is_buffer))
-            for batch in microbatches
-            if "is_filler" not in batch
-            for is_buffer, index in zip(batch["is_buffer"].tolist(), batch["pair_index"].tolist(), strict=True)
-        ]
+    def _cut(self, places: Sequence[_Place]) -> list[MicroBatch]:
+        """Return micro-batches of the companions at some places."""
         pairs = [self._companions[number][index] for number, index, _ in places]
         groups = split_by_tokens(
             token_lengths(pairs).tolist(), form=self._form, max_tokens=self._args.max_tokens_per_microbatch
         )
         return [self._batch([places[i] for i in group]) for group in groups if group]
 
-    def _batch(self, places: Sequence[tuple[int, int, bool]]) -> MicroBatch:
-        """Return a micro-batch of companions, each by its list, its place there, and whether it is the buffer's."""
+    def _batch(self, places: Sequence[_Place]) -> MicroBatch:
         batch = self._collate([self._companions[number][index] for number, index, _ in places])
         logps = torch.stack([self._companion_logps[number][index] for number, index, _ in places])
         batch["companion_logps"] = logps.T.flatten()

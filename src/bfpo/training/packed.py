@@ -54,6 +54,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
     data_collator: Any
     checks_start = True
     """Whether the first step of a run compares its rows with the data, and packed rows with padded ones."""
+    _evaluation_starts = True
 
     def __init__(
         self,
@@ -123,10 +124,10 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
         loaded = [index_P[: len(index_P) // len(self.streams)] for index_P in (b["pair_index"] for b in batches)]
         if self.args.world_size == 1 or not batches:
             whole = [one for batch in batches for one in batch["microbatches"]]
-            self._start_step(self.model_wrapped, whole, training=True)
+            self._start_step(self.model_wrapped, whole)
             return batches, self._num_items(torch.cat(loaded).numpy()) if loaded else 0
         microbatches, main = self._share_of_step(loaded)
-        self._start_step(self.model_wrapped, microbatches, training=True)
+        self._start_step(self.model_wrapped, microbatches)
         # The last batch ends the step, and is the only one that is sure to get a micro-batch.
         cuts = [len(microbatches) * k // len(batches) for k in range(len(batches) + 1)]
         return [{"microbatches": microbatches[start:stop]} for start, stop in pairwise(cuts)], self._num_items(main)
@@ -135,8 +136,11 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
         """Return what the loss of a step is a mean over, given the places of its main pairs: their number."""
         return len(main)
 
-    def _start_step(self, model: nn.Module, microbatches: list[MicroBatch], *, training: bool) -> None:
+    def _start_step(self, model: nn.Module, microbatches: list[MicroBatch]) -> None:
         """Look at all pairs of a step before its first micro-batch."""
+
+    def _start_evaluation(self, model: nn.Module) -> None:
+        """Look at all held-out pairs before the first of their micro-batches."""
 
     def _share_of_step(self, loaded: Sequence[Tensor]) -> tuple[list[MicroBatch], npt.NDArray[np.int64]]:
         """Return this process' micro-batches of a step, and the places of all main pairs of the step.
@@ -258,6 +262,11 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
 
     # Evaluation
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate; the first batch, which comes with the model as it is then wrapped, starts with all pairs."""
+        self._evaluation_starts = True
+        return super().evaluation_loop(*args, **kwargs)
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -268,7 +277,9 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
         """Return the (P, K) table of metrics as predictions and the groups of the pairs (P,) as labels."""
         tables, groups, places = [], [], []
         cut: list[MicroBatch] = inputs["microbatches"]
-        self._start_step(model, cut, training=False)
+        if self._evaluation_starts:
+            self._evaluation_starts = False
+            self._start_evaluation(model)
         for microbatch in self._in_step(cut, lambda: min(cut, key=lambda one: one["input_ids"].numel())):
             on_it = on_device(microbatch, self.args.device)
             with torch.no_grad(), self.compute_loss_context_manager():

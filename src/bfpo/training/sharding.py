@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor
 from transformers import Trainer
 
 from bfpo.core.errors import SettingError
 
-__all__ = ["is_sharded", "prepare_sharding", "whole_state"]
+__all__ = ["is_sharded", "prepare_sharding", "shard_now", "whole_state"]
 
 
 def is_sharded(trainer: Trainer) -> bool:
@@ -36,6 +37,16 @@ def prepare_sharding(accelerator: Accelerator) -> None:
         plugin.mixed_precision_policy = dataclasses.replace(
             plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
         )
+
+
+def shard_now(trainer: Trainer) -> None:
+    """Shard the trainer's model by FSDP2, in place, as accelerate does when a training begins.
+
+    Every process must call this. The first process' weights count where the others are loaded empty.
+    """
+    accelerator = trainer.accelerator
+    accelerator.state.fsdp_plugin.set_auto_wrap_policy(trainer.model)
+    fsdp2_prepare_model(accelerator, trainer.model)
 
 
 def whole_state(trainer: Trainer) -> dict[str, Tensor] | None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback
 
+from bfpo.core.errors import SettingError
 from bfpo.data.pack import MicroBatch, collate_pairs, on_device
 from bfpo.data.store import reference_logps
 from bfpo.data.tokenize import TokenPair
@@ -38,7 +39,7 @@ from bfpo.training.checks import (
 from bfpo.training.margin import check_margin_logps
 from bfpo.training.metrics import PairFigures, TrainingRecord, group_index
 from bfpo.training.packed import PackedTrainer
-from bfpo.training.sharding import is_sharded
+from bfpo.training.sharding import is_sharded, shard_now
 
 __all__ = ["BFPOConfig", "BFPOTrainer"]
 
@@ -67,6 +68,9 @@ class BFPOTrainer(PackedTrainer):
     args: BFPOConfig
     data_collator: Any
 
+    only_reads: ClassVar[bool] = False
+    """Whether it makes the reference pass and never trains: under FSDP2 it then shards the model for the pass."""
+
     def __init__(
         self,
         model: Any,
@@ -87,6 +91,11 @@ class BFPOTrainer(PackedTrainer):
         lists = [*streams, *evals.values()]
         self.method = args.method_object()
         check_paired(self.method, lists)
+        if len(evals) > 1 and (self.method.shifted or isinstance(self.method, ReadsBeside)):
+            raise SettingError(
+                f"eval_dataset: got {len(evals)} lists ({', '.join(evals)}) with the method {self.method.name!r}, "
+                "which looks held-out pairs up by their place in one list; give one list"
+            )
         super().__init__(
             model,
             args,
@@ -117,13 +126,17 @@ class BFPOTrainer(PackedTrainer):
 
     # The step
 
-    def _start_step(self, model: nn.Module, microbatches: list[MicroBatch], *, training: bool) -> None:
+    def _start_step(self, model: nn.Module, microbatches: list[MicroBatch]) -> None:
         """Let the method look at all pairs of a step before its first micro-batch, if it must."""
         if self._inputs is not None:
             with torch.no_grad(), self.compute_loss_context_manager():
-                self._inputs.start_step(
-                    model, microbatches, even=self._in_step, reduce=self._sum_over_processes, training=training
-                )
+                self._inputs.start_step(model, microbatches, even=self._in_step, reduce=self._sum_over_processes)
+
+    def _start_evaluation(self, model: nn.Module) -> None:
+        """Let the method look at all held-out pairs, if it must."""
+        if self._inputs is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                self._inputs.start_evaluation(model, even=self._in_step, reduce=self._sum_over_processes)
 
     def _microbatch_step(
         self, model: nn.Module, microbatch: MicroBatch, num_items: Tensor | int | None, *, check: bool
@@ -293,7 +306,8 @@ class BFPOTrainer(PackedTrainer):
         if requested == "auto" and known:
             requested = "precompute"
         looked_up, num_missing = None, 0
-        sharded = is_sharded(self)
+        shards_now = self.only_reads and self.is_fsdp_enabled
+        sharded = is_sharded(self) and not shards_now
         if requested in ("auto", "precompute") and not known:
             looked_up = ReferencePass(
                 model,
@@ -317,9 +331,13 @@ class BFPOTrainer(PackedTrainer):
         )
         report = None
         if name == "precompute" and looked_up is not None:
+            if shards_now:  # after the look-up, whose key is of whole weights
+                shard_now(self)
             with self.accelerator.autocast():
                 lists, report = looked_up.run(
-                    collate=self._collate, max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS
+                    collate=self._collate,
+                    max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS,
+                    together=shards_now,
                 )
         return make_reference(name, model), name, lists, report
 

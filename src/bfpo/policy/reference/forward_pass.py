@@ -116,13 +116,18 @@ class ReferencePass:
         return int(np.isnan(self._logps[rows, 0]).sum())
 
     def run(
-        self, *, collate: Collate, max_tokens: int = MAX_TOKENS, rows_per_shard: int = ROWS_PER_SHARD
+        self,
+        *,
+        collate: Collate,
+        max_tokens: int = MAX_TOKENS,
+        rows_per_shard: int = ROWS_PER_SHARD,
+        together: bool = False,
     ) -> tuple[list[Sequence[TokenPair]], ReferenceReport]:
         """Return the lists with `ref_chosen_logps` and `ref_rejected_logps` set, and what was done.
 
         A shard is written every `rows_per_shard` rows, and when the pass is stopped or fails, so that the next one
-        continues from there. A cache that cannot be written gives a warning, and the pass continues. Raises as
-        `precompute` does.
+        continues from there. A cache that cannot be written gives a warning, and the pass continues. `together`: the
+        model is sharded, so every process takes as many batches as the others. Raises as `precompute` does.
         """
         num_missing = self.num_missing()
         if self._is_first:
@@ -130,7 +135,7 @@ class ReferencePass:
             logger.info("reference: %d rows%s, %d to compute", len(self._rows), found, num_missing)
         started = time.monotonic()
         if num_missing:
-            self._compute(collate, max_tokens, rows_per_shard)
+            self._compute(collate, max_tokens, rows_per_shard, together=together)
         seconds = time.monotonic() - started
         if self._is_first and num_missing:
             logger.info("reference: %d rows computed in %.0f s", num_missing, seconds)
@@ -156,17 +161,22 @@ class ReferencePass:
             model_key=self._key,
         )
 
-    def _compute(self, collate: Collate, max_tokens: int, rows_per_shard: int) -> None:
+    def _compute(self, collate: Collate, max_tokens: int, rows_per_shard: int, *, together: bool) -> None:
         missing = np.flatnonzero(np.isnan(self._logps[:, 0])).tolist()
         rank, num_processes = self._process
         batches = token_batches(self._rows, missing, max_tokens=max_tokens, num_processes=num_processes)
         with CountProgress("reference", len(missing), logger, shown=self._is_first) as progress:
             for group in _rounds(batches, rows_per_shard, num_processes):
                 found: dict[int, PairLogps] = {}
+                own = group[rank::num_processes]
+                # Sharded weights are gathered by all processes at once: one without a batch repeats the cheapest.
+                idle = math.ceil(len(group) / num_processes) - len(own) if together else 0
                 try:
-                    for part in precompute(self._model, self._rows, group[rank::num_processes], collate=collate):
-                        found.update(part)
-                        progress.advance(len(part) * num_processes)
+                    asked = [*own, *[group[-1][-1:]] * idle]
+                    for place, part in enumerate(precompute(self._model, self._rows, asked, collate=collate)):
+                        if place < len(own):
+                            found.update(part)
+                            progress.advance(len(part) * num_processes)
                     if num_processes > 1:
                         found = dict(gather_object(list(found.items())))
                 finally:  # keep computed rows even on failure

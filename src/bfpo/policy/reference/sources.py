@@ -216,8 +216,8 @@ def choose_reference(
     if requested == "precompute" and sharded and num_to_compute:
         raise SettingError(
             f"reference: precompute lacks {num_to_compute} rows, and until FSDP or DeepSpeed shards the model it is "
-            "on the CPU, where they would take too long; fill the cache beforehand with bfpo reference --config FILE, "
-            f"launched without sharding, or use auto or {inside_steps}"
+            "on the CPU, where they would take too long; fill the cache beforehand with bfpo reference --config FILE "
+            f"(with FSDP2, launched as this run is), or use auto or {inside_steps}"
         )
     if requested != "auto":
         return requested

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from bfpo.core.errors import ConfigError
 from bfpo.core.inputs import reason_outside
@@ -196,5 +197,12 @@ def _read(path: Path) -> Suite:
     try:
         return Suite.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        problems = "; ".join(map(_problem, error.errors()))
         raise ConfigError(f"{path}: not a suite: {problems}; docs/evaluation.md describes the format") from error
+
+
+def _problem(details: ErrorDetails) -> str:
+    key, value = ".".join(map(str, details["loc"])), details["input"]
+    shown = isinstance(value, str | int | float | None) and details["type"] != "value_error"  # which says it itself
+    got = f"got {value!r}; " if shown else ""
+    return f"{key}: {got}{details['msg']}"
