@@ -1,4 +1,4 @@
-"""Shared settings of the tests: one thread (tiny models are faster so), no network, no telemetry."""
+"""Shared settings of the tests: one thread (tiny models are faster so), no network, no telemetry, no clock."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from hypothesis import HealthCheck, settings
 
 import messages
 
 torch.set_num_threads(1)
+settings.register_profile("bfpo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bfpo")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -50,6 +50,11 @@ def verdicts(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (needed,) = (
+        each for each in PROJECT["project"]["optional-dependencies"]["dev"] if name_of(each) == "import-linter"
+    )
+    # Beside the lowest version of rich only an older one can be installed, which knows fewer kinds of contract.
+    pytest.importorskip("importlinter", minversion=needed.split(">=")[1])
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(PACKAGE, folder / "src" / "bfpo", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
