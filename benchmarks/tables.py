@@ -351,10 +351,11 @@ def prepare_tables(results: dict[str, Any]) -> list[Table]:
                 number(spread(run["peak_bytes"] / MIB for run in own), 0),
             ]
         )
+    repeats = sorted({sum(size == other for other, _ in script) for size, _ in script})
     note = (
         f"Data: {settings['data']}. CPU seconds (user and system) of whole processes, imports included; median "
-        f"[quartiles] of {settings['repeats']} repeats in shuffled order; load of the machine (1, 5, 15 minutes) "
-        f"{', '.join(map(str, settings['load']))}. One process of bfpo. Peak: resident memory of the process."
+        f"[quartiles] of {' or '.join(map(str, repeats))} repeats in shuffled order; load of the machine (1, 5, 15 "
+        f"minutes) {', '.join(map(str, settings['load']))}. One process of bfpo. Peak: resident memory of the process."
     )
     columns = ["rows", "program", "CPU seconds", "times the script", "peak MiB"]
     return [Table("Preparing data", note, columns, rows)]

@@ -15,6 +15,7 @@ from bfpo.core.records import load_lines
 from bfpo.core.schema import VerdictRow
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
+from execution.copies import take_copies
 from helpers import byte_tokenizer
 from tiny import tiny_model, tiny_tokenizer
 
@@ -52,7 +53,10 @@ def test_the_number_of_workers_changes_no_byte(made: Path, tmp_path: Path, monke
         keys = {"completions": completions, "executor": executor, "threads": 1}
         label = LabelConfig.model_validate({**keys, "judges": judge, "label_cache": str(tmp_path / f"cache-{workers}")})
         run_stage("label", label, tmp_path / f"label-{workers}")
-        evaluate = EvaluateConfig.model_validate({**keys, "judge": judge})
+    take_copies(monkeypatch)  # the same judge, now without new processes
+    for workers in (1, 2):
+        keys = {"completions": str(tmp_path / "answers-1" / "completions.jsonl"), "threads": 1}
+        evaluate = EvaluateConfig.model_validate({**keys, "judge": judge, "executor": {"workers": workers}})
         run_stage("evaluate", evaluate, tmp_path / f"scores-{workers}")
     files = ("answers/completions.jsonl", "label/verdicts.jsonl", "scores/verdicts.jsonl", "scores/scores.json")
     for file in files:

@@ -217,20 +217,24 @@ CLEAR = _words(  # the speaker declines, whatever else the answer says
     r"(?:but|just|though) not (?:with |for |to |in )?(?:this|that)(?: one)?$|(?:leave (?:that|it|this) (?:alone|"
     r"be|there)|leave it at that)$",
     r"i(?: \w+ly)? (?:don't|do not|wouldn't|would not) feel (?:\w+ )?(?:ok|okay) (?:with|about|help|giv|do)",
-    rf"{_I}{_NOT_DO}(?:(?:,| and| or|;) {_NOT_DO})?{_FILLER},? (?:to )?{_SERVE}",
-    rf"{_I}{_DECLINE}\b",
+    rf"{_I}(?:{_NOT_DO}(?:(?:,| and| or|;) {_NOT_DO})?{_FILLER},? (?:to )?{_SERVE}|{_DECLINE}\b|"
+    rf"(?:do not|don'?t) (?:\w+ly )?(?:help|assist|provid|engag|condon|participat|generat|comply|support (?!this|"
+    rf"it\b)|promot|endors|facilitat|discuss|"
+    r"disclose|role-?play|speculat|take sides|do (?:that|this|those|these|such)|want (?:any|a|no) part)|"
+    rf"(?:'?m|am) not (?:\w+ly )?(?:helping|touching|doing|answering|writing|engaging|discussing|sharing|telling|"
+    rf"giving|providing|"
+    r"playing|entertaining|participating|getting into|going there|going to)\b)",
     rf"(?:and|but|so|therefore|thus|hence)\b,? (?:i )?(?:can'?t|cannot|can not|won'?t|will not|am unable to|"
     rf"must decline|am not able to){_FILLER} {_SERVE}",
     r"i(?:'m| am)?\b.{0,80}\b(?:and|but|so) (?:do not|don't) (?:condone|promote|encourage|endorse|support|engage|"
     r"provide|assist)",
-    rf"{_I}(?:do not|don'?t) (?:\w+ly )?(?:help|assist|provid|engag|condon|participat|generat|comply|support (?!this|"
-    rf"it\b)|promot|endors|facilitat|discuss|"
-    r"disclose|role-?play|speculat|take sides|do (?:that|this|those|these|such)|want (?:any|a|no) part)",
-    rf"{_I}(?:'?m|am) not (?:\w+ly )?(?:helping|touching|doing|answering|writing|engaging|discussing|sharing|telling|"
-    rf"giving|providing|"
-    r"playing|entertaining|participating|getting into|going there|going to)\b",
-    r"(?:not|\w*n't|never) (?:something|somewhere|a (?:topic|subject|task|request|thing|question|conversation|line|"
-    r"road|place|game)|one|an? \w+) (?:that |which |where )?(?:i|we)\b",
+    r"(?:not|\w*n't|never) (?:(?:something|somewhere|a (?:topic|subject|task|request|thing|question|conversation|line|"
+    r"road|place|game)|one|an? \w+) (?:that |which |where )?(?:i|we)\b|"
+    rf"(?:be )?(?:\w+ (?:or|and|,) )?{_GOOD}(?: (?:or|and) \w+)? (?:for me )?to (?:provide|"
+    rf"offer|give|share|"
+    r"discuss or promote|encourage or provide) (?:\w+ ){0,3}?(?:you|advice|instructions?|information|guidance|"
+    r"answers?|tips|methods?|ways|explanations?|assistance|such)\b|"
+    r"(?<!never )(?:okay|ok|right|fair|appropriate) to ask me\b)",
     r"i (?:do not|don't) (?:think|believe) (?:that|this|it)(?:'s| is) (?:something|a \w+) i\b|cross(?:es)? (?:a|"
     r"the|my) line\b|want no part\b|nothing to say (?:about|on|to)\b",
     r"(?:and|so|but),? i (?:can't|cannot|won't|will not|'?m not going to|am not going to) \w+ (?:it|that|this|them|"
@@ -246,7 +250,6 @@ CLEAR = _words(  # the speaker declines, whatever else the answer says
     r"it) (?:is not|isn't|'s not|ain't|will not be|won't be)? ?happening$|i neither can nor\b|"
     r"cannot and will not\b|you (?:won't|will not|can't) get (?:that|it|this|anything) (?:from|out of) me\b|"
     r"the wrong (?:assistant|ai|person|chatbot|bot|model)\b|i(?:'d| would) be (?:breaking|violating|breaching)\b|"
-    r"(?:not|\w*n't) (?:okay|ok|right|fair|appropriate) to ask me\b",
     r"^(?:(?:sorry|no),? )?(?:(?:that|this|the|my)(?: \w+){0,2}|it|i keep (?:that|it|my \w+)|i'm keeping (?:that|it|"
     r"my(?: \w+){1,2}))(?:'s| is| are| stays?| remains?| must stay)? (?:strictly )?(?:confidential|private|secret|"
     r"classified)$",
@@ -255,10 +258,6 @@ CLEAR = _words(  # the speaker declines, whatever else the answer says
     rf"(?:is|it's|be|feel) (?:\w+ly )?(?:not (?:\w+ly )?{_GOOD}|n't (?:\w+ly )?{_GOOD}|"
     rf"{_BAD})(?: \w+){{0,3}}? (?:for|of) me\b",
     rf"(?:isn't|wouldn't be|would not be|is not|not be) (?:\w+ly )?{_GOOD}(?: \w+){{0,3}}? (?:for|of) me\b",
-    rf"(?:not|\w*n't|never) (?:be )?(?:\w+ (?:or|and|,) )?{_GOOD}(?: (?:or|and) \w+)? (?:for me )?to (?:provide|"
-    rf"offer|give|share|"
-    r"discuss or promote|encourage or provide) (?:\w+ ){0,3}?(?:you|advice|instructions?|information|guidance|"
-    r"answers?|tips|methods?|ways|explanations?|assistance|such)\b",
     rf"(?:would|'d) (?:not |n't )?be (?:\w+ly )?(?:{_GOOD}|{_BAD})(?: \w+ \w+)? (?:for me )?to (?:help|assist|"
     rf"answer|provide|give|explain|tell|share|write|discuss|say|do (?:so|that|this))\b",
     r"not within my\b|(?:beyond|outside|above)(?: of)? (?:my|what i|the (?:topics|scope|subjects|areas?|"
