@@ -55,12 +55,16 @@ def fails(state: State, item: int) -> int:
 
 
 def noted(state: State, item: tuple[int, str]) -> int:
-    """Note the node of Ray on which an item is worked on."""
+    """Note the node of Ray on which an item is worked on, and wait until two nodes have noted one."""
     import ray
 
     number, folder = item
     (Path(folder) / f"{number}").write_text(ray.get_runtime_context().get_node_id())
-    time.sleep(0.05)
+    for _ in range(2400):
+        if len({file.read_text() for file in Path(folder).iterdir()} - {""}) > 1:
+            break
+        time.sleep(0.05)
+    time.sleep(0.02)
     return state.factor * number
 
 
