@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from bfpo.cli import app
@@ -163,6 +164,8 @@ def test_a_known_architecture_with_code_beside_it_is_loaded_without_the_code(inp
 def test_a_kernel_named_in_a_config_is_refused(key: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**described, key: "someone/kernel"}))
+    if AutoConfig.from_pretrained(copy, trust_remote_code=False)._attn_implementation != "someone/kernel":
+        pytest.skip("this transformers does not read the key")  # 5.0 puts its own argument in its place
     monkeypatch.setattr("bfpo.policy.load.AutoModelForCausalLM.from_pretrained", None)  # not reached
     with raises(ModelError, "someone/kernel"):
         load_policy(copy)
