@@ -60,6 +60,44 @@ def test_a_panel_shows_every_judge_and_its_disagreements_come_first(tmp_path: Pa
     ]
 
 
+def label_run(folder: Path) -> tuple[Path, Path]:
+    """A run of `label` by two judges, and the completions that it read."""
+    red = panel_run(folder / "red")
+    config = {"completions": str(red / "generate" / "completions.jsonl"), "judges": ["guard", "probe"]}
+    rows = [json.loads(line) for line in (red / "label/verdicts.jsonl").read_text().splitlines()]
+    return write_run(folder / "label", "label", config, verdicts__jsonl=rows), Path(config["completions"])
+
+
+def test_a_run_of_label_shows_its_answers_and_measures_nothing(tmp_path: Path) -> None:
+    data = gather([label_run(tmp_path)[0]])
+    answers = {one.prompt: one.answers[0] for one in data.samples}
+    assert {name: one.judges_differ for name, one in answers.items()} == {
+        "Question 0": False, "Question 1": False, "Question 2": True,
+    }  # fmt: skip
+    assert [name for name, _ in behind(answers["Question 2"], 99)] == [
+        "All, any_unsafe of guard, probe", "guard", "probe",
+    ]  # fmt: skip
+    assert not [method for method in data.methods if method.scores]
+
+
+def test_what_other_judges_said_of_the_evaluated_answers_stands_beside_the_verdict(tmp_path: Path) -> None:
+    label, completions = label_run(tmp_path)
+    verdicts = [
+        {"completion_id": str(n), "judge": "guard", "label": "safe", "p_safe": 0.9, "prompt": f"Question {n}"}
+        for n in range(3)
+    ]
+    scores = {"confidence": 0.9, "scores": [score("harmless", 1.0, "", "")]}
+    config = {"completions": str(completions), "judge": "guard"}
+    run = write_run(tmp_path / "run", "evaluate", config, scores__json=scores, verdicts__jsonl=verdicts)
+    data = gather([run, label])
+    answers = {one.prompt: one.answers for one in data.samples}
+    assert sorted(map(len, answers.values())) == [1, 1, 1]
+    assert [text for _, text in behind(answers["Question 2"][0], 99)] == [
+        "safe\np(safe) 0.900\noutput: Safety: Safe", "unsafe\np(safe) 0.400",
+    ]  # fmt: skip
+    assert not [note for note in data.notes if "training data" in note]  # the labels are of the evaluated answers
+
+
 def test_one_judge_shows_its_output_and_the_threshold_of_its_folder(tmp_path: Path) -> None:
     judge = tmp_path / "judge" / "model"
     judge.mkdir(parents=True)

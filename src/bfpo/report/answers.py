@@ -109,7 +109,10 @@ def behind(answer: SampleAnswer, longest: int) -> list[tuple[str, str]]:
     """
     if answer.verdict is None:
         return []
-    votes = [asdict(answer.verdict), *(answer.votes or ())]
+    votes = answer.votes or []
+    # A verdict of several judges is theirs together; one of a single judge stands among the others.
+    together = answer.verdict.judge not in {vote.get("judge") for vote in votes}
+    votes = [asdict(answer.verdict), *votes] if together else votes
     several = len(votes) > 1
     found: list[tuple[str, str]] = []
     for number, vote in enumerate(votes):
@@ -122,7 +125,9 @@ def behind(answer: SampleAnswer, longest: int) -> list[tuple[str, str]]:
             f"output: {raw[:longest]}" + f" [{len(raw) - longest} more characters]" * (len(raw) > longest)
         ] * bool(raw)
         if parts:
-            found.append((f"{'All, ' if several and not number else ''}{vote.get('judge')}", "\n".join(parts)))
+            found.append(
+                (f"{'All, ' if several and together and not number else ''}{vote.get('judge')}", "\n".join(parts))
+            )
     return found
 
 

@@ -20,6 +20,7 @@ from bfpo.report.models import (
     AnswerKey,
     Model,
     add_answers,
+    add_labels,
     add_margins,
     add_scores,
     inside_suites,
@@ -87,6 +88,9 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         for run in others:
             if run.stage in ("redteam", "generate") and not any(top in run.path.parents for top in red):
                 add_answers(run, models)
+    for run in others:
+        if run.stage == "label" and not experiments:
+            add_labels(run, models, only_known=any(other.stage == "evaluate" for other in others))
     _add_trainings([run for run in others if run.stage in _CURVE_STAGES], models)
     for model in models.values():
         beta = model.result.settings.get("beta")
@@ -340,7 +344,11 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
     for one in scored:
         if isinstance(one, SuitesFile) and one.guard is not None:
             yield from (f"{line}." for line in describe_guard(one.guard, one.suites))
-    labelling = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("label", "redteam"))}
+    judged = {run.setting("completions", str) for run in runs if run.stage == "evaluate"} - {None}
+    labelled = [run for run in runs if run.setting("completions", str) not in judged]  # not the evaluated answers again
+    labelling = {
+        json.dumps(judge, sort_keys=True) for run in labelled for judge in _judges_of(run, ("label", "redteam"))
+    }
     evaluating = {json.dumps(judge, sort_keys=True) for run in runs for judge in _judges_of(run, ("evaluate",))}
     if labelling & evaluating:
         yield "The judge that labelled the training data also judged the answers: its errors favour the model."

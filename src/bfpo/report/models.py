@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ __all__ = [
     "AnswerKey",
     "Model",
     "add_answers",
+    "add_labels",
     "add_margins",
     "add_scores",
     "inside_suites",
@@ -209,8 +210,45 @@ def add_answers(run: Run, models: dict[str, Model]) -> None:
         _add_answer(model, answer, prompt_text(found.prompt), "")
 
 
+def add_labels(run: Run, models: dict[str, Model], *, only_known: bool) -> None:
+    """Add what each judge of a run of `label` said of completions, beside the verdict of an evaluation if there is one.
+
+    Nothing of it is measured. `only_known`: answers that are not there yet are not added.
+    """
+    texts, rows = texts_of(run), run.rows(VerdictRow, "verdicts.jsonl")
+    places = {
+        (id, answer.text): (model, (suite, id, place))
+        for model in models.values()
+        for (suite, id, place), (_, _, answer) in model.answers.items()
+        if not suite
+    }
+    new: dict[str, list[VerdictRow]] = {}
+    for row in rows:
+        if (found := texts.get(row.completion_id)) is None:
+            continue
+        if (known := places.get((found.id, found.text))) is None:
+            new.setdefault(found.model or "model", []).append(row)
+            continue
+        model, key = known
+        prompt, kind, answer = model.answers[key]
+        verdict, judges = answer.verdict, row.votes or [asdict(narrowed(Verdict, row))]
+        if verdict is None:
+            answer = replace(answer, verdict=narrowed(Verdict, row), votes=row.votes)
+        else:
+            own = [] if any(vote["judge"] == verdict.judge for vote in judges) else [asdict(verdict)]
+            answer = replace(answer, votes=[*(answer.votes or own), *judges])
+        model.answers[key] = prompt, kind, replace(answer, thresholds={**_thresholds(run), **(answer.thresholds or {})})
+    for name, some in {} if only_known else new.items():
+        _add_judged(model_of(models, model_name(name)), texts, some, _thresholds(run), counts=False)
+
+
 def _add_judged(
-    model: Model, texts: Mapping[str, Completion], verdicts: Iterable[VerdictRow], thresholds: dict[str, float]
+    model: Model,
+    texts: Mapping[str, Completion],
+    verdicts: Iterable[VerdictRow],
+    thresholds: dict[str, float],
+    *,
+    counts: bool = True,
 ) -> None:
     for row in verdicts:
         found = texts.get(row.completion_id)
@@ -219,11 +257,12 @@ def _add_judged(
         answer = replace(answer, blocked=row.blocked, incoherent=row.incoherent, category=row.category)
         asked = row.prompt or normalised_prompt(turns)
         more: dict[str, Any] = {"has_text": text is not None, "votes": row.votes, "thresholds": thresholds}
+        more["counts"] = counts
         _add_answer(model, answer, prompt_text(turns) or row.prompt, asked, **more)
 
 
 def texts_of(run: Run) -> dict[str, Completion]:
-    """Return the completions that a run of `evaluate` judged, by id; empty if they are missing or unreadable."""
+    """Return the completions that a run of `evaluate` or `label` judged, by id; empty if missing or unreadable."""
     file = run.setting("completions", str)
     return read_texts(run, resolve(file, run) if file else None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from bfpo.core.console import in_words
@@ -20,7 +21,7 @@ from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.judges.records import CleanedCell, CleanFile, JudgeCheckFile, RedteamFile
 from bfpo.report.data import FactTable, StageResult
 from bfpo.report.progress import forecast_facts, forecast_said, training_result
-from bfpo.report.read import Run
+from bfpo.report.read import Run, model_name
 from bfpo.report.wording import (
     cell_title,
     count_text,
@@ -309,6 +310,7 @@ def _judge(found: Any) -> str:
     if not isinstance(found, dict):
         return str(found)
     source = found.get("source") or found.get("model")
+    source = model_name(source) if source and Path(source).is_absolute() else source
     at = f" at {found['url']}" if found.get("url") else ""
     return str(found.get("name") or f"{found.get('format', 'a judge')}{f':{source}' if source else ''}{at}")
 
