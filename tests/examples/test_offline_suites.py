@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bfpo.config import EvaluateConfig, load_config
-from bfpo.core.schema import Message, Pair
-from bfpo.judges.ngrams import NgramSettings, fit_ranker
+from bfpo.core.schema import Completion, Message, Pair
+from bfpo.judges.ngrams import NgramSettings, fit_ngrams, fit_ranker
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.suites.catalogue import known_suites
 
@@ -29,9 +29,11 @@ def settings(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(base, tmp_path / "sft")
     pairs = [Pair(str(n), (Message("user", "q"),), f"she said {n}", f"he was {n} sad") for n in range(20)]
     fit_ranker(pairs, NgramSettings(), name="small").save(tmp_path / "ranker", {})
+    rows = [Completion(pair.id, pair.prompt, text, "") for pair in pairs for text in (pair.chosen, pair.rejected)]
+    fit_ngrams(rows, [True, False] * 20, NgramSettings(), name="small").save(tmp_path / "judge", {})
     return [
         f"models=[{{name: base, model: {base}}}, {{name: sft, model: {tmp_path / 'sft'}}}]",
-        "suites.judges={harm: refusal-phrases}",
+        f"suites.judges={{harm: {tmp_path / 'judge'}}}",
         f"suites.ranker={tmp_path / 'ranker'}",
         f"suites.label_cache={tmp_path / 'cache'}",
         "suites.limit=2",

@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from bfpo.core.schema import Completion, Message
+from bfpo.judges.ngrams import NgramSettings, fit_ngrams
 from bfpo.policy.save import save_policy
 from support.hub_server import COMMIT, HubServer
 from tiny import tiny_model, tiny_tokenizer
@@ -152,7 +154,11 @@ def test_models_and_suites_come_from_the_hub(repositories: dict[str, Path], tmp_
     for seed, name in enumerate(("one", "two")):
         save_policy(tiny_model(seed=seed), tiny_tokenizer(), tmp_path / name)
     models = [{"name": name, "model": f"acme/{name}"} for name in ("one", "two")]
-    suites = {"use": ["advbench", "xstest"], "judges": {"harm": "refusal-phrases"}, "max_new_tokens": 4}
+    rows = [
+        Completion(str(n), (Message("user", "q"),), f"{'she said' if n % 2 else 'he was'} {n}", "") for n in range(20)
+    ]
+    fit_ngrams(rows, [n % 2 == 1 for n in range(20)], NgramSettings()).save(tmp_path / "judge", {})
+    suites = {"use": ["advbench", "xstest"], "judges": {"harm": str(tmp_path / "judge")}, "max_new_tokens": 4}
     suites["label_cache"] = str(tmp_path / "labels")
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"models": models, "suites": suites, "bootstrap_samples": 50, "threads": 1}))
