@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shlex
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -246,8 +247,8 @@ def test_without_needless_refusals_there_is_no_buffer(world: Path, tmp_path: Pat
 
 def sample_reader(incoherent: Any) -> Any:
     """Return what makes the reader of a sample, which calls the answers incoherent that `incoherent` does."""
-    return lambda config, prompts: SimpleNamespace(
-        read=lambda found: [Reading(not bad) for bad in incoherent(config, found, prompts)]
+    return lambda config, prompts: nullcontext(
+        SimpleNamespace(read=lambda found: [Reading(not bad) for bad in incoherent(config, found, prompts)])
     )
 
 
