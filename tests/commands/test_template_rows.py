@@ -96,8 +96,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **settings: Any) -> Any:
         raise AssertionError("weights were loaded")
 
-    for place in ("training.inputs", "commands.generate", "commands.evaluate"):
-        monkeypatch.setattr(f"bfpo.{place}.load_policy", refuse)
+    for place in ("training.inputs.load_policy", "commands.generate.load_policy", "commands.evaluate.load_to_read"):
+        monkeypatch.setattr(f"bfpo.{place}", refuse)
 
 
 def template(folder: Path, text: str) -> str:

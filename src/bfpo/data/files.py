@@ -44,6 +44,7 @@ MAX_DOCUMENT_BYTES = 1 << 26
 
 _ROWS_PER_BATCH = 1024
 _BLOCK_BYTES = 1 << 20
+_FIRST_BYTES = 1 << 12
 _ARROW_FILE = b"ARROW1"
 _BOM = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
@@ -228,8 +229,8 @@ def _too_deep() -> RowError:
 
 def _begins_an_array(file: Path) -> bool:
     with _open_bytes(file) as stream:
-        content = stream.read(_BLOCK_BYTES).removeprefix(_BOM).lstrip(_SPACE)
-        while not content and (block := stream.read(_BLOCK_BYTES)):
+        content = stream.read(_FIRST_BYTES).removeprefix(_BOM).lstrip(_SPACE)
+        while not content and (block := stream.read(_FIRST_BYTES)):
             content = block.lstrip(_SPACE)
     return content.startswith(b"[")
 
