@@ -13,7 +13,7 @@ import bfpo.commands.generate as generate
 import bfpo.generation.engines as engines
 import bfpo.policy.precision as precision
 from bfpo.config import GenerateConfig
-from bfpo.core.errors import DataError, RunError, SettingError
+from bfpo.core.errors import ConfigError, DataError, RunError, SettingError
 from bfpo.data.read import read_completions
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
@@ -234,3 +234,64 @@ def test_one_part_of_the_prompts_is_asked(model: Path, prompts: Path, tmp_path: 
     nothing = config(model, prompts, split={"parts": {"a": 1e-9, "b": 1 - 1e-9}, "part": "a"})
     with raises(SettingError, "split.part"):
         run_stage("generate", nothing, tmp_path / "x")
+
+
+def test_what_an_earlier_run_made_of_the_same_prompts_is_taken(
+    model: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bfpo")
+    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+    rows[3]["prompt"] += " w1"  # another prompt of the same id
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    whole = run_stage("generate", config(model, changed), tmp_path / "whole").path
+    run_stage("generate", config(model, prompts, limit=6), tmp_path / "limited")
+    taken = run_stage("generate", config(model, changed, reuse=str(tmp_path / "limited")), tmp_path / "taken")
+    assert (taken.path / "completions.jsonl").read_bytes() == (whole / "completions.jsonl").read_bytes()
+    limited = {name for name, *_ in texts(tmp_path / "limited")}
+    number = len(limited - {"p0", "p3"})
+    assert taken.record["reused"] == {"run": str(tmp_path / "limited"), "completions": number}
+    assert f"{number} of 9 completions are taken" in caplog.text
+    assert 0 < number < 9
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"), [({"seed": 1}, "seed"), ({"max_new_tokens": 7}, "max_new_tokens"), ({"top_p": 0.5}, "top_p")]
+)
+def test_nothing_is_taken_from_a_run_of_other_settings(
+    setting: dict[str, Any],
+    key: str,
+    model: Path,
+    prompts: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run_stage("generate", config(model, prompts, limit=3), tmp_path / "before")
+    other = config(model, prompts, limit=3, **setting)
+    expected = run_stage("generate", other, tmp_path / "plain").path
+    reuse = other.model_copy(update={"reuse": str(tmp_path / "before")})
+    found = run_stage("generate", reuse, tmp_path / "after")
+    assert texts(found.path) == texts(expected)
+    assert found.record["reused"]["completions"] == 0
+    assert f"was made with other {key}; nothing is taken" in caplog.text
+
+
+def test_other_weights_in_the_same_folder_are_another_model(
+    model: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = tmp_path / "model"
+    save_policy(tiny_model(seed=4), tiny_tokenizer(), own)
+    run_stage("generate", config(own, prompts, limit=3), tmp_path / "before")
+    save_policy(tiny_model(seed=5), tiny_tokenizer(), own)
+    found = run_stage("generate", config(own, prompts, limit=3, reuse=str(tmp_path / "before")), tmp_path / "after")
+    assert found.record["reused"]["completions"] == 0
+    assert "other weights" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["nowhere", "unfinished"])
+def test_only_a_finished_run_can_be_taken_from(place: str, model: Path, prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "unfinished").mkdir()
+    record = {"stage": "generate", "status": "running"}
+    (tmp_path / "unfinished" / "run.json").write_text(json.dumps(record))
+    with raises(ConfigError, "reuse", place, "finished" if place == "unfinished" else "bfpo generate"):
+        run_stage("generate", config(model, prompts, reuse=str(tmp_path / place)), tmp_path / "after")

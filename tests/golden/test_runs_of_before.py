@@ -23,6 +23,7 @@ from bfpo.runs.stages import STAGES, check_stage, run_stage
 GOLDEN = Path(__file__).parent
 # Keys that did not exist at that commit, with the values that leave everything as it was.
 NEW: dict[str, Any] = {
+    "reuse": None,
     "labels": None,
     "thinking": None,
     "behaviour": None,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bfpo.config import EvaluateConfig
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.core.schema import Completion, Message, Verdict
+from bfpo.generation.engines import Report, Task, TransformersEngine
 from bfpo.judges.refusals import NOT_READ
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
@@ -107,6 +109,28 @@ def test_the_same_answers_give_the_same_bytes_and_are_not_made_again(root: Path,
     moved = config(root, reuse=str(done)).resolved() | {"models": [{"name": "one", "model": str(root / "two")}]}
     swapped = run_stage("evaluate", EvaluateConfig.model_validate(moved), root / "swapped")
     assert (swapped.path / "models" / "one" / "answers-4-0" / "completions.jsonl").exists()
+
+
+def test_a_suite_that_is_added_is_asked_alone(root: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added = [{"id": f"a{n}", "prompt": f"w{n} w7", "kind": "harmful"} for n in range(3)]
+    (root / "added.jsonl").write_text("".join(json.dumps(row) + "\n" for row in added))
+    suite = WORLD | {"name": "added", "source": {"files": ["added.jsonl"]}}
+    (root / "added.yaml").write_text(yaml.safe_dump(suite))
+    asked: list[str] = []
+    whole = TransformersEngine.complete
+
+    def complete(self: TransformersEngine, tasks: Sequence[Task], report: Report) -> None:
+        asked.extend(task.id for task in tasks)
+        whole(self, tasks, report)
+
+    monkeypatch.setattr(TransformersEngine, "complete", complete)
+    use = ["demo", str(root / "mine.yaml"), str(root / "added.yaml")]
+    run = run_stage("evaluate", config(root, use=use, reuse=str(done)), root / "more")
+    assert sorted(asked) == sorted(2 * [f"added/a{n}" for n in range(3)])
+    rows = [json.loads(line) for line in (run.path / "answers.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in (done / "answers.jsonl").read_text().splitlines()]
+    assert [row for row in rows if row["suite"] != "added"] == before
+    assert len(rows) == len(before) + 6
 
 
 def test_labels_by_people_stand_beside_the_scores(root: Path, done: Path) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bfpo.config import GenerateConfig, read_template
@@ -25,6 +26,7 @@ from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.data.tokenize import check_ids, ids_to_check, row_check
 from bfpo.data.write import completion_row
 from bfpo.execution.workers import Workers, in_process
+from bfpo.generation.earlier import COMPLETIONS, RAW, read_earlier
 from bfpo.generation.engines import (
     Engine,
     Made,
@@ -49,7 +51,7 @@ __all__ = ["preview", "run"]
 
 _log = logging.getLogger(__name__)
 
-COMPLETIONS, RAW, REJECTS = "completions.jsonl", "completions.raw.jsonl", "rejects.jsonl"
+REJECTS = "rejects.jsonl"
 _PARTIAL = "completions.partial.jsonl"
 _END_TOKENS = 32  # of a prompt, enough for an opening mark
 _ROWS_OF_BATCH = 64  # where the number of slots is found by the device
@@ -94,6 +96,8 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
     if not folder.resumed:
         partial.unlink(missing_ok=True)
     made = read_made(partial)
+    if config.reuse is not None:
+        _take_earlier(config, config.reuse, folder, tasks, made)
     folder.kept = "the completions made so far are kept"
     budget = RequestBudget(config.max_requests if isinstance(config, ServerGenerate) else None)
     try:
@@ -107,6 +111,24 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
         if isinstance(config, ServerGenerate):
             folder.add_facts(requests=budget.num_requests)
     _finish(config, folder, prompts, chat, made)
+
+
+def _take_earlier(
+    config: GenerateConfig, reuse: str, folder: RunFolder, tasks: Mapping[str, Task], made: dict[str, Made]
+) -> None:
+    """Add to `made` an earlier run's completions of the same prompts, at each start anew; log how many."""
+    earlier = read_earlier(Path(reuse), config.resolved())
+    if earlier.differs:
+        _log.warning("reuse: %s was made with other %s; nothing is taken from it", reuse, ", ".join(earlier.differs))
+    taken = [
+        Made(row.id, row.text, row.finished, None, row.reasoning, row.blocked, row.extra)
+        for row in earlier.completions.values()
+        if (task := tasks.get(row.id)) is not None and (task.messages, task.tools) == (row.prompt, row.tools)
+        if row.id not in made
+    ]
+    made.update({row.id: row for row in taken})
+    folder.add_facts(reused={"run": reuse, "completions": len(taken)})
+    _log.info("reuse: %d of %d completions are taken from %s", len(taken), len(tasks), reuse)
 
 
 def preview(config: GenerateConfig) -> list[str]:
@@ -371,10 +393,11 @@ def _finish(
     folder.file(_PARTIAL).unlink(missing_ok=True)
     counts = [made[completion.id].num_tokens for completion in completions]
     known = [count for count in counts if count is not None]
+    num_reused = folder.record.get("reused", {}).get("completions", 0)
     facts: dict[str, Any] = {
         "num_completions": len(completions),
         "num_finished": sum(completion.finished for completion in completions),
-        "completion_tokens": sum(known) if len(known) == len(counts) else None,
+        "completion_tokens": sum(known) if len(known) + num_reused == len(counts) else None,
     }
     if thoughts := sum(bool(completion.reasoning) for completion in completions):
         facts["num_with_thoughts"] = thoughts

@@ -74,6 +74,11 @@ class GenerateConfig(OneOf, StageConfig):
     )
     seed: int = Field(default=0, ge=0, description="seed of the sampling")
     thinking: ThinkingKey = None
+    reuse: PathText | None = Field(
+        default=None,
+        description="folder of an earlier run of the same model and settings, whose completions of the same prompts "
+        "are taken; null = make all",
+    )
 
     @classmethod
     def mode_of(cls, values: Mapping[str, Any]) -> str:

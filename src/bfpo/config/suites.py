@@ -222,7 +222,7 @@ class SuitesConfig(ConfigPart):
     reuse: PathText | None = Field(
         default=None,
         description="run folder of an earlier `bfpo evaluate`: its answers are used where model, prompts and sampling "
-        "are the same, so that only judging is repeated; null = ask everything",
+        "are the same, so that only new prompts are asked; null = ask everything",
     )
     label_cache: PathText | None = Field(
         default=None, description="folder where verdicts are kept; null = bfpo/label in the user's cache folder"

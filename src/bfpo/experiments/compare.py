@@ -25,7 +25,7 @@ from bfpo.scores.records import (
     ModelComparison,
     TriedSetting,
 )
-from bfpo.scores.scores import METRICS, Judged, score_rows
+from bfpo.scores.scores import METRICS, Judged, p_text, score_rows
 from bfpo.stats import pareto_front
 
 __all__ = [
@@ -539,4 +539,4 @@ def _cell(score: Score | MethodDifference | None) -> str:
 def _cell_tested(difference: MethodDifference | None) -> str:
     if difference is None or difference.p_holm is None:
         return _cell(difference)
-    return f"{_cell(difference)}, p {difference.p_holm:.2g}"
+    return f"{_cell(difference)}, p {p_text(difference.p_holm)}"

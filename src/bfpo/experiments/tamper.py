@@ -13,7 +13,7 @@ from bfpo.experiments.tradeoff import table_row
 from bfpo.experiments.worlds import score_line
 from bfpo.report.wording import points, points_interval, with_interval
 from bfpo.scores.comparisons import paired_row, with_holm
-from bfpo.scores.scores import PairedValues
+from bfpo.scores.scores import PairedValues, p_text
 from bfpo.stats import rate_interval
 from bfpo.suites.evaluations import TASK, Evaluated, Measured, read_evaluation
 from bfpo.suites.records import GatedModel, GatedSuite, SuitesFile, TamperChange, TamperFile, TamperScore
@@ -245,7 +245,7 @@ def tamper_markdown(result: TamperFile) -> str:
                 result.measures[row.metric],
                 points(row.difference),
                 points_interval(row.low, row.high),
-                "" if row.p_holm is None else f"{row.p_holm:.2g}",
+                p_text(row.p_holm),
             ]
         )
         for row in result.changes

@@ -18,7 +18,7 @@ from bfpo.experiments.tradeoff import table_row
 from bfpo.scores.categories import category_table, spread_over
 from bfpo.scores.comparisons import paired_row, with_holm
 from bfpo.scores.records import ComparedWorld, ComparisonFile, WorldChange, WorldMethod, WorldsFile
-from bfpo.scores.scores import METRICS, Judged, pair_values
+from bfpo.scores.scores import METRICS, Judged, p_text, pair_values
 
 __all__ = ["collect_worlds", "draw_worlds", "noise_of", "score_line", "world_folder", "worlds_markdown"]
 
@@ -177,7 +177,7 @@ def _number(score: Score) -> str:
 def _change(row: WorldChange) -> str:
     if row.difference is None or row.low is None or row.high is None:
         return "not measured"
-    p_value = "" if row.p_holm is None else f", p {row.p_holm:.2g}"
+    p_value = "" if row.p_holm is None else f", p {p_text(row.p_holm)}"
     return f"{100 * row.difference:+.1f} ({100 * row.low:+.1f} to {100 * row.high:+.1f}){p_value}"
 
 

@@ -16,6 +16,7 @@ from bfpo.report.experiments import is_the_table
 from bfpo.report.headline import front_of, metric_title
 from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
 from bfpo.report.wording import duration, interval_text, percent, points, points_interval, worst_words
+from bfpo.scores.scores import p_text
 from bfpo.stats import Interval, mean_interval
 
 __all__ = ["CSV_COLUMNS", "csv_text", "section_view"]
@@ -135,8 +136,8 @@ def _comparison(data: ReportData, item: Any) -> list[str]:
         f"{item.first} minus {item.second}",
         "not measured" if item.difference is None else points(item.difference),
         points_interval(item.low, item.high),
-        "" if item.p_value is None else f"{item.p_value:.3g}",
-        "" if item.p_holm is None else f"{item.p_holm:.3g}",
+        p_text(item.p_value),
+        p_text(item.p_holm),
         item.test,
         str(item.num),
     ]
@@ -163,9 +164,8 @@ def _tax(data: ReportData) -> dict[str, Any] | None:
             change = Interval(sign * item.difference, low, high, item.num)
             changes += [change] if tasks[item.suite].kind == "discriminative" else []
             values = [_suite_value(one, item.suite, item.metric) for one in (starts[0], method)]
-            p_value = "" if item.p_holm is None else f"{item.p_holm:.3g}"
-            rows.append([method.title, tasks[item.suite].title or item.suite, *values, *_change(change), p_value,
-                         f"{item.num:,}"])  # fmt: skip
+            rows.append([method.title, tasks[item.suite].title or item.suite, *values, *_change(change),
+                         p_text(item.p_holm), f"{item.num:,}"])  # fmt: skip
         if len(changes) > 1:
             mean = mean_interval(changes)
             rows.append([method.title, f"mean of {len(changes)} tasks", "", "", *_change(mean), "",

@@ -35,7 +35,7 @@ from bfpo.report.wording import (
     worst_words,
 )
 from bfpo.scores.records import WorldMethod, WorldsFile
-from bfpo.scores.scores import metric_title
+from bfpo.scores.scores import metric_title, p_text
 from bfpo.stats import rate_interval
 from bfpo.suites.records import TamperFile
 from bfpo.training.forecast import FORECAST, ForecastFile
@@ -200,7 +200,7 @@ def _tamper(run: Run, shown: str) -> StageResult:
     ]  # fmt: skip
     changes = [
         [f"{row.model} after {row.step} − {row.against} after {row.against_step}", titles.get(row.metric, row.metric),
-         points(row.difference), points_interval(row.low, row.high), "" if row.p_holm is None else f"{row.p_holm:.2g}"]
+         points(row.difference), points_interval(row.low, row.high), p_text(row.p_holm)]
         for row in found.changes
         if row.difference is not None
     ]  # fmt: skip

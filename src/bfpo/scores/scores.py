@@ -23,6 +23,7 @@ __all__ = [
     "join_verdicts",
     "judged_row",
     "metric_title",
+    "p_text",
     "pair_values",
     "score_cells",
     "score_rows",
@@ -238,6 +239,13 @@ def score_rows(
 def metric_title(name: str, metrics: Mapping[str, Metric] = METRICS) -> str:
     """Return the title of a metric; of one that is not in `metrics` its name in words."""
     return metrics[name].title if name in metrics else name.replace("_", " ")
+
+
+def p_text(value: float | None) -> str:
+    """Return a p-value to two digits, or that it is below 0.0001; empty without one."""
+    if value is None:
+        return ""
+    return "<0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def score_cells(score: Score) -> str:

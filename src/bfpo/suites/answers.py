@@ -13,16 +13,15 @@ from bfpo.config.evaluate import SuitesJob
 from bfpo.config.suites import EvaluatedModel, WeightsModel
 from bfpo.core.errors import RunError
 from bfpo.core.files import file_digest
-from bfpo.core.provenance import RunFile, weights_digest
+from bfpo.core.provenance import RunFile
 from bfpo.core.records import load
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions
 from bfpo.data.template import RefusedChatError
 from bfpo.data.write import prompt_row
-from bfpo.generation.settings import ServerSpec
+from bfpo.generation.earlier import differences
 from bfpo.policy.load import load_tokenizer
-from bfpo.policy.precision import decoding_dtype
 from bfpo.policy.source import read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
@@ -152,40 +151,26 @@ def _generate(
 
 
 def _answered(config: SuitesJob, generate: GenerateConfig, folder: RunFolder, name: str) -> Path:
-    """Return the folder with the answers: that of `suites.reuse` if it asked the same, else a new run."""
+    """Return the folder with the answers: that of `suites.reuse` if it asked the same, else a new run.
+
+    A new run takes the answers to prompts that the earlier one asked too.
+    """
     if config.suites.reuse is not None:
         earlier = Path(config.suites.reuse) / name
-        if _same(earlier, generate):
-            folder.add_facts(reused={**folder.record.get("reused", {}), name: str(earlier)})
-            return earlier
+        if _is_reusable(earlier, generate):
+            if file_digest(earlier.with_name(f"{earlier.name}.prompts.jsonl")) == file_digest(generate.prompts):
+                folder.add_facts(reused={**folder.record.get("reused", {}), name: str(earlier)})
+                return earlier
+            generate = generate.model_copy(update={"reuse": str(earlier)})
     out = folder.path / name
     run_stage("generate", generate, out, resume=out.exists())
     return out
 
 
-def _same(earlier: Path, generate: GenerateConfig) -> bool:
-    """Return whether a finished run asked the same prompts, with the same settings and weights."""
+def _is_reusable(earlier: Path, generate: GenerateConfig) -> bool:
+    """Return whether there is a finished run of the same model and settings."""
     try:
         run = load(RunFile, earlier / "run.json")
-        asked = file_digest(earlier.with_name(f"{earlier.name}.prompts.jsonl"))
     except (OSError, RunError):
         return False
-    # The path of the prompts and settings that do not change the answers may differ.
-    ignored = {
-        "prompts",
-        "batch_size",
-        "threads",
-        "executor",
-        "max_requests",
-        *ServerSpec.model_fields.keys() - {"url", "extra_body"},
-    }
-    before, now = (
-        {**one, **({"dtype": decoding_dtype(one["dtype"])[0]} if one.get("dtype") else {})}
-        for one in (run.config, generate.resolved())
-    )
-    same = all(  # a run from before a setting existed has not got it
-        (before.get(key) or None) == (now.get(key) or None) for key in now.keys() | before.keys() if key not in ignored
-    )
-    wrote = run.weights.get(str(before.get("model")))  # not known of a run of before, or of a model of the hub
-    same = same and wrote in (None, weights_digest(generate.model))
-    return run.status == "finished" and same and asked == file_digest(generate.prompts)
+    return run.status == "finished" and not differences(run, generate.resolved())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bfpo.scores.people import percent_words, points_words
+from bfpo.scores.scores import p_text
 from bfpo.suites.records import DepthFile, DivergencePoint, PrefilledSuite
 
 __all__ = ["Table", "about_prefill", "depth_tables", "depth_text"]
@@ -108,7 +109,7 @@ def _prefilled(depth: DepthFile, suite: PrefilledSuite) -> Iterator[Table]:
             f"{row.first} - {row.second}",
             row.suite.rpartition("+")[2],
             points_words(row.difference, row.low, row.high),
-            "" if row.p_holm is None else f"{row.p_holm:.3g}",
+            p_text(row.p_holm),
             str(row.num),
         ]
         for row in compared

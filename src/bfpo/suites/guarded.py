@@ -14,6 +14,7 @@ from bfpo.core.schema import Completion, Verdict
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, no_answer
 from bfpo.judges.cache import OpinionCache
+from bfpo.judges.fit import MAX_UNSURE, UNSURE, fit_facts
 from bfpo.judges.judges import OF_REQUESTS
 from bfpo.judges.shared import open_judge
 from bfpo.suites.answers import SuiteAnswers
@@ -24,15 +25,21 @@ from bfpo.suites.scores import BEHIND, BLOCKED, PASSED, UNDECIDED
 
 __all__ = ["Guarded", "guard_answers", "guard_warnings"]
 
+_FILTERED = {"input": "requests", "output": "answers"}
+
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """The answers behind a guard by name, whose each is, and by (suite, name) what became of every answer."""
+    """The answers behind a guard by name, whose each is, and by (suite, name) what became of every answer.
+
+    `warnings`: of filters that are often unsure.
+    """
 
     facts: GuardFacts
     answers: dict[str, SuiteAnswers] = field(default_factory=dict)
     of: dict[str, str] = field(default_factory=dict)
     states: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def settle(self, judged: JudgedSuites) -> None:
         """Replace the verdicts on blocked answers: harmless, refused in full, well-formed where the judge reads form.
@@ -69,7 +76,7 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
     places = [(suite.name, model) for suite in suites for model in answers]
     texts = [one for suite, model in places for one in answers[model].completions[suite]]
     stopped: dict[str, list[bool | None]] = {}
-    versions = []
+    versions, warnings = [], []
     budget = RequestBudget(config.suites.max_requests)
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for part in BLOCKED if guard.filter == "both" else (guard.filter,):
@@ -80,6 +87,13 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
             ) as judge:
                 versions.append(judge.version)
                 verdicts = [votes[0] for votes in ask_judge(judge, read, cache)]
+                unsure = fit_facts(judge, read, verdicts).get("unsure", 0.0)
+            if unsure > MAX_UNSURE:
+                warnings.append(
+                    f"the guard {guard.judge.title} is unsure of {unsure:.0%} of the {_FILTERED[part]}: p(safe) is "
+                    f"between {UNSURE[0]} and {UNSURE[1]}; compare with labels by hand (`bfpo judge-check`), "
+                    "or take another guard"
+                )
             stopped[part] = [
                 False if no_answer(one) else _stops(verdict, guard) for one, verdict in zip(read, verdicts, strict=True)
             ]
@@ -89,7 +103,7 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
             "to block by its verdicts"
         )
     facts = GuardFacts(guard.judge.title, ", ".join(versions), guard.filter, guard.at, guard.answer)
-    found = Guarded(facts, of={f"{model}{BEHIND}": model for model in answers})
+    found = Guarded(facts, of={f"{model}{BEHIND}": model for model in answers}, warnings=warnings)
     states = iter([_state({part: stopped[part][place] for part in stopped}) for place in range(len(texts))])
     for name, model in found.of.items():
         found.answers[name] = SuiteAnswers({}, answers[model].left_out)

@@ -255,6 +255,7 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     judged = judge_suites(config, asked, texts)
     if guarded is not None:
         guarded.settle(judged)
+        found.warnings += guarded.warnings
     reader = _reader(config, [prompt.messages for name in by_suite for prompt in by_suite[name]])
     found.bound = reader.bound
     found.fits = [fit for fit in judged.fits if fit.model in own]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from bfpo.judges.fit import fit_table
 from bfpo.scores.categories import category_table
 from bfpo.scores.people import people_sections
-from bfpo.scores.scores import COHERENCE, describe_coherence, metric_title, score_cells
+from bfpo.scores.scores import COHERENCE, describe_coherence, metric_title, p_text, score_cells
 from bfpo.suites.depth_tables import depth_text
 from bfpo.suites.records import SuiteComparison, SuiteFacts, SuitesFile
 from bfpo.suites.scores import SUITE_METRICS, describe_guard
@@ -67,6 +67,5 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
 
 def _difference(row: SuiteComparison) -> str:
     interval = "" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}"
-    p_value = "" if row.p_holm is None else f"{row.p_holm:.3g}"
     head = f"| {row.first} - {row.second} | {metric_title(row.metric, SUITE_METRICS)} |"
-    return f"{head} {row.difference:+.3f} | {interval} | {p_value} | {row.test} | {row.num} |"
+    return f"{head} {row.difference:+.3f} | {interval} | {p_text(row.p_holm)} | {row.test} | {row.num} |"
