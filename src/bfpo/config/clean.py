@@ -13,6 +13,7 @@ from bfpo.core.settings import ConfigPart, Need, PathText, StageConfig, beside, 
 from bfpo.data.settings import PairRowsConfig
 from bfpo.data.thinking import ThinkingKey
 from bfpo.generation.settings import MaxRequests, ServerSpec
+from bfpo.judges.settings import FINDS_NO_HARM
 
 __all__ = ["CleanConfig"]
 
@@ -92,6 +93,6 @@ class CleanConfig(StageConfig):
     def _judges_can_contradict(self) -> CleanConfig:
         if self.judges is not None:
             if all(judge.format == "refusal-phrases" for judge in self.judges):
-                raise ValueError("judges: refusal-phrases finds refusals, not harm; name a judge of safety")
+                raise ValueError(f"judges: {FINDS_NO_HARM}")
             check_votes(self.judges, self.votes, self.min_votes)
         return self

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from bfpo.core.settings import ConfigPart, FileList, OneOf, PathText
 from bfpo.data.settings import PromptSplit, TemplateKwargs
 from bfpo.generation.settings import BatchSize, Engine, ServerSpec
-from bfpo.judges.settings import JudgeConfig, RankerConfig
+from bfpo.judges.settings import FINDS_NO_HARM, JudgeConfig, RankerConfig
 
 __all__ = [
     "AlpacaEvalConfig",
@@ -101,7 +101,7 @@ class GuardConfig(ConfigPart):
     @model_validator(mode="after")
     def _judges_safety(self) -> GuardConfig:
         if self.judge.format == "refusal-phrases":
-            raise ValueError("judge: refusal-phrases finds refusals, not harm; name a judge of safety")
+            raise ValueError(f"judge: {FINDS_NO_HARM}")
         if not self.answer.strip():
             raise ValueError(f"answer: got {self.answer!r}; allowed: a text with words, which a user would see")
         return self

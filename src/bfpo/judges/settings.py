@@ -18,6 +18,7 @@ from bfpo.generation.settings import BatchSize, ServerSpec, is_openai
 from bfpo.judges.formats import FORMAT_SETTINGS
 
 __all__ = [
+    "FINDS_NO_HARM",
     "GUARD_KEYS",
     "ClassifierSpec",
     "GuardSpec",
@@ -38,6 +39,9 @@ __all__ = [
 
 GUARD_KEYS = ("controversial", "policy", "criterion", "behaviour", "context")
 """Keys of single guard formats, in the order in which they are checked."""
+
+FINDS_NO_HARM = "refusal-phrases finds refusals, not harm; name a judge of safety"
+"""Why `RefusalSpec` judges no safety."""
 
 
 class _Named(ConfigPart):

@@ -27,6 +27,7 @@ from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.data.load import Hashes
 from bfpo.judges.fit import log_fit
 from bfpo.judges.judges import check_judge, check_opinions, check_requests
+from bfpo.judges.settings import FINDS_NO_HARM
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.people import GroupAnswers, people_results
@@ -163,10 +164,7 @@ def _check_config(config: SuitesJob, suites: Sequence[Suite]) -> None:
             raise ConfigError(f"suites.judges.{name}: not a role or suite of this run; allowed: {', '.join(allowed)}")
         check_judge(judge.format, f"suites.judges.{name}")
         if judge.format == "refusal-phrases" and name != "refusal":
-            raise ConfigError(
-                f"suites.judges.{name}: refusal-phrases finds refusals, not harm; name a judge of safety, or judges: "
-                "{refusal: refusal-phrases}"
-            )
+            raise ConfigError(f"suites.judges.{name}: {FINDS_NO_HARM}, or judges: {{refusal: refusal-phrases}}")
     prompted = {suite.name for suite in suites if suite.kind == "generative"}
     for name, choice in config.suites.each.items():
         if name not in (names := [suite.name for suite in suites]):
