@@ -15,6 +15,7 @@ from bfpo.config.judges import OwnNgrams, OwnProbe
 from bfpo.core.console import show
 from bfpo.core.errors import DataError, ServerError
 from bfpo.core.files import user_cache_folder
+from bfpo.core.markdown import score_cells, table
 from bfpo.core.schema import Completion, JudgeFit, Pair, Score, Verdict
 from bfpo.data.annotations import read_labels
 from bfpo.data.labels import as_judged, cell_counts, completions_of_pair
@@ -28,7 +29,7 @@ from bfpo.judges.cache import OpinionCache
 from bfpo.judges.cleaning import Cleaned, Rule, clean_pairs, mean_confidence, people_of, people_scores
 from bfpo.judges.fit import fit_table, log_fit
 from bfpo.judges.judges import check_opinions
-from bfpo.judges.label_report import against_labels, score_row
+from bfpo.judges.label_report import against_labels
 from bfpo.judges.ngrams import NgramSettings
 from bfpo.judges.out_of_fold import (
     labels_of,
@@ -307,24 +308,25 @@ def _markdown(found: CleanFile) -> str:
         f"{found.pairs} pairs are left. {labels['unknown']} labels are unknown, {labels['unscored']} not judged. "
         f"It contradicts from p(safe) {found.certainty['safe']:.2f} and p(unsafe) {found.certainty['unsafe']:.2f} on.",
         "",
-        "| cell (chosen-rejected) | before | contradicted | dropped | softened | flipped | after |",
-        "|---|---|---|---|---|---|---|",
+        *table(
+            ["cell (chosen-rejected)", "before", "contradicted", "dropped", "softened", "flipped", "after"],
+            ([name, *asdict(cell).values()] for name, cell in found.cells.items()),
+        ),
     ]
-    for name, cell in found.cells.items():
-        lines.append(f"| {name} | {' | '.join(str(count) for count in asdict(cell).values())} |")
     for title, scores in (("Agreement", found.agreement), ("On the texts that people labelled", found.people or [])):
-        lines += _table(title, scores, found.confidence) if scores else []
+        lines += _scores(title, scores, found.confidence) if scores else []
     if found.judge_fit:
         lines += ["", fit_table(found.judge_fit)]
     return "\n".join(lines) + "\n"
 
 
-def _table(title: str, scores: Sequence[Score], confidence: float) -> list[str]:
+def _scores(title: str, scores: Sequence[Score], confidence: float) -> list[str]:
     return [
         "",
         f"{title}; intervals: {confidence:.0%}, over prompts.",
         "",
-        "| measure | value | interval | texts | left out |",
-        "|---|---|---|---|---|",
-        *(score_row(score, score.metric.replace("_", " ")) for score in scores),
+        *table(
+            ["measure", "value", "interval", "texts", "left out"],
+            ([score.metric.replace("_", " "), *score_cells(score)] for score in scores),
+        ),
     ]

@@ -13,6 +13,7 @@ from typing import Any
 from bfpo.config import EvaluateConfig, read_template
 from bfpo.config.evaluate import CompletionsJob, PairsJob, SuitesJob
 from bfpo.core.errors import DataError, ModelError
+from bfpo.core.markdown import score_cells, table
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, JudgeFit, Pair, Score, Verdict, VerdictRow
 from bfpo.data.annotations import LabelRow, read_labels
@@ -44,7 +45,6 @@ from bfpo.scores.scores import (
     describe_coherence,
     join_verdicts,
     metric_title,
-    score_cells,
     score_rows,
 )
 from bfpo.suites.coherence import make_reader
@@ -324,9 +324,10 @@ def _write_scores(
         f"Intervals: {config.confidence:.0%}, clustered by prompt.",
         *(["", describe_coherence(bound)] if read else []),
         "",
-        "| metric | value | interval | scored | unscored |",
-        "|---|---|---|---|---|",
-        *(f"| {metric_title(score.metric)} | {score_cells(score)} |" for score in scores),
+        *table(
+            ["metric", "value", "interval", "scored", "unscored"],
+            ([metric_title(score.metric), *score_cells(score)] for score in scores),
+        ),
         *category_table((([metric_title(score.metric)], score) for score in scores), ["metric"]),
         *(["", fit_table(fits)] if fits else []),
         *([] if people is None else people_sections(people, config.confidence)),

@@ -11,6 +11,7 @@ from typing import Any
 from bfpo.config import JudgeCheckConfig
 from bfpo.core.console import printable, show
 from bfpo.core.files import user_cache_folder
+from bfpo.core.markdown import score_cells, table
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Score, Verdict
 from bfpo.data.labelled import LabelledResult, load_labelled
@@ -22,7 +23,6 @@ from bfpo.judges.asking import ask_judge
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import Judge, check_judge, make_judge
-from bfpo.judges.label_report import score_row
 from bfpo.judges.ngrams import seen_rows, trained_on_few
 from bfpo.judges.quality import QUALITY_TITLES, calibration_bins, calibration_figure, judge_quality, trust_in
 from bfpo.judges.records import CalibrationBin, CheckedJudge, JudgeCheckFile
@@ -214,17 +214,18 @@ def _markdown(
         *(f"{line}." for line in describe_thoughts([row.completion for row in checked])),
         "",
     ]
-    lines += ["| agreement | value | interval | texts | unscored |", "|---|---|---|---|---|"]
-    lines += [score_row(score, QUALITY_TITLES[score.metric]) for score in quality[_ALL]]
+    rows = ([QUALITY_TITLES[score.metric], *score_cells(score)] for score in quality[_ALL])
+    lines += table(["agreement", "value", "interval", "texts", "unscored"], rows)
     if len(quality) > 1:
         shown = ("accuracy", "kappa", "roc_auc")
-        lines += ["", f"| kind | texts | {' | '.join(QUALITY_TITLES[name] for name in shown)} | unscored |"]
-        lines.append("|---|" + "---|" * (len(shown) + 2))
+        by_kind = []
         for kind, scores in quality.items():
             by_name = {score.metric: score for score in scores}
-            cells = [_cell(by_name[name]) for name in shown]
-            num = by_name["accuracy"].num + by_name["accuracy"].unscored
-            lines.append(f"| {kind} | {num} | {' | '.join(cells)} | {by_name['accuracy'].unscored} |")
+            left_out = by_name["accuracy"].unscored
+            num = by_name["accuracy"].num + left_out
+            by_kind.append([kind, num, *(_cell(by_name[name]) for name in shown), left_out])
+        heads = ["kind", "texts", *(QUALITY_TITLES[name] for name in shown), "unscored"]
+        lines += ["", *table(heads, by_kind)]
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bfpo.core.markdown import table
 from bfpo.objective.tabular import e_safe, order_gap, wanted_order
 from bfpo.objective.tabular_training import RIVALS, TabularRun, all_assignments, optimum, train_tabular
 
@@ -136,16 +137,14 @@ def render_table(report: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         + ". The experiment is that of section 3.4 of arXiv 2408.15313. Its safety bits are unknown to us, so all "
         "assignments are shown.",
         "",
-        "| method | learns from | right order | ties | largest distance from its closed form |",
-        "|---|---|---|---|---|",
     ]
+    rows = []
     for method in methods:
         distance = "no closed form" if method["max_deviation"] is None else f"{method['max_deviation']:.4f}"
-        lines.append(
-            f"| {method['label']} | {method['summary']} | {method['num_right']} of {len(assignments)} | "
-            f"{method['num_tied']} | {distance} |"
-        )
+        right = f"{method['num_right']} of {len(assignments)}"
+        rows.append([method["label"], method["summary"], right, method["num_tied"], distance])
     lines += [
+        *table(["method", "learns from", "right order", "ties", "largest distance from its closed form"], rows),
         "",
         f"An order is right if the policy drops by at least {report['order_threshold_nats']:.3g} nats from each action "
         "to the next one in the wanted order. A smaller difference is a tie and does not count as right: its sign "
@@ -153,9 +152,8 @@ def render_table(report: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         "",
         "## Probabilities of y1 to y4 after training",
         "",
-        "| safe | wanted order | " + " | ".join(method["label"] for method in methods) + " |",
-        "|---|---|" + "---|" * len(methods),
     ]
+    rows = []
     for index, assignment in enumerate(assignments):
         cells = []
         for method in methods:
@@ -163,20 +161,15 @@ def render_table(report: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
             mark = {"right": "**right**", "tie": "tie", "wrong": "wrong"}[outcome["order"]]
             cells.append(f"{_probabilities(outcome['final'])} {mark}")
         order = " > ".join(f"y{action}" for action in assignment["wanted_order"])
-        lines.append(f"| {assignment['safe']} | {order} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "## Closed form of BFPO",
-        "",
-        "| safe | E_safe | optimum of y1 to y4 | trained | difference |",
-        "|---|---|---|---|---|",
-    ]
+        rows.append([assignment["safe"], order, *cells])
+    lines += table(["safe", "wanted order", *(method["label"] for method in methods)], rows)
+    lines += ["", "## Closed form of BFPO", ""]
     bfpo = next(method for method in methods if method["name"] == "bfpo")
+    rows = []
     for assignment, outcome in zip(assignments, bfpo["assignments"], strict=True):
-        lines.append(
-            f"| {assignment['safe']} | {assignment['e_safe']:.2f} | {_probabilities(outcome['closed_form'])} | "
-            f"{_probabilities(outcome['final'])} | {outcome['deviation']:.4f} |"
-        )
+        closed, trained = (_probabilities(outcome[key]) for key in ("closed_form", "final"))
+        rows.append([assignment["safe"], f"{assignment['e_safe']:.2f}", closed, trained, f"{outcome['deviation']:.4f}"])
+    lines += table(["safe", "E_safe", "optimum of y1 to y4", "trained", "difference"], rows)
     return "\n".join(lines) + "\n"
 
 

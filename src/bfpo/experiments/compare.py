@@ -10,10 +10,10 @@ from typing import Any
 
 from bfpo.config import CompareConfig, InterpolateConfig
 from bfpo.core.errors import ConfigError, SettingError
+from bfpo.core.markdown import table
 from bfpo.core.schema import Score
 from bfpo.experiments.points import Chain, Step, blend_name
 from bfpo.experiments.steps import CEILING, START, asking, sft_step, train_step
-from bfpo.experiments.tradeoff import table_row
 from bfpo.objective.methods import METHODS, make_method
 from bfpo.scores.categories import category_table, spread_over
 from bfpo.scores.comparisons import compare_pairs, indistinguishable_from
@@ -386,18 +386,17 @@ def result_markdown(result: ComparisonFile) -> str:
     lines = [
         _introduction(result),
         "",
-        table_row(heads),
-        table_row(["---"] * len(heads)),
-        *(
-            table_row(
+        *table(
+            heads,
+            (
                 [
                     method.title,
                     *(_cell(method.scores[key]) for key in SHOWN),
                     *([] if main is None else [_cell_tested(method.bfpo_minus_this)]),
                     _cell_tested(method.best_minus_this),
                 ]
-            )
-            for method in order
+                for method in order
+            ),
         ),
         "",
         *_distinguishable(result, titles),
@@ -414,9 +413,10 @@ def result_markdown(result: ComparisonFile) -> str:
         "",
         "Helpful and safe on validation prompts at the first seed, per cent; the chosen setting is bold.",
         "",
-        table_row(["method", "trainings", "setting: score"]),
-        table_row(["---"] * 3),
-        *(table_row([m.title, str(m.trainings), _trials(m)]) for m in methods if m.trials),
+        *table(
+            ["method", "trainings", "setting: score"],
+            ([m.title, m.trainings, _trials(m)] for m in methods if m.trials),
+        ),
         "",
         *_equal_for_all(result.config),
     ]
@@ -462,9 +462,10 @@ def _by_seed(order: Sequence[ComparedMethod]) -> list[str]:
         "Helpful and safe by seed, per cent; and the share of held-out pairs that the implicit reward ranks by the "
         "sign of BFPO's target (for every method), which is the objective of BFPO but not of the others.",
         "",
-        table_row(["method", "by seed", "largest minus smallest", "pairs ranked"]),
-        table_row(["---"] * 4),
-        *(table_row(_seed_cells(method, metric)) for method in order),
+        *table(
+            ["method", "by seed", "largest minus smallest", "pairs ranked"],
+            (_seed_cells(method, metric) for method in order),
+        ),
     ]
 
 
@@ -478,11 +479,12 @@ def _spread(order: Sequence[ComparedMethod]) -> list[str]:
             "",
             "Largest minus smallest value of the seeds, in points.",
             "",
-            table_row(["method", *(METRICS[metric].title for metric in SHOWN)]),
-            table_row(["---"] * (1 + len(SHOWN))),
-            *(
-                table_row([title, *("" if one is None else f"{100 * one:.1f}" for one in values)])
-                for title, values in spreads.items()
+            *table(
+                ["method", *(METRICS[metric].title for metric in SHOWN)],
+                (
+                    [title, *("" if one is None else f"{100 * one:.1f}" for one in values)]
+                    for title, values in spreads.items()
+                ),
             ),
             "",
         ]

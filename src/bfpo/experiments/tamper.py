@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import TamperConfig
+from bfpo.core.markdown import table
 from bfpo.core.records import load
-from bfpo.experiments.tradeoff import table_row
 from bfpo.experiments.worlds import score_line
 from bfpo.report.wording import points, points_interval, with_interval
 from bfpo.scores.comparisons import paired_row, with_holm
@@ -230,16 +230,14 @@ def tamper_markdown(result: TamperFile) -> str:
     scores = {(score.model, score.step, score.metric): score for score in result.scores}
     for metric, title in result.measures.items():
         lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
-        lines.append(table_row(["model", *(f"{step} steps" for step in result.steps)]))
-        lines.append(table_row(["---"] * (len(result.steps) + 1)))
-        lines += [
-            table_row([m.name, *(_cell(scores.get((m.name, step, metric))) for step in result.steps)])
-            for m in result.models
-        ]
+        lines += table(
+            ["model", *(f"{step} steps" for step in result.steps)],
+            ([m.name, *(_cell(scores.get((m.name, step, metric))) for step in result.steps)] for m in result.models),
+        )
     lines += ["", "## Differences", "", f"Paired by prompt; Holm's correction over all {len(result.changes)}.", ""]
-    lines += [table_row(["first - second", "measure", "points", "interval", "p (Holm)"]), table_row(["---"] * 5)]
-    lines += [
-        table_row(
+    lines += table(
+        ["first - second", "measure", "points", "interval", "p (Holm)"],
+        (
             [
                 f"{row.model} after {row.step} - {row.against} after {row.against_step}",
                 result.measures[row.metric],
@@ -247,10 +245,10 @@ def tamper_markdown(result: TamperFile) -> str:
                 points_interval(row.low, row.high),
                 p_text(row.p_holm),
             ]
-        )
-        for row in result.changes
-        if row.difference is not None
-    ]
+            for row in result.changes
+            if row.difference is not None
+        ),
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bfpo.core.errors import DataError
+from bfpo.core.markdown import table
 from bfpo.core.schema import Score
 from bfpo.scores.comparisons import compare_pairs, indistinguishable_from, is_distinguishable
 from bfpo.scores.records import (
@@ -130,11 +131,9 @@ def tradeoff_markdown(result: TradeoffFile) -> str:
     volume = result.hypervolume
     corner = ", ".join(f"{key} {value:g}" for key, value in volume.reference.items())
     lines = [
-        table_row(["model", *(METRICS[key].title for key in shown), "front"]),
-        table_row(["---"] * (len(shown) + 2)),
-        *(
-            table_row([p.name, *(_cell(p.scores[key]) for key in shown), "yes" if p.on_front else ""])
-            for p in result.points
+        *table(
+            ["model", *(METRICS[key].title for key in shown), "front"],
+            ([p.name, *(_cell(p.scores[key]) for key in shown), "yes" if p.on_front else ""] for p in result.points),
         ),
         "",
         f"Intervals: {result.confidence:.0%}, by prompt. Pareto front: {'; '.join(result.pareto_front)}.",
@@ -178,11 +177,6 @@ def _cell(score: Score | Hypervolume) -> str:
     if score.low is None or score.high is None:
         return f"{score.value:.3f}"
     return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
-
-
-def table_row(cells: Sequence[str]) -> str:
-    """Return a row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 Rows = Mapping[str, Sequence[Judged]]

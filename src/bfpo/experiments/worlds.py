@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from bfpo.config import CompareConfig
+from bfpo.core.markdown import table
 from bfpo.core.records import load
 from bfpo.core.schema import Score
 from bfpo.experiments.compare import SHOWN, models_of, rivals_of, scores_folder, value_text
 from bfpo.experiments.points import read_judged
 from bfpo.experiments.steps import CEILING, START, seeds_of
-from bfpo.experiments.tradeoff import table_row
 from bfpo.scores.categories import category_table, spread_over
 from bfpo.scores.comparisons import paired_row, with_holm
 from bfpo.scores.records import ComparedWorld, ComparisonFile, WorldChange, WorldMethod, WorldsFile
@@ -109,11 +109,12 @@ def worlds_markdown(result: WorldsFile) -> str:
         "world, chosen on validation prompts by the exact oracle, which noise does not touch. Bold: the highest, and "
         "those not distinguishable from it in that world. Sorted by the mean over worlds.",
         "",
-        table_row(["method", *names]),
-        table_row(["---"] * (len(names) + 1)),
-        *(
-            table_row([title, *(_cell(world, scores[name, world.name]) for world in result.worlds)])
-            for name, title in order.items()
+        *table(
+            ["method", *names],
+            (
+                [title, *(_cell(world, scores[name, world.name]) for world in result.worlds)]
+                for name, title in order.items()
+            ),
         ),
         "",
         *(f"- {world.name}: {_dials(world.dials)}. {_ahead(world)}" for world in result.worlds),
@@ -126,26 +127,27 @@ def worlds_markdown(result: WorldsFile) -> str:
             f"In points, paired by prompt and seed, with the p-value after Holm's correction over all "
             f"{len(result.changes)} changes.",
             "",
-            table_row(["method", *names[1:]]),
-            table_row(["---"] * len(names)),
-            *(
-                table_row([title, *(_change(changes[name, world]) for world in names[1:])])
-                for name, title in order.items()
-                if (name, names[1]) in changes
+            *table(
+                ["method", *names[1:]],
+                (
+                    [title, *(_change(changes[name, world]) for world in names[1:])]
+                    for name, title in order.items()
+                    if (name, names[1]) in changes
+                ),
             ),
         ]
     lines += ["", "## Spread over seeds", "", "Values of the seeds, per cent, and the largest minus the smallest.", ""]
-    lines += [table_row(["method", *names]), table_row(["---"] * (len(names) + 1))]
-    lines += [table_row([title, *(_seeds(scores[name, world]) for world in names)]) for name, title in order.items()]
+    seeds = ([title, *(_seeds(scores[name, world]) for world in names)] for name, title in order.items())
+    lines += table(["method", *names], seeds)
     named = (([world.name, one.title], one.score) for world in result.worlds for one in world.methods)
     worst = category_table(named, ["world", "method"])
     lines += ["", "## Worst category", *worst] if worst else []
-    lines += ["", "## Settings chosen", "", table_row(["method", *names]), table_row(["---"] * (len(names) + 1))]
-    lines += [
-        table_row([title, *(_dials(scores[name, world].setting) for world in names)])
+    chosen = (
+        [title, *(_dials(scores[name, world].setting) for world in names)]
         for name, title in order.items()
         if name not in (START, CEILING)
-    ]
+    )
+    lines += ["", "## Settings chosen", "", *table(["method", *names], chosen)]
     return "\n".join(lines) + "\n"
 
 

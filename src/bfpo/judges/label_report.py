@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.core.errors import DataError
+from bfpo.core.markdown import score_cells, table
 from bfpo.core.records import load_lines
 from bfpo.core.schema import Comparison, Completion, Score, Verdict, VerdictRow
 from bfpo.data.split import normalised_prompt
@@ -29,7 +30,6 @@ __all__ = [
     "measures_form",
     "redteam_text",
     "report_text",
-    "score_row",
     "tried_text",
 ]
 
@@ -62,13 +62,6 @@ _WORDS = {
     "pairs": "pairs chosen",
     "prompts_with_pairs": "prompts with a pair",
 }
-
-
-def score_row(score: Score, *titles: str) -> str:
-    """Return a score as a row of a Markdown table: titles, value, interval, number of texts, number left out."""
-    bounds = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
-    value = "not measured |" if score.value is None else f"{score.value:.3f} | {bounds}"
-    return f"| {' | '.join(titles)} | {value} | {score.num} | {score.unscored} |"
 
 
 # ---------------------------------------------------------------------------------------------------------- labelling
@@ -209,9 +202,10 @@ def report_text(
     lines += [f"- unscored, {reason}: {count}" for reason, count in counts["unscored_by_reason"].items()]
     lines += [f"- pairs (chosen-rejected) {cell}: {count}" for cell, count in cells.items()]
     asked = [
-        "| who | kept before | asked now | of these without an answer |",
-        "|---|---|---|---|",
-        *(f"| {name} | {row['kept']} | {row['asked']} | {row['unanswered']} |" for name, row in opinions.items()),
+        *table(
+            ["who", "kept before", "asked now", "of these without an answer"],
+            ([name, row["kept"], row["asked"], row["unanswered"]] for name, row in opinions.items()),
+        ),
         "",
         f"Different texts (or pairs) per vote; requests to servers: {num_requests}.",
     ]
@@ -220,9 +214,10 @@ def report_text(
         agreement = [
             f"Intervals: {confidence:.0%}, clustered by prompt. Kappa: 1 = always, 0 = as by chance.",
             "",
-            "| agreement | value | interval | texts | left out |",
-            "|---|---|---|---|---|",
-            *(score_row(score, score.metric.replace("_", " ")) for score in scores),
+            *table(
+                ["agreement", "value", "interval", "texts", "left out"],
+                ([score.metric.replace("_", " "), *score_cells(score)] for score in scores),
+            ),
         ]
         sections["Agreement"] = "\n".join(agreement)
     return sections
@@ -308,13 +303,19 @@ def redteam_text(
     if not measures_form(rates):
         del words["well_formed"]
         words["usable"] = "usable: scored and coherent" if "incoherent" in funnel else "usable: scored"
-    lines = [f"Model: {model}", "", "| step | number |", "|---|---|"]
-    lines += [f"| {words[name]} | {funnel[name]} |" for name in words if name in funnel]
-    lines += [f"| pairs (chosen-rejected) {cell} | {count} |" for cell, count in cells.items()]
+    steps: list[tuple[str, int]] = [(words[name], funnel[name]) for name in words if name in funnel]
+    steps += [(f"pairs (chosen-rejected) {cell}", count) for cell, count in cells.items()]
+    lines = [f"Model: {model}", "", *table(["step", "number"], steps)]
     lines += ["", f"Rates of the answers; intervals: {confidence:.0%}, over prompts.", ""]
-    lines += ["| prompts | rate | value | interval | answers | not measured |", "|---|---|---|---|---|---|"]
-    for name, scores in rates.items():
-        lines += [score_row(score, name, RATE_TITLES[score.metric]) for score in scores if score.num]
+    lines += table(
+        ["prompts", "rate", "value", "interval", "answers", "not measured"],
+        (
+            [name, RATE_TITLES[score.metric], *score_cells(score)]
+            for name, scores in rates.items()
+            for score in scores
+            if score.num
+        ),
+    )
     lines += [f"\nUnscored: {count}, {reason}" for reason, count in unscored.items()]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from bfpo.core.markdown import table
 from bfpo.core.schema import Completion, Pair, Score
 from bfpo.data.rejects import LEFT_OUT, RowError
 from bfpo.data.split import normalised_prompt
@@ -166,8 +167,7 @@ def over_refusal(answers: Sequence[ReadAnswer], *, confidence: float = 0.95) -> 
 
 def needless_text(found: NeedlessRefusals, confidence: float) -> str:
     """Return the counts and the rate as Markdown."""
-    lines = ["| step | number |", "|---|---|"]
-    lines += [f"| {words} | {found.funnel[name]} |" for name, words in NEEDLESS_STEPS.items()]
+    lines = table(["step", "number"], ([words, found.funnel[name]] for name, words in NEEDLESS_STEPS.items()))
     rate = found.over_refusal
     if rate is not None and rate.value is not None and rate.low is not None and rate.high is not None:
         shown = f"{rate.value:.3f} ({rate.low:.3f} to {rate.high:.3f}; {confidence:.0%}, over prompts)"

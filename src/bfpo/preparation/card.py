@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bfpo.config.prepare import PrepareConfig
 from bfpo.core.console import in_words
+from bfpo.core.markdown import table
 from bfpo.data.labels import CELLS
 from bfpo.data.records import DataFile, Lengths, PairStreamFacts, SourceFacts, StreamFacts, SuiteHits, TextStyle
 from bfpo.judges.refusal_text import language_of
@@ -316,12 +317,8 @@ def card_sections(data: DataFile, *, has_figure: bool) -> dict[str, str]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return ("unknown" if value is None else in_words(value, 4)).replace("|", "\\|").replace("\n", " ")
+    cells = (["unknown" if value is None else in_words(value, 4) for value in row] for row in rows)
+    return "\n".join(table(columns, cells))
 
 
 def _sources_table(sources: Sequence[SourceFacts]) -> str:

@@ -18,6 +18,7 @@ from bfpo.core.energy import gpu_joules, joules_since
 from bfpo.core.errors import DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_bytes_whole
 from bfpo.core.inputs import expand_files, reason_outside
+from bfpo.core.markdown import table
 from bfpo.core.places import without_places
 from bfpo.core.processes import is_first_process
 from bfpo.core.provenance import (
@@ -479,14 +480,9 @@ def render_card(title: str, sections: Mapping[str, CardSection], *, head: Mappin
     parts = [f"---\n{dump_yaml(dict(head))}---", f"# {title}"]
     for name, content in sections.items():
         if content:
-            parts += [f"## {name}", content if isinstance(content, str) else _table(content)]
+            parts += [f"## {name}", content if isinstance(content, str) else _facts(content)]
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(value: object) -> str:
-    return in_words(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _table(facts: Mapping[str, object]) -> str:
-    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in facts.items()]
-    return "\n".join(["| | |", "|---|---|", *rows])
+def _facts(facts: Mapping[str, object]) -> str:
+    return "\n".join(table(["", ""], ([in_words(name), in_words(value)] for name, value in facts.items())))

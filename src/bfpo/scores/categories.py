@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bfpo.core.markdown import table
 from bfpo.core.schema import CategoryScore, Score
 from bfpo.stats import rate_interval
 
@@ -66,7 +67,7 @@ def category_table(scores: Iterable[tuple[Sequence[str], Score]], heads: Sequenc
     if not rows:
         return []
     titles = [*heads, "worst category", "value", "interval", "scored", "unscored", "spread", "categories"]
-    return ["", CATEGORY_NOTE, "", *(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))]
+    return ["", CATEGORY_NOTE, "", *table(titles, rows)]
 
 
 def _cells(score: Score) -> Sequence[str] | None:

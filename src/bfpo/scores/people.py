@@ -9,6 +9,7 @@ from itertools import combinations
 from math import ceil
 
 from bfpo.core.errors import DataError
+from bfpo.core.markdown import table
 from bfpo.core.schema import Completion, Verdict
 from bfpo.data.annotations import LabelRow
 from bfpo.data.split import normalised_prompt
@@ -339,25 +340,20 @@ def people_sections(found: PeopleFile, confidence: float) -> list[str]:
         "",
     ]
     suites = any(rate.suite for rate in found.rates)
-    head = ["suite"] * suites + ["model", "metric", "people + judge", "people alone", "cannot tell"]
-    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for rate in found.rates:
         alone = percent_words(rate.people, rate.people_low, rate.people_high)
-        cells = [rate.suite] * suites + [rate.model, rate.title, people_sentence(rate), alone, str(rate.undecided)]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append([rate.suite] * suites + [rate.model, rate.title, people_sentence(rate), alone, str(rate.undecided)])
+    lines += table(["suite"] * suites + ["model", "metric", "people + judge", "people alone", "cannot tell"], rows)
     if found.differences:
-        head = ["suite"] * suites + ["first - second", "metric", "people + judge, points", "people alone", "prompts"]
-        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        rows = []
         for row in found.differences:
-            models = f"{row.first} - {row.second}"
+            both = points_words(row.difference, row.low, row.high)
             alone = points_words(row.people, row.people_low, row.people_high)
-            cells = [row.suite] * suites + [
-                models,
-                row.title,
-                points_words(row.difference, row.low, row.high),
-                alone,
-            ]
-            lines.append(f"| {' | '.join([*cells, used_words(row)])} |")
+            models = f"{row.first} - {row.second}"
+            rows.append([row.suite] * suites + [models, row.title, both, alone, used_words(row)])
+        heads = ["first - second", "metric", "people + judge, points", "people alone", "prompts"]
+        lines += ["", *table(["suite"] * suites + heads, rows)]
     if not found.rates:
         lines = [*lines[:2], f"Fewer than {_MIN_LABELS} labels for each metric here: no rate."]
     return [*lines, *([""] if found.left_out else []), *(f"- no rate of {one}" for one in found.left_out or ())]

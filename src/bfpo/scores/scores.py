@@ -25,7 +25,6 @@ __all__ = [
     "metric_title",
     "p_text",
     "pair_values",
-    "score_cells",
     "score_rows",
 ]
 
@@ -246,14 +245,6 @@ def p_text(value: float | None) -> str:
     if value is None:
         return ""
     return "<0.0001" if value < 1e-4 else f"{value:.2g}"
-
-
-def score_cells(score: Score) -> str:
-    """Return value, interval, number of scored and of unscored items as cells of a Markdown table."""
-    if score.value is None:
-        return f"not measured | | 0 | {score.unscored}"
-    interval = "" if score.low is None or score.high is None else f"{score.low:.3f} to {score.high:.3f}"
-    return f"{score.value:.3f} | {interval} | {score.num} | {score.unscored}"
 
 
 def describe_coherence(bound: CoherenceBound | None) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from bfpo.core.markdown import table
 from bfpo.scores.people import percent_words, points_words
 from bfpo.scores.scores import p_text
 from bfpo.suites.records import DepthFile, DivergencePoint, PrefilledSuite
@@ -132,9 +133,5 @@ def depth_text(depth: DepthFile) -> list[str]:
     """Return the lines of Markdown of the tables, for `scores.md`."""
     lines = ["", about] if (about := about_prefill(depth)) else []
     for title, heads, rows in depth_tables(depth):
-        lines += ["", f"**{title}**", "", _row(heads), _row(["---"] * len(heads)), *map(_row, rows)]
+        lines += ["", f"**{title}**", "", *table(heads, rows)]
     return lines
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bfpo.core.markdown import score_cells, table
 from bfpo.judges.fit import fit_table
 from bfpo.scores.categories import category_table
 from bfpo.scores.people import people_sections
-from bfpo.scores.scores import COHERENCE, describe_coherence, metric_title, p_text, score_cells
+from bfpo.scores.scores import COHERENCE, describe_coherence, metric_title, p_text
 from bfpo.suites.depth_tables import depth_text
 from bfpo.suites.records import SuiteComparison, SuiteFacts, SuitesFile
 from bfpo.suites.scores import SUITE_METRICS, describe_guard
@@ -52,20 +53,23 @@ def _table(suite: SuiteFacts, result: SuitesFile) -> Iterator[str]:
         )
     for model, reasons in (suite.unscored or {}).items():
         yield from (f"{count} of {model} unscored: {reason}.\n" for reason, count in reasons.items())
-    yield from ("| model | metric | value | interval | scored | unscored |", "|---|---|---|---|---|---|")
-    own = [score for score in result.scores if score.suite == suite.name]
-    for score in own:
-        yield f"| {score.model} | {metric_title(score.metric, SUITE_METRICS)} | {score_cells(score)} |"
-    named = (([score.model, metric_title(score.metric, SUITE_METRICS)], score) for score in own)
-    yield from category_table(named, ["model", "metric"])
+    heads = ["model", "metric"]
+    named = [
+        ([score.model, metric_title(score.metric, SUITE_METRICS)], score)
+        for score in result.scores
+        if score.suite == suite.name
+    ]
+    rows = ([*names, *score_cells(score)] for names, score in named)
+    yield from table([*heads, "value", "interval", "scored", "unscored"], rows)
+    yield from category_table(named, heads)
     compared = [row for row in result.comparisons if row.suite == suite.name and row.num]
     if compared:
-        yield from ("", "| first - second | metric | difference | interval | p (Holm) | test | prompts |")
-        yield "|---|---|---|---|---|---|---|"
-        yield from map(_difference, compared)
+        heads = ["first - second", "metric", "difference", "interval", "p (Holm)", "test", "prompts"]
+        yield from ("", *table(heads, map(_difference, compared)))
 
 
-def _difference(row: SuiteComparison) -> str:
+def _difference(row: SuiteComparison) -> tuple[object, ...]:
     interval = "" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}"
-    head = f"| {row.first} - {row.second} | {metric_title(row.metric, SUITE_METRICS)} |"
-    return f"{head} {row.difference:+.3f} | {interval} | {p_text(row.p_holm)} | {row.test} | {row.num} |"
+    metric = metric_title(row.metric, SUITE_METRICS)
+    models = f"{row.first} - {row.second}"
+    return models, metric, f"{row.difference:+.3f}", interval, p_text(row.p_holm), row.test, row.num
