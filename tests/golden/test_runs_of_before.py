@@ -51,6 +51,7 @@ NEW: dict[str, Any] = {
     "revision": None,
     "subset": None,
     "hub_split": None,
+    "streaming": False,
     "hub_private_repo": None,
     "parts": {},
     "each": {},

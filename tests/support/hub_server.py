@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +26,10 @@ class HubServer:
     With `root`, new repositories are made there and commits written to them, for those who have the `token`; `created`
     holds what was asked of new ones.
 
-    `requests` holds the method and path of all that was asked, `authorizations` the headers that came with it.
+    `requests` holds the method and path of all that was asked, `authorizations` the headers that came with it, `sent`
+    the bytes of the contents of files that went out, by path in the repository.
+
+    With `password`, nothing is answered to those who do not have it, as if it were private.
     """
 
     def __init__(
@@ -34,12 +39,15 @@ class HubServer:
         *,
         root: Path | None = None,
         token: str = "",
+        password: str = "",
     ) -> None:
         self.repositories = dict(repositories)
         self.gated = gated
         self.root, self.token = root, token
         self.created: list[dict[str, Any]] = []
+        self.password = password
         self.requests: list[str] = []
+        self.sent: Counter[str] = Counter()
         self.authorizations: set[str | None] = set()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
 
@@ -117,8 +125,19 @@ class HubServer:
 
             def do_GET(self) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
-                hub.authorizations.add(self.headers.get("Authorization"))
-                self._send(*hub.answer(urlsplit(self.path).path))
+                given = self.headers.get("Authorization")
+                hub.authorizations.add(given)
+                if hub.password and given != f"Bearer {hub.password}":
+                    self._send(*_refused(401, "RepoNotFound"))
+                    return
+                path = urlsplit(self.path).path
+                status, headers, body = hub.answer(path)
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+                if status == 200 and asked is not None:
+                    status, body = 206, body[int(asked[1]) : int(asked[2]) + 1]
+                if self.command == "GET" and "/resolve/" in path:
+                    hub.sent[unquote(path).partition(f"/{COMMIT}/")[2]] += len(body)
+                self._send(status, headers, body)
 
             def _send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
                 self.send_response(status)
@@ -171,6 +190,13 @@ def _blob(body: bytes) -> str:
     return hashlib.sha1(body).hexdigest()
 
 
+def _large(path: str, body: bytes) -> dict[str, Any]:
+    """Return what is said of a file that is not kept by git."""
+    if not path.endswith(".parquet"):
+        return {}
+    return {"lfs": {"oid": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 100}}
+
+
 def _said(value: object) -> tuple[int, dict[str, str], bytes]:
     return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
@@ -183,11 +209,14 @@ def _listed(name: str, folder: Path, rest: list[str]) -> tuple[int, dict[str, st
     below = folder.joinpath(*rest[2:]) if rest[:1] == ["tree"] else folder
     if not below.is_dir():
         return _refused(404, "EntryNotFound")
-    files = sorted(path for path in below.rglob("*") if path.is_file())
+    paths = sorted(below.rglob("*"))
+    files = [path for path in paths if path.is_file()]
     names = {str(path.relative_to(folder)): path.read_bytes() for path in files}
     if rest[:1] == ["tree"]:
-        found: object = [
-            {"type": "file", "path": path, "size": len(body), "oid": _blob(body)} for path, body in names.items()
+        folders = [str(path.relative_to(folder)) for path in paths if path.is_dir()]
+        found: object = [{"type": "directory", "path": path, "size": 0, "oid": _blob(b"")} for path in folders] + [
+            {"type": "file", "path": path, "size": len(body), "oid": _blob(body), **_large(path, body)}
+            for path, body in names.items()
         ]
     else:
         siblings = [{"rfilename": path} for path in names]

@@ -461,6 +461,7 @@ _WHY: dict[str, str] = {
     "val_size": _HELD_OUT,
     "dataset_test_split": _HELD_OUT,
     "max_samples": "data.limit draws that many rows",
+    "streaming": "data.streaming: true reads a data set of the hub, data.hub, without a copy of its files",
     "default_system": "a system message belongs in the rows",
     "evals_per_epoch": "eval_steps counts optimizer steps",
     "saves_per_epoch": "save_steps counts optimizer steps",

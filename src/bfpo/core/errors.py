@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bfpo.core.console import one_line
+from bfpo.core.remote import file_name
 
 __all__ = [
     "BfpoError",
@@ -47,7 +48,8 @@ class DataError(BfpoError, ValueError):
     @classmethod
     def at(cls, file: str | Path, line: int | None, message: str) -> DataError:
         """Return an error whose message starts with `file:line: ` (without a line: `file: `)."""
-        location = one_line(file) if line is None else f"{one_line(file)}:{line}"
+        name = one_line(file_name(file))
+        location = name if line is None else f"{name}:{line}"
         return cls(f"{location}: {message}")
 
 

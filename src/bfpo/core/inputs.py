@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from bfpo.core.errors import DataError
+from bfpo.core.remote import is_remote
 
 __all__ = [
     "ALLOWED_KINDS",
@@ -166,7 +167,9 @@ def expand_files(paths: Iterable[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if is_remote(path):
+            files.append(path)
+        elif path.is_dir():
             files += choose_files(path).files
         elif glob.has_magic(str(path)) and not path.exists():
             files += _matches(path)
@@ -184,9 +187,9 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def check_files(paths: Iterable[str | Path]) -> None:
-    """Raise `DataError` for a path that does not exist, and for a folder without readable files."""
+    """Raise `DataError` for a path that does not exist, and for a folder without readable files; no hub is asked."""
     for path in expand_files(paths):
-        if not path.is_file():
+        if not path.is_file() and not is_remote(path):
             raise DataError.at(path, None, "no such file")
 
 

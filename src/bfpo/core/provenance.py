@@ -21,6 +21,7 @@ from bfpo.core.files import file_digest
 __all__ = [
     "Remark",
     "RunFile",
+    "content_digest",
     "describe_checkout",
     "describe_platform",
     "describe_sources",
@@ -166,6 +167,11 @@ def weights_digest(model: str) -> str | None:
 @lru_cache(maxsize=256)  # an evaluation asks a model once for each way of sampling
 def _digest_of(file: str, size: int, changed: int) -> str:
     return file_digest(file)
+
+
+def content_digest(fact: Mapping[str, Any]) -> str:
+    """Return the digest of a data file in `run.json`; of some on the hub git's own is known, and no SHA-256."""
+    return str(fact.get("sha256") or fact["git_sha1"])
 
 
 def prepared_from(file: str | Path, sha256: str) -> list[dict[str, Any]]:

@@ -17,7 +17,9 @@ from typing import Any, BinaryIO, TypeVar, cast
 from bfpo.core.console import one_line
 from bfpo.core.errors import DataError, first_line
 from bfpo.core.inputs import ALLOWED_KINDS, kind_of
+from bfpo.core.remote import is_remote
 from bfpo.data.fields import ColumnNames
+from bfpo.data.hub_stream import open_lines, open_table
 from bfpo.data.layouts import Layout
 from bfpo.data.messages import parsed_conversation
 from bfpo.data.rejects import CellText, Reject, Row, RowError, describe_rejects
@@ -44,6 +46,7 @@ MAX_DOCUMENT_BYTES = 1 << 26
 
 _ROWS_PER_BATCH = 1024
 _BLOCK_BYTES = 1 << 20
+_REQUEST_BYTES = 1 << 22  # of a column in Parquet on the hub: fewer requests, and memory for as much of each column
 _FIRST_BYTES = 1 << 12
 _ARROW_FILE = b"ARROW1"
 _BOM = b"\xef\xbb\xbf"
@@ -53,12 +56,12 @@ _CONVERT = "write one object per line (JSON lines), for example with `jq -c '.[]
 
 
 def iter_rows(file: Path) -> Iterator[Row]:
-    """Yield the rows of a file of any kind; blank lines are skipped.
+    """Yield the rows of a file of any kind, of this disk or on the hub; blank lines are skipped.
 
     Raises `DataError` if the file as a whole cannot be read: missing, a folder, an unknown kind, damaged.
     """
     kind = kind_of(file)
-    if not file.is_file():
+    if not is_remote(file) and not file.is_file():
         what = "is a folder, a file is needed" if file.is_dir() else "no such file"
         raise DataError.at(file, None, what)
     if kind is None:
@@ -461,10 +464,11 @@ def _batches(file: Path, kind: str) -> Iterator[tuple[Any, Iterator[Any]]]:
 
     if kind == ".parquet":
         # pyarrow would otherwise hold all that it has read, and at least a whole row group.
-        with pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK_BYTES) as table:
+        there, block = (open_table(file), _REQUEST_BYTES) if is_remote(file) else (file, _BLOCK_BYTES)
+        with pyarrow.parquet.ParquetFile(there, pre_buffer=False, buffer_size=block) as table:
             yield table.schema_arrow, table.iter_batches(batch_size=_ROWS_PER_BATCH)
         return
-    with pyarrow.memory_map(str(file)) as source:
+    with pyarrow.PythonFile(open_lines(file)) if is_remote(file) else pyarrow.memory_map(str(file)) as source:
         is_file = source.read(len(_ARROW_FILE)) == _ARROW_FILE
         source.seek(0)
         if is_file:
@@ -536,12 +540,13 @@ def _open_bytes(file: Path) -> Iterator[BinaryIO]:
 
 
 def _opened(file: Path, suffix: str) -> BinaryIO:
+    there: Any = open_lines(file) if is_remote(file) else str(file)
     if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(file, "rb"))
+        return cast(BinaryIO, gzip.open(there, "rb"))
     if suffix == ".xz":
-        return cast(BinaryIO, lzma.open(file, "rb"))
+        return cast(BinaryIO, lzma.open(there, "rb"))
     if suffix == ".zst":
         import pyarrow
 
-        return cast(BinaryIO, BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
-    return file.open("rb")
+        return cast(BinaryIO, BufferedReader(pyarrow.input_stream(there, compression="zstd")))
+    return cast(BinaryIO, there) if is_remote(file) else file.open("rb")

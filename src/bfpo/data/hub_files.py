@@ -6,25 +6,29 @@ of a data set is run, and the package `datasets` is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bfpo.core.errors import DataError
-from bfpo.core.inputs import choose_files, matching_files
-from bfpo.data.sources import SOURCES, download_dataset
+from bfpo.core.inputs import choose_files, kind_of, matching_files, reason_outside
+from bfpo.core.remote import remote_name
+from bfpo.data.hub_stream import names_on_hub
+from bfpo.data.sources import NO_HUB, SOURCES, download_dataset
 
 __all__ = ["HubFiles", "find_hub_files"]
 
 _CARD = "README.md"
+_STATE = "state.json"  # names the shards of a data set that was saved with `save_to_disk`
 _KINDS = ("*.parquet", "*.arrow", "*.json*", "*.csv*", "*.tsv*")
 _MOST_NAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class HubFiles:
-    """The files of a data set in the hub's cache, in a fixed order, their commit, and the licence of the data set."""
+    """The files of a data set in a fixed order, in the hub's cache or on the hub, their commit, and the licence."""
 
     hub_id: str
     files: tuple[Path, ...]
@@ -43,12 +47,14 @@ def find_hub_files(
     subset: str | None = None,
     split: str | None = None,
     patterns: Sequence[str] = (),
+    streaming: bool = False,
 ) -> HubFiles:
     """Return the files of a data set, downloaded into the hub's cache unless they are there.
 
     `patterns` name files in the data set and come first. Else the card's list of a subset and a split decides, else a
     data set of the table of sources has its own patterns and revision, else the split must be in the files' names.
-    The split is `train` unless given. `HF_HUB_OFFLINE=1` uses earlier downloads.
+    The split is `train` unless given. `HF_HUB_OFFLINE=1` uses earlier downloads. `streaming`: the same files, named on
+    the hub (`remote_name`) and not downloaded.
 
     Raises `DataError` for a data set that cannot be downloaded, and for a subset or split that is missing or not clear.
     """
@@ -56,17 +62,54 @@ def find_hub_files(
     of_table = known is not None and not patterns and subset is None and split in (None, "train")
     if known is not None and of_table:
         revision, patterns = revision or known.revision, known.patterns
-    folder, commit = _download(hub_id, revision, [_CARD, *patterns])
+    folder, commit = _download(hub_id, revision, [_CARD, *([_STATE, f"*/{_STATE}"] if streaming else patterns)])
     about = _card(folder)
-    if patterns:
-        found = matching_files(folder, patterns)
-    elif listed := _listed(hub_id, about, subset, split):
-        _download(hub_id, commit, listed)
-        found = matching_files(folder, listed)
+    wanted = _Wanted(hub_id, commit, about, subset, split, patterns)
+    if streaming:
+        found = _on_hub(wanted, folder)
     else:
-        found = _by_name(hub_id, folder, commit, subset, split)
+        found = wanted.files(folder, lambda names: _download(hub_id, commit, names))
     licence = known.licence if known is not None else None
     return HubFiles(hub_id, tuple(found), commit, licence or _licence(about))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is asked of a data set, whose card is `about`."""
+
+    hub_id: str
+    commit: str
+    about: Mapping[str, Any]
+    subset: str | None
+    split: str | None
+    patterns: Sequence[str]
+
+    def files(self, folder: Path, fetch: Callable[[Sequence[str]], object]) -> list[Path]:
+        """Return the files in `folder`, into which `fetch` puts those that match patterns."""
+        if self.patterns:
+            return matching_files(folder, self.patterns)
+        if listed := _listed(self.hub_id, self.about, self.subset, self.split):
+            fetch(listed)
+            return matching_files(folder, listed)
+        return _by_name(self.hub_id, folder, self.commit, self.subset, self.split, fetch)
+
+
+def _on_hub(wanted: _Wanted, about: Path) -> list[Path]:
+    """Return the names on the hub of the files that a folder with all files would have; `about` has its small ones."""
+    with TemporaryDirectory() as place:
+        outline = Path(place)  # of files that are empty, so that both ways choose the same ones
+        for name in names_on_hub(wanted.hub_id, wanted.commit):
+            if kind_of(name) is not None and reason_outside(name) is None:
+                file, small = outline / name, about / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(small.read_bytes() if file.name == _STATE and small.is_file() else b"")
+        try:
+            found = wanted.files(outline, lambda names: None)
+        except DataError as error:
+            root = remote_name(wanted.hub_id, wanted.commit, "")
+            raise DataError(str(error).replace(f"{place}/", root).replace(place, root.rstrip("/"))) from error
+        names = [file.relative_to(outline).as_posix() for file in found]
+    return [Path(remote_name(wanted.hub_id, wanted.commit, name)) for name in names]
 
 
 def _download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> tuple[Path, str]:
@@ -74,7 +117,7 @@ def _download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> tup
         hub_id,
         revision=revision,
         patterns=patterns,
-        advice="Without the hub: set `files` in place of `hub`, to files of the data set on this machine",
+        advice=NO_HUB,
     )
 
 
@@ -125,15 +168,22 @@ def _by_split(files: Any) -> dict[str, list[str]]:
     return found
 
 
-def _by_name(hub_id: str, folder: Path, commit: str, subset: str | None, split: str | None) -> list[Path]:
+def _by_name(
+    hub_id: str,
+    folder: Path,
+    commit: str,
+    subset: str | None,
+    split: str | None,
+    fetch: Callable[[Sequence[str]], object],
+) -> list[Path]:
     """Return the files whose names tell the split; without a split, those of `choose_files`."""
     below = "" if subset is None else f"{subset}/"
     patterns = [f"{below}*{split or 'train'}*"]
-    _download(hub_id, commit, patterns)
+    fetch(patterns)
     found = _matching(folder, patterns)
     if not found and split is None:
         patterns = [f"{below}{kind}" for kind in _KINDS]
-        _download(hub_id, commit, patterns)
+        fetch(patterns)
         found = _matching(folder, patterns)
         found = choose_files(folder / below).files if found else []
     if not found:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import blake2b
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -31,7 +31,7 @@ from bfpo.data.labels import (
 from bfpo.data.layouts import AUTO
 from bfpo.data.notes import FileNotes
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
-from bfpo.data.read import PairIds, iter_completions, iter_pairs, read_pairs
+from bfpo.data.read import PairIds, iter_completions, iter_pairs
 from bfpo.data.rejects import EMPTY, LEFT_OUT, ReadResult, Reject, check_rejects
 from bfpo.data.settings import DataConfig, PairRowsConfig, RowsConfig, SftDataConfig
 from bfpo.data.split import RowPicker, prompt_hashes
@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 Row = TypeVar("Row", Pair, Completion)
+Seen = TypeVar("Seen")
 Hashes = npt.NDArray[np.uint64]
 _HASH_BYTES = 16
 _NO_CONTENT = bytes(_HASH_BYTES)
@@ -198,8 +199,14 @@ def load_pairs(data: DataConfig, *, seed: int = 0, check: Callable[[Pair], None]
     taken.
     """
     notes = FileNotes()
-    rows = list(_rows_of(data, check=check, notes=notes))
-    chosen = _choose(rows, data, seed, notes)
+    rows: list[Pair | Reject] = []
+
+    def kept() -> Iterator[Pair | Reject]:
+        for row in _rows_of(data, check=check, notes=notes):
+            rows.append(row)
+            yield row
+
+    chosen = _choose(kept(), data, seed, notes)
     return LoadedPairs(list(chosen.of(rows)), chosen.scan.rejects, chosen.scan.counts)
 
 
@@ -209,31 +216,33 @@ def load_pair_rows(data: PairRowsConfig, *, seed: int = 0) -> ReadResult:
     `rows` counts all rows read. Raises `DataError` for files that cannot be used, bad rows under `bad_rows="stop"` and
     if nothing is left.
     """
-    result = read_pairs(
-        [Path(file) for file in data.files],
-        layout=data.layout,
-        columns=data.columns,
-        source=data.source,
-        labels=LabelWords.of(data.safe_values, data.unsafe_values),
-    )
-    check_rejects(result, bad_rows=data.bad_rows, files=data.files)
-    pairs = _chosen_part(result.pairs, data, seed)
-    if not pairs:
+    seen, notes = _Pass(data, seed), FileNotes()
+    pairs: list[Pair] = []
+    layouts: dict[str, str] = {}
+    for row in seen.until_full(_rows_of(data, notes=notes, layouts=layouts)):
+        seen.add(row, 1)
+        if not isinstance(row, Reject):
+            pairs.append(row)
+    check_rejects(seen.result, bad_rows=data.bad_rows, files=data.files)
+    picked = list(compress(pairs, seen.picked()[1]))
+    if not picked:
         raise DataError.at(data.files[0], None, "no pair is left; check split and limit")
-    return replace(result, pairs=pairs)
+    return replace(seen.result, pairs=picked, layouts=layouts, notes=notes.facts())
 
 
 def _rows_of(
-    data: DataConfig,
+    data: PairRowsConfig,
     ids: PairIds | None = None,
     check: Callable[[Pair], None] | None = None,
     notes: FileNotes | None = None,
+    layouts: dict[str, str] | None = None,
 ) -> Iterator[Pair | Reject]:
     return iter_pairs(
         [Path(file) for file in data.files],
         layout=data.layout,
         columns=data.columns,
         source=data.source,
+        layouts=layouts,
         ids=ids,
         labels=LabelWords.of(data.safe_values, data.unsafe_values),
         check=check,
@@ -245,17 +254,18 @@ def _rows_of(
 class _Chosen(Generic[Row]):
     """How each row is used, one byte each (0: not), and what the scan found.
 
-    `make` returns what a row gives that is used in this way.
+    `make` returns what a row gives that is used in this way. `is_part`: rows after these were not read.
     """
 
     used: npt.NDArray[np.uint8]
     make: Callable[[Any, int], Iterable[Row | None]]
     scan: Scan
+    is_part: bool = False
 
     def of(self, rows: Iterable[Pair | Completion | Reject]) -> Iterator[Row]:
         """Yield what the used rows give, given the same rows again."""
         num_rows = 0
-        for row in rows:
+        for row in islice(rows, len(self.used) if self.is_part else None):
             if num_rows < len(self.used) and (use := int(self.used[num_rows])):
                 for made in (None,) if isinstance(row, Reject) else self.make(row, use):
                     if made is None:
@@ -270,7 +280,7 @@ class _Pass:
     """A pass over rows: a mark of each, one byte (0: not usable), and what selects among the usable ones."""
 
     def __init__(self, data: RowsConfig, seed: int) -> None:
-        self._picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
+        self._picker = RowPicker(split=data.split, limit=data.limit, seed=seed, first=data.streaming)
         self._marks, self._hashes = bytearray(), bytearray()
         self.rejects: list[Reject] = []
 
@@ -283,6 +293,20 @@ class _Pass:
         if mark and not isinstance(row, Reject):
             self._picker.add(row)
             self._hashes += prompt_hashes(row.prompt)
+
+    def until_full(self, rows: Iterable[Seen]) -> Iterator[Seen]:
+        """Yield the rows, each to be added before the next is asked for, until no more can be picked."""
+        for row in rows:
+            yield row
+            if self._picker.is_full:
+                if isinstance(rows, Generator):
+                    rows.close()  # the notes on a file are complete when it is
+                return
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no row to come can be picked."""
+        return self._picker.is_full
 
     @property
     def result(self) -> ReadResult:
@@ -306,7 +330,7 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
     """Check all rows and select the pairs to use; raises as `load_pairs`. The mark of a row is its cell, from 1."""
     resolve = LabelResolver(data.unknown_label)
     seen = _Pass(data, seed)
-    for row in rows:
+    for row in seen.until_full(rows):
         pair = None if isinstance(row, Reject) else resolve(row)
         known = pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None
         seen.add(row, 1 + _cell_index(pair) if pair is not None and known else 0)
@@ -328,7 +352,8 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
         **notes.facts(),
     }
     again = LabelResolver(data.unknown_label)
-    return _Chosen(used, lambda pair, _: (again(pair),), Scan(seen.rejects, counts, seen.hashes(picked)))
+    scan = Scan(seen.rejects, counts, seen.hashes(picked))
+    return _Chosen(used, lambda pair, _: (again(pair),), scan, seen.is_full)
 
 
 def _cell_index(pair: Pair) -> int:
@@ -357,7 +382,7 @@ def _choose_alone(
     seen = _Pass(data, seed)
     taken = 1.0 if data.unknown_label == "safe" else 0.0
     num, lacking, first = 0, 0, ""
-    for row in rows:
+    for row in seen.until_full(rows):
         if isinstance(row, Reject):
             is_left_out = row.reason == EMPTY and "incoherent" in data.leave_out
             seen.add(replace(row, reason=f"{LEFT_OUT}empty") if is_left_out else row, 0)
@@ -372,7 +397,7 @@ def _choose_alone(
     used, picked = seen.picked()
     make = partial(_of_kind, data.source)
     counts = _completion_counts(data, seen, int(picked.sum()), notes)
-    return _Chosen(used, make, Scan(seen.rejects, counts, seen.hashes(picked)))
+    return _Chosen(used, make, Scan(seen.rejects, counts, seen.hashes(picked)), seen.is_full)
 
 
 def _of_kind(kind: str | None, row: Completion, _: int) -> tuple[Completion]:
@@ -385,7 +410,7 @@ def _choose_of_pairs(
     """Select completions of pairs; the mark of a row is 4, + 1 and + 2 for its two completions if they are used."""
     seen, resolve = _Pass(data, seed), LabelResolver(data.unknown_label)
     contents = bytearray()  # two hashes a usable pair, zeros for a completion that is not used
-    for row in rows:
+    for row in seen.until_full(rows):
         pair = None if isinstance(row, Reject) else resolve(row) if data.use == "safe" else row
         if pair is None or isinstance(pair, Reject):
             seen.add(row, 0)
@@ -410,7 +435,7 @@ def _choose_of_pairs(
     kept = picked.copy()
     kept[np.flatnonzero(picked)] = bits > 0
     counts = _completion_counts(data, seen, int(is_new.sum()), notes, pairs=num_pairs)
-    return _Chosen(used, _completions_by_bits, Scan(seen.rejects, counts, seen.hashes(kept)))
+    return _Chosen(used, _completions_by_bits, Scan(seen.rejects, counts, seen.hashes(kept)), seen.is_full)
 
 
 def _content_hash(completion: Completion) -> bytes:
@@ -460,11 +485,3 @@ def _check_use(data: SftDataConfig, num: int, lacking: int, first: str) -> None:
             f"{lacking} of {num} completions lack a safety label ({first}, ...); label them, or set "
             "unknown_label: 'safe' counts an unknown label as safe, 'drop' leaves the completion out"
         )
-
-
-def _chosen_part(rows: Sequence[Row], data: RowsConfig, seed: int) -> list[Row]:
-    """Split by prompt, then draw; both use only a row's prompt and id, which pairs and completions share."""
-    picker = RowPicker(split=data.split, limit=data.limit, seed=seed)
-    for row in rows:
-        picker.add(row)
-    return list(compress(rows, picker.picked()))

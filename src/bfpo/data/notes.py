@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bfpo.core.inputs import choose_files, expand_files
+from bfpo.core.remote import file_name
 from bfpo.data.fields import ColumnNames
 from bfpo.data.files import mapped_rows
 from bfpo.data.messages import MESSAGE_KEYS, is_absent
@@ -69,35 +70,58 @@ class FileNotes:
         unread: dict[str, None] = {}
         num_conversations = num_rows = 0
         prompt, numbers = _prompt_column(read), 0
-        for row in mapped_rows(file, columns, cells_only=cells_only):
-            for name, value in row.columns.items():
-                if name not in known:
-                    if name not in unread and not is_absent(value):
-                        unread[name] = None
-                elif isinstance(value, list):
-                    unread.update(dict.fromkeys(_unread_keys(name, value)))
-            num_conversations += bool(row.conversations)
-            num_rows += 1
-            numbers += bool(_WHOLE_NUMBER.fullmatch(str(row.columns.get(prompt, ""))))
-            yield row
-        if numbers == num_rows >= _FEWEST_NUMBERS:
-            self.numbers[str(file)] = column = (columns or {}).get(prompt) or prompt
+        try:
+            for row in mapped_rows(file, columns, cells_only=cells_only):
+                for name, value in row.columns.items():
+                    if name not in known:
+                        if name not in unread and not is_absent(value):
+                            unread[name] = None
+                    elif isinstance(value, list):
+                        unread.update(dict.fromkeys(_unread_keys(name, value)))
+                num_conversations += bool(row.conversations)
+                num_rows += 1
+                numbers += bool(_WHOLE_NUMBER.fullmatch(str(row.columns.get(prompt, ""))))
+                yield row
+        finally:  # also where the rest of the file is not needed
+            self._say(
+                file,
+                columns,
+                prompt if numbers == num_rows >= _FEWEST_NUMBERS else "",
+                num_rows,
+                unread,
+                num_conversations,
+            )
+
+    def _say(
+        self,
+        file: Path,
+        columns: ColumnNames | None,
+        numbers: str,
+        num_rows: int,
+        unread: Mapping[str, None],
+        num_conversations: int,
+    ) -> None:
+        """Note and log what was found in a file; `numbers`: its column of prompts, if these are all whole numbers."""
+        if numbers:
+            self.numbers[file_name(file)] = column = (columns or {}).get(numbers) or numbers
             _log.warning(
                 "%s: the prompts, in the column %r, are whole numbers in all %d rows: an index is not a prompt. Join "
                 "the file with the texts that it numbers, or name another column as columns.%s",
-                file,
+                file_name(file),
                 column,
                 num_rows,
-                prompt,
+                numbers,
             )
         if unread:
             names = [_short(name) for name in islice(unread, _KEPT)]
             more = [f"{len(unread) - _KEPT} more"] if len(unread) > _KEPT else []
-            self.unread[str(file)] = [*names, *more]
-            _log.info("%s: columns that are not read: %s", file, ", ".join([*names, *more]))
+            self.unread[file_name(file)] = [*names, *more]
+            _log.info("%s: columns that are not read: %s", file_name(file), ", ".join([*names, *more]))
         if num_conversations:
-            self.conversations[str(file)] = num_conversations
-            _log.info("%s: %d rows hold conversations as text; they were read as messages", file, num_conversations)
+            self.conversations[file_name(file)] = num_conversations
+            _log.info(
+                "%s: %d rows hold conversations as text; they were read as messages", file_name(file), num_conversations
+            )
 
 
 def _prompt_column(read: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from bfpo.core.inputs import expand_files
+from bfpo.core.remote import file_name
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS, plain_completion
 from bfpo.data.fields import ColumnNames
@@ -145,7 +146,7 @@ def _files_with_layouts(
         rows = mapped_rows(file, columns)
         found = first_that_fits(file, rows, known.values(), others=others) if auto else known[layout]
         if found is not None and layouts is not None:
-            layouts[str(file)] = found.name
+            layouts[file_name(file)] = found.name
         yield file, found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bfpo.core.errors import DataError, SettingError
+from bfpo.core.remote import file_name
 from bfpo.core.schema import Pair
 
 __all__ = [
@@ -78,7 +79,7 @@ class Reject:
         """Return the reject of a bad row at `file:line`."""
         value = repr(bad.value)
         value = value if len(value) <= _VALUE_CHARS else value[: _VALUE_CHARS - 3] + "..."
-        return cls(str(file), line, bad.field, bad.reason, value)
+        return cls(file_name(file), line, bad.field, bad.reason, value)
 
     @property
     def is_bad(self) -> bool:

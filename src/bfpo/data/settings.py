@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from bfpo.core.remote import is_pinned, is_remote
 from bfpo.core.settings import ConfigPart, FileList, NameOf, OneOrMany, PathText
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.layouts import AUTO
@@ -130,6 +131,11 @@ class RowsConfig(ConfigPart):
         default=None,
         description="data set of the hub, ORG/NAME, read from the hub's cache; null = files of this machine",
     )
+    streaming: bool = Field(
+        default=False,
+        description="read hub over the network as rows are needed, without a copy of its files on this disk; limit "
+        "then takes the first rows, and reading ends with them",
+    )
     revision: str | None = Field(
         default=None, description="commit, tag or branch of hub; null = the newest, or that of the table of data sets"
     )
@@ -145,7 +151,10 @@ class RowsConfig(ConfigPart):
         default="stop", description="a row that cannot be read stops the run or is skipped"
     )
     limit: int | None = Field(
-        default=None, ge=1, description="number of rows to use, drawn at random with the stage's seed; null = all"
+        default=None,
+        ge=1,
+        description="number of rows to use, drawn at random with the stage's seed (with streaming the first ones); "
+        "null = all",
     )
     split: PromptSplit = None
 
@@ -165,6 +174,11 @@ class RowsConfig(ConfigPart):
         check_words(self.safe_values, self.unsafe_values)
         if not self.files and self.hub is None:
             raise ValueError("files, hub: give one of them: files of this machine, or a data set of the hub, ORG/NAME")
+        named = [name for name in self.files if is_remote(name)]
+        if unclear := [name for name in named if not is_pinned(name)]:
+            raise ValueError(f"files: got {unclear[0]!r}; name a data set of the hub by hub, with streaming: true")
+        if self.streaming and self.hub is None and not named:
+            raise ValueError("streaming: not read without hub; leave it out")
         for key in ON_HUB[1:]:
             if self.hub is None and getattr(self, key) is not None:
                 raise ValueError(f"{key}: not read without hub; leave it out")

@@ -12,10 +12,22 @@ from typing import Literal
 from bfpo.core.errors import DataError, SettingError, first_line
 from bfpo.core.inputs import matching_files
 
-__all__ = ["SOURCES", "ResolvedSource", "Source", "SourceKind", "download_dataset", "find_source", "resolve_files"]
+__all__ = [
+    "NO_HUB",
+    "SOURCES",
+    "ResolvedSource",
+    "Source",
+    "SourceKind",
+    "download_dataset",
+    "find_source",
+    "hub_failure",
+    "hub_reason",
+    "resolve_files",
+]
 
 SourceKind = Literal["pairs", "completions"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+NO_HUB = "Without the hub: set `files` in place of `hub`, to files of the data set on this machine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +139,20 @@ def download_dataset(
     try:
         snapshot = snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
     except Exception as error:  # also of its HTTP client, which differs between versions
-        failed = f"{hub_id}: cannot be downloaded at revision {revision or 'main'}: {_reason(error, hub_id)}"
-        raise DataError(f"{failed}. {advice or _manual_download(hub_id, revision, patterns)}") from error
+        advice = advice or _manual_download(hub_id, revision, patterns)
+        raise hub_failure(error, hub_id, revision, "downloaded", advice) from error
     folder = Path(snapshot)
     return folder, folder.name if _COMMIT.fullmatch(folder.name) else (revision or "")
 
 
-def _reason(error: BaseException, hub_id: str) -> str:
-    """Return the reason in one clause; an error of the hub may be the cause of a vaguer one."""
+def hub_failure(error: BaseException, hub_id: str, revision: str | None, what: str, advice: str = NO_HUB) -> DataError:
+    """Return the error for a data set that cannot be `what` ("downloaded"), with the reason and what to do."""
+    reason = hub_reason(error, hub_id)
+    return DataError(f"{hub_id}: cannot be {what} at revision {revision or 'main'}: {reason}. {advice}")
+
+
+def hub_reason(error: BaseException, hub_id: str) -> str:
+    """Return why the hub failed in one clause; an error of the hub may be the cause of a vaguer one."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     cause: BaseException | None = error

@@ -81,13 +81,16 @@ class RowPicker:
     order of rows does not matter, and an added prompt displaces at most one. By `parts`, the hash of the seed and the
     user's first turn, as a number in [0, 1), is in one of the intervals of the parts in order of name: no other row
     matters. The split comes before the limit, which draws rows by a
-    hash of `seed` and id, never the first ones: files are often sorted.
+    hash of `seed` and id, never the first ones: files are often sorted. With `first` it takes the first ones all the
+    same, for a stream that is not read further than is needed.
     """
 
-    def __init__(self, *, split: SplitConfig | None = None, limit: int | None = None, seed: int = 0) -> None:
-        self._split, self._limit, self._seed = split, limit, seed
+    def __init__(
+        self, *, split: SplitConfig | None = None, limit: int | None = None, seed: int = 0, first: bool = False
+    ) -> None:
+        self._split, self._limit, self._seed, self._first = split, limit, seed, first
         self._prompt_ranks, self._id_ranks = bytearray(), bytearray()
-        self._num_rows = 0
+        self._num_rows = self._num_in_part = 0
 
     def add(self, row: Pair | Completion | Prompt) -> None:
         """Add a row."""
@@ -95,9 +98,20 @@ class RowPicker:
         if self._split is not None:
             prompt = row.messages if isinstance(row, Prompt) else row.prompt
             deciding = _said(prompt)[:1] if self._split.parts else prompt
-            self._prompt_ranks += _rank(self._split.seed, normalised_prompt(deciding))
-        if self._limit is not None:
+            rank = _rank(self._split.seed, normalised_prompt(deciding))
+            self._prompt_ranks += rank
+            self._num_in_part += bool(self._first and self._split.parts and _part_mask(rank, self._split)[0])
+        if self._limit is not None and not self._first:
             self._id_ranks += _rank(self._seed, row.id)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no row to come can be picked: `first` and a limit, and no `held_out`, which needs all prompts."""
+        if not self._first or self._limit is None:
+            return False
+        if self._split is None:
+            return self._num_rows >= self._limit
+        return bool(self._split.parts) and self._num_in_part >= self._limit
 
     def picked(self) -> Mask:
         """Return which of the rows are picked, `(num_rows,)`, in the order they came in.
@@ -114,7 +128,9 @@ class RowPicker:
             if self._limit < 1:
                 raise SettingError(f"limit: got {self._limit}; at least 1 pair is needed")
             rows = np.flatnonzero(picked)
-            order = np.argsort(_as_ranks(self._id_ranks)[rows], kind="stable")
+            order = np.arange(len(rows))
+            if not self._first:
+                order = np.argsort(_as_ranks(self._id_ranks)[rows], kind="stable")
             picked[rows[order[self._limit :]]] = False
         return picked
 
@@ -130,11 +146,16 @@ def _held_out(ranks: npt.NDArray[np.bytes_], num: int) -> Mask:
     return held_out
 
 
-def _in_part(ranks: bytearray, split: SplitConfig) -> Mask:
+def _part_mask(ranks: bytes | bytearray, split: SplitConfig) -> Mask:
     names = sorted(split.parts)
     numbers = np.frombuffer(ranks, ">u8")[::2] / 2.0**64
     bounds = np.cumsum([split.parts[name] for name in names])
     picked: Mask = np.searchsorted(bounds[:-1], numbers, side="right") == names.index(split.part)
+    return picked
+
+
+def _in_part(ranks: bytearray, split: SplitConfig) -> Mask:
+    picked = _part_mask(ranks, split)
     if not picked.any():
         raise SettingError(f"split.part: none of {len(picked)} rows is in {split.part!r}; give it a larger share")
     return picked

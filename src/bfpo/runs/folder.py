@@ -22,6 +22,7 @@ from bfpo.core.markdown import table
 from bfpo.core.places import without_places
 from bfpo.core.processes import is_first_process
 from bfpo.core.provenance import (
+    content_digest,
     describe_checkout,
     describe_platform,
     describe_sources,
@@ -30,8 +31,10 @@ from bfpo.core.provenance import (
     prepared_from,
 )
 from bfpo.core.records import as_json
+from bfpo.core.remote import file_name, is_remote
 from bfpo.core.secrets import hide_in_values
 from bfpo.core.yaml_text import dump_yaml
+from bfpo.data.hub_stream import remote_facts
 from bfpo.runs.lock import LOCK
 
 __all__ = ["RunFolder", "Status", "model_head", "render_card"]
@@ -186,21 +189,26 @@ class RunFolder:
     def add_data(self, name: str, files: str | Path | Sequence[str | Path]) -> None:
         """Record the SHA-256 and size of the files of one input, such as `data`; a folder stands for its files.
 
-        For a file made by `bfpo prepare`, its sources and their licences are recorded too.
+        For a file made by `bfpo prepare`, its sources and their licences are recorded too. A file on the hub is not
+        read: its digest is what the hub says (`remote_facts`), asked for once.
 
         Raises `RunError` if a file cannot be read, or if the files of a resumed run have changed since its start.
         """
         earlier = self._record.get("data", {})
         facts: dict[str, dict[str, Any]] = {}
         for path in expand_files([files] if isinstance(files, (str, Path)) else files):
+            place = file_name(path)
+            before = earlier.get(name, {}).get(place)
+            if is_remote(path):
+                facts[place] = before or remote_facts(path)  # at a commit, whose files do not change
+                continue
             if path.exists() and not path.is_file():
                 raise RunError(f"{path}: is a pipe or a device; {name} is read from files")
             try:
-                facts[str(path)] = {"sha256": file_digest(path), "bytes": Path(path).stat().st_size}
+                now = facts[place] = {"sha256": file_digest(path), "bytes": Path(path).stat().st_size}
             except OSError as error:
                 raise RunError(f"{path}: cannot be read ({error.strerror}); check {name}") from error
-            now = facts[str(path)]
-            before = earlier.get(name, {}).get(str(path), now)
+            before = before or now
             if before != now:
                 raise RunError(
                     f"{path}: changed since this run started (SHA-256 {before['sha256'][:12]}, now "
@@ -212,7 +220,7 @@ class RunFolder:
                 f"{name}: {', '.join(moved)} added or removed since this run started; restore the folder, or start a "
                 "new run in another --out"
             )
-        sources = [source for path, fact in facts.items() for source in prepared_from(path, fact["sha256"])]
+        sources = [source for path, fact in facts.items() for source in prepared_from(path, content_digest(fact))]
         if sources:
             unique = list({source["name"]: source for source in sources}.values())
             self.add_facts(sources={**self._record.get("sources", {}), name: unique})
@@ -351,7 +359,8 @@ class RunFolder:
         """
         remarks = "\n".join(f"- {remark['text']}." for remark in self._record.get("remarks", ()))
         data = {
-            f"{name}: {path}": f"SHA-256 {fact['sha256']}, {fact['bytes']} bytes"
+            f"{name}: {path}": f"{'SHA-256' if 'sha256' in fact else 'git SHA-1'} {content_digest(fact)}, "
+            f"{fact['bytes']} bytes"
             for name, files in self._record.get("data", {}).items()
             for path, fact in files.items()
         }

@@ -125,10 +125,10 @@ def _run_in_folder(stage: Stage, config: StageConfig, folder: RunFolder, resume:
 
 def _with_hub_files(config: StageConfig, folder: RunFolder | None = None) -> StageConfig:
     """Return the config with the files of data sets of the hub; a run records them, and is resumed with the same."""
-    from bfpo.runs.hub_data import with_hub_files
+    from bfpo.runs.hub_data import files_of_record, with_hub_files
 
-    before = {} if folder is None else folder.record.get("hub_data", {})
-    config, found = with_hub_files(config, before)
+    before = {} if folder is None else folder.record
+    config, found = with_hub_files(config, before.get("hub_data"), files_of_record(before))
     if folder is not None and found:
         sources = {name: [files.as_source()] for name, files in found.items()}
         folder.add_facts(

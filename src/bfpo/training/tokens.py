@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bfpo import __version__
 from bfpo.core.errors import DataError
+from bfpo.core.provenance import content_digest
 from bfpo.data.load import RowStream, Scan
 from bfpo.data.rejects import Reject
 from bfpo.data.store import TokenStore, write_tokens
@@ -137,7 +138,7 @@ def _key(folder: RunFolder, name: str, tokenizer: PreTrainedTokenizerBase, setti
     record = folder.record
     parts = {
         "version": __version__,
-        "files": [fact["sha256"] for fact in record["data"][name].values()],
+        "files": [content_digest(fact) for fact in record["data"][name].values()],
         "section": folder.config[name],
         "seed": folder.config["seed"],
         "settings": dict(settings),
