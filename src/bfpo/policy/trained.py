@@ -88,7 +88,7 @@ def start_of_run(checkpoint: str | Path) -> tuple[str, str | None, str]:
     if (problem := missing_folder(start, revision)) is not None:
         raise ModelError(
             f"model: {str(checkpoint)!r} is a checkpoint that holds only what trains, and the model that has the rest, "
-            f"{start!r}, is gone: {problem}; put it back, or start in the folder in which the run was started"
+            f"{start!r}, is gone: {problem}; put it back, or work in the folder in which the run was started"
         )
     return start, revision, dtype
 
