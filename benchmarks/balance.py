@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from benchmarks.options import add_common_options, integers
 from benchmarks.process import program, write_results
+from bfpo.core.markdown import table
 from bfpo.data.pack import deal, pair_sizes
 
 __all__ = ["LENGTHS", "draw_lengths", "useful"]
@@ -76,10 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for way, dealt in (("random", False), ("dealt", True)):
                     row[way] = quantiles([useful(sizes, ranks, dealt=dealt) for sizes in steps], n=4)
                 runs.append(row)
-    lines = ["| lengths | pairs per process | processes | at random | dealt |", "|---|---|---|---|---|"]
-    for row in runs:
-        cells = [f"{row[way][1]:.2f} ({row[way][0]:.2f} to {row[way][2]:.2f})" for way in ("random", "dealt")]
-        lines.append(f"| {row['lengths']} | {row['pairs']} | {row['ranks']} | {' | '.join(cells)} |")
+    ways = ("random", "dealt")
+    rows = (
+        [
+            *(row[key] for key in ("lengths", "pairs", "ranks")),
+            *(f"{row[way][1]:.2f} ({row[way][0]:.2f} to {row[way][2]:.2f})" for way in ways),
+        ]
+        for row in runs
+    )
+    lines = table(["lengths", "pairs per process", "processes", "at random", "dealt"], rows)
     sys.stdout.write("\n".join(lines) + "\n")
     settings = {"steps": options.steps, "lengths": LENGTHS}
     write_results(options.out, "balance", settings=settings, runs=runs)

@@ -20,13 +20,13 @@ from typing import Any
 from benchmarks.options import add_common_options
 from benchmarks.process import program, write_results
 from bfpo.config import CleanConfig, CompareConfig
+from bfpo.core import markdown
 from bfpo.core.records import as_json
 from bfpo.core.schema import Pair
 from bfpo.data.labels import completions_of_pair
 from bfpo.data.read import read_pairs
 from bfpo.experiments.points import Step, read_judged
 from bfpo.experiments.steps import START, asking, seeds_of, sft_step, train_step, write_prompts, write_world
-from bfpo.experiments.tradeoff import table_row
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.scores.comparisons import compare_pairs
@@ -152,7 +152,7 @@ def _counted(pairs: Sequence[Pair]) -> tuple[int, int, float]:
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Return the table of docs/cleaning.md as Markdown: per cent and points, with 95% intervals."""
     heads = ["noise", "labels", "pairs", "wrong labels", "helpful and safe", "minus given", "harmless", "minus given"]
-    lines = [table_row(heads), table_row(["---"] * len(heads))]
+    rows = []
     for row in runs:
         cells = [f"{100 * row['noise']:g}", row["arm"], f"{sum(row['pairs']) / len(row['pairs']):.0f}"]
         cells.append(f"{100 * sum(row['wrong']) / sum(row['labels']):.1f}")
@@ -160,8 +160,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             gain = row["minus_given"].get(metric)
             cells.append(_with_bounds(row["scores"][metric], "value"))
             cells.append(_difference(gain) if gain else "")
-        lines.append(table_row(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n".join(markdown.table(heads, rows))
 
 
 def between(runs: Sequence[dict[str, Any]]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.process import program, write_results
 from benchmarks.refusals import gptfuzz_answers, xstest_rows
+from bfpo.core.markdown import table
 from bfpo.core.schema import Completion, Message
 from bfpo.execution.settings import LocalExecutor
 from bfpo.scores.records import CoherenceBound
@@ -48,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, answers in drawn.items():
             runs += measured(f"{name}, sample", answers, reader, options.show)
             runs += measured(f"{name}, shuffled", [word_salad(answer) for answer in answers], reader, False)
-    lines = [f"| {row['data']} | {row['num']} | {row['reason']} | {row['words']} |" for row in runs]
-    sys.stdout.write("\n".join(["| data | answers | reason | share |", "|---|---|---|---|", *lines]) + "\n")
+    lines = table(
+        ["data", "answers", "reason", "share"], ([row[k] for k in ("data", "num", "reason", "words")] for row in runs)
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
     if options.out is not None:
         write_results(options.out, "coherence", settings={"bound": asdict(bound) if bound else None}, runs=runs)
 

@@ -18,7 +18,7 @@ from scipy.special import betainc, betaincinv, ndtri
 
 from benchmarks.options import add_common_options
 from benchmarks.process import program, write_results
-from bfpo.experiments.tradeoff import table_row
+from bfpo.core import markdown
 from bfpo.stats.clustered import difference_bounds, rate_bounds
 
 __all__ = [
@@ -214,12 +214,12 @@ def coverage_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of docs/evaluation.md as Markdown."""
     widths = list(dict.fromkeys(key for row in rows for key in row["widths"]))
     heads = ["answers per prompt", "interval", "lowest coverage", "mean", *(f"width over {key}" for key in widths)]
-    lines = [table_row(heads), table_row(["---"] * len(heads))]
+    cells = []
     for row in rows:
         found = [f"{row['worst']['coverage']:.3f}", f"{row['mean']:.3f}"]
         found += [f"{row['widths'][key]:.2f}" if key in row["widths"] else "" for key in widths]
-        lines.append(table_row([str(row["answers"]), row["method"], *found]))
-    return "\n".join(lines)
+        cells.append([row["answers"], row["method"], *found])
+    return "\n".join(markdown.table(heads, cells))
 
 
 def simulate(

@@ -16,7 +16,7 @@ from scipy.special import gammaln, xlogy
 
 from benchmarks.coverage import grouped, simulate
 from benchmarks.process import program
-from bfpo.experiments.tradeoff import table_row
+from bfpo.core import markdown
 from bfpo.stats import difference_floor
 from bfpo.stats.clustered import difference_bounds
 
@@ -135,11 +135,12 @@ def rows_of(trials: int, grid: Mapping[str, Any] = GRID) -> list[dict[str, Any]]
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of docs/gate.md as Markdown."""
     heads = ["answers per prompt", "confidence", "bound", "cells", "highest rate of false passes", "mean"]
-    lines = [table_row(heads), table_row(["---"] * len(heads))]
-    for row in rows:
-        found = [f"{row['highest']:.4f}", f"{row['mean']:.4f}"]
-        lines.append(table_row([row["answers"], f"{row['confidence']:g}", row["method"], str(row["cells"]), *found]))
-    return "\n".join(lines)
+    shares = ("highest", "mean")
+    cells = [
+        [row["answers"], f"{row['confidence']:g}", row["method"], row["cells"], *(f"{row[key]:.4f}" for key in shares)]
+        for row in rows
+    ]
+    return "\n".join(markdown.table(heads, cells))
 
 
 if __name__ == "__main__":

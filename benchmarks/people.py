@@ -17,7 +17,7 @@ from scipy.special import expit, ndtri
 
 from benchmarks.coverage import CONFIDENCE, SHAPES, grouped, simulate, together
 from benchmarks.process import program
-from bfpo.experiments.tradeoff import table_row
+from bfpo.core import markdown
 from bfpo.stats.clustered import clopper_pearson
 from bfpo.stats.powered import powered_difference_bounds, powered_rate_bounds
 
@@ -270,12 +270,12 @@ def people_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of docs/annotate.md as Markdown; half-widths are in points."""
     judges = [name for name in JUDGES if name not in ("lenient", "strict")]
     heads = ["answers", "interval", "cells", "lowest coverage", "mean", *(f"+- {name}" for name in judges)]
-    lines = [table_row(heads), table_row(["---"] * len(heads))]
+    cells = []
     for row in rows:
         found = [str(row["cells"]), f"{row['worst']['coverage']:.3f}", f"{row['mean']:.3f}"]
         widths = [f"{100 * row['half_width'][name]:.1f}" if name in row["half_width"] else "" for name in judges]
-        lines.append(table_row([row["data"], row["method"], *found, *widths]))
-    return "\n".join(lines)
+        cells.append([row["data"], row["method"], *found, *widths])
+    return "\n".join(markdown.table(heads, cells))
 
 
 def _rows(trials: int) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.process import ROOT, program, write_results
+from bfpo.core.markdown import table
 from bfpo.core.schema import Completion, Message
 from bfpo.judges.refusals import RefusalJudge
 from bfpo.stats import Interval, rate_interval
@@ -218,25 +219,18 @@ def by_harm(folder: Path) -> list[dict[str, Any]]:
 
 def markdown(runs: Sequence[dict[str, Any]]) -> str:
     """Return the tables as Markdown."""
-    lines = [
-        "| data | answers | refused / in part | precision | recall | precision, in full | recall, in full | not read |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for run in runs:
         if run["kind"] == "labels":
-            cells = [run[what][which] for what in ("declines", "in_full") for which in ("precision", "recall")]
-            lines.append(
-                f"| {run['data']} | {run['num']:,} | {run['refused']} / {run['partly']} | "
-                f"{' | '.join(_shown(cell) for cell in cells)} | {run['not_read']} |"
-            )
-            if run["other_language"]:
-                foreign = f"{run['other_language_not_read']} of {run['other_language']} in other languages"
-                lines[-1] = f"{lines[-1][:-2]}; {foreign} |"
-    lines += ["", "| data | answers | read as | share |", "|---|---|---|---|"]
-    for run in runs:
-        if run["kind"] == "harm":
-            lines.append(f"| {run['data']} | {run['num']:,} | {run['read_as']} | {_shown(run)} |")
-    return "\n".join(lines) + "\n"
+            shares = [run[what][which] for what in ("declines", "in_full") for which in ("precision", "recall")]
+            foreign = f"; {run['other_language_not_read']} of {run['other_language']} in other languages"
+            not_read = f"{run['not_read']}{foreign if run['other_language'] else ''}"
+            refused = f"{run['refused']} / {run['partly']}"
+            rows.append([run["data"], f"{run['num']:,}", refused, *map(_shown, shares), not_read])
+    precision = ["precision", "recall", "precision, in full", "recall, in full"]
+    lines = table(["data", "answers", "refused / in part", *precision, "not read"], rows)
+    harm = ([run["data"], f"{run['num']:,}", run["read_as"], _shown(run)] for run in runs if run["kind"] == "harm")
+    return "\n".join([*lines, "", *table(["data", "answers", "read as", "share"], harm)]) + "\n"
 
 
 def _shown(interval: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from benchmarks.summary import (
     throughput_arms,
 )
 from bfpo.core.console import show, show_table
+from bfpo.core.markdown import table as table_lines
 
 __all__ = [
     "SIDES",
@@ -394,8 +395,7 @@ def machine_line(results: dict[str, Any]) -> str:
 
 def markdown(table: Table) -> str:
     """Return the table in Markdown, under its title and note."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    body = "\n".join(table_lines(table.columns, table.rows))
     return f"### {table.title}\n\n{table.note}\n\n{body}\n"
 
 

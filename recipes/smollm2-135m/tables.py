@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from bfpo.core.markdown import table
 from bfpo.judges.refusals import read_refusal
 from bfpo.stats.intervals import Interval, paired_difference, rate_interval
 from bfpo.stats.paired_tests import mcnemar
@@ -161,8 +162,7 @@ def _interval(found: Interval) -> str:
 
 
 def _table(head: Sequence[str], lines: dict[str, list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *([name, *cells] for name, cells in lines.items())]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    return "\n".join(table(head, ([name, *cells] for name, cells in lines.items()))) + "\n"
 
 
 def draw(answers: dict[str, list[Row]], file: Path) -> None:

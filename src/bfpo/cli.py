@@ -293,7 +293,10 @@ def _convert_config(
 @app.command("export")
 def _export(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Run of train or sft, model folder, LoRA adapter, or hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Run of train or sft, a checkpoint of one, model folder, LoRA adapter, or hub id."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the model, new or empty.")],
     dtype: Annotated[

@@ -158,3 +158,22 @@ def test_switches_that_others_left_on_cut_and_pad_nothing() -> None:
     backend.enable_padding(length=9)
     backend.encode_special_tokens = True
     assert TextEncoder(tokenizer).encode(["abc</s>"] * 20) == [[*byte_ids("abc"), EOS]] * 20
+
+
+def test_what_is_kept_is_given_once_and_only_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = ChatEncoder(byte_tokenizer(CHATML))
+    question, other = Message("user", "hello"), Message("user", "Hello")
+    plain = [chat.render((one,), answers, name="a") for one in (question, other) for answers in ((), ("yes",), ("no",))]
+    made: list[Any] = []
+    render = chat._template.render
+    monkeypatch.setattr(chat._template, "render", lambda *args, **more: made.append(args) or render(*args, **more))
+    chat.keep_rendered(10_000)
+    found = [chat.render((one,), answers, name="b") for one in (question, other) for answers in ((), ("yes",), ("no",))]
+    first = len(made)
+    again = [chat.render([one], answers, name="c") for one in (question, other) for answers in ((), ["yes"], ["no"])]
+    assert (found, again) == (plain, plain)
+    assert len(made) == first > 0
+    chat.keep_rendered(sum(map(len, found[0].texts)))  # room for one alone; nothing is kept any more
+    for _ in range(2):
+        assert [chat.render((one,), (), name="d") for one in (question, other)] == [plain[0], plain[3]]
+    assert len(made) == first + 3

@@ -1,4 +1,4 @@
-"""Checkpoints without frozen weights: runs resumed from them end bit for bit alike; nothing takes them for models."""
+"""Checkpoints without frozen weights: resumed runs end bit for bit alike, and with their start they are models."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from bfpo.cli import app
 from bfpo.core.errors import ModelError, RunError
 from bfpo.policy.load import load_policy
+from bfpo.policy.trained import FACTS, TRAINED, require_whole
 from bfpo.runs.stages import run_stage
 from bfpo.training import checkpoint
-from bfpo.training.checkpoint import FACTS, TRAINED, state_of_trained
-from messages import raises
+from bfpo.training.checkpoint import state_of_trained
+from messages import fails, raises
 from survival import differences, result, stage_config, write_inputs
 from tiny import tiny_model
 
@@ -63,8 +66,6 @@ def test_a_checkpoint_holds_what_trains_and_is_no_model(inputs: Path, straight: 
     assert load_file(folder / TRAINED).keys() == NAMES
     assert set(json.loads((folder / FACTS).read_text())["trained"]) == NAMES
     assert TRAINED in json.loads((folder / "complete.json").read_text())["sha256"]
-    with pytest.raises(ModelError):
-        load_policy(folder)
     with pytest.raises(OSError, match="checkpoint-4"):
         type(tiny_model()).from_pretrained(folder)
 
@@ -138,3 +139,94 @@ def test_a_state_of_what_trains_is_given_and_taken() -> None:
             model.load_state_dict({}, strict=True)
     assert all(torch.equal(model.get_parameter(name), value) for name, value in moved.items())
     assert model.state_dict().keys() == whole
+
+
+def checkpoint_of(inputs: Path, step: int) -> Path:
+    return inputs / "straight" / "checkpoints" / f"checkpoint-{step}"
+
+
+def state_of(model: str | Path, **settings: Any) -> dict[str, torch.Tensor]:
+    return dict(load_policy(model, **settings).model.state_dict())
+
+
+def bfpo(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_last_checkpoint_is_the_model_of_the_run(inputs: Path, straight: Any, tmp_path: Path) -> None:
+    last = max((inputs / "straight" / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+    model = inputs / "straight" / "model"
+    found, wanted = state_of(last), state_of(model)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    (tmp_path / "prompts.txt").write_text("w1 w3\nw4 w3\n")
+    texts = []
+    for number, each in enumerate((last, model)):
+        more = ["--set", "max_new_tokens=8", "--set", "temperature=0", "--out", tmp_path / f"answers-{number}"]
+        done = bfpo("generate", "--model", each, "--prompts", tmp_path / "prompts.txt", *more)
+        assert done.exit_code == 0, done.output
+        rows = (tmp_path / f"answers-{number}" / "completions.jsonl").read_text().splitlines()
+        texts.append([json.loads(row)["text"] for row in rows])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_is_exported_with_the_rest_of_its_start(
+    inputs: Path, straight: Any, tmp_path: Path, dtype: str
+) -> None:
+    folder = checkpoint_of(inputs, 4)
+    done = bfpo("export", folder, "--out", tmp_path / "out", "--dtype", dtype, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["base"] == str(inputs / "start")
+    found, start = (load_file(place / "model.safetensors") for place in (tmp_path / "out", inputs / "start"))
+    wanted = {**start, **load_file(folder / TRAINED)}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value.to(getattr(torch, dtype))) for name, value in wanted.items())
+    assert {name for name, value in wanted.items() if not torch.equal(value, start[name])} == NAMES
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (inputs / "start" / "tokenizer.json").read_bytes()
+    assert "checkpoint-4" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_training_from_a_checkpoint_has_all_its_digits(inputs: Path, straight: Any) -> None:
+    folder = checkpoint_of(inputs, 4)
+    model = load_policy(folder, trainable=TRAINS, dtype="bfloat16", masters=True).model
+    trained = load_file(folder / TRAINED)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if name in NAMES else torch.bfloat16)
+        assert name not in NAMES or torch.equal(parameter, trained[name])
+
+
+def test_a_checkpoint_whose_start_is_gone_or_changed_is_no_model(inputs: Path, straight: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint_of(inputs, 4), run / "checkpoints" / "checkpoint-4")
+    folder, start = run / "checkpoints" / "checkpoint-4", tmp_path / "start"
+    with raises(ModelError, "run folder"):
+        load_policy(folder)
+    (run / "run.json").write_text("{}")
+    with raises(ModelError, "run.json"):
+        load_policy(folder)
+    (run / "run.json").write_text(json.dumps({"config": {"model": str(start), "dtype": "float32"}}))
+    fails(bfpo("export", folder, "--out", tmp_path / "out"), "gone")
+    shutil.copytree(inputs / "start", start)
+    with raises(ModelError, "lm-eval"):
+        require_whole(folder, "lm-eval")
+    load_policy(folder)
+    weights = load_file(start / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.weight"][0, 0] += 1
+    save_file(weights, start / "model.safetensors", metadata={"format": "pt"})
+    fails(bfpo("export", folder, "--out", tmp_path / "out"), "SHA-256")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_in_parts_or_cut_short_is_no_model(inputs: Path, straight: Any, tmp_path: Path) -> None:
+    shutil.copytree(inputs / "straight", tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint-4"
+    os.truncate(folder / TRAINED, 100)
+    with raises(ModelError, TRAINED):
+        load_policy(folder)
+    save_file({"other": torch.zeros(1)}, folder / TRAINED)
+    with raises(ModelError, "does not fit"):
+        load_policy(folder)
+    (folder / TRAINED).unlink()
+    with raises(ModelError, "several processes"):
+        load_policy(folder)

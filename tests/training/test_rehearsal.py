@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 import bfpo.commands.train
+import bfpo.training.inputs
 import bfpo.training.rehearsal
 from bfpo.commands.doctor import run as doctor
 from bfpo.config import AlignConfig, SftConfig
 from bfpo.core.errors import SettingError
+from bfpo.data.template import ChatTemplate
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
-from bfpo.training.rehearsal import Rows
+from bfpo.training.inputs import read_start
+from bfpo.training.rehearsal import Rows, token_rows
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
@@ -113,6 +116,25 @@ def test_every_kind_of_training_has_a_dry_run(
     assert "time of a step: about" in text
     # A reference inside the steps is part of their time; one before them is said beside it.
     assert ("reference log-probs before it" in text) == (more.get("reference") != "swap")
+
+
+def test_a_row_is_rendered_once(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[Any] = []
+    render_turns = ChatTemplate.render_turns
+
+    def counted(self: Any, turns: Any, **more: Any) -> str:
+        rendered.append(turns)
+        return render_turns(self, turns, **more)
+
+    monkeypatch.setattr(ChatTemplate, "render_turns", counted)
+    counts, said_of_data = [], []
+    for kept in (0, 2**22):
+        monkeypatch.setattr(bfpo.training.inputs, "_KEPT_CHARACTERS", kept)
+        rendered.clear()
+        said_of_data.append(token_rows(align(files), read_start(align(files)))[0])
+        counts.append(len(rendered))
+    assert counts[0] - counts[1] == 9 * 3  # prompt, chosen and rejected
+    assert said_of_data[0] == said_of_data[1]
 
 
 def test_a_slow_step_is_the_last_that_is_measured(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

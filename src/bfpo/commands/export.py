@@ -1,4 +1,4 @@
-"""COMMAND `export`: a model -> a plain folder of it: adapters merged, weights in one number type, GGUF on request."""
+"""COMMAND `export`: a model or checkpoint -> a plain folder: adapters merged, one number type, GGUF on request."""
 
 from __future__ import annotations
 
@@ -25,21 +25,26 @@ from bfpo.policy.gguf import import_gguf, write_gguf
 from bfpo.policy.load import DTYPES, load_policy, load_tokenizer
 from bfpo.policy.save import save_adapted, save_policy
 from bfpo.policy.source import check_source
+from bfpo.policy.trained import holds_only_trained, start_of
 from bfpo.runs.folder import model_head, render_card
 
 __all__ = ["run"]
 
 _log = logging.getLogger(__name__)
 
-_ADAPTER, _CHECKPOINT, _CARD = "adapter_config.json", "trained.json", "README.md"
+_ADAPTER, _CARD = "adapter_config.json", "README.md"
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What is exported: a folder or hub id, and the model below it if it is an adapter."""
+    """What is exported: a folder or hub id, and the model below an adapter or a checkpoint that lacks frozen weights.
+
+    `how`: what is done with the two, in words.
+    """
 
     model: str
     base: str | None = None
+    how: str = ""
 
 
 def run(
@@ -91,8 +96,8 @@ def run(
     sizes = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
     for name, size in sizes.items():
         show(f"{out / name}  {size / 1e6:,.1f} MB")
-    merged = "" if source.base is None else f", merged into {source.base}"
-    show(f"{model_name(source.model)} in {dtype}{merged}: {out}")
+    how = f", {source.how}" if source.how else ""
+    show(f"{model_name(source.model)} in {dtype}{how}: {out}")
     page = (
         None if push is None else push_folder(out, push, message=f"{model_name(source.model)} in {dtype}", key="--push")
     )
@@ -125,11 +130,11 @@ def _find(model: str, revision: str | None) -> _Source:
         if not isinstance(base, str) or not base:
             raise ModelError(f"model: {path / _ADAPTER} names no base model (base_model_name_or_path); set it there")
         check_source("base_model_name_or_path", base)
-        return _Source(model, base)
-    if (path / _CHECKPOINT).is_file():
-        raise ModelError(
-            f"model: {model} is a checkpoint that holds only what trains; end the run (--resume), then give its folder"
-        )
+        return _Source(model, base, f"merged into {base}")
+    if holds_only_trained(model):
+        start, start_revision = start_of(model)
+        check_source("model", start, revision=start_revision)
+        return _Source(model, start, f"its other weights from {start}")
     check_source("model", model, revision=revision)
     return _Source(model)
 
@@ -139,7 +144,7 @@ def _write(source: _Source, folder: Path, dtype: str, revision: str | None) -> N
     folder.mkdir(parents=True)
     stored = DTYPES[dtype]
     assert isinstance(stored, torch.dtype)  # the command line allows no other
-    if source.base is not None:
+    if source.base is not None and not holds_only_trained(source.model):
         save_adapted(source.base, source.model, folder, stored=stored)
     else:
         policy = load_policy(source.model, dtype=dtype, revision=revision)
@@ -169,9 +174,13 @@ def _write_card(source: _Source, folder: Path, dtype: str) -> None:
         text = card.read_text(encoding="utf-8", errors="replace")
     else:
         base = source.base or source.model
-        facts = {"start": base, **({"adapter": source.model} if source.base else {}), "number type": dtype}
+        facts = {"start": base, **({_kind(source): source.model} if source.base else {}), "number type": dtype}
         text = render_card(model_name(source.model), {"Model": facts}, head=model_head(base))
     (folder / _CARD).write_text(without_places(text), encoding="utf-8")
+
+
+def _kind(source: _Source) -> str:
+    return "checkpoint" if holds_only_trained(source.model) else "adapter"
 
 
 def _write_gguf(source: _Source, folder: Path, kind: str) -> None:

@@ -156,6 +156,10 @@ class EncodedChat:
     rendered: str = ""
 
 
+def _size(chat: RenderedChat) -> int:
+    return sum(map(len, chat.texts))
+
+
 class ChatEncoder:
     """A tokenizer with a chat template: `chat_template`, else the tokenizer's, else `DEFAULT_CHAT_TEMPLATE`.
 
@@ -189,6 +193,8 @@ class ChatEncoder:
         self._ending = "" if end is None else self._suffix[: self._suffix.index(end) + len(end)]
         self._text = TextEncoder(tokenizer, () if end is None else (end,))
         self._changes_by_form: dict[tuple[object, ...], tuple[str, ...]] = {}
+        self._kept: dict[tuple[object, ...], RenderedChat] = {}
+        self._room = 0
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -225,11 +231,30 @@ class ChatEncoder:
         """
         return self.encode_rendered([self.render(prompt, answers, name=name, tools=tools)])[0]
 
+    def keep_rendered(self, characters: int) -> None:
+        """Keep the texts of `render`, of so many characters in all, for the next time that it is asked for the same.
+
+        For rows that are checked in one pass and encoded in the next. What is kept is given once.
+        """
+        self._room = characters
+
     def render(
         self, prompt: Sequence[Message], answers: Sequence[str | Message], *, name: str, tools: str = ""
     ) -> RenderedChat:
         """Return the texts whose ids `encode` returns, for `encode_rendered`. Raises as `encode` does."""
         last = [Message("assistant", answer) if isinstance(answer, str) else answer for answer in answers]
+        key = (tuple(prompt), tuple(last), tools)
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._room += _size(kept)
+            return kept
+        made = self._rendered(prompt, last, name, tools)
+        if 0 < _size(made) <= self._room:
+            self._room -= _size(made)
+            self._kept[key] = made
+        return made
+
+    def _rendered(self, prompt: Sequence[Message], last: list[Message], name: str, tools: str) -> RenderedChat:
         before = self._before.mark(prompt, last)
         begun: Message | None = None
         if prompt and prompt[-1].role == "assistant":  # the answer continues this message, unless it is empty

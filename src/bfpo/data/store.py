@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -22,6 +23,7 @@ from bfpo.core.files import open_whole
 from bfpo.data.tokenize import TokenPair
 
 __all__ = [
+    "LazyPairs",
     "TokenStore",
     "reference_logps",
     "safety_labels",
@@ -99,7 +101,30 @@ def _block_of(pairs: Sequence[TokenPair]) -> Any:
     return pyarrow.record_batch(columns, schema=_schema())
 
 
-class TokenStore(Sequence[TokenPair]):
+class LazyPairs(Sequence[TokenPair]):
+    """Pairs that are made on access, by `_pair` of the place in [0, len)."""
+
+    @abstractmethod
+    def _pair(self, place: int) -> TokenPair: ...
+
+    @overload
+    def __getitem__(self, index: int) -> TokenPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenPair]: ...
+    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
+        if isinstance(index, slice):
+            return [self._pair(place) for place in range(*index.indices(len(self)))]
+        place = int(index)
+        place += len(self) if place < 0 else 0
+        if not 0 <= place < len(self):
+            raise IndexError(f"index: got {index}; the store holds {len(self)} pairs")
+        return self._pair(place)
+
+    def __iter__(self) -> Iterator[TokenPair]:
+        return map(self._pair, range(len(self)))
+
+
+class TokenStore(LazyPairs):
     """The pairs of a file of `write_tokens`, each made on access; its ids are views of the mapped file.
 
     The vectors below take 28 bytes per pair, from first access; the pages of the file are managed by the system. A
@@ -133,17 +158,7 @@ class TokenStore(Sequence[TokenPair]):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = int(index)
-        place += len(self) if place < 0 else 0
-        if not 0 <= place < len(self):
-            raise IndexError(f"index: got {index}; the store holds {len(self)} pairs")
+    def _pair(self, place: int) -> TokenPair:
         number = int(np.searchsorted(self._ends, place, side="right"))
         block = self._blocks[number]
         row = place - int(self._ends[number]) + len(block)
@@ -154,9 +169,6 @@ class TokenStore(Sequence[TokenPair]):
         reference = (None, None) if self._reference is None else (float(column[place]) for column in self._reference)
         labels = (float(column[row]) for column in block.labels)
         return TokenPair(name, prompt, chosen, rejected, *labels, *reference)
-
-    def __iter__(self) -> Iterator[TokenPair]:
-        return map(self.__getitem__, range(len(self)))
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int32]:

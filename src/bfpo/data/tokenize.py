@@ -171,8 +171,8 @@ class PairTokenizer:
     completions are first cut on the right to `max_completion_length` (losing their end token), then the prompt on the
     left (keeping BOS) to `max_length`, and only then completions again.
 
-    `num_embeddings`: the rows of the model's embedding, if known. Raises `ModelError` for a tokenizer without EOS,
-    `SettingError` for a length that leaves no room.
+    `num_embeddings`: the rows of the model's embedding, if known. `chat`: one that was made of these arguments.
+    Raises `ModelError` for a tokenizer without EOS, `SettingError` for a length that leaves no room.
     """
 
     def __init__(
@@ -184,9 +184,10 @@ class PairTokenizer:
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         num_embeddings: int | None = None,
+        chat: ChatEncoder | None = None,
     ) -> None:
         self._limits = _Limits(max_length, max_completion_length)
-        self._chat = ChatEncoder(tokenizer, chat_template, chat_template_kwargs)
+        self._chat = chat or ChatEncoder(tokenizer, chat_template, chat_template_kwargs)
         self._counter = _Counter()
         self._num_embeddings = ids_to_check(tokenizer, num_embeddings)
 

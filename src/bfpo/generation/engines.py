@@ -17,6 +17,7 @@ from bfpo.generation.refill import Work
 from bfpo.generation.replies import Answer
 from bfpo.generation.sampling import Request, answer_batches
 from bfpo.generation.server import Question, Server
+from bfpo.policy.trained import require_whole
 
 __all__ = [
     "Engine",
@@ -191,6 +192,7 @@ class VllmEngine:
         num_gpus: int = 1,
     ) -> None:
         self._vllm = _import_vllm()
+        require_whole(model, "vLLM")
         self._length, self._num_gpus = longest_prompt + max_new_tokens, num_gpus
         self._llm: Any = None
         self._model, self._revision, self._dtype = model, revision, dtype

@@ -23,6 +23,7 @@ from bfpo.policy.batches import batches_by_length
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.policy.source import read_config
+from bfpo.policy.trained import start_of
 
 __all__ = ["Answer", "Request", "Watch", "answer_batches", "end_token_ids", "opening_logps", "saved_end_token_ids"]
 
@@ -61,8 +62,9 @@ def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | No
 
     Raises `ModelError` as `end_token_ids` does, and for a model that is not found.
     """
+    model, revision = start_of(model, revision)
     try:
-        config = GenerationConfig.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
+        config = GenerationConfig.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
     except OSError:  # as transformers does for a model without such a file
         config = GenerationConfig.from_model_config(read_config(model, revision=revision))
     return _end_token_ids(config, tokenizer)

@@ -16,6 +16,7 @@ from torch import Tensor
 from bfpo.core.errors import ModelError, first_line
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.source import cannot_load
+from bfpo.policy.trained import require_whole
 
 __all__ = ["BlendSource", "blend_weights", "open_source", "read_tensor", "require_same_kind"]
 
@@ -42,6 +43,7 @@ def open_source(model: str, *, name: str) -> BlendSource:
     Reads headers only. `name` is the setting that an error names. Raises `ModelError` for a model that does not exist,
     has no safetensors, or is an adapter.
     """
+    require_whole(model, name)
     folder = Path(model) if Path(model).is_dir() else _from_hub(model, name)
     if (folder / _ADAPTER).exists():
         raise ModelError(

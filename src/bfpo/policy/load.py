@@ -18,6 +18,7 @@ from bfpo.policy.devices import to_gpu
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
 from bfpo.policy.settings import LoraConfig
 from bfpo.policy.source import cannot_load, check_code, check_source
+from bfpo.policy.trained import check_start, holds_only_trained, put_trained, require_whole, start_of, start_of_run
 
 __all__ = [
     "DTYPES",
@@ -101,7 +102,8 @@ def load_policy(
     whatever the dtype (see `hold_masters`). Weights are read from safetensors only. Without `dropout` every dropout of
     the model is off: the reference has none, and the margin of the first step must be zero. The random half of an
     adapter's initial weights depends on `seed` alone. Call this before an optimizer is built. Python code that comes
-    with a model runs only with `trust_remote_code`, which no command sets.
+    with a model runs only with `trust_remote_code`, which no command sets. To a checkpoint that holds only what trains,
+    the other weights come from the model that its run started from; they are checked.
 
     Raises `ModelError` for a model that cannot be loaded or whose files lack weights of a causal LM, a pattern that
     matches no parameter (with the closest names), and LoRA settings that peft does not know.
@@ -112,17 +114,37 @@ def load_policy(
         raise ModelError(
             f"quantize: got {quantize!r} without lora; four-bit weights cannot train, set lora to train adapters"
         )
-    held_in = DTYPES[dtype]
     extras = {} if quantize is None else {"quantization_config": quantisation(_compute_dtype(dtype))}
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     if not trust_remote_code:
         check_code(model, revision=revision)
+    loaded = _load_weights(model, dtype, revision, trust_remote_code, extras)
+    if quantize is not None:
+        prepare_quantised(loaded)
+    loaded = set_trainable(loaded, trainable, lora, seed=seed)
+    if masters and dtype != "float64":
+        start, start_revision = start_of(model, revision)
+        hold_masters(loaded, start, revision=start_revision)
+        if holds_only_trained(model) and lora is None:
+            put_trained(loaded, model)  # again, now into float32
+    if not dropout:
+        disable_dropout(loaded)
+    return Policy(loaded, tokenizer, trainable_report(loaded))
+
+
+def _load_weights(
+    model: str | Path, dtype: str, revision: str | None, trust_remote_code: bool, extras: Mapping[str, Any]
+) -> Any:
+    """Return a causal LM with the weights of a folder or hub id, or of a checkpoint put into those of its start."""
+    if holds_only_trained(model):
+        return _load_checkpoint(Path(model), dtype, trust_remote_code, extras)
+    check_source("model", model, revision=revision)
     try:
         loaded, report = cast(
             "tuple[Any, dict[str, Any]]",
             AutoModelForCausalLM.from_pretrained(
                 str(model),
-                dtype=held_in,
+                dtype=DTYPES[dtype],
                 revision=revision or "main",
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
@@ -138,14 +160,20 @@ def load_policy(
             f"model: {str(model)!r} lacks {len(missing)} weights of {type(loaded).__name__}, such as {missing[0]}; "
             "give a causal LM with its head"
         )
-    if quantize is not None:
-        prepare_quantised(loaded)
-    loaded = set_trainable(loaded, trainable, lora, seed=seed)
-    if masters and dtype != "float64":
-        hold_masters(loaded, model, revision=revision)
-    if not dropout:
-        disable_dropout(loaded)
-    return Policy(loaded, tokenizer, trainable_report(loaded))
+    return loaded
+
+
+def _load_checkpoint(checkpoint: Path, dtype: str, trust_remote_code: bool, extras: Mapping[str, Any]) -> Any:
+    """Return the model of a checkpoint of what trains; `dtype`: "auto" is that of its run."""
+    if extras:
+        require_whole(checkpoint, "quantize")
+    start, revision, held = start_of_run(checkpoint)
+    loaded = _load_weights(start, held, revision, trust_remote_code, {})
+    check_start(loaded, checkpoint)  # before another dtype: the digest is that of the weights as the run held them
+    if dtype not in (held, "auto"):
+        loaded = _load_weights(start, dtype, revision, trust_remote_code, {})
+    put_trained(loaded, checkpoint)
+    return loaded
 
 
 def load_to_read(model: str | Path, *, dtype: str = "float32", revision: str | None = None) -> Any:
@@ -164,6 +192,7 @@ def load_tokenizer(
     model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder or hub id; raises `ModelError` if there is none."""
+    model, revision = start_of(model, revision)
     check_source("model", model, revision=revision)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

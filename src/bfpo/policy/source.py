@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from bfpo.core.errors import ModelError, first_line
 from bfpo.core.inputs import missing_folder
+from bfpo.policy.trained import start_of
 
 __all__ = [
     "cannot_load",
@@ -74,6 +75,7 @@ def _ask_hub(model: str, revision: str | None) -> None:
 
 def read_config(model: str | Path, *, revision: str | None = None) -> Any:
     """Read a model's config from a folder or the hub, and no weights; raises `ModelError` if there is none."""
+    model, revision = start_of(model, revision)
     check_source("model", model, revision=revision)
     try:
         return AutoConfig.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)

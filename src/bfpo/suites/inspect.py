@@ -19,6 +19,7 @@ from bfpo.core.offline import no_network_if_offline
 from bfpo.core.records import load
 from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
+from bfpo.policy.trained import require_whole
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
 from bfpo.suites.files import UnreachableError, local_files
@@ -50,6 +51,7 @@ def run_inspect(
 
 def _settings(config: SuitesJob, model: WeightsModel) -> tuple[str, dict[str, Any]]:
     """Return the model's folder or hub id, and the arguments with which inspect-ai's provider `hf` loads it."""
+    require_whole(model.model, "inspect-ai")
     settings: dict[str, Any] = {"dtype": config.dtype_of_logps}
     text, variables = read_template(config.chat_template), model.chat_template_kwargs or config.chat_template_kwargs
     tokenizer = load_tokenizer(model.model, revision=model.revision)

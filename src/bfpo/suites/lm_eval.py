@@ -20,6 +20,7 @@ from bfpo.core.records import load
 from bfpo.data.split import smallest
 from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
+from bfpo.policy.trained import require_whole
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
 from bfpo.suites.files import UnreachableError, local_files, read_documents
@@ -239,6 +240,7 @@ class TaskRunner:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
+        require_whole(self._settings["pretrained"], "lm-eval")
         tokenizer = load_tokenizer(self._settings["pretrained"], revision=self._settings["revision"])
         template = ChatTemplate(tokenizer, self._chat_template, self._variables)
         template.check_time()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bfpo.core.errors import DataError, SettingError
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.pack import MicroBatch, on_device, split_by_tokens
-from bfpo.data.store import reference_logps, safety_labels, token_lengths
+from bfpo.data.store import LazyPairs, reference_logps, safety_labels, token_lengths
 from bfpo.data.tokenize import Ids, TokenPair
 from bfpo.objective.methods import METHODS, Beside, Method, ReadsBeside
 from bfpo.objective.pointwise import desirable_answers
@@ -69,7 +69,7 @@ def _unprompted_ids(tokenizer: Any) -> Ids:
     return np.asarray(ChatEncoder(tokenizer).encode((), (), name="an empty prompt").prompt[-1:], np.int32)
 
 
-class _Companions(Sequence[TokenPair]):
+class _Companions(LazyPairs):
     """Pairs made of those of a list, without reference log-probs; see `ReadsBeside.companion`."""
 
     def __init__(self, pairs: Sequence[TokenPair], start: Ids | None) -> None:
@@ -78,17 +78,11 @@ class _Companions(Sequence[TokenPair]):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        pair = self._pairs[index]
+    def _pair(self, place: int) -> TokenPair:
+        pair = self._pairs[place]
         # Unprompted: its own completions. Mismatched: those of the pair half the data away, as neighbours may share a
         # prompt or a subject.
-        other = pair if self._start is not None else self._pairs[(index + (len(self) + 1) // 2) % len(self)]
+        other = pair if self._start is not None else self._pairs[(place + (len(self) + 1) // 2) % len(self)]
         prompt = pair.prompt_ids if self._start is None else self._start
         labels = (pair.chosen_is_safe, pair.rejected_is_safe)
         return TokenPair(pair.pair_id, prompt, other.chosen_ids, other.rejected_ids, *labels)

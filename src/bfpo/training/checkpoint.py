@@ -7,12 +7,10 @@ Adapters are left to peft, whose checkpoints hold only them, and DeepSpeed to it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,28 +24,15 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from bfpo.core.errors import RunError
 from bfpo.core.files import write_text_whole
 from bfpo.core.records import as_json, load
-from bfpo.policy.reference.cache import describe_tensors
+from bfpo.policy.trained import FACTS, TRAINED, TrainedFile, frozen_digest
 
 __all__ = [
-    "FACTS",
-    "TRAINED",
-    "TrainedFile",
     "TrainedSaver",
     "leaves_out_frozen",
     "only_trained",
     "resumable",
     "state_of_trained",
 ]
-
-TRAINED, FACTS = "trained.safetensors", "trained.json"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedFile:
-    """The content of `trained.json`: the names of what trains, and the SHA-256 of all frozen weights."""
-
-    trained: list[str]
-    frozen_sha256: str
 
 
 class TrainedSaver(Trainer):
@@ -77,8 +62,7 @@ class TrainedSaver(Trainer):
     @cached_property
     def frozen_digest(self) -> str:
         """The SHA-256 of name, shape, dtype and content of the frozen weights; read before they are sharded."""
-        frozen = {name: value.detach() for name, value in _model(self).named_parameters() if not value.requires_grad}
-        return hashlib.sha256(json.dumps(describe_tensors(frozen)).encode()).hexdigest()
+        return frozen_digest(_model(self), _trained(_model(self)).keys())
 
 
 def _model(trainer: Trainer) -> Any:

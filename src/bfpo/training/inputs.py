@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -57,10 +57,11 @@ logger = logging.getLogger(__name__)
 
 REJECTS = "rejects.jsonl"
 TrainingConfig = AlignConfig | SftConfig
+_KEPT_CHARACTERS = 2**22
 _use_up = partial(deque[Any], maxlen=0)  # keeps nothing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Start:
     """The model that training starts from, without its weights; a size is `None` where the config has none.
 
@@ -72,11 +73,17 @@ class Start:
     num_embeddings: int | None
     num_positions: int | None
 
+    @cached_property
+    def chat(self) -> ChatEncoder:
+        """The tokenizer with its chat template; it keeps texts of the first checked rows until they are encoded."""
+        names = ("chat_template", "chat_template_kwargs")
+        chat = ChatEncoder(self.tokenizer, *(self.settings.get(name) for name in names))
+        chat.keep_rendered(_KEPT_CHARACTERS)
+        return chat
+
     def row_check(self) -> Callable[[Pair | Completion], None]:
         """Return the check that raises `RowError` for a row that the chat template refuses."""
-        names = ("chat_template", "chat_template_kwargs")
-        given = [self.settings.get(name) for name in names]
-        return row_check(ChatEncoder(self.tokenizer, *given))
+        return row_check(self.chat)
 
 
 def read_start(config: TrainingConfig) -> Start:
@@ -204,7 +211,9 @@ def describe_tokens(
     """
     lines, rows = [], []
     for name, pairs in (streams or row_streams(config, start)).items():
-        tokenize = PairTokenizer(start.tokenizer, **start.settings, num_embeddings=start.num_embeddings)
+        tokenize = PairTokenizer(
+            start.tokenizer, **start.settings, num_embeddings=start.num_embeddings, chat=start.chat
+        )
         take(tokenize(pairs))
         rows.append(tokenize.report.as_row())
         lines += checked_lines(config, name, pairs.scan().counts, rows[-1])

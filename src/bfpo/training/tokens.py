@@ -31,6 +31,8 @@ from bfpo.training.trained_on import record_prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+    from bfpo.data.chat import ChatEncoder
+
 __all__ = ["stage_tokens", "token_stores"]
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArgume
             start.tokenizer,
             cache=config.token_cache,
             num_embeddings=start.num_embeddings,
+            chat=start.chat,
             **start.settings,
         )
     if folder.stage in ("train", "sft"):
@@ -69,6 +72,7 @@ def token_stores(
     *,
     cache: str | None = None,
     num_embeddings: int | None = None,
+    chat: ChatEncoder | None = None,
     **settings: Any,
 ) -> dict[str, TokenStore]:
     """Return the tokens of each stream from `tokens/<name>.arrow`, and write those that are missing or outdated.
@@ -79,8 +83,9 @@ def token_stores(
     store is named by the digest of all these, so that other runs find it; an existing store is never changed. Its
     `facts` hold `counts` and `rejects` of the stream and `tokens`, the report's row. `rejects.jsonl` is written to the
     run folder. How many rows were tokenized here goes to `run.json`. `num_embeddings` as for `PairTokenizer`; it counts
-    only if the tokenizer has ids beyond it. With several processes, let one of each machine call this first. Raises as
-    the streams and the tokenizer do, for a bad row of any stream before the tokens of the first are made.
+    only if the tokenizer has ids beyond it. `chat` as for `PairTokenizer`. With several processes, let one of
+    each machine call this first. Raises as the streams and the tokenizer do, for a bad row of any stream before the
+    tokens of the first are made.
     """
     if (limit := ids_to_check(tokenizer, num_embeddings)) is not None:
         settings["num_embeddings"] = limit
@@ -100,7 +105,7 @@ def token_stores(
     if None in stores.values() or not folder.file(REJECTS).exists():
         write_rejects(folder, {name: stream.scan().rejects for name, stream in streams.items()})
     made = {
-        name: _written(paths[name], streams[name], PairTokenizer(tokenizer, **settings), keys[name])
+        name: _written(paths[name], streams[name], PairTokenizer(tokenizer, **settings, chat=chat), keys[name])
         for name, store in stores.items()
         if store is None
     }

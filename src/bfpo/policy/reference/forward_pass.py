@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from torch import nn
 from bfpo.core.errors import ModelError
 from bfpo.core.progress import CountProgress
 from bfpo.core.provenance import describe_versions
-from bfpo.data.store import token_lengths, with_reference
+from bfpo.data.store import LazyPairs, token_lengths, with_reference
 from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.policy.reference.cache import ReferenceCache, model_key, row_key
 from bfpo.policy.reference.sources import own_logps
@@ -228,7 +228,7 @@ def _distinct_rows(pair_lists: Sequence[Sequence[TokenPair]]) -> tuple[_Rows, li
     return _Rows(pair_lists, list(rows), np.concatenate(places)), row_of
 
 
-class _Rows(Sequence["TokenPair"]):
+class _Rows(LazyPairs):
     """The distinct rows of several lists by their place there, so that pairs on disk stay on disk."""
 
     def __init__(self, pair_lists: Sequence[Sequence[TokenPair]], keys: list[bytes], places: npt.NDArray[np.int64]):
@@ -239,16 +239,9 @@ class _Rows(Sequence["TokenPair"]):
     def __len__(self) -> int:
         return len(self.keys)
 
-    @overload
-    def __getitem__(self, index: int) -> TokenPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[TokenPair]: ...
-    def __getitem__(self, index: int | slice) -> TokenPair | list[TokenPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number, position = self._places[index].tolist()
-        pair: TokenPair = self._pair_lists[number][position]
-        return pair
+    def _pair(self, place: int) -> TokenPair:
+        number, position = map(int, self._places[place])
+        return self._pair_lists[number][position]
 
 
 # Batches, and the log-probs of each
