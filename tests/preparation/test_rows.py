@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import random
 import sys
 import unicodedata
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from subprocess import run
@@ -15,7 +17,9 @@ from typing import Any
 from bfpo.core.schema import Completion, Message, Pair
 from bfpo.data.labels import NO_WORDS
 from bfpo.data.split import normalised_prompt
+from bfpo.execution.settings import ExecutorConfig
 from bfpo.preparation.rows import Block, BlockReader, RawBlock, RowReader
+from bfpo.preparation.workers import Readers
 
 TEXTS = (
     "plain",
@@ -136,3 +140,14 @@ def test_reading_loads_neither_statistics_nor_figures(tmp_path: Path) -> None:
     done = run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
     loaded = set(json.loads(done.stdout))
     assert not loaded & {"scipy.stats", "matplotlib", "torch", "transformers"}
+
+
+def test_the_garbage_collector_is_off_while_blocks_are_read_and_then_as_it_was() -> None:
+    def make() -> BlockReader:
+        return BlockReader({}, near=None, contained_words=8)
+
+    states = []
+    with suppress(ValueError), Readers(make, ExecutorConfig()):
+        states.append(gc.isenabled())
+        raise ValueError
+    assert [*states, gc.isenabled()] == [False, True]

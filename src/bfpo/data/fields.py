@@ -108,7 +108,8 @@ def optional_text(row: Columns, field: str) -> str:
 
 def category_of(row: Columns, field: str) -> str:
     """Return a field of text, a whole number or a list of texts as the name of a category, else "": it groups only."""
-    value = _whole_number(row.get(field))
+    if (value := _whole_number(row.get(field))) is None:
+        return ""
     texts = value if isinstance(value, list) else [str(value) if isinstance(value, int) else value]
     return ", ".join(text.strip() for text in texts if isinstance(text, str) and not isinstance(value, bool))
 
@@ -168,7 +169,9 @@ def pair_of(
 
 
 def _finished(row: Columns, field: str) -> bool:
-    value = cell_value(row.get(field))
+    if (value := row.get(field)) is None:
+        return True
+    value = cell_value(value)
     if not is_absent(value) and not isinstance(value, bool):
         raise RowError(field, "wrong type (true or false is needed)", value)
     return value is not False

@@ -115,7 +115,8 @@ def _declines_at(text: PlainText, question: str, phrases: Phrases = ()) -> int |
             if place < _FIRST and short and DEFLECTS.search(sentence):
                 return place
             continue
-        if (others := OTHERS_WORDS.search(sentence)) is not None:
+        may_quote = ":" in sentence or '""' in sentence  # which the pattern needs
+        if may_quote and (others := OTHERS_WORDS.search(sentence)) is not None:
             before = sentence[: others.start()]
             if CLEAR.search(IDIOM.sub(" - ", before)):
                 return place

@@ -22,16 +22,17 @@ _CODE = re.compile(r"`[^`\n]{1,300}`")
 _TAG = re.compile(r"</?[a-z][^<>\n]{0,80}>", re.IGNORECASE)
 _DOUBLE_QUOTED = re.compile(r'"[^"]{1,1500}"')
 # An apostrophe inside a word is not a quote: an opening one follows a space or bracket, a closing one a mark or word.
-_SINGLE_QUOTED = re.compile(r"(?:(?<=[\s(\[:])|^)'(?=\w)[^\n]{1,400}?(?<=[\w.,!?…])'(?!\w)", re.MULTILINE)
+_SINGLE_QUOTED = re.compile(r"'(?<![^\s(\[:]')(?=\w)[^\n]{1,400}?(?<=[\w.,!?…])'(?!\w)")
 _WHOLLY_QUOTED = re.compile(r"""\s*(["'])(?!\s)([^"]+)\1\s*[.!]?\s*""")
-_ACTION = re.compile(r"\A\s*[*_(\[][a-z][a-z ,']{1,40}[*_)\]]\s*(?!:)")
+_ACTION = re.compile(r"\s*[*_(\[][a-z][a-z ,']{1,40}[*_)\]]\s*(?!:)")
 _LIST_ITEM = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|[-*•+]|[a-z]\))[ \t]+(?=\S)", re.MULTILINE | re.IGNORECASE)
 _MARKS = re.compile(r"[*_~#>|]+")
 _WIDE_SPACE = re.compile(r"[\t\u3000][ \t\u3000]*| [ \t\u3000]+")  # not a single space, which stays as it is
 _WORD_CHARACTER = re.compile(r"\w")
 _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
-_NO_WORD = re.compile(r"\A[^\w\"']+")
-_END = re.compile(r"(?<=[.!?…])[\"')\]]*\s+|\n+|[.!?](?=\s*$)")
+_NO_WORD = re.compile(r"[^\w\"']*")
+# Of one line. Each branch begins with a character of its own: only there is anything tried.
+_END = re.compile(r"\s(?<=[.!?…]\s)\s*|[\"')\]](?<=[.!?…][\"')\]])[\"')\]]*\s+|[.!?](?=\s*$)")
 _PERSONA = re.compile(  # "[GPT]:", "(Normal Output)", "ChatGPT:", "As DAN,": who speaks from here on
     r"^\s*(?:[\[(][^\n\])]{1,40}[\])]\s*:?|\w{0,12}gpt\b[^\n:.!?]{0,12}:|(?:(?:the|my|your|final|short|model|system|"
     r"ai|virtual|"
@@ -72,22 +73,24 @@ def normalised(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)[: 2 * _READ]
     if unseen := {ord(c) for c in set(text) if unicodedata.category(c) in ("Cf", "Mn", "Cc") and c not in "\n\t"}:
         text = text.translate(dict.fromkeys(unseen))
-    return _WIDE_SPACE.sub(" ", _TAG.sub(" ", text) if "<" in text else text)
+    text = _TAG.sub(" ", text) if "<" in text else text
+    return _WIDE_SPACE.sub(" ", text) if "  " in text or "\t" in text or "\u3000" in text else text
 
 
 def plain_text(text: str) -> PlainText:
     """Return the plain form of a `normalised` text; of a JSON object that of its texts."""
     if text.lstrip().startswith("{"):
         text = _texts_of_json(text)
-    prose = _FENCE.sub(" ", text)
+    prose = _FENCE.sub(" ", text) if "```" in text else text
     if not _TWO_LETTERS.search(prose):  # nothing but a block of code: an answer may be written in one
         prose = _FENCE.sub(r"\1", text)
-    prose = _CODE.sub(" code ", prose)
+    prose = _CODE.sub(" code ", prose) if "`" in prose else prose
     if (whole := _WHOLLY_QUOTED.fullmatch(prose)) is not None:
         prose = whole.group(2)
-    prose = _DOUBLE_QUOTED.sub(_unless_a_word, prose)
+    prose = _DOUBLE_QUOTED.sub(_unless_a_word, prose) if '"' in prose else prose
     prose = _SINGLE_QUOTED.sub(_unless_a_word, prose)
-    prose = _ACTION.sub("", prose)
+    if (action := _ACTION.match(prose)) is not None:
+        prose = prose[action.end() :]
     labels = [match for match in _SPEAKER.finditer(prose[:2000]) if match.group(1).lower() not in ("note", "warning")]
     script = len(labels) >= 2 and not prose[: labels[0].start()].strip() and not _PERSONA.match(labels[0].group())
     sentences: list[str] = []
@@ -104,8 +107,13 @@ def plain_text(text: str) -> PlainText:
         for n, sentence in enumerate(_sentences(line)):
             sentences.append(_NO_APOSTROPHE.sub(_with_apostrophe, sentence))
             items.append(item is not None)
-            turns.append((voice is not None and n == 0) or _NEW_VOICE.search(sentence) is not None)
+            turns.append((voice is not None and n == 0) or _begins_a_voice(sentence))
     return PlainText(tuple(sentences), tuple(items), tuple(turns), dialogue=script)
+
+
+def _begins_a_voice(sentence: str) -> bool:
+    may = "now that" in sentence or "out of" in sentence or sentence.startswith("as ")
+    return may and _NEW_VOICE.search(sentence) is not None
 
 
 def _unless_a_word(match: re.Match[str]) -> str:
@@ -132,7 +140,7 @@ def _with_apostrophe(match: re.Match[str]) -> str:
 
 def _sentences(line: str) -> Iterator[str]:
     for part in _END.split(line):
-        part = _NO_WORD.sub("", part).rstrip(" .!…)]")
+        part = part[_NO_WORD.match(part).end() :].rstrip(" .!…)]")  # type: ignore[union-attr]
         if _WORD_CHARACTER.search(part):
             yield part
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -64,7 +65,10 @@ def sketches_of(grams: Sequence[npt.NDArray[np.uint64]], near: NearDuplicatesCon
     offsets = np.concatenate([[0], np.cumsum([len(some) for some in grams])]).astype(np.uint64)
     flat = np.concatenate([*grams, np.zeros(0, np.uint64)])
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, near.permutations, _MINHASH_SEED)
-    return np.array(matrix.to_rows(), np.uint32).reshape(-1, near.permutations)
+    rows = np.empty((len(grams), near.permutations), np.uint32)
+    for row, values in zip(rows, matrix.to_rows(), strict=True):
+        row[:] = array("I", values)  # numpy alone takes longer over a list of numbers
+    return rows
 
 
 def bands_of(sketches: npt.NDArray[np.uint32], near: NearDuplicatesConfig) -> npt.NDArray[np.uint32]:

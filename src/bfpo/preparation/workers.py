@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from types import TracebackType
@@ -23,15 +24,19 @@ class Readers:
 
     def __init__(self, make: Callable[[], BlockReader], executor: ExecutorConfig) -> None:
         self._make, self._executor = make, executor
+        self._collects = gc.isenabled()
         self._here: BlockReader | None = None
         self._workers: Workers[BlockReader] | None = None
 
     def __enter__(self) -> Readers:
+        gc.disable()  # rows hold no cycles, and the collector would walk over all of them repeatedly
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._collects:
+            gc.enable()
         if self._workers is not None:
             self._workers.__exit__(kind, error, trace)
 
