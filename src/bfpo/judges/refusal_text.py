@@ -140,7 +140,7 @@ def _with_apostrophe(match: re.Match[str]) -> str:
 
 def _sentences(line: str) -> Iterator[str]:
     for part in _END.split(line):
-        part = part[_NO_WORD.match(part).end() :].rstrip(" .!…)]")  # type: ignore[union-attr]
+        part = _NO_WORD.sub("", part, count=1).rstrip(" .!…)]")
         if _WORD_CHARACTER.search(part):
             yield part
 
