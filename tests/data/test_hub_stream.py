@@ -19,11 +19,11 @@ import pyarrow.parquet
 import pytest
 
 from bfpo.config import AlignConfig, EvaluateConfig, SftConfig, load_config
-from bfpo.core.errors import ConfigError, DataError
+from bfpo.core.errors import ConfigError, DataError, LabelError
 from bfpo.data import hub_stream
 from bfpo.data.hub_files import find_hub_files
-from bfpo.data.load import PairStream, load_pair_rows, load_pairs
-from bfpo.data.settings import DataConfig
+from bfpo.data.load import PairStream, load_completions, load_pair_rows, load_pairs
+from bfpo.data.settings import DataConfig, SftDataConfig
 from bfpo.policy.save import save_policy
 from bfpo.runs.hub_data import files_of_record, with_hub_files
 from bfpo.runs.stages import preview_stage, run_stage
@@ -152,6 +152,25 @@ def test_a_limit_counts_usable_rows_of_the_part_of_a_split(hub: HubServer) -> No
     assert [pair.id for pair in held] == [
         pair.id for pair in load_pairs(streamed("jsonl", split={"held_out": 50})).pairs
     ][:9]
+
+
+@pytest.mark.parametrize("limit", [7, None])
+def test_an_error_in_the_rows_ends_the_reading(
+    hub: HubServer, limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bfpo.data.load._ROWS_OF_ERROR", 50)
+    unlabelled = streamed("jsonl", limit=limit, columns={"chosen_is_safe": None, "rejected_is_safe": None})
+    with raises(LabelError, str(limit or 50)):
+        load_pairs(unlabelled)
+    of_pairs = SftDataConfig(
+        files=unlabelled.files, streaming=True, limit=limit, columns=unlabelled.columns, use="safe"
+    )
+    with raises(LabelError, str(limit or 50)):
+        load_completions(of_pairs)
+    bad = streamed("jsonl", limit=limit, columns={"chosen": "rejected_is_safe"})
+    with raises(DataError, "train.jsonl:1", str(limit or 50)):
+        load_pairs(bad)
+    assert 0 < hub.sent["train.jsonl"] < len(LINES) / 2
 
 
 def test_notes_on_a_file_are_made_where_its_rest_is_not_read(hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:

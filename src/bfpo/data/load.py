@@ -54,6 +54,7 @@ Seen = TypeVar("Seen")
 Hashes = npt.NDArray[np.uint64]
 _HASH_BYTES = 16
 _NO_CONTENT = bytes(_HASH_BYTES)
+_ROWS_OF_ERROR = 1000
 _CHANGED = "the files have changed since they were checked; do not write to them during a run, and start again"
 
 
@@ -282,23 +283,30 @@ class _Pass:
     def __init__(self, data: RowsConfig, seed: int) -> None:
         self._picker = RowPicker(split=data.split, limit=data.limit, seed=seed, first=data.streaming)
         self._marks, self._hashes = bytearray(), bytearray()
+        self._bad_rows, self._stops = data.bad_rows, False
+        self._most = (data.limit or _ROWS_OF_ERROR) if data.streaming else None
         self.rejects: list[Reject] = []
 
-    def add(self, row: Pair | Completion | Reject, mark: int) -> None:
-        """Add the next row."""
+    def add(self, row: Pair | Completion | Reject, mark: int, *, stops: bool = False) -> None:
+        """Add the next row; `stops`: it is an error of the run, as a bad row is under `bad_rows="stop"`."""
         if isinstance(row, Reject):
             self.rejects.append(row)
-            mark = 0
+            mark, stops = 0, row.is_bad and self._bad_rows == "stop"
+        self._stops |= stops
         self._marks.append(mark)
         if mark and not isinstance(row, Reject):
             self._picker.add(row)
             self._hashes += prompt_hashes(row.prompt)
 
     def until_full(self, rows: Iterable[Seen]) -> Iterator[Seen]:
-        """Yield the rows, each to be added before the next is asked for, until no more can be picked."""
+        """Yield the rows, each to be added before the next is asked for, until no more can be picked.
+
+        A stream with an error is not read further than its limit, or `_ROWS_OF_ERROR`, only to list more errors.
+        """
         for row in rows:
             yield row
-            if self._picker.is_full:
+            has_failed = self._stops and self._most is not None and len(self._marks) >= self._most
+            if self._picker.is_full or has_failed:
                 if isinstance(rows, Generator):
                     rows.close()  # the notes on a file are complete when it is
                 return
@@ -333,7 +341,8 @@ def _choose(rows: Iterable[Pair | Reject], data: DataConfig, seed: int, notes: F
     for row in seen.until_full(rows):
         pair = None if isinstance(row, Reject) else resolve(row)
         known = pair is not None and pair.chosen_is_safe is not None and pair.rejected_is_safe is not None
-        seen.add(row, 1 + _cell_index(pair) if pair is not None and known else 0)
+        mark = 1 + _cell_index(pair) if pair is not None and known else 0
+        seen.add(row, mark, stops=mark == 0 and data.unknown_label == "error")
     check_rejects(seen.result, bad_rows=data.bad_rows, files=data.files)
     resolve.check()
     used, picked = seen.picked()
@@ -391,7 +400,8 @@ def _choose_alone(
         if row.is_safe is None:
             lacking, first = lacking + 1, first or row.id
         is_safe = (taken if row.is_safe is None else row.is_safe) > 0.5
-        seen.add(row, 1 if data.use == "all" or is_safe else 0)
+        lacks = data.use == "safe" and row.is_safe is None and data.unknown_label == "error"
+        seen.add(row, 1 if data.use == "all" or is_safe else 0, stops=lacks or data.use == "chosen")
     check_rejects(seen.result, bad_rows=data.bad_rows, files=data.files)
     _check_use(data, num, lacking, first)
     used, picked = seen.picked()
@@ -413,7 +423,7 @@ def _choose_of_pairs(
     for row in seen.until_full(rows):
         pair = None if isinstance(row, Reject) else resolve(row) if data.use == "safe" else row
         if pair is None or isinstance(pair, Reject):
-            seen.add(row, 0)
+            seen.add(row, 0, stops=data.unknown_label == "error")
             continue
         chosen, rejected = map(_content_hash, completions_of_pair(pair))
         wanted = [data.use != "safe" or (label or 0.0) > 0.5 for label in (pair.chosen_is_safe, pair.rejected_is_safe)]
