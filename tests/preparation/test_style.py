@@ -74,6 +74,21 @@ def test_brief_safe_answers_are_named() -> None:
     assert remarks([*longer, *GOOD[30:]]) == []
 
 
+@pytest.mark.parametrize(("order", "word"), [(1, "longer"), (-1, "shorter")])
+@pytest.mark.parametrize("label", [1.0, 0.0, None])
+def test_a_length_that_predicts_helpfulness_is_named(order: int, word: str, label: float | None) -> None:
+    texts = ["one two three four five six", "one two three four"][::order]
+    rows = [{**pair(n, labels=(label, label)), "chosen": texts[0], "rejected": texts[1]} for n in range(40)]
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows[:8]]
+    level = [{**row, "rejected": row["chosen"]} for row in rows]  # of like length: not counted
+    (remark,) = remarks([*rows[8:], *turned, *level], is_main=False)
+    assert remark.startswith(f"in 80% of the pairs of one label the more helpful answer is the {word} one")
+    assert remarks([*rows[8:], *turned, {**turned[0], "prompt": []}, *level], is_main=False) == []
+    # In pairs of two labels the length of a refusal says nothing of helpfulness.
+    mixed = [{**row, "chosen_is_safe": 0.0, "rejected_is_safe": 1.0} for row in rows]
+    assert not [text for text in remarks(mixed, is_main=False) if "more helpful" in text]
+
+
 def test_a_main_stream_that_only_refuses_is_named() -> None:
     (remark,) = remarks([*GOOD[:30], *GOOD[30:33]])  # 3 of 33
     assert remark.startswith("in 9% of the pairs a safe answer does what is asked (remark below 10%)")

@@ -1,4 +1,4 @@
-"""What a model would learn of data besides their content: spaces, one refusal phrase, length, refusals alone."""
+"""What a model would learn of data besides their content: spaces, one refusal phrase, lengths, refusals alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ FEWEST = 20  # texts that a remark needs
 SPACES = 0.1  # share of texts that begin with white space
 PHRASE = 0.5  # share of safe answers, in pairs with an unsafe one, that begin with the same words of a refusal
 SHORTER = 0.5  # median of the words of the safe answer over those of the unsafe one
+ORDERED = 0.8  # share of pairs of one label and unlike length whose more helpful answer is the longer (or shorter) one
 HARMLESS = 0.1  # share of pairs with a safe answer that does what is asked
 REFUSALS = 0.5  # share of completions to imitate that refuse
 _OPENING = 3  # words
@@ -129,6 +130,7 @@ def _remarks(read: Sequence[Sequence[_Text]], *, is_main: bool) -> Iterator[str]
         safe = [text for pair in mixed for text in pair if text.is_safe]
         if len(mixed) >= FEWEST:
             yield from _on_length(mixed)
+        yield from _on_order([pair for pair in read if pair[0].is_safe is pair[1].is_safe])
         yield from _on_prompts(read) if is_main else ()
     phrase, with_it = _commonest(safe)
     if len(safe) >= FEWEST and with_it is not None and with_it >= PHRASE:
@@ -147,6 +149,17 @@ def _on_length(mixed: Sequence[Sequence[_Text]]) -> Iterator[str]:
             f"safe answers have {ratio:.2f} times the words of the unsafe ones beside them (medians {middle[True]:g} "
             f"and {middle[False]:g}; remark up to {SHORTER:g}): a model learns to be brief; take unsafe answers of "
             "like length, or cut both with max_completion_length"
+        )
+
+
+def _on_order(alike: Sequence[Sequence[_Text]]) -> Iterator[str]:
+    longer = [chosen.words > rejected.words for chosen, rejected in alike if chosen.words != rejected.words]
+    share = _share(longer)
+    if len(longer) >= FEWEST and max(share, 1 - share) >= ORDERED:
+        yield (
+            f"in {max(share, 1 - share):.0%} of the pairs of one label the more helpful answer is the "
+            f"{'longer' if share >= ORDERED else 'shorter'} one (remark from {ORDERED:.0%}): a model learns the "
+            "length, which needs no look at the prompt; take pairs of both orders, or of like length"
         )
 
 
