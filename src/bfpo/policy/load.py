@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -118,7 +119,13 @@ def load_policy(
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     if not trust_remote_code:
         check_code(model, revision=revision)
-    loaded = _load_weights(model, dtype, revision, trust_remote_code, extras)
+    load = partial(
+        AutoModelForCausalLM.from_pretrained,
+        use_safetensors=True,
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+    )
+    loaded = _load_weights(load, model, dtype, revision, extras)
     if quantize is not None:
         prepare_quantised(loaded)
     loaded = set_trainable(loaded, trainable, lora, seed=seed)
@@ -133,24 +140,16 @@ def load_policy(
 
 
 def _load_weights(
-    model: str | Path, dtype: str, revision: str | None, trust_remote_code: bool, extras: Mapping[str, Any]
+    load: Callable[..., Any], model: str | Path, dtype: str, revision: str | None, extras: Mapping[str, Any]
 ) -> Any:
     """Return a causal LM with the weights of a folder or hub id, or of a checkpoint put into those of its start."""
     if holds_only_trained(model):
-        return _load_checkpoint(Path(model), dtype, trust_remote_code, extras)
+        return _load_checkpoint(load, Path(model), dtype, extras)
     check_source("model", model, revision=revision)
     try:
         loaded, report = cast(
             "tuple[Any, dict[str, Any]]",
-            AutoModelForCausalLM.from_pretrained(
-                str(model),
-                dtype=DTYPES[dtype],
-                revision=revision or "main",
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **extras,
-            ),
+            load(str(model), dtype=DTYPES[dtype], revision=revision or "main", **extras),
         )
     except Exception as error:  # files, hub, config, weights and code of the model have their own classes
         raise cannot_load("model", model, error) from error
@@ -163,15 +162,15 @@ def _load_weights(
     return loaded
 
 
-def _load_checkpoint(checkpoint: Path, dtype: str, trust_remote_code: bool, extras: Mapping[str, Any]) -> Any:
+def _load_checkpoint(load: Callable[..., Any], checkpoint: Path, dtype: str, extras: Mapping[str, Any]) -> Any:
     """Return the model of a checkpoint of what trains; `dtype`: "auto" is that of its run."""
     if extras:
         require_whole(checkpoint, "quantize")
     start, revision, held = start_of_run(checkpoint)
-    loaded = _load_weights(start, held, revision, trust_remote_code, {})
+    loaded = _load_weights(load, start, held, revision, {})
     check_start(loaded, checkpoint)  # before another dtype: the digest is that of the weights as the run held them
     if dtype not in (held, "auto"):
-        loaded = _load_weights(start, dtype, revision, trust_remote_code, {})
+        loaded = _load_weights(load, start, dtype, revision, {})
     put_trained(loaded, checkpoint)
     return loaded
 
