@@ -65,6 +65,9 @@ def test_pairs_that_ask_for_nothing_are_said_to_teach_nothing() -> None:
     assert "all pairs are dropped by the method" in remark.text
     assert not codes([*rows, {"step": 3, "loss": 0.1, "main/loss_at_start": 0.5, "main/num_pairs": 2}], {})
     assert not codes([{**row, "buffer/loss_at_start": 0.7} for row in rows], {})
+    moved = [{**row, "main/loss": -0.1 * row["step"]} for row in rows]  # as of kldo, whose loss begins at 0
+    assert not codes(moved, {})
+    assert codes([{**row, "main/loss": 0.0} for row in rows], {}) == ["learned_nothing"]
 
 
 def test_a_stream_that_loses_is_named_with_the_setting_to_change() -> None:

@@ -48,13 +48,17 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str, weight: str | None = None
 
 def _loss(rows: Sequence[Mapping[str, Any]]) -> Iterator[Remark]:
     """Of preference pairs the start is what the same pairs have at margin 0; of completions it is the first row."""
-    starts = [row[key] for row in rows for key in ("main/loss_at_start", "buffer/loss_at_start") if key in row]
+    starts, losses = (
+        [row[key] for row in rows for key in (f"main/{name}", f"buffer/{name}") if key in row]
+        for name in ("loss_at_start", "loss")
+    )
     if starts and not any(starts):
-        yield Remark(
-            "learned_nothing",
-            "the model learned nothing: all pairs are dropped by the method, or at their target from the start; use "
-            "another method, or pairs with other labels",
-        )
+        if not any(losses):  # the loss of kldo is 0 at the start and below it afterwards
+            yield Remark(
+                "learned_nothing",
+                "the model learned nothing: all pairs are dropped by the method, or at their target from the start; "
+                "use another method, or pairs with other labels",
+            )
         return
     part = _mean(_last(rows, "loss_over_start"), "loss_over_start")
     if part is None:
