@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,17 @@ def test_a_suite_that_is_added_is_asked_alone(root: Path, done: Path, monkeypatc
     before = [json.loads(line) for line in (done / "answers.jsonl").read_text().splitlines()]
     assert [row for row in rows if row["suite"] != "added"] == before
     assert len(rows) == len(before) + 6
+
+
+def test_answers_are_kept_where_the_list_of_their_prompts_is_gone(root: Path, done: Path) -> None:
+    copy = root / "copy"
+    shutil.copytree(done, copy)
+    for prompts in copy.glob("models/*/*.prompts.jsonl"):
+        prompts.unlink()
+    again = run_stage("evaluate", config(root, reuse=str(copy)), root / "from-copy").path
+    assert (again / "answers.jsonl").read_bytes() == (done / "answers.jsonl").read_bytes()
+    record = json.loads((again / "models" / "one" / "answers-4-0" / "run.json").read_text())
+    assert record["reused"]["completions"] == record["completions"]["num_completions"] > 0
 
 
 def test_labels_by_people_stand_beside_the_scores(root: Path, done: Path) -> None:

@@ -158,7 +158,8 @@ def _answered(config: SuitesJob, generate: GenerateConfig, folder: RunFolder, na
     if config.suites.reuse is not None:
         earlier = Path(config.suites.reuse) / name
         if _is_reusable(earlier, generate):
-            if file_digest(earlier.with_name(f"{earlier.name}.prompts.jsonl")) == file_digest(generate.prompts):
+            asked = earlier.with_name(f"{earlier.name}.prompts.jsonl")
+            if asked.is_file() and file_digest(asked) == file_digest(generate.prompts):
                 folder.add_facts(reused={**folder.record.get("reused", {}), name: str(earlier)})
                 return earlier
             generate = generate.model_copy(update={"reuse": str(earlier)})
