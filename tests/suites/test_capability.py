@@ -15,6 +15,7 @@ import yaml
 from bfpo.config import EvaluateConfig
 from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
+from bfpo.report.headline import headline
 from bfpo.report.page import render_html, render_markdown
 from bfpo.runs.stages import run_stage
 from bfpo.suites import lm_eval
@@ -99,6 +100,10 @@ def test_the_page_shows_the_price_against_the_start_model(tmp_path: Path, named:
     assert "| bfpo | MMLU | 30.0% | 31.0% | +1.0 | −2.0 to +4.0 | 0.02 | 200 |" in table
     reach = 100 * sqrt(0.03**2 + 0.03**2) / 2  # the distances of both bounds, combined like standard errors
     assert f"| bfpo | mean of 2 tasks |  |  | −1.5 | −{1.5 + reach:.1f} to +{reach - 1.5:.1f} |  | 400 |" in table
+    claim = f"mean of 2 tasks: −1.5 points (−{1.5 + reach:.1f} to +{reach - 1.5:.1f})."
+    found = headline(data)
+    assert found.sentence == f"Capability, bfpo minus start, {claim}"
+    assert found.details[0].startswith("ARC, acc: ")
     page = render_html(data)
     assert "Alignment tax" in page
     assert written_as_python("\n".join(Page(page).words)) == []

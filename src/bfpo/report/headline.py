@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bfpo.core.schema import Score
+from bfpo.report.costs import costs_of, start_of
 from bfpo.report.data import MethodResult, ReportData, SuiteComparison
 from bfpo.report.experiments import experiment_headline, experiment_lines
 from bfpo.report.tables import (
@@ -22,17 +23,18 @@ from bfpo.report.tables import (
     suite_columns,
     who_judged,
 )
-from bfpo.report.wording import listed, percent, points, with_interval
+from bfpo.report.wording import listed, percent, points, points_interval, with_interval
+from bfpo.scores.scores import metric_title
 from bfpo.stats import Interval
 from bfpo.stats.pareto import pareto_front
 from bfpo.suites.scores import SUITE_METRICS
 
-__all__ = ["Headline", "front_of", "headline", "metric_title", "suite_lines"]
+__all__ = ["Headline", "front_of", "headline", "suite_lines"]
 
 METRIC = "helpful_and_safe"
 AXES = ("helpfulness", "harmless_harmful")
 _SHOWN = 4  # suites that a sentence names
-_LONGEST = 200  # characters of a claim about three models or more; a longer one leaves the numbers to what follows
+_LONGEST = 200  # characters of a claim about three models or more; a longer one leaves them to what follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ def _measured(method: MethodResult) -> str:
 def _overview(data: ReportData) -> tuple[str, list[str]]:
     """Return the models with the highest value of each axis, if no claim about one method can be made.
 
-    A long claim about three models or more only names them; sentences with their numbers come second.
+    A long claim about three models or more only names them, one about tasks of capability gives their mean change;
+    sentences with all numbers come second.
     """
     if not ranked_together(data, AXES):
         return "These models cannot be ranked: they were not all judged by the same judge on the same prompts.", []
@@ -104,16 +107,18 @@ def _overview(data: ReportData) -> tuple[str, list[str]]:
     parts += _refused(data) if parts else []
     if not parts and any(method.score(METRIC) or method.score("accuracy") for method in data.methods):
         return f"{listed([_measured(method) for method in data.methods])}.", []
-    if not parts:
-        parts = list(_suites(data))
+    briefs = [brief for brief, _ in highest]
+    if costs := [] if parts else list(_costs(data)):
+        return f"{'. '.join(costs)}.", [f"{part}." for part in _suites(data)]
+    parts = parts or list(_suites(data))
     if not parts:
         return "No answers were scored in these runs.", []
     num = len(data.methods)
     head = "One model was measured." if num == 1 else f"{num} models were measured."
     whole = f"{head} {'. '.join(parts)}."
-    if num < 3 or len(whole) <= _LONGEST:
+    if len(whole) <= _LONGEST or (num < 3 and highest):
         return whole, []
-    return " ".join([head, *(f"{brief}." for brief, _ in highest)]), [f"{part}." for part in parts]
+    return " ".join([head, *(f"{brief}." for brief in briefs)]), [f"{part}." for part in parts]
 
 
 def _coherence(data: ReportData) -> Iterator[str]:
@@ -154,7 +159,18 @@ def _suites(data: ReportData) -> Iterator[str]:
             if score.metric == column.metric and score.value is not None
         ]
         if values:
-            yield f"{column.suite.title or column.suite.name}, {metric_title(column.metric)}: {listed(values)}"
+            title = column.suite.title or column.suite.name
+            yield f"{title}, {metric_title(column.metric, SUITE_METRICS)}: {listed(values)}"
+
+
+def _costs(data: ReportData) -> Iterator[str]:
+    """Yield each model's mean change on tasks of capability, against the start model."""
+    for cost in costs_of(data):
+        start, mean = start_of(data), cost.mean
+        if start is not None and mean is not None and mean.value is not None:
+            bounds = "" if mean.low is None or mean.high is None else f" ({points_interval(mean.low, mean.high)})"
+            against = f"{cost.method.title} minus {start.title}"
+            yield f"Capability, {against}, mean of {mean.num} tasks: {points(mean.value)} points{bounds}"
 
 
 def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[tuple[str, str]]:
@@ -314,11 +330,6 @@ def _limits(data: ReportData) -> Iterator[str]:
         yield "One seed: the intervals do not include the variation between trainings."
 
 
-def metric_title(name: str) -> str:
-    """Return a metric's title; for a task of lm-eval or inspect-ai its name."""
-    return SUITE_METRICS[name].title if name in SUITE_METRICS else name
-
-
 def suite_lines(data: ReportData) -> Iterator[str]:
     """Yield, for the page's model and each other one, the suites with a significant difference.
 
@@ -364,7 +375,7 @@ def _difference(data: ReportData, row: SuiteComparison) -> str:
     assert row.difference is not None
     title = next((suite.title for suite in data.suites if suite.name == row.suite and suite.title), row.suite)
     bounds = "" if row.low is None or row.high is None else f" ({points(row.low)} to {points(row.high)})"
-    return f"{title}, {metric_title(row.metric)} {points(row.difference)}{bounds}"
+    return f"{title}, {metric_title(row.metric, SUITE_METRICS)} {points(row.difference)}{bounds}"
 
 
 def front_of(data: ReportData) -> list[str]:

@@ -11,13 +11,15 @@ from bfpo.core.console import in_words
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
 from bfpo.judges.quality import QUALITY_TITLES
+from bfpo.report.costs import costs_of, start_of
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.experiments import is_the_table
-from bfpo.report.headline import front_of, metric_title
+from bfpo.report.headline import front_of
 from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
 from bfpo.report.wording import duration, interval_text, percent, points, points_interval, worst_words
-from bfpo.scores.scores import p_text
-from bfpo.stats import Interval, mean_interval
+from bfpo.scores.scores import metric_title, p_text
+from bfpo.stats import Interval
+from bfpo.suites.scores import SUITE_METRICS
 
 __all__ = ["CSV_COLUMNS", "csv_text", "section_view"]
 
@@ -72,7 +74,10 @@ def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, 
         names = [column.suite.title or column.suite.name for column in wanted]
         yield {
             "title": title,
-            "columns": [f"{name} ({metric_title(column.metric)})" for name, column in zip(names, wanted, strict=True)],
+            "columns": [
+                f"{name} ({metric_title(column.metric, SUITE_METRICS)})"
+                for name, column in zip(names, wanted, strict=True)
+            ],
             "mean_of": "There is no mean: the metrics differ."
             if group == "inspect"
             else f"The mean is over {len(wanted)} suite{'s' if len(wanted) > 1 else ''}, each with the same "
@@ -132,7 +137,7 @@ def _interval(score: Score) -> str:
 def _comparison(data: ReportData, item: Any) -> list[str]:
     return [
         next((suite.title for suite in data.suites if suite.name == item.suite and suite.title), item.suite),
-        metric_title(item.metric),
+        metric_title(item.metric, SUITE_METRICS),
         f"{item.first} minus {item.second}",
         "not measured" if item.difference is None else points(item.difference),
         points_interval(item.low, item.high),
@@ -144,33 +149,20 @@ def _comparison(data: ReportData, item: Any) -> list[str]:
 
 
 def _tax(data: ReportData) -> dict[str, Any] | None:
-    """Return each model minus the start model on tasks of capability, paired by document; `None` without such tasks.
-
-    The mean over tasks of lm-eval has the interval of `mean_interval`, from those of the differences.
-    """
-    starts = [method for method in data.methods if method.role == "start"]
-    tasks = {suite.name: suite for suite in data.suites if suite.kind in ("discriminative", "inspect")}
-    if len(starts) != 1 or not tasks:
+    """Return the rows of what capability costs, `None` without such tasks."""
+    start, found = start_of(data), costs_of(data)
+    if start is None or not found:
         return None
     rows = []
-    for method in (method for method in data.methods if method is not starts[0]):
-        changes: list[Interval] = []
-        for item in data.suite_comparisons:
-            names = (item.first, item.second)
-            if item.suite not in tasks or set(names) != {method.name, starts[0].name} or item.difference is None:
-                continue
-            sign = 1 if item.first == method.name else -1
-            low, high = (None if end is None else sign * end for end in (item.low, item.high)[::sign])
-            change = Interval(sign * item.difference, low, high, item.num)
-            changes += [change] if tasks[item.suite].kind == "discriminative" else []
-            values = [_suite_value(one, item.suite, item.metric) for one in (starts[0], method)]
-            rows.append([method.title, tasks[item.suite].title or item.suite, *values, *_change(change),
-                         p_text(item.p_holm), f"{item.num:,}"])  # fmt: skip
-        if len(changes) > 1:
-            mean = mean_interval(changes)
-            rows.append([method.title, f"mean of {len(changes)} tasks", "", "", *_change(mean), "",
-                         f"{sum(one.num for one in changes):,}"])  # fmt: skip
-    return {"start": starts[0].title, "rows": rows} if rows else None
+    for cost in found:
+        for suite, metric, change, p_holm in cost.tasks:
+            values = [_suite_value(one, suite.name, metric) for one in (start, cost.method)]
+            rows.append([cost.method.title, suite.title or suite.name, *values, *_change(change),
+                         p_text(p_holm), f"{change.num:,}"])  # fmt: skip
+        if cost.mean is not None:
+            rows.append([cost.method.title, f"mean of {cost.mean.num} tasks", "", "", *_change(cost.mean), "",
+                         f"{cost.num_documents:,}"])  # fmt: skip
+    return {"start": start.title, "rows": rows}
 
 
 def _change(found: Interval) -> tuple[str, str]:
