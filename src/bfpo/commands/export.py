@@ -8,7 +8,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,11 +39,12 @@ _ADAPTER, _CARD = "adapter_config.json", "README.md"
 class _Source:
     """What is exported: a folder or hub id, and the model below an adapter or a checkpoint that lacks frozen weights.
 
-    `how`: what is done with the two, in words.
+    `kind`: what `model` is if it needs a base. `how`: what is done with the two, in words.
     """
 
     model: str
     base: str | None = None
+    kind: Literal["", "adapter", "checkpoint"] = ""
     how: str = ""
 
 
@@ -130,11 +131,11 @@ def _find(model: str, revision: str | None) -> _Source:
         if not isinstance(base, str) or not base:
             raise ModelError(f"model: {path / _ADAPTER} names no base model (base_model_name_or_path); set it there")
         check_source("base_model_name_or_path", base)
-        return _Source(model, base, f"merged into {base}")
+        return _Source(model, base, "adapter", f"merged into {base}")
     if holds_only_trained(model):
         start, start_revision = start_of(model)
         check_source("model", start, revision=start_revision)
-        return _Source(model, start, f"its other weights from {start}")
+        return _Source(model, start, "checkpoint", f"its other weights from {start}")
     check_source("model", model, revision=revision)
     return _Source(model)
 
@@ -144,7 +145,7 @@ def _write(source: _Source, folder: Path, dtype: str, revision: str | None) -> N
     folder.mkdir(parents=True)
     stored = DTYPES[dtype]
     assert isinstance(stored, torch.dtype)  # the command line allows no other
-    if source.base is not None and not holds_only_trained(source.model):
+    if source.base is not None and source.kind == "adapter":
         save_adapted(source.base, source.model, folder, stored=stored)
     else:
         policy = load_policy(source.model, dtype=dtype, revision=revision)
@@ -174,13 +175,9 @@ def _write_card(source: _Source, folder: Path, dtype: str) -> None:
         text = card.read_text(encoding="utf-8", errors="replace")
     else:
         base = source.base or source.model
-        facts = {"start": base, **({_kind(source): source.model} if source.base else {}), "number type": dtype}
+        facts = {"start": base, **({source.kind: source.model} if source.base else {}), "number type": dtype}
         text = render_card(model_name(source.model), {"Model": facts}, head=model_head(base))
     (folder / _CARD).write_text(without_places(text), encoding="utf-8")
-
-
-def _kind(source: _Source) -> str:
-    return "checkpoint" if holds_only_trained(source.model) else "adapter"
 
 
 def _write_gguf(source: _Source, folder: Path, kind: str) -> None:
