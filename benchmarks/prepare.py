@@ -76,7 +76,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def write_transcripts(path: Path, rows: int, *, seed: int = 0) -> None:
     """Write transcripts of one to four questions; a few repeat an earlier row, or its prompt but for one word."""
     draw = random.Random(seed)
-    words = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "r", "st", "ly", "ing", "")]
+    words = [f"{a}{b}st{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("an", "er", "o", "ly", "ing", "")]
+    # A third of the words are common ones, as in English: other texts are given to the model of languages.
+    words += ["the", "and", "that", "this", "with", "you", "your", "are", "it", "its", "of", "to", "for", "be"] * 13
 
     def text(low: int, high: int) -> str:
         return " ".join(draw.choices(words, k=draw.randint(low, high)))
