@@ -83,7 +83,8 @@ def test_greedy_answers_are_those_of_each_prompt_alone(
     """Windows of six tokens too; with little slack the rows are moved back again and again."""
     monkeypatch.setattr(refill, "_SLACK", slack)
     model = model_of(family)
-    assert not why_not_refilled(model)
+    padded = family == "bloom" and "prepare_inputs_for_generation" in vars(type(model))  # in transformers 5.20
+    assert bool(why_not_refilled(model)) is padded
     got = answers(model, temperature=0.0)
     for request in REQUESTS:
         expected = alone(model, request)

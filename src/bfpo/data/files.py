@@ -19,7 +19,7 @@ from bfpo.core.errors import DataError, first_line
 from bfpo.core.inputs import ALLOWED_KINDS, kind_of
 from bfpo.core.remote import is_remote
 from bfpo.data.fields import ColumnNames
-from bfpo.data.hub_stream import open_lines, open_table
+from bfpo.data.hub_stream import open_lines, open_packed, open_table
 from bfpo.data.layouts import Layout
 from bfpo.data.messages import parsed_conversation
 from bfpo.data.rejects import CellText, Reject, Row, RowError, describe_rejects
@@ -540,11 +540,10 @@ def _open_bytes(file: Path) -> Iterator[BinaryIO]:
 
 
 def _opened(file: Path, suffix: str) -> BinaryIO:
+    if suffix in (".gz", ".xz"):
+        packed: Any = open_packed(file) if is_remote(file) else str(file)
+        return cast(BinaryIO, gzip.open(packed, "rb") if suffix == ".gz" else lzma.open(packed, "rb"))
     there: Any = open_lines(file) if is_remote(file) else str(file)
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.open(there, "rb"))
-    if suffix == ".xz":
-        return cast(BinaryIO, lzma.open(there, "rb"))
     if suffix == ".zst":
         import pyarrow
 

@@ -16,7 +16,7 @@ from bfpo.data.sources import hub_failure, hub_reason
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["names_on_hub", "open_lines", "open_table", "remote_facts"]
+__all__ = ["names_on_hub", "open_lines", "open_packed", "open_table", "remote_facts"]
 
 _FIRST_BYTES = 1 << 18  # of a file that is read from its beginning: enough to find its layout
 _MOST_BYTES = 1 << 23
@@ -61,6 +61,11 @@ def remote_facts(path: str | Path) -> dict[str, Any]:
 def open_lines(path: str | Path) -> BinaryIO:
     """Open a file to be read from its beginning on, by ranges that grow while it is; raises `OSError`."""
     return cast(BinaryIO, BufferedReader(_HubFile(file_name(path), ahead=_FIRST_BYTES), _READ_BYTES))
+
+
+def open_packed(path: str | Path) -> BinaryIO:
+    """Open a file likewise for a decompressor: a read gives what is at hand and waits for no more; raises `OSError`."""
+    return cast(BinaryIO, _HubFile(file_name(path), ahead=_FIRST_BYTES))
 
 
 def open_table(path: str | Path) -> BinaryIO:
@@ -133,7 +138,7 @@ class _HubFile(RawIOBase):
     def _fetch(self, wanted: int) -> None:
         if self._place == self._start + len(self._held):
             self._ahead = min(2 * self._ahead, _MOST_BYTES)
-        num = min(max(wanted, self._ahead), self._size - self._place)
+        num = min(self._ahead or wanted, self._size - self._place)
         self._held = b""
         try:
             self._file.seek(self._place)
