@@ -175,7 +175,10 @@ def _write_card(source: _Source, folder: Path, dtype: str) -> None:
         text = card.read_text(encoding="utf-8", errors="replace")
     else:
         base = source.base or source.model
-        facts = {"start": base, **({source.kind: source.model} if source.base else {}), "number type": dtype}
+        facts: dict[str, str] = {"start": base}
+        if source.kind:
+            facts[source.kind] = source.model
+        facts["number type"] = dtype
         text = render_card(model_name(source.model), {"Model": facts}, head=model_head(base))
     (folder / _CARD).write_text(without_places(text), encoding="utf-8")
 
