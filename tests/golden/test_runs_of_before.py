@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -124,6 +125,7 @@ def rows_until(step: int, folder: Path) -> list[Any]:
     return [row for row in rows if row["step"] <= step]
 
 
+@pytest.mark.skipif(np.__version__ < "2", reason="the random states of the checkpoints are arrays of numpy 2")
 @pytest.mark.parametrize("command", ["train", "sft"])
 def test_a_training_goes_on_from_its_checkpoint_and_ends_in_the_same_weights(
     old: Path, command: str, caplog: pytest.LogCaptureFixture

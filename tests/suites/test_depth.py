@@ -396,6 +396,8 @@ def test_suites_and_judges_that_do_not_fit_are_refused(root: Path) -> None:
 
 
 def test_a_server_that_does_not_continue_gets_one_message(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+
     def reply(text: str, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]] | None:
         if "continue_final_message" not in body:
             return None
