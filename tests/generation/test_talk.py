@@ -88,6 +88,16 @@ def test_ctrl_c_ends_the_reply_and_keeps_it() -> None:
 
 def test_a_message_without_room_is_no_part_of_the_conversation() -> None:
     one, *_ = talk(max_position_embeddings=80)
-    with raises(SettingError, "max_new_tokens"):
+    with raises(SettingError, "/reset"):
         one.reply("x" * 90, "a", lambda text: None, **SAMPLING)
     assert one.reply("x", "b", lambda text: None, **SAMPLING).completion.prompt == (Message("user", "x"),)
+
+
+def test_a_reply_is_no_longer_than_the_model_has_positions() -> None:
+    one, _, chat = talk(max_position_embeddings=80)
+    num_prompt = len(chat.encode([Message("user", "hello")], (), name="here").prompt)
+    reply = one.reply("hello", "a", lambda text: None, max_new_tokens=500, temperature=1.0, seed=3)
+    assert reply.num_tokens == 80 - num_prompt
+    assert not reply.completion.finished
+    with raises(SettingError, "/reset"):
+        one.reply("hello", "b", lambda text: None, **SAMPLING)

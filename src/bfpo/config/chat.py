@@ -32,7 +32,9 @@ class ChatConfig(StageConfig):
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability"
     )
-    max_new_tokens: int = Field(default=512, ge=1, description="longest answer in tokens")
+    max_new_tokens: int = Field(
+        default=512, ge=1, description="longest answer in tokens, as far as the model has positions"
+    )
     seed: int = Field(default=0, ge=0, description="seed of the sampling")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         default="auto", description="number type that holds the weights; auto as of generate"

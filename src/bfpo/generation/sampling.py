@@ -25,7 +25,16 @@ from bfpo.policy.logps import unwrap_causal_lm
 from bfpo.policy.source import read_config
 from bfpo.policy.trained import start_of
 
-__all__ = ["Answer", "Request", "Watch", "answer_batches", "end_token_ids", "opening_logps", "saved_end_token_ids"]
+__all__ = [
+    "Answer",
+    "Request",
+    "Watch",
+    "answer_batches",
+    "end_token_ids",
+    "num_positions",
+    "opening_logps",
+    "saved_end_token_ids",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +305,14 @@ def _uniforms(seed: int, request_id: str, size: int) -> Tensor:
     return torch.rand(size, generator=generator, dtype=torch.float64)
 
 
+def num_positions(model: Any) -> int | None:
+    """Return how many tokens of prompt and answer together a model has positions for; `None` where it has no limit."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 def _check_room(model: Any, requests: Sequence[Request], max_new_tokens: int) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = num_positions(model)
     if room is None or not requests:
         return
     longest = max(requests, key=lambda request: len(request.prompt_ids))

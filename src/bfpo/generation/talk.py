@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from bfpo.core.errors import SettingError
 from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.generation.engines import decode
-from bfpo.generation.sampling import Request, answer_batches
+from bfpo.generation.sampling import Request, answer_batches, num_positions
 
 __all__ = ["Reply", "Talk"]
 
@@ -51,22 +52,37 @@ class Talk:
         """Forget the conversation and begin a new one."""
         self._messages: tuple[Message, ...] = () if system is None else (Message("system", system),)
 
-    def reply(self, text: str, id: str, on_text: Callable[[str], None], **sampling: Any) -> Reply:
+    def reply(
+        self, text: str, id: str, on_text: Callable[[str], None], *, max_new_tokens: int, **sampling: Any
+    ) -> Reply:
         """Return the model's reply to a message; `on_text` gets its parts while it is made.
 
-        `sampling` as of `answer_batches`. After Ctrl-C the reply is what was made until then.
+        It has at most `max_new_tokens`, and no more than the model has positions left. `sampling` as of
+        `answer_batches`. After Ctrl-C the reply is what was made until then.
 
-        Raises `SettingError` for a conversation that leaves no room for the reply, `RefusedChatError` for one that the
+        Raises `SettingError` for a conversation that leaves no room for a reply, `RefusedChatError` for one that the
         chat template refuses; the message is then not part of the conversation.
         """
         prompt = (*self._messages, Message("user", text))
         ids = tuple(self._chat.encode(prompt, (), name="the conversation").prompt)
+        if (room := num_positions(self._model)) is not None:
+            if len(ids) >= room:
+                raise SettingError(
+                    f"the conversation has {len(ids)} tokens and the model {room} positions, so there is no room for a "
+                    "reply; begin a new one with /reset, or write a shorter message"
+                )
+            max_new_tokens = min(max_new_tokens, room - len(ids))
         watch = _Watch(self._chat.tokenizer, len(ids), on_text)
         stopped = False
         try:
             (answer,) = next(
                 answer_batches(
-                    self._model, [Request(id, ids)], eos_token_ids=self._ends, processors=[watch], **sampling
+                    self._model,
+                    [Request(id, ids)],
+                    eos_token_ids=self._ends,
+                    max_new_tokens=max_new_tokens,
+                    processors=[watch],
+                    **sampling,
                 )
             )
             made, finished = list(answer.token_ids), answer.finished
