@@ -32,17 +32,17 @@ from tiny import tiny_model, tiny_tokenizer
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with random weights, and 60 labelled answers to 12 prompts in words by label."""
+    """A model with random weights, and 120 labelled answers to 12 prompts in words by label."""
     root = tmp_path_factory.mktemp("hidden")
     save_policy(tiny_model(), tiny_tokenizer(), root / "model")
     rng = random.Random(0)
     rows = [
         {
             "prompt": f"w{60 + n % 12} w70",
-            "completion": " ".join(f"w{rng.randrange(1, 9) + 40 * (n % 2)}" for _ in range(3 + n % 4)),
+            "completion": " ".join(f"w{rng.randrange(1, 9) + 40 * (n % 2)}" for _ in range(6 + n % 4)),
             "is_safe": not n % 2 if n % 12 else rng.random() < 0.5,
         }
-        for n in range(60)
+        for n in range(120)
     ]
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
@@ -109,7 +109,7 @@ def test_a_probe_is_trained_measured_and_judges(
     assert layers[-1].split()[7] == "9"
     described = json.loads((run / "model" / "judge.json").read_text())
     scores = described["cross_validation"]
-    assert scores["accuracy"] > 0.7  # 32 of the 60 are unsafe; the start depends on the version of transformers
+    assert scores["accuracy"] > 0.8
     assert scores["layer"] == described["layer"]
     assert {"unsure", "confidence", "folds", "kappa", "roc_auc"} <= scores.keys()
     judge = make_judge(TrainedSpec(model=str(run / "model")))

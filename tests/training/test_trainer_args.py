@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import TrainingArguments
 
 from bfpo.commands import sft as sft_stage
@@ -25,7 +27,8 @@ from tiny import tiny_model, tiny_tokenizer
 
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 GONE = {"warmup_ratio", "group_by_length", "overwrite_output_dir", "fp16_full_eval", "bf16_full_eval"}
-LATER = {"dataloader_in_order", "train_sampling_strategy"}  # than the lowest version of transformers
+IS_OLD = Version(transformers.__version__) < Version("5.20")
+LATER = {"dataloader_in_order", "train_sampling_strategy"} if IS_OLD else set()
 
 
 def align(**settings: Any) -> AlignConfig:

@@ -33,19 +33,19 @@ __all__ = ["run"]
 _log = logging.getLogger(__name__)
 
 _ADAPTER, _CARD = "adapter_config.json", "README.md"
+_HOW = {"adapter": "merged into", "checkpoint": "its other weights from"}  # a base
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
     """What is exported: a folder or hub id, and the model below an adapter or a checkpoint that lacks frozen weights.
 
-    `kind`: what `model` is if it needs a base. `how`: what is done with the two, in words.
+    `kind`: what `model` is if it needs a base.
     """
 
     model: str
     base: str | None = None
     kind: Literal["", "adapter", "checkpoint"] = ""
-    how: str = ""
 
 
 def run(
@@ -97,7 +97,7 @@ def run(
     sizes = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
     for name, size in sizes.items():
         show(f"{out / name}  {size / 1e6:,.1f} MB")
-    how = f", {source.how}" if source.how else ""
+    how = f", {_HOW[source.kind]} {source.base}" if source.kind else ""
     show(f"{model_name(source.model)} in {dtype}{how}: {out}")
     page = (
         None if push is None else push_folder(out, push, message=f"{model_name(source.model)} in {dtype}", key="--push")
@@ -131,11 +131,11 @@ def _find(model: str, revision: str | None) -> _Source:
         if not isinstance(base, str) or not base:
             raise ModelError(f"model: {path / _ADAPTER} names no base model (base_model_name_or_path); set it there")
         check_source("base_model_name_or_path", base)
-        return _Source(model, base, "adapter", f"merged into {base}")
+        return _Source(model, base, "adapter")
     if holds_only_trained(model):
         start, start_revision = start_of(model)
         check_source("model", start, revision=start_revision)
-        return _Source(model, start, "checkpoint", f"its other weights from {start}")
+        return _Source(model, start, "checkpoint")
     check_source("model", model, revision=revision)
     return _Source(model)
 

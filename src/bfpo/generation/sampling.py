@@ -31,8 +31,8 @@ __all__ = [
     "Watch",
     "answer_batches",
     "end_token_ids",
-    "num_positions",
     "opening_logps",
+    "positions_left",
     "saved_end_token_ids",
 ]
 
@@ -305,19 +305,20 @@ def _uniforms(seed: int, request_id: str, size: int) -> Tensor:
     return torch.rand(size, generator=generator, dtype=torch.float64)
 
 
-def num_positions(model: Any) -> int | None:
-    """Return how many tokens of prompt and answer together a model has positions for; `None` where it has no limit."""
-    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found
+def positions_left(model: Any, num_prompt_tokens: int) -> int | None:
+    """Return how many tokens of an answer a model has positions for, below 0 after too long a prompt; `None`: any."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if positions is None else positions - num_prompt_tokens
 
 
 def _check_room(model: Any, requests: Sequence[Request], max_new_tokens: int) -> None:
-    room = num_positions(model)
-    if room is None or not requests:
+    if not requests:
         return
     longest = max(requests, key=lambda request: len(request.prompt_ids))
-    if len(longest.prompt_ids) + max_new_tokens > room:
+    num_prompt = len(longest.prompt_ids)
+    left = positions_left(model, num_prompt)
+    if left is not None and max_new_tokens > left:
         raise SettingError(
-            f"max_new_tokens: got {max_new_tokens}, and prompt {longest.id!r} has {len(longest.prompt_ids)} tokens; "
-            f"the model has {room} positions for both together; lower max_new_tokens or shorten the prompt"
+            f"max_new_tokens: got {max_new_tokens}, and prompt {longest.id!r} has {num_prompt} tokens; the model has "
+            f"{num_prompt + left} positions for both together; lower max_new_tokens or shorten the prompt"
         )

@@ -14,7 +14,7 @@ from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.generation.engines import decode
-from bfpo.generation.sampling import Request, answer_batches, num_positions
+from bfpo.generation.sampling import Request, answer_batches, positions_left
 
 __all__ = ["Reply", "Talk"]
 
@@ -65,13 +65,13 @@ class Talk:
         """
         prompt = (*self._messages, Message("user", text))
         ids = tuple(self._chat.encode(prompt, (), name="the conversation").prompt)
-        if (room := num_positions(self._model)) is not None:
-            if len(ids) >= room:
+        if (left := positions_left(self._model, len(ids))) is not None:
+            if left <= 0:
                 raise SettingError(
-                    f"the conversation has {len(ids)} tokens and the model {room} positions, so there is no room for a "
-                    "reply; begin a new one with /reset, or write a shorter message"
+                    f"the conversation has {len(ids)} tokens and the model {len(ids) + left} positions, so there is no "
+                    "room for a reply; begin a new one with /reset, or write a shorter message"
                 )
-            max_new_tokens = min(max_new_tokens, room - len(ids))
+            max_new_tokens = min(max_new_tokens, left)
         watch = _Watch(self._chat.tokenizer, len(ids), on_text)
         stopped = False
         try:

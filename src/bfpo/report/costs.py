@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bfpo.report.data import MethodResult, ReportData, Suite
+from bfpo.report.tables import turned
 from bfpo.stats import Interval, mean_interval
 
-__all__ = ["Cost", "costs_of", "start_of"]
+__all__ = ["Cost", "costs_of"]
 
 _KINDS = ("discriminative", "inspect")  # of suites that measure capability
 
@@ -19,37 +20,34 @@ class Cost:
     `mean` is over tasks of lm-eval, with `mean_interval`'s bounds; `None` for fewer than two.
     """
 
+    start: MethodResult
     method: MethodResult
-    tasks: list[tuple[Suite, str, Interval, float | None]] = field(default_factory=list)
-    mean: Interval | None = None
-    num_documents: int = 0  # of the mean
-
-
-def start_of(data: ReportData) -> MethodResult | None:
-    """Return the start model, `None` if there is none or more than one."""
-    starts = [method for method in data.methods if method.role == "start"]
-    return starts[0] if len(starts) == 1 else None
+    tasks: list[tuple[Suite, str, Interval, float | None]]
+    mean: Interval | None
+    num_documents: int  # of the mean
 
 
 def costs_of(data: ReportData) -> list[Cost]:
-    """Return what each other model has gained or lost, paired by document; only models with a measured difference."""
-    start = start_of(data)
+    """Return what each other model has gained or lost, paired by document; only models with a measured difference.
+
+    Empty without a start model, or with more than one.
+    """
+    starts = [method for method in data.methods if method.role == "start"]
     tasks = {suite.name: suite for suite in data.suites if suite.kind in _KINDS}
-    if start is None:
+    if len(starts) != 1:
         return []
+    (start,) = starts
     found = []
     for method in (method for method in data.methods if method is not start):
         changes = []
         for item in data.suite_comparisons:
-            names = {item.first, item.second}
-            if item.suite not in tasks or names != {method.name, start.name} or item.difference is None:
-                continue
-            sign = 1 if item.first == method.name else -1
-            low, high = (None if end is None else sign * end for end in (item.low, item.high)[::sign])
-            change = Interval(sign * item.difference, low, high, item.num)
-            changes.append((tasks[item.suite], item.metric, change, item.p_holm))
+            if item.suite in tasks and {item.first, item.second} == {method.name, start.name}:
+                row = turned(item, method.name)
+                if row.difference is not None:
+                    change = Interval(row.difference, row.low, row.high, row.num)
+                    changes.append((tasks[row.suite], row.metric, change, row.p_holm))
         averaged = [change for suite, _, change, _ in changes if suite.kind == "discriminative"]
         mean = mean_interval(averaged) if len(averaged) > 1 else None
         if changes:
-            found.append(Cost(method, changes, mean, sum(change.num for change in averaged)))
+            found.append(Cost(start, method, changes, mean, sum(change.num for change in averaged)))
     return found

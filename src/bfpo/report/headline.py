@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bfpo.core.schema import Score
-from bfpo.report.costs import costs_of, start_of
+from bfpo.report.costs import costs_of
 from bfpo.report.data import MethodResult, ReportData, SuiteComparison
 from bfpo.report.experiments import experiment_headline, experiment_lines
 from bfpo.report.tables import (
@@ -21,6 +21,7 @@ from bfpo.report.tables import (
     ranked_together,
     refused_harmful,
     suite_columns,
+    turned,
     who_judged,
 )
 from bfpo.report.wording import listed, percent, points, points_interval, with_interval
@@ -34,7 +35,7 @@ __all__ = ["Headline", "front_of", "headline", "suite_lines"]
 METRIC = "helpful_and_safe"
 AXES = ("helpfulness", "harmless_harmful")
 _SHOWN = 4  # suites that a sentence names
-_LONGEST = 200  # characters of a claim about three models or more; a longer one leaves them to what follows
+_LONGEST = 200  # characters of a claim; a longer one leaves the numbers to what follows (not of two models by axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,10 @@ def _overview(data: ReportData) -> tuple[str, list[str]]:
     parts += _refused(data) if parts else []
     if not parts and any(method.score(METRIC) or method.score("accuracy") for method in data.methods):
         return f"{listed([_measured(method) for method in data.methods])}.", []
-    briefs = [brief for brief, _ in highest]
-    if costs := [] if parts else list(_costs(data)):
-        return f"{'. '.join(costs)}.", [f"{part}." for part in _suites(data)]
-    parts = parts or list(_suites(data))
+    if not parts:
+        parts = list(_suites(data))
+        if costs := list(_costs(data)):
+            return f"{'. '.join(costs)}.", [f"{part}." for part in parts]
     if not parts:
         return "No answers were scored in these runs.", []
     num = len(data.methods)
@@ -118,7 +119,7 @@ def _overview(data: ReportData) -> tuple[str, list[str]]:
     whole = f"{head} {'. '.join(parts)}."
     if len(whole) <= _LONGEST or (num < 3 and highest):
         return whole, []
-    return " ".join([head, *(f"{brief}." for brief in briefs)]), [f"{part}." for part in parts]
+    return " ".join([head, *(f"{brief}." for brief, _ in highest)]), [f"{part}." for part in parts]
 
 
 def _coherence(data: ReportData) -> Iterator[str]:
@@ -166,11 +167,9 @@ def _suites(data: ReportData) -> Iterator[str]:
 def _costs(data: ReportData) -> Iterator[str]:
     """Yield each model's mean change on tasks of capability, against the start model."""
     for cost in costs_of(data):
-        start, mean = start_of(data), cost.mean
-        if start is not None and mean is not None and mean.value is not None:
-            bounds = "" if mean.low is None or mean.high is None else f" ({points_interval(mean.low, mean.high)})"
-            against = f"{cost.method.title} minus {start.title}"
-            yield f"Capability, {against}, mean of {mean.num} tasks: {points(mean.value)} points{bounds}"
+        if (mean := cost.mean) is not None and mean.value is not None:
+            change = f"{points(mean.value)} points ({points_interval(mean.low, mean.high)})"
+            yield f"Capability, {cost.method.title} minus {cost.start.title}, mean of {mean.num} tasks: {change}"
 
 
 def _highest(data: ReportData, methods: Sequence[MethodResult]) -> Iterator[tuple[str, str]]:
@@ -339,7 +338,7 @@ def suite_lines(data: ReportData) -> Iterator[str]:
     for other in data.methods if main is not None else ():
         assert main is not None
         rows = [
-            _turned(row, main.name)
+            turned(row, main.name)
             for row in data.suite_comparisons
             if {row.first, row.second} == {main.name, other.name}
         ]
@@ -361,14 +360,6 @@ def suite_lines(data: ReportData) -> Iterator[str]:
             f"{main.title} minus {other.title}, significant differences ({len(differ)} of {len(tested)} measures of "
             f"suites, Holm's correction), in points: {named}{more}."
         )
-
-
-def _turned(row: SuiteComparison, first: str) -> SuiteComparison:
-    """Return the comparison with `first` first."""
-    if row.first == first or row.difference is None:
-        return row
-    low, high = (None if bound is None else -bound for bound in (row.high, row.low))
-    return replace(row, first=first, second=row.first, difference=-row.difference, low=low, high=high)
 
 
 def _difference(data: ReportData, row: SuiteComparison) -> str:

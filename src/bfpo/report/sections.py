@@ -11,7 +11,7 @@ from bfpo.core.console import in_words
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS
 from bfpo.judges.quality import QUALITY_TITLES
-from bfpo.report.costs import costs_of, start_of
+from bfpo.report.costs import costs_of
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.experiments import is_the_table
 from bfpo.report.headline import front_of
@@ -150,19 +150,19 @@ def _comparison(data: ReportData, item: Any) -> list[str]:
 
 def _tax(data: ReportData) -> dict[str, Any] | None:
     """Return the rows of what capability costs, `None` without such tasks."""
-    start, found = start_of(data), costs_of(data)
-    if start is None or not found:
+    found = costs_of(data)
+    if not found:
         return None
     rows = []
     for cost in found:
         for suite, metric, change, p_holm in cost.tasks:
-            values = [_suite_value(one, suite.name, metric) for one in (start, cost.method)]
+            values = [_suite_value(one, suite.name, metric) for one in (cost.start, cost.method)]
             rows.append([cost.method.title, suite.title or suite.name, *values, *_change(change),
                          p_text(p_holm), f"{change.num:,}"])  # fmt: skip
         if cost.mean is not None:
             rows.append([cost.method.title, f"mean of {cost.mean.num} tasks", "", "", *_change(cost.mean), "",
                          f"{cost.num_documents:,}"])  # fmt: skip
-    return {"start": start.title, "rows": rows}
+    return {"start": found[0].start.title, "rows": rows}
 
 
 def _change(found: Interval) -> tuple[str, str]:

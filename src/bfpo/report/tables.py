@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bfpo.core.schema import Score
-from bfpo.report.data import Basis, MethodResult, ReportData, Suite
+from bfpo.report.data import Basis, MethodResult, ReportData, Suite, SuiteComparison
 from bfpo.scores.scores import COHERENCE
 from bfpo.stats import Interval, mean_interval
 
@@ -27,6 +27,7 @@ __all__ = [
     "suite_columns",
     "suite_mean",
     "told_apart",
+    "turned",
     "who_judged",
     "with_suite_means",
 ]
@@ -271,3 +272,11 @@ def who_judged(basis: Sequence[Basis]) -> str:
 
 def _key(data: ReportData, method: MethodResult, metric: str) -> tuple[object, ...]:
     return tuple(sorted((tuple(one.judges), one.prompts) for one in basis_of(data, method, metric)))
+
+
+def turned(row: SuiteComparison, first: str) -> SuiteComparison:
+    """Return a comparison of `first` with another model with `first` first."""
+    if row.first == first or row.difference is None:
+        return row
+    low, high = (None if bound is None else -bound for bound in (row.high, row.low))
+    return replace(row, first=first, second=row.first, difference=-row.difference, low=low, high=high)
