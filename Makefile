@@ -4,6 +4,7 @@
 # BENCH_ARGS further options of all benchmarks (such as --threads 8), BENCH_MODEL a folder with a chat model and
 # BENCH_PAIRS a file of pairs, for the benchmark of a real model.
 # HASHES=1 installs only what has a hash in requirements-hashed.txt. TESTS are the test files (empty: all), PYTHONS those of test-pythons.
+# AUDIT_ARGS are further options of pip-audit (such as --vulnerability-service osv --osv-url URL).
 
 PYTHON ?= python3
 OUT ?= runs/demo
@@ -18,6 +19,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 HASHES ?=
 TESTS ?=
 PYTHONS ?= 3.10 3.11 3.12 3.13
+AUDIT_ARGS ?=
 KEEP ?=
 
 VENV := .venv
@@ -137,7 +139,7 @@ audit: $(VENV)/.dev
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python $(PIP) pip-audit
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > $(VENV)-audit/installed.txt
-	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r $(VENV)-audit/installed.txt
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip $(AUDIT_ARGS) -r $(VENV)-audit/installed.txt
 
 # The whole set of packages behind `make demo` and `make test`, for every Python and system, at the versions of constraints.txt.
 hashes:
