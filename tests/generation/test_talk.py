@@ -101,3 +101,12 @@ def test_a_reply_is_no_longer_than_the_model_has_positions() -> None:
     assert not reply.completion.finished
     with raises(SettingError, "/reset"):
         one.reply("hello", "b", lambda text: None, **SAMPLING)
+
+
+def test_positions_that_the_model_scales_are_counted() -> None:
+    scaled = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 80, "rope_theta": 10_000.0}
+    one, _, chat = talk(max_position_embeddings=80, rope_parameters=scaled)
+    num_prompt = len(chat.encode([Message("user", "x" * 90)], (), name="here").prompt)
+    assert 80 < num_prompt < 160
+    reply = one.reply("x" * 90, "a", lambda text: None, max_new_tokens=500, temperature=1.0, seed=3)
+    assert reply.num_tokens == 160 - num_prompt

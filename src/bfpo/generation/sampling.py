@@ -22,7 +22,7 @@ from bfpo.generation.refill import Slots, Work, num_slots, refilled, shared_begi
 from bfpo.policy.batches import batches_by_length
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
-from bfpo.policy.source import read_config
+from bfpo.policy.source import num_positions, read_config
 from bfpo.policy.trained import start_of
 
 __all__ = [
@@ -307,7 +307,7 @@ def _uniforms(seed: int, request_id: str, size: int) -> Tensor:
 
 def positions_left(model: Any, num_prompt_tokens: int) -> int | None:
     """Return how many tokens of an answer a model has positions for, below 0 after too long a prompt; `None`: any."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = num_positions(model.config)
     return None if positions is None else positions - num_prompt_tokens
 
 

@@ -18,6 +18,7 @@ from bfpo.judges.formats.types import thought_of_judge
 from bfpo.judges.local import PromptEncoder, freeze, load_with_head
 from bfpo.judges.settings import LocalSpec
 from bfpo.policy.load import load_policy
+from bfpo.policy.source import num_positions
 
 __all__ = ["MIN_MASS", "AnswerModel", "Labels", "WordAnswer", "label_tokens"]
 
@@ -121,7 +122,7 @@ class AnswerModel:
 
         Raises `ModelError` if the answer alone needs all positions of the model.
         """
-        positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        positions = num_positions(self.model.config)
         if positions is None:
             return self.max_length
         if positions <= max_new_tokens:

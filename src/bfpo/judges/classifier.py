@@ -39,7 +39,7 @@ from bfpo.judges.settings import ClassifierSpec
 from bfpo.policy.batches import batches_by_length
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import load_tokenizer, pad_token_id, set_trainable
-from bfpo.policy.source import cannot_load, check_code
+from bfpo.policy.source import cannot_load, check_code, num_positions
 
 __all__ = [
     "ClassifierJudge",
@@ -138,13 +138,13 @@ def _label_index(config: Any, label: str | int | None) -> int:
 
 def room(model: Any, max_length: int) -> int:
     """Return the longest text in tokens: `max_length`, or less if the model has fewer positions."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:
+    positions = num_positions(model.config)
+    if positions is None:
         return max_length
     # RoBERTa and its relatives number positions from the padding id + 1.
     padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
-    offset = padding + 1 if config.model_type in _OFFSET_POSITIONS and isinstance(padding, int) else 0
+    is_offset = model.config.get_text_config().model_type in _OFFSET_POSITIONS
+    offset = padding + 1 if is_offset and isinstance(padding, int) else 0
     return min(max_length, positions - offset)
 
 

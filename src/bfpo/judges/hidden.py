@@ -31,6 +31,7 @@ from bfpo.judges.ngrams import JUDGE_FILE, save_described
 from bfpo.policy.batches import batches_by_length
 from bfpo.policy.load import load_policy
 from bfpo.policy.reference.cache import model_key
+from bfpo.policy.source import num_positions
 
 __all__ = ["HiddenStates", "ProbeJudge", "fit_probe", "save_probe"]
 
@@ -61,7 +62,7 @@ class HiddenStates:
         self._model, self._tokenizer = freeze(policy.model), policy.tokenizer
         self._chat = ChatEncoder(self._tokenizer)
         self._limit = ids_to_check(self._tokenizer, num_embeddings_of(self._model))
-        positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or max_length
+        positions = num_positions(self._model.config) or max_length
         self.max_length, self._batch_size = min(max_length, positions), batch_size
         self.key = model_key(self._model)
 

@@ -22,7 +22,7 @@ from bfpo.data.template import RefusedChatError
 from bfpo.data.write import prompt_row
 from bfpo.generation.earlier import differences
 from bfpo.policy.load import load_tokenizer
-from bfpo.policy.source import read_config
+from bfpo.policy.source import num_positions, read_config
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.suites.catalogue import Suite
@@ -123,8 +123,7 @@ def chat_of(config: SuitesJob, model: WeightsModel) -> ChatEncoder:
 
 def context_of(model: EvaluatedModel) -> int:
     """Return the model's maximum context, tokens; 2^30 if its config has none."""
-    described = read_config(model.model, revision=getattr(model, "revision", None)).get_text_config()
-    return int(getattr(described, "max_position_embeddings", None) or 1 << 30)
+    return num_positions(read_config(model.model, revision=getattr(model, "revision", None))) or 1 << 30
 
 
 def _generate(

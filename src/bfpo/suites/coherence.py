@@ -33,6 +33,7 @@ from bfpo.judges.shared import parts_of
 from bfpo.policy.devices import to_gpu
 from bfpo.policy.load import load_policy, pad_token_id
 from bfpo.policy.reference.cache import model_key
+from bfpo.policy.source import num_positions
 from bfpo.scores.accuracy import pair_logps
 from bfpo.scores.records import CoherenceBound
 from bfpo.stats import wilson
@@ -99,7 +100,7 @@ class StartModel:
         policy = load_policy(name, dtype=dtype, revision=revision)
         self.name, self.model, self.tokenizer = name, policy.model, policy.tokenizer
         to_gpu(self.model)
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        positions = num_positions(self.model.config)
         self._room = min(_MOST_PROMPT_TOKENS, positions or _MOST_PROMPT_TOKENS)
         self._template = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
         self._check = row_check(ChatEncoder(self.tokenizer, chat_template, chat_template_kwargs))
