@@ -41,7 +41,7 @@ NO_PIP = { echo "error: the packages could not be installed (see above); if $(VE
 help:
 	@echo "make demo      train, align and compare small models on this machine; the page is $(OUT)/report.html"
 	@echo "make picture   run the full demo with three seeds and make the picture of README.md from it"
-	@echo "make real      make a real chat model safe (MODEL=..., DATA=...); the page is $(REAL_OUT)/report.html"
+	@echo "make real      train a real chat model to decline harmful requests (MODEL=..., DATA=...); the page is $(REAL_OUT)/report.html"
 	@echo "make test      lint, types, import rules and tests"
 	@echo "make test-all  the same and the slow tests"
 	@echo "make test-pythons  the tests on Python $(PYTHONS), lowest and pinned versions (TESTS=tests/objective: a part of them)"

@@ -80,7 +80,7 @@ else
 fi
 [ -z "${NO_SCORES:-}" ] || exit 0 # arms.sh scores all of them together
 export MODEL OUT BFPO THREADS
-"$HERE/score.sh" "$OUT/evaluate-$METHOD-$SEED" "$OUT/report.html" "SmolLM2-135M-Instruct, made safe" "$SFT" "${models[@]}"
+"$HERE/score.sh" "$OUT/evaluate-$METHOD-$SEED" "$OUT/report.html" "SmolLM2-135M-Instruct, SFT and BFPO" "$SFT" "${models[@]}"
 model=${models[-1]#"$OUT/"}
 scores=$OUT/evaluate-$METHOD-$SEED/models
 "$BFPO" gate "$scores/${model//\//-}" --against "$scores/start" --config "$HERE/gate.yaml" || [ $? -ne 2 ]

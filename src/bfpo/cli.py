@@ -110,7 +110,7 @@ _MAX_REQUESTS = ShortOption("max-requests", "max_requests", "Maximum number of r
 SHORT_OPTIONS: dict[str, tuple[ShortOption, ...]] = {
     "demo": (
         ShortOption("seeds", "seeds", "Number of seeds.", int, "N"),
-        ShortOption("full", "full", "All methods.", bool),
+        ShortOption("full", "full", "Eight methods in place of four.", bool),
     ),
     "generate": (
         ShortOption("model", "model", "Model: folder, hub id, or name on the server.", str, "M"),
@@ -220,7 +220,7 @@ def _doctor(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show this machine; with --config, whether that training fits it (exit status 1 if not)."""
+    """Show this machine; with --config, whether that training fits it (exit code 1 if not)."""
     options = {"processes": processes, "sharding": sharding, "memory_gib": memory, "data": data}
     _call("doctor", debug, config, settings or (), **options, as_json=as_json)
 
@@ -412,7 +412,7 @@ def _gate(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Test conditions on a model against its start model: exit status 0 pass, 3 fail, 4 cannot be told, 2 bad input."""
+    """Test conditions on a model against its start model: exit code 0 pass, 3 fail, 4 cannot be told, 2 bad input."""
     _call("gate", debug, run, against, config, settings or (), out, as_json=as_json)
 
 

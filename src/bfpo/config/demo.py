@@ -61,6 +61,12 @@ class DemoMethod(ConfigPart):
     beta: float = Field(default=0.1, gt=0, description="KL coefficient (the paper's tau)")
 
 
+class DemoBfpo(DemoMethod):
+    """Settings of BFPO."""
+
+    beta: float = Field(default=0.05, gt=0, description="KL coefficient (the paper's tau)")
+
+
 class WorldAlign(ConfigPart):
     """Settings shared by all preference runs on the closed world."""
 
@@ -80,7 +86,7 @@ class DemoAlign(WorldAlign):
         default="loss",
         description="what anchor_weight is relative to: the normalised loss, or its gradient at the start",
     )
-    bfpo: DemoMethod = Field(default=DemoMethod(beta=0.05), description="BFPO")
+    bfpo: DemoBfpo = Field(default=DemoBfpo(), description="BFPO")
     dpo_h: DemoMethod = Field(default=DemoMethod(), description="DPO on helpfulness pairs")
     dpo_s: DemoMethod = Field(default=DemoMethod(), description="DPO on safety pairs")
     dpo_mix: DemoMethod = Field(default=DemoMethod(), description="DPO on the naive mix of both")
@@ -114,7 +120,7 @@ class WorldKeys(StageConfig, ExecutedRuns):
 class DemoConfig(WorldKeys):
     """`bfpo demo`: the whole pipeline on a closed world with exact oracles."""
 
-    full: bool = Field(default=False, description="all methods in place of the four most telling ones")
+    full: bool = Field(default=False, description="eight methods in place of four")
     part: Literal["test", "validation"] = Field(
         default="test", description="held-out topics that are reported; settings are chosen on validation"
     )

@@ -77,7 +77,7 @@ def _numbers(value: object) -> list[float]:
 
 
 class CompareConfig(WorldKeys):
-    """`bfpo compare`: every method on the closed world, each with its own setting chosen on validation prompts."""
+    """`bfpo compare`: methods on the closed world, each with its own setting chosen on validation prompts."""
 
     seeds: int = Field(default=3, ge=1, description="number of seeds; settings are chosen at the first")
     quick: bool = Field(default=False, description="try two settings for each method in place of four")

@@ -1,4 +1,4 @@
-"""BFPO's objective as a thin trainer on TRL's `DPOTrainer`, for those who stay with TRL; needs the extra `bench` (trl).
+"""BFPO's objective as a thin trainer on TRL's `DPOTrainer`, for those who stay with TRL; needs trl >= 1.16.
 
 TRL prepares the data, the reference and the model. The loss is ours: log-probs by `bfpo.policy.logps`, the objective by
 `preference_loss`. There is no buffer, no packing, no check of the first loss and no resume of two streams; for these
@@ -23,7 +23,7 @@ try:
     from trl import DPOConfig, DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 except ImportError as error:
-    raise MissingExtraError("bfpo.integrations.trl: trl >= 1.16 is not installed; pip install 'bfpo[bench]'") from error
+    raise MissingExtraError("bfpo.integrations.trl: trl >= 1.16 is not installed; pip install 'trl>=1.16'") from error
 
 __all__ = ["LABELS", "LabelledPairCollator", "TRLBFPOTrainer"]
 

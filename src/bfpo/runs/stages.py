@@ -69,7 +69,7 @@ STAGES = {
         Stage("label", "LabelConfig", "bfpo.commands.label", "Judge completions, or label the safety of pairs."),
         Stage("clean", "CleanConfig", "bfpo.commands.clean", "Find wrong safety labels of pairs and drop them."),
         Stage("redteam", "RedteamConfig", "bfpo.commands.redteam", "Make pairs from a model's own answers."),
-        Stage("compare", "CompareConfig", "bfpo.commands.compare", "Compare all methods, each with its best settings."),
+        Stage("compare", "CompareConfig", "bfpo.commands.compare", "Compare methods, each with its best settings."),
         Stage("sweep", "SweepConfig", "bfpo.commands.sweep", "Train a grid of settings and show the trade-off."),
         Stage("interpolate", "InterpolateConfig", "bfpo.commands.interpolate", "Blend the weights of two models."),
         Stage("tamper", "TamperConfig", "bfpo.commands.tamper", "Attack models by a few LoRA steps and ask them."),
