@@ -21,6 +21,7 @@ from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html
 from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.suites.probe import _read
 from bfpo.training.callbacks import MetricsCallback
 from bfpo.training.probe import Probe, ProbePrompt, _distinct
 from bfpo.training.records import ProbeAnswer
@@ -150,6 +151,7 @@ def test_the_figures_are_those_of_greedy_answers_and_of_a_float64_model(world: P
     model.requires_grad_(False).train()
     model.model.layers[0].eval()
     found, own = Probe(settings, prompts, tokenizer, 2).ask(model)
+    assert Probe(settings, prompts, tokenizer, 2).ask(model, {"p0": (3,)})[1] == {**own, "p0": (3,)}
     assert not model.model.layers[0].training
     assert model.training
     model.eval()
@@ -508,6 +510,17 @@ def test_suites_are_sorted_by_the_kind_of_their_prompts(world: Path, tmp_path: P
     facts = run_stage("train", config, tmp_path / "run").record["probe"]
     assert facts["harmful"]["num_prompts"] == facts["harmless"]["num_prompts"] == 3
     assert facts["harmful"]["of_another_kind"] > 0 < facts["harmless"]["of_another_kind"]
+
+
+def test_prompts_of_two_files_that_share_ids_keep_their_own_answers(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / f"{verb}.jsonl", [{"id": str(n), "prompt": f"{verb} {n}"} for n in range(2 + number)])
+        for number, verb in enumerate(("hurt", "harm"))
+    ]
+    found, *_ = _read(files, ProbeConfig(harmful=files))
+    assert [one.messages[0].content for one in found] == ["hurt 0", "hurt 1", "harm 0", "harm 1", "harm 2"]
+    assert len({one.id for one in found}) == 5
+    assert found[-1].id == "2"  # no other file uses it
 
 
 @pytest.mark.parametrize(("source", "key"), [("ifeval-none", "ifeval-none"), ("bbq", "bbq"), ("advbench", "folders")])
