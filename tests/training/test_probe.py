@@ -364,6 +364,18 @@ def test_a_condition_stops_the_run(
     assert "step 4" in remarks(tmp_path / "run")["stopped"]["text"]
 
 
+def test_a_run_that_was_stopped_says_so_where_an_earlier_checkpoint_is_kept(
+    world: Path, tmp_path: Path, scripted: Any
+) -> None:
+    data = {"files": str(world / "comply.jsonl")}  # what is learned makes it worse
+    by = {"eval_data": data, "eval_steps": 1, "best": {"metric": "loss"}}
+    config = sft(world, "start", "taught", probe=probe(world, stop="harmless_refused > 0.25"), max_steps=20, **by)
+    scripted((0, 0), (12, 2), (15, 5))
+    run_stage("sft", config, tmp_path / "run")
+    assert "step 4" in remarks(tmp_path / "run")["stopped"]["text"]
+    assert "of step 1 of 4" in remarks(tmp_path / "run")["best"]["text"]
+
+
 def test_a_condition_that_holds_at_the_start_is_refused(world: Path, tmp_path: Path, scripted: Any) -> None:
     scripted((0, 9))
     with raises(SettingError, "probe.stop"):
