@@ -239,8 +239,8 @@ class RunFolder:
         before = earlier.get(model, now)
         if before != now:
             raise RunError(
-                f"{model}: the files of this model changed since this run started (hash {before[:12]}, now {now[:12]}); "
-                "restore them, or start a new run in another --out"
+                f"{model}: the files of this model changed since this run started (hash {before[:12]}, now "
+                f"{now[:12]}); restore them, or start a new run in another --out"
             )
         self.add_facts(weights={**earlier, model: now})
 

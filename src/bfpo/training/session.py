@@ -233,9 +233,7 @@ def _readable(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _remark(
-    folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None, of_rules: list[Remark]
-) -> None:
+def _remark(folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None, of_rules: list[Remark]) -> None:
     """Write what there is to remark, and the cost of the probe since this start, to `run.json`."""
     if watch is not None:
         folder.add_facts(probe_seconds=round(watch.seconds, 3))
