@@ -289,6 +289,29 @@ def test_other_versions_of_judges_lengths_and_readings_are_refused(tmp_path: Pat
     fails(gate(run, unlikely, *only), "coherence")
 
 
+def test_win_rates_against_other_baselines_or_by_other_rankers_are_refused(tmp_path: Path) -> None:
+    run, _ = both(tmp_path / "run")
+    _, start = both(tmp_path / "start")
+    assert gate(run, start).exit_code == 0
+    names = [tmp_path / name / "run.json" for name in ("run", "start")]
+    for file, version in zip(names, ("ranker-1", "ranker-2"), strict=True):  # an evaluation of before has no version
+        rewritten(file, lambda values, version=version: values["judges"].update(ranker=version))
+        assert gate(run, start).exit_code == (0 if version == "ranker-1" else 2)
+    fails(gate(run, start), "version of the ranker")
+    assert gate(run, start, "helpfulness=null").exit_code == 0
+    rewritten(names[1], lambda values: values["judges"].update(ranker="ranker-1"))
+    assert gate(run, start).exit_code == 0
+    assert any("ranker-1" in one.judge_version for one in load(GateFile, run / "gate.json").suites)
+    # The same folder with other files is another baseline, the same files in another folder are the same one.
+    for file, weights in zip(names, ("a", "b"), strict=True):
+        rewritten(file, lambda values, weights=weights: values.update(weights={"start": weights}))
+    fails(gate(run, start), "baseline")
+    moved = suites_evaluation(tmp_path / "moved", {"tuned": GOOD, "moved": START}, **WORK)
+    fails(gate(moved / "models" / "tuned", start), "baseline")
+    rewritten(moved / "run.json", lambda values: values.update(weights={"moved": "b"}))
+    assert gate(moved / "models" / "tuned", start).exit_code == 0
+
+
 def test_a_changed_answer_is_noticed(tmp_path: Path) -> None:
     run, start = both(tmp_path / "run")
     answers = tmp_path / "run" / "answers.jsonl"
