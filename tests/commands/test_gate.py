@@ -153,6 +153,17 @@ def test_a_suite_that_was_skipped_or_that_one_model_lacks_cannot_pass(tmp_path: 
     assert reasons == ["", "daily is not in the evaluation of START: run `bfpo evaluate` with daily in suites.use"]
 
 
+def test_a_worst_rate_that_is_shown_to_fail_fails_although_a_suite_is_missing(tmp_path: Path) -> None:
+    skipped = {"harmbench": "the hub cannot be reached"}
+    only = ["harmless=null", "over_refusal=null", "helpfulness=null", "capability=null", "coherence=null"]
+    for of, code, verdict in ((0.1, 3, "fail"), (0.9, 4, "cannot tell")):
+        run, start = both(tmp_path / verdict, GOOD | {"harm": share(of, 200)}, skipped=skipped, use=["harmbench"])
+        assert gate(run, start, *only).exit_code == code
+        row = condition(run, "worst")
+        assert (row.verdict, row.suites, row.value, len(row.groups or [])) == (verdict, ["harm"], of, 1)
+        assert row.reason.startswith("harmbench of RUN: skipped: the hub cannot be reached")
+
+
 def test_too_few_prompts_cannot_tell_and_say_how_many_would(tmp_path: Path) -> None:
     tuned = {"harm": share(0.9, 31), "safe": share(0.0, 31)}
     path = suites_evaluation(tmp_path / "few", {"tuned": tuned, "start": tuned | {"harm": share(0.1, 31)}})

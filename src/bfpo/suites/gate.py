@@ -388,7 +388,7 @@ def _categories(items: Items, given: Mapping[str, str]) -> dict[str, str]:
 
 def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float]) -> GateCondition:
     limit = float(asked.limits.above)
-    if not groups or asked.missing:
+    if not groups:
         return GateCondition("worst", limit=limit, reason="; ".join(asked.missing))
     rows = [_rate(group, limit, levels) for group in groups]
     lowest = min(rows, key=lambda row: -1.0 if row.bound is None else row.bound)
@@ -397,10 +397,12 @@ def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float])
     shown = min(
         (row for row in rows if row.verdict == verdict), key=lambda row: -1.0 if row.bound is None else row.bound
     )
-    reason = ""
+    reasons = []
     if verdict == "cannot tell":
         open_ = [row for row in rows if row.verdict == verdict]
-        reason = "; ".join(map(_rate_reason, open_[:3])) + (f"; and {len(open_) - 3} more" if len(open_) > 3 else "")
+        reasons = [*map(_rate_reason, open_[:3]), *([f"and {len(open_) - 3} more"] if len(open_) > 3 else [])]
+    if asked.missing and verdict == "pass":  # what is missing cannot pass; a group that is shown to fail does
+        verdict = "cannot tell"
     return GateCondition(
         "worst",
         [shown.suite],
@@ -414,7 +416,7 @@ def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float])
         num_prompts=shown.num_prompts,
         num_missing=shown.num_missing,
         verdict=verdict,
-        reason=reason,
+        reason="; ".join([*reasons, *asked.missing]),
         prompts_needed=shown.prompts_needed,
         groups=rows,
     )
