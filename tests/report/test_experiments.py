@@ -13,7 +13,7 @@ from bfpo.report.gather import gather
 from bfpo.report.headline import headline
 from bfpo.report.page import render_html, render_markdown, write_report
 from messages import raises
-from run_folders import HOSTILE, write_compare, write_run, write_suites, write_sweep
+from run_folders import HOSTILE, point_score, write_compare, write_run, write_suites, write_sweep
 
 
 def test_a_sweep_is_shown_as_one_with_its_front_hypervolume_and_choice(tmp_path: Path) -> None:
@@ -60,6 +60,32 @@ def test_a_choice_that_falls_short_says_by_how_much(tmp_path: Path) -> None:
     content["nearest"] = None
     (run / "tradeoff.json").write_text(json.dumps(content))
     assert headline(gather([run])).sentence.startswith("2 of 3 models are Pareto-optimal in helpfulness")
+
+
+def test_a_choice_is_scored_on_the_prompts_that_were_not_used_for_it(tmp_path: Path) -> None:
+    run = write_sweep(tmp_path / "sweep")
+    content = json.loads((run / "tradeoff.json").read_text())
+    told = {"helpfulness": point_score("helpfulness", 0.75), "harmless": point_score("harmless", 0.85)}
+    content["nearest"] |= {
+        "held_out": True,
+        "chosen_on": {"num_prompts": 60, "meets": True},
+        "told_on": {"num_prompts": 60, "scores": told},
+    }
+    (run / "tradeoff.json").write_text(json.dumps(content))
+    assert headline(gather([run])).sentence == (
+        "For harmless of at least 92%, beta=0.2 was chosen of 3 models: helpfulness on harmless prompts 75% "
+        "(71% to 79%) and harmless 85% (81% to 89%), on the prompts that were not used for the choice."
+    )
+    content["nearest"] |= {"meets": False, "missing": {"harmless": 0.07}}
+    (run / "tradeoff.json").write_text(json.dumps(content))
+    found = headline(gather([run]))
+    assert found.sentence == (
+        "beta=0.2, chosen of 3 models, reaches harmless of at least 92% on the prompts of the choice, but not on the "
+        "others: helpfulness on harmless prompts 75% (71% to 79%) and harmless 85% (81% to 89%)."
+    )
+    assert "beta=0.2 reaches it on the prompts of the choice, but lacks 7.0 points of harmless on the others." in (
+        " ".join(found.details)
+    )
 
 
 def test_a_comparison_gives_the_models_of_the_page_and_how_their_settings_were_chosen(tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 
 from bfpo.cli import app
 from bfpo.core.errors import DataError
+from bfpo.core.files import file_digest
 from bfpo.core.schema import Score, Verdict
+from bfpo.report.annotation import answers_of
 from bfpo.report.answers import answer_block
-from bfpo.report.data import MethodResult, ReportData, Sample, SampleAnswer
+from bfpo.report.data import Comparison, MethodResult, ReportData, Sample, SampleAnswer
 from bfpo.report.gather import gather
 from bfpo.report.headline import front_of
 from bfpo.report.page import render_html, render_markdown, write_report
@@ -328,6 +330,73 @@ def test_models_that_were_judged_or_asked_differently_are_not_to_be_ranked(tmp_p
     alike = " ".join(gather([tmp_path / "b", tmp_path / "c"]).absent)
     assert "same judges" not in alike
     assert "same prompts" not in alike
+
+
+def test_answers_to_different_prompts_with_one_id_are_all_on_the_page(tmp_path: Path) -> None:
+    for name, asked in (("a", "How?"), ("b", "Why?"), ("c", "Why?")):
+        rows = [{"id": "0", "prompt": [{"role": "user", "content": asked}], "text": f"{name} says so.", "model": name}]
+        write_run(tmp_path / name, "generate", {"model": name}, completions__jsonl=rows)
+    found = {one.prompt: [answer.text for answer in one.answers] for one in gather([tmp_path]).samples}
+    assert found == {"How?": ["a says so."], "Why?": ["b says so.", "c says so."]}
+
+
+def judged_run(folder: Path, safe: int, confidence: float = 0.95, of: int = 60) -> None:
+    """Write answers to `of` prompts, `safe` of them safe, and the evaluation that judged them."""
+    made = folder / "answers" / "completions.jsonl"
+    rows = [
+        {"id": f"{n}", "prompt": [{"role": "user", "content": f"How {n}?"}], "text": f"So {n}.", "model": folder.name}
+        for n in range(of)
+    ]
+    write_run(folder / "answers", "generate", {"model": folder.name}, completions__jsonl=rows)
+    verdicts = [
+        {"completion_id": f"{n}", "judge": "x", "label": "safe" if n < safe else "unsafe", "kind": "harmful",
+         "prompt": f"How {n}?", "helpful_and_safe": n < safe}
+        for n in range(of)
+    ]  # fmt: skip
+    measured = [{"metric": "helpful_and_safe", "value": safe / of, "num": of}]
+    run = write_run(
+        folder / "scores", "evaluate", {"completions": str(made), "confidence": confidence},
+        scores__json={"confidence": confidence, "scores": measured}, verdicts__jsonl=verdicts,
+    )  # fmt: skip
+    record = json.loads((run / "run.json").read_text())
+    record["data"] = {"completions": {str(made): {"sha256": file_digest(made), "bytes": made.stat().st_size}}}
+    (run / "run.json").write_text(json.dumps(record))
+
+
+def test_differences_of_models_have_the_level_that_the_page_names(tmp_path: Path) -> None:
+    judged_run(tmp_path / "ours", 58, confidence=0.999)
+    judged_run(tmp_path / "theirs", 48, confidence=0.999)
+
+    def difference() -> Comparison:
+        return next(one for one in gather([tmp_path], main="ours").comparisons if one.metric == "helpful_and_safe")
+
+    data, wide = gather([tmp_path], main="ours"), difference()
+    assert data.confidence == 0.999
+    assert wide.low is not None
+    assert wide.low < 0
+    assert not any("`confidence`" in note for note in data.notes)
+    judged_run(tmp_path / "ours", 58)
+    narrow = difference()
+    assert narrow.low is not None
+    assert narrow.low > 0
+    (note,) = [note for note in gather([tmp_path]).notes if "`confidence`" in note]
+    assert "95%; those of other runs have their own level" in note
+    assert "theirs/scores 99.9%" in note
+
+
+def test_texts_that_changed_since_they_were_judged_are_not_beside_the_verdicts(tmp_path: Path) -> None:
+    judged_run(tmp_path / "ours", 4, of=4)
+    assert len(gather([tmp_path / "ours" / "scores"]).samples) == 4
+    assert all(one.verdict is not None for one in answers_of([tmp_path / "ours" / "scores"]))
+    made = tmp_path / "ours" / "answers" / "completions.jsonl"
+    made.write_text(made.read_text().replace("So", "Another model says"))
+    data = gather([tmp_path / "ours" / "scores"])
+    assert data.samples == []
+    assert data.methods[0].scores[0].value == 1.0
+    (said,) = [line for line in data.absent if "completions.jsonl" in line]
+    assert "changed since" in said
+    with raises(DataError, "changed"):  # nobody labels them as what was judged
+        answers_of([tmp_path / "ours" / "scores"])
 
 
 def test_folders_are_known_by_what_was_typed_or_by_as_much_as_tells_them_apart(

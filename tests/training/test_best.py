@@ -78,6 +78,15 @@ def test_a_run_that_gets_worse_stops_and_keeps_its_best(data: Path) -> None:
     assert run_stage("train", align(data), data / "run", resume=True).finished
 
 
+def test_a_run_whose_best_was_early_still_says_that_it_diverged(data: Path) -> None:
+    config = align(data, method="bfpo", learning_rate=0.3, warmup_steps=0, best={"metric": "loss"})
+    folder = run_stage("train", config, data / "run")
+    assert best_of(folder.read_metrics()) < 6
+    assert any("diverging" in row for row in folder.read_metrics())
+    assert "diverging: at step" in folder.record["divergence"]
+    assert folder.record["divergence"] in (data / "run" / "README.md").read_text()
+
+
 def decided(settings: BestConfig, values: list[float], last: int = 100) -> tuple[HeldOutBest, list[tuple[bool, bool]]]:
     """Return the callback and, for each value, whether it saved and whether it stopped."""
     keeper, state, found = HeldOutBest(settings), TrainerState(max_steps=last), []

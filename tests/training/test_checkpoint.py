@@ -96,19 +96,45 @@ def test_a_whole_checkpoint_of_before_still_resumes(
     assert not list(differences(result(out)["metrics"], wanted["metrics"]))
 
 
-def test_other_frozen_weights_are_refused(inputs: Path, straight: Any, tmp_path: Path) -> None:
+def forget(out: Path, *names: str) -> None:
+    """Make a run one of before these facts were in its `run.json`; of `data.` ones the part of one input."""
+    record = json.loads((out / "run.json").read_text())
+    for name in names:
+        held = record["data"] if name.startswith("data.") else record
+        del held[name.removeprefix("data.")]
+    (out / "run.json").write_text(json.dumps({**record, "status": "interrupted"}))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_another_start_model_is_refused(inputs: Path, straight: Any, tmp_path: Path, recorded: bool) -> None:
+    """By its files, which says it of LoRA and of runs that train everything too; before, by the frozen weights."""
     config, _ = straight
     out = interrupted(inputs / "straight", tmp_path / "run", after=4)
+    forget(out, *(() if recorded else ("weights",)))
     file = inputs / "start" / "model.safetensors"
     before = file.read_bytes()
     weights = load_file(file)
     weights["model.layers.1.self_attn.q_proj.weight"][0, 0] += 1
     try:
         save_file(weights, file, metadata={"format": "pt"})
-        with raises(RunError, "frozen"):
+        with raises(RunError, "model" if recorded else "frozen", mask=r"hash \w+, now \w+"):
             run_stage("train", config, out, resume=True)
     finally:
         file.write_bytes(before)
+    run_stage("train", config, out, resume=True)
+
+
+def test_another_chat_template_is_refused(inputs: Path, tmp_path: Path) -> None:
+    template, out = tmp_path / "chat.jinja", tmp_path / "run"
+    text = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    template.write_text(text)
+    config = stage_config("train", inputs, chat_template=str(template), max_steps=1, eval_steps=None, eval_data=None)
+    run_stage("train", config, out)
+    forget(out)
+    template.write_text(text.replace("{{ m", "user {{ m"))
+    with raises(RunError, "chat.jinja"):
+        run_stage("train", config, out, resume=True)
+    forget(out, "data.chat_template")
     run_stage("train", config, out, resume=True)
 
 

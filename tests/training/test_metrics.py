@@ -90,7 +90,23 @@ def test_sums_of_a_checkpoint_of_before_have_fewer_columns() -> None:
     metrics.end_step()
     held = metrics.state()
     metrics.load([row[:14] for row in held])
-    assert metrics.state() == [[*row[:14], 0, 0, 0, 0] for row in held]
+    favoured_pairs = 5  # its place; what was summed before counted all of these
+    assert metrics.state() == [[*row[:14], 0, 0, 0, 0, row[favoured_pairs]] for row in held]
+
+
+def test_the_absent_side_of_a_single_answer_has_no_drift() -> None:
+    """Of an undesirable answer alone the favoured side is the absent one."""
+    made, group = figures(slice(0, 4))  # the third and the fourth favour the rejected side
+    tokens = torch.tensor([2, 2, 0, 0])
+    single = dataclasses.replace(made, rejected_tokens=tokens, rejected_drift=-2.0 * tokens.double())
+    metrics = CellMetrics(torch.device("cpu"))
+    metrics.add(single.table(), group)
+    named = summarise(metrics.read(), normaliser=1.0, has_target=False)
+    assert named["main/favoured_drift"] == pytest.approx((1 + 2) / 2)
+    assert named["main/favoured_drift_per_token"] == pytest.approx(1.0)
+    assert named["main/accuracy"] == 0.5
+    assert "main/unsafe-unsafe/accuracy" in named
+    assert "main/unsafe-unsafe/favoured_drift" not in named
 
 
 def test_dropped_pairs_count_for_the_loss_and_not_for_the_accuracy() -> None:

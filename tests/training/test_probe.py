@@ -21,6 +21,7 @@ from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html
 from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.suites.probe import _read
 from bfpo.training.callbacks import MetricsCallback
 from bfpo.training.probe import Probe, ProbePrompt, _distinct
 from bfpo.training.records import ProbeAnswer
@@ -150,6 +151,7 @@ def test_the_figures_are_those_of_greedy_answers_and_of_a_float64_model(world: P
     model.requires_grad_(False).train()
     model.model.layers[0].eval()
     found, own = Probe(settings, prompts, tokenizer, 2).ask(model)
+    assert Probe(settings, prompts, tokenizer, 2).ask(model, {"p0": (3,)})[1] == {**own, "p0": (3,)}
     assert not model.model.layers[0].training
     assert model.training
     model.eval()
@@ -362,6 +364,18 @@ def test_a_condition_stops_the_run(
     assert "step 4" in remarks(tmp_path / "run")["stopped"]["text"]
 
 
+def test_a_run_that_was_stopped_says_so_where_an_earlier_checkpoint_is_kept(
+    world: Path, tmp_path: Path, scripted: Any
+) -> None:
+    data = {"files": str(world / "comply.jsonl")}  # what is learned makes it worse
+    by = {"eval_data": data, "eval_steps": 1, "best": {"metric": "loss"}}
+    config = sft(world, "start", "taught", probe=probe(world, stop="harmless_refused > 0.25"), max_steps=20, **by)
+    scripted((0, 0), (12, 2), (15, 5))
+    run_stage("sft", config, tmp_path / "run")
+    assert "step 4" in remarks(tmp_path / "run")["stopped"]["text"]
+    assert "of step 1 of 4" in remarks(tmp_path / "run")["best"]["text"]
+
+
 def test_a_condition_that_holds_at_the_start_is_refused(world: Path, tmp_path: Path, scripted: Any) -> None:
     scripted((0, 9))
     with raises(SettingError, "probe.stop"):
@@ -508,6 +522,17 @@ def test_suites_are_sorted_by_the_kind_of_their_prompts(world: Path, tmp_path: P
     facts = run_stage("train", config, tmp_path / "run").record["probe"]
     assert facts["harmful"]["num_prompts"] == facts["harmless"]["num_prompts"] == 3
     assert facts["harmful"]["of_another_kind"] > 0 < facts["harmless"]["of_another_kind"]
+
+
+def test_prompts_of_two_files_that_share_ids_keep_their_own_answers(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / f"{verb}.jsonl", [{"id": str(n), "prompt": f"{verb} {n}"} for n in range(2 + number)])
+        for number, verb in enumerate(("hurt", "harm"))
+    ]
+    found, *_ = _read(files, ProbeConfig(harmful=files))
+    assert [one.messages[0].content for one in found] == ["hurt 0", "hurt 1", "harm 0", "harm 1", "harm 2"]
+    assert len({one.id for one in found}) == 5
+    assert found[-1].id == "2"  # no other file uses it
 
 
 @pytest.mark.parametrize(("source", "key"), [("ifeval-none", "ifeval-none"), ("bbq", "bbq"), ("advbench", "folders")])

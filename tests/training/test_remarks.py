@@ -81,6 +81,9 @@ def test_a_stream_that_loses_is_named_with_the_setting_to_change() -> None:
     assert not codes(pair_rows(main_accuracy=0.98, buffer_accuracy=0.94), {"buffer_weight": 2.0})
     assert not codes(pair_rows(main_accuracy=0.97), {})
     assert not codes(pair_rows(main_accuracy=0.75, buffer_accuracy=0.55, num=2), {})  # 16 pairs each: chance
+    dropped = {"main/num_pairs": 160, "main/dropped_pairs": 144, "buffer/num_pairs": 160, "buffer/dropped_pairs": 144}
+    rows = [{**row, **dropped} for row in pair_rows(main_accuracy=0.75, buffer_accuracy=0.55, num=2)]
+    assert not codes(rows, {})  # and so are 16 that the method does not drop
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,10 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
         save_total_limit=config.save_total_limit,
         probe=probe,
         config=config,
+        at_end=lambda: folder.add_facts(divergence=None if trainer.watch is None else trainer.watch.message),
     )
-    divergence = trainer.watch.message if trainer.watch is not None else None
-    folder.add_facts(divergence=divergence, metrics=metrics)
+    folder.add_facts(metrics=metrics)
+    divergence = folder.record["divergence"]
     shown = template_facts(config, {name: store.facts["tokens"] for name, store in tokens.items()})
     _write_card(config, folder, policy, metrics, divergence, shown)
     push_run(config, folder)

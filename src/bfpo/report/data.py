@@ -403,6 +403,8 @@ class Experiment:
     """A run of `sweep`, `compare` or `interpolate`, from its result file; without one, its progress.
 
     `hypervolume` is above `reference`; `nearest` is the point nearest to `at_least`, and `missing` what it lacks.
+    `reached`: whether it reaches `at_least` on the prompts of the choice; `told`: its scores on the other prompts,
+    unless it was chosen on all.
     `num_ended` of `num_runs` runs inside have ended. `facts`: section -> key -> value, the same for all points.
     """
 
@@ -418,6 +420,8 @@ class Experiment:
     at_least: dict[str, float] = field(default_factory=dict)
     nearest: str = ""
     missing: dict[str, float] = field(default_factory=dict)
+    reached: bool = False
+    told: list[Score] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     num_runs: int = 0
     num_ended: int = 0

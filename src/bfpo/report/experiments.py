@@ -108,6 +108,8 @@ def _sweep(run: Run) -> dict[str, Any]:
         "at_least": nearest.at_least,
         "nearest": nearest.name,
         "missing": nearest.missing,
+        "reached": nearest.chosen_on.meets,
+        "told": list(nearest.told_on.scores.values()) if nearest.held_out else [],
         "seeds": [] if seed is None else [seed],
         "facts": {"Grid": grid} if grid else {},
     }
@@ -287,7 +289,14 @@ def experiment_headline(experiment: Experiment) -> str:
         return experiment_state(experiment) or "This run holds no result."
     if experiment.nearest in titles:
         chosen = titles[experiment.nearest]
-        scores = listed([_score(chosen, name) for name in experiment.objectives])
+        told = ExperimentPoint(chosen.name, chosen.title, scores=experiment.told) if experiment.told else chosen
+        scores = listed([_score(told, name) for name in experiment.objectives])
+        if experiment.missing and experiment.reached:
+            return (
+                f"{chosen.title}, chosen of {number}, reaches {_target(experiment)} on the prompts of the choice, but "
+                f"not on the others: {scores}."
+            )
+        scores += ", on the prompts that were not used for the choice" if experiment.told else ""
         if experiment.missing:
             return f"None of {number} reaches {_target(experiment)}; {chosen.title} is nearest: {scores}."
         return f"For {_target(experiment)}, {chosen.title} was chosen of {number}: {scores}."
@@ -337,6 +346,11 @@ def _nearest(experiment: Experiment, name: str) -> str:
     short = listed(
         [f"{points(value).lstrip('+')} points of {metric_title(key)}" for key, value in experiment.missing.items()]
     )
+    if experiment.reached:
+        return (
+            f"For {_target(experiment)}: {name} reaches it on the prompts of the choice, but lacks {short} on the "
+            "others."
+        )
     return f"For {_target(experiment)}: none reaches it; {name} is nearest and lacks {short}."
 
 

@@ -122,7 +122,12 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         data_cards=[card for card in cards if card is not None],
         runs=[record_of(run, roots) for run in listed],
         absent=[*absent_parts(others + experiments, shown, inside), *problems_of(runs)],
-        notes=[*notes_of(others, suites), *_notes_on_judges(others, shown), *_notes_on_tokens(others, shown)],
+        notes=[
+            *notes_of(others, suites),
+            *_note_on_levels(others, shown),
+            *_notes_on_judges(others, shown),
+            *_notes_on_tokens(others, shown),
+        ],
         experiments=found,
         stages=stage_results(others, shown),
         people=[table for run in others if run.stage == "evaluate" for table in people_tables(run, shown[run])],
@@ -231,7 +236,7 @@ def _compare(data: ReportData, models: dict[str, Model]) -> Iterator[Comparison]
         if not first.home_rows or not second.home_rows or _judges(main) != _judges(method):
             continue
         for metric in COMPARED:
-            found = compare(_of_any_suite(first), _of_any_suite(second), metric)
+            found = compare(_of_any_suite(first), _of_any_suite(second), metric, confidence=data.confidence)
             yield Comparison(method.name, metric, found.value, found.low, found.high, found.num)
 
 
@@ -245,10 +250,10 @@ def _judges(method: MethodResult) -> list[str]:
 
 
 def _samples(models: dict[str, Model]) -> list[Sample]:
-    keys: dict[AnswerKey, tuple[str, str]] = {}
+    keys: dict[tuple[AnswerKey, str], str] = {}  # ids of prompt files may be line numbers: not one prompt each
     for model in models.values():
         for key, (prompt, kind, _) in model.answers.items():
-            keys.setdefault(key, (prompt, kind))
+            keys.setdefault((key, prompt), kind)
     return [
         Sample(
             prompt,
@@ -256,7 +261,7 @@ def _samples(models: dict[str, Model]) -> list[Sample]:
             [m.answers[key][2] for m in models.values() if key in m.answers and m.answers[key][0] == prompt],
             suite=key[0],
         )
-        for key, (prompt, kind) in keys.items()
+        for (key, prompt), kind in keys.items()
     ]
 
 
@@ -268,9 +273,24 @@ def _seeds(runs: Sequence[Run]) -> list[int]:
     return sorted(seed for seed in found if seed is not None)
 
 
+def _levels(runs: Sequence[Run]) -> dict[Run, float]:
+    found = {run: run.scores.confidence for run in runs if run.stage == "evaluate"}
+    return {run: level for run, level in found.items() if 0 < level < 1}
+
+
 def _confidence(runs: Sequence[Run]) -> float:
-    found = (run.scores.confidence for run in runs if run.stage == "evaluate")
-    return next((level for level in found if 0 < level < 1), 0.95)
+    return next(iter(_levels(runs).values()), 0.95)
+
+
+def _note_on_levels(runs: Sequence[Run], shown: Mapping[Run, str]) -> Iterator[str]:
+    """Yield that intervals have other levels than the one that the page names."""
+    named = _confidence(runs)
+    others = [f"{shown[run]} {100 * level:g}%" for run, level in _levels(runs).items() if level != named]
+    if others:
+        yield (
+            f"The page calls its intervals {100 * named:g}%; those of other runs have their own level "
+            f"({', '.join(others)}): evaluate with one `confidence` to compare them."
+        )
 
 
 def _num_prompts(data: ReportData, models: dict[str, Model]) -> dict[str, int]:

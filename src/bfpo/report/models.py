@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bfpo.core.errors import BfpoError, DataError
+from bfpo.core.files import file_digest
 from bfpo.core.records import load, narrowed
 from bfpo.core.schema import Completion, Message, Score, Verdict, VerdictRow
 from bfpo.data.read import read_completions
@@ -187,7 +188,7 @@ def _add_single(run: Run, scores: Sequence[Score], models: dict[str, Model]) -> 
     model.margin_rows = run.rows(AccuracyRow, "accuracy.jsonl")
     verdicts = run.rows(VerdictRow, "verdicts.jsonl")
     _add_judged(model, texts, verdicts, _thresholds(run))
-    if verdicts and not texts:
+    if verdicts and _judged_file(run) is None:
         run.problems.append(
             f"{run.path}: the judged completions are not at the path in its config; its texts are missing"
         )
@@ -262,9 +263,25 @@ def _add_judged(
 
 
 def texts_of(run: Run) -> dict[str, Completion]:
-    """Return the completions that a run of `evaluate` or `label` judged, by id; empty if missing or unreadable."""
+    """Return the completions that a run of `evaluate` or `label` judged, by id.
+
+    Empty if they are missing, changed since then, or unreadable; the last two are noted.
+    """
+    where = _judged_file(run)
+    if where is not None and _digest_when_judged(run) not in (None, file_digest(where)):
+        run.problems.append(f"{where}: changed since {run.path} judged it; its texts are not shown")
+        return {}
+    return read_texts(run, where)
+
+
+def _judged_file(run: Run) -> Path | None:
     file = run.setting("completions", str)
-    return read_texts(run, resolve(file, run) if file else None)
+    return resolve(file, run) if file else None
+
+
+def _digest_when_judged(run: Run) -> str | None:
+    facts = run.record.data.get("completions", {}).get(str(Path(run.setting("completions", str) or "")))
+    return facts.get("sha256") if isinstance(facts, dict) else None
 
 
 def read_texts(run: Run, where: Path | None) -> dict[str, Completion]:

@@ -29,6 +29,7 @@ from bfpo.core.provenance import (
     describe_versions,
     hub_base,
     prepared_from,
+    weights_digest,
 )
 from bfpo.core.records import as_json
 from bfpo.core.remote import file_name, is_remote
@@ -225,6 +226,23 @@ class RunFolder:
             unique = list({source["name"]: source for source in sources}.values())
             self.add_facts(sources={**self._record.get("sources", {}), name: unique})
         self.add_facts(data={**earlier, name: facts})
+
+    def add_weights(self, model: str) -> None:
+        """Record the hash of a model's files (`weights_digest`), which is not known of a model of the hub.
+
+        Raises `RunError` if those of a resumed run have changed since its start. One that began before they were
+        recorded goes on without.
+        """
+        earlier = self._record.get("weights", {})
+        if not self.is_writer or (self.resumed and model not in earlier) or (now := weights_digest(model)) is None:
+            return
+        before = earlier.get(model, now)
+        if before != now:
+            raise RunError(
+                f"{model}: the files of this model changed since this run started (hash {before[:12]}, now "
+                f"{now[:12]}); restore them, or start a new run in another --out"
+            )
+        self.add_facts(weights={**earlier, model: now})
 
     # Files
 

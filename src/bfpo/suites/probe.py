@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from bfpo.config.train import AlignConfig, SftConfig
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Prompt
 from bfpo.data.chat import ChatEncoder
+from bfpo.data.fields import content_id
 from bfpo.data.load import Hashes
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.split import draw, part_of
@@ -118,7 +121,10 @@ def _prompts(
 
 
 def _read(sources: Sequence[str], probe: ProbeConfig) -> tuple[list[Prompt], list[Path], int]:
-    """Return the prompts of files and suites, each text once, their files, and how many the split leaves out."""
+    """Return the prompts of files and suites, each text once, their files, and how many the split leaves out.
+
+    Ids that several files use are replaced by ones made from the messages: answers are kept by them.
+    """
     prompts: list[Prompt] = []
     files: list[Path] = []
     elsewhere = 0
@@ -143,7 +149,10 @@ def _read(sources: Sequence[str], probe: ProbeConfig) -> tuple[list[Prompt], lis
             prompts += kept
             files.append(Path(source))
             elsewhere += len(read) - len(kept)
-    return list({one.messages: one for one in prompts}.values()), files, elsewhere
+    unique = {one.messages: one for one in prompts}.values()
+    uses = Counter(one.id for one in unique)
+    named = [replace(one, id=content_id(one.messages, one.tools)) if uses[one.id] > 1 else one for one in unique]
+    return named, files, elsewhere
 
 
 def _encoded(prompt: Prompt, kind: str, probe: ProbeConfig, chat: ChatEncoder) -> ProbePrompt:

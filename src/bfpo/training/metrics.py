@@ -51,9 +51,10 @@ COLUMNS = (
     "past_pairs",
     "pull",
     "past_pull",
+    "favoured_answers",
 )
 _AT = {name: place for place, name in enumerate(COLUMNS)}
-_PER_FAVOURED = ("favoured_drift", "favoured_drift_per_token")
+_PER_ANSWER = ("favoured_drift", "favoured_drift_per_token")
 
 
 def cell_index(chosen_is_safe: Tensor, rejected_is_safe: Tensor) -> Tensor:
@@ -120,6 +121,7 @@ class PairFigures:
             "past_pairs": is_past_P,
             "pull": pull_P,
             "past_pull": pull_P * is_past_P,
+            "favoured_answers": has_favourite_P & (tokens_P > 0),  # that of a single answer may be its absent side
         }
         return torch.stack([columns[name].double() for name in COLUMNS], dim=1)
 
@@ -164,6 +166,8 @@ class CellMetrics:
         if sums is not None:
             held_GK = self._sums_GK.new_tensor(sums)
             self._sums_GK[:, : held_GK.shape[1]] = held_GK  # checkpoints of before have fewer columns
+            if held_GK.shape[1] <= _AT["favoured_answers"]:
+                self._sums_GK[:, _AT["favoured_answers"]] = held_GK[:, _AT["favoured_pairs"]]
 
     def read(self) -> list[list[float]]:
         """Return the sums, those of a step that has not ended included, and reset them."""
@@ -189,9 +193,10 @@ def summarise(
     (loss x beta^2 for a squared loss), `loss_at_start` (normalised; what the labels imply at margin 0), `beta_margin`
     beside `target` (where the method has one), `chosen_tokens`, `rejected_tokens`, `anchor` (where it has a weight).
     Means over pairs with a favoured completion: `accuracy` (the margin has the sign that the method pulls it to; one
-    within rounding of 0 is a tie and counts half, as by chance), `favoured_drift` in nats and
-    `favoured_drift_per_token`; with a target also `past_target`, the share whose margin is past it. `past_gradient`:
-    the part of these pairs in the sum of |d loss / d margin|. `tied_pairs`: the number of ties, if there are any.
+    within rounding of 0 is a tie and counts half, as by chance); with a target also `past_target`, the share whose
+    margin is past it. `past_gradient`: the part of these pairs in the sum of |d loss / d margin|. `tied_pairs`: the
+    number of ties, if there are any. Means over favoured completions, without the absent side of a single answer:
+    `favoured_drift` in nats and `favoured_drift_per_token`.
     """
     metrics: dict[str, float] = {}
     for s, stream in enumerate(STREAMS):
@@ -217,10 +222,11 @@ def _figures(row: Sequence[float], *, normaliser: float, has_target: bool, ancho
         figures["target"] = row[_AT["target"]] / num_pairs
     if num_favoured > 0:
         figures["accuracy"] = (row[_AT["right_pairs"]] + row[_AT["tied_pairs"]] / 2) / num_favoured
-        figures.update({name: row[_AT[name]] / num_favoured for name in _PER_FAVOURED})
         if has_target:
             figures["past_target"] = row[_AT["past_pairs"]] / num_favoured
             figures["past_gradient"] = row[_AT["past_pull"]] / pull if (pull := row[_AT["pull"]]) else 0.0
+    if num_answers := row[_AT["favoured_answers"]]:
+        figures.update({name: row[_AT[name]] / num_answers for name in _PER_ANSWER})
     figures.update({name: row[_AT[name]] / num_pairs for name in ("chosen_tokens", "rejected_tokens")})
     figures.update({name: int(row[_AT[name]]) for name in ("dropped_pairs", "swapped_pairs")})
     if row[_AT["tied_pairs"]] > 0:

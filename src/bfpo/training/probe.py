@@ -83,7 +83,8 @@ class Probe:
                 temperature=0.0,
             )
             made = {answer.id: answer for batch in batches for answer in batch}
-            own = own or {name: _opening(answer, self.end_id) for name, answer in made.items()}
+            # Of a prompt that the earlier call did not know (an id of before these were unique) that of now.
+            own = {name: _opening(answer, self.end_id) for name, answer in made.items()} | dict(own or {})
             logps = opening_logps(
                 model,
                 [one.prompt_ids for one in self.prompts],

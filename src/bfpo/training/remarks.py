@@ -40,10 +40,15 @@ def _last(rows: Sequence[Mapping[str, Any]], key: str) -> list[Mapping[str, Any]
     return given[-min(_LAST_ROWS, max(1, len(given) // _LAST_SHARE)) :]
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], key: str, weight: str | None = None) -> float | None:
+def _mean(rows: Sequence[Mapping[str, Any]], key: str, stream: str = "") -> float | None:
+    """Return the mean of a figure over rows; of a stream, over its pairs that the method does not drop."""
     known = [row for row in rows if key in row]
-    weights = [float(row[weight]) if weight else 1.0 for row in known]
+    weights = [_num_kept(row, stream) if stream else 1 for row in known]
     return sum(w * row[key] for w, row in zip(weights, known, strict=True)) / sum(weights) if sum(weights) else None
+
+
+def _num_kept(row: Mapping[str, Any], stream: str) -> int:
+    return int(row[f"{stream}/num_pairs"]) - int(row.get(f"{stream}/dropped_pairs", 0))
 
 
 def _loss(rows: Sequence[Mapping[str, Any]]) -> Iterator[Remark]:
@@ -94,9 +99,9 @@ def _streams(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
 
 def _accuracy(rows: Sequence[Mapping[str, Any]], stream: str) -> tuple[float, float, float] | None:
     """Return the accuracy of a stream over the last rows, and its interval."""
-    name, pairs = f"{stream}/accuracy", f"{stream}/num_pairs"
+    name = f"{stream}/accuracy"
     last = _last(rows, name)
-    value, num = _mean(last, name, pairs), sum(int(row[pairs]) for row in last)
+    value, num = _mean(last, name, stream), sum(_num_kept(row, stream) for row in last)
     bounds = None if value is None else wilson(round(value * num), num)
     if value is None or bounds is None or bounds.low is None or bounds.high is None:
         return None
@@ -106,7 +111,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], stream: str) -> tuple[float, fl
 def _favoured(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Iterator[Remark]:
     for stream in ("main", "buffer"):
         names = (f"{stream}/accuracy", f"{stream}/favoured_drift_per_token")
-        accuracy, drift = (_mean(_last(rows, name), name, f"{stream}/num_pairs") for name in names)
+        accuracy, drift = (_mean(_last(rows, name), name, stream) for name in names)
         if accuracy is None or drift is None or accuracy < MISLEADING_ACCURACY or drift > MISLEADING_DRIFT:
             continue
         anchor = float(settings.get("anchor_weight") or 0.0)

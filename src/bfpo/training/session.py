@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -152,13 +152,15 @@ def train_in_folder(
     save_total_limit: int | None = None,
     probe: Probe | None = None,
     config: TrainingKeys | None = None,
+    at_end: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Train from the start or the last complete checkpoint, save `model/`, and return the metrics of the end.
 
     Metrics go to `metrics.jsonl`, progress to the log or a bar and, until the end, to `progress.json`; the
     `save_total_limit` newest checkpoints are kept. `probe`: is asked during training; by its rules a checkpoint before
     the last step may become `model/`. `config`: that with `report_to`, whose trackers get the rows too, and `best`,
-    by which an earlier checkpoint may be kept. What there is to remark on the run goes to `run.json`.
+    by which an earlier checkpoint may be kept. `at_end`: called after the last step, before that checkpoint is read.
+    What there is to remark on the run goes to `run.json`.
     Raises `KeyboardInterrupt` after a Ctrl-C and `StopRequest` after a SIGTERM, with a checkpoint of the step it came
     in, `DiskFullError` if the disk is full, and `RunError` for a checkpoint that holds other than tensors and numbers.
     """
@@ -192,6 +194,10 @@ def train_in_folder(
         with _readable(folder), only_trained(trainer):
             _train(trainer, folder, start)
             metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
+            at_end()
+            found: list[Remark] = []
+            if trainer.is_world_process_zero():  # before an earlier checkpoint is read, which knows of no stop
+                found = [remark for one in (watch, held_out) if one is not None for remark in one.remarks()]
             if keeper is not None and keeper.seen.best_step not in (None, trainer.state.global_step):
                 trainer.remove_callback(progress)
                 _take_best(trainer, folder, keeper, [rows, *([] if trackers is None else [trackers])])
@@ -211,7 +217,7 @@ def train_in_folder(
     state = whole_state(trainer)
     if trainer.is_world_process_zero():
         save_model_folder(folder, trainer.model, trainer.processing_class, state_dict=state)
-        _remark(folder, log, watch, held_out)
+        _remark(folder, log, watch, found)
     return metrics
 
 
@@ -227,17 +233,11 @@ def _readable(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _remark(
-    folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None, held_out: HeldOutBest | None
-) -> None:
+def _remark(folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None, of_rules: list[Remark]) -> None:
     """Write what there is to remark, and the cost of the probe since this start, to `run.json`."""
-    found: list[Remark] = []
     if watch is not None:
         folder.add_facts(probe_seconds=round(watch.seconds, 3))
-        found += watch.remarks()
-    if held_out is not None:
-        found += held_out.remarks()
-    found += remarks_on(log, folder.config, None if watch is None else watch.of_the_end())
+    found = of_rules + remarks_on(log, folder.config, None if watch is None else watch.of_the_end())
     if found:
         folder.add_facts(remarks=as_json(found))
 

@@ -42,12 +42,18 @@ logger = logging.getLogger(__name__)
 def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArguments) -> dict[str, TokenStore]:
     """Return the tokens of each data section, `token_stores`, and describe the data in `data.json` and on the console.
 
-    The first process makes them and the others read what it has written. Raises as `read_start`, `row_streams` and
-    `report_data` do.
+    The first process makes them and the others read what it has written. What else the run depends on, the model and
+    the file of the chat template, is recorded. Raises as `read_start`, `row_streams` and `report_data` do, and
+    `RunError` if any of these changed since a resumed run started.
     """
     for name, section in data_sections(config).items():
         folder.add_data(name, section.files)
     start = read_start(config)
+    if config.chat_template is not None:
+        folder.add_data("chat_template", config.chat_template)
+    if folder.stage != "reference":  # which keeps what it computes by the weights that it is of
+        for model in filter(None, (config.model, getattr(config, "margin_model", None))):
+            folder.add_weights(model)
     streams = row_streams(config, start)
     with args.main_process_first(desc="tokenizing"):
         tokens = token_stores(
