@@ -80,6 +80,18 @@ def test_near_duplicates_go_where_the_smallest_hash_of_their_group_goes(tmp_path
         assert together[family[0]] == min((apart[prompt] for prompt in family), key=order.index)
 
 
+def test_a_system_message_that_all_rows_share_makes_no_near_duplicates(tmp_path: Path) -> None:
+    system = " ".join(row(-1 - i)["prompt"] for i in range(10))
+    rows = [{**row(i), "system": system} for i in range(100)]
+    made = prepare(tmp_path / "out", [source(tmp_path / "a.jsonl", rows)])
+    assert made.read_json("data.json")["near_duplicates"]["groups"] == 0
+    assert {split: len(some) > 5 for split, some in rows_of(made.path).items()} == {
+        "train": True,
+        "validation": True,
+        "test": True,
+    }
+
+
 def test_counts_are_exact_and_not_the_first_rows(tmp_path: Path) -> None:
     rows = [row(i) for i in range(300)]
     out = prepare(tmp_path / "out", [source(tmp_path / "a.jsonl", rows, count=50)]).path
