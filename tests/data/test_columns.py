@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bfpo.core.errors import DataError
+from bfpo.core.errors import DataError, LabelError
 from bfpo.core.schema import Completion, Message, Pair, Prompt, canonical_json
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.labelled import load_labelled
@@ -444,6 +444,7 @@ def test_a_prompt_file_keeps_a_text_that_is_a_conversation_unless_it_is_a_cell(t
         ((["0", "1"], ["2", "3"]), (1, 3.0)),
         (([1], [0]), (1, 0)),
         ((["False"], ["True"]), (False, True)),
+        ((["none"], ["severe", "null"]), ("none", "null")),
     ],
 )
 def test_label_words_are_read_in_pairs_and_completions(tmp_path: Path, words: Any, values: tuple[Any, Any]) -> None:
@@ -458,6 +459,16 @@ def test_label_words_are_read_in_pairs_and_completions(tmp_path: Path, words: An
     assert [one.text for one in taken] == ["at noon"]
     judged = load_labelled(LabelledConfig(files=[str(tmp_path / "a.jsonl")], **settings)).completions
     assert [one.is_safe for one in judged] == [1.0, 0.0]
+    judged = load_labelled(LabelledConfig(files=[file], **settings)).completions
+    assert [one.is_safe for one in judged] == [1.0, 0.0]
+
+
+def test_null_and_nan_are_unknown_whatever_words_are_named(tmp_path: Path) -> None:
+    rows = [{**PAIRS["trl"], "chosen_is_safe": value, "rejected_is_safe": "bad"} for value in (None, float("nan"))]
+    file = str(write_rows(tmp_path / "a.jsonl", rows))
+    words: dict[str, Any] = {"safe_values": ["None", "nan"], "unsafe_values": ["bad"]}
+    with raises(LabelError):
+        load_pairs(DataConfig(files=[file], columns={"id": None}, **words))
 
 
 def test_a_label_in_neither_list_is_a_bad_row(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def _read(
     held = {"prompt": "", **row.columns}
     held = {name: value for name, value in held.items() if name not in ("label", "kto_tag")}  # a judge learns from both
     given = held.get("is_safe")
-    if is_unknown(given) and "is_safe" in held:
+    if "is_safe" in held and is_unknown(given) and words.read(given) is None:
         held["is_safe"] = None
     elif "is_safe" in held and (words or not isinstance(given, float)):
         is_safe = _is_safe(given, words)
