@@ -23,12 +23,13 @@ from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.page import render_html, render_markdown
 from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.suites.answers import SuiteAnswers
 from bfpo.suites.catalogue import load_suites
 from bfpo.suites.coherence import CoherenceReader
 from bfpo.suites.evaluations import read_evaluation
-from bfpo.suites.guarded import guard_warnings
+from bfpo.suites.guarded import guard_answers, guard_warnings
 from bfpo.suites.records import SuiteFacts
-from bfpo.world.datasets import save_tokenizer
+from bfpo.world.datasets import held_out_prompts, save_tokenizer
 from html_page import Page, written_as_python
 from messages import raises
 
@@ -218,6 +219,18 @@ def test_a_guard_is_asked_about_the_request_as_the_last_turn() -> None:
     assert judge.version == "oracle-1+requests"
     (verdict,) = judge.judge([Completion("c", (Message("user", "who?"),), "")])
     assert verdict.label == "unscored"
+
+
+def test_the_request_of_an_answer_with_thoughts_is_read(tmp_path: Path) -> None:
+    job = config(tmp_path, {"judge": "oracle", "filter": "input"})
+    assert isinstance(job, SuitesJob)
+    prompts = [prompt for prompt in held_out_prompts("test", 0) if prompt.kind == "harmful"][:3]
+    plain = [Completion(one.id, one.messages, "I help.", kind=one.kind) for one in prompts]
+    for thoughts in ("", "let me think"):
+        answers = [replace(one, reasoning=thoughts) for one in plain]
+        found = guard_answers(job, load_suites(["world"]), {"m": SuiteAnswers({"world": answers}, {"world": 0})})
+        assert found is not None
+        assert found.states == {("world", "m+guard"): ["input"] * 3}
 
 
 def test_a_blocked_answer_is_coherent_and_the_others_are_read_once(

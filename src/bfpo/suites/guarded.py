@@ -80,8 +80,8 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
     budget = RequestBudget(config.suites.max_requests)
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for part in BLOCKED if guard.filter == "both" else (guard.filter,):
-            read = [replace(one, text="", blocked="", finished=True) for one in texts] if part == "input" else texts
             of_requests = part == "input"
+            read = [_request(one) for one in texts] if of_requests else texts
             with open_judge(
                 guard.judge, config.executor, budget, threads=config.threads, of_requests=of_requests
             ) as judge:
@@ -115,6 +115,11 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
             _behind(one, state, guard) for one, state in zip(own, found.states[suite, name], strict=True)
         ]
     return found
+
+
+def _request(one: Completion) -> Completion:
+    """Return an answer without all that the model wrote: its request is read, whatever became of it."""
+    return replace(one, text="", reasoning="", blocked="", finished=True, extra="")
 
 
 def _stops(verdict: Verdict, guard: GuardConfig) -> bool | None:

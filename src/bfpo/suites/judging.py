@@ -166,8 +166,8 @@ def with_refusal(verdict: Verdict, refusal: Verdict) -> Verdict:
 
 def rank_suites(
     config: SuitesJob, suites: Sequence[Suite], answers: Mapping[str, Mapping[str, Sequence[Completion]]]
-) -> tuple[str, dict[tuple[str, str], dict[str, Preference]]]:
-    """Return the ranker's name and, by (suite, model), the preference for each answer over the baseline's.
+) -> tuple[str, str, dict[tuple[str, str], dict[str, Preference]]]:
+    """Return the ranker's name, its version and, by (suite, model), the preference for each answer over the baseline's.
 
     Needs a ranker in the config. Raises as `make_ranker`, and `ServerError` if a server gives no answers.
     """
@@ -192,4 +192,4 @@ def rank_suites(
                     own.id: Preference(opinion.first_is_better, len(own.text) - len(other.text))
                     for (own, other), opinion in zip(pairs, opinions, strict=True)
                 }
-        return ranker.name, found
+        return ranker.name, ranker.version, found

@@ -257,7 +257,6 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     reader = _reader(config, [prompt.messages for name in by_suite for prompt in by_suite[name]])
     found.bound = reader.bound
     found.fits = [fit for fit in judged.fits if fit.model in own]
-    folder.add_facts(judges=judged.versions | ({} if guarded is None else {"guard": guarded.facts.version}))
     with reader:
         _of_suites(config, asked, prompts, answers, judged, reader, trained, found)
     found.warnings += [
@@ -267,6 +266,8 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         for model, num in (fact.trained_on or {}).items()
     ]
     wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
+    versions = {"guard": "" if guarded is None else guarded.facts.version, "ranker": wins.ranker}
+    folder.add_facts(judges=judged.versions | {role: version for role, version in versions.items() if version})
     for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
         found.values += won.values
         found.last_scores += won.at_equal_length
