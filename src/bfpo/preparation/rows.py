@@ -53,6 +53,7 @@ KEYS = np.dtype(
     [
         ("id", "<u8"),
         ("id_is_given", "?"),
+        ("line", "<u8"),
         ("prompt", "<u8"),  # of the normalised prompt
         ("content", "<u8"),  # of the whole row, labels too
         ("completions", "<u8", 2),  # of the prompt with each completion, exact text
@@ -64,7 +65,7 @@ KEYS = np.dtype(
         ("tokens", "<u4", 3),
     ]
 )
-"""What is kept of each row besides its text: 64-bit hashes, labels and lengths."""
+"""What is kept of each row besides its text: its line, 64-bit hashes, labels and lengths."""
 
 
 # ----------------------------------------------------------------------------------------------- rows of a file
@@ -240,6 +241,7 @@ class BlockReader:
         ]
         batch = _batch_of(items)
         keys = _keys_of(items, texts, given)
+        keys["line"] = lines
         if self._tokenizer is not None and items:
             keys["tokens"] = self._count_tokens(items)
         # A system message that many rows share would make them all near-duplicates.
