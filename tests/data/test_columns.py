@@ -353,6 +353,13 @@ def test_completions_of_every_layout_keep_what_is_said_of_them(tmp_path: Path) -
     assert COMPLETION_LAYOUTS["beavertails"].parse(marked).category == "tides"
 
 
+@pytest.mark.parametrize("name", ["reasoning", "category"])
+def test_what_stands_beside_a_completion_is_valid_unicode_or_the_row_is_bad(name: str, tmp_path: Path) -> None:
+    row = COMPLETIONS["completions"]
+    result = read_sft([write_rows(tmp_path / "a.jsonl", [row, {**row, name: "x \ud83d"}])])
+    assert [(reject.line, reject.field, reject.reason) for reject in result.rejects] == [(2, name, "not valid Unicode")]
+
+
 # -------------------------------------------------------------------------------------------- what nothing reads
 
 

@@ -115,7 +115,8 @@ def category_of(row: Columns, field: str) -> str:
     if (value := _whole_number(row.get(field))) is None:
         return ""
     texts = value if isinstance(value, list) else [str(value) if isinstance(value, int) else value]
-    return ", ".join(text.strip() for text in texts if isinstance(text, str) and not isinstance(value, bool))
+    named = [text_of(text, field) for text in texts if isinstance(text, str) and not isinstance(value, bool)]
+    return ", ".join(text.strip() for text in named)
 
 
 def marked_of(row: Columns, field: str) -> str:
@@ -217,7 +218,9 @@ def completion_of(
         kind,
         _finished(row, "finished"),
         is_safe,
-        reasoning=next((text for name in REASONING if isinstance(text := row.get(name), str) and text.strip()), ""),
+        reasoning=next(
+            (text_of(text, name) for name in REASONING if isinstance(text := row.get(name), str) and text.strip()), ""
+        ),
         blocked=blocked if isinstance(blocked := row.get("blocked"), str) and not answer.content else "",
         tools=tools,
         extra=answer.extra,
