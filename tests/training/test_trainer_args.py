@@ -110,6 +110,11 @@ def test_settings_that_the_schedule_does_not_have(tmp_path: Path, kind: str, giv
         train_stage._arguments(config, tmp_path)
 
 
+def test_a_constant_schedule_has_no_warm_up(tmp_path: Path) -> None:
+    assert train_stage._arguments(align(lr_scheduler_type="constant"), tmp_path).get_warmup_steps(200) == 0
+    assert train_stage._arguments(align(), tmp_path).get_warmup_steps(200) == 20
+
+
 def test_an_evaluation_of_the_start_needs_held_out_rows(tmp_path: Path) -> None:
     with raises(ConfigError, "trainer_args.eval_on_start"):
         train_stage._arguments(align(trainer_args={"eval_on_start": True}), tmp_path)

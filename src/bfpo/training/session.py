@@ -105,6 +105,7 @@ def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str,
     names = ("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
     return {
         **{name: getattr(config, name) for name in names},
+        **({"warmup_steps": 0} if config.lr_scheduler_type == "constant" else {}),
         "output_dir": str(output_dir),
         "per_device_train_batch_size": per_step // processes,
         "per_device_eval_batch_size": per_step // processes,
