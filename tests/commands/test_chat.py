@@ -12,9 +12,14 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from typer.testing import CliRunner
 
 from bfpo.cli import app
+from bfpo.commands.chat import _Chat
+from bfpo.config import ChatConfig
+from bfpo.core.errors import SettingError
+from bfpo.data.chat import ChatEncoder
+from bfpo.generation.talk import Talk
 from bfpo.policy.save import save_policy
 from helpers import CHATML, byte_tokenizer
-from messages import fails
+from messages import fails, raises
 from tiny import tiny_model
 
 
@@ -103,3 +108,19 @@ def test_a_model_that_cannot_be_asked(models: Path, other: str, monkeypatch: pyt
 
 def test_an_unknown_judge_is_named_before_a_model_is_loaded(models: Path) -> None:
     fails(chat(models, "x\n", "--judge", "oracel", name="nowhere"), "oracel")
+
+
+def test_a_message_that_one_model_has_no_room_for_is_told_to_none() -> None:
+    talks = [
+        Talk(name, tiny_model(vocab_size=260, max_position_embeddings=most), ChatEncoder(byte_tokenizer(CHATML)), (1,))
+        for name, most in (("large", 400), ("small", 120))
+    ]
+    config = ChatConfig.model_validate({"model": "large", "against": "small", "max_new_tokens": 2})
+    session = _Chat(config, lambda changes: config, talks, None)
+    session.take("hello")
+    before = talks[0].check("")[1]
+    with raises(SettingError, "/reset"):
+        session.take("x" * 120)
+    assert talks[0].check("")[1] == before
+    session.take("and?")
+    assert [turn["user"] for turn in session.told[0]["turns"]] == ["hello", "and?"]

@@ -139,6 +139,7 @@ def test_an_entry_has_its_settings_in_every_trial_and_a_name_and_label_of_its_ow
         {"method": "bfpo", "link": "one_sided", "label": "BFPO, one-sided"},
         {"method": "safedpo", "safedpo_delta": 5.0},
         {"method": "robust_dpo", "trials": noises},
+        {"method": "robust_dpo", "trials": [{**one, "beta": 0.2} for one in noises], "label": "robust DPO, beta 0.2"},
         "soup",
     ]
     config = CompareConfig.model_validate({"methods": entries})
@@ -149,6 +150,7 @@ def test_an_entry_has_its_settings_in_every_trial_and_a_name_and_label_of_its_ow
         ("bfpo-link=one_sided", "BFPO, one-sided"),
         ("safedpo-safedpo_delta=5", "SafeDPO, safedpo_delta 5"),
         ("robust_dpo-own", "robust DPO"),
+        ("robust_dpo-own-2", "robust DPO, beta 0.2"),
         ("soup", "soup"),
     ]
     assert rivals["bfpo"].trials == RIVALS["bfpo"].trials
@@ -163,7 +165,7 @@ def test_an_entry_has_its_settings_in_every_trial_and_a_name_and_label_of_its_ow
     assert plain.alpha == 0.5
     linked: Any = chains["bfpo-beta=0.1-learning_rate=0.001-link=one_sided"].steps[0].config
     assert (linked.link, plain.link) == ("one_sided", "squared")
-    assert "6 methods x 4 settings" in preview(config)[0]
+    assert "7 methods x 4 settings" in preview(config)[0]
 
 
 def test_an_entry_that_is_not_right_is_refused_with_its_place() -> None:
@@ -184,6 +186,7 @@ def test_an_entry_that_is_not_right_is_refused_with_its_place() -> None:
         {"method": "sacpo", "trials": four(weight=0.2)},
         {"method": "dpo_h", "label": 3},
         {"method": "dpo_h", "label": "BFPO"},
+        {"method": "bfpo", "label": "BFPO again"},
         "bfpo",
     ):
         with raises(ConfigError, "methods[1]"):

@@ -153,6 +153,17 @@ def test_a_suite_that_was_skipped_or_that_one_model_lacks_cannot_pass(tmp_path: 
     assert reasons == ["", "daily is not in the evaluation of START: run `bfpo evaluate` with daily in suites.use"]
 
 
+def test_a_worst_rate_that_is_shown_to_fail_fails_although_a_suite_is_missing(tmp_path: Path) -> None:
+    skipped = {"harmbench": "the hub cannot be reached"}
+    only = ["harmless=null", "over_refusal=null", "helpfulness=null", "capability=null", "coherence=null"]
+    for of, code, verdict in ((0.1, 3, "fail"), (0.9, 4, "cannot tell")):
+        run, start = both(tmp_path / verdict, GOOD | {"harm": share(of, 200)}, skipped=skipped, use=["harmbench"])
+        assert gate(run, start, *only).exit_code == code
+        row = condition(run, "worst")
+        assert (row.verdict, row.suites, row.value, len(row.groups or [])) == (verdict, ["harm"], of, 1)
+        assert row.reason.startswith("harmbench of RUN: skipped: the hub cannot be reached")
+
+
 def test_too_few_prompts_cannot_tell_and_say_how_many_would(tmp_path: Path) -> None:
     tuned = {"harm": share(0.9, 31), "safe": share(0.0, 31)}
     path = suites_evaluation(tmp_path / "few", {"tuned": tuned, "start": tuned | {"harm": share(0.1, 31)}})
@@ -287,6 +298,29 @@ def test_other_versions_of_judges_lengths_and_readings_are_refused(tmp_path: Pat
     unlikely = suites_evaluation(tmp_path / "unlikely", {"start": START})
     rewritten(unlikely / "scores.json", lambda file: file.update(coherence=bound))
     fails(gate(run, unlikely, *only), "coherence")
+
+
+def test_win_rates_against_other_baselines_or_by_other_rankers_are_refused(tmp_path: Path) -> None:
+    run, _ = both(tmp_path / "run")
+    _, start = both(tmp_path / "start")
+    assert gate(run, start).exit_code == 0
+    names = [tmp_path / name / "run.json" for name in ("run", "start")]
+    for file, version in zip(names, ("ranker-1", "ranker-2"), strict=True):  # an evaluation of before has no version
+        rewritten(file, lambda values, version=version: values["judges"].update(ranker=version))
+        assert gate(run, start).exit_code == (0 if version == "ranker-1" else 2)
+    fails(gate(run, start), "version of the ranker")
+    assert gate(run, start, "helpfulness=null").exit_code == 0
+    rewritten(names[1], lambda values: values["judges"].update(ranker="ranker-1"))
+    assert gate(run, start).exit_code == 0
+    assert any("ranker-1" in one.judge_version for one in load(GateFile, run / "gate.json").suites)
+    # The same folder with other files is another baseline, the same files in another folder are the same one.
+    for file, weights in zip(names, ("a", "b"), strict=True):
+        rewritten(file, lambda values, weights=weights: values.update(weights={"start": weights}))
+    fails(gate(run, start), "baseline")
+    moved = suites_evaluation(tmp_path / "moved", {"tuned": GOOD, "moved": START}, **WORK)
+    fails(gate(moved / "models" / "tuned", start), "baseline")
+    rewritten(moved / "run.json", lambda values: values.update(weights={"moved": "b"}))
+    assert gate(moved / "models" / "tuned", start).exit_code == 0
 
 
 def test_a_changed_answer_is_noticed(tmp_path: Path) -> None:

@@ -32,3 +32,21 @@ def test_what_is_below_the_current_or_the_home_folder_keeps_its_way(
     monkeypatch.setenv("HOME", str(tmp_path / "a home"))
     text = f"{tmp_path}/runs/a/model and {tmp_path}/a home/data/pairs.jsonl"
     assert without_places(text) == "runs/a/model and data/pairs.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/data/pairs.jsonl", "pairs.jsonl"),
+        ("| /mnt/data/pairs.jsonl |", "| pairs.jsonl |"),
+        ("http://host:8000/data/v1", "http://host:8000/data/v1"),
+        ("hf://datasets/acme/data/train.parquet", "hf://datasets/acme/data/train.parquet"),
+        ("http://data/v1", "http://data/v1"),
+        ("file:///data/runs/a and sqlite:////data/runs.db", "file://runs/a and sqlite:///runs.db"),
+    ],
+)
+def test_the_current_folder_is_not_taken_out_of_other_paths_and_addresses(
+    text: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/data"))
+    assert without_places(text) == shown

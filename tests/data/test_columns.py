@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from bfpo.core.errors import DataError
+from bfpo.core.errors import DataError, LabelError
 from bfpo.core.schema import Completion, Message, Pair, Prompt, canonical_json
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.labelled import load_labelled
@@ -332,8 +332,32 @@ def test_a_completion_marked_as_undesirable_is_not_imitated(tmp_path: Path) -> N
     rows = [{**row, "label": True}, {**row, "label": False}, {**row, "kto_tag": False}, {**row, "label": "a topic"}]
     result = read_sft([write_rows(tmp_path / "kto.jsonl", rows)])
     assert (len(result.completions), [reject.field for reject in result.rejects]) == (2, ["label", "kto_tag"])
+    for name, row in COMPLETIONS.items():
+        assert COMPLETION_LAYOUTS[name].parse({**row, "kto_tag": True}).text == "at noon"
+        for column in ("label", "kto_tag"):
+            with pytest.raises(RowError, match=column):
+                COMPLETION_LAYOUTS[name].parse({**row, column: False})
+    row = COMPLETIONS["completions"]
     file = write_rows(tmp_path / "judged.jsonl", [{**row, "label": False, "is_safe": True}])
     assert len(load_labelled(LabelledConfig(files=[str(file)])).completions) == 1
+
+
+def test_completions_of_every_layout_keep_what_is_said_of_them(tmp_path: Path) -> None:
+    said = {"model": "m", "category": "boats", "finished": False}
+    for name, row in COMPLETIONS.items():
+        result = load_completions(SftDataConfig(files=[write_rows(tmp_path / f"{name}.jsonl", [{**row, **said}])]))
+        (one,) = result.completions
+        assert (one.model, one.category, one.finished) == ("m", "boats", False), name
+        assert "columns_not_read" not in result.counts, name
+    marked = {**COMPLETIONS["beavertails"], "category": {"boats": False, "tides": True}}
+    assert COMPLETION_LAYOUTS["beavertails"].parse(marked).category == "tides"
+
+
+@pytest.mark.parametrize("name", ["reasoning", "category"])
+def test_what_stands_beside_a_completion_is_valid_unicode_or_the_row_is_bad(name: str, tmp_path: Path) -> None:
+    row = COMPLETIONS["completions"]
+    result = read_sft([write_rows(tmp_path / "a.jsonl", [row, {**row, name: "x \ud83d"}])])
+    assert [(reject.line, reject.field, reject.reason) for reject in result.rejects] == [(2, name, "not valid Unicode")]
 
 
 # -------------------------------------------------------------------------------------------- what nothing reads
@@ -444,6 +468,7 @@ def test_a_prompt_file_keeps_a_text_that_is_a_conversation_unless_it_is_a_cell(t
         ((["0", "1"], ["2", "3"]), (1, 3.0)),
         (([1], [0]), (1, 0)),
         ((["False"], ["True"]), (False, True)),
+        ((["none"], ["severe", "null"]), ("none", "null")),
     ],
 )
 def test_label_words_are_read_in_pairs_and_completions(tmp_path: Path, words: Any, values: tuple[Any, Any]) -> None:
@@ -458,6 +483,16 @@ def test_label_words_are_read_in_pairs_and_completions(tmp_path: Path, words: An
     assert [one.text for one in taken] == ["at noon"]
     judged = load_labelled(LabelledConfig(files=[str(tmp_path / "a.jsonl")], **settings)).completions
     assert [one.is_safe for one in judged] == [1.0, 0.0]
+    judged = load_labelled(LabelledConfig(files=[file], **settings)).completions
+    assert [one.is_safe for one in judged] == [1.0, 0.0]
+
+
+def test_null_and_nan_are_unknown_whatever_words_are_named(tmp_path: Path) -> None:
+    rows = [{**PAIRS["trl"], "chosen_is_safe": value, "rejected_is_safe": "bad"} for value in (None, float("nan"))]
+    file = str(write_rows(tmp_path / "a.jsonl", rows))
+    words: dict[str, Any] = {"safe_values": ["None", "nan"], "unsafe_values": ["bad"]}
+    with raises(LabelError):
+        load_pairs(DataConfig(files=[file], columns={"id": None}, **words))
 
 
 def test_a_label_in_neither_list_is_a_bad_row(tmp_path: Path) -> None:

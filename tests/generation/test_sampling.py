@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TemperatureLogitsWarper
 
 from bfpo.core.errors import ModelError, SettingError
+from bfpo.generation import sampling
 from bfpo.generation.sampling import Answer, Request, answer_batches, end_token_ids, opening_logps
 from messages import raises
 from tiny import logp, tiny_model
@@ -110,6 +112,38 @@ def test_stops_at_every_end_token(model: Any) -> None:
     cut = answers(model, temperature=0.0, eos_token_ids={END, stop})[source.id]
     assert cut.token_ids == source.token_ids[: source.token_ids.index(stop)]
     assert cut.finished
+
+
+@pytest.mark.parametrize("processors", [[], [TemperatureLogitsWarper(1.0)]])
+def test_random_numbers_are_kept_for_unfinished_answers_only(
+    model: Any, processors: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws: list[Any] = []
+    original = sampling._Draw
+
+    def kept_draw(*args: Any) -> Any:
+        draws.append(original(*args))
+        return draws[0]
+
+    monkeypatch.setattr(sampling, "_Draw", kept_draw)
+    requests = [Request(f"{number}", (3 + number % 9,)) for number in range(40)]
+    given: dict[str, Any] = {"eos_token_ids": {END, OTHER_END}, "max_new_tokens": 30, "batch_size": 4}
+    kept = [len(draws[0]._streams) for _ in answer_batches(model, requests, processors=processors, **given)]
+    assert max(kept) < 4
+    assert len(kept) >= 10
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_not_finite_are_named(model: Any, temperature: float) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.lm_head.weight[5, 3] = float("nan")
+    with raises(ModelError, "not finite"):
+        answers(broken, REQUESTS[:1], temperature=temperature)
+    with torch.no_grad():
+        broken.lm_head.weight[5, 3] = float("inf")
+    with raises(ModelError, "not finite"):
+        answers(broken, REQUESTS[:4], temperature=temperature, processors=[TemperatureLogitsWarper(1.0)])
 
 
 def test_leaves_the_model_as_it_was(model: Any) -> None:

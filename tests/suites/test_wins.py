@@ -11,9 +11,12 @@ import yaml
 
 from bfpo.config import EvaluateConfig
 from bfpo.core.schema import Message, Pair
+from bfpo.judges.judges import make_ranker
 from bfpo.judges.ngrams import NgramSettings, fit_ranker
+from bfpo.judges.settings import RankerConfig
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
+from bfpo.suites.evaluations import read_evaluation
 from tiny import tiny_model, tiny_tokenizer
 
 SUITE = {
@@ -76,6 +79,13 @@ def test_against_itself_a_half_and_turned_round_the_rest(root: Path) -> None:
     same = compared["again", "one"]
     assert (same["difference"], same["p_value"]) == (0.0, 1.0)
     assert same["low"] < 0 < same["high"]
+
+
+def test_the_version_of_the_ranker_is_recorded(root: Path) -> None:
+    scores(root, "version", "one", limit=2)
+    ranker = make_ranker(RankerConfig.model_validate(str(root / "ranker")))
+    assert json.loads((root / "version" / "run.json").read_text())["judges"]["ranker"] == ranker.version
+    assert read_evaluation(root / "version" / "models" / "two").suites["wins"].ranker == ranker.version
 
 
 def test_too_few_prompts_leave_the_rate_at_equal_length_unmeasured(root: Path) -> None:

@@ -186,6 +186,8 @@ class _Chat:
 
     def _answer(self, text: str) -> None:
         """Show and keep every model's reply to a message; one that a model cannot take is told to none."""
+        for talk in self._talks:
+            talk.check(text)
         sampling = {key: getattr(self._config, key) for key in _CHANGEABLE}
         name = f"reply-{self._num_replies}"
         turn: dict[str, Any] = {"user": text, "replies": []}

@@ -9,7 +9,8 @@ __all__ = ["without_places"]
 
 # `~/`, `/` before two names or more, or a drive; then folders; the name that follows stays.
 _NAME = r"[^\s|,;:'\"`()<>/\\]+"
-_PATH = re.compile(rf"(?<![\w:/.~>)-])(?:~/|/(?={_NAME}/)|[A-Za-z]:\\)(?:{_NAME}[/\\])*(?=[^\s/\\])")
+_ALONE = r"(?<![\w/.~>)-])"  # not in the middle of another path or an address
+_PATH = re.compile(rf"{_ALONE}(?<!:)(?:~/|/(?={_NAME}/)|[A-Za-z]:\\)(?:{_NAME}[/\\])*(?=[^\s/\\])")
 
 
 def without_places(text: str) -> str:
@@ -19,7 +20,7 @@ def without_places(text: str) -> str:
     """
     folders = sorted({str(Path.cwd()), _home()} - {"", "/"}, key=len, reverse=True)
     for folder in folders:
-        text = text.replace(f"{folder}/", "")
+        text = re.sub(rf"(?:{_ALONE}|(?<=://)|(?<=:///)){re.escape(folder)}/", "", text)  # also of file:///...
     return _PATH.sub("", text)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from bfpo.core.errors import LabelError, SettingError
 from bfpo.core.schema import Completion, Message, Pair, from_canonical
 from bfpo.data.fields import Columns, is_unknown
+from bfpo.data.messages import is_absent
 from bfpo.data.rejects import RowError
 
 __all__ = [
@@ -56,7 +57,9 @@ class LabelWords:
         return bool(self.safe or self.unsafe)
 
     def read(self, value: object) -> bool | None:
-        """Return whether the value means safe, `None` if it is none of the words."""
+        """Return whether the value means safe, `None` if it is none of the words; null and NaN never are."""
+        if is_absent(value):
+            return None
         word = _word(value)
         return True if word in self.safe else False if word in self.unsafe else None
 
@@ -68,7 +71,7 @@ class LabelWords:
         labels: dict[str, bool | None] = {}
         for field in fields:
             if field in row:
-                labels[field] = None if is_unknown(row[field]) else self.read(row[field])
+                labels[field] = self.read(row[field])  # first, since a word may be one that is else unknown, as "none"
                 if labels[field] is None and not is_unknown(row[field]):
                     raise RowError(field, "in neither safe_values nor unsafe_values", row[field])
         return {**row, **labels}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def rivals_of(config: CompareConfig) -> dict[str, Rival]:
     """Return the methods that a comparison trains, by name: those of the table, or those of `methods`.
 
     Raises `ConfigError` for an entry that names no method, for settings that its method does not have or that are out
-    of bounds, for another number of trials than the others have, and for two entries of one name or label.
+    of bounds, for another number of trials than the others have, and for two entries that are equal or of one label.
     """
     if config.methods is None:
         return RIVALS
@@ -122,9 +122,15 @@ def rivals_of(config: CompareConfig) -> dict[str, Rival]:
             rival = _entry({"method": entry} if isinstance(entry, str) else dict(entry))
         except SettingError as error:
             raise ConfigError(f"methods[{place}]: {error}") from error
-        alike = [name for name, other in rivals.items() if name == rival.name or other.title == rival.title]
-        if alike:
+        if any(other.title == rival.title for other in rivals.values()):
             raise ConfigError(f"methods[{place}]: got {rival.title!r} twice; give each entry a label of its own")
+        if any((other.method, other.trials) == (rival.method, rival.trials) for other in rivals.values()):
+            raise ConfigError(
+                f"methods[{place}]: {rival.title!r} has the method and the trials of an entry before it; change or "
+                "remove one"
+            )
+        names = (rival.name, *(f"{rival.name}-{number}" for number in range(2, len(config.methods) + 1)))
+        rival = replace(rival, name=next(name for name in names if name not in rivals))
         rivals[rival.name] = rival
     return rivals
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ def answer_batches(
     order of the yielded batch. `watch` gets the logits before each choice, in padded batches also those after an
     answer's end.
 
-    Raises `SettingError` for a prompt that leaves no room for `max_new_tokens` in the model's positions.
+    Raises `SettingError` for a prompt that leaves no room for `max_new_tokens` in the model's positions, `ModelError`
+    for logits that are not finite.
     """
     if not eos_token_ids:
         raise SettingError("eos_token_ids: got none; at least one end token is needed")
@@ -151,6 +152,7 @@ def _in_slots(
     shared = shared_beginning(model, [request.prompt_ids for request in ordered])
     slots = Slots(causal_lm, num, width, work, shared=shared)
     for batch in refilled(slots, prompts, draw.tokens, num=num, ends=ends, max_new_tokens=max_new_tokens):
+        draw.forget(name for name, *_ in batch)
         yield [Answer(name, tuple(ids), finished) for name, ids, finished in batch]
 
 
@@ -178,6 +180,7 @@ def _in_batches(
             input_ids, mask = _left_padded([request.prompt_ids for request in batch], min(ends), model.device)
             with torch.no_grad():
                 output = model.generate(input_ids=input_ids, attention_mask=mask, logits_processor=chosen)
+            draw.forget(request.id for request in batch)
             rows: list[list[int]] = output[:, width:].tolist()
             work.prompt_tokens += int(mask.sum())
             work.padded_prompt_tokens += mask.numel()
@@ -256,19 +259,22 @@ class _Draw:
     ) -> None:
         self._temperature, self._seed, self._size, self._watch = temperature, seed, max_new_tokens, watch
         self._top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
-        self._streams: dict[str, list[float]] = {}
+        self._streams: dict[str, Any] = {}  # by request, a float64 array of (max_new_tokens,)
 
     def tokens(self, scores: Tensor, places: Sequence[tuple[str, int]]) -> list[int]:
         """Return a token for each row of (N, V) logits; `places`: the request's id and the token's place."""
         if self._watch is not None:
             self._watch(scores, places)
         if self._temperature == 0:
-            greedy: list[int] = scores.argmax(dim=-1).tolist()
+            best = scores.argmax(dim=-1)  # NaN counts as the largest
+            _check_finite(scores.gather(1, best[:, None]), places)
+            greedy: list[int] = best.tolist()
             return greedy
         scaled = scores.double() / self._temperature
         if self._top_p is not None:
             scaled = self._top_p(torch.zeros(0, dtype=torch.long), scaled)  # the ids are not looked at
         cumulative = scaled.softmax(dim=-1).cumsum(dim=-1)
+        _check_finite(cumulative[:, -1:], places)
         uniform = torch.tensor([self._uniform(*place) for place in places], dtype=torch.float64, device=scores.device)
         # Strictly above u times the total: a token of probability zero can then never be drawn.
         chosen = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
@@ -276,13 +282,25 @@ class _Draw:
         return drawn
 
     def _uniform(self, name: str, place: int) -> float:
-        """Return the number of a token; a stream is forgotten with its last one."""
         if name not in self._streams:
-            self._streams[name] = _uniforms(self._seed, name, self._size).tolist()
-        stream = self._streams[name]
-        if place == self._size - 1:
-            del self._streams[name]
-        return stream[place]
+            self._streams[name] = _uniforms(self._seed, name, self._size).numpy()
+        return float(self._streams[name][place])
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Free the random numbers of requests that are answered."""
+        for name in names:
+            self._streams.pop(name, None)
+
+
+def _check_finite(found_N1: Tensor, places: Sequence[tuple[str, int]]) -> None:
+    """Raise `ModelError` unless each row's number is finite; that of a row with NaN among its logits is not."""
+    is_finite = found_N1[:, 0].isfinite()
+    if not is_finite.all():
+        name, place = places[int(is_finite.int().argmin())]
+        raise ModelError(
+            f"model: its logits for token {place + 1} of the answer to {name!r} are not finite: the weights hold "
+            "NaN or infinity, or overflow in their number type; check the losses of its training, or set dtype: float32"
+        )
 
 
 class _OneToken(LogitsProcessor):

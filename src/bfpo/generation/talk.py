@@ -52,6 +52,18 @@ class Talk:
         """Forget the conversation and begin a new one."""
         self._messages: tuple[Message, ...] = () if system is None else (Message("system", system),)
 
+    def check(self, text: str) -> tuple[tuple[Message, ...], tuple[int, ...], int | None]:
+        """Return the conversation with a message, its tokens, and how many a reply may have; raises as `reply` does."""
+        prompt = (*self._messages, Message("user", text))
+        ids = tuple(self._chat.encode(prompt, (), name="the conversation").prompt)
+        left = positions_left(self._model, len(ids))
+        if left is not None and left <= 0:
+            raise SettingError(
+                f"the conversation has {len(ids)} tokens and the model {len(ids) + left} positions, so there is no "
+                "room for a reply; begin a new one with /reset, or write a shorter message"
+            )
+        return prompt, ids, left
+
     def reply(
         self, text: str, id: str, on_text: Callable[[str], None], *, max_new_tokens: int, **sampling: Any
     ) -> Reply:
@@ -63,15 +75,8 @@ class Talk:
         Raises `SettingError` for a conversation that leaves no room for a reply, `RefusedChatError` for one that the
         chat template refuses; the message is then not part of the conversation.
         """
-        prompt = (*self._messages, Message("user", text))
-        ids = tuple(self._chat.encode(prompt, (), name="the conversation").prompt)
-        if (left := positions_left(self._model, len(ids))) is not None:
-            if left <= 0:
-                raise SettingError(
-                    f"the conversation has {len(ids)} tokens and the model {len(ids) + left} positions, so there is no "
-                    "room for a reply; begin a new one with /reset, or write a shorter message"
-                )
-            max_new_tokens = min(max_new_tokens, left)
+        prompt, ids, left = self.check(text)
+        max_new_tokens = max_new_tokens if left is None else min(max_new_tokens, left)
         watch = _Watch(self._chat.tokenizer, len(ids), on_text)
         stopped = False
         try:

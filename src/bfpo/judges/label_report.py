@@ -121,7 +121,8 @@ def agreement_scores(
     if labels:
         scores += against_labels(completions, verdicts, labels, **interval)
     if comparisons:
-        scores.append(_order_score(comparisons, confidence))
+        by_id = {completion.id: prompt for completion, prompt in zip(completions, prompts, strict=True)}
+        scores.append(_order_score(comparisons, by_id, confidence))
     return scores
 
 
@@ -145,10 +146,12 @@ def against_labels(
     ]
 
 
-def _order_score(comparisons: Sequence[Comparison], confidence: float) -> Score:
-    known = [row.first_is_better for row in comparisons if row.first_is_better is not None]
-    shares = [1.0 if better > 0.5 else 0.0 if better < 0.5 else 0.5 for better in known]
-    return _score("agreement: ranker, given order", rate_interval(shares, confidence=confidence), len(comparisons))
+def _order_score(comparisons: Sequence[Comparison], prompts: Mapping[str, str], confidence: float) -> Score:
+    """Return the share of comparisons that put the first completion first; `prompts`: by completion id."""
+    known = [(row.first_is_better, prompts[row.first_id]) for row in comparisons if row.first_is_better is not None]
+    shares = [1.0 if better > 0.5 else 0.0 if better < 0.5 else 0.5 for better, _ in known]
+    found = rate_interval(shares, [prompt for _, prompt in known], confidence=confidence)
+    return _score("agreement: ranker, given order", found, len(comparisons))
 
 
 def _score(metric: str, found: Interval, num_asked: int) -> Score:

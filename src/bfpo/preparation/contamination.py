@@ -16,9 +16,11 @@ from bfpo.core.schema import Message, Prompt
 from bfpo.data.split import normalised_prompt
 from bfpo.preparation.sketches import bands_of, ngrams, similarity, sketches_of
 
-__all__ = ["EvaluationPrompts", "Hit"]
+__all__ = ["EvaluationPrompts", "Hit", "Sketch", "without_system"]
 
 How = Literal["equal", "near", "contained"]
+Sketch = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]
+"""The n-grams of a normalised text, and the hashes of its sketch (num_bands,)."""
 _WORD = re.compile(r"\w+")
 
 
@@ -35,10 +37,10 @@ class EvaluationPrompts:
     """Evaluation prompts of several suites, ready to be compared with many prompts.
 
     A prompt of the data is a hit where the whole of it or a turn of the user *equals* an evaluation prompt (case, white
-    space and Unicode form aside), where it *nearly* repeats it (the exact Jaccard similarity of their n-grams reaches
-    the threshold), or where it *contains* all its words in a row, if these are `contained_words` or more. Words are
-    runs of letters and digits: in scripts without spaces between words only the first two apply. `near=None` skips near
-    matches.
+    space and Unicode form aside) or *nearly* repeats it (the exact Jaccard similarity of their n-grams, system messages
+    aside, reaches the threshold), or where the whole of it *contains* all its words in a row, if these are
+    `contained_words` or more. Words are runs of letters and digits: in scripts without spaces between words only the
+    first two apply. `near=None` skips near matches.
     """
 
     def __init__(
@@ -50,13 +52,16 @@ class EvaluationPrompts:
         texts = [normalised_prompt(prompt.messages) for prompts in suites.values() for prompt in prompts]
         self._by_text: dict[str, list[int]] = defaultdict(list)
         self._by_beginning: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        self._first_words: set[str] = set()
         for index, text in enumerate(texts):
             self._by_text[text].append(index)
             words = _words(text.removeprefix("user: "))
             if len(words) >= contained_words:
                 beginning = " ".join(words[:contained_words])
+                self._first_words.add(words[0])
                 self._by_beginning[beginning].append((" ".join(words), index))
-        self._grams = [] if near is None else ngrams(texts, near.characters)
+        said = [normalised_prompt(without_system(prompt.messages)) for some in suites.values() for prompt in some]
+        self._grams = [] if near is None else ngrams(said, near.characters)
         self._by_band: list[dict[int, list[int]]] = []
         if near is not None and texts:
             bands = bands_of(sketches_of(self._grams, near), near)
@@ -69,21 +74,16 @@ class EvaluationPrompts:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def find(
-        self,
-        messages: Sequence[Message],
-        text: str,
-        grams: npt.NDArray[np.uint64] | None,
-        bands: npt.NDArray[np.uint32],
-    ) -> list[Hit]:
+    def find(self, text: str, parts: Sequence[str], sketches: Sequence[Sketch]) -> list[Hit]:
         """Return the hits of a prompt, at most one for each suite: equal before near before contained.
 
-        `text` is the normalised prompt, `grams` its n-grams and `bands` (num_bands,) the hashes of its sketch.
+        `text` is the normalised prompt, `parts` are what else may equal or nearly repeat an evaluation prompt: the
+        prompt without system messages, and turns of the user. `sketches` are those of the parts.
         """
         found: dict[str, Hit] = {}
         for how, indices in (
-            ("equal", self._equal(messages, text)),
-            ("near", self._near(grams, bands)),
+            ("equal", [index for one in (text, *parts) for index in self._by_text.get(one, ())]),
+            ("near", [index for grams, bands in sketches for index in self._near(grams, bands)]),
             ("contained", self._contained(text)),
         ):
             for index in indices:
@@ -91,12 +91,8 @@ class EvaluationPrompts:
                 found.setdefault(suite, Hit(suite, prompt_id, how))  # type: ignore[arg-type]
         return list(found.values())
 
-    def _equal(self, messages: Sequence[Message], text: str) -> list[int]:
-        turns = [normalised_prompt([turn]) for turn in messages if turn.role == "user"] if len(messages) > 1 else []
-        return [index for one in (text, *turns) for index in self._by_text.get(one, ())]
-
-    def _near(self, grams: npt.NDArray[np.uint64] | None, bands: npt.NDArray[np.uint32]) -> list[int]:
-        if self._near_settings is None or grams is None:
+    def _near(self, grams: npt.NDArray[np.uint64], bands: npt.NDArray[np.uint32]) -> list[int]:
+        if self._near_settings is None:
             return []
         candidates = {
             index for table, band in zip(self._by_band, bands.tolist(), strict=False) for index in table.get(band, ())
@@ -109,6 +105,8 @@ class EvaluationPrompts:
         words, size = _words(text), self._contained_words
         found = []
         for start in range(len(words) - size + 1):
+            if words[start] not in self._first_words:  # most are not, and joining words takes longer
+                continue
             for whole, index in self._by_beginning.get(" ".join(words[start : start + size]), ()):
                 if f"{' '.join(words[start:])} ".startswith(f"{whole} "):
                     found.append(index)
@@ -117,3 +115,9 @@ class EvaluationPrompts:
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text)
+
+
+def without_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages that are not the system's; all if there are no others, or no system message."""
+    said = [message for message in messages if message.role != "system"]
+    return said if 0 < len(said) < len(messages) else messages

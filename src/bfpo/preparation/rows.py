@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import pyarrow
 
 from bfpo.config.prepare import NearDuplicatesConfig
-from bfpo.core.schema import Completion, Pair, Prompt
+from bfpo.core.schema import Completion, Message, Pair, Prompt
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.fields import FINISHED, ColumnNames
 from bfpo.data.files import attempt, first_that_fits, mapped_rows
@@ -29,7 +30,7 @@ from bfpo.data.rejects import EMPTY, LEFT_OUT, Reject, Row, RowError
 from bfpo.data.sources import SourceKind
 from bfpo.data.split import normalised_prompt
 from bfpo.judges.needless import check_kept
-from bfpo.preparation.contamination import EvaluationPrompts, Hit
+from bfpo.preparation.contamination import EvaluationPrompts, Hit, Sketch, without_system
 from bfpo.preparation.deep import DeepRefusals
 from bfpo.preparation.sketches import bands_and_rows, bands_of, ngrams, sketches_of
 
@@ -52,6 +53,7 @@ KEYS = np.dtype(
     [
         ("id", "<u8"),
         ("id_is_given", "?"),
+        ("line", "<u8"),
         ("prompt", "<u8"),  # of the normalised prompt
         ("content", "<u8"),  # of the whole row, labels too
         ("completions", "<u8", 2),  # of the prompt with each completion, exact text
@@ -63,7 +65,7 @@ KEYS = np.dtype(
         ("tokens", "<u4", 3),
     ]
 )
-"""What is kept of each row besides its text: 64-bit hashes, labels and lengths."""
+"""What is kept of each row besides its text: its line, 64-bit hashes, labels and lengths."""
 
 
 # ----------------------------------------------------------------------------------------------- rows of a file
@@ -239,10 +241,18 @@ class BlockReader:
         ]
         batch = _batch_of(items)
         keys = _keys_of(items, texts, given)
+        keys["line"] = lines
         if self._tokenizer is not None and items:
             keys["tokens"] = self._count_tokens(items)
-        grams, bands, low_bytes = self._sketches(texts)
-        hits = self._hits(items, texts, grams, bands, lines) if len(self._evaluation) else []
+        # A system message that many rows share would make them all near-duplicates.
+        said = [without_system(prompt) for prompt in asked]
+        parts = [
+            text if some is prompt else normalised_prompt(some)
+            for some, prompt, text in zip(said, asked, texts, strict=True)
+        ]
+        grams, bands, low_bytes = self._sketches(parts)
+        sketches = list(zip(grams, bands, strict=False))  # no n-grams without `near_duplicates`
+        hits = self._hits(items, said, texts, parts, sketches, lines) if len(self._evaluation) else []
         keys["contaminated"][[hit.row for hit in hits]] = True
         return Block(raw.reader.file, batch, keys, bands, low_bytes, lines, rejects, hits)
 
@@ -259,15 +269,22 @@ class BlockReader:
     def _hits(
         self,
         items: Sequence[Pair | Completion],
+        said: Sequence[Sequence[Message]],
         texts: Sequence[str],
-        grams: Sequence[npt.NDArray[np.uint64]],
-        bands: npt.NDArray[np.uint32],
+        parts: Sequence[str],
+        sketches: Sequence[Sketch],
         lines: Sequence[int],
     ) -> list[RowHit]:
+        turns = [
+            [normalised_prompt([turn]) for turn in messages if turn.role == "user"] if len(messages) > 1 else []
+            for messages in said
+        ]
+        grams, bands, _ = self._sketches([turn for some in turns for turn in some])
+        of_turns = zip(grams, bands, strict=False)  # no n-grams without `near_duplicates`
         found = []
-        for row, (item, text) in enumerate(zip(items, texts, strict=True)):
-            hits = self._evaluation.find(item.prompt, text, grams[row] if grams else None, bands[row])
-            if hits:
+        for row, (item, text, part, own) in enumerate(zip(items, texts, parts, turns, strict=True)):
+            near = [*sketches[row : row + 1], *islice(of_turns, len(own))]
+            if hits := self._evaluation.find(text, (part, *own), near):
                 found.append(RowHit(row, lines[row], item.id, hits))
         return found
 

@@ -216,9 +216,9 @@ def _split_file(path: Path, schema: Any) -> Iterator[_SplitFile]:
 
 
 def write_lists(folder: Path, mixed: Mixed) -> None:
-    """Write the rows that cannot be read, those that match an evaluation prompt, and the contradictory ones."""
+    """Write the rows that cannot be used, those that match an evaluation prompt, and the contradictory ones."""
     lists = {
-        "rejects.jsonl": ((part, row) for part in mixed.parts for row in part.shard.rejects),
+        "rejects.jsonl": ((part, row) for part in mixed.parts for row in _rejects(part)),
         "contamination.jsonl": ((part, row) for part in mixed.parts for row in part.shard.hits),
         "contradictory.jsonl": _contradictory_rows(mixed),
     }
@@ -227,6 +227,11 @@ def write_lists(folder: Path, mixed: Mixed) -> None:
             for part, row in rows:
                 named = {"stream": part.source.stream, "source": part.source.name, **row}
                 file.write((json.dumps(named, ensure_ascii=False) + "\n").encode())
+
+
+def _rejects(part: Part) -> Iterator[dict[str, Any]]:
+    yield from part.shard.rejects
+    yield from (reject.as_row() for reject in part.repeated_ids())
 
 
 def _contradictory_rows(mixed: Mixed) -> Iterator[tuple[Part, dict[str, Any]]]:

@@ -21,7 +21,7 @@ from bfpo.data.split import normalised_prompt
 from bfpo.scores.records import CoherenceBound, ScoresFile
 from bfpo.scores.scores import Judged, judged_row
 from bfpo.suites.catalogue import known_suites, load_suites
-from bfpo.suites.records import GatedModel, InspectResult, SuiteAnswer, SuiteFacts, SuitesFile, TaskResult
+from bfpo.suites.records import GatedModel, InspectResult, ModelFacts, SuiteAnswer, SuiteFacts, SuitesFile, TaskResult
 from bfpo.suites.scores import SUITE_METRICS
 
 __all__ = ["COMPLETIONS", "TASK", "Evaluated", "Items", "Measured", "read_categories", "read_evaluation"]
@@ -50,7 +50,8 @@ class Items:
 class Measured:
     """A suite of one model: its items by metric, and hashes that must agree with the other model's.
 
-    `reason`: why it was not scored. `metrics`: those that it would measure.
+    `reason`: why it was not scored. `metrics`: those that it would measure. `ranker`: the version of what gave its win
+    rates ("": not recorded), `baseline`: the model that they compare with.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Measured:
     reason: str = ""
     metrics: frozenset[str] = frozenset()
     num_too_long: int = 0
+    ranker: str = ""
+    baseline: GatedModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,7 @@ def _of_suites(folder: Path, name: str | None, run: RunFile) -> Evaluated:
     name = names[0] if name is None else name
     if name not in names:
         raise DataError.at(folder, None, f"has no model {name}; allowed: {', '.join(names)}")
-    facts = next(model for model in file.models if model.name == name)
+    models = {facts.name: _model(run, facts) for facts in file.models}
     rows = [row for row in load_lines(SuiteAnswer, folder / "answers.jsonl") if row.model == name]
     metrics = _metrics_of(run)
     suites: dict[str, Measured] = {}
@@ -183,6 +186,8 @@ def _of_suites(folder: Path, name: str | None, run: RunFile) -> Evaluated:
             judge=suite.judge or "",
             judge_version=run.judges.get(suite.name, ""),
             metrics=metrics.get(suite.name, frozenset(score.metric.partition("[")[0] for score in own)),
+            ranker=run.judges.get("ranker", ""),
+            baseline=models.get(run.config["suites"].get("baseline")),
         )
         if suite.status != "scored":
             suites[suite.name] = replace(found, reason=f"skipped: {' '.join(str(suite.reason).split())}")
@@ -192,18 +197,15 @@ def _of_suites(folder: Path, name: str | None, run: RunFile) -> Evaluated:
             )
         elif suite.kind in ("discriminative", "inspect") and suite.ideal == "higher":
             suites[suite.name] = _task(folder, found, suite, name)
-    config = next((one for one in run.config.get("models") or [] if one.get("name") == name), run.config)
     settings = run.config["suites"]
-    model = GatedModel(
-        name,
-        facts.model,
-        _optional(config.get("revision")),
-        _run_of(run, facts.model),
-        run.weights.get(facts.model),
-        facts.url,
-    )
     longest = [settings.get("max_new_tokens"), settings.get("max_prompt_length"), run.config.get("thinking")]
-    return Evaluated(folder, model, suites, _reader(file.coherence), json.dumps(longest))
+    return Evaluated(folder, models[name], suites, _reader(file.coherence), json.dumps(longest))
+
+
+def _model(run: RunFile, facts: ModelFacts) -> GatedModel:
+    config = next((one for one in run.config.get("models") or [] if one.get("name") == facts.name), run.config)
+    revision, weights = _optional(config.get("revision")), run.weights.get(facts.model)
+    return GatedModel(facts.name, facts.model, revision, _run_of(run, facts.model), weights, facts.url)
 
 
 def _generative(

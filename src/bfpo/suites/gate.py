@@ -18,7 +18,7 @@ from bfpo.core.errors import ConfigError, DataError
 from bfpo.stats import difference_floor, labels_for, rate_bound
 from bfpo.stats.clustered import clopper_pearson
 from bfpo.suites.evaluations import COMPLETIONS, TASK, Evaluated, Items, Measured
-from bfpo.suites.records import GateCondition, GatedSuite, GateFile, GateGroup, GateVerdict
+from bfpo.suites.records import GateCondition, GatedModel, GatedSuite, GateFile, GateGroup, GateVerdict
 from bfpo.suites.scores import SUITE_METRICS, WIN_RATES
 
 __all__ = ["EXIT_CODES", "judge_gate"]
@@ -81,8 +81,7 @@ def judge_gate(
     _check_names(config, run, start)
     asked = [_ask(name, getattr(config, name), run, start) for name in _CONDITIONS if getattr(config, name) is not None]
     worst = None if config.worst is None else _ask("worst", config.worst, run, run)
-    used = {part.suite for one in [*asked, *([worst] if worst else [])] for part in one.parts}
-    suites = _bound_suites(run, start, sorted(used))
+    suites = _bound_suites(run, start, [part for one in [*asked, *([worst] if worst else [])] for part in one.parts])
     groups = [] if worst is None else list(_groups(worst.parts, categories or {}))
     num = sum(len(one.tests()) for one in asked) + len(groups)
     fail_confidence = 1 - (1 - config.confidence) / max(num, 1)
@@ -188,24 +187,21 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(names)
 
 
-def _bound_suites(run: Evaluated, start: Evaluated, names: Iterable[str]) -> list[GatedSuite]:
-    """Return what the suites are bound to; raises `DataError` for all that differs between the two evaluations."""
+def _bound_suites(run: Evaluated, start: Evaluated, parts: Iterable[_Part]) -> list[GatedSuite]:
+    """Return what the suites of the parts are bound to; raises `DataError` for all that differs between the two."""
     same_folder = run.folder.resolve() == start.folder.resolve()
     differ: list[str] = []
     found = []
-    for name in names:
+    for name, metrics in sorted(_metrics(parts).items()):
         one, other = run.suites[name], start.suites.get(name)
-        for what, ours, theirs in (
-            ("prompts", one.prompts, "" if other is None else other.prompts),
-            ("judge", one.judge, "" if other is None else other.judge),
-            ("version of the judges", one.judge_version, "" if other is None else other.judge_version),
-        ):
-            if other is not None and ours != theirs:
+        for what, ours, theirs in () if other is None else _bound_to(one, other, win_rates="winrate" in metrics):
+            if ours != theirs:
                 differ.append(f"{name}: the {what} of RUN ({_short(ours)}) and START ({_short(theirs)}) differ")
         if not same_folder and other is not None and not (one.judge_version and one.prompts):
             differ.append(f"{name}: an evaluation of before does not record the versions of its judges")
         both_too_long = 0 if other is None else min(one.num_too_long, other.num_too_long)
-        found.append(GatedSuite(name, one.title, one.prompts, one.judge, one.judge_version, both_too_long or None))
+        version = ", ".join(filter(None, (one.judge_version, one.ranker if "winrate" in metrics else "")))
+        found.append(GatedSuite(name, one.title, one.prompts, one.judge, version, both_too_long or None))
     if run.reader != start.reader:
         differ.append(f"coherence was read by {run.reader} for RUN, by {start.reader} for START")
     if run.longest != start.longest:
@@ -219,6 +215,34 @@ def _bound_suites(run: Evaluated, start: Evaluated, names: Iterable[str]) -> lis
             "prompts, judges and lengths; suites.reuse keeps answers that were asked alike"
         )
     return found
+
+
+def _metrics(parts: Iterable[_Part]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for part in parts:
+        found.setdefault(part.suite, set()).add(part.metric)
+    return found
+
+
+def _bound_to(one: Measured, other: Measured, *, win_rates: bool) -> list[tuple[str, str, str]]:
+    """Return what must be the same of both; of a win rate also the baseline and, if both record it, the ranker."""
+    same = [
+        ("prompts", one.prompts, other.prompts),
+        ("judge", one.judge, other.judge),
+        ("version of the judges", one.judge_version, other.judge_version),
+    ]
+    if not win_rates:
+        return same
+    by_weights = all(each.baseline is not None and each.baseline.weights for each in (one, other))
+    ours, theirs = (_baseline(each.baseline, by_weights=by_weights) for each in (one, other))
+    same.append(("baseline of the win rate", ours, theirs))
+    return [*same, ("version of the ranker", one.ranker, other.ranker)] if one.ranker and other.ranker else same
+
+
+def _baseline(model: GatedModel | None, *, by_weights: bool) -> str:
+    if model is None:
+        return ""
+    return model.weights or "" if by_weights else " ".join(filter(None, (model.model, model.revision, model.url)))
 
 
 def _short(value: str) -> str:
@@ -364,7 +388,7 @@ def _categories(items: Items, given: Mapping[str, str]) -> dict[str, str]:
 
 def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float]) -> GateCondition:
     limit = float(asked.limits.above)
-    if not groups or asked.missing:
+    if not groups:
         return GateCondition("worst", limit=limit, reason="; ".join(asked.missing))
     rows = [_rate(group, limit, levels) for group in groups]
     lowest = min(rows, key=lambda row: -1.0 if row.bound is None else row.bound)
@@ -373,10 +397,12 @@ def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float])
     shown = min(
         (row for row in rows if row.verdict == verdict), key=lambda row: -1.0 if row.bound is None else row.bound
     )
-    reason = ""
+    reasons = []
     if verdict == "cannot tell":
         open_ = [row for row in rows if row.verdict == verdict]
-        reason = "; ".join(map(_rate_reason, open_[:3])) + (f"; and {len(open_) - 3} more" if len(open_) > 3 else "")
+        reasons = [*map(_rate_reason, open_[:3]), *([f"and {len(open_) - 3} more"] if len(open_) > 3 else [])]
+    if asked.missing and verdict == "pass":  # what is missing cannot pass; a group that is shown to fail does
+        verdict = "cannot tell"
     return GateCondition(
         "worst",
         [shown.suite],
@@ -390,7 +416,7 @@ def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float])
         num_prompts=shown.num_prompts,
         num_missing=shown.num_missing,
         verdict=verdict,
-        reason=reason,
+        reason="; ".join([*reasons, *asked.missing]),
         prompts_needed=shown.prompts_needed,
         groups=rows,
     )

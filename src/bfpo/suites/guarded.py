@@ -11,6 +11,7 @@ from bfpo.config.suites import GuardConfig
 from bfpo.core.errors import SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.schema import Completion, Verdict
+from bfpo.data.labels import as_judged
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, no_answer
 from bfpo.judges.cache import OpinionCache
@@ -74,14 +75,14 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
     if guard is None:
         return None
     places = [(suite.name, model) for suite in suites for model in answers]
-    texts = [one for suite, model in places for one in answers[model].completions[suite]]
+    texts = [as_judged(one) for suite, model in places for one in answers[model].completions[suite]]
     stopped: dict[str, list[bool | None]] = {}
     versions, warnings = [], []
     budget = RequestBudget(config.suites.max_requests)
     with OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache:
         for part in BLOCKED if guard.filter == "both" else (guard.filter,):
-            read = [replace(one, text="", blocked="", finished=True) for one in texts] if part == "input" else texts
             of_requests = part == "input"
+            read = [_request(one) for one in texts] if of_requests else texts
             with open_judge(
                 guard.judge, config.executor, budget, threads=config.threads, of_requests=of_requests
             ) as judge:
@@ -117,6 +118,11 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
     return found
 
 
+def _request(one: Completion) -> Completion:
+    """Return an answer without all that the model wrote: its request is read, whatever became of it."""
+    return replace(one, text="", reasoning="", blocked="", finished=True)
+
+
 def _stops(verdict: Verdict, guard: GuardConfig) -> bool | None:
     """Return whether the guard blocks; `None` if it gives no verdict or, with `at`, no probability."""
     if guard.at is None:
@@ -132,7 +138,7 @@ def _state(stopped: Mapping[str, bool | None]) -> str:
 def _behind(one: Completion, state: str, guard: GuardConfig) -> Completion:
     if state not in BLOCKED:
         return one
-    return replace(one, text=guard.answer, finished=True, blocked="", reasoning="")
+    return replace(one, text=guard.answer, finished=True, blocked="", reasoning="", extra="")
 
 
 def guard_warnings(

@@ -257,7 +257,6 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     reader = _reader(config, [prompt.messages for name in by_suite for prompt in by_suite[name]])
     found.bound = reader.bound
     found.fits = [fit for fit in judged.fits if fit.model in own]
-    folder.add_facts(judges=judged.versions | ({} if guarded is None else {"guard": guarded.facts.version}))
     with reader:
         _of_suites(config, asked, prompts, answers, judged, reader, trained, found)
     found.warnings += [
@@ -267,6 +266,8 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
         for model, num in (fact.trained_on or {}).items()
     ]
     wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
+    versions = {"guard": "" if guarded is None else guarded.facts.version, "ranker": wins.ranker}
+    folder.add_facts(judges=judged.versions | {role: version for role, version in versions.items() if version})
     for won in (wins, alpaca_eval(config, asked, own, found.facts, folder)):
         found.values += won.values
         found.last_scores += won.at_equal_length
@@ -351,9 +352,9 @@ def _num_trained(prompts: Sequence[Prompt], trained: Mapping[str, Hashes]) -> di
 def _check_not_twice(config: SuitesJob, suite: Suite, seen: dict[str, str]) -> None:
     """Raise `UnreachableError` for a second suite that differs only in its default judge, which the user replaced."""
     judge = judge_of(config, suite)
-    same = [suite.source.model_dump(), sorted(suite.metrics), None if judge is None else judge.model_dump()]
-    same.append(config.suites.choice(suite.name).model_dump())
-    first = seen.setdefault(json.dumps(same), suite.name)
+    own = suite.model_dump(exclude={"name", "title", "summary", "licence", "judge"})
+    same = [own, None if judge is None else judge.model_dump(), config.suites.choice(suite.name).model_dump()]
+    first = seen.setdefault(json.dumps(same, sort_keys=True), suite.name)
     if first != suite.name:
         raise UnreachableError(f"has the same prompts and, by suites.judges, the same judge as {first}")
 

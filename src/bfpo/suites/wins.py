@@ -29,11 +29,12 @@ _ANNOTATIONS, _LEADERBOARD = "annotations.json", "leaderboard.csv"
 
 @dataclass(frozen=True, slots=True)
 class WinRates:
-    """The win rates prompt by prompt, the win rates at equal length as rows of `scores.json`, and warnings."""
+    """Win rates prompt by prompt, those at equal length as rows of `scores.json`, warnings, the ranker's version."""
 
     values: list[Values] = field(default_factory=list)
     at_equal_length: list[SuiteScore] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    ranker: str = ""
 
 
 def check_ranked(config: SuitesJob, suite: Suite) -> None:
@@ -53,10 +54,10 @@ def win_rates(
     facts: dict[str, SuiteFacts],
 ) -> WinRates:
     """Return the win rates of `answers` (model -> suite -> completions) by the ranker; its name is added to `facts`."""
-    found = WinRates()
     if not suites or config.suites.ranker is None:
-        return found
-    name, ranked = rank_suites(config, suites, answers)
+        return WinRates()
+    name, version, ranked = rank_suites(config, suites, answers)
+    found = WinRates(ranker=version)
     by_name = {suite.name: suite for suite in suites}
     for (suite, model), preferences in ranked.items():
         facts[suite].judge = name
