@@ -36,7 +36,8 @@ def test_the_interval_of_the_order_is_over_prompts() -> None:
     comparisons = [Comparison(f"{n}:chosen", f"{n}:rejected", "r", float(same)) for n, same in enumerate(right)]
     comparisons[3] = Comparison("3:chosen", "3:rejected", "r", None)
     known = [n for n in range(40) if n != 3]
-    (score,) = agreement_scores(sides, {"j": [[one] for one in verdicts]}, verdicts, {}, comparisons)
+    rows = [(row, str(n // 8)) for n, row in enumerate(comparisons)]
+    (score,) = agreement_scores(sides, {"j": [[one] for one in verdicts]}, verdicts, {}, rows)
     expected = rate_interval([right[n] for n in known], [n // 8 for n in known])
     assert (score.value, score.low, score.high) == (expected.value, expected.low, expected.high)
     assert (score.num, score.unscored) == (39, 1)

@@ -92,7 +92,7 @@ def agreement_scores(
     votes: Votes,
     verdicts: Sequence[Verdict],
     labels: Mapping[str, float],
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[tuple[Comparison, str]],
     confidence: float = 0.95,
     **interval: Any,
 ) -> list[Score]:
@@ -100,7 +100,8 @@ def agreement_scores(
 
     Cohen's kappa of every two judges, Fleiss' kappa of all (three or more) and of the votes of one, Cohen's kappa and
     the share of equal labels of the verdicts against `labels` (by completion id), and the share of `comparisons` that
-    put the first completion, the chosen one, first. Intervals are over prompts; `interval` is for the kappas.
+    put the first completion, the chosen one, first (each with its prompt). Intervals are over prompts; `interval` is
+    for the kappas.
     """
     interval = {"confidence": confidence, **interval}
     prompts = [normalised_prompt(completion.prompt) for completion in completions]
@@ -121,8 +122,7 @@ def agreement_scores(
     if labels:
         scores += against_labels(completions, verdicts, labels, **interval)
     if comparisons:
-        by_id = {completion.id: prompt for completion, prompt in zip(completions, prompts, strict=True)}
-        scores.append(_order_score(comparisons, by_id, confidence))
+        scores.append(_order_score(comparisons, confidence))
     return scores
 
 
@@ -146,9 +146,8 @@ def against_labels(
     ]
 
 
-def _order_score(comparisons: Sequence[Comparison], prompts: Mapping[str, str], confidence: float) -> Score:
-    """Return the share of comparisons that put the first completion first; `prompts`: by completion id."""
-    known = [(row.first_is_better, prompts[row.first_id]) for row in comparisons if row.first_is_better is not None]
+def _order_score(comparisons: Sequence[tuple[Comparison, str]], confidence: float) -> Score:
+    known = [(row.first_is_better, prompt) for row, prompt in comparisons if row.first_is_better is not None]
     shares = [1.0 if better > 0.5 else 0.0 if better < 0.5 else 0.5 for better, _ in known]
     found = rate_interval(shares, [prompt for _, prompt in known], confidence=confidence)
     return _score("agreement: ranker, given order", found, len(comparisons))

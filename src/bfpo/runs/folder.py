@@ -444,6 +444,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         and not key.endswith(("api_key_env", "_per_microbatch"))
         and not _found_by_the_command(stage, key, now.get(key))
         and key.partition(".")[0] not in ("executor", "processes")  # how many do the work
+        and not (key == "warmup_steps" and now.get("lr_scheduler_type") == "constant")  # there it was never read
     ]
     if changes:
         raise RunError(
