@@ -46,6 +46,7 @@ SCHEMA = pyarrow.schema(
         ("chosen_is_safe", pyarrow.float64()),
         ("rejected_is_safe", pyarrow.float64()),
         ("source", pyarrow.string()),
+        ("category", pyarrow.string()),  # empty for none
         *((name, pyarrow.bool_()) for name in FINISHED),
     ]
 )
@@ -219,6 +220,8 @@ class BlockReader:
             from tokenizers import Tokenizer
 
             self._tokenizer = Tokenizer.from_file(tokenizer_file)
+            self._tokenizer.no_truncation()  # the file may set both
+            self._tokenizer.no_padding()
 
     def __call__(self, raw: RawBlock) -> Block:
         """Return the usable rows, the rejects and the hits."""
@@ -324,9 +327,10 @@ def _batch_of(items: Sequence[Pair | Completion]) -> Any:
 
 
 def _completions_of(item: Pair | Completion) -> tuple[object, ...]:
+    rest = (item.category, *_finished(item))
     if isinstance(item, Pair):
-        return item.chosen, item.rejected, item.chosen_is_safe, item.rejected_is_safe, item.source, *_finished(item)
-    return item.text, None, item.is_safe, None, item.kind, *_finished(item)
+        return item.chosen, item.rejected, item.chosen_is_safe, item.rejected_is_safe, item.source, *rest
+    return item.text, None, item.is_safe, None, item.kind, *rest
 
 
 def _keys_of(items: Sequence[Pair | Completion], texts: Sequence[str], given: Sequence[bool]) -> npt.NDArray[Any]:

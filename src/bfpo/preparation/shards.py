@@ -28,7 +28,7 @@ from bfpo.preparation.workers import Readers
 
 __all__ = ["SHARD_VERSION", "Shard", "find_or_make", "problem_of", "remove_leftovers"]
 
-SHARD_VERSION = 4
+SHARD_VERSION = 5
 """Part of the key of a shard; increase it when the same rows would give other bytes."""
 
 _ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS, _FACTS = (
@@ -53,7 +53,10 @@ class Shard:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`rows`, `usable`, `rejected_by_reason`, `rejects` (the first ones), `hits_by_suite`, `layouts`, `files`."""
+        """`rows`, `usable`, `rejected_by_reason`, `rejects` (the first ones), `hits_by_suite`, `layouts` and others.
+
+        `files`: each file with its first usable row; `categories`: how many usable rows have one.
+        """
         facts: dict[str, Any] = json.loads((self.path / _FACTS).read_text(encoding="utf-8"))
         return facts
 
@@ -242,7 +245,7 @@ class ShardWriter:
             for name in (_ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS)
         }
         self._stream = self._files.enter_context(pyarrow.ipc.new_stream(self._open[_ROWS], SCHEMA))
-        self._num_usable = self._num_rejected = 0
+        self._num_usable = self._num_rejected = self._num_categories = 0
         self._widths = (0, 0)
         self._reasons: Counter[str] = Counter()
         self._suites: Counter[str] = Counter()
@@ -267,6 +270,7 @@ class ShardWriter:
                 "hits_by_suite": dict(sorted(self._suites.items())),
                 "layouts": self._layouts,
                 "files": self._starts,
+                "categories": self._num_categories,
                 "num_bands": self._widths[0],
                 "num_permutations": self._widths[1],
                 **self.notes.facts(),
@@ -295,6 +299,7 @@ class ShardWriter:
         if not len(block.keys):
             return
         self._stream.write_batch(block.batch)
+        self._num_categories += sum(bool(name) for name in block.batch.column("category").to_pylist())
         self._open[_KEYS].write(block.keys.tobytes())
         self._open[_BANDS].write(block.bands.tobytes())
         self._open[_SKETCHES].write(block.sketches.tobytes())
