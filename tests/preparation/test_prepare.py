@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -287,6 +289,52 @@ def test_a_finished_run_is_left_alone_and_a_cache_serves_the_next(tmp_path: Path
     Path(sources[0]["files"]).write_text(json.dumps(row(1)) + "\n")
     with pytest.raises(AssertionError, match="read again"):
         prepare(tmp_path / "changed", sources, cache=str(tmp_path / "cache"))
+
+
+def test_a_cache_is_not_used_by_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = source(tmp_path / "a.jsonl", [row(i) for i in range(30)])
+    refusing = source(tmp_path / "b.jsonl", [{"prompt": f"q{i}", "completion": f"a {i}"} for i in range(30)])
+    sources = [plain, refusing | {"stream": "sft", "leave_out": ["refused"]}]
+    cache = tmp_path / "cache"
+    changes: list[tuple[str, object, int]] = [
+        ("SHARD_VERSION", shards.SHARD_VERSION, 2),
+        ("RefusalJudge", lambda: SimpleNamespace(version="other"), 3),
+        ("__version__", "other", 5),
+    ]
+    prepare(tmp_path / "out", sources, cache=str(cache))
+    for name, changed, made in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, name, changed)
+            prepare(tmp_path / name, sources, cache=str(cache))
+        assert len(list(cache.iterdir())) == made, name
+
+
+def test_only_what_nothing_is_written_to_is_removed_from_a_cache(tmp_path: Path) -> None:
+    old = time.time() - 2 * 86_400
+    for name, newest in (("left", old), ("used", time.time())):
+        part = tmp_path / f".{name}.part"
+        part.mkdir()
+        for file, when in (("rows.arrow", newest), ("keys.bin", old)):
+            (part / file).write_text("")
+            os.utime(part / file, (when, when))
+        os.utime(part, (old, old))
+    shards.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".used.part"]
+
+
+def test_a_source_that_another_run_has_read_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, cache = [source(tmp_path / "a.jsonl", [row(i) for i in range(30)])], tmp_path / "cache"
+    read = shards._raw_blocks
+
+    def twice(*args: Any) -> Iterator[Any]:
+        monkeypatch.setattr(shards, "_raw_blocks", read)
+        prepare(tmp_path / "other", sources, cache=str(cache))
+        return read(*args)
+
+    monkeypatch.setattr(shards, "_raw_blocks", twice)
+    made = prepare(tmp_path / "out", sources, cache=str(cache))
+    assert hashes(made) == hashes(tmp_path / "other")
+    assert len(list(cache.iterdir())) == 1
 
 
 class _Killed(BaseException):

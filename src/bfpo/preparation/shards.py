@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow
 
+from bfpo._version import __version__
 from bfpo.data.labels import LabelWords
 from bfpo.data.notes import FileNotes
 from bfpo.data.rejects import LEFT_OUT, Reject
+from bfpo.judges.refusals import RefusalJudge
 from bfpo.preparation.plan import PlannedSource
 from bfpo.preparation.rows import KEYS, SCHEMA, Block, RawBlock, RowReader, raw_rows, reader_of
 from bfpo.preparation.workers import Readers
@@ -43,6 +47,7 @@ _ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS, _FACTS = (
 _BLOCK_ROWS, _BLOCK_CHARS = 1024, 1 << 20
 _SHOWN_REJECTS = 5
 _READ_ROWS = 1 << 15
+_ABANDONED_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -152,16 +157,19 @@ def find_or_make(
     final = root / _key(source, shared)
     if (final / _FACTS).is_file():
         return Shard(final)
-    part = root / f".{final.name}.{os.getpid()}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    part = root / f".{final.name}.{uuid4().hex}.part"  # runs on several machines may share the folder
     part.mkdir(parents=True)
     try:
         with ShardWriter(part) as writer:
             for block in readers.map(_raw_blocks(source, writer)):
                 writer.add(block)
                 progress(len(block.keys) + len(block.rejects))
-        shutil.rmtree(final, ignore_errors=True)  # without facts it is incomplete
-        part.replace(final)
+        if not (final / _FACTS).is_file():  # else another run has made it meanwhile
+            shutil.rmtree(final, ignore_errors=True)
+            part.replace(final)
+    except OSError:
+        if not (final / _FACTS).is_file():
+            raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Shard(final)
@@ -178,26 +186,19 @@ def _key(source: PlannedSource, shared: Mapping[str, Any]) -> str:
         reading.append(sorted(config.leave_out))
     if source.deep is not None:
         reading.append(repr(source.deep))
-    content = json.dumps([SHARD_VERSION, pyarrow.__version__, files, reading, shared], sort_keys=True)
+    if config.leave_out or source.deep is not None:
+        reading.append(RefusalJudge().version)
+    versions = [SHARD_VERSION, __version__, *map(metadata.version, ("pyarrow", "rensa", "tokenizers"))]
+    content = json.dumps([versions, files, reading, shared], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove the incomplete shards of killed runs."""
+    """Remove incomplete shards in which nothing was written for a day, of killed runs on any machine."""
     for part in root.glob(".*.part"):
-        pid = part.name.rsplit(".", 2)[-2]
-        if pid.isdecimal() and not _is_alive(int(pid)):
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return pid != os.getpid()
+        with suppress(OSError):  # as another run removes or finishes it
+            if max(path.stat().st_mtime for path in (part, *part.iterdir())) < time.time() - _ABANDONED_S:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _raw_blocks(source: PlannedSource, writer: ShardWriter) -> Iterator[RawBlock]:
