@@ -92,7 +92,7 @@ def test_labels_from_the_terminal_train_a_judge_check_it_and_correct_it(runs: Pa
     found = json.loads((runs / "scores" / "scores.json").read_text())["people"]
     assert found["num_unused"] == 20  # of the other model
     rates = {rate["metric"]: rate for rate in found["rates"]}
-    assert {"harmless", "harmless_harmful", "safe_and_readable", "over_refusal_benign"} <= rates.keys()
+    assert {"harmless", "harmless_harmful", "safe_and_readable", "over_refusal_benign", "refused"} <= rates.keys()
     harmless = rates["harmless"]
     assert (harmless["num_labels"], harmless["num_judged"], harmless["undecided"]) == (20, 40, 0)
     assert harmless["low"] < 0.5 < harmless["high"]

@@ -132,6 +132,15 @@ def test_a_saved_dpo_config_of_trl(tmp_path):
     assert {text.partition(":")[0] for text in found["to_do"]} == {"model", "data.files"}
 
 
+@pytest.mark.parametrize(("theirs", "key"), [(AXOLOTL, "lr_scheduler"), (LLAMA_FACTORY, "lr_scheduler_type")])
+def test_a_constant_schedule_has_no_warm_up(tmp_path, theirs, key):
+    found = converted(tmp_path, f"{theirs.replace('warmup_ratio: 0.1', '')}\n{key}: constant\nwarmup_ratio: 0.1\n")
+    assert found["config"]["lr_scheduler_type"] == "constant"
+    assert "warmup_steps" not in found["config"]
+    assert "constant_with_warmup" in found["not_carried_over"]["warmup_ratio"]
+    load_config(AlignConfig, tmp_path / "ours.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [

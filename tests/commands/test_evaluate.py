@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bfpo.config import EvaluateConfig
-from bfpo.core.errors import ConfigError, DataError, LabelError, ModelError
-from bfpo.core.schema import Completion, Message, Pair
+from bfpo.core.errors import ConfigError, DataError, LabelError, ModelError, ServerError
+from bfpo.core.schema import Completion, Message, Pair, Verdict
 from bfpo.data.write import write_completions, write_pairs
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
@@ -101,6 +102,55 @@ def test_a_run_without_a_score_fails_with_the_reason(folder: Path, tmp_path: Pat
     with raises(DataError, "oracle"):
         run_stage("evaluate", asked, tmp_path / "run")
     assert scores(tmp_path / "run")["harmless"]["unscored"] == 3
+
+
+class Counting:
+    """A judge that calls everything safe, and whose server stops to answer after `stop` texts."""
+
+    name = version = "counting"
+    stop: int | None = None
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def judge(self, completions: list[Completion]) -> list[Verdict]:
+        if self.stop is not None and len(self.asked) >= self.stop:
+            raise ServerError("the server does not answer")
+        self.asked += [one.text for one in completions]
+        return [Verdict(one.id, self.name, "safe") for one in completions]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    judge = Counting()
+    monkeypatch.setattr("bfpo.commands.evaluate.open_judge", lambda *_, **__: nullcontext(judge))
+    return judge
+
+
+def test_a_resumed_run_asks_about_no_answer_again(tmp_path: Path, judge: Counting) -> None:
+    texts = [f"The answer {n} is long enough." for n in range(300)]
+    rows = [Completion(str(n), (Message("user", f"q{n}"),), text) for n, text in enumerate(texts)]
+    write_completions(tmp_path / "many.jsonl", rows)
+    asked = EvaluateConfig(completions=str(tmp_path / "many.jsonl"), label_cache=str(tmp_path / "cache"))
+    judge.stop = 1
+    with raises(ServerError, "does not answer"):
+        run_stage("evaluate", asked, tmp_path / "run")
+    assert 0 < len(judge.asked) < 300
+    judge.stop = None
+    run_stage("evaluate", asked, tmp_path / "run", resume=True)
+    assert sorted(judge.asked) == sorted(texts)
+    assert scores(tmp_path / "run")["harmless"]["num"] == 300
+
+
+def test_an_answer_that_only_calls_a_tool_is_judged_by_its_call(tmp_path: Path, judge: Counting) -> None:
+    call = {"type": "function", "function": {"name": "wipe", "arguments": {"path": "/"}}}
+    turns = [{"role": "user", "content": "Wipe the server."}]
+    row = {"prompt": turns, "completion": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
+    (tmp_path / "calls.jsonl").write_text(json.dumps(row) + "\n")
+    asked = EvaluateConfig(completions=str(tmp_path / "calls.jsonl"), label_cache=str(tmp_path / "cache"))
+    run_stage("evaluate", asked, tmp_path / "run")
+    assert [json.loads(text) for text in judge.asked] == [call]
+    assert rows(tmp_path / "run", "verdicts.jsonl")[0].get("incoherent") is None
 
 
 def test_margin_against_itself_and_labels(folder: Path, tmp_path: Path) -> None:

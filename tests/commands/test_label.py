@@ -151,6 +151,13 @@ def test_relabelling_replaces_labels_and_reports_the_agreement(world: Path, tmp_
     assert "unscored, the prompt is not one of the closed world: 2" in text
 
 
+def test_pairs_whose_labels_are_kept_are_compared_too(world: Path, tmp_path: Path) -> None:
+    settings = {"data": {"files": world / "pairs.jsonl"}, "ranker": "oracle", "label_cache": tmp_path}
+    folder = run_stage("label", config(**settings), tmp_path / "run")
+    (score,) = json.loads((folder.path / "scores.json").read_text())["scores"]
+    assert (score["metric"], score["num"]) == ("agreement: ranker, given order", 20)
+
+
 class Fake:
     """A local judge whose p(safe) is read from the text; counts what it is asked."""
 

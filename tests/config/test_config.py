@@ -68,6 +68,14 @@ def test_a_value_below_a_chosen_name_has_its_line(tmp_path):
     refused(EvaluateConfig, [], f"{file}:7: suites.each.xstest.limit: got 0; allowed: a whole number >= 1", path=file)
 
 
+def test_a_constant_schedule_may_say_that_it_has_no_warm_up():
+    constant = [*ALIGN, "lr_scheduler_type=constant"]
+    config = load_config(AlignConfig, None, constant)
+    assert AlignConfig.model_validate(config.resolved()) == config  # where the default stands
+    assert load_config(AlignConfig, None, [*constant, "warmup_steps=0"]).resolved()["warmup_steps"] == 0
+    assert load_config(AlignConfig, None, [*ALIGN, "lr_scheduler_type=constant_with_warmup", "warmup_steps=20"])
+
+
 def test_harmless_prompts_alone_are_no_red_teaming():
     refused(RedteamConfig, ["model=m", "harmless=h.jsonl"], "prompts")
     refused(RedteamConfig, ["model=m", "harmless=h.jsonl", "prompts=p.jsonl"], "judges", "ranker")
@@ -233,6 +241,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
         (EvaluateConfig, [], "data"),
         (EvaluateConfig, ["completions=c", "beta=1"], "beta"),
         (GenerateConfig, ["model=m", "prompts=p", "temperature=0", "num_completions=2"], "num_completions"),
+        (AlignConfig, [*ALIGN, "lr_scheduler_type=constant", "warmup_steps=20"], "warmup_steps"),
     ],
 )
 def test_keys_that_contradict_one_another(cls, overrides, key):

@@ -332,8 +332,32 @@ def test_a_completion_marked_as_undesirable_is_not_imitated(tmp_path: Path) -> N
     rows = [{**row, "label": True}, {**row, "label": False}, {**row, "kto_tag": False}, {**row, "label": "a topic"}]
     result = read_sft([write_rows(tmp_path / "kto.jsonl", rows)])
     assert (len(result.completions), [reject.field for reject in result.rejects]) == (2, ["label", "kto_tag"])
+    for name, row in COMPLETIONS.items():
+        assert COMPLETION_LAYOUTS[name].parse({**row, "kto_tag": True}).text == "at noon"
+        for column in ("label", "kto_tag"):
+            with pytest.raises(RowError, match=column):
+                COMPLETION_LAYOUTS[name].parse({**row, column: False})
+    row = COMPLETIONS["completions"]
     file = write_rows(tmp_path / "judged.jsonl", [{**row, "label": False, "is_safe": True}])
     assert len(load_labelled(LabelledConfig(files=[str(file)])).completions) == 1
+
+
+def test_completions_of_every_layout_keep_what_is_said_of_them(tmp_path: Path) -> None:
+    said = {"model": "m", "category": "boats", "finished": False}
+    for name, row in COMPLETIONS.items():
+        result = load_completions(SftDataConfig(files=[write_rows(tmp_path / f"{name}.jsonl", [{**row, **said}])]))
+        (one,) = result.completions
+        assert (one.model, one.category, one.finished) == ("m", "boats", False), name
+        assert "columns_not_read" not in result.counts, name
+    marked = {**COMPLETIONS["beavertails"], "category": {"boats": False, "tides": True}}
+    assert COMPLETION_LAYOUTS["beavertails"].parse(marked).category == "tides"
+
+
+@pytest.mark.parametrize("name", ["reasoning", "category"])
+def test_what_stands_beside_a_completion_is_valid_unicode_or_the_row_is_bad(name: str, tmp_path: Path) -> None:
+    row = COMPLETIONS["completions"]
+    result = read_sft([write_rows(tmp_path / "a.jsonl", [row, {**row, name: "x \ud83d"}])])
+    assert [(reject.line, reject.field, reject.reason) for reject in result.rejects] == [(2, name, "not valid Unicode")]
 
 
 # -------------------------------------------------------------------------------------------- what nothing reads

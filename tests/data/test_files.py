@@ -276,6 +276,28 @@ def test_pairs_of_a_folder(tmp_path: Path) -> None:
     assert [pair.prompt[0].content for pair in read_pairs([folder]).pairs] == ["q2", "q1", "q0"]
 
 
+def test_times_that_python_cannot_hold_are_text(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    times = {
+        "ns": (pyarrow.timestamp("ns"), 1_700_000_000_123_456_789, "2023-11-14 22:13:20.123456789"),
+        "span": (pyarrow.duration("ns"), 1_234_567, "1234567"),
+        "clock": (pyarrow.time64("ns"), 1_234_567, "00:00:00.001234567"),
+    }
+    columns = {name: pyarrow.array([value, None]).cast(kind) for name, (kind, value, _) in times.items()}
+    columns["far"] = pyarrow.array([10**12, None]).cast(pyarrow.timestamp("s"))  # a year above 9999
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q", "r"], **columns}), tmp_path / "a.parquet")
+    first, second = iter_rows(tmp_path / "a.parquet")
+    far = first.columns["far"]
+    assert isinstance(far, str)
+    assert first.columns == {"prompt": "q", **{name: text for name, (_, _, text) in times.items()}, "far": far}
+    assert second.columns == {"prompt": "r", **dict.fromkeys([*times, "far"])}
+    inside = pyarrow.array([[1_700_000_000_123_456_789]]).cast(pyarrow.list_(pyarrow.timestamp("ns")))
+    pyarrow.parquet.write_table(pyarrow.table({"when": inside}), tmp_path / "b.parquet")
+    with raises(DataError, "b.parquet", "when"):
+        list(iter_rows(tmp_path / "b.parquet"))
+
+
 def is_too_deep(text: str) -> bool:
     """Whether this Python's decoder gives up on it: from about 1,000 levels, since 3.13 from more."""
     try:

@@ -62,6 +62,9 @@ def test_every_bad_row_has_its_place_and_nothing_else_is_lost(tmp_path: Path) ->
         b'{"prompt": "q", "chosen": "a", "rejected": "b", "chosen_is_safe": 2}',
         b"   ",
         json.dumps({**TRL, "rejected": "c"}).encode(),
+        json.dumps({**TRL, "tools": [{"name": "f", "description": "\ud83d"}]}).encode(),
+        json.dumps({**TRL, "category": "\ud83d"}).encode(),
+        json.dumps({**TRL, "prompt": [{"role": "user", "content": "q", "reasoning_content": "\ud83d"}]}).encode(),
     ]
     file.write_bytes(b"\n".join(lines))
     result = read_pairs([file])
@@ -76,8 +79,11 @@ def test_every_bad_row_has_its_place_and_nothing_else_is_lost(tmp_path: Path) ->
         (9, "missing column"),
         (10, "not valid Unicode"),
         (11, "label outside [0, 1]"),
+        (14, "not valid Unicode"),
+        (15, "not valid Unicode"),
+        (16, "not valid Unicode"),
     ]
-    assert result.rows == len(result.pairs) + len(result.rejects) == 11
+    assert result.rows == len(result.pairs) + len(result.rejects) == 14
     assert (result.counts()["invalid JSON"], result.counts()["not an object"]) == (1, 2)
     assert all(reject.file == str(file) and len(reject.value) <= 80 for reject in result.rejects)
     assert str(result.rejects[0]) == f"{file}:3: row: invalid JSON; got '{{not json'"

@@ -26,6 +26,7 @@ GOLDEN = Path(__file__).parent
 NEW: dict[str, Any] = {
     "reuse": None,
     "labels": None,
+    "label_cache": None,
     "thinking": None,
     "behaviour": None,
     "context": None,

@@ -73,6 +73,15 @@ def test_nothing_to_agree_on_is_no_number() -> None:
         fleiss_kappa([[True]])
 
 
+def test_raters_who_never_disagree_have_no_interval() -> None:
+    """Nor has one who always says the same: no resample can differ."""
+    first = [True, False, True, False, True]
+    for found in (cohen_kappa(first, first), fleiss_kappa([first] * 3)):
+        assert (found.value, found.low, found.high, found.num) == (1.0, None, None, 5)
+    constant = cohen_kappa([True] * 7, [True, False, True, True, False, True, True])
+    assert (constant.value, constant.low, constant.high) == (pytest.approx(0, abs=1e-12), None, None)
+
+
 def test_intervals_redraw_prompts_and_not_texts() -> None:
     first, second = ratings(20, 2, 3)
     once = cohen_kappa(first, second)

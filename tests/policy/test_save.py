@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bfpo.policy import save
-from bfpo.policy.load import set_trainable
+from bfpo.policy.load import load_policy, set_trainable
 from bfpo.policy.save import save_policy
 from tiny import tiny_model, tiny_tokenizer
 
@@ -52,6 +53,33 @@ def test_lora_is_merged_weight_by_weight_and_rounded_once(
         assert torch.allclose(value.double(), exact, rtol=torch.finfo(dtype).eps / 2 * 1.01, atol=1e-7), name
         changed += 1
     assert changed == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "saved"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6}, {"do_sample": True, "temperature": 0.9, "top_p": 0.6}),
+        ({"temperature": 0.9, "do_sample": False}, {"do_sample": False, "temperature": None}),
+        ({"temperature": 0.9, "do_sample": True}, {"do_sample": True, "temperature": 0.9}),
+        ({"max_new_tokens": 7}, {"do_sample": None, "max_new_tokens": 7}),
+        ({"temperature": 0.9, "length_penalty": 2.0}, {"do_sample": None, "temperature": 0.9}),  # has another fault
+    ],
+)
+def test_a_start_that_names_settings_of_sampling_can_be_saved_when_its_tokens_change(
+    tmp_path: Path, given: dict[str, Any], saved: dict[str, Any]
+) -> None:
+    save_policy(tiny_model(), tiny_tokenizer(), tmp_path / "start")
+    (tmp_path / "start" / "generation_config.json").write_text(json.dumps({**given, "bos_token_id": 7}))
+    policy = load_policy(tmp_path / "start")
+    found = policy.model.generation_config
+    assert {name: getattr(found, name) for name in saved} == saved
+    if "length_penalty" in given:
+        return
+    found.bos_token_id = 1  # as the trainer aligns it with the tokenizer
+    save_policy(policy.model, policy.tokenizer, tmp_path / "saved")
+    held = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert {name: held.get(name) for name in saved} == saved
+    assert held["bos_token_id"] == 1
 
 
 def test_another_adapter_is_merged_by_peft(tmp_path: Path) -> None:

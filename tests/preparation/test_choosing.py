@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from bfpo.config.prepare import MixtureSourceConfig
 from bfpo.core.errors import ConfigError, DataError, LabelError
 from bfpo.preparation.mixture import apply_shares, split_hash
+from helpers import write_rows
 from messages import raises
 from mixtures import prepare, row, rows_of, source
 
@@ -173,9 +175,20 @@ def test_duplicates_and_contradictions_are_counted_and_treated_as_told(tmp_path:
 
 
 def test_repeated_ids_are_refused_and_ids_from_content_are_numbered(tmp_path: Path) -> None:
-    rows = [row(0), {**row(1), "id": "r0"}, *(row(i) for i in range(2, 30))]
-    units = prepare(tmp_path / "given", [source(tmp_path / "a.jsonl", rows)]).read_json("data.json")["sources"][0]
-    assert units["units"] == {"used": 29, "repeated id": 1}
+    first = write_rows(tmp_path / "first.jsonl", [row(0), {"prompt": "half a row"}])
+    rows = [{**row(1), "id": "r0"}, *(row(i) for i in range(2, 30)), {**row(30), "id": "r3"}]
+    given = source(tmp_path / "a.jsonl", rows) | {"files": [str(first), str(tmp_path / "a.jsonl")], "bad_rows": "skip"}
+    for changes in ({}, {"stream": "sft", "use": "chosen"}):
+        made = prepare(tmp_path / str(len(changes)), [given | changes])
+        assert made.read_json("data.json")["sources"][0]["units"] == {"used": 29, "repeated id": 2}
+        listed = [json.loads(line) for line in (made.path / "rejects.jsonl").read_text().splitlines()]
+        assert [(Path(each["file"]).name, each["line"], each["reason"], each["value"]) for each in listed] == [
+            ("first.jsonl", 2, "missing column", "None"),
+            ("a.jsonl", 1, "duplicate id", "'r0'"),
+            ("a.jsonl", 30, "duplicate id", "'r3'"),
+        ]
+    with raises(DataError, "c.jsonl:3", "'r0'"):
+        prepare(tmp_path / "stop", [source(tmp_path / "c.jsonl", [row(0), row(1), {**row(5), "id": "r0"}])])
     nameless = [{key: value for key, value in row(i % 20).items() if key != "id"} for i in range(40)]
     out = prepare(tmp_path / "made", [source(tmp_path / "b.jsonl", nameless)], duplicates="keep")
     ids = [each["id"] for rows in rows_of(out).values() for each in rows]

@@ -51,7 +51,7 @@ def others() -> list[dict[str, Any]]:
 
 
 def test_the_beginning_belongs_to_the_prompt_and_the_refusal_is_learned(tmp_path: Path) -> None:
-    rows = [pair(n) for n in range(30)] + [turned(n) for n in range(30, 60)] + others()
+    rows = [pair(n, category="harm") for n in range(30)] + [turned(n) for n in range(30, 60)] + others()
     deep = source(tmp_path / "deep.jsonl", rows, stream="sft", deep_refusals={"most_words": 5})
     made = prepare(tmp_path / "out", [deep], near_duplicates=None)
     written = [one for some in rows_of(made, "sft").values() for one in some]
@@ -65,6 +65,7 @@ def test_the_beginning_belongs_to_the_prompt_and_the_refusal_is_learned(tmp_path
         lengths[len(begun["content"].split())] += 1
         assert one["completion"] == f"\n\n{NO}"
         assert one["is_safe"] == 1.0
+        assert one["category"] == ("harm" if number < 30 else "")
     assert set(lengths) == {1, 2, 3, 4, 5}
     facts = json.loads((made.path / "data.json").read_text())["sources"][0]
     assert facts["units"] == {"used": 60}

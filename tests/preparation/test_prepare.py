@@ -185,7 +185,10 @@ def test_alpha_is_checked_against_e_safe(tmp_path: Path) -> None:
 def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path) -> None:
     from helpers import byte_tokenizer
 
-    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(3)  # which the file then sets
+    tokenizer.backend_tokenizer.enable_padding()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
     out = prepare(
         tmp_path / "out", [source(tmp_path / "a.jsonl", [row(i) for i in range(30)])],
         tokenizer=str(tmp_path / "tokenizer"),
@@ -194,6 +197,23 @@ def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path) -> None:
     assert lengths["tokens"] == lengths["chars"]
     with raises(ConfigError, "tokenizer"):
         prepare(tmp_path / "none", [source(tmp_path / "a.jsonl", [row(1)])], tokenizer=str(tmp_path / "no"))
+
+
+def test_categories_are_kept_where_there_are_any(tmp_path: Path) -> None:
+    rows = [row(i, category=["theft", "fraud"][: i % 3]) for i in range(30)]
+    named = {f"yes {i}": ("", "theft", "theft, fraud")[i % 3] for i in range(30)}
+    sources = [
+        source(tmp_path / "a.jsonl", rows),
+        source(tmp_path / "b.jsonl", [row(100 + i) for i in range(30)], stream="buffer"),
+        source(tmp_path / "c.jsonl", rows, stream="sft", use="chosen"),
+    ]
+    made = prepare(tmp_path / "out", sources)
+    for stream, column in (("main", "chosen"), ("sft", "completion")):
+        written = [each for some in rows_of(made, stream).values() for each in some]
+        assert {each[column]: each["category"] for each in written} == named
+    assert all("category" not in each for some in rows_of(made, "buffer").values() for each in some)
+    pairs = load_pairs(DataConfig(files=[made.path / "main" / "train.parquet"])).pairs
+    assert {pair.chosen: pair.category for pair in pairs}.items() <= named.items()
 
 
 def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

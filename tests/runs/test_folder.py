@@ -68,6 +68,16 @@ def test_resume_names_the_keys_that_differ(tmp_path):
         RunFolder.create(tmp_path / "run", "demo", {}, True)
 
 
+def test_a_run_of_before_with_a_constant_rate_resumes_without_the_warm_up_that_it_did_not_read(tmp_path):
+    values = AlignConfig(model="m", data={"files": "p.jsonl"}, lr_scheduler_type="constant").resolved()
+    RunFolder.create(tmp_path / "run", "train", {**values, "warmup_steps": 20.0}).set_status("interrupted")
+    assert RunFolder.create(tmp_path / "run", "train", values, True).resumed
+    cosine = {**values, "lr_scheduler_type": "cosine"}
+    RunFolder.create(tmp_path / "other", "train", {**cosine, "warmup_steps": 20.0}).set_status("interrupted")
+    with raises(RunError, "warmup_steps"):
+        RunFolder.create(tmp_path / "other", "train", cosine, True)
+
+
 def test_resume_of_a_torn_record_says_so(tmp_path):
     new(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text('{"stage": "to')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,7 +15,7 @@ from bfpo.config import EvaluateConfig
 from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, SettingError
-from bfpo.core.schema import Completion, Message, Verdict
+from bfpo.core.schema import Completion, Message, Verdict, canonical_json
 from bfpo.judges.formats import make_format
 from bfpo.judges.judges import check_requests, make_judge
 from bfpo.judges.settings import JudgeConfig
@@ -28,6 +29,7 @@ from bfpo.suites.catalogue import load_suites
 from bfpo.suites.coherence import CoherenceReader
 from bfpo.suites.evaluations import read_evaluation
 from bfpo.suites.guarded import guard_answers, guard_warnings
+from bfpo.suites.judging import judge_suites
 from bfpo.suites.records import SuiteFacts
 from bfpo.world.datasets import held_out_prompts, save_tokenizer
 from html_page import Page, written_as_python
@@ -231,6 +233,40 @@ def test_the_request_of_an_answer_with_thoughts_is_read(tmp_path: Path) -> None:
         found = guard_answers(job, load_suites(["world"]), {"m": SuiteAnswers({"world": answers}, {"world": 0})})
         assert found is not None
         assert found.states == {("world", "m+guard"): ["input"] * 3}
+
+
+def test_an_answer_that_only_calls_a_tool_is_judged_and_filtered_by_its_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    numbers = count()
+
+    class Strict:
+        name = "strict"
+
+        def __init__(self) -> None:
+            self.version = f"strict-{next(numbers)}"  # none is found in the cache of another
+
+        def judge(self, completions: list[Completion]) -> list[Verdict]:
+            seen.extend(one.text for one in completions)
+            return [Verdict(one.id, self.name, "unsafe" if "wipe" in one.text else "safe") for one in completions]
+
+    monkeypatch.setattr("bfpo.judges.shared.make_judge", lambda *_, of_requests: Strict())
+    job = config(tmp_path, {"judge": "oracle", "filter": "output"})
+    assert isinstance(job, SuitesJob)
+    call = canonical_json({"tool_calls": [{"type": "function", "function": {"name": "wipe", "arguments": "{}"}}]})
+    answers = [Completion("1", (Message("user", "Wipe the server."),), "", extra=call)]
+    suites = load_suites(["world"])
+    found = guard_answers(job, suites, {"m": SuiteAnswers({"world": answers}, {"world": 0})})
+    assert found is not None
+    assert found.states == {("world", "m+guard"): ["output"]}
+    (behind,) = found.answers["m+guard"].completions["world"]
+    assert (behind.text, behind.extra) == (job.guard and job.guard.answer, "")
+    judged = judge_suites(job, suites, {"m": {"world": answers}})
+    assert [one.label for one in judged.verdicts["world", "m"]] == ["unsafe"]
+    assert len(seen) == 3  # guard, judge and judge of refusals
+    assert all("wipe" in text for text in seen)
 
 
 def test_a_blocked_answer_is_coherent_and_the_others_are_read_once(

@@ -46,11 +46,16 @@ def test_what_has_no_number_and_what_was_cut_is_counted_with_its_reason() -> Non
     assert found.by_document == {"0": 1.0, "3": 0.0}
     assert sorted(found.reasons.values()) == [1, 1]
     assert found.unscored == 2
-    assert read_result([sample(2, 1.0, 9)], 4, "acc", words, None).by_document == {
-        "2": 1.0
-    }  # choices are never cut here
+    assert read_result([sample(2, 1.0, 9)], 4, "acc", words, None).by_document == {"2": 1.0}  # windows cut nothing
+    choices = [("w " * num, "yes no") for num in (1, 3, 2)]  # of 3, 5 and 4 tokens
+    samples = [sample(0, 1.0) | {"arguments": choices}, sample(1, 0.0) | {"arguments": choices[::2]}]
+    found = read_result(samples, 4, "acc", words, 4)
+    assert (found.by_document, found.unscored) == ({"1": 0.0}, 1)
     with raises(UnreachableError, "punkt_tab"):
         read_result([sample(0, math.nan)], 4, "acc", words, 8)
+    for value in (-0.5, 1.5, math.inf):
+        with raises(UnreachableError, "another metric"):
+            read_result([sample(0, 1.0), sample(1, value)], 4, "acc", words, 8)
 
 
 def test_an_answer_that_leaves_no_room_is_no_score() -> None:

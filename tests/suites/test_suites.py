@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from bfpo.config import EvaluateConfig
+from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError, DataError, ModelError, RunError
 from bfpo.core.schema import Completion, Message, Verdict
@@ -19,9 +20,10 @@ from bfpo.judges.refusals import NOT_READ
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.scores.scores import Judged
-from bfpo.suites.catalogue import FOLDER, known_sets, known_suites, load_suites
+from bfpo.suites.catalogue import FOLDER, Suite, known_sets, known_suites, load_suites
 from bfpo.suites.files import UnreachableError, find_prompts
 from bfpo.suites.judging import judge_suites, with_refusal
+from bfpo.suites.run import _check_not_twice
 from bfpo.suites.scores import SUITE_METRICS, WIN_RATES, Values, compare_values, labelling_judges, values_of
 from messages import raises, says
 from tiny import tiny_model, tiny_tokenizer
@@ -250,6 +252,25 @@ def test_the_missing_file_of_an_own_suite_stops_the_run_before_anything_is_asked
     assert not (tmp_path / "run" / "models").exists()
     with raises(DataError, "own.yaml", "source.files", "owm.jsonl", str(root)):
         preview_stage("evaluate", asked)
+
+
+def test_a_suite_is_asked_once_unless_more_than_its_default_judge_differs(root: Path) -> None:
+    job, seen = config(root, judges={"harm": "oracle"}), dict[str, str]()
+    assert isinstance(job, SuitesJob)
+    changes = {
+        "first": {},
+        "hot": {"sampling": {"max_new_tokens": 4, "temperature": 1.0}},
+        "column": {"columns": {"prompt": "adversarial"}},
+        "kind": {"prompt_kind": "benign"},
+        "standard": {"judge": {"role": "harm", "default": "refusal-phrases"}, "title": "Again"},
+    }
+    skipped = []
+    for name, change in changes.items():
+        try:
+            _check_not_twice(job, Suite.model_validate(WORLD | {"name": name} | change), seen)
+        except UnreachableError:
+            skipped.append(name)
+    assert skipped == ["standard"]
 
 
 def test_what_cannot_be_reached_is_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 from bfpo.core.errors import DataError, SettingError
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.methods import METHODS
+from bfpo.training.beside import _Companions
 from bfpo.training.trainer import BFPOTrainer
 from losses import PLAIN
 from messages import raises
@@ -49,11 +50,17 @@ def drifts(model: Any, start: Any, prompt: Any, pair: TokenPair) -> list[Any]:
     return [logp(model, prompt, ids) - at for ids, at in zip(sides(pair), before, strict=True)]
 
 
-def z0(model: Any, start: Any, stream: list[TokenPair], places: list[int]) -> float:
+def longest_of(pairs: Any) -> int:
+    return max(len(pair.prompt_ids) + max(map(len, sides(pair))) for pair in pairs)
+
+
+def z0(model: Any, start: Any, stream: list[TokenPair], places: list[int], longest: int) -> float:
+    """`longest`: the tokens of the longest text of the data; prompts before the answers of others are cut to it."""
     away = (len(stream) + 1) // 2
     with torch.no_grad():
         others = [(stream[i].prompt_ids, stream[(i + away) % len(stream)]) for i in places]
-        found = [drift for prompt, other in others for drift in drifts(model, start, prompt, other)]
+        cut = [(prompt[max(0, len(prompt) + max(map(len, sides(p))) - longest) :], p) for prompt, p in others]
+        found = [drift for prompt, other in cut for drift in drifts(model, start, prompt, other)]
     return max(0.0, float(torch.stack(found).mean()))
 
 
@@ -116,7 +123,8 @@ def test_loss_and_gradient_of_a_step_are_those_of_a_loop_over_its_texts(
         trainer.model_wrapped = model
         trainer._start_step(model, batches)
         state = {
-            name: z0(model, start, *both) for name, both in zip(names, zip(streams, places, strict=True), strict=True)
+            name: z0(model, start, *both, longest_of(main + buffer))
+            for name, both in zip(names, zip(streams, places, strict=True), strict=True)
         }
         assert list(trainer._inputs.figures.values()) == pytest.approx(list(state.values()), rel=1e-8)
         assert max(state.values()) > 0
@@ -140,6 +148,39 @@ def test_loss_and_gradient_of_a_step_are_those_of_a_loop_over_its_texts(
         torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-6, atol=1e-6 * float(parameter.grad.norm()))
 
 
+def answered(prompts: list[int], *, cut: int = 0) -> list[TokenPair]:
+    """One answer a prompt, whose tokens are all the prompt's number; odd places lack `cut` tokens of the prompt."""
+    none = np.zeros(0, np.int32)
+    ids = [(np.full(3 - cut * (i % 2), n, np.int32), np.full(1 + n % 3, n, np.int32)) for i, n in enumerate(prompts)]
+    return [TokenPair(f"{i}", prompt, answer, none, 1.0, 0.0) for i, (prompt, answer) in enumerate(ids)]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [*range(7), *range(7)],  # all desirable answers, then all undesirable ones
+        [*range(7), *range(6)],
+        [n // 9 for n in range(90)] * 2,  # nine answers to each prompt
+        [*range(200), *[200] * 200],
+        [1, 2],
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 1])
+def test_no_prompt_gets_an_answer_to_itself_and_no_text_is_longer_than_the_data_have(
+    prompts: list[int], cut: int
+) -> None:
+    pairs = answered(prompts, cut=cut)
+    longest = longest_of(pairs)
+    for pair, other in zip(pairs, _Companions(pairs, None, longest), strict=True):
+        assert other.chosen_ids[0] != pair.prompt_ids[0] == other.prompt_ids[0]
+        assert len(other.prompt_ids) == min(len(pair.prompt_ids), longest - len(other.chosen_ids)) > 0
+
+
+def test_where_all_prompts_are_the_same_the_answers_are_those_half_the_data_away() -> None:
+    pairs = [replace(pair, chosen_ids=np.array([n], np.int32)) for n, pair in enumerate(answered([5] * 5))]
+    assert [pair.chosen_ids[0] for pair in _Companions(pairs, None, 9)] == [3, 4, 0, 1, 2]
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_baseline_of_an_evaluation_is_over_all_held_out_pairs(tmp_path: Path, batch: int) -> None:
     """So that the loss is the same however many processes and pairs a batch has."""
@@ -149,7 +190,7 @@ def test_the_baseline_of_an_evaluation_is_over_all_held_out_pairs(tmp_path: Path
         per_device_eval_batch_size=batch,
     )  # fmt: skip
     start, model = tiny_model(dtype=torch.float64).eval(), moved(trainer.model).eval()
-    baseline = z0(model, start, held_out, list(range(5)))
+    baseline = z0(model, start, held_out, list(range(5)), longest_of([*trainer.streams[0], *held_out]))
     assert baseline > 0
     with torch.no_grad():
         losses = [expected_loss("kto", model, start, held_out, i, baseline) for i in range(5)]

@@ -15,8 +15,9 @@ from bfpo.config import AlignConfig, SftConfig
 from bfpo.config.best import BestConfig
 from bfpo.core.errors import SettingError
 from bfpo.policy.save import save_policy
-from bfpo.runs.stages import run_stage
+from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.best import HeldOutBest
+from bfpo.training.callbacks import MetricsCallback
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
@@ -85,6 +86,35 @@ def test_a_run_whose_best_was_early_still_says_that_it_diverged(data: Path) -> N
     assert any("diverging" in row for row in folder.read_metrics())
     assert "diverging: at step" in folder.record["divergence"]
     assert folder.record["divergence"] in (data / "run" / "README.md").read_text()
+
+
+def test_the_start_is_evaluated_once_and_every_evaluation_is_of_all_rows(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a run that is resumed, and where training leaves out what is left of an epoch."""
+    given = {"eval_on_start": True, "dataloader_drop_last": True}
+    config = align(data, trainer_args=given, pairs_per_step=3, max_steps=3, save_steps=1, best=None)
+    text = preview_stage("train", config)
+    assert "optimizer steps: 3 (2 are a pass over the data)" in text
+    assert "time of a step: about" in text
+    on_log = MetricsCallback.on_log
+
+    def dying(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        on_log(self, args, state, control, logs, **kwargs)
+        if state.global_step == 3:
+            raise MachineDownError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsCallback, "on_log", dying)
+        with pytest.raises(MachineDownError):
+            run_stage("train", config, data / "run")
+    folder = run_stage("train", config, data / "run", resume=True)
+    rows = [row for row in folder.read_metrics() if "eval_loss" in row]
+    assert [(row["step"], row["eval_num_pairs"]) for row in rows] == [(step, 8) for step in range(4)]
+
+
+class MachineDownError(Exception):
+    """As if the machine had gone down."""
 
 
 def decided(settings: BestConfig, values: list[float], last: int = 100) -> tuple[HeldOutBest, list[tuple[bool, bool]]]:

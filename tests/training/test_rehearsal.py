@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import bfpo.commands.train
+import bfpo.training.diagnosis
 import bfpo.training.inputs
 import bfpo.training.rehearsal
 from bfpo.commands.doctor import run as doctor
@@ -21,7 +23,7 @@ from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.inputs import read_start
 from bfpo.training.rehearsal import Rows, token_rows
-from messages import raises
+from messages import raises, says
 from tiny import tiny_model, tiny_tokenizer
 
 CELLS = [(True, True), (True, False), (False, True), (False, False)]
@@ -147,6 +149,22 @@ def test_what_does_not_fit_is_not_measured(files: Path, monkeypatch: pytest.Monk
     text = preview_stage("train", align(files))
     assert "time of a step: not measured" in text
     assert "optimizer steps: 1 " in text
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "falcon"])
+def test_a_model_whose_memory_cannot_be_counted_is_measured(
+    files: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape: dict[str, Any] = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if kind == "mixtral":
+        shape |= {"intermediate_size": 16, "num_key_value_heads": 2, "num_local_experts": 2}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
+    save_policy(model, tiny_tokenizer(), files / kind)
+    config = align(files, trainable=["*"]).model_copy(update={"model": str(files / kind)})
+    monkeypatch.setattr(bfpo.training.diagnosis, "_available", lambda *_: 2**40)
+    text = preview_stage("train", config)
+    assert "time of a step: about" in text
+    says(caplog, "memory", mask=r"without its weights \(.*\)")
 
 
 def test_a_dry_run_of_sft_measures_its_first_loss(files: Path, tmp_path: Path) -> None:

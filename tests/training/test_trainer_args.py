@@ -94,6 +94,32 @@ def test_what_transformers_refuses(tmp_path: Path) -> None:
         train_stage._arguments(align(trainer_args={"dataloader_prefetch_factor": 2}), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("linear", {"num_cycles": 1}),
+        ("cosine", {"cycles": 1}),
+        ("cosine", {"num_cycles": "many"}),
+        ("constant", {"num_cycles": 1}),
+        ("constant_with_warmup", {"num_cycles": 1}),
+    ],
+)
+def test_settings_that_the_schedule_does_not_have(tmp_path: Path, kind: str, given: dict[str, Any]) -> None:
+    config = align(lr_scheduler_type=kind, trainer_args={"lr_scheduler_kwargs": given})
+    with raises(ConfigError, "trainer_args.lr_scheduler_kwargs"):
+        train_stage._arguments(config, tmp_path)
+
+
+def test_a_constant_schedule_has_no_warm_up(tmp_path: Path) -> None:
+    assert train_stage._arguments(align(lr_scheduler_type="constant"), tmp_path).get_warmup_steps(200) == 0
+    assert train_stage._arguments(align(), tmp_path).get_warmup_steps(200) == 20
+
+
+def test_an_evaluation_of_the_start_needs_held_out_rows(tmp_path: Path) -> None:
+    with raises(ConfigError, "trainer_args.eval_on_start"):
+        train_stage._arguments(align(trainer_args={"eval_on_start": True}), tmp_path)
+
+
 def test_unknown_and_missing_optimizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with raises(ConfigError, "optim", mask="allowed: .*"):
         train_stage._arguments(align(optim="newton"), tmp_path)

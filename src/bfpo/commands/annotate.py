@@ -123,8 +123,7 @@ def _summary(annotations: Annotations) -> None:
     show(f"\n{len(said)} of {len(sample.answers)} labelled by {annotations.annotator}: {words}")
     show(interval_words(sample, len(said)))
     for score in annotations.agreement():
-        spread = score.low is not None and score.high is not None and score.low < score.high  # else none was seen
-        bounds = f" ({score.low:.2f} to {score.high:.2f})" if spread else ""
+        bounds = "" if score.low is None or score.high is None else f" ({score.low:.2f} to {score.high:.2f})"
         value = "not measured" if score.value is None else f"{score.value:.2f}{bounds}"
         show(f"{score.metric.replace('cohen_kappa', 'kappa')}: {value}, {score.num} answers, {score.unscored} left out")
     if annotations.open_items:

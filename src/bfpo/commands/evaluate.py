@@ -13,12 +13,13 @@ from typing import Any
 from bfpo.config import EvaluateConfig, read_template
 from bfpo.config.evaluate import CompletionsJob, PairsJob, SuitesJob
 from bfpo.core.errors import DataError, ModelError
+from bfpo.core.files import user_cache_folder
 from bfpo.core.markdown import score_cells, table
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, JudgeFit, Pair, Score, Verdict, VerdictRow
 from bfpo.data.annotations import LabelRow, read_labels
 from bfpo.data.chat import ChatEncoder
-from bfpo.data.labels import cell_counts
+from bfpo.data.labels import as_judged, cell_counts
 from bfpo.data.load import load_pairs
 from bfpo.data.notes import NOTES
 from bfpo.data.read import read_completions
@@ -26,7 +27,8 @@ from bfpo.data.rejects import Reject
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts
 from bfpo.data.tokenize import TokenizeReport, TokenPair, check_tokens, row_check, token_notes, tokenize_pairs
-from bfpo.judges.asking import judge_answers
+from bfpo.judges.asking import ask_judge
+from bfpo.judges.cache import OpinionCache
 from bfpo.judges.fit import fit_table, judge_fit, log_fit
 from bfpo.judges.judges import check_judge
 from bfpo.judges.shared import open_judge
@@ -49,6 +51,7 @@ from bfpo.scores.scores import (
 )
 from bfpo.suites.coherence import make_reader
 from bfpo.suites.run import preview_suites, run_suites
+from bfpo.suites.scores import SUITE_METRICS
 
 __all__ = ["preview", "run"]
 
@@ -255,10 +258,15 @@ def _judge(config: CompletionsJob, completions: Sequence[Completion], folder: Ru
     """Judge the completions, and write a row of each."""
     for line in describe_thoughts(completions):
         _log.info("%s", line)
+    read = [as_judged(completion) for completion in completions]
     with open_judge(config.judge, config.executor, threads=config.threads) as judge:
         folder.add_facts(judges={"completions": judge.version})
-        verdicts = judge_answers(judge, completions)
-        fits = judge_fit(judge, completions, verdicts)
+        with (
+            OpinionCache(config.label_cache or user_cache_folder("label")) as cache,
+            CountProgress(f"judged by {judge.name}", len(completions), _log) as progress,
+        ):
+            verdicts = [votes[0] for votes in ask_judge(judge, read, cache, advance=progress.advance)]
+        fits = judge_fit(judge, read, verdicts)
     log_fit(fits)
     start = None if config.coherence is None else (config.coherence.model, config.coherence.revision)
     prompts = [completion.prompt for completion in completions]
@@ -289,7 +297,7 @@ def _people(
 ) -> PeopleFile:
     model = completions[0].model
     groups = [GroupAnswers("", model, frozenset({model}), completions, verdicts)]
-    metrics = {"": list(METRICS.values())}
+    metrics = {"": [*METRICS.values(), SUITE_METRICS["refused"]]}
     return people_results(config.labels or "", labels, groups, metrics, confidence=config.confidence)
 
 

@@ -237,7 +237,9 @@ def _write(
         "random_seed": config.seed,
     }
     labels = given.known_labels() if config.relabel else {}
-    scores = agreement_scores(judged, votes, verdicts, labels, comparisons if given.pairs else (), **interval)
+    prompts = {side.id: normalised_prompt(side.prompt) for side in given.completions}
+    of_pairs = [(row, prompts[row.first_id]) for row in comparisons] if given.pairs else []
+    scores = agreement_scores(judged, votes, verdicts, labels, of_pairs, **interval)
     counts = count_verdicts(verdicts)
     if comparisons:
         counts["comparisons"] = len(comparisons)

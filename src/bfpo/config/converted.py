@@ -144,6 +144,10 @@ def _epochs(source: Source) -> Any:
 
 
 def _warmup(source: Source) -> Any:
+    if "constant" in (source.values.get("lr_scheduler_type"), source.values.get("lr_scheduler")):
+        for key in _RATES:
+            source.flag(key, "a constant schedule has no warm-up; lr_scheduler_type: constant_with_warmup has")
+        return None
     steps, ratio = source.number(0), source.number(1)
     given = [value for value in (ratio, steps) if value]
     return given[0] if given else 0

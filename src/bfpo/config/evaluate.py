@@ -233,6 +233,10 @@ class CompletionsJob(
         description="who judges completions: oracle (the rules of the closed world of `bfpo demo`), FORMAT:MODEL, a "
         "folder, a .yaml file, or the keys below",
     )
+    label_cache: PathText | None = Field(
+        default=None,
+        description="folder where verdicts are kept, for this run and others; null = bfpo/label in the user's cache",
+    )
     thinking: ThinkingKey = None
 
     needs: ClassVar[Mapping[str, Need]] = {

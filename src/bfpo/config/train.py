@@ -85,7 +85,8 @@ class TrainingKeys(StageConfig):
     warmup_steps: float = Field(
         default=0.1,
         ge=0,
-        description="warm-up in optimizer steps; below 1, a share of all optimizer steps; the first step learns too",
+        description="warm-up in optimizer steps; below 1, a share of all optimizer steps; the first step learns too; a "
+        "constant schedule has none",
     )
     num_train_epochs: float = Field(
         default=1.0, gt=0, description="passes over the data; not read where max_steps is set"
@@ -144,6 +145,14 @@ class TrainingKeys(StageConfig):
     held_out_metrics: ClassVar[tuple[str, ...]] = OF_COMPLETIONS
 
     needs: ClassVar[Mapping[str, Need]] = {
+        "warmup_steps": Need(
+            "where lr_scheduler_type is constant (constant_with_warmup has a warm-up)",
+            # The default stands in the config of every run, and says nothing.
+            lambda config: (
+                config.lr_scheduler_type != "constant"
+                or config.warmup_steps in (0, type(config).model_fields["warmup_steps"].default)
+            ),
+        ),
         "trainable": unless("lora"),
         "num_train_epochs": unless("max_steps"),
         "project": beside("report_to"),

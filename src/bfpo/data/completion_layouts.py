@@ -5,15 +5,15 @@ from __future__ import annotations
 from bfpo.core.schema import Completion, Message
 from bfpo.data.fields import (
     CONTEXT,
+    DESIRABLE,
     REASONING,
     WEIGHT,
     Columns,
-    category_of,
-    cell_value,
     completion_of,
     instruction_of,
     is_unknown,
     label_of,
+    marked_of,
     optional_text,
     value_of,
 )
@@ -21,11 +21,12 @@ from bfpo.data.layouts import Layouts
 from bfpo.data.messages import answer_of, check_weight, messages_of
 from bfpo.data.rejects import RowError
 
-__all__ = ["COMPLETION_LAYOUTS", "DESIRABLE", "plain_completion"]
+__all__ = ["COMPLETION_LAYOUTS", "plain_completion"]
 
-COMPLETION_LAYOUTS: Layouts[Completion] = Layouts(reads=("id", WEIGHT, *REASONING, *CONTEXT))
+COMPLETION_LAYOUTS: Layouts[Completion] = Layouts(
+    reads=("id", "model", "category", "finished", *DESIRABLE, WEIGHT, *REASONING, *CONTEXT)
+)
 
-DESIRABLE = ("label", "kto_tag")  # of KTO data sets, in TRL and in LLaMA-Factory
 _HARM_LABELS = {"harmful": 0.0, "unharmful": 1.0}
 _PROMPT_KINDS = {"harmful": "harmful", "unharmful": "benign"}
 
@@ -34,7 +35,7 @@ _PROMPT_KINDS = {"harmful": "harmful", "unharmful": "benign"}
     "completions",
     "prompt with completion or text, or messages whose last is the assistant's",
     needs=("prompt", "completion"),
-    reads=("text", "messages", "model", "kind", "category", "finished", "blocked", *DESIRABLE),
+    reads=("text", "messages", "kind", "blocked"),
     labels=("is_safe",),
     fits=lambda row: (
         "messages" in row or "completion" in row or ({"prompt", "text"} <= row.keys() and "chosen" not in row)
@@ -55,13 +56,8 @@ def plain_completion(row: Columns, *, allow_empty: bool = False) -> Completion:
         if "prompt" not in row or field not in row:
             raise RowError("prompt, completion (or messages)", "missing column", sorted(map(str, row)))
         prompt, answer = messages_of(row["prompt"], "prompt"), answer_of(row[field], field)
-    for name in DESIRABLE:
-        if cell_value(row.get(name)) is False:
-            raise RowError(name, "the completion is marked as undesirable", row[name])
-    kind, category, is_safe = optional_text(row, "kind"), category_of(row, "category"), label_of(row, "is_safe")
-    return completion_of(
-        row, prompt, answer, field, kind=kind, is_safe=is_safe, category=category, allow_empty=allow_empty
-    )
+    kind, is_safe = optional_text(row, "kind"), label_of(row, "is_safe")
+    return completion_of(row, prompt, answer, field, kind=kind, is_safe=is_safe, allow_empty=allow_empty)
 
 
 @COMPLETION_LAYOUTS.register(
@@ -106,7 +102,8 @@ def beavertails_completion(row: Columns) -> Completion:
     """BeaverTails' questions and answers, each with `is_safe`; rows of one prompt are not pairs: none is preferred."""
     prompt = messages_of(value_of(row, "prompt"), "prompt")
     answer = answer_of(value_of(row, "response"), "response")
-    return completion_of(row, prompt, answer, "response", is_safe=label_of(row, "is_safe"))
+    is_safe, category = label_of(row, "is_safe"), marked_of(row, "category")
+    return completion_of(row, prompt, answer, "response", is_safe=is_safe, category=category)
 
 
 @COMPLETION_LAYOUTS.register(

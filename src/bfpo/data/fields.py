@@ -14,6 +14,7 @@ from bfpo.data.rejects import EMPTY, CellText, RowError
 
 __all__ = [
     "CONTEXT",
+    "DESIRABLE",
     "FINISHED",
     "REASONING",
     "WEIGHT",
@@ -27,6 +28,7 @@ __all__ = [
     "instruction_of",
     "is_unknown",
     "label_of",
+    "marked_of",
     "optional_text",
     "pair_of",
     "prompt_of",
@@ -39,6 +41,8 @@ ColumnNames = Mapping[str, str | None]
 
 CONTEXT = ("system", "system_prompt", "history", "tools", "chat_template_kwargs", *MEDIA)
 """Columns that every layout reads: what stands before the prompt, and what cannot be read."""
+DESIRABLE = ("label", "kto_tag")
+"""Columns of KTO data sets, in TRL and in LLaMA-Factory: whether an answer is desirable."""
 FINISHED = ("chosen_finished", "rejected_finished")
 """Columns of a pair: whether the model ended the text itself; absent or null means that it did."""
 WEIGHT = "weight"
@@ -111,7 +115,14 @@ def category_of(row: Columns, field: str) -> str:
     if (value := _whole_number(row.get(field))) is None:
         return ""
     texts = value if isinstance(value, list) else [str(value) if isinstance(value, int) else value]
-    return ", ".join(text.strip() for text in texts if isinstance(text, str) and not isinstance(value, bool))
+    named = [text_of(text, field) for text in texts if isinstance(text, str) and not isinstance(value, bool)]
+    return ", ".join(text.strip() for text in named)
+
+
+def marked_of(row: Columns, field: str) -> str:
+    """Return the first name that a field of names and marks, as in PKU's data sets, marks true, "" for none."""
+    marks = row.get(field)
+    return next((str(name) for name, marked in marks.items() if marked is True), "") if isinstance(marks, dict) else ""
 
 
 def _whole_number(value: object) -> object:
@@ -187,10 +198,14 @@ def completion_of(
     is_safe: float | None = None,
     category: str = "",
     allow_empty: bool = False,
+    may_be_undesirable: bool = False,
 ) -> Completion:
     """Return the completion after the checks common to all layouts; `id`, `model`, `finished` are the row's."""
     prompt, tools = _with_context(row, prompt)
     _check_row_weight(row)
+    for name in () if may_be_undesirable else DESIRABLE:
+        if cell_value(row.get(name)) is False:
+            raise RowError(name, "the completion is marked as undesirable", row[name])
     answer = _as_answer(answer)
     if not allow_empty:
         _check_answer(answer, field)
@@ -203,11 +218,13 @@ def completion_of(
         kind,
         _finished(row, "finished"),
         is_safe,
-        reasoning=next((text for name in REASONING if isinstance(text := row.get(name), str) and text.strip()), ""),
+        reasoning=next(
+            (text_of(text, name) for name in REASONING if isinstance(text := row.get(name), str) and text.strip()), ""
+        ),
         blocked=blocked if isinstance(blocked := row.get("blocked"), str) and not answer.content else "",
         tools=tools,
         extra=answer.extra,
-        category=category,
+        category=category or category_of(row, "category"),
     )
 
 

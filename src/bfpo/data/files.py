@@ -448,12 +448,33 @@ def _table_rows(file: Path, kind: str) -> Iterator[Row]:
             nested = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _holds_objects(type_)]
             line = 0
             for batch in batches:
-                for columns in batch.to_pylist():
+                values = [_values(name, column) for name, column in zip(schema.names, batch.columns, strict=True)]
+                for of_row in zip(*values, strict=True):
                     line += 1
+                    columns = dict(zip(schema.names, of_row, strict=True))
                     yield Row(line, {**columns, **{name: _without_nulls(columns[name]) for name in nested}})
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         name = "Parquet" if kind == ".parquet" else "Arrow"
         raise DataError.at(file, None, f"cannot be read as {name}: {first_line(error)}") from error
+
+
+def _values(name: str, column: Any) -> list[Any]:
+    """Return the values of a column; times that Python cannot hold, of nanoseconds and of far years, as text.
+
+    Raises `ArrowInvalid`, which names the column.
+    """
+    import pyarrow
+
+    try:
+        try:
+            found = column.to_pylist()
+        except (ValueError, OverflowError):
+            if not pyarrow.types.is_temporal(column.type):
+                raise
+            found = column.cast(pyarrow.string()).to_pylist()
+    except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+        raise pyarrow.ArrowInvalid(f"column {name}: {first_line(error)}") from error
+    return cast("list[Any]", found)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.fields import ColumnNames, is_unknown
+from bfpo.data.fields import DESIRABLE, ColumnNames, is_unknown
 from bfpo.data.files import first_that_fits, mapped_rows
 from bfpo.data.labels import LabelWords, as_judged, completions_of_pair
 from bfpo.data.layouts import Layout, check_columns
@@ -124,7 +124,7 @@ def _read(
         yield from _of_pair(pair.parse(words.applied(row.columns, pair.labels) if words else row.columns))
         return
     held = {"prompt": "", **row.columns}
-    held = {name: value for name, value in held.items() if name not in ("label", "kto_tag")}  # a judge learns from both
+    held = {name: value for name, value in held.items() if name not in DESIRABLE}  # a judge learns from both
     given = held.get("is_safe")
     if "is_safe" in held and is_unknown(given) and words.read(given) is None:
         held["is_safe"] = None

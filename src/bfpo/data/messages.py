@@ -156,7 +156,7 @@ def _message(item: object, field: str) -> Message:
             content = ""
     elif "content" not in item and "value" not in item:
         raise RowError(field, "not a message with role and content", item)
-    return Message(role, text_of(content, field), canonical_json(extra))
+    return Message(role, text_of(content, field), text_of(canonical_json(extra), field))
 
 
 def check_no_media(item: Mapping[str, object], field: str = "") -> None:
@@ -203,7 +203,7 @@ def tools_of(value: object, field: str = "tools") -> str:
     tools = [_json_value(tool) for tool in tools] if isinstance(tools, list) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError(field, "not a list of descriptions of tools, nor its JSON text", value)
-    return canonical_json(tools)
+    return text_of(canonical_json(tools), field)
 
 
 def _json_value(value: object) -> Any:

@@ -6,19 +6,19 @@ import re
 from collections.abc import Sequence
 
 from bfpo.core.schema import Message, Pair, Role
-from bfpo.data.completion_layouts import DESIRABLE
 from bfpo.data.fields import (
     CONTEXT,
+    DESIRABLE,
     FINISHED,
     REASONING,
     WEIGHT,
     Columns,
-    category_of,
     cell_value,
     choice_of,
     completion_of,
     instruction_of,
     label_of,
+    marked_of,
     optional_text,
     pair_of,
     value_of,
@@ -135,16 +135,8 @@ def pku_pair(row: Columns) -> Pair:
     second = 1 - first
     fields = (f"response_{first}", f"response_{second}")
     both = (labels[first], labels[second])
-    return pair_of(row, prompt, responses[first], responses[second], both, fields, _pku_category(row))
-
-
-def _pku_category(row: Columns) -> str:
-    """Return the first category of harm that is marked true, of either response, "" for none."""
-    for field in _PKU_HARMS:
-        marks = row.get(field)
-        if isinstance(marks, dict) and (name := next((name for name, marked in marks.items() if marked is True), None)):
-            return str(name)
-    return ""
+    category = marked_of(row, _PKU_HARMS[0]) or marked_of(row, _PKU_HARMS[1])
+    return pair_of(row, prompt, responses[first], responses[second], both, fields, category)
 
 
 @PAIR_LAYOUTS.register(
@@ -322,7 +314,7 @@ def unpaired_answer(row: Columns) -> Pair:
     """
     field = "completion" if "completion" in row else "text"
     prompt, answer = messages_of(value_of(row, "prompt"), "prompt"), answer_of(value_of(row, field), field)
-    one = completion_of(row, prompt, answer, field, category=category_of(row, "category"))
+    one = completion_of(row, prompt, answer, field, may_be_undesirable=True)
     given = [label_of(row, name) for name in (*DESIRABLE, "is_safe") if name in row]
     known = [label for label in given if label is not None]
     label = min(known) if known else None

@@ -13,8 +13,10 @@ from bfpo.core.remote import file_name
 from bfpo.core.schema import Pair
 
 __all__ = [
+    "ADVICE",
     "DUPLICATE_ID",
     "EMPTY",
+    "ID_ADVICE",
     "LEFT_OUT",
     "BadRows",
     "CellText",
@@ -29,6 +31,7 @@ __all__ = [
 BadRows = Literal["stop", "skip"]
 ADVICE = "fix these rows, or set bad_rows to 'skip' to leave them out"
 DUPLICATE_ID = "duplicate id"
+ID_ADVICE = "to keep rows with one id, set columns: {id: null}: each then gets an id made from its content"
 EMPTY = "empty completion"
 LEFT_OUT = "left out: "
 """Begins the reason of a row that is not bad, but that a setting leaves out."""
@@ -121,7 +124,7 @@ def check_rejects(result: ReadResult, *, bad_rows: BadRows, files: Sequence[str]
     if bad and bad_rows == "stop":
         advice = ADVICE
         if any(reject.reason == DUPLICATE_ID for reject in bad):
-            advice += "; to keep rows with one id, set columns: {id: null}: each then gets an id made from its content"
+            advice += f"; {ID_ADVICE}"
         raise DataError(f"{describe_rejects(bad, rows=result.rows)}\n{advice}")
     if result.rows == len(result.rejects):
         detail = f"{', '.join(files)} has no row; check the path, or what wrote it" if files else ""

@@ -30,8 +30,8 @@ def cohen_kappa(
     """Return Cohen's kappa (Cohen 1960) of two raters, over the items that both rated.
 
     `None` means not rated. The interval is a percentile bootstrap over `clusters` (prompts). The value is `None` if
-    both raters give one and the same label to every item: chance agreement is then 1. Raises `SettingError` for
-    different lengths.
+    both raters give one and the same label to every item: chance agreement is then 1. There are no bounds if no
+    resample differs, as of raters who never disagree. Raises `SettingError` for different lengths.
     """
     if len(first) != len(second):
         raise SettingError(f"ratings: got {len(first)} of one rater and {len(second)} of the other")
@@ -98,7 +98,7 @@ def _bootstrapped(
     num_resamples: int,
     random_seed: int,
 ) -> Interval:
-    """Return a statistic of the column sums of (N, C) rows, with bounds from resampled clusters."""
+    """Return a statistic of the column sums of (N, C) rows, with bounds from resampled clusters, if these differ."""
     if not len(columns):
         return Interval(None, None, None, 0)
     value = float(statistic(columns.sum(axis=0)))
@@ -114,7 +114,7 @@ def _bootstrapped(
         [statistic(rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums))) @ sums) for _ in range(num_resamples)]
     )
     known = drawn[~np.isnan(drawn)]  # a draw with a single label has no kappa
-    if not len(known):
+    if not len(known) or np.ptp(known) < 1e-12:  # no spread is not certainty
         return Interval(value, None, None, len(columns))
     low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high), len(columns))

@@ -92,7 +92,7 @@ def agreement_scores(
     votes: Votes,
     verdicts: Sequence[Verdict],
     labels: Mapping[str, float],
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[tuple[Comparison, str]],
     confidence: float = 0.95,
     **interval: Any,
 ) -> list[Score]:
@@ -100,7 +100,8 @@ def agreement_scores(
 
     Cohen's kappa of every two judges, Fleiss' kappa of all (three or more) and of the votes of one, Cohen's kappa and
     the share of equal labels of the verdicts against `labels` (by completion id), and the share of `comparisons` that
-    put the first completion, the chosen one, first. Intervals are over prompts; `interval` is for the kappas.
+    put the first completion, the chosen one, first (each with its prompt). Intervals are over prompts; `interval` is
+    for the kappas.
     """
     interval = {"confidence": confidence, **interval}
     prompts = [normalised_prompt(completion.prompt) for completion in completions]
@@ -145,10 +146,11 @@ def against_labels(
     ]
 
 
-def _order_score(comparisons: Sequence[Comparison], confidence: float) -> Score:
-    known = [row.first_is_better for row in comparisons if row.first_is_better is not None]
-    shares = [1.0 if better > 0.5 else 0.0 if better < 0.5 else 0.5 for better in known]
-    return _score("agreement: ranker, given order", rate_interval(shares, confidence=confidence), len(comparisons))
+def _order_score(comparisons: Sequence[tuple[Comparison, str]], confidence: float) -> Score:
+    known = [(row.first_is_better, prompt) for row, prompt in comparisons if row.first_is_better is not None]
+    shares = [1.0 if better > 0.5 else 0.0 if better < 0.5 else 0.5 for better, _ in known]
+    found = rate_interval(shares, [prompt for _, prompt in known], confidence=confidence)
+    return _score("agreement: ranker, given order", found, len(comparisons))
 
 
 def _score(metric: str, found: Interval, num_asked: int) -> Score:

@@ -59,9 +59,9 @@ class KTO(Pointwise):
     """KTO: each answer's log-ratio against the mean log-ratio of unrelated answers, z0, by a saturating value function.
 
     `z0 = max(0, mean of log pi(y') / pi_ref(y'))` over the prompts of an optimizer step, each with an answer y' to
-    another one (here those of the pair half the data away), without gradient; one z0 for each stream, over all
-    processes. In an evaluation it is the mean over all held-out prompts. It costs a forward pass more, without
-    gradient, in every step, and one under the reference before training.
+    another one (here those of the pair half the data away, or of one behind it where that has the same prompt), without
+    gradient; one z0 for each stream, over all processes. In an evaluation it is the mean over all held-out prompts. It
+    costs a forward pass more, without gradient, in every step, and one under the reference before training.
     """
 
     name = "kto"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,6 +82,9 @@ class Policy:
     model: Any
     tokenizer: PreTrainedTokenizerBase
     trainable_report: TrainableReport
+
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def load_policy(
@@ -159,7 +164,29 @@ def _load_weights(
             f"model: {str(model)!r} lacks {len(missing)} weights of {type(loaded).__name__}, such as {missing[0]}; "
             "give a causal LM with its head"
         )
+    if getattr(loaded, "generation_config", None) is not None:
+        loaded.generation_config = _savable(loaded.generation_config)
     return loaded
+
+
+def _savable(config: Any) -> Any:
+    """Return a config of generation with settings of sampling, but without `do_sample: true`, as one that can be saved.
+
+    transformers reads such a config, but does not save it once it was changed, as a trainer does whose tokenizer has
+    other special tokens. Settings of sampling ask for it; under `do_sample: false` nothing reads them. A config with
+    other faults is returned as it is.
+    """
+    settled = deepcopy(config)
+    if config.do_sample is False:
+        for name in filter(partial(hasattr, config), _SAMPLING):
+            setattr(settled, name, None)
+    else:
+        settled.do_sample = True
+    for one in (config, settled):
+        with suppress(ValueError):
+            one.validate(strict=True)
+            return one
+    return config
 
 
 def _load_checkpoint(load: Callable[..., Any], checkpoint: Path, dtype: str, extras: Mapping[str, Any]) -> Any:

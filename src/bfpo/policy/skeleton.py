@@ -128,6 +128,9 @@ def make_skeleton(
             )
             model.tie_weights()  # older versions of transformers leave that to loading
         except Exception as error:  # unknown architectures and odd configs have their own classes
+            if isinstance(error, KeyError) and error.args == (COUNTED_ATTENTION,):
+                name = type(config).__name__
+                raise ModelError(f"model: the memory of {name} cannot be counted: it has its own attention") from error
             raise ModelError(f"model: {type(config).__name__} gives no causal LM ({first_line(error)})") from error
         with warnings.catch_warnings():  # peft reads a name that newer transformers has replaced
             warnings.simplefilter("ignore", FutureWarning)

@@ -66,7 +66,7 @@ class DeepRefusals:
         prompt = (*pair.prompt, Message("assistant", harmful[:place]))
         answer = self.transitions[drawn % len(self.transitions)] + refusal.lstrip()
         if not self.as_pairs:
-            return Completion(pair.id, prompt, answer, finished=ended, is_safe=1.0)
+            return Completion(pair.id, prompt, answer, finished=ended, is_safe=1.0, category=pair.category)
         texts = {safe[0]: answer, unsafe[0]: harmful[place:]}
         finished = {safe[0]: ended, unsafe[0]: whole}
         return Pair(
@@ -79,6 +79,7 @@ class DeepRefusals:
             pair.source,
             chosen_finished=finished["chosen"],
             rejected_finished=finished["rejected"],
+            category=pair.category,
         )
 
 

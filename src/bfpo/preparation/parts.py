@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bfpo.config.prepare import MixtureSourceConfig
-from bfpo.core.errors import LabelError
+from bfpo.core.errors import DataError, LabelError
+from bfpo.data.rejects import ADVICE, DUPLICATE_ID, ID_ADVICE, Reject, RowError
 from bfpo.preparation.shards import Shard
 
 __all__ = ["CONTRADICTORY", "DUPLICATE", "NOT_DRAWN", "REASONS", "SPLITS", "Keys", "Part", "repetitions"]
@@ -27,6 +31,7 @@ REASONS = (
 )
 """The outcome of a unit, by its number in `Part.fate`."""
 USED, REPEATED_ID, UNKNOWN, NOT_SAFE, CONTAMINATED, CONTRADICTORY, DUPLICATE, NOT_DRAWN = range(len(REASONS))
+_SHOWN = 5
 
 Keys = npt.NDArray[np.uint64]
 
@@ -56,7 +61,7 @@ class Part:
     def of(cls, source: MixtureSourceConfig, shard: Shard, *, is_pairs: bool) -> Part:
         """Return all units of a source, with the decisions that depend on the source alone.
 
-        Raises `LabelError` for unknown labels that are an error.
+        Raises `DataError` for repeated ids and `LabelError` for unknown labels, if these are errors.
         """
         num = len(shard)
         takes_pairs = source.stream != "sft"
@@ -92,6 +97,12 @@ class Part:
         """Give this fate to units that are still used."""
         self.fate[which & self.used] = fate
 
+    def repeated_ids(self) -> Iterator[Reject]:
+        """Yield the rows that are left out because another one has the id that they were given."""
+        rows = np.unique(self.row[self.fate == REPEATED_ID])
+        for file, line, name in self.shard.rows_at(rows):
+            yield Reject.of(Path(file), line, RowError("id", DUPLICATE_ID, name))
+
     def _decide_ids(self) -> None:
         """Reject repeated given ids; number repeated ids made from content."""
         ids, given = self.shard.key("id"), self.shard.key("id_is_given")
@@ -100,6 +111,10 @@ class Part:
         refused[again[given[again]]] = True
         self.mark(refused[self.row], REPEATED_ID)
         self.repeated = np.stack([again, nth], axis=1)[np.argsort(again)]
+        if refused.any() and self.source.bad_rows == "stop":
+            shown = "; ".join(map(str, islice(self.repeated_ids(), _SHOWN)))
+            what = f"{int(refused.sum())} of {len(ids)} rows have an id that an earlier row has"
+            raise DataError(f"{self.source.name}: {what}; {shown}; {ADVICE}; {ID_ADVICE}")
 
     def _decide_labels(self) -> None:
         source = self.source

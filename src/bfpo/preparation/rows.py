@@ -46,6 +46,7 @@ SCHEMA = pyarrow.schema(
         ("chosen_is_safe", pyarrow.float64()),
         ("rejected_is_safe", pyarrow.float64()),
         ("source", pyarrow.string()),
+        ("category", pyarrow.string()),  # empty for none
         *((name, pyarrow.bool_()) for name in FINISHED),
     ]
 )
@@ -53,6 +54,7 @@ KEYS = np.dtype(
     [
         ("id", "<u8"),
         ("id_is_given", "?"),
+        ("line", "<u8"),
         ("prompt", "<u8"),  # of the normalised prompt
         ("content", "<u8"),  # of the whole row, labels too
         ("completions", "<u8", 2),  # of the prompt with each completion, exact text
@@ -64,7 +66,7 @@ KEYS = np.dtype(
         ("tokens", "<u4", 3),
     ]
 )
-"""What is kept of each row besides its text: 64-bit hashes, labels and lengths."""
+"""What is kept of each row besides its text: its line, 64-bit hashes, labels and lengths."""
 
 
 # ----------------------------------------------------------------------------------------------- rows of a file
@@ -218,6 +220,8 @@ class BlockReader:
             from tokenizers import Tokenizer
 
             self._tokenizer = Tokenizer.from_file(tokenizer_file)
+            self._tokenizer.no_truncation()  # the file may set both
+            self._tokenizer.no_padding()
 
     def __call__(self, raw: RawBlock) -> Block:
         """Return the usable rows, the rejects and the hits."""
@@ -240,6 +244,7 @@ class BlockReader:
         ]
         batch = _batch_of(items)
         keys = _keys_of(items, texts, given)
+        keys["line"] = lines
         if self._tokenizer is not None and items:
             keys["tokens"] = self._count_tokens(items)
         # A system message that many rows share would make them all near-duplicates.
@@ -322,9 +327,10 @@ def _batch_of(items: Sequence[Pair | Completion]) -> Any:
 
 
 def _completions_of(item: Pair | Completion) -> tuple[object, ...]:
+    rest = (item.category, *_finished(item))
     if isinstance(item, Pair):
-        return item.chosen, item.rejected, item.chosen_is_safe, item.rejected_is_safe, item.source, *_finished(item)
-    return item.text, None, item.is_safe, None, item.kind, *_finished(item)
+        return item.chosen, item.rejected, item.chosen_is_safe, item.rejected_is_safe, item.source, *rest
+    return item.text, None, item.is_safe, None, item.kind, *rest
 
 
 def _keys_of(items: Sequence[Pair | Completion], texts: Sequence[str], given: Sequence[bool]) -> npt.NDArray[Any]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from bfpo.preparation.workers import Readers
 
 __all__ = ["SHARD_VERSION", "Shard", "find_or_make", "problem_of", "remove_leftovers"]
 
-SHARD_VERSION = 3
+SHARD_VERSION = 5
 """Part of the key of a shard; increase it when the same rows would give other bytes."""
 
 _ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS, _FACTS = (
@@ -52,7 +53,10 @@ class Shard:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """`rows`, `usable`, `rejected_by_reason`, `rejects` (the first ones), `hits_by_suite`, `layouts`."""
+        """`rows`, `usable`, `rejected_by_reason`, `rejects` (the first ones), `hits_by_suite`, `layouts` and others.
+
+        `files`: each file with its first usable row; `categories`: how many usable rows have one.
+        """
         facts: dict[str, Any] = json.loads((self.path / _FACTS).read_text(encoding="utf-8"))
         return facts
 
@@ -68,6 +72,19 @@ class Shard:
     def hits(self) -> Iterator[dict[str, Any]]:
         """The rows that match an evaluation prompt, one for each suite."""
         return _json_lines(self.path / _HITS)
+
+    def rows_at(self, rows: npt.NDArray[np.integer[Any]]) -> Iterator[tuple[str, int, str]]:
+        """Yield the file, the line and the id of these rows, which are ascending."""
+        if not len(rows):
+            return
+        lines, first = self.key("line")[rows].tolist(), 0
+        starts = [start for _, start in self.facts["files"]]
+        for batch in self.batches():
+            begin, end = np.searchsorted(rows, [first, first + len(batch)])
+            ids = batch.column("id").take(pyarrow.array(rows[begin:end] - first)).to_pylist()
+            for row, line, name in zip(rows[begin:end].tolist(), lines[begin:end], ids, strict=True):
+                yield self.facts["files"][bisect_right(starts, row) - 1][0], line, name
+            first += len(batch)
 
     def batches(self) -> Iterator[Any]:
         """Yield the rows as Arrow record batches."""
@@ -228,13 +245,14 @@ class ShardWriter:
             for name in (_ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS)
         }
         self._stream = self._files.enter_context(pyarrow.ipc.new_stream(self._open[_ROWS], SCHEMA))
-        self._num_usable = self._num_rejected = 0
+        self._num_usable = self._num_rejected = self._num_categories = 0
         self._widths = (0, 0)
         self._reasons: Counter[str] = Counter()
         self._suites: Counter[str] = Counter()
         self._contaminated = 0
         self._shown: list[Reject] = []
         self._layouts: dict[str, str] = {}
+        self._starts: list[tuple[str, int]] = []
         self.notes = FileNotes()
 
     def __enter__(self) -> ShardWriter:
@@ -251,6 +269,8 @@ class ShardWriter:
                 "contaminated": self._contaminated,
                 "hits_by_suite": dict(sorted(self._suites.items())),
                 "layouts": self._layouts,
+                "files": self._starts,
+                "categories": self._num_categories,
                 "num_bands": self._widths[0],
                 "num_permutations": self._widths[1],
                 **self.notes.facts(),
@@ -258,7 +278,8 @@ class ShardWriter:
             (self._path / _FACTS).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 
     def start_file(self, file: Path, reader: RowReader | None) -> None:
-        """Record the layout of a file."""
+        """Record the layout of a file, and which usable row is its first."""
+        self._starts.append((str(file), self._num_usable))
         if reader is not None:
             self._layouts[str(file)] = reader.layout
 
@@ -278,6 +299,7 @@ class ShardWriter:
         if not len(block.keys):
             return
         self._stream.write_batch(block.batch)
+        self._num_categories += sum(bool(name) for name in block.batch.column("category").to_pylist())
         self._open[_KEYS].write(block.keys.tobytes())
         self._open[_BANDS].write(block.bands.tobytes())
         self._open[_SKETCHES].write(block.sketches.tobytes())

@@ -30,8 +30,6 @@ from bfpo.preparation.shards import SHARD_VERSION
 
 __all__ = ["make_manifest", "output_facts", "write_lists", "write_stream"]
 
-# Without the columns of `FINISHED`, which are written only where some completion was cut.
-_PAIRS = pyarrow.schema([field for field in SCHEMA if field.name not in FINISHED])
 _COMPLETIONS = pyarrow.schema(
     [
         SCHEMA.field("id"),
@@ -39,6 +37,7 @@ _COMPLETIONS = pyarrow.schema(
         ("completion", pyarrow.string()),
         ("is_safe", pyarrow.float64()),
         ("kind", pyarrow.string()),
+        SCHEMA.field("category"),
         ("finished", pyarrow.bool_()),
     ]
 )
@@ -66,17 +65,19 @@ def write_stream(
 ) -> Written:
     """Write `train.parquet`, `validation.parquet` and `test.parquet` of one stream, whole; only splits with rows.
 
-    Rows are in the order of the mixture and of the files. `samples` rows at most are returned for languages and style,
+    Rows are in the order of the mixture and of the files. Columns of cut completions and of categories are written only
+    where there are any. `samples` rows at most are returned for languages and style,
     drawn by a hash, and as many pairs are read for answers that are preferred to a refusal. `unsafe_prompts`: sorted
     hashes of prompts that have an unsafe answer. Raises `OSError`.
     """
-    if parts[0].source.stream == "sft":
-        schema = _COMPLETIONS
-    else:
-        schema = SCHEMA if any(part.num_cut() for part in parts) else _PAIRS
+    are_pairs = parts[0].source.stream != "sft"
+    left_out = set() if any(part.shard.facts["categories"] for part in parts) else {"category"}
+    if are_pairs and not any(part.num_cut() for part in parts):
+        left_out.update(FINISHED)
+    schema = pyarrow.schema([field for field in (SCHEMA if are_pairs else _COMPLETIONS) if field.name not in left_out])
     written = Written()
     to_read: list[npt.NDArray[np.bool_]] = []
-    if schema is not _COMPLETIONS and samples:
+    if are_pairs and samples:
         to_read, num = pairs_to_read(parts, unsafe_prompts, samples)
         written.candidates = {"read": int(sum(mask.sum() for mask in to_read)), "candidates": num}
     share = [int(part.copies.astype(bool).sum()) for part in parts]
@@ -89,7 +90,7 @@ def write_stream(
         for number_of_part, (part, own) in enumerate(zip(parts, share, strict=True)):
             wanted = sample(part, -(-samples * own // max(1, sum(share))), seed=seed)
             for batch, units in _batches(part):
-                made = _completions_of(part, batch, units) if schema is _COMPLETIONS else _pairs_of(part, batch, units)
+                made = _pairs_of(part, batch, units) if are_pairs else _completions_of(part, batch, units)
                 rows = made.select(schema.names)
                 if to_read and (read := to_read[number_of_part][units]).any():
                     some_rows = rows.filter(pyarrow.array(read)).to_pylist()
@@ -147,6 +148,7 @@ def _completions_of(part: Part, batch: Any, units: npt.NDArray[np.int64]) -> Any
         pc.if_else(is_second, taken.column("rejected"), taken.column("chosen")),
         pc.if_else(is_second, taken.column("rejected_is_safe"), taken.column("chosen_is_safe")),
         _sources(part, taken.column("source")),
+        taken.column("category"),
         pc.if_else(is_second, taken.column("rejected_finished"), taken.column("chosen_finished")),
     ]
     return pyarrow.record_batch(columns, schema=_COMPLETIONS)
@@ -216,9 +218,9 @@ def _split_file(path: Path, schema: Any) -> Iterator[_SplitFile]:
 
 
 def write_lists(folder: Path, mixed: Mixed) -> None:
-    """Write the rows that cannot be read, those that match an evaluation prompt, and the contradictory ones."""
+    """Write the rows that cannot be used, those that match an evaluation prompt, and the contradictory ones."""
     lists = {
-        "rejects.jsonl": ((part, row) for part in mixed.parts for row in part.shard.rejects),
+        "rejects.jsonl": ((part, row) for part in mixed.parts for row in _rejects(part)),
         "contamination.jsonl": ((part, row) for part in mixed.parts for row in part.shard.hits),
         "contradictory.jsonl": _contradictory_rows(mixed),
     }
@@ -227,6 +229,11 @@ def write_lists(folder: Path, mixed: Mixed) -> None:
             for part, row in rows:
                 named = {"stream": part.source.stream, "source": part.source.name, **row}
                 file.write((json.dumps(named, ensure_ascii=False) + "\n").encode())
+
+
+def _rejects(part: Part) -> Iterator[dict[str, Any]]:
+    yield from part.shard.rejects
+    yield from (reject.as_row() for reject in part.repeated_ids())
 
 
 def _contradictory_rows(mixed: Mixed) -> Iterator[tuple[Part, dict[str, Any]]]:

@@ -438,9 +438,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
     changes = [
         f"{key} was {earlier.get(key, absent)!r}, now {now.get(key, absent)!r}"
         for key in sorted(earlier.keys() | now.keys())
-        if earlier.get(key, absent) != now.get(key, absent)
-        # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
-        and not _may_differ(stage, key, now.get(key), is_new=key not in earlier)
+        if earlier.get(key, absent) != now.get(key, absent) and not _may_differ(stage, key, earlier, now)
     ]
     if changes:
         raise RunError(
@@ -450,19 +448,20 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
     return record
 
 
-def _may_differ(stage: str, key: str, value: object, *, is_new: bool) -> bool:
-    """Return whether a run goes on with another value of a key."""
+def _may_differ(stage: str, key: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether a run goes on with another value of a key; `earlier`, `now`: the configs by dotted key."""
     if not FREE.isdisjoint(key.split(".")[:-1]):
         return False
     # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
-    if is_new and (_is_off(value) or stage == "reference"):
+    if key not in earlier and (_is_off(now[key]) or stage == "reference"):
         return True
     # No answer depends on who asks and how, no loss of a step on how it is cut, nothing on how many do the work.
     return (
         key.rpartition(".")[2] in HOW_ASKED
         or key.endswith("_per_microbatch")
         or key.partition(".")[0] in ("executor", "processes")
-        or _found_by_the_command(stage, key, value)
+        or _found_by_the_command(stage, key, now.get(key))
+        or (key == "warmup_steps" and now.get("lr_scheduler_type") == "constant")  # there it was never read
     )
 
 

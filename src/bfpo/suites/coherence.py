@@ -22,6 +22,7 @@ from bfpo.core.files import user_cache_folder, write_text_whole
 from bfpo.core.records import as_json, load
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.data.chat import ChatEncoder
+from bfpo.data.labels import as_judged
 from bfpo.data.rejects import RowError
 from bfpo.data.split import normalised_prompt
 from bfpo.data.tokenize import prompt_ids, row_check, tokenize_pairs
@@ -287,7 +288,7 @@ class CoherenceReader:
         Not read are prompts that were blocked, and all answers if their judge reads the form itself (`well_formed`).
         """
         judged = any(verdict.well_formed is not None for verdict in verdicts or ())
-        read = {place: one for place, one in enumerate(completions) if not (one.blocked or judged)}
+        read = {place: as_judged(one) for place, one in enumerate(completions) if not (one.blocked or judged)}
         limit = None if self.bound is None else self.bound.bound
         usable = self._start is not None and limit is not None
         nats = self._start.nats(list(read.values())) if self._start and usable else [None] * len(read)

@@ -11,6 +11,7 @@ from bfpo.config.suites import GuardConfig
 from bfpo.core.errors import SettingError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.schema import Completion, Verdict
+from bfpo.data.labels import as_judged
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, no_answer
 from bfpo.judges.cache import OpinionCache
@@ -74,7 +75,7 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
     if guard is None:
         return None
     places = [(suite.name, model) for suite in suites for model in answers]
-    texts = [one for suite, model in places for one in answers[model].completions[suite]]
+    texts = [as_judged(one) for suite, model in places for one in answers[model].completions[suite]]
     stopped: dict[str, list[bool | None]] = {}
     versions, warnings = [], []
     budget = RequestBudget(config.suites.max_requests)
@@ -119,7 +120,7 @@ def guard_answers(config: SuitesJob, suites: Sequence[Suite], answers: Mapping[s
 
 def _request(one: Completion) -> Completion:
     """Return an answer without all that the model wrote: its request is read, whatever became of it."""
-    return replace(one, text="", reasoning="", blocked="", finished=True, extra="")
+    return replace(one, text="", reasoning="", blocked="", finished=True)
 
 
 def _stops(verdict: Verdict, guard: GuardConfig) -> bool | None:
@@ -137,7 +138,7 @@ def _state(stopped: Mapping[str, bool | None]) -> str:
 def _behind(one: Completion, state: str, guard: GuardConfig) -> Completion:
     if state not in BLOCKED:
         return one
-    return replace(one, text=guard.answer, finished=True, blocked="", reasoning="")
+    return replace(one, text=guard.answer, finished=True, blocked="", reasoning="", extra="")
 
 
 def guard_warnings(

@@ -15,6 +15,7 @@ from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, JudgeFit, Verdict
 from bfpo.data.chat import whole_answer
+from bfpo.data.labels import as_judged
 from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, ask_ranker
 from bfpo.judges.cache import OpinionCache
@@ -115,10 +116,10 @@ def _judge_suites(
     """Add a judge's verdicts on its suites, and how it fits each model's answers."""
     done.judges.update({suite.name: judge.name for suite in suites})
     done.versions.update({suite.name: f"{judge.version}, " for suite in suites})
-    found = _ask(judge, suites, answers, cache, read=whole_answer)
+    found = _ask(judge, suites, answers, cache, read=lambda completion: as_judged(whole_answer(completion)))
     done.verdicts.update(found)
     for model, by_suite in answers.items():
-        texts = [whole_answer(completion) for suite in suites for completion in by_suite[suite.name]]
+        texts = [as_judged(whole_answer(completion)) for suite in suites for completion in by_suite[suite.name]]
         verdicts = [verdict for suite in suites for verdict in found[suite.name, model]]
         done.fits.extend(judge_fit(judge, texts, verdicts, model=model))
 
@@ -134,7 +135,7 @@ def _ask(
     answers: Mapping[str, Mapping[str, Sequence[Completion]]],
     cache: OpinionCache,
     *,
-    read: Callable[[Completion], Completion] = lambda completion: completion,
+    read: Callable[[Completion], Completion] = as_judged,
 ) -> dict[tuple[str, str], list[Verdict]]:
     places = [(suite.name, model) for suite in suites for model in answers]
     texts = [read(completion) for suite, model in places for completion in answers[model][suite]]
@@ -181,11 +182,12 @@ def rank_suites(
         OpinionCache(config.suites.label_cache or user_cache_folder("label")) as cache,
     ):
         for suite in suites:
-            others = {completion.id: completion for completion in answers[baseline][suite.name]}
+            others = {completion.id: as_judged(completion) for completion in answers[baseline][suite.name]}
             for model in answers:
                 if model == baseline:
                     continue
-                pairs: list[Any] = [(c, others[c.id]) for c in answers[model][suite.name] if c.id in others]
+                own = answers[model][suite.name]
+                pairs: list[Any] = [(as_judged(c), others[c.id]) for c in own if c.id in others]
                 with CountProgress(f"compared by {ranker.name}", len(pairs), _log) as progress:
                     opinions = ask_ranker(ranker, pairs, cache, advance=progress.advance)
                 found[suite.name, model] = {

@@ -215,7 +215,8 @@ class TaskRunner:
                 loaded = self._manager.load([task])["tasks"]
         except Exception as error:  # errors of data sets, the hub's client, missing extras of lm-eval
             raise TaskDataError(f"lm-eval cannot load {task}: {_advice(error)}") from error
-        generates = any(each.config.output_type == "generate_until" for each in loaded.values())
+        kinds = {each.config.output_type for each in loaded.values()}
+        generates = "generate_until" in kinds
         for each in loaded.values():
             each.set_fewshot_seed(seed=seed)
             if generates:
@@ -230,7 +231,9 @@ class TaskRunner:
                 log_samples=True,
                 apply_chat_template=generates,
             )
-        room = self._model.max_length - self._longest(loaded[task]) if generates else None
+        # lm-eval cuts on the left what is longer; of a choice it reads the prompt and all but its last token.
+        room = self._model.max_length - self._longest(loaded[task]) if generates else self._model.max_length + 1
+        room = None if "loglikelihood_rolling" in kinds else room
         return _read_result(result["samples"][task], result["versions"].get(task), metric, self._num_tokens, room)
 
     def _load(self) -> None:
@@ -278,6 +281,11 @@ def _advice(error: Exception) -> str:
     return first_line(error) + ("; pip install 'bfpo[lm-eval]' installs what its tasks need" if missing else "")
 
 
+def _text(request: Sequence[Any]) -> str:
+    """Return the text of a request: its prompt, and the choice if there is one (not the settings of sampling)."""
+    return "".join(part for part in request if isinstance(part, str))
+
+
 def _read_result(
     samples: Sequence[Mapping[str, Any]],
     version: object,
@@ -287,7 +295,8 @@ def _read_result(
 ) -> TaskResult:
     """Return the documents' values, of several filters by the last, such as GSM8K's flexible one.
 
-    A prompt longer than `room` tokens was cut by lm-eval and is unscored.
+    A prompt, with the choice that it is scored with, of more than `room` tokens was cut by lm-eval and is unscored.
+    Raises `UnreachableError` for a metric that is not reported or not in [0, 1], and if no document is scored.
     """
     last = samples[-1].get("filter") if samples else None  # a sample is there once for every filter of its task
     samples = [sample for sample in samples if sample.get("filter") == last]
@@ -297,8 +306,10 @@ def _read_result(
         value = sample.get(metric)
         if not isinstance(value, (bool, int, float)):
             raise UnreachableError(f"lm-eval does not report {metric} per document")
+        if not (math.isnan(value) or 0 <= value <= 1):
+            raise UnreachableError(f"its {metric} of a document is {value:g}, not in [0, 1]; name another metric")
         reason = None
-        if room is not None and num_tokens(sample["arguments"][0][0]) > room:
+        if room is not None and max(map(num_tokens, map(_text, sample["arguments"]))) > room:
             reason = _TOO_LONG
         elif math.isnan(value):
             reason = _NO_CHECK

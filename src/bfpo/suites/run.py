@@ -351,9 +351,9 @@ def _num_trained(prompts: Sequence[Prompt], trained: Mapping[str, Hashes]) -> di
 def _check_not_twice(config: SuitesJob, suite: Suite, seen: dict[str, str]) -> None:
     """Raise `UnreachableError` for a second suite that differs only in its default judge, which the user replaced."""
     judge = judge_of(config, suite)
-    same = [suite.source.model_dump(), sorted(suite.metrics), None if judge is None else judge.model_dump()]
-    same.append(config.suites.choice(suite.name).model_dump())
-    first = seen.setdefault(json.dumps(same), suite.name)
+    own = suite.model_dump(exclude={"name", "title", "summary", "licence", "judge"})
+    same = [own, None if judge is None else judge.model_dump(), config.suites.choice(suite.name).model_dump()]
+    first = seen.setdefault(json.dumps(same, sort_keys=True), suite.name)
     if first != suite.name:
         raise UnreachableError(f"has the same prompts and, by suites.judges, the same judge as {first}")
 

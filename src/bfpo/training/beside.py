@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bfpo.core.errors import DataError, SettingError
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.pack import MicroBatch, on_device, split_by_tokens
-from bfpo.data.store import LazyPairs, reference_logps, safety_labels, token_lengths
+from bfpo.data.store import LazyPairs, reference_logps, safety_labels, text_lengths, token_lengths
 from bfpo.data.tokenize import Ids, TokenPair
 from bfpo.objective.methods import METHODS, Beside, Method, ReadsBeside
 from bfpo.objective.pointwise import desirable_answers
@@ -70,22 +70,43 @@ def _unprompted_ids(tokenizer: Any) -> Ids:
 
 
 class _Companions(LazyPairs):
-    """Pairs made of those of a list, without reference log-probs; see `ReadsBeside.companion`."""
+    """Pairs made of those of a list, without reference log-probs; see `ReadsBeside.companion`.
 
-    def __init__(self, pairs: Sequence[TokenPair], start: Ids | None) -> None:
-        self._pairs, self._start = pairs, start
+    `longest`: the tokens of the longest text of the data, prompt and completion.
+    """
+
+    def __init__(self, pairs: Sequence[TokenPair], start: Ids | None, longest: int) -> None:
+        self._pairs, self._start, self._longest = pairs, start, longest
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def _pair(self, place: int) -> TokenPair:
         pair = self._pairs[place]
-        # Unprompted: its own completions. Mismatched: those of the pair half the data away, as neighbours may share a
-        # prompt or a subject.
-        other = pair if self._start is not None else self._pairs[(place + (len(self) + 1) // 2) % len(self)]
-        prompt = pair.prompt_ids if self._start is None else self._start
+        prompt, other = (self._start, pair) if self._start is not None else self._mismatched(place, pair)
         labels = (pair.chosen_is_safe, pair.rejected_is_safe)
         return TokenPair(pair.pair_id, prompt, other.chosen_ids, other.rejected_ids, *labels)
+
+    def _mismatched(self, place: int, pair: TokenPair) -> tuple[Ids, TokenPair]:
+        """Return the prompt of a pair, cut so that no text is longer than `longest`, and the pair with its answers.
+
+        That is half the data away, as neighbours may share a prompt or a subject; where it has the same prompt, the
+        first of those 1, 2, 4, ... further on that has not, so that a run of any length is left in few steps.
+        """
+
+        def further(step: int) -> TokenPair:
+            return self._pairs[(place + (len(self) + 1) // 2 + step) % len(self)]
+
+        steps = (0, *(2**power for power in range(len(self).bit_length())))
+        other = further(next((step for step in steps if not _same_prompt(pair, further(step))), 0))
+        room = self._longest - max(len(other.chosen_ids), len(other.rejected_ids))
+        return pair.prompt_ids[-room:], other
+
+
+def _same_prompt(one: TokenPair, other: TokenPair) -> bool:
+    """Return whether two pairs have the same prompt, of which one may be cut more than the other."""
+    shared = min(len(one.prompt_ids), len(other.prompt_ids))
+    return np.array_equal(one.prompt_ids[-shared:], other.prompt_ids[-shared:])
 
 
 class MethodInputs:
@@ -125,7 +146,8 @@ class MethodInputs:
         self._companion_logps: list[Tensor] = []
         if method.companion:
             start = _unprompted_ids(tokenizer) if method.companion == "unprompted" else None
-            self._companions = [_Companions(pairs, start) for pairs in lists]
+            longest = max(int(text_lengths(pairs).max(initial=0)) for pairs in lists)
+            self._companions = [_Companions(pairs, start, longest) for pairs in lists]
             self._companion_logps = self._pass(model, mixed_precision, sharded=sharded)
 
     def _groups(

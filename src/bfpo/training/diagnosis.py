@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import AlignConfig, LoraConfig, SftConfig, load_config
-from bfpo.core.errors import ConfigError, SettingError
+from bfpo.core.errors import ConfigError, ModelError, SettingError
 from bfpo.core.yaml_text import read_yaml
 from bfpo.policy.devices import Device, find_devices, free_disk
 from bfpo.policy.load import initial_config, load_tokenizer
@@ -20,6 +21,8 @@ from bfpo.policy.source import read_config
 from bfpo.training.inputs import lacking_tokens
 
 __all__ = ["GIB", "KEPT_FREE", "Diagnosis", "examine", "fits", "fits_here", "least_processes", "load_training"]
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 KEPT_FREE = 0.1
@@ -78,9 +81,18 @@ def fits(needed: int, available: int) -> bool:
 
 
 def fits_here(config: AlignConfig | SftConfig) -> bool:
-    """Return whether one training process is estimated to fit the free memory; true where that is not known."""
+    """Return whether one training process is estimated to fit the free memory; true where that is not known.
+
+    That is so too for a model whose memory cannot be counted, such as one of experts, which is logged.
+    """
     available = _available(find_devices()[0], 1)
-    return config.quantize is not None or available is None or fits(estimate_memory(_plan(config)).total, available)
+    if config.quantize is not None or available is None:
+        return True
+    try:
+        return fits(estimate_memory(_plan(config)).total, available)
+    except ModelError as error:
+        logger.warning("memory: not estimated; %s", error)
+        return True
 
 
 def examine(

@@ -262,6 +262,14 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
 
     # Evaluation
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Return the batches of all held-out rows: `dataloader_drop_last` is about the steps of training."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate; the first batch, which comes with the model as it is then wrapped, starts with all pairs."""
         self._evaluation_starts = True

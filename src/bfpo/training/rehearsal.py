@@ -61,6 +61,7 @@ SHORT: dict[str, Any] = {
     "gradient_accumulation_steps": 1,
     "eval_strategy": "no",
     "eval_steps": None,
+    "eval_on_start": False,
     "save_strategy": "no",
     "logging_strategy": "no",
 }
@@ -96,7 +97,7 @@ class Rows(Generic[Row]):
 
 def schedule_lines(args: TrainingArguments, rows: list[Rows[Any]], per_step: int, unit: str) -> tuple[list[str], int]:
     """Return lines on steps, warm-up and tokens of a step, and the optimizer steps; rows of the first input count."""
-    per_epoch = math.ceil(len(rows[0].tokens) / per_step)
+    per_epoch = (math.floor if args.dataloader_drop_last else math.ceil)(len(rows[0].tokens) / per_step)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     tokens = _step_tokens(rows, per_step)
     shares = " + ".join([f"{per_step:,}"] * len(rows))

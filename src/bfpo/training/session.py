@@ -100,9 +100,12 @@ def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str,
     check_trackers(config)
     check_parallelism()
     check_trainer_args(config.trainer_args, preference=unit == "pairs")
+    if config.trainer_args.get("eval_on_start") and getattr(config, "eval_data", None) is None:
+        raise ConfigError("trainer_args.eval_on_start: got true without eval_data; give eval_data, or leave it out")
     names = ("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed")
     return {
         **{name: getattr(config, name) for name in names},
+        **({"warmup_steps": 0} if config.lr_scheduler_type == "constant" else {}),
         "output_dir": str(output_dir),
         "per_device_train_batch_size": per_step // processes,
         "per_device_eval_batch_size": per_step // processes,
@@ -316,6 +319,7 @@ def _train(trainer: Trainer, folder: RunFolder, checkpoint: tuple[Path, dict[str
         if checkpoint is None:
             trainer.train()
         else:
+            trainer.args.eval_on_start = False  # the start was evaluated then
             with resumable(trainer, checkpoint[0]) as place:
                 trainer.train(resume_from_checkpoint=str(place))
     interrupt.raise_if_requested()

@@ -9,7 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from transformers import Trainer, TrainingArguments
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
 
 from bfpo.core.errors import BfpoError, ConfigError, MissingExtraError, first_line
@@ -147,7 +148,7 @@ def check_parallelism() -> None:
 
 
 def made_arguments(kind: type[Arguments], values: Mapping[str, Any]) -> Arguments:
-    """Return the arguments; raises `ConfigError` for what transformers refuses, and as `_check_optim`."""
+    """Return the arguments; raises `ConfigError` for what transformers refuses, and as the checks below."""
     optim = str(values.get("optim", ""))
     known = [one.value for one in OptimizerNames]
     if optim and optim not in known:
@@ -161,7 +162,26 @@ def made_arguments(kind: type[Arguments], values: Mapping[str, Any]) -> Argument
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer_args: transformers refuses them ({first_line(error)}); correct them") from error
     _check_optim(args)
+    _check_schedule(args)
     return args
+
+
+def _check_schedule(args: TrainingArguments) -> None:
+    """Raise `ConfigError` for settings that the schedule of the learning rate does not have."""
+    if not args.lr_scheduler_kwargs:
+        return
+    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    given: Any = args.lr_scheduler_kwargs
+    place = f"trainer_args.lr_scheduler_kwargs: got {given!r}"
+    if str(kind).startswith("constant"):
+        raise ConfigError(f"{place}; lr_scheduler_type: {kind} has no settings; leave them out")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    try:
+        get_scheduler(kind, optimizer, num_warmup_steps=0, num_training_steps=9, scheduler_specific_kwargs=given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{place}; lr_scheduler_type: {kind} does not take them ({first_line(error)}); correct them"
+        ) from error
 
 
 def _check_optim(args: TrainingArguments) -> None:
