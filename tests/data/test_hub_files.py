@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bfpo.config import AlignConfig, EvaluateConfig, SftConfig, load_config
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.yaml_text import parse_yaml
 from bfpo.data.hub_files import find_hub_files
+from bfpo.data.sources import SOURCES
 from bfpo.policy.save import save_policy
 from bfpo.runs.hub_data import with_hub_files
 from bfpo.runs.stages import preview_stage, run_stage
@@ -149,6 +150,22 @@ def test_a_data_set_of_the_table_has_its_files_and_its_licence(
         found = find_hub_files("Anthropic/hh-rlhf", revision="main")
     assert [file.parent.name for file in found.files] == ["helpful-base"]
     assert found.licence == "mit"
+
+
+def test_a_data_set_of_the_table_is_read_at_its_revision_whichever_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def download(hub_id: str, revision: str | None, patterns: Sequence[str]) -> tuple[Path, str]:
+        asked.append(revision)
+        raise DataError("no hub")
+
+    monkeypatch.setattr("bfpo.data.hub_files._download", download)
+    (pinned, hub_id) = (SOURCES["pku-saferlhf"].revision, "PKU-Alignment/PKU-SafeRLHF")
+    ways: list[dict[str, Any]] = [{}, {"split": "test"}, {"subset": "a"}, {"patterns": ["b"]}, {"revision": "main"}]
+    for settings in ways:
+        with pytest.raises(DataError):
+            find_hub_files(hub_id, **settings)
+    assert asked == [pinned] * 4 + ["main"]
 
 
 def test_without_the_hub_the_cache_is_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,17 @@ def completions(tmp_path: Path) -> Path:
     return path
 
 
+def test_later_passes_have_the_ids_of_the_first_where_rows_share_a_line(tmp_path: Path) -> None:
+    rows = [{"prompt": name, "chosen": "yes", "rejected": "no"} for name in "aabcb"]
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps([rows[0], {"prompt": "half a row"}, *rows[1:]]))
+    loaded = [pair.id for pair in load_pairs([file], unknown_label="safe", bad_rows="skip").pairs]
+    assert loaded == [loaded[0], f"{loaded[0]}-2", loaded[2], loaded[3], f"{loaded[2]}-2"]
+    stream = pair_stream([file], unknown_label="safe", bad_rows="skip")
+    for _ in range(2):
+        assert [pair.id for pair in stream] == loaded
+
+
 def test_every_step_is_counted(pairs: Path) -> None:
     loaded = load_pairs([pairs], bad_rows="skip", unknown_label="drop")
     assert loaded.counts == {

@@ -14,7 +14,7 @@ from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
 from bfpo.data.sources import SOURCES, find_source, resolve_files
-from messages import raises
+from messages import raises, says
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "sources.md"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -82,6 +82,14 @@ def test_a_folder_here_with_its_name_comes_before_the_hub(tmp_path: Path, name: 
     assert [file.name for file in resolve_files("pku-saferlhf", patterns=["*test*"]).files] == ["test.jsonl"]
     with raises(DataError):
         resolve_files("pku-saferlhf", patterns=["*.parquet"])
+
+
+def test_a_revision_beside_a_folder_here_is_remarked_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path / "pku-saferlhf", "train.jsonl")
+    assert resolve_files("pku-saferlhf").origin == "local"
+    assert caplog.text == ""
+    assert resolve_files("pku-saferlhf", revision="abc").origin == "local"
+    says(caplog, "pku-saferlhf", "abc")
 
 
 def test_a_folder_in_another_order_is_read_whole(tmp_path: Path) -> None:

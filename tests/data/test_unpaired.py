@@ -42,6 +42,10 @@ def parse(row: dict[str, Any]) -> Pair:
         ({"label": True, "is_safe": 0.25}, 0.25),
         ({"label": False, "is_safe": True}, 0.0),
         ({"label": None, "is_safe": True}, 1.0),
+        ({"label": True, "is_safe": None}, None),
+        ({"kto_tag": True, "is_safe": float("nan")}, None),
+        ({"label": False, "is_safe": None}, 0.0),
+        ({"is_safe": None}, None),
         ({}, None),
     ],
 )

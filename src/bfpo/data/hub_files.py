@@ -51,17 +51,19 @@ def find_hub_files(
 ) -> HubFiles:
     """Return the files of a data set, downloaded into the hub's cache unless they are there.
 
-    `patterns` name files in the data set and come first. Else the card's list of a subset and a split decides, else a
-    data set of the table of sources has its own patterns and revision, else the split must be in the files' names.
-    The split is `train` unless given. `HF_HUB_OFFLINE=1` uses earlier downloads. `streaming`: the same files, named on
-    the hub (`remote_name`) and not downloaded.
+    `patterns` name files in the data set and come first. Else a data set of the table of sources has its own, unless a
+    subset or another split than `train` is asked for; else the card's list of a subset and a split decides; else the
+    split must be in the files' names. The split is `train` unless given. A data set of the table is read at the
+    revision there, whichever files are, unless `revision` is given. `HF_HUB_OFFLINE=1` uses earlier downloads.
+    `streaming`: the same files, named on the hub (`remote_name`) and not downloaded.
 
     Raises `DataError` for a data set that cannot be downloaded, and for a subset or split that is missing or not clear.
     """
     known = next((source for source in SOURCES.values() if source.hub_id == hub_id), None)
-    of_table = known is not None and not patterns and subset is None and split in (None, "train")
-    if known is not None and of_table:
-        revision, patterns = revision or known.revision, known.patterns
+    if known is not None:
+        revision = revision or known.revision
+        if not patterns and subset is None and split in (None, "train"):
+            patterns = known.patterns
     folder, commit = _download(hub_id, revision, [_CARD, *([_STATE, f"*/{_STATE}"] if streaming else patterns)])
     about = _card(folder)
     wanted = _Wanted(hub_id, commit, about, subset, split, patterns)

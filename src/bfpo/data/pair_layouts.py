@@ -310,7 +310,8 @@ def alpaca_pair(row: Columns) -> Pair:
 def unpaired_answer(row: Columns) -> Pair:
     """A single answer as a pair without a rejected one; it is desirable if its `label` says so and it is safe.
 
-    With one of the two columns that one decides; with neither the label is unknown.
+    With one of the two columns that one decides; with neither the label is unknown. So is it where `is_safe` is null,
+    unless the answer is undesirable anyway.
     """
     field = "completion" if "completion" in row else "text"
     prompt, answer = messages_of(value_of(row, "prompt"), "prompt"), answer_of(value_of(row, field), field)
@@ -318,6 +319,8 @@ def unpaired_answer(row: Columns) -> Pair:
     given = [label_of(row, name) for name in (*DESIRABLE, "is_safe") if name in row]
     known = [label for label in given if label is not None]
     label = min(known) if known else None
+    if label and "is_safe" in row and label_of(row, "is_safe") is None:
+        label = None
     return Pair(
         one.id,
         one.prompt,

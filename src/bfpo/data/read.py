@@ -112,6 +112,7 @@ def iter_pairs(
         ids.start(file)
         make = partial(_pair_of, layout=found, source=source, ids=ids, labels=labels, check=check)
         for row in _rows(file, columns, found, notes):
+            ids.next_row()
             yield attempt(make, file, row)
 
 
@@ -231,12 +232,17 @@ class PairIds:
 
     def __init__(self) -> None:
         self._seen: SeenNames | None = SeenNames()
-        self._renamed: dict[int, str] = {}
+        self._renamed: dict[int, str] = {}  # by the number of the row: elements of a JSON array may share a line
         self._files: list[str] = []
+        self._num_rows = 0
 
     def start(self, file: Path) -> None:
         """Start the next file."""
         self._files.append(file.name)
+
+    def next_row(self) -> None:
+        """Go to the next row, of which a pair may be claimed."""
+        self._num_rows += 1
 
     def again(self) -> PairIds:
         """Return the ids for another pass over the same files: the same ones for the same pairs, and no errors."""
@@ -246,15 +252,14 @@ class PairIds:
 
     def claim(self, pair: Pair, row: Row) -> Pair:
         """Return the pair with a unique id; raises `RowError` for a repeated given id."""
-        place = (len(self._files) - 1) * _LINES + row.line
         if self._seen is None:
-            name = self._renamed.get(place, pair.id)
+            name = self._renamed.get(self._num_rows, pair.id)
         else:
             name = self._free_name(self._seen, pair.id, given=not is_absent(row.columns.get("id")))
-            self._seen.add(name, place)
+            self._seen.add(name, (len(self._files) - 1) * _LINES + row.line)
         if name == pair.id:
             return pair
-        self._renamed[place] = name
+        self._renamed[self._num_rows] = name
         return replace(pair, id=name)
 
     def _free_name(self, seen: SeenNames, name: str, *, given: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ __all__ = [
     "resolve_files",
 ]
 
+_log = logging.getLogger(__name__)
 SourceKind = Literal["pairs", "completions"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 NO_HUB = "Without the hub: set `files` in place of `hub`, to files of the data set on this machine"
@@ -102,6 +104,13 @@ def resolve_files(
     if path is not None and revision is not None:
         raise SettingError(f"revision: got {revision!r} together with path {str(path)!r}; only the hub has revisions")
     if local is not None:
+        if revision is not None:
+            _log.warning(
+                "%s: the files of this folder are read, whatever their revision; %s was asked for, which only the hub "
+                "has: check that they are of it, or rename the folder",
+                local,
+                revision,
+            )
         mirrors = path is None and local.as_posix() == found.hub_id
         return ResolvedSource(found, _files_at(local, wanted, exact=mirrors or patterns is not None), "local", None)
     if found.hub_id is None:
