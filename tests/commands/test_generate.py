@@ -179,6 +179,50 @@ def test_a_changed_prompt_file_is_not_resumed(
         run_stage("generate", config(model, copy), tmp_path / "run", resume=True)
 
 
+def test_a_changed_model_or_chat_template_is_not_resumed(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, template, out = tmp_path / "model", tmp_path / "chat.jinja", tmp_path / "run"
+    save_policy(tiny_model(seed=4), tiny_tokenizer(), own)
+    template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    settings = config(own, prompts, chat_template=str(template))
+    original = generate.append_made
+
+    def stops(path: Path, rows: Any) -> None:
+        original(path, rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "append_made", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("generate", settings, out)
+    before = template.read_text()
+    template.write_text(f"w1 {before}")
+    with raises(RunError, "chat.jinja"):
+        run_stage("generate", settings, out, resume=True)
+    template.write_text(before)
+    save_policy(tiny_model(seed=5), tiny_tokenizer(), own)
+    with raises(RunError, "model", mask="hash [0-9a-f]+, now [0-9a-f]+"):
+        run_stage("generate", settings, out, resume=True)
+    save_policy(tiny_model(seed=4), tiny_tokenizer(), own)
+    run_stage("generate", settings, out, resume=True)
+    assert len(texts(out)) == 10
+
+
+def test_nothing_is_taken_from_a_run_with_another_content_of_the_chat_template(
+    model: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    settings = config(model, prompts, limit=3, chat_template=str(template))
+    run_stage("generate", settings, tmp_path / "before")
+    again = settings.model_copy(update={"reuse": str(tmp_path / "before")})
+    assert run_stage("generate", again, tmp_path / "same").record["reused"]["completions"] == 3
+    template.write_text("w1 " + template.read_text())
+    assert run_stage("generate", again, tmp_path / "other").record["reused"]["completions"] == 0
+    assert "was made with other chat_template; nothing is taken" in caplog.text
+
+
 def test_limit_draws_and_keeps_the_order(model: Path, prompts: Path, tmp_path: Path) -> None:
     run_stage("generate", config(model, prompts, limit=4), tmp_path / "run")
     ids = [row[0] for row in texts(tmp_path / "run")]

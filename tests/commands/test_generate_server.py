@@ -140,7 +140,8 @@ def test_a_used_up_budget_keeps_what_came_and_resume_ends_the_run(
     settings = config(server, prompts, max_requests=6, max_concurrency=1)
     with raises(ServerError, "max_requests"):
         run_stage("generate", settings, tmp_path / "run")
-    run_stage("generate", settings, tmp_path / "run", resume=True)
+    more = settings.model_copy(update={"max_requests": 60})
+    run_stage("generate", more, tmp_path / "run", resume=True)
     assert set(server.requests.values()) == {1}
     assert len(rows(tmp_path / "run")) == NUM
 

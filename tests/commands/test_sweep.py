@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import bfpo.commands.sweep
 from bfpo.config import InterpolateConfig, SweepConfig
 from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, SettingError
 from bfpo.data.write import write_pairs
@@ -73,6 +74,31 @@ def test_every_point_is_trained_and_judged_from_one_reference_pass(sweep: tuple[
     run_stage("sweep", config, folder.path, resume=True)
     assert (folder.path / "tradeoff.csv").exists()
     assert trained.read_bytes() == before
+
+
+@pytest.mark.parametrize("changed", ["pairs.jsonl", "prompts.jsonl"])
+def test_changed_data_is_not_resumed(
+    changed: str, sweep: tuple[Path, SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, config = sweep
+
+    def stops(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bfpo.commands.sweep, "run_chains", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("sweep", config, tmp_path / "run")
+    (tmp_path / "run" / "points").mkdir()
+    (tmp_path / "run" / "points" / "made").write_text("")
+    before = (root / changed).read_bytes()
+    try:
+        (root / changed).write_bytes(b"".join(before.splitlines(keepends=True)[:-1]))
+        with raises(RunError, changed):
+            run_stage("sweep", config, tmp_path / "run", resume=True)
+    finally:
+        (root / changed).write_bytes(before)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("sweep", config, tmp_path / "run", resume=True)
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import yaml
 from bfpo.config import EvaluateConfig, GenerateConfig, JudgeCheckConfig, JudgeTrainConfig, LabelConfig
 from bfpo.core.schema import Completion, Message, Pair, from_canonical
 from bfpo.data.read import read_completions, read_pairs
+from bfpo.data.thinking import Thinking, without_thought
+from bfpo.data.write import write_completions
+from bfpo.generation.earlier import read_earlier
 from bfpo.judges.asking import ask_judge, ask_ranker, judge_answers
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.ngrams import NgramSettings, fit_ngrams, fit_ranker
@@ -205,6 +209,46 @@ def test_pairs_are_labelled_by_their_answers(tmp_path: Path) -> None:
     (row,) = lines(tmp_path / "label" / "pairs.jsonl")
     assert (row["chosen_is_safe"], row["rejected_is_safe"]) == (True, False)
     assert row["chosen"] == pair["chosen"]
+
+
+def made(folder: Path, thinking: Thinking, texts: Sequence[str]) -> list[Completion]:
+    """Write what `bfpo generate` writes of texts of a model, with a record, and return the completions."""
+    rows = [replace(completion(text), id=str(n)) for n, text in enumerate(texts)]
+    split = [without_thought(row, thinking) for row in rows]
+    raw = [{"id": row.id, "text": row.text} for row, one in zip(rows, split, strict=True) if row.text != one.text]
+    write_completions(folder / "completions.jsonl", split)
+    if raw:
+        write_rows(folder / "completions.raw.jsonl", raw)
+    config = {"model": "m", "thinking": thinking.model_dump()}
+    record = {"stage": "generate", "status": "finished", "config": config}
+    (folder / "run.json").write_text(json.dumps(record))
+    return split
+
+
+def test_an_answer_is_split_once(tmp_path: Path) -> None:
+    opened = Thinking(opened=True)
+    split = made(tmp_path, opened, ["\n\n</think>\n\nThe answer is 4.", "Hm.</think>Four.", "Without an end"])
+    assert [(row.text, row.reasoning) for row in split] == [
+        ("The answer is 4.", ""),
+        ("Four.", "Hm."),
+        ("", "Without an end"),
+    ]
+    assert read_completions(tmp_path / "completions.jsonl", thinking=opened) == split
+    (foreign,) = read_completions(write_rows(tmp_path / "c.jsonl", [{"prompt": "Q", "text": "a</think>b"}]),
+                                  thinking=opened)  # fmt: skip
+    assert (foreign.text, foreign.reasoning) == ("b", "a")
+
+
+@pytest.mark.parametrize("thinking", [Thinking(judged=True), Thinking(opened=False), Thinking(opened=True), Thinking()])
+def test_texts_are_taken_from_an_earlier_run_as_they_were_written(thinking: Thinking, tmp_path: Path) -> None:
+    texts = ["<think>Let me see.</think>Four.", "<think>Endless", "It closes the block.\n</think>\nThen text goes on."]
+    split = made(tmp_path, thinking, texts)
+    config = json.loads((tmp_path / "run.json").read_text())["config"]
+    earlier = read_earlier(tmp_path, config)
+    assert earlier.differs == ()
+    taken = [replace(split[int(name)], text=row.text, reasoning=row.reasoning, finished=True)
+             for name, row in earlier.completions.items()]  # fmt: skip
+    assert [without_thought(row, thinking) for row in taken] == split
 
 
 def test_completions_of_generate_are_read_back_as_they_were_made(tmp_path: Path) -> None:

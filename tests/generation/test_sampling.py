@@ -140,8 +140,6 @@ def test_weights_that_are_not_finite_are_named(model: Any, temperature: float) -
         broken.lm_head.weight[5, 3] = float("nan")
     with raises(ModelError, "not finite"):
         answers(broken, REQUESTS[:1], temperature=temperature)
-    with torch.no_grad():
-        broken.lm_head.weight[5, 3] = float("inf")
     with raises(ModelError, "not finite"):
         answers(broken, REQUESTS[:4], temperature=temperature, processors=[TemperatureLogitsWarper(1.0)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ import bfpo.runs.stages
 from bfpo.config import AlignConfig, ToyConfig, load_config
 from bfpo.core.errors import ConfigError, DataError, DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full, write_text_whole
+from bfpo.core.settings import ConfigPart
 from bfpo.core.yaml_text import parse_yaml
-from bfpo.runs.folder import RunFolder
+from bfpo.runs.folder import FREE, RunFolder
 from bfpo.runs.stages import STAGES, Stage, preview_stage, run_stage
 from messages import raises
 
@@ -235,6 +237,61 @@ def test_a_run_from_before_a_setting_existed_resumes_with_the_setting_off(tmp_pa
     assert RunFolder.create(tmp_path / "run", "train", {**given, "judge": {"api_key_env": "A_KEY"}}, True).resumed
     with raises(RunError, "data.tint"):
         RunFolder.create(tmp_path / "run", "train", {"seed": 1, "data": {"files": ["a"], "tint": 0}}, True)
+
+
+def test_a_key_added_to_a_mapping_of_the_user_s_own_is_another_config(tmp_path):
+    before = {"extra_body": {"min_p": 0.1}, "data": {"columns": {"prompt": "q"}}}
+    RunFolder.create(tmp_path / "run", "generate", before).set_status("interrupted")
+    for given in (
+        {**before, "extra_body": {"min_p": 0.1, "chat_template_kwargs": {"enable_thinking": False}}},
+        {**before, "extra_body": {"min_p": 0.1, "timeout": 5}},
+        {**before, "data": {"columns": {"prompt": "q", "id": None}}},
+        {**before, "chat_template_kwargs": {"enable_thinking": False}},
+    ):
+        with raises(RunError, "another config"):
+            RunFolder.create(tmp_path / "run", "generate", given, True)
+    assert RunFolder.create(tmp_path / "run", "generate", {**before, "chat_template_kwargs": {}}, True).resumed
+
+
+def _parts(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, ConfigPart):
+        return {annotation}
+    return set().union(*map(_parts, typing.get_args(annotation)))
+
+
+def _is_mapping(annotation):
+    of_plain_values = typing.get_origin(annotation) is dict and not _parts(annotation)
+    return of_plain_values or any(map(_is_mapping, typing.get_args(annotation)))
+
+
+def test_every_mapping_of_the_user_s_own_is_known():
+    mappings, sections, seen = set(), set(), set()
+    waiting = [stage.config_class() for stage in STAGES.values()]
+    while waiting:
+        part = waiting.pop()
+        if part in seen:
+            continue
+        seen.add(part)
+        waiting += getattr(part, "modes", {}).values()
+        for key, info in part.every_field().items():
+            inner = _parts(info.annotation)
+            waiting += inner
+            if inner:
+                sections.add(key)
+            elif _is_mapping(info.annotation):
+                mappings.add(key)
+    assert mappings == FREE
+    assert not FREE & sections
+
+
+def test_how_a_server_is_asked_may_change_when_a_run_continues(tmp_path):
+    given = {"url": "http://localhost:1/v1", "max_requests": 100, "timeout": 60.0, "max_concurrency": 8}
+    RunFolder.create(tmp_path / "run", "label", {"judges": [given], "max_requests": 9}).set_status("interrupted")
+    more = {**given, "timeout": 300.0, "max_concurrency": 2, "max_retries": 9, "api_key_env": "A_KEY"}
+    assert RunFolder.create(tmp_path / "run", "label", {"judges": [more], "max_requests": None}, True).resumed
+    with raises(RunError, "judges.0.url"):
+        other = {**more, "url": "http://localhost:2/v1"}
+        RunFolder.create(tmp_path / "run", "label", {"judges": [other], "max_requests": None}, True)
 
 
 def test_other_versions_are_named_when_a_run_continues(tmp_path, monkeypatch, caplog):

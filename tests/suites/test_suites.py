@@ -13,7 +13,7 @@ import yaml
 from bfpo.config import EvaluateConfig
 from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import load_config
-from bfpo.core.errors import ConfigError, DataError, ModelError
+from bfpo.core.errors import ConfigError, DataError, ModelError, RunError
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.generation.engines import Report, Task, TransformersEngine
 from bfpo.judges.refusals import NOT_READ
@@ -186,6 +186,12 @@ def test_a_stopped_run_goes_on(root: Path, done: Path, monkeypatch: pytest.Monke
             run_stage("evaluate", config(root), root / "stopped")
     answers = root / "stopped" / "models" / "one" / "answers-4-0" / "completions.jsonl"
     before = answers.stat().st_mtime_ns
+    weights = root / "one" / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes((root / "two" / "model.safetensors").read_bytes())
+    with raises(RunError, "one", mask="hash [0-9a-f]+, now [0-9a-f]+"):  # its answers are those of other weights
+        run_stage("evaluate", config(root), root / "stopped", resume=True)
+    weights.write_bytes(kept)
     run_stage("evaluate", config(root), root / "stopped", resume=True)
     assert answers.stat().st_mtime_ns == before
     assert (root / "stopped" / "scores.json").read_bytes() == (done / "scores.json").read_bytes()

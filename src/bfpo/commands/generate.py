@@ -14,7 +14,6 @@ from bfpo.config import GenerateConfig, read_template
 from bfpo.config.evaluate import ServerGenerate, TransformersGenerate, VllmGenerate
 from bfpo.core.errors import DataError, ServerError
 from bfpo.core.progress import CountProgress
-from bfpo.core.provenance import weights_digest
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.messages import ends_with_assistant
@@ -26,7 +25,7 @@ from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.data.tokenize import check_ids, ids_to_check, row_check
 from bfpo.data.write import completion_row
 from bfpo.execution.workers import Workers, in_process
-from bfpo.generation.earlier import COMPLETIONS, RAW, read_earlier
+from bfpo.generation.earlier import CHAT_TEMPLATE, COMPLETIONS, RAW, read_earlier
 from bfpo.generation.engines import (
     Engine,
     Made,
@@ -78,8 +77,10 @@ def run(config: GenerateConfig, folder: RunFolder) -> None:
         return
     if isinstance(config, TransformersGenerate):
         use_threads(config.threads)
-    if not isinstance(config, ServerGenerate) and (digest := weights_digest(config.model)) is not None:
-        folder.add_facts(weights={config.model: digest})
+    if isinstance(config, WeightsSpec):
+        folder.add_weights(config.model)
+        if config.chat_template is not None:
+            folder.add_data(CHAT_TEMPLATE, config.chat_template)
     folder.add_data("prompts", config.prompts)
     chat = _chat(config)
     found = _read_prompts(config, chat)

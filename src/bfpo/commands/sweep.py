@@ -29,6 +29,7 @@ __all__ = ["preview", "run"]
 
 _log = logging.getLogger(__name__)
 _GIB = 2**30
+_PAIRS = ("data", "buffer", "eval_data")  # sections of `bfpo train` with pairs
 # Keys of `bfpo train` that do not change the estimate of memory.
 _NOT_IN_MEMORY = frozenset(
     {"method", *method_settings(), "anchor_weight", "buffer_weight", "learning_rate", "lr_scheduler_type"}
@@ -40,12 +41,15 @@ def run(config: SweepConfig, folder: RunFolder) -> None:
     """Write `tradeoff.json`, `.csv`, `.md` and the figure as `.svg`, `.png`; the runs are below `points/`.
 
     Tokens and reference log-probs are computed once for all points. Raises `ConfigError` for a config that a stage
-    refuses, before anything runs, `RunError` if a point fails; a resumed sweep skips finished runs.
+    refuses, before anything runs, `RunError` if a point fails, or if configs or data changed since a resumed sweep
+    started; it skips finished runs.
     """
     points = plan_points(config)
     files = [file for file in (config.train, config.generate, config.evaluate) if file is not None]
     folder.add_data("configs", files)
     _check_inputs(config, points)
+    for name, inputs in _data_of(config, points).items():
+        folder.add_data(name, inputs)
     memory = {} if config.memory_gib is None else _memory(config, points)
     chains = chains_of(config, points, folder.path, memory)
     budget = None if config.memory_gib is None else int(config.memory_gib * _GIB)
@@ -147,6 +151,17 @@ def _check_inputs(config: SweepConfig, points: list[Point]) -> list[str]:
     return [*lines, *_read_pairs(points)]
 
 
+def _data_of(config: SweepConfig, points: list[Point]) -> dict[str, list[str]]:
+    """Return the files of the pairs of all trainings, if there are any, and of the prompts."""
+    trainings = [point.train for point in points if point.train is not None]
+    sections = [getattr(train, name) for train in trainings for name in _PAIRS]
+    pairs = dict.fromkeys(
+        str(file) for section in sections if section is not None and section.hub is None for file in section.files
+    )
+    prompts = load_config(GenerateConfig, config.generate, ["model=x"]).prompts
+    return {**({"pairs": list(pairs)} if pairs else {}), "prompts": [prompts]}
+
+
 def _models(points: list[Point]) -> list[tuple[str, str | None]]:
     """Return every model that a point reads, once, with its revision."""
     models: dict[tuple[str, str | None], None] = {}
@@ -168,7 +183,7 @@ def _read_pairs(points: list[Point]) -> list[str]:
             continue
         start = read_start(point.train)
         template = [start.settings.get(key) for key in ("chat_template", "chat_template_kwargs")]
-        for name in ("data", "buffer", "eval_data"):
+        for name in _PAIRS:
             section = getattr(point.train, name)
             if section is None:
                 continue

@@ -24,9 +24,21 @@ from bfpo.data.pair_layouts import PAIR_LAYOUTS, UNPAIRED_LAYOUTS
 from bfpo.data.rejects import DUPLICATE_ID, ReadResult, Reject, Row, RowError
 from bfpo.data.thinking import Thinking, without_thought
 
-__all__ = ["PairIds", "SeenNames", "iter_completions", "iter_pairs", "read_completions", "read_pairs"]
+__all__ = [
+    "COMPLETIONS",
+    "RAW",
+    "PairIds",
+    "SeenNames",
+    "iter_completions",
+    "iter_pairs",
+    "read_completions",
+    "read_pairs",
+]
 
 Made = TypeVar("Made")
+
+COMPLETIONS = "completions.jsonl"  # of `bfpo generate`
+RAW = "completions.raw.jsonl"  # the whole texts of those whose thoughts it put apart
 
 _LINES = 1 << 40  # above any line number: a file's number and a line are packed into one integer
 _FIRST_SLOTS = 1 << 10
@@ -193,12 +205,18 @@ def _completion_of(
 def read_completions(file: str | Path, *, thinking: Thinking | None = None) -> list[Completion]:
     """Read what `write_completions` wrote, or rows of its columns from elsewhere; thoughts are put apart.
 
-    Raises `DataError` for a bad row; an empty completion is allowed. `thinking` as in `without_thought`.
+    Raises `DataError` for a bad row; an empty completion is allowed. `thinking` as in `without_thought`, except that a
+    completion whose thoughts `bfpo generate` put apart is not in an open thought.
     """
     path = Path(file)
+    raw = path.with_name(RAW)
+    has_raw = path.name == COMPLETIONS and raw.is_file()
+    split = {row.columns.get("id") for row in iter_rows(raw)} if has_raw else set()
+    of_split = (thinking or Thinking()).model_copy(update={"opened": False})
 
     def make(row: Row) -> Completion:
-        return without_thought(plain_completion(row.columns, allow_empty=True), thinking)
+        found = plain_completion(row.columns, allow_empty=True)
+        return without_thought(found, of_split if found.id in split else thinking)
 
     return made_or_error(path, iter_rows(path), make)
 

@@ -12,7 +12,7 @@ from bfpo.core.secrets import hide_in_values, looks_secret
 from bfpo.core.settings import ConfigPart, PathText
 from bfpo.data.settings import TemplateKwargs
 
-__all__ = ["BatchSize", "Engine", "MaxRequests", "ServerSpec", "WeightsSpec", "is_openai"]
+__all__ = ["HOW_ASKED", "BatchSize", "Engine", "MaxRequests", "ServerSpec", "WeightsSpec", "is_openai"]
 
 Engine = Literal["transformers", "vllm", "server"]
 """What runs a model; vllm needs the extra vllm and a GPU, server an OpenAI-compatible server at `url`."""
@@ -70,6 +70,10 @@ class ServerSpec(ConfigPart):
     def key_variable(self) -> str | None:
         """The environment variable with the key; `None`: no key is sent."""
         return "OPENAI_API_KEY" if self.api_key_env is None and self.is_openai else self.api_key_env
+
+
+HOW_ASKED = frozenset({"max_requests", *(ServerSpec.model_fields.keys() - {"url", "extra_body"})})
+"""Keys of a server that say how it is asked: no answer depends on them."""
 
 
 def is_openai(url: str) -> bool:

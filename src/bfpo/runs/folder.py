@@ -36,9 +36,10 @@ from bfpo.core.remote import file_name, is_remote
 from bfpo.core.secrets import hide_in_values
 from bfpo.core.yaml_text import dump_yaml
 from bfpo.data.hub_stream import remote_facts
+from bfpo.generation.settings import HOW_ASKED
 from bfpo.runs.lock import LOCK
 
-__all__ = ["RunFolder", "Status", "model_head", "render_card"]
+__all__ = ["FREE", "RunFolder", "Status", "model_head", "render_card"]
 
 _log = logging.getLogger(__name__)
 
@@ -437,14 +438,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
     changes = [
         f"{key} was {earlier.get(key, absent)!r}, now {now.get(key, absent)!r}"
         for key in sorted(earlier.keys() | now.keys())
-        if earlier.get(key, absent) != now.get(key, absent)
-        # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
-        and (key in earlier or not (_is_off(now[key]) or stage == "reference"))
-        # No answer depends on who asks, and no loss of a step on how it is cut.
-        and not key.endswith(("api_key_env", "_per_microbatch"))
-        and not _found_by_the_command(stage, key, now.get(key))
-        and key.partition(".")[0] not in ("executor", "processes")  # how many do the work
-        and not (key == "warmup_steps" and now.get("lr_scheduler_type") == "constant")  # there it was never read
+        if earlier.get(key, absent) != now.get(key, absent) and not _may_differ(stage, key, earlier, now)
     ]
     if changes:
         raise RunError(
@@ -452,6 +446,32 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
             f"resume with --config {path / _CONFIG}, or start a new run in another --out"
         )
     return record
+
+
+def _may_differ(stage: str, key: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether a run goes on with another value of a key; `earlier`, `now`: the configs by dotted key."""
+    if not FREE.isdisjoint(key.split(".")[:-1]):
+        return False
+    # A run that began before there was such a key; of `reference` also before those of its forecast were recorded.
+    if key not in earlier and (_is_off(now[key]) or stage == "reference"):
+        return True
+    # No answer depends on who asks and how, no loss of a step on how it is cut, nothing on how many do the work.
+    return (
+        key.rpartition(".")[2] in HOW_ASKED
+        or key.endswith("_per_microbatch")
+        or key.partition(".")[0] in ("executor", "processes")
+        or _found_by_the_command(stage, key, now.get(key))
+        or (key == "warmup_steps" and now.get("lr_scheduler_type") == "constant")  # there it was never read
+    )
+
+
+FREE = frozenset(
+    {
+        *("chat_template_kwargs", "columns", "harmless_columns", "extra_body", "trainer_args", "where", "parts"),
+        *("grid", "at_least", "reference_point", "methods", "harm_shares", "config"),
+    }
+)
+"""Keys that hold a mapping with names of the user's own, none of which is newer than a run."""
 
 
 def _found_by_the_command(stage: str, key: str, value: object) -> bool:

@@ -20,7 +20,6 @@ from bfpo.config.suites import EvaluatedModel, ServedModel
 from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.inputs import check_files
-from bfpo.core.provenance import weights_digest
 from bfpo.core.records import load, load_lines
 from bfpo.core.schema import JudgeFit, Message, Prompt, Score
 from bfpo.data.annotations import LabelRow, read_labels
@@ -91,8 +90,8 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
     suites = load_suites(config.suites.use)
     _check_config(config, suites)
     labels = [] if config.labels is None else read_labels(config.labels)
-    digests = {model.model: weights_digest(model.model) for model in config.with_weights()}
-    folder.add_facts(weights={model: digest for model, digest in digests.items() if digest})
+    for model in config.with_weights():
+        folder.add_weights(model.model)
     found = _Collected()
     _accuracy(config, folder, found)
     _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
