@@ -90,6 +90,16 @@ def test_a_pair_file_gives_two_a_row(tmp_path: Path) -> None:
     assert result.left_out == {"label unknown or between 0 and 1": 2}
 
 
+def test_a_label_is_the_same_in_csv_and_in_json(tmp_path: Path) -> None:
+    labels = [0.7, 1, 0.0, True]
+    rows = [{"prompt": f"q{n}", "completion": f"t{n}", "is_safe": label} for n, label in enumerate(labels)]
+    lines, cells = written(tmp_path / "a.jsonl", *rows), tmp_path / "a.csv"
+    cells.write_text("\n".join(["prompt,completion,is_safe", *(",".join(map(str, row.values())) for row in rows)]))
+    for file in (lines, cells):
+        assert found([file]) == [("t1", 1.0), ("t2", 0.0), ("t3", 1.0)]
+        assert load_labelled([file]).left_out == {"label unknown or between 0 and 1": 1}
+
+
 def test_labelled_data_sets_are_read_as_they_are(tmp_path: Path) -> None:
     beaver = written(tmp_path / "b.jsonl", {"prompt": "q", "response": "a", "category": {}, "is_safe": False})
     assert found([beaver]) == [("a", 0.0)]

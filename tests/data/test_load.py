@@ -58,6 +58,12 @@ def test_later_passes_have_the_ids_of_the_first_where_rows_share_a_line(tmp_path
         assert [pair.id for pair in stream] == loaded
 
 
+def test_a_first_file_without_rows_does_not_decide_what_the_others_hold(tmp_path: Path, completions: Path) -> None:
+    empty = tmp_path / "part-0.jsonl"
+    empty.write_text("")
+    assert len(load_completions([empty, completions]).completions) == 6
+
+
 def test_every_step_is_counted(pairs: Path) -> None:
     loaded = load_pairs([pairs], bad_rows="skip", unknown_label="drop")
     assert loaded.counts == {

@@ -215,6 +215,13 @@ def test_unknown_labels_mean_what_is_said(tmp_path: Path) -> None:
     assert labels["safe"].count(1.0) == 20
 
 
+def test_a_first_file_without_rows_does_not_decide_what_the_others_hold(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "b.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(30)])
+    some = {"name": "a", "files": [str(write_rows(tmp_path / "a.jsonl", [])), str(rows)], "stream": "sft"}
+    made = prepare(tmp_path / "out", [some], near_duplicates=None)
+    assert sum(map(len, rows_of(made, "sft").values())) == 30
+
+
 def test_completions_of_pairs_are_picked_and_read_as_such(tmp_path: Path) -> None:
     rows = [row(i) for i in range(30)]
     for use, wanted in (

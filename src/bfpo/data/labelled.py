@@ -13,7 +13,7 @@ from typing import Any
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
-from bfpo.data.fields import DESIRABLE, ColumnNames, is_unknown
+from bfpo.data.fields import DESIRABLE, ColumnNames, cell_value, is_unknown
 from bfpo.data.files import first_that_fits, mapped_rows
 from bfpo.data.labels import LabelWords, as_judged, completions_of_pair
 from bfpo.data.layouts import Layout, check_columns
@@ -128,7 +128,7 @@ def _read(
     given = held.get("is_safe")
     if "is_safe" in held and is_unknown(given) and words.read(given) is None:
         held["is_safe"] = None
-    elif "is_safe" in held and (words or not isinstance(given, float)):
+    elif "is_safe" in held and (words or not isinstance(cell_value(given), float)):
         is_safe = _is_safe(given, words)
         if is_safe is None:
             yield "label is none of safe_values and unsafe_values"

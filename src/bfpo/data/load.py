@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import blake2b
-from itertools import compress, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -167,7 +167,7 @@ class CompletionStream(RowStream[Completion]):
         data, layout = self._data, self._data.layout
         if layout != AUTO:
             return layout in COMPLETION_LAYOUTS
-        return _holds_completions(expand_files([Path(file) for file in data.files])[0], data.columns)
+        return _hold_completions(expand_files([Path(file) for file in data.files]), data.columns)
 
     def _read(
         self, ids: PairIds, check: Callable[[Any], None] | None = None, notes: FileNotes | None = None
@@ -471,9 +471,9 @@ def _completion_counts(data: SftDataConfig, seen: _Pass, num: int, notes: FileNo
     return counts
 
 
-def _holds_completions(file: Path, columns: ColumnNames | None) -> bool:
-    """Whether the first row that fits any layout fits one of completions."""
-    for row in mapped_rows(file, columns):
+def _hold_completions(files: Iterable[Path], columns: ColumnNames | None) -> bool:
+    """Whether the first row that fits any layout fits one of completions; a file may have no row."""
+    for row in chain.from_iterable(mapped_rows(file, columns) for file in files):
         if row.bad is None and COMPLETION_LAYOUTS.detect(row.columns) is not None:
             return True
         if row.bad is None and PAIR_LAYOUTS.detect(row.columns) is not None:

@@ -269,6 +269,10 @@ def messages_pair(row: Columns) -> Pair:
     return pair_of(row, prompt, chosen, rejected, (label_of(row, _LABELS[0]), label_of(row, _LABELS[1])))
 
 
+def _is_long(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 1 and not is_parts(value)
+
+
 def _is_one(value: object) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and len(value) == 1 and not is_parts(value))
 
@@ -283,6 +287,7 @@ def _is_one(value: object) -> bool:
         "instruction" in row
         and "prompt" not in row
         and (row.keys() >= set(_COMPLETIONS) or isinstance(row.get("output"), list))
+        and not any(map(_is_long, map(row.get, _COMPLETIONS)))
     ),
 )
 def alpaca_pair(row: Columns) -> Pair:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def plan_source(config: MixtureSourceConfig, *, limit: int | None = None) -> Pla
         if not file.is_file():
             raise DataError.at(file, None, f"no such file; it is named in the mixture under {name}")
     layout = config.layout or (AUTO if row is None else row.layout)
-    kind = kind_of_layout(layout) or ("pairs" if config.stream != "sft" else _kind_of_file(files[0], config.columns))
+    kind = kind_of_layout(layout) or ("pairs" if config.stream != "sft" else _kind_of_files(files, config.columns))
     if kind == "completions" and config.stream != "sft":
         raise SettingError(f"{name}: holds completions, the {config.stream} stream takes pairs; set stream: sft")
     if kind == "completions" and config.use == "chosen":
@@ -99,9 +99,10 @@ def plan_source(config: MixtureSourceConfig, *, limit: int | None = None) -> Pla
     return PlannedSource(config, tuple(files), digests, kind, layout, hub_id, commit, config.licence or licence, limit)
 
 
-def _kind_of_file(file: Path, columns: ColumnNames) -> SourceKind:
-    reader = reader_of(file, layout=AUTO, columns=columns)
-    return "pairs" if reader is None else reader.kind
+def _kind_of_files(files: Iterable[Path], columns: ColumnNames) -> SourceKind:
+    """Return what the rows of the first file that has any are."""
+    readers = (reader_of(file, layout=AUTO, columns=columns) for file in files)
+    return next((reader.kind for reader in readers if reader is not None), "pairs")
 
 
 def _digest_of(file: Path, name: str) -> str:

@@ -32,7 +32,7 @@ from bfpo.preparation.workers import Readers
 
 __all__ = ["SHARD_VERSION", "Shard", "find_or_make", "problem_of", "remove_leftovers"]
 
-SHARD_VERSION = 5
+SHARD_VERSION = 6
 """Part of the key of a shard; increase it when the same rows would give other bytes."""
 
 _ROWS, _KEYS, _BANDS, _SKETCHES, _REJECTS, _HITS, _FACTS = (
