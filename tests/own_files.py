@@ -111,7 +111,7 @@ def prepare() -> None:
     Path("whole.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
     Path("suite.txt.jsonl").write_text(json.dumps({"prompt": rows[0]["prompt"]}) + "\n")
     sources = [
-        {"name": "world", "files": "whole.jsonl", "licence": "CC0"},
+        {"name": "world", "files": "whole.jsonl", "licence": "CC0", "bad_rows": "skip"},
         {"name": "other", "files": "pairs.jsonl", "stream": "buffer", "unknown_label": "keep"},
         {"name": "talk", "files": "talk.jsonl", "stream": "sft", "layout": "completions"},
     ]
