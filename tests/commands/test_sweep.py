@@ -128,6 +128,19 @@ def test_what_there_is_and_the_memory_of_each_training_are_told_beforehand(
     assert any(re.fullmatch(r"beta=0.1: train, generate, evaluate, 0\.\d\d GiB", line) for line in lines)
 
 
+def test_memory_that_cannot_be_counted_stops_only_where_a_budget_needs_it(
+    sweep: tuple[Path, SweepConfig], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def uncounted(*_: Any) -> None:
+        raise ModelError("the activations of MixtralForCausalLM cannot be counted")
+
+    monkeypatch.setattr("bfpo.training.diagnosis.examine", uncounted)
+    assert "beta=0.1: train, generate, evaluate, memory not estimated" in previewed(sweep)
+    assert "MixtralForCausalLM" in caplog.text
+    with raises(ModelError, "MixtralForCausalLM"):
+        previewed(sweep, memory_gib=4.0)
+
+
 @pytest.mark.parametrize(
     ("grid", "key"),
     [

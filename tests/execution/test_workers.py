@@ -85,11 +85,18 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
     assert pids
     for one in pids:
         for _ in range(100):
-            if not Path(f"/proc/{one}").exists() or "Z" in Path(f"/proc/{one}/stat").read_text().split()[2]:
+            if not _runs(one):
                 break
             time.sleep(0.05)
         else:
             pytest.fail(f"process {one} still runs")
+
+
+def _runs(process: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]
+    except (FileNotFoundError, ProcessLookupError):  # the second: it ends while the file is read
+        return False
 
 
 def test_a_worker_sees_its_own_gpus_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

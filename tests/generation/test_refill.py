@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -68,6 +69,17 @@ def alone(model: Any, request: Request) -> list[int]:
     return ids[len(request.prompt_ids) :]
 
 
+@cache
+def expected(family: str, beginning: tuple[int, ...] = ()) -> dict[str, Answer]:
+    """The greedy answers of `alone`, for both values of the slack."""
+    model, found = model_of(family), {}
+    for request in after(beginning):
+        ids = alone(model, request)
+        ended = ids[-1] in ENDS
+        found[request.id] = Answer(request.id, tuple(ids[:-1] if ended else ids), ended)
+    return found
+
+
 def in_batches(model: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Answer]:
     """The answers by `generate` of transformers, on whole padded batches."""
     with monkeypatch.context() as patch:
@@ -85,11 +97,7 @@ def test_greedy_answers_are_those_of_each_prompt_alone(
     model = model_of(family)
     padded = family == "bloom" and "prepare_inputs_for_generation" in vars(type(model))  # in transformers 5.20
     assert bool(why_not_refilled(model)) is padded
-    got = answers(model, temperature=0.0)
-    for request in REQUESTS:
-        expected = alone(model, request)
-        ended = expected[-1] in ENDS
-        assert got[request.id] == Answer(request.id, tuple(expected[:-1] if ended else expected), ended)
+    assert answers(model, temperature=0.0) == expected(family)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
@@ -97,12 +105,12 @@ def test_draws_depend_neither_on_slots_nor_on_company_nor_on_the_way(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(family)
-    expected = in_batches(model, monkeypatch, batch_size=3, top_p=0.9)
-    assert len({answer.token_ids for answer in expected.values()}) > 10
+    made = in_batches(model, monkeypatch, batch_size=3, top_p=0.9)
+    assert len({answer.token_ids for answer in made.values()}) > 10
     for size in (1, 4, 14, None):
-        assert answers(model, batch_size=size, top_p=0.9) == expected
+        assert answers(model, batch_size=size, top_p=0.9) == made
     rest = REQUESTS[5:]  # what a resumed run still has to make
-    assert answers(model, rest, batch_size=2, top_p=0.9) == {one.id: expected[one.id] for one in rest}
+    assert answers(model, rest, batch_size=2, top_p=0.9) == {one.id: made[one.id] for one in rest}
 
 
 def test_every_row_step_makes_a_token_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,12 +142,9 @@ def after(beginning: tuple[int, ...]) -> list[Request]:
 def test_a_shared_beginning_changes_no_answer(family: str, slack: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 9 tokens, more than a window has; the prompts have 1 to 13 of their own, so that gaps of all widths occur."""
     monkeypatch.setattr(refill, "_SLACK", slack)
-    model, requests = model_of(family), after(tuple(range(20, 29)))
-    got = answers(model, requests, temperature=0.0)
-    for request in requests:
-        expected = alone(model, request)
-        ended = expected[-1] in ENDS
-        assert got[request.id] == Answer(request.id, tuple(expected[:-1] if ended else expected), ended)
+    beginning = tuple(range(20, 29))
+    model, requests = model_of(family), after(beginning)
+    assert answers(model, requests, temperature=0.0) == expected(family, beginning)
     shared = answers(model, requests, top_p=0.9)
     with monkeypatch.context() as patch:
         patch.setattr("bfpo.generation.sampling.shared_beginning", lambda model, prompts: ())

@@ -81,7 +81,7 @@ def _one_per(config: SweepConfig) -> OnePer:
 
 
 def _memory_words(memory: int) -> str:
-    return f"{memory / _GIB:.2f} GiB" if memory else "memory not estimated (quantize)"
+    return f"{memory / _GIB:.2f} GiB" if memory else "memory not estimated"
 
 
 def _write_result(config: SweepConfig, folder: RunFolder, points: list[Point]) -> None:
@@ -123,7 +123,13 @@ def _memory(config: SweepConfig, points: list[Point]) -> dict[str, int]:
             continue
         shape = repr({key: value for key, value in point.train if key not in _NOT_IN_MEMORY})
         if shape not in known:
-            known[shape] = examine(Path(config.train), point.overrides).memory.total
+            try:
+                known[shape] = examine(Path(config.train), point.overrides).memory.total
+            except ModelError as error:
+                if config.memory_gib is not None:
+                    raise
+                _log.warning("memory: not estimated; %s", error)
+                known[shape] = 0
         memory[point.name] = known[shape]
     most = max(memory.values(), default=0) / _GIB
     if config.memory_gib is not None and most > config.memory_gib:
