@@ -141,6 +141,22 @@ def test_a_constant_schedule_has_no_warm_up(tmp_path, theirs, key):
     load_config(AlignConfig, tmp_path / "ours.yaml")
 
 
+@pytest.mark.parametrize("theirs", [AXOLOTL, LLAMA_FACTORY])
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ("warmup_steps: 10", 10),
+        ("warmup_steps: 0", 0),
+        ("warmup_ratio: 0.2", 0.2),
+        ("warmup_steps: 10\nwarmup_ratio: 0.2", 10),
+        ("warmup_steps: 0\nwarmup_ratio: 0.2", 0.2),
+    ],
+)
+def test_a_warm_up_is_that_of_the_file_and_steps_go_before_a_share(tmp_path, theirs, given, ours):
+    found = converted(tmp_path, f"{theirs.replace('warmup_ratio: 0.1', '')}\n{given}\n")
+    assert found["config"]["warmup_steps"] == ours
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [

@@ -148,9 +148,9 @@ def _warmup(source: Source) -> Any:
         for key in _RATES:
             source.flag(key, "a constant schedule has no warm-up; lr_scheduler_type: constant_with_warmup has")
         return None
-    steps, ratio = source.number(0), source.number(1)
-    given = [value for value in (ratio, steps) if value]
-    return given[0] if given else 0
+    given = [key for key in _RATES if source.values.get(key) is not None]  # a default holds only if neither is given
+    steps, ratio = (None if given and key not in given else source.number(n) for n, key in enumerate(_RATES))
+    return steps or ratio or 0
 
 
 def _step_size(source: Source) -> Any:
