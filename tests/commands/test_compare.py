@@ -17,7 +17,7 @@ from bfpo.core.records import load
 from bfpo.core.schema import CategoryScore, Score
 from bfpo.experiments.compare import FURTHER, NUM_TRIALS, RIVALS, chains_of, make_result, result_markdown, rivals_of
 from bfpo.experiments.steps import CEILING, START
-from bfpo.experiments.worlds import draw_worlds, noise_of, world_folder, worlds_markdown
+from bfpo.experiments.worlds import dials_of, draw_worlds, noise_of, world_folder, worlds_markdown
 from bfpo.objective.methods import METHODS
 from bfpo.runs.stages import run_stage
 from bfpo.scores.comparisons import is_distinguishable
@@ -223,7 +223,8 @@ def test_a_world_changes_its_dials_only() -> None:
         ({}, 0.0),
         ({"safety_flips": 0.0}, 0.0),
         ({"safety_flips": 0.1, "order_flips": 0.1}, 0.1),
-        ({"safety_flips": 0.1}, 0.1),
+        ({"safety_flips": 0.1}, None),
+        ({"order_flips": 0.1}, None),
         ({"safety_flips": 0.1, "order_flips": 0.2}, None),
         ({"style_confound": 0.1}, None),
         ({"safety_flips": 0.1, "style_confound": 0.1}, None),
@@ -232,6 +233,13 @@ def test_a_world_changes_its_dials_only() -> None:
 )
 def test_the_noise_of_a_world(dials: dict[str, Any], noise: float | None) -> None:
     assert noise_of(dials) == noise
+
+
+def test_a_world_is_reported_with_the_dials_that_it_is_trained_with() -> None:
+    worlds = {"plain": {}, "order": {"order_flips": 0.1}, "clean": {"safety_flips": 0.0}}
+    config = CompareConfig.model_validate({"world": {"safety_flips": 0.1}, "worlds": worlds})
+    both = {"safety_flips": 0.1, "order_flips": 0.1}
+    assert [dials_of(config, name) for name in worlds] == [{"safety_flips": 0.1}, both, {}]
 
 
 TITLES = {"bfpo": "BFPO", "ipo": "IPO", START: START}

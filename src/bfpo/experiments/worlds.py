@@ -19,8 +19,9 @@ from bfpo.scores.categories import category_table, spread_over
 from bfpo.scores.comparisons import paired_row, with_holm
 from bfpo.scores.records import ComparedWorld, ComparisonFile, WorldChange, WorldMethod, WorldsFile
 from bfpo.scores.scores import METRICS, Judged, p_text, pair_values
+from bfpo.world.dials import NO_DIALS, Dials
 
-__all__ = ["collect_worlds", "draw_worlds", "noise_of", "score_line", "world_folder", "worlds_markdown"]
+__all__ = ["collect_worlds", "dials_of", "draw_worlds", "noise_of", "score_line", "world_folder", "worlds_markdown"]
 
 METRIC = SHOWN[0]
 _NOISE = ("safety_flips", "order_flips")
@@ -33,12 +34,16 @@ def world_folder(root: Path, name: str) -> Path:
 
 
 def noise_of(dials: Mapping[str, Any]) -> float | None:
-    """Return the share of flipped labels of a world that has nothing else and one share, 0 without any; else `None`."""
-    turned = {key: value for key, value in dials.items() if value}
-    if not turned.keys() <= set(_NOISE):
-        return None
-    values = set(turned.values()) or {0.0}
-    return float(values.pop()) if len(values) == 1 else None
+    """Return the share of flipped labels of both kinds if it is one and nothing else is changed, else `None`."""
+    shares = {float(dials.get(key) or 0.0) for key in _NOISE}
+    others = any(value for key, value in dials.items() if key not in _NOISE)
+    return shares.pop() if len(shares) == 1 and not others else None
+
+
+def dials_of(config: CompareConfig, name: str) -> dict[str, Any]:
+    """Return the dials that a world is trained with, its own and those of `world`, without defaults."""
+    world = config.of_world(name).world
+    return {key: value for key in Dials.model_fields if (value := getattr(world, key)) != getattr(NO_DIALS, key)}
 
 
 def collect_worlds(config: CompareConfig, root: Path) -> WorldsFile:
@@ -51,7 +56,7 @@ def collect_worlds(config: CompareConfig, root: Path) -> WorldsFile:
     worlds = [
         ComparedWorld(
             name,
-            dials=(dials := config.worlds[name].model_dump()),
+            dials=(dials := dials_of(config, name)),
             noise=noise_of(dials),
             best=result.best,
             not_told_from_best=result.comparisons.not_told_from_best or [],

@@ -346,7 +346,7 @@ class WorldMethod:
 
 @dataclass(frozen=True, slots=True)
 class ComparedWorld:
-    """One world of a comparison; `noise`: its share of flipped labels, `None` if it differs in other dials."""
+    """One world of a comparison; `noise`: its one share of flips of both kinds, `None` for other dials."""
 
     name: str
     dials: dict[str, Any] = field(default_factory=dict)
