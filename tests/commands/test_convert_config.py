@@ -141,6 +141,33 @@ def test_a_constant_schedule_has_no_warm_up(tmp_path, theirs, key):
     load_config(AlignConfig, tmp_path / "ours.yaml")
 
 
+def test_what_is_turned_off_is_listed_if_it_is_on_by_default(tmp_path):
+    off = {"dataloader_pin_memory": False, "disable_dropout": False, "remove_unused_columns": False, "adam_beta1": 0.0}
+    neutral = {"fp16": False, "eval_strategy": "no", "precompute_ref_log_probs": False, "label_smoothing": 0}
+    values = {**TRL, **off, **neutral, "save_strategy": "no", "run_name": "mine", "project": "huggingface"}
+    found = converted(tmp_path, json.dumps(values), "training_args.json")
+    named = found["not_carried_over"].keys() | found["config"]["trainer_args"].keys()
+    assert named == {*off, "save_strategy", "run_name", "lr_scheduler_type", "output_dir", "sync_ref_model"}
+    assert found["not_carried_over"]["run_name"] == "read with report_to only; name a tracker there"
+
+
+def test_what_is_not_read_of_a_data_set_is_listed(tmp_path):
+    more = '"train[:100]", name: sub, revision: abc, message_property_mappings: {role: from}, shards: null}'
+    before = converted(tmp_path, AXOLOTL)["not_carried_over"].keys()
+    (tmp_path / "ours.yaml").unlink()
+    found = converted(tmp_path, AXOLOTL.replace("conversation}", f"conversation, split: {more}"))["not_carried_over"]
+    new = {"split", "name", "revision", "message_property_mappings"}
+    assert found.keys() == before | {f"datasets: {key}" for key in new}
+    (tmp_path / "ours.yaml").unlink()
+    (tmp_path / "data").mkdir()
+    entry = {"file_name": "m.json", "formatting": "sharegpt", "ranking": True, "num_samples": 100, "split": "test"}
+    entry["columns"] = {"messages": "conversations", "system": "instructions"}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    found = converted(tmp_path, LLAMA_FACTORY)["not_carried_over"]
+    assert found.keys() == {"template", "mine: num_samples", "mine: split", "mine: columns: system"}
+    assert found["mine: num_samples"] == "not read; data.limit says it here"
+
+
 @pytest.mark.parametrize("theirs", [AXOLOTL, LLAMA_FACTORY])
 @pytest.mark.parametrize(
     ("given", "ours"),

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from bfpo.config.converted import LIBRARIES, Converted, Line, convert
+from bfpo.config.converted import LIBRARIES, Converted, Line, changes_nothing, convert, default_of
 from bfpo.core.console import Outcome, one_line, show
 from bfpo.core.errors import ConfigError, RunError
 from bfpo.core.files import write_text_whole
@@ -60,8 +60,8 @@ def _place_rest(found: Converted) -> None:
     fields = {one.name: one for one in dataclasses.fields(TrainingArguments)}
     taken: dict[str, Any] = {}
     for key, value in found.rest.items():
-        default = getattr(fields[key].default, "value", fields[key].default) if key in fields else None
-        if key in fields and value == default:
+        default = getattr(fields[key].default, "value", fields[key].default) if key in fields else default_of(key)
+        if changes_nothing(value, None if default is dataclasses.MISSING else default):
             continue
         if key not in fields:
             found.lost[key] = "no counterpart"

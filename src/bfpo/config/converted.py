@@ -14,7 +14,18 @@ from bfpo.config.describe import allowed
 from bfpo.config.train import AlignConfig, SftConfig
 from bfpo.core.errors import ConfigError
 
-__all__ = ["LIBRARIES", "ROWS", "Converted", "Line", "Row", "convert", "library_of", "table_rows"]
+__all__ = [
+    "LIBRARIES",
+    "ROWS",
+    "Converted",
+    "Line",
+    "Row",
+    "changes_nothing",
+    "convert",
+    "default_of",
+    "library_of",
+    "table_rows",
+]
 
 Library = Literal["trl", "axolotl", "llama_factory"]
 LIBRARIES: dict[Library, str] = {"trl": "TRL", "axolotl": "axolotl", "llama_factory": "LLaMA-Factory"}
@@ -109,6 +120,16 @@ class Source:
 
 _YAML_1_1 = {"yes": True, "on": True, "no": False, "off": False}  # which the three libraries read their files by
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {}, "no", "none", "None")
+
+
+def changes_nothing(value: Any, default: Any) -> bool:
+    """Return whether a value is the default, or both are off."""
+    return bool(value == default or (value in _NOTHING and default in _NOTHING))
+
+
+def default_of(key: str) -> Any:
+    """Return the value of a key that is not one of `TrainingArguments` which changes nothing; `None` = off."""
+    return _NEUTRAL.get(key)
 
 
 def _not_a_number(value: object) -> float:
@@ -255,7 +276,12 @@ def _trackers(source: Source) -> Any:
 
 def _beside_tracker(source: Source) -> Any:
     tracked = source.values.get("wandb_project") or source.values.get("report_to") not in (*_NOTHING, "all", ["none"])
-    return source.one() if tracked else None
+    if tracked:
+        return source.one()
+    key = source.row.keys(source.library)[0]  # type: ignore[union-attr]
+    if source.one() != _NEUTRAL.get(key):
+        source.flag(key, "read with report_to only; name a tracker there")
+    return None
 
 
 def _eval_steps(source: Source) -> Any:
@@ -300,9 +326,25 @@ def _files(item: Mapping[str, Any], path_key: str = "path") -> list[str]:
     return [str(file) for file in named] or [str(item.get(path_key))]
 
 
+_ELSEWHERE = {
+    **{"split": "data.split of a data set of the hub (data.hub)", "name": "data.subset", "subset": "data.subset"},
+    **{"revision": "data.revision", "num_samples": "data.limit", "columns": "data.columns"},
+}
+_USUAL = {"split": "train", "ds_type": "json", "ranking": True, "chat_template": "tokenizer_default"}
+
+
+def _unread(source: Source, place: str, entry: Mapping[str, Any], read: set[str]) -> None:
+    """Note the keys of a data set that are not carried over."""
+    for key, value in entry.items():
+        if key not in read and value not in _NOTHING and value != _USUAL.get(key):
+            here = f"{_ELSEWHERE[key]} says it here" if key in _ELSEWHERE else "see data.layout and data.columns"
+            source.lost[f"{place}: {key}"] = f"not read; {here}"
+
+
 def _trl_data(source: Source) -> Iterator[dict[str, Any]]:
     name, sets = source.one(0), source.one(1)
     for item in sets or []:
+        _unread(source, "datasets", item, {"path", "data_files"})
         yield {"files": _files(item)}
     if name and not sets:
         yield {"files": [str(name)]}
@@ -328,6 +370,8 @@ def _axolotl_data(source: Source) -> Iterator[dict[str, Any]]:
             if kind:
                 source.notes.append(f"type {kind}: the layout is found from the columns")
         found |= _renamed(columns)
+        read = {"path", "data_files", "ds_type", *(f"field_{name}" for name in columns), *(["type"] if kind else [])}
+        _unread(source, source.row.keys("axolotl")[0], item, read)  # type: ignore[union-attr]
         yield found
 
 
@@ -356,6 +400,8 @@ def _llama_factory_data(source: Source) -> Iterator[dict[str, Any]]:
         layouts = ("sharegpt", "conversations") if sharegpt else ("alpaca_pairs", "alpaca")
         known = _SHAREGPT if sharegpt else _ALPACA
         columns = {known[key]: value for key, value in entry.get("columns", {}).items() if key in known}
+        _unread(source, name, entry, {"file_name", "hf_hub_url", "script_url", "formatting", "columns"})
+        _unread(source, f"{name}: columns", entry.get("columns", {}), set(known))
         where = str(table / file) if file else str(entry.get("hf_hub_url") or entry.get("script_url") or name)
         yield {"files": [where], "layout": layouts[source.stage == "sft"], **_renamed(columns)}
 
@@ -488,17 +534,23 @@ _WHY: dict[str, str] = {
     **dict.fromkeys(("wandb_entity", "hf_use_auth_token", "hub_token"), "a variable of the environment, not a key"),
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), "a config of accelerate launch, see recipes/accelerate"),
 }
-# Values that change nothing, of keys that a dump of TRL's DPOConfig or SFTConfig has.
+# Values that change nothing, also of keys that a dump of TRL's DPOConfig or SFTConfig has.
 _NEUTRAL: dict[str, Any] = {
     **{"disable_dropout": True, "truncation_mode": "keep_start", "f_divergence_type": "reverse_kl"},
     **{"f_alpha_divergence_coef": 0.5, "label_smoothing": 0.0, "discopop_tau": 0.05, "ref_model_mixup_alpha": 0.6},
     **{"ref_model_sync_steps": 512, "router_aux_loss_coef": 0.001, "dataset_text_field": "text"},
     **{"packing_strategy": "bfd", "dataset_train_split": "train", "dataset_test_split": "test", "do_train": True},
-    **{"plot_loss": True, "overwrite_output_dir": True, "lora_task_type": "CAUSAL_LM", "ddp_timeout": 180000000},
+    **{
+        "project": "huggingface",
+        "shuffle_merged_datasets": True,
+        "double_quantization": True,
+        "lora_task_type": "CAUSAL_LM",
+        "ddp_timeout": 180000000,
+    },
     **{"bnb_4bit_quant_type": "nf4", "quantization_type": "nf4", "strict": False, "model_type": "AutoModelForCausalLM"},
     **{"tokenizer_type": "AutoTokenizer", "ignore_pad_token_for_loss": True, "media_dir": None},
 }
-_READ = {"stage", "dataset_dir", "use_wandb", "rl"}
+_READ = {"stage", "dataset_dir", "use_wandb", "rl", "plot_loss", "overwrite_output_dir"}
 _SFT_ONLY = {"packing", "packing_strategy", "assistant_only_loss", "completion_only_loss", "dataset_text_field"}
 
 
@@ -553,9 +605,10 @@ def convert(values: Mapping[str, Any], path: Path) -> Converted:
         key = row.sft if row.sft and stage == "sft" else row.ours
         lines.append(Line(key, value, "; ".join(part for part in (origin, *source.notes) if part)))
     known = {key for row in ROWS for key in row.keys(library)} | _READ
-    rest = {key: value for key, value in values.items() if key not in known and value not in _NOTHING}
+    rest = {key: value for key, value in values.items() if key not in known and value not in (None, "", [], {})}
     rest = {key: value for key, value in rest.items() if _NEUTRAL.get(key, _READ) != value}
-    lost = {**source.lost, **{key: _WHY[key] for key in rest if key in _WHY}}
+    why = {key: _WHY[key] for key, value in rest.items() if key in _WHY and value not in _NOTHING}
+    lost = {**source.lost, **why}
     found = Converted(library, stage, lines, lost, source.to_do, {k: v for k, v in rest.items() if k not in _WHY})
     _keep_valid(found)
     return found
