@@ -15,7 +15,7 @@ for arm in $ARMS; do
     rounds=("$OUT/$arm"/round-[12])
     [ "${arm##*-}" = 0 ] || rounds=("$OUT/$arm/round-2") # the way there is shown for one seed
     for run in "$OUT/sft-${arm##*-}" "$OUT/$arm" "${rounds[@]}"; do
-        [ -d "$run/model" ] && [[ " ${runs[*]} " != *" $run "* ]] || continue
+        [ -d "$run/model" ] && [[ " ${runs[*]-} " != *" $run "* ]] || continue
         runs+=("$run")
     done
 done

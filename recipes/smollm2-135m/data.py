@@ -418,7 +418,7 @@ def _answers(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.open(encoding="utf-8")]
 
 
 def _write(file: Path, rows: Iterable[dict[str, Any]]) -> None:

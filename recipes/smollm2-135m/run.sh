@@ -14,6 +14,10 @@ SEED=${SEED:-0}
 THREADS=${THREADS:-2}
 BFPO=${BFPO:-bfpo}
 PYTHON=${PYTHON:-python}
+case $METHOD in
+bfpo | bfpo_squared | dpo_safe_first | safedpo | sft-more) ;;
+*) echo "error: METHOD: got $METHOD; allowed: bfpo, bfpo_squared, dpo_safe_first, safedpo, sft-more" >&2; exit 2 ;;
+esac
 SFT=$OUT/sft-$SEED ARM=$OUT/$METHOD-$SEED
 
 once() { # NAME COMMAND ...: run a command that makes files, once
@@ -43,7 +47,7 @@ train() { # ROUND MODEL
     esac
     "$BFPO" train --config "$HERE/train.yaml" --set "model=$2" --set "data.files=[$ARM/main-$1.jsonl]" \
         --set "buffer.files=[$ARM/buffer-$1.jsonl]" --set "reference_cache=$OUT/cache" "${PROBE[@]}" --set "seed=$SEED" \
-        --set "dtype=$DTYPE" --set "threads=$THREADS" "${own[@]}" --out "$ARM/round-$1" --resume
+        --set "dtype=$DTYPE" --set "threads=$THREADS" ${own[@]+"${own[@]}"} --out "$ARM/round-$1" --resume
 }
 
 mkdir -p "$OUT"
@@ -81,6 +85,6 @@ fi
 [ -z "${NO_SCORES:-}" ] || exit 0 # arms.sh scores all of them together
 export MODEL OUT BFPO THREADS
 "$HERE/score.sh" "$OUT/evaluate-$METHOD-$SEED" "$OUT/report.html" "SmolLM2-135M-Instruct, SFT and BFPO" "$SFT" "${models[@]}"
-model=${models[-1]#"$OUT/"}
+model=${models[${#models[@]} - 1]#"$OUT/"}
 scores=$OUT/evaluate-$METHOD-$SEED/models
 "$BFPO" gate "$scores/${model//\//-}" --against "$scores/start" --config "$HERE/gate.yaml" || [ $? -ne 2 ]

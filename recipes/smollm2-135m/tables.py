@@ -61,7 +61,7 @@ def main() -> None:
 def read_answers(run: Path) -> dict[str, list[Row]]:
     """Return the answers of every model, read for refusals, in the order of their prompts."""
     found: dict[str, list[Row]] = defaultdict(list)
-    for line in (run / "answers.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (run / "answers.jsonl").open(encoding="utf-8"):
         row = json.loads(line)
         read = read_refusal(row["text"], row["prompt"][-1]["content"])
         source = row["suite"].removeprefix("report-")

@@ -101,6 +101,11 @@ def test_a_key_set_on_top_takes_the_place_of_the_one_that_it_excludes(tmp_path):
     assert load_config(AlignConfig, file, ["max_steps=null"]).num_train_epochs == 3
     with raises(ConfigError, "num_train_epochs"):
         load_config(AlignConfig, file, ["max_steps=5", "num_train_epochs=2"])
+    file.write_text("model: m\ndata: {files: a}\nwarmup_steps: 50\n")
+    assert load_config(AlignConfig, file, ["lr_scheduler_type=cosine"]).warmup_steps == 50
+    assert load_config(AlignConfig, file, ["lr_scheduler_type=constant"]).warmup_steps != 50  # as of a grid of both
+    with raises(ConfigError, "warmup_steps"):
+        load_config(AlignConfig, file, ["lr_scheduler_type=constant", "warmup_steps=20"])
 
 
 @pytest.mark.parametrize(

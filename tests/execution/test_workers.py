@@ -106,21 +106,26 @@ def test_a_worker_sees_its_own_gpus_and_its_share_of_the_cores(monkeypatch: pyte
     monkeypatch.setenv("RANK", "0")
     assert num_local(local("auto")) == 4
     assert num_local(local("auto", gpus_per_worker=2)) == 2
+    assert [num_local(local("auto", gpus_per_worker=each)) for each in (0.7, 0.6, 0.4, 1 / 3)] == [4, 4, 8, 12]
     assert num_local(local("auto"), "core") == usable_cores()
     with Workers(local(2), partial(jobs.State, 1)) as workers:
         assert {result for _, result in workers.map(range(6), jobs.seen)} <= {("4", "4", None), ("5", "4", None)}
     names = {
         (workers, each): workers_module._visible_gpus(local(workers, gpus_per_worker=each), workers, "gpu")
-        for workers, each in ((4, None), (6, None), (2, 2), (8, 0.5), (3, 0))
+        for workers, each in ((4, None), (6, None), (2, 2), (8, 0.5), (3, 0), (4, 0.7), (8, 0.4))
     }
     assert names[4, None] == ["4", "5", "6", "7"]
     assert names[6, None] == ["4", "5", "6", "7", "4", "5"]
     assert names[2, 2] == ["4,5", "6,7"]
     assert names[8, 0.5] == ["4", "4", "5", "5", "6", "6", "7", "7"]
     assert names[3, 0] == ["", "", ""]
+    assert names[4, 0.7] == ["4", "5", "6", "7"]
+    assert names[8, 0.4] == ["4", "4", "5", "5", "6", "6", "7", "7"]
     assert workers_module._visible_gpus(local(9), 9, "core") is None
     with raises(SettingError, "gpus_per_worker"):
         workers_module._visible_gpus(local(3, gpus_per_worker=2), 3, "gpu")
+    with raises(SettingError, "gpus_per_worker"):  # 5 x 0.7 is less than 4, and yet two would be on one
+        workers_module._visible_gpus(local(5, gpus_per_worker=0.7), 5, "gpu")
 
 
 def test_what_waits_for_another_starts_after_it(tmp_path: Path) -> None:

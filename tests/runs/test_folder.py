@@ -459,3 +459,29 @@ def test_a_folder_in_which_a_run_failed_before_it_made_anything_counts_as_empty(
     again.set_status("failed", "no room")
     with raises(RunError):
         RunFolder.create(tmp_path / "run", "generate", {"seed": 2})
+
+
+def test_weights_are_recorded_by_the_start_that_gets_to_them(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    write_text_whole(model / "model.safetensors", "first")
+    new(tmp_path / "run").set_status("interrupted")  # before it hashed the model
+    folder = new(tmp_path / "run", resume=True)
+    folder.add_weights(str(model))
+    assert list(folder.record["weights"]) == [str(model)]
+    folder.set_status("interrupted")
+    write_text_whole(model / "model.safetensors", "another")
+    with raises(RunError, "model"):
+        new(tmp_path / "run", resume=True).add_weights(str(model))
+
+
+def test_a_run_of_before_goes_on_without_weights(tmp_path: Path) -> None:
+    new(tmp_path / "run").set_status("interrupted")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    del record["weights"]
+    write_text_whole(tmp_path / "run" / "run.json", json.dumps(record))
+    (tmp_path / "model").mkdir()
+    write_text_whole(tmp_path / "model" / "model.safetensors", "first")
+    folder = new(tmp_path / "run", resume=True)
+    folder.add_weights(str(tmp_path / "model"))
+    assert "weights" not in folder.record

@@ -27,10 +27,10 @@ from bfpo.data.rejects import Reject
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts
 from bfpo.data.tokenize import TokenizeReport, TokenPair, check_tokens, row_check, token_notes, tokenize_pairs
-from bfpo.judges.asking import ask_judge
+from bfpo.judges.asking import ask_judge, judge_answers
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.fit import fit_table, judge_fit, log_fit
-from bfpo.judges.judges import check_judge
+from bfpo.judges.judges import OracleJudge, check_judge
 from bfpo.judges.shared import open_judge
 from bfpo.policy.devices import use_threads
 from bfpo.policy.load import load_to_read, load_tokenizer, pad_token_id
@@ -261,11 +261,14 @@ def _judge(config: CompletionsJob, completions: Sequence[Completion], folder: Ru
     read = [as_judged(completion) for completion in completions]
     with open_judge(config.judge, config.executor, threads=config.threads) as judge:
         folder.add_facts(judges={"completions": judge.version})
-        with (
-            OpinionCache(config.label_cache or user_cache_folder("label")) as cache,
-            CountProgress(f"judged by {judge.name}", len(completions), _log) as progress,
-        ):
-            verdicts = [votes[0] for votes in ask_judge(judge, read, cache, advance=progress.advance)]
+        if isinstance(judge, OracleJudge):  # rules, which take less time than a cache
+            verdicts = judge_answers(judge, read)
+        else:
+            with (
+                OpinionCache(config.label_cache or user_cache_folder("label")) as cache,
+                CountProgress(f"judged by {judge.name}", len(completions), _log) as progress,
+            ):
+                verdicts = [votes[0] for votes in ask_judge(judge, read, cache, advance=progress.advance)]
         fits = judge_fit(judge, read, verdicts)
     log_fit(fits)
     start = None if config.coherence is None else (config.coherence.model, config.coherence.revision)

@@ -79,7 +79,7 @@ def _drop_overruled(cls: type[StageConfig], values: dict[str, Any], places: dict
     """Drop keys of the file that `--set` overrules, such as `num_train_epochs` under `--set max_steps=...`."""
     for key, need in cls.needs.items():
         other = need.overruled_by
-        set_here = other is not None and places.get(other, "").startswith(_SET) and values[other] is not None
+        set_here = other is not None and places.get(other, "").startswith(_SET) and need.overrules(values[other])
         if set_here and key in values and not places.get(key, "").startswith(_SET):
             del values[key]
 

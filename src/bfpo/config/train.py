@@ -152,6 +152,8 @@ class TrainingKeys(StageConfig):
                 config.lr_scheduler_type != "constant"
                 or config.warmup_steps in (0, type(config).model_fields["warmup_steps"].default)
             ),
+            "lr_scheduler_type",
+            lambda value: value == "constant",
         ),
         "trainable": unless("lora"),
         "num_train_epochs": unless("max_steps"),

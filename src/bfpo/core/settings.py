@@ -231,11 +231,15 @@ class OneOf(ConfigPart):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """When a key is read; `words` say when not ("without buffer"). `--set` of `overruled_by` drops the file's key."""
+    """When a key is read; `words` say when not ("without buffer").
+
+    `--set` of `overruled_by` to a value that `overrules` drops the file's key.
+    """
 
     words: str
     is_met: Callable[[Any], bool]
     overruled_by: str | None = None
+    overrules: Callable[[Any], bool] = lambda value: value is not None
 
 
 def beside(other: str) -> Need:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, OneOf
 
-__all__ = ["Executed", "ExecutedRuns", "ExecutorConfig", "LocalExecutor", "RayExecutor"]
+__all__ = ["Executed", "ExecutedRuns", "ExecutorConfig", "LocalExecutor", "RayExecutor", "per_gpu"]
 
 
 class ExecutorConfig(OneOf):
@@ -95,3 +95,8 @@ class ExecutedRuns(Executed):
         if given is not None and "executor" in values:
             raise ValueError("processes: was replaced by executor.workers, which is given too; leave processes out")
         return values if given is None else {**values, "executor": {"workers": given}}
+
+
+def per_gpu(share: float) -> int:
+    """Return how many workers that take a share of a GPU fit one GPU: each is on one alone."""
+    return int(1 / share + 1e-9)

@@ -100,7 +100,8 @@ class RunFolder:
         if occupied and is_first_process():
             folder = cls(path, _earlier_record(path, stage, values, resume), resumed=True)
         else:  # other processes skip the checks: the first one makes them, or is writing to the folder now
-            folder = cls(path, {"stage": stage, "created": _now(), "config": values}, resumed=occupied and resume)
+            first = {"stage": stage, "created": _now(), "config": values, "weights": {}}
+            folder = cls(path, first, resumed=occupied and resume)
         if not folder.finished:
             if path.is_dir() and folder.is_writer:
                 _check_links(path)
@@ -234,8 +235,8 @@ class RunFolder:
         Raises `RunError` if those of a resumed run have changed since its start. One that began before they were
         recorded goes on without.
         """
-        earlier = self._record.get("weights", {})
-        if not self.is_writer or (self.resumed and model not in earlier) or (now := weights_digest(model)) is None:
+        earlier = self._record.get("weights")
+        if not self.is_writer or earlier is None or (now := weights_digest(model)) is None:
             return
         before = earlier.get(model, now)
         if before != now:

@@ -53,6 +53,7 @@ def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArgume
         folder.add_data("chat_template", config.chat_template)
     if folder.stage != "reference":  # which keeps what it computes by the weights that it is of
         for model in filter(None, (config.model, getattr(config, "margin_model", None))):
+            logger.info("%s: hashing its files", model)
             folder.add_weights(model)
     streams = row_streams(config, start)
     with args.main_process_first(desc="tokenizing"):
