@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from bfpo.core.errors import MissingExtraError, RunError, SettingError, first_line
-from bfpo.execution.settings import RayExecutor, per_gpu
+from bfpo.execution.settings import RayExecutor, workers_on
 from bfpo.execution.worker import Worker, WorkerDiedError, setup_of
 
 __all__ = ["RayActors"]
@@ -45,9 +45,7 @@ class RayActors:
             each = 1.0 if gpus and one_per == "gpu" else 0.0
         room = [int(node.get("CPU", 0.0) // config.cpus_per_worker) for node in nodes]
         if each:
-            found = [node.get("GPU", 0.0) for node in nodes]
-            fit = [int(num) * per_gpu(each) if each < 1 else int(num / each) for num in found]
-            room = [min(most, one) for most, one in zip(room, fit, strict=True)]
+            room = [min(most, workers_on(node.get("GPU", 0.0), each)) for most, node in zip(room, nodes, strict=True)]
         asked = f"{config.cpus_per_worker} cores and {each:g} GPUs"
         if not any(room):
             self.close()

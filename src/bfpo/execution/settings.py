@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, OneOf
 
-__all__ = ["Executed", "ExecutedRuns", "ExecutorConfig", "LocalExecutor", "RayExecutor", "per_gpu"]
+__all__ = ["Executed", "ExecutedRuns", "ExecutorConfig", "LocalExecutor", "RayExecutor", "workers_on"]
 
 
 class ExecutorConfig(OneOf):
@@ -97,6 +97,6 @@ class ExecutedRuns(Executed):
         return values if given is None else {**values, "executor": {"workers": given}}
 
 
-def per_gpu(share: float) -> int:
-    """Return how many workers that take a share of a GPU fit one GPU: each is on one alone."""
-    return int(1 / share + 1e-9)
+def workers_on(gpus: float, each: float) -> int:
+    """Return how many workers that take `each` GPUs fit some GPUs; one that takes a share is on one GPU alone."""
+    return int(gpus) * int(1 / each + 1e-9) if each < 1 else int(gpus / each)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from bfpo.core.errors import RunError, SettingError
-from bfpo.execution.settings import ExecutorConfig, RayExecutor, per_gpu
+from bfpo.execution.settings import ExecutorConfig, RayExecutor, workers_on
 from bfpo.execution.worker import WorkerDiedError, usable_cores
 
 __all__ = [
@@ -279,8 +279,7 @@ def num_local(config: ExecutorConfig, one_per: OnePer = "gpu") -> int:
         return config.workers
     if one_per == "core":
         return usable_cores()
-    each = config.gpus_per_worker or 1
-    return max(1, num_gpus() * per_gpu(each) if each < 1 else int(num_gpus() / each))
+    return max(1, workers_on(num_gpus(), config.gpus_per_worker or 1))
 
 
 def in_process(config: ExecutorConfig, one_per: OnePer = "gpu") -> bool:
@@ -317,12 +316,11 @@ def _visible_gpus(config: ExecutorConfig, num: int, one_per: OnePer) -> list[str
     names = names[:found] if len(names) >= found else [str(number) for number in range(found)]
     if each is None:
         return [names[number % found] for number in range(num)] if found else None
-    per = per_gpu(each) if 0 < each < 1 else 1
-    if num * each > found or (0 < each < 1 and num > found * per):
+    if each and num > workers_on(found, each):
         raise SettingError(
             f"executor.gpus_per_worker: got {each:g} for each of {num} workers; this machine has {found} GPUs; lower "
             "workers or gpus_per_worker (below 1, workers share a GPU)"
         )
     if each < 1:
-        return [names[number // per] if each else "" for number in range(num)]
+        return [names[number // workers_on(1, each)] if each else "" for number in range(num)]
     return [",".join(names[int(number * each) : int((number + 1) * each)]) for number in range(num)]

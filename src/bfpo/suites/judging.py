@@ -116,10 +116,10 @@ def _judge_suites(
     """Add a judge's verdicts on its suites, and how it fits each model's answers."""
     done.judges.update({suite.name: judge.name for suite in suites})
     done.versions.update({suite.name: f"{judge.version}, " for suite in suites})
-    found = _ask(judge, suites, answers, cache, read=lambda completion: as_judged(whole_answer(completion)))
+    found = _ask(judge, suites, answers, cache, read=_whole_as_judged)
     done.verdicts.update(found)
     for model, by_suite in answers.items():
-        texts = [as_judged(whole_answer(completion)) for suite in suites for completion in by_suite[suite.name]]
+        texts = [_whole_as_judged(completion) for suite in suites for completion in by_suite[suite.name]]
         verdicts = [verdict for suite in suites for verdict in found[suite.name, model]]
         done.fits.extend(judge_fit(judge, texts, verdicts, model=model))
 
@@ -127,6 +127,10 @@ def _judge_suites(
 def _is_given(config: SuitesJob, suites: Sequence[Suite]) -> bool:
     names = {name for suite in suites for name in (suite.name, suite.judge.role if suite.judge else "")}
     return bool(names & config.suites.judges.keys())
+
+
+def _whole_as_judged(completion: Completion) -> Completion:
+    return as_judged(whole_answer(completion))
 
 
 def _ask(
