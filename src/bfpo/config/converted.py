@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -86,10 +86,14 @@ class Source:
     to_do: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def keys(self) -> Sequence[str]:
+        """Return the library's names of the row's key."""
+        assert self.row is not None
+        return self.row.keys(self.library)
+
     def one(self, place: int = 0) -> Any:
         """Return the value of the row's key at a place, or its default."""
-        assert self.row is not None
-        keys = self.row.keys(self.library)
+        keys = self.keys()
         if place >= len(keys):
             return None
         given = self.values.get(keys[place])
@@ -102,14 +106,13 @@ class Source:
 
     def number(self, place: int = 0) -> Any:
         """Return it as a number; YAML 1.1 and 1.2 differ on `5e-6`. Raises `ConfigError`."""
-        assert self.row is not None
         value = self.one(place)
         if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
             return value
         try:
             return float(value) if isinstance(value, str) else _not_a_number(value)
         except ValueError as error:
-            key = self.row.keys(self.library)[place]
+            key = self.keys()[place]
             raise ConfigError(f"{self.path}: {key}: got {value!r}; a number is needed to convert it") from error
 
     def flag(self, name: str, why: str) -> None:
@@ -278,7 +281,7 @@ def _beside_tracker(source: Source) -> Any:
     tracked = source.values.get("wandb_project") or source.values.get("report_to") not in (*_NOTHING, "all", ["none"])
     if tracked:
         return source.one()
-    key = source.row.keys(source.library)[0]  # type: ignore[union-attr]
+    key = source.keys()[0]
     if source.one() != _NEUTRAL.get(key):
         source.flag(key, "read with report_to only; name a tracker there")
     return None
@@ -295,7 +298,7 @@ def _eval_steps(source: Source) -> Any:
 def _template(source: Source) -> Any:
     value = source.one()
     if isinstance(value, str) and "{" in value:
-        source.lost[source.row.keys(source.library)[0]] = "a template as text; save it as a file and name the file"  # type: ignore[union-attr]
+        source.lost[source.keys()[0]] = "a template as text; save it as a file and name the file"
         return None
     return value
 
@@ -371,7 +374,7 @@ def _axolotl_data(source: Source) -> Iterator[dict[str, Any]]:
                 source.notes.append(f"type {kind}: the layout is found from the columns")
         found |= _renamed(columns)
         read = {"path", "data_files", "ds_type", *(f"field_{name}" for name in columns), *(["type"] if kind else [])}
-        _unread(source, source.row.keys("axolotl")[0], item, read)  # type: ignore[union-attr]
+        _unread(source, source.keys()[0], item, read)
         yield found
 
 
