@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--per-step", type=int, default=4, help="pairs or completions per optimizer step")
     parser.add_argument("--num", type=int, default=48, help="prompts to answer in a repeat")
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--batches", type=integers, default=[16, 32], help="batch sizes of plain transformers")
+    parser.add_argument("--batches", type=integers, default=[4, 8, 16, 32], help="batch sizes of plain transformers")
     options = parser.parse_args(arguments)
     if options.quick:
         options.repeats, options.num, options.max_new_tokens, options.batches = 1, 4, 8, [4]

@@ -150,6 +150,15 @@ def test_answers_of_suites_and_of_red_teaming_have_their_verdicts(tmp_path: Path
     assert [one.judged for one in answers_of([red])] == ["unsure", "unsure", "safe"]
 
 
+def test_a_run_whose_texts_changed_is_left_out_with_a_warning(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = runs / "start" / "completions.jsonl"
+    judged = bfpo("evaluate", "--set", f"completions={made}", "--set", "judge=refusal-phrases", "--out", runs / "s")
+    assert judged.exit_code == 0, judged.output
+    made.write_text(made.read_text().replace("Sure", "Well"))
+    assert {one.model for one in answers_of([runs / "s", runs / "tuned"])} == {"runs/tuned"}
+    assert f"{made}: changed since {runs / 's'} judged it; its texts are left out" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------------------------- the server
 
 

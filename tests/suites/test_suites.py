@@ -366,7 +366,6 @@ def test_comparisons_are_paired_and_corrected() -> None:
             values("b", "10", "y"),
         ],
         confidence=0.95,
-        random_seed=0,
     )
     first = found[0]
     assert (first.first, first.second, first.num, first.test) == ("a", "b", 10, "exact McNemar")

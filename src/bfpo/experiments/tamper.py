@@ -197,7 +197,7 @@ def _changes(config: TamperConfig, points: Sequence[_Point]) -> Iterator[TamperC
             for against in others:
                 row = TamperChange(point.model, point.step, *against, name)
                 paired = _paired(point, by_place[against], name, config.seeds)
-                yield paired_row(row, paired, confidence=config.confidence, random_seed=config.seed)
+                yield paired_row(row, paired, confidence=config.confidence)
 
 
 def _paired(one: _Point, other: _Point, metric: str, num_seeds: int) -> PairedValues:

@@ -63,9 +63,7 @@ def tradeoff(
     rows_of = {name: judged[name] for name in measured}
     values, prompts = _by_answer(rows_of, objectives)
     front = pareto_front(points, objectives)
-    compared = compare_pairs(
-        rows_of, itertools.combinations(measured, 2), objectives, confidence=confidence, random_seed=random_seed
-    )
+    compared = compare_pairs(rows_of, itertools.combinations(measured, 2), objectives, confidence=confidence)
     nearest = None
     if at_least:
         nearest = choose_nearest(rows_of, at_least, objectives, validation_share, confidence=confidence)

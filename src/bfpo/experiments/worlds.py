@@ -78,7 +78,7 @@ def _changes(config: CompareConfig, root: Path, worlds: Sequence[ComparedWorld])
             if name not in (START, CEILING):
                 paired = pair_values(judged, before[name], METRIC)
                 row = WorldChange(name, world.name)
-                rows.append(paired_row(row, paired, confidence=config.confidence, random_seed=0))
+                rows.append(paired_row(row, paired, confidence=config.confidence))
     yield from with_holm(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from bfpo.suites.records import SuiteAnswer
 
 __all__ = ["answers_of", "make_server", "render"]
 
+_log = logging.getLogger(__name__)
 _HOST, _LONGEST = "127.0.0.1", 4096  # bytes of a request
 _STAGES = ("generate", "evaluate", "redteam")
 
@@ -31,7 +33,8 @@ _STAGES = ("generate", "evaluate", "redteam")
 def answers_of(folders: Sequence[Path]) -> list[Candidate]:
     """Return the answers of runs of generate, evaluate and redteam, with their verdicts; blocked ones are left out.
 
-    Raises `DataError` for a folder without such a run, or whose answers cannot be read.
+    What cannot be read of a run, or changed since it was judged, is left out with a warning. Raises `DataError` for a
+    folder without such a run, or whose answers cannot be read.
     """
     runs = find_runs(folders)
     tops = [run.path for run in runs if run.stage in ("evaluate", "redteam")]
@@ -43,6 +46,8 @@ def answers_of(folders: Sequence[Path]) -> list[Candidate]:
             f"{', '.join(map(str, folders))}: no run of {', '.join(_STAGES)} with answers in it"
             f"{f' ({problems})' if problems else ''}"
         )
+    for problem in dict.fromkeys(problem for run in outer for problem in run.problems):
+        _log.warning("%s", problem)
     return found
 
 

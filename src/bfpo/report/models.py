@@ -269,7 +269,7 @@ def texts_of(run: Run) -> dict[str, Completion]:
     """
     where = _judged_file(run)
     if where is not None and _digest_when_judged(run) not in (None, file_digest(where)):
-        run.problems.append(f"{where}: changed since {run.path} judged it; its texts are not shown")
+        run.problems.append(f"{where}: changed since {run.path} judged it; its texts are left out")
         return {}
     return read_texts(run, where)
 

@@ -22,26 +22,24 @@ def compare_pairs(
     metrics: Sequence[str],
     *,
     confidence: float = 0.95,
-    random_seed: int = 0,
 ) -> list[ModelComparison]:
     """Return first - second of each metric for each pair of names; all rows form one family.
 
-    `low` and `high` are for the single difference, over prompts and, if there are several, seeds.
-    `p_value` is from McNemar's exact test or sign flips; the answers to a prompt flip together, so it generalizes to
-    other prompts but not to other trainings. `p_holm` is corrected over all returned rows. If `pairs` contains every
-    pair of models, `p_holm` also holds for a pair chosen after seeing the results. Raises `SettingError` for an unknown
-    metric.
+    `low` and `high` are for the single difference, over prompts and, if there are several, seeds. `p_value` is from
+    McNemar's test or sign flips, both exact; the answers to a prompt flip together, so it generalizes to other prompts
+    but not to other trainings. `p_holm` is corrected over all returned rows. If `pairs` contains every pair of models,
+    `p_holm` also holds for a pair chosen after seeing the results. Raises `SettingError` for an unknown metric.
     """
     rows: list[ModelComparison] = []
     for first, second in pairs:
         for metric in metrics:
             paired = pair_values(judged[first], judged[second], metric)
             row = ModelComparison(metric, first, second)
-            rows.append(paired_row(row, paired, confidence=confidence, random_seed=random_seed))
+            rows.append(paired_row(row, paired, confidence=confidence))
     return with_holm(rows)
 
 
-def paired_row(row: Row, paired: PairedValues, *, confidence: float, random_seed: int) -> Row:
+def paired_row(row: Row, paired: PairedValues, *, confidence: float) -> Row:
     """Return a row of a comparison with the paired difference, its interval and the test filled in."""
     difference = paired_difference(
         paired.first,
@@ -50,7 +48,7 @@ def paired_row(row: Row, paired: PairedValues, *, confidence: float, random_seed
         seeds=paired.seeds,
         confidence=confidence,
     )
-    test = paired_test(paired.first, paired.second, paired.prompts, random_seed=random_seed)
+    test = paired_test(paired.first, paired.second, paired.prompts)
     return replace(
         row,
         difference=difference.value,

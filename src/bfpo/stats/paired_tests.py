@@ -13,6 +13,7 @@ from bfpo.stats.clustered import clopper_pearson, relative_variance
 from bfpo.stats.intervals import Interval, rate_interval
 from bfpo.stats.resampling import (
     Floats,
+    Ints,
     bootstrap_weights,
     check_confidence,
     in_unit_interval,
@@ -35,40 +36,34 @@ __all__ = [
 MIN_PROMPTS = 30
 """`length_controlled_rate` fits two parameters; with fewer prompts its interval would be uninformative."""
 
-_CHUNK_FLOATS = 4_000_000
+_CELLS = 65_536
+_ROUNDING = 1e-12
 _INVERSE_PENALTY = 100.0  # a prior sd of 10 log-odds: only keeps finite what the data do not bound
 
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """A two-sided p-value of "no difference", `None` without pairs; `exact` is false for a Monte Carlo p-value."""
+    """A two-sided p-value of "no difference", `None` without pairs."""
 
     test: str
     p_value: float | None
     num: int
     num_clusters: int
-    exact: bool
 
 
 def paired_test(
-    first: Sequence[bool | float],
-    second: Sequence[bool | float],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    num_resamples: int = 9999,
-    random_seed: int = 0,
+    first: Sequence[bool | float], second: Sequence[bool | float], clusters: Sequence[Hashable] | None = None
 ) -> PairedTest:
-    """Return the test that fits the values: exact McNemar for one binary answer per prompt, else sign flips.
+    """Return McNemar's exact test for one binary answer per prompt, where the two agree, and else that of sign flips.
 
-    Arguments, shapes and errors as for `sign_flip`. For one binary answer per prompt the two tests agree, and
-    McNemar's needs no random draws.
+    Arguments, shapes and errors as for `sign_flip`.
     """
     left, right = paired_values(first, second)
     codes = label_codes("clusters", clusters, left.size)
     one_each = np.unique(codes).size == codes.size
     if one_each and _is_binary(left) and _is_binary(right):
         return mcnemar(first, second)
-    return sign_flip(first, second, clusters, num_resamples=num_resamples, random_seed=random_seed)
+    return sign_flip(first, second, clusters)
 
 
 def mcnemar(first: Sequence[bool | float], second: Sequence[bool | float]) -> PairedTest:
@@ -89,58 +84,61 @@ def mcnemar(first: Sequence[bool | float], second: Sequence[bool | float]) -> Pa
 
         differ = only_first + only_second
         p_value = float(binomtest(only_first, differ).pvalue) if differ else 1.0
-    return PairedTest("exact McNemar", p_value, left.size, left.size, exact=True)
+    return PairedTest("exact McNemar", p_value, left.size, left.size)
 
 
 def sign_flip(
-    first: Sequence[bool | float],
-    second: Sequence[bool | float],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    num_resamples: int = 9999,
-    random_seed: int = 0,
+    first: Sequence[bool | float], second: Sequence[bool | float], clusters: Sequence[Hashable] | None = None
 ) -> PairedTest:
-    """Return the sign-flip (paired permutation) test of mean(first - second) on values in [0, 1], (N,) each.
+    """Return the exact sign-flip (paired permutation) test of mean(first - second) on values in [0, 1], (N,) each.
 
     Item i of both lists is the same prompt (and seed). Under the null hypothesis the two models are exchangeable at
     each prompt, so the differences of a cluster change sign together (Fisher 1935; Good 2005, "Permutation, Parametric
-    and Bootstrap Tests of Hypotheses"). If all sign patterns number at most `num_resamples` (by default up to 13
-    clusters with a difference), the test is exact. Otherwise `num_resamples` are drawn and the observed pattern is
-    added, so that p is never 0 (Phipson & Smyth 2010, SAGMB 9(1)). One cluster gives 1, no value `None`. Seeds of a
-    prompt flip together: the result holds for new prompts, but for these trainings. Raises `SettingError` for lengths
-    that differ, values outside [0, 1] or fewer than one resample.
+    and Bootstrap Tests of Hypotheses"). p is the share of all sign patterns whose sum is as far from 0 as the observed
+    one. None is drawn, so p has no lowest value that Holm's correction of many comparisons could not pass. One cluster
+    gives 1, no value `None`. Seeds of a prompt flip together: the result holds for new prompts, but for these
+    trainings. Raises `SettingError` for lengths that differ or values outside [0, 1].
     """
     left, right = paired_values(first, second)
     codes = label_codes("clusters", clusters, left.size)
-    if num_resamples < 1:
-        raise SettingError(f"num_resamples: got {num_resamples}; at least 1 is needed")
     if left.size == 0:
-        return PairedTest("sign-flip", None, 0, 0, exact=True)
+        return PairedTest("sign-flip", None, 0, 0)
     sums: Floats = np.bincount(codes, left - right).astype(np.float64)
-    # A cluster with difference 0 (up to rounding, 1e-12) is the same under both signs.
-    moving = sums[np.abs(sums) > 1e-12]
-    exact = bool(2.0**moving.size <= num_resamples)
-    p_value = _flip(moving, num_resamples, random_seed) if moving.size > 1 else 1.0
-    return PairedTest("sign-flip", p_value, left.size, sums.size, exact)
+    return PairedTest("sign-flip", _share_as_far(_whole(sums)), left.size, sums.size)
 
 
-def _flip(sums: Floats, num_resamples: int, random_seed: int) -> float:
-    from scipy.stats import permutation_test
+def _whole(sums: Floats) -> Ints:
+    """Return the sums as whole multiples of one unit, without zeros.
 
-    def total(flipped: Floats, axis: int = -1) -> Floats:
-        # Equal sums, added in another order, differ in the last bits; rounding makes them ties.
-        return np.asarray(np.round(flipped.sum(axis=axis), 9), np.float64)
+    Sums of binary answers, and of shares with small denominators, are exact multiples. Others are rounded to a unit of
+    which their sizes have 65,536 in all, or 16 each: the signs of rounded differences are as exchangeable as those of
+    the differences themselves, so the test stays exact and only its statistic is rounded.
+    """
+    total = float(np.abs(sums).sum())
+    if total <= _ROUNDING * sums.size:
+        return np.zeros(0, np.int64)
+    per_one = max(1, int(max(_CELLS, 16 * sums.size) / total))
+    per_one -= per_one % next(many for many in (2520, 840, 120, 12, 1) if many <= per_one)
+    whole: Ints = np.rint(sums * per_one).astype(np.int64)
+    whole = whole[whole != 0]
+    return whole // np.int64(np.gcd.reduce(whole)) if whole.size else whole
 
-    result = permutation_test(
-        (sums,),
-        total,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=num_resamples,
-        batch=max(1, _CHUNK_FLOATS // sums.size),
-        random_state=np.random.default_rng(random_seed),
-    )
-    return float(result.pvalue)
+
+def _share_as_far(whole: Ints) -> float:
+    """Return the share of all choices of signs with |sum of the signed numbers| >= |sum of the numbers|."""
+    sizes = np.sort(np.abs(whole))
+    total, observed = int(sizes.sum()), abs(int(whole.sum()))
+    # share[x]: of the choices for the numbers so far, those whose positive ones add up to x. Only sums of positive
+    # terms, so a share far in the tail is as precise as one near the middle.
+    share = np.zeros(total + 1)
+    share[0], reach = 1.0, 0
+    for size in sizes.tolist():
+        half = share[: reach + 1] / 2
+        share[: reach + 1] = half
+        share[size : size + reach + 1] += half
+        reach += size
+    beyond = (total - observed) // 2 + 1  # 2 x - total <= -observed
+    return min(1.0, 2 * float(share[:beyond].sum()))
 
 
 def _is_binary(values: Floats) -> bool:

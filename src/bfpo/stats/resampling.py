@@ -11,6 +11,7 @@ from bfpo.core.errors import SettingError
 
 __all__ = [
     "Floats",
+    "Ints",
     "bootstrap_weights",
     "check_confidence",
     "in_unit_interval",

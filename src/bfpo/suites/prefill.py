@@ -187,7 +187,7 @@ def measure_prefill(
         depth,
         prefilled=[_facts(one, judged, openings, begun) for one in found],
         scores=[_score(values, config.confidence) for values in each.values],
-        comparisons=compare_values(compared, confidence=config.confidence, random_seed=config.seed) or None,
+        comparisons=compare_values(compared, confidence=config.confidence) or None,
     )
     return depth, each.answers
 

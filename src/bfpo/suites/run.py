@@ -504,7 +504,7 @@ def _aggregate(
         models=_all_models(config, found.guarded),
         suites=[found.facts[name] for name in order if name in found.facts],
         scores=scores,
-        comparisons=compare_values(found.values, confidence=config.confidence, random_seed=config.seed),
+        comparisons=compare_values(found.values, confidence=config.confidence),
         warnings=found.warnings,
         coherence=found.bound,
         judge_fit=found.fits or None,

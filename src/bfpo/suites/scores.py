@@ -155,7 +155,7 @@ def _row(values: Values, metric: str, interval: Interval) -> SuiteScore:
     )
 
 
-def compare_values(values: Sequence[Values], *, confidence: float, random_seed: int) -> list[SuiteComparison]:
+def compare_values(values: Sequence[Values], *, confidence: float) -> list[SuiteComparison]:
     """Return first - second for every two models on each metric of a suite, over the items scored for both.
 
     The p-values are from McNemar's exact test or sign flips; `p_holm` is corrected over all comparisons of the run.
@@ -174,7 +174,7 @@ def compare_values(values: Sequence[Values], *, confidence: float, random_seed: 
                 [first.prompts[item] for item in items],
             )
             row = SuiteComparison(suite, metric, first.model, second.model)
-            rows.append(paired_row(row, paired, confidence=confidence, random_seed=random_seed))
+            rows.append(paired_row(row, paired, confidence=confidence))
     return with_holm(rows)
 
 
