@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bfpo.core.schema import from_canonical
-from bfpo.generation.replies import blocked_reason, read_chat, read_completion, unsupported_parameter
+from bfpo.generation.replies import blocked_reason, lacks_credit, read_chat, read_completion, unsupported_parameter
 
 AZURE = {
     "error": {
@@ -108,6 +108,19 @@ def test_another_error_says_nothing_about_the_prompt(status: int, body: Any) -> 
 )
 def test_the_parameter_that_is_not_supported(body: Any, parameter: str | None) -> None:
     assert unsupported_parameter(body) == parameter
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (429, "You exceeded your current quota, please wait 7 s."),  # Gemini's limit of a minute
+        (422, "insufficient balance"),
+        (400, "roles must alternate"),
+        (500, "insufficient quota of the node"),
+    ],
+)
+def test_another_error_says_nothing_about_the_credit(status: int, message: str) -> None:
+    assert not lacks_credit(status, {"message": message, "code": status})
 
 
 def reply(message: Any, finish: str | None = "stop", **more: Any) -> dict[str, Any]:

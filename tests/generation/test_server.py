@@ -166,6 +166,26 @@ def test_after_a_refusal_no_other_text_is_asked_about(server: FaultServer) -> No
     assert server.num_requests == 3
 
 
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (402, {"message": "Insufficient Balance", "type": "unknown_error", "code": "invalid_request_error"}),
+        (400, {"type": "invalid_request_error", "message": "Your credit balance is too low to access the API."}),
+        (429, {"message": "You exceeded your current quota.", "type": "insufficient_quota"}),
+        (403, {"message": "Your team has used all available credits."}),
+    ],
+)
+def test_an_account_without_credit_stops_at_once(server: FaultServer, status: int, error: dict[str, str]) -> None:
+    server.reply = lambda text, body: (status, {"error": error}, {}) if server.num_requests > 10 else None
+    found: list[int] = []
+    with raises(ServerError, "credit"):
+        judge(server, max_concurrency=1, max_retries=0).judge_each(
+            completions(100), lambda n, verdict, lasting: found.append(n)
+        )
+    assert found == list(range(10))
+    assert server.num_requests == 11
+
+
 def test_nobody_there(server: FaultServer) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ __all__ = [
     "Answer",
     "Token",
     "blocked_reason",
+    "lacks_credit",
     "may_pass",
     "read_chat",
     "read_completion",
@@ -35,8 +36,15 @@ _FILTER_MESSAGE = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_THE_ACCOUNT = re.compile(r"\b(your|this) (account|organi[sz]ation|project)\b", re.IGNORECASE)
+# Of Anthropic, LiteLLM, Moonshot, xAI, and OpenAI's code; its message is also that of Gemini's rate limits.
+_NO_CREDIT = re.compile(
+    r"credit balance|insufficient[ _](balance|credit|fund|quota)|exceeded_current_quota|budget has been exceeded|"
+    r"used all available credits",
+    re.IGNORECASE,
+)
+_MAY_LACK_CREDIT = (400, 403, 429)
 _PASSING = (408, 409, 425, 429)
-_NOT_ABOUT_A_PROMPT = (401, 404, 405, *_PASSING)
+_NOT_ABOUT_A_PROMPT = (401, 402, 404, 405, *_PASSING)
 _PARAMETERS = (
     *("max_completion_tokens", "max_tokens", "top_logprobs", "logprobs", "seed", "temperature", "top_p"),
     "chat_template_kwargs",
@@ -104,11 +112,19 @@ def may_pass(status: int) -> bool:
     return status in _PASSING or status >= 500
 
 
+def lacks_credit(status: int, body: Any) -> bool:
+    """Return whether an error says that the account cannot pay, so that no further request is answered."""
+    said = _said(body)
+    return status == 402 or (
+        status in _MAY_LACK_CREDIT and bool(_NO_CREDIT.search(" ".join((*said.codes, said.message))))
+    )
+
+
 def blocked_reason(status: int, body: Any) -> str | None:
     """Return why the server refuses this prompt for its content; `None` if the error is of another kind.
 
-    `body` is that of the error. A refused key (401) or account, an unknown model (404) and a busy server say nothing
-    about a prompt.
+    `body` is that of the error. A refused key (401) or account, an unpaid bill (402), an unknown model (404) and a busy
+    server say nothing about a prompt.
     """
     said = _said(body)
     by_code = next((code for code in said.codes if _FILTER_CODE.search(code)), None)

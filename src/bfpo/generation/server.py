@@ -20,6 +20,7 @@ from bfpo.generation.replies import (
     Answer,
     Token,
     blocked_reason,
+    lacks_credit,
     may_pass,
     read_chat,
     read_completion,
@@ -157,8 +158,8 @@ class Server:
 
         A question whose requests all failed, or that the server refuses, gets an answer without text. `seed` matters
         above temperature 0, if the server reads it. Raises `ServerError` if further requests are useless: the key is
-        refused, the model or path is unknown, the server cannot be reached, redirects to another host or sends too
-        much, or the budget is used up; earlier answers have been reported.
+        refused, the account has no credit, the model or path is unknown, the server cannot be reached, redirects to
+        another host or sends too much, or the budget is used up; earlier answers have been reported.
         """
         if questions:
             _run(self._ask_all(questions, report, seed))
@@ -239,6 +240,11 @@ class Server:
         """Return the answer for a status that is not a success; raises `ServerError` for one that all requests get."""
         if (reason := blocked_reason(status, error.body)) is not None:
             return Answer(None, fault=hide_secrets(self._without_key(reason)), blocked=True)
+        if lacks_credit(status, error.body):
+            raise ServerError(
+                f"{self.url}: the account has no credit left (status {status}: {self._clean(error)}); earlier answers "
+                "are kept; add credit to the account and continue with --resume"
+            ) from None
         is_page = isinstance(error.body, str)  # of a firewall, which some prompts look like an attack to
         if status == 401 or (status == 403 and not is_page):
             name = self._spec.key_variable
@@ -272,7 +278,8 @@ class Server:
             try:
                 answer = await self._request(client, question, seed, form)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if blocked_reason(error.status_code, error.body) is not None:
+                status, body = error.status_code, error.body
+                if lacks_credit(status, body) or blocked_reason(status, body) is not None:
                     raise
                 if self._continues(question) and refuses_to_continue(error.body):
                     raise ServerError(
