@@ -306,6 +306,25 @@ def test_what_the_server_does_not_take_is_in_the_record(server: FaultServer, pro
     assert "| temperature |" in (tmp_path / "run/README.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["seed", "top_p"])
+def test_a_refusal_of_a_part_that_another_server_words_otherwise(
+    server: FaultServer, prompts: Path, tmp_path: Path, name: str
+) -> None:
+    def reply(text: str, asked: Any) -> Any:
+        if name == "seed" and "seed" in asked:
+            return 400, [{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}], {}
+        if name == "top_p" and {"temperature", "top_p"} <= asked.keys():
+            return 400, {"error": {"message": "`temperature` and `top_p` cannot both be specified for this model."}}, {}
+        return None
+
+    server.reply = reply
+    folder = run_stage("generate", config(server, prompts, temperature=0.7, max_concurrency=1), tmp_path / "run")
+    assert len(rows(tmp_path / "run")) == NUM
+    assert folder.record["not_sent"] == [name]
+    assert server.bodies[-1]["temperature"] == 0.7
+    assert server.num_requests == NUM + 1
+
+
 def test_tools_and_further_keys_of_messages_reach_the_server_and_calls_come_back(server: FaultServer) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "weigh", "arguments": "{}"}}
     tools = [{"type": "function", "function": {"name": "weigh", "parameters": {"type": "object", "properties": {}}}}]

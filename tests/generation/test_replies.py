@@ -49,6 +49,7 @@ AZURE = {
         (400, {"message": "The request was rejected because it was considered high risk"}, "high risk"),
         (422, {"detail": "Guardrail: violence"}, "Guardrail"),
         (451, "unsafe content", "unsafe content"),
+        (400, [{"error": {"code": 400, "message": "The request was blocked due to safety filters"}}], "safety filters"),
         (500, {"error": {"code": "content_filter", "message": "stopped"}}, "stopped"),
     ],
 )
@@ -100,6 +101,9 @@ def test_another_error_says_nothing_about_the_prompt(status: int, body: Any) -> 
         ({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}, "seed"),
         ({"message": "json: unknown field `top_logprobs`"}, "top_logprobs"),
         ("logprobs isn't implemented", "logprobs"),
+        ([{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
+        ({"message": "`temperature` and `top_p` cannot both be specified for this model. Use one."}, "top_p"),
+        ({"message": "`temperature` cannot be 3 and `top_p` cannot be 2"}, None),
         ({"error": {"message": "'max_tokens' or 'max_completion_tokens' is too large: 9"}}, None),
         ({"error": {"message": "model does not support images"}}, None),
         ({"error": {"message": "the seedling is unknown"}}, None),

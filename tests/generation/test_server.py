@@ -379,6 +379,22 @@ def test_a_text_that_the_server_refuses_is_unscored(server: FaultServer) -> None
     assert server.num_requests == 4
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ([{"error": {"code": 400, "message": "The prompt is too long.", "status": "INVALID_ARGUMENT"}}], " too long."),
+        ({"detail": "The prompt is too long."}, " too long."),
+        (b"The prompt is too long.", " too long."),
+        (b"<html>Bad request</html>", "Error code: 400"),
+    ],
+)
+def test_the_message_of_a_refusal_is_found_wherever_it_stands(server: FaultServer, body: Any, said: str) -> None:
+    server.reply = lambda text, asked: (400, body, {}) if text == texts(2)[1] else None
+    (_, verdict) = judge(server, max_concurrency=1).judge(completions(2))
+    assert verdict.label == "unscored"
+    assert verdict.reason.endswith(said)
+
+
 def test_votes_are_drawn_with_a_seed_of_their_own(server: FaultServer) -> None:
     asked = judge(server, temperature=0.7)
     assert asked.is_sampled

@@ -13,6 +13,7 @@ __all__ = [
     "Answer",
     "Token",
     "blocked_reason",
+    "error_message",
     "lacks_credit",
     "may_pass",
     "read_chat",
@@ -54,6 +55,8 @@ _UNSUPPORTED = re.compile(
     r"n[o']t (yet )?(be )?(support|permit|allow|accept|available|implemented)",
     re.IGNORECASE,
 )
+# Newer models of Anthropic take one of the two; the temperature is kept.
+_NOT_BOTH = re.compile(r"\btemperature\b.{0,20}\btop_p\b.{0,20}cannot both", re.IGNORECASE)
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
 _LIMIT = ("length", "max_tokens")
 _LONGEST_REASON = 300
@@ -140,6 +143,8 @@ def blocked_reason(status: int, body: Any) -> str | None:
 def unsupported_parameter(body: Any) -> str | None:
     """Return the parameter of ours that an error with this body calls unsupported; `None` for another error."""
     said = _said(body)
+    if _NOT_BOTH.search(said.message):
+        return "top_p"
     if not _UNSUPPORTED.search(" ".join((*said.codes, said.message))):
         return None
     if said.parameter in _PARAMETERS:
@@ -147,6 +152,12 @@ def unsupported_parameter(body: Any) -> str | None:
     places = {name: re.search(rf"(?<!\w){name}(?!\w)", said.message) for name in _PARAMETERS}
     named = {name: found.start() for name, found in places.items() if found is not None}
     return min(named, key=lambda name: named[name], default=None)
+
+
+def error_message(body: Any) -> str:
+    """Return what an error with this body says, in one line; empty for a page and for a body without a message."""
+    text = " ".join(_said(body).message.split())
+    return "" if text.startswith("<") else text
 
 
 def refuses_to_continue(body: Any) -> bool:
@@ -162,7 +173,9 @@ def _reason(head: str, message: str, filters: Sequence[str] = ()) -> str:
 
 
 def _said(body: Any) -> _Said:
-    """Read the body of an error: OpenAI's `error`, Azure's `innererror`, FastAPI's `detail`, or plain text."""
+    """Read the body of an error: OpenAI's `error`, Gemini's list of one, Azure's `innererror`, FastAPI's `detail`."""
+    if isinstance(body, list):
+        body = next((one for one in body if isinstance(one, Mapping)), None)
     if isinstance(body, str):
         return _Said(message=body)
     if not isinstance(body, Mapping):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from bfpo.generation.replies import (
     Answer,
     Token,
     blocked_reason,
+    error_message,
     lacks_credit,
     may_pass,
     read_chat,
@@ -43,6 +45,7 @@ _SAID = {
     "seed": "the draws do not repeat",
 }
 """What it means that a setting of the sampling is not sent."""
+_NO_MESSAGE = re.compile(r"Error code: \d+")  # of the client's library, which reads `error.message` alone
 _FAILURES_IN_A_ROW = 8  # at least; after so many texts without an answer, the server counts as unreachable
 
 
@@ -385,7 +388,10 @@ class Server:
 
     def _clean(self, error: BaseException) -> str:
         """Return an error's first line, short and without the key, which some servers repeat."""
-        return hide_secrets(self._without_key(first_line(error)))[:200]
+        text, said = first_line(error), error_message(getattr(error, "body", None))
+        if _NO_MESSAGE.fullmatch(text) and said:
+            text = f"{text} - {said}"
+        return hide_secrets(self._without_key(text))[:200]
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_KEY else text
