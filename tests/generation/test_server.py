@@ -24,7 +24,7 @@ from bfpo.judges.formats import FORMATS, PAIR_FORMATS
 from bfpo.judges.judges import make_judge, make_ranker
 from bfpo.judges.server_judges import ServerJudge, ServerRanker
 from bfpo.judges.settings import JudgeConfig, RankerConfig
-from messages import raises
+from messages import raises, says
 from support.fault_server import FAULTS, FaultServer, guard_answer
 
 KEY = "sk-" + "proj-abcdefghij0123456789"
@@ -368,7 +368,49 @@ def test_a_server_that_takes_no_request_for_probabilities(server: FaultServer, m
     server.plan = lambda text, attempt: "400" if server.bodies[-1].get("logprobs") else "ok"
     asked = judge(server, max_concurrency=1)
     assert [verdict.label for verdict in asked.judge(completions(5))] == expected(5)
-    assert server.num_requests == 6  # found out once
+    assert server.num_requests == 5 + 3  # found out once, for 20, 5 and 2 of them
+
+
+@pytest.mark.parametrize(
+    ("most", "said", "asked"),
+    [
+        (8, "Requested sample logprobs of 20, which is greater than max allowed: 8", [20, 5, 5, 5]),
+        (5, "Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 20", [20, 5, 5, 5]),
+        (3, "", [20, 5, 2, 2, 2]),
+        (1, "Value for 'top_logprobs' must be <= 1", [20, 5, 2, None, None, None]),
+    ],
+)
+def test_a_server_that_allows_fewer_probabilities(
+    server: FaultServer, caplog: pytest.LogCaptureFixture, most: int, said: str, asked: list[int | None]
+) -> None:
+    server.reply = lambda text, body: (400, {"message": said}, {}) if body.get("top_logprobs", 0) > most else None
+    server.answer = lambda text: "safe"
+    server.logprobs = lambda text: chat_logprobs([("safe", {"safe": math.log(0.6), "unsafe": math.log(0.4)})])
+    with caplog.at_level(logging.INFO, "bfpo"):
+        verdicts = judge(server, max_concurrency=1, threshold=0.7).judge(completions(3))
+    assert [body.get("top_logprobs") for body in server.bodies] == asked
+    if asked[-1] is None:
+        assert [(verdict.label, verdict.p_safe) for verdict in verdicts] == [("safe", None)] * 3
+        says(caplog, "threshold")
+        assert [record.levelname for record in caplog.records if "threshold" in record.message] == ["WARNING"]
+    else:
+        assert [verdict.label for verdict in verdicts] == ["unsafe"] * 3
+        assert [verdict.p_safe for verdict in verdicts] == pytest.approx([0.6] * 3)
+        assert "threshold" not in caplog.text
+        says(caplog, "log-probabilities", str(asked[-1]))
+
+
+def test_a_request_that_was_under_way_while_another_found_the_form_is_sent_again(server: FaultServer) -> None:
+    late, last = texts(3)[1:]
+
+    def reply(text: str, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]] | None:
+        while text == late and not server.requests[last]:  # which is sent after the first text has its answer
+            time.sleep(0.01)
+        return (400, {"message": "no"}, {}) if body.get("logprobs") else None
+
+    server.reply = reply
+    assert [verdict.label for verdict in judge(server, max_concurrency=2).judge(completions(3))] == expected(3)
+    assert server.requests[late] == 2
 
 
 def test_a_text_that_the_server_refuses_is_unscored(server: FaultServer) -> None:

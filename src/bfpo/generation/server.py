@@ -35,8 +35,8 @@ __all__ = ["Answer", "Question", "RequestBudget", "Server", "Token"]
 
 _log = logging.getLogger(__name__)
 
-_TOP_LOGPROBS = 20  # the most that the chat endpoint of the reference implementation gives
-_COMPLETIONS_LOGPROBS = 5
+_LOGPROBS = {"chat": 20, "completions": 5}  # of each token: the most that the reference implementation gives
+_FEWER_LOGPROBS = (5, 2)  # tried next; one alone would not compare two labels
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SHORTEST_KEY = 8  # shorter keys, such as EMPTY, are not secret and may be words
 _SAID = {
@@ -69,8 +69,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What requests consist of: the name of the token limit, and the optional parts that are left out."""
+    """What requests consist of: log-probabilities of a token, the name of the token limit, and what is left out."""
 
+    logprobs: int
     limit: str = "max_tokens"
     left_out: frozenset[str] = frozenset()
 
@@ -137,7 +138,8 @@ class Server:
         if len(self._key) >= _SHORTEST_KEY and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             _log.warning("the key in %s goes to %s unencrypted (http); use https", spec.key_variable, parts.netloc)
         self._top_p, self._is_writer = top_p, writer
-        self._form, self._form_is_known = _Form(left_out=frozenset({"logprobs"} if writer else ())), False
+        self._form = _Form(_LOGPROBS[api], left_out=frozenset({"logprobs"} if writer else ()))
+        self._form_is_known = False
 
     @property
     def version(self) -> str:
@@ -309,7 +311,11 @@ class Server:
                 yield form.without(part)
             return
         if self._form_is_known:
+            yield self._form  # another request may have found it since this one was sent
             return
+        if "logprobs" not in self._form.left_out:
+            for number in _FEWER_LOGPROBS:
+                yield replace(self._form, logprobs=min(number, self._form.logprobs))
         yield self._form.without("logprobs")
         if question.template_arguments and not question.needs_arguments:
             yield self._form.without("chat_template_kwargs")
@@ -317,14 +323,21 @@ class Server:
 
     def _learn(self, form: _Form) -> None:
         """Keep the form of a request that was accepted, and say once what it leaves out."""
-        if self._form_is_known and not form.left_out > self._form.left_out and form.limit == self._form.limit:
+        known = self._form
+        is_new = form.left_out > known.left_out or form.limit != known.limit or form.logprobs < known.logprobs
+        if self._form_is_known and not is_new:
             return
-        for part in sorted(form.left_out - self._form.left_out):
+        for part in sorted(form.left_out - known.left_out):
             if part in _SAID:
                 _log.warning("%s refuses %s: it is not sent; %s", self.host, part, _SAID[part])
             elif part == "logprobs":
                 _log.info("%s refuses requests for log-probabilities: only its text is read", self.host)
-        if form.limit != self._form.limit:
+        if form.logprobs < known.logprobs:
+            _log.info(
+                "%s refuses %d log-probabilities of a token: %d are requested",
+                *(self.host, known.logprobs, form.logprobs),
+            )
+        if form.limit != known.limit:
             _log.info("%s refuses max_tokens: max_completion_tokens is sent in its place", self.host)
         self._form, self._form_is_known = form, True
 
@@ -343,11 +356,11 @@ class Server:
         if self.api == "completions":
             if not isinstance(content, str):
                 raise SettingError("api: 'completions' takes a finished text, and this format asks a chat; use 'chat'")
-            logprobs: dict[str, Any] = {"logprobs": _COMPLETIONS_LOGPROBS} if asks_logprobs else {}
+            logprobs: dict[str, Any] = {"logprobs": form.logprobs} if asks_logprobs else {}
             create = client.completions.with_raw_response.create
             raw = await create(prompt=content, **common, **logprobs, extra_body=extra)
             return read_completion(json.loads(raw.content), writes=self._is_writer)
-        logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if asks_logprobs else {}
+        logprobs = {"logprobs": True, "top_logprobs": form.logprobs} if asks_logprobs else {}
         turns = [Message("user", content)] if isinstance(content, str) else content
         messages = [
             {**turn.as_dict(), **({"content": _as_parts(turn.content)} if question.as_parts else {})} for turn in turns
