@@ -134,6 +134,19 @@ def test_an_answer_that_never_came_is_no_completion_and_resume_asks_only_for_it(
     assert [row.text for row in rows(tmp_path / "run")] == [f"on question {n}" for n in range(NUM)]
 
 
+def test_half_an_answer_of_an_interrupted_server_is_no_completion(
+    server: FaultServer, prompts: Path, tmp_path: Path
+) -> None:
+    server.finish = lambda text: "error" if text == "question 3" else "stop"
+    settings = config(server, prompts, max_retries=0)
+    with raises(ServerError, mask="(?<=')[0-9a-f]{16}"):
+        run_stage("generate", settings, tmp_path / "run")
+    server.finish = lambda text: "stop"
+    run_stage("generate", settings, tmp_path / "run", resume=True)
+    assert [row.text for row in rows(tmp_path / "run")] == [f"on question {n}" for n in range(NUM)]
+    assert server.num_requests == NUM + 1
+
+
 def test_a_used_up_budget_keeps_what_came_and_resume_ends_the_run(
     server: FaultServer, prompts: Path, tmp_path: Path
 ) -> None:

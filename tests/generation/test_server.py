@@ -100,6 +100,38 @@ def test_a_text_that_never_gets_an_answer_is_unscored_and_may_be_asked_again(ser
 
 
 @pytest.mark.parametrize(
+    "reported",
+    [
+        {"choices": [{"error": {"code": 502, "message": "no"}, "message": {"content": ""}, "finish_reason": "error"}]},
+        {"error": {"code": 429, "message": "slowly"}},
+        {"choices": [{"message": {"content": "saf"}, "finish_reason": "network_error"}]},
+        {"choices": [{"message": {"content": "saf"}, "finish_reason": "insufficient_system_resource"}]},
+        {"choices": [{"message": {"content": None}, "finish_reason": "abort"}]},
+    ],
+)
+def test_a_fault_that_a_reply_reports_is_asked_again(server: FaultServer, reported: dict[str, Any]) -> None:
+    def reply(text: str, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]] | None:
+        often = {texts(3)[1]: 1, texts(3)[2]: 9}.get(text, 0)
+        return (200, reported, {"retry-after-ms": "1"}) if server.requests[text] <= often else None
+
+    server.reply = reply
+    found: dict[int, tuple[Verdict, bool]] = {}
+    judge(server, max_retries=2).judge_each(
+        completions(3), lambda n, verdict, lasting: found.update({n: (verdict, lasting)})
+    )
+    assert [found[n][0].label for n in range(3)] == [*expected(3)[:2], "unscored"]
+    assert [found[n][1] for n in range(3)] == [True, True, False]
+    assert [server.requests[text] for text in texts(3)] == [1, 2, 3]
+
+
+def test_a_lack_of_credit_that_a_reply_reports_stops_at_once(server: FaultServer) -> None:
+    server.reply = lambda text, body: (200, {"error": {"code": 402, "message": "Insufficient credits"}}, {})
+    with raises(ServerError, "credit"):
+        judge(server, max_concurrency=1).judge(completions(20))
+    assert server.num_requests == 1
+
+
+@pytest.mark.parametrize(
     ("written", "lasting"),
     [("I like trains", True), ("safe unsafe", True), ("", False), ("  \n", False), (None, False)],
 )
@@ -595,6 +627,17 @@ def test_a_redirect_at_the_same_host_is_followed(server: FaultServer) -> None:
         verdict.label for verdict in judge(server, budget=budget, max_concurrency=1).judge(completions(3))
     ] == expected(3)
     assert budget.num_requests == 6
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_that_drops_the_body_is_refused_with_the_new_address(server: FaultServer, status: int) -> None:
+    location = {"location": f"{server.url.replace('http://', f'http://me:{KEY}@')}/new/chat/completions"}
+    server.reply = lambda text, body: (status, {}, location)
+    with raises(ServerError, "url") as error:
+        judge(server, max_concurrency=1).judge(completions(20))
+    assert "/v1/new/chat/completions" in str(error.value)
+    assert KEY not in str(error.value)
+    assert server.num_requests == 1
 
 
 # --------------------------------------------------------------------------------------------------- large answers

@@ -19,6 +19,7 @@ __all__ = [
     "read_chat",
     "read_completion",
     "refuses_to_continue",
+    "reported_fault",
     "unsupported_parameter",
 ]
 
@@ -59,6 +60,8 @@ _UNSUPPORTED = re.compile(
 _NOT_BOTH = re.compile(r"\btemperature\b.{0,20}\btop_p\b.{0,20}cannot both", re.IGNORECASE)
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
 _LIMIT = ("length", "max_tokens")
+# Of OpenRouter, Mistral, Zhipu, DeepSeek, vLLM: the text, if there is one, is a part of the answer.
+_INTERRUPTED = ("error", "network_error", "insufficient_system_resource", "abort")
 _LONGEST_REASON = 300
 _CONTINUING = re.compile(
     r"continue_final_message|add_generation_prompt|pre-?fill|(?:last|final) (?:message|turn|role)|end with a user", re.I
@@ -258,15 +261,39 @@ def read_completion(reply: Any, *, writes: bool = False) -> Answer:
     return _blocked(reply, choice, answer.text, "") or _ended(answer, reply, choice, writes=writes)
 
 
+def reported_fault(reply: Any) -> tuple[int, Any] | str | None:
+    """Return a fault of server or account that a reply with a status of success reports, `None` without one.
+
+    It is a status and its error, or why the answer is not whole.
+    """
+    choice, error = _first(_mapping(reply))
+    if error:
+        status = _status(error)
+        concerns_all = blocked_reason(status, error) is None and (may_pass(status) or lacks_credit(status, error))
+        return (status, error) if concerns_all else None
+    reason = _string(_mapping(choice).get("finish_reason")).lower()
+    return f"finish_reason {reason}" if reason in _INTERRUPTED else None
+
+
+def _first(reply: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a reply's first choice, and the error that it reports, as OpenRouter and others do with status 200."""
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice, _mapping(choice).get("error") or (reply.get("error") if choice is None else None)
+
+
+def _status(error: Any) -> int:
+    code = error.get("code") if isinstance(error, Mapping) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 400
+
+
 def _choice(reply: Any) -> Mapping[str, Any] | Answer:
     """Return the first choice of a reply, or the answer that says why there is none."""
     reply = _mapping(reply)
     choices = reply.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    error = _mapping(choice).get("error") or (reply.get("error") if choice is None else None)
-    if error:  # OpenRouter and others report errors with status 200
-        code = error.get("code") if isinstance(error, Mapping) else None
-        status = code if isinstance(code, int) and 400 <= code < 600 else 400
+    choice, error = _first(reply)
+    if error:
+        status = _status(error)
         if (reason := blocked_reason(status, error)) is not None:
             return Answer(None, fault=reason, blocked=True)
         return Answer(None, fault=_reason(f"error {status}", _said(error).message), may_pass=may_pass(status))

@@ -213,7 +213,7 @@ class Server:
     async def _ask_one(self, client: Any, question: Question, seed: int) -> Answer:
         import openai
 
-        from bfpo.generation.transport import MOST_BYTES, OversizedAnswer, RefusedRedirect
+        from bfpo.generation.transport import MOST_BYTES, LossyRedirect, OversizedAnswer, RefusedRedirect
 
         try:
             return self._cleaned(await self._ask_in_an_accepted_form(client, question, seed))
@@ -226,6 +226,11 @@ class Server:
             raise ServerError(
                 f"{self.url}: redirects to another host ({error}), which is refused: key and prompts go only to the "
                 "host of url; set url to the other one if it is meant"
+            ) from None
+        except LossyRedirect as error:
+            raise ServerError(
+                f"{self.url}: redirects to {self._clean(error)} and drops the request's body (status 301, 302 or 303); "
+                "set url to that address, without the last part (/chat/completions or /completions)"
             ) from None
         except OversizedAnswer:
             raise ServerError(
