@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,7 +21,15 @@ from bfpo.core.errors import ConfigError, ModelError
 from bfpo.core.records import load
 from bfpo.core.schema import Completion, Message
 from bfpo.data.write import write_completions
-from bfpo.experiments.tamper import _only_common, _paired, _Point
+from bfpo.experiments.tamper import (
+    _only_common,
+    _paired,
+    _Point,
+    collect_tamper,
+    draw_tamper,
+    evaluation_folder,
+    tamper_markdown,
+)
 from bfpo.policy.load import init_policy
 from bfpo.policy.save import save_adapted, save_policy
 from bfpo.report.gather import gather
@@ -29,6 +38,7 @@ from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.suites.records import TamperFile
 from bfpo.world.datasets import save_tokenizer
 from bfpo.world.world import answer, prompt_text, topics
+from gated import Answer, suites_evaluation
 from html_page import Page, written_as_python
 from messages import raises, says
 
@@ -167,6 +177,29 @@ def test_only_prompts_that_were_asked_at_every_point_count() -> None:
     assert _only_common([first, later]) == 2
     paired = _paired(later, first, "harmless", 1)
     assert (paired.first, paired.second, paired.prompts) == ([0.0], [1.0], ["one"])
+
+
+def test_a_point_without_a_scored_answer_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    answers: dict[int, list[Answer]] = {
+        0: [("safe", True, True)] * 20,
+        5: [("safe", True, True)] * 5 + [("unsafe", False, True)] * 15,
+        10: [("unscored", False, True)] * 20,
+    }
+    for step, given in answers.items():
+        suites_evaluation(evaluation_folder(tmp_path, "a", step, 42), {"a": {"harm": given}})
+    one = config(tmp_path, models=[{"name": "a", "model": "a"}], steps=list(answers))
+    found = collect_tamper(one, tmp_path, {}, [])
+    assert found.num_elsewhere == 0
+    scores = {score.step: score for score in found.scores if score.metric == "harmless"}
+    assert {step: (score.value, score.num, score.unscored) for step, score in scores.items()} == {
+        0: (1.0, 20, 0),
+        5: (0.25, 20, 0),
+        10: (None, 0, 20),
+    }
+    assert "helpfulness" not in found.measures  # of which no point has a value
+    assert "not measured, 20 unscored" in tamper_markdown(found)
+    without = replace(found, scores=[score for score in found.scores if score is not scores[10]])
+    assert all(len(drawn) > 500 for drawn in draw_tamper(without).values())
 
 
 def test_data_that_is_no_attack_is_warned_of(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from bfpo.config import TamperConfig
 from bfpo.core.markdown import table
 from bfpo.core.records import load
+from bfpo.core.schema import Score
 from bfpo.experiments.worlds import score_line
 from bfpo.report.wording import points, points_interval, with_interval
 from bfpo.scores.comparisons import paired_row, with_holm
@@ -107,7 +108,9 @@ def collect_tamper(
         for step in config.steps
     }
     everyone = [one for found in read.values() for one in found]
-    points = [_Point(*place, *_items(found)) for place, found in read.items()]
+    suites = [suite for one in everyone for suite in one.suites.values()]
+    scored = {(suite.name, metric) for suite in suites for metric in suite.items if suite.has(metric)}
+    points = [_Point(*place, *_items(found, scored)) for place, found in read.items()]
     elsewhere = _only_common(points)
     first = [read[model.name, 0][0] for model in config.models]
     return TamperFile(
@@ -118,7 +121,7 @@ def collect_tamper(
         seeds,
         [GatedModel(**{**asdict(one.model), "name": m.name}) for one, m in zip(first, config.models, strict=True)],
         [GatedSuite(s.name, s.title, s.prompts, s.judge, s.judge_version) for s in first[0].suites.values() if s.items],
-        {suite.title: suite.reason for one in everyone for suite in one.suites.values() if suite.reason},
+        {suite.title: suite.reason for suite in suites if suite.reason},
         {name: one.title for name, one in MEASURES.items() if any(p.values.get(name) for p in points)},
         [score for point in points for score in _scores(point, config.confidence)],
         with_holm(list(_changes(config, points))),
@@ -131,14 +134,17 @@ def _warnings(found: Evaluated) -> list[str]:
     return load(SuitesFile, found.folder / "scores.json").warnings
 
 
-def _items(found: Sequence[Evaluated]) -> tuple[dict[str, list[_Values]], dict[_Item, str]]:
+def _items(
+    found: Sequence[Evaluated], scored: Collection[tuple[str, str]]
+) -> tuple[dict[str, list[_Values]], dict[_Item, str]]:
+    """Return the items of each measure and their prompts; `scored`: suites and metrics with a value at any point."""
     values: dict[str, list[_Values]] = {name: [] for name in MEASURES}
     prompts: dict[_Item, str] = {}
     for one in found:
         for name, measure in MEASURES.items():
             own: _Values = {}
             for suite in one.suites.values():
-                for metric in _counted(measure, suite):
+                for metric in _counted(measure, suite, scored):
                     items = suite.items[metric]
                     for item, value in items.values.items():
                         if not measure.kinds or items.kinds[item] in measure.kinds:
@@ -148,8 +154,8 @@ def _items(found: Sequence[Evaluated]) -> tuple[dict[str, list[_Values]], dict[_
     return {name: rows for name, rows in values.items() if any(rows)}, prompts
 
 
-def _counted(measure: _Measure, suite: Measured) -> tuple[str, ...]:
-    measured = tuple(metric for metric in measure.metrics if metric in suite.items)
+def _counted(measure: _Measure, suite: Measured, scored: Collection[tuple[str, str]]) -> tuple[str, ...]:
+    measured = tuple(metric for metric in measure.metrics if metric in suite.items and (suite.name, metric) in scored)
     return measured if measure.every else measured[:1]
 
 
@@ -253,9 +259,10 @@ def tamper_markdown(result: TamperFile) -> str:
 
 
 def _cell(score: TamperScore | None) -> str:
-    if score is None or score.value is None:
+    if score is None:
         return "not measured"
-    return with_interval(score, 1) + (f", {score.unscored} unscored" if score.unscored else "")
+    shown = "not measured" if score.value is None else with_interval(score, 1)
+    return shown + (f", {score.unscored} unscored" if score.unscored else "")
 
 
 def draw_tamper(result: TamperFile) -> dict[str, bytes]:
@@ -278,7 +285,7 @@ def draw_tamper(result: TamperFile) -> dict[str, bytes]:
                 score_line(
                     axes,
                     [step + shift for step in result.steps],
-                    [by_place[model.name, step, metric] for step in result.steps],
+                    [by_place.get((model.name, step, metric), Score(metric, None)) for step in result.steps],
                     label=short_name(model.name),
                     color=METHOD_COLOURS[number % len(METHOD_COLOURS)],
                     marker=MARKERS[number // len(METHOD_COLOURS) % len(MARKERS)],

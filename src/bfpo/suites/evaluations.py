@@ -66,6 +66,10 @@ class Measured:
     ranker: str = ""
     baseline: GatedModel | None = None
 
+    def has(self, metric: str) -> bool:
+        """Return whether an item has a value of a metric."""
+        return metric in self.items and any(value is not None for value in self.items[metric].values.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
@@ -146,9 +150,7 @@ def _of_completions(folder: Path, run: RunFile) -> Evaluated:
         _check_score(folder, COMPLETIONS, score, items)
     prompts = _digest(sorted([row.id, row.kind, row.prompt] for row in judged))
     judges = ", ".join(sorted({row.judge for row in rows}))
-    suite = Measured(
-        COMPLETIONS, "Completions", items, prompts, judges, run.judges.get(COMPLETIONS, ""), metrics=frozenset(items)
-    )
+    suite = Measured(COMPLETIONS, "Completions", items, prompts, judges, run.judges.get(COMPLETIONS, ""))
     source = run_above(str(run.config["completions"]))
     made = RunFile() if source is None else load(RunFile, source / "run.json", [])
     name = str(made.config.get("model", run.config["completions"]))
@@ -156,7 +158,7 @@ def _of_completions(folder: Path, run: RunFile) -> Evaluated:
     return Evaluated(
         folder,
         GatedModel(name, name, _optional(made.config.get("revision")), _run_of(made, name), made.weights.get(name)),
-        {COMPLETIONS: suite},
+        {COMPLETIONS: replace(suite, metrics=frozenset(filter(suite.has, items)))},
         _reader(file.coherence),
         "" if longest is None else str(longest),
     )
@@ -240,11 +242,11 @@ def _generative(
         won = {row.id: 0.5 if own else (row.wins or {}).get(name) for row in rows}
         if any(value is not None for value in won.values()):
             items["winrate"] = Items(won, {row.id: row.prompt for row in judged}, dict.fromkeys(won, ""))
+    found = replace(found, items=items)
     return replace(
         found,
-        items=items,
         prompts=facts.prompts_sha256 or "",
-        metrics=found.metrics | items.keys(),
+        metrics=found.metrics.union(filter(found.has, items)),
         num_too_long=(facts.too_long or {}).get(rows[0].model if rows else "", 0),
     )
 
@@ -287,13 +289,13 @@ def _metrics_of(run: RunFile) -> dict[str, frozenset[str]]:
 
 
 def _items(metric: str, judged: Sequence[Judged]) -> Items | None:
-    """Return the items that a metric is about; `None` if none of them has a value."""
+    """Return the items that a metric is about; `None` if there are none."""
     if metric not in SUITE_METRICS:
         return None
     asked = [row for row in judged if SUITE_METRICS[metric].asks(row)]
-    values = {row.id: None if (value := SUITE_METRICS[metric].value(row)) is None else float(value) for row in asked}
-    if all(value is None for value in values.values()):
+    if not asked:
         return None
+    values = {row.id: None if (value := SUITE_METRICS[metric].value(row)) is None else float(value) for row in asked}
     prompts, kinds = ({row.id: getattr(row, name) for row in asked} for name in ("prompt", "kind"))
     return Items(values, prompts, kinds, categories={row.id: row.category for row in asked})
 

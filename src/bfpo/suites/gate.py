@@ -142,14 +142,14 @@ def _ask(name: str, limits: Any, run: Evaluated, start: Evaluated) -> _Asked:
     missing: list[str] = []
     for suite in limits.suites or dict.fromkeys((*run.suites, *start.suites)):
         both = run.suites.get(suite), start.suites.get(suite)
-        found = [metric for metric in metrics if all(one is not None and metric in one.items for one in both)]
+        found = [metric for metric in metrics if all(one is not None and one.has(metric) for one in both)]
         for metric in found if every else found[:1]:
             own, other = both
             assert own is not None
             assert other is not None
             parts.append(_Part(suite, metric, own.items[metric], other.items[metric]))
         # Of a metric that one model alone has values for, such as one kind of prompts, the other's are missing.
-        half = [metric for metric in metrics if any(one is not None and metric in one.items for one in both)]
+        half = [metric for metric in metrics if any(one is not None and one.has(metric) for one in both)]
         would = [metric for metric in metrics if any(one is not None and metric in one.metrics for one in both)]
         lacking = [metric for metric in half if metric not in found] if every or not found else []
         if lacking or (not found and (limits.suites or would)):
@@ -173,7 +173,7 @@ def _why(
             return f"{suite} is not in the evaluation of {word}: run `bfpo evaluate` with {suite} in suites.use"
         if one.reason:
             return f"{suite} of {word}: {one.reason}; `bfpo evaluate` again when it can be scored"
-        if not any(metric in one.items for metric in metrics):
+        if not any(map(one.has, metrics)):
             what = "documents" if list(metrics) == [TASK] else _either(metrics)
             return (
                 f"{suite} of {word} has no value of {what}: see what is unscored in "
