@@ -31,7 +31,7 @@ def fake_accelerator(**settings: Any) -> Any:
     return SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**settings)))
 
 
-@pytest.mark.parametrize("autocast", [lambda: torch.autocast("cuda", torch.bfloat16), nullcontext], ids=["fsdp", "zero"])
+@pytest.mark.parametrize("autocast", [lambda: torch.autocast("cuda", torch.bfloat16), nullcontext], ids=["fsdp", "ds"])
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_a_model_with_masters_is_tried_on_the_cpu_before_it_is_sharded(tmp_path: Path, autocast: Any) -> None:
     """Accelerate's autocast is that of the GPU, or none under DeepSpeed; the model is on the CPU until then."""
