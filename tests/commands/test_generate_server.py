@@ -134,6 +134,19 @@ def test_an_answer_that_never_came_is_no_completion_and_resume_asks_only_for_it(
     assert [row.text for row in rows(tmp_path / "run")] == [f"on question {n}" for n in range(NUM)]
 
 
+def test_half_an_answer_of_an_interrupted_server_is_no_completion(
+    server: FaultServer, prompts: Path, tmp_path: Path
+) -> None:
+    server.finish = lambda text: "error" if text == "question 3" else "stop"
+    settings = config(server, prompts, max_retries=0)
+    with raises(ServerError, mask="(?<=')[0-9a-f]{16}"):
+        run_stage("generate", settings, tmp_path / "run")
+    server.finish = lambda text: "stop"
+    run_stage("generate", settings, tmp_path / "run", resume=True)
+    assert [row.text for row in rows(tmp_path / "run")] == [f"on question {n}" for n in range(NUM)]
+    assert server.num_requests == NUM + 1
+
+
 def test_a_used_up_budget_keeps_what_came_and_resume_ends_the_run(
     server: FaultServer, prompts: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +317,25 @@ def test_what_the_server_does_not_take_is_in_the_record(server: FaultServer, pro
     folder = run_stage("generate", config(server, prompts), tmp_path / "run")
     assert folder.record["not_sent"] == ["temperature"]
     assert "| temperature |" in (tmp_path / "run/README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["seed", "top_p"])
+def test_a_refusal_of_a_part_that_another_server_words_otherwise(
+    server: FaultServer, prompts: Path, tmp_path: Path, name: str
+) -> None:
+    def reply(text: str, asked: Any) -> Any:
+        if name == "seed" and "seed" in asked:
+            return 400, [{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}], {}
+        if name == "top_p" and {"temperature", "top_p"} <= asked.keys():
+            return 400, {"error": {"message": "`temperature` and `top_p` cannot both be specified for this model."}}, {}
+        return None
+
+    server.reply = reply
+    folder = run_stage("generate", config(server, prompts, temperature=0.7, max_concurrency=1), tmp_path / "run")
+    assert len(rows(tmp_path / "run")) == NUM
+    assert folder.record["not_sent"] == [name]
+    assert server.bodies[-1]["temperature"] == 0.7
+    assert server.num_requests == NUM + 1
 
 
 def test_tools_and_further_keys_of_messages_reach_the_server_and_calls_come_back(server: FaultServer) -> None:

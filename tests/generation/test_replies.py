@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bfpo.core.schema import from_canonical
-from bfpo.generation.replies import blocked_reason, read_chat, read_completion, unsupported_parameter
+from bfpo.generation.replies import blocked_reason, lacks_credit, read_chat, read_completion, unsupported_parameter
 
 AZURE = {
     "error": {
@@ -49,6 +49,7 @@ AZURE = {
         (400, {"message": "The request was rejected because it was considered high risk"}, "high risk"),
         (422, {"detail": "Guardrail: violence"}, "Guardrail"),
         (451, "unsafe content", "unsafe content"),
+        (400, [{"error": {"code": 400, "message": "The request was blocked due to safety filters"}}], "safety filters"),
         (500, {"error": {"code": "content_filter", "message": "stopped"}}, "stopped"),
     ],
 )
@@ -100,6 +101,9 @@ def test_another_error_says_nothing_about_the_prompt(status: int, body: Any) -> 
         ({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}, "seed"),
         ({"message": "json: unknown field `top_logprobs`"}, "top_logprobs"),
         ("logprobs isn't implemented", "logprobs"),
+        ([{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}], "seed"),
+        ({"message": "`temperature` and `top_p` cannot both be specified for this model. Use one."}, "top_p"),
+        ({"message": "`temperature` cannot be 3 and `top_p` cannot be 2"}, None),
         ({"error": {"message": "'max_tokens' or 'max_completion_tokens' is too large: 9"}}, None),
         ({"error": {"message": "model does not support images"}}, None),
         ({"error": {"message": "the seedling is unknown"}}, None),
@@ -108,6 +112,19 @@ def test_another_error_says_nothing_about_the_prompt(status: int, body: Any) -> 
 )
 def test_the_parameter_that_is_not_supported(body: Any, parameter: str | None) -> None:
     assert unsupported_parameter(body) == parameter
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (429, "You exceeded your current quota, please wait 7 s."),  # Gemini's limit of a minute
+        (422, "insufficient balance"),
+        (400, "roles must alternate"),
+        (500, "insufficient quota of the node"),
+    ],
+)
+def test_another_error_says_nothing_about_the_credit(status: int, message: str) -> None:
+    assert not lacks_credit(status, {"message": message, "code": status})
 
 
 def reply(message: Any, finish: str | None = "stop", **more: Any) -> dict[str, Any]:

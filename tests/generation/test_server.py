@@ -24,7 +24,7 @@ from bfpo.judges.formats import FORMATS, PAIR_FORMATS
 from bfpo.judges.judges import make_judge, make_ranker
 from bfpo.judges.server_judges import ServerJudge, ServerRanker
 from bfpo.judges.settings import JudgeConfig, RankerConfig
-from messages import raises
+from messages import raises, says
 from support.fault_server import FAULTS, FaultServer, guard_answer
 
 KEY = "sk-" + "proj-abcdefghij0123456789"
@@ -100,6 +100,38 @@ def test_a_text_that_never_gets_an_answer_is_unscored_and_may_be_asked_again(ser
 
 
 @pytest.mark.parametrize(
+    "reported",
+    [
+        {"choices": [{"error": {"code": 502, "message": "no"}, "message": {"content": ""}, "finish_reason": "error"}]},
+        {"error": {"code": 429, "message": "slowly"}},
+        {"choices": [{"message": {"content": "saf"}, "finish_reason": "network_error"}]},
+        {"choices": [{"message": {"content": "saf"}, "finish_reason": "insufficient_system_resource"}]},
+        {"choices": [{"message": {"content": None}, "finish_reason": "abort"}]},
+    ],
+)
+def test_a_fault_that_a_reply_reports_is_asked_again(server: FaultServer, reported: dict[str, Any]) -> None:
+    def reply(text: str, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]] | None:
+        often = {texts(3)[1]: 1, texts(3)[2]: 9}.get(text, 0)
+        return (200, reported, {"retry-after-ms": "1"}) if server.requests[text] <= often else None
+
+    server.reply = reply
+    found: dict[int, tuple[Verdict, bool]] = {}
+    judge(server, max_retries=2).judge_each(
+        completions(3), lambda n, verdict, lasting: found.update({n: (verdict, lasting)})
+    )
+    assert [found[n][0].label for n in range(3)] == [*expected(3)[:2], "unscored"]
+    assert [found[n][1] for n in range(3)] == [True, True, False]
+    assert [server.requests[text] for text in texts(3)] == [1, 2, 3]
+
+
+def test_a_lack_of_credit_that_a_reply_reports_stops_at_once(server: FaultServer) -> None:
+    server.reply = lambda text, body: (200, {"error": {"code": 402, "message": "Insufficient credits"}}, {})
+    with raises(ServerError, "credit"):
+        judge(server, max_concurrency=1).judge(completions(20))
+    assert server.num_requests == 1
+
+
+@pytest.mark.parametrize(
     ("written", "lasting"),
     [("I like trains", True), ("safe unsafe", True), ("", False), ("  \n", False), (None, False)],
 )
@@ -164,6 +196,26 @@ def test_after_a_refusal_no_other_text_is_asked_about(server: FaultServer) -> No
     with raises(ServerError):
         judge(server, max_concurrency=3).judge(completions(40))
     assert server.num_requests == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (402, {"message": "Insufficient Balance", "type": "unknown_error", "code": "invalid_request_error"}),
+        (400, {"type": "invalid_request_error", "message": "Your credit balance is too low to access the API."}),
+        (429, {"message": "You exceeded your current quota.", "type": "insufficient_quota"}),
+        (403, {"message": "Your team has used all available credits."}),
+    ],
+)
+def test_an_account_without_credit_stops_at_once(server: FaultServer, status: int, error: dict[str, str]) -> None:
+    server.reply = lambda text, body: (status, {"error": error}, {}) if server.num_requests > 10 else None
+    found: list[int] = []
+    with raises(ServerError, "credit"):
+        judge(server, max_concurrency=1, max_retries=0).judge_each(
+            completions(100), lambda n, verdict, lasting: found.append(n)
+        )
+    assert found == list(range(10))
+    assert server.num_requests == 11
 
 
 def test_nobody_there(server: FaultServer) -> None:
@@ -348,7 +400,49 @@ def test_a_server_that_takes_no_request_for_probabilities(server: FaultServer, m
     server.plan = lambda text, attempt: "400" if server.bodies[-1].get("logprobs") else "ok"
     asked = judge(server, max_concurrency=1)
     assert [verdict.label for verdict in asked.judge(completions(5))] == expected(5)
-    assert server.num_requests == 6  # found out once
+    assert server.num_requests == 5 + 3  # found out once, for 20, 5 and 2 of them
+
+
+@pytest.mark.parametrize(
+    ("most", "said", "asked"),
+    [
+        (8, "Requested sample logprobs of 20, which is greater than max allowed: 8", [20, 5, 5, 5]),
+        (5, "Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 20", [20, 5, 5, 5]),
+        (3, "", [20, 5, 2, 2, 2]),
+        (1, "Value for 'top_logprobs' must be <= 1", [20, 5, 2, None, None, None]),
+    ],
+)
+def test_a_server_that_allows_fewer_probabilities(
+    server: FaultServer, caplog: pytest.LogCaptureFixture, most: int, said: str, asked: list[int | None]
+) -> None:
+    server.reply = lambda text, body: (400, {"message": said}, {}) if body.get("top_logprobs", 0) > most else None
+    server.answer = lambda text: "safe"
+    server.logprobs = lambda text: chat_logprobs([("safe", {"safe": math.log(0.6), "unsafe": math.log(0.4)})])
+    with caplog.at_level(logging.INFO, "bfpo"):
+        verdicts = judge(server, max_concurrency=1, threshold=0.7).judge(completions(3))
+    assert [body.get("top_logprobs") for body in server.bodies] == asked
+    if asked[-1] is None:
+        assert [(verdict.label, verdict.p_safe) for verdict in verdicts] == [("safe", None)] * 3
+        says(caplog, "threshold")
+        assert [record.levelname for record in caplog.records if "threshold" in record.message] == ["WARNING"]
+    else:
+        assert [verdict.label for verdict in verdicts] == ["unsafe"] * 3
+        assert [verdict.p_safe for verdict in verdicts] == pytest.approx([0.6] * 3)
+        assert "threshold" not in caplog.text
+        says(caplog, "log-probabilities", str(asked[-1]))
+
+
+def test_a_request_that_was_under_way_while_another_found_the_form_is_sent_again(server: FaultServer) -> None:
+    late, last = texts(3)[1:]
+
+    def reply(text: str, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]] | None:
+        while text == late and not server.requests[last]:  # which is sent after the first text has its answer
+            time.sleep(0.01)
+        return (400, {"message": "no"}, {}) if body.get("logprobs") else None
+
+    server.reply = reply
+    assert [verdict.label for verdict in judge(server, max_concurrency=2).judge(completions(3))] == expected(3)
+    assert server.requests[late] == 2
 
 
 def test_a_text_that_the_server_refuses_is_unscored(server: FaultServer) -> None:
@@ -357,6 +451,22 @@ def test_a_text_that_the_server_refuses_is_unscored(server: FaultServer) -> None
     assert [verdict.label for verdict in verdicts] == ["unsafe", "safe", "unscored", "unsafe"]
     assert "status 400: " in verdicts[2].reason
     assert server.num_requests == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ([{"error": {"code": 400, "message": "The prompt is too long.", "status": "INVALID_ARGUMENT"}}], " too long."),
+        ({"detail": "The prompt is too long."}, " too long."),
+        (b"The prompt is too long.", " too long."),
+        (b"<html>Bad request</html>", "Error code: 400"),
+    ],
+)
+def test_the_message_of_a_refusal_is_found_wherever_it_stands(server: FaultServer, body: Any, said: str) -> None:
+    server.reply = lambda text, asked: (400, body, {}) if text == texts(2)[1] else None
+    (_, verdict) = judge(server, max_concurrency=1).judge(completions(2))
+    assert verdict.label == "unscored"
+    assert verdict.reason.endswith(said)
 
 
 def test_votes_are_drawn_with_a_seed_of_their_own(server: FaultServer) -> None:
@@ -517,6 +627,17 @@ def test_a_redirect_at_the_same_host_is_followed(server: FaultServer) -> None:
         verdict.label for verdict in judge(server, budget=budget, max_concurrency=1).judge(completions(3))
     ] == expected(3)
     assert budget.num_requests == 6
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_that_drops_the_body_is_refused_with_the_new_address(server: FaultServer, status: int) -> None:
+    location = {"location": f"{server.url.replace('http://', f'http://me:{KEY}@')}/new/chat/completions"}
+    server.reply = lambda text, body: (status, {}, location)
+    with raises(ServerError, "url") as error:
+        judge(server, max_concurrency=1).judge(completions(20))
+    assert "/v1/new/chat/completions" in str(error.value)
+    assert KEY not in str(error.value)
+    assert server.num_requests == 1
 
 
 # --------------------------------------------------------------------------------------------------- large answers

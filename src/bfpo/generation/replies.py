@@ -13,10 +13,13 @@ __all__ = [
     "Answer",
     "Token",
     "blocked_reason",
+    "error_message",
+    "lacks_credit",
     "may_pass",
     "read_chat",
     "read_completion",
     "refuses_to_continue",
+    "reported_fault",
     "unsupported_parameter",
 ]
 
@@ -35,8 +38,15 @@ _FILTER_MESSAGE = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_THE_ACCOUNT = re.compile(r"\b(your|this) (account|organi[sz]ation|project)\b", re.IGNORECASE)
+# Of Anthropic, LiteLLM, Moonshot, xAI, and OpenAI's code; its message is also that of Gemini's rate limits.
+_NO_CREDIT = re.compile(
+    r"credit balance|insufficient[ _](balance|credit|fund|quota)|exceeded_current_quota|budget has been exceeded|"
+    r"used all available credits",
+    re.IGNORECASE,
+)
+_MAY_LACK_CREDIT = (400, 403, 429)
 _PASSING = (408, 409, 425, 429)
-_NOT_ABOUT_A_PROMPT = (401, 404, 405, *_PASSING)
+_NOT_ABOUT_A_PROMPT = (401, 402, 404, 405, *_PASSING)
 _PARAMETERS = (
     *("max_completion_tokens", "max_tokens", "top_logprobs", "logprobs", "seed", "temperature", "top_p"),
     "chat_template_kwargs",
@@ -46,8 +56,12 @@ _UNSUPPORTED = re.compile(
     r"n[o']t (yet )?(be )?(support|permit|allow|accept|available|implemented)",
     re.IGNORECASE,
 )
+# Newer models of Anthropic take one of the two; the temperature is kept.
+_NOT_BOTH = re.compile(r"\btemperature\b.{0,20}\btop_p\b.{0,20}cannot both", re.IGNORECASE)
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn", "tool_calls", "function_call")
 _LIMIT = ("length", "max_tokens")
+# Of OpenRouter, Mistral, Zhipu, DeepSeek, vLLM: the text, if there is one, is a part of the answer.
+_INTERRUPTED = ("error", "network_error", "insufficient_system_resource", "abort")
 _LONGEST_REASON = 300
 _CONTINUING = re.compile(
     r"continue_final_message|add_generation_prompt|pre-?fill|(?:last|final) (?:message|turn|role)|end with a user", re.I
@@ -104,11 +118,19 @@ def may_pass(status: int) -> bool:
     return status in _PASSING or status >= 500
 
 
+def lacks_credit(status: int, body: Any) -> bool:
+    """Return whether an error says that the account cannot pay, so that no further request is answered."""
+    said = _said(body)
+    return status == 402 or (
+        status in _MAY_LACK_CREDIT and bool(_NO_CREDIT.search(" ".join((*said.codes, said.message))))
+    )
+
+
 def blocked_reason(status: int, body: Any) -> str | None:
     """Return why the server refuses this prompt for its content; `None` if the error is of another kind.
 
-    `body` is that of the error. A refused key (401) or account, an unknown model (404) and a busy server say nothing
-    about a prompt.
+    `body` is that of the error. A refused key (401) or account, an unpaid bill (402), an unknown model (404) and a busy
+    server say nothing about a prompt.
     """
     said = _said(body)
     by_code = next((code for code in said.codes if _FILTER_CODE.search(code)), None)
@@ -124,6 +146,8 @@ def blocked_reason(status: int, body: Any) -> str | None:
 def unsupported_parameter(body: Any) -> str | None:
     """Return the parameter of ours that an error with this body calls unsupported; `None` for another error."""
     said = _said(body)
+    if _NOT_BOTH.search(said.message):
+        return "top_p"
     if not _UNSUPPORTED.search(" ".join((*said.codes, said.message))):
         return None
     if said.parameter in _PARAMETERS:
@@ -131,6 +155,12 @@ def unsupported_parameter(body: Any) -> str | None:
     places = {name: re.search(rf"(?<!\w){name}(?!\w)", said.message) for name in _PARAMETERS}
     named = {name: found.start() for name, found in places.items() if found is not None}
     return min(named, key=lambda name: named[name], default=None)
+
+
+def error_message(body: Any) -> str:
+    """Return what an error with this body says, in one line; empty for a page and for a body without a message."""
+    text = " ".join(_said(body).message.split())
+    return "" if text.startswith("<") else text
 
 
 def refuses_to_continue(body: Any) -> bool:
@@ -146,7 +176,9 @@ def _reason(head: str, message: str, filters: Sequence[str] = ()) -> str:
 
 
 def _said(body: Any) -> _Said:
-    """Read the body of an error: OpenAI's `error`, Azure's `innererror`, FastAPI's `detail`, or plain text."""
+    """Read the body of an error: OpenAI's `error`, Gemini's list of one, Azure's `innererror`, FastAPI's `detail`."""
+    if isinstance(body, list):
+        body = next((one for one in body if isinstance(one, Mapping)), None)
     if isinstance(body, str):
         return _Said(message=body)
     if not isinstance(body, Mapping):
@@ -229,15 +261,39 @@ def read_completion(reply: Any, *, writes: bool = False) -> Answer:
     return _blocked(reply, choice, answer.text, "") or _ended(answer, reply, choice, writes=writes)
 
 
+def reported_fault(reply: Any) -> tuple[int, Any] | str | None:
+    """Return a fault of server or account that a reply with a status of success reports, `None` without one.
+
+    It is a status and its error, or why the answer is not whole.
+    """
+    choice, error = _first(_mapping(reply))
+    if error:
+        status = _status(error)
+        concerns_all = blocked_reason(status, error) is None and (may_pass(status) or lacks_credit(status, error))
+        return (status, error) if concerns_all else None
+    reason = _string(_mapping(choice).get("finish_reason")).lower()
+    return f"finish_reason {reason}" if reason in _INTERRUPTED else None
+
+
+def _first(reply: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a reply's first choice, and the error that it reports, as OpenRouter and others do with status 200."""
+    choices = reply.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice, _mapping(choice).get("error") or (reply.get("error") if choice is None else None)
+
+
+def _status(error: Any) -> int:
+    code = error.get("code") if isinstance(error, Mapping) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 400
+
+
 def _choice(reply: Any) -> Mapping[str, Any] | Answer:
     """Return the first choice of a reply, or the answer that says why there is none."""
     reply = _mapping(reply)
     choices = reply.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    error = _mapping(choice).get("error") or (reply.get("error") if choice is None else None)
-    if error:  # OpenRouter and others report errors with status 200
-        code = error.get("code") if isinstance(error, Mapping) else None
-        status = code if isinstance(code, int) and 400 <= code < 600 else 400
+    choice, error = _first(reply)
+    if error:
+        status = _status(error)
         if (reason := blocked_reason(status, error)) is not None:
             return Answer(None, fault=reason, blocked=True)
         return Answer(None, fault=_reason(f"error {status}", _said(error).message), may_pass=may_pass(status))

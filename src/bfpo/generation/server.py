@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from bfpo.generation.replies import (
     Answer,
     Token,
     blocked_reason,
+    error_message,
+    lacks_credit,
     may_pass,
     read_chat,
     read_completion,
@@ -32,8 +35,8 @@ __all__ = ["Answer", "Question", "RequestBudget", "Server", "Token"]
 
 _log = logging.getLogger(__name__)
 
-_TOP_LOGPROBS = 20  # the most that the chat endpoint of the reference implementation gives
-_COMPLETIONS_LOGPROBS = 5
+_LOGPROBS = {"chat": 20, "completions": 5}  # of each token: the most that the reference implementation gives
+_FEWER_LOGPROBS = (5, 2)  # tried next; one alone would not compare two labels
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SHORTEST_KEY = 8  # shorter keys, such as EMPTY, are not secret and may be words
 _SAID = {
@@ -42,6 +45,7 @@ _SAID = {
     "seed": "the draws do not repeat",
 }
 """What it means that a setting of the sampling is not sent."""
+_NO_MESSAGE = re.compile(r"Error code: \d+")  # of the client's library, which reads `error.message` alone
 _FAILURES_IN_A_ROW = 8  # at least; after so many texts without an answer, the server counts as unreachable
 
 
@@ -65,8 +69,9 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """What requests consist of: the name of the token limit, and the optional parts that are left out."""
+    """What requests consist of: log-probabilities of a token, the name of the token limit, and what is left out."""
 
+    logprobs: int
     limit: str = "max_tokens"
     left_out: frozenset[str] = frozenset()
 
@@ -133,7 +138,8 @@ class Server:
         if len(self._key) >= _SHORTEST_KEY and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
             _log.warning("the key in %s goes to %s unencrypted (http); use https", spec.key_variable, parts.netloc)
         self._top_p, self._is_writer = top_p, writer
-        self._form, self._form_is_known = _Form(left_out=frozenset({"logprobs"} if writer else ())), False
+        self._form = _Form(_LOGPROBS[api], left_out=frozenset({"logprobs"} if writer else ()))
+        self._form_is_known = False
 
     @property
     def version(self) -> str:
@@ -157,8 +163,8 @@ class Server:
 
         A question whose requests all failed, or that the server refuses, gets an answer without text. `seed` matters
         above temperature 0, if the server reads it. Raises `ServerError` if further requests are useless: the key is
-        refused, the model or path is unknown, the server cannot be reached, redirects to another host or sends too
-        much, or the budget is used up; earlier answers have been reported.
+        refused, the account has no credit, the model or path is unknown, the server cannot be reached, redirects to
+        another host or sends too much, or the budget is used up; earlier answers have been reported.
         """
         if questions:
             _run(self._ask_all(questions, report, seed))
@@ -207,7 +213,7 @@ class Server:
     async def _ask_one(self, client: Any, question: Question, seed: int) -> Answer:
         import openai
 
-        from bfpo.generation.transport import MOST_BYTES, OversizedAnswer, RefusedRedirect
+        from bfpo.generation.transport import MOST_BYTES, LossyRedirect, OversizedAnswer, RefusedRedirect
 
         try:
             return self._cleaned(await self._ask_in_an_accepted_form(client, question, seed))
@@ -220,6 +226,11 @@ class Server:
             raise ServerError(
                 f"{self.url}: redirects to another host ({error}), which is refused: key and prompts go only to the "
                 "host of url; set url to the other one if it is meant"
+            ) from None
+        except LossyRedirect as error:
+            raise ServerError(
+                f"{self.url}: redirects to {self._clean(error)} and drops the request's body (status 301, 302 or 303); "
+                "set url to that address, without the last part (/chat/completions or /completions)"
             ) from None
         except OversizedAnswer:
             raise ServerError(
@@ -239,6 +250,11 @@ class Server:
         """Return the answer for a status that is not a success; raises `ServerError` for one that all requests get."""
         if (reason := blocked_reason(status, error.body)) is not None:
             return Answer(None, fault=hide_secrets(self._without_key(reason)), blocked=True)
+        if lacks_credit(status, error.body):
+            raise ServerError(
+                f"{self.url}: the account has no credit left (status {status}: {self._clean(error)}); earlier answers "
+                "are kept; add credit to the account and continue with --resume"
+            ) from None
         is_page = isinstance(error.body, str)  # of a firewall, which some prompts look like an attack to
         if status == 401 or (status == 403 and not is_page):
             name = self._spec.key_variable
@@ -272,7 +288,8 @@ class Server:
             try:
                 answer = await self._request(client, question, seed, form)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if blocked_reason(error.status_code, error.body) is not None:
+                status, body = error.status_code, error.body
+                if lacks_credit(status, body) or blocked_reason(status, body) is not None:
                     raise
                 if self._continues(question) and refuses_to_continue(error.body):
                     raise ServerError(
@@ -299,7 +316,11 @@ class Server:
                 yield form.without(part)
             return
         if self._form_is_known:
+            yield self._form  # another request may have found it since this one was sent
             return
+        if "logprobs" not in self._form.left_out:
+            for number in _FEWER_LOGPROBS:
+                yield replace(self._form, logprobs=min(number, self._form.logprobs))
         yield self._form.without("logprobs")
         if question.template_arguments and not question.needs_arguments:
             yield self._form.without("chat_template_kwargs")
@@ -307,14 +328,21 @@ class Server:
 
     def _learn(self, form: _Form) -> None:
         """Keep the form of a request that was accepted, and say once what it leaves out."""
-        if self._form_is_known and not form.left_out > self._form.left_out and form.limit == self._form.limit:
+        known = self._form
+        is_new = form.left_out > known.left_out or form.limit != known.limit or form.logprobs < known.logprobs
+        if self._form_is_known and not is_new:
             return
-        for part in sorted(form.left_out - self._form.left_out):
+        for part in sorted(form.left_out - known.left_out):
             if part in _SAID:
                 _log.warning("%s refuses %s: it is not sent; %s", self.host, part, _SAID[part])
             elif part == "logprobs":
                 _log.info("%s refuses requests for log-probabilities: only its text is read", self.host)
-        if form.limit != self._form.limit:
+        if form.logprobs < known.logprobs:
+            _log.info(
+                "%s refuses %d log-probabilities of a token: %d are requested",
+                *(self.host, known.logprobs, form.logprobs),
+            )
+        if form.limit != known.limit:
             _log.info("%s refuses max_tokens: max_completion_tokens is sent in its place", self.host)
         self._form, self._form_is_known = form, True
 
@@ -333,11 +361,11 @@ class Server:
         if self.api == "completions":
             if not isinstance(content, str):
                 raise SettingError("api: 'completions' takes a finished text, and this format asks a chat; use 'chat'")
-            logprobs: dict[str, Any] = {"logprobs": _COMPLETIONS_LOGPROBS} if asks_logprobs else {}
+            logprobs: dict[str, Any] = {"logprobs": form.logprobs} if asks_logprobs else {}
             create = client.completions.with_raw_response.create
             raw = await create(prompt=content, **common, **logprobs, extra_body=extra)
             return read_completion(json.loads(raw.content), writes=self._is_writer)
-        logprobs = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if asks_logprobs else {}
+        logprobs = {"logprobs": True, "top_logprobs": form.logprobs} if asks_logprobs else {}
         turns = [Message("user", content)] if isinstance(content, str) else content
         messages = [
             {**turn.as_dict(), **({"content": _as_parts(turn.content)} if question.as_parts else {})} for turn in turns
@@ -378,7 +406,10 @@ class Server:
 
     def _clean(self, error: BaseException) -> str:
         """Return an error's first line, short and without the key, which some servers repeat."""
-        return hide_secrets(self._without_key(first_line(error)))[:200]
+        text, said = first_line(error), error_message(getattr(error, "body", None))
+        if _NO_MESSAGE.fullmatch(text) and said:
+            text = f"{text} - {said}"
+        return hide_secrets(self._without_key(text))[:200]
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if len(self._key) >= _SHORTEST_KEY else text

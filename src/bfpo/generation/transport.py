@@ -10,7 +10,9 @@ from typing import Any
 import httpx2
 from openai import DefaultAsyncHttpxClient
 
-__all__ = ["MOST_BYTES", "BoundedClient", "OversizedAnswer", "RefusedRedirect"]
+from bfpo.generation.replies import reported_fault
+
+__all__ = ["MOST_BYTES", "BoundedClient", "LossyRedirect", "OversizedAnswer", "RefusedRedirect"]
 
 MOST_BYTES = 32 << 20
 """Longest answer of a server; 4,000 tokens with 20 log-probabilities each have about 8 MB."""
@@ -36,13 +38,18 @@ class RefusedRedirect(BaseException):
     """A redirect to another host, which is named; not an `Exception` for the same reason."""
 
 
+class LossyRedirect(BaseException):
+    """A redirect to the named URL by a status that turns a POST into a GET without its body; as above."""
+
+
 class BoundedClient(DefaultAsyncHttpxClient):
     """Sends requests that end within `timeout` seconds, body included, and asks `count` before each one.
 
     Without it, a body that arrives in small pieces would never time out. A success status with a body that is not a
-    JSON object (a lost connection, a proxy's page) is raised as a network error, so that the request is sent again.
+    JSON object (a lost connection, a proxy's page), or that says that it is not whole, is raised as a network error, so
+    that the request is sent again; one that reports a busy or broken server becomes the status that it names.
     The key is sent only with `has_key`, headers from the environment only with `is_openai`; redirects are followed only
-    to the same host.
+    to the same host, and only with their body.
     """
 
     def __init__(
@@ -61,7 +68,7 @@ class BoundedClient(DefaultAsyncHttpxClient):
         self._has_key, self._is_openai = has_key, is_openai
 
     async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
-        """Send a request; raises `httpx2.RequestError` for an incomplete answer, and the two exceptions above."""
+        """Send a request; raises `httpx2.RequestError` for an incomplete answer, and the three exceptions above."""
         for name in list(request.headers):
             if (name == "authorization" and not self._has_key) or not (self._is_openai or name in _HEADERS):
                 del request.headers[name]
@@ -70,9 +77,16 @@ class BoundedClient(DefaultAsyncHttpxClient):
             response = await asyncio.wait_for(self._follow(request, kwargs), self._seconds)
         except asyncio.TimeoutError as error:
             raise httpx2.ReadTimeout(f"no whole answer in {self._seconds:g} s", request=request) from error
-        if response.is_success and not _is_object(response.content):
-            raise httpx2.RemoteProtocolError("the answer's body is not a JSON object", request=request)
-        return response
+        if not response.is_success:
+            return response
+        reply = _read_object(response.content)
+        fault = "the answer's body is not a JSON object" if reply is None else reported_fault(reply)
+        if isinstance(fault, str):
+            raise httpx2.RemoteProtocolError(fault, request=request)
+        if fault is None:
+            return response
+        status, reported = fault
+        return httpx2.Response(status, headers=response.headers, json={"error": reported}, request=request)
 
     async def _follow(self, request: httpx2.Request, settings: dict[str, Any]) -> httpx2.Response:
         for _ in range(_MOST_REDIRECTS):
@@ -83,6 +97,8 @@ class BoundedClient(DefaultAsyncHttpxClient):
             await response.aclose()
             if not _same_host(request.url, following.url):
                 raise RefusedRedirect(following.url.netloc.decode("ascii", "replace"))
+            if following.method != request.method:
+                raise LossyRedirect(str(following.url))
             request = following
         raise httpx2.TooManyRedirects(f"more than {_MOST_REDIRECTS} redirects", request=request)
 
@@ -113,8 +129,9 @@ async def _read(response: httpx2.Response) -> httpx2.Response:
     return httpx2.Response(response.status_code, headers=headers, content=bytes(content), request=response.request)
 
 
-def _is_object(body: bytes) -> bool:
+def _read_object(body: bytes) -> dict[str, Any] | None:
     try:
-        return isinstance(json.loads(body), dict)
+        found = json.loads(body)
     except (ValueError, RecursionError):
-        return False
+        return None
+    return found if isinstance(found, dict) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,8 @@ from bfpo.judges.formats.types import thought_of_judge
 from bfpo.judges.panel import worst_verdict
 
 __all__ = ["ServerJudge", "ServerRanker"]
+
+_log = logging.getLogger(__name__)
 
 
 class ServerJudge:
@@ -29,6 +32,7 @@ class ServerJudge:
         self.name = name or f"{format.name}:{server.model}"
         self.version = f"{format.version} threshold={threshold:g} {server.version}"
         self.is_sampled = server.temperature > 0
+        self._warns = threshold != 0.5  # once, if the threshold is not read
 
     def judge(self, completions: Sequence[Completion]) -> list[Verdict]:
         """Return the verdicts, one per completion, in order."""
@@ -70,6 +74,12 @@ class ServerJudge:
         reading = form.read(answer.text)
         if reading.label == "unscored":
             return Verdict(completion_id, self.name, "unscored", reason=reading.reason, raw=answer.text)
+        if self._warns and not answer.tokens:
+            self._warns = False
+            _log.warning(
+                "%s gives no log-probabilities: threshold = %g of %s is not read, the written labels count",
+                *(self._server.host, self._threshold, self.name),
+            )
         tokens, after = behind_thoughts(answer, form.answer_prefix)
         p_safe = label_probability(tokens, form.safe_words, form.unsafe_words, after=after, others=form.unscored_words)
         label = reading.label if p_safe is None else "safe" if p_safe >= self._threshold else "unsafe"
