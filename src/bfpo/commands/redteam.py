@@ -30,7 +30,15 @@ from bfpo.data.write import pair_row, prompt_row
 from bfpo.generation.settings import WeightsSpec
 from bfpo.judges.fit import fit_table
 from bfpo.judges.judges import check_opinions
-from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, measures_form, redteam_text, tried_text
+from bfpo.judges.label_report import (
+    FUNNEL_STEPS,
+    Answers,
+    answer_rates,
+    measures_form,
+    redteam_text,
+    soft_label_warning,
+    tried_text,
+)
 from bfpo.judges.needless import ReadAnswer, buffer_pairs, needless_text, over_refusal, read_answers, refused_prompts
 from bfpo.judges.records import NeedlessRefusals, RedteamFile, TriedTemperature
 from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_style, png_bytes, svg_bytes
@@ -87,6 +95,8 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     if tried:
         text += f"\n\n{tried_text(temperature, tried)}"
     text += f"\n\n{fit_table(fits)}" if fits else ""
+    if config.soft_labels and (turned := soft_label_warning(answers.verdicts)):
+        text += f"\n\nWarning: {turned}."
     steps = [name for name in FUNNEL_STEPS if name in funnel and (name != "well_formed" or measures_form(rates))]
     figure = _funnel_figure([(name, funnel[name]) for name in steps], cells)
     folder.write_bytes("funnel.png", png_bytes(figure))
