@@ -27,6 +27,7 @@ from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
 from bfpo.data.split import part_of
 from bfpo.data.write import pair_row, prompt_row
+from bfpo.generation.server import RequestBudget
 from bfpo.generation.settings import WeightsSpec
 from bfpo.judges.fit import fit_table
 from bfpo.judges.judges import check_opinions
@@ -71,6 +72,11 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
+    with RequestBudget(config.max_requests).shared():
+        _attack(config, folder)
+
+
+def _attack(config: RedteamConfig, folder: RunFolder) -> None:
     if folder.resumed and isinstance(config, WeightsSpec) and folder.config.get("dtype", "auto") != config.dtype:
         config = config.model_copy(update={"dtype": folder.config["dtype"]})  # a run of before names the number type
     check_opinions(config.judges, config.ranker)
