@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from typer.testing import CliRunner
 
 from bfpo.cli import app
 from bfpo.config import InterpolateConfig, describe_keys, load_config
 from bfpo.core.errors import ConfigError, ModelError
+from bfpo.policy.load import load_tokenizer
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
+from helpers import CHATML, IM_END, byte_tokenizer
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
@@ -78,6 +80,21 @@ def test_what_is_there_is_left_and_what_was_cut_off_is_made_anew(models: tuple[P
     run_stage("interpolate", config, folder.path, resume=True)
     assert kept.stat().st_mtime_ns == stamp
     assert sorted(path.name for path in (folder.path / "models").iterdir()) == ["weight-0.2", "weight-0.8"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_chat_template_that_one_of_the_two_has_is_kept(tmp_path: Path, which: int) -> None:
+    own = {"default": CHATML, "tool_use": "tools"}
+    for number in (0, 1):
+        tokenizer = byte_tokenizer(own if number == which else None)
+        save_policy(tiny_model(seed=number, vocab_size=260), tokenizer, tmp_path / str(number))
+    config = InterpolateConfig(first=str(tmp_path / "0"), second=str(tmp_path / "1"), weights=[0.5])
+    made = run_stage("interpolate", config, tmp_path / "run").path / "models" / "weight-0.5"
+    assert load_tokenizer(made).chat_template == own
+    assert IM_END in GenerationConfig.from_pretrained(made).eos_token_id
+    byte_tokenizer("{{ messages }}").save_pretrained(tmp_path / str(1 - which))
+    with raises(ModelError, "chat template"):
+        preview_stage("interpolate", config)
 
 
 def test_models_without_a_middle_are_refused(models: tuple[Path, Path]) -> None:

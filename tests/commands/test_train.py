@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GenerationConfig
+from typer.testing import CliRunner
 
+from bfpo.cli import app
 from bfpo.config import AlignConfig, ReferenceConfig, SftConfig
 from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, SettingError
+from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE
+from bfpo.policy.load import load_tokenizer
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.callbacks import MetricsCallback
@@ -200,6 +205,35 @@ def test_lora_is_trained_and_merged(data: Path) -> None:
     assert start.keys() == end.keys()
     changed = {name.split(".")[-2] for name, value in end.items() if not torch.equal(value, start[name])}
     assert changed == {"q_proj", "down_proj"}
+
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} <s> {% endfor %}"
+
+
+@pytest.mark.parametrize("trains", ["part", "lora"])
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_model_and_checkpoints_hold_the_chat_template_of_the_training(
+    data: Path, template: str | None, trains: str
+) -> None:
+    """The start has none; where the config names none either, it is the default one."""
+    settings: dict[str, Any] = {"max_steps": 1, "save_steps": 1}
+    if trains == "lora":
+        settings["lora"] = {"r": 2, "target_modules": ["q_proj"]}
+    else:
+        settings["trainable"] = ["*.down_proj.weight"]
+    if template is not None:
+        (data / "chat.jinja").write_text(template)
+        settings["chat_template"] = str(data / "chat.jinja")
+    run_stage("sft", sft(data, **settings), data / "run")
+    checkpoint, exported = data / "run" / "checkpoints" / "checkpoint-1", data / "exported"
+    done = CliRunner().invoke(app, ["export", str(checkpoint), "--out", str(exported)])
+    assert done.exit_code == 0, done.output
+    for folder in (data / "run" / "model", checkpoint, exported):
+        assert load_tokenizer(folder).chat_template == (template or DEFAULT_CHAT_TEMPLATE)
+    bos, eos = 1, 2
+    for folder in (data / "run" / "model", exported):
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+        assert ends == ([bos, eos] if template else eos)
 
 
 def test_sft_lowers_the_loss(data: Path) -> None:

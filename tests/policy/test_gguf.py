@@ -107,6 +107,16 @@ def test_pre_tokenizers_are_those_of_the_published_models(tmp_path: Path) -> Non
         assert json.loads(pre_tokenizers.Split(Regex(regex), "isolated").__getstate__()) == _split(numbers)
 
 
+def test_all_of_several_named_templates_are_written(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "tools"}
+    tokenizer.save_pretrained(folder)
+    found = fields_of(written(folder))
+    assert found["tokenizer.chat_template"] == CHATML
+    assert found["tokenizer.chat_template.tool_use"] == "tools"
+
+
 def test_digits_apart_are_named(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)

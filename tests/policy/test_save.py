@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from bfpo.data.chat import DEFAULT_CHAT_TEMPLATE, ChatEncoder
 from bfpo.policy import save
 from bfpo.policy.load import load_policy, set_trainable
 from bfpo.policy.save import save_policy
+from helpers import CHATML, EOS, IM_END, byte_tokenizer
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -88,3 +90,30 @@ def test_another_adapter_is_merged_by_peft(tmp_path: Path) -> None:
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.tensor([[3, 4, 5, 6]])
     assert torch.allclose(saved(ids).logits, model.eval()(ids).logits, atol=1e-4)
+
+
+TWO_TEMPLATES = {"default": "{{ messages[0]['content'] }}", "tool_use": "tools"}
+
+
+@pytest.mark.parametrize("own", [None, "{{ messages[0]['content'] }}", TWO_TEMPLATES])
+def test_a_model_is_saved_with_the_template_and_the_end_token_of_its_training(tmp_path: Path, own: Any) -> None:
+    tokenizer = byte_tokenizer(own)
+    chat = ChatEncoder(tokenizer, CHATML)
+    save_policy(tiny_model(vocab_size=260, eos_token_id=EOS), chat.saved_tokenizer, tmp_path)
+    found = AutoTokenizer.from_pretrained(tmp_path)
+    assert found.chat_template == ({**own, "default": CHATML} if isinstance(own, dict) else CHATML)
+    assert tokenizer.chat_template == own
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == [EOS, IM_END]
+    assert ChatEncoder(found).end_id == chat.end_id == IM_END
+
+
+def test_a_model_without_a_template_is_saved_with_the_default_one(tmp_path: Path) -> None:
+    save_policy(tiny_model(vocab_size=260, eos_token_id=EOS), ChatEncoder(byte_tokenizer()).saved_tokenizer, tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == DEFAULT_CHAT_TEMPLATE
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == EOS
+
+
+def test_a_template_that_renders_no_chat_is_saved_as_it_is(tmp_path: Path) -> None:
+    save_policy(tiny_model(vocab_size=260, eos_token_id=EOS), byte_tokenizer("no chat"), tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == "no chat"
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == EOS

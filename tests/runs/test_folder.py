@@ -339,6 +339,20 @@ def test_only_the_first_process_of_a_launcher_writes(tmp_path, monkeypatch):
     assert first.read_metrics() == []
 
 
+def test_all_processes_of_a_resumed_run_know_its_record(tmp_path, monkeypatch):
+    first = new(tmp_path / "run")
+    first.add_facts(reference="swap", hub_data={"data": "abc"})
+    first.set_status("interrupted")
+    monkeypatch.setenv("RANK", "1")
+    other = new(tmp_path / "run", resume=True)
+    assert (other.resumed, other.finished, other.is_writer) == (True, False, False)
+    assert (other.record["reference"], other.record["hub_data"]) == ("swap", {"data": "abc"})
+    first.set_status("finished")
+    assert new(tmp_path / "run", resume=True).finished
+    first.file("run.json").write_text("{")  # the first process reports it
+    assert not new(tmp_path / "run", resume=True).finished
+
+
 def test_a_process_that_is_ahead_of_the_first_one_leaves_nothing_in_its_way(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert new(tmp_path / "run").folder("checkpoints") == tmp_path / "run" / "checkpoints"

@@ -17,6 +17,7 @@ from bfpo.config.load import load_config
 from bfpo.core.errors import ConfigError
 from bfpo.core.schema import Completion, Message, Prompt, Verdict
 from bfpo.execution.settings import LocalExecutor
+from bfpo.generation.sampling import Answer
 from bfpo.policy.save import save_policy
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline
@@ -26,6 +27,7 @@ from bfpo.scores.scores import Judged, describe_coherence, score_rows
 from bfpo.suites.coherence import CoherenceReader, StartModel, _bound, make_reader
 from bfpo.suites.scores import values_of
 from execution.copies import take_copies
+from helpers import CHATML, EOS, IM_END, byte_tokenizer
 from messages import raises
 from tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
@@ -146,6 +148,20 @@ def test_a_calibration_is_kept_by_the_content_of_model_and_prompts(root: Path, m
     start.calibrated(PROMPTS[:-1])
     StartModel(str(root / "random")).calibrated(PROMPTS)
     assert calls == [29, 30]
+
+
+def test_greedy_answers_end_where_the_chat_template_ends_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_policy(tiny_model(vocab_size=260, eos_token_id=EOS), byte_tokenizer(), tmp_path / "start")
+    start = StartModel(str(tmp_path / "start"), chat_template=CHATML)
+    asked_with: list[Any] = []
+
+    def answers(model: Any, requests: Any, *, eos_token_ids: Any, **settings: Any) -> list[Any]:
+        asked_with.append(sorted(eos_token_ids))
+        return [[Answer(request.id, (5,), True) for request in requests]]
+
+    monkeypatch.setattr("bfpo.suites.coherence.answer_batches", answers)
+    start.greedy([asked("hello")])
+    assert asked_with == [[EOS, IM_END]]
 
 
 def test_a_broken_file_of_the_cache_is_made_again(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,23 @@ class ShardedTrainer(BFPOTrainer):
 
 def fake_accelerator(**settings: Any) -> Any:
     return SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**settings)))
+
+
+@pytest.mark.parametrize("autocast", [lambda: torch.autocast("cuda", torch.bfloat16), nullcontext], ids=["fsdp", "ds"])
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_model_with_masters_is_tried_on_the_cpu_before_it_is_sharded(tmp_path: Path, autocast: Any) -> None:
+    """Accelerate's autocast is that of the GPU, or none under DeepSpeed; the model is on the CPU until then."""
+
+    class Unsharded(ShardedTrainer):
+        def create_accelerator_and_postprocess(self) -> None:
+            super().create_accelerator_and_postprocess()
+            self.accelerator.autocast = autocast
+
+    model = set_trainable(tiny_model(dtype=torch.bfloat16), ["*.down_proj.weight"], None)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    made = tiny_trainer(tmp_path, trainer=Unsharded, model=model, reference="swap", bf16=True)
+    assert made.form == "packed"
 
 
 def test_log_probs_leave_fsdp2_as_they_are() -> None:

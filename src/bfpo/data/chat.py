@@ -13,7 +13,13 @@ from bfpo.core.schema import Completion, Message, canonical_json, from_canonical
 from bfpo.data.fidelity import changed_texts, common_length, opening_difference, shortest_text
 from bfpo.data.messages import ends_with_assistant
 from bfpo.data.rendered import RenderedText
-from bfpo.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, RefusedChatError, called_functions
+from bfpo.data.template import (
+    DEFAULT_CHAT_TEMPLATE,
+    ChatTemplate,
+    RefusedChatError,
+    called_functions,
+    with_template,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -200,6 +206,12 @@ class ChatEncoder:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the texts."""
         return self._tokenizer
+
+    @property
+    def saved_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer with the template in it, for the folder of a model; values of variables are not stored."""
+        text = self._template.text
+        return self._tokenizer if text is None else with_template(self._tokenizer, text)
 
     def _probe(self) -> tuple[str, str | None]:
         """Return what the template writes after an answer and the first added token in it, if any; set `opening`."""

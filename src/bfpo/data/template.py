@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_CHAT_TEMPLATE", "ChatTemplate", "RefusedChatError", "called_functions"]
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "ChatTemplate", "RefusedChatError", "called_functions", "with_template"]
 
 DEFAULT_CHAT_TEMPLATE = """\
 {%- if bos_token is defined and bos_token %}{{ bos_token }}{% endif -%}
@@ -58,11 +59,12 @@ class ChatTemplate:
         self, tokenizer: PreTrainedTokenizerBase, text: str | None = None, variables: Mapping[str, Any] | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self._text = text or (None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE)
+        self.text = text or (None if tokenizer.chat_template else DEFAULT_CHAT_TEMPLATE)
+        """The template, `None` if it is the tokenizer's own."""
         self._variables = dict(variables or {})
         own = tokenizer.chat_template
-        source = self._text or (own.get("default", "") if isinstance(own, dict) else own)
-        known = source if self._text or not isinstance(own, dict) else "".join(own.values())
+        source = self.text or (own.get("default", "") if isinstance(own, dict) else own)
+        known = source if self.text or not isinstance(own, dict) else "".join(own.values())
         unread = [name for name in self._variables if not re.search(rf"\b{re.escape(name)}\b", known)]
         if unread:
             raise SettingError(
@@ -110,7 +112,7 @@ class ChatTemplate:
                 text = self._tokenizer.apply_chat_template(
                     turns,
                     tools,
-                    chat_template=self._text,
+                    chat_template=self.text,
                     add_generation_prompt=generation,
                     continue_final_message=continued,
                     tokenize=False,
@@ -167,6 +169,13 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         if remaining:
             signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - start), 1e-3), interval)
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with another chat template; of several named ones the default is replaced."""
+    own, other = tokenizer.chat_template, copy(tokenizer)
+    other.chat_template = {**own, "default": text} if isinstance(own, dict) else text
+    return other
 
 
 # ------------------------------------------------------------------------------- forms of messages that templates read

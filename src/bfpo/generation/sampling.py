@@ -22,7 +22,7 @@ from bfpo.generation.refill import Slots, Work, num_slots, refilled, shared_begi
 from bfpo.policy.batches import batches_by_length
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
-from bfpo.policy.source import num_positions, read_config
+from bfpo.policy.source import configured_ends, num_positions, read_config
 from bfpo.policy.trained import start_of
 
 __all__ = [
@@ -61,9 +61,9 @@ Watch = Callable[[Tensor, Sequence[tuple[str, int]]], None]
 def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Return every token that ends an answer: those of the generation config and the tokenizer's own.
 
-    Raises `ModelError` if neither names one: such a model would always reach the token limit.
+    Raises `ModelError` as `configured_ends` does.
     """
-    return _end_token_ids(model.generation_config, tokenizer)
+    return tuple(configured_ends(model.generation_config, tokenizer))
 
 
 def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | None = None) -> tuple[int, ...]:
@@ -76,16 +76,7 @@ def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | No
         config = GenerationConfig.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
     except OSError:  # as transformers does for a model without such a file
         config = GenerationConfig.from_model_config(read_config(model, revision=revision))
-    return _end_token_ids(config, tokenizer)
-
-
-def _end_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    configured = getattr(config, "eos_token_id", None)
-    listed = configured if isinstance(configured, (list, tuple)) else [configured]
-    ids = {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
-    if not ids:
-        raise ModelError("eos_token_id: neither the generation config nor the tokenizer names one; set it in either")
-    return tuple(sorted(ids))
+    return tuple(configured_ends(config, tokenizer))
 
 
 def answer_batches(

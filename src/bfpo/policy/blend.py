@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ _INDEX, _ADAPTER, _SUFFIX = "model.safetensors.index.json", "adapter_config.json
 _OF_NO_EFFECT = frozenset(
     {"_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 )
-_COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
+_GENERATION = "generation_config.json"
+_COPIED = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,11 @@ def require_same_kind(first: BlendSource, second: BlendSource) -> None:
                 "allowed: the same for both"
             )
     mine, others = load_tokenizer(first.folder), load_tokenizer(second.folder)
-    if mine.get_vocab() != others.get_vocab() or mine.chat_template != others.chat_template:
+    templates = filter(None, (mine.chat_template, others.chat_template))
+    if mine.get_vocab() != others.get_vocab() or any(one != other for one, other in pairwise(templates)):
         raise ModelError(
             f"{second.folder}: its tokenizer or chat template differs from that of {first.folder}; allowed: the "
-            "same for both"
+            "same for both, or a chat template in one of them only"
         )
 
 
@@ -97,6 +100,8 @@ def blend_weights(
 ) -> None:
     """Write `(1 - weight) first + weight second` to a new folder, with the first model's other files.
 
+    Tokenizer and generation config are the second model's if only that has a chat template: what was trained from a
+    start without one.
     Memory is a few times that of the largest tensor: the output has the files, the order and the dtypes of `first`,
     whose headers are copied as they are. Sums are taken in float32 (float64 for float64) and rounded once. Tensors of
     whole numbers must be equal. `advance` is called after each tensor.
@@ -104,9 +109,15 @@ def blend_weights(
     Raises `ModelError` for tensors that cannot be read or blended, and `OSError` for a folder that cannot be written.
     """
     folder.mkdir(parents=True)
-    for pattern in _COPIED:
-        for file in first.folder.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+    mine, others = load_tokenizer(first.folder), load_tokenizer(second.folder)
+    only_there = bool(others.chat_template) and not mine.chat_template
+    for source, patterns in ((first, _COPIED), *([(second, [_GENERATION])] if only_there else [])):
+        for file in (file for pattern in patterns for file in source.folder.glob(pattern)):
+            place = folder / file.relative_to(source.folder)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
+    if only_there:
+        others.save_pretrained(folder)
     for file in first.files:
         header = _header(file)
         tensors = _tensors_of(header)

@@ -207,8 +207,11 @@ def _add_tokenizer(writer: Any, gguf: Any, folder: Path, vocab_size: int, end_id
     writer.add_add_bos_token(bool(ids_of_a) and ids_of_a[0] == ids["bos"] is not None)
     writer.add_add_eos_token(bool(ids_of_a) and ids_of_a[-1] == ids["eos"] is not None)
     writer.add_add_space_prefix(False)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # of several names
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    if template:
+        writer.add_chat_template(template)
 
 
 def _words_of(described: Mapping[str, Any]) -> str:

@@ -17,11 +17,20 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from bfpo.core.errors import ModelError
+from bfpo.data.template import with_template
 from bfpo.policy.devices import to_gpu
 from bfpo.policy.precision import hold_masters, prepare_quantised, quantisation
 from bfpo.policy.settings import LoraConfig
 from bfpo.policy.source import cannot_load, check_code, check_source
-from bfpo.policy.trained import check_start, holds_only_trained, put_trained, require_whole, start_of, start_of_run
+from bfpo.policy.trained import (
+    CHAT_TEMPLATE,
+    check_start,
+    holds_only_trained,
+    put_trained,
+    require_whole,
+    start_of,
+    start_of_run,
+)
 
 __all__ = [
     "DTYPES",
@@ -37,6 +46,7 @@ __all__ = [
     "pad_token_id",
     "set_trainable",
     "trainable_report",
+    "with_template_of",
 ]
 
 LoraSettings = LoraConfig | Mapping[str, Any]
@@ -217,16 +227,25 @@ def _compute_dtype(dtype: str) -> torch.dtype:
 def load_tokenizer(
     model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id; raises `ModelError` if there is none."""
-    model, revision = start_of(model, revision)
-    check_source("model", model, revision=revision)
+    """Load the tokenizer of a folder or hub id; raises `ModelError` if there is none.
+
+    That of a checkpoint which holds only what trains has the chat template of its training.
+    """
+    start, revision = start_of(model, revision)
+    check_source("model", start, revision=revision)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(model), revision=revision or "main", trust_remote_code=trust_remote_code
+            str(start), revision=revision or "main", trust_remote_code=trust_remote_code
         )
     except Exception as error:
-        raise cannot_load("tokenizer", model, error) from error
-    return tokenizer
+        raise cannot_load("tokenizer", start, error) from error
+    return with_template_of(tokenizer, model) if start != str(model) else tokenizer
+
+
+def with_template_of(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer with the chat template that a folder of trained weights holds, unchanged without one."""
+    file = Path(folder) / CHAT_TEMPLATE
+    return with_template(tokenizer, file.read_text(encoding="utf-8")) if file.is_file() else tokenizer
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bfpo.core.errors import ModelError, first_line
-from bfpo.policy.load import load_policy
+from bfpo.data.chat import end_token_id
+from bfpo.policy.load import load_policy, with_template_of
+from bfpo.policy.source import configured_ends
 
 __all__ = ["save_adapted", "save_policy"]
 
@@ -29,15 +32,17 @@ def save_policy(
 
     LoRA is merged weight by weight and the results are held on the CPU: the model's device needs room for one weight.
     Other adapters are merged in a copy of the model. A quantised base is written dequantised. The model in memory keeps
-    its adapter. Its config allows the key-value
-    cache in generation again, which training had switched off. `state_dict`: the whole weights of a sharded model, by
-    its own names; its parameters are then not read. `stored`: the number type of the file, to which weights with an
-    adapter are rounded once they are merged; by default that of the model.
+    its adapter. Its config allows the key-value cache in generation again, which training had switched off, and
+    generation ends at the token that ends an answer under the tokenizer's chat template too. `state_dict`: the whole
+    weights of a sharded model, by its own names; its parameters are then not read. `stored`: the number type of the
+    file, to which weights with an adapter are rounded once they are merged; by default that of the model.
     """
     folder = Path(folder)
     adapted = hasattr(model, "merge_adapter")
     base = model.get_base_model() if adapted else model
     base.config.use_cache = True
+    if tokenizer.chat_template and getattr(base, "generation_config", None) is not None:
+        _end_at_turns(base.generation_config, tokenizer)
     parts_only = state_dict is not None or getattr(base, "is_quantized", False)
     if not adapted and not parts_only:
         (base if stored is None else base.to(stored)).save_pretrained(folder)
@@ -56,6 +61,12 @@ def save_policy(
     tokenizer.save_pretrained(folder)
 
 
+def _end_at_turns(config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    with suppress(ModelError):  # a template that renders no chat, or no end token at all
+        ends = sorted({*configured_ends(config, tokenizer), end_token_id(tokenizer)})
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
+
+
 def save_adapted(
     model: str | Path,
     adapter: str | Path,
@@ -67,6 +78,7 @@ def save_adapted(
 ) -> None:
     """Write a model with a LoRA adapter, such as a checkpoint of its training, merged in `dtype`; see `save_policy`.
 
+    A chat template in the adapter's folder takes the place of the model's own.
     Raises `ModelError` as `load_policy` does, and for an adapter that does not fit the model.
     """
     import peft
@@ -79,7 +91,7 @@ def save_adapted(
             f"adapter: {str(adapter)!r} does not fit {str(model)!r} ({first_line(error)}); give the model that it was "
             "trained on"
         ) from error
-    save_policy(adapted, base.tokenizer, folder, stored=stored)
+    save_policy(adapted, with_template_of(base.tokenizer, adapter), folder, stored=stored)
 
 
 def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

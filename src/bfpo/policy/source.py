@@ -18,6 +18,7 @@ __all__ = [
     "check_code",
     "check_source",
     "check_text_only",
+    "configured_ends",
     "num_embeddings",
     "num_positions",
     "read_config",
@@ -143,6 +144,19 @@ def num_embeddings(config: Any) -> int | None:
     """Return the rows of a model's embedding, one per token id, by its config; `None` if it does not say."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     return rows if isinstance(rows, int) and rows > 0 else None
+
+
+def configured_ends(config: Any, tokenizer: Any) -> list[int]:
+    """Return every token that ends an answer by a generation config and by the tokenizer, sorted.
+
+    Raises `ModelError` if neither names one: such a model would always reach the token limit.
+    """
+    configured = getattr(config, "eos_token_id", None)
+    listed = configured if isinstance(configured, (list, tuple)) else [configured]
+    ids = {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
+    if not ids:
+        raise ModelError("eos_token_id: neither the generation config nor the tokenizer names one; set it in either")
+    return sorted(ids)
 
 
 def num_positions(config: Any) -> int | None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "CHAT_TEMPLATE",
     "FACTS",
     "TRAINED",
     "TrainedFile",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 TRAINED, FACTS = "trained.safetensors", "trained.json"
+CHAT_TEMPLATE = "chat_template.jinja"  # the name that transformers reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ def holds_only_trained(model: str | Path) -> bool:
 def start_of(model: str | Path, revision: str | None = None) -> tuple[str, str | None]:
     """Return the whole model, and its revision, from which a checkpoint of what trains began; of any other itself.
 
-    It is the one that `run.json` of the checkpoint's run names. It has the checkpoint's config, tokenizer and frozen
-    weights. Raises `ModelError` if that cannot be told.
+    It is the one that `run.json` of the checkpoint's run names. It has the checkpoint's config, tokenizer without
+    the chat template, and frozen weights. Raises `ModelError` if that cannot be told.
     """
     for _ in range(20):  # a run may have started from the checkpoint of another
         if not holds_only_trained(model):

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import zip_longest
 from pathlib import Path
@@ -101,6 +102,9 @@ class RunFolder:
             folder = cls(path, _earlier_record(path, stage, values, resume), resumed=True)
         else:  # other processes skip the checks: the first one makes them, or is writing to the folder now
             first = {"stage": stage, "created": _now(), "config": values, "weights": {}}
+            if occupied and resume:  # what all must agree on, such as whether the run is finished and its reference
+                with suppress(RunError):
+                    first |= _read_json(path / _RECORD)
             folder = cls(path, first, resumed=occupied and resume)
         if not folder.finished:
             if path.is_dir() and folder.is_writer:

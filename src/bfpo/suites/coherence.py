@@ -44,7 +44,7 @@ __all__ = ["CoherenceReader", "Reading", "StartModel", "judged_answer", "make_re
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1  # of the calibration; part of its key
+_VERSION = 2  # of the calibration; part of its key
 _PROMPTS, _NEW_TOKENS, _FEWEST_ANSWERS = 64, 48, 16  # of the calibration
 _FEWEST_TOKENS, _MOST_TOKENS = 8, 256  # of an answer; more are not read
 _MOST_PROMPT_TOKENS = 1024
@@ -104,7 +104,8 @@ class StartModel:
         positions = num_positions(self.model.config)
         self._room = min(_MOST_PROMPT_TOKENS, positions or _MOST_PROMPT_TOKENS)
         self._template = {"chat_template": chat_template, "chat_template_kwargs": chat_template_kwargs}
-        self._check = row_check(ChatEncoder(self.tokenizer, chat_template, chat_template_kwargs))
+        chat = ChatEncoder(self.tokenizer, chat_template, chat_template_kwargs)
+        self._check, self._ends = row_check(chat), {*end_token_ids(self.model, self.tokenizer), chat.end_id}
 
     def nats(self, completions: Sequence[Completion]) -> list[float | None]:
         """Return -log p per token of each answer after its prompt, nats; `None` for fewer than 8 tokens.
@@ -141,8 +142,7 @@ class StartModel:
         longest = self._room - new
         ids = [prompt_ids(prompt, self.tokenizer, max_length=longest, **self._template) for prompt in prompts]
         requests = [Request(str(place), tuple(row)) for place, row in enumerate(ids)]
-        ends = end_token_ids(self.model, self.tokenizer)
-        batches = answer_batches(self.model, requests, eos_token_ids=ends, max_new_tokens=new, temperature=0.0)
+        batches = answer_batches(self.model, requests, eos_token_ids=self._ends, max_new_tokens=new, temperature=0.0)
         answers = {answer.id: answer for batch in batches for answer in batch}
         return [
             Completion(

@@ -1,5 +1,7 @@
 """Checkpoints of what trains: frozen weights are those of the start model, so a checkpoint holds their hash alone.
 
+The chat template of the training is beside them, since the start may have another.
+
 The file of what trains has a name of its own, so that nothing loads it as a whole model. `resumable` gives the trainer
 a folder in which it has the name that `Trainer.train` reads; weights that it lacks stay those of the start model.
 Adapters are left to peft, whose checkpoints hold only them, and DeepSpeed to its own files.
@@ -24,7 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from bfpo.core.errors import RunError
 from bfpo.core.files import write_text_whole
 from bfpo.core.records import as_json, load
-from bfpo.policy.trained import FACTS, TRAINED, TrainedFile, frozen_digest
+from bfpo.policy.trained import CHAT_TEMPLATE, FACTS, TRAINED, TrainedFile, frozen_digest
 
 __all__ = [
     "TrainedSaver",
@@ -58,6 +60,10 @@ class TrainedSaver(Trainer):
             save_file(tensors, folder / TRAINED, metadata={"format": "pt"})
         facts = TrainedFile(sorted(trained), self.frozen_digest)
         write_text_whole(folder / FACTS, json.dumps(as_json(facts), indent=2) + "\n")
+        template = getattr(self.processing_class, "chat_template", None)
+        template = template.get("default") if isinstance(template, dict) else template
+        if template:
+            write_text_whole(folder / CHAT_TEMPLATE, template)
 
     @cached_property
     def frozen_digest(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
@@ -90,7 +90,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
         )
         prepare_sharding(self.accelerator)
         self.streams = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else [])]
-        with self.accelerator.autocast():
+        with _autocast(self.model, str(self.accelerator.mixed_precision)):
             self.form = choose_form(
                 self.model,
                 attention,
@@ -316,6 +316,16 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
     @cached_property
     def _num_parameters(self) -> int:
         return int(sum(parameter.numel() for parameter in self.model.parameters()))
+
+
+def _autocast(model: nn.Module, mixed_precision: str) -> AbstractContextManager[Any]:
+    """Return the autocast of the device where the model is now: before it is sharded this is not that of training.
+
+    That of accelerate is of the GPU, and none under DeepSpeed.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
+    device = next(model.parameters()).device.type
+    return nullcontext() if dtype is None or device == "meta" else torch.autocast(device, dtype)
 
 
 def _computed_in(args: TrainingArguments, model: nn.Module) -> torch.dtype:

@@ -26,12 +26,14 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from bfpo.config import read_template
 from bfpo.config.train import TrainingKeys
 from bfpo.core.errors import ConfigError, DiskFullError, RunError
 from bfpo.core.files import is_disk_full
 from bfpo.core.hub import open_repository, push_folder
 from bfpo.core.provenance import Remark
 from bfpo.core.records import as_json
+from bfpo.data.chat import ChatEncoder
 from bfpo.policy.devices import runs_on_cpu, use_threads
 from bfpo.policy.precision import EMULATED, emulates
 from bfpo.policy.save import save_policy
@@ -161,12 +163,15 @@ def train_in_folder(
 
     Metrics go to `metrics.jsonl`, progress to the log or a bar and, until the end, to `progress.json`; the
     `save_total_limit` newest checkpoints are kept. `probe`: is asked during training; by its rules a checkpoint before
-    the last step may become `model/`. `config`: that with `report_to`, whose trackers get the rows too, and `best`,
-    by which an earlier checkpoint may be kept. `at_end`: called after the last step, before that checkpoint is read.
-    What there is to remark on the run goes to `run.json`.
+    the last step may become `model/`. `config`: that with `report_to`, whose trackers get the rows too, `best`,
+    by which an earlier checkpoint may be kept, and the chat template, which is saved with model and checkpoints.
+    `at_end`: called after the last step, before that checkpoint is read. What there is to remark on the run goes to
+    `run.json`.
     Raises `KeyboardInterrupt` after a Ctrl-C and `StopRequest` after a SIGTERM, with a checkpoint of the step it came
     in, `DiskFullError` if the disk is full, and `RunError` for a checkpoint that holds other than tensors and numbers.
     """
+    if config is not None:
+        _keep_template(trainer, config)
     trainer.remove_callback(PrinterCallback)
     rows = MetricsCallback(folder.append_metrics, folder.restore_metrics)
     trainer.add_callback(rows)
@@ -222,6 +227,13 @@ def train_in_folder(
         save_model_folder(folder, trainer.model, trainer.processing_class, state_dict=state)
         _remark(folder, log, watch, found)
     return metrics
+
+
+def _keep_template(trainer: Trainer, config: TrainingKeys) -> None:
+    """Let the trainer save the chat template of the training, which the start may not have."""
+    tokenizer: Any = trainer.processing_class
+    chat = ChatEncoder(tokenizer, read_template(config.chat_template), config.chat_template_kwargs)
+    trainer.processing_class = chat.saved_tokenizer
 
 
 @contextmanager
