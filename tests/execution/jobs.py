@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,20 @@ def times(state: State, item: int) -> int:
 
 def pid(state: State, item: Any) -> int:
     return os.getpid()
+
+
+def starts(state: State, item: Any) -> int:
+    """Start a process that does not end by itself, as vLLM does, and return its number."""
+    return subprocess.Popen(["sleep", "600"]).pid
+
+
+def starts_and_dies(state: State, file: str) -> int:
+    """The same, with a note of the number, after which the worker is killed, the first time."""
+    if Path(file).exists():
+        return starts(state, None)
+    Path(file).write_text(str(starts(state, None)))
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def seen(state: State, item: Any) -> tuple[str | None, str | None, str | None]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -83,7 +85,50 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
         stopped()
     pids = [int(file.name.removeprefix("made-")) for file in tmp_path.iterdir()]
     assert pids
-    for one in pids:
+    _check_ended(*pids)
+
+
+def test_what_a_worker_has_started_ends_with_it(tmp_path: Path) -> None:
+    with Workers(local(1), partial(jobs.State, 1)) as workers:
+        child = workers.call(jobs.starts)
+        assert _runs(child)
+    _check_ended(child)
+    with Workers(local(1), partial(jobs.State, 1)) as workers:  # a killed one is replaced
+        [(_, child)] = workers.map([str(tmp_path / "child")], jobs.starts_and_dies)
+        _check_ended(int((tmp_path / "child").read_text()))
+        assert _runs(child)
+    _check_ended(child)
+
+
+ENDED = """
+import os, signal, sys
+from functools import partial
+sys.path.insert(0, {tests!r})
+from bfpo.execution.settings import ExecutorConfig
+from bfpo.execution.workers import Workers
+from execution import jobs
+
+if __name__ == "__main__":
+    with Workers(ExecutorConfig.model_validate({{"workers": 2}}), partial(jobs.State, 1)) as workers:
+        print(*(result for _, result in workers.map(range(2), jobs.starts)), flush=True)
+        os.kill(os.getpid(), signal.{name})
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_workers_and_what_they_have_started_end_with_the_process_that_asks(tmp_path: Path, name: str) -> None:
+    script = tmp_path / "ended.py"
+    script.write_text(ENDED.format(tests=str(Path(__file__).parents[1]), name=name))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode != 0
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2, done.stderr
+    _check_ended(*pids)
+
+
+def _check_ended(*processes: int) -> None:
+    for one in processes:
         for _ in range(100):
             if not _runs(one):
                 break

@@ -204,6 +204,7 @@ def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[
             partial(load_to_read, model, dtype=config.dtype_of_logps, revision=revision),
             tokens,
             config.executor,
+            name=model,
             pad_token_id=pad,
             pairs_per_batch=config.pairs_per_batch,
             reduction=config.reduction,

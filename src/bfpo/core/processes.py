@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+from contextlib import suppress
 from multiprocessing import connection, parent_process
 
-__all__ = ["end_with_parent", "is_first_process"]
+__all__ = ["end_group", "end_with_parent", "is_first_process"]
 
 
 def is_first_process() -> bool:
@@ -15,12 +17,24 @@ def is_first_process() -> bool:
 
 
 def end_with_parent() -> None:
-    """Make this process exit when the one that started it ends: otherwise it would never exit."""
+    """Make this process exit when the one that started it ends: otherwise it would never exit.
+
+    It leads a process group of its own from now on, so that what it starts, such as the engine of vLLM, ends with it.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def end_group(leader: int) -> None:
+    """Ask the processes of a group to end, by SIGTERM; its leader may have ended already."""
+    with suppress(OSError):  # no one is left
+        os.killpg(leader, signal.SIGTERM)
 
 
 def _wait_for_parent() -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
+        end_group(os.getpid())
         os._exit(1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -11,7 +12,7 @@ from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from bfpo.core.processes import end_with_parent
+from bfpo.core.processes import end_group, end_with_parent
 from bfpo.execution.worker import Setup, Worker, WorkerDiedError, setup_of, usable_cores
 
 __all__ = ["LocalProcesses"]
@@ -32,6 +33,7 @@ class LocalProcesses:
         """Start a process, in place of a dead one."""
         if (dead := self._pools.pop(worker, None)) is not None:
             dead.shutdown(wait=False, cancel_futures=True)
+            _end_groups(self._processes[worker])
         threads = str(self._threads)
         environment = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads}
         environment |= {} if self._gpus is None else {"CUDA_VISIBLE_DEVICES": self._gpus[worker]}
@@ -62,13 +64,23 @@ class LocalProcesses:
         """Do nothing: processes always start."""
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, and what they have started once they are gone: a training may save a checkpoint first."""
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
-        for processes in self._processes.values():
-            for process in processes:
-                with suppress(ValueError):  # closed by its pool
-                    process.terminate()
+        processes = [process for some in self._processes.values() for process in some]
+        for process in processes:
+            with suppress(ValueError):  # closed by its pool
+                process.terminate()
+        threading.Thread(target=_end_groups, args=(processes,)).start()
+
+
+def _end_groups(processes: Iterable[BaseProcess]) -> None:
+    """Wait for processes that are ending, and end what they have started."""
+    for process in processes:
+        with suppress(ValueError):
+            process.join()
+            if process.pid is not None:
+                end_group(process.pid)
 
 
 _worker: Worker | None = None
