@@ -61,7 +61,8 @@ _KEYS_HELP = "List the settings and their allowed values, and exit."
 Keys = Annotated[bool, typer.Option("--keys", help=_KEYS_HELP)]
 _SCHEMA_HELP = "Write the JSON Schema of the config file, for editors, and exit."
 Schema = Annotated[bool, typer.Option("--schema", help=_SCHEMA_HELP)]
-AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout, and all text to stderr.")]
+_JSON_HELP = "Write one JSON object to stdout, and all text to stderr."
+AsJson = Annotated[bool, typer.Option("--json", help=_JSON_HELP)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -340,23 +341,24 @@ def _show_schema(config: type[StageConfig]) -> Outcome:
     return Outcome(0, {"schema": schema})
 
 
-def _of_config(name: str, do: Callable[[Any], object]) -> Callable[[bool], None]:
-    """Return what `--keys` or `--schema` does for a command that is no stage."""
+def _show_early(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> bool:
+    """Show the keys or the schema of a command that is no stage, before its arguments are missed.
 
-    def callback(asked: bool) -> None:
-        if asked:
-            do(getattr(import_module("bfpo.config"), name))
-            raise typer.Exit
+    `--json` is read as early as these two, in any order: what is asked is shown when both are known.
+    """
+    known = {**ctx.params, str(param.name): value}
+    asked = next((show for name, show in (("keys", _show_keys), ("schema", _show_schema)) if known.get(name)), None)
+    if asked is not None and "as_json" in known:
+        command = str(ctx.info_name)
+        config = getattr(import_module("bfpo.config"), f"{command.capitalize()}Config")
+        _perform(command, False, known["as_json"], lambda: asked(config))
+    return value
 
-    return callback
 
-
-def _keys_of(name: str) -> Any:
-    return typer.Option("--keys", help=_KEYS_HELP, is_eager=True, callback=_of_config(name, _show_keys))
-
-
-def _schema_of(name: str) -> Any:
-    return typer.Option("--schema", help=_SCHEMA_HELP, is_eager=True, callback=_of_config(name, _show_schema))
+_EARLY: dict[str, Any] = {"is_eager": True, "callback": _show_early}
+EarlyKeys = Annotated[bool, typer.Option("--keys", help=_KEYS_HELP, **_EARLY)]
+EarlySchema = Annotated[bool, typer.Option("--schema", help=_SCHEMA_HELP, **_EARLY)]
+EarlyJson = Annotated[bool, typer.Option("--json", help=_JSON_HELP, **_EARLY)]
 
 
 @app.command("chat")
@@ -382,9 +384,9 @@ def _chat(
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Seed of the sampling.")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
-    keys: Annotated[bool, _keys_of("ChatConfig")] = False,
-    schema: Annotated[bool, _schema_of("ChatConfig")] = False,
-    as_json: AsJson = False,
+    keys: EarlyKeys = False,
+    schema: EarlySchema = False,
+    as_json: EarlyJson = False,
     debug: Debug = False,
 ) -> None:
     """Talk to a model, or to two side by side; messages come from the terminal, or one a line from stdin."""
@@ -407,9 +409,9 @@ def _gate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of gate.json and gate.html; default: RUN.")
     ] = None,
-    keys: Annotated[bool, _keys_of("GateConfig")] = False,
-    schema: Annotated[bool, _schema_of("GateConfig")] = False,
-    as_json: AsJson = False,
+    keys: EarlyKeys = False,
+    schema: EarlySchema = False,
+    as_json: EarlyJson = False,
     debug: Debug = False,
 ) -> None:
     """Test conditions on a model against its start model: exit code 0 pass, 3 fail, 4 cannot be told, 2 bad input."""

@@ -233,6 +233,17 @@ def test_json_of_keys_and_of_a_dry_run(toy_stage):
     assert value["text"].endswith("7 steps")
 
 
+@pytest.mark.parametrize("command", ["gate", "chat"])
+def test_json_of_keys_without_the_arguments_of_a_command(command: str) -> None:
+    value, result = as_json(command, "--keys")
+    assert (result.exit_code, value["command"], value["status"]) == (0, command, "finished")
+    assert {key["key"] for key in value["keys"]} > {"gate": {"harmless"}, "chat": {"system"}}[command]
+    before = bfpo_in_process(command, "--json", "--keys")  # in any order
+    assert json.loads(before.stdout) == value
+    assert as_json(command, "--schema")[0]["schema"] == json.loads(bfpo_in_process(command, "--schema").stdout)
+    assert bfpo_in_process(command, "--json").exit_code == 2  # an argument is missing
+
+
 def test_every_command_has_json():
     for name, command in typer.main.get_command(app).commands.items():
         assert "--json" in {option for one in command.params for option in one.opts}, name

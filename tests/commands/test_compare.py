@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,33 @@ import pytest
 from pydantic import ValidationError
 
 from bfpo.commands import compare
-from bfpo.commands.compare import preview
+from bfpo.commands.compare import _accuracy, preview
 from bfpo.config import CompareConfig
 from bfpo.core.errors import ConfigError
-from bfpo.core.records import load
+from bfpo.core.records import as_json, load
 from bfpo.core.schema import CategoryScore, Score
-from bfpo.experiments.compare import FURTHER, NUM_TRIALS, RIVALS, chains_of, make_result, result_markdown, rivals_of
+from bfpo.data.split import normalised_prompt
+from bfpo.experiments import worlds
+from bfpo.experiments.compare import (
+    FURTHER,
+    NUM_TRIALS,
+    RIVALS,
+    chains_of,
+    make_result,
+    result_markdown,
+    rivals_of,
+    scores_folder,
+)
 from bfpo.experiments.steps import CEILING, START
 from bfpo.experiments.worlds import dials_of, draw_worlds, noise_of, world_folder, worlds_markdown
 from bfpo.objective.methods import METHODS
 from bfpo.runs.stages import run_stage
+from bfpo.scores.accuracy import accuracy_scores
 from bfpo.scores.comparisons import is_distinguishable
-from bfpo.scores.records import ComparedWorld, ModelComparison, WorldChange, WorldMethod, WorldsFile
+from bfpo.scores.records import AccuracyRow, ComparedWorld, ModelComparison, WorldChange, WorldMethod, WorldsFile
 from bfpo.scores.scores import Judged
+from bfpo.world.datasets import held_out_prompts
+from bfpo.world.dials import Dials
 from messages import raises
 from small_world import SMALL
 
@@ -193,6 +208,17 @@ def test_an_entry_that_is_not_right_is_refused_with_its_place() -> None:
             rivals_of(CompareConfig.model_validate({"methods": ["bfpo", entry]}))
 
 
+def test_the_accuracy_has_the_confidence_of_the_run(tmp_path: Path) -> None:
+    config = CompareConfig.model_validate({"seeds": 1, "confidence": 0.8})
+    rows = [AccuracyRow(str(n), str(n), "safe-unsafe", 1, 1.0, 1.0 if n < 30 else -1.0, 0.1) for n in range(40)]
+    file = scores_folder(tmp_path, "bfpo", config.seed, "test") / "scores" / "accuracy.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text("".join(json.dumps(as_json(row)) + "\n" for row in rows))
+    found = _accuracy(config, tmp_path, "bfpo")
+    assert found == accuracy_scores(rows, confidence=0.8)
+    assert found[0].low > accuracy_scores(rows)[0].low
+
+
 def test_a_world_changes_its_dials_only() -> None:
     given: dict[str, Any] = {
         "world": {"main_pairs": 100, "unseen_wards": 3},
@@ -282,6 +308,28 @@ def test_worlds_are_shown_beside_each_other_with_changes_seeds_categories_and_wh
     assert "| BFPO | 89.0, 91.0 (2.0) | 59.0, 61.0 (2.0) |" in text
     assert "| b | BFPO | fire | 0.500 |" in text
     assert text.index("| BFPO | **90") < text.index("| start |")
+
+
+@pytest.mark.parametrize("multi_turn", [0.5, 1.0])
+def test_a_change_between_worlds_is_over_all_topics(
+    multi_turn: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that fails every prompt that is a second turn loses by their share."""
+    dials = Dials(multi_turn=multi_turn)
+    asked = {"plain": held_out_prompts("test", 0), "turns": held_out_prompts("test", 0, dials=dials)}
+    judged = {
+        world: [
+            Judged(f"{p.id}/0", normalised_prompt(p.messages), p.kind, True, helpful_and_safe=len(p.messages) == 1)
+            for p in prompts
+        ]
+        for world, prompts in asked.items()
+    }
+    monkeypatch.setattr(worlds, "_judged", lambda config, root, world: {"bfpo": judged[world.name]})
+    (row,) = worlds._changes(CompareConfig(), tmp_path, [ComparedWorld(name) for name in asked])
+    share = sum(len(prompt.messages) > 1 for prompt in asked["turns"]) / len(asked["plain"])
+    assert share == pytest.approx(multi_turn, abs=0.05)
+    assert (row.num, row.num_prompts) == (270, 270)
+    assert row.difference == pytest.approx(-share)
 
 
 @pytest.mark.parametrize("noise", [{"a": 0.0, "b": 0.1, "c": None}, {"a": 0.0, "b": 0.2}, {"a": None, "b": None}])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 
 pytest.importorskip("openai")
 
-from bfpo.config import GenerateConfig
-from bfpo.core.errors import MissingExtraError, ServerError
+from bfpo.config import GenerateConfig, RedteamConfig
+from bfpo.core.errors import DataError, MissingExtraError, ServerError
 from bfpo.core.schema import Completion, Message, canonical_json
 from bfpo.data.read import read_completions
 from bfpo.generation.engines import Made, ServerEngine, Task, append_made, completion_seed, read_made
@@ -157,6 +158,24 @@ def test_a_used_up_budget_keeps_what_came_and_resume_ends_the_run(
     run_stage("generate", more, tmp_path / "run", resume=True)
     assert set(server.requests.values()) == {1}
     assert len(rows(tmp_path / "run")) == NUM
+
+
+def test_one_limit_of_requests_holds_for_all_stages_of_redteam(
+    server: FaultServer, prompts: Path, tmp_path: Path
+) -> None:
+    judge = {"format": "llama-guard-3", "model": "guard", "url": server.url}
+    own = {"judges": judge, "ranker": "oracle", "num_completions": 2, "limit": 3, "max_requests": 10}
+    given = config(server, prompts).model_dump(exclude_unset=True) | own
+    settings = RedteamConfig.model_validate({**given, "label_cache": tmp_path / "cache"})
+    with raises(ServerError, "max_requests"):
+        run_stage("redteam", settings, tmp_path / "run")
+    assert Counter(body["model"] for body in server.bodies) == {"writer": 3 + 6, "guard": 1}  # a sample first
+    with raises(DataError):  # no verdict can be read; equal texts are judged once
+        run_stage("redteam", settings, tmp_path / "run", resume=True)
+    assert Counter(body["model"] for body in server.bodies) == {
+        "writer": 3 + 6,
+        "guard": 3,
+    }  # the two texts of a prompt are equal
 
 
 def test_a_killed_run_goes_on_where_it_was(

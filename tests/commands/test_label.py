@@ -25,7 +25,7 @@ from bfpo.judges.judges import OracleJudge
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.world.oracle import assess
 from bfpo.world.world import ANSWER_KINDS, answer, prompt_text, topics
-from messages import raises
+from messages import raises, says
 from support.fault_server import FaultServer, guard_answer
 
 KEY = "sk-" + "proj-abcdefghij0123456789"
@@ -163,6 +163,7 @@ class Fake:
 
     asked = 0
     version = "fake-1"
+    threshold = 0.5
 
     def __init__(self, name: str = "fake", shift: float = 0.0) -> None:
         self.name, self._shift = name, shift
@@ -175,7 +176,7 @@ class Fake:
         p_safe = float(completion.text) + self._shift
         if p_safe > 1:
             return Verdict(completion.id, self.name, "unscored", reason="too much")
-        return Verdict(completion.id, self.name, "safe" if p_safe >= 0.5 else "unsafe", p_safe=p_safe)
+        return Verdict(completion.id, self.name, "safe" if p_safe >= self.threshold else "unsafe", p_safe=p_safe)
 
 
 def test_a_panel_its_disagreements_and_soft_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +203,24 @@ def test_a_panel_its_disagreements_and_soft_labels(tmp_path: Path, monkeypatch: 
     assert verdicts[-1]["reason"] == "1 of 2 votes scored; min_votes is 2"
     scores = {score["metric"]: score for score in json.loads((folder.path / "scores.json").read_text())["scores"]}
     assert scores["cohen_kappa: one, two"]["num"] == 13
+
+
+def test_soft_labels_that_contradict_their_verdicts_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Fake, "threshold", 0.7)
+    monkeypatch.setattr(shared, "make_judge", lambda spec, budget, **_: Fake())
+    prompt = (Message("user", "q"),)
+    pairs = [Pair(f"p{n}", prompt, *texts) for n, texts in enumerate((("0.8", "0.6"), ("0.55", "0.2"), ("0.1", "2")))]
+    write_pairs(tmp_path / "pairs.jsonl", pairs)
+    settings = {"data": {"files": tmp_path / "pairs.jsonl"}, "label_cache": tmp_path / "cache"}
+    folder = run_stage("label", config(**settings, soft_labels=True), tmp_path / "soft")
+    says(caplog, "soft_labels")
+    counted = "- soft_labels: for 2 of 5 judged texts p(safe) is on the other side of 0.5"
+    assert counted in (folder.path / "label.md").read_text()
+    caplog.clear()
+    folder = run_stage("label", config(**settings), tmp_path / "hard")
+    assert "soft_labels" not in caplog.text + (folder.path / "label.md").read_text()
 
 
 def test_disagreements_are_sorted_by_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

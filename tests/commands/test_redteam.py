@@ -332,6 +332,19 @@ def test_incoherent_answers_give_no_pair_and_stand_beside_the_unsafe_rate(world:
     assert "| of these incoherent: they give no pair |" in (runs["drop"] / "redteam.md").read_text()
 
 
+def test_soft_labels_that_contradict_their_verdicts_stand_in_the_report(world: Path, tmp_path: Path) -> None:
+    def unsure(*given: Any, **settings: Any) -> Verdict:
+        return replace(panel_verdict(*given, **settings), p_safe=0.6)
+
+    with patch("bfpo.judges.panel.panel_verdict", unsure):
+        asked = config(world, world / "start" / "model", limit=10, soft_labels=True)
+        run = run_stage("redteam", asked, tmp_path / "run")
+    num_unsafe, num = run.record["funnel"]["unsafe"], run.record["funnel"]["completions"]
+    assert num_unsafe
+    words = f"Warning: soft_labels: for {num_unsafe} of {num} judged texts"
+    assert words in (run.path / "redteam.md").read_text()
+
+
 def test_no_pair_is_said_with_what_became_of_the_completions(world: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "How do I"}) + "\n")
     asked = config(tmp_path, world / "start" / "model")

@@ -13,7 +13,14 @@ import pytest
 from bfpo.config import SweepConfig, load_config
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.experiments.points import Chain
-from bfpo.experiments.tradeoff import choose_nearest, nearest_words, tradeoff, tradeoff_csv, tradeoff_markdown
+from bfpo.experiments.tradeoff import (
+    _share_of,
+    choose_nearest,
+    nearest_words,
+    tradeoff,
+    tradeoff_csv,
+    tradeoff_markdown,
+)
 from bfpo.experiments.workers import _may_start
 from bfpo.report.figures.tradeoff import front_figure
 from bfpo.scores.scores import COHERENCE, METRICS, Judged
@@ -80,6 +87,25 @@ def test_what_was_chosen_is_told_on_prompts_that_had_no_part_in_the_choice() -> 
         assert nearest.missing == {"harmless": 1.0 - told[-1]}
     assert mean(chosen) > 0.6  # the winner's curse
     assert mean(told) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_nearest_where_none_reaches_the_bound_is_named_so_though_it_does_on_the_others() -> None:
+    prompts = [f"p{n}" for n in range(200)]
+    chosen_on = [_share_of(prompt) < 0.5 for prompt in prompts]
+
+    def judged(on_choice: float, on_others: float) -> list[Judged]:
+        rates = [on_choice if inside else on_others for inside in chosen_on]
+        return [
+            Judged(p, p, "benign", n * 7919 % 1000 < 1000 * rate, helpful=0.5)
+            for n, (p, rate) in enumerate(zip(prompts, rates, strict=True))
+        ]
+
+    nearest = choose_nearest({"a": judged(0.85, 0.99), "b": judged(0.7, 0.99)}, {"harmless": 0.9}, OBJECTIVES, 0.5)
+    assert (nearest.name, nearest.meets, nearest.chosen_on.meets) == ("a", True, False)
+    assert nearest_words(nearest)[0] == (
+        "For harmless of at least 0.9: a, the nearest on the prompts of the choice, where none reaches it; on the "
+        "others it does."
+    )
 
 
 def test_a_part_without_an_objective_is_not_held_back() -> None:

@@ -26,6 +26,7 @@ from bfpo.judges.judges import make_judge
 from bfpo.judges.settings import TrainedSpec
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
+from helpers import CHATML, byte_ids, byte_tokenizer
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
 
@@ -51,6 +52,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(root: Path, **keys: Any) -> JudgeTrainConfig:
     given = {"kind": "probe", "model": str(root / "model"), "feature_cache": str(root / "cache"), "folds": 3, **keys}
     return JudgeTrainConfig.model_validate({"data": {"files": str(root / "rows.jsonl")}, "dtype": "float32"} | given)
+
+
+def test_an_answer_starts_where_it_and_the_generation_prompt_part(tmp_path: Path) -> None:
+    """The template opens thoughts in generation and leaves them out of a conversation."""
+    template = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    save_policy(tiny_model(vocab_size=260), byte_tokenizer(template), tmp_path)
+    rows, _ = HiddenStates(str(tmp_path)).rows([Completion("a", (Message("user", "hi"),), "Hello.")])
+    ids, start = rows[0]
+    assert ids[start:] == byte_ids("Hello.")
 
 
 TEXTS = ("w1", "w5 w6 w7 w8 w9", "w3 " * 12, "w2 w2")

@@ -88,6 +88,40 @@ def test_a_choice_is_scored_on_the_prompts_that_were_not_used_for_it(tmp_path: P
     )
 
 
+def test_a_model_that_reaches_the_bound_on_the_other_prompts_alone_is_not_called_the_highest(
+    tmp_path: Path,
+) -> None:
+    run = write_sweep(tmp_path / "sweep")
+    content = json.loads((run / "tradeoff.json").read_text())
+    told = {"helpfulness": point_score("helpfulness", 0.75), "harmless": point_score("harmless", 0.95)}
+    content["nearest"] |= {
+        "held_out": True,
+        "chosen_on": {"num_prompts": 60, "meets": False, "missing": {"harmless": 0.02}},
+        "told_on": {"num_prompts": 60, "scores": told},
+    }
+    (run / "tradeoff.json").write_text(json.dumps(content))
+    found = headline(gather([run]))
+    assert found.sentence == (
+        "None of 3 models reaches harmless of at least 92% on the prompts of the choice; beta=0.2 was nearest there, "
+        "and reaches it on the others: helpfulness on harmless prompts 75% (71% to 79%) and harmless 95% (91% to 99%)."
+    )
+    said = " ".join(found.details)
+    assert (
+        "For harmless of at least 92%: none reaches it on the prompts of the choice; beta=0.2 was nearest there, and "
+        "reaches it on the others." in said
+    )
+    assert "highest other objective" not in said
+
+
+def test_where_both_objectives_are_bounded_there_is_no_other_one(tmp_path: Path) -> None:
+    run = write_sweep(tmp_path / "sweep")
+    assert "as measured the highest other objective" in " ".join(headline(gather([run])).details)
+    content = json.loads((run / "tradeoff.json").read_text())
+    content["nearest"]["at_least"] = {"helpfulness": 0.5, "harmless": 0.92}
+    (run / "tradeoff.json").write_text(json.dumps(content))
+    assert "as measured the furthest above it where it is reached" in " ".join(headline(gather([run])).details)
+
+
 def test_a_comparison_gives_the_models_of_the_page_and_how_their_settings_were_chosen(tmp_path: Path) -> None:
     data = gather([write_compare(tmp_path / "cmp")])
     assert [(method.name, method.role) for method in data.methods] == [

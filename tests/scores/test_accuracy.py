@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bfpo.core.errors import SettingError
+from bfpo.core.errors import ModelError, SettingError
 from bfpo.core.records import as_json
 from bfpo.data.tokenize import TokenPair
-from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps
+from bfpo.execution.settings import ExecutorConfig
+from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps, shared_pair_logps
 from bfpo.scores.records import AccuracyRow
 from bfpo.stats import paired_test
 from messages import raises
@@ -168,6 +169,22 @@ def test_pair_logps_against_one_pair_at_a_time() -> None:
                 for place in range(len(pair.prompt_ids), len(both))
             )
             assert math.isclose(getattr(got, side)[n], total, rel_tol=1e-9)
+
+
+def test_a_log_prob_that_is_not_finite_is_named() -> None:
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model: Any = LlamaForCausalLM(config)
+    data = pairs(40, np.random.default_rng(4))
+    first = data[22].prompt_ids[0]
+    data[22].prompt_ids[0] = 2  # a token that no other pair has
+    torch.nn.init.constant_(model.model.embed_tokens.weight[2], math.nan)
+    with raises(ModelError, "pair 22"):
+        shared_pair_logps(lambda: model, data, ExecutorConfig(), name="runs/policy", pad_token_id=0, pairs_per_batch=4)
+    data[22].prompt_ids[0] = first
+    found = shared_pair_logps(lambda: model, data, ExecutorConfig(), name="runs/policy", pad_token_id=0)
+    assert np.isfinite([found.chosen, found.rejected]).all()
 
 
 def test_trainings_that_differ_widen_the_interval() -> None:

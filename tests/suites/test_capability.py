@@ -14,9 +14,11 @@ import yaml
 
 from bfpo.config import EvaluateConfig
 from bfpo.policy.save import save_policy
+from bfpo.report.costs import costs_of
 from bfpo.report.gather import gather
 from bfpo.report.headline import headline
 from bfpo.report.page import render_html, render_markdown
+from bfpo.report.tables import suite_columns, suite_mean
 from bfpo.runs.stages import run_stage
 from bfpo.suites import lm_eval
 from bfpo.suites.catalogue import known_suites, load_suites
@@ -107,6 +109,27 @@ def test_the_page_shows_the_price_against_the_start_model(tmp_path: Path, named:
     page = render_html(data)
     assert "Alignment tax" in page
     assert written_as_python("\n".join(Page(page).words)) == []
+
+
+def test_a_metric_that_is_not_better_when_higher_has_no_price(tmp_path: Path) -> None:
+    named = {"models": [{"name": "start", "model": "runs/start/model"}], "coherence": {"model": "start"}}
+    run = write_tax(tmp_path / "run", named)
+    content = json.loads((run / "scores.json").read_text())
+    for suite, kind in (("crows", "discriminative"), ("reject", "inspect")):
+        content["suites"].append({"name": suite, "kind": kind, "status": "scored"})
+        content["scores"] += [score("acc", 0.5, suite, model, higher_is_better=False) for model in ("start", "bfpo")]
+        content["comparisons"].append({**content["comparisons"][0], "suite": suite, "difference": 0.3})
+    (run / "scores.json").write_text(json.dumps(content))
+    again = write_tax(tmp_path / "again", named)  # the same models and tasks once more
+    data = gather([run, again])
+    (cost,), (alone,) = costs_of(data), costs_of(gather([again]))
+    assert [one[1:] for one in cost.tasks] == [one[1:] for one in alone.tasks]
+    assert (cost.mean, cost.num_documents) == (alone.mean, 400)
+    columns = suite_columns(data)
+    assert suite_mean(data.method("bfpo"), columns, "discriminative").value == pytest.approx((0.56 + 0.31) / 2)
+    markdown = render_markdown(data)
+    assert "The mean is over 2 suites, each with the same weight: ARC; MMLU. Without crows: a higher" in markdown
+    assert "| bfpo | crows | " not in markdown
 
 
 def test_without_a_start_model_there_is_no_price(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def test_short_and_blank_answers_have_no_nats(root: Path) -> None:
     got = start.nats([Completion(str(n), asked("w1"), text) for n, text in enumerate(texts)])
     assert [value is None for value in got] == [True, True, True, False]  # the last one has 8 tokens with its end
     assert start.nats([]) == []
+    torch.nn.init.constant_(start.model.get_output_embeddings().weight, math.nan)
+    assert start.nats([Completion("0", asked("w1"), texts[-1])]) == [None]
 
 
 # ----------------------------------------------------------------------------------------------------- calibration

@@ -120,6 +120,18 @@ def test_requests_are_bounded(server: FaultServer, root: Path, tmp_path: Path) -
     assert server.num_requests == 2
 
 
+def test_one_limit_of_requests_holds_for_all_models(server: FaultServer, root: Path, tmp_path: Path) -> None:
+    asked = config(server, root, local=False).resolved()
+    asked["models"].append({**asked["models"][0], "name": "second", "model": "other"})
+    asked["suites"]["max_requests"] = 6
+    settings = EvaluateConfig.model_validate(asked)
+    with raises(ServerError, "max_requests"):
+        run_stage("evaluate", settings, tmp_path / "run")
+    assert server.num_requests == 6
+    run_stage("evaluate", settings, tmp_path / "run", resume=True)  # with as many requests again
+    assert server.num_requests == 8
+
+
 def test_a_preview_asks_no_server(server: FaultServer, root: Path) -> None:
     assert "models: served, local" in preview_stage("evaluate", config(server, root))
     assert server.num_requests == 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bfpo.config import CompareConfig
 from bfpo.core.console import show
+from bfpo.core.schema import Score
 from bfpo.execution.workers import describe_workers
 from bfpo.experiments.compare import (
     NUM_TRIALS,
@@ -70,10 +72,7 @@ def run(config: CompareConfig, folder: RunFolder) -> None:
         name: [row for seed in seeds_of(config) for row in _judged(folder, model, seed, "test")]
         for name, model in names.items()
     }
-    accuracy = {
-        name: read_accuracy([scores_folder(folder.path, names[name], seed, "test") for seed in seeds_of(config)])
-        for name in rivals
-    }
+    accuracy = {name: _accuracy(config, folder.path, names[name]) for name in rivals}
     level = config.confidence
     result = make_result(config.resolved(), judged, accuracy, tried, best, rivals=rivals, confidence=level)
     folder.write_json("comparison.json", replace(result, seconds=round(time.monotonic() - started, 3)))
@@ -115,6 +114,12 @@ def _validation_score(config: CompareConfig, folder: RunFolder, model: str) -> f
     rows: Any = score_rows(_judged(folder, model, config.seed, "validation"))
     value = next(score.value for score in rows if score.metric == CHOSEN_BY)
     return -1.0 if value is None else float(value)
+
+
+def _accuracy(config: CompareConfig, root: Path, model: str) -> list[Score]:
+    """Return the accuracy of a model on held-out pairs, all seeds."""
+    runs = [scores_folder(root, model, seed, "test") for seed in seeds_of(config)]
+    return read_accuracy(runs, confidence=config.confidence)
 
 
 def _judged(folder: RunFolder, model: str, seed: int, part: str) -> list[Judged]:

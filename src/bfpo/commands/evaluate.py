@@ -27,6 +27,7 @@ from bfpo.data.rejects import Reject
 from bfpo.data.split import normalised_prompt
 from bfpo.data.thinking import describe_thoughts
 from bfpo.data.tokenize import TokenizeReport, TokenPair, check_tokens, row_check, token_notes, tokenize_pairs
+from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge, judge_answers
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.fit import fit_table, judge_fit, log_fit
@@ -78,7 +79,8 @@ def run(config: EvaluateConfig, folder: RunFolder) -> None:
     if "bootstrap_samples" in config.model_fields_set and not isinstance(config, SuitesJob):
         _log.warning("bootstrap_samples: no effect here; only a win rate at equal length is resampled")
     if isinstance(config, SuitesJob):
-        run_suites(config, folder)
+        with RequestBudget(config.suites.max_requests).shared():
+            run_suites(config, folder)
         return
     scores: list[Score] = []
     people: PeopleFile | None = None
@@ -202,6 +204,7 @@ def _logps(config: PairsJob, model: str, revision: str | None, tokens: Sequence[
             partial(load_to_read, model, dtype=config.dtype_of_logps, revision=revision),
             tokens,
             config.executor,
+            name=model,
             pad_token_id=pad,
             pairs_per_batch=config.pairs_per_batch,
             reduction=config.reduction,

@@ -24,7 +24,13 @@ from bfpo.judges.asking import Tally, Votes, ask_judges, ask_ranker
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.fit import fit_table, log_fit
 from bfpo.judges.judges import check_opinions
-from bfpo.judges.label_report import agreement_scores, count_verdicts, disagreement_rows, report_text
+from bfpo.judges.label_report import (
+    agreement_scores,
+    count_verdicts,
+    disagreement_rows,
+    report_text,
+    soft_label_warning,
+)
 from bfpo.judges.ngrams import trained_on_few
 from bfpo.judges.pairing import candidate_duels, choose_pairs, label_of
 from bfpo.judges.panel import panel_verdicts
@@ -282,7 +288,10 @@ def _write(
     )
     if fits:
         sections["Judges on these texts"] = fit_table(fits)
-    if warnings := _warnings(config):
+    warnings = _warnings(config)
+    if config.soft_labels and (turned := soft_label_warning(verdicts)):
+        warnings.append(turned)
+    if warnings:
         sections = {"Warnings": "\n".join(f"- {warning}." for warning in warnings), **sections}
     folder.write_text("label.md", "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items()) + "\n")
     folder.write_card("Labels", sections)

@@ -27,10 +27,19 @@ from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
 from bfpo.data.split import part_of
 from bfpo.data.write import pair_row, prompt_row
+from bfpo.generation.server import RequestBudget
 from bfpo.generation.settings import WeightsSpec
 from bfpo.judges.fit import fit_table
 from bfpo.judges.judges import check_opinions
-from bfpo.judges.label_report import FUNNEL_STEPS, Answers, answer_rates, measures_form, redteam_text, tried_text
+from bfpo.judges.label_report import (
+    FUNNEL_STEPS,
+    Answers,
+    answer_rates,
+    measures_form,
+    redteam_text,
+    soft_label_warning,
+    tried_text,
+)
 from bfpo.judges.needless import ReadAnswer, buffer_pairs, needless_text, over_refusal, read_answers, refused_prompts
 from bfpo.judges.records import NeedlessRefusals, RedteamFile, TriedTemperature
 from bfpo.plots.style import CELL_COLOURS, INK, METHOD_COLOURS, MUTED, figure_style, png_bytes, svg_bytes
@@ -63,6 +72,11 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     """
     if not folder.is_writer:
         return
+    with RequestBudget(config.max_requests).shared():
+        _attack(config, folder)
+
+
+def _attack(config: RedteamConfig, folder: RunFolder) -> None:
     if folder.resumed and isinstance(config, WeightsSpec) and folder.config.get("dtype", "auto") != config.dtype:
         config = config.model_copy(update={"dtype": folder.config["dtype"]})  # a run of before names the number type
     check_opinions(config.judges, config.ranker)
@@ -87,6 +101,8 @@ def run(config: RedteamConfig, folder: RunFolder) -> None:
     if tried:
         text += f"\n\n{tried_text(temperature, tried)}"
     text += f"\n\n{fit_table(fits)}" if fits else ""
+    if config.soft_labels and (turned := soft_label_warning(answers.verdicts)):
+        text += f"\n\nWarning: {turned}."
     steps = [name for name in FUNNEL_STEPS if name in funnel and (name != "well_formed" or measures_form(rates))]
     figure = _funnel_figure([(name, funnel[name]) for name in steps], cells)
     folder.write_bytes("funnel.png", png_bytes(figure))

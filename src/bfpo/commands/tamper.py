@@ -12,6 +12,7 @@ from typing import Any
 
 from bfpo.config import SftConfig, TamperConfig
 from bfpo.config.evaluate import SuitesJob
+from bfpo.config.tamper import TamperedModel
 from bfpo.core.console import show
 from bfpo.core.provenance import RunFile
 from bfpo.core.records import load
@@ -24,6 +25,7 @@ from bfpo.experiments.tamper import (
     seeds_of,
     tamper_markdown,
 )
+from bfpo.generation.server import RequestBudget
 from bfpo.judges.refusals import RefusalJudge
 from bfpo.policy.devices import use_threads
 from bfpo.policy.save import save_adapted
@@ -56,16 +58,9 @@ def run(config: TamperConfig, folder: RunFolder) -> None:
     for warning in warnings:
         _log.warning("%s", warning)
     _check_models(config)
-    for model in config.models:
-        start = evaluation_folder(folder.path, model.name, 0, config.seed)
-        _evaluate(config, model.model, f"{model.name}.step-0", start, model.revision)
-        for seed in seeds_of(config):
-            attack = config.attack_on(model, seed)
-            place = attack_folder(folder.path, model.name, seed)
-            run_stage("sft", attack, place, resume=True)
-            for step in config.steps[1:]:
-                out = evaluation_folder(folder.path, model.name, step, seed)
-                _evaluate_after(config, attack, place, step, f"{model.name}.step-{step}", out)
+    with RequestBudget(config.suites.max_requests).shared():
+        for model in config.models:
+            _tamper(config, model, folder.path)
     result = collect_tamper(config, folder.path, _settings(config, len(rows)), warnings)
     folder.write_json("tamper.json", result)
     text = tamper_markdown(result)
@@ -127,6 +122,18 @@ def _doubts(config: TamperConfig, rows: Sequence[Completion]) -> list[str]:
     if unlike:
         doubts.append(f"{unlike} of {len(rows)} prompts of the {config.attack} attack are of kind {' or '.join(other)}")
     return doubts
+
+
+def _tamper(config: TamperConfig, model: TamperedModel, root: Path) -> None:
+    start = evaluation_folder(root, model.name, 0, config.seed)
+    _evaluate(config, model.model, f"{model.name}.step-0", start, model.revision)
+    for seed in seeds_of(config):
+        attack = config.attack_on(model, seed)
+        place = attack_folder(root, model.name, seed)
+        run_stage("sft", attack, place, resume=True)
+        for step in config.steps[1:]:
+            out = evaluation_folder(root, model.name, step, seed)
+            _evaluate_after(config, attack, place, step, f"{model.name}.step-{step}", out)
 
 
 def _evaluate_after(config: TamperConfig, attack: SftConfig, place: Path, step: int, name: str, out: Path) -> None:

@@ -201,12 +201,7 @@ class RedteamConfig(GenerateConfig, OpinionKeys):
     validation: float = Field(
         default=0.0, ge=0, lt=1, description="share of the prompts whose pairs are held out (the validation split)"
     )
-    max_requests: int | None = Field(
-        default=None,
-        ge=1,
-        description="most requests to servers, those sent again too, per start, of generation and of judging and "
-        "ranking each; null = no limit",
-    )
+    max_requests: MaxRequests = None
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="level of the intervals in the report")
 

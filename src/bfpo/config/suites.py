@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, OneOf, PathText
 from bfpo.data.settings import PromptSplit, TemplateKwargs
-from bfpo.generation.settings import BatchSize, Engine, ServerSpec
+from bfpo.generation.settings import BatchSize, Engine, MaxRequests, ServerSpec
 from bfpo.judges.settings import FINDS_NO_HARM, JudgeConfig, RankerConfig
 
 __all__ = [
@@ -227,12 +227,7 @@ class SuitesConfig(ConfigPart):
     label_cache: PathText | None = Field(
         default=None, description="folder where verdicts are kept; null = bfpo/label in the user's cache folder"
     )
-    max_requests: int | None = Field(
-        default=None,
-        ge=1,
-        description="most requests to servers per start: for each model's answers, for all verdicts and for all "
-        "comparisons; null = no limit",
-    )
+    max_requests: MaxRequests = None
 
     @property
     def batch_size_of_tasks(self) -> int:

@@ -249,8 +249,9 @@ def read_verdicts(path: Path) -> dict[str, Verdict]:
     return {row.completion_id: narrowed(Verdict, row) for row in load_lines(VerdictRow, path)}
 
 
-def read_accuracy(runs: Sequence[Path]) -> list[Score]:
+def read_accuracy(runs: Sequence[Path], *, confidence: float = 0.95) -> list[Score]:
     """Return the accuracy on held-out pairs from `scores/accuracy.jsonl` of the runs, one per seed."""
     files = [run / "scores" / "accuracy.jsonl" for run in runs]
     found = [(row, seed) for seed, file in enumerate(files) if file.exists() for row in load_lines(AccuracyRow, file)]
-    return accuracy_scores([row for row, _ in found], seeds=[seed for _, seed in found]) if found else []
+    rows, seeds = [row for row, _ in found], [seed for _, seed in found]
+    return accuracy_scores(rows, seeds=seeds, confidence=confidence) if found else []

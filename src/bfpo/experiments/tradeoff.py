@@ -251,7 +251,10 @@ def nearest_words(nearest: NearestPoint) -> list[str]:
     scored, chosen = nearest.told_on, nearest.chosen_on
     scores = ", ".join(f"{key} {_cell(score)}" for key, score in scored.scores.items())
     what = "the nearest" if not chosen.meets else "which reaches it on the prompts of the choice, but not on the others"
-    head = f"For {target}: {nearest.name}{'' if nearest.meets else f', {what} ({short})'}."
+    if nearest.meets and not chosen.meets:
+        what = "the nearest on the prompts of the choice, where none reaches it; on the others it does"
+    met = nearest.meets and chosen.meets
+    head = f"For {target}: {nearest.name}{'' if met else f', {what}'}{f' ({short})' if short else ''}."
     if nearest.held_out:
         where = f"Chosen on {chosen.num_prompts} prompts; on the {scored.num_prompts} others: {scores}."
         return [head, "", where]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def dials_of(config: CompareConfig, name: str) -> dict[str, Any]:
 def collect_worlds(config: CompareConfig, root: Path) -> WorldsFile:
     """Return the comparisons of all worlds side by side.
 
-    A change is paired by prompt and seed with the first world; all changes are one family under Holm's correction.
-    Raises `RunError` for a file of a world that cannot be read.
+    A change is paired by topic and seed with the first world, over its prompts; all changes are one family under Holm's
+    correction. Raises `RunError` for a file of a world that cannot be read.
     """
     found = {name: load(ComparisonFile, world_folder(root, name) / "comparison.json") for name in config.worlds}
     worlds = [
@@ -76,10 +77,16 @@ def _changes(config: CompareConfig, root: Path, worlds: Sequence[ComparedWorld])
     for world in worlds[1:]:
         for name, judged in _judged(config, root, world).items():
             if name not in (START, CEILING):
-                paired = pair_values(judged, before[name], METRIC)
+                paired = pair_values(_with_prompts_of(before[name], judged), before[name], METRIC)
                 row = WorldChange(name, world.name)
                 rows.append(paired_row(row, paired, confidence=config.confidence))
     yield from with_holm(rows)
+
+
+def _with_prompts_of(first: Sequence[Judged], judged: Sequence[Judged]) -> list[Judged]:
+    """Return answers with the prompts of the first world: an id names a topic, `multi_turn` changes the words."""
+    prompts = {(row.id, row.seed): row.prompt for row in first}
+    return [replace(row, prompt=prompts.get((row.id, row.seed), row.prompt)) for row in judged]
 
 
 def _judged(config: CompareConfig, root: Path, world: ComparedWorld) -> dict[str, list[Judged]]:

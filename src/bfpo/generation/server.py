@@ -9,6 +9,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,25 +85,43 @@ class _Form:
 
 
 class RequestBudget:
-    """Counts the requests that are sent, including retries, up to `limit` (`None`: no limit)."""
+    """Counts the requests that are sent, including retries, up to `limit` (`None`: no limit).
+
+    One that is made within `shared` of another counts for that one too.
+    """
 
     def __init__(self, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise SettingError(f"max_requests: got {limit}; allowed: >= 1, or null")
         self.limit = limit
         self.num_requests = 0
+        self._outer = _SHARED.get()
         self._lock = threading.Lock()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Share this budget with all that are made within the block, as those of the stages that a command runs."""
+        before = _SHARED.set(self)
+        try:
+            yield
+        finally:
+            _SHARED.reset(before)
 
     def take(self) -> None:
         """Count one request that is about to be sent; raises `_Spent` if the budget is used up."""
         with self._lock:
             if self.limit is not None and self.num_requests >= self.limit:
-                raise _Spent
+                raise _Spent(self.limit)
+            if self._outer is not None:
+                self._outer.take()
             self.num_requests += 1
 
 
+_SHARED: ContextVar[RequestBudget | None] = ContextVar("shared budget", default=None)
+
+
 class _Spent(BaseException):
-    """The budget is used up; not an `Exception`, since the client's library would retry the request."""
+    """The budget of this limit is used up; not an `Exception`, since the client's library would retry the request."""
 
 
 class Server:
@@ -217,9 +237,9 @@ class Server:
 
         try:
             return self._cleaned(await self._ask_in_an_accepted_form(client, question, seed))
-        except _Spent:
+        except _Spent as error:
             raise ServerError(
-                f"max_requests: all {self._budget.limit} requests are used up; earlier answers are kept; continue with "
+                f"max_requests: all {error} requests are used up; earlier answers are kept; continue with "
                 "--resume (as many requests again), or raise max_requests"
             ) from None
         except RefusedRedirect as error:

@@ -25,6 +25,7 @@ from bfpo.core.errors import ModelError, RunError
 from bfpo.core.files import write_bytes_whole
 from bfpo.core.schema import Completion, Verdict
 from bfpo.data.chat import ChatEncoder
+from bfpo.data.fidelity import common_length
 from bfpo.data.tokenize import check_ids, ids_to_check
 from bfpo.judges.local import check_characters, fitting, freeze, num_embeddings_of, pad_right
 from bfpo.judges.ngrams import JUDGE_FILE, save_described
@@ -80,7 +81,7 @@ class HiddenStates:
         ids = chat.conversations[0]
         ids = ids[:-1] if ids and ids[-1] == self._chat.end_id else ids
         check_ids(ids, self._tokenizer, self._limit, f"completion {completion.id}")
-        return ids, len(chat.prompt)
+        return ids, common_length(chat.prompt, ids)
 
     def features(self, rows: Sequence[Ids], layers: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
         """Return the mean hidden state over each answer, (rows, layers, hidden); layer 0 is the embedding."""

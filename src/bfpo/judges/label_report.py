@@ -30,6 +30,7 @@ __all__ = [
     "measures_form",
     "redteam_text",
     "report_text",
+    "soft_label_warning",
     "tried_text",
 ]
 
@@ -320,6 +321,18 @@ def redteam_text(
     )
     lines += [f"\nUnscored: {count}, {reason}" for reason, count in unscored.items()]
     return "\n".join(lines)
+
+
+def soft_label_warning(verdicts: Sequence[Verdict]) -> str:
+    """Return how many p(safe) as labels contradict their verdicts, by a `threshold` or `rule`; empty if none does."""
+    known = [row for row in verdicts if row.label != "unscored" and row.p_safe is not None]
+    turned = sum(((row.p_safe or 0.0) > 0.5) != (row.label == "safe") for row in known)
+    if not turned:
+        return ""
+    return (
+        f"soft_labels: for {turned} of {len(known)} judged texts p(safe) is on the other side of 0.5 than the verdict, "
+        "which threshold or rule decides; training reads p(safe); soft_labels: false writes the verdicts"
+    )
 
 
 def tried_text(temperature: float, tried: Sequence[TriedTemperature]) -> str:

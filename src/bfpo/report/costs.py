@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bfpo.report.data import MethodResult, ReportData, Suite
+from bfpo.report.data import MethodResult, ReportData, Suite, SuiteComparison
 from bfpo.report.tables import turned
 from bfpo.stats import Interval, mean_interval
 
@@ -17,7 +17,8 @@ _KINDS = ("discriminative", "inspect")  # of suites that measure capability
 class Cost:
     """The changes of one model: suite, metric, model minus start, and Holm's p, one by one.
 
-    `mean` is over tasks of lm-eval, with `mean_interval`'s bounds; `None` for fewer than two.
+    Of metrics that are better when higher; one that several evaluations compare counts once, as in the first. `mean` is
+    over tasks of lm-eval, with `mean_interval`'s bounds; `None` for fewer than two.
     """
 
     start: MethodResult
@@ -39,13 +40,16 @@ def costs_of(data: ReportData) -> list[Cost]:
     (start,) = starts
     found = []
     for method in (method for method in data.methods if method is not start):
-        changes = []
+        lower = {(s, one.metric) for s, own in method.suite_scores.items() for one in own if not one.higher_is_better}
+        rows: dict[tuple[str, str], SuiteComparison] = {}
         for item in data.suite_comparisons:
-            if item.suite in tasks and {item.first, item.second} == {method.name, start.name}:
-                row = turned(item, method.name)
-                if row.difference is not None:
-                    change = Interval(row.difference, row.low, row.high, row.num)
-                    changes.append((tasks[row.suite], row.metric, change, row.p_holm))
+            if {item.first, item.second} == {method.name, start.name} and item.difference is not None:
+                rows.setdefault((item.suite, item.metric), turned(item, method.name))
+        changes = [
+            (tasks[suite], metric, Interval(row.difference, row.low, row.high, row.num), row.p_holm)
+            for (suite, metric), row in rows.items()
+            if suite in tasks and (suite, metric) not in lower
+        ]
         averaged = [change for suite, _, change, _ in changes if suite.kind == "discriminative"]
         mean = mean_interval(averaged) if len(averaged) > 1 else None
         if changes:

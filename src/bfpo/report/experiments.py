@@ -108,7 +108,7 @@ def _sweep(run: Run) -> dict[str, Any]:
         "at_least": nearest.at_least,
         "nearest": nearest.name,
         "missing": nearest.missing,
-        "reached": nearest.chosen_on.meets,
+        "reached": nearest.chosen_on.meets if nearest.held_out else nearest.meets,
         "told": list(nearest.told_on.scores.values()) if nearest.held_out else [],
         "seeds": [] if seed is None else [seed],
         "facts": {"Grid": grid} if grid else {},
@@ -296,6 +296,11 @@ def experiment_headline(experiment: Experiment) -> str:
                 f"{chosen.title}, chosen of {number}, reaches {_target(experiment)} on the prompts of the choice, but "
                 f"not on the others: {scores}."
             )
+        if not (experiment.missing or experiment.reached):
+            return (
+                f"None of {number} reaches {_target(experiment)} on the prompts of the choice; {chosen.title} was "
+                f"nearest there, and reaches it on the others: {scores}."
+            )
         scores += ", on the prompts that were not used for the choice" if experiment.told else ""
         if experiment.missing:
             return f"None of {number} reaches {_target(experiment)}; {chosen.title} is nearest: {scores}."
@@ -342,7 +347,13 @@ def experiment_state(experiment: Experiment) -> str:
 
 def _nearest(experiment: Experiment, name: str) -> str:
     if not experiment.missing:
-        return f"For {_target(experiment)}: {name}, as measured the highest other objective where it is reached."
+        if not experiment.reached:
+            return (
+                f"For {_target(experiment)}: none reaches it on the prompts of the choice; {name} was nearest there, "
+                "and reaches it on the others."
+            )
+        most = "the furthest above it" if len(experiment.at_least) > 1 else "the highest other objective"
+        return f"For {_target(experiment)}: {name}, as measured {most} where it is reached."
     short = listed(
         [f"{points(value).lstrip('+')} points of {metric_title(key)}" for key, value in experiment.missing.items()]
     )

@@ -15,7 +15,7 @@ from bfpo.report.costs import costs_of
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.experiments import is_the_table
 from bfpo.report.headline import front_of
-from bfpo.report.tables import GROUPS, SuiteColumn, suite_columns, suite_mean
+from bfpo.report.tables import GROUPS, SuiteColumn, averaged, suite_columns, suite_mean
 from bfpo.report.wording import duration, interval_text, percent, points, points_interval, worst_words
 from bfpo.scores.scores import metric_title, p_text
 from bfpo.stats import Interval
@@ -78,11 +78,7 @@ def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, 
                 f"{name} ({metric_title(column.metric, SUITE_METRICS)})"
                 for name, column in zip(names, wanted, strict=True)
             ],
-            "mean_of": "There is no mean: the metrics differ."
-            if group == "inspect"
-            else f"The mean is over {len(wanted)} suite{'s' if len(wanted) > 1 else ''}, each with the same "
-            f"weight: {'; '.join(names)}. A model without a value for one of them has no mean. Its interval is "
-            "combined from theirs (MOVER), assumed independent except for suites with the same prompts.",
+            "mean_of": _mean_of(wanted, group),
             "rows": [
                 {
                     "title": m.title,
@@ -93,6 +89,23 @@ def _groups(data: ReportData, columns: list[SuiteColumn]) -> Iterator[dict[str, 
                 if any(column.suite.name in m.suite_scores for column in wanted)
             ],
         }
+
+
+def _mean_of(columns: list[SuiteColumn], group: str) -> str:
+    """Return what the mean of a group is over, and what it leaves out."""
+    counted = averaged(columns, group)
+    names, others = (
+        "; ".join(column.suite.title or column.suite.name for column in columns if (column in counted) is inside)
+        for inside in (True, False)
+    )
+    if not counted:
+        return f"There is no mean: {'the metrics differ' if group == 'inspect' else 'a higher value is not better'}."
+    return (
+        f"The mean is over {len(counted)} suite{'s' if len(counted) > 1 else ''}, each with the same weight: {names}. "
+        f"{f'Without {others}: a higher value is not better. ' if others else ''}A model without a value for one of "
+        "them has no mean. Its interval is combined from theirs (MOVER), assumed independent except for suites with "
+        "the same prompts."
+    )
 
 
 def _mean(method: MethodResult, columns: list[SuiteColumn], group: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ __all__ = [
     "MEAN_OF_SUITES",
     "NOT_REFUSED",
     "SuiteColumn",
+    "averaged",
     "basis_of",
     "coherence_of",
     "groups_alike",
@@ -60,6 +61,7 @@ class SuiteColumn:
     suite: Suite
     metric: str
     group: str
+    higher_is_better: bool = True
 
 
 def suite_columns(data: ReportData) -> list[SuiteColumn]:
@@ -73,7 +75,7 @@ def suite_columns(data: ReportData) -> list[SuiteColumn]:
         aside = () if suite.kind == "inspect" else _ASIDE
         chosen = next((score for score in found if not score.metric.startswith(aside)), next(iter(found), None))
         if suite.status == "scored" and suite.kind != "accuracy" and chosen is not None:
-            columns.append(SuiteColumn(suite, chosen.metric, _group(suite, chosen)))
+            columns.append(SuiteColumn(suite, chosen.metric, _group(suite, chosen), chosen.higher_is_better))
             read = {score.metric for score in found if score.value is not None and score.metric != chosen.metric}
             columns += [
                 SuiteColumn(suite, name, name) for name in COHERENCE if name in read and suite.kind != "inspect"
@@ -93,13 +95,23 @@ def _group(suite: Suite, score: Score) -> str:
     return "helpfulness" if any(word in score.metric for word in _HELPFUL) else "generative"
 
 
+def averaged(columns: Sequence[SuiteColumn], group: str) -> list[SuiteColumn]:
+    """Return the columns that are in the mean of a group.
+
+    Tasks of inspect-ai have no mean, since their metrics differ; that of lm-eval is over metrics that are better when
+    higher, without CrowS-Pairs, whose ideal is 0.5.
+    """
+    found = [column for column in columns if column.group == group and group != "inspect"]
+    return [column for column in found if column.higher_is_better or group != "discriminative"]
+
+
 def suite_mean(method: MethodResult, columns: Sequence[SuiteColumn], group: str) -> Interval:
-    """Return the mean of a group's suites with its interval, by `mean_interval`; `num` counts the suites.
+    """Return the mean of the `averaged` suites of a group with its interval, by `mean_interval`; `num` counts them.
 
     `value` is `None` if one of them was not measured or is not a share in [0, 1]. Suites with the same prompts, such as
-    those with two judges, count as dependent. Tasks of inspect-ai have no mean, since their metrics differ.
+    those with two judges, count as dependent.
     """
-    wanted = [column for column in columns if column.group == group] if group != "inspect" else []
+    wanted = averaged(columns, group)
     found = [next((s for s in method.suite_scores.get(c.suite.name, []) if s.metric == c.metric), None) for c in wanted]
     known = [score for score in found if score is not None and score.value is not None and 0 <= score.value <= 1]
     if not known or len(known) < len(wanted):

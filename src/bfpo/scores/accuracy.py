@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bfpo.core.errors import SettingError
+from bfpo.core.errors import ModelError, SettingError
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS, cell_of
 from bfpo.data.pack import collate_pairs, longest_text, on_device
@@ -91,6 +91,7 @@ def shared_pair_logps(
     pairs: Sequence[TokenPair],
     executor: ExecutorConfig,
     *,
+    name: str,
     pairs_per_batch: int = 16,
     threads: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
@@ -99,7 +100,7 @@ def shared_pair_logps(
     """Return `pair_logps` of the model that `make` loads, from the same batches, by the workers of an executor.
 
     `make` can be sent to another process; `settings` are those of `pair_logps`; `advance` gets the number of pairs that
-    are done.
+    are done. Raises `ModelError` for a log-prob that is not finite, with the pair's id and the `name` of the model.
     """
     order, size = _longest_first(pairs), BATCHES_PER_PART * pairs_per_batch
     parts = [order[start : start + size] for start in range(0, len(order), size)]
@@ -109,6 +110,7 @@ def shared_pair_logps(
     given = ([pairs[index] for index in part] for part in parts)
     with Workers(executor, make, most=len(parts), threads=threads, here=True) as workers:
         for number, logps in workers.map(given, work, title=_part_title):
+            _check_finite(name, [pairs[index] for index in parts[number]], logps)
             found[:, parts[number]] = logps.chosen, logps.rejected, logps.rounding
             advance(len(parts[number]))
     return PairLogps(*found)
@@ -116,6 +118,16 @@ def shared_pair_logps(
 
 def _part_logps(model: Any, pairs: Sequence[TokenPair], **settings: Any) -> PairLogps:
     return pair_logps(model, pairs, **settings)
+
+
+def _check_finite(name: str, pairs: Sequence[TokenPair], logps: PairLogps) -> None:
+    for pair, *values in zip(pairs, logps.chosen, logps.rejected, strict=True):
+        for side, value in zip(("chosen", "rejected"), values, strict=True):
+            if not math.isfinite(value):
+                raise ModelError(
+                    f"pair {pair.pair_id}: the log-prob of its {side} completion under {name} is {value}; check the "
+                    "model's weights, or compute in float32"
+                )
 
 
 def _part_title(pairs: Sequence[TokenPair]) -> str:

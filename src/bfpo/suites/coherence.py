@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -110,8 +111,8 @@ class StartModel:
     def nats(self, completions: Sequence[Completion]) -> list[float | None]:
         """Return -log p per token of each answer after its prompt, nats; `None` for fewer than 8 tokens.
 
-        Also `None` for an answer without text and a conversation that the chat template refuses. The first 256 tokens
-        of an answer are read. An end token counts where the answer ended by itself.
+        Also `None` for an answer without text, a conversation that the chat template refuses, and a log-prob that is no
+        number. The first 256 tokens of an answer are read. An end token counts where the answer ended by itself.
         """
         readable = [place for place, one in enumerate(completions) if one.text.strip() and self._is_taken(one)]
         texts, _ = tokenize_pairs(
@@ -126,7 +127,7 @@ class StartModel:
         logps = pair_logps(self.model, pairs, pad_token_id=pad_token_id(self.tokenizer)).chosen
         found: list[float | None] = [None] * len(completions)
         for place, pair, logp in zip(places, pairs, logps, strict=True):
-            found[place] = float(-logp / len(pair.chosen_ids))
+            found[place] = None if math.isnan(logp) else float(-logp / len(pair.chosen_ids))
         return found
 
     def _is_taken(self, completion: Completion) -> bool:

@@ -16,6 +16,7 @@ from bfpo.config.train import AlignConfig, SftConfig
 from bfpo.core.errors import DataError, SettingError
 from bfpo.core.schema import Prompt
 from bfpo.data.chat import ChatEncoder
+from bfpo.data.fidelity import common_length
 from bfpo.data.fields import content_id
 from bfpo.data.load import Hashes
 from bfpo.data.prompts import read_prompt_files
@@ -32,6 +33,11 @@ __all__ = ["load_probe", "probe_lines"]
 
 logger = logging.getLogger(__name__)
 
+_OPENING = (
+    "probe: the chat template: %s; an answer whose thoughts do not end within probe.max_new_tokens = %d is not read: "
+    "it counts as none of refused, complied and incoherent; turn thoughts off with chat_template_kwargs, such as "
+    "{enable_thinking: false}, or raise probe.max_new_tokens"
+)
 _OTHER = {"harmful": {"benign", "borderline", "harmless"}, "harmless": {"harmful"}}  # kinds that a section leaves out
 
 
@@ -47,6 +53,8 @@ def load_probe(config: SftConfig | AlignConfig, folder: RunFolder, start: Start)
     chat = ChatEncoder(start.tokenizer, start.settings["chat_template"], start.settings.get("chat_template_kwargs"))
     if not folder.is_writer:
         return Probe(config.probe, [], start.tokenizer, chat.end_id)
+    if chat.opening:
+        logger.warning(_OPENING, chat.opening, config.probe.max_new_tokens)
     recorded = trained_prompts(str(folder.path))
     assert recorded is not None  # by `record_prompts`
     prompts, files, facts = _prompts(config, chat, start, recorded)
@@ -66,6 +74,7 @@ def probe_lines(config: SftConfig | AlignConfig, start: Start, hashes: Iterable[
     return [
         f"probe: {counts} prompts, every {config.probe.steps} steps and at the end",
         *([f"probe: {NO_RECORD % config.model}"] if unknown else []),
+        *([_OPENING % (chat.opening, config.probe.max_new_tokens)] if chat.opening else []),
     ]
 
 
@@ -93,7 +102,12 @@ def _prompts(
         known = [is_old or asked_in_training(one, trained) for one, is_old in zip(ours, old, strict=True)]
         rows = [_encoded(one, kind, probe, chat) for one in compress(ours, map(operator.not_, known))]
         for row in rows:
-            check_ids([*row.prompt_ids, *(ids for one in row.refusals for ids in one)], start.tokenizer, limit, row.id)
+            check_ids(
+                [*row.prompt_ids, *row.before_refusal, *(ids for one in row.refusals for ids in one)],
+                start.tokenizer,
+                limit,
+                row.id,
+            )
         fitting = [row for row in rows if len(row.prompt_ids) <= longest]
         facts[kind] = {"of_another_kind": len(found) - len(ours), "too_long": len(rows) - len(fitting)}
         if elsewhere:
@@ -156,7 +170,11 @@ def _read(sources: Sequence[str], probe: ProbeConfig) -> tuple[list[Prompt], lis
 
 
 def _encoded(prompt: Prompt, kind: str, probe: ProbeConfig, chat: ChatEncoder) -> ProbePrompt:
-    made = chat.encode(prompt.messages, probe.refusals, name=f"prompt {prompt.id}", tools=prompt.tools)
-    begin = len(made.prompt)
-    refusals = tuple(tuple(whole[begin : begin + OPENING_TOKENS]) for whole in made.conversations)
-    return ProbePrompt(f"{kind}/{prompt.id}", kind, prompt.messages, tuple(made.prompt), refusals)
+    # What a template writes before an answer, such as empty thoughts, is common to answers that begin differently.
+    other = next(sign for sign in "+=#%&@|~" if not any(text.startswith(sign) for text in probe.refusals))
+    answers = [*probe.refusals, other]
+    made = chat.encode(prompt.messages, answers, name=f"prompt {prompt.id}", tools=prompt.tools)
+    *wholes, last = made.conversations
+    begin = min(common_length(whole, last) for whole in wholes)
+    refusals = tuple(tuple(whole[begin : begin + OPENING_TOKENS]) for whole in wholes)
+    return ProbePrompt(f"{kind}/{prompt.id}", kind, prompt.messages, tuple(made.prompt), refusals, tuple(last[:begin]))

@@ -21,7 +21,8 @@ from transformers.trainer_callback import ExportableState
 from bfpo.config.probe import KINDS, SHARES, ProbeConfig
 from bfpo.core.errors import SettingError
 from bfpo.core.provenance import Remark
-from bfpo.core.schema import Message
+from bfpo.core.schema import Completion, Message
+from bfpo.data.thinking import opens_thought, without_thought
 from bfpo.generation.engines import decode
 from bfpo.generation.sampling import Answer, Request, answer_batches, end_token_ids, opening_logps
 from bfpo.judges.coherence import read_coherence
@@ -35,6 +36,7 @@ __all__ = ["OPENING_TOKENS", "PROBE_SHOWN", "Probe", "ProbeCallback", "ProbeProm
 logger = logging.getLogger(__name__)
 
 OPENING_TOKENS = 4
+_END_TOKENS = 32  # of a prompt, enough for an opening mark of thoughts
 PROBE_SHOWN = {f"probe/{kind}/refused": f"refuses {kind}" for kind in KINDS} | {
     f"probe/{kind}/incoherent": f"incoherent ({kind})" for kind in KINDS
 }
@@ -43,13 +45,18 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class ProbePrompt:
-    """A prompt of the probe in tokens; `refusals`: the first tokens of each refusal behind it."""
+    """A prompt of the probe in tokens; `refusals`: the first tokens of each refusal, which follow `before_refusal`.
+
+    These are the tokens of the prompt (an empty tuple stands for them), with what the chat template writes before an
+    answer, such as empty thoughts.
+    """
 
     id: str
     kind: str
     messages: tuple[Message, ...]
     prompt_ids: Ids
     refusals: tuple[Ids, ...]
+    before_refusal: Ids = ()
 
     @property
     def text(self) -> str:
@@ -85,18 +92,25 @@ class Probe:
             made = {answer.id: answer for batch in batches for answer in batch}
             # Of a prompt that the earlier call did not know (an id of before these were unique) that of now.
             own = {name: _opening(answer, self.end_id) for name, answer in made.items()} | dict(own or {})
-            logps = opening_logps(
-                model,
-                [one.prompt_ids for one in self.prompts],
-                [[own[one.id], *_distinct(one.refusals)] for one in self.prompts],
-                batch_size=self.settings.batch_size,
-            )
-        found = []
-        for one, (own_logp, *refusal_logps) in zip(self.prompts, logps, strict=True):
+            openings: dict[Ids, list[Ids]] = {}  # by the tokens before them; each of these is read once
+            for one in self.prompts:
+                openings.setdefault(one.prompt_ids, []).append(own[one.id])
+                openings.setdefault(one.before_refusal or one.prompt_ids, []).extend(_distinct(one.refusals))
+            logps = opening_logps(model, list(openings), list(openings.values()), batch_size=self.settings.batch_size)
+        logp_of = {
+            (before, opening): logp
+            for (before, some), found in zip(openings.items(), logps, strict=True)
+            for opening, logp in zip(some, found, strict=True)
+        }
+        answers = []
+        for one in self.prompts:
             text = decode(self.tokenizer, made[one.id].token_ids)
-            reading = _reading(text, one, finished=made[one.id].finished)
-            found.append(ProbeAnswer(text, reading, float(np.logaddexp.reduce(refusal_logps)), own_logp))
-        return found, dict(own)
+            opened = opens_thought(decode(self.tokenizer, one.prompt_ids[-_END_TOKENS:]))
+            reading = _reading(text, one, finished=made[one.id].finished, opened=opened or None)
+            before = one.before_refusal or one.prompt_ids
+            refused = np.logaddexp.reduce([logp_of[before, opening] for opening in _distinct(one.refusals)])
+            answers.append(ProbeAnswer(text, reading, float(refused), logp_of[one.prompt_ids, own[one.id]]))
+        return answers, dict(own)
 
 
 def _opening(answer: Answer, end_id: int) -> Ids:
@@ -109,11 +123,17 @@ def _distinct(openings: Sequence[Ids]) -> list[Ids]:
     return [one for one in unique if not any(one != other and one[: len(other)] == other for other in unique)]
 
 
-def _reading(text: str, prompt: ProbePrompt, *, finished: bool) -> str:
-    """Return how an answer is read; one that declines in part counts as refused, an incoherent one only as that."""
-    if read_coherence(text, finished=finished, prompt=prompt.text).incoherent:
+def _reading(text: str, prompt: ProbePrompt, *, finished: bool, opened: bool | None = None) -> str:
+    """Return how an answer is read; one that declines in part counts as refused, an incoherent one only as that.
+
+    Thoughts before it are left out, and one whose thoughts do not end is not read. `opened` as in `split_thought`.
+    """
+    answer = without_thought(Completion("", prompt.messages, text, finished=finished), opened=opened)
+    if text.strip() and not answer.text and not answer.finished:
+        return "not read"
+    if read_coherence(answer.text, finished=answer.finished, prompt=prompt.text).incoherent:
         return "incoherent"
-    found = read_refusal(text, last_question(prompt.messages))
+    found = read_refusal(answer.text, last_question(prompt.messages))
     if found.refused is None:
         return "not read"
     return "refused" if found.refused or found.partly else "complied"
