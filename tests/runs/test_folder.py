@@ -125,7 +125,7 @@ def test_two_machines_may_write_the_same_file(tmp_path, monkeypatch):
             second.write(b"the other")
         assert (tmp_path / "file").read_bytes() == b"the other"
     assert (tmp_path / "file").read_bytes() == b"the one"
-    assert os.listdir(tmp_path) == ["file"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_metrics_survive_a_torn_row_and_a_number_that_is_not_finite(tmp_path):

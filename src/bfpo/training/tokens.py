@@ -99,8 +99,8 @@ def token_stores(
     store is named by the digest of all these, so that other runs find it; an existing store is never changed. Its
     `facts` hold `counts` and `rejects` of the stream and `tokens`, the report's row. `rejects.jsonl` is written to the
     run folder. How many rows were tokenized here goes to `run.json`. `num_embeddings` as for `PairTokenizer`; it counts
-    only if the tokenizer has ids beyond it. `chat` as for `PairTokenizer`. With several processes, let the
-    first call this before the others. Raises as the streams and the tokenizer do, for a bad row of any stream before the
+    only if the tokenizer has ids beyond it. `chat` as for `PairTokenizer`. With several processes, let the first
+    call this before the others. Raises as the streams and the tokenizer do, for a bad row of any stream before the
     tokens of the first are made.
     """
     if (limit := ids_to_check(tokenizer, num_embeddings)) is not None:
