@@ -76,7 +76,7 @@ def require_same_kind(first: BlendSource, second: BlendSource) -> None:
         other = second.tensors[key][1]
         if shape != other:
             raise ModelError(f"{second.folder}: {key} has shape {other}, in {first.folder} {shape}; allowed: the same")
-    ours, theirs = (_effective(_config(source)) for source in (first, second))
+    ours, theirs = _config(first), _config(second)
     if ours != theirs:  # versions of transformers write one config under other names: rope_theta, rope_parameters
         ours, theirs = (_effective(read_config(source.folder).to_dict()) for source in (first, second))
     for key in sorted(ours.keys() | theirs.keys()):
@@ -188,7 +188,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _config(source: BlendSource) -> dict[str, Any]:
     try:
-        return dict(json.loads((source.folder / "config.json").read_text(encoding="utf-8")).items())
+        return _effective(json.loads((source.folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise cannot_load("model", source.folder, error) from error
 
