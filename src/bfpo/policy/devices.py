@@ -98,8 +98,7 @@ def free_bytes(device: torch.device) -> int | None:
     if not hasattr(backend, "mem_get_info"):
         return None
     index = device.index or 0
-    free: int = backend.mem_get_info(index)[0]
-    return free + backend.memory_reserved(index) - backend.memory_allocated(index)
+    return int(backend.mem_get_info(index)[0] + backend.memory_reserved(index) - backend.memory_allocated(index))
 
 
 def computes_bfloat16() -> bool:
