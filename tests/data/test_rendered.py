@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.tokenize import check_tokens, token_notes, tokenize_pairs
-from helpers import CHATML, byte_tokenizer, make_pair
+from helpers import CHATML, SPECIAL, byte_tokenizer, make_pair
 from messages import raises
 
 ALLOWED = {"allow_changes": False, "allow_rendered": False}
@@ -58,6 +59,21 @@ def test_a_rendered_answer_is_recognised(answer: str) -> None:
 @pytest.mark.parametrize("template", [CHATML, None])
 def test_a_text_that_mentions_tokens_is_text(prompt: str, answer: str, template: str | None) -> None:
     assert mark(prompt, answer, template=template) == ""
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_thoughts_are_not_marks_of_a_rendered_text(special: bool) -> None:
+    """Qwen3 and SmolLM3 have tokens for them, and templates that write them."""
+    template = CHATML.replace(
+        "{{ m['content'] }}", "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
+    )
+    thoughts = [AddedToken(mark, special=special) for mark in ("<think>", "</think>")]
+    chat = ChatEncoder(byte_tokenizer(template, special=[*SPECIAL, *thoughts]))
+    question = (Message("user", "What is 1+1?"),)
+    answer = "<think>\nOne and one.\n</think>\n\nTwo."
+    assert chat.encode(question, [answer], name="x").rendered == ""
+    assert chat.encode(question, [f"{answer}<|im_end|>"], name="x").rendered == "<|im_end|>"
+    assert chat.encode(question, ["<|im_start|>assistant\nTwo."], name="x").rendered == "<|im_start|>"
 
 
 def rows(num_rendered: int, total: int) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_a_worker_sees_its_own_gpus_and_its_share_of_the_cores(monkeypatch: pyte
     assert names[3, 0] == ["", "", ""]
     assert names[4, 0.7] == ["4", "5", "6", "7"]
     assert names[8, 0.4] == ["4", "4", "5", "5", "6", "6", "7", "7"]
-    assert workers_module._visible_gpus(local(9), 9, "core") is None
+    assert workers_module._visible_gpus(local(3), 3, "core") == ["", "", ""]
     with raises(SettingError, "gpus_per_worker"):
         workers_module._visible_gpus(local(3, gpus_per_worker=2), 3, "gpu")
     with raises(SettingError, "gpus_per_worker"):  # 5 x 0.7 is less than 4, and yet two would be on one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +73,35 @@ def test_whole_weights_are_gathered_from_the_wrapped_model(fsdp: bool, deepspeed
     )
     assert is_sharded(trainer) == (fsdp or deepspeed)
     assert whole_state(trainer) == ({"of": wrapped} if fsdp or deepspeed else None)
+
+
+def test_reference_and_soft_labels_are_not_rounded_under_deepspeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Trainer` casts every floating tensor of its inputs to the dtype of DeepSpeed's weights."""
+    main = [
+        replace(pair, chosen_is_safe=0.7, rejected_is_safe=0.301, ref_chosen_logps=-300.7, ref_rejected_logps=-151.3)
+        for pair in tiny_pairs(4)
+    ]
+
+    def loss_of_a_step(deepspeed: bool) -> float:
+        made = tiny_trainer(tmp_path, main=main, reference="precompute", check_start=False)
+        [microbatch] = made.data_collator.microbatches(main, range(4), 4)
+        microbatch["is_seen"] = torch.tensor([300.7])  # the cast is simulated: it reaches a tensor of the inputs
+        seen: list[Any] = []
+        compute_loss = made.compute_loss
+        made.compute_loss = lambda model, inputs, **more: seen.append(inputs) or compute_loss(model, inputs, **more)
+        made.create_optimizer()
+        made.is_deepspeed_enabled = deepspeed
+        settings = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16), enable_msamp=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(made.accelerator.state), "deepspeed_plugin", settings)
+            loss = float(made._microbatch_step(made.model, microbatch, 4, check=False))
+        assert seen[0]["is_seen"].dtype == (torch.bfloat16 if deepspeed else torch.float32)
+        assert seen[0]["ref_logps"].dtype == (torch.bfloat16 if deepspeed else torch.float64)
+        return loss
+
+    assert loss_of_a_step(True) == loss_of_a_step(False)
 
 
 @pytest.mark.parametrize(("lora", "expected"), [(False, "swap"), (True, "adapter_off")])

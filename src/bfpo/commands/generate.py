@@ -316,6 +316,7 @@ def _fitting(
         before[made.rendered] += 1
         encoded[one] = tuple(made.prompt)
     notes += [f"the chat template: {chat.opening}"] if chat.opening else []
+    notes += [chat.date_note] if chat.date_note else []
     notes += [f"the chat template: {reason} ({num} of {len(encoded)})" for reason, num in changes.most_common()]
     notes += _rendered_notes(before)
     fitting = {one: ids for one, ids in encoded.items() if len(ids) <= config.max_prompt_length}

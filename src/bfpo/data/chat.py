@@ -172,6 +172,7 @@ class ChatEncoder:
     `variables`: values of the template's variables (`chat_template_kwargs`). `end_id` is the token that ends an
     assistant turn: the first special token that the template writes after the answer, else the tokenizer's EOS.
     `opening`: how the template opens an answer differently in generation and in training; empty if it does not.
+    `date_note`: what to know of a template that writes the date of today; empty for others.
 
     Raises `ModelError` if the tokenizer has no EOS or the template cannot be used, `SettingError` for a variable that
     the template does not read.
@@ -214,7 +215,10 @@ class ChatEncoder:
         return self._tokenizer if text is None else with_template(self._tokenizer, text)
 
     def _probe(self) -> tuple[str, str | None]:
-        """Return what the template writes after an answer and the first added token in it, if any; set `opening`."""
+        """Return what the template writes after an answer and the first added token in it, if any.
+
+        Sets `opening` and `date_note`.
+        """
         question, answer = Message("user", "bfpoprobequestion"), Message("assistant", _PROBE)
         try:
             rendered = self._template.render((question, answer))
@@ -225,6 +229,7 @@ class ChatEncoder:
             raise ModelError("the chat template does not write the assistant's answer once and unchanged; pass another")
         suffix = rendered.partition(_PROBE)[2]
         self.opening = opening_difference(head, rendered.removesuffix(suffix), _PROBE)
+        self.date_note = self._template.date_note(head)
         added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
         added |= set(self._tokenizer.all_special_tokens)
         written = sorted(token for token in added if token in head + rendered)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from bfpo.core.schema import Message
+from bfpo.data.thinking import MARKS
 
 __all__ = ["RenderedText", "is_mostly_rendered", "rendered_note"]
 
@@ -21,12 +22,14 @@ class RenderedText:
 
     A prompt is taken as rendered if it starts with the mark of a turn, or holds what this template writes between a
     question and an answer; a completion if it starts with the mark of a turn or ends with an end token. Marks are the
-    `tokens` that this template writes and those of well-known templates. A text that mentions a token elsewhere is not
-    taken as rendered.
+    `tokens` that this template writes and those of well-known templates, without those of thoughts (`<think>`), with
+    which answers begin as they are generated. A text that mentions a token elsewhere is not taken as rendered.
     """
 
     def __init__(self, tokens: Collection[str] = (), between: str = "") -> None:
-        own = [token for token in tokens if token.strip() and not token.strip().isalnum()]
+        own = [
+            token for token in tokens if token.strip() and not token.strip().isalnum() and not _is_of_thoughts(token)
+        ]
         self._openers = tuple(dict.fromkeys((*own, *_OPENERS)))
         self._closers = tuple(dict.fromkeys((*own, *_CLOSERS)))
         header = between.strip()
@@ -53,6 +56,10 @@ class RenderedText:
             return ""
         inner = text.removeprefix("<s>").removeprefix("<bos>").lstrip()
         return next((mark for mark in self._openers if text.startswith(mark) or inner.startswith(mark)), "")
+
+
+def _is_of_thoughts(token: str) -> bool:
+    return any(token.strip().lower() == mark.lower() for pair in MARKS for mark in pair)
 
 
 def is_mostly_rendered(num_rendered: int, num_rows: int) -> bool:

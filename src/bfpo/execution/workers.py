@@ -306,11 +306,12 @@ def num_gpus() -> int:
 def _visible_gpus(config: ExecutorConfig, num: int, one_per: OnePer) -> list[str] | None:
     """Return the value of CUDA_VISIBLE_DEVICES of each worker, `None` to leave it as it is.
 
+    Work that needs no GPU sees none, as on a Ray cluster: its many workers would crowd the first one.
     Raises `SettingError` for more GPUs than there are.
     """
     each = config.gpus_per_worker
     if each is None and one_per == "core":
-        return None
+        return [""] * num
     found = num_gpus()
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     names = names[:found] if len(names) >= found else [str(number) for number in range(found)]
