@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from bfpo.core.errors import DataError, ModelError
-from bfpo.core.schema import Message
+from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import ChatEncoder, TextEncoder, end_token_id
 from helpers import BOS, CHATML, EOS, IM_END, SPECIAL, byte_ids, byte_tokenizer
 from messages import raises
@@ -177,3 +177,28 @@ def test_what_is_kept_is_given_once_and_only_for_the_same(monkeypatch: pytest.Mo
     for _ in range(2):
         assert [chat.render((one,), (), name="d") for one in (question, other)] == [plain[0], plain[3]]
     assert len(made) == first + 3
+
+
+RESPONSE = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% else %}"
+    "<R>{{ m.content }}</R><|im_end|>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [("<R>No.", "No."), ("\n<R> No.", "No."), ("No <R>.", "No <R>."), ("No.", "No."), ("<R><R>No.", "<R>No.")],
+)
+def test_what_the_template_writes_before_an_answer_is_no_part_of_a_generated_one(written: str, text: str) -> None:
+    """As Command R7B, which has the token in training and not in the generation prompt."""
+    tokenizer = byte_tokenizer(RESPONSE, special=[*SPECIAL, "<R>", "</R>"])
+    chat, prompt = ChatEncoder(tokenizer), (Message("user", "q"),)
+    assert chat.end_id == tokenizer.convert_tokens_to_ids("</R>")
+    found = chat.without_written(Completion("a", prompt, written))
+    assert found.text == text
+    assert ChatEncoder(byte_tokenizer(CHATML)).without_written(Completion("a", prompt, written)).text == written
+    if text == "No.":
+        ids = chat.encode(prompt, [found.text], name="x").conversations[0]
+        assert tokenizer.decode(ids) == "<|im_start|>q<|im_end|><R>No.</R>"
+    begun = (*prompt, Message("assistant", "Well, "))
+    assert chat.without_written(Completion("a", begun, written)).text == written

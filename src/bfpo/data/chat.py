@@ -230,6 +230,8 @@ class ChatEncoder:
         suffix = rendered.partition(_PROBE)[2]
         self.opening = opening_difference(head, rendered.removesuffix(suffix), _PROBE)
         self.date_note = self._template.date_note(head)
+        before = rendered.partition(_PROBE)[0]
+        self._written = before.removeprefix(head).strip() if before.startswith(head) else ""
         added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
         added |= set(self._tokenizer.all_special_tokens)
         written = sorted(token for token in added if token in head + rendered)
@@ -370,6 +372,17 @@ class ChatEncoder:
                 whole = [chat.start + answer for answer in ids]
                 encoded.append(EncodedChat(chat.start, whole, rendered=chat.rendered))
         return encoded
+
+    def without_written(self, completion: Completion) -> Completion:
+        """Return an answer of the model without what the template writes before answers in training.
+
+        The model has learnt to write it itself, such as `<|START_RESPONSE|>` of Command R7B, and the template would
+        write it again.
+        """
+        text = completion.text.lstrip()
+        if not self._written or not text.startswith(self._written) or ends_with_assistant(completion.prompt):
+            return completion
+        return replace(completion, text=text.removeprefix(self._written).lstrip())
 
     def ended(self, ids: list[int]) -> list[int]:
         """Return the ids of a conversation with one end token at their end."""
