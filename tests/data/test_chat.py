@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import string
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bfpo.core.errors import DataError, ModelError
@@ -103,6 +105,36 @@ def test_marked_encoding_is_the_tokenizers_own_where_nothing_is_marked(strips: d
     tokenizer = byte_tokenizer(merges=[("l", "l"), (" ", "w")], special=special)
     text = "<s>hello  <|im_end|>  world</s> <|im_end|><|im_start|>\n all"
     assert TextEncoder(tokenizer).encode_marked(text, "\ufdd0") == TextEncoder(tokenizer).encode([text])[0]
+
+
+def sentencepiece(chat_template: str, merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
+    """Characters, with a space before the first one of a text alone, as in tokenizers of Llama 2 and TinyLlama."""
+    letters = ["<unk>", "<s>", "</s>", "▁", *string.printable, *("".join(pair) for pair in merges)]
+    made = Tokenizer(
+        models.BPE({letter: place for place, letter in enumerate(letters)}, list(merges), unk_token="<unk>")
+    )
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    made.add_special_tokens(["<s>", "</s>"])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=chat_template, **names)
+
+
+ZEPHYR = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("merges", [(), [("▁", "h")], [("\n", "<")]])
+def test_marked_text_leaves_the_rest_of_the_conversation_as_it_is(merges: Sequence[tuple[str, str]]) -> None:
+    tokenizer = sentencepiece(ZEPHYR, merges)
+    chat = ChatEncoder(tokenizer)
+    tokens = [
+        tokenizer.convert_ids_to_tokens(chat.encode([Message("user", asked)], ["hi"], name="x").conversations[0])
+        for asked in ("he <s", "he <s>", "<s> he")
+    ]
+    plain, marked, first = tokens
+    place = plain.index("s", plain.index("e", plain.index("h")))
+    assert marked == [*plain[: place + 1], ">", *plain[place + 1 :]]
+    assert "<s>" not in first
+    assert first[first.index("</s>") :] == plain[plain.index("</s>") :]
 
 
 def test_empty_prompt_starts_from_bos_or_else_from_eos() -> None:
