@@ -387,7 +387,8 @@ def _finish(
                 extra=row.extra,
                 category=prompt.category,
             )
-            completions.append(without_thought(whole, config.thinking, opened=opened))
+            answer = without_thought(whole, config.thinking, opened=opened)
+            completions.append(answer if chat is None else chat.without_written(answer))
     cut = [row for completion in completions if (row := made[completion.id]).text != completion.text]
     if cut:
         folder.write_jsonl(RAW, ({"id": row.id, "text": row.text} for row in cut))

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from bfpo.core.errors import RunError, SettingError
+from bfpo.core.processes import release_memory
 from bfpo.execution.settings import ExecutorConfig, RayExecutor, workers_on
 from bfpo.execution.worker import WorkerDiedError, usable_cores
 
@@ -265,6 +266,7 @@ class _ThisProcess:
 
     def close(self) -> None:
         self._state = None
+        release_memory()
 
 
 def _done(result: Any) -> Future[Any]:

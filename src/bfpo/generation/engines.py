@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bfpo.core.errors import MissingExtraError, ModelError, ServerError
+from bfpo.core.processes import release_memory
 from bfpo.core.records import OPTIONAL, as_json
 from bfpo.core.schema import Message, canonical_json, from_canonical
 from bfpo.data.messages import ends_with_assistant
@@ -214,6 +215,7 @@ class VllmEngine:
         report([self._made(task, output.outputs[0]) for task, output in zip(tasks, outputs, strict=True)])
 
     def _load(self) -> Any:
+        release_memory()  # of models that this process has used before
         try:
             return self._vllm.LLM(
                 model=self._model,

@@ -98,7 +98,7 @@ class Talk:
         answered = decode(self._chat.tokenizer, made, finished=finished)
         whole = Completion(id, prompt, answered, self.name, finished=finished)
         opened = opens_thought(decode(self._chat.tokenizer, ids[-_END_TOKENS:]), (self._thinking or Thinking()).pairs)
-        completion = without_thought(whole, self._thinking, opened=opened or None)
+        completion = self._chat.without_written(without_thought(whole, self._thinking, opened=opened or None))
         self._messages = (*prompt, Message("assistant", completion.text))
         return Reply(replace(completion, model=self.name), len(made), stopped)
 
