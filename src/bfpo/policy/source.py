@@ -134,8 +134,8 @@ def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "
         )
     if (Path(model) / _ADAPTER).is_file() and not any(Path(model).glob("model*.safetensors")):
         return ModelError(
-            f"{what}: {str(model)!r} is an adapter without the weights of its model ({first_line(error)}); make a whole "
-            f"model of it: bfpo export {model} --out DIR"
+            f"{what}: {str(model)!r} is an adapter without the weights of its model ({first_line(error)}); make a "
+            f"whole model of it: bfpo export {model} --out DIR"
         )
     inner = Path(model) / "model"
     hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
