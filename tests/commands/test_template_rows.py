@@ -259,6 +259,18 @@ def test_texts_longer_than_the_models_positions_are_one_line(
     assert "the longest text has" in preview_stage(stage, config)
 
 
+@pytest.mark.parametrize("stage", ["train", "sft", "generate"])
+def test_a_template_that_writes_the_date_is_named(stage: str, start: Path) -> None:
+    text = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%Y') %}{% endif %}{{ date_string }} "
+        + PLAIN
+    )
+    config = config_of(stage, start, STAGES[stage](start), chat_template=template(start, text))
+    assert "prompts hold today's date" in preview_stage(stage, config)
+    fixed = config.model_copy(update={"chat_template_kwargs": {"date_string": "w3"}})
+    assert "today's date" not in preview_stage(stage, fixed)
+
+
 def test_sft_refuses_texts_beyond_learned_positions(tmp_path: Path) -> None:
 
     sizes = {"vocab_size": 97, "n_positions": 12, "n_embd": 8, "n_layer": 1, "n_head": 1}

@@ -13,15 +13,18 @@ import yaml
 
 from bfpo.config import EvaluateConfig, GenerateConfig, JudgeCheckConfig, JudgeTrainConfig, LabelConfig
 from bfpo.core.schema import Completion, Message, Pair, from_canonical
+from bfpo.data.chat import ChatEncoder
 from bfpo.data.read import read_completions, read_pairs
 from bfpo.data.thinking import Thinking, without_thought
 from bfpo.data.write import write_completions
 from bfpo.generation.earlier import read_earlier
+from bfpo.generation.talk import Talk
 from bfpo.judges.asking import ask_judge, ask_ranker, judge_answers
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.ngrams import NgramSettings, fit_ngrams, fit_ranker
+from bfpo.policy.load import load_policy
 from bfpo.runs.stages import preview_stage, run_stage
-from helpers import CHATML, write_rows
+from helpers import CHATML, EOS, write_rows
 from scripted import save_scripted, tokenizer_with
 from support.fault_server import FaultServer
 
@@ -50,6 +53,11 @@ def answers(tmp_path: Path) -> Path:
         {"id": name, "prompt": "How does yeast rise?", "text": text, "kind": "benign"} for name, text in texts.items()
     ]
     return write_rows(tmp_path / "answers.jsonl", rows)
+
+
+def load_chat(folder: Path) -> tuple[Any, ChatEncoder]:
+    policy = load_policy(folder)
+    return policy.model, ChatEncoder(policy.tokenizer)
 
 
 def completion(text: str, **keys: Any) -> Completion:
@@ -100,6 +108,21 @@ def test_a_model_whose_prompt_opens_the_thought(tmp_path: Path) -> None:
     (row,) = lines(tmp_path / "kept" / "completions.jsonl")
     assert (row["text"], "reasoning" in row) == ("hm</think> yes", False)
     assert not (tmp_path / "kept" / "completions.raw.jsonl").exists()
+
+
+def test_a_model_that_writes_what_the_template_writes_before_answers(tmp_path: Path) -> None:
+    template = CHATML.replace("{{ m['content'] }}", "{{ '<R>' if m.role == 'assistant' }}{{ m['content'] }}")
+    tokenizer = tokenizer_with(["<R>", " yes"], template)
+    steps = {"\n": "<R>", "<R>": " yes", " yes": "</s>"}
+    save_scripted(tmp_path / "model", tokenizer, {last: {following: 50.0} for last, following in steps.items()})
+    (tmp_path / "prompts.txt").write_text("How?\n")
+    settings = {"model": str(tmp_path / "model"), "prompts": str(tmp_path / "prompts.txt")}
+    run_stage("generate", GenerateConfig(**settings, temperature=0.0, max_new_tokens=8), tmp_path / "run")
+    (row,) = lines(tmp_path / "run" / "completions.jsonl")
+    assert row["text"] == "yes"
+    assert lines(tmp_path / "run" / "completions.raw.jsonl") == [{"id": row["id"], "text": "<R> yes"}]
+    talk = Talk("m", *load_chat(tmp_path / "model"), (EOS,))
+    assert talk.reply("How?", "a", lambda text: None, max_new_tokens=8, temperature=0.0).completion.text == "yes"
 
 
 def test_suites_judge_and_keep_answers_of_a_thinking_server(server: FaultServer, tmp_path: Path) -> None:

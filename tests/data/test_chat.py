@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import string
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from bfpo.core.errors import DataError, ModelError
-from bfpo.core.schema import Message
+from bfpo.core.schema import Completion, Message
 from bfpo.data.chat import ChatEncoder, TextEncoder, end_token_id
 from helpers import BOS, CHATML, EOS, IM_END, SPECIAL, byte_ids, byte_tokenizer
 from messages import raises
@@ -105,6 +107,36 @@ def test_marked_encoding_is_the_tokenizers_own_where_nothing_is_marked(strips: d
     assert TextEncoder(tokenizer).encode_marked(text, "\ufdd0") == TextEncoder(tokenizer).encode([text])[0]
 
 
+def sentencepiece(chat_template: str, merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
+    """Characters, with a space before the first one of a text alone, as in tokenizers of Llama 2 and TinyLlama."""
+    letters = ["<unk>", "<s>", "</s>", "▁", *string.printable, *("".join(pair) for pair in merges)]
+    made = Tokenizer(
+        models.BPE({letter: place for place, letter in enumerate(letters)}, list(merges), unk_token="<unk>")
+    )
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    made.add_special_tokens(["<s>", "</s>"])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=chat_template, **names)
+
+
+ZEPHYR = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>\n{% endfor %}"
+
+
+@pytest.mark.parametrize("merges", [(), [("▁", "h")], [("\n", "<")]])
+def test_marked_text_leaves_the_rest_of_the_conversation_as_it_is(merges: Sequence[tuple[str, str]]) -> None:
+    tokenizer = sentencepiece(ZEPHYR, merges)
+    chat = ChatEncoder(tokenizer)
+    tokens = [
+        tokenizer.convert_ids_to_tokens(chat.encode([Message("user", asked)], ["hi"], name="x").conversations[0])
+        for asked in ("he <s", "he <s>", "<s> he")
+    ]
+    plain, marked, first = tokens
+    place = plain.index("s", plain.index("e", plain.index("h")))
+    assert marked == [*plain[: place + 1], ">", *plain[place + 1 :]]
+    assert "<s>" not in first
+    assert first[first.index("</s>") :] == plain[plain.index("</s>") :]
+
+
 def test_empty_prompt_starts_from_bos_or_else_from_eos() -> None:
     for tokenizer, start in ((byte_tokenizer(CHATML), BOS), (byte_tokenizer(CHATML, bos=False), EOS)):
         encoded = ChatEncoder(tokenizer).encode((), ["a", "b</s>"], name="x")
@@ -177,3 +209,28 @@ def test_what_is_kept_is_given_once_and_only_for_the_same(monkeypatch: pytest.Mo
     for _ in range(2):
         assert [chat.render((one,), (), name="d") for one in (question, other)] == [plain[0], plain[3]]
     assert len(made) == first + 3
+
+
+RESPONSE = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>{% else %}"
+    "<R>{{ m.content }}</R><|im_end|>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [("<R>No.", "No."), ("\n<R> No.", "No."), ("No <R>.", "No <R>."), ("No.", "No."), ("<R><R>No.", "<R>No.")],
+)
+def test_what_the_template_writes_before_an_answer_is_no_part_of_a_generated_one(written: str, text: str) -> None:
+    """As Command R7B, which has the token in training and not in the generation prompt."""
+    tokenizer = byte_tokenizer(RESPONSE, special=[*SPECIAL, "<R>", "</R>"])
+    chat, prompt = ChatEncoder(tokenizer), (Message("user", "q"),)
+    assert chat.end_id == tokenizer.convert_tokens_to_ids("</R>")
+    found = chat.without_written(Completion("a", prompt, written))
+    assert found.text == text
+    assert ChatEncoder(byte_tokenizer(CHATML)).without_written(Completion("a", prompt, written)).text == written
+    if text == "No.":
+        ids = chat.encode(prompt, [found.text], name="x").conversations[0]
+        assert tokenizer.decode(ids) == "<|im_start|>q<|im_end|><R>No.</R>"
+    begun = (*prompt, Message("assistant", "Well, "))
+    assert chat.without_written(Completion("a", begun, written)).text == written

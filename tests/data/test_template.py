@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from datetime import datetime
 
 import pytest
 
@@ -49,6 +50,22 @@ def test_a_template_that_ends_for_a_probe_and_not_for_a_row(monkeypatch: pytest.
 def test_a_template_that_writes_far_too_much() -> None:
     with raises(ModelError, "chat_template"):
         ChatEncoder(byte_tokenizer(), loop("x" * 40, 1) + CHATML)
+
+
+def test_a_template_that_writes_the_date_of_today_is_named() -> None:
+    today = f"{datetime.now():%d %b %Y}"
+    asks = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    dated = asks + "Today: {{ date_string }}\n" + CHATML
+    note = ChatEncoder(byte_tokenizer(), dated).date_note
+    assert today in note
+    assert "chat_template_kwargs: {date_string: " in note
+    for date in ("26 Jul 2024", today):
+        assert ChatEncoder(byte_tokenizer(), dated, {"date_string": date}).date_note == ""
+    fixed = ChatEncoder(byte_tokenizer(), 'Today: {{ strftime_now("%Y-%m-%d") }}\n' + CHATML).date_note
+    assert "chat_template," in fixed
+    assert "date_string" not in fixed
+    assert ChatEncoder(byte_tokenizer(), "{% if tools %}" + asks + "{% endif %}" + CHATML).date_note == ""
+    assert ChatEncoder(byte_tokenizer(), CHATML).date_note == ""
 
 
 def test_a_timer_of_someone_else_continues() -> None:

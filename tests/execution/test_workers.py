@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bfpo.execution.workers as workers_module
 from bfpo.core.errors import DataError, MissingExtraError, RunError, SettingError
@@ -166,11 +168,22 @@ def test_a_worker_sees_its_own_gpus_and_its_share_of_the_cores(monkeypatch: pyte
     assert names[3, 0] == ["", "", ""]
     assert names[4, 0.7] == ["4", "5", "6", "7"]
     assert names[8, 0.4] == ["4", "4", "5", "5", "6", "6", "7", "7"]
-    assert workers_module._visible_gpus(local(9), 9, "core") is None
+    assert workers_module._visible_gpus(local(3), 3, "core") == ["", "", ""]
     with raises(SettingError, "gpus_per_worker"):
         workers_module._visible_gpus(local(3, gpus_per_worker=2), 3, "gpu")
     with raises(SettingError, "gpus_per_worker"):  # 5 x 0.7 is less than 4, and yet two would be on one
         workers_module._visible_gpus(local(5, gpus_per_worker=0.7), 5, "gpu")
+
+
+def test_the_memory_of_a_worker_in_this_process_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    with Workers(local(1), partial(jobs.State, 1), here=True) as workers:
+        state = workers.call(jobs.itself)
+        state.itself = state  # as in models, which refer to themselves
+        alive = weakref.ref(state)
+        del state
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append(alive() is not None))
+    assert seen == [False]
 
 
 def test_what_waits_for_another_starts_after_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from transformers import (
 from bfpo.generation import refill
 from bfpo.generation.refill import Slots, Work, num_slots, shared_beginning, why_not_refilled
 from bfpo.generation.sampling import Answer, Request, answer_batches
-from bfpo.policy.devices import Device
+from bfpo.policy.devices import free_bytes
 from tiny import FAMILIES, SIZES, VOCABULARY, tiny_model
 
 ENDS, NEW = {1, 2, 3, 4}, 20
@@ -218,9 +219,25 @@ def test_a_model_that_cannot_be_refilled_is_decoded_in_batches_and_the_reason_is
 
 def test_slots_are_as_many_as_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
-    device = Device("cpu", "", None, None, bfloat16=False)
     width = 36
     per_row = 2 * 2 * 1 * 8 * 4 * (width + 64) + 40 * SIZES["vocab_size"]  # keys and values, layers, heads, size, bytes
     for free, expected in ((None, 32), (10**12, 32), (2 * 5 * per_row, 5), (2 * 5 * per_row - 1, 4), (0, 1)):
-        monkeypatch.setattr(refill, "find_devices", lambda free=free: [replace(device, free_bytes=free)])
+        monkeypatch.setattr(refill, "free_bytes", lambda device, free=free: free)
         assert num_slots(model, width) == expected
+
+
+def test_what_torch_has_reserved_and_does_not_use_is_free_on_the_device_of_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = {"mem_get_info": (100, 900), "memory_reserved": 70, "memory_allocated": 20}
+    asked: list[int] = []
+
+    def backend_of(device: torch.device) -> Any:
+        return SimpleNamespace(**{name: lambda i, v=value: asked.append(i) or v for name, value in numbers.items()})
+
+    monkeypatch.setattr(torch, "get_device_module", backend_of)
+    assert free_bytes(torch.device("cuda", 1)) == 150
+    assert asked == [1, 1, 1]
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace())
+    assert free_bytes(torch.device("mps")) is None
+    assert free_bytes(torch.device("cpu")) not in (None, 0)

@@ -35,7 +35,8 @@ def test_a_reply_is_that_of_generation_and_its_parts_are_its_text() -> None:
         history.append(Message("user", text))
         ids = tuple(chat.encode(history, (), name="here").prompt)
         (answer,) = next(answer_batches(model, [Request(f"reply-{number}", ids)], eos_token_ids=ENDS, **SAMPLING))
-        assert reply.completion.text == decode(chat.tokenizer, answer.token_ids) == "".join(parts)
+        shown = decode(chat.tokenizer, answer.token_ids, finished=answer.finished)
+        assert reply.completion.text == shown == "".join(parts)
         assert (reply.completion.finished, reply.num_tokens) == (answer.finished, len(answer.token_ids))
         assert reply.completion.prompt == tuple(history)
         assert len(parts) > 1

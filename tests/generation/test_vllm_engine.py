@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from bfpo.config import GenerateConfig
 from bfpo.core.errors import MissingExtraError, ModelError
@@ -107,6 +108,16 @@ def test_vllm_is_given_our_tokens_and_a_seed_per_completion(
     longest = max(map(len, expected))
     safe = {"load_format": "safetensors", "trust_remote_code": False}
     assert loaded == {"model": str(model), "revision": None, "dtype": "bfloat16", "max_model_len": longest + 5, **safe}
+
+
+def test_models_of_before_give_back_their_memory_before_vllm_takes_it(
+    model: Path, prompts: Path, tmp_path: Path, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded_then: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: loaded_then.append(len(vllm.loaded)))
+    run_stage("generate", config(model, prompts), tmp_path / "run")
+    assert loaded_then[0] == 0
+    assert len(vllm.loaded) == 1
 
 
 def test_an_answer_ends_at_our_end_token(model: Path, prompts: Path, tmp_path: Path, vllm: FakeVllm) -> None:

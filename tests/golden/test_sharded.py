@@ -254,7 +254,7 @@ def dtype_of_log_probs(prepared):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     plugin.set_mixed_precision("bf16")
     if prepared:
-        prepare_sharding(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+        prepare_sharding(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), tiny_model())
     model = tiny_model()
     assert choose_form(model, longest_text=12) == "packed"
     shard(model, mp_policy=plugin.mixed_precision_policy)
@@ -266,6 +266,35 @@ def dtype_of_log_probs(prepared):
 
 assert dtype_of_log_probs(False) == [torch.bfloat16]
 assert dtype_of_log_probs(True) == [torch.float32]
+"""
+
+
+LOADED_BY_THE_FIRST = """
+from types import SimpleNamespace
+from accelerate.utils import FullyShardedDataParallelPlugin, fsdp2_prepare_model
+from bfpo.training.checkpoint import state_of_trained
+
+whole = set_trainable(tiny_model(), {trainable!r}, None)
+sharded = set_trainable(tiny_model(), {trainable!r}, None)
+assert choose_form(whole, longest_text=12) == choose_form(sharded, longest_text=12)
+if rank == 1:
+    with torch.no_grad():
+        for parameter in sharded.parameters():
+            parameter.fill_(float("nan"))
+plugin = FullyShardedDataParallelPlugin(
+    fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=True
+)
+accelerator = SimpleNamespace(
+    state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no", is_main_process=rank == 0,
+    device=torch.device("cpu"), torch_device_mesh=None,
+)
+with state_of_trained(sharded):
+    fsdp2_prepare_model(accelerator, sharded)
+    found = sequence_logps(sharded, BATCH).logps
+    assert torch.allclose(found, sequence_logps(whole, BATCH).logps, rtol=0, atol=1e-4)
+    trained = {{name for name, parameter in sharded.named_parameters() if parameter.requires_grad}}
+    assert sharded.state_dict().keys() == trained
+    assert 0 < len(trained) < len(dict(sharded.named_parameters()))
 """
 
 
@@ -302,3 +331,9 @@ def test_the_first_process_decides_on_the_form_for_all(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_log_probs_leave_a_model_under_bfloat16_in_float32(tmp_path: Path) -> None:
     launch(tmp_path, PRECISION)
+
+
+@pytest.mark.slow
+def test_frozen_weights_that_the_first_process_alone_has_read_are_distributed(tmp_path: Path) -> None:
+    """`fsdp_cpu_ram_efficient_loading: true`: accelerate shards empty weights and fills them from the model's state."""
+    launch(tmp_path, LOADED_BY_THE_FIRST, trainable=["*.down_proj.weight"])

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import cohen_kappa_score
+from transformers import TrainingArguments
 
 from bfpo.config import JudgeTrainConfig, load_config
-from bfpo.core.errors import ConfigError
+from bfpo.core.errors import ConfigError, SettingError
 from bfpo.core.schema import Completion, Message
 from bfpo.judges.classifier import _balanced_loss, classifier_row, classifier_rows
 from bfpo.judges.judges import make_judge
@@ -118,6 +119,14 @@ def test_a_frozen_body_and_adapters_train_what_they_say(root: Path, tmp_path: Pa
     assert bool(changed) == ("lora" in keys)
     assert all("proj" in name for name in changed)
     assert make_judge(TrainedSpec(model=str(run / "model"))).judge(rows_of(root)[0])[0].p_safe is not None
+
+
+def test_several_gpus_are_refused_whose_batches_would_add_up(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with raises(SettingError, "2 GPUs"):
+        train(root, tmp_path / "run", kind="classifier", model=str(root / "model"), max_steps=2)
 
 
 def test_the_balanced_loss_is_that_of_a_float64_loop() -> None:

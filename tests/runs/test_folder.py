@@ -15,7 +15,7 @@ import bfpo.runs.folder
 import bfpo.runs.stages
 from bfpo.config import AlignConfig, ToyConfig, load_config
 from bfpo.core.errors import ConfigError, DataError, DiskFullError, RunError
-from bfpo.core.files import file_digest, is_disk_full, write_text_whole
+from bfpo.core.files import file_digest, is_disk_full, open_whole, write_text_whole
 from bfpo.core.settings import ConfigPart
 from bfpo.core.yaml_text import parse_yaml
 from bfpo.runs.folder import FREE, RunFolder
@@ -123,6 +123,17 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
     with raises(RunError):
         new(tmp_path / "run")
+
+
+def test_two_machines_may_write_the_same_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 7)  # a number that processes of both have
+    with open_whole(tmp_path / "file") as first:
+        with open_whole(tmp_path / "file") as second:
+            first.write(b"the one")
+            second.write(b"the other")
+        assert (tmp_path / "file").read_bytes() == b"the other"
+    assert (tmp_path / "file").read_bytes() == b"the one"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_metrics_survive_a_torn_row_and_a_number_that_is_not_finite(tmp_path):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from typer.testing import CliRunner
 
 from bfpo.cli import app
@@ -152,18 +156,32 @@ def test_a_checkpoint_of_other_trained_weights_is_refused(inputs: Path, straight
         run_stage("train", config, out, resume=True)
 
 
-def test_a_state_of_what_trains_is_given_and_taken() -> None:
-    model = tiny_model()
-    for name, parameter in model.named_parameters():
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_state_of_what_trains_is_given_and_taken_where_the_model_is_sharded() -> None:
+    model, empty = tiny_model(), tiny_model().to("meta")
+    for name, parameter in [*model.named_parameters(), *empty.named_parameters()]:
         parameter.requires_grad_(name in NAMES)
     whole = model.state_dict().keys()
-    with state_of_trained(model):
+    mesh = init_device_mesh("cpu", (1,))
+    with state_of_trained(model), state_of_trained(empty):
+        assert model.state_dict().keys() == whole  # which accelerate distributes
+        fully_shard(empty, mesh=mesh)
+        assert empty.state_dict().keys() == whole  # to these
+        fully_shard(model, mesh=mesh)
         assert model.state_dict().keys() == NAMES
         moved = {name: value + 1 for name, value in model.state_dict().items()}
         model.load_state_dict(moved, strict=True)
         with pytest.raises(RuntimeError, match="Missing"):
             model.load_state_dict({}, strict=True)
-    assert all(torch.equal(model.get_parameter(name), value) for name, value in moved.items())
+    for name, value in moved.items():
+        assert torch.equal(model.get_parameter(name).full_tensor(), value.full_tensor())
     assert model.state_dict().keys() == whole
 
 

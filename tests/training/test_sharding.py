@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from bfpo.core.errors import SettingError
 from bfpo.policy.load import set_trainable
+from bfpo.training import sharding
 from bfpo.training.sharding import is_sharded, prepare_sharding, whole_state
 from bfpo.training.trainer import BFPOTrainer
 from messages import raises
@@ -25,6 +27,13 @@ class ShardedTrainer(BFPOTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = True
+
+
+def with_masters() -> Any:
+    model = set_trainable(tiny_model(dtype=torch.bfloat16), ["*.down_proj.weight"], None)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    return model
 
 
 def fake_accelerator(**settings: Any) -> Any:
@@ -41,24 +50,34 @@ def test_a_model_with_masters_is_tried_on_the_cpu_before_it_is_sharded(tmp_path:
             super().create_accelerator_and_postprocess()
             self.accelerator.autocast = autocast
 
-    model = set_trainable(tiny_model(dtype=torch.bfloat16), ["*.down_proj.weight"], None)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
-    made = tiny_trainer(tmp_path, trainer=Unsharded, model=model, reference="swap", bf16=True)
+    made = tiny_trainer(tmp_path, trainer=Unsharded, model=with_masters(), reference="swap", bf16=True)
     assert made.form == "packed"
 
 
 def test_log_probs_leave_fsdp2_as_they_are() -> None:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
     accelerator = fake_accelerator(fsdp_version=2, mixed_precision_policy=policy)
-    prepare_sharding(accelerator)
+    prepare_sharding(accelerator, tiny_model())
     kept = accelerator.state.fsdp_plugin.mixed_precision_policy
     assert kept.output_dtype is None
     assert (kept.param_dtype, kept.reduce_dtype) == (torch.bfloat16, torch.float32)
-    prepare_sharding(fake_accelerator(fsdp_version=2, mixed_precision_policy=None))
-    prepare_sharding(SimpleNamespace(state=SimpleNamespace()))  # type: ignore[arg-type]
+    prepare_sharding(fake_accelerator(fsdp_version=2, mixed_precision_policy=None), tiny_model())
+    prepare_sharding(SimpleNamespace(state=SimpleNamespace()), tiny_model())  # type: ignore[arg-type]
     with raises(SettingError, "fsdp_version"):
-        prepare_sharding(fake_accelerator(fsdp_version=1, mixed_precision_policy=policy))
+        prepare_sharding(fake_accelerator(fsdp_version=1, mixed_precision_policy=policy), tiny_model())
+
+
+def test_an_fsdp2_that_wants_one_dtype_is_refused_where_there_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = fake_accelerator(fsdp_version=2, mixed_precision_policy=None)
+    uniform, model = tiny_model(), with_masters()
+    prepare_sharding(accelerator, model)
+    monkeypatch.setattr(torch, "__version__", "2.7.1")
+    monkeypatch.setattr(sharding, "is_torch_version", lambda relation, version: (relation, version) == ("<", "2.8"))
+    with raises(SettingError, "2.8"):
+        prepare_sharding(accelerator, model)
+    prepare_sharding(accelerator, set_trainable(uniform, ["*.down_proj.weight"], None))
+    monkeypatch.setattr(sharding, "compare_versions", lambda name, relation, version: False)
+    prepare_sharding(accelerator, model)
 
 
 @pytest.mark.parametrize(("fsdp", "deepspeed"), [(True, False), (False, True), (False, False)])
@@ -72,6 +91,35 @@ def test_whole_weights_are_gathered_from_the_wrapped_model(fsdp: bool, deepspeed
     )
     assert is_sharded(trainer) == (fsdp or deepspeed)
     assert whole_state(trainer) == ({"of": wrapped} if fsdp or deepspeed else None)
+
+
+def test_reference_and_soft_labels_are_not_rounded_under_deepspeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Trainer` casts every floating tensor of its inputs to the dtype of DeepSpeed's weights."""
+    main = [
+        replace(pair, chosen_is_safe=0.7, rejected_is_safe=0.301, ref_chosen_logps=-300.7, ref_rejected_logps=-151.3)
+        for pair in tiny_pairs(4)
+    ]
+
+    def loss_of_a_step(deepspeed: bool) -> float:
+        made = tiny_trainer(tmp_path, main=main, reference="precompute", check_start=False)
+        [microbatch] = made.data_collator.microbatches(main, range(4), 4)
+        microbatch["is_seen"] = torch.tensor([300.7])  # the cast is simulated: it reaches a tensor of the inputs
+        seen: list[Any] = []
+        compute_loss = made.compute_loss
+        made.compute_loss = lambda model, inputs, **more: seen.append(inputs) or compute_loss(model, inputs, **more)
+        made.create_optimizer()
+        made.is_deepspeed_enabled = deepspeed
+        settings = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16), enable_msamp=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(made.accelerator.state), "deepspeed_plugin", settings)
+            loss = float(made._microbatch_step(made.model, microbatch, 4, check=False))
+        assert seen[0]["is_seen"].dtype == (torch.bfloat16 if deepspeed else torch.float32)
+        assert seen[0]["ref_logps"].dtype == (torch.bfloat16 if deepspeed else torch.float64)
+        return loss
+
+    assert loss_of_a_step(True) == loss_of_a_step(False)
 
 
 @pytest.mark.parametrize(("lora", "expected"), [(False, "swap"), (True, "adapter_off")])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +130,37 @@ def test_a_damaged_store_is_written_anew_with_a_warning(file: Path, caplog: pyte
     assert written == ["buffer"]
     assert len(found["buffer"]) == 3
     says(caplog, "buffer.arrow")
+
+
+NODES = """
+import sys, time
+from pathlib import Path
+from transformers import TrainingArguments
+from bfpo.training.tokens import _first_process_first
+
+args = TrainingArguments(output_dir={out!r}, use_cpu=True)
+with _first_process_first(args):
+    there = Path({out!r}, "tokens").exists()
+    if args.process_index == 0:
+        time.sleep(1)
+        Path({out!r}, "tokens").touch()
+print(args.process_index, args.local_process_index, there)
+"""
+
+
+@pytest.mark.slow
+def test_the_first_process_of_another_machine_waits_for_the_first_of_all(tmp_path: Path) -> None:
+    """Two machines with a common folder, of which both have a process 0 of their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-c", NODES.format(out=str(tmp_path))]
+    processes = [
+        subprocess.Popen(
+            command, env={**os.environ, **group, "MASTER_PORT": port, "RANK": rank}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=200)[0].split() for process in processes]
+    assert said == [["0", "0", "False"], ["1", "0", "True"]]

@@ -316,6 +316,7 @@ def _fitting(
         before[made.rendered] += 1
         encoded[one] = tuple(made.prompt)
     notes += [f"the chat template: {chat.opening}"] if chat.opening else []
+    notes += [chat.date_note] if chat.date_note else []
     notes += [f"the chat template: {reason} ({num} of {len(encoded)})" for reason, num in changes.most_common()]
     notes += _rendered_notes(before)
     fitting = {one: ids for one, ids in encoded.items() if len(ids) <= config.max_prompt_length}
@@ -386,7 +387,8 @@ def _finish(
                 extra=row.extra,
                 category=prompt.category,
             )
-            completions.append(without_thought(whole, config.thinking, opened=opened))
+            answer = without_thought(whole, config.thinking, opened=opened)
+            completions.append(answer if chat is None else chat.without_written(answer))
     cut = [row for completion in completions if (row := made[completion.id]).text != completion.text]
     if cut:
         folder.write_jsonl(RAW, ({"id": row.id, "text": row.text} for row in cut))

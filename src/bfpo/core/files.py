@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 __all__ = ["file_digest", "is_disk_full", "open_whole", "user_cache_folder", "write_bytes_whole", "write_text_whole"]
 
@@ -25,7 +26,7 @@ def open_whole(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex[:16]}.part")  # several machines may share the folder
     try:
         with part.open("wb") as file:
             yield file

@@ -1,14 +1,16 @@
-"""Processes: the first of a launcher, and workers that end with the one that started them."""
+"""Processes: the first of a launcher, workers that end with the one that started them, and memory given back."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import threading
 from contextlib import suppress
 from multiprocessing import connection, parent_process
 
-__all__ = ["end_group", "end_with_parent", "is_first_process"]
+__all__ = ["end_group", "end_with_parent", "is_first_process", "release_memory"]
 
 
 def is_first_process() -> bool:
@@ -38,3 +40,13 @@ def _wait_for_parent() -> None:
         connection.wait([parent.sentinel])
         end_group(os.getpid())
         os._exit(1)
+
+
+def release_memory() -> None:
+    """Free what nothing refers to any more, and give back the GPU memory that torch keeps for later use.
+
+    Other processes, such as the engine of vLLM, cannot use it before.
+    """
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.cuda.empty_cache()

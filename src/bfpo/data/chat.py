@@ -38,6 +38,7 @@ __all__ = [
 
 _PROBE = "bfpoprobeanswer"
 _TEXTS_COMPARED = 8
+_ANCHOR = "\n"
 _SHORT = 12  # a text of fewer characters may occur in the template's own text
 
 
@@ -65,6 +66,7 @@ class TextEncoder:
         self._strips = {content: (token.lstrip, token.rstrip) for content, token in added.items()}
         self._tokens = _any_of(special | set(control_tokens))
         self._control = _any_of(special | set(control_tokens) | set(markers))
+        self._anchor = self._anchor_ids()
 
     def holds_control_token(self, text: str) -> bool:
         """Return whether some part of the text would be read as a special token."""
@@ -97,7 +99,7 @@ class TextEncoder:
         """Return the ids of marked text: marked parts as plain text, unmarked special tokens as themselves.
 
         A tokenizer encodes the text between two special tokens on its own, so encoding these parts one by one gives the
-        ids of the whole text, except for marked parts.
+        ids of the whole text, except for marked parts. SentencePiece puts a space before the first of them only.
         """
         ids: list[int] = []
         plain = ""
@@ -106,7 +108,7 @@ class TextEncoder:
             part = part.replace(mark, "")
             if number % 2:
                 if part in self._not_special:  # `split_special_tokens` does not split these: cut them in two
-                    ids += self._encode_plain(plain + part[:1])
+                    ids += self._encode_plain(plain + part[:1], within=bool(ids))
                     plain = part[1:]
                 else:
                     plain += part
@@ -116,18 +118,40 @@ class TextEncoder:
                 token = match.group()
                 left, right = self._strips.get(token, (False, False))
                 before = plain + part[position : match.start()]
-                ids += self._encode_plain(before.rstrip() if left else before)
+                ids += self._encode_plain(before.rstrip() if left else before, within=bool(ids))
                 ids.append(cast(int, self._tokenizer.convert_tokens_to_ids(token)))
                 plain = ""
                 position = match.end() + (len(part[match.end() :]) - len(part[match.end() :].lstrip()) if right else 0)
             plain += part[position:]
-        return ids + self._encode_plain(plain)
+        return ids + self._encode_plain(plain, within=bool(ids))
 
-    def _encode_plain(self, text: str) -> list[int]:
+    def _encode_plain(self, text: str, *, within: bool = False) -> list[int]:
+        """Return the ids of plain text; `within`: it is not the beginning of the whole text."""
         if not text:
             return []
+        anchor = self._anchor if within else []
+        ids = self._plain_ids(_ANCHOR + text if anchor else text)
+        if ids[: len(anchor)] != anchor:  # a token of both
+            return self._plain_ids(text)
+        return ids[len(anchor) :]
+
+    def _plain_ids(self, text: str) -> list[int]:
         encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return cast("list[int]", encoded["input_ids"])
+
+    def _anchor_ids(self) -> list[int]:
+        """Return the ids of a text in front of others that keeps them from beginning as a whole text does.
+
+        Empty where a text begins alike behind a special token, and if no such text is found.
+        """
+        end, probe = self._tokenizer.eos_token, "x"
+        if not isinstance(end, str):
+            return []
+        token, *behind = self._call([end + probe])[0]
+        if token != self._tokenizer.eos_token_id or behind == self._plain_ids(probe):
+            return []
+        anchor = self._plain_ids(_ANCHOR)
+        return anchor if self._plain_ids(_ANCHOR + probe) == [*anchor, *behind] else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +196,7 @@ class ChatEncoder:
     `variables`: values of the template's variables (`chat_template_kwargs`). `end_id` is the token that ends an
     assistant turn: the first special token that the template writes after the answer, else the tokenizer's EOS.
     `opening`: how the template opens an answer differently in generation and in training; empty if it does not.
+    `date_note`: what to know of a template that writes the date of today; empty for others.
 
     Raises `ModelError` if the tokenizer has no EOS or the template cannot be used, `SettingError` for a variable that
     the template does not read.
@@ -214,7 +239,10 @@ class ChatEncoder:
         return self._tokenizer if text is None else with_template(self._tokenizer, text)
 
     def _probe(self) -> tuple[str, str | None]:
-        """Return what the template writes after an answer and the first added token in it, if any; set `opening`."""
+        """Return what the template writes after an answer and the first added token in it, if any.
+
+        Sets `opening` and `date_note`.
+        """
         question, answer = Message("user", "bfpoprobequestion"), Message("assistant", _PROBE)
         try:
             rendered = self._template.render((question, answer))
@@ -225,6 +253,9 @@ class ChatEncoder:
             raise ModelError("the chat template does not write the assistant's answer once and unchanged; pass another")
         suffix = rendered.partition(_PROBE)[2]
         self.opening = opening_difference(head, rendered.removesuffix(suffix), _PROBE)
+        self.date_note = self._template.date_note(head)
+        before = rendered.partition(_PROBE)[0]
+        self._written = before.removeprefix(head).strip() if before.startswith(head) else ""
         added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
         added |= set(self._tokenizer.all_special_tokens)
         written = sorted(token for token in added if token in head + rendered)
@@ -365,6 +396,17 @@ class ChatEncoder:
                 whole = [chat.start + answer for answer in ids]
                 encoded.append(EncodedChat(chat.start, whole, rendered=chat.rendered))
         return encoded
+
+    def without_written(self, completion: Completion) -> Completion:
+        """Return an answer of the model without what the template writes before answers in training.
+
+        The model has learnt to write it itself, such as `<|START_RESPONSE|>` of Command R7B, and the template would
+        write it again.
+        """
+        text = completion.text.lstrip()
+        if not self._written or not text.startswith(self._written) or ends_with_assistant(completion.prompt):
+            return completion
+        return replace(completion, text=text.removeprefix(self._written).lstrip())
 
     def ended(self, ids: list[int]) -> list[int]:
         """Return the ids of a conversation with one end token at their end."""

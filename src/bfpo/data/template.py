@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
@@ -41,6 +42,10 @@ _SECONDS = 10.0
 _REFUSALS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 _REWRITTEN = "the template rewrites the assistant's message at the end, which therefore cannot be continued"
 _MOST_CHARACTERS, _MOST_TIMES = 1_000_000, 100  # a text longer than the sum of the first and the second x its inputs
+
+
+_DATE = "date_string"  # the variable of Llama's templates
+_DATE_FORMAT = re.compile(r"""strftime_now\(\s*(?:'([^']+)'|"([^"]+)")""")
 
 
 class RefusedChatError(DataError):
@@ -80,6 +85,17 @@ class ChatTemplate:
         """Raise `ModelError` if the template does not end for a question, for renderers that have no time limit."""
         with suppress(RefusedChatError):
             self.render((Message("user", "Which way?"),), generation=True)
+
+    def date_note(self, rendered: str) -> str:
+        """Return a note if a rendered text holds the date of today, for which the template asks; empty if not."""
+        formats = [one or other for one, other in _DATE_FORMAT.findall(self.source)]
+        date = next((date for one in formats if (date := datetime.now().strftime(one)) and date in rendered), "")
+        if not date or _DATE in self._variables:
+            return ""
+        how = f"chat_template_kwargs: {{{_DATE}: '{date}'}}"
+        if _DATE not in self.source:
+            how = "a copy of the template with a fixed date, as chat_template,"
+        return f"the chat template: prompts hold today's date ({date}) and are others tomorrow; {how} keeps this one"
 
     def render(
         self, messages: Sequence[Message], *, generation: bool = False, continued: bool = False, tools: str = ""

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from bfpo.core.errors import RunError, SettingError
+from bfpo.core.processes import release_memory
 from bfpo.execution.settings import ExecutorConfig, RayExecutor, workers_on
 from bfpo.execution.worker import WorkerDiedError, usable_cores
 
@@ -265,6 +266,7 @@ class _ThisProcess:
 
     def close(self) -> None:
         self._state = None
+        release_memory()
 
 
 def _done(result: Any) -> Future[Any]:
@@ -306,11 +308,12 @@ def num_gpus() -> int:
 def _visible_gpus(config: ExecutorConfig, num: int, one_per: OnePer) -> list[str] | None:
     """Return the value of CUDA_VISIBLE_DEVICES of each worker, `None` to leave it as it is.
 
+    Work that needs no GPU sees none, as on a Ray cluster: its many workers would crowd the first one.
     Raises `SettingError` for more GPUs than there are.
     """
     each = config.gpus_per_worker
     if each is None and one_per == "core":
-        return None
+        return [""] * num
     found = num_gpus()
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     names = names[:found] if len(names) >= found else [str(number) for number in range(found)]

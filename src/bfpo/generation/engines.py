@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bfpo.core.errors import MissingExtraError, ModelError, ServerError
+from bfpo.core.processes import release_memory
 from bfpo.core.records import OPTIONAL, as_json
 from bfpo.core.schema import Message, canonical_json, from_canonical
+from bfpo.data.messages import ends_with_assistant
 from bfpo.generation.refill import Work
 from bfpo.generation.replies import Answer
 from bfpo.generation.sampling import Request, answer_batches
@@ -32,6 +34,10 @@ __all__ = [
     "decode",
     "read_made",
 ]
+
+
+_HALF = "\ufffd"  # what the bytes of a part of a character decode to
+_CONTEXT = 32  # tokens of a text that is continued
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +92,10 @@ class TransformersEngine:
     def complete(self, tasks: Sequence[Task], report: Report) -> None:
         """Make the completions, longest prompts first, and report them as they end; raises as `answer_batches` does."""
         requests = [Request(task.id, task.prompt_ids) for task in tasks]
+        by_id = {task.id: task for task in tasks}
         settings = {**self._settings, "eos_token_ids": self._eos_token_ids, "work": self.work}
         for batch in answer_batches(self._model, requests, **settings):
-            texts = [decode(self._tokenizer, answer.token_ids) for answer in batch]
-            report([Made(a.id, text, a.finished, len(a.token_ids)) for a, text in zip(batch, texts, strict=True)])
+            report([_decoded(self._tokenizer, by_id[one.id], one.token_ids, finished=one.finished) for one in batch])
 
 
 class ServerEngine:
@@ -209,6 +215,7 @@ class VllmEngine:
         report([self._made(task, output.outputs[0]) for task, output in zip(tasks, outputs, strict=True)])
 
     def _load(self) -> Any:
+        release_memory()  # of models that this process has used before
         try:
             return self._vllm.LLM(
                 model=self._model,
@@ -237,7 +244,7 @@ class VllmEngine:
     def _made(self, task: Task, output: Any) -> Made:
         ids = list(output.token_ids)
         end = next((place for place, token in enumerate(ids) if token in self._ends), None)
-        return Made(task.id, decode(self._tokenizer, ids[:end]), end is not None, len(ids[:end]))
+        return _decoded(self._tokenizer, task, ids[:end], finished=end is not None)
 
 
 def _import_vllm() -> Any:
@@ -251,10 +258,27 @@ def _import_vllm() -> Any:
     return vllm
 
 
-def decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
-    """Return the text of an answer, including special tokens within it."""
-    text: str = tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text
+def _decoded(tokenizer: Any, task: Task, token_ids: Sequence[int], *, finished: bool) -> Made:
+    before = task.prompt_ids[-_CONTEXT:] if ends_with_assistant(task.messages) else ()
+    text = decode(tokenizer, token_ids, before=before, finished=finished)
+    return Made(task.id, text, finished, len(token_ids))
+
+
+def decode(tokenizer: Any, token_ids: Sequence[int], *, before: Sequence[int] = (), finished: bool = True) -> str:
+    """Return the text of an answer, including special tokens within it.
+
+    `before`: tokens of the text that it continues; SentencePiece drops the space before the first word of what it
+    decodes. An answer that is not `finished` may end inside a character, whose bytes are then left out.
+    """
+    text: str
+    head, text = (
+        tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else ""
+        for ids in (before, [*before, *token_ids])
+    )
+    if not text.startswith(head):  # the text before ends inside a character
+        return decode(tokenizer, token_ids, finished=finished)
+    text = text[len(head) :]
+    return text if finished else text.rstrip(_HALF)
 
 
 def completion_seed(seed: int, completion_id: str) -> int:

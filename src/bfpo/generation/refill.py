@@ -22,7 +22,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from bfpo.policy.batches import BATCH_TOKENS
-from bfpo.policy.devices import find_devices
+from bfpo.policy.devices import free_bytes
 from bfpo.policy.head import at_least_float32
 from bfpo.policy.logps import unwrap_causal_lm
 
@@ -311,7 +311,7 @@ def num_slots(causal_lm: Any, width: int) -> int:
     per_row = (width + _SLACK) * per_token + _BYTES_PER_LOGIT * config.vocab_size
     device = causal_lm.device
     most = _SLOTS.get(device.type, _SLOTS_ELSEWHERE)
-    free = find_devices()[device.index or 0].free_bytes
+    free = free_bytes(device)
     return most if free is None else max(1, min(most, int(free * _SHARE_OF_MEMORY) // per_row))
 
 

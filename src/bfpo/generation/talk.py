@@ -19,7 +19,6 @@ from bfpo.generation.sampling import Request, answer_batches, positions_left
 __all__ = ["Reply", "Talk"]
 
 _END_TOKENS = 32  # of a prompt, enough for an opening mark of thoughts
-_HALF = "\ufffd"  # what the bytes of half a character decode to
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +94,11 @@ class Talk:
             if type(error) is not KeyboardInterrupt:  # SIGTERM ends the command
                 raise
             made, finished, stopped = watch.token_ids, False, True
-        watch.show(made, last=True)
-        whole = Completion(id, prompt, decode(self._chat.tokenizer, made), self.name, finished=finished)
+        watch.show(made, last=finished)
+        answered = decode(self._chat.tokenizer, made, finished=finished)
+        whole = Completion(id, prompt, answered, self.name, finished=finished)
         opened = opens_thought(decode(self._chat.tokenizer, ids[-_END_TOKENS:]), (self._thinking or Thinking()).pairs)
-        completion = without_thought(whole, self._thinking, opened=opened or None)
+        completion = self._chat.without_written(without_thought(whole, self._thinking, opened=opened or None))
         self._messages = (*prompt, Message("assistant", completion.text))
         return Reply(replace(completion, model=self.name), len(made), stopped)
 
@@ -119,9 +119,7 @@ class _Watch(LogitsProcessor):
     def show(self, token_ids: list[int], *, last: bool = False) -> None:
         """Hand on the new text, except the bytes of a character that may not be whole yet."""
         self.token_ids = token_ids
-        text = decode(self._tokenizer, token_ids)
-        if not last:
-            text = text.rstrip(_HALF)
+        text = decode(self._tokenizer, token_ids, finished=last)
         if len(text) > self._shown:
             self._on_text(text[self._shown :])
             self._shown = len(text)

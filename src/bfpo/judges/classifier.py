@@ -256,7 +256,8 @@ def classifier_trainer(
     `trainable`: "all", or "head" for the new head alone; `lora`: settings of adapters on all linear modules, the head's
     too. `balanced`: the loss weighs both labels the same.
 
-    Raises `DataError` if all labels are the same or no text is left, `ModelError` for a model that cannot be loaded.
+    Raises `DataError` if all labels are the same or no text is left, `ModelError` for a model that cannot be loaded,
+    `SettingError` for several GPUs in one process.
     """
     labels = [int(completion.is_safe == 1) for completion in completions]
     if len(set(labels)) < 2:
@@ -278,27 +279,32 @@ def classifier_trainer(
     ]
     if not data:
         raise DataError(f"max_length: all {len(rows)} texts are longer than {max_length} tokens; raise it")
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=0.1,
+        num_train_epochs=num_train_epochs,
+        max_steps=max_steps or -1,
+        bf16=dtype == "bfloat16",
+        **_by_length(),
+        per_device_train_batch_size=batch_size,
+        seed=seed,
+        data_seed=seed,
+        logging_steps=logging_steps,
+        save_steps=save_steps,
+        use_cpu=runs_on_cpu(),
+        dataloader_pin_memory=not runs_on_cpu(),
+        disable_tqdm=True,
+        report_to="none",
+    )
+    if args.n_gpu > 1:  # each of them would take `batch_size` texts
+        raise SettingError(
+            f"{args.n_gpu} GPUs in one process are not supported; make only one GPU visible (CUDA_VISIBLE_DEVICES=0)"
+        )
     trainer = Trainer(
         model=classifier,
-        args=TrainingArguments(
-            output_dir=str(checkpoints),
-            learning_rate=learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=0.1,
-            num_train_epochs=num_train_epochs,
-            max_steps=max_steps or -1,
-            bf16=dtype == "bfloat16",
-            **_by_length(),
-            per_device_train_batch_size=batch_size,
-            seed=seed,
-            data_seed=seed,
-            logging_steps=logging_steps,
-            save_steps=save_steps,
-            use_cpu=runs_on_cpu(),
-            dataloader_pin_memory=not runs_on_cpu(),
-            disable_tqdm=True,
-            report_to="none",
-        ),
+        args=args,
         train_dataset=data,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,

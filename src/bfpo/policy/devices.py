@@ -20,6 +20,7 @@ __all__ = [
     "computes_bfloat16",
     "describe_hub",
     "find_devices",
+    "free_bytes",
     "free_disk",
     "installed_extras",
     "runs_on_cpu",
@@ -84,6 +85,20 @@ def _accelerator(backend: Any, kind: str, index: int) -> Device:
     name = backend.get_device_name(index) if hasattr(backend, "get_device_name") else kind
     supported: Callable[[], bool] = getattr(backend, "is_bf16_supported", lambda: False)
     return Device(f"{kind}:{index}", str(name), free, total, bool(supported()))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory that this process can still use on a device, `None` if unknown; no other device is asked.
+
+    What torch has reserved there and does not use is free for it.
+    """
+    if device.type == "cpu":
+        return _memory_of_host()[0]
+    backend: Any = torch.get_device_module(device)
+    if not hasattr(backend, "mem_get_info"):
+        return None
+    index = device.index or 0
+    return int(backend.mem_get_info(index)[0] + backend.memory_reserved(index) - backend.memory_allocated(index))
 
 
 def computes_bfloat16() -> bool:

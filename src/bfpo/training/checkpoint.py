@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -152,7 +153,10 @@ def only_trained(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def state_of_trained(model: Any) -> Iterator[None]:
-    """Leave frozen parameters out of `model.state_dict()`, and do not miss them in `model.load_state_dict`."""
+    """Leave frozen parameters out of `model.state_dict()`, and do not miss them in `model.load_state_dict`.
+
+    Only those that are sharded: before, and on the meta device, the state is that from which accelerate shards a model.
+    """
 
     def frozen() -> set[str]:
         named = model.named_parameters(remove_duplicate=False)
@@ -160,7 +164,9 @@ def state_of_trained(model: Any) -> Iterator[None]:
 
     def give(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         for name in frozen():
-            state.pop(prefix + name, None)
+            value = state.get(prefix + name)
+            if isinstance(value, DTensor) and not value.is_meta:
+                del state[prefix + name]
 
     def take(module: nn.Module, incompatible: Any) -> None:
         incompatible.missing_keys[:] = sorted(set(incompatible.missing_keys) - frozen())

@@ -43,11 +43,11 @@ __all__ = [
     "lacking_tokens",
     "load_start",
     "pair_categories",
-    "positions_note",
     "read_start",
     "reference_cache",
     "report_data",
     "row_streams",
+    "start_notes",
     "template_facts",
     "trained_hashes",
     "write_rejects",
@@ -217,7 +217,7 @@ def describe_tokens(
         take(tokenize(pairs))
         rows.append(tokenize.report.as_row())
         lines += checked_lines(config, name, pairs.scan().counts, rows[-1])
-    return [*lines, *positions_note(start, rows)]
+    return [*lines, *start_notes(start, rows)]
 
 
 def checked_lines(config: TrainingConfig, name: str, counts: Mapping[str, Any], tokens: Mapping[str, Any]) -> list[str]:
@@ -242,15 +242,19 @@ def _describe_data(name: str, counts: Mapping[str, Any], tokens: Mapping[str, An
     return lines
 
 
-def positions_note(start: Start, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return a line if the longest text of these reports of tokens has more tokens than the model has positions."""
+def start_notes(start: Start, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what to know of the start: a chat template that dates itself, and fewer positions than texts have tokens.
+
+    `rows`: the reports of tokens.
+    """
+    notes = [start.chat.date_note] if start.chat.date_note else []
     longest, limit = max((row["longest_tokens"] for row in rows), default=0), start.num_positions
-    if limit is None or longest <= limit:
-        return []
-    return [
-        f"the longest text has {longest} tokens, more than the {limit} positions of the model, which was not trained "
-        f"on texts of this length; max_length: {limit} would cut them"
-    ]
+    if limit is not None and longest > limit:
+        notes.append(
+            f"the longest text has {longest} tokens, more than the {limit} positions of the model, which was not "
+            f"trained on texts of this length; max_length: {limit} would cut them"
+        )
+    return notes
 
 
 def report_data(
@@ -270,7 +274,7 @@ def report_data(
         for name, (counts, tokens) in streams.items():
             logger.info("%s", "; ".join(_describe_data(name, counts, tokens)))
         notes = [note for name, tokens in rows.items() for note in token_notes(name, tokens)]
-        for note in [*notes, *positions_note(start, rows.values())]:
+        for note in [*notes, *start_notes(start, rows.values())]:
             logger.warning("%s", note)
     for name, tokens in rows.items():
         check_tokens(name, tokens, **_allowed(config))

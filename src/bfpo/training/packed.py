@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, cast
@@ -36,7 +37,7 @@ from bfpo.training.checks import check_form, check_rows
 from bfpo.training.schedule import WarmTrainer
 from bfpo.training.sharding import prepare_sharding
 
-__all__ = ["PackedTrainer"]
+__all__ = ["PackedTrainer", "exact"]
 
 
 class PackedTrainer(TrainedSaver, WarmTrainer):
@@ -88,7 +89,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
             callbacks=[EpochCallback(), *(callbacks or [])],
             optimizers=optimizers,
         )
-        prepare_sharding(self.accelerator)
+        prepare_sharding(self.accelerator, self.model)
         self.streams = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else [])]
         with _autocast(self.model, str(self.accelerator.mixed_precision)):
             self.form = choose_form(
@@ -204,7 +205,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
         self, model: nn.Module, microbatch: MicroBatch, num_items: Tensor | int | None, *, check: bool
     ) -> Tensor:
         """Run forward and backward pass of one micro-batch and return its loss."""
-        loss = super().training_step(model, microbatch, num_items)
+        loss = super().training_step(model, {**microbatch, "exact": _Exact(_floats(microbatch))}, num_items)
         if check and "is_filler" not in microbatch:
             check_rows(microbatch, self._pairs_of(microbatch))
         return loss
@@ -316,6 +317,24 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
     @cached_property
     def _num_parameters(self) -> int:
         return int(sum(parameter.numel() for parameter in self.model.parameters()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Exact:
+    """Tensors that `Trainer` does not see: under DeepSpeed it casts those of its inputs to the dtype of the weights."""
+
+    tensors: Mapping[str, Tensor]
+
+
+def _floats(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point()}
+
+
+def exact(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a micro-batch as it was collated, its float64 tensors in float64, on the device where it is now."""
+    if "exact" not in inputs:
+        return inputs
+    return {**inputs, **on_device(inputs["exact"].tensors, inputs["input_ids"].device)}
 
 
 def _autocast(model: nn.Module, mixed_precision: str) -> AbstractContextManager[Any]:

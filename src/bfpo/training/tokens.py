@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArgume
             logger.info("%s: hashing its files", model)
             folder.add_weights(model)
     streams = row_streams(config, start)
-    with args.main_process_first(desc="tokenizing"):
+    with _first_process_first(args):
         tokens = token_stores(
             folder,
             streams,
@@ -71,6 +72,13 @@ def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArgume
     facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
     report_data(folder, start, facts, config)
     return tokens
+
+
+@contextmanager
+def _first_process_first(args: TrainingArguments) -> Iterator[None]:
+    """Let the first process of all go first, then that of each machine, whose folder may be its own, then the rest."""
+    with args.main_process_first(local=False, desc="tokenizing"), args.main_process_first(desc="tokenizing"):
+        yield
 
 
 def token_stores(
@@ -91,8 +99,8 @@ def token_stores(
     store is named by the digest of all these, so that other runs find it; an existing store is never changed. Its
     `facts` hold `counts` and `rejects` of the stream and `tokens`, the report's row. `rejects.jsonl` is written to the
     run folder. How many rows were tokenized here goes to `run.json`. `num_embeddings` as for `PairTokenizer`; it counts
-    only if the tokenizer has ids beyond it. `chat` as for `PairTokenizer`. With several processes, let one of
-    each machine call this first. Raises as the streams and the tokenizer do, for a bad row of any stream before the
+    only if the tokenizer has ids beyond it. `chat` as for `PairTokenizer`. With several processes, let the first
+    call this before the others. Raises as the streams and the tokenizer do, for a bad row of any stream before the
     tokens of the first are made.
     """
     if (limit := ids_to_check(tokenizer, num_embeddings)) is not None:

@@ -38,7 +38,7 @@ from bfpo.training.checks import (
 )
 from bfpo.training.margin import check_margin_logps
 from bfpo.training.metrics import PairFigures, TrainingRecord, group_index
-from bfpo.training.packed import PackedTrainer
+from bfpo.training.packed import PackedTrainer, exact
 from bfpo.training.sharding import is_sharded, shard_now
 
 __all__ = ["BFPOConfig", "BFPOTrainer"]
@@ -156,7 +156,7 @@ class BFPOTrainer(PackedTrainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Mapping[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -165,6 +165,7 @@ class BFPOTrainer(PackedTrainer):
         `inputs` is one micro-batch. `num_items_in_batch` counts the pairs of each stream in the whole optimizer step,
         over all processes; without it the micro-batch is the step.
         """
+        inputs = exact(inputs)
         figures, total_P = self.pair_losses(model, inputs)
         if "is_filler" in inputs:
             # Zero, but with a graph: every process must run backward, as sharded weights are gathered there again.
@@ -185,7 +186,7 @@ class BFPOTrainer(PackedTrainer):
 
         One forward pass holds chosen and rejected rows of both streams.
         """
-        args = self.args
+        args, inputs = self.args, exact(inputs)
         # Without gradient, and before the policy's own pass: the reference may swap weights in place.
         ref_logps_N = self.reference.logps(model, inputs)
         found = sequence_logps(model, inputs)
