@@ -95,6 +95,8 @@ def test_it_trains_and_evaluates(tmp_path):
 def test_what_cannot_be_read_is_refused(tmp_path):
     with raises(SettingError, "loss_type", "label_smoothing"):
         trl_trainer(tmp_path, loss_type="ipo", label_smoothing=0.1)
+    with raises(SettingError, "router_aux_loss_coef"):
+        trl_trainer(tmp_path, router_aux_loss_coef=0.01)
     with raises(SettingError, "kto"):
         trl_trainer(tmp_path, method="kto")
     with raises(SettingError, "modpo"):
@@ -102,3 +104,6 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     bare = [{key: value for key, value in row.items() if key != "rejected_is_safe"} for row in ROWS]
     with raises(LabelError, "rejected_is_safe"):
         batch_of(trl_trainer(tmp_path, bare))
+    words = [{**row, "chosen_is_safe": "safe"} for row in ROWS]
+    with raises(LabelError, "chosen_is_safe", "'safe'"):
+        batch_of(trl_trainer(tmp_path, words))

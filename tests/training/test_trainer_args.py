@@ -115,6 +115,23 @@ def test_a_constant_schedule_has_no_warm_up(tmp_path: Path) -> None:
     assert train_stage._arguments(align(), tmp_path).get_warmup_steps(200) == 20
 
 
+@pytest.mark.parametrize("optim", ["lomo", "adalomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
+def test_an_optimizer_that_acts_in_the_backward_pass_is_refused(tmp_path: Path, optim: str) -> None:
+    with raises(ConfigError, "micro-batch"):
+        train_stage._arguments(align(optim=optim), tmp_path)
+
+
+def test_what_a_low_rank_optimizer_needs_is_said_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with raises(MissingExtraError, "galore-torch"):
+        train_stage._arguments(align(optim="galore_adamw"), tmp_path)
+    monkeypatch.setattr("bfpo.training.trainer_args.importlib.util.find_spec", lambda name: name)
+    with raises(ConfigError, "optim_target_modules"):
+        train_stage._arguments(align(optim="apollo_adamw"), tmp_path)
+    train_stage._arguments(align(optim="apollo_adamw", trainer_args={"optim_target_modules": ["down_proj"]}), tmp_path)
+
+
 def test_an_evaluation_of_the_start_needs_held_out_rows(tmp_path: Path) -> None:
     with raises(ConfigError, "trainer_args.eval_on_start"):
         train_stage._arguments(align(trainer_args={"eval_on_start": True}), tmp_path)

@@ -31,14 +31,14 @@ LABELS = ("chosen_is_safe", "rejected_is_safe")
 """The two columns of a data set that TRL does not know: bits, or probabilities of being safe."""
 _THEIR_LOSS = (
     "loss_type", "loss_weights", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing",
-    "use_weighting", "discopop_tau",
+    "use_weighting", "discopop_tau", "router_aux_loss_coef",
 )  # fmt: skip
 
 
 class LabelledPairCollator:
     """TRL's collator of pairs, and the labels of the P pairs as (P,) float64 tensors.
 
-    Raises `LabelError` for a row without one of the labels.
+    Raises `LabelError` for a row without one of the labels, or with something else than a number there.
     """
 
     def __init__(self, pairs: DataCollatorForPreference) -> None:
@@ -54,6 +54,9 @@ class LabelledPairCollator:
                     f"{name}: missing in a row of the data set; needed: the columns {' and '.join(LABELS)} with true, "
                     "false or a probability in [0, 1]"
                 )
+            for value in values:
+                if not isinstance(value, (bool, int, float)):
+                    raise LabelError(f"{name}: got {value!r}; allowed: true, false or a probability in [0, 1]")
             batch[name] = torch.tensor(values, dtype=torch.float64)
         return batch
 

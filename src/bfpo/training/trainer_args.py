@@ -189,7 +189,13 @@ def _check_optim(args: TrainingArguments) -> None:
     name = str(getattr(args.optim, "value", args.optim))
     if _needs_bitsandbytes(name) and importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError(f"optim: {name} needs bitsandbytes; install it with: pip install 'bfpo[quant]'")
-    if name.startswith(("galore", "apollo", "lomo", "adalomo")):  # made for a model, which is not there yet
+    if name.endswith(("_layerwise", "lomo")):
+        raise ConfigError(
+            f"optim: {name} updates weights inside the backward pass, which a step has for each micro-batch; choose "
+            "another optimizer"
+        )
+    if name.startswith(("galore", "apollo")):  # made for a model, which is not there yet
+        _check_low_rank(name, args.optim_target_modules)
         return
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
@@ -197,6 +203,17 @@ def _check_optim(args: TrainingArguments) -> None:
         raise MissingExtraError(f"optim: {name} cannot be used ({first_line(error)})") from error
     except ValueError as error:
         raise ConfigError(f"optim: {name} cannot be used ({first_line(error)})") from error
+
+
+def _check_low_rank(name: str, targets: object) -> None:
+    package = f"{name.partition('_')[0]}-torch"
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        raise MissingExtraError(f"optim: {name} needs {package}; install it with: pip install {package}")
+    if not targets:
+        raise ConfigError(
+            f"trainer_args.optim_target_modules: not set, and optim: {name} needs it; name modules whose weights "
+            "train, such as [down_proj]"
+        )
 
 
 def _needs_bitsandbytes(name: str) -> bool:
