@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import bfpo.cli
 import bfpo.runs.stages
 from bfpo import __version__
 from bfpo.cli import app
@@ -174,6 +176,14 @@ def test_demo_has_its_short_options(monkeypatch):
     monkeypatch.setattr("bfpo.cli._execute", lambda stage, settings, **options: seen.append(settings))
     assert bfpo_in_process("demo", "--out", "d", "--seeds", "3", "--full", "--set", "seed=5").exit_code == 0
     assert seen == [["seed=5", "seeds=3", "full=true"]]
+
+
+def test_a_terminal_that_lacks_a_character_gets_an_escape(monkeypatch, capfd):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(bfpo.cli, "app", lambda: show("“β” −2.6"))
+    bfpo.cli.main()
+    assert stream.buffer.getvalue() == rb"\u201c\u03b2\u201d \u22122.6" + b"\n"
 
 
 def as_json(*arguments: str):

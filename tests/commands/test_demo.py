@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from bfpo.commands.demo import preview
+from bfpo.commands.demo import command_of, preview
 from bfpo.config import DemoConfig, load_config
 from bfpo.core.errors import ConfigError, RunError
 from bfpo.execution.settings import LocalExecutor
@@ -52,6 +54,24 @@ def test_the_demo_ends_with_a_page_and_its_numbers(demo):
     assert page.startswith("<!doctype html>")
     assert "BFPO" in (folder.path / "report.md").read_text()
     assert (folder.path / "figures" / "scatter.png").stat().st_size > 10_000
+
+
+def test_the_command_on_the_page_has_the_settings_of_the_demo(tmp_path):
+    given = ["seeds=2", "seed=5", "part=validation", "align.bfpo.beta=0.2", "world.harm_shares={burning: 2}"]
+    config = load_config(DemoConfig, None, [*given, "executor.workers=3"])
+    command = command_of(config)
+    assert command.startswith("bfpo demo --out DIR --seeds 2 --set ")
+    again = [text for text in shlex.split(command)[6:] if text != "--set"]
+    resolved = load_config(DemoConfig, None, [*again, "seeds=2", "executor.workers=3"]).resolved()
+    assert resolved == config.resolved()
+    assert command_of(DemoConfig(full=True)) == "bfpo demo --out DIR --full"
+
+
+def test_temperature_0_needs_one_answer_to_each_prompt():
+    with raises(ConfigError, "world.completions_per_prompt"):
+        load_config(DemoConfig, None, ["temperature=0"])
+    config = load_config(DemoConfig, None, ["temperature=0", "world.completions_per_prompt=1"])
+    assert plan_seed(config, Path("run"), 0)
 
 
 def test_every_model_starts_from_the_one_start_and_is_asked_the_same(demo):

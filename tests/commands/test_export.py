@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from typer.testing import CliRunner
 
 from bfpo.cli import app
+from bfpo.policy import save
 from bfpo.policy.save import save_policy
 from helpers import CHATML, byte_tokenizer
 from messages import fails
@@ -87,6 +88,30 @@ def test_an_adapter_is_merged_in_float32_and_rounded_once(model: Path, tmp_path:
         assert torch.equal(wanted.float().to(torch.bfloat16), value) or leaf == "weight"
         assert (wanted - value.double()).abs().max() <= 2**-8 * wanted.abs().max()
     assert changed == 4
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_an_adapter_brings_its_own_tokenizer_and_its_base_has_the_revision(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_config: bool
+) -> None:
+    byte_tokenizer(None).save_pretrained(model)
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    adapter = tmp_path / "adapter"
+    peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], revision="v1")).save_pretrained(adapter)
+    byte_tokenizer(CHATML).save_pretrained(adapter)
+    (adapter / "chat_template.jinja").unlink()  # transformers 4 wrote it into the tokenizer's config
+    facts = json.loads((adapter / "tokenizer_config.json").read_text())
+    (adapter / "tokenizer_config.json").write_text(json.dumps({**facts, "chat_template": CHATML}))
+    if with_config:  # as axolotl writes it
+        base.config.save_pretrained(adapter)
+    asked: list[str | None] = []
+    load = save.load_policy
+    monkeypatch.setattr(save, "load_policy", lambda *a, **k: asked.append(k["revision"]) or load(*a, **k))
+    result = export(adapter, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHATML
+    assert asked == ["v1"]
 
 
 def test_a_gguf_file_beside_the_model(model: Path, tmp_path: Path) -> None:

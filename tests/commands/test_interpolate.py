@@ -97,6 +97,20 @@ def test_a_chat_template_that_one_of_the_two_has_is_kept(tmp_path: Path, which: 
         preview_stage("interpolate", config)
 
 
+def test_a_config_of_another_version_or_with_other_special_tokens_is_the_same(models: tuple[Path, Path]) -> None:
+    file = models[0] / "config.json"
+    values = json.loads(file.read_text())
+    rope = values.pop("rope_parameters")  # the form of transformers 4
+    older = {"rope_theta": rope["rope_theta"], "rope_scaling": None, "torch_dtype": values.pop("dtype")}
+    older |= {"_attn_implementation_autoset": True, "transformers_version": "4.50.0"}
+    file.write_text(json.dumps({**values, **older, "eos_token_id": [5, 6], "pad_token_id": 7}))  # a trainer sets them
+    config = InterpolateConfig(first=str(models[0]), second=str(models[1]))
+    preview_stage("interpolate", config)
+    file.write_text(json.dumps({**values, **older, "rope_theta": 500.0}))
+    with raises(ModelError, "rope_parameters"):
+        preview_stage("interpolate", config)
+
+
 def test_models_without_a_middle_are_refused(models: tuple[Path, Path]) -> None:
     def refused(key: str) -> None:
         with raises(ModelError, key):

@@ -135,6 +135,22 @@ def test_an_exported_folder_is_pushed(hub: HubServer, prepared: Path) -> None:
     assert hub.created[1]["private"] is None
 
 
+def test_the_weights_of_an_earlier_model_do_not_stay(hub: HubServer, prepared: Path) -> None:
+    there = prepared / "hub" / "acme" / "start"
+    there.mkdir(parents=True)
+    for name in (
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "adapter_config.json",
+        "notes.txt",
+    ):
+        (there / name).write_text("{}")
+    result = export(prepared / "start", prepared / "out", "--push", "acme/start")
+    assert result.exit_code == 0, result.output
+    assert files_of(there).keys() == files_of(prepared / "out").keys() | {"notes.txt"}
+    AutoModelForCausalLM.from_pretrained(there)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -254,7 +254,7 @@ def dtype_of_log_probs(prepared):
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     plugin.set_mixed_precision("bf16")
     if prepared:
-        prepare_sharding(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+        prepare_sharding(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), tiny_model())
     model = tiny_model()
     assert choose_form(model, longest_text=12) == "packed"
     shard(model, mp_policy=plugin.mixed_precision_policy)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -90,6 +91,31 @@ def test_another_adapter_is_merged_by_peft(tmp_path: Path) -> None:
     saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.tensor([[3, 4, 5, 6]])
     assert torch.allclose(saved(ids).logits, model.eval()(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"], "use_dora": True},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+    ],
+)
+def test_what_was_trained_whole_beside_an_adapter_is_saved(
+    tmp_path: Path, settings: dict[str, Any], tied: bool
+) -> None:
+    lora = {"r": 3, "target_modules": ["q_proj"], "init_lora_weights": False, **settings}
+    model = peft.get_peft_model(tiny_model(tie_word_embeddings=tied), peft.LoraConfig(**lora)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".modules_to_save." in name:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    save_policy(model, tiny_tokenizer(), tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert torch.allclose(saved(ids).logits, model(ids).logits, atol=1e-4)
 
 
 TWO_TEMPLATES = {"default": "{{ messages[0]['content'] }}", "tool_use": "tools"}

@@ -75,6 +75,13 @@ def test_a_run_folder_in_place_of_its_model_is_guessed(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_an_adapter_in_place_of_a_model_is_named_as_one(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with raises(ModelError, "adapter", "bfpo export"):
+        read_config(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name",
     [

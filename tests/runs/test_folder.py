@@ -60,6 +60,14 @@ def test_an_earlier_run_is_refused_without_resume_and_opened_with_it(tmp_path):
     assert folder.record["starts"] == 2
 
 
+def test_a_resumed_run_does_not_name_the_error_of_its_earlier_start(tmp_path):
+    folder = new(tmp_path)
+    folder.write_text("toy.md", "half")
+    folder.set_status("failed", "the disk is full")
+    record = new(tmp_path, resume=True).record
+    assert (record["status"], record.get("error")) == ("running", None)
+
+
 def test_resume_names_the_keys_that_differ(tmp_path):
     new(tmp_path / "run", steps=5)
     with raises(RunError, "--config"):

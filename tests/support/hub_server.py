@@ -114,6 +114,8 @@ class HubServer:
                 file = folder / line["value"]["path"]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(base64.b64decode(line["value"]["content"]))
+            elif line["key"] == "deletedFile":
+                (folder / line["value"]["path"]).unlink()
         page = f"{self.url}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
         return _said({"success": True, "commitUrl": page, "commitOid": COMMIT})
 

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from bfpo.core.errors import SettingError
 from bfpo.policy.load import set_trainable
+from bfpo.training import sharding
 from bfpo.training.sharding import is_sharded, prepare_sharding, whole_state
 from bfpo.training.trainer import BFPOTrainer
 from messages import raises
@@ -26,6 +27,13 @@ class ShardedTrainer(BFPOTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = True
+
+
+def with_masters() -> Any:
+    model = set_trainable(tiny_model(dtype=torch.bfloat16), ["*.down_proj.weight"], None)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+    return model
 
 
 def fake_accelerator(**settings: Any) -> Any:
@@ -42,24 +50,34 @@ def test_a_model_with_masters_is_tried_on_the_cpu_before_it_is_sharded(tmp_path:
             super().create_accelerator_and_postprocess()
             self.accelerator.autocast = autocast
 
-    model = set_trainable(tiny_model(dtype=torch.bfloat16), ["*.down_proj.weight"], None)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
-    made = tiny_trainer(tmp_path, trainer=Unsharded, model=model, reference="swap", bf16=True)
+    made = tiny_trainer(tmp_path, trainer=Unsharded, model=with_masters(), reference="swap", bf16=True)
     assert made.form == "packed"
 
 
 def test_log_probs_leave_fsdp2_as_they_are() -> None:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
     accelerator = fake_accelerator(fsdp_version=2, mixed_precision_policy=policy)
-    prepare_sharding(accelerator)
+    prepare_sharding(accelerator, tiny_model())
     kept = accelerator.state.fsdp_plugin.mixed_precision_policy
     assert kept.output_dtype is None
     assert (kept.param_dtype, kept.reduce_dtype) == (torch.bfloat16, torch.float32)
-    prepare_sharding(fake_accelerator(fsdp_version=2, mixed_precision_policy=None))
-    prepare_sharding(SimpleNamespace(state=SimpleNamespace()))  # type: ignore[arg-type]
+    prepare_sharding(fake_accelerator(fsdp_version=2, mixed_precision_policy=None), tiny_model())
+    prepare_sharding(SimpleNamespace(state=SimpleNamespace()), tiny_model())  # type: ignore[arg-type]
     with raises(SettingError, "fsdp_version"):
-        prepare_sharding(fake_accelerator(fsdp_version=1, mixed_precision_policy=policy))
+        prepare_sharding(fake_accelerator(fsdp_version=1, mixed_precision_policy=policy), tiny_model())
+
+
+def test_an_fsdp2_that_wants_one_dtype_is_refused_where_there_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = fake_accelerator(fsdp_version=2, mixed_precision_policy=None)
+    uniform, model = tiny_model(), with_masters()
+    prepare_sharding(accelerator, model)
+    monkeypatch.setattr(torch, "__version__", "2.7.1")
+    monkeypatch.setattr(sharding, "is_torch_version", lambda relation, version: (relation, version) == ("<", "2.8"))
+    with raises(SettingError, "2.8"):
+        prepare_sharding(accelerator, model)
+    prepare_sharding(accelerator, set_trainable(uniform, ["*.down_proj.weight"], None))
+    monkeypatch.setattr(sharding, "compare_versions", lambda name, relation, version: False)
+    prepare_sharding(accelerator, model)
 
 
 @pytest.mark.parametrize(("fsdp", "deepspeed"), [(True, False), (False, True), (False, False)])

@@ -67,7 +67,10 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
-    return {name: {event.step: event.value for event in events.Scalars(name)} for name in events.Tags()["scalars"]}
+    found = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    steps = [event.step for event in found["train/main/loss"]]
+    assert len(set(steps)) == len(steps)
+    return {name: {event.step: event.value for event in points} for name, points in found.items()}
 
 
 def test_tensorboard_shows_every_row_by_stream_and_cell(data: Path) -> None:
@@ -84,13 +87,14 @@ def test_tensorboard_shows_every_row_by_stream_and_cell(data: Path) -> None:
     assert "\n- one\n- two\n" in card
 
 
-def test_a_resumed_run_shows_every_step_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [1, 3])  # before the first checkpoint, and behind it
+def test_a_resumed_run_shows_every_step_once(data: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     pytest.importorskip("tensorboard")
     config = align(data, report_to=["tensorboard"])
 
     class Stop(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 3:
+            if state.global_step == stop:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -107,6 +111,23 @@ def test_a_resumed_run_shows_every_step_once(data: Path, monkeypatch: pytest.Mon
     last = {row["step"]: row for row in rows if "main/loss" in row}
     for step, value in events["train/main/loss"].items():
         assert math.isclose(value, last[step]["main/loss"], rel_tol=1e-6)
+
+
+def test_a_tracker_is_made_as_a_trainer_does_and_gets_the_default_project(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+
+    class Watching(TrainerCallback):
+        def on_init_end(self, args: Any, *_: Any, **__: Any) -> None:  # codecarbon and azure_ml start here
+            seen.append(("init", args.project))
+
+        def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
+            seen.append(("train", args.project))
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "codecarbon", Watching)
+    run_stage("sft", sft(data, report_to="codecarbon"), data / "run")
+    assert seen == [("init", "bfpo"), ("train", "bfpo")]
 
 
 def test_nothing_is_tracked_unless_asked(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

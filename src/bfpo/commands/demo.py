@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 from bfpo.config import DemoConfig
 from bfpo.core.console import show
@@ -13,7 +17,7 @@ from bfpo.experiments.steps import seeds_of
 from bfpo.experiments.workers import run_chains
 from bfpo.runs.folder import RunFolder
 
-__all__ = ["preview", "run"]
+__all__ = ["command_of", "preview", "run"]
 
 
 def run(config: DemoConfig, folder: RunFolder) -> None:
@@ -26,7 +30,7 @@ def run(config: DemoConfig, folder: RunFolder) -> None:
     from bfpo.report.page import write_report
 
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    data = collect(config, folder, commands=[_command(config)], created=now)
+    data = collect(config, folder, commands=[command_of(config)], created=now)
     page = write_report(data, folder.path)
     show(folder.file("report.md").read_text(encoding="utf-8").split("\n## ")[0].rstrip())
     show(f"\nThe page: {page}")
@@ -46,10 +50,23 @@ def _chains(config: DemoConfig, folder: RunFolder) -> list[Chain]:
     return [chain for seed in seeds_of(config) for chain in plan_seed(config, folder.path, seed)]
 
 
-def _command(config: DemoConfig) -> str:
+def command_of(config: DemoConfig) -> str:
+    """Return the command that makes this demo again."""
     parts = ["bfpo demo --out DIR"]
     if config.full:
         parts.append("--full")
     if config.seeds > 1:
         parts.append(f"--seeds {config.seeds}")
+    given = {key: value for key, value in config.resolved().items() if key not in ("full", "seeds", "executor")}
+    parts += [f"--set {shlex.quote(text)}" for text in _changes(given, DemoConfig().resolved())]
     return " ".join(parts)
+
+
+def _changes(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the settings that are not at their default, as `--set` takes them."""
+    for key, value in given.items():
+        before = default.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            yield from _changes(value, before, f"{prefix}{key}.")
+        elif value != before:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"

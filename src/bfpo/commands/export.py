@@ -40,12 +40,13 @@ _HOW = {"adapter": "merged into", "checkpoint": "its other weights from"}  # a b
 class _Source:
     """What is exported: a folder or hub id, and the model below an adapter or a checkpoint that lacks frozen weights.
 
-    `kind`: what `model` is if it needs a base.
+    `kind`: what `model` is if it needs a base. `revision`: of the model that is loaded from the hub.
     """
 
     model: str
     base: str | None = None
     kind: Literal["", "adapter", "checkpoint"] = ""
+    revision: str | None = None
 
 
 def run(
@@ -79,7 +80,7 @@ def run(
         open_repository(push, private=private, key="--push")
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        _write(source, part, dtype, revision)
+        _write(source, part, dtype)
         _write_card(source, part, dtype)
         if gguf is not None:
             _write_gguf(source, part, gguf)
@@ -121,34 +122,35 @@ def _find(model: str, revision: str | None) -> _Source:
     if str(path) != model and not (path / "config.json").is_file():
         raise ModelError(f"model: {model} is a run without a model in {path}; give a finished run of train or sft")
     model = str(path) if path.is_dir() else model
-    if (path / _ADAPTER).is_file() and not (path / "config.json").is_file():
+    if (path / _ADAPTER).is_file() and not any(path.glob("model*.safetensors")):  # a config.json may be there
         try:
-            base = json.loads((path / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+            facts = json.loads((path / _ADAPTER).read_text(encoding="utf-8"))
+            base, revision = facts["base_model_name_or_path"], revision or facts.get("revision")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ModelError(
                 f"model: {path / _ADAPTER} cannot be read ({type(error).__name__}: {error}); save the adapter again"
             ) from error
         if not isinstance(base, str) or not base:
             raise ModelError(f"model: {path / _ADAPTER} names no base model (base_model_name_or_path); set it there")
-        check_source("base_model_name_or_path", base)
-        return _Source(model, base, "adapter")
+        check_source("base_model_name_or_path", base, revision=revision)
+        return _Source(model, base, "adapter", revision)
     if holds_only_trained(model):
         start, start_revision = start_of(model)
         check_source("model", start, revision=start_revision)
         return _Source(model, start, "checkpoint")
     check_source("model", model, revision=revision)
-    return _Source(model)
+    return _Source(model, revision=revision)
 
 
-def _write(source: _Source, folder: Path, dtype: str, revision: str | None) -> None:
+def _write(source: _Source, folder: Path, dtype: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     stored = DTYPES[dtype]
     assert isinstance(stored, torch.dtype)  # the command line allows no other
     if source.base is not None and source.kind == "adapter":
-        save_adapted(source.base, source.model, folder, stored=stored)
+        save_adapted(source.base, source.model, folder, stored=stored, revision=source.revision)
     else:
-        policy = load_policy(source.model, dtype=dtype, revision=revision)
+        policy = load_policy(source.model, dtype=dtype, revision=source.revision)
         save_policy(policy.model, policy.tokenizer, folder)
     _check_finite(folder, dtype)
 

@@ -116,10 +116,9 @@ class _Page:
         with self._lock:
             if time.monotonic() - self._made_at >= self._every:
                 try:
-                    data = gather(self._folders, title="A run in progress", main=self._main)
+                    data = gather(self._folders, main=self._main)
                     self._ended = not _in_progress(data)
-                    if self._ended:
-                        data = replace(data, title="A run that has ended")
+                    data = replace(data, title="A run that has ended" if self._ended else "A run in progress")
                     self._text = render_html(data, refresh_seconds=None if self._ended else self._every)
                 except (BfpoError, OSError) as error:
                     if not self._text:

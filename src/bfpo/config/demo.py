@@ -107,6 +107,15 @@ class WorldKeys(StageConfig, ExecutedRuns):
     sft: DemoSft = Field(default=DemoSft(), description="the SFT runs")
 
     @model_validator(mode="after")
+    def _one_answer_at_0(self) -> WorldKeys:
+        if self.temperature == 0 and self.world.completions_per_prompt > 1:
+            raise ValueError(
+                f"world.completions_per_prompt: got {self.world.completions_per_prompt} at temperature 0, which gives "
+                "one answer to each prompt; allowed: 1, or a temperature above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _heads_divide(self) -> WorldKeys:
         model = self.model
         if model.hidden_size % (2 * model.num_attention_heads):

@@ -12,6 +12,11 @@ __all__ = ["check_repository", "open_repository", "push_folder"]
 
 _log = logging.getLogger(__name__)
 
+# Of an earlier model in the repository: readers would take these in place of the new weights, or put them on top.
+_REPLACED = [
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors"),
+]
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -41,6 +46,7 @@ def open_repository(repository: str, *, private: bool | None, key: str) -> None:
 def push_folder(folder: Path, repository: str, *, message: str, key: str) -> str:
     """Upload the files of a folder in one commit, hidden ones left out, and return the commit's page.
 
+    Weights and adapters there that the folder does not have are removed in it, so that nobody loads them for the new.
     Raises as `open_repository` does; nothing of the folder changes.
     """
     from huggingface_hub import HfApi
@@ -52,6 +58,7 @@ def push_folder(folder: Path, repository: str, *, message: str, key: str) -> str
             repo_type="model",
             commit_message=message,
             ignore_patterns=[".*", "**/.*"],
+            delete_patterns=_REPLACED,
         )
     except Exception as error:
         raise _failure(f"{key}: {repository}", error) from error

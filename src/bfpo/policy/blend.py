@@ -16,15 +16,17 @@ from torch import Tensor
 
 from bfpo.core.errors import ModelError, first_line
 from bfpo.policy.load import load_tokenizer
-from bfpo.policy.source import cannot_load
+from bfpo.policy.source import cannot_load, read_config
 from bfpo.policy.trained import require_whole
 
 __all__ = ["BlendSource", "blend_weights", "open_source", "read_tensor", "require_same_kind"]
 
 _INDEX, _ADAPTER, _SUFFIX = "model.safetensors.index.json", "adapter_config.json", ".safetensors"
-# Keys of a config.json that do not change what the weights mean.
+# Keys of a config.json that do not change what the weights mean, beside those that begin with an underscore. A trainer
+# sets the special tokens to those of the tokenizer.
 _OF_NO_EFFECT = frozenset(
-    {"_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+    {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id"}
 )
 _GENERATION = "generation_config.json"
 _COPIED = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt")
@@ -75,6 +77,8 @@ def require_same_kind(first: BlendSource, second: BlendSource) -> None:
         if shape != other:
             raise ModelError(f"{second.folder}: {key} has shape {other}, in {first.folder} {shape}; allowed: the same")
     ours, theirs = _config(first), _config(second)
+    if ours != theirs:  # versions of transformers write one config under other names: rope_theta, rope_parameters
+        ours, theirs = (_effective(read_config(source.folder).to_dict()) for source in (first, second))
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise ModelError(
@@ -184,10 +188,18 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 def _config(source: BlendSource) -> dict[str, Any]:
     try:
-        values = dict(json.loads((source.folder / "config.json").read_text(encoding="utf-8")).items())
+        return _effective(json.loads((source.folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise cannot_load("model", source.folder, error) from error
-    return {key: value for key, value in values.items() if key not in _OF_NO_EFFECT}
+
+
+def _effective(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without what does not change the meaning of the weights, also in its parts."""
+    return {
+        key: _effective(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _OF_NO_EFFECT and not str(key).startswith("_")
+    }
 
 
 def _from_hub(model: str, name: str) -> Path:

@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from bfpo.core.errors import ModelError, first_line
 from bfpo.data.chat import end_token_id
-from bfpo.policy.load import load_policy, with_template_of
+from bfpo.policy.load import load_policy, load_tokenizer, with_template_of
 from bfpo.policy.source import configured_ends
 
 __all__ = ["save_adapted", "save_policy"]
+
+_REPLACED = ".original_module."  # in names of weights of which peft trains a copy
 
 
 def save_policy(
@@ -53,6 +55,9 @@ def save_policy(
             if parts_only:
                 raise
             merged = deepcopy(model).merge_and_unload()
+            ends = [merged.get_input_embeddings(), merged.get_output_embeddings()]
+            if ends[1] is not None and ends[0].weight is not ends[1].weight:
+                merged.config.tie_word_embeddings = False
             (merged if stored is None else merged.to(stored)).save_pretrained(folder)
         else:
             if stored is not None:
@@ -78,12 +83,14 @@ def save_adapted(
 ) -> None:
     """Write a model with a LoRA adapter, such as a checkpoint of its training, merged in `dtype`; see `save_policy`.
 
-    A chat template in the adapter's folder takes the place of the model's own.
+    A tokenizer or chat template in the adapter's folder takes the place of the model's own.
     Raises `ModelError` as `load_policy` does, and for an adapter that does not fit the model.
     """
     import peft
 
     base = load_policy(model, dtype=dtype, revision=revision)
+    own = (Path(adapter) / "tokenizer_config.json").is_file()  # what it was trained with: a template, more tokens
+    tokenizer = load_tokenizer(adapter) if own else base.tokenizer
     try:
         adapted = peft.PeftModel.from_pretrained(base.model, str(adapter), trust_remote_code=False)
     except Exception as error:  # files and sizes have their own classes
@@ -91,7 +98,7 @@ def save_adapted(
             f"adapter: {str(adapter)!r} does not fit {str(model)!r} ({first_line(error)}); give the model that it was "
             "trained on"
         ) from error
-    save_policy(adapted, with_template_of(base.tokenizer, adapter), folder, stored=stored)
+    save_policy(adapted, with_template_of(tokenizer, adapter), folder, stored=stored)
 
 
 def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -112,8 +119,10 @@ def _whole_weights(model: Any, state_dict: Mapping[str, Tensor] | None = None) -
     for name, tensor in state.items():
         if "lora_" in name or ".weight." in name:  # adapters, and the constants of quantised weights
             continue
+        if _REPLACED in name:  # by what was trained whole beside the adapter (modules_to_save)
+            continue
         path, _, leaf = name.rpartition(".")
-        bare = name.replace(".base_layer.", ".")
+        bare = name.replace(".base_layer.", ".").replace(f".modules_to_save.{adapter}.", ".")
         if bare in shared:
             continue
         whole = _dequantised(base, name, tensor.detach())
@@ -133,6 +142,9 @@ def _save_plain(base: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
     config = deepcopy(base.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    head = base.get_output_embeddings()
+    if any(f"{name}.weight" in weights for name, module in base.named_modules() if module is head):
+        config.tie_word_embeddings = False  # one of the two was trained whole, apart from the other
     with torch.device("meta"):
         plain = _plain_class(type(base))(config)
         plain.tie_weights()  # older versions of transformers leave that to loading
@@ -151,10 +163,15 @@ def _of_base(model: Any, base: Any, state_dict: Mapping[str, Tensor]) -> dict[st
 
 
 def _second_names(base: Any) -> set[str]:
-    """Return the names of parameters that are there under an earlier name too."""
-    names = [name for name, _ in base.named_parameters(remove_duplicate=False)]
-    first = {name for name, _ in base.named_parameters()}
-    return {name.replace(".base_layer.", ".") for name in names if name not in first}
+    """Return the names of parameters that are there under an earlier name too, unless only one has an adapter."""
+    first: dict[tuple[int, int], str] = {}
+    for name, value in base.named_parameters(remove_duplicate=False):
+        path, adapter, _ = name.rpartition(".base_layer.")
+        layer = id(base.get_submodule(path)) if adapter else 0
+        if _REPLACED not in name:
+            first.setdefault((id(value), layer), name)
+    names = {name for name, _ in base.named_parameters(remove_duplicate=False)}
+    return {name.replace(".base_layer.", ".") for name in names - set(first.values()) if _REPLACED not in name}
 
 
 def _dequantised(base: Any, name: str, tensor: Tensor) -> Tensor:

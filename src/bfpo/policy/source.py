@@ -132,6 +132,11 @@ def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "
             f"{what}: {str(model)!r} comes with Python code of its own (auto_map in its config.json or "
             "tokenizer_config.json), which is not run; allowed: a model that the installed transformers knows"
         )
+    if (Path(model) / _ADAPTER).is_file() and not any(Path(model).glob("model*.safetensors")):
+        return ModelError(
+            f"{what}: {str(model)!r} is an adapter without the weights of its model ({first_line(error)}); make a "
+            f"whole model of it: bfpo export {model} --out DIR"
+        )
     inner = Path(model) / "model"
     hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
     return ModelError(

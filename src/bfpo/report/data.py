@@ -325,6 +325,11 @@ class ReportData:
         """Return the baselines, in order."""
         return [method for method in self.methods if method.role == "baseline"]
 
+    @property
+    def several_trainings(self) -> bool:
+        """Whether a row stands for several trainings, one for each seed; runs that are given one by one are rows."""
+        return any(len(values) > 1 for method in self.methods for values in method.seed_values.values())
+
     def method(self, name: str) -> MethodResult:
         """Return a method by name; raises `KeyError` for an unknown one."""
         return {method.name: method for method in self.methods}[name]

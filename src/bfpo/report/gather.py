@@ -52,10 +52,11 @@ COMPARED = ("helpful_and_safe", "harmless_harmful", "over_refusal_benign", "over
 SETTINGS = ("method", *method_settings(), "anchor_weight", "anchor_scale", "learning_rate", "max_steps")
 ROLES: tuple[Role, ...] = ("main", "baseline", "start", "ceiling")
 _CURVE_STAGES = ("train", "sft")
+_TITLE = "Report"
 _NAMED = 4  # largest number of skipped suites that the top of the page names
 
 
-def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | None = None) -> ReportData:
+def gather(folders: Sequence[str | Path], *, title: str = _TITLE, main: str | None = None) -> ReportData:
     """Return the page's data from run folders of any stage, and from the runs below them.
 
     A single finished demo returns its own data. `main` names the model that the page is about; by default it is the
@@ -71,7 +72,8 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
             raise DataError(
                 f"--main: got {main!r}; allowed for the page of a demo, which has its own: {', '.join(about)}"
             )
-        return replace(finished, runs=finished.runs or [record_of(run, roots) for run in runs])
+        named = finished.title if title == _TITLE else title
+        return replace(finished, title=named, runs=finished.runs or [record_of(run, roots) for run in runs])
     others, experiments, inside = split_experiments(runs, roots)
     parts = inside_suites(others)
     within = [run for inner in parts.values() for run in inner]
@@ -114,7 +116,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         seeds=_seeds(others),
         confidence=_confidence(others),
         versions=next((run.record.versions for run in runs if run.record.versions), {}),
-        commands=[f"bfpo report {shlex.join(root.as_posix() for root in roots)} --out page.html"],
+        commands=[_command(roots, title, main)],
         created=max((run.record.updated for run in runs), default=""),
         suites=list(suites.values()),
         suite_comparisons=comparisons,
@@ -124,6 +126,7 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
         absent=[*absent_parts(others + experiments, shown, inside), *problems_of(runs)],
         notes=[
             *notes_of(others, suites),
+            *_notes_on_skipped(others, suites, shown),
             *_note_on_levels(others, shown),
             *_notes_on_judges(others, shown),
             *_notes_on_tokens(others, shown),
@@ -142,6 +145,13 @@ def gather(folders: Sequence[str | Path], *, title: str = "Report", main: str | 
     data = replace(data, comparisons=list(_compare(data, models)), num_prompts=_num_prompts(data, models))
     data = with_suite_means(data)
     return replace(data, absent=[*data.absent, *_unlike(models)])
+
+
+def _command(roots: Sequence[Path], title: str, main: str | None) -> str:
+    """Return the command that makes this page again."""
+    words = [*(root.as_posix() for root in roots), *([] if main is None else ["--main", main])]
+    words += [] if title == _TITLE else ["--title", title]
+    return f"bfpo report {shlex.join(words)} --out page.html"
 
 
 def _head_to_head(experiments: Sequence[Experiment]) -> Experiment | None:
@@ -379,6 +389,14 @@ def notes_of(runs: Sequence[Run], suites: dict[str, Suite]) -> Iterator[str]:
         yield f"{len(skipped)} of {len(suites)} suites were skipped and are in no mean; the reasons are given below."
     elif skipped:
         yield f"Skipped, and in no mean: {'; '.join(skipped)}."
+
+
+def _notes_on_skipped(runs: Sequence[Run], suites: Mapping[str, Suite], shown: Mapping[Run, str]) -> Iterator[str]:
+    """Yield the suites that one run skipped and another one scored."""
+    for run in runs:
+        for one in getattr(run.scores, "suites", ()) if run.stage == "evaluate" else ():
+            if one.status != "scored" and suites[one.name].status == "scored":
+                yield f"{shown[run]} skipped {one.title or one.name}, which another run scored: {one.reason or '?'}."
 
 
 def _notes_on_judges(runs: Sequence[Run], shown: Mapping[Run, str]) -> Iterator[str]:

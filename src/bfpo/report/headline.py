@@ -325,8 +325,9 @@ def _limits(data: ReportData) -> Iterator[str]:
     missing = [method.title for method in data.baselines if method.value(METRIC) is None]
     if missing:
         yield f"Not measured: {listed(missing)}."
-    if len(data.seeds) == 1:
-        yield "One seed: the intervals do not include the variation between trainings."
+    if data.seeds and not data.several_trainings:
+        one = "One seed" if len(data.seeds) == 1 else "One training of each model"
+        yield f"{one}: the intervals do not include the variation between trainings."
 
 
 def suite_lines(data: ReportData) -> Iterator[str]:

@@ -70,7 +70,8 @@ def add_scores(
     """Add the results of a run of `evaluate`, over one model, or over several models and suites.
 
     Returns the models of suites by their name in the run: a model that is another one than that of the same name in an
-    earlier run gets a name of its own.
+    earlier run gets a name of its own. A suite counts once for a model, as in the first run; a problem names other
+    values.
     """
     found = run.scores
     if isinstance(found, ScoresFile):
@@ -84,28 +85,41 @@ def add_scores(
         here[one.name] = next(own, None) or model_of(models, name, run.path if name in models else None, place)
     for facts in found.suites:
         known = {name: value for name in Suite.__dataclass_fields__ if (value := getattr(facts, name))}
-        earlier = suites.get(facts.name, Suite("")).blocked
-        suites[facts.name] = Suite(**{**known, "blocked": {**earlier, **(facts.blocked or {})}})
+        before = suites.get(facts.name, Suite("", status=""))
+        if before.status != "scored" or facts.status == "scored":  # skipped here, it keeps the scores of other runs
+            suites[facts.name] = Suite(**{**known, "blocked": {**before.blocked, **(facts.blocked or {})}})
+    earlier = {name: {suite: list(rows) for suite, rows in m.result.suite_scores.items()} for name, m in here.items()}
+    other: dict[str, set[str]] = {}
     for row in found.scores:
         if row.model in here:
             result, score = here[row.model].result, narrowed(Score, row)
+            if (rows := earlier[row.model].get(row.suite)) is not None:
+                if all(one.value != score.value for one in rows if one.metric == score.metric):
+                    other.setdefault(result.name, set()).add(row.suite)
+                continue
             result.suite_scores.setdefault(row.suite, []).append(score)
             if score.metric.startswith("accuracy_") or suites.get(row.suite, Suite("")).kind == "accuracy":
                 result.accuracy.append(score)
     for model in models.values():
         _settle_home(model, suites)
+    run.problems += (
+        f"{run.path}: scores {name} otherwise on {', '.join(sorted(some))} than an earlier run, whose scores are "
+        "shown; give one of the two runs, or the one to be shown first"
+        for name, some in other.items()
+    )
     names = {name: model.result.name for name, model in here.items()}
     comparisons += [
         replace(row, first=names.get(row.first, row.first), second=names.get(row.second, row.second))
         for row in found.comparisons
+        if not all(row.suite in earlier.get(name, ()) for name in (row.first, row.second))
     ]
     thresholds = _thresholds(run)
     for answer in run.rows(SuiteAnswer, "answers.jsonl"):
-        if answer.model in here:
+        if answer.suite not in earlier.get(answer.model, {answer.suite}):
             asked = normalised_prompt(answer.prompt)
             _add_answer(here[answer.model], answer, prompt_text(answer.prompt), asked, thresholds=thresholds)
     for answer in run.rows(SuiteAnswer, "begun.jsonl"):  # shown, and in no rate of the model
-        if answer.model in here:
+        if answer.suite not in earlier.get(answer.model, {answer.suite}):
             text = prompt_text(answer.prompt)
             _add_answer(here[answer.model], answer, text, "", counts=False, thresholds=thresholds)
     return here

@@ -119,6 +119,7 @@ class RunFolder:
             if self.resumed:
                 self._compare_versions()
         self._joules_at_start = gpu_joules() if self.is_writer else {}
+        self._record.pop("error", None)  # of the earlier start
         self.add_facts(
             status="running",
             seeds={key: value for key, value in _flat(self.config) if key.rpartition(".")[2] == "seed"},

@@ -101,7 +101,8 @@ def _run_in_folder(stage: Stage, config: StageConfig, folder: RunFolder, resume:
     if resume and not folder.resumed and folder.is_writer:
         _log.info("nothing to resume in %s: starting a new run", folder.path)
     if folder.finished:
-        _log.info("already finished, nothing to do: %s", folder.path)
+        if folder.is_writer:
+            _log.info("already finished, nothing to do: %s", folder.path)
         _say_remarks(folder)
         return folder
     try:

@@ -89,7 +89,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
             callbacks=[EpochCallback(), *(callbacks or [])],
             optimizers=optimizers,
         )
-        prepare_sharding(self.accelerator)
+        prepare_sharding(self.accelerator, self.model)
         self.streams = [train_dataset, *([buffer_dataset] if buffer_dataset is not None else [])]
         with _autocast(self.model, str(self.accelerator.mixed_precision)):
             self.form = choose_form(

@@ -54,7 +54,7 @@ from bfpo.training.probe import PROBE_SHOWN, Probe, ProbeCallback
 from bfpo.training.records import PROBE_FILE
 from bfpo.training.remarks import remarks_on
 from bfpo.training.sharding import whole_state
-from bfpo.training.trackers import check_trackers, open_trackers
+from bfpo.training.trackers import PROJECT, check_trackers, open_trackers
 from bfpo.training.trainer_args import check_parallelism, check_trainer_args
 
 __all__ = [
@@ -129,7 +129,7 @@ def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str,
         "remove_unused_columns": False,
         "report_to": "none",  # `open_trackers` adds them
         "run_name": config.run_name or Path(output_dir).absolute().parent.name,
-        **({} if config.project is None else {"project": config.project}),
+        "project": config.project or PROJECT,  # which trackio reads
         **config.trainer_args,
     }
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import fsdp2_prepare_model
-from torch import Tensor
+from accelerate.utils import compare_versions, fsdp2_prepare_model, is_torch_version
+from torch import Tensor, nn
 from transformers import Trainer
 
 from bfpo.core.errors import SettingError
@@ -21,21 +21,42 @@ def is_sharded(trainer: Trainer) -> bool:
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
 
 
-def prepare_sharding(accelerator: Accelerator) -> None:
+def prepare_sharding(accelerator: Accelerator, model: nn.Module) -> None:
     """Keep float32 log-probs float32 at the output of an FSDP2 model, and sum gradients in float32; else do nothing.
 
     For bfloat16, accelerate lets FSDP2 cast the outputs of each sharded module, log-probs included, and sum the
     gradients of float32 masters in bfloat16.
-    Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap.
+    Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap, and for frozen weights of
+    another dtype than the trained ones in a torch whose FSDP2 wants one for all.
     """
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
     if plugin.fsdp_version != 2:
         raise SettingError(f"fsdp_version: got {plugin.fsdp_version}; allowed: 2 (see docs/scaling.md)")
+    _check_dtypes(model)
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = dataclasses.replace(
             plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+        )
+
+
+def _check_dtypes(model: nn.Module) -> None:
+    frozen, trained = (
+        {
+            str(p.dtype).removeprefix("torch.")
+            for p in model.parameters()
+            if p.requires_grad == trains and p.is_floating_point()
+        }
+        for trains in (False, True)
+    )
+    if not frozen or len(frozen | trained) == 1:
+        return
+    # Before 1.13 accelerate makes all of them float32.
+    if is_torch_version("<", "2.8") and compare_versions("accelerate", ">=", "1.13"):
+        raise SettingError(
+            f"torch {torch.__version__}: its FSDP2 cannot shard frozen weights in {', '.join(sorted(frozen))} together "
+            f"with trained ones in {', '.join(sorted(trained))}; update torch to 2.8 or newer, or set dtype: float32"
         )
 
 

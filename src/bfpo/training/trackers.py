@@ -22,13 +22,13 @@ from bfpo.core.secrets import hide_secrets
 from bfpo.core.yaml_text import dump_yaml
 from bfpo.runs.folder import RunFolder
 
-__all__ = ["TENSORBOARD", "Trackers", "check_trackers", "open_trackers"]
+__all__ = ["PROJECT", "TENSORBOARD", "Trackers", "check_trackers", "open_trackers"]
 
 logger = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
 _EXTRAS = ("mlflow", "tensorboard", "trackio", "wandb")
-_PROJECT = "bfpo"
+PROJECT = "bfpo"
 _IDS = "tracker_runs"  # key of run.json
 
 
@@ -98,7 +98,7 @@ def _open_tensorboard(callback: Any, folder: RunFolder, tags: list[str], resumes
     from torch.utils.tensorboard import SummaryWriter
 
     callback.logging_dir = str(folder.folder(TENSORBOARD))
-    purge = None if resumes_at is None else resumes_at + 1
+    purge = (0 if resumes_at is None else resumes_at + 1) if folder.resumed else None
     callback.tb_writer = SummaryWriter(callback.logging_dir, purge_step=purge)
     callback.tb_writer.add_text("config", f"```\n{dump_yaml(folder.config)}```")
     if tags:
@@ -115,7 +115,7 @@ def _open_wandb(
         return []
     ids.setdefault("wandb", os.environ.get("WANDB_RUN_ID") or uuid4().hex[:12])
     wandb.init(
-        project=project or os.environ.get("WANDB_PROJECT") or _PROJECT,
+        project=project or os.environ.get("WANDB_PROJECT") or PROJECT,
         name=name,
         tags=tags or None,
         dir=str(folder.path),
@@ -138,7 +138,7 @@ def _open_mlflow(
     if "mlflow" in ids:
         mlflow.start_run(run_id=ids["mlflow"])
     else:
-        mlflow.set_experiment(project or os.environ.get("MLFLOW_EXPERIMENT_NAME") or _PROJECT)
+        mlflow.set_experiment(project or os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT)
         ids["mlflow"] = str(mlflow.start_run(run_name=name, tags=given).info.run_id)
     return [mlflow.end_run]
 
@@ -167,6 +167,9 @@ class Trackers(TrainerCallback):
         """Start the trackers."""
         for name, callback in self._callbacks.items():
             try:
+                callback.on_init_end(
+                    args, state, control, **kwargs
+                )  # where codecarbon and azure_ml make their trackers
                 callback.on_train_begin(args, state, control, **kwargs)
             except Exception as error:
                 raise _not_started(name, error) from error
