@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from bfpo.cli import app
 from bfpo.config import InterpolateConfig, describe_keys, load_config
-from bfpo.core.errors import ConfigError, ModelError
+from bfpo.core.errors import ConfigError, ModelError, RunError
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
@@ -80,6 +82,19 @@ def test_what_is_there_is_left_and_what_was_cut_off_is_made_anew(models: tuple[P
     run_stage("interpolate", config, folder.path, resume=True)
     assert kept.stat().st_mtime_ns == stamp
     assert sorted(path.name for path in (folder.path / "models").iterdir()) == ["weight-0.2", "weight-0.8"]
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "is full"), (errno.EACCES, "Permission denied")])
+def test_a_model_that_cannot_be_written_says_why(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("bfpo.commands.interpolate.blend_weights", fails)
+    config = InterpolateConfig(first=str(models[0]), second=str(models[1]), weights=[0.2])
+    with pytest.raises(RunError, match=words):
+        run_stage("interpolate", config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import re
 import zlib
 from base64 import b64decode
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,14 +127,26 @@ def test_single_runs_are_joined_with_their_texts_and_their_training(tmp_path: Pa
     assert data.stages[0].sentence == f"The training of {data.stages[0].run} has finished: 1 step in 12.5 s."
 
 
-def test_what_is_unfinished_or_broken_is_said_and_nothing_fails(tmp_path: Path) -> None:
+def test_what_is_unfinished_or_broken_is_said_and_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = write_run(tmp_path / "r", "train", {"method": "bfpo"})
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "status": "running", "seeds": ["?"], "seconds": "long"}))
     write_run(tmp_path / "p", "prepare", data__json={"streams": {"main": []}, "sources": [3]})
     write_run(tmp_path / "j", "judge-check", quality__json={"quality": [], "judge": 4})
     (write_run(tmp_path / "e", "evaluate") / "scores.json").write_text("[1, 2")
+    (tmp_path / "private").mkdir()
+    listed = Path.iterdir
+
+    def denied(folder: Path) -> Iterator[Path]:
+        if folder.name == "private":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
     page = render_html(gather([tmp_path]))
+    assert "private: cannot be listed (Permission denied)" in page
     assert "r (train) is running" in page
     assert "cannot be read (JSONDecodeError)" in page
 

@@ -39,7 +39,7 @@ def run(config: InterpolateConfig, folder: RunFolder) -> None:
                 part.rename(models / blend_name(weight))
             except OSError as error:
                 shutil.rmtree(part, ignore_errors=True)
-                raise folder.disk_full(part) from error
+                raise folder.write_error(part, error) from error
     blends = [Blend(weight, str(models / blend_name(weight))) for weight in config.weights]
     folder.write_json("models.json", InterpolateFile(config.first, config.second, blends))
     folder.write_card(

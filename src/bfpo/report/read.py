@@ -107,14 +107,19 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 def _walk(folder: Path, problems: list[str], depth: int) -> Iterator[Run]:
     record = folder / "run.json"
-    if record.is_file():
+    try:
+        is_run, inside = record.is_file(), sorted(folder.iterdir()) if depth < _MAX_DEPTH else []
+    except OSError as error:
+        problems.append(f"{folder}: cannot be listed ({error.strerror}); what is in it is not shown")
+        return
+    if is_run:
         yield Run(folder, load(RunFile, record, problems), problems)
-    if depth < _MAX_DEPTH:
-        for item in sorted(folder.iterdir()):
-            # In a demo `model` can also be the run folder of the SFT training.
-            inner = item.name in _SKIPPED and not (item / "run.json").is_file()
-            if item.is_dir() and not item.is_symlink() and not inner and not item.name.startswith("."):
-                yield from _walk(item, problems, depth + 1)
+    for item in inside:
+        if item.name.startswith(".") or item.is_symlink() or not item.is_dir():
+            continue
+        # In a demo `model` can also be the run folder of the SFT training.
+        if item.name not in _SKIPPED or (item / "run.json").is_file():
+            yield from _walk(item, problems, depth + 1)
 
 
 def resolve(path: str, run: Run) -> Path | None:

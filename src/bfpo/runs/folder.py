@@ -281,10 +281,11 @@ class RunFolder:
             try:
                 write_bytes_whole(path, content)
             except OSError as error:
-                raise self._write_error(path, error) from error
+                raise self.write_error(path, error) from error
         return path
 
-    def _write_error(self, path: Path, error: OSError) -> RunError:
+    def write_error(self, path: Path, error: OSError) -> RunError:
+        """Return the error for a file that cannot be written: `DiskFullError`, or `RunError` with the reason."""
         if is_disk_full(error):
             return self.disk_full(path)
         return RunError(f"{path}: cannot be written ({error.strerror}); check --out, permissions and free space")
@@ -339,7 +340,7 @@ class RunFolder:
                     file.truncate(size)
                     raise
         except OSError as error:
-            raise self._write_error(path, error) from error
+            raise self.write_error(path, error) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the rows of `metrics.jsonl`; incomplete rows, left by a killed run, are skipped."""
