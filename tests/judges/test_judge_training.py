@@ -121,11 +121,12 @@ def test_a_frozen_body_and_adapters_train_what_they_say(root: Path, tmp_path: Pa
     assert make_judge(TrainedSpec(model=str(run / "model"))).judge(rows_of(root)[0])[0].p_safe is not None
 
 
-def test_several_gpus_are_refused_whose_batches_would_add_up(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "words"), [("n_gpu", "2 GPUs"), ("world_size", "2 processes")])
+def test_several_gpus_or_processes_are_refused_whose_batches_would_add_up(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
 ) -> None:
-    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
-    with raises(SettingError, "2 GPUs"):
+    monkeypatch.setattr(TrainingArguments, name, 2)
+    with raises(SettingError, words):
         train(root, tmp_path / "run", kind="classifier", model=str(root / "model"), max_steps=2)
 
 

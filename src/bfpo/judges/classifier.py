@@ -257,7 +257,7 @@ def classifier_trainer(
     too. `balanced`: the loss weighs both labels the same.
 
     Raises `DataError` if all labels are the same or no text is left, `ModelError` for a model that cannot be loaded,
-    `SettingError` for several GPUs in one process.
+    `SettingError` for several GPUs or processes.
     """
     labels = [int(completion.is_safe == 1) for completion in completions]
     if len(set(labels)) < 2:
@@ -298,9 +298,10 @@ def classifier_trainer(
         disable_tqdm=True,
         report_to="none",
     )
-    if args.n_gpu > 1:  # each of them would take `batch_size` texts
+    if args.n_gpu > 1 or args.world_size > 1:  # each would take `batch_size` texts
         raise SettingError(
-            f"{args.n_gpu} GPUs in one process are not supported; make only one GPU visible (CUDA_VISIBLE_DEVICES=0)"
+            f"a classifier trains in one process with at most one GPU; got {args.world_size} processes and "
+            f"{args.n_gpu} GPUs (set CUDA_VISIBLE_DEVICES=0; do not use torchrun or accelerate launch)"
         )
     trainer = Trainer(
         model=classifier,
