@@ -18,7 +18,7 @@ from bfpo.training.records import ProbeFile, ProbeRow, probe_share
 __all__ = ["behaviour_sentence", "remarks_on"]
 
 SIGNIFICANT = 0.05  # of Holm's adjusted p-values: the behaviour has changed
-SHOWN = 0.1  # difference of a share from which "unchanged" would say too much
+SHOWN = 0.1  # difference of a share that "unchanged" rules out
 FELL_TO = 0.98  # a loss above this part of its start has not fallen: red-teaming on noise ended at 1.003
 LOSING_GAP = 0.15  # accuracy of a stream below the other's: .29 where over-refusal rose, .04 where it fell
 MISLEADING_ACCURACY = 0.7  # of pairs with the right sign; .5 is chance
@@ -147,12 +147,18 @@ def _behaviour(probe: ProbeFile) -> Iterator[Remark]:
         return
     same = sum(row.start.text == row.now.text for row in probe.rows)
     few = "" if _can_show(read) else "; so few prompts cannot show a change"
-    moved = max(abs(sum(_is(rows, what, "now")) - sum(_is(rows, what, "start"))) / len(rows) for rows, what in read)
-    verdict = "behaviour unchanged" if moved < SHOWN else "no change of behaviour shown"
+    ruled_out = all(_rules_out(_is(rows, what, "now"), _is(rows, what, "start")) for rows, what in read)
+    verdict = "behaviour unchanged" if same == len(probe.rows) or ruled_out else "no change of behaviour shown"
     yield Remark(
         "behaviour_unchanged",
         f"{verdict}: {sentence}; {same} of {len(probe.rows)} answers are the start's word for word{few}",
     )
+
+
+def _rules_out(now: Sequence[bool], before: Sequence[bool]) -> bool:
+    """Return whether the interval of the difference of two shares holds no difference of more than `SHOWN`."""
+    gap = paired_difference(now, before)
+    return gap.low is not None and gap.high is not None and max(-gap.low, gap.high) <= SHOWN
 
 
 def _can_show(read: Sequence[tuple[Sequence[ProbeRow], str]]) -> bool:
