@@ -171,18 +171,17 @@ def draw(answers: dict[str, list[Row]], file: Path) -> None:
 
     arms = {name: re.sub(r"-\d+(-round-\d)?$", "", name) for name in answers}
     colours = dict(zip(dict.fromkeys(arms.values()), plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    markers = {name: "os^Dv"[list(arms.values())[:place].count(arms[name]) % 5] for place, name in enumerate(arms)}
     figure, axes = plt.subplots(figsize=(7, 4.6), dpi=110)
     for name, rows in answers.items():
         y, x = (rate_interval(of(rows, *GROUPS[group])) for group in ("declined, harmful", "declined, harmless"))
-        colour = colours[arms[name]]
         axes.errorbar(
-            100 * x.value, 100 * y.value, fmt="o", markersize=4, capsize=2, linewidth=0.8, color=colour,
+            100 * x.value, 100 * y.value, fmt=markers[name], markersize=5, capsize=2, linewidth=0.8,
+            color=colours[arms[name]], label=f"{name}: {100 * y.value:.0f} / {100 * x.value:.0f}",
             xerr=[[100 * (x.value - x.low)], [100 * (x.high - x.value)]],
             yerr=[[100 * (y.value - y.low)], [100 * (y.high - y.value)]],
         )  # fmt: skip
-        axes.annotate(
-            name, (100 * x.value, 100 * y.value), xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour
-        )
+    axes.legend(fontsize=8, loc="lower right", title="harmful / harmless, %", title_fontsize=8)
     axes.set_xlabel("declined of harmless prompts, % (lower is better)")
     axes.set_ylabel("declined of harmful prompts, %")
     axes.set_ylim(0, 100)
