@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.process import ROOT, worker
+from bfpo.core.errors import RunError
 
 TESTS = ("tests/policy/test_kernels.py", "tests/policy/test_attention.py")
 
 
 def measure(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the tests by outcome, with the first line of each failure; `small`: those that a CPU can run."""
+    """Return the tests by outcome, with the first line of each failure; `small`: those that a CPU can run.
+
+    Raises `RunError` where pytest cannot run them, as without a package that they import.
+    """
     import pytest
 
     class Outcomes:
@@ -26,6 +30,8 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     outcomes = Outcomes()
     files = [str(ROOT / name) for name in (TESTS[:1] if values["small"] else TESTS)]
     code = pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", *files], plugins=[outcomes])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RunError(f"pytest ended with exit code {int(code)} before it had run the tests; its output is above")
     return {**outcomes.found, "exit_code": int(code)}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.process import worker
@@ -31,11 +33,13 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
     cuda = run.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     profiler: Any = profile(activities=activities)
+    started: list[float] = []
 
     class Profile(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == run.steps - 1:
-                profiler.__enter__()
+                profiler.__enter__()  # the first one takes seconds on a GPU
+                started.append(time.perf_counter())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == run.steps:
@@ -48,13 +52,22 @@ def measure(values: dict[str, Any]) -> dict[str, Any]:
         clock = add_clock(trainer, count=False)  # first, so that a step ends when the device has done its work
         trainer.add_callback(Profile())
         trainer.train()
+    return {**shares(times(profiler.key_averages(), cuda=cuda)), "step_seconds": clock.ends[-1] - started[0]}
+
+
+def times(events: Iterable[Any], *, cuda: bool) -> list[tuple[str, float, int]]:
+    """Return name, seconds and calls of what took time on the device.
+
+    Ranges that are named in Python, such as the optimizer's step, appear among the kernels of a GPU, with the time of
+    all kernels in them and between; they are left out.
+    """
     time_of = "self_device_time_total" if cuda else "self_cpu_time_total"
-    kernels = [
+    return [
         (event.key, getattr(event, time_of) / 1e6, event.count)
-        for event in profiler.key_averages()
-        if getattr(event, time_of) > 0 and (not cuda or str(event.device_type).endswith("CUDA"))
+        for event in events
+        if getattr(event, time_of) > 0
+        if not cuda or (str(event.device_type).endswith("CUDA") and not event.is_user_annotation)
     ]
-    return {**shares(kernels), "step_seconds": clock.ends[-1] - clock.starts[-1]}
 
 
 def shares(kernels: list[tuple[str, float, int]]) -> dict[str, Any]:

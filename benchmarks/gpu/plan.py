@@ -39,7 +39,9 @@ def plan(*, small: bool, cuda: bool) -> list[Part]:
         _training("bfpo", large, small, cuda, max_tokens=8192, recompute=True),
         _training("trl", large, small, cuda, microbatch=4, recompute=True),
     ]
-    tests = Part("tests", "", "tests marked gpu", "benchmarks.gpu.checks", {"small": small}, ("pytest",), most=150.0)
+    tests = Part(
+        "tests", "", "tests marked gpu", "benchmarks.gpu.checks", {"small": small}, ("pytest", "hypothesis"), most=150.0
+    )
     liger = [
         _training("trl", large, small, cuda, microbatch=4, recompute=True, kernels=True),
         _training("trl", middle, small, cuda, microbatch=8, kernels=True),
@@ -58,7 +60,7 @@ def plan(*, small: bool, cuda: bool) -> list[Part]:
         for kind, title, arm, needs in (
             ("generation", "bfpo generate", "bfpo", ()),
             ("generation", "transformers", "transformers", ()),
-            ("sft", "bfpo sft", "bfpo", ()),
+            ("sft", "bfpo sft", "bfpo", ("pyarrow",)),
             ("sft", "TRL", "trl", ("trl", "datasets")),
         )
     ]

@@ -27,10 +27,12 @@ WANTED = {
     "jinja2": "everything",
     "rich": "everything",
     "typer": "everything",
+    "pyarrow": "bfpo sft",
     "trl": "TRL's rows",
     "datasets": "TRL's rows",
     "peft": "LoRA",
     "pytest": "the tests marked gpu",
+    "hypothesis": "the tests marked gpu",
     "liger-kernel": "TRL with Liger kernels",
     "bitsandbytes": "QLoRA",
 }

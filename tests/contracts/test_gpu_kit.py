@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.flops import needed_flops
 from benchmarks.gpu import __main__ as kit
+from benchmarks.gpu import checks, kernels, wheels
 from benchmarks.gpu import plan as plans
-from benchmarks.gpu import wheels
-from benchmarks.gpu.kernels import group_of, shares
+from benchmarks.gpu.kernels import group_of, shares, times
 from benchmarks.gpu.table import gpu_tables
 from benchmarks.process import ROOT, read_results
 from benchmarks.workload import MODELS, ModelShape
@@ -84,7 +88,7 @@ def rows_of(text: str, title: str) -> list[list[str]]:
 def test_a_part_that_fails_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(kit, "in_process", fake(ANSWERS))
     monkeypatch.setattr(kit, "_has_gpu", lambda: True)
-    known = {"trl", "datasets", "peft", "pytest"}
+    known = {"trl", "datasets", "peft", "pytest", "hypothesis", "pyarrow"}
     monkeypatch.setattr(kit.importlib.util, "find_spec", lambda name: name if name in known else None)
     kit.main(["--budget", "540", "--out", str(tmp_path)])
     assert (tmp_path / "gpu.md").read_text() in capsys.readouterr().out
@@ -162,6 +166,69 @@ def test_kernels_are_grouped_by_their_names() -> None:
     }
     assert {name: group_of(name) for name in names} == names
     assert sum(shares([("gemm", 1.0, 1), ("x", 3.0, 2)])["groups"].values()) == pytest.approx(1.0)
+
+
+def test_named_ranges_are_no_kernels() -> None:
+    def event(name: str, microseconds: float, *, device: str = "CUDA", is_range: bool = False) -> Any:
+        return SimpleNamespace(
+            key=name,
+            self_device_time_total=microseconds,
+            self_cpu_time_total=5e6,
+            count=2,
+            device_type=f"DeviceType.{device}",
+            is_user_annotation=is_range,
+        )
+
+    events = [
+        event("multi_tensor_apply_kernel", 2e6),
+        event("Optimizer.step#AdamW.step", 3e6, is_range=True),  # the same kernels, and the gaps between them
+        event("aten::mm", 4e6, device="CPU"),
+        event("nvjet_gemm", 0.0),
+    ]
+    assert times(events, cuda=True) == [("multi_tensor_apply_kernel", 2.0, 2)]
+    assert [name for name, *_ in times(events, cuda=False)] == [one.key for one in events]
+
+
+def test_the_start_of_the_profiler_is_no_time_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [0.0]
+
+    class Profiler:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            late[0] += 1000.0
+
+        def __exit__(self, *_: Any) -> None:
+            late[0] += 1000.0
+
+        def key_averages(self) -> list[Any]:
+            return []
+
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late[0])
+    monkeypatch.setattr(torch.profiler, "profile", Profiler)
+    for module in (kernels, importlib.import_module("benchmarks.training")):
+        monkeypatch.setattr(module, "time", clock)
+    part = next(part for part in plans.plan(small=True, cuda=False) if part.title.startswith("bfpo train, 8,192"))
+    assert 0 < kernels.measure(part.values)["step_seconds"] < 1000
+
+
+def test_tests_that_cannot_run_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    (tmp_path / "none.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.setattr(checks, "TESTS", ("none.py",))
+    with raises(RunError, "exit code 2"):
+        checks.measure({"small": True})
+
+
+def test_packages_that_the_tests_import_are_carried() -> None:
+    conftest = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    third = {"pytest", "hypothesis"}
+    assert third <= set(re.findall(r"^(?:from|import) (\w+)", conftest, re.MULTILINE))
+    part = next(part for part in plans.plan(small=False, cuda=True) if part.kind == "tests")
+    assert third == set(part.needs)
+    needed = {name for part in plans.plan(small=False, cuda=True) for name in part.needs}
+    assert {name.replace("_", "-") for name in needed} <= wheels.needed_wheels().keys()
 
 
 def test_wheels_are_what_is_wanted_without_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
