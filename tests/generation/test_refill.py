@@ -197,6 +197,16 @@ class _NoCache(LlamaForCausalLM):
         return super().forward(*args, **kwargs)
 
 
+class _NoNumbers(LlamaForCausalLM):
+    """As with an attention kernel that gives NaN where a row looks at nothing."""
+
+    def forward(self, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        found = super().forward(*args, past_key_values=past_key_values, **kwargs)
+        if isinstance(getattr(past_key_values, "layers", [None])[0], refill._Layer):
+            found.logits = found.logits * torch.nan
+        return found
+
+
 def test_a_model_that_cannot_be_refilled_is_decoded_in_batches_and_the_reason_is_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -205,6 +215,7 @@ def test_a_model_that_cannot_be_refilled_is_decoded_in_batches_and_the_reason_is
     models = {
         "logits": _NoPositions(config).eval(),
         "AttributeError": _NoCache(config).eval(),
+        "nan": _NoNumbers(config).eval(),
         "of its own": model_of("phi3"),
     }
     for word, model in models.items():

@@ -381,10 +381,10 @@ def _error(model: Any, causal_lm: Any, shared: tuple[int, ...] = ()) -> float:
     found.append(slots.step([2, 3]))
     texts = [first, (*first, 1), second, third, (*first, 1, 4), (*second, 1), (*third, 4)]
     texts += [(*third, 4, 2), (*second, 1, 3)]
-    worst = 0.0
+    errors = []
     for logits, text in zip(torch.cat(found), texts, strict=True):
         ids = torch.tensor([text], device=causal_lm.device)
         whole = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, -1].double()
         spread = (whole - whole.mean()).abs().max().clamp(min=1e-30)
-        worst = max(worst, float((logits.double() - whole).abs().max() / spread))
-    return worst
+        errors.append((logits.double() - whole).abs().max() / spread)
+    return float(torch.stack(errors).max())  # NaN counts as the largest
