@@ -100,6 +100,22 @@ def test_rewards_are_compared_as_by_a_float64_loop(tmp_path: Path, template: str
     assert ranker.version != ranker_of(RewardRanker, model=folder, dtype="float64", max_length=99).version
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rewards_of_a_model_in_half_precision_are_not_rounded_to_it(tmp_path: Path, dtype: str) -> None:
+    folder = save_reward(tmp_path, chat_template=None)
+    model = LlamaForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    weight = model.score.weight[0].double()
+    found = ranker_of(RewardRanker, model=folder, dtype=dtype, batch_size=1).compare(PAIRS)
+    rewards = []
+    for one in found:
+        rewards += [float(value) for value in one.raw.split()]
+    with torch.no_grad():
+        ids = [torch.tensor([byte_ids(each.prompt[0].content + each.text)]) for pair in PAIRS for each in pair]
+        expected = [float(model.model(input_ids=row).last_hidden_state[0, -1].double() @ weight) for row in ids]
+    assert rewards == pytest.approx(expected, rel=1e-4)
+    assert len(set(rewards)) == len(TEXTS)
+
+
 def test_a_pair_with_a_completion_too_long_is_unscored(tmp_path: Path) -> None:
     ranker = ranker_of(RewardRanker, model=save_reward(tmp_path), max_length=60)
     long, fine, half = completion("a" * 99), completion("b"), completion("\ud800")

@@ -35,7 +35,7 @@ from bfpo.judges.local import (
     version_of,
 )
 from bfpo.judges.ngrams import JUDGE_FILE
-from bfpo.judges.settings import ClassifierSpec
+from bfpo.judges.settings import ClassifierSpec, LocalSpec
 from bfpo.policy.batches import batches_by_length
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import load_tokenizer, pad_token_id, set_trainable
@@ -47,11 +47,13 @@ __all__ = [
     "classifier_row",
     "classifier_rows",
     "classifier_trainer",
+    "load_classifier",
     "load_finetuned",
     "room",
     "row_length",
 ]
 
+_HALF = (torch.float16, torch.bfloat16)
 _UNSAFE, _SAFE = 0, 1  # classes of a classifier that is trained here
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"})
 
@@ -71,9 +73,7 @@ class ClassifierJudge:
         self.name = spec.name or "classifier"
         self.held_out: Mapping[str, object] = {}
         self._spec = spec
-        self._model, self._tokenizer = load_with_head(
-            AutoModelForSequenceClassification, spec.model, spec, kind="a sequence classifier"
-        )
+        self._model, self._tokenizer = load_classifier(spec.model, spec, kind="a sequence classifier")
         self._tokenizer_key = tokenizer_key(self._tokenizer)
         self._room = room(self._model, spec.max_length or 512)
         self._safe = spec.safe_label is not None
@@ -124,6 +124,22 @@ class ClassifierJudge:
             why = reason or "the model's logits are not finite"
             return Verdict(completion.id, self.name, "unscored", reason=why)
         return Verdict(completion.id, self.name, "safe" if p_safe >= self._spec.threshold else "unsafe", p_safe=p_safe)
+
+
+def load_classifier(model: str | Path, spec: LocalSpec, *, kind: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a sequence classifier as `load_with_head` does; what follows its base model computes in float32 at least.
+
+    A reward of 20 in bfloat16 has steps of 0.125: similar answers would tie.
+    """
+    loaded, tokenizer = load_with_head(AutoModelForSequenceClassification, model, spec, kind=kind)
+    for name, head in loaded.named_children():
+        if name != loaded.base_model_prefix and any(p.dtype in _HALF for p in head.parameters()):
+            head.float().register_forward_pre_hook(_widened)
+    return loaded, tokenizer
+
+
+def _widened(head: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(one.float() if isinstance(one, torch.Tensor) and one.dtype in _HALF else one for one in inputs)
 
 
 def _label_index(config: Any, label: str | int | None) -> int:

@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
+from transformers import DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 
 from bfpo.core.errors import ModelError
 from bfpo.core.schema import Comparison, Completion, Message
 from bfpo.judges.answers import MIN_MASS, AnswerModel, Labels, WordAnswer, label_tokens
-from bfpo.judges.classifier import classifier_logits, classifier_row, room, row_length
+from bfpo.judges.classifier import classifier_logits, classifier_row, load_classifier, room, row_length
 from bfpo.judges.formats import PAIR_FORMATS, PairFormat
 from bfpo.judges.formats.types import question
 from bfpo.judges.local import (
@@ -52,9 +52,7 @@ class RewardRanker:
         model = spec.model or "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
         self.name = spec.name or "reward"
         self._batch_size = spec.batch_size
-        self._model, self._tokenizer = load_with_head(
-            AutoModelForSequenceClassification, model, spec, kind="a reward model"
-        )
+        self._model, self._tokenizer = load_classifier(model, spec, kind="a reward model")
         if self._model.config.num_labels != 1:
             raise ModelError(f"model: {model!r} has {self._model.config.num_labels} outputs; a reward model has one")
         self._tokenizer_key = tokenizer_key(self._tokenizer)
