@@ -220,7 +220,7 @@ def test_soft_labels_that_contradict_their_verdicts_are_counted(
     assert counted in (folder.path / "label.md").read_text()
     caplog.clear()
     folder = run_stage("label", config(**settings), tmp_path / "hard")
-    assert "soft_labels" not in caplog.text + (folder.path / "label.md").read_text()
+    assert "soft_labels: for" not in caplog.text + (folder.path / "label.md").read_text()
 
 
 def test_disagreements_are_sorted_by_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,7 @@ from bfpo.execution.workers import Workers
 from execution import jobs
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
     with Workers(ExecutorConfig.model_validate({{"workers": 2}}), partial(jobs.State, 1)) as workers:
         print(*(result for _, result in workers.map(range(2), jobs.starts)), flush=True)
         os.kill(os.getpid(), signal.{name})

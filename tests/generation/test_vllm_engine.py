@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,17 +13,27 @@ from typing import Any
 import pytest
 import torch
 
+from bfpo.commands.generate import _whole_gpus
 from bfpo.config import GenerateConfig
-from bfpo.core.errors import MissingExtraError, ModelError
+from bfpo.core.errors import MissingExtraError, ModelError, SettingError
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.prompts import read_prompt_files
 from bfpo.data.read import read_completions
+from bfpo.execution.settings import ExecutorConfig
+from bfpo.execution.workers import num_local
 from bfpo.generation.engines import completion_seed
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from messages import raises
 from tiny import tiny_model, tiny_tokenizer
+
+
+class FakeLlm:
+    """Refers to itself, as an engine's parts do: it is gone only once cycles are looked for."""
+
+    def __init__(self, generate: Any) -> None:
+        self.generate, self.engine = generate, self
 
 
 @dataclass
@@ -32,6 +44,7 @@ class FakeVllm:
     loaded: list[dict[str, Any]] = field(default_factory=list)
     calls: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
     dies_at: int | None = None
+    made: list[weakref.ref[Any]] = field(default_factory=list)
 
     def module(self) -> ModuleType:
         made = ModuleType("vllm")
@@ -42,7 +55,9 @@ class FakeVllm:
 
     def load(self, **given: Any) -> Any:
         self.loaded.append(given)
-        return SimpleNamespace(generate=self.generate)
+        llm = FakeLlm(self.generate)
+        self.made.append(weakref.ref(llm))
+        return llm
 
     def generate(self, prompts: list[Any], sampling_params: list[Any], *, use_tqdm: bool) -> list[Any]:
         assert not use_tqdm
@@ -106,7 +121,8 @@ def test_vllm_is_given_our_tokens_and_a_seed_per_completion(
         assert (one.stop_token_ids, one.skip_special_tokens) == (ends, False)
     (loaded,) = vllm.loaded
     longest = max(map(len, expected))
-    safe = {"load_format": "safetensors", "trust_remote_code": False}
+    # Of a model for images too, the engine would need room for the largest image, and the files of a processor.
+    safe = {"language_model_only": True, "load_format": "safetensors", "trust_remote_code": False}
     assert loaded == {"model": str(model), "revision": None, "dtype": "bfloat16", "max_model_len": longest + 5, **safe}
 
 
@@ -118,6 +134,59 @@ def test_models_of_before_give_back_their_memory_before_vllm_takes_it(
     run_stage("generate", config(model, prompts), tmp_path / "run")
     assert loaded_then[0] == 0
     assert len(vllm.loaded) == 1
+
+
+def test_vllm_gives_back_its_memory_before_other_models_take_it(
+    model: Path, prompts: Path, tmp_path: Path, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.extend(one() is not None for one in vllm.made))
+    run_stage("generate", config(model, prompts), tmp_path / "run")
+    assert alive == [False]  # at the end; before the start there was none
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "expected"),
+    [
+        (2, {}, (1.0, 2)),
+        (2, {"gpus_per_worker": 0.5}, (1.0, 2)),
+        (4, {"gpus_per_worker": 2}, (2.0, 2)),
+        (2, {"workers": 2}, (1.0, 2)),
+        (0, {}, (None, 1)),
+        (0, {"workers": 2}, (None, 2)),
+        (2, {"gpus_per_worker": 0, "workers": 3}, (0.0, 3)),
+    ],
+)
+def test_no_two_engines_share_a_gpu(
+    gpus: int, given: dict[str, Any], expected: tuple[float | None, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    found = _whole_gpus(ExecutorConfig.model_validate(given))
+    assert (found.gpus_per_worker, num_local(found)) == expected
+
+
+@pytest.mark.parametrize("given", [{"workers": 3}, {"workers": 3, "gpus_per_worker": 0.5}])
+def test_more_engines_than_gpus_are_refused(
+    given: dict[str, Any], model: Path, prompts: Path, tmp_path: Path, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with raises(SettingError, "executor.workers"):
+        run_stage("generate", config(model, prompts, executor=given), tmp_path / "run")
+    assert vllm.loaded == []
+
+
+def test_on_ray_a_worker_takes_a_whole_gpu() -> None:
+    given = {"backend": "ray", "gpus_per_worker": 0.5, "workers": 64}
+    assert _whole_gpus(ExecutorConfig.model_validate(given)).gpus_per_worker == 1.0
+
+
+def test_what_vllm_logs_does_not_reach_stdout(
+    model: Path, prompts: Path, tmp_path: Path, vllm: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_STREAM", "")
+    monkeypatch.delenv("VLLM_LOGGING_STREAM")
+    run_stage("generate", config(model, prompts), tmp_path / "run")
+    assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"  # also of the engine's own process
 
 
 def test_an_answer_ends_at_our_end_token(model: Path, prompts: Path, tmp_path: Path, vllm: FakeVllm) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from bfpo.config import GenerateConfig, read_template
 from bfpo.config.evaluate import ServerGenerate, TransformersGenerate, VllmGenerate
-from bfpo.core.errors import DataError, ServerError
+from bfpo.core.errors import DataError, ServerError, SettingError
+from bfpo.core.processes import release_memory
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, Prompt
 from bfpo.data.chat import ChatEncoder
@@ -24,11 +25,13 @@ from bfpo.data.split import draw, part_of
 from bfpo.data.thinking import Thinking, opens_thought, without_thought
 from bfpo.data.tokenize import check_ids, ids_to_check, row_check
 from bfpo.data.write import completion_row
-from bfpo.execution.workers import Workers, in_process
+from bfpo.execution.settings import ExecutorConfig, RayExecutor
+from bfpo.execution.workers import Workers, in_process, num_gpus, num_local
 from bfpo.generation.earlier import CHAT_TEMPLATE, COMPLETIONS, RAW, read_earlier
 from bfpo.generation.engines import (
     Engine,
     Made,
+    Report,
     ServerEngine,
     Task,
     TransformersEngine,
@@ -56,6 +59,7 @@ _END_TOKENS = 32  # of a prompt, enough for an opening mark
 _ROWS_OF_BATCH = 64  # where the number of slots is found by the device
 _BATCHES_PER_SHARD = 8  # of completions that one worker makes at a time
 _VLLM_PER_SHARD = 256  # vLLM batches within a call
+_WHOLE = {"gpus_per_worker": 1.0}
 
 
 def run(config: GenerateConfig, folder: RunFolder) -> None:
@@ -190,23 +194,48 @@ def _complete(
         assert isinstance(config, TransformersGenerate | VllmGenerate)  # the only other engines
         if isinstance(config, TransformersGenerate):
             config = config.model_copy(update={"dtype": _dtype(config, folder)})
+        else:
+            config = config.model_copy(update={"executor": _whole_gpus(config.executor)})
         shards = [[task for task in shard if task.id not in made] for shard in _shards(config, tasks.values())]
         shards = [shard for shard in shards if shard]
         make = partial(_make_engine, config, max(len(task.prompt_ids) for task in tasks.values()))
         if in_process(config.executor):
-            here = make()
-            if not isinstance(here, TransformersEngine):
-                for shard in shards:
-                    here.complete(shard, keep)
-                return
             try:
-                here.complete([task for shard in shards for task in shard], keep)  # slots never run empty
+                _complete_here(make(), shards, keep, folder)
             finally:
-                folder.add_facts(decoding={**folder.record["decoding"], **asdict(here.work)})
+                release_memory()  # for the models that follow in this process, such as a judge
             return
         with Workers(config.executor, make, most=len(shards)) as workers:
             for _, rows in workers.map(shards, _complete_shard, title=_shard_title):
                 keep(rows)
+
+
+def _complete_here(engine: Engine, shards: Sequence[Sequence[Task]], keep: Report, folder: RunFolder) -> None:
+    if not isinstance(engine, TransformersEngine):
+        for shard in shards:
+            engine.complete(shard, keep)
+        return
+    try:
+        engine.complete([task for shard in shards for task in shard], keep)  # slots never run empty
+    finally:
+        folder.add_facts(decoding={**folder.record["decoding"], **asdict(engine.work)})
+
+
+def _whole_gpus(executor: ExecutorConfig) -> ExecutorConfig:
+    """Return the executor with at least one GPU for each worker, if there are GPUs.
+
+    At its start an engine of vLLM takes nine tenths of a GPU, so that two do not fit one. Raises `SettingError` for
+    more workers than this machine has GPUs.
+    """
+    found, gpus = num_gpus(), executor.gpus_per_worker
+    if gpus == 0 or (gpus or 0) >= 1 or (gpus is None and not found):
+        return executor
+    if not isinstance(executor, RayExecutor) and num_local(executor.model_copy(update=_WHOLE)) > max(1, found):
+        raise SettingError(
+            f"executor.workers: got {executor.workers}; each worker with engine vllm takes a whole GPU, and this "
+            f"machine has {found}; allowed: at most {max(1, found)}, or auto"
+        )
+    return executor.model_copy(update=_WHOLE)
 
 
 def _shards(config: TransformersGenerate | VllmGenerate, tasks: Collection[Task]) -> list[list[Task]]:

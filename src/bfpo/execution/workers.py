@@ -26,6 +26,7 @@ __all__ = [
     "Workers",
     "describe_workers",
     "in_process",
+    "num_gpus",
     "num_local",
 ]
 

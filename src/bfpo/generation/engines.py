@@ -223,6 +223,7 @@ class VllmEngine:
                 dtype=self._dtype,
                 max_model_len=self._length,
                 **({"tensor_parallel_size": self._num_gpus} if self._num_gpus > 1 else {}),
+                language_model_only=True,  # an image may need more tokens than `max_model_len`, and a processor
                 load_format="safetensors",
                 trust_remote_code=False,
             )
@@ -249,6 +250,7 @@ class VllmEngine:
 
 def _import_vllm() -> Any:
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # read at import; nothing is reported
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
     try:
         import vllm
     except ImportError as error:

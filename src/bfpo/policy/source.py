@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from bfpo.core.errors import ModelError, first_line
@@ -132,7 +133,8 @@ def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "
             f"{what}: {str(model)!r} comes with Python code of its own (auto_map in its config.json or "
             "tokenizer_config.json), which is not run; allowed: a model that the installed transformers knows"
         )
-    if (Path(model) / _ADAPTER).is_file() and not any(Path(model).glob("model*.safetensors")):
+    damaged = isinstance(error, SafetensorError)
+    if (Path(model) / _ADAPTER).is_file() and not damaged and not any(Path(model).glob("model*.safetensors")):
         return ModelError(
             f"{what}: {str(model)!r} is an adapter without the weights of its model ({first_line(error)}); make a "
             f"whole model of it: bfpo export {model} --out DIR"
