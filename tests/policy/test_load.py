@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM, OPTConfig, OPTForCausalLM
+from transformers.integrations import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from bfpo.core.errors import ModelError
 from bfpo.policy.load import (
@@ -175,6 +176,22 @@ def test_only_safetensors_are_read(folder: Path) -> None:
 def test_a_model_that_is_not_there(tmp_path: Path, name: str) -> None:
     with raises(ModelError):
         load_policy(tmp_path / name)
+
+
+def test_weights_are_read_whole_under_zero3(folder: Path) -> None:
+    """Arguments of a training launched with ZeRO-3 let transformers partition weights while it reads them."""
+
+    class Config:
+        def is_zero3(self) -> bool:
+            return True
+
+    config = Config()  # transformers holds a weak reference
+    set_hf_deepspeed_config(config)
+    try:
+        shapes = {name: parameter.shape for name, parameter in load_policy(folder).model.named_parameters()}
+    finally:
+        unset_hf_deepspeed_config()
+    assert shapes == {name: parameter.shape for name, parameter in tiny_model().named_parameters()}
 
 
 def test_dtypes(folder: Path) -> None:

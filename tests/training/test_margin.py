@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ import torch
 from bfpo.config import AlignConfig
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import on_device
+from bfpo.policy.load import load_policy
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
+from bfpo.training import margin
 from bfpo.training.margin import margin_logps
 from bfpo.training.trainer import BFPOConfig
 from messages import raises
@@ -71,6 +75,22 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         AlignConfig(model="m", data={"files": "d"}, method="modpo")
     with raises(ValueError, "margin_model"):
         AlignConfig(model="m", data={"files": "d"}, margin_model="m")
+
+
+def test_every_process_reads_the_model_of_the_margins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With this variable some versions of transformers fill weights in the first process of a machine alone."""
+    save_policy(tiny_model(), tiny_tokenizer(), tmp_path / "safety")
+    name, seen = "FSDP_CPU_RAM_EFFICIENT_LOADING", []
+    monkeypatch.setenv(name, "true")
+
+    def load(*given: Any, **settings: Any) -> Any:
+        seen.append(os.environ[name])
+        return load_policy(*given, **settings)
+
+    monkeypatch.setattr(margin, "load_policy", load)
+    args = BFPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    margin_logps(str(tmp_path / "safety"), [tiny_pairs(2)], args, vocabulary=tiny_tokenizer().get_vocab())
+    assert (seen, os.environ[name]) == (["false"], "true")
 
 
 def test_modpo_trains_from_the_command_lines_config(tmp_path: Path) -> None:

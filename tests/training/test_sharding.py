@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.fsdp import MixedPrecisionPolicy
+import torch.distributed as dist
+from accelerate.utils import is_torch_version
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from bfpo.core.errors import SettingError
+from bfpo.data.pack import collate_pairs
 from bfpo.policy.load import set_trainable
+from bfpo.policy.logps import sequence_logps
+from bfpo.policy.reference.sources import AdapterOff
 from bfpo.training import sharding
 from bfpo.training.sharding import is_sharded, prepare_sharding, whole_state
 from bfpo.training.trainer import BFPOTrainer
@@ -78,6 +85,63 @@ def test_an_fsdp2_that_wants_one_dtype_is_refused_where_there_are_two(monkeypatc
     prepare_sharding(accelerator, set_trainable(uniform, ["*.down_proj.weight"], None))
     monkeypatch.setattr(sharding, "compare_versions", lambda name, relation, version: False)
     prepare_sharding(accelerator, model)
+
+
+@pytest.mark.parametrize(
+    ("stage", "device", "old", "refused"),
+    [
+        (2, "cpu", "deepspeed", "offload_optimizer_device"),
+        (1, "nvme", "deepspeed", "offload_optimizer_device"),
+        (2, "cpu", "", ""),
+        (2, "none", "deepspeed", ""),
+        (3, "cpu", "deepspeed", ""),
+        (3, "none", "accelerate", "accelerate"),
+    ],
+)
+def test_versions_that_do_not_add_up_gradients_are_refused(
+    monkeypatch: pytest.MonkeyPatch, stage: int, device: str, old: str, refused: str
+) -> None:
+    asked = {("deepspeed", "<", "0.19.0"), ("accelerate", "<", "1.8.0")}
+    monkeypatch.setattr(sharding, "compare_versions", lambda *one: one in asked and one[0] == old)
+    plugin = SimpleNamespace(zero_stage=stage, offload_optimizer_device=device)
+    accelerator: Any = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    with raises(SettingError, refused) if refused else nullcontext():
+        prepare_sharding(accelerator, tiny_model())
+
+
+@pytest.mark.parametrize("fsdp", [True, False])
+def test_fsdp2_reduces_the_gradients_of_every_micro_batch(tmp_path: Path, fsdp: bool) -> None:
+    """Until it reduces them every process has all of them, which `bfpo doctor` divides by the processes."""
+    made, waiting = tiny_trainer(tmp_path, trainer=ShardedTrainer if fsdp else BFPOTrainer, reference="swap"), []
+    made.accelerator.no_sync = lambda model: waiting.append(model) or nullcontext()
+    with made._accumulating(made.model):
+        assert made.accelerator.sync_gradients is False
+    assert made.accelerator.sync_gradients
+    assert waiting == ([] if fsdp else [made.model])
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(is_torch_version("<", "2.8"), reason="its FSDP2 wants one dtype for all weights")
+@pytest.mark.usefixtures("one_process")
+def test_gradients_of_adapters_are_float32_after_a_first_pass_without_them() -> None:
+    """The reference comes before the policy: the first forward pass of FSDP2 has the adapters off."""
+    lora = {"r": 2, "target_modules": ["q_proj", "down_proj"]}
+    model = set_trainable(tiny_model(dtype=torch.bfloat16), "all", lora).train()
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    mesh = init_device_mesh("cpu", (1,))
+    for module in (*model.get_base_model().model.layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    batch = collate_pairs(tiny_pairs(5, 1), form="padded")
+    AdapterOff(model).logps(model, batch)
+    sequence_logps(model, batch).logps.sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    assert {None if gradient is None else gradient.dtype for gradient in gradients} == {torch.float32}
 
 
 @pytest.mark.parametrize(("fsdp", "deepspeed"), [(True, False), (False, True), (False, False)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ import transformers
 from packaging.version import Version
 from transformers import TrainingArguments
 
+from bfpo.commands import reference as reference_stage
 from bfpo.commands import sft as sft_stage
 from bfpo.commands import train as train_stage
-from bfpo.config import AlignConfig, SftConfig
+from bfpo.config import AlignConfig, ReferenceConfig, SftConfig
 from bfpo.core.errors import ConfigError, MissingExtraError, ModelError
 from bfpo.policy.save import save_policy
 from bfpo.policy.source import check_text_only
@@ -152,6 +155,41 @@ def test_context_parallelism_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
     with raises(ConfigError, "PARALLELISM_CONFIG_CP_SIZE"):
         train_stage._arguments(align(), tmp_path)
+
+
+def test_a_launcher_that_compiles_the_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with raises(ConfigError, "ACCELERATE_DYNAMO_BACKEND"):
+        train_stage._arguments(align(), tmp_path)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    train_stage._arguments(align(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "used"),
+    [("fp16", "float32", "no"), ("bf16", "float32", "no"), ("fp16", "bfloat16", "bf16"), ("no", "bfloat16", "bf16")],
+)
+@pytest.mark.parametrize("by_reference", [False, True])
+def test_the_config_decides_on_mixed_precision(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    asked: str,
+    dtype: str,
+    used: str,
+    by_reference: bool,
+) -> None:
+    name = "ACCELERATE_MIXED_PRECISION"
+    monkeypatch.setenv(name, asked)
+    reads: Any = SimpleNamespace(path=tmp_path)
+    config = ReferenceConfig(model="m", data={"files": "p.jsonl"}, dtype=dtype)
+    args = (
+        reference_stage._arguments(config, reads)
+        if by_reference
+        else train_stage._arguments(align(dtype=dtype), tmp_path)
+    )
+    assert (getattr(args, "mixed_precision", None) or os.environ[name]) == used
+    assert (f"{name}={asked}" in caplog.text) == (asked != "no")
 
 
 def test_a_model_that_reads_images_is_refused() -> None:

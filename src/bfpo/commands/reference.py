@@ -21,6 +21,7 @@ from bfpo.training.inputs import (
 from bfpo.training.session import prepare_process
 from bfpo.training.tokens import stage_tokens
 from bfpo.training.trainer import BFPOConfig, BFPOTrainer
+from bfpo.training.trainer_args import check_launcher
 
 __all__ = ["preview", "run"]
 
@@ -76,6 +77,7 @@ def preview(config: ReferenceConfig) -> list[str]:
 
 
 def _arguments(config: ReferenceConfig, folder: RunFolder) -> BFPOConfig:
+    check_launcher(config.dtype)  # as `bfpo train` does: the precision is part of the cache's key
     own: dict[str, Any] = {name: getattr(config, name) for name in ("attention", "max_tokens_per_microbatch")}
     own |= {"reference": "precompute", "reference_cache": reference_cache(config)}
     return BFPOConfig(

@@ -15,6 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from bfpo.core.errors import ModelError
 from bfpo.data.template import with_template
@@ -161,6 +162,9 @@ def _load_weights(
     if holds_only_trained(model):
         return _load_checkpoint(load, Path(model), dtype, extras)
     check_source("model", model, revision=revision)
+    # Under ZeRO-3 transformers would partition the weights while it reads them, whatever `zero3_init_flag` says. Here
+    # they are read whole; accelerate sets its config again when the trainer is made.
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     try:
         loaded, report = cast(
             "tuple[Any, dict[str, Any]]",

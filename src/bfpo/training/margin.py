@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,7 +43,8 @@ def margin_logps(
             f"margin_model: {model} has another vocabulary than the model in training; use one that was trained from "
             "the same start"
         )
-    other = load_policy(model, dtype=dtype).model.to(args.device)
+    with _read_by_every_process():
+        other = load_policy(model, dtype=dtype).model.to(args.device)
     look_up = ReferencePass(
         other,
         lists,
@@ -57,6 +60,23 @@ def margin_logps(
     found, _ = look_up.run(collate=collate, max_tokens=args.max_tokens_per_microbatch or MAX_TOKENS)
     columns = [reference_logps(pairs) for pairs in found]
     return [torch.from_numpy(np.stack(pair, axis=1)) for pair in columns if pair is not None]
+
+
+@contextmanager
+def _read_by_every_process() -> Iterator[None]:
+    """Load whole weights under `fsdp_cpu_ram_efficient_loading: true` too, where those of other processes are empty.
+
+    This model is not sharded, so nothing fills them later.
+    """
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    held = os.environ.get(name)
+    if held is not None:
+        os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.environ[name] = held
 
 
 def check_margin_logps(

@@ -212,11 +212,14 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
 
     @contextmanager
     def _accumulating(self, model: nn.Module) -> Iterator[None]:
-        """Do not synchronise gradients: another micro-batch of the same step follows."""
+        """Do not synchronise gradients: another micro-batch of the same step follows.
+
+        FSDP2 does all the same: it would keep the whole gradients in every process until the last micro-batch.
+        """
         ends_step = self.accelerator.sync_gradients
         self.accelerator.sync_gradients = False
         try:
-            with self.accelerator.no_sync(model):
+            with nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 yield
         finally:
             self.accelerator.sync_gradients = ends_step

@@ -55,7 +55,7 @@ from bfpo.training.records import PROBE_FILE
 from bfpo.training.remarks import remarks_on
 from bfpo.training.sharding import whole_state
 from bfpo.training.trackers import PROJECT, check_trackers, open_trackers
-from bfpo.training.trainer_args import check_parallelism, check_trainer_args
+from bfpo.training.trainer_args import check_launcher, check_trainer_args
 
 __all__ = [
     "CHECKPOINTS",
@@ -100,7 +100,7 @@ def common_arguments(config: TrainingKeys, output_dir: str | Path, *, unit: str,
     if emulates(config.dtype):
         logger.warning("dtype: bfloat16: %s; set dtype: float32", EMULATED)
     check_trackers(config)
-    check_parallelism()
+    check_launcher(config.dtype)
     check_trainer_args(config.trainer_args, preference=unit == "pairs")
     if config.trainer_args.get("eval_on_start") and getattr(config, "eval_data", None) is None:
         raise ConfigError("trainer_args.eval_on_start: got true without eval_data; give eval_data, or leave it out")

@@ -26,9 +26,11 @@ def prepare_sharding(accelerator: Accelerator, model: nn.Module) -> None:
 
     For bfloat16, accelerate lets FSDP2 cast the outputs of each sharded module, log-probs included, and sum the
     gradients of float32 masters in bfloat16.
-    Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap, and for frozen weights of
-    another dtype than the trained ones in a torch whose FSDP2 wants one for all.
+    Raises `SettingError` for FSDP version 1, whose flat parameters the reference cannot swap, for frozen weights of
+    another dtype than the trained ones in a torch whose FSDP2 wants one for all, and for versions of accelerate
+    and deepspeed that do not add up the gradients of micro-batches.
     """
+    _check_deepspeed(getattr(accelerator.state, "deepspeed_plugin", None))
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
@@ -38,6 +40,27 @@ def prepare_sharding(accelerator: Accelerator, model: nn.Module) -> None:
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = dataclasses.replace(
             plugin.mixed_precision_policy, output_dtype=None, reduce_dtype=torch.float32
+        )
+
+
+def _check_deepspeed(plugin: Any) -> None:
+    """Raise `SettingError` for versions that do not add up the gradients of the micro-batches of a step.
+
+    Source: huggingface/accelerate pull request 3630, deepspeedai/DeepSpeed pull request 7981.
+    """
+    if plugin is None:
+        return
+    if compare_versions("accelerate", "<", "1.8.0"):
+        raise SettingError(
+            "DeepSpeed: an accelerate before 1.8 updates the weights after every micro-batch of a step; update it to "
+            "1.8 or newer"
+        )
+    offloads = plugin.offload_optimizer_device not in (None, "none") and plugin.zero_stage != 3
+    if offloads and compare_versions("deepspeed", "<", "0.19.0"):
+        raise SettingError(
+            f"offload_optimizer_device: got {plugin.offload_optimizer_device} with ZeRO-{plugin.zero_stage} and a "
+            "deepspeed before 0.19, which loses the gradients of all micro-batches of a step but the last; update "
+            "deepspeed, or set offload_optimizer_device: none"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,7 +16,9 @@ from transformers.training_args import OptimizerNames
 
 from bfpo.core.errors import BfpoError, ConfigError, MissingExtraError, first_line
 
-__all__ = ["check_parallelism", "check_trainer_args", "made_arguments"]
+__all__ = ["check_launcher", "check_trainer_args", "made_arguments"]
+
+logger = logging.getLogger(__name__)
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -139,12 +142,26 @@ def check_trainer_args(values: Mapping[str, Any], *, preference: bool) -> None:
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
-def check_parallelism() -> None:
-    """Raise `ConfigError` if the launcher asks for context, sequence or tensor parallelism."""
+def check_launcher(dtype: str) -> None:
+    """Let `dtype` decide on mixed precision, also where `accelerate launch` asks for another one, with a warning.
+
+    Raises `ConfigError` if the launcher asks for context, sequence or tensor parallelism, or for a compiled model.
+    """
     for kind in ("CP", "SP", "TP"):
         name = f"PARALLELISM_CONFIG_{kind}_SIZE"
         if os.environ.get(name, "1") not in ("", "0", "1"):
             raise ConfigError(f"{name}={os.environ[name]}: not supported: {_PARALLEL}")
+    name = "ACCELERATE_DYNAMO_BACKEND"
+    if (backend := os.environ.get(name, "no")).lower() not in ("", "no"):
+        raise ConfigError(
+            f"{name}={backend} (dynamo_backend of accelerate launch): not supported: {REFUSED['torch_compile']}; set "
+            "dynamo_backend: 'NO'"
+        )
+    name, wanted = "ACCELERATE_MIXED_PRECISION", "bf16" if dtype == "bfloat16" else "no"
+    asked = os.environ.get(name, "no")
+    if asked not in ("no", wanted):
+        logger.warning("%s=%s (mixed_precision of accelerate launch): not used, dtype: %s decides", name, asked, dtype)
+        os.environ[name] = wanted
 
 
 def made_arguments(kind: type[Arguments], values: Mapping[str, Any]) -> Arguments:

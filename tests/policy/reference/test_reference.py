@@ -10,6 +10,7 @@ from torch import Tensor
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.data.pack import collate_pairs
 from bfpo.policy.logps import sequence_logps
+from bfpo.policy.memory import _LiveBytes
 from bfpo.policy.reference.forward_pass import ReferencePass
 from bfpo.policy.reference.sources import (
     AdapterOff,
@@ -192,6 +193,37 @@ def test_weights_partitioned_by_deepspeed_are_not_swapped() -> None:
     with raises(ModelError, "adapter_off"):
         reference.logps(model, BATCH)
     assert torch.equal(model.lm_head.weight, before)
+
+
+def test_an_adapter_that_is_off_counts_as_what_trains() -> None:
+    """FSDP2 chooses in its first forward pass, by what trains then, the dtype in which it reduces gradients."""
+    model = with_adapter(tiny_model())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    seen: list[set[str]] = []
+    model.register_forward_pre_hook(
+        lambda *_: seen.append({name for name, parameter in model.named_parameters() if parameter.requires_grad})
+    )
+    AdapterOff(model).logps(model, BATCH)
+    assert seen == [trained]
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
+
+
+def test_swapping_takes_no_second_copy_of_the_weights() -> None:
+    model = tiny_model(hidden_size=64, intermediate_size=512)
+    reference = SwappedWeights(model)
+
+    def peak(logps_of: Any) -> int:
+        live = _LiveBytes()
+        kept = live.forget([*model.parameters(), *reference._initial])
+        with live, torch.no_grad():
+            logps_of(model, BATCH)
+        assert kept
+        return live.peak
+
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    largest = max(parameter.nbytes for parameter in model.parameters())
+    assert 3 * largest < weights
+    assert peak(reference.logps) - peak(sequence_logps) <= largest
 
 
 def test_names_of_references() -> None:

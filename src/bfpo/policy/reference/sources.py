@@ -40,8 +40,8 @@ class Reference(Protocol):
 class SwappedWeights:
     """The reference is the policy with its trainable weights as they were when this object was made.
 
-    Only trainable parameters are copied, so it never takes the memory of a second model. Make it before training and
-    before a checkpoint is loaded. Swapping exchanges values in place and restores the same bits, also after an
+    Only trainable parameters are copied, once, so it never takes the memory of a second model. Make it before training
+    and before a checkpoint is loaded. Swapping exchanges values in place and restores the same bits, also after an
     exception. Once the model is sharded by FSDP2, each process keeps only its shards of the initial values; they are
     cut from the first process' values, so those of the others may be empty. All processes must then call `logps`
     together.
@@ -71,12 +71,15 @@ class SwappedWeights:
         with evaluating(model):
             if self._whole and any(_is_sharded(parameter) for parameter in trainable):
                 self._shard(trainable)
-            current = [_local(parameter).clone() for parameter in trainable]
+            exchanged: list[tuple[nn.Parameter, Tensor]] = []
             try:
-                self._write(trainable, self._initial)
+                for parameter, initial in zip(trainable, self._initial, strict=True):
+                    _exchange(parameter, initial)
+                    exchanged.append((parameter, initial))
                 return sequence_logps(model, batch).logps
             finally:
-                self._write(trainable, current)
+                for parameter, initial in exchanged:
+                    _exchange(parameter, initial)
                 _reshard(model)
 
     def _shard(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -93,10 +96,13 @@ class SwappedWeights:
                 self._initial[i] = shard.to_local().to(device, copy=True)
         self._whole = False
 
-    @staticmethod
-    def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(parameters, values, strict=True):
-            _local(parameter).copy_(value)
+
+def _exchange(parameter: nn.Parameter, held: Tensor) -> None:
+    """Exchange the values of a parameter and a tensor in place; a second copy exists of this parameter alone."""
+    local = _local(parameter)
+    current = local.clone()
+    local.copy_(held)
+    held.copy_(current)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -164,7 +170,12 @@ class AdapterOff:
     def logps(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return the summed log-probs, (N,) float64, of the base model."""
         peft_model = self._find_adapter(model)
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with evaluating(model), peft_model.disable_adapter():
+            # peft freezes an adapter that is off. FSDP2 decides in its first forward pass, by what trains then, in
+            # which dtype it reduces gradients; that pass may be this one.
+            for parameter in trainable:
+                parameter.requires_grad_(True)
             return sequence_logps(model, batch).logps
 
 
