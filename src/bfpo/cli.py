@@ -21,7 +21,7 @@ import typer
 
 from bfpo._version import __version__
 from bfpo.core.console import Outcome, show, show_error, show_json, show_table, start_logging
-from bfpo.core.errors import BfpoError, ConfigError, StopRequest
+from bfpo.core.errors import BfpoError, ConfigError, StopRequest, first_line
 from bfpo.core.processes import is_first_process
 from bfpo.core.secrets import hide_in_values
 from bfpo.runs.stages import STAGES, keep_quiet, preview_stage, run_stage
@@ -511,6 +511,12 @@ def _words_for(command: str, error: BaseException, debug: bool, resume_with: str
         return text, 143 if isinstance(error, StopRequest) else 130
     if isinstance(error, RecursionError):
         return f"bfpo {command}: an input nests lists or objects too deeply to be read; shorten it", 2
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported for every command
+        then = "" if resume_with is None else f", then continue with {resume_with}"
+        return (
+            f"bfpo {command}: out of memory on the GPU ({first_line(error)}); make the batch smaller (batch_size or "
+            f"..._per_microbatch, see bfpo {command} --keys) or end what else uses the GPU{then}"
+        ), 1
     hint = "" if debug else "; use --debug for the traceback"
     return f"bfpo {command} failed: {type(error).__name__}: {error}{hint}", 1
 

@@ -12,6 +12,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -139,6 +140,13 @@ def test_what_typer_refuses_has_exit_status_2(arguments, key, tmp_path, monkeypa
             ZeroDivisionError("by zero"),
             1,
             "error: bfpo toy failed: ZeroDivisionError: by zero; use --debug for the traceback\n",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nIf reserved"),
+            1,
+            "error: bfpo toy: out of memory on the GPU (CUDA out of memory. Tried to allocate 2.00 GiB.); make the "
+            "batch smaller (batch_size or ..._per_microbatch, see bfpo toy --keys) or end what else uses the GPU, then "
+            "continue with the same command and --resume\n",
         ),
         (KeyboardInterrupt(), 130, "error: stopped; continue with the same command and --resume\n"),
     ],
