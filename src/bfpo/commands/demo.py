@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
-from typing import Any
 
 from bfpo.config import DemoConfig
 from bfpo.core.console import show
@@ -15,7 +13,7 @@ from bfpo.experiments.demo import collect, make_data, methods_of, plan_seed
 from bfpo.experiments.points import Chain
 from bfpo.experiments.steps import seeds_of
 from bfpo.experiments.workers import run_chains
-from bfpo.runs.folder import RunFolder
+from bfpo.runs.folder import RunFolder, flat_settings
 
 __all__ = ["command_of", "preview", "run"]
 
@@ -57,16 +55,9 @@ def command_of(config: DemoConfig) -> str:
         parts.append("--full")
     if config.seeds > 1:
         parts.append(f"--seeds {config.seeds}")
-    given = {key: value for key, value in config.resolved().items() if key not in ("full", "seeds", "executor")}
-    parts += [f"--set {shlex.quote(text)}" for text in _changes(given, DemoConfig().resolved())]
+    default = dict(flat_settings(DemoConfig().resolved()))
+    for key, value in flat_settings(config.resolved()):
+        if value != default.get(key) and key.partition(".")[0] not in ("full", "seeds", "executor"):
+            text = f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            parts.append(f"--set {shlex.quote(text)}")
     return " ".join(parts)
-
-
-def _changes(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the settings that are not at their default, as `--set` takes them."""
-    for key, value in given.items():
-        before = default.get(key)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            yield from _changes(value, before, f"{prefix}{key}.")
-        elif value != before:
-            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -24,7 +24,7 @@ from bfpo.policy.blend import open_source, read_tensor
 from bfpo.policy.gguf import import_gguf, write_gguf
 from bfpo.policy.load import DTYPES, load_policy, load_tokenizer
 from bfpo.policy.save import save_adapted, save_policy
-from bfpo.policy.source import check_source
+from bfpo.policy.source import ADAPTER, check_source, is_adapter
 from bfpo.policy.trained import holds_only_trained, start_of
 from bfpo.runs.folder import model_head, render_card
 
@@ -32,7 +32,7 @@ __all__ = ["run"]
 
 _log = logging.getLogger(__name__)
 
-_ADAPTER, _CARD = "adapter_config.json", "README.md"
+_CARD = "README.md"
 _HOW = {"adapter": "merged into", "checkpoint": "its other weights from"}  # a base
 
 
@@ -122,16 +122,16 @@ def _find(model: str, revision: str | None) -> _Source:
     if str(path) != model and not (path / "config.json").is_file():
         raise ModelError(f"model: {model} is a run without a model in {path}; give a finished run of train or sft")
     model = str(path) if path.is_dir() else model
-    if (path / _ADAPTER).is_file() and not any(path.glob("model*.safetensors")):  # a config.json may be there
+    if is_adapter(path):
         try:
-            facts = json.loads((path / _ADAPTER).read_text(encoding="utf-8"))
+            facts = json.loads((path / ADAPTER).read_text(encoding="utf-8"))
             base, revision = facts["base_model_name_or_path"], revision or facts.get("revision")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ModelError(
-                f"model: {path / _ADAPTER} cannot be read ({type(error).__name__}: {error}); save the adapter again"
+                f"model: {path / ADAPTER} cannot be read ({type(error).__name__}: {error}); save the adapter again"
             ) from error
         if not isinstance(base, str) or not base:
-            raise ModelError(f"model: {path / _ADAPTER} names no base model (base_model_name_or_path); set it there")
+            raise ModelError(f"model: {path / ADAPTER} names no base model (base_model_name_or_path); set it there")
         check_source("base_model_name_or_path", base, revision=revision)
         return _Source(model, base, "adapter", revision)
     if holds_only_trained(model):

@@ -251,10 +251,9 @@ class ChatEncoder:
             raise ModelError(f"the chat template cannot render a user and an assistant turn: {error}") from error
         if rendered.count(_PROBE) != 1:
             raise ModelError("the chat template does not write the assistant's answer once and unchanged; pass another")
-        suffix = rendered.partition(_PROBE)[2]
+        before, _, suffix = rendered.partition(_PROBE)
         self.opening = opening_difference(head, rendered.removesuffix(suffix), _PROBE)
         self.date_note = self._template.date_note(head)
-        before = rendered.partition(_PROBE)[0]
         self._written = before.removeprefix(head).strip() if before.startswith(head) else ""
         added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
         added |= set(self._tokenizer.all_special_tokens)

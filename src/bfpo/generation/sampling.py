@@ -63,7 +63,7 @@ def end_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
     Raises `ModelError` as `configured_ends` does.
     """
-    return tuple(configured_ends(model.generation_config, tokenizer))
+    return configured_ends(model.generation_config, tokenizer)
 
 
 def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | None = None) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ def saved_end_token_ids(model: str | Path, tokenizer: Any, *, revision: str | No
         config = GenerationConfig.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
     except OSError:  # as transformers does for a model without such a file
         config = GenerationConfig.from_model_config(read_config(model, revision=revision))
-    return tuple(configured_ends(config, tokenizer))
+    return configured_ends(config, tokenizer)
 
 
 def answer_batches(

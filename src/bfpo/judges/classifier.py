@@ -39,6 +39,7 @@ from bfpo.judges.settings import ClassifierSpec, LocalSpec
 from bfpo.policy.batches import batches_by_length
 from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import load_tokenizer, pad_token_id, set_trainable
+from bfpo.policy.precision import HALF
 from bfpo.policy.source import cannot_load, check_code, num_positions
 
 __all__ = [
@@ -53,7 +54,6 @@ __all__ = [
     "row_length",
 ]
 
-_HALF = (torch.float16, torch.bfloat16)
 _UNSAFE, _SAFE = 0, 1  # classes of a classifier that is trained here
 _OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet"})
 
@@ -133,13 +133,13 @@ def load_classifier(model: str | Path, spec: LocalSpec, *, kind: str) -> tuple[A
     """
     loaded, tokenizer = load_with_head(AutoModelForSequenceClassification, model, spec, kind=kind)
     for name, head in loaded.named_children():
-        if name != loaded.base_model_prefix and any(p.dtype in _HALF for p in head.parameters()):
+        if name != loaded.base_model_prefix and any(p.dtype in HALF for p in head.parameters()):
             head.float().register_forward_pre_hook(_widened)
     return loaded, tokenizer
 
 
 def _widened(head: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(one.float() if isinstance(one, torch.Tensor) and one.dtype in _HALF else one for one in inputs)
+    return tuple(one.float() if isinstance(one, torch.Tensor) and one.dtype in HALF else one for one in inputs)
 
 
 def _label_index(config: Any, label: str | int | None) -> int:

@@ -19,6 +19,7 @@ from bfpo.policy.devices import computes_bfloat16
 
 __all__ = [
     "EMULATED",
+    "HALF",
     "decoding_dtype",
     "emulates",
     "hold_masters",
@@ -147,7 +148,7 @@ def margin_rounding(
     return _TOKEN_ERROR[dtype] * log_vocabulary * variance_P.sqrt()
 
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
@@ -167,7 +168,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
         stack.enter_context(torch.autocast(device, enabled=False))
         for module in model.modules():
-            if getattr(module, "compute_dtype", None) in _HALF:  # a quantised linear layer
+            if getattr(module, "compute_dtype", None) in HALF:  # a quantised linear layer
                 stack.callback(setattr, module, "compute_dtype", module.compute_dtype)
                 module.compute_dtype = torch.float32  # type: ignore[assignment]
         _widen(others, stack)
@@ -195,7 +196,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _half_tensors(module: nn.Module) -> list[torch.Tensor]:
-    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in _HALF]
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in HALF]
 
 
 def _widen(tensors: list[torch.Tensor], until: ExitStack) -> None:

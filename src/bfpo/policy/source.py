@@ -15,11 +15,13 @@ from bfpo.core.inputs import missing_folder
 from bfpo.policy.trained import start_of
 
 __all__ = [
+    "ADAPTER",
     "cannot_load",
     "check_code",
     "check_source",
     "check_text_only",
     "configured_ends",
+    "is_adapter",
     "num_embeddings",
     "num_positions",
     "read_config",
@@ -27,7 +29,7 @@ __all__ = [
 
 _HUB_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _HUB_SECONDS = 10
-_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ASKS_FOR_CODE = ("trust_remote_code", "contains custom code")
 
 
@@ -92,7 +94,7 @@ def check_code(model: str | Path, *, revision: str | None = None) -> None:
     (`attn_implementation: owner/kernel`), which would be downloaded and run, and an adapter can be a pickle.
     """
     folder = Path(model)
-    adapter = folder / _ADAPTER
+    adapter = folder / ADAPTER
     if adapter.is_file() and not (folder / _ADAPTER_WEIGHTS).is_file():
         raise ModelError(
             f"model: {str(model)!r} is an adapter without {_ADAPTER_WEIGHTS}; weights are read from safetensors only"
@@ -133,8 +135,7 @@ def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "
             f"{what}: {str(model)!r} comes with Python code of its own (auto_map in its config.json or "
             "tokenizer_config.json), which is not run; allowed: a model that the installed transformers knows"
         )
-    damaged = isinstance(error, SafetensorError)
-    if (Path(model) / _ADAPTER).is_file() and not damaged and not any(Path(model).glob("model*.safetensors")):
+    if is_adapter(model) and not isinstance(error, SafetensorError):
         return ModelError(
             f"{what}: {str(model)!r} is an adapter without the weights of its model ({first_line(error)}); make a "
             f"whole model of it: bfpo export {model} --out DIR"
@@ -147,13 +148,18 @@ def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "
     )
 
 
+def is_adapter(model: str | Path) -> bool:
+    """Return whether a folder holds an adapter without the weights of its model; it may have a config.json."""
+    return (Path(model) / ADAPTER).is_file() and not any(Path(model).glob("model*.safetensors"))
+
+
 def num_embeddings(config: Any) -> int | None:
     """Return the rows of a model's embedding, one per token id, by its config; `None` if it does not say."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     return rows if isinstance(rows, int) and rows > 0 else None
 
 
-def configured_ends(config: Any, tokenizer: Any) -> list[int]:
+def configured_ends(config: Any, tokenizer: Any) -> tuple[int, ...]:
     """Return every token that ends an answer by a generation config and by the tokenizer, sorted.
 
     Raises `ModelError` if neither names one: such a model would always reach the token limit.
@@ -163,7 +169,7 @@ def configured_ends(config: Any, tokenizer: Any) -> list[int]:
     ids = {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
     if not ids:
         raise ModelError("eos_token_id: neither the generation config nor the tokenizer names one; set it in either")
-    return sorted(ids)
+    return tuple(sorted(ids))
 
 
 def num_positions(config: Any) -> int | None:

@@ -40,7 +40,7 @@ from bfpo.data.hub_stream import remote_facts
 from bfpo.generation.settings import HOW_ASKED
 from bfpo.runs.lock import LOCK
 
-__all__ = ["FREE", "RunFolder", "Status", "model_head", "render_card"]
+__all__ = ["FREE", "RunFolder", "Status", "flat_settings", "model_head", "render_card"]
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class RunFolder:
         self._record.pop("error", None)  # of the earlier start
         self.add_facts(
             status="running",
-            seeds={key: value for key, value in _flat(self.config) if key.rpartition(".")[2] == "seed"},
+            seeds={key: value for key, value in flat_settings(self.config) if key.rpartition(".")[2] == "seed"},
             versions=describe_versions(),
             platform=describe_platform(),
             checkout=describe_checkout(),
@@ -393,7 +393,7 @@ class RunFolder:
         sources = describe_sources(self._record.get("sources", {}))
         versions = {**self._record.get("versions", {}), **self._record.get("checkout", {})}
         common: dict[str, CardSection] = {
-            "Settings": dict(_flat(self.config)),
+            "Settings": dict(flat_settings(self.config)),
             "Data": data,
             "Sources of the data": sources,
             "Versions": versions,
@@ -440,7 +440,7 @@ def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool
         raise RunError(f"{known}, not of `{stage}`; set --out to a new or empty folder")
     if not resume:
         raise RunError(f"{known}; continue it with --resume, or set --out to a new or empty folder")
-    earlier, now = dict(_flat(record.get("config", {}))), dict(_flat(config))
+    earlier, now = dict(flat_settings(record.get("config", {}))), dict(flat_settings(config))
     absent = "(not set)"
     changes = [
         f"{key} was {earlier.get(key, absent)!r}, now {now.get(key, absent)!r}"
@@ -503,13 +503,13 @@ def _read_json(path: Path) -> Any:
         raise RunError(f"{path}: is not valid JSON ({error}); start a new run in another --out") from error
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of a nested mapping by dotted key; lists of mappings are numbered."""
     for key, item in value.items():
         if isinstance(item, list) and item and all(isinstance(one, Mapping) for one in item):
             item = dict(enumerate(item))
         if isinstance(item, Mapping) and item:
-            yield from _flat(item, f"{prefix}{key}.")
+            yield from flat_settings(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
 
