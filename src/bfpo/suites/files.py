@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bfpo.core.errors import DataError, SettingError
+from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.inputs import matching_files
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import content_id
@@ -159,7 +159,7 @@ def _files(suite: Suite, folders: Sequence[str]) -> tuple[tuple[Path, ...], str,
         )
         # The folder also holds files of the same data set that other suites downloaded.
         return tuple(matching_files(folder, patterns)), suite.source.hub, commit
-    except DataError as error:
+    except (DataError, ServerError) as error:
         raise UnreachableError(str(error)) from error
 
 
