@@ -68,11 +68,7 @@ def push_folder(folder: Path, repository: str, *, message: str, key: str) -> str
 
 def is_lost(error: BaseException | None) -> bool:
     """Return whether an error, or its cause, is a hub that cannot be reached, is busy or fails: repeating may help."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HTTPError,  # type: ignore[attr-defined]  # base of its HTTP client's errors
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
     while error is not None and not isinstance(error, OfflineModeIsEnabled):
         if isinstance(error, HfHubHTTPError):
