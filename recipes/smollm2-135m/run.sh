@@ -59,7 +59,7 @@ earlier=$(cat "$OUT/.made-from" 2>/dev/null || echo "$made")
 if [ "$earlier" = "$from" ]; then
     echo "$OUT goes on with the prompts that it has; it does not say which version of the recipe made them"
 elif [ "$earlier" != "$made" ]; then
-    echo "error: $OUT was made from $earlier, now $made; set OUT to another folder" >&2
+    echo "error: $OUT was made from $earlier, now $made; set OUT (REAL_OUT of make) to another folder" >&2
     exit 2
 fi
 once "$OUT/.prompts" data prompts ${DATA:+--data "$DATA"}

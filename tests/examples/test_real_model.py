@@ -229,7 +229,7 @@ def test_the_script_runs_every_stage_and_each_data_step_once(data, tmp_path):
     )
     assert other.returncode == 2
     assert "now MODEL=HuggingFaceTB/SmolLM2-135M-Instruct DATA=elsewhere RECIPE=" in other.stderr
-    assert other.stderr.endswith("; set OUT to another folder\n")
+    assert other.stderr.endswith("; set OUT (REAL_OUT of make) to another folder\n")
 
 
 @pytest.fixture
