@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DiskFullError",
+    "HeldError",
     "LabelError",
     "MissingExtraError",
     "ModelError",
@@ -20,6 +21,7 @@ __all__ = [
     "SettingError",
     "StopRequest",
     "TrainingError",
+    "WorkerError",
     "first_line",
 ]
 
@@ -61,8 +63,20 @@ class RunError(BfpoError, RuntimeError):
     """A run folder that cannot be written to, read or resumed."""
 
 
+class HeldError(RunError):
+    """A run folder that another process writes to; `on_another_host`: nobody can say if that one still runs."""
+
+    on_another_host = False
+
+
 class DiskFullError(RunError):
     """A full disk or quota; the message says what is saved and how to continue."""
+
+    exit_code = 1
+
+
+class WorkerError(RunError):
+    """Workers that die again and again, or of which none starts; says how to continue."""
 
     exit_code = 1
 
