@@ -212,7 +212,8 @@ def test_a_model_names_the_sources_of_its_data_through_the_runs_before(hub: HubS
     given = {"data": {"hub": "acme/named"}, "judges": "oracle", "bootstrap_samples": 10}
     run_stage("label", LabelConfig.model_validate(given), tmp_path / "label")
     pairs = {"files": str(tmp_path / "label" / "pairs.jsonl"), "unknown_label": "drop"}
-    run = run_stage("train", AlignConfig(model=str(tmp_path / "sft" / "model"), data=pairs, **steps), tmp_path / "train")
+    aligned = AlignConfig(model=str(tmp_path / "sft" / "model"), data=pairs, **steps)
+    run = run_stage("train", aligned, tmp_path / "train")
     named = {name: [row["hub_id"] for row in rows] for name, rows in run.record["sources"].items()}
     assert named == {"data": ["acme/named"], "start": ["acme/listed"]}
     text = (run.path / "README.md").read_text()

@@ -25,7 +25,8 @@ def without_places(text: str, known: Iterable[str] = ()) -> str:
     for folder in folders:
         text = re.sub(rf"(?:{_ALONE}|(?<=://)|(?<=:///)){re.escape(folder)}/", "", text)  # also of file:///...
     for path in sorted({path.rstrip("/") for path in known if path.startswith("/")} - {""}, key=len, reverse=True):
-        text = re.sub(rf"{_ALONE}(?<!:){re.escape(path)}/?(?![\w/\\-]|\.\w)", lambda _: Path(path).name, text)
+        name = Path(path).name.replace("\\", r"\\")  # a replacement in which nothing is special
+        text = re.sub(rf"{_ALONE}(?<!:){re.escape(path)}/?(?![\w/\\-]|\.\w)", name, text)
     return _PATH.sub("", text)
 
 

@@ -429,7 +429,7 @@ class RunFolder:
             yield from files
         for _, value in flat_settings(self.config):
             for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, str) and os.path.isabs(item) and os.path.exists(item):
+                if isinstance(item, str) and os.path.lexists(item):
                     yield item
 
 
