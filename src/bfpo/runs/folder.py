@@ -232,10 +232,10 @@ class RunFolder:
                 "new run in another --out"
             )
         sources = [source for path, fact in facts.items() for source in prepared_from(path, content_digest(fact))]
-        runs = {path: run_above(path) for path in facts if not is_remote(path)}
-        for path, run in runs.items():
+        for file in facts:
+            run = None if is_remote(file) else run_above(file)
             if run is not None and run.resolve() != self.path.resolve():
-                sources += _sources_of(run, path)
+                sources += _sources_of(run, file)
         self._add_sources(name, sources)
         self.add_facts(data={**earlier, name: facts})
 
