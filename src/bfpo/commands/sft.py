@@ -29,7 +29,7 @@ from bfpo.training.rehearsal import (
     token_rows,
 )
 from bfpo.training.session import CHECKPOINTS, common_arguments, open_hub, prepare_process, push_run, train_in_folder
-from bfpo.training.sft_trainer import SftTrainer
+from bfpo.training.sft_trainer import SampleLoss, SftTrainer
 from bfpo.training.tokens import stage_tokens
 from bfpo.training.trainer_args import made_arguments
 
@@ -55,8 +55,11 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     folder.add_facts(trainable=str(policy.trainable_report))
     if folder.is_writer:
         logger.info("%s", policy.trainable_report)
+    trainer = _trainer(config, policy, args, tokens["data"], eval_dataset=tokens.get("eval_data"))
+    sample = SampleLoss(trainer)
+    trainer.add_callback(sample)
     metrics = train_in_folder(
-        _trainer(config, policy, args, tokens["data"], eval_dataset=tokens.get("eval_data")),
+        trainer,
         folder,
         title="sft",
         shown=SHOWN,
@@ -64,6 +67,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
         save_total_limit=config.save_total_limit,
         probe=probe,
         config=config,
+        at_end=sample.score,
     )
     folder.add_facts(metrics=metrics)
     shown = template_facts(config, {name: store.facts["tokens"] for name, store in tokens.items()})
