@@ -132,7 +132,8 @@ def test_every_dependency_is_pinned_within_its_range():
     for requirement in map(Requirement, needed):
         for python in ("3.10", "3.11", "3.12", "3.13"):
             if applies(requirement, python):
-                (pin,) = (pin for pin in pins if name_of(pin.name) == name_of(requirement.name) and applies(pin, python))
+                of_name = (pin for pin in pins if name_of(pin.name) == name_of(requirement.name))
+                (pin,) = (pin for pin in of_name if applies(pin, python))
                 assert requirement.specifier.contains(str(pin.specifier).removeprefix("==")), requirement
     assert {name_of(pin.name) for pin in pins} == {name_of(requirement) for requirement in needed}
 

@@ -26,7 +26,8 @@ try:
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 except ImportError as error:
     raise MissingExtraError(
-        f"bfpo.integrations.trl: needs trl >= 1.16 ({first_line(error)}); pip install 'bfpo[trl]', on Python 3.11 or newer"
+        f"bfpo.integrations.trl: needs trl >= 1.16 ({first_line(error)}); pip install 'bfpo[trl]', on Python 3.11 "
+        "or newer"
     ) from error
 
 __all__ = ["LABELS", "LabelledPairCollator", "TRLBFPOTrainer"]
