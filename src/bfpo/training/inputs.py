@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bfpo.config import AlignConfig, SftConfig, read_template
-from bfpo.core.errors import DataError, LabelError
+from bfpo.core.errors import DataError, LabelError, ServerError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.chat import ChatEncoder
@@ -46,6 +46,7 @@ __all__ = [
     "read_start",
     "reference_cache",
     "report_data",
+    "row_counts",
     "row_streams",
     "start_notes",
     "template_facts",
@@ -168,6 +169,11 @@ def pair_categories(config: AlignConfig) -> list[list[str]] | None:
     return found
 
 
+def row_counts(streams: Mapping[str, RowStream[Any]]) -> dict[str, Any]:
+    """Return the counts of each section, as `data.json` has them."""
+    return {name: stream.scan().counts for name, stream in streams.items()}
+
+
 def trained_hashes(streams: Mapping[str, RowStream[Any]]) -> Iterator[Hashes]:
     """Yield the hashes of the prompts of each stream that is trained on."""
     return (stream.scan().hashes for name, stream in streams.items() if name != "eval_data")
@@ -182,7 +188,7 @@ def lacking_tokens(config: TrainingConfig) -> list[str]:
     limit = ids_to_check(start.tokenizer, start.num_embeddings)
     if limit is None:
         return []
-    with suppress(DataError, LabelError):  # other faults of the data, or files that are not here
+    with suppress(DataError, LabelError, ServerError):  # other faults of the data, or files that are not here
         describe_tokens(config, start)
     lacking = {number: token for token, number in start.tokenizer.get_vocab().items() if number >= limit}
     return [f"{token!r} ({number})" for number, token in sorted(lacking.items())]
