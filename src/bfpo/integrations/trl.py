@@ -86,6 +86,8 @@ class TRLBFPOTrainer(DPOTrainer):  # type: ignore[misc]
     Raises `SettingError` for these, and the errors of `make_method`.
     """
 
+    data_collator: Any
+
     def __init__(
         self,
         model: Any,
