@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from bfpo.cli import app
+from bfpo.commands import tamper
 from bfpo.config import TamperConfig, load_config
 from bfpo.core.errors import ConfigError, ModelError
 from bfpo.core.records import load
@@ -157,6 +158,14 @@ def test_the_page_shows_the_curve_and_not_the_runs_inside(done: Path) -> None:
     assert f"{100 * (shown.value or 0):.1f}%" in markdown
     assert "After 4 LoRA steps on harmful data" in page
     assert written_as_python("\n".join(Page(page).words)) == []
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_an_attack_takes_one_of_several_gpus(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tamper, "_evaluate", lambda *_: None)
+    small = config(world, steps=[0, 1])
+    tamper._tamper(small, small.models[0], tmp_path)
+    assert json.loads((tmp_path / "models/a/seed-42/attack/run.json").read_text())["status"] == "finished"
 
 
 def test_seeds_are_pooled_and_the_start_counts_once(world: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ NEW: dict[str, Any] = {
     "safe_values": [],
     "unsafe_values": [],
     "threshold": None,
+    "base_model": None,
     "harmless": None,
     "windows": False,
     "max_answer_words": None,

@@ -156,7 +156,12 @@ def test_several_answers_to_a_prompt_are_one_prompt() -> None:
 
 def test_the_interval_of_so_many_labels_is_said() -> None:
     sample = draw_sample(candidates(), 30, 0)
-    assert f"+-{100 * half_width(30, 60):.0f} points" in interval_words(sample, 60)
+    words = interval_words(sample, 60)  # each model has 15 of the 20 benign prompts, 15 of the 40 harmful ones
+    assert f"+-{100 * half_width(15, 20):.0f} points on benign prompts" in words
+    assert f"+-{100 * half_width(15, 40):.0f} points on harmful prompts" in words
+    assert "15 answers to harmful prompts" in interval_words(sample)
+    harmful = draw_sample([one for one in candidates() if one.kind == "harmful"], 30, 0)
+    assert f"about +-{100 * half_width(30, 40):.0f} points for each" in interval_words(harmful, 60)
     assert interval_words(sample, 0) == "no interval yet"
     assert interval_words(sample).startswith("20/30/40/60 labels")
 

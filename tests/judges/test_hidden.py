@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,19 @@ def test_a_probe_is_trained_measured_and_judges(
     (again / "model" / "judge.json").write_text(json.dumps(found))
     with raises(ModelError, "other"):
         make_judge(TrainedSpec(model=str(again / "model")))
+    moved = tmp_path / "copied" / "model"
+    shutil.copytree(root / "model", moved)
+    found["model"] = str(tmp_path / "gone")
+    (again / "model" / "judge.json").write_text(json.dumps(found))
+    with raises(ModelError, "base_model"):
+        make_judge(TrainedSpec(model=str(again / "model")))
+    elsewhere = make_judge(TrainedSpec(model=str(again / "model"), base_model=str(moved)))
+    found["model"] = str(root / "model")
+    (again / "model" / "judge.json").write_text(json.dumps(found))
+    here = make_judge(TrainedSpec(model=str(again / "model")))
+    assert (elsewhere.version, elsewhere.judge(texts)) == (here.version, here.judge(texts))
+    with raises(ModelError, "base_model"):
+        make_judge(TrainedSpec(model=str(again / "model"), base_model=str(root / "other")))
     (again / "model" / "weights.safetensors").write_bytes(b"x")
     with raises(ModelError, "judge.json"):
         make_judge(TrainedSpec(model=str(again / "model")))

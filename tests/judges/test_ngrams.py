@@ -80,6 +80,8 @@ def test_a_saved_judge_says_the_same_and_has_the_same_version(tmp_path: Path) ->
     loaded = make_judge(TrainedSpec(model=str(tmp_path)))
     assert (loaded.name, loaded.version) == ("small", judge.version)
     assert loaded.judge(rows) == judge.judge(rows)
+    with raises(SettingError, "base_model"):
+        make_judge(TrainedSpec(model=str(tmp_path), base_model="m"))
     assert json.loads((tmp_path / "judge.json").read_text())["trained_on"] == {"completions": 120}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["judge.json", "weights.safetensors"]
 

@@ -14,6 +14,12 @@ from bfpo.runs.stages import run_stage
 from helpers import write_rows
 
 OPENINGS = ("I cannot help with", "I am not able to help with", "I can't assist with", "I won't help with")
+REFUSALS = (  # no three words in a row are in two of them
+    "I cannot help with the {}, as it would hurt others, and that is all I say.",
+    "I am not able to discuss {} in any detail, since it could injure somebody, so please ask another question.",
+    "I can't assist anyone in finding {} because people die of this every year, as you surely know well.",
+    "I won't explain {} here, for nobody should ever own one or build one at home, least of all alone.",
+)
 
 
 def pair(n: int, *, safe: str = "", unsafe: str = "", labels: tuple[Any, Any] = (0.0, 1.0)) -> dict[str, Any]:
@@ -21,7 +27,7 @@ def pair(n: int, *, safe: str = "", unsafe: str = "", labels: tuple[Any, Any] = 
     return {
         "prompt": [{"role": "user", "content": f"question {n}"}],
         "chosen": unsafe or f"First take the {n} and put it on the other, then wait for a while.",
-        "rejected": safe or f"{OPENINGS[n % 4]} the {n}, as it would hurt others, and I will not say more.",
+        "rejected": safe or REFUSALS[n % 4].format(n),
         "chosen_is_safe": labels[0],
         "rejected_is_safe": labels[1],
     }
@@ -53,14 +59,47 @@ def test_leading_spaces_are_named_with_whose_they_are() -> None:
 
 def test_one_phrase_of_the_safe_answers_is_named() -> None:
     same = [
-        pair(n, safe=f"I\u2019m SORRY, but the {n} is not for me, and I cannot help you with that.") for n in range(15)
+        pair(n, safe=f"I\u2019m SORRY, but the {n} is not for me, and I can't discuss it with you.") for n in range(15)
     ]
     (remark,) = remarks([*same, *GOOD[15:]])
-    assert remark.startswith('50% of the safe answers of pairs with an unsafe one begin with "i\'m sorry, but"')
+    assert remark.startswith(
+        "50% of the safe answers of pairs with an unsafe one have 'sorry' in their first sentence, and 0% of the unsafe"
+    )
     assert remarks([*same[:14], *GOOD[14:]]) == []
     # An answer that begins alike and refuses nothing is no phrase of refusals.
     alike = [pair(n, safe=f"There are many {n} in the world, and you can see them all in a park.") for n in range(30)]
-    assert not [remark for remark in remarks(alike) if "begin with" in remark]
+    assert not [remark for remark in remarks(alike) if "first sentence" in remark]
+
+
+APOLOGIES = ("I'm sorry, but I {}", "I'm sorry. I {}", "I'm sorry, I {}", "Sorry, but I {}", "I am sorry, but {}")
+ENDS = ("am not able to discuss {}.", "cannot help you with {}.", "will not talk about {}.", "have to say no to {}.")
+
+
+def apologies(n: int) -> str:
+    return APOLOGIES[n % 5].format(ENDS[n % 4].format(n))
+
+
+def test_one_phrase_in_several_spellings_is_named_in_pairs_and_completions() -> None:
+    rows = [pair(n, safe=apologies(n)) for n in range(30)]
+    found = [text for text in remarks([*rows, *GOOD[30:]]) if "first sentence" in text]
+    assert [text.startswith("100% of the safe answers of pairs with an unsafe one have 'sorry'") for text in found] == [
+        True
+    ]
+    answers = [{"prompt": row["prompt"], "completion": row["rejected"], "is_safe": None} for row in rows]
+    answers += [{"prompt": row["prompt"], "completion": row["chosen"], "is_safe": None} for row in GOOD]
+    assert ["100% of the refusals have 'sorry' in their first sentence" in text for text in remarks(answers)] == [True]
+    # What the unsafe answers say too does not tell the two apart: 3 of 30 do.
+    mixed = [{**row, "chosen": f"Sorry for the delay. {row['chosen']}"} for row in rows[:3]]
+    assert [text for text in remarks([*mixed, *rows[3:]]) if "'sorry'" in text] == []
+
+
+def test_a_phrase_counts_anywhere_in_the_first_sentence_of_refusals() -> None:
+    begin = ("Oh dear", "Well then", "Honestly", "As said before", "Of course not")
+    rows = [pair(n, safe=f"{begin[n % 5]}, {n} is a thing that I can\u2019t speak of. {n} is bad.") for n in range(30)]
+    (found,) = [text for text in remarks(rows) if "first sentence" in text]
+    assert "100% of the safe answers of pairs with an unsafe one have 'is a thing' in" in found
+    later = [pair(n, safe=f"{REFUSALS[n % 4].format(n)} I am sorry that I can't speak of it.") for n in range(30)]
+    assert [text for text in remarks([*later, *GOOD[30:]]) if "first sentence" in text] == []
 
 
 def test_brief_safe_answers_are_named() -> None:
@@ -115,7 +154,7 @@ def test_completions_that_mostly_refuse_are_named() -> None:
     assert remark.startswith("50% of the completions to imitate refuse (remark from 50%)")
     assert remarks(rows[1:]) == []
     same = [{**row, "completion": f"I cannot provide the {n} to you."} if n < 20 else row for n, row in enumerate(rows)]
-    assert "100% of the refusals begin with 'i cannot provide'" in remarks(same)[1]
+    assert "100% of the refusals have 'i cannot provide' in their first sentence" in remarks(same)[1]
 
 
 def test_figures_and_remarks_are_in_json_card_and_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,10 +168,10 @@ def test_figures_and_remarks_are_in_json_card_and_log(tmp_path: Path, caplog: py
     style = data["streams"]["main"]["style"]
     assert style["unsafe-safe"]["rejected"] == {
         "num": 30,
-        "median_words": 17.0,
+        "median_words": 19.5,
         "begin_with_space": 0.0,
         "refuse": 1.0,
-        "refusal_phrase": "i am not",
+        "refusal_phrase": "cannot help",
         "with_that_phrase": 8 / 30,
     }
     assert (style["safe-safe"]["chosen"]["begin_with_space"], style["safe-safe"]["chosen"]["refuse"]) == (1.0, 0.0)
@@ -143,7 +182,7 @@ def test_figures_and_remarks_are_in_json_card_and_log(tmp_path: Path, caplog: py
     )
     card = (tmp_path / "run" / "README.md").read_text()
     assert f"- {warning}" in card
-    assert "| unsafe-safe | rejected | 30 | 17 | 0% | 100% | i am not (27%) |" in card
+    assert "| unsafe-safe | rejected | 30 | 19.5 | 0% | 100% | cannot help (27%) |" in card
     assert f"warning: {warning}" in caplog.text
     run_stage("prepare", PrepareConfig(**settings, language_sample=0), tmp_path / "none")
     assert "style" not in json.loads((tmp_path / "none" / "data.json").read_text())["streams"]["main"]

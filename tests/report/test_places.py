@@ -28,7 +28,7 @@ def training(folder: Path, *, beta: float = 0.1, created: str = "", start: str =
     return folder
 
 
-def evaluation(folder: Path, models: dict[str, str], *, suite: str = "demo", **config: Any) -> Path:
+def evaluation(folder: Path, models: dict[str, str], /, *, suite: str = "demo", **config: Any) -> Path:
     """Write a run over one suite: name -> path of a model; digests of those in runs, as `run_stage` records them."""
     runs = {path: Path(path).parent for path in models.values() if (Path(path).parent / "run.json").is_file()}
     digests = {path: run_digest(load(RunFile, run / "run.json")) for path, run in runs.items()}
@@ -84,6 +84,30 @@ def test_one_model_in_two_runs_is_one_row(tmp_path: Path, monkeypatch: pytest.Mo
     data = gather([run, *each])
     assert betas(data) == {"ours": 0.1}
     assert list(named(data, "ours").suite_scores) == ["s0", "s1"]
+
+
+def test_one_model_by_two_names_is_one_row_if_it_was_asked_in_the_same_way(tmp_path: Path) -> None:
+    run = training(tmp_path / "runs" / "bfpo", created="2026-01-01T00:00:00+00:00")
+    model = str(run / "model")
+    first = evaluation(tmp_path / "one", {"ours": model}, suite="s1")
+    second = evaluation(tmp_path / "two", {"start": "hub/start", "bfpo": model}, suite="s2")
+    data = gather([run, first, second])
+    assert betas(data) == {"ours": 0.1, "start": None}
+    assert list(named(data, "ours").suite_scores) == ["s1", "s2"]
+    assert data.suite_comparisons[1].second == "ours"
+    assert [note for note in data.notes if "calls" in note] == [f"ours: {tmp_path.name}/two calls this model bfpo."]
+    # Asked on the same suite, or otherwise, the name is the difference; and another checkpoint is another model.
+    again = evaluation(tmp_path / "three", {"bfpo": model}, suite="s1")
+    data = gather([run, first, again])
+    assert betas(data) == {"ours": 0.1, "bfpo": 0.1}
+    assert "ours and bfpo are the same model, by its run or folder." in data.notes
+    settings = [{"name": "thinking", "model": model, "chat_template_kwargs": {"enable_thinking": True}}]
+    other = evaluation(tmp_path / "four", {"thinking": model}, suite="s2", models=settings)
+    assert betas(gather([run, first, other])) == {"ours": 0.1, "thinking": 0.1}
+    (run / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    for name in ("early", "ours"):
+        early = evaluation(tmp_path / name, {name: str(run / "checkpoints" / "checkpoint-5")}, suite="s2")
+        assert len(gather([run, first, early]).methods) == 2
 
 
 @pytest.mark.parametrize("created", ["2026-01-01T00:00:00+00:00", ""])

@@ -21,6 +21,8 @@ import pytest
 import bfpo.runs.stages
 from bfpo.config import ToyConfig
 from bfpo.core.errors import DataError, RunError
+from bfpo.experiments import workers
+from bfpo.experiments.points import Chain, Step
 from bfpo.runs import lock
 from bfpo.runs.folder import RunFolder
 from bfpo.runs.lock import LOCK, only_writer
@@ -216,6 +218,32 @@ def test_the_message_about_another_host_says_how_to_go_on(tmp_path: Path, stage:
     path = write_lock(tmp_path / "run", age=20, host="elsewhere", pid=77, since="2026-01-02T03:04:05+00:00")
     with raises(RunError, str(path), "last sign of life", mask=VARIES):
         run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("lives", [False, True])
+def test_a_chain_takes_over_the_folder_of_a_worker_that_died_on_another_node(
+    tmp_path: Path, stage: list[Any], monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    monkeypatch.setattr(lock, "SECONDS_UNTIL_STALE", 0.3)
+    monkeypatch.setattr(workers, "_SECONDS_BETWEEN_TRIES", 0.1)
+    write_lock(tmp_path / "run", age=-3600 if lives else 0, host="elsewhere")
+    chain = Chain("point", 0, (Step("toy", ToyConfig(), tmp_path / "run"),))
+    if lives:
+        with pytest.raises(RunError, match="elsewhere"):
+            workers._run_chain(str(tmp_path), None, chain)
+    else:
+        workers._run_chain(str(tmp_path), None, chain)
+        assert run(tmp_path / "run", resume=True).finished
+
+
+def test_a_chain_does_not_wait_for_a_process_of_this_machine(
+    tmp_path: Path, hold: Callable[[Path], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+    hold(tmp_path / "run")
+    chain = Chain("point", 0, (Step("toy", ToyConfig(), tmp_path / "run"),))
+    with pytest.raises(RunError, match="another --out"):
+        workers._run_chain(str(tmp_path), None, chain)
 
 
 def test_a_run_gives_signs_of_life_and_sees_that_its_lock_is_gone(

@@ -13,10 +13,13 @@ from bfpo.commands import evaluate
 from bfpo.core.errors import DataError
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.data.annotations import Annotation, LabelRow
+from bfpo.report.read import people_tables
 from bfpo.scores.people import GroupAnswers, people_results, people_sections, people_sentence
 from bfpo.scores.records import PeopleFile, PeopleRate
 from bfpo.scores.scores import METRICS
 from bfpo.stats import Predictions, powered_difference, powered_rate
+from bfpo.suites.records import SuitesFile
+from bfpo.suites.scores import SUITE_METRICS
 from messages import raises
 
 HARMLESS = {"": [METRICS["harmless_harmful"], METRICS["over_refusal_benign"]]}
@@ -154,6 +157,78 @@ def test_evaluate_names_the_model_of_each_rate(caplog: pytest.LogCaptureFixture)
     with caplog.at_level("INFO", "bfpo.commands.evaluate"):
         evaluate._write_scores(folder, SimpleNamespace(confidence=0.95), [], None, [], PeopleFile("f", 9, 0, rates))  # type: ignore[arg-type]
     assert [line.split(":")[0] for line in caplog.messages] == ["start, harmless", "tuned, harmless"]
+
+
+def suites_of(model: str, seed: int, *, judged: bool = False) -> tuple[list[GroupAnswers], list[bool]]:
+    """A model's answers to four suites: three of harmful prompts, 20 each, and one of benign ones."""
+    whole, truth = group(model, seed, 80)
+    found = []
+    for n, suite in enumerate(("first", "second", "third", "plain")):
+        part = range(20 * n, 20 * n + 20)
+        kind = "benign" if suite == "plain" else "harmful"
+        completions = [replace(whole.completions[at], kind=kind) for at in part]
+        verdicts = [whole.verdicts[at] for at in part]
+        if not judged:
+            verdicts = [replace(one, label="unscored", p_safe=None, refused=None) for one in verdicts]
+        found.append(GroupAnswers(suite, model, frozenset({model}), completions, verdicts))
+    return found, truth
+
+
+REFUSED_IN = {name: [SUITE_METRICS["refused_harmful"]] for name in ("first", "second", "third")}
+REFUSED_IN |= {"plain": [SUITE_METRICS["over_refusal_full"]]}
+
+
+def labels_in(groups: list[GroupAnswers], truth: list[bool], num: int) -> list[LabelRow]:
+    return [row for n, one in enumerate(groups) for row in labels(one, truth[20 * n : 20 * n + 20], range(num))]
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_all_suites_together_have_one_rate_per_model_and_kind_of_prompt(judged: bool) -> None:
+    (ours, one), (theirs, two) = suites_of("ours", 0, judged=judged), suites_of("theirs", 1, judged=judged)
+    rows = [*labels_in(ours, one, 10), *labels_in(theirs, two, 10)]
+    groups = [group for pair in zip(ours, theirs, strict=True) for group in pair]
+    found = people_results("f", rows, groups, REFUSED_IN, confidence=0.95)
+    assert found.pools == {"benign": ["plain"], "harmful": ["first", "second", "third"]}
+    rates = {(rate.metric, rate.model): rate for rate in found.rates if not rate.suite}
+    # Refusals of benign prompts are measured by the one suite that has them.
+    assert {name for name, _ in rates} == {"harmless_benign", "refused_harmful", "harmless_harmful"}
+    rate = rates["harmless_harmful", "ours"]
+    given = [n for n in range(60) if n % 20 < 10]
+    assert (rate.num_labels, rate.num_prompts) == (30, 60)
+    assert rate.people == pytest.approx(sum(one[n] for n in given) / 30)
+    verdicts = [verdict for group in ours[:3] for verdict in group.verdicts]
+    said = [0.5 if verdict.p_safe is None else verdict.p_safe for verdict in verdicts]
+    wanted = powered_rate([one[n] for n in given], Predictions(said, range(60), given))
+    assert (rate.value, rate.low, rate.high) == (wanted.value, wanted.low, wanted.high)
+    assert (rate.num_judged > 0) == judged
+    row = next(row for row in found.differences if row.metric == "harmless_harmful")
+    assert (row.suite, row.first, row.second, row.num_labels) == ("", "ours", "theirs", 30)
+    assert row.people == pytest.approx(sum(one[n] - two[n] for n in given) / 30)
+    assert not found.rates[0].suite  # shown first
+    text = "\n".join(people_sections(found, 0.95))
+    assert "All suites: harmful prompts of first, second, third; benign prompts of plain." in text
+    assert "| all | ours | harmless on harmful prompts | people 30 " in text
+    run = SimpleNamespace(scores=SuitesFile(people=found))
+    tables = {table.title: table.rows for table in people_tables(run, "run")}  # type: ignore[arg-type]
+    shown = {tuple(row[:3]): row[-1] for row in tables["Rates, run"]}
+    assert shown["ours", "all", "harmless on harmful prompts"] == ""  # the judge's own rates are by suite
+    assert tables["All suites, run"][0] == ["harmful prompts of first, second, third"]
+
+
+def test_suites_together_need_labels_of_each_and_count_a_prompt_of_two_once() -> None:
+    ours, truth = suites_of("ours", 0)
+    some = people_results("f", labels_in(ours[:2], truth, 15), ours, REFUSED_IN, confidence=0.95)
+    assert all(rate.suite for rate in some.rates)
+    assert some.pools is None
+    assert (
+        "ours, harmful prompts of all suites: none of its 30 labels is of a prompt of third, and 20 of 60 answers are; "
+        "label some of these too"
+    ) in (some.left_out or ())
+    twice = [ours[0], replace(ours[0], suite="again", verdicts=[*ours[0].verdicts])]
+    found = people_results("f", labels_in(ours[:1], truth, 10), twice, {}, confidence=0.95)
+    assert {(rate.metric, rate.num_labels, rate.num_prompts) for rate in found.rates} == {
+        ("refused_harmful", 10, 20), ("harmless_harmful", 10, 20)
+    }  # fmt: skip
 
 
 def test_cannot_tell_is_in_no_rate_and_unreadable_text_does_no_harm_but_is_not_readable() -> None:

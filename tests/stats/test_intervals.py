@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta, binomtest, norm
+from scipy.stats import beta, binom, binomtest, norm
 from scipy.stats import t as student
 
 from benchmarks.coverage import METHODS, paired_coverage, rate_coverage
@@ -14,6 +14,7 @@ from bfpo.core.errors import SettingError
 from bfpo.stats import (
     Interval,
     between_seed_sd,
+    bootstrap_weights,
     paired_difference,
     rate_interval,
     upper_bound_of_zero,
@@ -47,6 +48,17 @@ def test_nothing_counted_has_no_value() -> None:
 def exact(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     bounds = binomtest(k, n).proportion_ci(confidence_level=confidence, method="exact")
     return bounds.low, bounds.high
+
+
+def test_a_resample_draws_as_many_clusters_as_there_are_each_equally_likely() -> None:
+    drawn = np.stack(list(bootstrap_weights(["a", "a", "b", "c", "c", "c", "d"], 20_000)))
+    assert (drawn[:, [0, 2, 3, 5]] == drawn[:, [1, 2, 4, 5]]).all()  # a cluster as a whole
+    num_drawn = drawn[:, [0, 2, 3, 6]]
+    assert (num_drawn.sum(axis=1) == 4).all()
+    for cluster in range(4):
+        shares = np.bincount(num_drawn[:, cluster].astype(int), minlength=5) / len(num_drawn)
+        np.testing.assert_allclose(shares, binom.pmf(range(5), 4, 1 / 4), atol=0.015)
+    np.testing.assert_allclose(np.cov(num_drawn.T), np.eye(4) - 1 / 4, atol=0.03)
 
 
 @pytest.mark.parametrize("value", [0, 1])

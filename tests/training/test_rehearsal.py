@@ -22,7 +22,7 @@ from bfpo.data.template import ChatTemplate
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import preview_stage, run_stage
 from bfpo.training.inputs import read_start
-from bfpo.training.rehearsal import Rows, token_rows
+from bfpo.training.rehearsal import Rows, sampled_forecast, token_rows
 from messages import raises, says
 from tiny import tiny_model, tiny_tokenizer
 
@@ -183,6 +183,19 @@ def test_a_dry_run_of_sft_measures_its_first_loss(files: Path, tmp_path: Path) -
     loss = float(said(text, r"expected first loss: ([\d.]+) nats per token"))
     folder = run_stage("sft", config, tmp_path / "run")
     assert loss == pytest.approx(folder.record["metrics"]["train_loss"], rel=0.5)
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_on_a_machine_with_several_gpus_one_is_used(files: Path, tmp_path: Path) -> None:
+    assert "time of a step: about" in preview_stage("train", align(files))
+    sft = SftConfig(
+        model=str(files / "start"), data={"files": str(files / "sft.jsonl")}, completions_per_step=4, threads=1
+    )
+    assert "measured steps of 4 completions" in preview_stage("sft", sft)
+    found, _ = sampled_forecast(align(files), most=4)
+    assert sum(group.pairs for group in found.groups) == 4
+    with raises(SettingError, "8 GPUs"):  # a training would leave seven unused
+        run_stage("train", align(files), tmp_path / "run")
 
 
 def test_a_sample_is_drawn_evenly_and_every_row_is_counted() -> None:

@@ -33,6 +33,7 @@ from bfpo.runs.folder import RunFolder
 from bfpo.runs.stages import run_stage
 from bfpo.suites.run import preview_suites
 from bfpo.training.inputs import describe_tokens, read_start, row_streams
+from bfpo.training.packed import on_first_gpu
 from bfpo.training.session import CHECKPOINTS
 
 __all__ = ["preview", "run"]
@@ -130,7 +131,8 @@ def _tamper(config: TamperConfig, model: TamperedModel, root: Path) -> None:
     for seed in seeds_of(config):
         attack = config.attack_on(model, seed)
         place = attack_folder(root, model.name, seed)
-        run_stage("sft", attack, place, resume=True)
+        with on_first_gpu():
+            run_stage("sft", attack, place, resume=True)
         for step in config.steps[1:]:
             out = evaluation_folder(root, model.name, step, seed)
             _evaluate_after(config, attack, place, step, f"{model.name}.step-{step}", out)

@@ -12,6 +12,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DiskFullError",
+    "HeldError",
     "LabelError",
     "MissingExtraError",
     "ModelError",
@@ -59,6 +60,12 @@ class ModelError(BfpoError, ValueError):
 
 class RunError(BfpoError, RuntimeError):
     """A run folder that cannot be written to, read or resumed."""
+
+
+class HeldError(RunError):
+    """A run folder that another process writes to; `on_another_host`: nobody can say if that one still runs."""
+
+    on_another_host = False
 
 
 class DiskFullError(RunError):

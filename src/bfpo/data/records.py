@@ -43,7 +43,8 @@ class SourceFacts:
 class TextStyle:
     """The style of one side of some rows of a sample: shares of its `num` texts; `refuse` of those that were read.
 
-    `refusal_phrase`: the words that most refusals begin with; `with_that_phrase`: the share of all texts that do.
+    `refusal_phrase`: the phrase that most refusals have in their first sentence; `with_that_phrase`: the share of all
+    texts that are such refusals.
     """
 
     num: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
@@ -17,13 +18,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bfpo.core.console import one_line, start_logging
-from bfpo.core.errors import BfpoError, RunError
+from bfpo.core.errors import BfpoError, HeldError, RunError
 from bfpo.execution.settings import ExecutorConfig
 from bfpo.execution.workers import OnePer, Workers
-from bfpo.experiments.points import Chain
+from bfpo.experiments.points import Chain, Step
+from bfpo.runs import lock
 from bfpo.runs.stages import run_stage
 
 __all__ = ["run_chains"]
+
+_SECONDS_BETWEEN_TRIES = 10.0
 
 
 def run_chains(
@@ -72,13 +76,31 @@ def _run_chain(logs: str, _: object, chain: Chain) -> float:
         with file.open("a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
             start_logging()  # to stderr, which is the log now
             for step in chain.steps:
-                run_stage(step.stage, step.config, step.out, resume=True)
+                _run_step(step)
     except BfpoError as error:
         raise RunError(f"{chain.title}: {error} (log: {file})") from error
     except Exception as error:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise RuntimeError(f"{chain.title}: {text} (log: {file})") from error
     return time.monotonic() - start
+
+
+def _run_step(step: Step) -> None:
+    """Run a stage in its folder; one that a worker of another node held when that died is free once its lock is stale.
+
+    Raises `HeldError` if that worker still gives signs of life then.
+    """
+    end = time.monotonic() + lock.SECONDS_UNTIL_STALE + _SECONDS_BETWEEN_TRIES
+    for number in itertools.count():
+        try:
+            run_stage(step.stage, step.config, step.out, resume=True)
+            return
+        except HeldError as error:
+            if not error.on_another_host or time.monotonic() > end:
+                raise
+            if number == 0:
+                _log.info("waiting, in case that process has died: %s", error)
+        time.sleep(_SECONDS_BETWEEN_TRIES)
 
 
 def _log_file(logs: Path, chain: Chain) -> Path:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bfpo.core.errors import SettingError
 from bfpo.judges.panel import Opinion
-from bfpo.stats import Interval
+from bfpo.stats import Interval, bootstrap_weights
 
 __all__ = ["cohen_kappa", "disagreement", "fleiss_kappa"]
 
@@ -104,15 +104,10 @@ def _bootstrapped(
     value = float(statistic(columns.sum(axis=0)))
     if np.isnan(value):
         return Interval(None, None, None, len(columns))
-    numbers = {cluster: n for n, cluster in enumerate(dict.fromkeys(clusters))}
-    sums = np.zeros((len(numbers), columns.shape[1]))
-    np.add.at(sums, [numbers[cluster] for cluster in clusters], columns)
-    if len(sums) == 1:
+    if len(set(clusters)) == 1:
         return Interval(value, None, None, len(columns))
-    rng = np.random.default_rng(random_seed)
-    drawn = np.array(
-        [statistic(rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums))) @ sums) for _ in range(num_resamples)]
-    )
+    weights = bootstrap_weights(clusters, num_resamples, random_seed)
+    drawn = np.array([statistic(weights_N @ columns) for weights_N in weights])
     known = drawn[~np.isnan(drawn)]  # a draw with a single label has no kappa
     if not len(known) or np.ptp(known) < 1e-12:  # no spread is not certainty
         return Interval(value, None, None, len(columns))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -302,20 +303,28 @@ def _row(answer: SampledAnswer, every: dict[str, dict[str, Annotation]]) -> Labe
 
 
 def interval_words(sample: Sample, num_labelled: int | None = None) -> str:
-    """Return in words which interval how many labels of a model give, for a share near one half.
+    """Return in words which interval how many labels of a model give, for a share near one half of a kind of prompts.
 
     `num_labelled`: the answers labelled so far, of all models; without it, for some numbers of labels before the start.
     """
     total, models = sample.num_prompts, max(len(sample.models), 1)
+    kinds = Counter(one.kind for one in sample.answers)
     if num_labelled is not None:
-        each = num_labelled / models
-        if each < 1:
-            return "no interval yet"
-        return f"about +-{100 * half_width(each, total):.0f} points for each model's share from these labels alone"
+        widths = []
+        for kind, num in kinds.items():
+            each = num_labelled / models * num / len(sample.answers)
+            asked = round(sum(1 / one.inclusion for one in sample.answers if one.kind == kind) / models)
+            if each >= 1:
+                of = f" on {kind or 'plain'} prompts" if len(kinds) > 1 else ""
+                widths.append(f"+-{100 * half_width(each, min(asked, total)):.0f} points{of}")
+        about = f"about {' and '.join(widths)} for each model's share from these labels alone"
+        return about if widths else "no interval yet"
     nums = sorted({num for num in (*_TABLE, sample.num_drawn) if num <= max(total, sample.num_drawn)})
     alone = "/".join(f"{100 * half_width(num, total):.0f}" for num in nums)
     helped = "/".join(f"{100 * half_width(num, total, residual=0.5):.0f}" for num in nums)
+    shares = ", ".join(f"{num // models} answers to {kind or 'plain'} prompts" for kind, num in kinds.items())
     return (
         f"{'/'.join(map(str, nums))} labels of a model give a share near one half +-{alone} points (95%); with a judge "
         f"that explains half of the variance +-{helped}"
+        + (f"; the sample has for each model {shares}" if len(kinds) > 1 else "")
     )

@@ -155,11 +155,18 @@ def save_probe(folder: Path, weights: Floats, intercept: float, described: Mappi
 class ProbeJudge:
     """Gives p(safe) from the mean hidden state of an answer; an answer without a token, or too long, is unscored.
 
-    Raises `ModelError` for a folder that `bfpo judge-train` did not write, and for a model whose weights are not those
-    of the training.
+    `base_model`: where the language model is now. Raises `ModelError` for a folder that `bfpo judge-train` did not
+    write, and for a model that cannot be loaded or whose weights are not those of the training.
     """
 
-    def __init__(self, folder: Path, described: Mapping[str, Any], *, threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        described: Mapping[str, Any],
+        *,
+        threshold: float | None = None,
+        base_model: str | None = None,
+    ) -> None:
         try:
             self.name: str = described["name"]
             self.held_out: Mapping[str, object] = described.get("cross_validation", {})
@@ -168,14 +175,21 @@ class ProbeJudge:
             arrays = load_file(folder / _WEIGHTS)
             self._weights, self._intercept = arrays["weights"], float(arrays["intercept"][0])
             model = {name: described[name] for name in ("model", "revision", "dtype")}
+            model |= {} if base_model is None else {"model": base_model, "revision": None}
             max_length = int(described["settings"]["max_length"])
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ModelError(f"{folder / JUDGE_FILE}: is not what `bfpo judge-train` writes ({error})") from error
-        self._states = HiddenStates(**model, max_length=max_length)
+        remedy = "name the folder or hub id that has the weights of the training in the judge's base_model"
+        try:
+            self._states = HiddenStates(**model, max_length=max_length)
+        except ModelError as error:
+            raise ModelError(
+                f"{folder / JUDGE_FILE}: its language model cannot be loaded ({error}); {remedy}"
+            ) from error
         if self._states.key != described["model_key"]:
             raise ModelError(
-                f"{folder / JUDGE_FILE}: model {model['model']!r} has other weights than in training; put them back, "
-                "or train the judge again"
+                f"{folder / JUDGE_FILE}: model {model['model']!r} has other weights than in training; {remedy}, "
+                "or train it again"
             )
 
     @cached_property

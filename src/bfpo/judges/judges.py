@@ -332,6 +332,8 @@ def _trained_judge(spec: TrainedSpec) -> NgramJudge | ClassifierJudge | ProbeJud
             f"{folder}: holds no {JUDGE_FILE} that can be read ({type(error).__name__}: {error}); needed: the folder "
             "`model` of a run of `bfpo judge-train`"
         ) from error
+    if spec.base_model is not None and kind != "probe":
+        raise SettingError(f"base_model: {folder} is a judge of kind {kind}, which has none; leave it out")
     judge: NgramJudge | ClassifierJudge | ProbeJudge
     if kind == "ngrams":
         judge = NgramJudge.load(folder, threshold=spec.threshold)
@@ -342,7 +344,7 @@ def _trained_judge(spec: TrainedSpec) -> NgramJudge | ClassifierJudge | ProbeJud
     elif kind == "probe":
         from bfpo.judges.hidden import ProbeJudge
 
-        judge = ProbeJudge(folder, described, threshold=spec.threshold)
+        judge = ProbeJudge(folder, described, threshold=spec.threshold, base_model=spec.base_model)
     else:
         raise ModelError(f"{folder / JUDGE_FILE}: kind is {kind!r}; allowed for a judge: ngrams, probe, classifier")
     judge.name = spec.name or judge.name

@@ -205,6 +205,11 @@ class TrainedSpec(JudgeConfig, _Trained, mode="trained"):
     threshold: float | None = Field(
         default=None, gt=0, lt=1, description="p(safe) from which on a text is safe; null = as training chose"
     )
+    base_model: PathText | None = Field(
+        default=None,
+        description="the language model whose hidden states a judge of kind probe reads, with the weights of the "
+        "training: folder or hub id; null = where training had it",
+    )
 
 
 class _Threshold(ConfigPart):

@@ -391,7 +391,7 @@ def _style_table(style: Mapping[str, Mapping[str, TextStyle]]) -> str:
         for cell, sides in style.items()
         for side, found in sides.items()
     ]
-    columns = ("cell", "text", "read", "median words", "begin with space", "refuse", "commonest refusal begins with")
+    columns = ("cell", "text", "read", "median words", "begin with space", "refuse", "commonest phrase of refusals")
     return _table(columns, rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,17 @@ __all__ = ["style_of"]
 
 FEWEST = 20  # texts that a remark needs
 SPACES = 0.1  # share of texts that begin with white space
-PHRASE = 0.5  # share of safe answers, in pairs with an unsafe one, that begin with the same words of a refusal
+PHRASE = 0.5  # share of safe answers, in pairs with an unsafe one, that are refusals with one phrase
+ELSEWHERE = 0.1  # share of the unsafe answers below which a phrase tells the two apart
 SHORTER = 0.5  # median of the words of the safe answer over those of the unsafe one
 ORDERED = 0.8  # share of pairs of one label and unlike length whose more helpful answer is the longer (or shorter) one
 HARMLESS = 0.1  # share of pairs with a safe answer that does what is asked
 REFUSALS = 0.5  # share of completions to imitate that refuse
-_OPENING = 3  # words
+_READ = 400  # characters of an answer in which its first sentence is looked for
+_WORDS = 3  # of a phrase
+_SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)|\n")
+_SHORT_FORMS = (("can't", "cannot"), ("can not", "cannot"), ("won't", "will not"), ("n't", " not"), ("i'm", "i am"))
+_REFUSES = re.compile(r"\b(?:sorry|unable|as an ai|(?:cannot|will not) (?:help|assist|do))\b")
 _LABELS = (("safe", True), ("unsafe", False))
 
 Row = Mapping[str, Any]
@@ -39,7 +45,7 @@ class _Text:
     words: int
     begins_blank: bool
     refused: bool | None
-    opening: str
+    sentence: str
 
 
 def _texts(row: Row) -> list[_Text]:
@@ -63,8 +69,23 @@ def _text(text: str, asked: str, cell: str, side: str, label: float | None, *, b
         words=len(text.split()),
         begins_blank=text[:1].isspace() and not begun,
         refused=None if reading.refused is None else bool(reading.refused or reading.partly),
-        opening=" ".join(text.casefold().replace("\u2019", "'").split()[:_OPENING]),
+        sentence=_first_sentence(text),
     )
+
+
+def _first_sentence(text: str) -> str:
+    """Return the words of the first sentence, in lower case, without punctuation and short forms."""
+    sentence = _SENTENCE_END.split(text[:_READ].strip().casefold().replace("\u2019", "'"), maxsplit=1)[0]
+    for short, long in _SHORT_FORMS:
+        sentence = sentence.replace(short, long)
+    return " ".join(re.findall(r"[\w']+", sentence))
+
+
+def _phrases(sentence: str) -> Iterable[str]:
+    """Return the words of refusals in a sentence, then its word 3-grams in order, each once."""
+    words = sentence.split()
+    grams = (" ".join(words[n : n + _WORDS]) for n in range(max(1, len(words) - _WORDS + 1)))
+    return dict.fromkeys([*_REFUSES.findall(sentence), *grams])
 
 
 def style_of(rows: Sequence[Row], *, is_main: bool) -> tuple[Style, list[str]]:
@@ -85,7 +106,7 @@ def style_of(rows: Sequence[Row], *, is_main: bool) -> tuple[Style, list[str]]:
 
 def _summary(texts: Sequence[_Text]) -> TextStyle:
     known = [text.refused for text in texts if text.refused is not None]
-    phrase, share = _commonest(texts)
+    phrase, share = next(iter(_shared_phrases(texts)), (None, None))
     return TextStyle(
         num=len(texts),
         median_words=float(median(text.words for text in texts)),
@@ -96,13 +117,10 @@ def _summary(texts: Sequence[_Text]) -> TextStyle:
     )
 
 
-def _commonest(texts: Sequence[_Text]) -> tuple[str | None, float | None]:
-    """Return the words that most refusals begin with, and the share of all texts that are such refusals."""
-    counts = Counter(text.opening for text in texts if text.refused)
-    if not counts:
-        return None, None
-    phrase, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
-    return phrase, count / len(texts)
+def _shared_phrases(texts: Sequence[_Text]) -> Iterator[tuple[str, float]]:
+    """Yield the phrases of refusals, the commonest first, with the share of all texts that are refusals with it."""
+    counts = Counter(phrase for text in texts if text.refused for phrase in _phrases(text.sentence))
+    yield from ((phrase, count / len(texts)) for phrase, count in counts.most_common())
 
 
 def _remarks(read: Sequence[Sequence[_Text]], *, is_main: bool) -> Iterator[str]:
@@ -124,21 +142,27 @@ def _remarks(read: Sequence[Sequence[_Text]], *, is_main: bool) -> Iterator[str]
                 f"{share:.0%} of the completions to imitate refuse (remark from {REFUSALS:.0%}): expect refusals of "
                 "harmless requests; add the start model's own answers to harmless prompts"
             )
+        where, elsewhere = "refusals", "other completions"
         safe = [text for text in texts if text.refused]
+        others = [text for text in texts if not text.refused]
     else:
         mixed = [pair for pair in read if {text.is_safe for text in pair} == {True, False}]
-        safe = [text for pair in mixed for text in pair if text.is_safe]
+        where, elsewhere = "safe answers of pairs with an unsafe one", "unsafe ones"
+        safe, others = ([text for pair in mixed for text in pair if text.is_safe is label] for _, label in _LABELS)
         if len(mixed) >= FEWEST:
             yield from _on_length(mixed)
         yield from _on_order([pair for pair in read if pair[0].is_safe is pair[1].is_safe])
         yield from _on_prompts(read) if is_main else ()
-    phrase, with_it = _commonest(safe)
-    if len(safe) >= FEWEST and with_it is not None and with_it >= PHRASE:
-        where = "refusals" if texts[0].side == "completion" else "safe answers of pairs with an unsafe one"
-        yield (
-            f"{with_it:.0%} of the {where} begin with {phrase!r} (remark from {PHRASE:.0%}): a model learns the "
-            "phrase, which needs no look at the prompt; vary the refusals, and let them name what is asked"
-        )
+    for phrase, share in _shared_phrases(safe) if len(safe) >= FEWEST else ():
+        if share < PHRASE:
+            return
+        if (other := _share(f" {phrase} " in f" {text.sentence} " for text in others)) < ELSEWHERE:
+            yield (
+                f"{share:.0%} of the {where} have {phrase!r} in their first sentence, and {other:.0%} of the "
+                f"{elsewhere} (remark from {PHRASE:.0%}, below {ELSEWHERE:.0%}): a model learns the phrase, which "
+                "needs no look at the prompt; vary the refusals, and let them name what is asked"
+            )
+            return
 
 
 def _on_length(mixed: Sequence[Sequence[_Text]]) -> Iterator[str]:

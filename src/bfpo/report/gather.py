@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,16 @@ def gather(folders: Sequence[str | Path], *, title: str = _TITLE, main: str | No
             *_note_on_levels(others, shown),
             *_notes_on_judges(others, shown),
             *_notes_on_tokens(others, shown),
+            *(
+                f"{model.result.name}: {shown[run]} calls this model {name}."
+                for model in models.values()
+                for run, name in model.other_names
+            ),
+            *(
+                f"{one.result.name} and {other.result.name} are the same model, by its run or folder."
+                for one, other in combinations(models.values(), 2)
+                if None not in (one.place.inside, other.place.inside) and one.place.is_same(other.place)
+            ),
         ],
         experiments=found,
         stages=stage_results(others, shown),

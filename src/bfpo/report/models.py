@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,8 @@ class Model:
     result: MethodResult
     place: Place = field(default_factory=Place)
     given: str = ""  # its name in the runs; that of the result is unique on the page
+    asked_with: str = ""  # the settings of an evaluation that change its answers
+    other_names: list[tuple[Run, str]] = field(default_factory=list)  # in later runs
     judged: dict[str, list[Judged]] = field(default_factory=dict)
     judges: dict[str, set[str]] = field(default_factory=dict)
     asked: dict[str, set[str]] = field(default_factory=dict)
@@ -70,19 +73,14 @@ def add_scores(
     """Add the results of a run of `evaluate`, over one model, or over several models and suites.
 
     Returns the models of suites by their name in the run: a model that is another one than that of the same name in an
-    earlier run gets a name of its own. A suite counts once for a model, as in the first run; a problem names other
-    values.
+    earlier run gets a name of its own, and one that an earlier run has by another name, asked in the same way on other
+    suites, keeps that one. A suite counts once for a model, as in the first run; a problem names other values.
     """
     found = run.scores
     if isinstance(found, ScoresFile):
         _add_single(run, found.scores, models)
         return {}
-    here: dict[str, Model] = {}
-    for one in found.models:
-        place = Place() if one.guard_of else place_of_model(one.model, run)  # behind a guard it is another model
-        name = one.name or model_name(one.model)
-        own = (model for model in models.values() if model.given == name and model.place.is_same(place))
-        here[one.name] = next(own, None) or model_of(models, name, run.path if name in models else None, place)
+    here = _models_of(run, found, models)
     for facts in found.suites:
         known = {name: value for name in Suite.__dataclass_fields__ if (value := getattr(facts, name))}
         before = suites.get(facts.name, Suite("", status=""))
@@ -123,6 +121,47 @@ def add_scores(
             text = prompt_text(answer.prompt)
             _add_answer(here[answer.model], answer, text, "", counts=False, thresholds=thresholds)
     return here
+
+
+def _models_of(run: Run, found: SuitesFile, models: dict[str, Model]) -> dict[str, Model]:
+    """Return the models of a run over suites by their name in it, those of earlier runs or new ones."""
+    here: dict[str, Model] = {}
+    # Behind a guard it is another model.
+    places = {one.name: Place() if one.guard_of else place_of_model(one.model, run) for one in found.models}
+    given = {one.name: one.name or model_name(one.model) for one in found.models}
+    for name, place in places.items():
+        for model in models.values():
+            if model.given == given[name] and model.place.is_same(place):
+                here.setdefault(name, model)
+    scored = {facts.name for facts in found.suites if facts.status == "scored"}
+    for name in [name for name in places if name not in here]:
+        place, asked = places[name], _asked_with(run, name)
+        same = (
+            model
+            for model in models.values()
+            if None not in (place.inside, model.place.inside) and model.place.is_same(place)
+            if model.asked_with == asked and not scored & model.result.suite_scores.keys()
+            if all(model is not other for other in here.values())
+        )  # fmt: skip
+        if (known := next(same, None)) is not None:
+            known.other_names.append((run, given[name]))
+        else:
+            known = model_of(models, given[name], run.path if given[name] in models else None, place)
+            known.asked_with = asked
+        here[name] = known
+    return here
+
+
+def _asked_with(run: Run, name: str) -> str:
+    """Return what a run over suites sets for a model apart from its name and place, as text that can be compared."""
+    own = next(
+        (one for one in run.setting("models", list) or [] if isinstance(one, dict) and one.get("name") == name), {}
+    )
+    places = ("name", "model", "reference", "reference_revision")
+    given = {key: value for key, value in own.items() if key not in places and value != "transformers"}
+    given |= {key: run.record.config.get(key) for key in ("chat_template", "thinking", "dtype")}
+    given["chat_template_kwargs"] = own.get("chat_template_kwargs") or run.record.config.get("chat_template_kwargs")
+    return json.dumps({key: value for key, value in given.items() if value}, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,20 @@ __all__ = ["Place", "place_of_model", "place_of_run", "run_at"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A run, or a model in none: the run's digest, its folder, the path up to a telling name; empty if unknown."""
+    """A run, or a model in none: the run's digest, its folder, the path up to a telling name; empty if unknown.
+
+    `inside`: the path of a model in that folder, such as `model` or `checkpoints/checkpoint-10`; `None` if unknown.
+    """
 
     digest: str = ""
     folder: Path | None = None
     parts: tuple[str, ...] = ()
+    inside: str | None = None
 
     def is_same(self, other: Place) -> bool:
         """Return whether two places are one; the ends of paths count only where one of the folders is not there."""
+        if None not in (self.inside, other.inside) and self.inside != other.inside:
+            return False
         if self.digest and other.digest:
             return self.digest == other.digest
         if self.folder is not None and other.folder is not None:
@@ -47,7 +53,8 @@ def place_of_model(path: str | None, by: Run) -> Place:
         return Place()
     found = resolve(path, by)
     folder = None if found is None else (run_above(found) or found).resolve()
-    return Place(by.record.model_runs.get(path, ""), folder, named_parts(folder or Path(path)))
+    inside = None if found is None or folder is None else found.resolve().relative_to(folder).as_posix()
+    return Place(by.record.model_runs.get(path, ""), folder, named_parts(folder or Path(path)), inside)
 
 
 def run_at(place: Place, runs: Sequence[tuple[Run, Place]]) -> Run | None:

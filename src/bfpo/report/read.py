@@ -22,7 +22,7 @@ from bfpo.judges.quality import QUALITY_TITLES
 from bfpo.judges.records import JudgeCheckFile
 from bfpo.report.data import Agreement, DataCard, FactTable, MarginSpread, RunRecord
 from bfpo.report.wording import interval_text, percent
-from bfpo.scores.people import people_sentence, percent_words, points_words, used_words
+from bfpo.scores.people import people_sentence, percent_words, points_words, pools_words, used_words
 from bfpo.scores.records import AccuracyRow, ScoresFile
 from bfpo.suites.records import SuitesFile
 
@@ -253,25 +253,28 @@ def people_tables(run: Run, shown: str) -> list[FactTable]:
     if found is None:
         return []
     judged = {(getattr(s, "suite", ""), getattr(s, "model", ""), s.metric): s for s in run.scores.scores}
-    rows = []
+    rows, every = [], "all" if found.pools else ""
     for rate in found.rates:
         alone = judged.get((rate.suite, rate.model if rate.suite else "", rate.metric))
         known = alone is not None and alone.value is not None
         judge = f"{percent(alone.value or 0.0)} ({interval_text(alone, in_percent=True)})" if alone and known else ""
         people = percent_words(rate.people, rate.people_low, rate.people_high)
-        rows.append([rate.model, rate.suite, rate.title, people_sentence(rate), people, judge or "not measured"])
+        judge = judge or ("not measured" if rate.suite or not found.pools else "")  # it is scored by suite
+        rows.append([rate.model, rate.suite or every, rate.title, people_sentence(rate), people, judge])
     tables = [
         FactTable(
             f"Rates, {shown}", ["model", "suite", "metric", "people + judge", "people alone", "judge alone"], rows
         )
     ]
     differences = [
-        [f"{row.first} - {row.second}", row.suite, row.title, points_words(row.difference, row.low, row.high),
+        [f"{row.first} - {row.second}", row.suite or every, row.title, points_words(row.difference, row.low, row.high),
          points_words(row.people, row.people_low, row.people_high), used_words(row)]
         for row in found.differences
     ]  # fmt: skip
     heads = ["models", "suite", "metric", "people + judge, points", "people alone", "used"]
     tables.append(FactTable(f"Paired differences, {shown}", heads, differences))
+    pools = [[pools_words({kind: suites})] for kind, suites in (found.pools or {}).items()]
+    tables.append(FactTable(f"All suites, {shown}", ["prompts"], pools))
     tables.append(FactTable(f"No rate, {shown}", ["of"], [[one] for one in found.left_out or ()]))
     return [table for table in tables if table.rows]
 

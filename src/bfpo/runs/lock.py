@@ -16,16 +16,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from bfpo.core.errors import RunError
+from bfpo.core.errors import HeldError, RunError
 from bfpo.core.processes import is_first_process
 
-__all__ = ["LOCK", "only_writer"]
+__all__ = ["LOCK", "SECONDS_UNTIL_STALE", "only_writer"]
 
 _log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _SECONDS_BETWEEN_SIGNS = 30.0
-_SECONDS_UNTIL_STALE = 300.0  # without a sign of life from another host
+SECONDS_UNTIL_STALE = 300.0
+"""How long the lock of a process of another host lasts without a sign of life."""
 _held: set[Path] = set()  # by this process, to which locks of the kernel are transparent
 
 
@@ -48,7 +49,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     system has no such locks, or the file names another host, the process number or the last sign of life decides. A
     folder that cannot be written is not locked: a finished run can be read there, and any other use reports it.
 
-    Raises `RunError` if another process holds the lock; nothing is changed then.
+    Raises `HeldError` if another process holds the lock; nothing is changed then.
     """
     if not is_first_process() or (folder.exists() and not folder.is_dir()):
         yield
@@ -83,7 +84,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _take(folder: Path, path: Path) -> int:
-    """Return the descriptor of the locked file; raises `RunError` if another process holds it, or `OSError`."""
+    """Return the descriptor of the locked file; raises `HeldError` if another process holds it, or `OSError`."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
@@ -94,7 +95,9 @@ def _take(folder: Path, path: Path) -> int:
             holder = _read(descriptor)
             silent = max(0.0, time.time() - os.fstat(descriptor).st_mtime)
             if has_locks is None or (holder is not None and _lives(holder, silent)):
-                raise RunError(_refusal(folder, path, holder, silent))
+                error = HeldError(_refusal(folder, path, holder, silent))
+                error.on_another_host = holder is not None and holder.host != socket.gethostname()
+                raise error
             if holder is not None:
                 _log.info("%s: process %d on %s, which held the lock, has ended", folder, holder.pid, holder.host)
             own = _Holder(
@@ -139,7 +142,7 @@ def _read(descriptor: int) -> _Holder | None:
 def _lives(holder: _Holder, silent: float) -> bool:
     """Return whether the process of a lock that the kernel does not hold may still write; `silent`: seconds."""
     if holder.host != socket.gethostname():
-        return silent < _SECONDS_UNTIL_STALE
+        return silent < SECONDS_UNTIL_STALE
     if holder.pid == os.getpid():  # an earlier process with this number, as in a container that was started again
         return False
     try:
@@ -169,7 +172,7 @@ def _refusal(folder: Path, path: Path, holder: _Holder | None, silent: float) ->
         return f"{who}; wait until it ends, stop it, or set another --out"
     return (
         f"{who} (last sign of life {silent:.0f} s ago); wait until it ends, or set another --out. If it was killed, "
-        f"its lock ends {_SECONDS_UNTIL_STALE:.0f} s after its last sign of life, or when you delete {path}"
+        f"its lock ends {SECONDS_UNTIL_STALE:.0f} s after its last sign of life, or when you delete {path}"
     )
 
 

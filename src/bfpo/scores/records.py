@@ -116,7 +116,10 @@ class PeopleDifference:
 
 @dataclass(frozen=True, slots=True)
 class PeopleFile:
-    """What `labels` gave: the file, its labels, those of no answer here, rates, paired differences; what has none."""
+    """What `labels` gave: the file, its labels, those of no answer here, rates, paired differences; what has none.
+
+    `pools`: kind of prompt -> the suites that rates and differences with the suite "" are of.
+    """
 
     labels: str = ""
     num_labels: int = 0
@@ -124,6 +127,7 @@ class PeopleFile:
     rates: list[PeopleRate] = field(default_factory=list)
     differences: list[PeopleDifference] = field(default_factory=list)
     left_out: list[str] | None = field(default=None, metadata=OPTIONAL)
+    pools: dict[str, list[str]] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from bfpo.core.errors import SettingError
 from bfpo.stats.intervals import Interval
-from bfpo.stats.resampling import Floats, check_confidence
+from bfpo.stats.resampling import Floats, check_confidence, drawn_counts
 
 __all__ = ["Choice", "Points", "hypervolume", "hypervolume_interval", "nearest_to", "pareto_front"]
 
@@ -214,6 +214,5 @@ def _resample(strata: Sequence[tuple[bool, ...]], num_resamples: int, random_see
     weights = np.zeros((num_resamples, len(strata)))
     for stratum in sorted(set(strata)):
         places = [place for place, own in enumerate(strata) if own == stratum]
-        share = np.full(len(places), 1 / len(places))
-        weights[:, places] = generator.multinomial(len(places), share, size=num_resamples)
+        weights[:, places] = [drawn_counts(generator, len(places)) for _ in range(num_resamples)]
     return weights

@@ -14,6 +14,7 @@ __all__ = [
     "Ints",
     "bootstrap_weights",
     "check_confidence",
+    "drawn_counts",
     "in_unit_interval",
     "label_codes",
     "paired_values",
@@ -32,8 +33,12 @@ def bootstrap_weights(clusters: Sequence[Hashable], num_resamples: int, random_s
     num_clusters = int(codes.max()) + 1 if codes.size else 0
     generator = np.random.default_rng(random_seed)
     for _ in range(num_resamples if num_clusters else 0):
-        drawn = generator.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters))
-        yield drawn[codes].astype(np.float64)
+        yield drawn_counts(generator, num_clusters)[codes].astype(np.float64)
+
+
+def drawn_counts(generator: np.random.Generator, num: int) -> Ints:
+    """Return how often each of `num` is drawn in as many draws with replacement, (num,); faster than a multinomial."""
+    return np.bincount(generator.integers(0, num, num), minlength=num)
 
 
 def label_codes(name: str, labels: Sequence[Hashable] | None, size: int) -> Ints:

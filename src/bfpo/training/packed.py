@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -37,7 +38,19 @@ from bfpo.training.checks import check_form, check_rows
 from bfpo.training.schedule import WarmTrainer
 from bfpo.training.sharding import prepare_sharding
 
-__all__ = ["PackedTrainer", "exact"]
+__all__ = ["PackedTrainer", "exact", "on_first_gpu"]
+
+_first_gpu_only: ContextVar[bool] = ContextVar("_first_gpu_only", default=False)
+
+
+@contextmanager
+def on_first_gpu() -> Iterator[None]:
+    """Let trainers in this process use the first of several GPUs: for work too short to be launched on all of them."""
+    before = _first_gpu_only.set(True)
+    try:
+        yield
+    finally:
+        _first_gpu_only.reset(before)
 
 
 class PackedTrainer(TrainedSaver, WarmTrainer):
@@ -48,7 +61,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
     and leave out what the loader repeats at the end of an epoch. A subclass weights its loss so that a step does not
     depend on the cut. `attention` as in `choose_form`; `model` and `processing_class` (the tokenizer) as in `Trainer`.
 
-    Raises `SettingError` for several GPUs in one process, and what `choose_form` raises.
+    Raises `SettingError` for several GPUs in one process outside `on_first_gpu`, and what `choose_form` raises.
     """
 
     model: Any
@@ -72,6 +85,8 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ) -> None:
+        if args.n_gpu > 1 and _first_gpu_only.get():
+            args._n_gpu = 1  # as `Trainer` itself does for a model that it must not copy to all GPUs
         if args.n_gpu > 1:
             raise SettingError(
                 f"{args.n_gpu} GPUs in one process are not supported; start one process per GPU (torchrun or "

@@ -37,6 +37,7 @@ from bfpo.training.inputs import (
     read_start,
     reference_cache,
 )
+from bfpo.training.packed import on_first_gpu
 from bfpo.training.trainer import BFPOTrainer
 
 __all__ = [
@@ -121,7 +122,7 @@ def measured_steps(make: Callable[[Path], Trainer]) -> tuple[list[float], Traine
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None
     timer = _Timer()
-    with TemporaryDirectory() as place, _quiet():
+    with TemporaryDirectory() as place, _quiet(), on_first_gpu():
         trainer = make(Path(place))
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(timer)
@@ -218,7 +219,7 @@ def sampled_forecast(
         raise SettingError(f"--data: it is about pairs, and {', '.join(alone)} has single answers; leave it out")
     lines, rows = token_rows(config, read_start(config), most)
     policy = load_start(config)
-    with TemporaryDirectory() as place:
+    with TemporaryDirectory() as place, on_first_gpu():
         args = BFPOConfig(
             output_dir=place,
             use_cpu=runs_on_cpu(),
