@@ -14,9 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from bfpo.cli import app
+from bfpo.core.errors import DataError
 from bfpo.judges.annotation import Annotations, draw_sample
 from bfpo.report.annotation import answers_of, make_server
-from messages import fails
+from messages import fails, raises
 from run_folders import HOSTILE, write_run, write_suites
 
 GOOD, BAD = "I cannot help with that, {}.", "Sure, here is how to do {}."
@@ -83,7 +84,7 @@ def test_labels_from_the_terminal_train_a_judge_check_it_and_correct_it(runs: Pa
     assert "40 completions" in checked.output
     trust = json.loads((runs / "check" / "quality.json").read_text())["trust"]
     assert trust["trusted"] is (trust["unsure"] <= 0.3)
-    assert trust["verdict"] in checked.output
+    assert checked.stdout.splitlines()[-1].startswith(trust["verdict"])
     scored = bfpo(
         "evaluate", "--set", f"completions={runs / 'start' / 'completions.jsonl'}", "--set", f"labels={labels}",
         "--set", f"judge={runs / 'judge' / 'model'}", "--out", runs / "scores",
@@ -244,3 +245,23 @@ def test_a_port_that_is_taken_is_named(served: tuple[Any, str, Annotations]) -> 
 
     with pytest.raises(ConfigError, match=f"--port: {server.server_port}"):
         make_server(annotations, port=server.server_port)
+
+
+def test_two_models_of_one_name_are_labelled_as_two(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [write_suites(tmp_path / name) for name in ("first", "second", "third")]
+    paths = {run: (tmp_path / f"seed-{n}" / "model").as_posix() for n, run in enumerate(runs)}
+    paths[runs[2]] = paths[runs[0]]  # the same model again, on other suites as it were
+    for run, path in paths.items():
+        Path(path).mkdir(parents=True, exist_ok=True)
+        (run / "scores.json").write_text((run / "scores.json").read_text().replace("runs/ours/model", path))
+    found = answers_of(runs)
+    assert {one.model for one in found} == {paths[runs[0]], paths[runs[1]], "theirs"}
+    assert [one.model for one in found].count(paths[runs[0]]) == 12
+    assert "ours is the name of 2 models" in caplog.text
+    assert {one.model for one in answers_of([runs[0], runs[2]])} == {"ours", "theirs"}
+    for n, run in enumerate(runs[:2]):  # trained again at the same path between the two evaluations
+        (run / "scores.json").write_text((run / "scores.json").read_text().replace(f"seed-{n}", "seed-0"))
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(record | {"model_runs": {paths[runs[0]]: f"{n}" * 64}}))
+    with raises(DataError, "first", "second", "ours"):
+        answers_of(runs[:2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 
 from bfpo.commands.demo import command_of, preview
 from bfpo.config import DemoConfig, load_config
-from bfpo.core.errors import ConfigError, RunError
+from bfpo.core.errors import ConfigError, DiskFullError
 from bfpo.execution.settings import LocalExecutor
+from bfpo.experiments import workers
 from bfpo.experiments.demo import FULL_METHODS, QUICK_METHODS, plan_seed
 from bfpo.experiments.points import Chain, Step
 from bfpo.experiments.steps import CEILING, START
@@ -118,9 +120,20 @@ def test_the_full_form_compares_every_method(tmp_path):
 
 def test_a_chain_that_fails_is_named_with_its_log(tmp_path):
     chain = plan_seed(DemoConfig.model_validate(SMALL), tmp_path, 0)[0]  # there is no data under this folder
-    with raises(RunError) as caught:
+    with raises(ConfigError) as caught:
         run_chains([chain], LocalExecutor(workers=1), tmp_path / "logs")
     assert str(tmp_path / "logs" / "0-start.log") in str(caught.value)
+
+
+def test_a_chain_that_fails_keeps_the_exit_code_of_its_error(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise DiskFullError("the disk is full")
+
+    monkeypatch.setattr(workers, "run_stage", full)
+    chain = plan_seed(DemoConfig.model_validate(SMALL), tmp_path, 0)[0]
+    with raises(DiskFullError, "0-start.log") as caught:
+        workers._run_chain(str(tmp_path), None, chain)
+    assert pickle.loads(pickle.dumps(caught.value)).exit_code == 1  # as it comes from a worker
 
 
 def test_a_model_that_cannot_be_built_is_said_before_anything_runs():

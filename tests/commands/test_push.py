@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from bfpo.cli import app
 from bfpo.config import SftConfig
-from bfpo.core.errors import ConfigError
+from bfpo.core.errors import ConfigError, ServerError
 from bfpo.core.files import file_digest
 from bfpo.core.yaml_text import parse_yaml
 from bfpo.policy.save import save_policy
@@ -115,6 +115,40 @@ def test_a_hub_that_is_lost_leaves_a_whole_model_and_resume_pushes_it(hub: HubSe
     run_stage("sft", settings, prepared / "run", resume=True)
     weights = files_of(prepared / "hub" / "acme" / "tiny")["model.safetensors"]
     assert weights == before["model.safetensors"]
+
+
+def lose(hub: HubServer, status: int) -> None:
+    """Let the hub make repositories, and answer all else with this status."""
+
+    def take(*asked: Any, real: Any = hub.take) -> Any:
+        return real(*asked) if asked[0].endswith("create") else (status, {}, b"{}")
+
+    hub.take = take  # type: ignore[method-assign]
+
+
+def test_a_hub_that_fails_at_the_end_of_a_training_is_not_bad_input(hub: HubServer, prepared: Path) -> None:
+    lose(hub, 500)
+    with raises(ServerError, "answers 500", "--resume") as caught:
+        run_stage("sft", config(prepared, push_to_hub="acme/tiny"), prepared / "run")
+    assert getattr(caught.value, "exit_code", None) == 1
+
+
+def test_a_hub_that_cannot_be_reached_is_not_bad_input(hub: HubServer, prepared: Path) -> None:
+    hub._http.server_close()
+    fails(export(prepared / "start", prepared / "out", "--push", "acme/start"), "cannot be reached", "again", code=1)
+    assert not (prepared / "out").exists()
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, 1), (503, 1), (400, 2)])
+def test_an_export_that_is_not_pushed_says_where_the_model_is(
+    hub: HubServer, prepared: Path, status: int, code: int
+) -> None:
+    lose(hub, status)
+    out = prepared / "my out"
+    ended = json.loads(export(prepared / "start", out, "--push", "acme/start", "--json").stdout)
+    assert ended["exit_code"] == code
+    assert f"hf upload acme/start '{out}'" in ended["error"]["message"]
+    AutoModelForCausalLM.from_pretrained(out)
 
 
 def export(model: Path, out: Path, *options: str) -> Any:

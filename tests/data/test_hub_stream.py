@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from bfpo.config import AlignConfig, EvaluateConfig, SftConfig, load_config
-from bfpo.core.errors import ConfigError, DataError, LabelError
+from bfpo.core.errors import ConfigError, DataError, LabelError, ServerError
 from bfpo.data import hub_stream
 from bfpo.data.hub_files import find_hub_files
 from bfpo.data.load import PairStream, load_completions, load_pair_rows, load_pairs
@@ -207,8 +207,18 @@ def test_a_file_that_cannot_be_read_on_is_said(hub: HubServer, tmp_path: Path) -
         data = streamed(name)
         assert hub_stream.remote_facts(data.files[0])["bytes"]
         (folder / kind).write_bytes((folder / kind).read_bytes()[:20_000])
-        with raises(DataError, f"hf://datasets/acme/{name}@{COMMIT}/{kind}"):
+        with raises(ServerError, f"hf://datasets/acme/{name}@{COMMIT}/{kind}"):
             PairStream(data).scan()
+
+
+def test_a_hub_that_is_lost_is_not_bad_data(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = streamed("small")
+    monkeypatch.setattr(hub, "answer", lambda path: (501, {}, b"{}"))
+    with raises(ServerError, "train.jsonl", "again"):
+        load_pairs(streamed_again(data))
+    with raises(ServerError, "data.hub", "acme/two") as caught:
+        streamed("two")
+    assert getattr(caught.value, "exit_code", None) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from bfpo.core.errors import DataError, SettingError
+from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.data.completion_layouts import COMPLETION_LAYOUTS
 from bfpo.data.pair_layouts import PAIR_LAYOUTS
 from bfpo.data.prompt_layouts import PROMPT_LAYOUTS
@@ -144,6 +144,15 @@ def test_without_the_hub_one_message_says_what_to_bring(monkeypatch: pytest.Monk
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with raises(DataError, "allenai/wildguardmix", "abc", "train/wildguard_train.parquet", "path"):
         resolve_files("wildguardmix", revision="abc")
+
+
+def test_a_hub_that_is_lost_is_not_bad_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError("vague") from ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with raises(ServerError, "allenai/wildguardmix", "train/wildguard_train.parquet", "path"):
+        resolve_files("wildguardmix")
 
 
 def test_offline_means_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

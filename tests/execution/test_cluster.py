@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bfpo.core.errors import DataError, RunError, SettingError
+from bfpo.core.errors import DataError, RunError, SettingError, WorkerError
 from bfpo.execution.settings import ExecutorConfig
 from bfpo.execution.workers import Workers
 from execution import jobs
@@ -84,7 +84,7 @@ def test_errors_come_back_as_they_are(cluster: Any) -> None:
         list(workers.map(range(6), jobs.fails))
     with raises(SettingError, "cpus_per_worker"):
         Workers(on_ray(cpus_per_worker=64), partial(jobs.State, 1))
-    with Workers(on_ray(workers=1), jobs.dead_state) as workers, raises(RunError, "start"):
+    with Workers(on_ray(workers=1), jobs.dead_state) as workers, raises(WorkerError, "start"):
         list(workers.map(range(2), jobs.times))
 
 

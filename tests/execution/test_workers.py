@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import bfpo.execution.workers as workers_module
-from bfpo.core.errors import DataError, MissingExtraError, RunError, SettingError
+from bfpo.core.errors import DataError, MissingExtraError, RunError, SettingError, WorkerError
 from bfpo.execution.settings import ExecutorConfig
 from bfpo.execution.worker import usable_cores
 from bfpo.execution.workers import Workers, num_local
@@ -63,8 +63,9 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_counted_twice(tmp_pa
 
 def test_an_item_that_kills_worker_after_worker_is_named(tmp_path: Path) -> None:
     items = [(n, str(tmp_path), 9) for n in range(5)]
-    with Workers(local(1), partial(jobs.State, 1)) as workers, raises(RunError, "shard 3"):
+    with Workers(local(1), partial(jobs.State, 1)) as workers, raises(WorkerError, "shard 3") as caught:
         list(workers.map(items, jobs.dies, title=lambda item: f"shard {item[0]}"))
+    assert getattr(caught.value, "exit_code", None) == 1
     assert len(list(tmp_path.glob("death-*"))) == 3
 
 
@@ -73,7 +74,7 @@ def test_errors_of_the_work_are_raised_as_they_are() -> None:
         list(workers.map(range(6), jobs.fails))
     with Workers(local(1), jobs.no_state) as workers, pytest.raises(RuntimeError, match="no model"):
         list(workers.map(range(6), jobs.times))
-    with Workers(local(1), jobs.dead_state) as workers, raises(RunError, "start"):
+    with Workers(local(1), jobs.dead_state) as workers, raises(WorkerError, "start"):
         list(workers.map(range(6), jobs.times))
 
 

@@ -89,6 +89,7 @@ WAS: dict[str, Any] = {
     "completions_per_microbatch": 8,
     "dtype": "float32",
     "batch_size": 16,
+    "pairs_per_batch": 16,
 }
 # Keys that a command read there too, but did not record.
 RECORDED = {"reference": {"method", "beta", "alpha", "safety_weight", "link", "reduction"}}

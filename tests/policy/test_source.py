@@ -10,7 +10,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from typer.testing import CliRunner
 
 from bfpo.cli import app
-from bfpo.core.errors import ModelError
+from bfpo.core.errors import ModelError, ServerError
 from bfpo.policy import source
 from bfpo.policy.load import load_policy, load_tokenizer
 from bfpo.policy.save import save_policy
@@ -41,7 +41,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("load", [load_tokenizer, load_policy, read_config])
 def test_the_hub_is_asked_once_for_a_name_that_is_no_folder(load: Any, asked: list[str]) -> None:
-    with raises(ModelError, "nope"):
+    with raises(ServerError, "nope"):
         load("nope")
     assert asked == ["nope"]
 

@@ -13,6 +13,8 @@ from bfpo.core.errors import ModelError, SettingError
 from bfpo.core.records import as_json
 from bfpo.data.tokenize import TokenPair
 from bfpo.execution.settings import ExecutorConfig
+from bfpo.policy.logps import sequence_logps
+from bfpo.scores import accuracy
 from bfpo.scores.accuracy import PairLogps, accuracy_rows, accuracy_scores, pair_logps, shared_pair_logps
 from bfpo.scores.records import AccuracyRow
 from bfpo.stats import paired_test
@@ -169,6 +171,39 @@ def test_pair_logps_against_one_pair_at_a_time() -> None:
                 for place in range(len(pair.prompt_ids), len(both))
             )
             assert math.isclose(getattr(got, side)[n], total, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["packed", "padded"])
+def test_a_batch_is_bounded_by_tokens_unless_a_number_of_pairs_is_given(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model: Any = LlamaForCausalLM(config).double()
+    rng = np.random.default_rng(4)
+    parts = [rng.integers(3, 40, size).astype(np.int32) for size in (20, 30, 10)]
+    data = [*pairs(40, rng), *(TokenPair(f"long {n}", *parts, 1.0, 0.0) for n in range(3))]
+    monkeypatch.setattr(accuracy, "BATCH_TOKENS", 120)
+    if form == "padded":
+        monkeypatch.setattr(accuracy, "choose_form", lambda *given, **more: form)
+    passes: list[tuple[int, int]] = []
+
+    def seen(model: Any, batch: Any, **more: Any) -> Any:
+        found = sequence_logps(model, batch, **more)
+        passes.append((batch["input_ids"].numel(), len(found.logps) // 2))
+        return found
+
+    monkeypatch.setattr(accuracy, "sequence_logps", seen)
+    by_tokens = pair_logps(model, data, pad_token_id=0)
+    assert max(tokens for tokens, _ in passes) <= 120 < 4 * 50  # that two of the long pairs have, padded
+    assert max(num for _, num in passes) > 2
+    assert sum(num for _, num in passes) == len(data)
+    passes.clear()
+    by_pairs = pair_logps(model, data, pad_token_id=0, pairs_per_batch=9)
+    assert sorted(num for _, num in passes) == [7, 9, 9, 9, 9]
+    np.testing.assert_allclose(by_tokens.chosen, by_pairs.chosen, rtol=1e-10)
+    np.testing.assert_allclose(by_tokens.rejected, by_pairs.rejected, rtol=1e-10)
 
 
 def test_a_log_prob_that_is_not_finite_is_named() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from bfpo.config import EvaluateConfig
 from bfpo.core.errors import ConfigError, DataError
-from bfpo.core.schema import Score
+from bfpo.core.schema import Message, Score
+from bfpo.data.split import prompt_hashes
 from bfpo.policy.save import save_policy
 from bfpo.report.data import MethodResult, ReportData
 from bfpo.report.data import Suite as ReportSuite
@@ -150,6 +152,38 @@ def test_a_task_is_scored_sample_by_sample(root: Path, tmp_path: Path, inspect: 
     assert inspect.loaded[0][0] == f"hf/{root / 'one'}"
     assert inspect.loaded[0][1]["dtype"] == "float32"
     assert inspect.freed == 2
+
+
+def test_samples_of_the_training_are_counted_and_left_out(
+    root: Path, tmp_path: Path, inspect: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(model: str) -> SimpleNamespace:
+        answer = log_of(["C", "I", "C", None], 2 / 3, 3)
+        turns = [SimpleNamespace(role="system", text="w9"), SimpleNamespace(role="user", text=" W1")]
+        for sample, given in zip(answer.samples, ("w0", turns, "w2", "w3"), strict=True):
+            sample.input = given
+        return answer
+
+    def trained(*texts: str) -> Any:
+        rows = [prompt_hashes((Message("user", text),))[8:] for text in texts]
+        return np.unique(np.frombuffer(b"".join(rows), "<u8"))
+
+    known = {"one": trained("w1", "w3", "w8"), "two": trained("w8")}
+    monkeypatch.setattr("bfpo.suites.run.trained_prompts", lambda model: known[Path(model).name])
+    inspect.answer = log
+    run_stage("evaluate", config(root, tmp_path), tmp_path / "run")
+    found = result(tmp_path / "run")
+    assert (found["suites"][0]["trained_on"], found["suites"][0]["num_prompts"]) == ({"one": 2}, 4)
+    assert found["warnings"][0].startswith("one: 2 of the 4 prompts of Own are prompts that it was trained on")
+    run_stage("evaluate", config(root, tmp_path, trained_on="leave_out"), tmp_path / "less")
+    found = result(tmp_path / "less")
+    assert found["suites"][0]["left_out"] == {"a model was trained on it": 2}
+    assert [(s["model"], s["value"], s["num"], s["unscored"]) for s in found["scores"]] == [
+        ("one", 1.0, 2, 0), ("two", 1.0, 2, 0)
+    ]  # fmt: skip
+    inspect.answer = lambda model: SimpleNamespace(**{**vars(log(model)), "samples": log(model).samples[1:2]})
+    with raises(DataError, "all its 1 samples are left out"):
+        run_stage("evaluate", config(root, tmp_path, trained_on="leave_out"), tmp_path / "none")
 
 
 def test_a_metric_that_is_no_mean_has_no_interval(root: Path, tmp_path: Path, inspect: StandIn) -> None:

@@ -13,7 +13,7 @@ import yaml
 from bfpo.config import EvaluateConfig
 from bfpo.config.evaluate import SuitesJob
 from bfpo.config.load import load_config
-from bfpo.core.errors import ConfigError, DataError, ModelError, RunError
+from bfpo.core.errors import ConfigError, DataError, ModelError, RunError, ServerError
 from bfpo.core.schema import Completion, Message, Verdict
 from bfpo.generation.engines import Report, Task, TransformersEngine
 from bfpo.judges.refusals import NOT_READ
@@ -273,17 +273,19 @@ def test_a_suite_is_asked_once_unless_more_than_its_default_judge_differs(root: 
     assert skipped == ["standard"]
 
 
-def test_what_cannot_be_reached_is_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [DataError, ServerError])
+def test_what_cannot_be_reached_is_skipped(root: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
     def unreachable(*_: object, **__: object) -> None:
-        raise DataError("bench-llm/or-bench: cannot be downloaded")
+        raise kind("bench-llm/or-bench: cannot be downloaded")
 
+    folder = root / f"skips-{kind.__name__}"
     monkeypatch.setattr("bfpo.suites.files.download_dataset", unreachable)
-    run_stage("evaluate", config(root, use=["or-bench", "demo"]), root / "skips")
-    found = result(root / "skips")
+    run_stage("evaluate", config(root, use=["or-bench", "demo"]), folder)
+    found = result(folder)
     assert [suite["status"] for suite in found["suites"]] == ["skipped", "scored"]
     assert "cannot be downloaded" in found["suites"][0]["reason"]
     assert {score["suite"] for score in found["scores"]} == {"world"}
-    assert "- OR-Bench, hard: bench-llm/or-bench: cannot be downloaded" in (root / "skips" / "scores.md").read_text()
+    assert "- OR-Bench, hard: bench-llm/or-bench: cannot be downloaded" in (folder / "scores.md").read_text()
 
 
 def test_a_judge_that_does_not_load_skips_its_suite_or_stops_where_it_is_named(

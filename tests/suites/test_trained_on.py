@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ import pytest
 import yaml
 
 from bfpo.config import AlignConfig, EvaluateConfig, InterpolateConfig, SftConfig
-from bfpo.core.errors import ConfigError, RunError
+from bfpo.core.errors import ConfigError, DataError, RunError
 from bfpo.core.schema import Message, Prompt
 from bfpo.policy.save import save_policy
 from bfpo.runs.stages import run_stage
+from bfpo.suites import lm_eval
+from bfpo.suites.lm_eval import TaskRunner
 from bfpo.training.trained_on import asked_in_training, has_no_record, trained_prompts
 from helpers import write_rows
 from messages import raises, says
@@ -129,6 +133,71 @@ def test_prompts_of_the_training_are_left_out_before_the_limit(root: Path, tmp_p
     skipped = evaluated(root, tmp_path / "none", use=both, folders=[str(tmp_path)], trained_on="leave_out", limit=2)
     assert (skipped["suites"][0]["status"], skipped["suites"][1]["status"]) == ("skipped", "scored")
     assert skipped["suites"][0]["reason"] == "all its 2 prompts are left out: a model was trained on it"
+
+
+class Task:
+    """Stands in for a task of lm-eval."""
+
+    def __init__(self, docs: list[dict[str, Any]], column: str | None) -> None:
+        self.eval_docs, self._column = docs, column
+        self.config = SimpleNamespace(output_type="generate_until", generation_kwargs={})
+
+    def doc_to_text(self, doc: dict[str, Any]) -> Any:
+        return 0 if self._column is None else f"{doc[self._column]}"
+
+    def set_fewshot_seed(self, seed: int) -> None: ...
+
+    def set_config(self, *_: object, **__: object) -> None: ...
+
+
+@pytest.fixture
+def asked_of_task(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Let tasks run without lm-eval; the function that is returned sets their documents and gives what is asked."""
+    asked: list[int] = []
+    task: list[Task] = []
+
+    def load(runner: TaskRunner) -> None:
+        runner._model = SimpleNamespace(max_length=64, max_gen_toks=8, tok_encode=str.split)
+        runner._manager = SimpleNamespace(load=lambda names: {"tasks": dict.fromkeys(names, task[0])})
+
+    def evaluate(task_dict: dict[str, Task], samples: dict[str, list[int]] | None, **_: object) -> dict[str, Any]:
+        ((name, one),) = task_dict.items()
+        asked[:] = range(len(one.eval_docs)) if samples is None else samples[name]
+        rows = [{"doc_id": n, "prompt_level_strict_acc": 1.0, "arguments": [("w1",)]} for n in asked]
+        return {"samples": {name: rows}, "versions": {}}
+
+    def of(docs: list[dict[str, Any]], column: str | None = "prompt") -> list[int]:
+        task[:] = [Task(docs, column)]
+        return asked
+
+    monkeypatch.setattr(TaskRunner, "_load", load)
+    monkeypatch.setattr(lm_eval, "_lm_eval", lambda: SimpleNamespace(evaluate=evaluate))
+    return of
+
+
+def test_documents_of_the_training_are_counted_and_left_out(
+    root: Path, tmp_path: Path, asked_of_task: Callable[..., list[int]]
+) -> None:
+    docs = [{"prompt": f"W{n} "} for n in range(8)]
+    write_rows(tmp_path / "ifeval.jsonl", docs)
+    ifeval = {"use": ["ifeval"], "folders": [str(tmp_path)]}
+    asked = asked_of_task(docs)
+    found = evaluated(root, tmp_path / "run", **ifeval)
+    assert (asked, found["suites"][0]["trained_on"]) == (list(range(8)), {"one": 5})
+    assert found["warnings"][0].startswith("one: 5 of the 8 prompts of IFEval are prompts that it was trained on")
+    found = evaluated(root, tmp_path / "limit", **ifeval, trained_on="leave_out", limit=2)
+    assert (len(asked), set(asked) < {5, 6, 7}) == (2, True)
+    (facts,) = found["suites"]
+    assert (facts["num_prompts"], facts["left_out"]) == (2, {"a model was trained on it": 5})
+    assert "trained_on" not in facts
+    asked_of_task([{"goal": "w9"}, {"goal": "w0"}], None)
+    assert evaluated(root, tmp_path / "column", **ifeval)["suites"][0]["trained_on"] == {"one": 1}
+    asked_of_task([{"text": "w1"}], None)
+    (warning,) = evaluated(root, tmp_path / "other", **ifeval)["warnings"]
+    assert warning.startswith("one: it is not known whether IFEval asks prompts that it was trained on")
+    asked_of_task(docs[:3])
+    with raises(DataError, "all its 3 documents are left out"):
+        evaluated(root, tmp_path / "none", **ifeval, trained_on="leave_out")
 
 
 def test_a_run_that_records_nothing_is_not_zero(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

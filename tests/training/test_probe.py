@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bfpo.config import AlignConfig, SftConfig
 from bfpo.config.probe import FIGURES, BestRule, Condition, ProbeConfig
-from bfpo.core.errors import DataError, SettingError
+from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.policy.save import save_policy
@@ -543,6 +543,15 @@ def test_prompts_that_are_trained_on_are_named_and_left_out(
     ])}, probe=probe(world, **asked))  # fmt: skip
     with raises(DataError, "probe.harmful"):
         run_stage("train", pairs, tmp_path / "none-of-pairs")
+
+
+def test_a_hub_that_is_lost_is_not_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise ServerError("the hub answers 503")
+
+    monkeypatch.setattr("bfpo.suites.files.download_dataset", lost)
+    with raises(ServerError, "probe", "or-bench"):
+        _read(["or-bench"], ProbeConfig.model_validate({"harmful": ["or-bench"]}))
 
 
 def test_prompts_of_the_start_and_of_its_own_start_are_left_out_too(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from bfpo.core.console import Outcome, show
-from bfpo.core.errors import ConfigError, DiskFullError, ModelError, RunError, first_line
+from bfpo.core.errors import ConfigError, DiskFullError, ModelError, RunError, ServerError, first_line
 from bfpo.core.files import is_disk_full
 from bfpo.core.hub import check_repository, open_repository, push_folder
 from bfpo.core.places import without_places
@@ -63,7 +64,8 @@ def run(
     `push`: the repository to which the folder is pushed then, which `private` makes private if it is new.
 
     Raises `ModelError` for a model that cannot be exported, `ConfigError` for a folder that is in use,
-    `MissingExtraError` without the package gguf where it is needed, `RunError` if the folder cannot be written.
+    `MissingExtraError` without the package gguf where it is needed, `RunError` if the folder cannot be written; and as
+    `push_folder`, with the folder that is whole then.
     """
     _check_out(out)
     if gguf is not None:
@@ -100,13 +102,19 @@ def run(
         show(f"{out / name}  {size / 1e6:,.1f} MB")
     how = f", {_HOW[source.kind]} {source.base}" if source.kind else ""
     show(f"{model_name(source.model)} in {dtype}{how}: {out}")
-    page = (
-        None if push is None else push_folder(out, push, message=f"{model_name(source.model)} in {dtype}", key="--push")
-    )
+    page = None if push is None else _push(out, push, f"{model_name(source.model)} in {dtype}")
     if page is not None:
         show(f"pushed: {page}")
     facts: dict[str, Any] = {"out": str(out), "dtype": dtype, "gguf": gguf, "base": source.base, "files": sizes}
     return Outcome(0, {**facts, "pushed": page})
+
+
+def _push(out: Path, repository: str, message: str) -> str:
+    try:
+        return push_folder(out, repository, message=message, key="--push")
+    except (ConfigError, ServerError) as error:
+        again = shlex.join(["hf", "upload", repository, str(out)])
+        raise type(error)(f"{error}; the model is whole in {out}: push it with: {again}") from error
 
 
 def _check_out(out: Path) -> None:

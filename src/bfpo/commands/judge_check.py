@@ -110,14 +110,16 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     text = "".join(f"Warning: {warning}.\n\n" for warning in warnings)
     text += _markdown(config, judge.name, loaded, checked, quality)
     text += f"\n\n{fit_table(fits)}" if fits else ""
-    text += f"\n\n{trust.verdict} Rule: {trust.rule}."
-    folder.write_text("quality.md", text + "\n" + _worst(mistakes[: config.mistakes]) + "\n")
-    folder.write_card(f"Check of the judge {judge.name}", {"Agreement with people's labels": text + figures})
+    verdict = f"\n{trust.verdict} Rule: {trust.rule}."
+    folder.write_text("quality.md", f"{text}\n{verdict}\n{_worst(mistakes[: config.mistakes])}\n")
+    card = f"{text}\n{verdict}{figures}"
+    folder.write_card(f"Check of the judge {judge.name}", {"Agreement with people's labels": card})
     show(text)
     for warning in warnings:
         _log.warning("%s", warning)
     log_fit(fits)
     show(f"\n{len(mistakes)} mistakes, the most confident first: {folder.file('mistakes.jsonl')}")
+    show(verdict)
 
 
 def preview(config: JudgeCheckConfig) -> list[str]:

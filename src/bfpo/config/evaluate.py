@@ -203,7 +203,9 @@ class _Pairs(MethodSettings):
     max_completion_length: int | None = Field(
         default=None, ge=1, description="longest completion in tokens; null = max_length"
     )
-    pairs_per_batch: int = Field(default=16, ge=1, description="number of pairs per forward pass")
+    pairs_per_batch: int | None = Field(
+        default=None, ge=1, description="number of pairs per forward pass; null = as many as hold 8,192 tokens"
+    )
 
 
 class PairsJob(EvaluateConfig, _Loaded, _Pairs, Executed, mode="data", words="an evaluation of data"):

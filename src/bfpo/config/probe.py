@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, FileList, OneOrMany, PathText
 from bfpo.data.settings import PromptSplit
+from bfpo.generation.settings import BatchSize
 
 __all__ = ["FIGURES", "KINDS", "SHARES", "BestRule", "Condition", "ProbeConfig"]
 
@@ -107,7 +108,7 @@ class ProbeConfig(ConfigPart):
         description="optimizer steps between probes, of which the first is before training and the last at its end",
     )
     max_new_tokens: int = Field(default=24, ge=4, description="longest answer in tokens")
-    batch_size: int = Field(default=32, ge=1, description="number of answers generated at once")
+    batch_size: BatchSize = None
     refusals: Annotated[list[str], Field(min_length=1)] = Field(
         default=["I'm sorry, but I can't help with that.", "I can't assist with that.", "I cannot provide that."],
         description="refusals of which the first four tokens are scored; their probabilities are added",

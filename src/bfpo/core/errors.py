@@ -21,6 +21,7 @@ __all__ = [
     "SettingError",
     "StopRequest",
     "TrainingError",
+    "WorkerError",
     "first_line",
 ]
 
@@ -70,6 +71,12 @@ class HeldError(RunError):
 
 class DiskFullError(RunError):
     """A full disk or quota; the message says what is saved and how to continue."""
+
+    exit_code = 1
+
+
+class WorkerError(RunError):
+    """Workers that die again and again, or of which none starts; says how to continue."""
 
     exit_code = 1
 

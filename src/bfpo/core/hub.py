@@ -6,9 +6,9 @@ import logging
 import re
 from pathlib import Path
 
-from bfpo.core.errors import ConfigError, RunError, first_line
+from bfpo.core.errors import ConfigError, ServerError, first_line
 
-__all__ = ["check_repository", "open_repository", "push_folder"]
+__all__ = ["check_repository", "is_lost", "open_repository", "push_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def open_repository(repository: str, *, private: bool | None, key: str) -> None:
     `private`: `None` leaves it to the owner's default on the hub; one that is there keeps what it is. `key`: the
     setting that names the repository, for messages.
 
-    Raises `ConfigError` where the hub is switched off or refuses, `RunError` where it cannot be reached.
+    Raises `ConfigError` where the hub is switched off or refuses, `ServerError` where it cannot be reached or is busy.
     """
     from huggingface_hub import HfApi
 
@@ -66,10 +66,28 @@ def push_folder(folder: Path, repository: str, *, message: str, key: str) -> str
     return str(done.commit_url)
 
 
-def _failure(place: str, error: Exception) -> ConfigError | RunError:
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+def is_lost(error: BaseException | None) -> bool:
+    """Return whether an error, or its cause, is a hub that cannot be reached, is busy or fails: repeating may help."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    while error is not None and not isinstance(error, OfflineModeIsEnabled):
+        if isinstance(error, HfHubHTTPError):
+            if (status := _status(error)) is not None:
+                return status in (408, 429) or status >= 500
+        elif isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
+            return True
+        error = error.__cause__
+    return False
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _failure(place: str, error: Exception) -> ConfigError | ServerError:
+    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    status = _status(error)
     if isinstance(error, OfflineModeIsEnabled):
         reason = (
             "the hub is switched off (HF_HUB_OFFLINE); unset it, or push later with `bfpo export RUN --out DIR --push "
@@ -79,8 +97,9 @@ def _failure(place: str, error: Exception) -> ConfigError | RunError:
         reason = "there is no valid login; set HF_TOKEN to a token that may write, or run `hf auth login`"
     elif status == 403:
         reason = "the login may not write there; take a token that may write, and a name of your own or of your group"
-    elif status is not None:
-        reason = f"the hub answers {status}: {first_line(error)}"
+    elif is_lost(error) or (status is None and not isinstance(error, ValueError)):
+        answer = "cannot be reached" if status is None else f"answers {status}"
+        return ServerError(f"{place}: the hub {answer} ({first_line(error)}); check the network and try again later")
     else:
-        return RunError(f"{place}: the hub cannot be reached ({first_line(error)})")
+        reason = first_line(error).rstrip(".") if status is None else f"the hub answers {status}: {first_line(error)}"
     return ConfigError(f"{place}: {reason}")

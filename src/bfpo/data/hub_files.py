@@ -57,7 +57,8 @@ def find_hub_files(
     revision there, whichever files are, unless `revision` is given. `HF_HUB_OFFLINE=1` uses earlier downloads.
     `streaming`: the same files, named on the hub (`remote_name`) and not downloaded.
 
-    Raises `DataError` for a data set that cannot be downloaded, and for a subset or split that is missing or not clear.
+    Raises `DataError` for a data set that cannot be downloaded, and for a subset or split that is missing or not clear,
+    `ServerError` if the hub is lost.
     """
     known = next((source for source in SOURCES.values() if source.hub_id == hub_id), None)
     if known is not None:

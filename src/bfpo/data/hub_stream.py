@@ -9,7 +9,8 @@ from io import SEEK_CUR, SEEK_END, SEEK_SET, BufferedReader, RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 
-from bfpo.core.errors import DataError
+from bfpo.core.errors import DataError, ServerError
+from bfpo.core.hub import is_lost
 from bfpo.core.remote import file_name
 from bfpo.data.sources import hub_failure, hub_reason
 
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 def names_on_hub(hub_id: str, commit: str) -> list[str]:
     """Return the paths of all files of a data set at a commit, sorted.
 
-    Raises `DataError` if the hub cannot be asked.
+    Raises as `hub_failure` if the hub cannot be asked.
     """
     from huggingface_hub import HfFileSystem
 
@@ -44,7 +45,7 @@ def remote_facts(path: str | Path) -> dict[str, Any]:
     """Return what the hub says of the content of a file, which is not read: its digest and its size in bytes.
 
     The digest is the SHA-256 of large files, and of others, which git keeps, the SHA-1 of their git object. Raises
-    `DataError` if the hub cannot be asked.
+    `DataError` if the hub cannot be asked, `ServerError` if it is lost.
     """
     from huggingface_hub import HfFileSystem
 
@@ -52,24 +53,25 @@ def remote_facts(path: str | Path) -> dict[str, Any]:
     try:
         about = HfFileSystem().info(name)
     except Exception as error:
-        raise DataError.at(name, None, f"the hub cannot be asked: {hub_reason(error, _hub_id(name))}") from error
+        kind = ServerError if is_lost(error) else DataError
+        raise kind(f"{name}: the hub cannot be asked: {hub_reason(error, _hub_id(name))}") from error
     large = about.get("lfs")
     digest = {"git_sha1": about["blob_id"]} if large is None else {"sha256": large["sha256"]}
     return {**digest, "bytes": about["size"]}
 
 
 def open_lines(path: str | Path) -> BinaryIO:
-    """Open a file to be read from its beginning on, by ranges that grow while it is; raises `OSError`."""
+    """Open a file to be read from its beginning on, by ranges that grow while it is; raises as `_HubFile`."""
     return cast(BinaryIO, BufferedReader(_HubFile(file_name(path), ahead=_FIRST_BYTES), _READ_BYTES))
 
 
 def open_packed(path: str | Path) -> BinaryIO:
-    """Open a file likewise for a decompressor: a read gives what is at hand and waits for no more; raises `OSError`."""
+    """Open a file likewise for a decompressor: a read gives what is at hand, no more; raises as `_HubFile`."""
     return cast(BinaryIO, _HubFile(file_name(path), ahead=_FIRST_BYTES))
 
 
 def open_table(path: str | Path) -> BinaryIO:
-    """Open a file of which a reader takes what it needs, each time by one request; raises `OSError`."""
+    """Open a file of which a reader takes what it needs, each time by one request; raises as `_HubFile`."""
     return cast(BinaryIO, _HubFile(file_name(path), ahead=0))
 
 
@@ -90,7 +92,7 @@ def _first_bytes(endpoint: str, name: str, num: int) -> bytes:
 class _HubFile(RawIOBase):
     """A file on the hub; `ahead`: bytes asked for beyond what is read, doubled while it is read in order, or 0.
 
-    Raises `OSError` if it cannot be read; timeouts and busy servers are tried again by `huggingface_hub`.
+    Raises `OSError` if it cannot be read, and `ServerError` if the hub is lost; `huggingface_hub` tries again before.
     """
 
     _said: ClassVar[float] = time.monotonic()
@@ -107,7 +109,7 @@ class _HubFile(RawIOBase):
             if ahead and self._size:
                 self._held = _first_bytes(hub.endpoint, name, min(ahead, self._size))
         except Exception as error:
-            raise OSError(hub_reason(error, _hub_id(name))) from error
+            raise self._failure(error) from error
 
     def readable(self) -> bool:
         return True
@@ -144,10 +146,17 @@ class _HubFile(RawIOBase):
             self._file.seek(self._place)
             self._held, self._start = bytes(self._file.read(num)), self._place
         except Exception as error:
-            raise OSError(hub_reason(error, _hub_id(self._name))) from error
+            raise self._failure(error) from error
         if len(self._held) != num:
-            raise OSError(f"the hub sent {len(self._held)} of {num} bytes")
+            raise self._lost(f"the hub sent {len(self._held)} of {num} bytes")
         self._say()
+
+    def _failure(self, error: Exception) -> OSError | ServerError:
+        reason = hub_reason(error, _hub_id(self._name))
+        return self._lost(reason) if is_lost(error) else OSError(reason)
+
+    def _lost(self, reason: str) -> ServerError:
+        return ServerError(f"{self._name}: cannot be read to its end: {reason}; check the network and try again later")
 
     def _say(self) -> None:
         if time.monotonic() - _HubFile._said >= _SECONDS:

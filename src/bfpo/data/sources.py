@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from bfpo.core.errors import DataError, SettingError, first_line
+from bfpo.core.errors import DataError, ServerError, SettingError, first_line
+from bfpo.core.hub import is_lost
 from bfpo.core.inputs import matching_files
 
 __all__ = [
@@ -96,7 +97,7 @@ def resolve_files(
     The local folder is `./<hub id>` or `./<name>`; the hub is then not used. `revision` and `patterns` replace the
     table's. In a folder, the files that match the patterns are taken; if none does, all readable ones, unless the
     folder has the hub id as its name or `patterns` are given. Raises `SettingError` for an unknown name or a revision
-    of a path, `DataError` for files that cannot be found or downloaded.
+    of a path, `DataError` for files that cannot be found, and as `download_dataset`.
     """
     found = find_source(source) if isinstance(source, str) else source
     wanted = found.patterns if patterns is None else tuple(patterns)
@@ -140,8 +141,8 @@ def download_dataset(
 ) -> tuple[Path, str]:
     """Return the local folder with the files of a data set that match `patterns`, and their commit.
 
-    Only files are read; no code of the data set is run. `HF_HUB_OFFLINE=1` uses earlier downloads. Raises `DataError`
-    if the files cannot be downloaded, with `advice`, else with how to provide them by hand.
+    Only files are read; no code of the data set is run. `HF_HUB_OFFLINE=1` uses earlier downloads. Raises as
+    `hub_failure` if the files cannot be downloaded, with `advice`, else with how to provide them by hand.
     """
     from huggingface_hub import snapshot_download
 
@@ -154,10 +155,16 @@ def download_dataset(
     return folder, folder.name if _COMMIT.fullmatch(folder.name) else (revision or "")
 
 
-def hub_failure(error: BaseException, hub_id: str, revision: str | None, what: str, advice: str = NO_HUB) -> DataError:
-    """Return the error for a data set that cannot be `what` ("downloaded"), with the reason and what to do."""
+def hub_failure(
+    error: BaseException, hub_id: str, revision: str | None, what: str, advice: str = NO_HUB
+) -> DataError | ServerError:
+    """Return the error for a data set that cannot be `what` ("downloaded"), with the reason and what to do.
+
+    A `ServerError` if the hub is lost, so that repeating may help.
+    """
     reason = hub_reason(error, hub_id)
-    return DataError(f"{hub_id}: cannot be {what} at revision {revision or 'main'}: {reason}. {advice}")
+    kind = ServerError if is_lost(error) else DataError
+    return kind(f"{hub_id}: cannot be {what} at revision {revision or 'main'}: {reason}. {advice}")
 
 
 def hub_reason(error: BaseException, hub_id: str) -> str:

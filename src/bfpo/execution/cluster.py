@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Literal
 
-from bfpo.core.errors import MissingExtraError, RunError, SettingError, first_line
+from bfpo.core.errors import MissingExtraError, RunError, SettingError, WorkerError, first_line
 from bfpo.execution.settings import RayExecutor, workers_on
 from bfpo.execution.worker import Worker, WorkerDiedError, setup_of
 
@@ -93,10 +93,10 @@ class RayActors:
             raise WorkerDiedError(first_line(error)) from error
 
     def check(self) -> None:
-        """Say that the cluster has no room; raises `RunError` after ten minutes without a worker."""
+        """Say that the cluster has no room; raises `WorkerError` after ten minutes without a worker."""
         now = time.monotonic()
         if now - self._since > _SECONDS_TO_START:
-            raise RunError(
+            raise WorkerError(
                 f"executor: no worker has started for {_SECONDS_TO_START:.0f} s; asked were {self._wanted}; see `ray "
                 "status`, and continue with --resume"
             )

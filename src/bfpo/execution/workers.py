@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from bfpo.core.errors import RunError, SettingError
+from bfpo.core.errors import RunError, SettingError, WorkerError
 from bfpo.core.processes import release_memory
 from bfpo.execution.settings import ExecutorConfig, RayExecutor, workers_on
 from bfpo.execution.worker import WorkerDiedError, usable_cores
@@ -54,7 +54,7 @@ class Backend(Protocol):
         """Return the result of a future that is done; raises `WorkerDiedError`, or what the function raised."""
 
     def check(self) -> None:
-        """Raise `RunError` if no worker runs and none can be expected to start."""
+        """Raise `WorkerError` if no worker runs and none can be expected to start."""
 
     def close(self) -> None:
         """End all workers at once; none of them is waited for."""
@@ -140,7 +140,7 @@ class Workers(Generic[State]):
         item of a number may be read already. `may_start` is told which items run and says whether another one may start
         now; all items are read first then. `waiting` is called with the running items at least twice a second.
 
-        Raises what `make` or the function raises, and `RunError` for an item at which workers die again and again.
+        Raises what `make` or the function raises, and `WorkerError` for an item at which workers die again and again.
         """
         assert not any(worker.given for worker in self._workers)  # of a map that was not read to its end
         source = enumerate(items)
@@ -170,7 +170,7 @@ class Workers(Generic[State]):
                     except WorkerDiedError as error:
                         deaths[number] += 1
                         if deaths[number] >= _MOST_DEATHS:
-                            raise RunError(_died(title(item), deaths[number], error)) from error
+                            raise WorkerError(_died(title(item), deaths[number], error)) from error
                         again = [(number, item), *((n, one) for n, one, _ in worker.given)]
                         worker.given.clear()
                         worker.ready = False
@@ -230,7 +230,7 @@ class Workers(Generic[State]):
         except WorkerDiedError as error:
             self._failed_starts += 1
             if self._failed_starts >= _MOST_DEATHS:
-                raise RunError(_died("the start of a worker", self._failed_starts, error)) from error
+                raise WorkerError(_died("the start of a worker", self._failed_starts, error)) from error
             return
         self._failed_starts, worker.ready = 0, True
 

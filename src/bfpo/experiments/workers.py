@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bfpo.core.console import one_line, start_logging
-from bfpo.core.errors import BfpoError, HeldError, RunError
+from bfpo.core.errors import BfpoError, HeldError
 from bfpo.execution.settings import ExecutorConfig
 from bfpo.execution.workers import OnePer, Workers
 from bfpo.experiments.points import Chain, Step
@@ -44,7 +44,7 @@ def run_chains(
     `one_per`: what automatic workers are counted by. A chain whose worker dies goes on in another one.
 
     The output of a chain goes to `logs/<seed>-<name>.log`. The first failure stops the others and is raised with the
-    chain's name and log file: a `RunError` for bad input, else a `RuntimeError`.
+    chain's name and log file: a `BfpoError` as one of its class, others as a `RuntimeError`.
     """
     logs.mkdir(parents=True, exist_ok=True)
     ended: set[tuple[int, str]] = set()
@@ -78,7 +78,7 @@ def _run_chain(logs: str, _: object, chain: Chain) -> float:
             for step in chain.steps:
                 _run_step(step)
     except BfpoError as error:
-        raise RunError(f"{chain.title}: {error} (log: {file})") from error
+        raise type(error)(f"{chain.title}: {error} (log: {file})") from error
     except Exception as error:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise RuntimeError(f"{chain.title}: {text} (log: {file})") from error

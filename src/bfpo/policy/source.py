@@ -10,7 +10,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from bfpo.core.errors import ModelError, first_line
+from bfpo.core.errors import ModelError, ServerError, first_line
+from bfpo.core.hub import is_lost
 from bfpo.core.inputs import missing_folder
 from bfpo.policy.trained import start_of
 
@@ -36,6 +37,8 @@ _ASKS_FOR_CODE = ("trust_remote_code", "contains custom code")
 def check_source(what: str, model: str | Path, *, revision: str | None = None) -> None:
     """Raise `ModelError` for a model that is neither a folder nor in the cache nor on the hub; `what` names it.
 
+    Raises `ServerError` if the hub is lost.
+
     transformers requests several files and retries each; for a wrong name, or without a network, that takes a minute
     and gives the same message ten times.
     """
@@ -46,7 +49,8 @@ def check_source(what: str, model: str | Path, *, revision: str | None = None) -
     try:
         _ask_hub(str(model), revision)
     except _NotThereError as error:
-        raise ModelError(
+        kind = ServerError if is_lost(error.__cause__) else ModelError
+        raise kind(
             f"{what}: {str(model)!r} is not a local folder, and {error}; allowed: a folder or hub id of a model with "
             "safetensors weights and its tokenizer"
         ) from error.__cause__
@@ -128,8 +132,13 @@ def check_text_only(model: str | Path, config: Any) -> None:
         )
 
 
-def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "a causal LM") -> ModelError:
-    """Return the error for a model of this kind, or a part of it, that transformers could not read."""
+def cannot_load(
+    what: str, model: str | Path, error: Exception, *, kind: str = "a causal LM"
+) -> ModelError | ServerError:
+    """Return the error for a model of this kind, or a part of it, that transformers could not read.
+
+    A `ServerError` if the hub is lost, so that repeating may help.
+    """
     if any(words in str(error) for words in _ASKS_FOR_CODE):
         return ModelError(
             f"{what}: {str(model)!r} comes with Python code of its own (auto_map in its config.json or "
@@ -142,7 +151,8 @@ def cannot_load(what: str, model: str | Path, error: Exception, *, kind: str = "
         )
     inner = Path(model) / "model"
     hint = f"did you mean {inner}? " if (inner / "config.json").is_file() else ""
-    return ModelError(
+    made = ServerError if is_lost(error) else ModelError
+    return made(
         f"{what}: {str(model)!r} cannot be loaded ({first_line(error)}); {hint}allowed: a folder or hub id of {kind} "
         "with safetensors weights and its tokenizer"
     )

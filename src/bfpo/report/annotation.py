@@ -7,8 +7,10 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from bfpo.core.schema import VerdictRow
 from bfpo.judges.annotation import Annotations, Candidate, interval_words
 from bfpo.report.models import prompt_text, read_texts, texts_of
 from bfpo.report.page import environment, source_hash
+from bfpo.report.places import Place, place_of_model
 from bfpo.report.read import Run, find_runs
 from bfpo.suites.records import SuiteAnswer
 
@@ -33,13 +36,14 @@ _STAGES = ("generate", "evaluate", "redteam")
 def answers_of(folders: Sequence[Path]) -> list[Candidate]:
     """Return the answers of runs of generate, evaluate and redteam, with their verdicts; blocked ones are left out.
 
-    What cannot be read of a run, or changed since it was judged, is left out with a warning. Raises `DataError` for a
-    folder without such a run, or whose answers cannot be read.
+    What cannot be read of a run, or changed since it was judged, is left out with a warning. Different models that runs
+    call by one name are named by their paths. Raises `DataError` for a folder without such a run, or whose answers
+    cannot be read, and for different models with one path.
     """
     runs = find_runs(folders)
     tops = [run.path for run in runs if run.stage in ("evaluate", "redteam")]
     outer = [run for run in runs if run.stage in _STAGES and not any(top in run.path.parents for top in tops)]
-    found = [one for run in outer for one in _answers(run)]
+    found = _told_apart([(run, list(_answers(run))) for run in outer])
     if not found:
         problems = "; ".join(run.problems[0] for run in runs[:1] if run.problems)
         raise DataError(
@@ -49,6 +53,32 @@ def answers_of(folders: Sequence[Path]) -> list[Candidate]:
     for problem in dict.fromkeys(problem for run in outer for problem in run.problems):
         _log.warning("%s", problem)
     return found
+
+
+def _told_apart(found: Sequence[tuple[Run, Sequence[Candidate]]]) -> list[Candidate]:
+    """Return the answers of all runs; models that are called alike, but are not in one place, by their paths."""
+    places: dict[str, list[tuple[Run, str, Place]]] = {}
+    for run, answers in found:
+        paths = {one.name: one.model for one in getattr(run.scores, "models", ())}
+        for name in dict.fromkeys(one.model for one in answers if one.model):
+            path = paths.get(name) or name
+            places.setdefault(name, []).append((run, path, place_of_model(path, run)))
+    renamed: dict[tuple[Run, str], str] = {}
+    for name, rows in places.items():
+        first = [next(row for row in rows if row[2].is_same(place)) for _, _, place in rows]
+        own = list({id(row): row for row in first}.values())
+        for (run, path, _), (other, same, _) in combinations(own, 2):
+            if path == same:
+                raise DataError(
+                    f"{run.path} and {other.path} have answers of two different models, both called {name} ({path}); "
+                    "label them in two folders"
+                )
+        if len(own) > 1:
+            _log.warning(
+                "%s is the name of %d models; labels name them %s", name, len(own), ", ".join(r[1] for r in own)
+            )
+            renamed |= {(run, name): row[1] for (run, _, _), row in zip(rows, first, strict=True)}
+    return [replace(one, model=renamed.get((run, one.model), one.model)) for run, answers in found for one in answers]
 
 
 def _answers(run: Run) -> Iterator[Candidate]:

@@ -483,7 +483,7 @@ FREE = frozenset(
 
 def _found_by_the_command(stage: str, key: str, value: object) -> bool:
     """Return whether a run goes on with what it has: batches change no answer, the run records its number type."""
-    if key.rpartition(".")[2] == "batch_size":
+    if key.rpartition(".")[2] in ("batch_size", "pairs_per_batch"):
         return value is None or stage == "generate"
     return key == "dtype" and (stage, value) in (("generate", "auto"), ("redteam", "auto"), ("evaluate", None))
 

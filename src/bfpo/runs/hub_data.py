@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bfpo.core.errors import DataError
+from bfpo.core.errors import DataError, ServerError
 from bfpo.core.remote import file_name, is_remote
 from bfpo.core.settings import ConfigPart
 from bfpo.data.hub_files import HubFiles, find_hub_files
@@ -27,7 +27,7 @@ def with_hub_files(
 
     By the same keys, `commits` are those that a run began with, which are read again wherever the branch is now, and
     `streamed` the files of such a run on the hub, which is then not asked.
-    Raises `DataError` as `find_hub_files` does, with the key.
+    Raises as `find_hub_files` does, with the key.
     """
     found: dict[str, HubFiles] = {}
     return _replaced(config, "", commits or {}, streamed or {}, found), found
@@ -74,8 +74,8 @@ def _find(data: RowsConfig, name: str, commit: str | None) -> HubFiles:
             patterns=data.files,
             streaming=data.streaming,
         )
-    except DataError as error:
-        raise DataError(f"{name}.hub: {error}") from error
+    except (DataError, ServerError) as error:
+        raise type(error)(f"{name}.hub: {error}") from error
     num = len(found.files)
     count = "1 file" if num == 1 else f"{num} files"
     where = "read over the network" if data.streaming else "in the hub's cache"

@@ -15,13 +15,14 @@ import torch
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.core.schema import Score
 from bfpo.data.labels import CELLS, cell_of
-from bfpo.data.pack import collate_pairs, longest_text, on_device
+from bfpo.data.pack import collate_pairs, longest_text, on_device, split_by_tokens
 from bfpo.data.store import text_lengths, token_lengths
 from bfpo.data.tokenize import TokenPair
 from bfpo.execution.settings import ExecutorConfig
 from bfpo.execution.workers import Workers
 from bfpo.objective.losses import preference_loss
 from bfpo.objective.methods import Method, make_method
+from bfpo.policy.batches import BATCH_TOKENS
 from bfpo.policy.logps import Reduction, evaluating, sequence_logps
 from bfpo.policy.precision import margin_rounding
 from bfpo.policy.probe import choose_form
@@ -32,7 +33,8 @@ __all__ = ["PairLogps", "accuracy_rows", "accuracy_scores", "pair_logps", "share
 
 Floats = npt.NDArray[np.float64]
 
-BATCHES_PER_PART = 8  # that one worker computes at a time
+BATCHES_PER_PART = 8  # of pairs, that one worker computes at a time
+_PAIRS_OF_BATCH = 16  # where tokens bound a batch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,38 +54,35 @@ def pair_logps(
     pairs: Sequence[TokenPair],
     *,
     pad_token_id: int,
-    pairs_per_batch: int = 16,
+    pairs_per_batch: int | None = None,
     reduction: Reduction = "sum",
     longest: int | None = None,
 ) -> PairLogps:
     """Return the log-probs of all pairs under a model, in evaluation mode and without gradient, longest pairs first.
 
-    The model is left in the mode it was in. `longest`: tokens of the longest text, where the pairs are a part of all.
+    A forward pass has `pairs_per_batch` pairs; `None`: as many as hold `BATCH_TOKENS` tokens, padding counted. The
+    model is left in the mode it was in. `longest`: tokens of the longest text, where the pairs are a part of all.
     """
     if not pairs:
         return PairLogps(np.empty(0), np.empty(0))
     form = choose_form(model, longest_text=longest or longest_text(pairs))
     device = next(model.parameters()).device
-    order = _longest_first(pairs)
+    lengths = token_lengths(pairs)
+    max_tokens = BATCH_TOKENS if pairs_per_batch is None else None
+    texts = list(map(tuple, lengths.tolist()))
     chosen, rejected = np.empty(len(pairs)), np.empty(len(pairs))
     with evaluating(model):
-        for start in range(0, len(order), pairs_per_batch):
-            indices = order[start : start + pairs_per_batch]
+        for indices in split_by_tokens(texts, form=form, max_tokens=max_tokens, max_pairs=pairs_per_batch):
             batch = collate_pairs([pairs[index] for index in indices], pad_token_id=pad_token_id, form=form)
             logps = sequence_logps(model, on_device(batch, device), reduction=reduction).logps.cpu().numpy()
             chosen[indices], rejected[indices] = logps[: len(indices)], logps[len(indices) :]
     rounding = margin_rounding(
-        *torch.from_numpy(token_lengths(pairs)[:, 1:]).unbind(1),
+        *torch.from_numpy(lengths[:, 1:]).unbind(1),
         dtype=next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()),
         log_vocabulary=math.log(model.config.get_text_config().vocab_size),
         reduction=reduction,
     )
     return PairLogps(chosen, rejected, rounding.numpy())
-
-
-def _longest_first(pairs: Sequence[TokenPair]) -> list[int]:
-    order: list[int] = np.argsort(-text_lengths(pairs), kind="stable").tolist()
-    return order
 
 
 def shared_pair_logps(
@@ -92,7 +91,7 @@ def shared_pair_logps(
     executor: ExecutorConfig,
     *,
     name: str,
-    pairs_per_batch: int = 16,
+    pairs_per_batch: int | None = None,
     threads: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
     **settings: Any,
@@ -102,7 +101,8 @@ def shared_pair_logps(
     `make` can be sent to another process; `settings` are those of `pair_logps`; `advance` gets the number of pairs that
     are done. Raises `ModelError` for a log-prob that is not finite, with the pair's id and the `name` of the model.
     """
-    order, size = _longest_first(pairs), BATCHES_PER_PART * pairs_per_batch
+    order: list[int] = np.argsort(-text_lengths(pairs), kind="stable").tolist()
+    size = BATCHES_PER_PART * (pairs_per_batch or _PAIRS_OF_BATCH)
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     longest = longest_text(pairs) if pairs else None
     work = partial(_part_logps, pairs_per_batch=pairs_per_batch, longest=longest, **settings)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bfpo.core.errors import DataError, SettingError
+from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.inputs import matching_files
 from bfpo.core.schema import Message, Prompt
 from bfpo.data.fields import content_id
@@ -26,6 +26,7 @@ from bfpo.world.datasets import held_out_prompts
 
 __all__ = [
     "ELSEWHERE",
+    "TRAINED",
     "SuitePrompts",
     "UnreachableError",
     "check_own_files",
@@ -37,7 +38,7 @@ __all__ = [
 
 _WORLD_SEED = 0
 ELSEWHERE = "in another part of the split"
-_TRAINED = "a model was trained on it"
+TRAINED = "a model was trained on it"
 
 
 class UnreachableError(DataError):
@@ -92,9 +93,9 @@ def find_prompts(
         raise SettingError(f"suite {suite.name}: {error}") from error
     if trained_on:
         of_training = {one.id for one in found.prompts for hashes in trained_on if asked_in_training(one, hashes)}
-        found = found.without(lambda prompts: [one for one in prompts if one.id not in of_training], _TRAINED)
+        found = found.without(lambda prompts: [one for one in prompts if one.id not in of_training], TRAINED)
         if not found.prompts:
-            raise UnreachableError(f"all its {len(of_training)} prompts are left out: {_TRAINED}")
+            raise UnreachableError(f"all its {len(of_training)} prompts are left out: {TRAINED}")
     return replace(found, prompts=draw_prompts(found.prompts, limit, seed))
 
 
@@ -159,7 +160,7 @@ def _files(suite: Suite, folders: Sequence[str]) -> tuple[tuple[Path, ...], str,
         )
         # The folder also holds files of the same data set that other suites downloaded.
         return tuple(matching_files(folder, patterns)), suite.source.hub, commit
-    except DataError as error:
+    except (DataError, ServerError) as error:
         raise UnreachableError(str(error)) from error
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -17,13 +19,16 @@ from bfpo.config.suites import WeightsModel
 from bfpo.core.errors import MissingExtraError, ModelError, first_line
 from bfpo.core.offline import no_network_if_offline
 from bfpo.core.records import load
+from bfpo.core.schema import Message, Prompt
+from bfpo.data.load import Hashes
 from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.trained import require_whole
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
-from bfpo.suites.files import UnreachableError, local_files
+from bfpo.suites.files import TRAINED, UnreachableError, local_files
 from bfpo.suites.records import InspectResult
+from bfpo.training.trained_on import asked_in_training
 
 __all__ = ["run_inspect"]
 
@@ -31,13 +36,16 @@ _log = logging.getLogger(__name__)
 
 
 def run_inspect(
-    config: SuitesJob, suites: Sequence[Suite], folder: RunFolder
+    config: SuitesJob, suites: Sequence[Suite], folder: RunFolder, trained: Mapping[str, Hashes]
 ) -> tuple[dict[tuple[str, str], InspectResult], dict[str, str]]:
-    """Return the results by (suite, model) and the reasons of skipped suites; one that fails for a model is skipped."""
+    """Return the results by (suite, model) and the reasons of skipped suites; one that fails for a model is skipped.
+
+    `trained`: hashes of the prompts that a model was trained on, by its name.
+    """
     results: dict[tuple[str, str], InspectResult] = {}
     skipped: dict[str, str] = {}
     for model in config.with_weights():
-        with _Runner(config, model, folder.path / "models" / model.name / "inspect") as runner:
+        with _Runner(config, model, folder.path / "models" / model.name / "inspect", trained) as runner:
             for suite in suites:
                 if suite.name in skipped:
                     continue
@@ -89,9 +97,11 @@ def _result(config: SuitesJob, suite: Suite, model: str, runner: _Runner, folder
 class _Runner:
     """Runs tasks on one model; it and the grader are loaded when first needed, and freed at the end."""
 
-    def __init__(self, config: SuitesJob, model: WeightsModel, logs: Path) -> None:
+    def __init__(self, config: SuitesJob, model: WeightsModel, logs: Path, trained: Mapping[str, Hashes]) -> None:
         path, self._model_args = _settings(config, model)
         self._model, self._suites, self._seed, self._logs = f"hf/{path}", config.suites, config.seed, logs
+        self._trained = trained.get(model.name)
+        self._left_out = list(trained.values()) if config.suites.trained_on == "leave_out" else []
         self._loaded: dict[str, Any] = {}
 
     def __enter__(self) -> _Runner:
@@ -150,7 +160,27 @@ class _Runner:
             root.handlers[:] = before[1]
         if len(found) != 1:
             raise UnreachableError(f"{suite.inspect.task} names {len(found)} tasks of inspect-ai; name one")
-        return _read_result(found[0], next(iter(suite.metrics)), suite.inspect.largest)
+        result = _read_result(found[0], next(iter(suite.metrics)), suite.inspect.largest)
+        return self._checked(result, found[0].samples or [])
+
+    def _checked(self, result: InspectResult, samples: Sequence[Any]) -> InspectResult:
+        """Leave out the samples of a training, which were run too, and count those of this model's training."""
+        left = {one for hashes in self._left_out for one in _of_training(samples, hashes)}
+        if left:
+            ids = {str(sample.id) for sample in samples} - left
+            if not ids:
+                raise UnreachableError(f"all its {len(left)} samples are left out: {TRAINED}")
+            if result.value is not None and not result.by_sample:
+                raise UnreachableError(
+                    f"its metric is no mean over samples, so that {len(left)} cannot be left out ({TRAINED}); set "
+                    "suites.trained_on: keep"
+                )
+            kept = {name: value for name, value in result.by_sample.items() if name in ids}
+            value = fmean(kept.values()) if kept else None
+            result = InspectResult(value, kept, len(kept), len(ids) - len(kept), result.version, left_out=len(left))
+        if self._trained is None:
+            return result
+        return replace(result, trained_on=len(_of_training(samples, self._trained) - left))
 
     def _load(self, name: str, model_args: dict[str, Any]) -> Any:
         from inspect_ai.model import get_model
@@ -205,6 +235,16 @@ def _read_result(log: Any, metric: str, largest: float) -> InspectResult:
     if len(by_sample) != num or not math.isclose(math.fsum(by_sample.values()) / num, value, abs_tol=1e-6):
         by_sample = {}
     return InspectResult(value, by_sample, num, total - num, version)
+
+
+def _of_training(samples: Sequence[Any], hashes: Hashes) -> set[str]:
+    """Return the ids of the samples whose input is a prompt of a training."""
+    found = set()
+    for sample in samples:
+        turns = [("user", sample.input)] if isinstance(sample.input, str) else [(t.role, t.text) for t in sample.input]
+        if asked_in_training(Prompt("", tuple(Message(*turn) for turn in turns)), hashes):
+            found.add(str(sample.id))
+    return found
 
 
 def _by_sample(samples: list[Any], score: Any, largest: float) -> dict[str, float]:

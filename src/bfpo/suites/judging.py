@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from bfpo.config.evaluate import SuitesJob
-from bfpo.core.errors import MissingExtraError, ModelError
+from bfpo.core.errors import MissingExtraError, ModelError, ServerError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.progress import CountProgress
 from bfpo.core.schema import Completion, JudgeFit, Verdict
@@ -85,7 +85,7 @@ def judge_suites(
                 opened = open_judge(judge_config, config.executor, budget, threads=config.threads)
                 try:
                     judge = stack.enter_context(opened)
-                except (ModelError, MissingExtraError) as error:
+                except (ModelError, MissingExtraError, ServerError) as error:
                     if _is_given(config, judged):
                         raise
                     reason = f"its judge {judge_config.title} cannot be loaded: {error}"

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,22 @@ from bfpo.config.evaluate import SuitesJob
 from bfpo.core.errors import MissingExtraError, first_line
 from bfpo.core.offline import no_network_if_offline
 from bfpo.core.records import load
+from bfpo.core.schema import Message, Prompt
+from bfpo.data.load import Hashes
 from bfpo.data.split import smallest
 from bfpo.data.template import ChatTemplate
 from bfpo.policy.load import load_tokenizer
 from bfpo.policy.trained import require_whole
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.catalogue import FOLDER, Suite
-from bfpo.suites.files import UnreachableError, local_files, read_documents
+from bfpo.suites.files import TRAINED, UnreachableError, local_files, read_documents
 from bfpo.suites.records import TaskResult
+from bfpo.training.trained_on import asked_in_training
 
 __all__ = ["TaskRunner", "run_tasks"]
 
 _log = logging.getLogger(__name__)
+_ASKED = ("prompt", "question", "Question", "goal")  # columns with what a user asks
 _TOO_LONG = "longer than the model's context leaves room for"
 _NO_CHECK = (
     "a check could not be run: IFEval needs NLTK's file tokenizers/punkt_tab, which is not here (python -m "
@@ -37,11 +42,12 @@ _NO_CHECK = (
 
 
 def run_tasks(
-    config: SuitesJob, suites: Sequence[Suite], folder: RunFolder
+    config: SuitesJob, suites: Sequence[Suite], folder: RunFolder, trained: Mapping[str, Hashes]
 ) -> tuple[dict[tuple[str, str], TaskResult], dict[str, str], dict[str, tuple[str, str | None]]]:
     """Return the results by (suite, model), the reasons of skipped suites, and each suite's source and revision.
 
-    A suite that fails for one model is skipped for all, so that all models are compared on the same suites.
+    `trained`: hashes of the prompts that a model was trained on, by its name. A suite that fails for one model is
+    skipped for all, so that all models are compared on the same suites.
     """
     tasks: dict[str, str] = {}
     skipped: dict[str, str] = {}
@@ -62,6 +68,8 @@ def run_tasks(
             chat_template=read_template(config.chat_template),
             chat_template_kwargs=model.chat_template_kwargs or config.chat_template_kwargs,
             max_new_tokens=config.suites.max_new_tokens,
+            trained=trained.get(model.name),
+            left_out=list(trained.values()) if config.suites.trained_on == "leave_out" else (),
         )
         for suite in suites:
             if suite.name in skipped:
@@ -172,7 +180,8 @@ class TaskRunner:
     """Runs the tasks of a folder on one model, which is loaded for the first task.
 
     Prompts of generative tasks are formatted with the chat template (`chat_template`, else the tokenizer's, else the
-    default one). `max_new_tokens` lowers the length of a task's answers.
+    default one). `max_new_tokens` lowers the length of a task's answers. `trained`: hashes of the prompts that the
+    model was trained on; documents with a prompt of `left_out` are not asked.
     """
 
     def __init__(
@@ -186,6 +195,8 @@ class TaskRunner:
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         max_new_tokens: int | None = None,
+        trained: Hashes | None = None,
+        left_out: Sequence[Hashes] = (),
     ) -> None:
         self._settings: dict[str, Any] = {
             "pretrained": model,
@@ -197,6 +208,7 @@ class TaskRunner:
         self._tasks = tasks
         self._chat_template, self._variables = chat_template, chat_template_kwargs
         self._max_new_tokens = max_new_tokens
+        self._trained, self._left_out = trained, left_out
         self._model: Any = None
         self._manager: Any = None
 
@@ -204,7 +216,7 @@ class TaskRunner:
         """Return the metric of every document (of `limit` of them, chosen by their hashes).
 
         Raises `TaskDataError` with the reason if the task's data set cannot be loaded, `UnreachableError` if lm-eval
-        cannot run it.
+        cannot run it, or if all documents are left out.
         """
         lm_eval = _lm_eval()
         if self._model is None:
@@ -221,12 +233,15 @@ class TaskRunner:
             each.set_fewshot_seed(seed=seed)
             if generates:
                 self._bound(each)
+        kept = {name: _kept(each, self._left_out) for name, each in loaded.items()}
+        whole = limit is None and not self._left_out
+        samples = {name: _drawn(each, kept[name], limit, seed) for name, each in loaded.items()}
         quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # no progress bars in a log
         with quiet, no_network_if_offline():
             result = lm_eval.evaluate(
                 lm=self._model,
                 task_dict=loaded,
-                samples=None if limit is None else {name: _drawn(each, limit, seed) for name, each in loaded.items()},
+                samples=None if whole else samples,
                 bootstrap_iters=0,
                 log_samples=True,
                 apply_chat_template=generates,
@@ -234,7 +249,11 @@ class TaskRunner:
         # lm-eval cuts on the left what is longer; of a choice it reads the prompt and all but its last token.
         room = self._model.max_length - self._longest(loaded[task]) if generates else self._model.max_length + 1
         room = None if "loglikelihood_rolling" in kinds else room
-        return _read_result(result["samples"][task], result["versions"].get(task), metric, self._num_tokens, room)
+        found = _read_result(result["samples"][task], result["versions"].get(task), metric, self._num_tokens, room)
+        left_out = len(loaded[task].eval_docs) - len(kept[task])
+        return replace(
+            found, trained_on=_num_known(loaded[task], samples[task], self._trained), left_out=left_out or None
+        )
 
     def _load(self) -> None:
         import torch
@@ -271,8 +290,41 @@ class TaskRunner:
         return len(self._model.tok_encode(text))
 
 
-def _drawn(task: Any, limit: int, seed: int) -> list[int]:
-    return smallest([json.dumps(doc, sort_keys=True, default=str) for doc in task.eval_docs], limit, seed)
+def _prompts_of(task: Any, doc: Mapping[str, Any]) -> list[Prompt]:
+    """Return what a training may have as a prompt: the document as the task asks it, and its columns `_ASKED`."""
+    texts = (task.doc_to_text(doc), *map(doc.get, _ASKED))
+    return [Prompt("", (Message("user", text),)) for text in texts if isinstance(text, str) and text.strip()]
+
+
+def _kept(task: Any, left_out: Sequence[Hashes]) -> list[int]:
+    """Return the places of the documents without a prompt of these trainings."""
+    docs = list(task.eval_docs)
+    known = (
+        any(asked_in_training(one, hashes) for hashes in left_out for one in _prompts_of(task, doc)) for doc in docs
+    )
+    kept = [place for place, is_known in enumerate(known) if not is_known]
+    if docs and not kept:
+        raise UnreachableError(f"all its {len(docs)} documents are left out: {TRAINED}")
+    return kept
+
+
+def _drawn(task: Any, kept: Sequence[int], limit: int | None, seed: int) -> list[int]:
+    if limit is None:
+        return list(kept)
+    docs = list(task.eval_docs)
+    texts = [json.dumps(docs[place], sort_keys=True, default=str) for place in kept]
+    return [kept[n] for n in smallest(texts, limit, seed)]
+
+
+def _num_known(task: Any, places: Sequence[int], trained: Hashes | None) -> int | None:
+    """Return how many of these documents the model was trained on; `None` if no text of theirs can be looked up."""
+    if trained is None:
+        return None
+    docs = list(task.eval_docs)
+    prompts = [_prompts_of(task, docs[place]) for place in places]
+    if not any(prompts):
+        return None
+    return sum(any(asked_in_training(one, trained) for one in some) for some in prompts)
 
 
 def _advice(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bfpo.config.probe import KINDS, ProbeConfig
 from bfpo.config.train import AlignConfig, SftConfig
-from bfpo.core.errors import DataError, SettingError
+from bfpo.core.errors import DataError, ServerError, SettingError
 from bfpo.core.schema import Prompt
 from bfpo.data.chat import ChatEncoder
 from bfpo.data.fidelity import common_length
@@ -150,7 +150,8 @@ def _read(sources: Sequence[str], probe: ProbeConfig) -> tuple[list[Prompt], lis
             try:
                 found = find_prompts(suite, probe.folders, limit=None, seed=0, split=probe.split)
             except DataError as error:
-                raise DataError(f"probe: {suite.name}: {error}".replace("suites.folders", "probe.folders")) from error
+                kind = ServerError if isinstance(error.__cause__, ServerError) else DataError  # a lost hub
+                raise kind(f"probe: {suite.name}: {error}".replace("suites.folders", "probe.folders")) from error
             prompts += found.prompts
             files += found.files
             elsewhere += found.left_out.get(ELSEWHERE, 0)

@@ -59,7 +59,8 @@ class SuiteFacts:
     `too_long`: model -> number of prompts that were too long. `ideal`: whether the higher or lower value is better.
     `unscored`: model -> reason -> number of items without a value. `blocked`: model -> number of prompts that its
     server refuses to answer; they are unscored too. `left_out`: reason -> number of prompts that no model was asked.
-    `trained_on`: model -> number of prompts that it was asked and trained on. `guarded`: model behind a guard -> number
+    `trained_on`: model -> number of prompts that it was asked and trained on. Prompts are the documents or samples of a
+    task. `guarded`: model behind a guard -> number
     of its answers that passed, were blocked by the `input` or the `output` filter, or on which the guard was undecided.
     """
 
@@ -259,11 +260,17 @@ class SuiteAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """The value of one metric per document, in [0, 1]; `reasons` counts the documents without a value, by reason."""
+    """The value of one metric per document, in [0, 1]; `reasons` counts the documents without a value, by reason.
+
+    `trained_on`: documents that the model was asked and trained on; `None` if it is not known. `left_out`: documents
+    that no model was asked, since one was trained on them.
+    """
 
     by_document: dict[str, float]
     version: str
     reasons: dict[str, int] = field(default_factory=dict)
+    trained_on: int | None = field(default=None, metadata=OPTIONAL)
+    left_out: int | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def unscored(self) -> int:
@@ -276,7 +283,7 @@ class InspectResult:
     """One metric of one model: `value` from the log, divided by `InspectTask.largest`, `None` if nothing was scored.
 
     `by_sample` holds the samples' values if the metric is their mean, else it is empty. `num` samples were scored;
-    `unscored` have a score without a value or ended in an error.
+    `unscored` have a score without a value or ended in an error. `trained_on`, `left_out`: as in `TaskResult`.
     """
 
     value: float | None
@@ -284,6 +291,8 @@ class InspectResult:
     num: int
     unscored: int
     version: str
+    trained_on: int | None = field(default=None, metadata=OPTIONAL)
+    left_out: int | None = field(default=None, metadata=OPTIONAL)
 
 
 # ------------------------------------------------------------------------------------------------ bfpo gate

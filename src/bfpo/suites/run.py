@@ -36,13 +36,30 @@ from bfpo.suites.answers import SuiteAnswers, answer_suites, context_of
 from bfpo.suites.catalogue import Suite, load_suites, own_suites
 from bfpo.suites.coherence import CoherenceReader, Reading, judged_answer, make_reader
 from bfpo.suites.depth import measure_depth
-from bfpo.suites.files import SuitePrompts, UnreachableError, check_own_files, find_prompts, local_files, prompts_digest
+from bfpo.suites.files import (
+    TRAINED,
+    SuitePrompts,
+    UnreachableError,
+    check_own_files,
+    find_prompts,
+    local_files,
+    prompts_digest,
+)
 from bfpo.suites.guarded import Guarded, guard_answers, guard_warnings
 from bfpo.suites.inspect import run_inspect
 from bfpo.suites.judging import JudgedSuites, judge_of, judge_suites
 from bfpo.suites.lm_eval import run_tasks
 from bfpo.suites.prefill import check_harmful, check_prefill
-from bfpo.suites.records import DepthFile, ModelFacts, SuiteAnswer, SuiteFacts, SuiteScore, SuitesFile
+from bfpo.suites.records import (
+    DepthFile,
+    InspectResult,
+    ModelFacts,
+    SuiteAnswer,
+    SuiteFacts,
+    SuiteScore,
+    SuitesFile,
+    TaskResult,
+)
 from bfpo.suites.score_tables import scores_text
 from bfpo.suites.scores import (
     BLOCKED,
@@ -94,9 +111,10 @@ def run_suites(config: SuitesJob, folder: RunFolder) -> None:
         folder.add_weights(model.model)
     found = _Collected()
     _accuracy(config, folder, found)
-    _generative(config, folder, [suite for suite in suites if suite.kind == "generative"], found)
-    _discriminative(config, folder, [suite for suite in suites if suite.kind == "discriminative"], found)
-    _inspect(config, folder, [suite for suite in suites if suite.kind == "inspect"], found)
+    trained = _trained_prompts(config, found) if suites else {}
+    for kind, step in (("generative", _generative), ("discriminative", _discriminative), ("inspect", _inspect)):
+        step(config, folder, [suite for suite in suites if suite.kind == kind], trained, found)
+    found.warnings += _asked_what_was_trained(found.facts)
     versions = folder.record.get("judges", {})
     found.warnings += [*_same_judges(config, suites, found), *guard_warnings(config, suites, found.facts, versions)]
     people: PeopleFile | None = None
@@ -219,10 +237,11 @@ def _accuracy(config: SuitesJob, folder: RunFolder, found: _Collected) -> None:
         found.scores += [SuiteScore(suite=_ACCURACY, model=name, **asdict(score)) for score in scores]
 
 
-def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+def _generative(
+    config: SuitesJob, folder: RunFolder, suites: list[Suite], trained: Mapping[str, Hashes], found: _Collected
+) -> None:
     prompts: dict[str, SuitePrompts] = {}
     seen: dict[str, str] = {}
-    trained = _trained_prompts(config, found) if suites else {}
     for suite in suites:
         try:
             _check_not_twice(config, suite, seen)
@@ -258,12 +277,6 @@ def _generative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found
     found.fits = [fit for fit in judged.fits if fit.model in own]
     with reader:
         _of_suites(config, asked, prompts, answers, judged, reader, trained, found)
-    found.warnings += [
-        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
-        "suites.trained_on: leave_out asks none of them"
-        for fact in found.facts.values()
-        for model, num in (fact.trained_on or {}).items()
-    ]
     wins = win_rates(config, [suite for suite in asked if WIN_RATES & suite.metrics.keys()], texts, found.facts)
     versions = {"guard": "" if guarded is None else guarded.facts.version, "ranker": wins.ranker}
     folder.add_facts(judges=judged.versions | {role: version for role, version in versions.items() if version})
@@ -343,6 +356,27 @@ def _trained_prompts(config: SuitesJob, found: _Collected) -> dict[str, Hashes]:
     return trained
 
 
+def _asked_what_was_trained(facts: Mapping[str, SuiteFacts]) -> list[str]:
+    """Return a warning for each model and suite that asks prompts of its training."""
+    return [
+        f"{model}: {num} of the {fact.num_prompts} prompts of {fact.title} are prompts that it was trained on; "
+        "suites.trained_on: leave_out asks none of them"
+        for fact in facts.values()
+        for model, num in (fact.trained_on or {}).items()
+    ]
+
+
+def _known_of_task(results: Mapping[str, TaskResult | InspectResult], num_prompts: int) -> dict[str, Any]:
+    """Return the facts of a task on what the models were trained on, from its results by model."""
+    left_out = max(result.left_out or 0 for result in results.values())
+    counts = {model: result.trained_on for model, result in results.items() if result.trained_on}
+    return {
+        "num_prompts": num_prompts,
+        "trained_on": counts or None,
+        "left_out": {TRAINED: left_out} if left_out else None,
+    }
+
+
 def _num_trained(prompts: Sequence[Prompt], trained: Mapping[str, Hashes]) -> dict[str, int]:
     counts = {name: sum(asked_in_training(one, hashes) for one in prompts) for name, hashes in trained.items()}
     return {name: num for name, num in counts.items() if num}
@@ -388,10 +422,12 @@ def _collect_verdicts(
         ]
 
 
-def _discriminative(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+def _discriminative(
+    config: SuitesJob, folder: RunFolder, suites: list[Suite], trained: Mapping[str, Hashes], found: _Collected
+) -> None:
     if not suites or _skip_served(config, suites, "lm-eval", found):
         return
-    results, skipped, sources = run_tasks(config, suites, folder)
+    results, skipped, sources = run_tasks(config, suites, folder, trained)
     for suite in suites:
         if suite.name in skipped:
             found.facts[suite.name] = _facts(suite, "skipped", reason=skipped[suite.name])
@@ -399,9 +435,17 @@ def _discriminative(config: SuitesJob, folder: RunFolder, suites: list[Suite], f
         metric, direction = next(iter(suite.metrics.items()))
         source, revision = sources[suite.name]
         known = {"source": source, "revision": revision, "judge": "lm-eval", "ideal": direction}
-        found.facts[suite.name] = _facts(suite, "scored", **known)
+        own = {model.name: results[suite.name, model.name] for model in config.evaluated()}
+        num_asked = max(len(result.by_document) + result.unscored for result in own.values())
+        found.facts[suite.name] = _facts(suite, "scored", **known, **_known_of_task(own, num_asked))
+        found.warnings += [
+            f"{model}: it is not known whether {suite.title} asks prompts that it was trained on: no text of its "
+            "documents was looked up"
+            for model in trained
+            if own[model].trained_on is None
+        ]
         for model in config.evaluated():
-            result = results[suite.name, model.name]
+            result = own[model.name]
             items = {item: item for item in result.by_document}
             higher = direction == "higher"
             found.values.append(
@@ -412,10 +456,12 @@ def _discriminative(config: SuitesJob, folder: RunFolder, suites: list[Suite], f
                 facts.unscored = {**(facts.unscored or {}), model.name: result.reasons}
 
 
-def _inspect(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _Collected) -> None:
+def _inspect(
+    config: SuitesJob, folder: RunFolder, suites: list[Suite], trained: Mapping[str, Hashes], found: _Collected
+) -> None:
     if not suites or _skip_served(config, suites, "inspect-ai", found):
         return
-    results, skipped = run_inspect(config, suites, folder)
+    results, skipped = run_inspect(config, suites, folder, trained)
     for suite in suites:
         assert suite.inspect is not None
         files = local_files(suite, config.suites.folders)
@@ -427,6 +473,7 @@ def _inspect(config: SuitesJob, folder: RunFolder, suites: list[Suite], found: _
         judge = config.suites.grader if suite.inspect.grader else "inspect-ai"
         metric, direction = next(iter(suite.metrics.items()))
         known |= {"revision": own[0][1].version, "judge": judge, "ideal": direction}
+        known |= _known_of_task(dict(own), max(result.num + result.unscored for _, result in own))
         found.facts[suite.name] = _facts(suite, "scored", **known)
         higher = direction == "higher"
         for model, result in own:

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bfpo.config import AlignConfig, SftConfig, read_template
-from bfpo.core.errors import DataError, LabelError
+from bfpo.core.errors import DataError, LabelError, ServerError
 from bfpo.core.files import user_cache_folder
 from bfpo.core.schema import Completion, Pair
 from bfpo.data.chat import ChatEncoder
@@ -182,7 +182,7 @@ def lacking_tokens(config: TrainingConfig) -> list[str]:
     limit = ids_to_check(start.tokenizer, start.num_embeddings)
     if limit is None:
         return []
-    with suppress(DataError, LabelError):  # other faults of the data, or files that are not here
+    with suppress(DataError, LabelError, ServerError):  # other faults of the data, or files that are not here
         describe_tokens(config, start)
     lacking = {number: token for token, number in start.tokenizer.get_vocab().items() if number >= limit}
     return [f"{token!r} ({number})" for number, token in sorted(lacking.items())]

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from bfpo.config import read_template
 from bfpo.config.train import TrainingKeys
-from bfpo.core.errors import ConfigError, DiskFullError, RunError
+from bfpo.core.errors import ConfigError, DiskFullError, RunError, ServerError
 from bfpo.core.files import is_disk_full
 from bfpo.core.hub import open_repository, push_folder
 from bfpo.core.provenance import Remark
@@ -408,7 +408,7 @@ def open_hub(config: TrainingKeys, folder: RunFolder) -> None:
 def push_run(config: TrainingKeys, folder: RunFolder) -> None:
     """Push `model/` with its card to `push_to_hub`, if it is set, and record the page.
 
-    Raises `ConfigError` or `RunError` if it cannot be pushed.
+    Raises `ConfigError` or `ServerError` if it cannot be pushed.
     """
     repository = config.push_to_hub
     if repository is None or not folder.is_writer:
@@ -416,7 +416,7 @@ def push_run(config: TrainingKeys, folder: RunFolder) -> None:
     model = folder.path / "model"
     try:
         page = push_folder(model, repository, message=f"Model of bfpo {folder.stage}", key="push_to_hub")
-    except (ConfigError, RunError) as error:
+    except (ConfigError, ServerError) as error:
         again = f"repeat with --resume, or with: bfpo export {folder.path} --out DIR --push {repository}"
         raise type(error)(f"{error}; the model is whole in {model}: {again}") from error
     folder.add_facts(pushed=page)
