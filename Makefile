@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up they need; a second run installs nothing.
 # PYTHON is the interpreter, OUT the folder of the demo, DEMO_ARGS are further options of the demo (such as --full --seeds 3),
-# MODEL and DATA of `make real`: the start model (folder or hub id) and a folder with the data (empty: the hub).
+# MODEL, DATA and LABELS of `make real`: the start model (folder or hub id), a folder with the data (empty: the hub), people's labels.
 # BENCH_ARGS further options of all benchmarks (such as --threads 8), BENCH_MODEL a folder with a chat model and
 # BENCH_PAIRS a file of pairs, for the benchmark of a real model.
 # HASHES=1 installs only what has a hash in requirements-hashed.txt. TESTS are the test files (empty: all), PYTHONS those of test-pythons.
@@ -11,6 +11,7 @@ OUT ?= runs/demo
 DEMO_ARGS ?=
 MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 DATA ?=
+LABELS ?=
 REAL_OUT ?= runs/real
 BENCH_ARGS ?=
 BENCH_MODEL ?=
@@ -61,7 +62,7 @@ picture: $(VENV)/.runtime
 
 # An hour or more on two cores; a finished stage is skipped, so that it can be interrupted. See docs/real-model.md.
 real: $(VENV)/.runtime
-	MODEL="$(MODEL)" DATA="$(DATA)" OUT="$(REAL_OUT)" BFPO=$(BIN)/bfpo PYTHON=$(BIN)/python recipes/smollm2-135m/run.sh
+	MODEL="$(MODEL)" DATA="$(DATA)" LABELS="$(LABELS)" OUT="$(REAL_OUT)" BFPO=$(BIN)/bfpo PYTHON=$(BIN)/python recipes/smollm2-135m/run.sh
 
 # Shows the tables and writes them, with the figure, into docs/performance.md.
 bench: $(VENV)/.bench
