@@ -29,7 +29,7 @@ from bfpo.data.read import read_pairs
 from bfpo.data.sources import resolve_files
 from bfpo.judges.refusals import read_refusal
 from bfpo.suites.catalogue import load_suites
-from bfpo.suites.files import find_prompts
+from bfpo.suites.files import UnreachableError, find_prompts
 
 HERE = Path(__file__).parent
 LONGEST = 400  # characters of a prompt
@@ -59,6 +59,7 @@ HARMLESS = {
     "mt-bench": {"report": 80},
     "truthfulqa": {"report": 40},
 }
+KINDS = {"harmful": HARMFUL, "harmless": HARMLESS}
 ROUNDS = 2
 MAIN, BUFFER = 440, 560  # pairs of a round, if what the last model gets wrong does not need more
 
@@ -88,12 +89,15 @@ def main() -> None:
 
 
 def make_prompts(folders: Sequence[str], out: Path) -> None:
-    """Write `prompts/PART_KIND.jsonl` for every part, and print their numbers."""
+    """Write `prompts/PART_KIND.jsonl` for every part, and print their numbers.
+
+    Raises `DataError` for a folder that is none, a file that cannot be read, or a part without a prompt.
+    """
     read = _sources(folders)
     held_out: list[set[str]] = []
     parts: dict[tuple[str, str], list[dict[str, str]]] = {}
     left: dict[str, list[str]] = {}
-    for kind, table in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+    for kind, table in KINDS.items():
         for source, wanted in table.items():
             texts = _unlike(read.get(source, []), (), 0.6)
             for part in ("dev", "report"):
@@ -104,7 +108,7 @@ def make_prompts(folders: Sequence[str], out: Path) -> None:
     # The whole of an evaluation source is kept away from training, not only the prompts that are asked.
     whole = [source for table in (HARMFUL, HARMLESS) for source in table if set(table[source]) <= {"dev", "report"}]
     held_out += [_grams(text) for source in whole for text in read.get(source, [])]
-    for kind, table in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+    for kind, table in KINDS.items():
         for source, wanted in table.items():
             kept = _unlike(left[source], held_out, SIMILAR)
             for part in ("train", "ask-1", "ask-2"):
@@ -115,6 +119,9 @@ def make_prompts(folders: Sequence[str], out: Path) -> None:
     near = [row for row in parts["train", "harmless"] + parts["ask-1", "harmless"] if row["source"] != "hh-helpful"]
     for number in range(1, ROUNDS + 1):
         parts[f"ask-{number}", "harmless"] += near
+    empty = [f"{part} {kind}" for part in ("dev", "report", "train") for kind in KINDS if not parts.get((part, kind))]
+    if empty:
+        raise DataError(f"no prompt for {', '.join(empty)}: the sources named above are left out; see why there")
     for (part, kind), rows in parts.items():
         rows = sorted({row["prompt"]: row for row in rows}.values(), key=lambda row: _key(row["prompt"]))
         _write(out / "prompts" / f"{part}_{kind}.jsonl", rows)
@@ -151,7 +158,10 @@ def _write_suite(out: Path, source: str, kind: str, rows: list[dict[str, str]]) 
 
 
 def _sources(folders: Sequence[str]) -> dict[str, list[str]]:
-    """Return the prompts of every source in the order of their hashes."""
+    """Return the prompts of every source in the order of their hashes; a file that is there must be readable."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise DataError(f"{folder}: no such folder; correct its name")
     found: dict[str, list[str]] = {name: list(_written(name)) for name in ("contrast", "contrast-pairs", "written")}
     for suite in load_suites(
         ["advbench", "xstest", "ailuminate", "catqa", "simplesafetytests", "strongreject", "harmbench", "mt-bench",
@@ -159,7 +169,7 @@ def _sources(folders: Sequence[str]) -> dict[str, list[str]]:
     ):  # fmt: skip
         try:
             rows = find_prompts(suite, folders, limit=None, seed=0)
-        except DataError as error:
+        except UnreachableError as error:
             print(f"{suite.name}: {str(error).splitlines()[0]}")
             continue
         name = {"truthfulqa-best": "truthfulqa"}.get(suite.name, suite.name)
@@ -190,7 +200,7 @@ def _sources(folders: Sequence[str]) -> dict[str, list[str]]:
             found["gptfuzz"] = [str(row.columns["text"]) for row in iter_rows(file)]
     lacking = [name for table in (HARMFUL, HARMLESS) for name in table if not found.get(name)]
     if lacking:
-        print(f"left out, since neither a folder nor the hub has them: {', '.join(lacking)}. The figures of "
+        print(f"left out, since neither a folder nor the hub gave them: {', '.join(lacking)}. The figures of "
               "docs/real-model.md need them: make real DATA=FOLDER")  # fmt: skip
     return {
         name: sorted({t.strip() for t in texts if 8 <= len(t.strip()) <= LONGEST}, key=_key)

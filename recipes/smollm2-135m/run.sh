@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole recipe; `make real` calls it. A finished stage is skipped and an interrupted one continues, so run it again at any
 # time. MODEL: the start model (folder or hub id). DATA: a folder with the data (empty: the hub). OUT: the folder of the runs.
+# LABELS: labels.jsonl of `bfpo annotate` on the answers of the scores; the page then has the rates by people.
 # METHOD: bfpo, bfpo_squared, dpo_safe_first or safedpo, or sft-more: steps of SFT in place of those on pairs. SEED: of SFT and of the pairs.
 # arms.sh runs it for several of them.
 set -euo pipefail
@@ -51,13 +52,18 @@ train() { # ROUND MODEL
 }
 
 mkdir -p "$OUT"
-made="MODEL=$MODEL DATA=$DATA"
-if [ "$(cat "$OUT/.made-from" 2>/dev/null || echo "$made")" != "$made" ]; then
-    echo "error: $OUT was made from $(cat "$OUT/.made-from"), now $made; set OUT to another folder" >&2
+# What the prompts and pairs are made of: RECIPE is the checksum of the files that make them.
+from="MODEL=$MODEL DATA=$DATA"
+made="$from RECIPE=$(cd "$HERE" && cat data.py contrast.txt harmful.txt wording.json | cksum | tr ' ' -)"
+earlier=$(cat "$OUT/.made-from" 2>/dev/null || echo "$made")
+if [ "$earlier" = "$from" ]; then
+    echo "$OUT goes on with the prompts that it has; it does not say which version of the recipe made them"
+elif [ "$earlier" != "$made" ]; then
+    echo "error: $OUT was made from $earlier, now $made; set OUT (REAL_OUT of make) to another folder" >&2
     exit 2
 fi
-echo "$made" >"$OUT/.made-from"
 once "$OUT/.prompts" data prompts ${DATA:+--data "$DATA"}
+[ -e "$OUT/.made-from" ] || echo "$made" >"$OUT/.made-from"
 answers "$OUT/start-harmless" "$MODEL" "$OUT/prompts/train_harmless.jsonl" 48
 answers "$OUT/start-harmful" "$MODEL" "$OUT/prompts/pairs_harmful.jsonl" 32
 once "$OUT/.rows" data rows
@@ -83,8 +89,5 @@ else
     models=("$ARM"/round-[12])
 fi
 [ -z "${NO_SCORES:-}" ] || exit 0 # arms.sh scores all of them together
-export MODEL OUT BFPO THREADS
+export MODEL OUT BFPO THREADS LABELS=${LABELS:-} GATE=1
 "$HERE/score.sh" "$OUT/evaluate-$METHOD-$SEED" "$OUT/report.html" "SmolLM2-135M-Instruct, SFT and BFPO" "$SFT" "${models[@]}"
-model=${models[${#models[@]} - 1]#"$OUT/"}
-scores=$OUT/evaluate-$METHOD-$SEED/models
-"$BFPO" gate "$scores/${model//\//-}" --against "$scores/start" --config "$HERE/gate.yaml" || [ $? -ne 2 ]

@@ -37,6 +37,8 @@ GROUPS: dict[str, Group] = {
     "XSTest, MT-Bench and IFEval": ("declined", ("xstest-safe", "mt-bench", "ifeval")),
     "everyday (HH first turns)": ("declined", ("hh-helpful",)),
     "TruthfulQA": ("declined", ("truthfulqa",)),
+    "harmless, sources never trained on": ("declined", ("mt-bench", "truthfulqa")),
+    "harmless, other prompts of trained sources": ("declined", ("xstest-safe", "ifeval", "hh-helpful")),
     "incoherent, harmful": ("incoherent", tuple(HARMFUL)),
     "incoherent, harmless": ("incoherent", ("xstest-safe", "mt-bench", "ifeval", "hh-helpful", "truthfulqa")),
 }
@@ -90,8 +92,10 @@ def by_model(answers: dict[str, list[Row]]) -> str:
         for rows in answers.values()
     ]
     harmless = GROUPS["declined, harmless"][1]
+    words = [of(rows, "words", harmless) for rows in answers.values()]
+    most = max(map(max, words))
     lines["words of an answer to a harmless prompt"] = [
-        f"{fmean(of(rows, 'words', harmless)):.0f}" for rows in answers.values()
+        _interval(rate_interval([num / most for num in own]), most) for own in words
     ]
     return _table(["", *answers], lines)
 
@@ -114,8 +118,8 @@ def over_seeds(arms: Arms) -> str:
 
 
 def _over(seeds: dict[str, list[Row]], group: Group) -> str:
-    rates = [100 * fmean(of(rows, *group)) for rows in seeds.values()]
     values, keys, names = _stacked(seeds, seeds, group)
+    rates = [100 * fmean(of(rows, *group)) for rows in seeds.values()] if values else []
     found = _interval(rate_interval(values, keys, seeds=names if len(seeds) > 1 else None))
     return found + (f"; {', '.join(f'{rate:.0f}' for rate in rates)}" if len(rates) > 1 else "")
 
@@ -157,8 +161,11 @@ def of(rows: Sequence[Row], key: str, sources: Sequence[str]) -> list[Any]:
     return [row[key] for row in rows if row["source"] in sources]
 
 
-def _interval(found: Interval) -> str:
-    return f"{100 * found.value:.0f} ({100 * found.low:.0f}-{100 * found.high:.0f})"
+def _interval(found: Interval, whole: float = 100) -> str:
+    """Return a mean with its interval; `whole`: what 1 stands for."""
+    if found.value is None or found.low is None or found.high is None:
+        return "not asked"
+    return f"{whole * found.value:.0f} ({whole * found.low:.0f}-{whole * found.high:.0f})"
 
 
 def _table(head: Sequence[str], lines: dict[str, list[str]]) -> str:

@@ -6,13 +6,20 @@ import csv
 import gzip
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from bfpo.config import EvaluateConfig, GateConfig, load_config
+from bfpo.config.evaluate import SuitesJob
+from bfpo.core.errors import DataError
 from bfpo.judges.refusals import read_refusal
+from bfpo.runs.folder import RunFolder
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "smollm2-135m"
 
@@ -213,13 +220,104 @@ def test_the_script_runs_every_stage_and_each_data_step_once(data, tmp_path):
             round_2 = [] if method == "sft-more" else ["refused", "pairs"]
             assert steps == ([] if again else round_1 + round_2)
             stages = [call[0] for call in calls if call[0] not in {"data.py", "generate"}]
-            assert stages == ["sft", *trained, "evaluate", "report", "gate"]
-            assert calls[-1][1].startswith(f"{tmp_path}/out/evaluate-{method}-0/models/{method}-0")
+            assert stages == ["sft", *trained, "evaluate", "gate", "report"]  # the page shows the gate
+            assert calls[-2][1].startswith(f"{tmp_path}/out/evaluate-{method}-0/models/{method}-0")
             arm = tmp_path / "out" / f"{method}-0"
             assert (arm / ".pairs-1.done").exists() == (method != "sft-more")
-    other = subprocess.run(["bash", RECIPE / "run.sh"], env=environment | {"DATA": "elsewhere"}, capture_output=True)
+    other = subprocess.run(
+        ["bash", RECIPE / "run.sh"], env=environment | {"DATA": "elsewhere"}, capture_output=True, text=True
+    )
     assert other.returncode == 2
-    assert b"DATA=, now MODEL=HuggingFaceTB/SmolLM2-135M-Instruct DATA=elsewhere; set OUT to another" in other.stderr
+    assert "now MODEL=HuggingFaceTB/SmolLM2-135M-Instruct DATA=elsewhere RECIPE=" in other.stderr
+    assert other.stderr.endswith("; set OUT (REAL_OUT of make) to another folder\n")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script of the recipe with a stub in place of bfpo and python, whose calls are lines of `calls`.
+
+    A variable STATUS_X is the exit code of the stage or data step x.
+    """
+    stub = tmp_path / "stub"
+    stub.write_text(
+        f'#!/bin/sh\necho "$*" >> "{tmp_path}/calls"\n[ "$(basename "$1")" = data.py ] && shift\n'
+        'eval "exit \\${STATUS_$(echo "$1" | tr -c "a-z\\n" _):-0}"\n'
+    )
+    stub.chmod(0o755)
+    given = {"PATH": "/usr/bin:/bin", "BFPO": str(stub), "PYTHON": str(stub), "OUT": str(tmp_path / "out")}
+    given |= {"DTYPE": "float32", "MODEL": "m", "THREADS": "1"}
+
+    def run(script: str, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "calls").write_text("")
+        command = ["bash", str(RECIPE / script), *words]
+        return subprocess.run(command, env=given | more, capture_output=True, text=True)
+
+    return run
+
+
+def test_a_folder_is_bound_to_its_data_once_the_prompts_are_there(run, tmp_path):
+    made = tmp_path / "out" / ".made-from"
+    assert run("run.sh", DATA="typo", STATUS_prompts="2", NO_SCORES="1").returncode == 2
+    assert not made.exists()
+    assert run("run.sh", DATA="right", NO_SCORES="1").returncode == 0
+    assert made.read_text().startswith("MODEL=m DATA=right RECIPE=")
+
+
+def test_a_folder_of_another_version_of_the_data_step_is_refused_and_one_of_before_goes_on(run, tmp_path):
+    assert run("run.sh", NO_SCORES="1").stdout == ""
+    made = tmp_path / "out" / ".made-from"
+    made.write_text("MODEL=m DATA=\n")  # written before there was a checksum
+    before = run("run.sh", NO_SCORES="1")
+    assert (before.returncode, before.stdout.count("\n"), made.read_text()) == (0, 1, "MODEL=m DATA=\n")
+    assert "does not say which version of the recipe made them" in before.stdout
+    made.write_text("MODEL=m DATA= RECIPE=1-2\n")
+    other = run("run.sh", NO_SCORES="1")
+    assert other.returncode == 2
+    assert "was made from MODEL=m DATA= RECIPE=1-2, now MODEL=m DATA= RECIPE=" in other.stderr
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 4])
+def test_only_a_verdict_of_the_gate_goes_on_to_the_page(run, tmp_path, status):
+    done = run("score.sh", "scores", "page.html", "title", "r", GATE="1", STATUS_gate=str(status))
+    stages = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert (done.returncode, "report" in stages) == ((0, True) if status in (0, 3, 4) else (status, False))
+
+
+def test_labels_make_an_evaluation_with_the_answers_of_the_first(run, tmp_path):
+    labels, scores = tmp_path / "labels.jsonl", tmp_path / "out" / "scores"
+    labels.write_text("one\n")
+    folders = []
+    for text in ("one\n", "two\n"):
+        labels.write_text(text)
+        assert run("score.sh", str(scores), "page.html", "title", "r", GATE="1", LABELS=str(labels)).returncode == 0
+        evaluated, gated, reported = (tmp_path / "calls").read_text().splitlines()
+        folder = evaluated.split(" --out ")[1].split()[0]
+        assert f"--set labels={labels} --set suites.reuse={scores} --out {scores}-people-" in evaluated
+        assert gated.startswith(f"gate {folder}/models/r --against {folder}/models/start")
+        assert reported.startswith(f"report r {folder} --out page.html")
+        folders.append(folder)
+    assert len(set(folders)) == 2  # of other labels, another evaluation
+
+
+def test_scores_begun_without_likelihood_go_on_without_it(run, tmp_path):
+    config = load_config(EvaluateConfig, RECIPE / "evaluate.yaml", [])
+    assert isinstance(config, SuitesJob)
+    assert config.start() == ("HuggingFaceTB/SmolLM2-135M-Instruct", None)
+    scores = tmp_path / "scores"
+    for settings, same in (([], True), (["coherence=null"], False)):
+        earlier = load_config(EvaluateConfig, RECIPE / "evaluate.yaml", settings)
+        RunFolder.create(scores, "evaluate", earlier)
+        done = run("score.sh", str(scores), "page.html", "title", "r")
+        assert ("--set coherence=null" in (tmp_path / "calls").read_text()) == (not same)
+        assert ("coherence is read from the text alone" in done.stdout) == (not same)
+        shutil.rmtree(scores)
+
+
+def test_the_gate_has_the_aims_of_the_recipe():
+    gate = load_config(GateConfig, RECIPE / "gate.yaml", [])
+    assert (gate.harmless and gate.harmless.up_by_at_least) == 0.84
+    assert gate.over_refusal is not None
+    assert (gate.over_refusal.up_by_at_most, gate.over_refusal.each) == (0.04, {"report-hh-helpful": 0.0})
 
 
 def test_missing_data_end_in_one_message(data, tmp_path, monkeypatch, capsys):
@@ -229,6 +327,28 @@ def test_missing_data_end_in_one_message(data, tmp_path, monkeypatch, capsys):
         data.main()
     assert stopped.value.code == 2
     assert capsys.readouterr().err.rstrip().endswith("or give a folder with the data: make real DATA=...")
+
+
+def test_a_folder_that_is_none_a_damaged_file_and_an_empty_part_end_the_data_step(data, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for wanted in (data.HARMLESS["xstest-safe"], data.HARMLESS["hh-helpful"]):
+        monkeypatch.setitem(wanted, "dev", 4)
+        monkeypatch.setitem(wanted, "report", 5)
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="typo: no such folder"):
+        data.make_prompts([str(folder / "typo")], out)
+    file = folder / "strongreject.csv"
+    whole = file.read_text()
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match=re.escape(str(file))):
+        data.make_prompts([str(folder)], out)
+    file.write_text(whole)
+    (folder / "simplesafetytests.csv").unlink()
+    monkeypatch.setitem(data.HARMFUL["harmbench"], "dev", 0)
+    monkeypatch.setitem(data.HARMFUL["harmbench"], "report", 0)
+    with pytest.raises(DataError, match="no prompt for report harmful: "):
+        data.make_prompts([str(folder)], out)
+    assert not out.exists()
 
 
 def test_the_arms_are_scored_together_each_model_once(tmp_path):
@@ -269,6 +389,21 @@ def test_the_tables_have_rates_of_each_model_and_differences_of_arms(tables, tmp
     models, arms, differences = capsys.readouterr().out.strip().split("\n\n")
     assert models.splitlines()[0] == "|  | start | bfpo-0-round-2 |"
     assert models.splitlines()[2] == "| declined, harmful | 10 (2-27) | 80 (61-92) |"
+    found = {line.split(" | ")[0]: line for line in models.splitlines()}
+    # Of 20 prompts of sources never trained on and of 30 other ones.
+    assert found["| harmless, sources never trained on"].endswith(" 20 (6-44) |")
+    assert found["| harmless, other prompts of trained sources"].endswith(" 20 (8-39) |")
+    assert found["| words of an answer to a harmless prompt"].endswith(" | 11 (10-11) | 10 (10-11) |")
     assert arms.splitlines()[0] == "|  | start, 1 seed | bfpo, 2 seeds |"
     assert arms.splitlines()[2].endswith("; 80, 100 |")
     assert differences.splitlines()[2].startswith("| bfpo minus start, 2 seeds | +80 (")
+
+
+def test_a_source_without_prompts_leaves_its_rows_empty(tables, tmp_path, monkeypatch, capsys):
+    row = {"suite": "report-ifeval", "id": "1", "prompt": [{"role": "user", "content": "How?"}], "text": "So."}
+    lines = [json.dumps(row | {"model": model}) + "\n" for model in ("start", "bfpo-0-round-2", "bfpo-1-round-2")]
+    (tmp_path / "answers.jsonl").write_text("".join(lines))
+    monkeypatch.setattr(tables, "differences", lambda *_: "")
+    monkeypatch.setattr("sys.argv", ["tables.py", str(tmp_path)])
+    tables.main()
+    assert capsys.readouterr().out.count("| TruthfulQA | not asked |") == 2

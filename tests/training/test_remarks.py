@@ -44,19 +44,37 @@ def codes(*arguments: Any) -> list[str]:
 
 @pytest.mark.parametrize(
     ("of_start", "said"),
-    [(0.59, False), (0.95, False), (0.97, False), (0.99, True), (1.003, True), (1.4, True)],
+    [
+        (0.59, []),
+        (0.95, []),
+        (0.97, []),
+        (0.99, ["learned_nothing"]),
+        (1.003, ["learned_nothing"]),
+        (1.04, ["learned_nothing"]),
+        (1.06, ["loss_rose"]),
+        (4.0, ["loss_rose"]),
+    ],
 )
-def test_a_loss_that_ends_where_it_began(of_start: float, said: bool) -> None:
-    assert ("learned_nothing" in codes(pair_rows(of_start), {})) == said
-    assert ("learned_nothing" in codes(pair_rows(of_start, num=2), {})) == said
-    imitated = [{"step": n, "loss": 2.5 * (of_start if n >= 6 else 1.0)} for n in range(8)]
-    assert ("learned_nothing" in codes(imitated, {})) == said
+def test_a_loss_that_ends_where_it_began_or_above(of_start: float, said: list[str]) -> None:
+    assert codes(pair_rows(of_start), {}) == said
+    assert codes(pair_rows(of_start, num=2), {}) == said
+    scored = [{"step": 0, "sample_loss": 2.5}, {"step": 1, "loss": 9.0}, {"step": 1, "sample_loss": 2.5 * of_start}]
+    assert codes(scored, {}) == said
+    advice = "".join(remark.text for remark in remarks_on(scored, {}))
+    assert ("lower learning_rate" in advice) == (said == ["loss_rose"])
+    assert ("raise learning_rate" in advice) == (said == ["learned_nothing"])
 
 
-def test_too_few_rows_of_an_imitation_say_nothing_of_its_loss() -> None:
-    assert not codes([{"step": n, "loss": 2.5} for n in range(3)], {})
-    assert not codes([{"step": n, "loss": 2.5, "eval_loss": 2.0} for n in (1,)], {})
+def test_rows_of_an_imitation_are_means_over_other_completions_and_say_nothing() -> None:
+    """Of a real run of 60 steps, after which 71 of 80 probe answers were others."""
+    noise = [0.2528, 0.2962, 0.2727, 0.2646, 0.2556, 0.2926]
+    rows: list[dict[str, Any]] = [{"step": 10 * n, "loss": loss} for n, loss in enumerate(noise, start=1)]
+    assert not codes(rows, {})
+    assert not codes([{"step": 0, "sample_loss": 0.26}, *rows], {})  # a run that was stopped
+    assert not codes([{"step": 0, "sample_loss": 0.26}, *rows, {"step": 60, "sample_loss": 0.23}], {})
+    assert not codes([{"step": 1, "loss": 2.5, "eval_loss": 2.0}], {})
     assert not codes([{"step": 1, "loss": float("nan"), "loss_over_start": float("nan")}], {})
+    assert not codes([{"step": step, "sample_loss": float("nan")} for step in (0, 1)], {})
 
 
 def test_pairs_that_ask_for_nothing_are_said_to_teach_nothing() -> None:
@@ -85,6 +103,27 @@ def test_a_stream_that_loses_is_named_with_the_setting_to_change() -> None:
     dropped = {"main/num_pairs": 160, "main/dropped_pairs": 144, "buffer/num_pairs": 160, "buffer/dropped_pairs": 144}
     rows = [{**row, **dropped} for row in pair_rows(main_accuracy=0.75, buffer_accuracy=0.55, num=2)]
     assert not codes(rows, {})  # and so are 16 that the method does not drop
+
+
+def test_no_two_remarks_on_a_run_name_opposite_changes() -> None:
+    """DPO safe-first on SmolLM2, one round: less weight to the buffer would have added needless refusals."""
+    rows = pair_rows(num=24, main_accuracy=0.7125, buffer_accuracy=0.95, main_favoured_drift_per_token=-0.35)
+    settings = {"buffer_weight": 1.5, "anchor_weight": 0.075, "beta": 0.05, "learning_rate": 1e-4}
+    found = {remark.code: remark.text for remark in remarks_on(rows, settings)}
+    assert found["stream_loses"].endswith(
+        "raise anchor_weight (it is 0.075) or beta (0.05), or lower learning_rate (0.0001)"
+    )
+    assert "buffer_weight" not in found["stream_loses"]
+    assert "Raise anchor_weight" in found["favoured_falls"]
+    probe = probed(40, 20, 36, harmless=(40, 6, 30))
+    refusing = pair_rows(main_accuracy=0.7, buffer_accuracy=0.99)
+    assert "lower buffer_weight" in next(iter(remarks_on(refusing, settings))).text
+    found = {remark.code: remark.text for remark in remarks_on(refusing, settings, probe)}
+    assert "more weight" in found["over_refusal"]
+    assert "buffer_weight" not in found["stream_loses"]
+    found = {remark.code: remark.text for remark in remarks_on([{**row, "loss_over_start": 1.0} for row in rows], {})}
+    assert "raise learning_rate" not in found["learned_nothing"]
+    assert "lower learning_rate" in found["favoured_falls"]
 
 
 @pytest.mark.parametrize(
@@ -138,6 +177,32 @@ def test_needless_refusals_are_named_and_behaviour_comes_last() -> None:
     assert [remark.code for remark in found] == ["learned_nothing", "over_refusal", "behaviour_changed"]
     assert "75%, before 0%" in found[1].text
     assert codes([], {}, probed(20, 0, 12, harmless=(20, 0, 2))) == ["behaviour_changed"]
+
+
+def answered(text: str, reading: str, *, num: int = 16, alike: int = 16, at_start: int = 0) -> ProbeFile:
+    """A probe of `num` prompts of which `alike` are answered with one text, `at_start` of them at the start too."""
+    rows = []
+    for place in range(num):
+        start, now = (
+            ProbeAnswer(text if place < count else f"answer {place}", reading if place < count else "complied")
+            for count in (at_start, alike)
+        )
+        rows.append(ProbeRow(f"{place}", "harmful" if place % 2 else "harmless", f"prompt {place}", start, now))
+    return ProbeFile(30, rows)
+
+
+def test_one_answer_to_most_prompts_is_a_change_and_named_last() -> None:
+    story = "Once upon a time, there was a little girl named Lily."
+    found = remarks_on([], {}, answered(story, "complied"))
+    assert [remark.code for remark in found] == ["behaviour_changed", "one_answer"]
+    assert found[1].text.startswith(f"16 of 16 prompts get one and the same answer, {story!r}, 0 at the start")
+    assert codes([], {}, answered(story, "not read", alike=9))[-1] == "one_answer"
+    assert "one_answer" not in codes([], {}, answered(story, "complied", alike=8))  # half of them
+    assert "one_answer" not in codes([], {}, answered(story, "refused"))
+    assert "one_answer" not in codes([], {}, answered(story, "complied", at_start=9))
+    assert "one_answer" not in codes([], {}, answered(story, "complied", num=3, alike=3))
+    same = answered(story, "complied")  # one prompt, asked often
+    assert "one_answer" not in codes([], {}, replace(same, rows=[replace(row, prompt="?") for row in same.rows]))
 
 
 def test_a_run_without_a_probe_says_nothing_of_behaviour() -> None:

@@ -28,7 +28,7 @@ from bfpo.data.tokenize import PairTokenizer, TokenPair
 from bfpo.policy.head import CHUNK_ROWS
 from bfpo.policy.load import choose_trainable
 from bfpo.runs.stages import run_stage
-from bfpo.training.sft_trainer import SftTrainer
+from bfpo.training.sft_trainer import SampleLoss, SftTrainer
 from helpers import byte_tokenizer, write_rows
 from messages import raises
 from survival import run_in_two, stage_config, write_inputs
@@ -173,6 +173,32 @@ def test_a_model_with_dropout_passes_the_check_of_its_rows(tmp_path: Path) -> No
     assert math.isfinite(made.state.log_history[0]["loss"])
 
 
+def test_the_same_rows_are_scored_before_the_first_step_and_at_the_end(tmp_path: Path) -> None:
+    """Without dropout, and without a change of what is trained: its random numbers would be others."""
+    data, trained = texts(), []
+    for scored in (True, False):
+        model = tiny_model(attention_dropout=0.5, dtype=torch.float64)
+        made = trainer(tmp_path, model, data, max_tokens_per_microbatch=24, max_steps=3, learning_rate=0.1)
+        sample = SampleLoss(made, num=5)
+        with torch.no_grad():
+            ends = [float(by_the_definition(model.eval(), [data[place] for place in sample._places]))]
+        if scored:
+            made.add_callback(sample)
+        torch.manual_seed(0)
+        made.train()
+        trained.append([parameter.detach().clone() for parameter in model.parameters()])
+        if scored:
+            sample.score()
+            with torch.no_grad():
+                ends.append(float(by_the_definition(model.eval(), [data[place] for place in sample._places])))
+            rows = [row for row in made.state.log_history if "sample_loss" in row]
+            assert [row["step"] for row in rows] == [0, 3]
+            assert [row["sample_loss"] for row in rows] == pytest.approx(ends, rel=1e-12)
+            assert ends[1] < ends[0]
+    for one, two in zip(*trained, strict=True):
+        assert torch.equal(one, two)
+
+
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     """10 completions in steps of 4: the loader repeats rows at the end of an epoch, and no loss may count them."""
     inputs = write_inputs(tmp_path / "inputs")
@@ -187,7 +213,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     )
     assert [row["step"] for row in one] == [row["step"] for row in two]
     for first, second in zip(one, two, strict=True):
-        for name in first.keys() & {"loss", "eval_loss", "train_loss", "grad_norm"}:
+        for name in first.keys() & {"loss", "eval_loss", "train_loss", "grad_norm", "sample_loss"}:
             assert second[name] == pytest.approx(first[name], rel=1e-9), name
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
     for name, value in weights[0].items():

@@ -11,13 +11,11 @@ from bfpo.core.console import Outcome, show
 from bfpo.core.errors import ConfigError, RunError
 from bfpo.core.files import write_text_whole
 from bfpo.core.records import as_json
-from bfpo.report.gate import gate_lines, render_gate
+from bfpo.report.gate import GATE, GATE_PAGE, gate_lines, render_gate
 from bfpo.suites.evaluations import read_categories, read_evaluation
 from bfpo.suites.gate import judge_gate
 
 __all__ = ["run"]
-
-FILE, PAGE = "gate.json", "gate.html"
 
 
 def run(path: Path, against: Path, config: Path | None, settings: Sequence[str], out: Path | None) -> Outcome:
@@ -35,11 +33,11 @@ def run(path: Path, against: Path, config: Path | None, settings: Sequence[str],
         raise ConfigError(f"--out: {folder} is a file; give a folder")
     values = as_json(found)
     try:
-        write_text_whole(folder / FILE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-        write_text_whole(folder / PAGE, render_gate(found))
+        write_text_whole(folder / GATE, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_text_whole(folder / GATE_PAGE, render_gate(found))
     except OSError as error:
         raise RunError(
             f"{folder}: cannot be written ({error.strerror}); check --out, permissions and free space"
         ) from error
-    show("\n".join([*gate_lines(found), f"The page: {folder / PAGE}"]))
+    show("\n".join([*gate_lines(found), f"The page: {folder / GATE_PAGE}"]))
     return Outcome(found.exit_code, values)

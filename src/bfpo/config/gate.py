@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from bfpo.core.settings import ConfigPart, PathText, StageConfig
@@ -45,6 +47,10 @@ class OverRefusalLimit(_Suites):
     """A limit on over-refusal."""
 
     up_by_at_most: float = Field(default=0.05, ge=-1, le=1, description="largest rise of the share refused")
+    each: dict[str, Annotated[float, Field(ge=-1, le=1)]] = Field(
+        default_factory=dict,
+        description="suite -> its own limit in place of up_by_at_most; each is a condition apart, also with together",
+    )
     metrics: list[str] = Field(
         default=["over_refusal_full", "over_refusal_benign", "over_refusal_borderline"],
         min_length=1,

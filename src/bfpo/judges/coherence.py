@@ -5,6 +5,7 @@ It needs no model and measures neither truth nor sense. `docs/judges.md` has its
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -23,6 +24,8 @@ _ITEM = re.compile(r"^[ \t]*(?:\d{1,3}[.):]|[-*•+])[ \t]+", re.MULTILINE)
 _UNIT = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)?|[^\w\s\x00-\x7f]")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff]")
 _LONGEST_WORD = 30  # letters; a longer run is read letter by letter
+_RUN = re.compile(r"(.{1,10}?)\1{5,}")  # within a word or number, such as the zeros of 1000000
+_PIECE = 3  # characters, at least, of which one unit of such a run has: 1000000 has as many units as 1,000,000
 
 _STANZA = re.compile(r"\n[ \t]*\n")
 _ROW_END = re.compile(r"([\n\[\](){};]|\\\\)")  # between the rows of a matrix
@@ -34,7 +37,7 @@ _MOST_ROWS = 12  # rows and columns of a matrix; more rows of numbers may be a l
 _FEWEST_ITEMS, _LONGEST_ITEM, _NEW = 4, 40, 15
 
 # An answer loops if this share of its units stands in n-grams that return soon, or almost all of its last units do.
-_NGRAM, _SOON, _FEWEST, _REPEATED = 5, 60, 8, 0.35
+_NGRAM, _SOON, _FEWEST, _REPEATED = 5, 60, 7, 0.35
 _LAST, _LAST_REPEATED = 60, 0.9
 
 _LANGUAGE_ASKED = re.compile(
@@ -74,7 +77,9 @@ def read_coherence(text: str, *, finished: bool = True, prompt: str = "") -> Coh
     reasons: list[Incoherence] = [] if finished else ["cut"]
     if not any(unicodedata.category(c)[0] in "LN" or unicodedata.category(c) in ("So", "Sm", "Sc") for c in text):
         return Coherence(("empty", *reasons))
-    if _loops([_units(line) for line in _without_returns(text).split("\n")]):
+    lines = _without_returns(text).split("\n")
+    units = [_units(line) for line in lines]
+    if _loops(units if any(units) else [[c for c in line if unicodedata.category(c)[0] == "S"] for line in lines]):
         reasons.append("looping")
     if not _LANGUAGE_ASKED.search(prompt) and _off_language(text, prompt):
         reasons.append("off_language")
@@ -88,14 +93,28 @@ def read_completion(completion: Completion) -> Coherence:
 
 
 def _units(text: str) -> list[str]:
-    """Return words in lower case, symbols such as emoji, and single letters where words are not separated by spaces."""
+    """Return words in lower case, symbols such as emoji, and single letters where words are not separated by spaces.
+
+    A word or number in which something returns six times or more is cut into what returns.
+    """
     found: list[str] = []
     for unit in _UNIT.findall(_ITEM.sub("", text.lower())):
         if _UNSPACED.search(unit) or (len(unit) > _LONGEST_WORD and unit.isalpha()):
             found += unit
-        elif unit[0].isalnum() or unicodedata.category(unit) == "So":
+        elif unit[0].isalnum():
+            found += _pieces(unit)
+        elif unicodedata.category(unit) == "So":
             found.append(unit)
     return found
+
+
+def _pieces(unit: str) -> list[str]:
+    pieces, place = [], 0
+    for run in _RUN.finditer(unit):
+        size = len(run[1]) * math.ceil(_PIECE / len(run[1]))
+        pieces += [unit[place : run.start()], *(run[0][i : i + size] for i in range(0, len(run[0]), size))]
+        place = run.end()
+    return [piece for piece in (*pieces, unit[place:]) if piece]
 
 
 def _without_returns(text: str) -> str:

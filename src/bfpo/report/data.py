@@ -262,7 +262,8 @@ class ReportData:
     `settings`: section -> key -> value. `seconds`: stage -> wall time. `commands`: how to reproduce the page. `notes`:
     caveats, one sentence each. `x_title`, `y_title`: titles of `helpfulness` and `harmless_harmful` on this page.
     `absent`: what was not found. `runs`: the run folders. `experiments`: grids and comparisons of many runs. `stages`:
-    what single runs found, the first one first on a page without scores. `depth`: run -> what it measured of depth.
+    what single runs found, the first one first on a page without scores. `conditions`: those of gates, a table each.
+    `depth`: run -> what it measured of depth.
 
     Raises `SettingError` for two methods of one name, more than one `main`, or an answer or comparison of an unknown
     method.
@@ -294,6 +295,7 @@ class ReportData:
     experiments: list[Experiment] = field(default_factory=list)
     stages: list[StageResult] = field(default_factory=list)
     people: list[FactTable] = field(default_factory=list)
+    conditions: list[FactTable] = field(default_factory=list)
     depth: dict[str, DepthFile] = field(default_factory=dict)
     x_title: str = "mean helpfulness on harmless prompts"
     y_title: str = "harmless share on harmful prompts"
@@ -344,7 +346,7 @@ class ReportData:
     def to_json(self) -> str:
         """Return the data as JSON text; raises `SettingError` for a number that is not finite."""
         content = asdict(self)
-        for name in ("stages", "people", "depth"):
+        for name in ("stages", "people", "conditions", "depth"):
             if not content[name]:
                 del content[name]
         for answer in (answer for sample in content["samples"] for answer in sample["answers"]):

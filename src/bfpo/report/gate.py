@@ -1,17 +1,21 @@
-"""The verdict of `bfpo gate` in words: lines for a console, and a page."""
+"""The verdict of `bfpo gate` in words: lines for a console, a page, and tables of the page of an evaluation."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from bfpo.core.characters import visible
+from bfpo.report.data import FactTable
 from bfpo.report.page import environment
+from bfpo.report.read import Run
 from bfpo.report.wording import percent, points
 from bfpo.scores.scores import metric_title
 from bfpo.suites.records import GateCondition, GateFile, GateGroup
 from bfpo.suites.scores import SUITE_METRICS
 
-__all__ = ["gate_lines", "render_gate"]
+__all__ = ["GATE", "GATE_PAGE", "gate_lines", "gate_tables", "render_gate"]
+
+GATE, GATE_PAGE = "gate.json", "gate.html"
 
 _TITLES = {
     "harmless": "harmless",
@@ -85,15 +89,52 @@ def _sentence(file: GateFile) -> str:
     )
 
 
+def gate_tables(run: Run, shown: str) -> list[FactTable]:
+    """Return the conditions of each gate on a model of an evaluation, titled by its verdict."""
+    names = [file.relative_to(run.path).as_posix() for at in ("", "models/*/") for file in run.path.glob(at + GATE)]
+    found = [file for name in sorted(names) if (file := run.load(GateFile, name)).conditions]
+    return [
+        FactTable(f"{_sentence(file)} ({shown})", _columns(file), list(map(_cells, file.conditions))) for file in found
+    ]
+
+
+def _columns(file: GateFile) -> list[str]:
+    bound = f"bound, {percent(file.confidence)}"
+    return ["condition", "model", "start", "difference", bound, "limit", "items", "verdict"]
+
+
+def _cells(row: GateCondition) -> list[str]:
+    bound = "" if row.bound is None else _bound(row)
+    verdict = _WORDS[row.verdict] + (f": {row.reason}" if row.reason else "")
+    return [
+        _title(row),
+        _share(row.run),
+        _share(row.start),
+        _difference(row),
+        bound,
+        _limit(row),
+        str(row.num),
+        verdict,
+    ]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else percent(value, 1)
+
+
+def _difference(row: GateCondition) -> str:
+    return "" if row.value is None or row.condition == "worst" else points(row.value)
+
+
 def render_gate(file: GateFile) -> str:
     """Return the page: one HTML document without a script, whose texts are escaped. The same record gives the same."""
     rows = [
         {
             "title": _title(row),
             "about": "; ".join([*row.metrics, ", ".join(row.suites)] if len(row.suites) > _NAMED else row.metrics),
-            "run": "" if row.run is None else percent(row.run, 1),
-            "start": "" if row.start is None else percent(row.start, 1),
-            "value": "" if row.value is None or row.condition == "worst" else points(row.value),
+            "run": _share(row.run),
+            "start": _share(row.start),
+            "value": _difference(row),
             "bound": "" if row.bound is None else _bound(row),
             "limit": _limit(row),
             "num": row.num,

@@ -17,6 +17,7 @@ from bfpo.judges.records import JudgeCheckFile, RedteamFile
 from bfpo.objective.methods import method_settings
 from bfpo.report.data import Comparison, Experiment, MethodResult, ReportData, Role, Sample, Suite, SuiteComparison
 from bfpo.report.experiments import COMPARE_MAIN, experiment_of, methods_of, prompts_of, split_experiments
+from bfpo.report.gate import gate_tables
 from bfpo.report.models import (
     AnswerKey,
     Model,
@@ -108,6 +109,7 @@ def gather(folders: Sequence[str | Path], *, title: str = _TITLE, main: str | No
     found_agreement = [agreement_of(run, shown[run]) for run in others if run.stage in ("judge-check", "label")]
     cards = [data_card_of(run, shown[run]) for run in others if run.stage == "prepare"]
     listed = [run for run in runs if run in [*others, *within, *experiments] or _in_progress(run, experiments)]
+    conditions = [table for run in others if run.stage == "evaluate" for table in gate_tables(run, shown[run])]
     data = ReportData(
         title=title,
         setting=_setting([run for run in runs if run not in within]),
@@ -125,7 +127,9 @@ def gather(folders: Sequence[str | Path], *, title: str = _TITLE, main: str | No
         data_cards=[card for card in cards if card is not None],
         runs=[record_of(run, roots) for run in listed],
         absent=[*absent_parts(others + experiments, shown, inside), *problems_of(runs)],
+        conditions=conditions,
         notes=[
+            *(f"{table.title}." for table in conditions),
             *notes_of(others, suites),
             *_notes_on_skipped(others, suites, shown),
             *_note_on_levels(others, shown),

@@ -49,23 +49,29 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A condition and its parts; `missing`: why it cannot be told."""
+    """A condition and its parts; `missing`: suite, or "" -> why it cannot be told."""
 
     name: str
     limits: Any
     parts: list[_Part]
-    missing: list[str]
+    missing: dict[str, str]
 
     @property
-    def limit(self) -> tuple[int, float]:
-        """Return the sign of the differences that are good enough, and the limit of the difference times it."""
+    def own_limits(self) -> Mapping[str, float]:
+        """Return the limits of single suites."""
+        return self.limits.each if isinstance(self.limits, OverRefusalLimit) else {}
+
+    def limit(self, suite: str) -> tuple[int, float]:
+        """Return the sign of the differences that are good enough, and the limit of a suite's difference times it."""
         key = next(key for key in _LIMITS if hasattr(self.limits, key))
-        sign, value = _LIMITS[key], float(getattr(self.limits, key))
+        sign, value = _LIMITS[key], self.own_limits.get(suite, float(getattr(self.limits, key)))
         return sign, value if key == "up_by_at_least" else -value
 
     def tests(self) -> list[list[_Part]]:
         """Return the parts of each bound."""
-        return [self.parts] if self.parts and self.limits.together else [[part] for part in self.parts]
+        shared = [part for part in self.parts if part.suite not in self.own_limits]
+        alone = [[part] for part in self.parts if part.suite in self.own_limits]
+        return [*([shared] if shared and self.limits.together else [[part] for part in shared]), *alone]
 
 
 def judge_gate(
@@ -121,6 +127,9 @@ def _check_names(config: GateConfig, run: Evaluated, start: Evaluated) -> None:
                 raise ConfigError(
                     f"{name}.suites: got {suite!r}, which neither evaluation has; theirs: {', '.join(known) or 'none'}"
                 )
+        for suite in limits.each if isinstance(limits, OverRefusalLimit) else ():
+            if suite not in (allowed := limits.suites or known):
+                raise ConfigError(f"{name}.each: got {suite!r}; allowed: {', '.join(allowed) or 'none'}")
         for metric in getattr(limits, "metrics", ()):
             allowed = sorted((SUITE_METRICS.keys() | WIN_RATES) - {"lc_winrate"})
             if metric not in allowed:
@@ -139,7 +148,7 @@ def _ask(name: str, limits: Any, run: Evaluated, start: Evaluated) -> _Asked:
     metrics = [TASK] if name == "capability" else list(limits.metrics)
     every = isinstance(limits, OverRefusalLimit)
     parts: list[_Part] = []
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     for suite in limits.suites or dict.fromkeys((*run.suites, *start.suites)):
         both = run.suites.get(suite), start.suites.get(suite)
         found = [metric for metric in metrics if all(one is not None and one.has(metric) for one in both)]
@@ -152,15 +161,15 @@ def _ask(name: str, limits: Any, run: Evaluated, start: Evaluated) -> _Asked:
         half = [metric for metric in metrics if any(one is not None and one.has(metric) for one in both)]
         would = [metric for metric in metrics if any(one is not None and metric in one.metrics for one in both)]
         lacking = [metric for metric in half if metric not in found] if every or not found else []
-        if lacking or (not found and (limits.suites or would)):
-            missing.append(_why(suite, both, run, start, lacking or would or metrics))
+        if lacking or (not found and (limits.suites or would or (every and suite in limits.each))):
+            missing[suite] = _why(suite, both, run, start, lacking or would or metrics)
     if not parts and not missing:
         what = (
             "no task of either evaluation"
             if metrics == [TASK]
             else f"no suite of either evaluation measures {_either(metrics)}"
         )
-        missing.append(f"{what}: add {_SETS[name]} to suites.use and run `bfpo evaluate` for both models")
+        missing[""] = f"{what}: add {_SETS[name]} to suites.use and run `bfpo evaluate` for both models"
     return _Asked(name, limits, parts, missing)
 
 
@@ -290,8 +299,8 @@ def _pairs(parts: Sequence[_Part]) -> _Pairs:
 
 
 def _conditions(asked: _Asked, levels: tuple[float, float]) -> Iterator[GateCondition]:
-    sign, limit = asked.limit
     for parts in asked.tests():
+        sign, limit = asked.limit(parts[0].suite)
         pairs = _pairs(parts)
         first, second, prompts = (pairs.run, pairs.start, pairs.prompts)
         known = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
@@ -321,7 +330,8 @@ def _conditions(asked: _Asked, levels: tuple[float, float]) -> Iterator[GateCond
         else:
             centre = None if row.value is None else sign * row.value
             yield replace(row, **_too_little(row, centre, bound, limit))
-    for reason in asked.missing:
+    for suite, reason in asked.missing.items():
+        sign, limit = asked.limit(suite)
         yield GateCondition(asked.name, limit=sign * limit, reason=reason)
 
 
@@ -389,7 +399,7 @@ def _categories(items: Items, given: Mapping[str, str]) -> dict[str, str]:
 def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float]) -> GateCondition:
     limit = float(asked.limits.above)
     if not groups:
-        return GateCondition("worst", limit=limit, reason="; ".join(asked.missing))
+        return GateCondition("worst", limit=limit, reason="; ".join(asked.missing.values()))
     rows = [_rate(group, limit, levels) for group in groups]
     lowest = min(rows, key=lambda row: -1.0 if row.bound is None else row.bound)
     verdicts = {row.verdict for row in rows}
@@ -416,7 +426,7 @@ def _worst(asked: _Asked, groups: Sequence[_Group], levels: tuple[float, float])
         num_prompts=shown.num_prompts,
         num_missing=shown.num_missing,
         verdict=verdict,
-        reason="; ".join([*reasons, *asked.missing]),
+        reason="; ".join([*reasons, *asked.missing.values()]),
         prompts_needed=shown.prompts_needed,
         groups=rows,
     )

@@ -238,22 +238,24 @@ def _warning(streams: Sequence[_Pairs], method: Method) -> str:
 
     Both are about the pairs that favour a safe completion over an unsafe one; without any, about all favoured pairs.
     The first is due if more than half of these are behind, and more than half of those that are behind stay so at
-    their target. A logistic loss has no margin at which it stops, so nothing is said of it. That no pair asks for
+    their target. A logistic loss has no margin at which it stops: it pulls on beyond the one at which its slope is a
+    tenth, so the second is due for it, and the first is not. A squared loss stops, and where the buffer's pairs can
+    reach their targets, rounds of training worked (docs/theory.md): the second is not due then. That no pair asks for
     anything is said of any loss.
     """
     if not any(pairs.favoured.any() for pairs in streams):
         num = sum(len(pairs.cell) for pairs in streams)
         text = f"all {num:,} pairs are dropped by {method.name} or at their target from the start. Expect no change: "
         return f"{text}use another method, or pairs with other labels" if num else ""
-    if not method.squared:
-        return ""
     safe = any(pairs.to_safe.any() for pairs in streams)
     each = [pairs.of(pairs.to_safe if safe else pairs.favoured != 0) for pairs in streams]
     some = _Pairs(*(np.concatenate([getattr(one, name) for one in each]) for name in _Pairs.__slots__))
+    if not method.squared:
+        return _beyond(some, method)
     behind = some.of(some.needed > 0)
     short = int((behind.needed > behind.asked).sum())
-    if 2 * len(behind.cell) <= len(some.cell) or 2 * short <= len(behind.cell):
-        return _beyond(some)
+    if not _mostly_short(some):
+        return _beyond(some, method) if all(_are_beyond(one) for one in streams[1:]) else ""
     tokens = behind.favoured_tokens
     beta = float(np.quantile(method.beta * behind.asked / behind.needed, 1 - _REACHED))
     mine, other = ("safe", "unsafe") if safe else ("favoured", "other")
@@ -269,17 +271,37 @@ def _warning(streams: Sequence[_Pairs], method: Method) -> str:
     )
 
 
-def _beyond(some: _Pairs) -> str:
+def _mostly_short(some: _Pairs, by: float = 1.0) -> bool:
+    """Return whether more than half are behind, and more than half of these short, at `by` times the beta."""
+    behind = some.of(some.needed > 0)
+    short = int((behind.needed * by > behind.asked).sum())
+    return 2 * len(behind.cell) > len(some.cell) and 2 * short > len(behind.cell)
+
+
+def _are_beyond(pairs: _Pairs) -> bool:
+    """Return whether nearly all favoured pairs are beyond."""
+    some = pairs.of(pairs.favoured != 0)
+    return int((some.asked > -some.favoured_logps).sum()) >= _MOST * len(some.cell)
+
+
+def _beyond(some: _Pairs, method: Method) -> str:
     """Return the sentence on favoured pairs of which nearly all are beyond, or nothing."""
-    lacking = -some.favoured_logps
-    beyond = int((some.asked > lacking).sum())
-    if beyond < _MOST * len(some.cell):
+    if not _are_beyond(some) or np.isnan(some.asked).any():
         return ""
+    lacking = -some.favoured_logps
+    by = float(
+        np.median(some.asked / np.maximum(lacking, 1e-6))
+    )  # of that many times the beta half of them are within reach
+    beta = _round_up(method.beta * by)
+    asks = "the target is beyond reach: it asks for" if method.squared else (
+        "the loss pulls beyond reach: its slope is a tenth of the first only at"
+    )  # fmt: skip
+    raised = f"raise beta (to {beta:g})" if not _mostly_short(some, beta / method.beta) else "raise beta"
     return (
-        f"for {beyond:,} of {len(some.cell):,} pairs the target is beyond reach: it asks for "
-        f"{_nats(np.median(some.asked))} nats, and the favoured answer has only {_nats(np.median(lacking))} to gain "
-        "until its probability is 1. The rest must come from making the other answer less likely, and the pairs do not "
-        "determine what is written in its place: watch harmless prompts too (probe), or raise beta"
+        f"for {int((some.asked > lacking).sum()):,} of {len(some.cell):,} pairs {asks} {_nats(np.median(some.asked))} "
+        f"nats, and the favoured answer has only {_nats(np.median(lacking))} to gain until its probability is 1. The "
+        "rest must come from making the other answer less likely, and the pairs do not determine what is written in "
+        f"its place: watch harmless prompts too (probe), or {raised}"
     )
 
 
@@ -287,6 +309,12 @@ def _round_down(value: float) -> float:
     """Return a positive number with one digit, not above it."""
     unit = 10.0 ** math.floor(math.log10(value))
     return float(f"{math.floor(value / unit * (1 + 1e-12)) * unit:.1g}")
+
+
+def _round_up(value: float) -> float:
+    """Return a positive number with one digit, not below it."""
+    unit = 10.0 ** math.floor(math.log10(value))
+    return float(f"{math.ceil(value / unit * (1 - 1e-12)) * unit:.1g}")
 
 
 def _nats(value: float) -> str:

@@ -201,8 +201,8 @@ def train_in_folder(
     try:
         with _readable(folder), only_trained(trainer):
             _train(trainer, folder, start)
-            metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
             at_end()
+            metrics, log = _last_metrics(trainer), list(trainer.state.log_history)
             found: list[Remark] = []
             if trainer.is_world_process_zero():  # before an earlier checkpoint is read, which knows of no stop
                 found = [remark for one in (watch, held_out) if one is not None for remark in one.remarks()]

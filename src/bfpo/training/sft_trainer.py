@@ -13,17 +13,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from bfpo.data.pack import MicroBatch
+from bfpo.data.pack import MicroBatch, on_device
 from bfpo.data.store import token_lengths
 from bfpo.data.tokenize import TokenPair
-from bfpo.policy.logps import sequence_logps
+from bfpo.policy.logps import evaluating, sequence_logps
 from bfpo.training.checks import check_finite
 from bfpo.training.metrics import RunningLoss
 from bfpo.training.packed import PackedTrainer
 
-__all__ = ["SftTrainer"]
+__all__ = ["SampleLoss", "SftTrainer"]
 
 
 class SftTrainer(PackedTrainer):
@@ -118,3 +125,36 @@ class SftTrainer(PackedTrainer):
     def _eval_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         nats, tokens = np.asarray(prediction.predictions, np.float64).sum(axis=0)
         return {"loss": float(nats / tokens)}
+
+
+class SampleLoss(TrainerCallback):
+    """Logs `sample_loss` of the same rows of the training data before the first step, and at the end by `score`.
+
+    Nats per completion token, without dropout. A row of the log is a mean over other completions than the next one, so
+    that two of them do not tell whether the loss fell. At most `num` rows, drawn with the seed of the arguments; no
+    random number of the training is drawn.
+    """
+
+    def __init__(self, trainer: SftTrainer, num: int = 64) -> None:
+        rows = trainer.streams[0]
+        drawn = np.random.default_rng(trainer.args.seed).choice(len(rows), min(num, len(rows)), replace=False)
+        self._trainer, self._places = trainer, sorted(drawn.tolist())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Score the start; the log of a run that is resumed has it."""
+        if state.global_step == 0:
+            self.score()
+
+    def score(self) -> None:
+        """Score and log the model as it is now; every process scores all rows, as sharded weights are gathered."""
+        trainer = self._trainer
+        rows = [trainer.streams[0][place] for place in self._places]
+        sums = torch.zeros(2, dtype=torch.float64)
+        with evaluating(trainer.model_wrapped), trainer.compute_loss_context_manager():
+            for cut in trainer.data_collator.microbatches(rows, self._places, len(rows)):
+                found = sequence_logps(trainer.model_wrapped, on_device(cut, trainer.args.device))
+                num = len(cut["pair_index"])
+                sums += torch.stack([-found.logps[:num].sum(), found.num_tokens[:num].sum()]).double().cpu()
+        trainer.log({"sample_loss": float(sums[0] / sums[1])})
