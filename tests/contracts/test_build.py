@@ -159,13 +159,29 @@ def test_the_wheel_brings_the_documents_that_messages_name():
     assert {place.removeprefix("share/doc/bfpo/") for place in brought.values()} == brought.keys()
 
 
+def test_packages_installed_without_hashes_do_not_pass_for_verified_ones(tmp_path):
+    for stamp in (".made", ".torch", ".runtime", ".dev"):
+        (tmp_path / stamp).touch()
+    make = ["make", "-n", f"VENV={tmp_path}", f"BIN={Path(sys.executable).parent}", "test", "HASHES=1"]
+    told = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--force-reinstall --require-hashes -r requirements-hashed.txt" in told
+
+
+def test_an_absent_interpreter_is_not_a_test_that_passed():
+    done = subprocess.run(
+        ["make", "test-pythons", "PYTHONS=2.0"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "nothing was tested" in done.stderr
+
+
 def test_the_lowest_versions_are_those_of_the_ranges():
     lowest = {
         name_of(line): line.split("==")[1]
         for line in (ROOT / "constraints-lowest.txt").read_text().splitlines()
         if line and not line.startswith("#")
     }
-    ranges = {name_of(r): r.partition(">=")[2] for r in PROJECT["project"]["dependencies"]}
+    ranges = {name_of(r): r.partition(">=")[2].split(",")[0] for r in PROJECT["project"]["dependencies"]}
     assert {name: release(version) for name, version in lowest.items()} == {
         name: release(version) for name, version in ranges.items()
     }
