@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
@@ -27,7 +28,7 @@ from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import Policy
 from bfpo.policy.reference.sources import choose_reference
 from bfpo.training.arguments import BFPOConfig
-from bfpo.training.forecast import ForecastFile, forecast, forecast_lines
+from bfpo.training.forecast import ForecastFile, forecast, forecast_lines, reaching_beta
 from bfpo.training.inputs import (
     Start,
     TrainingConfig,
@@ -213,10 +214,13 @@ def _num_tokens(pair: TokenPair) -> int:
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)  # the prompt is in a packed row once
 
 
-def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile, list[str]]:
+def sampled_forecast(
+    config: AlignConfig, most: int = 64, *, betas: Sequence[float] = ()
+) -> tuple[ForecastFile, list[str]]:
     """Return the forecast of a random sample of at most `most` pairs of each stream, and lines on them.
 
-    Their log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model, and
+    With `betas` it is that of the one that `reaching_beta` chooses, in place of the config's. The
+    log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model, and
     `SettingError` for single answers.
     """
     if alone := [name for name, section in data_sections(config).items() if section.layout == UNPAIRED]:
@@ -238,7 +242,10 @@ def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile,
         trainer = BFPOTrainer(
             policy.model, args, train_dataset=streams[0], buffer_dataset=buffer, processing_class=policy.tokenizer
         )
-    found = forecast(trainer.streams, config.method_object(), reduction=config.reduction)
+    method = config.method_object()
+    if betas:
+        method = replace(method, beta=reaching_beta(trainer.streams, method, betas, reduction=config.reduction))
+    found = forecast(trainer.streams, method, reduction=config.reduction)
     assert found is not None
     shares = " + ".join(f"{len(each.sample):,} of {len(each.tokens):,}" for each in rows)
     return found, [*lines, f"reference log-probs of {shares} pairs, drawn at random", *forecast_lines(found)]
