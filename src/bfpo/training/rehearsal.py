@@ -37,6 +37,7 @@ from bfpo.training.inputs import (
     reference_cache,
 )
 from bfpo.training.packed import on_first_gpu
+from bfpo.training.schedule import no_change, steps_of
 from bfpo.training.trainer import BFPOTrainer
 
 __all__ = [
@@ -99,7 +100,7 @@ class Rows(Generic[Row]):
 def schedule_lines(args: TrainingArguments, rows: list[Rows[Any]], per_step: int, unit: str) -> tuple[list[str], int]:
     """Return lines on steps, warm-up and tokens of a step, and the optimizer steps; rows of the first input count."""
     per_epoch = (math.floor if args.dataloader_drop_last else math.ceil)(len(rows[0].tokens) / per_step)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    steps = steps_of(args, len(rows[0].tokens), per_step)
     tokens = _step_tokens(rows, per_step)
     shares = " + ".join([f"{per_step:,}"] * len(rows))
     passes = f"{per_epoch:,} are a pass over the data"
@@ -248,10 +249,12 @@ def pair_lines(
         return []
     method = config.method_object()
     with TemporaryDirectory() as place:
-        lines, steps = schedule_lines(arguments(place), rows, config.pairs_per_step, "pairs")
+        args = arguments(place)
+        lines, steps = schedule_lines(args, rows, config.pairs_per_step, "pairs")
     lines.append(_first_loss(config, rows))
     if policy is None:
         return [*lines, NOT_MEASURED]
+    lines += filter(None, [no_change(args, steps, policy.trainable_report.num_trainable)])
     reference = choose_reference(
         config.reference,
         num_to_compute=sum(len(each.tokens) for each in rows),
