@@ -24,7 +24,7 @@ from bfpo.core.console import Outcome, show, show_error, show_json, show_table, 
 from bfpo.core.errors import BfpoError, ConfigError, StopRequest, first_line
 from bfpo.core.processes import is_first_process
 from bfpo.core.secrets import hide_in_values
-from bfpo.runs.stages import STAGES, keep_quiet, preview_stage, run_stage
+from bfpo.runs.stages import STAGES, keep_quiet, plan_stage, run_stage
 
 if TYPE_CHECKING:
     from bfpo.config import StageConfig
@@ -441,9 +441,9 @@ def _execute(
 
         loaded: Any = load_config(STAGES[stage].config_class(), config, settings)
         if dry_run:
-            text = preview_stage(stage, loaded)
+            text, planned = plan_stage(stage, loaded)
             show(text)
-            return Outcome(0, {"config": hide_in_values(loaded.resolved()), "text": text})
+            return Outcome(0, {"config": hide_in_values(loaded.resolved()), "planned": planned, "text": text})
         if out is None:
             raise ConfigError("--out: missing; give a new or empty folder, such as --out runs/first")
         folder = run_stage(stage, loaded, out, resume=resume)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import resource
 import signal
@@ -20,7 +21,7 @@ import bfpo.cli
 import bfpo.runs.stages
 from bfpo import __version__
 from bfpo.cli import app
-from bfpo.core.console import show
+from bfpo.core.console import Plan, show
 from bfpo.core.errors import DataError, TrainingError
 from bfpo.runs.stages import STAGES
 from messages import fails
@@ -249,6 +250,10 @@ def test_json_of_keys_and_of_a_dry_run(toy_stage):
     value, _ = as_json("toy", "--set", "steps=7", "--dry-run")
     assert value["config"]["steps"] == 7
     assert value["text"].endswith("7 steps")
+    assert value["planned"] == {}
+    toy_stage.preview = lambda config: Plan([f"{config.steps} steps"], {"steps": config.steps, "loss": math.nan})
+    value, _ = as_json("toy", "--set", "steps=7", "--dry-run")
+    assert (value["planned"], value["text"][-8:]) == ({"steps": 7, "loss": None}, "\n7 steps")
 
 
 @pytest.mark.parametrize("command", ["gate", "chat"])

@@ -58,7 +58,7 @@ TRL = {
     "disable_dropout": True,
     "max_steps": 30,
     "num_train_epochs": 3.0,
-    "lr_scheduler_type": "polynomial",
+    "lr_scheduler_type": "reduce_lr_on_plateau",
     "save_strategy": "steps",
     "sync_ref_model": True,
     "report_to": ["none"],

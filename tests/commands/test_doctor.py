@@ -70,6 +70,7 @@ def test_a_config_that_fits(config: str) -> None:
     assert facts["memory_bytes"]["total"] == sum(v for k, v in facts["memory_bytes"].items() if k != "total")
     assert facts["fits"] is True
     assert facts["remedies"] == []
+    assert (facts["host_bytes"], "the whole model" in result.output) == (0, False)  # on a CPU
 
 
 def test_a_config_that_does_not_fit_is_told_what_would(config: str) -> None:
@@ -87,6 +88,8 @@ def test_a_config_that_does_not_fit_is_told_what_would(config: str) -> None:
     text = "\n".join(diagnosis_lines(examine(Path(config), ["gradient_checkpointing=true"], memory_gib=0.0005)))
     assert "does not fit" in text
     assert "free (--memory)" in text
+    assert facts["host_bytes"] > 0  # a GPU's model is saved from its host
+    assert "the whole model, at the end" in text
 
 
 def test_a_remedy_has_the_figure_that_the_change_gives(config: str) -> None:

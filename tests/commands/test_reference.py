@@ -17,7 +17,7 @@ from bfpo.data.settings import DataConfig
 from bfpo.data.tokenize import tokenize_pairs
 from bfpo.policy.reference import forward_pass as reference_pass
 from bfpo.policy.save import save_policy
-from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.runs.stages import plan_stage, preview_stage, run_stage
 from bfpo.training.forecast import ForecastFile
 from bfpo.training.trainer import BFPOTrainer
 from messages import raises, says
@@ -187,8 +187,10 @@ def test_a_preview_leaves_a_torn_shard_where_it_is(files: Path, caplog: pytest.L
 
 def test_what_would_be_computed(files: Path) -> None:
     config = ReferenceConfig(**settings(files))
-    text = preview_stage("reference", config)
+    text, planned = plan_stage("reference", config)
     assert text.endswith(": 11 rows, 0 cached, 11 to compute")
+    assert [planned["reference_pass"][f"num_{name}"] for name in ("rows", "reused", "computed")] == [11, 0, 11]
+    assert planned["data"]["data"]["pairs"] == 6
     assert "data: 6 pairs" in text
     assert not (files / "cache").exists()
     counts = reference(files, "run")

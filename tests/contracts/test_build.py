@@ -127,9 +127,10 @@ def test_every_dependency_is_pinned_within_its_range():
     extras = PROJECT["project"]["optional-dependencies"]
     needed = [*PROJECT["project"]["dependencies"], *(each for extra in extras.values() for each in extra)]
     for requirement in needed:
-        lower = requirement.partition(">=")[2].split(";")[0]
+        lower, _, upper = requirement.partition(">=")[2].split(";")[0].partition(",<")
         for pin in pins[name_of(requirement)]:
-            assert release(pin) >= release(lower), requirement
+            assert release(lower) <= release(pin), requirement
+            assert not upper or release(pin) < release(upper), requirement
     assert pins.keys() == {name_of(requirement) for requirement in needed}
 
 
@@ -154,13 +155,29 @@ def test_the_wheel_brings_the_documents_that_messages_name():
     assert {place.removeprefix("share/doc/bfpo/") for place in brought.values()} == brought.keys()
 
 
+def test_packages_installed_without_hashes_do_not_pass_for_verified_ones(tmp_path):
+    for stamp in (".made", ".torch", ".runtime", ".dev"):
+        (tmp_path / stamp).touch()
+    make = ["make", "-n", f"VENV={tmp_path}", f"BIN={Path(sys.executable).parent}", "test", "HASHES=1"]
+    told = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--force-reinstall --require-hashes -r requirements-hashed.txt" in told
+
+
+def test_an_absent_interpreter_is_not_a_test_that_passed():
+    done = subprocess.run(
+        ["make", "test-pythons", "PYTHONS=2.0"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "nothing was tested" in done.stderr
+
+
 def test_the_lowest_versions_are_those_of_the_ranges():
     lowest = {
         name_of(line): line.split("==")[1]
         for line in (ROOT / "constraints-lowest.txt").read_text().splitlines()
         if line and not line.startswith("#")
     }
-    ranges = {name_of(r): r.partition(">=")[2] for r in PROJECT["project"]["dependencies"]}
+    ranges = {name_of(r): r.partition(">=")[2].split(",")[0] for r in PROJECT["project"]["dependencies"]}
     assert {name: release(version) for name, version in lowest.items()} == {
         name: release(version) for name, version in ranges.items()
     }

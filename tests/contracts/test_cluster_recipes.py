@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,29 @@ def test_a_job_is_a_script_whose_files_exist(file: Path) -> None:
     named = re.findall(r"recipes/[\w/.-]+\.(?:yaml|sbatch)", text)
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("form", ["", "ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("command", ["train", "reference"])
+def test_a_training_job_launches_its_command_on_the_node_with_its_rank(form: str, command: str, tmp_path: Path) -> None:
+    fakes = {"scontrol": "echo first; echo second", "srun": 'exec "$@"', "accelerate": "printf '%s\\n' \"$@\""}
+    for name, line in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    given = [command, "--config", "a file.yaml", "--out", "runs/out"]
+    slurm = {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "ACCELERATE": form}
+    environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = ["bash", str(FOLDER / "train.sbatch"), *given]
+    said = subprocess.run(script, env=environment, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    arguments = said.splitlines()
+    place = arguments.index("-m")
+    assert arguments[place:] == ["-m", "bfpo", *given, "--resume"]
+    options = dict(zip(arguments[1:place:2], arguments[2:place:2], strict=True))
+    assert options.pop("--config_file") == f"recipes/accelerate/{form or 'fsdp2'}_multinode.yaml"
+    assert (ROOT / "recipes" / "accelerate" / f"{form or 'fsdp2'}_multinode.yaml").is_file()
+    ranks = {"--num_machines": "2", "--num_processes": "16", "--machine_rank": "1", "--main_process_ip": "first"}
+    assert options == ranks
 
 
 def test_the_cluster_file_starts_a_node_for_each_address() -> None:

@@ -19,10 +19,19 @@ from bfpo.core.places import without_places
         ("https://huggingface.co/datasets/a/b at runs/x/model", "https://huggingface.co/datasets/a/b at runs/x/model"),
         ("nats/token, and/or, 1 / 2, a/b/c, ../x/y, ./x/y", "nats/token, and/or, 1 / 2, a/b/c, ../x/y, ./x/y"),
         ("licence mit, acme/ultra at 0123", "licence mit, acme/ultra at 0123"),
+        ("| model | //nas/models/x |", "| model | x |"),
+        (r"\\server\share\x and a // b", "x and a // b"),
     ],
 )
 def test_absolute_paths_become_names(text: str, shown: str) -> None:
     assert without_places(text) == shown
+
+
+def test_paths_that_are_known_are_shortened_whatever_they_look_like() -> None:
+    known = ["/model", "/model 2/start", "/data.jsonl", "acme/x", "/"]
+    text = "# /model, trained\n| /data.jsonl | /model/ | /model 2/start. | /no_think | org/model, ../model, /models |"
+    shown = "# model, trained\n| data.jsonl | model | start. | /no_think | org/model, ../model, /models |"
+    assert without_places(text, known) == shown
 
 
 def test_what_is_below_the_current_or_the_home_folder_keeps_its_way(

@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from bfpo.config import AlignConfig, EvaluateConfig, SftConfig, load_config
+from bfpo.config import AlignConfig, EvaluateConfig, LabelConfig, SftConfig, load_config
 from bfpo.core.errors import ConfigError, DataError
 from bfpo.core.yaml_text import parse_yaml
 from bfpo.data.hub_files import find_hub_files
@@ -199,6 +199,27 @@ def test_a_training_reads_the_hub_as_it_reads_files(hub: HubServer, tmp_path: Pa
     assert head["datasets"] == ["acme/named"]
     assert f"licence mit, apache-2.0, acme/named at {COMMIT}" in (run.path / "README.md").read_text()
     assert str(tmp_path) not in (run.path / "README.md").read_text()
+
+
+def test_a_model_names_the_sources_of_its_data_through_the_runs_before(hub: HubServer, tmp_path: Path) -> None:
+    """hub -> label -> train, on a start of hub -> sft; what a run is only measured on is no source of what it makes."""
+    save_policy(tiny_model(max_position_embeddings=128), tiny_tokenizer(), tmp_path / "start")
+    steps: dict[str, Any] = {"max_steps": 1, "threads": 1}
+    imitated = {"hub": "acme/listed", "split": "test", "use": "chosen"}
+    held = {"hub": "acme/plain", "use": "chosen"}
+    start = SftConfig(model=str(tmp_path / "start"), data=imitated, eval_data=held, **steps)
+    run_stage("sft", start, tmp_path / "sft")
+    given = {"data": {"hub": "acme/named"}, "judges": "oracle", "bootstrap_samples": 10}
+    run_stage("label", LabelConfig.model_validate(given), tmp_path / "label")
+    pairs = {"files": str(tmp_path / "label" / "pairs.jsonl"), "unknown_label": "drop"}
+    aligned = AlignConfig(model=str(tmp_path / "sft" / "model"), data=pairs, **steps)
+    run = run_stage("train", aligned, tmp_path / "train")
+    named = {name: [row["hub_id"] for row in rows] for name, rows in run.record["sources"].items()}
+    assert named == {"data": ["acme/named"], "start": ["acme/listed"]}
+    text = (run.path / "README.md").read_text()
+    head, _ = parse_yaml(text.split("---")[1])
+    assert head["datasets"] == ["acme/named", "acme/listed"]
+    assert f"licence cc-by-nc-4.0, acme/listed at {COMMIT}" in text
 
 
 def test_a_resumed_run_reads_the_commit_that_it_began_with(hub: HubServer) -> None:

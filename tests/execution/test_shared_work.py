@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from bfpo.config import EvaluateConfig, GenerateConfig, LabelConfig
+from bfpo.config import CleanConfig, EvaluateConfig, GenerateConfig, JudgeCheckConfig, LabelConfig
 from bfpo.core.records import load_lines
 from bfpo.core.schema import VerdictRow
 from bfpo.policy.save import save_policy
@@ -68,6 +68,37 @@ def test_the_number_of_workers_changes_no_byte(made: Path, tmp_path: Path, monke
     assert all(row.p_safe is not None for row in verdicts)
 
 
+def test_a_check_of_a_judge_and_of_labels_is_shared_too(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bfpo.judges.shared.PER_CALL", 7)
+    copies = take_copies(monkeypatch)
+    answers = [
+        {"id": f"a{n}", "prompt": f"w{n}", "completion": f"w{n} w{3 * n}", "is_safe": n % 3 > 0} for n in range(30)
+    ]
+    pairs = [
+        {"prompt": f"w{n}", "chosen": f"w{n}", "rejected": f"w{2 * n}", "chosen_is_safe": n % 2, "rejected_is_safe": 1}
+        for n in range(1, 20)
+    ]
+    for name, rows in (("answers", answers), ("pairs", pairs)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    judge = {"format": "classifier", "model": str(made / "judge"), "safe_label": 1, "text": "completion"}
+    for workers in (1, 2):
+        cache = str(tmp_path / f"cache-{workers}")
+        keys: dict[str, Any] = {"executor": {"workers": workers}, "threads": 1, "label_cache": cache}
+        data = {"files": str(tmp_path / "answers.jsonl")}
+        check = JudgeCheckConfig.model_validate({**keys, "judge": judge, "data": data})
+        run_stage("judge-check", check, tmp_path / f"check-{workers}")
+        data = {"files": str(tmp_path / "pairs.jsonl")}
+        clean = CleanConfig.model_validate({**keys, "judges": judge, "data": data})
+        run_stage("clean", clean, tmp_path / f"clean-{workers}")
+    assert [one.used for one in copies] == [{0, 1}, {0, 1}]
+    for file in ("check/verdicts.jsonl", "check/quality.json", "clean/clean.json", "clean/verdicts.jsonl"):
+        folder, _, name = file.partition("/")
+        one, two = ((tmp_path / f"{folder}-{workers}" / name).read_bytes() for workers in (1, 2))
+        assert one == two, file
+
+
 def test_another_number_of_workers_continues_a_run(made: Path, tmp_path: Path) -> None:
     run_stage("generate", generate(made), tmp_path / "whole")
     rows = (tmp_path / "whole" / "completions.jsonl").read_text().splitlines()
@@ -84,6 +115,8 @@ def test_another_number_of_workers_continues_a_run(made: Path, tmp_path: Path) -
         (GenerateConfig, {"executor": {"address": "h:6379"}}, "address"),
         (LabelConfig, {"judges": "oracle", "completions": "c", "executor": {"workers": 2}}, "executor"),
         (EvaluateConfig, {"completions": "c", "executor": {"workers": 2}}, "executor"),
+        (JudgeCheckConfig, {"judge": "oracle", "data": {"files": "f"}, "executor": {"workers": 2}}, "executor"),
+        (CleanConfig, {"data": {"files": "f"}, "executor": {"workers": 2}}, "executor"),
     ],
 )
 def test_workers_are_refused_where_none_would_be_used(cls: Any, keys: dict[str, Any], key: str) -> None:

@@ -8,6 +8,7 @@ import weakref
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 import bfpo.execution.workers as workers_module
 from bfpo.core.errors import DataError, MissingExtraError, RunError, SettingError, WorkerError
+from bfpo.execution import cluster
 from bfpo.execution.settings import ExecutorConfig
 from bfpo.execution.worker import usable_cores
 from bfpo.execution.workers import Workers, num_local
@@ -146,6 +148,21 @@ def _runs(process: int) -> bool:
         return "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]
     except (FileNotFoundError, ProcessLookupError):  # the second: it ends while the file is read
         return False
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_cluster_is_counted_as_this_machine_is(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": float(gpus)}} for _ in range(3)]
+    remote = SimpleNamespace(options=lambda **settings: None)
+    ray = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: nodes, remote=lambda cls: remote)
+    monkeypatch.setattr(cluster, "_import_ray", lambda: ray)
+    monkeypatch.setattr(workers_module, "num_gpus", lambda: gpus)
+    monkeypatch.setattr(workers_module, "usable_cores", lambda: 4)
+    on_ray = ExecutorConfig.model_validate({"backend": "ray"})
+    expected = {"gpu": (gpus or 1, 3 * (gpus or 1)), "core": (4, 12), "gpu or core": (gpus or 4, 3 * (gpus or 4))}
+    for one_per, numbers in expected.items():
+        actors = cluster.RayActors(on_ray, b"", one_per=one_per)
+        assert (num_local(local("auto"), one_per), actors.num) == numbers
 
 
 def test_a_worker_sees_its_own_gpus_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

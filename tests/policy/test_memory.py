@@ -17,7 +17,8 @@ from transformers import LlamaConfig
 from bfpo.core.errors import ModelError, SettingError
 from bfpo.policy.head import CHUNK_ROWS
 from bfpo.policy.load import choose_trainable
-from bfpo.policy.memory import Measured, PassMemory, Plan, count_pass, divide, estimate_memory, measure
+from bfpo.policy.memory import Measured, PassMemory, Plan, count_pass, divide, estimate_memory, host_bytes, measure
+from bfpo.policy.save import _whole_weights
 from bfpo.policy.skeleton import make_skeleton
 from messages import raises
 from tiny import tiny_model
@@ -248,3 +249,24 @@ def test_the_peak_of_a_real_pass_is_near_the_count() -> None:
     for case, measured in zip(cases, json.loads(done.stdout), strict=True):
         counted = measure(Plan(LlamaConfig(**MEDIUM), 2048, **case)).counted.peak
         assert 0.85 < measured / counted < 1.15, case
+
+
+def test_the_last_save_with_an_adapter_is_counted_where_it_needs_more_than_training() -> None:
+    model = tiny_model()
+    base = sum(parameter.nbytes for parameter in model.parameters())
+    adapted = get_peft_model(model, LoraConfig(**LORA["lora"]))
+    of_model = {parameter.data_ptr() for parameter in adapted.parameters()}
+    made = sum(w.nbytes for w in _whole_weights(adapted).values() if w.data_ptr() not in of_model)
+    assert 0 < made < base  # embeddings have no adapter
+    few, many = plan(model, tokens=1, on_cpu=True, **LORA), plan(model, tokens=4096, on_cpu=True, **LORA)
+    memory = estimate_memory(few)
+    assert memory.total == memory.weights + memory.gradients + memory.optimizer + made
+    assert memory.total - memory.saving == estimate_memory(dataclasses.replace(few, on_cpu=False)).total
+    assert estimate_memory(many).saving == 0
+    assert estimate_memory(plan(model, tokens=1, on_cpu=True)).saving == 0
+    # A GPU's model goes whole to the host; a sharded one is there twice, as far as it has adapters.
+    gpu, num_lora = measure(plan(model, **LORA)), sum(p.nbytes for p in adapted.parameters() if p.requires_grad)
+    assert host_bytes(gpu, plan(model, **LORA)) == base + num_lora
+    sharded = plan(model, sharding="fsdp", processes=2, **LORA)
+    assert host_bytes(gpu, sharded) == base + num_lora + made
+    assert host_bytes(gpu, few) == 0

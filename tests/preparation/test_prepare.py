@@ -25,7 +25,7 @@ from bfpo.data.settings import DataConfig, SftDataConfig
 from bfpo.data.sources import SOURCES, ResolvedSource
 from bfpo.preparation import shards, write
 from bfpo.runs.folder import RunFolder, render_card
-from bfpo.runs.stages import preview_stage
+from bfpo.runs.stages import plan_stage
 from helpers import write_rows
 from messages import fails, raises
 from mixtures import hashes, prepare, row, rows_of, source
@@ -222,9 +222,11 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.
     sources = mixture(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    text = preview_stage("prepare", PrepareConfig(sources=[{**sources[0], "count": 100_000}], processes=1))
+    text, planned = plan_stage("prepare", PrepareConfig(sources=[{**sources[0], "count": 100_000}], processes=1))
     assert "a (main): 124 rows; rejected 1 (missing column 1); used 122, duplicate 1" in text
     assert "at most the first 2000 rows" in text
+    assert planned["most_rows_per_file"] == 2000
+    assert planned["data"].sources[0].rows == 124
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -397,6 +397,34 @@ def test_the_card_holds_metadata_results_settings_and_hashes(tmp_path):
     assert file_digest(data) in text
 
 
+def test_the_card_names_no_place_of_this_machine(tmp_path):
+    start = Path(Path.home().anchor) / "usr"  # one name, as folders of containers are
+    values = AlignConfig(model=str(start), data={"files": "p.jsonl"}).resolved()
+    folder = RunFolder.create(tmp_path / "run", "train", values)
+    folder.add_facts(data={"data": {"/pairs.jsonl": {"sha256": "ab", "bytes": 3}}})
+    text = folder.write_card(f"{start}, trained by bfpo", {}).read_text()
+    assert "# usr, trained by bfpo" in text
+    assert "| model | usr |" in text
+    assert "| data: pairs.jsonl | SHA-256 ab, 3 bytes |" in text
+
+
+def test_the_sources_of_one_stream_of_a_mixture_and_of_no_other_program(tmp_path):
+    def source(name):
+        return {"name": name, "licence": "mit", "hub_id": f"acme/{name}", "revision": None}
+
+    prepared = RunFolder.create(tmp_path / "prepared", "prepare", {})
+    sources = {"main a": [source("a")], "buffer b": [source("b")], "decontaminate c": [source("c")]}
+    prepared.add_facts(sources=sources)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text("[1]")
+    for file in ("prepared/main/train.jsonl", "other/rows.jsonl"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("abc")
+    folder = new(tmp_path / "run")
+    folder.add_data("data", [tmp_path / "prepared" / "main" / "train.jsonl", tmp_path / "other" / "rows.jsonl"])
+    assert folder.record["sources"] == {"data": [source("a")]}
+
+
 # run_stage
 
 

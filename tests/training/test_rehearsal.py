@@ -20,7 +20,7 @@ from bfpo.config import AlignConfig, SftConfig
 from bfpo.core.errors import SettingError
 from bfpo.data.template import ChatTemplate
 from bfpo.policy.save import save_policy
-from bfpo.runs.stages import preview_stage, run_stage
+from bfpo.runs.stages import plan_stage, preview_stage, run_stage
 from bfpo.training.inputs import read_start
 from bfpo.training.rehearsal import Rows, sampled_forecast, token_rows
 from messages import raises, says
@@ -75,7 +75,7 @@ def test_a_dry_run_of_train_says_what_the_training_then_does(files: Path, tmp_pa
     }
     config = align(files, **settings)
     before = sorted(files.rglob("*"))
-    text = preview_stage("train", config)
+    text, planned = plan_stage("train", config)
     assert sorted(files.rglob("*")) == before
     folder = run_stage("train", config, tmp_path / "run")
     rows = [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
@@ -97,6 +97,16 @@ def test_a_dry_run_of_train_says_what_the_training_then_does(files: Path, tmp_pa
     assert "measured steps of 4 + 4 pairs" in text
     assert float(said(text, r"time of a step: about ([\d.]+) s")) > 0
     assert "reference log-probs before it" in text
+    data = json.loads((folder.path / "data.json").read_text())
+    for counts_of in data.values():
+        del counts_of["tokens"]
+    assert json.loads(json.dumps(planned["data"])) == data
+    assert list(data["buffer"]["cells"].values()) == [2, 1, 1, 1]
+    assert [planned[name] for name in ("steps", "steps_per_epoch", "warmup_steps")] == [3, 1, 2]
+    assert planned["tokens_per_step"] == round(sum(counts) + 9 * sum(counts[:5]) / 5)
+    assert planned["expected_first_loss"] == pytest.approx(found, rel=1e-5)
+    assert f"{planned['trainable_parameters']:,} of " in text
+    assert min(planned["seconds_per_step"], planned["reference_seconds"]) > 0
 
 
 @pytest.mark.parametrize(
@@ -113,8 +123,9 @@ def test_every_kind_of_training_has_a_dry_run(
     files: Path, more: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files)
-    text = preview_stage("train", align(files, **more))
+    text, planned = plan_stage("train", align(files, **more))
     assert words in text
+    assert (planned["expected_first_loss"] is None) == ("not known beforehand" in text)
     assert "time of a step: about" in text
     # A reference inside the steps is part of their time; one before them is said beside it.
     assert ("reference log-probs before it" in text) == (more.get("reference") != "swap")
@@ -146,8 +157,9 @@ def test_a_slow_step_is_the_last_that_is_measured(files: Path, monkeypatch: pyte
 
 def test_what_does_not_fit_is_not_measured(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bfpo.commands.train, "fits_here", lambda config: False)
-    text = preview_stage("train", align(files))
+    text, planned = plan_stage("train", align(files))
     assert "time of a step: not measured" in text
+    assert planned["seconds_per_step"] is None
     assert "optimizer steps: 1 " in text
 
 
@@ -177,10 +189,12 @@ def test_a_dry_run_of_sft_measures_its_first_loss(files: Path, tmp_path: Path) -
         logging_steps=1,
         threads=1,
     )
-    text = preview_stage("sft", config)
+    text, planned = plan_stage("sft", config)
     assert "optimizer steps: 1 (3 are a pass over the data)" in text
     assert "measured steps of 4 completions" in text
     loss = float(said(text, r"expected first loss: ([\d.]+) nats per token"))
+    assert planned["expected_first_loss"] == pytest.approx(loss, rel=1e-3)
+    assert (planned["data"]["data"]["completions"], planned["steps"], planned["seconds_per_step"] > 0) == (9, 1, True)
     folder = run_stage("sft", config, tmp_path / "run")
     assert loss == pytest.approx(folder.record["metrics"]["train_loss"], rel=0.5)
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from bfpo.commands import reference as reference_stage
 from bfpo.commands import sft as sft_stage
 from bfpo.commands import train as train_stage
 from bfpo.config import AlignConfig, ReferenceConfig, SftConfig
+from bfpo.config.train import SCHEDULES
 from bfpo.core.errors import ConfigError, MissingExtraError, ModelError
 from bfpo.policy.save import save_policy
 from bfpo.policy.source import check_text_only
@@ -85,11 +86,22 @@ def test_fields_of_one_stage_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"adam_beta3": 0.9}, {"adam_beta2": "much"}, {"dataloader_drop_last": 1}, {"dataloader_num_workers": 1.5}]
+    "given",
+    [
+        *({"adam_beta3": 0.9}, {"adam_beta2": "much"}, {"dataloader_drop_last": 1}, {"dataloader_num_workers": 1.5}),
+        *({"optim_args": 5}, {"dataloader_prefetch_factor": "2"}, {"optim_target_modules": [1]}),
+        *({"lr_scheduler_kwargs": 2}, {"ddp_backend": True}, {"adam_beta1": None}),
+    ],
 )
 def test_wrong_names_and_types(given: dict[str, Any]) -> None:
     with raises(ConfigError, f"trainer_args.{next(iter(given))}"):
         check_trainer_args(given, preference=True)
+
+
+def test_types_are_those_of_the_fields() -> None:
+    given = {"adam_beta2": 1, "optim_args": "rank=8", "dataloader_prefetch_factor": 2, "eval_accumulation_steps": None}
+    given |= {"optim_target_modules": ["down_proj"], "lr_scheduler_kwargs": {"num_cycles": 1}, "debug": ""}
+    check_trainer_args(given, preference=True)
 
 
 def test_what_transformers_refuses(tmp_path: Path) -> None:
@@ -105,12 +117,21 @@ def test_what_transformers_refuses(tmp_path: Path) -> None:
         ("cosine", {"num_cycles": "many"}),
         ("constant", {"num_cycles": 1}),
         ("constant_with_warmup", {"num_cycles": 1}),
+        ("cosine_with_min_lr", {}),
+        ("warmup_stable_decay", {"num_decay_steps": 2, "warmup_type": "sine"}),
+        ("polynomial", {"lr_end": 1e-3}),  # above the peak
     ],
 )
 def test_settings_that_the_schedule_does_not_have(tmp_path: Path, kind: str, given: dict[str, Any]) -> None:
     config = align(lr_scheduler_type=kind, trainer_args={"lr_scheduler_kwargs": given})
     with raises(ConfigError, "trainer_args.lr_scheduler_kwargs"):
         train_stage._arguments(config, tmp_path)
+
+
+def test_schedules_are_those_of_transformers_that_the_step_alone_decides(tmp_path: Path) -> None:
+    assert set(SCHEDULES) <= {one.value for one in SchedulerType} - {"reduce_lr_on_plateau", "greedy"}
+    config = align(lr_scheduler_type="cosine_with_min_lr", trainer_args={"lr_scheduler_kwargs": {"min_lr_rate": 0.1}})
+    assert train_stage._arguments(config, tmp_path).lr_scheduler_type == "cosine_with_min_lr"
 
 
 def test_a_constant_schedule_has_no_warm_up(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def _asked(config: CleanConfig, sides: Sequence[Completion], folder: RunFolder) 
                 budget,
                 votes=config.votes,
                 tallies=tallies,
+                executor=config.executor,
+                threads=config.threads,
             )
         except ServerError as error:
             raise ServerError(f"{error} (kept in {cache.path})") from error

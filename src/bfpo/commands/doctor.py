@@ -35,6 +35,7 @@ _PARTS = {
     "head": "output head",
     "exchange": "exchange between processes",
     "margin": "more for the pass of margin_model, before",
+    "saving": "more for merging the adapter, at the end",
 }
 
 
@@ -117,6 +118,7 @@ def _diagnosis_facts(found: Diagnosis) -> dict[str, Any]:
         "plan": plan,
         "memory_bytes": {**dataclasses.asdict(found.memory), "total": found.memory.total},
         "margin_model_bytes": found.margin_bytes,
+        "host_bytes": found.host,
         "memory_source": found.memory_source,
         "available_bytes": found.available,
         "kept_free_share": KEPT_FREE,
@@ -149,6 +151,8 @@ def diagnosis_lines(found: Diagnosis) -> list[str]:
     ]
     lines += [_row(_PARTS[name], value, scale) for name, value in dataclasses.asdict(memory).items() if value]
     lines += [_row("in all", memory.total, scale), _row(f"free ({found.memory_source})", found.available, scale)]
+    if found.host:
+        lines += ["memory of the first process' host", _row("the whole model, at the end", found.host, scale)]
     lines += ["disk, for checkpoints and the model", _row("one checkpoint", found.checkpoint, scale)]
     lines += [_row("in all", found.disk, scale)]
     lines += ["" if found.disk_free is None else _row("free", found.disk_free, scale) + "\n"]

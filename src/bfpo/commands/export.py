@@ -190,7 +190,7 @@ def _write_card(source: _Source, folder: Path, dtype: str) -> None:
             facts[source.kind] = source.model
         facts["number type"] = dtype
         text = render_card(model_name(source.model), {"Model": facts}, head=model_head(base))
-    (folder / _CARD).write_text(without_places(text), encoding="utf-8")
+    (folder / _CARD).write_text(without_places(text, filter(None, (source.model, source.base))), encoding="utf-8")
 
 
 def _write_gguf(source: _Source, folder: Path, kind: str) -> None:

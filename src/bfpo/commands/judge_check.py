@@ -22,10 +22,11 @@ from bfpo.generation.server import RequestBudget
 from bfpo.judges.asking import ask_judge
 from bfpo.judges.cache import OpinionCache
 from bfpo.judges.fit import fit_table, judge_fit, log_fit
-from bfpo.judges.judges import Judge, check_judge, make_judge
+from bfpo.judges.judges import Judge, check_judge
 from bfpo.judges.ngrams import seen_rows, trained_on_few
 from bfpo.judges.quality import QUALITY_TITLES, calibration_bins, calibration_figure, judge_quality, trust_in
 from bfpo.judges.records import CalibrationBin, CheckedJudge, JudgeCheckFile
+from bfpo.judges.shared import open_judge
 from bfpo.plots.style import png_bytes, svg_bytes
 from bfpo.policy.devices import use_threads
 from bfpo.runs.folder import RunFolder
@@ -80,9 +81,9 @@ def run(config: JudgeCheckConfig, folder: RunFolder) -> None:
     rows = draw(loaded.completions, config.limit, config.seed)
     warnings = _warnings(config, rows)
     budget = RequestBudget(config.max_requests)
-    judge = make_judge(config.judge, budget)
-    verdicts = _ask(config, judge, rows, folder)
-    fits = judge_fit(judge, rows, verdicts)
+    with open_judge(config.judge, config.executor, budget, threads=config.threads) as judge:
+        verdicts = _ask(config, judge, rows, folder)
+        fits = judge_fit(judge, rows, verdicts)
     checked = [_Checked(row, verdict) for row, verdict in zip(rows, verdicts, strict=True)]
     folder.add_facts(requests=budget.num_requests)
     folder.write_jsonl("verdicts.jsonl", map(_row, checked))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import PrepareConfig
+from bfpo.core.console import Plan
 from bfpo.core.errors import DataError, DiskFullError, RunError
 from bfpo.core.files import file_digest, is_disk_full
 from bfpo.core.progress import CountProgress
@@ -62,7 +63,7 @@ def run(config: PrepareConfig, folder: RunFolder) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def preview(config: PrepareConfig) -> list[str]:
+def preview(config: PrepareConfig) -> Plan:
     """Return what a sample shows: the first 2,000 rows of each file, all used and none drawn; nothing is written."""
     all_rows = {"count": None, "weight": None, "oversample": False}
     undrawn = [source.model_copy(update=all_rows) for source in config.sources]
@@ -73,7 +74,7 @@ def preview(config: PrepareConfig) -> list[str]:
         mixed = mix(_read(config, sources, suites, Path(name)), config)
         data = describe_data(mixed, sources, suites, config, {})
     lines = [f"a sample: at most the first {_PREVIEW_ROWS} rows of each file, all usable rows of them"]
-    return [*lines, *data_lines(data)]
+    return Plan([*lines, *data_lines(data)], {"most_rows_per_file": _PREVIEW_ROWS, "data": data})
 
 
 def _read(config: PrepareConfig, sources: Sequence[PlannedSource], suites: Sequence[Suite], work: Path) -> list[Part]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bfpo.config import ReferenceConfig
+from bfpo.core.console import Plan
 from bfpo.core.errors import RunError
 from bfpo.data.tokenize import TokenPair
 from bfpo.objective.methods import METHODS
@@ -17,6 +18,8 @@ from bfpo.training.inputs import (
     load_start,
     read_start,
     reference_cache,
+    row_counts,
+    row_streams,
 )
 from bfpo.training.session import prepare_process
 from bfpo.training.tokens import stage_tokens
@@ -60,10 +63,12 @@ class _ReferenceTrainer(BFPOTrainer):
     only_reads = True
 
 
-def preview(config: ReferenceConfig) -> list[str]:
+def preview(config: ReferenceConfig) -> Plan:
     """Return the pairs of each section, and how many rows the cache has and lacks."""
     pair_lists: list[list[TokenPair]] = []
-    lines = describe_tokens(config, read_start(config), lambda pairs: pair_lists.append(list(pairs)))
+    start = read_start(config)
+    streams = row_streams(config, start)
+    lines = describe_tokens(config, start, lambda pairs: pair_lists.append(list(pairs)), streams=streams)
     policy = load_start(config)
     found = ReferencePass(
         policy.model,
@@ -73,7 +78,8 @@ def preview(config: ReferenceConfig) -> list[str]:
         read_only=True,
     ).preview()
     place = f"cache: {found.cache}" if found.cache else "no cache for this model (see the log)"
-    return [*lines, f"{place}: {found.num_rows} rows, {found.num_reused} cached, {found.num_computed} to compute"]
+    lines.append(f"{place}: {found.num_rows} rows, {found.num_reused} cached, {found.num_computed} to compute")
+    return Plan(lines, {"data": row_counts(streams), "reference_pass": found.as_row()})
 
 
 def _arguments(config: ReferenceConfig, folder: RunFolder) -> BFPOConfig:

@@ -12,20 +12,22 @@ from typing import Any
 from transformers import TrainingArguments
 
 from bfpo.config import SftConfig
+from bfpo.core.console import Plan
 from bfpo.data.tokenize import TokenPair
 from bfpo.policy.load import Policy, init_policy
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.probe import load_probe, probe_lines
 from bfpo.training.diagnosis import fits_here
-from bfpo.training.inputs import load_start, read_start, row_streams, template_facts, trained_hashes
+from bfpo.training.inputs import load_start, read_start, row_counts, row_streams, template_facts, trained_hashes
 from bfpo.training.rehearsal import (
     NOT_MEASURED,
     NOT_SHARED,
     SHORT,
     Rows,
     measured_steps,
-    schedule_lines,
-    time_lines,
+    no_change_plan,
+    schedule_plan,
+    time_plan,
     token_rows,
 )
 from bfpo.training.schedule import no_change, steps_of
@@ -79,7 +81,7 @@ def run(config: SftConfig, folder: RunFolder) -> None:
     push_run(config, folder)
 
 
-def preview(config: SftConfig) -> list[str]:
+def preview(config: SftConfig) -> Plan:
     """Return what would be trained on, the parameters that train, the steps, and their time if they can be measured."""
     start = read_start(config)
     streams = row_streams(config, start)
@@ -87,21 +89,23 @@ def preview(config: SftConfig) -> list[str]:
     lines += probe_lines(config, start, trained_hashes(streams))
     fits = fits_here(config)
     policy = _policy(config)
-    lines.append(str(policy.trainable_report))
-    return [*lines, *_rehearsed(config, rows[0], policy if fits else None)]
+    report = policy.trainable_report
+    facts = {"data": row_counts(streams), "trainable_parameters": report.num_trainable}
+    plan = Plan([*lines, str(report)], facts)
+    return plan + _rehearsed(config, rows[0], policy if fits else None)
 
 
-def _rehearsed(config: SftConfig, rows: Rows[TokenPair], policy: Policy | None) -> list[str]:
-    """Return the lines on the steps and, with a policy, on their time and the first loss, which are measured."""
+def _rehearsed(config: SftConfig, rows: Rows[TokenPair], policy: Policy | None) -> Plan:
+    """Return the steps and, with a policy, their time and the first loss, which are measured."""
     num, per_step = min(config.completions_per_step, len(rows.sample)), config.completions_per_step
     if num == 0:
-        return []
+        return Plan()
     with TemporaryDirectory() as place:
         args = _arguments(config, place)
-        lines, steps = schedule_lines(args, [rows], per_step, "completions")
+        plan = schedule_plan(args, [rows], per_step, "completions")
     if policy is None:
-        return [*lines, NOT_MEASURED]
-    lines += filter(None, [no_change(args, steps, policy.trainable_report.num_trainable)])
+        return plan + NOT_MEASURED
+    plan += no_change_plan(args, plan, policy)
 
     def make(folder: Path) -> SftTrainer:
         args = _arguments(config, folder, **SHORT, per_device_train_batch_size=num)
@@ -109,11 +113,13 @@ def _rehearsed(config: SftConfig, rows: Rows[TokenPair], policy: Policy | None) 
 
     measured = measured_steps(make)
     if measured is None:
-        return [*lines, NOT_SHARED]
+        return plan + NOT_SHARED
     seconds, trainer = measured
     loss = trainer.state.log_history[-1]["train_loss"]
-    lines.append(f"expected first loss: {loss:.4g} nats per token, that of {num} completions now")
-    return [*lines, *time_lines(seconds, [rows], num, per_step, steps, "completions", str(trainer.args.device))]
+    line = f"expected first loss: {loss:.4g} nats per token, that of {num} completions now"
+    steps, place = plan.facts["steps"], str(trainer.args.device)
+    plan += Plan([line], {"expected_first_loss": loss})
+    return plan + time_plan(seconds, [rows], num, per_step, steps, "completions", place)
 
 
 def _arguments(config: SftConfig, output_dir: str | Path, **changed: Any) -> TrainingArguments:

@@ -11,8 +11,7 @@ from bfpo.core.console import show
 from bfpo.core.errors import ConfigError, DataError, ModelError
 from bfpo.data.load import PairStream
 from bfpo.data.prompts import read_prompt_files
-from bfpo.execution.settings import RayExecutor
-from bfpo.execution.workers import OnePer, describe_workers, num_gpus
+from bfpo.execution.workers import OnePer, describe_workers
 from bfpo.experiments.points import Point, chains_of, plan_points, read_judged, scores_of
 from bfpo.experiments.tradeoff import tradeoff, tradeoff_csv, tradeoff_markdown
 from bfpo.experiments.workers import run_chains
@@ -29,6 +28,7 @@ __all__ = ["preview", "run"]
 
 _log = logging.getLogger(__name__)
 _GIB = 2**30
+_ONE_PER: OnePer = "gpu or core"
 _PAIRS = ("data", "buffer", "eval_data")  # sections of `bfpo train` with pairs
 # Keys of `bfpo train` that do not change the estimate of memory.
 _NOT_IN_MEMORY = frozenset(
@@ -53,7 +53,7 @@ def run(config: SweepConfig, folder: RunFolder) -> None:
     memory = {} if config.memory_gib is None else _memory(config, points)
     chains = chains_of(config, points, folder.path, memory)
     budget = None if config.memory_gib is None else int(config.memory_gib * _GIB)
-    run_chains(chains, config.executor, folder.path / "logs", memory=budget, one_per=_one_per(config))
+    run_chains(chains, config.executor, folder.path / "logs", memory=budget, one_per=_ONE_PER)
     _write_result(config, folder, points)
 
 
@@ -65,7 +65,7 @@ def preview(config: SweepConfig) -> list[str]:
     chains = chains_of(config, points, Path("OUT"), memory)
     return [
         *found,
-        f"{len(points)} models, {describe_workers(config.executor, _one_per(config))}",
+        f"{len(points)} models, {describe_workers(config.executor, _ONE_PER)}",
         *(
             f"{chain.name}: {', '.join(step.stage for step in chain.steps)}, {_memory_words(chain.memory)}"
             if config.blends is None
@@ -73,11 +73,6 @@ def preview(config: SweepConfig) -> list[str]:
             for chain in chains
         ),
     ]
-
-
-def _one_per(config: SweepConfig) -> OnePer:
-    """Return what automatic workers are counted by: GPUs, or cores on a machine without them."""
-    return "gpu" if isinstance(config.executor, RayExecutor) or num_gpus() else "core"
 
 
 def _memory_words(memory: int) -> str:

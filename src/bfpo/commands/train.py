@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bfpo.config import AlignConfig
+from bfpo.core.console import Plan
 from bfpo.policy.load import Policy
 from bfpo.runs.folder import RunFolder
 from bfpo.suites.probe import load_probe, probe_lines
@@ -18,12 +19,13 @@ from bfpo.training.inputs import (
     pair_categories,
     read_start,
     reference_cache,
+    row_counts,
     row_streams,
     template_facts,
     trained_hashes,
 )
 from bfpo.training.margin import margin_logps
-from bfpo.training.rehearsal import pair_lines, token_rows
+from bfpo.training.rehearsal import pair_plan, token_rows
 from bfpo.training.schedule import no_change, steps_of
 from bfpo.training.session import CHECKPOINTS, common_arguments, open_hub, prepare_process, push_run, train_in_folder
 from bfpo.training.tokens import stage_tokens
@@ -104,7 +106,7 @@ def run(config: AlignConfig, folder: RunFolder) -> None:
     push_run(config, folder)
 
 
-def preview(config: AlignConfig) -> list[str]:
+def preview(config: AlignConfig) -> Plan:
     """Return what would be trained on, the parameters that train, the steps, and their time if they can be measured."""
     start = read_start(config)
     streams = row_streams(config, start)
@@ -112,8 +114,10 @@ def preview(config: AlignConfig) -> list[str]:
     lines += probe_lines(config, start, trained_hashes(streams))
     fits = fits_here(config)
     policy = load_start(config)
-    lines += [str(policy.trainable_report)]
-    return lines + pair_lines(config, rows, partial(_arguments, config), policy if fits else None)
+    report = policy.trainable_report
+    facts = {"data": row_counts(streams), "trainable_parameters": report.num_trainable}
+    plan = Plan([*lines, str(report)], facts)
+    return plan + pair_plan(config, rows, partial(_arguments, config), policy if fits else None)
 
 
 def _arguments(config: AlignConfig, output_dir: str | Path, **changed: Any) -> BFPOConfig:

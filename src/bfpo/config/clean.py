@@ -12,8 +12,9 @@ from bfpo.config.label import Judges, LabelCache, LeastVotes, PanelRule, Votes, 
 from bfpo.core.settings import ConfigPart, Need, PathText, StageConfig, beside, unless
 from bfpo.data.settings import PairRowsConfig
 from bfpo.data.thinking import ThinkingKey
+from bfpo.execution.settings import Executed
 from bfpo.generation.settings import MaxRequests, ServerSpec
-from bfpo.judges.settings import FINDS_NO_HARM
+from bfpo.judges.settings import FINDS_NO_HARM, loads_model
 
 __all__ = ["CleanConfig"]
 
@@ -31,7 +32,7 @@ def _for_both(value: object) -> object:
     return {"safe": value, "unsafe": value} if isinstance(value, str) else value
 
 
-class CleanConfig(StageConfig):
+class CleanConfig(StageConfig, Executed):
     """`bfpo clean`: find the safety labels of pairs that a judge contradicts, and drop, soften or flip them."""
 
     data: PairRowsConfig = Field(description="pairs whose safety labels are checked")
@@ -84,6 +85,7 @@ class CleanConfig(StageConfig):
         "max_requests": Need(
             "without a url", lambda config: any(isinstance(judge, ServerSpec) for judge in config.judges or ())
         ),
+        "executor": Need("without judges that load a model", lambda config: any(map(loads_model, config.judges or ()))),
         "weight": Need(
             "without the policy soften", lambda config: "soften" in (config.policy.safe, config.policy.unsafe)
         ),

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from bfpo.core.settings import ConfigPart, Need, OneOf, PathText, StageConfig, unless
 from bfpo.data.settings import LabelledConfig
+from bfpo.execution.settings import Executed
 from bfpo.generation.settings import BatchSize, MaxRequests, ServerSpec
-from bfpo.judges.settings import JudgeConfig
+from bfpo.judges.settings import JudgeConfig, loads_model
 from bfpo.policy.settings import LoraConfig
 
 __all__ = [
@@ -190,7 +191,7 @@ class OwnProbe(_Probe, OwnJudge, mode="probe"):
     """A frozen model's mean hidden state of an answer, with a logistic regression."""
 
 
-class JudgeCheckConfig(StageConfig):
+class JudgeCheckConfig(StageConfig, Executed):
     """`bfpo judge-check`: compare a judge's verdicts with people's labels."""
 
     judge: JudgeConfig = Field(description="the judge: oracle, a folder of judge-train, FORMAT[:MODEL] or a section")
@@ -208,5 +209,6 @@ class JudgeCheckConfig(StageConfig):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch; null = torch's own choice")
 
     needs: ClassVar[Mapping[str, Need]] = {
-        "max_requests": Need("by a judge without url", lambda config: isinstance(config.judge, ServerSpec))
+        "max_requests": Need("by a judge without url", lambda config: isinstance(config.judge, ServerSpec)),
+        "executor": Need("without a judge that loads a model", lambda config: loads_model(config.judge)),
     }

@@ -16,13 +16,18 @@ from bfpo.data.settings import SftDataConfig, TemplateKwargs, TrainDataConfig
 from bfpo.objective.methods import METHODS, Method, make_method, method_settings
 from bfpo.policy.settings import InitConfig, LoraConfig
 
-__all__ = ["TRACKERS", "AlignConfig", "MethodSettings", "ReferenceConfig", "SftConfig", "TrainingKeys"]
+__all__ = ["SCHEDULES", "TRACKERS", "AlignConfig", "MethodSettings", "ReferenceConfig", "SftConfig", "TrainingKeys"]
 
 TRACKERS = (
     *("azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune"),
     *("swanlab", "tensorboard", "trackio", "wandb"),
 )
 """Trackers that transformers integrates, by its names."""
+SCHEDULES = (
+    *("linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "polynomial"),
+    *("constant", "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay"),
+)
+"""Courses of the learning rate by the step alone, by their names in transformers."""
 
 
 class TrainingKeys(StageConfig):
@@ -79,8 +84,9 @@ class TrainingKeys(StageConfig):
     )
 
     learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
-        default="cosine", description="course of the learning rate after warm-up"
+    lr_scheduler_type: Literal[SCHEDULES] = Field(  # type: ignore[valid-type]
+        default="cosine",
+        description="course of the learning rate after warm-up; its settings are trainer_args.lr_scheduler_kwargs",
     )
     warmup_steps: float = Field(
         default=0.1,

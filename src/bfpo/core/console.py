@@ -18,6 +18,7 @@ from bfpo.core.characters import visible
 
 __all__ = [
     "Outcome",
+    "Plan",
     "aligned",
     "in_words",
     "one_line",
@@ -36,6 +37,18 @@ class Outcome:
 
     exit_code: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a command would do: lines for people, and their figures as data (`planned` of `--dry-run --json`)."""
+
+    lines: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __add__(self, other: Plan) -> Plan:
+        """Return both, one after the other."""
+        return Plan([*self.lines, *other.lines], {**self.facts, **other.facts})
 
 
 class _ConsoleHandler(logging.Handler):

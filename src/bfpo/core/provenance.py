@@ -53,10 +53,11 @@ class Remark:
 class RunFile:
     """What readers take from `run.json`, to which every stage adds facts of its own.
 
-    `data`: input -> file -> its hash and size. `completions`: what `bfpo generate` counted. `remarks`: on a training
-    that has ended. `model_runs`: path of a model in the config -> `run_digest` of the run that it is from. `weights`:
-    path of a model that was asked or trained -> its `weights_digest`. `judges`: suite, or "completions" -> versions of
-    the judges of its answers; "guard", "ranker" -> those of the guard and of the ranker of all suites.
+    `data`: input -> file -> its hash and size. `sources`: input -> the data sets that it is made of. `completions`:
+    what `bfpo generate` counted. `remarks`: on a training that has ended. `model_runs`: path of a model in the config
+    -> `run_digest` of the run that it is from. `weights`: path of a model that was asked or trained -> its
+    `weights_digest`. `judges`: suite, or "completions" -> versions of the judges of its answers; "guard", "ranker" ->
+    those of the guard and of the ranker of all suites.
     """
 
     OPEN: ClassVar[bool] = True
@@ -65,6 +66,7 @@ class RunFile:
     status: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     completions: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, Any] = field(default_factory=dict)
     model_runs: dict[str, str] = field(default_factory=dict)

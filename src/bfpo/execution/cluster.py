@@ -33,7 +33,7 @@ class RayActors:
         config: RayExecutor,
         make: bytes,
         *,
-        one_per: Literal["gpu", "core"] = "gpu",
+        one_per: Literal["gpu", "core", "gpu or core"] = "gpu",
         threads: int | None = None,
     ) -> None:
         self._ray = _import_ray()
@@ -42,7 +42,7 @@ class RayActors:
         cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
         each = config.gpus_per_worker
         if each is None:
-            each = 1.0 if gpus and one_per == "gpu" else 0.0
+            each = 1.0 if gpus and one_per != "core" else 0.0
         room = [int(node.get("CPU", 0.0) // config.cpus_per_worker) for node in nodes]
         if each:
             room = [min(most, workers_on(node.get("GPU", 0.0), each)) for most, node in zip(room, nodes, strict=True)]
@@ -53,7 +53,7 @@ class RayActors:
                 f"executor: no node of the cluster ({len(nodes)} nodes, {cpus:g} cores, {gpus:g} GPUs) has {asked} for "
                 "a worker; lower cpus_per_worker or gpus_per_worker"
             )
-        auto = sum(room) if each or one_per == "core" else sum(map(bool, room))
+        auto = sum(room) if each or one_per != "gpu" else sum(map(bool, room))
         self.num = auto if config.workers == "auto" else config.workers
         self._threads, self._make = threads or config.cpus_per_worker, make
         self._actor = self._ray.remote(Worker).options(

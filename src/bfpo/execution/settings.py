@@ -22,8 +22,8 @@ class ExecutorConfig(OneOf):
     )
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="number of workers; auto = one per GPU, without GPUs 1 (on ray one per node); of `bfpo prepare`, "
-        "`compare` and `demo`, and without GPUs of `sweep`, one per core",
+        description="number of workers; auto = one per GPU, without GPUs 1 (on ray one per node), of `sweep` one per "
+        "core; of `bfpo prepare`, `compare` and `demo` one per core",
     )
     gpus_per_worker: float | None = Field(
         default=None,

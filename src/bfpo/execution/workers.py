@@ -34,8 +34,8 @@ State = TypeVar("State")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-OnePer = Literal["gpu", "core"]
-"""What `workers: auto` counts: GPUs for work of models, cores for work that needs none."""
+OnePer = Literal["gpu", "core", "gpu or core"]
+"""What `workers: auto` counts: GPUs for work of models, cores for work that needs none, or cores if there is no GPU."""
 
 _POLL_SECONDS = 0.5
 _MOST_DEATHS = 3  # workers that one item, or making the state, may cost
@@ -280,7 +280,7 @@ def num_local(config: ExecutorConfig, one_per: OnePer = "gpu") -> int:
     """Return the number of workers on this machine; of one, the work is done in this process."""
     if config.workers != "auto":
         return config.workers
-    if one_per == "core":
+    if one_per == "core" or (one_per == "gpu or core" and not num_gpus()):
         return usable_cores()
     return max(1, workers_on(num_gpus(), config.gpus_per_worker or 1))
 

@@ -27,6 +27,7 @@ __all__ = [
     "count_pass",
     "divide",
     "estimate_memory",
+    "host_bytes",
     "measure",
 ]
 
@@ -50,7 +51,8 @@ class Plan:
     """What determines the memory of one training process.
 
     `config`: of transformers; `margin`: that of a second model, run once before training. `tokens`: of one forward
-    pass. `swaps`: whether a copy of the first trainable weights is kept as the reference.
+    pass. `swaps`: whether a copy of the first trainable weights is kept as the reference. `on_cpu`: whether the memory
+    of the process is that of its host.
     """
 
     config: Any
@@ -63,6 +65,7 @@ class Plan:
     processes: int = 1
     sharding: Sharding = "none"
     margin: Any = None
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class MemoryEstimate:
     states (a frozen head stores it in the forward pass), as if every token were one of a completion. `exchange`:
     buckets of gradients (several processes, not sharded) or weights gathered for the current block and the next one
     (sharded). `margin`: what the pass of the margin model, before training, needs beyond all of these; its working
-    space is taken to be that of the model that trains, as both have the same start.
+    space is taken to be that of the model that trains, as both have the same start. `saving`: what the last save needs
+    beyond all of these: on a CPU, with the optimizer state still there, a merged copy of the weights with an adapter.
     """
 
     weights: int
@@ -85,6 +89,7 @@ class MemoryEstimate:
     head: int
     exchange: int
     margin: int = 0
+    saving: int = 0
 
     @property
     def total(self) -> int:
@@ -181,10 +186,26 @@ def divide(measured: Measured, plan: Plan) -> MemoryEstimate:
         head=_head_bytes(measured.skeleton, plan.tokens, sizes),
         exchange=exchange,
     )
+    if plan.on_cpu:
+        held = training.weights + training.gradients + training.optimizer + training.reference
+        saving = max(0, held + sizes.num_adapted * computed - training.total)
+        training = dataclasses.replace(training, saving=saving)
     if not measured.margin_bytes:
         return training
     before = training.weights + measured.margin_bytes + training.working + training.head
     return dataclasses.replace(training, margin=max(0, before - training.total))
+
+
+def host_bytes(measured: Measured, plan: Plan) -> int:
+    """Return the bytes of the first process' host that the last save needs; 0 on a CPU, where `divide` counts them.
+
+    The model goes there whole. That of sharded processes is gathered first, so that weights with an adapter are there
+    twice, without and with it.
+    """
+    sizes = measured.skeleton.sizes
+    gathered = plan.sharding == "fsdp" and plan.processes > 1
+    model = sizes.num_frozen * sizes.computed_bytes + sizes.num_trainable * sizes.held_bytes
+    return 0 if plan.on_cpu else model + gathered * sizes.num_adapted * sizes.computed_bytes
 
 
 def _part(total: int, processes: int) -> int:

@@ -38,11 +38,12 @@ class Sizes:
 
     `num_in_layer` is the largest block's, `num_outside` that outside the blocks (embeddings, head, last norm).
     `computed_bytes` is the size of a number in the computation, also of a frozen weight; `held_bytes` that of a
-    trainable weight, its gradient and its optimizer state.
+    trainable weight, its gradient and its optimizer state. `num_adapted`: of the frozen weights with an adapter.
     """
 
     num_frozen: int
     num_trainable: int
+    num_adapted: int
     num_in_layer: int
     num_outside: int
     buffer_bytes: int
@@ -81,6 +82,7 @@ class Skeleton:
         return Sizes(
             num_frozen=total - num_trainable,
             num_trainable=num_trainable,
+            num_adapted=sum(m.base_layer.weight.numel() for m in self.model.modules() if hasattr(m, "base_layer")),
             num_in_layer=max(inside),
             num_outside=total - sum(inside),
             buffer_bytes=sum(buffer.nbytes for buffer in self.model.buffers()),

@@ -23,6 +23,7 @@ from bfpo.core.markdown import table
 from bfpo.core.places import without_places
 from bfpo.core.processes import is_first_process
 from bfpo.core.provenance import (
+    RunFile,
     content_digest,
     describe_checkout,
     describe_platform,
@@ -30,9 +31,11 @@ from bfpo.core.provenance import (
     describe_versions,
     hub_base,
     prepared_from,
+    run_above,
+    run_of_model,
     weights_digest,
 )
-from bfpo.core.records import as_json
+from bfpo.core.records import as_json, load
 from bfpo.core.remote import file_name, is_remote
 from bfpo.core.secrets import hide_in_values
 from bfpo.core.yaml_text import dump_yaml
@@ -197,8 +200,8 @@ class RunFolder:
     def add_data(self, name: str, files: str | Path | Sequence[str | Path]) -> None:
         """Record the SHA-256 and size of the files of one input, such as `data`; a folder stands for its files.
 
-        For a file made by `bfpo prepare`, its sources and their licences are recorded too. A file on the hub is not
-        read: its digest is what the hub says (`remote_facts`), asked for once.
+        Of a file that another run wrote, the sources of that run and their licences are recorded too. A file on the hub
+        is not read: its digest is what the hub says (`remote_facts`), asked for once.
 
         Raises `RunError` if a file cannot be read, or if the files of a resumed run have changed since its start.
         """
@@ -229,10 +232,22 @@ class RunFolder:
                 "new run in another --out"
             )
         sources = [source for path, fact in facts.items() for source in prepared_from(path, content_digest(fact))]
+        for file in facts:
+            run = None if is_remote(file) else run_above(file)
+            if run is not None and run.resolve() != self.path.resolve():
+                sources += _sources_of(run, file)
+        self._add_sources(name, sources)
+        self.add_facts(data={**earlier, name: facts})
+
+    def add_start(self, model: str) -> None:
+        """Record the sources of the data on which the model that a training starts from was trained, as `start`."""
+        run = run_of_model(model)
+        self._add_sources("start", [] if run is None else _sources_of(run))
+
+    def _add_sources(self, name: str, sources: Sequence[Mapping[str, Any]]) -> None:
         if sources:
             unique = list({source["name"]: source for source in sources}.values())
             self.add_facts(sources={**self._record.get("sources", {}), name: unique})
-        self.add_facts(data={**earlier, name: facts})
 
     def add_weights(self, model: str) -> None:
         """Record the hash of a model's files (`weights_digest`), which is not known of a model of the hub.
@@ -403,10 +418,19 @@ class RunFolder:
         if head is None:
             head = model_head(base_model, tags, [row["hub_id"] for row in rows if row["hub_id"]])
             head |= {"pipeline_tag": "text-generation"} if of_model else {}
-        text = without_places(render_card(title, sections, head=head))
+        text = without_places(render_card(title, sections, head=head), self._places())
         if of_model:
             self.write_text(f"model/{_CARD}", text)
         return self.write_text(_CARD, text)
+
+    def _places(self) -> Iterator[str]:
+        """Yield what is known to be a path: the data files, and values of the config that exist here."""
+        for files in self._record.get("data", {}).values():
+            yield from files
+        for _, value in flat_settings(self.config):
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, str) and os.path.lexists(item):
+                    yield item
 
 
 def _failed_without_output(path: Path) -> bool:
@@ -428,6 +452,20 @@ def _check_links(path: Path) -> None:
                 f"{item}: is a link to {os.path.realpath(item)}, outside the run folder; replace it by what it "
                 "names, or make --out itself a link"
             )
+
+
+_HELD_OUT = ("eval_data", "probe")  # inputs of a training whose rows are not in its model
+
+
+def _sources_of(run: Path, file: str = "") -> list[dict[str, Any]]:
+    """Return the sources of what a run wrote; of `bfpo prepare`, which makes several streams, those of one file."""
+    try:
+        record = load(RunFile, run / _RECORD)
+    except RunError:  # the file of another program
+        return []
+    stream = f"{Path(file).parent.name} " if record.stage == "prepare" else ""
+    inputs = [name for name in record.sources if name.startswith(stream) and name not in _HELD_OUT]
+    return [source for name in inputs for source in record.sources[name]]
 
 
 def _earlier_record(path: Path, stage: str, config: dict[str, Any], resume: bool) -> dict[str, Any]:

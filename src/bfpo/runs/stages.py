@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bfpo.core.console import Plan
 from bfpo.core.errors import BfpoError, ConfigError, RunError
 from bfpo.core.provenance import RunFile, run_digest, run_of_model
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from bfpo.config import StageConfig
     from bfpo.runs.folder import RunFolder, Status
 
-__all__ = ["STAGES", "Stage", "check_stage", "keep_quiet", "preview_stage", "run_stage"]
+__all__ = ["STAGES", "Stage", "check_stage", "keep_quiet", "plan_stage", "preview_stage", "run_stage"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ _log = logging.getLogger(__name__)
 class Stage:
     """One row of the table.
 
-    `module` has `run(config, folder)` and `preview(config) -> str | list[str]`; `config` is the name of its config
-    class in `bfpo.config`.
+    `module` has `run(config, folder)` and `preview(config)`, which returns a text, lines or a `Plan`; `config` is the
+    name of its config class in `bfpo.config`.
     """
 
     name: str
@@ -49,9 +50,9 @@ class Stage:
         """Import the stage and return the function that runs it."""
         return cast("Callable[[Any, RunFolder], None]", import_module(self.module).run)
 
-    def preview(self) -> Callable[[Any], str | list[str]]:
+    def preview(self) -> Callable[[Any], str | list[str] | Plan]:
         """Import the stage and return the function that describes what it would do."""
-        return cast("Callable[[Any], str | list[str]]", import_module(self.module).preview)
+        return cast("Callable[[Any], str | list[str] | Plan]", import_module(self.module).preview)
 
 
 STAGES = {
@@ -161,13 +162,19 @@ def preview_stage(name: str, config: StageConfig) -> str:
 
     Raises as `run_stage` does for a config that cannot be run.
     """
+    return plan_stage(name, config)[0]
+
+
+def plan_stage(name: str, config: StageConfig) -> tuple[str, Mapping[str, Any]]:
+    """Return the text of `preview_stage`, and its figures by name, as far as the stage gives them; raises likewise."""
     from bfpo.core.yaml_text import dump_yaml
 
     stage = _checked(name, config)
     _check_places(config)
-    lines = stage.preview()(_with_hub_files(config))
-    own = lines if isinstance(lines, str) else "\n".join(lines)
-    return f"{dump_yaml(config.resolved())}\n{own}".rstrip("\n")
+    found = stage.preview()(_with_hub_files(config))
+    plan = found if isinstance(found, Plan) else Plan([found] if isinstance(found, str) else found)
+    own = "\n".join(plan.lines)
+    return f"{dump_yaml(config.resolved())}\n{own}".rstrip("\n"), plan.facts
 
 
 def check_stage(name: str, config: StageConfig) -> None:

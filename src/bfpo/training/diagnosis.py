@@ -15,7 +15,7 @@ from bfpo.core.errors import ConfigError, ModelError, SettingError
 from bfpo.core.yaml_text import read_yaml
 from bfpo.policy.devices import Device, find_devices, free_disk
 from bfpo.policy.load import initial_config, load_tokenizer
-from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, measure
+from bfpo.policy.memory import Measured, MemoryEstimate, Plan, Sharding, divide, estimate_memory, host_bytes, measure
 from bfpo.policy.skeleton import Skeleton
 from bfpo.policy.source import read_config
 from bfpo.training.inputs import lacking_tokens
@@ -58,6 +58,8 @@ class Diagnosis:
     remedies: tuple[Remedy, ...]
     lacking: tuple[str, ...] = ()
     """Tokens of the tokenizer that the model's embedding lacks."""
+    host: int = 0
+    """Bytes of the host of the first process that the last save needs, where training runs on GPUs."""
 
     @property
     def memory_fits(self) -> bool | None:
@@ -85,11 +87,13 @@ def fits_here(config: AlignConfig | SftConfig) -> bool:
 
     That is so too for a model whose memory cannot be counted, such as one of experts, which is logged.
     """
-    available = _available(find_devices()[0], 1)
+    device = find_devices()[0]
+    available = _available(device, 1)
     if config.quantize is not None or available is None:
         return True
     try:
-        return fits(estimate_memory(_plan(config)).total, available)
+        plan = dataclasses.replace(_plan(config), on_cpu=device.name == "cpu")
+        return fits(estimate_memory(plan).total, available)
     except ModelError as error:
         logger.warning("memory: not estimated; %s", error)
         return True
@@ -115,11 +119,11 @@ def examine(
     if memory_gib is not None and not (memory_gib > 0 and math.isfinite(memory_gib)):
         raise SettingError(f"--memory: got {memory_gib}; allowed: a finite number of GiB above 0")
     config = load_training(path, settings)
-    plan = dataclasses.replace(_plan(config), processes=processes, sharding=sharding)
-    measured = measure(plan)
-    skeleton, memory = measured.skeleton, divide(measured, plan)
     device = find_devices()[0]
     source = device.name if memory_gib is None else "--memory"
+    plan = dataclasses.replace(_plan(config), processes=processes, sharding=sharding, on_cpu=source == "cpu")
+    measured = measure(plan)
+    skeleton, memory = measured.skeleton, divide(measured, plan)
     available = _available(device, processes) if memory_gib is None else int(memory_gib * GIB)
     remedies: tuple[Remedy, ...] = ()
     if available is not None and not fits(memory.total, available):
@@ -139,6 +143,7 @@ def examine(
         disk_free=free_disk(folder) if memory_gib is None else None,
         remedies=remedies,
         lacking=tuple(lacking_tokens(config)),
+        host=host_bytes(measured, plan),
     )
 
 

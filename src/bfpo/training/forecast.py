@@ -34,6 +34,7 @@ __all__ = [
     "forecast",
     "forecast_lines",
     "forecast_table",
+    "reaching_beta",
     "write_forecast",
 ]
 
@@ -319,6 +320,22 @@ def _round_up(value: float) -> float:
 def _nats(value: float) -> str:
     """Return nats to two digits, whole ones from 10 on."""
     return f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.2g}"
+
+
+def reaching_beta(
+    streams: Sequence[Sequence[TokenPair]], method: Method, betas: Sequence[float], *, reduction: str = "sum"
+) -> float:
+    """Return the largest of `betas` at whose target at most a quarter of the pairs that are behind stay so.
+
+    The smallest if there is none. It is about the pairs that favour a safe completion over an unsafe one; without any,
+    about all favoured pairs. For methods with a known target, on pairs with reference log-probs.
+    """
+    found = [figures for pairs in streams if (figures := _figures(pairs, method, reduction)) is not None]
+    safe = any(pairs.to_safe.any() for pairs in found)
+    behind = [pairs.of((pairs.to_safe if safe else pairs.favoured != 0) & (pairs.needed > 0)) for pairs in found]
+    reached = np.concatenate([method.beta * pairs.asked / pairs.needed for pairs in behind])  # beta that each needs
+    most = (1 - _REACHED) * len(reached)
+    return max((beta for beta in betas if (reached < beta).sum() <= most), default=min(betas))
 
 
 # What people read

@@ -46,6 +46,7 @@ __all__ = [
     "read_start",
     "reference_cache",
     "report_data",
+    "row_counts",
     "row_streams",
     "start_notes",
     "template_facts",
@@ -166,6 +167,11 @@ def pair_categories(config: AlignConfig) -> list[list[str]] | None:
     if not any(name for names in found for name in names):
         logger.warning("%s: no pair has a category (column: category), so all of them share one margin", method.name)
     return found
+
+
+def row_counts(streams: Mapping[str, RowStream[Any]]) -> dict[str, Any]:
+    """Return the counts of each section, as `data.json` has them."""
+    return {name: stream.scan().counts for name, stream in streams.items()}
 
 
 def trained_hashes(streams: Mapping[str, RowStream[Any]]) -> Iterator[Hashes]:

@@ -190,7 +190,7 @@ class PackedTrainer(TrainedSaver, WarmTrainer):
     def _in_step(self, microbatches: list[MicroBatch], cheapest: Callable[[], MicroBatch]) -> list[MicroBatch]:
         """Return the same number of micro-batches in every process, filled up with `cheapest()` at weight 0.
 
-        Sharded weights are gathered once for each micro-batch, by all processes together.
+        Sharded weights are gathered once for each micro-batch, by all processes together; DDP sends buffers in some.
         """
         if self.args.world_size == 1:
             return microbatches

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
@@ -16,6 +17,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bfpo.config.train import AlignConfig
+from bfpo.core.console import Plan
 from bfpo.core.errors import SettingError
 from bfpo.data.load import RowStream
 from bfpo.data.pair_layouts import UNPAIRED
@@ -26,7 +28,7 @@ from bfpo.policy.devices import runs_on_cpu
 from bfpo.policy.load import Policy
 from bfpo.policy.reference.sources import choose_reference
 from bfpo.training.arguments import BFPOConfig
-from bfpo.training.forecast import ForecastFile, forecast, forecast_lines
+from bfpo.training.forecast import ForecastFile, forecast, forecast_lines, reaching_beta
 from bfpo.training.inputs import (
     Start,
     TrainingConfig,
@@ -47,10 +49,11 @@ __all__ = [
     "SHORT",
     "Rows",
     "measured_steps",
-    "pair_lines",
+    "no_change_plan",
+    "pair_plan",
     "sampled_forecast",
-    "schedule_lines",
-    "time_lines",
+    "schedule_plan",
+    "time_plan",
     "token_rows",
 ]
 
@@ -67,8 +70,12 @@ SHORT: dict[str, Any] = {
     "save_strategy": "no",
     "logging_strategy": "no",
 }
-NOT_MEASURED = "time of a step: not measured, a training is estimated not to fit the free memory (bfpo doctor shows it)"
-NOT_SHARED = "time of a step: not measured with several processes"
+_NO_TIME = {"seconds_per_step": None}
+NOT_MEASURED = Plan(
+    ["time of a step: not measured, a training is estimated not to fit the free memory (bfpo doctor shows it)"],
+    _NO_TIME,
+)
+NOT_SHARED = Plan(["time of a step: not measured with several processes"], _NO_TIME)
 _SLOW = 20.0  # a step of more seconds is the last one that is measured
 Row = TypeVar("Row")
 
@@ -97,17 +104,25 @@ class Rows(Generic[Row]):
         return sum(map(self._count, self.sample[:num]))
 
 
-def schedule_lines(args: TrainingArguments, rows: list[Rows[Any]], per_step: int, unit: str) -> tuple[list[str], int]:
-    """Return lines on steps, warm-up and tokens of a step, and the optimizer steps; rows of the first input count."""
+def schedule_plan(args: TrainingArguments, rows: list[Rows[Any]], per_step: int, unit: str) -> Plan:
+    """Return the optimizer steps, the warm-up and the tokens of a step; rows of the first input count."""
     per_epoch = (math.floor if args.dataloader_drop_last else math.ceil)(len(rows[0].tokens) / per_step)
     steps = steps_of(args, len(rows[0].tokens), per_step)
-    tokens = _step_tokens(rows, per_step)
+    warmup, tokens = args.get_warmup_steps(steps), _step_tokens(rows, per_step)
     shares = " + ".join([f"{per_step:,}"] * len(rows))
     passes = f"{per_epoch:,} are a pass over the data"
-    return [
-        f"optimizer steps: {steps:,} ({passes}), warm-up: {args.get_warmup_steps(steps):,} of them",
+    lines = [
+        f"optimizer steps: {steps:,} ({passes}), warm-up: {warmup:,} of them",
         f"a step: {shares} {unit}, about {tokens:,.0f} tokens",
-    ], steps
+    ]
+    facts = {"steps": steps, "steps_per_epoch": per_epoch, "warmup_steps": warmup, "tokens_per_step": round(tokens)}
+    return Plan(lines, facts)
+
+
+def no_change_plan(args: TrainingArguments, plan: Plan, policy: Policy) -> Plan:
+    """Return the line on steps that are too few and too small, if the steps of a plan are."""
+    said = no_change(args, plan.facts["steps"], policy.trainable_report.num_trainable)
+    return Plan([said] if said else [])
 
 
 def _step_tokens(rows: list[Rows[Any]], per_step: int) -> float:
@@ -161,18 +176,19 @@ class _Timer(TrainerCallback):
         return time.perf_counter()
 
 
-def time_lines(
+def time_plan(
     seconds: list[float], rows: list[Rows[Any]], num: int, per_step: int, steps: int, unit: str, place: str
-) -> list[str]:
-    """Return the line on the time of a step, scaled by tokens from measured steps of `num` rows of each input."""
+) -> Plan:
+    """Return the time of a step, scaled by tokens from measured steps of `num` rows of each input."""
     measured = sum(each.sampled_tokens(num) for each in rows)
     tokens = _step_tokens(rows, per_step)
     step = sum(seconds) / len(seconds) * tokens / measured
     shares = " + ".join([str(num)] * len(rows))
-    return [
+    line = (
         f"time of a step: about {_short(step)}, {_short(step * steps)} in all; scaled by tokens from {len(seconds)} "
         f"measured step{'s' * (len(seconds) > 1)} of {shares} {unit}, {measured:,} tokens, on this {place}"
-    ]
+    )
+    return Plan([line], {"seconds_per_step": step})
 
 
 def _short(seconds: float) -> str:
@@ -206,10 +222,13 @@ def _num_tokens(pair: TokenPair) -> int:
     return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)  # the prompt is in a packed row once
 
 
-def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile, list[str]]:
+def sampled_forecast(
+    config: AlignConfig, most: int = 64, *, betas: Sequence[float] = ()
+) -> tuple[ForecastFile, list[str]]:
     """Return the forecast of a random sample of at most `most` pairs of each stream, and lines on them.
 
-    Their log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model, and
+    With `betas` it is that of the one that `reaching_beta` chooses, in place of the config's. The
+    log-probs go to the cache, where training finds them. Raises as `bfpo train` does for data and model, and
     `SettingError` for single answers.
     """
     if alone := [name for name, section in data_sections(config).items() if section.layout == UNPAIRED]:
@@ -231,34 +250,38 @@ def sampled_forecast(config: AlignConfig, most: int = 64) -> tuple[ForecastFile,
         trainer = BFPOTrainer(
             policy.model, args, train_dataset=streams[0], buffer_dataset=buffer, processing_class=policy.tokenizer
         )
-    found = forecast(trainer.streams, config.method_object(), reduction=config.reduction)
+    method = config.method_object()
+    if betas:
+        method = replace(method, beta=reaching_beta(trainer.streams, method, betas, reduction=config.reduction))
+    found = forecast(trainer.streams, method, reduction=config.reduction)
     assert found is not None
     shares = " + ".join(f"{len(each.sample):,} of {len(each.tokens):,}" for each in rows)
     return found, [*lines, f"reference log-probs of {shares} pairs, drawn at random", *forecast_lines(found)]
 
 
-def pair_lines(
+def pair_plan(
     config: AlignConfig, rows: list[Rows[TokenPair]], arguments: Callable[..., BFPOConfig], policy: Policy | None
-) -> list[str]:
-    """Return the lines of a dry-run of `bfpo train`; without a policy nothing is measured, and that is said.
+) -> Plan:
+    """Return the steps of a dry-run of `bfpo train`, their time and the first loss.
+
+    Without a policy nothing is measured, and that is said.
 
     `arguments`: folder and changed arguments -> those of the training.
     """
     num = min(MOST_ROWS, config.pairs_per_step, *(len(each.sample) for each in rows))
     if num == 0:
-        return []
+        return Plan()
     method = config.method_object()
     with TemporaryDirectory() as place:
         args = arguments(place)
-        lines, steps = schedule_lines(args, rows, config.pairs_per_step, "pairs")
-    lines.append(_first_loss(config, rows))
+        plan = schedule_plan(args, rows, config.pairs_per_step, "pairs") + _first_loss(config, rows)
     if policy is None:
-        return [*lines, NOT_MEASURED]
-    lines += filter(None, [no_change(args, steps, policy.trainable_report.num_trainable)])
+        return plan + NOT_MEASURED
+    plan += no_change_plan(args, plan, policy)
     reference = choose_reference(
         config.reference,
         num_to_compute=sum(len(each.tokens) for each in rows),
-        num_pairs_seen=len(rows) * config.pairs_per_step * steps,
+        num_pairs_seen=len(rows) * config.pairs_per_step * plan.facts["steps"],
         has_adapter=config.lora is not None,
     )
     streams = [each.sample[:num] for each in rows]
@@ -276,23 +299,26 @@ def pair_lines(
 
     measured = measured_steps(make)
     if measured is None:
-        return [*lines, NOT_SHARED]
+        return plan + NOT_SHARED
     seconds, trainer = measured
-    lines += time_lines(seconds, rows, num, config.pairs_per_step, steps, "pairs", str(trainer.args.device))
+    place = str(trainer.args.device)
+    plan += time_plan(seconds, rows, num, config.pairs_per_step, plan.facts["steps"], "pairs", place)
     report = trainer.reference_report if isinstance(trainer, BFPOTrainer) else None
     if report is not None:
         share = sum(sum(each.tokens) for each in rows) / sum(each.sampled_tokens(num) for each in rows)
-        lines.append(f"reference log-probs before it: about {_short(report.seconds * share)} if none of them is cached")
-    return lines
+        line = f"reference log-probs before it: about {_short(report.seconds * share)} if none of them is cached"
+        plan += Plan([line], {"reference_seconds": report.seconds * share})
+    return plan
 
 
-def _first_loss(config: AlignConfig, rows: list[Rows[TokenPair]]) -> str:
-    """Return the line on the loss that the labels imply at margin 0, as the check of the first step has it."""
+def _first_loss(config: AlignConfig, rows: list[Rows[TokenPair]]) -> Plan:
+    """Return the loss that the labels imply at margin 0, as the check of the first step has it."""
     method = config.method_object()
-    if isinstance(method, ReadsBeside) and not method.starts_known:
-        return f"expected first loss: not known beforehand, {method.name} reads the reference's own margins"
-    if method.shifted:
-        return f"expected first loss: not known beforehand, {method.name} reads the margins of margin_model"
+    unknown = isinstance(method, ReadsBeside) and not method.starts_known
+    if unknown or method.shifted:
+        read = "the reference's own margins" if unknown else "the margins of margin_model"
+        line = f"expected first loss: not known beforehand, {method.name} reads {read}"
+        return Plan([line], {"expected_first_loss": None})
     means = []
     for each, section in zip(rows, data_sections(config).values(), strict=False):
         chosen, rejected = torch.tensor(each.labels, dtype=torch.float64).unbind(1)
@@ -302,6 +328,7 @@ def _first_loss(config: AlignConfig, rows: list[Rows[TokenPair]]) -> str:
     loss = means[0] + sum(config.buffer_weight * mean for mean in means[1:])
     scaled = f" ({method.normaliser * loss:.4g} times 1 / beta^2)" if method.squared else ""
     anchor = ", without the anchor" if config.anchor_weight > 0 else ""
-    return (
+    line = (
         f"expected first loss: {loss:.6g}{scaled}{anchor}; what the labels imply at margin 0, the mean over all pairs"
     )
+    return Plan([line], {"expected_first_loss": loss})

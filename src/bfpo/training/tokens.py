@@ -68,6 +68,8 @@ def stage_tokens(config: TrainingConfig, folder: RunFolder, args: TrainingArgume
             **start.settings,
         )
     if folder.stage in ("train", "sft"):
+        if config.model is not None:
+            folder.add_start(config.model)
         record_prompts(folder, (config.model,), trained_hashes(streams))
     facts = {name: (store.facts["counts"], store.facts["tokens"]) for name, store in tokens.items()}
     report_data(folder, start, facts, config)

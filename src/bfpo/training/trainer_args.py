@@ -8,12 +8,15 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
 
+from bfpo.config.describe import allowed
 from bfpo.core.errors import BfpoError, ConfigError, MissingExtraError, first_line
 
 __all__ = ["check_launcher", "check_trainer_args", "made_arguments"]
@@ -23,6 +26,7 @@ logger = logging.getLogger(__name__)
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 _STEP = "pairs_per_step and max_tokens_per_microbatch, or completions_per_step and completions_per_microbatch"
+_IN_STEPS = "optimizer steps; --dry-run shows how many are a pass over the data"
 # Fields that have a key of the config, or another place, which is named.
 OWN: dict[str, str] = {
     **{
@@ -38,9 +42,9 @@ OWN: dict[str, str] = {
     "bf16": "dtype",
     "output_dir": "--out",
     "resume_from_checkpoint": "--resume",
-    "eval_strategy": "eval_steps",
-    "logging_strategy": "logging_steps",
-    "save_strategy": "save_steps",
+    "eval_strategy": f"eval_steps ({_IN_STEPS})",
+    "logging_strategy": f"logging_steps ({_IN_STEPS})",
+    "save_strategy": f"save_steps ({_IN_STEPS})",
     "data_seed": "seed",
     "per_device_train_batch_size": _STEP,
     "per_device_eval_batch_size": _STEP,
@@ -48,7 +52,7 @@ OWN: dict[str, str] = {
     "load_best_model_at_end": "best",
     "metric_for_best_model": "best.metric",
     "greater_is_better": "best.metric",
-    **dict.fromkeys(("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"), "push_to_hub"),
+    "hub_model_id": "push_to_hub",
     "hub_token": "the variable HF_TOKEN, or hf auth login",
     "use_cpu": "the variable CUDA_VISIBLE_DEVICES, empty",
     "deepspeed": "a config of accelerate launch (recipes/accelerate)",
@@ -96,6 +100,8 @@ REFUSED: dict[str, str] = {
         ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
         "bfpo sets use_reentrant: false, without which frozen embeddings stop the gradient",
     ),
+    **dict.fromkeys(("hub_strategy", "hub_always_push"), "push_to_hub pushes the model, once, at the end"),
+    "hub_revision": "push_to_hub pushes to the main branch; for another, upload the folder model/ with hf upload",
     "save_only_model": "a checkpoint without the optimizer cannot be resumed",
     "enable_jit_checkpoint": "bfpo itself saves a checkpoint at Ctrl-C and SIGTERM",
     "overwrite_output_dir": "a run folder is never overwritten",
@@ -119,7 +125,8 @@ REFUSED_BY_TRAIN: dict[str, str] = {
 
 def check_trainer_args(values: Mapping[str, Any], *, preference: bool) -> None:
     """Raise `ConfigError` for a name that is no field, has a key of its own or breaks a guarantee, and a wrong type."""
-    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    hints = get_type_hints(TrainingArguments)
     for name, value in values.items():
         place = f"trainer_args.{name}"
         reason = REFUSED.get(name) or (REFUSED_BY_TRAIN.get(name) if preference else None)
@@ -127,19 +134,17 @@ def check_trainer_args(values: Mapping[str, Any], *, preference: bool) -> None:
             raise ConfigError(f"{place}: use {OWN[name]} in its place")
         if reason is not None:
             raise ConfigError(f"{place}: not allowed, {reason}")
-        if name not in fields:
+        if name not in names:
             refused = REFUSED.keys() | (REFUSED_BY_TRAIN.keys() if preference else set())
-            allowed = sorted(fields.keys() - OWN.keys() - refused)
-            near = difflib.get_close_matches(name, allowed, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(allowed)}"
+            free = sorted(names - OWN.keys() - refused)
+            near = difflib.get_close_matches(name, free, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(free)}"
             raise ConfigError(f"{place}: transformers.TrainingArguments has no such field; {hint}")
-        kind = type(fields[name].default)
-        taken = {bool: (bool,), int: (int,), float: (int, float)}.get(kind)
-        if taken is not None and (not isinstance(value, taken) or (kind is not bool and isinstance(value, bool))):
-            raise ConfigError(f"{place}: got {value!r}; allowed: {_WORDS[kind]}")
-
-
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number"}
+        try:
+            TypeAdapter(hints[name]).validate_python(value, strict=True)
+        except ValidationError:
+            words = allowed(FieldInfo(annotation=hints[name]))
+            raise ConfigError(f"{place}: got {value!r}; allowed: {words}") from None
 
 
 def check_launcher(dtype: str) -> None:
@@ -184,21 +189,18 @@ def made_arguments(kind: type[Arguments], values: Mapping[str, Any]) -> Argument
 
 
 def _check_schedule(args: TrainingArguments) -> None:
-    """Raise `ConfigError` for settings that the schedule of the learning rate does not have."""
-    if not args.lr_scheduler_kwargs:
-        return
-    kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    """Raise `ConfigError` for settings that the schedule of the learning rate does not have, or lacks."""
+    kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     given: Any = args.lr_scheduler_kwargs
-    place = f"trainer_args.lr_scheduler_kwargs: got {given!r}"
-    if str(kind).startswith("constant"):
-        raise ConfigError(f"{place}; lr_scheduler_type: {kind} has no settings; leave them out")
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    place = f"trainer_args.lr_scheduler_kwargs: {f'got {given!r}' if given else 'not set'}; lr_scheduler_type: {kind}"
+    if given and kind.startswith("constant"):
+        raise ConfigError(f"{place} has no settings; leave them out")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     try:
         get_scheduler(kind, optimizer, num_warmup_steps=0, num_training_steps=9, scheduler_specific_kwargs=given)
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{place}; lr_scheduler_type: {kind} does not take them ({first_line(error)}); correct them"
-        ) from error
+        says = "does not take them" if given else "needs them"
+        raise ConfigError(f"{place} {says} ({first_line(error)}); {'correct' if given else 'set'} them") from error
 
 
 def _check_optim(args: TrainingArguments) -> None:
