@@ -459,10 +459,15 @@ def test_a_run_that_was_stopped_says_so_where_an_earlier_checkpoint_is_kept(
     data = {"files": str(world / "comply.jsonl")}  # what is learned makes it worse
     by = {"eval_data": data, "eval_steps": 1, "best": {"metric": "loss"}}
     config = sft(world, "start", "taught", probe=probe(world, stop="harmless_refused > 0.25"), max_steps=20, **by)
-    scripted((0, 0), (12, 2), (15, 5))
+    scripted((0, 0), (12, 2), (15, 5), (14, 1))
     run_stage("sft", config, tmp_path / "run")
     assert "step 4" in remarks(tmp_path / "run")["stopped"]["text"]
     assert "of step 1 of 4" in remarks(tmp_path / "run")["best"]["text"]
+    # What is said of its behaviour is that of the model that is kept, which no probe had asked.
+    assert "of 16 harmful prompts 14 are refused" in remarks(tmp_path / "run")["behaviour_changed"]["text"]
+    assert json.loads((tmp_path / "run" / "probe.json").read_text())["step"] == 1
+    rows = rows_of(tmp_path / "run", of_probe=True)
+    assert [(row["step"], row["probe/harmful/refused"]) for row in rows][-1] == (1, 14 / 16)
 
 
 def test_a_condition_that_holds_at_the_start_is_refused(world: Path, tmp_path: Path, scripted: Any) -> None:

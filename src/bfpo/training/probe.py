@@ -233,6 +233,11 @@ class ProbeCallback(TrainerCallback, ExportableState):
                 logger.info("probe: %s: stopping at step %d of %d", self.seen.stopped, step, state.max_steps)
             control.should_training_stop = True
 
+    def ask_kept(self, state: TrainerState, control: TrainerControl) -> None:
+        """Ask the model that another rule keeps, whose checkpoint was read, unless it was asked at that step."""
+        if state.is_world_process_zero and self.seen.last_step != state.global_step:
+            self._ask(state, control)
+
     def _ask(self, state: TrainerState, control: TrainerControl) -> dict[str, float]:
         """Ask the model, log and write what it answers, and return the figures of the rules."""
         seen, started = self.seen, time.monotonic()

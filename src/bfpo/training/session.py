@@ -209,6 +209,8 @@ def train_in_folder(
             if keeper is not None and keeper.seen.best_step not in (None, trainer.state.global_step):
                 trainer.remove_callback(progress)
                 _take_best(trainer, folder, keeper, [rows, *([] if trackers is None else [trackers])])
+                if watch is not None and watch is not keeper:
+                    watch.ask_kept(trainer.state, trainer.control)
                 metrics = {name: value for name, value in metrics.items() if not name.startswith("eval_")}
         if evaluates and not any(name.startswith("eval_") for name in metrics):
             metrics |= trainer.evaluate()
