@@ -251,9 +251,9 @@ def _readable(folder: RunFolder) -> Iterator[None]:
 
 
 def _remark(folder: RunFolder, log: list[dict[str, Any]], watch: ProbeCallback | None, of_rules: list[Remark]) -> None:
-    """Write what there is to remark, and the cost of the probe since this start, to `run.json`."""
+    """Write what there is to remark, and the cost of the probe, to `run.json`."""
     if watch is not None:
-        folder.add_facts(probe_seconds=round(watch.seconds, 3))
+        folder.add_facts(probe_seconds=round(watch.seen.seconds, 3))
     found = of_rules + remarks_on(log, folder.config, None if watch is None else watch.of_the_end())
     if found:
         folder.add_facts(remarks=as_json(found))
