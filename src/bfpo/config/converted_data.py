@@ -200,7 +200,7 @@ def _llama_factory_data(source: Source) -> Iterator[dict[str, Any]]:
     )
     entries = {} if table is None else _read_table(table / "dataset_info.json")
     for name in [one.strip() for one in names.split(",")] if isinstance(names, str) else names or []:
-        entry = {"hf_hub_url": name} if folder == "ONLINE" else entries.get(name)
+        entry: Any = {"hf_hub_url": name} if folder == "ONLINE" else entries.get(name)
         if entry is None:
             source.to_do.append(
                 f"{source.ours}.files: {name} is an entry of {folder}/dataset_info.json, which is not here"
