@@ -303,7 +303,7 @@ def test_evaluate_with_a_start_model_finds_the_text_that_the_text_alone_does_not
     assert "from the text alone" in (alone / "scores.md").read_text()
     data = gather([read])
     columns = {column.group: column.metric for column in suite_columns(data)}
-    beside = ("coherent", "harmless_coherent", "refused_coherent", "finished")
+    beside = ("coherent", "refused_coherent", "finished")
     assert [columns.get(name) for name in beside] == list(beside)
     told = headline(data)
     assert any("which favours random" in line for line in told.details)
