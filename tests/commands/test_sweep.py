@@ -171,6 +171,7 @@ def test_memory_that_cannot_be_counted_stops_only_where_a_budget_needs_it(
         ("method=safedpo,dpo_h,safedpo_delta=1", "grid"),
         ("lora=null,lora.r=8", "grid"),
         ({"trainable": [["x" * 250]]}, "grid"),
+        ("push_to_hub=acme/x", "push_to_hub"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_before_anything_runs(

@@ -191,6 +191,7 @@ def test_unknown_key_names_file_line_and_nearest_key(tmp_path):
         ("max_steps=1.5", "max_steps"),
         ("method=dpo", "method"),
         ("trainable=some", "trainable"),
+        ("report_to=all", "report_to"),
         ("data=a.jsonl", "data"),
         ("data.files=[]", "data.files"),
         ("lora.r=0", "lora.r"),

@@ -152,6 +152,7 @@ def test_every_method_as_its_formulas_say(name: str, reduction: str, tmp_path: P
         assert forecast([stored, buffer], method, reduction=reduction) == found
         assert method.squared or "Expect no change" not in found.warning
         assert all(len(line) < 160 for line in forecast_lines(found))
+        assert forecast_lines(found)[-1].startswith("level: needs nothing; short: needs more than the")
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in PLAIN])

@@ -165,6 +165,11 @@ def _grid(config: SweepConfig) -> Iterator[Point]:
         try:
             train = load_config(AlignConfig, config.train, overrides)
             check_stage("train", train)
+            if train.push_to_hub is not None:
+                raise ConfigError(
+                    f"push_to_hub: got {train.push_to_hub!r}, to which every point would push over the one before; "
+                    "leave it out, and push one point with: bfpo export OUT/points/NAME/train --out DIR --push ORG/NAME"
+                )
             if train.reference in ("auto", "precompute"):
                 load_config(ReferenceConfig, config.train, overrides)
         except BfpoError as error:

@@ -368,7 +368,11 @@ def _both(value: float | None, per_token: float | None) -> str:
 def forecast_lines(found: ForecastFile) -> list[str]:
     """Return the table as aligned lines; the warning is not among them."""
     title, columns, rows = forecast_table(found)
-    return [title, *aligned(columns, rows)]
+    asks = "the target asks" if found.has_target else "the margin where the slope is a tenth"
+    legend = (
+        f"level: needs nothing; short: needs more than {asks}; beyond: has less to gain than that; at target: from "
+    )
+    return [title, *aligned(columns, rows), legend + "the start, or dropped"]
 
 
 def write_forecast(
@@ -382,7 +386,7 @@ def write_forecast(
         return
     if found is None:
         known = all(reference_logps(pairs) is not None for pairs in streams)
-        reason = "the reference is computed inside the steps; bfpo reference makes one"
+        reason = "the reference is computed inside the steps; bfpo doctor --config FILE --data has one of some pairs"
         logger.info("forecast: none, %s", "it is about pairs, and these are single answers" if known else reason)
         return
     for line in forecast_lines(found):

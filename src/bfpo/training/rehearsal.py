@@ -39,6 +39,7 @@ from bfpo.training.inputs import (
     reference_cache,
 )
 from bfpo.training.packed import on_first_gpu
+from bfpo.training.schedule import no_change, steps_of
 from bfpo.training.trainer import BFPOTrainer
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "SHORT",
     "Rows",
     "measured_steps",
+    "no_change_plan",
     "pair_plan",
     "sampled_forecast",
     "schedule_plan",
@@ -105,7 +107,7 @@ class Rows(Generic[Row]):
 def schedule_plan(args: TrainingArguments, rows: list[Rows[Any]], per_step: int, unit: str) -> Plan:
     """Return the optimizer steps, the warm-up and the tokens of a step; rows of the first input count."""
     per_epoch = (math.floor if args.dataloader_drop_last else math.ceil)(len(rows[0].tokens) / per_step)
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    steps = steps_of(args, len(rows[0].tokens), per_step)
     warmup, tokens = args.get_warmup_steps(steps), _step_tokens(rows, per_step)
     shares = " + ".join([f"{per_step:,}"] * len(rows))
     passes = f"{per_epoch:,} are a pass over the data"
@@ -115,6 +117,12 @@ def schedule_plan(args: TrainingArguments, rows: list[Rows[Any]], per_step: int,
     ]
     facts = {"steps": steps, "steps_per_epoch": per_epoch, "warmup_steps": warmup, "tokens_per_step": round(tokens)}
     return Plan(lines, facts)
+
+
+def no_change_plan(args: TrainingArguments, plan: Plan, policy: Policy) -> Plan:
+    """Return the line on steps that are too few and too small, if the steps of a plan are."""
+    said = no_change(args, plan.facts["steps"], policy.trainable_report.num_trainable)
+    return Plan([said] if said else [])
 
 
 def _step_tokens(rows: list[Rows[Any]], per_step: int) -> float:
@@ -265,9 +273,11 @@ def pair_plan(
         return Plan()
     method = config.method_object()
     with TemporaryDirectory() as place:
-        plan = schedule_plan(arguments(place), rows, config.pairs_per_step, "pairs") + _first_loss(config, rows)
+        args = arguments(place)
+        plan = schedule_plan(args, rows, config.pairs_per_step, "pairs") + _first_loss(config, rows)
     if policy is None:
         return plan + NOT_MEASURED
+    plan += no_change_plan(args, plan, policy)
     reference = choose_reference(
         config.reference,
         num_to_compute=sum(len(each.tokens) for each in rows),
